@@ -1,0 +1,108 @@
+//! What surrounds every call: its deadline, and a line in the log.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response};
+use tokio::time::Instant;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::status::ApiError;
+
+/// tonic answers an expired deadline with CANCELLED, from a timer outside of every layer. This much earlier, ours
+/// answers with DEADLINE_EXCEEDED.
+const AHEAD_OF_TONIC: Duration = Duration::from_millis(1);
+
+/// Bounds each call by its `grpc-timeout` and logs it. A server stream is bounded up to its first message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallLayer;
+
+impl<S> Layer<S> for CallLayer {
+    type Service = Call<S>;
+
+    fn layer(&self, inner: S) -> Call<S> {
+        Call { inner }
+    }
+}
+
+/// See [`CallLayer`].
+#[derive(Debug, Clone)]
+pub(crate) struct Call<S> {
+    inner: S,
+}
+
+type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S, B> Service<Request<B>> for Call<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Answer<S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let started = Instant::now();
+        let rpc = request.uri().path().to_owned();
+        let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
+            None => None,
+            Some(Some(allowed)) => started.checked_add(allowed.saturating_sub(AHEAD_OF_TONIC)),
+            Some(None) => {
+                let description = "must be at most 8 digits and a unit (H, M, S, m, u or n)";
+                let status = Status::from(ApiError::invalid("grpc-timeout", description));
+                return Box::pin(async move { Ok(status.into_http()) });
+            }
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let response = match deadline {
+                None => answer.await?,
+                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(response) => response?,
+                    Err(_) => Status::from(ApiError::DeadlineExceeded).into_http(),
+                },
+            };
+            // A status in the headers is an error; success comes in the trailers.
+            let status = response
+                .headers()
+                .get(Status::GRPC_STATUS)
+                .and_then(|status| status.to_str().ok());
+            tracing::debug!(
+                rpc,
+                error_code = status,
+                elapsed_us = started.elapsed().as_micros() as u64,
+                "call"
+            );
+            Ok(response)
+        })
+    }
+}
+
+/// `grpc-timeout` as the gRPC protocol has it; `None` if it is malformed.
+fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3_600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}

@@ -1,0 +1,184 @@
+//! The domain's values as the contract's messages.
+
+use std::time::Duration;
+
+use jobledger_proto::v1 as pb;
+
+use super::json;
+use crate::{
+    domain::{
+        clock::Time,
+        event::{EventKind, JobEvent},
+        job::{Job, JobRecord},
+        status::JobStatus,
+    },
+    store::{Statistics, StatusCounts, TypeStatistics},
+};
+
+/// Types that GetStatistics lists at most, so that its answer stays small.
+const MAX_TYPES_LISTED: usize = 1_000;
+
+pub(super) fn status(status: JobStatus) -> pb::JobStatus {
+    match status {
+        JobStatus::Queued => pb::JobStatus::Queued,
+        JobStatus::Running => pb::JobStatus::Running,
+        JobStatus::Succeeded => pb::JobStatus::Succeeded,
+        JobStatus::Failed => pb::JobStatus::Failed,
+        JobStatus::Canceled => pb::JobStatus::Canceled,
+        JobStatus::DeadLetter => pb::JobStatus::DeadLetter,
+    }
+}
+
+fn kind(kind: EventKind) -> pb::JobEventKind {
+    match kind {
+        EventKind::Created => pb::JobEventKind::Created,
+        EventKind::Claimed => pb::JobEventKind::Claimed,
+        EventKind::Started => pb::JobEventKind::Started,
+        EventKind::Progress => pb::JobEventKind::Progress,
+        EventKind::Succeeded => pb::JobEventKind::Succeeded,
+        EventKind::Failed => pb::JobEventKind::Failed,
+        EventKind::RetryScheduled => pb::JobEventKind::RetryScheduled,
+        EventKind::Released => pb::JobEventKind::Released,
+        EventKind::CancelRequested => pb::JobEventKind::CancelRequested,
+        EventKind::Canceled => pb::JobEventKind::Canceled,
+        EventKind::DeadLettered => pb::JobEventKind::DeadLettered,
+        EventKind::Requeued => pb::JobEventKind::Requeued,
+        EventKind::Imported => pb::JobEventKind::Imported,
+    }
+}
+
+fn timestamp(time: Time) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.timestamp(),
+        nanos: time.timestamp_subsec_nanos() as i32,
+    }
+}
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: duration.as_secs() as i64,
+        nanos: duration.subsec_nanos() as i32,
+    }
+}
+
+/// A job without payload and result.
+pub(super) fn job(job: &Job) -> pb::Job {
+    let spec = &job.spec;
+    let error = job.last_error.as_ref();
+    pb::Job {
+        id: job.id.to_string(),
+        org_id: job.org_id.to_string(),
+        r#type: spec.job_type.to_string(),
+        status: status(job.status).into(),
+        attempt: job.attempt,
+        max_attempts: spec.max_attempts,
+        priority: spec.priority,
+        idempotency_key: spec
+            .idempotency
+            .as_ref()
+            .map(|idempotency| idempotency.key.to_string())
+            .unwrap_or_default(),
+        requested_by: spec.requested_by.to_string(),
+        labels: spec.labels.clone(),
+        payload: None,
+        stage: job.stage.as_ref().map(ToString::to_string),
+        progress: job.progress.map(i32::from),
+        result: None,
+        created_at: Some(timestamp(job.created_at)),
+        updated_at: Some(timestamp(job.updated_at)),
+        started_at: job.started_at.map(timestamp),
+        finished_at: job.finished_at.map(timestamp),
+        scheduled_at: job.scheduled_at.map(timestamp),
+        lease_expires_at: None,
+        worker_id: String::new(),
+        cancel_requested: job.cancel_requested,
+        last_error_code: error.map(|error| error.code.to_string()).unwrap_or_default(),
+        last_error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
+        etag: job.etag(),
+        last_seq: job.last_seq,
+    }
+}
+
+/// A job with payload and result.
+pub(super) fn job_record(record: &JobRecord) -> pb::Job {
+    pb::Job {
+        payload: record.payload.as_ref().map(json::from_json),
+        result: record.result.as_ref().map(json::from_json),
+        ..job(&record.job)
+    }
+}
+
+pub(super) fn event(event: &JobEvent) -> pb::JobEvent {
+    let error = event.error.as_ref();
+    pb::JobEvent {
+        org_id: event.org_id.to_string(),
+        seq: event.seq,
+        job_id: event.job_id.to_string(),
+        job_seq: event.job_seq,
+        ts: Some(timestamp(event.ts)),
+        recorded_at: Some(timestamp(event.recorded_at)),
+        kind: kind(event.kind).into(),
+        prev_status: event.prev_status.map(|prev| status(prev).into()),
+        next_status: status(event.next_status).into(),
+        attempt: event.attempt,
+        actor: event.actor.to_string(),
+        job_type: event.job_type.to_string(),
+        stage: event.stage.as_ref().map(ToString::to_string),
+        progress: event.progress.map(i32::from),
+        message: event.message.to_string(),
+        result: event.result.as_ref().map(json::from_json),
+        error_code: error.map(|error| error.code.to_string()).unwrap_or_default(),
+        error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
+        scheduled_at: event.scheduled_at.map(timestamp),
+    }
+}
+
+pub(super) fn statistics(statistics: Statistics) -> pb::GetStatisticsResponse {
+    let as_of = statistics.as_of;
+    let mut total = StatusCounts::default();
+    for of_type in &statistics.types {
+        total.add_all(&of_type.counts);
+    }
+    let oldest = statistics
+        .types
+        .iter()
+        .filter_map(|of_type| of_type.oldest_ready_at)
+        .min();
+    pb::GetStatisticsResponse {
+        counts: Some(counts(&total)),
+        types_truncated: statistics.types.len() > MAX_TYPES_LISTED,
+        types: statistics
+            .types
+            .into_iter()
+            .take(MAX_TYPES_LISTED)
+            .map(|of_type| type_statistics(of_type, as_of))
+            .collect(),
+        oldest_queued_age: age(oldest, as_of),
+        as_of_seq: statistics.as_of_seq,
+        as_of: Some(timestamp(as_of)),
+    }
+}
+
+fn type_statistics(statistics: TypeStatistics, as_of: Time) -> pb::TypeStatistics {
+    pb::TypeStatistics {
+        r#type: statistics.job_type,
+        counts: Some(counts(&statistics.counts)),
+        oldest_queued_age: age(statistics.oldest_ready_at, as_of),
+    }
+}
+
+/// How long something has been ready; `None` if its time is yet to come.
+fn age(ready_at: Option<Time>, as_of: Time) -> Option<prost_types::Duration> {
+    (as_of - ready_at?).to_std().ok().map(duration)
+}
+
+fn counts(counts: &StatusCounts) -> pb::StatusCounts {
+    pb::StatusCounts {
+        queued: counts.get(JobStatus::Queued),
+        running: counts.get(JobStatus::Running),
+        succeeded: counts.get(JobStatus::Succeeded),
+        failed: counts.get(JobStatus::Failed),
+        canceled: counts.get(JobStatus::Canceled),
+        dead_letter: counts.get(JobStatus::DeadLetter),
+    }
+}

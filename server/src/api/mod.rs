@@ -1,0 +1,11 @@
+//! The gRPC side: validates and converts requests, asks the [ledger](crate::ledger), converts answers. Knows no store.
+
+mod call;
+mod convert;
+mod json;
+mod request;
+mod service;
+mod status;
+mod stream;
+
+pub(crate) use self::{call::CallLayer, service::Service};

@@ -1,0 +1,429 @@
+//! Requests as the ledger's commands: every field checked, every violation named.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chrono::{DateTime, SubsecRound};
+use jobledger_proto::v1 as pb;
+use prost::Message;
+use sha2::{Digest as _, Sha256};
+use tonic::metadata::MetadataMap;
+use uuid::Uuid;
+
+use super::{
+    json,
+    status::{ApiError, Violation},
+};
+use crate::{
+    domain::{
+        clock::Time,
+        event::JobError,
+        id::{Digest, JobId, LeaseToken, OrgId},
+        job::{Idempotency, JobSpec},
+        json::Json,
+        retry::RetryPolicy,
+        status::JobStatus,
+        transition::{self, Ending, Outcome, Report, Step},
+    },
+    ledger::{Command, Create, SubscribeRequest},
+    store::EventFilter,
+};
+
+const ORG_HEADER: &str = "x-org-id";
+
+const MAX_TYPE_CHARS: usize = 100;
+const MAX_KEY_CHARS: usize = 255;
+const MAX_REQUESTED_BY_CHARS: usize = 255;
+const MAX_LABELS: usize = 32;
+const MAX_LABEL_CHARS: usize = 63;
+const MAX_STAGE_CHARS: usize = 100;
+const MAX_ERROR_CODE_CHARS: usize = 100;
+const MAX_MESSAGE_BYTES: usize = 4 << 10;
+/// Counted in bytes of the encoded `Value`, as received.
+const MAX_VALUE_BYTES: usize = 1 << 20;
+const MAX_PRIORITY: i32 = 1_000;
+const MAX_ATTEMPTS: i32 = 100;
+const MAX_FILTER_TYPES: usize = 100;
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3_600);
+const INITIAL_BACKOFF: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(24 * 3_600)];
+const MAX_BACKOFF: Duration = Duration::from_secs(7 * 24 * 3_600);
+const MULTIPLIER: [f64; 2] = [1.0, 100.0];
+/// No lease token, etag or page token of ours is longer.
+const MAX_TOKEN_CHARS: usize = 255;
+
+/// The org that a call is about.
+pub(super) fn org(metadata: &MetadataMap) -> Result<OrgId, ApiError> {
+    let Some(value) = metadata.get(ORG_HEADER) else {
+        return Ok(OrgId::DEFAULT);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| Uuid::try_parse(text).ok())
+        .map(OrgId)
+        .ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
+}
+
+pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
+    let mut check = Check::default();
+    let id = check.job_id(&request.job_id);
+    check.finish()?;
+    Ok(id)
+}
+
+pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiError> {
+    let mut check = Check::default();
+    let key = std::mem::take(&mut request.idempotency_key);
+    // The request without its key, as it came: two that differ in a default only are not the same.
+    let idempotency = (!key.is_empty()).then(|| Idempotency {
+        digest: digest(&request),
+        key: Arc::from(key.as_str()),
+    });
+    check.text("idempotency_key", &key, MAX_KEY_CHARS);
+    check.job_type("type", &request.r#type);
+    check.text("requested_by", &request.requested_by, MAX_REQUESTED_BY_CHARS);
+    check.labels(&request.labels);
+    check.that("priority", request.priority.abs() <= MAX_PRIORITY, || {
+        format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")
+    });
+    let max_attempts = if request.max_attempts == 0 {
+        1
+    } else {
+        request.max_attempts
+    };
+    check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || {
+        format!("must be 1 to {MAX_ATTEMPTS}")
+    });
+    let retry_policy = check.retry_policy(request.retry_policy.as_ref());
+    let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
+    let payload = check.value("payload", request.payload.as_ref());
+    check.finish()?;
+    Ok(Command::Create(Box::new(Create {
+        id: JobId::generate(),
+        spec: Arc::new(JobSpec {
+            job_type: request.r#type.into(),
+            priority: request.priority,
+            max_attempts,
+            retry_policy,
+            idempotency,
+            requested_by: request.requested_by.into(),
+            labels: request.labels,
+        }),
+        payload,
+        scheduled_at,
+    })))
+}
+
+pub(super) fn update(request: pb::UpdateJobStatusRequest) -> Result<Command, ApiError> {
+    let mut check = Check::default();
+    let job = check.job_id(&request.job_id);
+    if let Some(stage) = &request.stage {
+        check.text("stage", stage, MAX_STAGE_CHARS);
+    }
+    let progress = request.progress.and_then(|progress| {
+        let percent = u8::try_from(progress).ok().filter(|percent| *percent <= 100);
+        check.that("progress", percent.is_some(), || "must be 0 to 100".to_owned());
+        percent
+    });
+    check.bytes("message", &request.message);
+    check.text("lease_token", &request.lease_token, MAX_TOKEN_CHARS);
+    check.text("etag", &request.etag, MAX_TOKEN_CHARS);
+    let step = check.step(&request);
+    check.finish()?;
+    let report = Report {
+        step,
+        stage: request.stage.map(Arc::from),
+        progress,
+        message: request.message.into(),
+        lease: (!request.lease_token.is_empty()).then_some(LeaseToken(request.lease_token)),
+        etag: (!request.etag.is_empty()).then_some(request.etag),
+        actor: Arc::default(),
+    };
+    Ok(Command::Apply {
+        job,
+        command: Box::new(transition::Command::Report(report)),
+    })
+}
+
+pub(super) fn subscribe(request: &pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {
+    let mut check = Check::default();
+    let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
+    check.types(&request.types);
+    let statuses = request
+        .statuses
+        .iter()
+        .filter_map(|status| check.status("statuses", *status))
+        .collect();
+    check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || {
+        "must not be negative".to_owned()
+    });
+    check.finish()?;
+    Ok(SubscribeRequest {
+        filter: EventFilter {
+            job,
+            types: request.types.clone(),
+            statuses,
+        },
+        after: request.after_seq,
+        history_only: request.history_only,
+    })
+}
+
+pub(super) fn statistics(request: pb::GetStatisticsRequest) -> Result<Vec<String>, ApiError> {
+    let mut check = Check::default();
+    check.types(&request.types);
+    check.finish()?;
+    Ok(request.types)
+}
+
+fn digest(message: &impl Message) -> Digest {
+    Digest(Sha256::digest(message.encode_to_vec()).into())
+}
+
+/// Collects what is wrong with a request, so that the caller hears of everything at once.
+#[derive(Default)]
+struct Check {
+    violations: Vec<Violation>,
+    too_large: Option<ApiError>,
+}
+
+impl Check {
+    fn finish(self) -> Result<(), ApiError> {
+        if !self.violations.is_empty() {
+            return Err(ApiError::Invalid(self.violations));
+        }
+        self.too_large.map_or(Ok(()), Err)
+    }
+
+    fn refuse(&mut self, field: &str, description: impl Into<String>) {
+        self.violations.push(Violation {
+            field: field.to_owned(),
+            description: description.into(),
+        });
+    }
+
+    fn that(&mut self, field: &str, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds {
+            self.refuse(field, otherwise());
+        }
+    }
+
+    fn job_id(&mut self, text: &str) -> JobId {
+        match Uuid::try_parse(text) {
+            Ok(id) => JobId(id),
+            Err(_) => {
+                self.refuse(
+                    "job_id",
+                    if text.is_empty() {
+                        "is required"
+                    } else {
+                        "must be a UUID"
+                    },
+                );
+                JobId(Uuid::nil())
+            }
+        }
+    }
+
+    fn text(&mut self, field: &str, text: &str, max_chars: usize) {
+        let chars = text.chars().count();
+        self.that(field, chars <= max_chars, || {
+            format!("must have at most {max_chars} characters, not {chars}")
+        });
+        self.no_nul(field, text);
+    }
+
+    fn bytes(&mut self, field: &str, text: &str) {
+        let bytes = text.len();
+        self.that(field, bytes <= MAX_MESSAGE_BYTES, || {
+            format!("must have at most {MAX_MESSAGE_BYTES} bytes, not {bytes}")
+        });
+        self.no_nul(field, text);
+    }
+
+    fn no_nul(&mut self, field: &str, text: &str) {
+        self.that(field, !text.contains('\0'), || {
+            "must not hold the NUL character".to_owned()
+        });
+    }
+
+    fn job_type(&mut self, field: &str, name: &str) {
+        self.that(field, !name.is_empty(), || "is required".to_owned());
+        let chars = name.chars().count();
+        self.that(field, chars <= MAX_TYPE_CHARS, || {
+            format!("must have at most {MAX_TYPE_CHARS} characters, not {chars}")
+        });
+        self.that(field, !name.chars().any(char::is_control), || {
+            "must not hold control characters".to_owned()
+        });
+    }
+
+    fn types(&mut self, types: &[String]) {
+        self.that("types", types.len() <= MAX_FILTER_TYPES, || {
+            format!("must name at most {MAX_FILTER_TYPES} types")
+        });
+        for name in types.iter().take(MAX_FILTER_TYPES) {
+            self.job_type("types", name);
+        }
+    }
+
+    fn labels(&mut self, labels: &BTreeMap<String, String>) {
+        self.that("labels", labels.len() <= MAX_LABELS, || {
+            format!("must be at most {MAX_LABELS}")
+        });
+        for (key, value) in labels.iter().take(MAX_LABELS) {
+            self.that("labels", !key.is_empty(), || "must not have an empty key".to_owned());
+            self.text("labels", key, MAX_LABEL_CHARS);
+            self.text("labels", value, MAX_LABEL_CHARS);
+        }
+    }
+
+    fn time(&mut self, field: &str, time: prost_types::Timestamp) -> Option<Time> {
+        // The range of google.protobuf.Timestamp: the years 1 to 9999.
+        const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+        let valid = u32::try_from(time.nanos)
+            .ok()
+            .filter(|nanos| *nanos < 1_000_000_000 && SECONDS.contains(&time.seconds))
+            .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos));
+        self.that(field, valid.is_some(), || {
+            "must be a time from the years 1 to 9999".to_owned()
+        });
+        valid.map(|time| time.trunc_subsecs(6))
+    }
+
+    fn duration(
+        &mut self,
+        field: &str,
+        duration: &prost_types::Duration,
+        [min, max]: [Duration; 2],
+    ) -> Option<Duration> {
+        let valid = Duration::try_from(*duration)
+            .ok()
+            .filter(|duration| (min..=max).contains(duration));
+        self.that(field, valid.is_some(), || format!("must be {min:?} to {max:?}"));
+        valid
+    }
+
+    fn retry_policy(&mut self, policy: Option<&pb::RetryPolicy>) -> RetryPolicy {
+        let default = RetryPolicy::default();
+        let Some(policy) = policy else { return default };
+        let initial = policy.initial_backoff.as_ref();
+        let initial = initial.and_then(|wait| self.duration("retry_policy.initial_backoff", wait, INITIAL_BACKOFF));
+        let initial_backoff = initial.unwrap_or(default.initial_backoff);
+        let longest = policy.max_backoff.as_ref();
+        let longest =
+            longest.and_then(|wait| self.duration("retry_policy.max_backoff", wait, [initial_backoff, MAX_BACKOFF]));
+        let multiplier = policy.multiplier.unwrap_or(default.multiplier);
+        let [least, most] = MULTIPLIER;
+        self.that("retry_policy.multiplier", (least..=most).contains(&multiplier), || {
+            format!("must be {least} to {most}")
+        });
+        let max_backoff = longest.unwrap_or(default.max_backoff.max(initial_backoff));
+        RetryPolicy {
+            initial_backoff,
+            multiplier,
+            max_backoff,
+        }
+    }
+
+    fn value(&mut self, field: &'static str, value: Option<&prost_types::Value>) -> Option<Json> {
+        let value = value?;
+        let size = value.encoded_len();
+        if size > MAX_VALUE_BYTES {
+            self.too_large = Some(ApiError::TooLarge {
+                field,
+                limit: MAX_VALUE_BYTES,
+                size,
+            });
+            return None;
+        }
+        json::to_json(value)
+            .map_err(|error| self.refuse(field, error.to_string()))
+            .ok()
+    }
+
+    fn status(&mut self, field: &str, status: i32) -> Option<JobStatus> {
+        let known = match pb::JobStatus::try_from(status) {
+            Ok(pb::JobStatus::Queued) => Some(JobStatus::Queued),
+            Ok(pb::JobStatus::Running) => Some(JobStatus::Running),
+            Ok(pb::JobStatus::Succeeded) => Some(JobStatus::Succeeded),
+            Ok(pb::JobStatus::Failed) => Some(JobStatus::Failed),
+            Ok(pb::JobStatus::Canceled) => Some(JobStatus::Canceled),
+            Ok(pb::JobStatus::DeadLetter) => Some(JobStatus::DeadLetter),
+            Ok(pb::JobStatus::Unspecified) | Err(_) => None,
+        };
+        self.that(field, known.is_some(), || format!("{status} is not a status"));
+        known
+    }
+
+    /// Where a report takes the job, with what belongs to that, and nothing that doesn't.
+    fn step(&mut self, request: &pb::UpdateJobStatusRequest) -> Option<Step> {
+        let status = match request.status {
+            Some(number) => Some(self.status("status", number)?),
+            None => None,
+        };
+        let allows = |wanted: &[JobStatus]| status.is_some_and(|status| wanted.contains(&status));
+        let ends = allows(&[JobStatus::Succeeded, JobStatus::Failed, JobStatus::Canceled]);
+        let fails = allows(&[JobStatus::Failed, JobStatus::Canceled]);
+        let waits = allows(&[JobStatus::Failed, JobStatus::Queued]);
+        let only = |names: &str| format!("is only for {names}");
+        self.that("result", request.result.is_none() || ends, || {
+            only("SUCCEEDED, FAILED and CANCELED")
+        });
+        self.that("error_code", request.error_code.is_empty() || fails, || {
+            only("FAILED and CANCELED")
+        });
+        self.that("error_message", request.error_message.is_empty() || fails, || {
+            only("FAILED and CANCELED")
+        });
+        self.that(
+            "retryable",
+            request.retryable.is_none() || allows(&[JobStatus::Failed]),
+            || only("FAILED"),
+        );
+        self.that("retry_after", request.retry_after.is_none() || waits, || {
+            only("FAILED and QUEUED")
+        });
+        self.text("error_code", &request.error_code, MAX_ERROR_CODE_CHARS);
+        self.bytes("error_message", &request.error_message);
+        let result = self.value("result", request.result.as_ref());
+        let wait = request.retry_after.as_ref();
+        let retry_after = wait.and_then(|wait| self.duration("retry_after", wait, [Duration::ZERO, MAX_RETRY_AFTER]));
+        let error = JobError {
+            code: request.error_code.as_str().into(),
+            message: request.error_message.as_str().into(),
+        };
+        let retryable = request.retryable.unwrap_or(true);
+        let outcome = match status? {
+            JobStatus::Running => return Some(Step::Run),
+            JobStatus::Queued => Outcome::Released { retry_after },
+            JobStatus::Succeeded => Outcome::Succeeded { result },
+            JobStatus::Failed => Outcome::Failed {
+                result,
+                error,
+                retryable,
+                retry_after,
+            },
+            JobStatus::Canceled => Outcome::Canceled {
+                result,
+                error: (error != JobError::default()).then_some(error),
+            },
+            JobStatus::DeadLetter => {
+                self.refuse(
+                    "status",
+                    "DEAD_LETTER is not reported: it follows from a FAILED that uses the budget up",
+                );
+                return None;
+            }
+        };
+        let digest = digest(&pb::UpdateJobStatusRequest {
+            status: request.status,
+            result: request.result.clone(),
+            error_code: request.error_code.clone(),
+            error_message: request.error_message.clone(),
+            retryable: Some(retryable),
+            retry_after: request.retry_after,
+            ..Default::default()
+        });
+        Some(Step::End(Ending { outcome, digest }))
+    }
+}

@@ -1,0 +1,51 @@
+//! Identities.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// An organisation: the owner of one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OrgId(pub Uuid);
+
+impl OrgId {
+    /// The org of callers that name none.
+    pub const DEFAULT: Self = Self(Uuid::nil());
+}
+
+/// A job, by its UUIDv7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub Uuid);
+
+impl JobId {
+    /// A new identity; ids made later sort later, to the millisecond.
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for OrgId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A SHA-256 over a request in its canonical form; equal digests mean the same request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+/// The token of a lease, as the caller sent it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LeaseToken(pub String);
+
+impl fmt::Debug for LeaseToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseToken(…)")
+    }
+}

@@ -1,0 +1,105 @@
+//! A job: what its creator asked for, and where it stands.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    clock::Time,
+    event::JobError,
+    id::{Digest, JobId, OrgId},
+    json::Json,
+    retry::RetryPolicy,
+    status::JobStatus,
+};
+
+/// What the creator asked for. Never changes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobSpec {
+    /// What kind of work this is.
+    pub job_type: Arc<str>,
+    /// Higher first.
+    pub priority: i32,
+    /// How many failures until the job stops being retried; at least 1.
+    pub max_attempts: i32,
+    /// How long to wait between attempts.
+    pub retry_policy: RetryPolicy,
+    /// The creator's key, with the digest of the request that came with it.
+    pub idempotency: Option<Idempotency>,
+    /// Who asked; empty when unknown.
+    pub requested_by: Arc<str>,
+    /// The creator's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What makes repeating a create safe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Unique in the org.
+    pub key: Arc<str>,
+    /// Of the whole request but the key.
+    pub digest: Digest,
+}
+
+/// A job as its org's log has it. Payload and result are not held here: no decision needs them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Identity.
+    pub id: JobId,
+    /// Whose job.
+    pub org_id: OrgId,
+    /// What the creator asked for.
+    pub spec: Arc<JobSpec>,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// How often it has entered running; never falls.
+    pub attempt: i32,
+    /// What counts against `max_attempts`.
+    pub failures: i32,
+    /// What the worker is doing, in its own words.
+    pub stage: Option<Arc<str>>,
+    /// How far the attempt is, in per cent.
+    pub progress: Option<u8>,
+    /// The `seq` of the event that brought the result, if there is one.
+    pub result_seq: Option<i64>,
+    /// The last failure; kept through later attempts.
+    pub last_error: Option<JobError>,
+    /// Somebody asked for the running job to stop.
+    pub cancel_requested: bool,
+    /// How the last ended attempt ended, to know the same report when it comes again.
+    pub outcome: Option<Digest>,
+    /// Time of the first event.
+    pub created_at: Time,
+    /// Time of the last event.
+    pub updated_at: Time,
+    /// First entry into running.
+    pub started_at: Option<Time>,
+    /// Last entry into running.
+    pub attempt_started_at: Option<Time>,
+    /// When it reached its terminal status.
+    pub finished_at: Option<Time>,
+    /// Asked-for time of the current or last wait in the queue.
+    pub scheduled_at: Option<Time>,
+    /// When the current or last wait in the queue became, or becomes, ready to end.
+    pub ready_at: Time,
+    /// `job_seq` of the last event.
+    pub last_job_seq: i64,
+    /// `seq` of the last event in the org's log.
+    pub last_seq: i64,
+}
+
+impl Job {
+    /// The opaque version of the job: changes with every event.
+    pub fn etag(&self) -> String {
+        self.last_seq.to_string()
+    }
+}
+
+/// A job with all that its readers may ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobRecord {
+    /// The job.
+    pub job: Job,
+    /// The creator's input.
+    pub payload: Option<Json>,
+    /// The worker's result.
+    pub result: Option<Json>,
+}

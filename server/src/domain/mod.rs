@@ -1,0 +1,17 @@
+//! The rules of the ledger: pure, without IO, proto, SQL or a time of its own.
+//!
+//! [`Job::create`](job::Job::create) and [`Job::apply`](job::Job::apply) are the only places where a job changes; see
+//! [`transition`].
+
+pub mod clock;
+pub mod event;
+pub mod id;
+pub mod job;
+pub mod json;
+pub mod replay;
+pub mod retry;
+pub mod status;
+pub mod transition;
+
+#[cfg(test)]
+mod tests;

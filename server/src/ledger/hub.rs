@@ -1,0 +1,188 @@
+//! Hands committed events to the subscribers in this process.
+//!
+//! Each org that has subscribers has a channel: the recent tail of its log, and a signal. The tail only ever holds an
+//! unbroken run of events; whoever needs others reads the database. Nothing here is needed for correctness: losing the
+//! tail delays, never loses.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use tokio::sync::watch;
+
+use crate::domain::{event::JobEvent, id::OrgId};
+
+/// An org's share of the memory for tails is never smaller, however many orgs there are, and never larger, however few:
+/// a tail is for subscribers that are nearly live, and those that are not have the database.
+const MIN_TAIL_BYTES: usize = 16 << 10;
+const MAX_TAIL_BYTES: usize = 4 << 20;
+
+/// All channels.
+pub(super) struct Hub {
+    channels: Mutex<HashMap<OrgId, Weak<Channel>>>,
+    tail_bytes: usize,
+}
+
+impl Hub {
+    pub(super) fn new(tail_bytes: usize) -> Self {
+        Self {
+            channels: Mutex::default(),
+            tail_bytes,
+        }
+    }
+
+    /// Joins an org's channel, opening it for its first subscriber.
+    pub(super) fn listen(self: &Arc<Self>, org: OrgId) -> Listener {
+        let mut channels = lock(&self.channels);
+        let slot = channels.entry(org).or_default();
+        let channel = slot.upgrade().unwrap_or_else(|| {
+            let channel = Arc::new(Channel {
+                hub: Arc::downgrade(self),
+                org,
+                tail: Mutex::default(),
+                signal: watch::Sender::new(Signal::default()),
+            });
+            *slot = Arc::downgrade(&channel);
+            channel
+        });
+        Listener {
+            signal: channel.signal.subscribe(),
+            channel,
+        }
+    }
+
+    /// Hands on one committed batch of an org. Batches of an org come in the order of their commits.
+    pub(super) fn publish(&self, org: OrgId, events: &[Arc<JobEvent>]) {
+        let Some(last) = events.last() else { return };
+        let (channel, share) = {
+            let channels = lock(&self.channels);
+            let share = (self.tail_bytes / channels.len().max(1)).clamp(MIN_TAIL_BYTES, MAX_TAIL_BYTES);
+            (channels.get(&org).and_then(Weak::upgrade), share)
+        };
+        let Some(channel) = channel else { return };
+        lock(&channel.tail).append(events, share);
+        channel
+            .signal
+            .send_modify(|signal| signal.head = signal.head.max(last.seq));
+    }
+
+    /// Forgets an org's tail after a commit whose outcome this process could not follow, and sends its subscribers to
+    /// the database.
+    pub(super) fn restart(&self, org: OrgId) {
+        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
+        let Some(channel) = channel else { return };
+        *lock(&channel.tail) = Tail::default();
+        channel.signal.send_modify(|signal| signal.restarts += 1);
+    }
+}
+
+/// What subscribers of one org share.
+struct Channel {
+    hub: Weak<Hub>,
+    org: OrgId,
+    tail: Mutex<Tail>,
+    signal: watch::Sender<Signal>,
+}
+
+impl Drop for Channel {
+    /// The last subscriber is gone. A new one may have opened another channel meanwhile: that one stays.
+    fn drop(&mut self) {
+        let Some(hub) = self.hub.upgrade() else { return };
+        let mut channels = lock(&hub.channels);
+        if channels.get(&self.org).is_some_and(|slot| slot.strong_count() == 0) {
+            channels.remove(&self.org);
+        }
+    }
+}
+
+/// How far an org's log is known to reach.
+#[derive(Debug, Clone, Copy, Default)]
+struct Signal {
+    /// The highest `seq` heard of; 0 before the first.
+    head: i64,
+    /// How often the tail was forgotten.
+    restarts: u64,
+}
+
+/// The last events of a log: an unbroken run.
+#[derive(Default)]
+struct Tail {
+    events: VecDeque<Arc<JobEvent>>,
+    bytes: usize,
+}
+
+impl Tail {
+    fn append(&mut self, batch: &[Arc<JobEvent>], max_bytes: usize) {
+        let follows = self
+            .events
+            .back()
+            .is_none_or(|last| batch.first().is_some_and(|next| next.seq == last.seq + 1));
+        if !follows {
+            *self = Self::default();
+        }
+        for event in batch {
+            self.bytes += event.weight();
+            self.events.push_back(Arc::clone(event));
+        }
+        while self.bytes > max_bytes
+            && let Some(oldest) = self.events.pop_front()
+        {
+            self.bytes -= oldest.weight();
+        }
+    }
+}
+
+/// What the tail has after a cursor.
+pub(super) enum Recent {
+    /// The next events, without a gap after the cursor.
+    Events(Vec<Arc<JobEvent>>),
+    /// The cursor is where the log ends, as far as is known.
+    AtHead,
+    /// The next events are no longer, or not, in memory.
+    Behind,
+}
+
+/// One subscriber's place in a channel. Leaves it when dropped.
+pub(super) struct Listener {
+    channel: Arc<Channel>,
+    signal: watch::Receiver<Signal>,
+}
+
+impl Listener {
+    /// Up to `max` events after the cursor.
+    pub(super) fn recent(&self, after: i64, max: usize) -> Recent {
+        let tail = lock(&self.channel.tail);
+        let (Some(first), Some(last)) = (tail.events.front(), tail.events.back()) else {
+            let head = self.signal.borrow().head;
+            return if head > after { Recent::Behind } else { Recent::AtHead };
+        };
+        if after >= last.seq {
+            return Recent::AtHead;
+        }
+        match usize::try_from(after + 1 - first.seq) {
+            Ok(skip) => Recent::Events(tail.events.iter().skip(skip).take(max).cloned().collect()),
+            Err(_) => Recent::Behind,
+        }
+    }
+
+    /// Counts the times the tail was forgotten; see [`Listener::news`].
+    pub(super) fn restarts(&self) -> u64 {
+        self.signal.borrow().restarts
+    }
+
+    /// Waits until there is, or may be, something after the cursor that was not there at that count of restarts.
+    pub(super) async fn news(&mut self, after: i64, restarts: u64) {
+        let found = self
+            .signal
+            .wait_for(|signal| signal.head > after || signal.restarts != restarts)
+            .await;
+        // The sender lives in the channel that this listener holds.
+        debug_assert!(found.is_ok());
+    }
+}
+
+/// The maps behind these locks stay whole whatever panics beside them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,231 @@
+//! An org's serial log: commands go through [lanes](writer) in batches, readers follow the [hub], both over one store.
+
+pub mod command;
+mod decide;
+mod hub;
+mod subscription;
+mod writer;
+
+use std::{future::Future, sync::Arc};
+
+use thiserror::Error;
+use tokio::sync::Semaphore;
+
+pub use self::{
+    command::{Command, Create, Reply},
+    subscription::{Delivery, SubscribeRequest, Subscription},
+};
+use self::{hub::Hub, writer::Lanes};
+use crate::{
+    domain::{
+        id::{JobId, OrgId},
+        job::JobRecord,
+        status::JobStatus,
+    },
+    store::{Statistics, Store, StoreError},
+};
+
+/// Bounds of the ledger, each a promise about memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Commands in one batch; at least 1.
+    pub batch_commands: usize,
+    /// Bytes of commands in one batch, unless a single one is larger.
+    pub batch_bytes: usize,
+    /// Commands waiting in all lanes together.
+    pub queued_commands: usize,
+    /// Bytes of commands waiting in all lanes together.
+    pub queued_bytes: usize,
+    /// Distinct types of jobs in one org.
+    pub types_per_org: usize,
+    /// Bytes of recent events kept for live subscribers, of all orgs together.
+    pub tail_bytes: usize,
+    /// Reads of past events that may be under way at the same time.
+    pub catch_up_reads: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            batch_commands: 512,
+            batch_bytes: 4 << 20,
+            queued_commands: 65_536,
+            queued_bytes: 64 << 20,
+            types_per_org: 10_000,
+            tail_bytes: 64 << 20,
+            catch_up_reads: 2,
+        }
+    }
+}
+
+/// The ledger of all orgs of one database. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    store: Arc<dyn Store>,
+    lanes: Arc<Lanes>,
+    hub: Arc<Hub>,
+    catch_up: Arc<Semaphore>,
+}
+
+impl Ledger {
+    /// A ledger over a store, and the work that moves its lanes: it ends after [`Ledger::close`], once every accepted
+    /// command is answered.
+    pub fn new(store: Arc<dyn Store>, limits: Limits) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let hub = Arc::new(Hub::new(limits.tail_bytes));
+        let lanes = Arc::new(Lanes::new(Arc::clone(&store), Arc::clone(&hub), limits));
+        let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
+        let work = Arc::clone(&lanes).run();
+        (
+            Self {
+                store,
+                lanes,
+                hub,
+                catch_up,
+            },
+            work,
+        )
+    }
+
+    /// Has one command decided and committed.
+    ///
+    /// Once it is taken into a batch it is decided, whether or not this future is still there; dropped before that, it
+    /// never happens.
+    ///
+    /// # Errors
+    ///
+    /// The command's own, after the commit of its batch; or that of the database or of an overload.
+    pub async fn submit(&self, org: OrgId, command: Command) -> Result<Reply, LedgerError> {
+        let answer = self.lanes.enqueue(org, command)?;
+        // Lanes answer everything they took; they only vanish with the process.
+        answer.await.unwrap_or(Err(LedgerError::Draining))
+    }
+
+    /// Reads one job.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::JobNotFound`], or that of the database.
+    pub async fn job(&self, org: OrgId, id: JobId) -> Result<JobRecord, LedgerError> {
+        self.store
+            .job(org, id)
+            .await?
+            .ok_or(LedgerError::JobNotFound { job: id })
+    }
+
+    /// Reads the counters of an org, of these types or of all.
+    ///
+    /// # Errors
+    ///
+    /// That of the database.
+    pub async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, LedgerError> {
+        Ok(self.store.statistics(org, types).await?)
+    }
+
+    /// Follows an org's log.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::JobNotFound`], [`LedgerError::CursorAhead`], [`LedgerError::CursorExpired`], or that of the database.
+    pub async fn subscribe(&self, org: OrgId, request: SubscribeRequest) -> Result<Subscription, LedgerError> {
+        // First the hub, then the database: what is committed in between is heard of.
+        let listener = self.hub.listen(org);
+        Subscription::open(
+            Arc::clone(&self.store),
+            Arc::clone(&self.catch_up),
+            org,
+            listener,
+            request,
+        )
+        .await
+    }
+
+    /// Refuses new commands; those accepted are still decided.
+    pub fn close(&self) {
+        self.lanes.close();
+    }
+}
+
+/// What can go wrong with a request to the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LedgerError {
+    /// The org has no such job.
+    #[error("the org has no job {job}")]
+    JobNotFound {
+        /// The id asked for.
+        job: JobId,
+    },
+    /// The key came with another request before.
+    #[error("the idempotency key was used with a different request, for job {existing}")]
+    IdempotencyKeyReused {
+        /// The job that holds the key.
+        existing: JobId,
+    },
+    /// The state machine forbids it.
+    #[error("the job is {current}, which does not allow this")]
+    InvalidTransition {
+        /// Where the job stands.
+        current: JobStatus,
+    },
+    /// The job is not held under this lease.
+    #[error("the lease is lost: the job is not held under this lease token")]
+    LeaseLost,
+    /// The job has changed.
+    #[error("the job has changed: its etag is {current}")]
+    EtagMismatch {
+        /// Its etag.
+        current: String,
+    },
+    /// The org has as many types as it may.
+    #[error("the org has {limit} types of jobs, and may not have more")]
+    TooManyTypes {
+        /// The bound.
+        limit: usize,
+    },
+    /// The cursor is beyond the head.
+    #[error("the cursor is beyond the head of the log, {head}")]
+    CursorAhead {
+        /// The lowest `seq` kept.
+        oldest: i64,
+        /// The head.
+        head: i64,
+    },
+    /// The cursor is below what is kept.
+    #[error("the events after the cursor are no longer kept; the oldest is {oldest}")]
+    CursorExpired {
+        /// The lowest `seq` kept.
+        oldest: i64,
+        /// The head.
+        head: i64,
+    },
+    /// The queues are full.
+    #[error("too many commands are waiting; try again shortly")]
+    Overloaded,
+    /// The server is going away.
+    #[error("this server is shutting down; try again")]
+    Draining,
+    /// The database doesn't answer.
+    #[error("the database is not available; try again")]
+    Unavailable,
+    /// The database died while committing.
+    #[error("the outcome is unknown: the database went away during the commit")]
+    OutcomeUnknown,
+    /// The disk is full.
+    #[error("the database's disk is full")]
+    StorageFull,
+    /// A defect: the database refused what validation let through.
+    #[error("the request was refused by the database")]
+    Refused,
+}
+
+impl From<StoreError> for LedgerError {
+    /// What the database said goes to the log, not to the caller.
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "the database failed a request");
+        match error {
+            StoreError::Unavailable(_) | StoreError::Unusable(_) => Self::Unavailable,
+            StoreError::Refused(_) => Self::Refused,
+            StoreError::Full(_) => Self::StorageFull,
+            StoreError::OutcomeUnknown(_) => Self::OutcomeUnknown,
+        }
+    }
+}

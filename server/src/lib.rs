@@ -1,0 +1,20 @@
+//! The jobledger server: a durable, ordered job ledger over gRPC.
+//!
+//! [`Server::open`] takes a listener and a [`Config`], [`Server::run`] serves until it is told to stop. Both can be done
+//! any number of times in one process, which is how the tests do it.
+//!
+//! Dependencies point one way: `main` → `api` → `ledger` → `store` → `domain`. ARCHITECTURE.md has the map.
+
+pub mod config;
+pub mod domain;
+pub mod ledger;
+pub mod store;
+pub mod telemetry;
+
+mod api;
+mod server;
+
+pub use self::{
+    config::Config,
+    server::{ServeError, Server},
+};

@@ -1,0 +1,288 @@
+//! Where logs are kept: one trait, a folder for each database.
+//!
+//! The trait is the lane protocol cut where the database ends and the decisions begin: [`Store::begin`] locks the heads of
+//! some orgs and reads the clock, [`Batch::load`] brings what the commands name, pure code decides, [`Batch::write`]
+//! takes what has changed, and [`Batch::commit`] makes it durable. Reads are single statements outside transactions.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use crate::domain::{
+    clock::{Clock, Time},
+    event::JobEvent,
+    id::{JobId, OrgId},
+    job::{Job, JobRecord},
+    json::Json,
+    status::JobStatus,
+};
+
+pub mod sqlite;
+
+/// Opens the store that the URL names, creating and migrating it where needed.
+///
+/// # Errors
+///
+/// If the URL is not understood, or the database can't be opened, is in use by another server or is newer than this one.
+pub async fn open(url: &DatabaseUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(Path::new(path), clock).await?)),
+    }
+}
+
+/// Which database to use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    /// An SQLite file, `sqlite://PATH`.
+    Sqlite(String),
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
+            return Err("expected sqlite://PATH, for instance sqlite://jobledger.db".to_owned());
+        };
+        if path.is_empty() || path == ":memory:" || path == "memory:" {
+            return Err("a ledger needs a file: an SQLite database in memory would lose acknowledged jobs".to_owned());
+        }
+        if path.contains('?') {
+            return Err("parameters are not supported in a sqlite:// URL".to_owned());
+        }
+        Ok(Self::Sqlite(path.to_owned()))
+    }
+}
+
+/// A database that keeps logs.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// How transactions may be used.
+    fn capacity(&self) -> Capacity;
+
+    /// Begins a transaction that holds the heads of these orgs until it ends, and reads the clock once they are held.
+    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
+
+    /// Reads one job with payload and result.
+    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError>;
+
+    /// Reads the next page of an org's events, with the head and the floor of the same snapshot.
+    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError>;
+
+    /// Reads the org's counters, all types in the order of their names, as of one place in its log.
+    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError>;
+
+    /// Answers if the database does. Touches no table.
+    async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Lets go of the database. Nothing may be asked of the store afterwards.
+    async fn close(&self);
+}
+
+/// A transaction over the logs of some orgs. Dropped before [`Batch::commit`], it never was.
+#[async_trait]
+pub trait Batch: Send {
+    /// The database's clock, read after the heads were won.
+    fn now(&self) -> Time;
+
+    /// Brings what the commands on one org name.
+    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError>;
+
+    /// Writes what has changed in one org.
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError>;
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OutcomeUnknown`] if it can't be told whether the transaction was committed.
+    async fn commit(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// How transactions may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Transactions that may be open at the same time; at least 1.
+    pub transactions: usize,
+    /// Orgs that one transaction may hold; at least 1.
+    pub orgs: usize,
+}
+
+/// The end of an org's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// `seq` of the last event; 0 before the first.
+    pub seq: i64,
+    /// The lowest `seq` from which on the log is whole.
+    pub floor: i64,
+    /// `recorded_at` of the last event.
+    pub recorded_at: Option<Time>,
+    /// How many types the org's jobs have had.
+    pub types: i64,
+}
+
+impl Head {
+    /// The head of a log without events.
+    pub const EMPTY: Self = Self {
+        seq: 0,
+        floor: 1,
+        recorded_at: None,
+        types: 0,
+    };
+}
+
+/// What the commands of a batch name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Jobs.
+    pub jobs: Vec<JobId>,
+    /// Idempotency keys.
+    pub keys: Vec<Arc<str>>,
+    /// Types of jobs to be created.
+    pub types: Vec<Arc<str>>,
+}
+
+/// What the database has of it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The end of the log.
+    pub head: Head,
+    /// The jobs that exist of those named, and those that hold a key named. Each once.
+    pub jobs: Vec<Job>,
+    /// The types that exist of those named.
+    pub types: Vec<String>,
+}
+
+/// What a batch changes in one org.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The new head; `None` if nothing changed.
+    pub head: Option<Head>,
+    /// Jobs that are new or have changed, as they are now. Each once.
+    pub jobs: Vec<Job>,
+    /// The payloads of those that are new and have one.
+    pub payloads: Vec<(JobId, Json)>,
+    /// New events, in the order of `seq`.
+    pub events: Vec<Arc<JobEvent>>,
+    /// By how much the counters of each type change.
+    pub counts: BTreeMap<Arc<str>, StatusCounts>,
+}
+
+/// Jobs by status, or a change of such counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StatusCounts([i64; JobStatus::ALL.len()]);
+
+impl StatusCounts {
+    /// Counts in the order of [`JobStatus::ALL`].
+    pub const fn new(counts: [i64; JobStatus::ALL.len()]) -> Self {
+        Self(counts)
+    }
+
+    /// The count of one status.
+    pub const fn get(&self, status: JobStatus) -> i64 {
+        self.0[status as usize]
+    }
+
+    /// Adds to the count of one status.
+    pub const fn add(&mut self, status: JobStatus, n: i64) {
+        self.0[status as usize] += n;
+    }
+
+    /// Adds counts status by status.
+    pub fn add_all(&mut self, other: &Self) {
+        for status in JobStatus::ALL {
+            self.add(status, other.get(status));
+        }
+    }
+}
+
+/// Which events a reader wants.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Only this job's.
+    pub job: Option<JobId>,
+    /// Only those of jobs of these types; empty: all.
+    pub types: Vec<String>,
+    /// Only those that lead to one of these statuses; empty: all.
+    pub statuses: Vec<JobStatus>,
+}
+
+impl EventFilter {
+    /// True for an event that the reader wants.
+    pub fn matches(&self, event: &JobEvent) -> bool {
+        self.job.is_none_or(|job| job == event.job_id)
+            && (self.types.is_empty() || self.types.iter().any(|wanted| **wanted == *event.job_type))
+            && (self.statuses.is_empty() || self.statuses.contains(&event.next_status))
+    }
+}
+
+/// Which page of events to read.
+#[derive(Debug, Clone)]
+pub struct EventQuery {
+    /// Which events.
+    pub filter: EventFilter,
+    /// Only those with a greater `seq`.
+    pub after: i64,
+    /// At most this many; at least 1.
+    pub max_events: usize,
+    /// No more once this many bytes are exceeded.
+    pub max_bytes: usize,
+}
+
+/// A page of events.
+#[derive(Debug)]
+pub struct EventPage {
+    /// The events that match, in the order of `seq`.
+    pub events: Vec<Arc<JobEvent>>,
+    /// The page has every matching event from the query's `after` up to this `seq`.
+    pub through: i64,
+    /// The head of the log in the same snapshot.
+    pub head: i64,
+    /// The floor of the log in the same snapshot.
+    pub floor: i64,
+    /// The status, in the same snapshot, of the job that the filter names; `None` if it doesn't exist or none is named.
+    pub job_status: Option<JobStatus>,
+}
+
+/// The counters of an org.
+#[derive(Debug)]
+pub struct Statistics {
+    /// The head of the log that they belong to.
+    pub as_of_seq: i64,
+    /// The database's clock when they were read.
+    pub as_of: Time,
+    /// Each type that has had a job.
+    pub types: Vec<TypeStatistics>,
+}
+
+/// The counters of one type.
+#[derive(Debug)]
+pub struct TypeStatistics {
+    /// The type.
+    pub job_type: String,
+    /// Its jobs.
+    pub counts: StatusCounts,
+    /// When the job became ready that has been waiting longest; in the future if all wait for their time.
+    pub oldest_ready_at: Option<Time>,
+}
+
+/// What can go wrong with a database, in terms of what to do about it.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// It doesn't answer, or not in time. Nothing was committed.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// It refused data that validation let through. Nothing was committed.
+    #[error("the database refused the data: {0}")]
+    Refused(String),
+    /// The disk is full. Nothing was committed; reads still work.
+    #[error("the database's disk is full: {0}")]
+    Full(String),
+    /// The connection broke while the transaction was being committed.
+    #[error("it is not known whether the transaction was committed: {0}")]
+    OutcomeUnknown(String),
+    /// It can't be used: wrong file, wrong version, in use, damaged.
+    #[error("{0}")]
+    Unusable(String),
+}

@@ -1,0 +1,35 @@
+//! What SQLite's result codes mean to the ledger (<https://www.sqlite.org/rescode.html>).
+
+use crate::store::StoreError;
+
+const SQLITE_FULL: u32 = 13;
+const SQLITE_CORRUPT: u32 = 11;
+const SQLITE_TOOBIG: u32 = 18;
+const SQLITE_CONSTRAINT: u32 = 19;
+const SQLITE_MISMATCH: u32 = 20;
+const SQLITE_NOTADB: u32 = 26;
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let text = error.to_string();
+        match &error {
+            sqlx::Error::Database(database) => {
+                // The primary code is the low byte of an extended one.
+                let code = database
+                    .code()
+                    .and_then(|code| code.parse::<u32>().ok())
+                    .map(|code| code & 0xff);
+                match code {
+                    Some(SQLITE_CONSTRAINT | SQLITE_TOOBIG | SQLITE_MISMATCH) => Self::Refused(text),
+                    Some(SQLITE_FULL) => Self::Full(text),
+                    Some(SQLITE_CORRUPT | SQLITE_NOTADB) => Self::Unusable(text),
+                    _ => Self::Unavailable(text),
+                }
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. } | sqlx::Error::Decode(_) => {
+                Self::Unusable(text)
+            }
+            _ => Self::Unavailable(text),
+        }
+    }
+}

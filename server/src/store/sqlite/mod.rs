@@ -1,0 +1,182 @@
+//! The ledger in one SQLite file.
+//!
+//! One connection writes, under `BEGIN IMMEDIATE`; a pool of read-only connections reads. WAL lets readers go on while the
+//! writer commits, and `synchronous=FULL` makes a commit survive a power cut.
+
+mod batch;
+mod error;
+mod migrations;
+mod read;
+mod rows;
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sqlx::{
+    ConnectOptions, Connection, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::Mutex;
+
+use super::{Batch, Capacity, EventPage, EventQuery, Statistics, Store, StoreError};
+use crate::domain::{
+    clock::Clock,
+    id::{JobId, OrgId},
+    job::JobRecord,
+};
+
+/// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
+const OLDEST_SQLITE: &str = "3.51.3";
+/// Readers; two more than the ledger lets catch-up reads have, so that point reads never queue behind them.
+const READ_CONNECTIONS: u32 = 4;
+/// How long a reader waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a transaction waits for another process that writes (an import, a backup).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows that travel ahead of their reader: few, since an event may hold a mebibyte.
+const ROW_BUFFER: usize = 8;
+/// SQLite's page cache for the writer: −KiB.
+const WRITER_CACHE: &str = "-65536";
+/// Orgs whose batches share one transaction, and so one fsync.
+const ORGS_PER_TRANSACTION: usize = 64;
+
+/// An open SQLite ledger.
+pub struct SqliteStore {
+    /// `None` after a transaction was given up: its connection is dropped with it, and the next one opens another.
+    writer: Arc<Mutex<Option<SqliteConnection>>>,
+    write_options: SqliteConnectOptions,
+    readers: SqlitePool,
+    clock: Arc<dyn Clock>,
+    /// Held as long as the store is open, so that a second server on the same file is refused.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating and migrating it where needed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unusable`] if another server has it open, if a newer server migrated it, or if it is no database.
+    pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let base = SqliteConnectOptions::new()
+            .filename(path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .row_buffer_size(ROW_BUFFER)
+            .disable_statement_logging();
+        let write_options = base
+            .clone()
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", WRITER_CACHE);
+        let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
+        let mut writer = write_options.connect().await.map_err(unusable)?;
+        assert_version(&mut writer).await?;
+        migrations::run(&mut writer).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READ_CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(base.read_only(true))
+            .await
+            .map_err(unusable)?;
+        Ok(Self {
+            writer: Arc::new(Mutex::new(Some(writer))),
+            write_options,
+            readers,
+            clock,
+            _lock: lock,
+        })
+    }
+}
+
+/// Takes the lock that keeps a second server off the file. The kernel drops it with the process, however that ends.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-lock");
+    let lock_path = PathBuf::from(name);
+    let fail = |error: std::io::Error| StoreError::Unusable(format!("can't lock {}: {error}", lock_path.display()));
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Unusable(format!(
+            "{} is in use by another jobledger server",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(fail(error)),
+    }
+}
+
+async fn assert_version(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let version: String = sqlx::query_scalar("/* assert_version */ SELECT sqlite_version()")
+        .fetch_one(connection)
+        .await?;
+    let number = |text: &str| {
+        text.split('.')
+            .map(|part| part.parse().unwrap_or(0))
+            .collect::<Vec<u32>>()
+    };
+    if number(&version) < number(OLDEST_SQLITE) {
+        return Err(StoreError::Unusable(format!(
+            "SQLite {version} is linked, {OLDEST_SQLITE} or later is needed"
+        )));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            transactions: 1,
+            orgs: ORGS_PER_TRANSACTION,
+        }
+    }
+
+    async fn begin(&self, _orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
+        let mut slot = Arc::clone(&self.writer).lock_owned().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.write_options.connect().await?,
+        };
+        // All heads at once: SQLite has one writer.
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await?;
+        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now())))
+    }
+
+    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        read::job(&self.readers, org, id).await
+    }
+
+    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
+        read::events(&self.readers, org, query).await
+    }
+
+    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
+        read::statistics(&self.readers, self.clock.now(), org, types).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("/* ping */ SELECT 1").execute(&self.readers).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        if let Some(writer) = self.writer.lock().await.take()
+            && let Err(error) = writer.close().await
+        {
+            tracing::warn!(%error, "the database was not closed cleanly; its log is replayed at the next start");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Reads: each a single statement outside any transaction, and so a snapshot of its own.
+
+use std::sync::{Arc, LazyLock};
+
+use sqlx::{AssertSqlSafe, SqlitePool};
+use tokio_stream::StreamExt;
+
+use super::{
+    batch::job_columns,
+    rows::{self, Columns, EVENT_COLUMNS},
+};
+use crate::{
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::JobRecord,
+        json::Json,
+        status::JobStatus,
+    },
+    store::{EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics},
+};
+
+pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "/* job */ SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', p.payload, r.detail_json
+            FROM job j
+            LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
+            LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
+            LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id
+            WHERE j.org_id = $1 AND j.id = $2",
+            job_columns("j")
+        )
+    });
+    let row = sqlx::query(AssertSqlSafe(SQL.as_str()))
+        .bind(org.0)
+        .bind(id.0)
+        .fetch_optional(pool)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let mut columns = Columns::of(&row);
+    Ok(Some(JobRecord {
+        job: rows::job(&mut columns)?,
+        payload: columns.get::<Option<&str>>()?.map(Json::from_trusted),
+        result: columns.get::<Option<&str>>()?.map(rows::result).transpose()?.flatten(),
+    }))
+}
+
+/// How far along `seq` one page looks for matching events: bounds the work of a filter that matches little.
+const SCAN_WINDOW: i64 = 4_096;
+
+/// The outer join brings the head and floor of the same snapshot even where no event matches.
+fn events_sql(name: &str, matching: &str) -> String {
+    let columns = EVENT_COLUMNS.map(|column| format!("e.{column}")).join(", ");
+    format!(
+        "/* {name} */ SELECT h.seq, h.floor_seq, (SELECT status FROM job WHERE org_id = $1 AND id = $4), {columns}
+        FROM org_head h LEFT JOIN job_event e ON e.org_id = h.org_id AND e.seq > $2 AND e.seq <= $3 {matching}
+            AND ($5 IS NULL OR e.job_type IN (SELECT value FROM json_each($5)))
+            AND ($6 IS NULL OR e.next_status IN (SELECT value FROM json_each($6)))
+        WHERE h.org_id = $1 ORDER BY e.seq LIMIT $7"
+    )
+}
+
+pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
+    static OF_ORG: LazyLock<String> = LazyLock::new(|| events_sql("org_events", ""));
+    static OF_JOB: LazyLock<String> = LazyLock::new(|| events_sql("job_events", "AND e.job_id = $4"));
+    let filter = &query.filter;
+    let (sql, last) = match filter.job {
+        // One job's events have an index of their own: no window is needed.
+        Some(_) => (&*OF_JOB, i64::MAX),
+        None => (&*OF_ORG, query.after.saturating_add(SCAN_WINDOW)),
+    };
+    let json_unless_empty = |names: Vec<&str>| (!names.is_empty()).then(|| rows::json_text(&names));
+    let mut found = sqlx::query(AssertSqlSafe(sql.as_str()))
+        .bind(org.0)
+        .bind(query.after)
+        .bind(last)
+        .bind(filter.job.map(|job| job.0))
+        .bind(json_unless_empty(filter.types.iter().map(String::as_str).collect()))
+        .bind(json_unless_empty(
+            filter.statuses.iter().copied().map(JobStatus::as_str).collect(),
+        ))
+        .bind(i64::try_from(query.max_events).unwrap_or(i64::MAX))
+        .fetch(pool);
+
+    let mut page = EventPage {
+        events: Vec::new(),
+        through: 0,
+        head: 0,
+        floor: 1,
+        job_status: None,
+    };
+    let mut bytes = 0;
+    let mut is_cut = false;
+    while let Some(row) = found.next().await.transpose()? {
+        let mut columns = Columns::of(&row);
+        page.head = columns.get()?;
+        page.floor = columns.get()?;
+        page.job_status = columns.get::<Option<&str>>()?.map(rows::status).transpose()?;
+        if columns.peek_is_null()? {
+            break;
+        }
+        let event = rows::event(&mut columns)?;
+        bytes += event.weight();
+        page.events.push(Arc::new(event));
+        is_cut = page.events.len() >= query.max_events || bytes > query.max_bytes;
+        if is_cut {
+            break;
+        }
+    }
+    page.through = match page.events.last() {
+        Some(event) if is_cut => event.seq,
+        _ => last.min(page.head),
+    };
+    Ok(page)
+}
+
+pub(super) async fn statistics(
+    pool: &SqlitePool,
+    now: Time,
+    org: OrgId,
+    types: &[String],
+) -> Result<Statistics, StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "/* statistics */ SELECT h.seq, c.type, {},
+                CASE WHEN c.queued > 0 THEN
+                    (SELECT min(ready_at) FROM job WHERE org_id = c.org_id AND type = c.type AND status = 'queued')
+                END
+            FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id
+                AND ($2 IS NULL OR c.type IN (SELECT value FROM json_each($2)))
+            WHERE h.org_id = $1 ORDER BY c.type",
+            JobStatus::ALL.map(|status| format!("c.{status}")).join(", ")
+        )
+    });
+    let found = sqlx::query(AssertSqlSafe(SQL.as_str()))
+        .bind(org.0)
+        .bind((!types.is_empty()).then(|| rows::json_text(&types)))
+        .fetch_all(pool)
+        .await?;
+    let mut statistics = Statistics {
+        as_of_seq: 0,
+        as_of: now,
+        types: Vec::with_capacity(found.len()),
+    };
+    for row in &found {
+        let mut columns = Columns::of(row);
+        statistics.as_of_seq = columns.get()?;
+        let Some(job_type) = columns.get::<Option<String>>()? else {
+            break;
+        };
+        let mut counts = StatusCounts::default();
+        for status in JobStatus::ALL {
+            counts.add(status, columns.get()?);
+        }
+        let oldest_ready_at = columns.optional_time()?;
+        statistics.types.push(TypeStatistics {
+            job_type,
+            counts,
+            oldest_ready_at,
+        });
+    }
+    Ok(statistics)
+}
