@@ -29,6 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Maps in key order: a request has one encoding, which idempotency digests rely on.
         .btree_map(".jobledger")
+        // A stream's message is as small as a bookmark, but where it is an event.
+        .boxed(".jobledger.v1.StreamJobEventsResponse.item.event")
         // The transport is the server's and the client's choice, not the contract's.
         .build_transport(false)
         .compile_fds(compiler.file_descriptor_set())?;

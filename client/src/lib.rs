@@ -1,1 +1,80 @@
+//! The Rust client of [jobledger](https://docs.rs/jobledger-client): create jobs, report on them, and follow what happens.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), jobledger_client::Error> {
+//! use jobledger_client::{Client, NewJob, Report};
+//!
+//! // Connects when first used, and again whenever the connection is lost.
+//! let client = Client::connect("http://127.0.0.1:50051")?;
+//!
+//! // A producer queues a job. With a key, doing it twice makes one job.
+//! let job = NewJob::new("thumbnail").payload(&serde_json::json!({"path": "cat.jpg"}))?.idempotency_key("cat.jpg@7");
+//! let created = client.create(job).await?;
+//!
+//! // Whoever works on it reports.
+//! let id = &created.job.id;
+//! client.update(Report::start(id).stage("scaling")).await?;
+//! client.update(Report::progress(id).percent(50)).await?;
+//! client.update(Report::succeeded(id).result(&serde_json::json!({"bytes": 4096}))?).await?;
+//!
+//! // Anyone reads the result, the whole history, or the numbers.
+//! let job = client.get(id).await?;
+//! let statistics = client.statistics(&["thumbnail"]).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Following events
+//!
+//! A [`Subscription`] brings each event once, in the order of the org's log, and resumes by itself after a lost connection:
+//!
+//! ```no_run
+//! # async fn example(client: jobledger_client::Client) -> Result<(), jobledger_client::Error> {
+//! use jobledger_client::{Follow, Item};
+//!
+//! // From the beginning of the log; store the last `seq` seen to go on from there another day.
+//! let mut events = client.subscribe(Follow::org().after(0).types(["thumbnail"])).await?;
+//! while let Some(item) = events.next().await {
+//!     match item? {
+//!         Item::Event(event) => println!("{} {:?} {}", event.seq, event.kind(), event.job_id),
+//!         Item::Bookmark(bookmark) => println!("nothing is missing up to {}", bookmark.seq),
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Time-outs and retries
+//!
+//! Every call carries a deadline ([`ClientBuilder::timeout`], 30 s by default) that bounds all its tries together. What
+//! fails with UNAVAILABLE, or because the connection broke, is tried again with jittered backoff until then, if repeating
+//! it is safe:
+//!
+//! | call | repeated |
+//! |---|---|
+//! | [`Client::create`] | always: without an idempotency key it gets a random one |
+//! | [`Client::get`], [`Client::statistics`] | always |
+//! | [`Client::update`] | reports of an end always; others unless they are conditional on an etag, which a first try that went through would have changed. A remark may then be logged twice |
+//!
+//! Everything else is yours to decide: see [`Error`].
 
+mod client;
+mod error;
+mod json;
+mod request;
+mod retry;
+mod subscription;
+
+pub use jobledger_proto::v1 as proto;
+#[doc(no_inline)]
+pub use jobledger_proto::v1::{
+    Bookmark, GetStatisticsResponse as Statistics, Job, JobEvent, JobEventKind, JobStatus, RetryPolicy, StatusCounts,
+};
+
+pub use self::{
+    client::{Client, ClientBuilder, Created, Updated},
+    error::{Error, Violation},
+    json::{from_value, to_value},
+    request::{Follow, NewJob, Report},
+    subscription::{Item, Subscription},
+};

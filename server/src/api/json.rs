@@ -226,6 +226,6 @@ mod tests {
         assert_eq!(json(3.0), "3");
         assert_eq!(json(0.5), "0.5");
         assert_eq!(json(-0.0), "-0.0");
-        assert_eq!(json(1e300), "1e300");
+        assert_eq!(json(1e300), "1e+300");
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::convert;
 use crate::ledger::LedgerError;
 
 /// The domain of every ErrorInfo.
@@ -158,7 +159,8 @@ impl Answer {
                 Self::new(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED", message).with("existing_job_id", existing)
             }
             LedgerError::InvalidTransition { current } => {
-                Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message).with("current_status", current)
+                Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message)
+                    .with("current_status", convert::status(*current).as_str_name())
             }
             LedgerError::LeaseLost => Self::new(Code::FailedPrecondition, "LEASE_LOST", message),
             LedgerError::EtagMismatch { current } => {

@@ -42,7 +42,7 @@ impl Stream for EventStream {
         self.0.poll_recv(context).map(|taken| {
             taken.map(|message| {
                 let item = match message? {
-                    Message::Event(event) => Item::Event(convert::event(&event)),
+                    Message::Event(event) => Item::Event(Box::new(convert::event(&event))),
                     Message::Bookmark { seq, caught_up } => Item::Bookmark(pb::Bookmark { seq, caught_up }),
                 };
                 Ok(pb::StreamJobEventsResponse { item: Some(item) })

@@ -123,17 +123,15 @@ impl Lanes {
     }
 
     /// Moves the lanes until they are closed and empty.
-    pub(super) fn run(self: Arc<Self>) -> impl Future<Output = ()> + Send + 'static {
-        async move {
-            let mut writers = JoinSet::new();
-            for _ in 0..self.store.capacity().transactions {
-                writers.spawn(Arc::clone(&self).write());
-            }
-            while let Some(ended) = writers.join_next().await {
-                if let Err(error) = ended {
-                    // A panic here is a defect that must not turn into a server that hangs.
-                    std::panic::resume_unwind(error.into_panic());
-                }
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut writers = JoinSet::new();
+        for _ in 0..self.store.capacity().transactions {
+            writers.spawn(Arc::clone(&self).write());
+        }
+        while let Some(ended) = writers.join_next().await {
+            if let Err(error) = ended {
+                // A panic here is a defect that must not turn into a server that hangs.
+                std::panic::resume_unwind(error.into_panic());
             }
         }
     }

@@ -1,0 +1,257 @@
+//! The connection and its calls.
+
+use std::{future::Future, time::Duration};
+
+use jobledger_proto::v1::{
+    CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
+    StreamJobEventsRequest, UpdateJobStatusRequest, job_service_client::JobServiceClient,
+};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{
+    Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+use uuid::Uuid;
+
+use crate::{Error, retry::Backoff, subscription::Subscription};
+
+/// The metadata that names the org.
+const ORG_HEADER: &str = "x-org-id";
+/// How long one connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A silent server is asked for a sign of life this often, and given up after the same time again.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// What a call may take with all its tries, unless said otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client of one server or cluster. Cheap to clone; clones share the connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    service: JobServiceClient<Channel>,
+    org: Option<MetadataValue<Ascii>>,
+    timeout: Duration,
+}
+
+/// How to connect.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ClientBuilder {
+    endpoint: String,
+    org: Option<Uuid>,
+    timeout: Duration,
+}
+
+/// What came of a create.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Created {
+    /// The job, without payload and result.
+    pub job: Job,
+    /// True if it existed before, by its idempotency key.
+    pub deduplicated: bool,
+}
+
+/// What came of a report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Updated {
+    /// The job after the report, without payload and result.
+    pub job: Job,
+    /// True if somebody asked for the job to be canceled: stop, and report it.
+    pub cancel_requested: bool,
+}
+
+impl ClientBuilder {
+    /// The org that calls are about. Default: that of the server, the nil UUID.
+    pub fn org(mut self, org: Uuid) -> Self {
+        self.org = Some(org);
+        self
+    }
+
+    /// What a call may take with all its tries. Default 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The client. Nothing is connected before the first call.
+    ///
+    /// Needs to be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Endpoint`] if the endpoint is no URL.
+    pub fn build(self) -> Result<Client, Error> {
+        let channel = Endpoint::from_shared(self.endpoint)
+            .map_err(Error::Endpoint)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
+        Ok(Client {
+            service: JobServiceClient::new(channel),
+            org,
+            timeout: self.timeout,
+        })
+    }
+}
+
+impl Client {
+    /// A client of the server at this URL, with the defaults. Nothing is connected before the first call.
+    ///
+    /// Needs to be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Endpoint`] if the endpoint is no URL.
+    pub fn connect(endpoint: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(endpoint).build()
+    }
+
+    /// A client of the server at this URL, to be configured.
+    pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
+        ClientBuilder {
+            endpoint: endpoint.into(),
+            org: None,
+            timeout: TIMEOUT,
+        }
+    }
+
+    /// Creates a job, once. Without an idempotency key it gets a random one, so that trying again is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`], [`Error::PayloadTooLarge`], [`Error::IdempotencyKeyReused`], [`Error::Exhausted`],
+    /// [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn create(&self, job: impl Into<CreateJobRequest>) -> Result<Created, Error> {
+        let mut request = job.into();
+        if request.idempotency_key.is_empty() {
+            request.idempotency_key = Uuid::new_v4().to_string();
+        }
+        let answer = self
+            .call(request, true, |mut service, request| async move {
+                service.create_job(request).await
+            })
+            .await?;
+        Ok(Created {
+            deduplicated: answer.deduplicated,
+            job: answer.job.unwrap_or_default(),
+        })
+    }
+
+    /// Reads a job with its payload, stage, progress and result.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::JobNotFound`], [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn get(&self, job_id: impl Into<String>) -> Result<Job, Error> {
+        let request = GetJobRequest { job_id: job_id.into() };
+        let answer = self
+            .call(request, true, |mut service, request| async move {
+                service.get_job(request).await
+            })
+            .await?;
+        Ok(answer.job.unwrap_or_default())
+    }
+
+    /// Reports on a job. Reporting the same end twice is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`], [`Error::PayloadTooLarge`], [`Error::JobNotFound`], [`Error::LeaseLost`],
+    /// [`Error::EtagMismatch`], [`Error::InvalidTransition`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn update(&self, report: impl Into<UpdateJobStatusRequest>) -> Result<Updated, Error> {
+        let request = report.into();
+        let ends = request
+            .status
+            .is_some_and(|status| status != i32::from(JobStatus::Running));
+        let repeatable = ends || request.etag.is_empty();
+        let answer = self
+            .call(request, repeatable, |mut service, request| async move {
+                service.update_job_status(request).await
+            })
+            .await?;
+        Ok(Updated {
+            cancel_requested: answer.cancel_requested,
+            job: answer.job.unwrap_or_default(),
+        })
+    }
+
+    /// Counts the org's jobs, of these types or (if none is named) of all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn statistics(&self, types: &[&str]) -> Result<GetStatisticsResponse, Error> {
+        let request = GetStatisticsRequest {
+            types: types.iter().map(ToString::to_string).collect(),
+        };
+        self.call(request, true, |mut service, request| async move {
+            service.get_statistics(request).await
+        })
+        .await
+    }
+
+    /// Follows events; see [`Subscription`]. Returns once the server has taken the subscription.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`], [`Error::JobNotFound`], [`Error::CursorAhead`], [`Error::CursorExpired`],
+    /// [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn subscribe(&self, follow: impl Into<StreamJobEventsRequest>) -> Result<Subscription, Error> {
+        Subscription::open(self.clone(), follow.into()).await
+    }
+
+    /// The generated client, for calls in which nothing is done on the caller's behalf.
+    pub fn raw(&self) -> JobServiceClient<Channel> {
+        self.service.clone()
+    }
+
+    /// Opens one event stream, trying within the deadline.
+    pub(crate) async fn open_stream(
+        &self,
+        request: StreamJobEventsRequest,
+    ) -> Result<tonic::Streaming<jobledger_proto::v1::StreamJobEventsResponse>, Error> {
+        self.call(request, true, |mut service, mut request| async move {
+            // Its deadline would be that of the whole stream; only the opening is bounded, here.
+            request.metadata_mut().remove("grpc-timeout");
+            service.stream_job_events(request).await
+        })
+        .await
+    }
+
+    /// Sends a request until it is answered, fails for good, or the deadline passes.
+    async fn call<Req, Res, F>(
+        &self,
+        message: Req,
+        repeatable: bool,
+        send: impl Fn(JobServiceClient<Channel>, Request<Req>) -> F,
+    ) -> Result<Res, Error>
+    where
+        Req: Clone,
+        F: Future<Output = Result<Response<Res>, Status>>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut backoff = Backoff::default();
+        loop {
+            let mut request = Request::new(message.clone());
+            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            if let Some(org) = &self.org {
+                request.metadata_mut().insert(ORG_HEADER, org.clone());
+            }
+            let error = match timeout_at(deadline, send(self.service.clone(), request)).await {
+                Err(_) => return Err(Error::DeadlineExceeded),
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => Error::from(status),
+            };
+            let wait = backoff.next(error.retry_after());
+            if !repeatable || !error.is_unavailable() || Instant::now() + wait >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(%error, wait_ms = wait.as_millis() as u64, "trying again");
+            sleep(wait).await;
+        }
+    }
+}

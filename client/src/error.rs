@@ -1,0 +1,247 @@
+//! What can go wrong, by what to do about it.
+
+use std::{collections::HashMap, time::Duration};
+
+use jobledger_proto::v1::JobStatus;
+use thiserror::Error;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// The domain of the service's ErrorInfo.
+const DOMAIN: &str = "jobledger";
+
+/// Why a call failed. Built from the google.rpc.ErrorInfo that every error of the service carries.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The request breaks the contract (`INVALID_FIELD`): correct it.
+    #[error("invalid request: {message}")]
+    InvalidRequest {
+        /// All of it in one line.
+        message: String,
+        /// Field by field.
+        violations: Vec<Violation>,
+    },
+    /// A payload or result is over its limit (`PAYLOAD_TOO_LARGE`): store it elsewhere and refer to it.
+    #[error("{message}")]
+    PayloadTooLarge {
+        /// What is too large.
+        message: String,
+        /// The limit in encoded bytes.
+        limit: usize,
+        /// What it took.
+        size: usize,
+    },
+    /// The org has no such job (`JOB_NOT_FOUND`).
+    #[error("no job {job_id}")]
+    JobNotFound {
+        /// The id asked for.
+        job_id: String,
+    },
+    /// The idempotency key came with a different request before (`IDEMPOTENCY_KEY_REUSED`).
+    #[error("the idempotency key was used with a different request, for job {existing_job_id}")]
+    IdempotencyKeyReused {
+        /// The job of that request.
+        existing_job_id: String,
+    },
+    /// The job's status does not allow it (`INVALID_TRANSITION`).
+    #[error("the job is {}, which does not allow this", current.as_str_name())]
+    InvalidTransition {
+        /// Where the job stands.
+        current: JobStatus,
+    },
+    /// The job is not, or no longer, held under the lease (`LEASE_LOST`): stop working on it.
+    #[error("the lease is lost")]
+    LeaseLost,
+    /// The job has changed since its etag was read (`ETAG_MISMATCH`): read it again.
+    #[error("the job has changed; its etag is {current_etag}")]
+    EtagMismatch {
+        /// The job's etag now.
+        current_etag: String,
+    },
+    /// The cursor is beyond the head of the log (`CURSOR_AHEAD`): it comes from another log.
+    #[error("the cursor is beyond the head of the log, {head_seq}")]
+    CursorAhead {
+        /// The lowest `seq` kept.
+        oldest_seq: i64,
+        /// The head.
+        head_seq: i64,
+    },
+    /// The events after the cursor are no longer kept (`CURSOR_EXPIRED`).
+    #[error("the events after the cursor are no longer kept; the oldest is {oldest_seq}")]
+    CursorExpired {
+        /// The lowest `seq` kept.
+        oldest_seq: i64,
+        /// The head.
+        head_seq: i64,
+    },
+    /// Something is used up: queues, types, disk (`OVERLOADED`, `TOO_MANY_TYPES`, `STORAGE_FULL`).
+    #[error("{reason}: {message}")]
+    Exhausted {
+        /// The service's reason.
+        reason: String,
+        /// For people.
+        message: String,
+        /// When to come back, where waiting helps.
+        retry_after: Option<Duration>,
+    },
+    /// The service can't be reached or can't work now. A write may or may not have happened.
+    #[error("unavailable: {message}")]
+    Unavailable {
+        /// The service's reason; empty when the connection failed.
+        reason: String,
+        /// For people.
+        message: String,
+        /// When to come back.
+        retry_after: Option<Duration>,
+    },
+    /// The deadline passed. A write may or may not have happened.
+    #[error("the deadline passed")]
+    DeadlineExceeded,
+    /// Anything else the service said.
+    #[error("{code:?} {reason}: {message}")]
+    Other {
+        /// gRPC's code.
+        code: Code,
+        /// The service's reason, if it gave one.
+        reason: String,
+        /// For people.
+        message: String,
+    },
+    /// A payload or result is not what it was taken for.
+    #[error("JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The endpoint is no URL.
+    #[error("invalid endpoint: {0}")]
+    Endpoint(#[source] tonic::transport::Error),
+}
+
+/// A field that breaks the contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Its name in the contract.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+impl Error {
+    /// True if the same call may go through later: the service was away or the connection broke.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// When the service said to come back.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } | Self::Exhausted { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        let code = status.code();
+        let message = status.message().to_owned();
+        let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
+        let Some(info) = info else {
+            return match code {
+                Code::DeadlineExceeded => Self::DeadlineExceeded,
+                Code::Unavailable => Self::Unavailable {
+                    reason: String::new(),
+                    message,
+                    retry_after,
+                },
+                // tonic's own timer was quicker than ours.
+                Code::Cancelled if has_source::<tonic::TimeoutExpired>(&status) => Self::DeadlineExceeded,
+                // Made here, not there: the connection broke. What tonic makes of that depends on when it did.
+                _ if std::error::Error::source(&status).is_some() => Self::Unavailable {
+                    reason: String::new(),
+                    message,
+                    retry_after,
+                },
+                _ => Self::Other {
+                    code,
+                    reason: String::new(),
+                    message,
+                },
+            };
+        };
+        let reason = info.reason;
+        let facts = Facts(info.metadata);
+        match (code, reason.as_str()) {
+            (Code::InvalidArgument, "INVALID_FIELD") => {
+                let found = status
+                    .get_details_bad_request()
+                    .map(|bad| bad.field_violations)
+                    .unwrap_or_default();
+                let violations = found.into_iter().map(|violation| Violation {
+                    field: violation.field,
+                    description: violation.description,
+                });
+                Self::InvalidRequest {
+                    violations: violations.collect(),
+                    message,
+                }
+            }
+            (Code::InvalidArgument, "PAYLOAD_TOO_LARGE") => Self::PayloadTooLarge {
+                message,
+                limit: facts.number("limit"),
+                size: facts.number("size"),
+            },
+            (_, "JOB_NOT_FOUND") => Self::JobNotFound {
+                job_id: facts.text("job_id"),
+            },
+            (_, "IDEMPOTENCY_KEY_REUSED") => Self::IdempotencyKeyReused {
+                existing_job_id: facts.text("existing_job_id"),
+            },
+            (_, "INVALID_TRANSITION") => {
+                let current = JobStatus::from_str_name(&facts.text("current_status")).unwrap_or_default();
+                Self::InvalidTransition { current }
+            }
+            (_, "LEASE_LOST") => Self::LeaseLost,
+            (_, "ETAG_MISMATCH") => Self::EtagMismatch {
+                current_etag: facts.text("current_etag"),
+            },
+            (_, "CURSOR_AHEAD") => Self::CursorAhead {
+                oldest_seq: facts.number("oldest_seq"),
+                head_seq: facts.number("head_seq"),
+            },
+            (_, "CURSOR_EXPIRED") => Self::CursorExpired {
+                oldest_seq: facts.number("oldest_seq"),
+                head_seq: facts.number("head_seq"),
+            },
+            (Code::ResourceExhausted, _) => Self::Exhausted {
+                reason,
+                message,
+                retry_after,
+            },
+            (Code::Unavailable, _) => Self::Unavailable {
+                reason,
+                message,
+                retry_after,
+            },
+            (Code::DeadlineExceeded, _) => Self::DeadlineExceeded,
+            _ => Self::Other { code, reason, message },
+        }
+    }
+}
+
+fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
+    std::error::Error::source(status).is_some_and(|source| source.is::<E>())
+}
+
+/// The metadata of an ErrorInfo. What is missing reads as empty or zero.
+struct Facts(HashMap<String, String>);
+
+impl Facts {
+    fn text(&self, key: &str) -> String {
+        self.0.get(key).cloned().unwrap_or_default()
+    }
+
+    fn number<T: std::str::FromStr + Default>(&self, key: &str) -> T {
+        self.0.get(key).and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+}

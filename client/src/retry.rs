@@ -1,0 +1,54 @@
+//! When to try again.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+/// The upper end of the first wait.
+const FIRST: Duration = Duration::from_millis(50);
+/// The upper end of every later wait: short enough that a server which is back is found soon.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Waits between tries: exponential, with full jitter, so that clients of a server that was away don't return as one.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    tries: u32,
+}
+
+impl Backoff {
+    /// The next wait, never shorter than what the service asked for.
+    pub(crate) fn next(&mut self, asked_for: Option<Duration>) -> Duration {
+        let ceiling = FIRST.saturating_mul(1 << self.tries.min(10)).min(LONGEST);
+        self.tries += 1;
+        ceiling.mul_f64(random_fraction()).max(asked_for.unwrap_or_default())
+    }
+
+    /// Begins again after a success.
+    pub(crate) fn reset(&mut self) {
+        self.tries = 0;
+    }
+}
+
+/// Evenly in [0, 1).
+fn random_fraction() -> f64 {
+    // The low 32 bits of a version 4 UUID are random.
+    f64::from(Uuid::new_v4().as_u128() as u32) / (f64::from(u32::MAX) + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_bound_and_heed_the_service() {
+        for _ in 0..100 {
+            let mut backoff = Backoff::default();
+            for n in 0..20 {
+                assert!(backoff.next(None) <= FIRST.saturating_mul(1 << n.min(10)).min(LONGEST));
+            }
+            assert!(backoff.next(Some(Duration::from_secs(9))) >= Duration::from_secs(9));
+            backoff.reset();
+            assert!(backoff.next(None) <= FIRST);
+        }
+    }
+}
