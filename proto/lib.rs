@@ -4,10 +4,7 @@
 
 /// Package `jobledger.v1`.
 pub mod v1 {
-    #![allow(
-        missing_docs,
-        reason = "generated from the .proto files, where buf lint asks for the comments"
-    )]
+    #![allow(missing_docs, reason = "generated from the .proto files, where buf lint asks for the comments")]
     tonic::include_proto!("jobledger.v1");
 }
 

@@ -49,7 +49,7 @@ struct Args {
     #[arg(long, env = "JOBLEDGER_SERVER", default_value = "http://127.0.0.1:50051")]
     server: String,
     /// Files to work on at the same time.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 8)]
     workers: usize,
 }
 
@@ -87,10 +87,7 @@ struct Seen {
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let root = args
-        .path
-        .canonicalize()
-        .map_err(|error| format!("{}: {error}", args.path.display()))?;
+    let root = args.path.canonicalize().map_err(|error| format!("{}: {error}", args.path.display()))?;
     let client = Client::builder(args.server.as_str()).timeout(PATIENCE).build()?;
 
     let before = client.statistics(&[JOB_TYPE]).await?;
@@ -112,14 +109,7 @@ async fn main() -> Result<ExitCode> {
     let found = Arc::new(tokio::sync::Mutex::new(found));
     for _ in 0..CREATORS {
         let (client, jobs, tally) = (client.clone(), jobs.clone(), Arc::clone(&tally));
-        tasks.spawn(create(
-            client,
-            Arc::clone(&found),
-            jobs,
-            tally,
-            Arc::clone(&names),
-            display.clone(),
-        ));
+        tasks.spawn(create(client, Arc::clone(&found), jobs, tally, Arc::clone(&names), display.clone()));
     }
     drop(jobs);
     let work = Arc::new(tokio::sync::Mutex::new(work));
@@ -198,11 +188,7 @@ fn walk(root: &Path, files: &mpsc::Sender<Found>, display: &Display) -> Vec<(Pat
                 pending.append(&mut entries);
             } else if metadata.is_file() {
                 display.found();
-                let found = Found {
-                    path: path.clone(),
-                    size: metadata.len(),
-                    modified: metadata.modified()?,
-                };
+                let found = Found { path: path.clone(), size: metadata.len(), modified: metadata.modified()? };
                 // When nobody takes files any more, an error is on its way to the user.
                 let _ = files.blocking_send(found);
             }
@@ -239,21 +225,9 @@ async fn create(
             display.done();
             continue;
         }
-        let name = file
-            .path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        names
-            .lock()
-            .expect("no task panicked")
-            .insert(created.job.id.clone(), name);
-        let _ = jobs
-            .send(Work {
-                job_id: created.job.id,
-                file,
-            })
-            .await;
+        let name = file.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        names.lock().expect("no task panicked").insert(created.job.id.clone(), name);
+        let _ = jobs.send(Work { job_id: created.job.id, file }).await;
     }
 }
 
@@ -280,17 +254,13 @@ async fn digest_files(
         match digest(&client, &job_id, &file).await {
             Ok((sha256, bytes)) => {
                 let report = Report::succeeded(&job_id).percent(100);
-                client
-                    .update(report.result(&json!({"sha256": sha256, "bytes": bytes}))?)
-                    .await?;
+                client.update(report.result(&json!({"sha256": sha256, "bytes": bytes}))?).await?;
                 let mut tally = tally.lock().expect("no task panicked");
                 tally.succeeded += 1;
                 tally.bytes += bytes;
             }
             Err(DigestError::File(error)) => {
-                client
-                    .update(Report::failed(&job_id, code(&error), error.to_string()).permanent())
-                    .await?;
+                client.update(Report::failed(&job_id, code(&error), error.to_string()).permanent()).await?;
                 tally.lock().expect("no task panicked").failed += 1;
             }
             Err(DigestError::Report(error)) => return Err(error.into()),
@@ -315,10 +285,7 @@ fn code(error: &io::Error) -> &'static str {
 async fn digest(client: &Client, job_id: &str, file: &Found) -> Result<(String, u64), DigestError> {
     let path = file.path.clone();
     let opening = spawn_blocking(move || File::open(path));
-    let mut open = opening
-        .await
-        .expect("reading does not panic")
-        .map_err(DigestError::File)?;
+    let mut open = opening.await.expect("reading does not panic").map_err(DigestError::File)?;
     let report = |report: Report| async { client.update(report).await.map_err(DigestError::Report) };
     report(Report::progress(job_id).stage("hashing").percent(0)).await?;
     let (mut hasher, mut read, mut reported) = (Sha256::new(), 0, 0);
@@ -395,11 +362,7 @@ impl Display {
             "{elapsed_precise} [{wide_bar}] {human_pos}/{human_len} files, {per_sec}, ETA {eta}",
         );
         let whole = bars.add(ProgressBar::new(0).with_style(style.expect("a valid template")));
-        Self {
-            bars,
-            whole,
-            running: Arc::default(),
-        }
+        Self { bars, whole, running: Arc::default() }
     }
 
     fn found(&self) {
@@ -415,8 +378,7 @@ impl Display {
         if event.next_status() == JobStatus::Running {
             let bar = running.entry(event.job_id.clone()).or_insert_with(|| {
                 let style = ProgressStyle::with_template("  {bar:20} {percent:>3}% {msg}").expect("a valid template");
-                self.bars
-                    .insert_before(&self.whole, ProgressBar::new(100).with_style(style))
+                self.bars.insert_before(&self.whole, ProgressBar::new(100).with_style(style))
             });
             bar.set_position(u64::try_from(event.progress()).unwrap_or_default());
             bar.set_message(format!("{:8} {name}", event.stage()));

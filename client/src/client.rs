@@ -22,6 +22,11 @@ const ORG_HEADER: &str = "x-org-id";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent server is asked for a sign of life this often, and given up after the same time again.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+/// What the server may send ahead on one call or stream.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// The same for all of a connection's together: out of reach, else one stream that is not read would stop every call
+/// beside it. The windows of the streams bound the memory.
+const CONNECTION_WINDOW: u32 = 1 << 30;
 /// What a call may take with all its tries, unless said otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -85,16 +90,14 @@ impl ClientBuilder {
             .map_err(Error::Endpoint)?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true)
             .connect_lazy();
         let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
-        Ok(Client {
-            service: JobServiceClient::new(channel),
-            org,
-            timeout: self.timeout,
-        })
+        Ok(Client { service: JobServiceClient::new(channel), org, timeout: self.timeout })
     }
 }
 
@@ -112,11 +115,7 @@ impl Client {
 
     /// A client of the server at this URL, to be configured.
     pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
-        ClientBuilder {
-            endpoint: endpoint.into(),
-            org: None,
-            timeout: TIMEOUT,
-        }
+        ClientBuilder { endpoint: endpoint.into(), org: None, timeout: TIMEOUT }
     }
 
     /// Creates a job, once. Without an idempotency key it gets a random one, so that trying again is safe.
@@ -130,15 +129,9 @@ impl Client {
         if request.idempotency_key.is_empty() {
             request.idempotency_key = Uuid::new_v4().to_string();
         }
-        let answer = self
-            .call(request, true, |mut service, request| async move {
-                service.create_job(request).await
-            })
-            .await?;
-        Ok(Created {
-            deduplicated: answer.deduplicated,
-            job: answer.job.unwrap_or_default(),
-        })
+        let answer =
+            self.call(request, true, |mut service, request| async move { service.create_job(request).await }).await?;
+        Ok(Created { deduplicated: answer.deduplicated, job: answer.job.unwrap_or_default() })
     }
 
     /// Reads a job with its payload, stage, progress and result.
@@ -148,11 +141,8 @@ impl Client {
     /// [`Error::JobNotFound`], [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn get(&self, job_id: impl Into<String>) -> Result<Job, Error> {
         let request = GetJobRequest { job_id: job_id.into() };
-        let answer = self
-            .call(request, true, |mut service, request| async move {
-                service.get_job(request).await
-            })
-            .await?;
+        let answer =
+            self.call(request, true, |mut service, request| async move { service.get_job(request).await }).await?;
         Ok(answer.job.unwrap_or_default())
     }
 
@@ -164,19 +154,12 @@ impl Client {
     /// [`Error::EtagMismatch`], [`Error::InvalidTransition`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn update(&self, report: impl Into<UpdateJobStatusRequest>) -> Result<Updated, Error> {
         let request = report.into();
-        let ends = request
-            .status
-            .is_some_and(|status| status != i32::from(JobStatus::Running));
+        let ends = request.status.is_some_and(|status| status != i32::from(JobStatus::Running));
         let repeatable = ends || request.etag.is_empty();
         let answer = self
-            .call(request, repeatable, |mut service, request| async move {
-                service.update_job_status(request).await
-            })
+            .call(request, repeatable, |mut service, request| async move { service.update_job_status(request).await })
             .await?;
-        Ok(Updated {
-            cancel_requested: answer.cancel_requested,
-            job: answer.job.unwrap_or_default(),
-        })
+        Ok(Updated { cancel_requested: answer.cancel_requested, job: answer.job.unwrap_or_default() })
     }
 
     /// Counts the org's jobs, of these types or (if none is named) of all.
@@ -185,13 +168,8 @@ impl Client {
     ///
     /// [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn statistics(&self, types: &[&str]) -> Result<GetStatisticsResponse, Error> {
-        let request = GetStatisticsRequest {
-            types: types.iter().map(ToString::to_string).collect(),
-        };
-        self.call(request, true, |mut service, request| async move {
-            service.get_statistics(request).await
-        })
-        .await
+        let request = GetStatisticsRequest { types: types.iter().map(ToString::to_string).collect() };
+        self.call(request, true, |mut service, request| async move { service.get_statistics(request).await }).await
     }
 
     /// Follows events; see [`Subscription`]. Returns once the server has taken the subscription.

@@ -149,80 +149,47 @@ impl From<Status> for Error {
         let Some(info) = info else {
             return match code {
                 Code::DeadlineExceeded => Self::DeadlineExceeded,
-                Code::Unavailable => Self::Unavailable {
-                    reason: String::new(),
-                    message,
-                    retry_after,
-                },
+                Code::Unavailable => Self::Unavailable { reason: String::new(), message, retry_after },
                 // tonic's own timer was quicker than ours.
                 Code::Cancelled if has_source::<tonic::TimeoutExpired>(&status) => Self::DeadlineExceeded,
                 // Made here, not there: the connection broke. What tonic makes of that depends on when it did.
-                _ if std::error::Error::source(&status).is_some() => Self::Unavailable {
-                    reason: String::new(),
-                    message,
-                    retry_after,
-                },
-                _ => Self::Other {
-                    code,
-                    reason: String::new(),
-                    message,
-                },
+                _ if std::error::Error::source(&status).is_some() => {
+                    Self::Unavailable { reason: String::new(), message, retry_after }
+                }
+                _ => Self::Other { code, reason: String::new(), message },
             };
         };
         let reason = info.reason;
         let facts = Facts(info.metadata);
         match (code, reason.as_str()) {
             (Code::InvalidArgument, "INVALID_FIELD") => {
-                let found = status
-                    .get_details_bad_request()
-                    .map(|bad| bad.field_violations)
-                    .unwrap_or_default();
-                let violations = found.into_iter().map(|violation| Violation {
-                    field: violation.field,
-                    description: violation.description,
-                });
-                Self::InvalidRequest {
-                    violations: violations.collect(),
-                    message,
-                }
+                let found = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+                let violations = found
+                    .into_iter()
+                    .map(|violation| Violation { field: violation.field, description: violation.description });
+                Self::InvalidRequest { violations: violations.collect(), message }
             }
-            (Code::InvalidArgument, "PAYLOAD_TOO_LARGE") => Self::PayloadTooLarge {
-                message,
-                limit: facts.number("limit"),
-                size: facts.number("size"),
-            },
-            (_, "JOB_NOT_FOUND") => Self::JobNotFound {
-                job_id: facts.text("job_id"),
-            },
-            (_, "IDEMPOTENCY_KEY_REUSED") => Self::IdempotencyKeyReused {
-                existing_job_id: facts.text("existing_job_id"),
-            },
+            (Code::InvalidArgument, "PAYLOAD_TOO_LARGE") => {
+                Self::PayloadTooLarge { message, limit: facts.number("limit"), size: facts.number("size") }
+            }
+            (_, "JOB_NOT_FOUND") => Self::JobNotFound { job_id: facts.text("job_id") },
+            (_, "IDEMPOTENCY_KEY_REUSED") => {
+                Self::IdempotencyKeyReused { existing_job_id: facts.text("existing_job_id") }
+            }
             (_, "INVALID_TRANSITION") => {
                 let current = JobStatus::from_str_name(&facts.text("current_status")).unwrap_or_default();
                 Self::InvalidTransition { current }
             }
             (_, "LEASE_LOST") => Self::LeaseLost,
-            (_, "ETAG_MISMATCH") => Self::EtagMismatch {
-                current_etag: facts.text("current_etag"),
-            },
-            (_, "CURSOR_AHEAD") => Self::CursorAhead {
-                oldest_seq: facts.number("oldest_seq"),
-                head_seq: facts.number("head_seq"),
-            },
-            (_, "CURSOR_EXPIRED") => Self::CursorExpired {
-                oldest_seq: facts.number("oldest_seq"),
-                head_seq: facts.number("head_seq"),
-            },
-            (Code::ResourceExhausted, _) => Self::Exhausted {
-                reason,
-                message,
-                retry_after,
-            },
-            (Code::Unavailable, _) => Self::Unavailable {
-                reason,
-                message,
-                retry_after,
-            },
+            (_, "ETAG_MISMATCH") => Self::EtagMismatch { current_etag: facts.text("current_etag") },
+            (_, "CURSOR_AHEAD") => {
+                Self::CursorAhead { oldest_seq: facts.number("oldest_seq"), head_seq: facts.number("head_seq") }
+            }
+            (_, "CURSOR_EXPIRED") => {
+                Self::CursorExpired { oldest_seq: facts.number("oldest_seq"), head_seq: facts.number("head_seq") }
+            }
+            (Code::ResourceExhausted, _) => Self::Exhausted { reason, message, retry_after },
+            (Code::Unavailable, _) => Self::Unavailable { reason, message, retry_after },
             (Code::DeadlineExceeded, _) => Self::DeadlineExceeded,
             _ => Self::Other { code, reason, message },
         }

@@ -30,12 +30,10 @@ fn encode(json: Json) -> Value {
         Json::Bool(value) => Kind::BoolValue(value),
         Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
         Json::String(text) => Kind::StringValue(text),
-        Json::Array(items) => Kind::ListValue(ListValue {
-            values: items.into_iter().map(encode).collect(),
-        }),
-        Json::Object(fields) => Kind::StructValue(Struct {
-            fields: fields.into_iter().map(|(key, value)| (key, encode(value))).collect(),
-        }),
+        Json::Array(items) => Kind::ListValue(ListValue { values: items.into_iter().map(encode).collect() }),
+        Json::Object(fields) => {
+            Kind::StructValue(Struct { fields: fields.into_iter().map(|(key, value)| (key, encode(value))).collect() })
+        }
     };
     Value { kind: Some(kind) }
 }
@@ -47,13 +45,9 @@ fn decode(value: &Value) -> Json {
         Some(Kind::NumberValue(number)) => decode_number(*number),
         Some(Kind::StringValue(text)) => Json::String(text.clone()),
         Some(Kind::ListValue(list)) => list.values.iter().map(decode).collect(),
-        Some(Kind::StructValue(object)) => Json::Object(
-            object
-                .fields
-                .iter()
-                .map(|(key, value)| (key.clone(), decode(value)))
-                .collect(),
-        ),
+        Some(Kind::StructValue(object)) => {
+            Json::Object(object.fields.iter().map(|(key, value)| (key.clone(), decode(value))).collect())
+        }
     }
 }
 
@@ -84,10 +78,7 @@ mod tests {
     fn whole_numbers_read_as_integers() {
         let value = to_value(&7u64).unwrap();
         assert_eq!(from_value::<u32>(Some(&value)).unwrap(), 7);
-        assert!(matches!(
-            from_value::<u32>(Some(&to_value(&7.5).unwrap())),
-            Err(Error::Json(_))
-        ));
+        assert!(matches!(from_value::<u32>(Some(&to_value(&7.5).unwrap())), Err(Error::Json(_))));
     }
 
     #[test]

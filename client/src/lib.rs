@@ -38,6 +38,7 @@
 //!     match item? {
 //!         Item::Event(event) => println!("{} {:?} {}", event.seq, event.kind(), event.job_id),
 //!         Item::Bookmark(bookmark) => println!("nothing is missing up to {}", bookmark.seq),
+//!         _ => {} // from a newer version
 //!     }
 //! }
 //! # Ok(())

@@ -16,10 +16,7 @@ pub struct NewJob(CreateJobRequest);
 impl NewJob {
     /// A job of this type, 1 to 100 characters.
     pub fn new(job_type: impl Into<String>) -> Self {
-        Self(CreateJobRequest {
-            r#type: job_type.into(),
-            ..CreateJobRequest::default()
-        })
+        Self(CreateJobRequest { r#type: job_type.into(), ..CreateJobRequest::default() })
     }
 
     /// Input for the worker: any JSON, at most 1 MiB encoded.
@@ -160,10 +157,7 @@ impl Report {
     /// Try again after this time. Only with a failure or a release.
     pub fn retry_after(mut self, wait: Duration) -> Self {
         // What is too long for the contract's type is too long for its bound, and refused there.
-        self.0.retry_after = Some(wait.try_into().unwrap_or(prost_types::Duration {
-            seconds: i64::MAX,
-            nanos: 0,
-        }));
+        self.0.retry_after = Some(wait.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 }));
         self
     }
 
@@ -193,10 +187,7 @@ impl Follow {
 
     /// The events of one job: its whole history, unless [`Follow::after`] says otherwise, and then live until it is finished.
     pub fn job(job_id: impl Into<String>) -> Self {
-        Self(StreamJobEventsRequest {
-            job_id: job_id.into(),
-            ..StreamJobEventsRequest::default()
-        })
+        Self(StreamJobEventsRequest { job_id: job_id.into(), ..StreamJobEventsRequest::default() })
     }
 
     /// Only events with a greater `seq`; 0 is the beginning of the log.

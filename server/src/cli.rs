@@ -37,21 +37,11 @@ impl Cli {
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one.
-    #[arg(
-        long,
-        env = "JOBLEDGER_LISTEN",
-        value_name = "ADDR:PORT",
-        default_value = "127.0.0.1:50051"
-    )]
+    #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
     pub(crate) listen: String,
 
     /// Where the ledger is kept: sqlite://PATH, created if it is missing.
-    #[arg(
-        long,
-        env = "JOBLEDGER_DATABASE_URL",
-        value_name = "URL",
-        default_value = "sqlite://jobledger.db"
-    )]
+    #[arg(long, env = "JOBLEDGER_DATABASE_URL", value_name = "URL", default_value = "sqlite://jobledger.db")]
     database_url: DatabaseUrl,
 
     /// What to log: a level (error, warn, info, debug, trace), or levels by module as in `info,jobledger_server=debug`.
@@ -59,13 +49,7 @@ pub(crate) struct ServeArgs {
     pub(crate) log: String,
 
     /// How log lines look.
-    #[arg(
-        long,
-        env = "JOBLEDGER_LOG_FORMAT",
-        value_enum,
-        value_name = "FORMAT",
-        default_value = "text"
-    )]
+    #[arg(long, env = "JOBLEDGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
     /// Seconds that a stop may take: to answer what was accepted and to end streams.

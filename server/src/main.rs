@@ -30,9 +30,8 @@ async fn run(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
 
-    let listener = TcpListener::bind(&args.listen)
-        .await
-        .map_err(|error| format!("can't listen on {}: {error}", args.listen))?;
+    let listener =
+        TcpListener::bind(&args.listen).await.map_err(|error| format!("can't listen on {}: {error}", args.listen))?;
     let server = Server::open(listener, args.config()).await?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on {}", server.local_addr()?)?;

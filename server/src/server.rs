@@ -63,11 +63,7 @@ impl Server {
     /// [`ServeError::Store`] if the database can't be used.
     pub async fn open(listener: TcpListener, config: Config) -> Result<Self, ServeError> {
         let store = store::open(&config.database_url, Arc::clone(&config.clock)).await?;
-        Ok(Self {
-            listener,
-            config,
-            store,
-        })
+        Ok(Self { listener, config, store })
     }
 
     /// Where the server listens.
@@ -86,11 +82,7 @@ impl Server {
     ///
     /// If serving fails, or can't begin.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self {
-            listener,
-            config,
-            store,
-        } = self;
+        let Self { listener, config, store } = self;
         let (ledger, lanes) = Ledger::new(Arc::clone(&store), config.limits);
         let mut lanes = tokio::spawn(lanes);
         let draining = CancellationToken::new();
@@ -108,9 +100,7 @@ impl Server {
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        let incoming = TcpIncoming::from(listener)
-            .with_nodelay(Some(true))
-            .with_keepalive(Some(KEEPALIVE));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
         let mut serving =
             tokio::spawn(router.serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned()));
 
@@ -125,9 +115,7 @@ impl Server {
 
         tracing::info!(grace_s = config.shutdown_grace.as_secs(), "shutting down");
         health.set_not_serving::<JobServiceServer<api::Service>>().await;
-        health
-            .set_service_status("", tonic_health::ServingStatus::NotServing)
-            .await;
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         let deadline = Instant::now() + config.shutdown_grace;
         ledger.close();
         draining.cancel();

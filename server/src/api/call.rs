@@ -73,16 +73,8 @@ where
                 },
             };
             // A status in the headers is an error; success comes in the trailers.
-            let status = response
-                .headers()
-                .get(Status::GRPC_STATUS)
-                .and_then(|status| status.to_str().ok());
-            tracing::debug!(
-                rpc,
-                error_code = status,
-                elapsed_us = started.elapsed().as_micros() as u64,
-                "call"
-            );
+            let status = response.headers().get(Status::GRPC_STATUS).and_then(|status| status.to_str().ok());
+            tracing::debug!(rpc, error_code = status, elapsed_us = started.elapsed().as_micros() as u64, "call");
             Ok(response)
         })
     }

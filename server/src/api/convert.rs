@@ -48,17 +48,11 @@ fn kind(kind: EventKind) -> pb::JobEventKind {
 }
 
 fn timestamp(time: Time) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: time.timestamp(),
-        nanos: time.timestamp_subsec_nanos() as i32,
-    }
+    prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
 }
 
 fn duration(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration {
-        seconds: duration.as_secs() as i64,
-        nanos: duration.subsec_nanos() as i32,
-    }
+    prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 }
 }
 
 /// A job without payload and result.
@@ -73,11 +67,7 @@ pub(super) fn job(job: &Job) -> pb::Job {
         attempt: job.attempt,
         max_attempts: spec.max_attempts,
         priority: spec.priority,
-        idempotency_key: spec
-            .idempotency
-            .as_ref()
-            .map(|idempotency| idempotency.key.to_string())
-            .unwrap_or_default(),
+        idempotency_key: spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string()).unwrap_or_default(),
         requested_by: spec.requested_by.to_string(),
         labels: spec.labels.clone(),
         payload: None,
@@ -139,11 +129,7 @@ pub(super) fn statistics(statistics: Statistics) -> pb::GetStatisticsResponse {
     for of_type in &statistics.types {
         total.add_all(&of_type.counts);
     }
-    let oldest = statistics
-        .types
-        .iter()
-        .filter_map(|of_type| of_type.oldest_ready_at)
-        .min();
+    let oldest = statistics.types.iter().filter_map(|of_type| of_type.oldest_ready_at).min();
     pb::GetStatisticsResponse {
         counts: Some(counts(&total)),
         types_truncated: statistics.types.len() > MAX_TYPES_LISTED,

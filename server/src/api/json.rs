@@ -52,11 +52,7 @@ fn check(value: &Value) -> Result<(), Unstorable> {
 }
 
 fn check_text(text: &str) -> Result<(), Unstorable> {
-    if text.contains('\0') {
-        Err(Unstorable::Nul)
-    } else {
-        Ok(())
-    }
+    if text.contains('\0') { Err(Unstorable::Nul) } else { Ok(()) }
 }
 
 /// Serialises a checked value.
@@ -201,23 +197,13 @@ mod tests {
 
     #[test]
     fn what_json_or_postgresql_lack_is_refused_at_any_depth() {
-        let nested = |kind| {
-            value(Kind::ListValue(ListValue {
-                values: vec![value(kind)],
-            }))
-        };
+        let nested = |kind| value(Kind::ListValue(ListValue { values: vec![value(kind)] }));
         assert_eq!(to_json(&nested(Kind::NumberValue(f64::NAN))), Err(Unstorable::Number));
-        assert_eq!(
-            to_json(&nested(Kind::NumberValue(f64::NEG_INFINITY))),
-            Err(Unstorable::Number)
-        );
+        assert_eq!(to_json(&nested(Kind::NumberValue(f64::NEG_INFINITY))), Err(Unstorable::Number));
         assert_eq!(to_json(&nested(Kind::StringValue("a\0b".into()))), Err(Unstorable::Nul));
         assert_eq!(to_json(&Value { kind: None }), Err(Unstorable::Empty));
         let fields = BTreeMap::from([("\0".to_owned(), value(Kind::BoolValue(true)))]);
-        assert_eq!(
-            to_json(&value(Kind::StructValue(Struct { fields }))),
-            Err(Unstorable::Nul)
-        );
+        assert_eq!(to_json(&value(Kind::StructValue(Struct { fields }))), Err(Unstorable::Nul));
     }
 
     #[test]

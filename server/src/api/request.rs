@@ -74,10 +74,7 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
     let mut check = Check::default();
     let key = std::mem::take(&mut request.idempotency_key);
     // The request without its key, as it came: two that differ in a default only are not the same.
-    let idempotency = (!key.is_empty()).then(|| Idempotency {
-        digest: digest(&request),
-        key: Arc::from(key.as_str()),
-    });
+    let idempotency = (!key.is_empty()).then(|| Idempotency { digest: digest(&request), key: Arc::from(key.as_str()) });
     check.text("idempotency_key", &key, MAX_KEY_CHARS);
     check.job_type("type", &request.r#type);
     check.text("requested_by", &request.requested_by, MAX_REQUESTED_BY_CHARS);
@@ -85,14 +82,8 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
     check.that("priority", request.priority.abs() <= MAX_PRIORITY, || {
         format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")
     });
-    let max_attempts = if request.max_attempts == 0 {
-        1
-    } else {
-        request.max_attempts
-    };
-    check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || {
-        format!("must be 1 to {MAX_ATTEMPTS}")
-    });
+    let max_attempts = if request.max_attempts == 0 { 1 } else { request.max_attempts };
+    check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || format!("must be 1 to {MAX_ATTEMPTS}"));
     let retry_policy = check.retry_policy(request.retry_policy.as_ref());
     let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
     let payload = check.value("payload", request.payload.as_ref());
@@ -138,31 +129,18 @@ pub(super) fn update(request: pb::UpdateJobStatusRequest) -> Result<Command, Api
         etag: (!request.etag.is_empty()).then_some(request.etag),
         actor: Arc::default(),
     };
-    Ok(Command::Apply {
-        job,
-        command: Box::new(transition::Command::Report(report)),
-    })
+    Ok(Command::Apply { job, command: Box::new(transition::Command::Report(report)) })
 }
 
 pub(super) fn subscribe(request: &pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {
     let mut check = Check::default();
     let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
     check.types(&request.types);
-    let statuses = request
-        .statuses
-        .iter()
-        .filter_map(|status| check.status("statuses", *status))
-        .collect();
-    check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || {
-        "must not be negative".to_owned()
-    });
+    let statuses = request.statuses.iter().filter_map(|status| check.status("statuses", *status)).collect();
+    check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
     check.finish()?;
     Ok(SubscribeRequest {
-        filter: EventFilter {
-            job,
-            types: request.types.clone(),
-            statuses,
-        },
+        filter: EventFilter { job, types: request.types.clone(), statuses },
         after: request.after_seq,
         history_only: request.history_only,
     })
@@ -195,10 +173,7 @@ impl Check {
     }
 
     fn refuse(&mut self, field: &str, description: impl Into<String>) {
-        self.violations.push(Violation {
-            field: field.to_owned(),
-            description: description.into(),
-        });
+        self.violations.push(Violation { field: field.to_owned(), description: description.into() });
     }
 
     fn that(&mut self, field: &str, holds: bool, otherwise: impl FnOnce() -> String) {
@@ -211,14 +186,7 @@ impl Check {
         match Uuid::try_parse(text) {
             Ok(id) => JobId(id),
             Err(_) => {
-                self.refuse(
-                    "job_id",
-                    if text.is_empty() {
-                        "is required"
-                    } else {
-                        "must be a UUID"
-                    },
-                );
+                self.refuse("job_id", if text.is_empty() { "is required" } else { "must be a UUID" });
                 JobId(Uuid::nil())
             }
         }
@@ -226,9 +194,7 @@ impl Check {
 
     fn text(&mut self, field: &str, text: &str, max_chars: usize) {
         let chars = text.chars().count();
-        self.that(field, chars <= max_chars, || {
-            format!("must have at most {max_chars} characters, not {chars}")
-        });
+        self.that(field, chars <= max_chars, || format!("must have at most {max_chars} characters, not {chars}"));
         self.no_nul(field, text);
     }
 
@@ -241,9 +207,7 @@ impl Check {
     }
 
     fn no_nul(&mut self, field: &str, text: &str) {
-        self.that(field, !text.contains('\0'), || {
-            "must not hold the NUL character".to_owned()
-        });
+        self.that(field, !text.contains('\0'), || "must not hold the NUL character".to_owned());
     }
 
     fn job_type(&mut self, field: &str, name: &str) {
@@ -252,24 +216,18 @@ impl Check {
         self.that(field, chars <= MAX_TYPE_CHARS, || {
             format!("must have at most {MAX_TYPE_CHARS} characters, not {chars}")
         });
-        self.that(field, !name.chars().any(char::is_control), || {
-            "must not hold control characters".to_owned()
-        });
+        self.that(field, !name.chars().any(char::is_control), || "must not hold control characters".to_owned());
     }
 
     fn types(&mut self, types: &[String]) {
-        self.that("types", types.len() <= MAX_FILTER_TYPES, || {
-            format!("must name at most {MAX_FILTER_TYPES} types")
-        });
+        self.that("types", types.len() <= MAX_FILTER_TYPES, || format!("must name at most {MAX_FILTER_TYPES} types"));
         for name in types.iter().take(MAX_FILTER_TYPES) {
             self.job_type("types", name);
         }
     }
 
     fn labels(&mut self, labels: &BTreeMap<String, String>) {
-        self.that("labels", labels.len() <= MAX_LABELS, || {
-            format!("must be at most {MAX_LABELS}")
-        });
+        self.that("labels", labels.len() <= MAX_LABELS, || format!("must be at most {MAX_LABELS}"));
         for (key, value) in labels.iter().take(MAX_LABELS) {
             self.that("labels", !key.is_empty(), || "must not have an empty key".to_owned());
             self.text("labels", key, MAX_LABEL_CHARS);
@@ -284,9 +242,7 @@ impl Check {
             .ok()
             .filter(|nanos| *nanos < 1_000_000_000 && SECONDS.contains(&time.seconds))
             .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos));
-        self.that(field, valid.is_some(), || {
-            "must be a time from the years 1 to 9999".to_owned()
-        });
+        self.that(field, valid.is_some(), || "must be a time from the years 1 to 9999".to_owned());
         valid.map(|time| time.trunc_subsecs(6))
     }
 
@@ -296,9 +252,7 @@ impl Check {
         duration: &prost_types::Duration,
         [min, max]: [Duration; 2],
     ) -> Option<Duration> {
-        let valid = Duration::try_from(*duration)
-            .ok()
-            .filter(|duration| (min..=max).contains(duration));
+        let valid = Duration::try_from(*duration).ok().filter(|duration| (min..=max).contains(duration));
         self.that(field, valid.is_some(), || format!("must be {min:?} to {max:?}"));
         valid
     }
@@ -318,27 +272,17 @@ impl Check {
             format!("must be {least} to {most}")
         });
         let max_backoff = longest.unwrap_or(default.max_backoff.max(initial_backoff));
-        RetryPolicy {
-            initial_backoff,
-            multiplier,
-            max_backoff,
-        }
+        RetryPolicy { initial_backoff, multiplier, max_backoff }
     }
 
     fn value(&mut self, field: &'static str, value: Option<&prost_types::Value>) -> Option<Json> {
         let value = value?;
         let size = value.encoded_len();
         if size > MAX_VALUE_BYTES {
-            self.too_large = Some(ApiError::TooLarge {
-                field,
-                limit: MAX_VALUE_BYTES,
-                size,
-            });
+            self.too_large = Some(ApiError::TooLarge { field, limit: MAX_VALUE_BYTES, size });
             return None;
         }
-        json::to_json(value)
-            .map_err(|error| self.refuse(field, error.to_string()))
-            .ok()
+        json::to_json(value).map_err(|error| self.refuse(field, error.to_string())).ok()
     }
 
     fn status(&mut self, field: &str, status: i32) -> Option<JobStatus> {
@@ -366,52 +310,27 @@ impl Check {
         let fails = allows(&[JobStatus::Failed, JobStatus::Canceled]);
         let waits = allows(&[JobStatus::Failed, JobStatus::Queued]);
         let only = |names: &str| format!("is only for {names}");
-        self.that("result", request.result.is_none() || ends, || {
-            only("SUCCEEDED, FAILED and CANCELED")
-        });
-        self.that("error_code", request.error_code.is_empty() || fails, || {
-            only("FAILED and CANCELED")
-        });
-        self.that("error_message", request.error_message.is_empty() || fails, || {
-            only("FAILED and CANCELED")
-        });
-        self.that(
-            "retryable",
-            request.retryable.is_none() || allows(&[JobStatus::Failed]),
-            || only("FAILED"),
-        );
-        self.that("retry_after", request.retry_after.is_none() || waits, || {
-            only("FAILED and QUEUED")
-        });
+        self.that("result", request.result.is_none() || ends, || only("SUCCEEDED, FAILED and CANCELED"));
+        self.that("error_code", request.error_code.is_empty() || fails, || only("FAILED and CANCELED"));
+        self.that("error_message", request.error_message.is_empty() || fails, || only("FAILED and CANCELED"));
+        self.that("retryable", request.retryable.is_none() || allows(&[JobStatus::Failed]), || only("FAILED"));
+        self.that("retry_after", request.retry_after.is_none() || waits, || only("FAILED and QUEUED"));
         self.text("error_code", &request.error_code, MAX_ERROR_CODE_CHARS);
         self.bytes("error_message", &request.error_message);
         let result = self.value("result", request.result.as_ref());
         let wait = request.retry_after.as_ref();
         let retry_after = wait.and_then(|wait| self.duration("retry_after", wait, [Duration::ZERO, MAX_RETRY_AFTER]));
-        let error = JobError {
-            code: request.error_code.as_str().into(),
-            message: request.error_message.as_str().into(),
-        };
+        let error =
+            JobError { code: request.error_code.as_str().into(), message: request.error_message.as_str().into() };
         let retryable = request.retryable.unwrap_or(true);
         let outcome = match status? {
             JobStatus::Running => return Some(Step::Run),
             JobStatus::Queued => Outcome::Released { retry_after },
             JobStatus::Succeeded => Outcome::Succeeded { result },
-            JobStatus::Failed => Outcome::Failed {
-                result,
-                error,
-                retryable,
-                retry_after,
-            },
-            JobStatus::Canceled => Outcome::Canceled {
-                result,
-                error: (error != JobError::default()).then_some(error),
-            },
+            JobStatus::Failed => Outcome::Failed { result, error, retryable, retry_after },
+            JobStatus::Canceled => Outcome::Canceled { result, error: (error != JobError::default()).then_some(error) },
             JobStatus::DeadLetter => {
-                self.refuse(
-                    "status",
-                    "DEAD_LETTER is not reported: it follows from a FAILED that uses the budget up",
-                );
+                self.refuse("status", "DEAD_LETTER is not reported: it follows from a FAILED that uses the budget up");
                 return None;
             }
         };

@@ -22,11 +22,7 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn new(ledger: Ledger, slow_consumer_after: Duration, draining: CancellationToken) -> Self {
-        Self {
-            ledger,
-            slow_consumer_after,
-            draining,
-        }
+        Self { ledger, slow_consumer_after, draining }
     }
 }
 
@@ -42,19 +38,14 @@ impl JobService for Service {
             Reply::Created { job, deduplicated } => (job, deduplicated),
             Reply::Applied(job) => (job, false),
         };
-        Ok(Response::new(pb::CreateJobResponse {
-            job: Some(convert::job(&job)),
-            deduplicated,
-        }))
+        Ok(Response::new(pb::CreateJobResponse { job: Some(convert::job(&job)), deduplicated }))
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
         let org = request::org(request.metadata())?;
         let id = request::get(request.get_ref())?;
         let record = self.ledger.job(org, id).await.map_err(ApiError::from)?;
-        Ok(Response::new(pb::GetJobResponse {
-            job: Some(convert::job_record(&record)),
-        }))
+        Ok(Response::new(pb::GetJobResponse { job: Some(convert::job_record(&record)) }))
     }
 
     async fn update_job_status(

@@ -21,11 +21,7 @@ pub(super) enum ApiError {
     /// Fields that break the contract.
     Invalid(Vec<Violation>),
     /// A payload or result over its limit.
-    TooLarge {
-        field: &'static str,
-        limit: usize,
-        size: usize,
-    },
+    TooLarge { field: &'static str, limit: usize, size: usize },
     /// What the ledger said.
     Ledger(LedgerError),
     /// The deadline has passed.
@@ -44,10 +40,7 @@ pub(super) struct Violation {
 impl ApiError {
     /// A single bad field.
     pub(super) fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
-        Self::Invalid(vec![Violation {
-            field: field.into(),
-            description: description.into(),
-        }])
+        Self::Invalid(vec![Violation { field: field.into(), description: description.into() }])
     }
 }
 
@@ -59,18 +52,8 @@ impl From<LedgerError> for ApiError {
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
-        let Answer {
-            code,
-            reason,
-            message,
-            metadata,
-            retry,
-            violations,
-        } = Answer::of(error);
-        let metadata: HashMap<_, _> = metadata
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect();
+        let Answer { code, reason, message, metadata, retry, violations } = Answer::of(error);
+        let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
         for violation in violations.into_iter().take(MAX_VIOLATIONS) {
             details.add_bad_request_violation(violation.field, violation.description);
@@ -93,14 +76,7 @@ struct Answer {
 
 impl Answer {
     fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            reason,
-            message: message.into(),
-            metadata: Vec::new(),
-            retry: None,
-            violations: Vec::new(),
-        }
+        Self { code, reason, message: message.into(), metadata: Vec::new(), retry: None, violations: Vec::new() }
     }
 
     fn with(mut self, key: &'static str, value: impl ToString) -> Self {
@@ -116,20 +92,9 @@ impl Answer {
     fn of(error: ApiError) -> Self {
         match error {
             ApiError::Invalid(violations) => {
-                let each: Vec<_> = violations
-                    .iter()
-                    .map(|v| format!("{}: {}", v.field, v.description))
-                    .collect();
-                let message = each
-                    .iter()
-                    .take(MAX_VIOLATIONS)
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join("; ");
-                Self {
-                    violations,
-                    ..Self::new(Code::InvalidArgument, "INVALID_FIELD", message)
-                }
+                let each: Vec<_> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+                let message = each.iter().take(MAX_VIOLATIONS).map(String::as_str).collect::<Vec<_>>().join("; ");
+                Self { violations, ..Self::new(Code::InvalidArgument, "INVALID_FIELD", message) }
             }
             ApiError::TooLarge { field, limit, size } => {
                 let message = format!("{field} takes {size} bytes encoded; the limit is {limit}");
@@ -169,12 +134,12 @@ impl Answer {
             LedgerError::TooManyTypes { limit } => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_TYPES", message).with("limit", limit)
             }
-            LedgerError::CursorAhead { oldest, head } => Self::new(Code::OutOfRange, "CURSOR_AHEAD", message)
-                .with("oldest_seq", oldest)
-                .with("head_seq", head),
-            LedgerError::CursorExpired { oldest, head } => Self::new(Code::OutOfRange, "CURSOR_EXPIRED", message)
-                .with("oldest_seq", oldest)
-                .with("head_seq", head),
+            LedgerError::CursorAhead { oldest, head } => {
+                Self::new(Code::OutOfRange, "CURSOR_AHEAD", message).with("oldest_seq", oldest).with("head_seq", head)
+            }
+            LedgerError::CursorExpired { oldest, head } => {
+                Self::new(Code::OutOfRange, "CURSOR_EXPIRED", message).with("oldest_seq", oldest).with("head_seq", head)
+            }
             LedgerError::Overloaded => Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry(),
             LedgerError::StorageFull => Self::new(Code::ResourceExhausted, "STORAGE_FULL", message),
             LedgerError::Draining => Self::new(Code::Unavailable, "DRAINING", message).retry(),

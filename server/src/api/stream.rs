@@ -2,16 +2,16 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use jobledger_proto::v1::{self as pb, stream_job_events_response::Item};
-use tokio::{
-    sync::mpsc::{self, error::TrySendError},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -22,32 +22,44 @@ use crate::{
     ledger::{Delivery, LedgerError, Subscription},
 };
 
-/// Messages that wait for the caller. Events are shared with the hub's tail until they are taken, so a caller that
-/// takes nothing costs these, a page in hand, and what the transport buffers.
-const QUEUE: usize = 16;
+/// Pages that wait for the caller beside the one it is taking from. A page is bounded in events and in bytes, and its
+/// events become messages only when they are taken: a caller that takes nothing costs this one, the one that it
+/// takes from, one in the hands of the task, and what the transport buffers.
+const QUEUE: usize = 1;
 
-/// What waits for the caller; made into a message only when it is taken.
-enum Message {
-    Event(Arc<JobEvent>),
+/// What waits for the caller.
+enum Page {
+    Events(std::vec::IntoIter<Arc<JobEvent>>),
     Bookmark { seq: i64, caught_up: bool },
 }
 
+type Queued = Result<Page, ApiError>;
+
 /// The answer of StreamJobEvents.
-pub(crate) struct EventStream(mpsc::Receiver<Result<Message, ApiError>>);
+pub(crate) struct EventStream {
+    queue: mpsc::Receiver<Queued>,
+    page: std::vec::IntoIter<Arc<JobEvent>>,
+    /// How many messages the caller has taken.
+    taken: Arc<AtomicU64>,
+}
 
 impl Stream for EventStream {
     type Item = Result<pb::StreamJobEventsResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context).map(|taken| {
-            taken.map(|message| {
-                let item = match message? {
-                    Message::Event(event) => Item::Event(Box::new(convert::event(&event))),
-                    Message::Bookmark { seq, caught_up } => Item::Bookmark(pb::Bookmark { seq, caught_up }),
-                };
-                Ok(pb::StreamJobEventsResponse { item: Some(item) })
-            })
-        })
+        let item = loop {
+            if let Some(event) = self.page.next() {
+                break Item::Event(Box::new(convert::event(&event)));
+            }
+            match ready!(self.queue.poll_recv(context)) {
+                Some(Ok(Page::Events(page))) => self.page = page,
+                Some(Ok(Page::Bookmark { seq, caught_up })) => break Item::Bookmark(pb::Bookmark { seq, caught_up }),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => return Poll::Ready(None),
+            }
+        };
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(pb::StreamJobEventsResponse { item: Some(item) })))
     }
 }
 
@@ -58,6 +70,8 @@ pub(super) fn start(
     draining: CancellationToken,
 ) -> EventStream {
     let (queue, receiver) = mpsc::channel(QUEUE + 1);
+    let taken = Arc::new(AtomicU64::new(0));
+    let stream = EventStream { queue: receiver, page: Vec::new().into_iter(), taken: Arc::clone(&taken) };
     tokio::spawn(async move {
         // One place is kept for the error that ends the stream, so that it reaches even a caller whose queue is full.
         let Ok(last) = queue.clone().try_reserve_owned() else {
@@ -66,40 +80,39 @@ pub(super) fn start(
         let ended = tokio::select! {
             () = queue.closed() => return,
             () = draining.cancelled() => Err(LedgerError::Draining.into()),
-            ended = deliver(subscription, &queue, slow_consumer_after) => ended,
+            ended = deliver(subscription, &queue, &taken, slow_consumer_after) => ended,
         };
         if let Err(error) = ended {
             last.send(Err(error));
         }
     });
-    EventStream(receiver)
+    stream
 }
 
 async fn deliver(
     mut subscription: Subscription,
-    queue: &mpsc::Sender<Result<Message, ApiError>>,
+    queue: &mpsc::Sender<Queued>,
+    taken: &AtomicU64,
     slow_consumer_after: Duration,
 ) -> Result<(), ApiError> {
-    let put = |message| async move {
-        match queue.try_send(Ok(message)) {
-            Ok(()) => Ok(()),
-            // The caller is gone: the task is about to end anyway.
-            Err(TrySendError::Closed(_)) => Ok(()),
-            Err(TrySendError::Full(message)) => match timeout(slow_consumer_after, queue.send(message)).await {
-                Ok(_) => Ok(()),
-                Err(_) => Err(ApiError::SlowConsumer),
-            },
-        }
-    };
     loop {
-        match subscription.next().await? {
-            Delivery::Events(events) => {
-                for event in events {
-                    put(Message::Event(event)).await?;
-                }
-            }
-            Delivery::Bookmark { seq, caught_up } => put(Message::Bookmark { seq, caught_up }).await?,
+        let page = match subscription.next().await? {
+            Delivery::Events(events) => Page::Events(events.into_iter()),
+            Delivery::Bookmark { seq, caught_up } => Page::Bookmark { seq, caught_up },
             Delivery::End => return Ok(()),
+        };
+        let room = queue.reserve();
+        tokio::pin!(room);
+        loop {
+            let before = taken.load(Ordering::Relaxed);
+            match timeout(slow_consumer_after, &mut room).await {
+                Ok(Ok(room)) => break room.send(Ok(page)),
+                // The caller is gone.
+                Ok(Err(_)) => return Ok(()),
+                Err(_) if taken.load(Ordering::Relaxed) == before => return Err(ApiError::SlowConsumer),
+                // Slow, but taking.
+                Err(_) => {}
+            }
         }
     }
 }

@@ -146,9 +146,6 @@ impl JobEvent {
             + self.stage.as_deref().map_or(0, str::len)
             + self.message.len()
             + self.result.as_ref().map_or(0, |result| result.as_str().len())
-            + self
-                .error
-                .as_ref()
-                .map_or(0, |error| error.code.len() + error.message.len())
+            + self.error.as_ref().map_or(0, |error| error.code.len() + error.message.len())
     }
 }

@@ -95,11 +95,7 @@ impl Replay {
         let mut events = events.into_iter();
         let first = events.next().ok_or(ReplayError::Empty)?;
         if first.job_seq != 1 {
-            return Err(ReplayError::NotDense {
-                seq: first.seq,
-                found: first.job_seq,
-                expected: 1,
-            });
+            return Err(ReplayError::NotDense { seq: first.seq, found: first.job_seq, expected: 1 });
         }
         if first.prev_status.is_some() {
             return Err(ReplayError::NotChained { seq: first.seq });
@@ -123,11 +119,7 @@ impl Replay {
         for event in events {
             if event.job_seq != state.last_job_seq + 1 {
                 let expected = state.last_job_seq + 1;
-                return Err(ReplayError::NotDense {
-                    seq: event.seq,
-                    found: event.job_seq,
-                    expected,
-                });
+                return Err(ReplayError::NotDense { seq: event.seq, found: event.job_seq, expected });
             }
             let forward = event.seq > state.last_seq && event.ts >= state.updated_at && event.attempt >= state.attempt;
             if event.prev_status != Some(state.status) || !forward {

@@ -18,11 +18,7 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     /// 1 s, doubled up to 10 min.
     fn default() -> Self {
-        Self {
-            initial_backoff: Duration::from_secs(1),
-            multiplier: 2.0,
-            max_backoff: Duration::from_secs(600),
-        }
+        Self { initial_backoff: Duration::from_secs(1), multiplier: 2.0, max_backoff: Duration::from_secs(600) }
     }
 }
 
@@ -68,11 +64,7 @@ mod tests {
         for (n, longest) in longest.iter().enumerate() {
             let ceiling = Duration::from_secs(1 << n).min(policy.max_backoff);
             assert!(*longest <= ceiling, "failure {}: {longest:?} over {ceiling:?}", n + 1);
-            assert!(
-                *longest > ceiling / 2,
-                "failure {}: 500 draws never came over half of {ceiling:?}",
-                n + 1
-            );
+            assert!(*longest > ceiling / 2, "failure {}: 500 draws never came over half of {ceiling:?}", n + 1);
         }
     }
 }

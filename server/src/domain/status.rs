@@ -21,14 +21,8 @@ pub enum JobStatus {
 
 impl JobStatus {
     /// Every status, in the order of the contract.
-    pub const ALL: [Self; 6] = [
-        Self::Queued,
-        Self::Running,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Canceled,
-        Self::DeadLetter,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Canceled, Self::DeadLetter];
 
     /// The name in the database.
     pub const fn as_str(self) -> &'static str {

@@ -22,10 +22,7 @@ fn time(seconds: i64) -> Time {
 }
 
 fn tick(seconds: i64, next_seq: i64) -> Tick {
-    Tick {
-        now: time(seconds),
-        next_seq,
-    }
+    Tick { now: time(seconds), next_seq }
 }
 
 fn spec(max_attempts: i32) -> Arc<JobSpec> {
@@ -81,32 +78,19 @@ fn ending(outcome: Outcome) -> Option<Step> {
     for (at, byte) in format!("{outcome:?}").bytes().enumerate() {
         digest[at % 31] = u8::wrapping_add(digest[at % 31], byte).rotate_left(3);
     }
-    Some(Step::End(Ending {
-        outcome,
-        digest: Digest(digest),
-    }))
+    Some(Step::End(Ending { outcome, digest: Digest(digest) }))
 }
 
 fn error() -> JobError {
-    JobError {
-        code: "BROKEN".into(),
-        message: "it broke".into(),
-    }
+    JobError { code: "BROKEN".into(), message: "it broke".into() }
 }
 
 fn succeeded() -> Option<Step> {
-    ending(Outcome::Succeeded {
-        result: Some(Json::from_trusted("1")),
-    })
+    ending(Outcome::Succeeded { result: Some(Json::from_trusted("1")) })
 }
 
 fn failed(retryable: bool) -> Option<Step> {
-    ending(Outcome::Failed {
-        result: None,
-        error: error(),
-        retryable,
-        retry_after: None,
-    })
+    ending(Outcome::Failed { result: None, error: error(), retryable, retry_after: None })
 }
 
 fn released() -> Option<Step> {
@@ -114,10 +98,7 @@ fn released() -> Option<Step> {
 }
 
 fn canceled() -> Option<Step> {
-    ending(Outcome::Canceled {
-        result: None,
-        error: None,
-    })
+    ending(Outcome::Canceled { result: None, error: None })
 }
 
 fn apply(job: &Job, report: Report) -> Result<Transition, TransitionError> {
@@ -140,14 +121,8 @@ fn cell(decision: &Result<Transition, TransitionError>) -> String {
 
 #[test]
 fn every_status_answers_every_report_as_the_table_says() {
-    let news = Report {
-        progress: Some(50),
-        ..report(None)
-    };
-    let run_with_news = Report {
-        step: Some(Step::Run),
-        ..news.clone()
-    };
+    let news = Report { progress: Some(50), ..report(None) };
+    let run_with_news = Report { step: Some(Step::Run), ..news.clone() };
     let columns: [(&str, i32, Report); 11] = [
         ("nothing", 1, report(None)),
         ("news", 1, news),
@@ -159,14 +134,7 @@ fn every_status_answers_every_report_as_the_table_says() {
         ("fail for good, budget left", 3, report(failed(false))),
         ("give back", 1, report(released())),
         ("confirm cancel", 1, report(canceled())),
-        (
-            "wrong lease",
-            1,
-            Report {
-                lease: Some(LeaseToken("x".into())),
-                ..report(succeeded())
-            },
-        ),
+        ("wrong lease", 1, Report { lease: Some(LeaseToken("x".into())), ..report(succeeded()) }),
     ];
     // Canceling was not asked for | was asked for, where that makes a difference.
     let table: [(JobStatus, [&str; 11]); 6] = [
@@ -226,11 +194,7 @@ fn every_status_answers_every_report_as_the_table_says() {
             for (cancel_requested, expected) in [(false, plain), (true, asked)] {
                 let job = job_in(status, *max_attempts, cancel_requested);
                 let decision = apply(&job, report.clone());
-                assert_eq!(
-                    cell(&decision),
-                    expected,
-                    "{status} × {name}, cancel requested: {cancel_requested}"
-                );
+                assert_eq!(cell(&decision), expected, "{status} × {name}, cancel requested: {cancel_requested}");
                 if let Err(TransitionError::InvalidTransition { current }) = decision {
                     assert_eq!(current, status);
                 }
@@ -262,12 +226,7 @@ fn a_failure_that_is_retried_waits_as_the_policy_or_the_report_says() {
     assert_eq!(transition.job.last_error, Some(error()));
 
     let retry_after = Some(Duration::from_secs(90));
-    let step = ending(Outcome::Failed {
-        result: None,
-        error: error(),
-        retryable: true,
-        retry_after,
-    });
+    let step = ending(Outcome::Failed { result: None, error: error(), retryable: true, retry_after });
     assert_eq!(apply(&job, report(step)).unwrap().job.scheduled_at, Some(time(100)));
 }
 
@@ -277,9 +236,7 @@ fn giving_back_counts_no_failure_and_may_snooze() {
     let at_once = apply(&job, report(released())).unwrap().job;
     assert_eq!((at_once.failures, at_once.attempt, at_once.scheduled_at), (0, 1, None));
     assert_eq!(at_once.ready_at, time(10));
-    let step = ending(Outcome::Released {
-        retry_after: Some(Duration::from_secs(5)),
-    });
+    let step = ending(Outcome::Released { retry_after: Some(Duration::from_secs(5)) });
     assert_eq!(apply(&job, report(step)).unwrap().job.ready_at, time(15));
 }
 
@@ -298,36 +255,15 @@ fn the_same_outcome_again_is_fine_until_the_next_attempt_begins() {
     for step in [succeeded(), failed(true), failed(false), released()] {
         let ended = apply(&running, report(step.clone())).unwrap().job;
         let etag = Some("stale".to_owned());
-        let again = apply(
-            &ended,
-            Report {
-                etag,
-                ..report(step.clone())
-            },
-        )
-        .unwrap();
-        assert_eq!(
-            again,
-            Transition {
-                job: ended.clone(),
-                events: vec![]
-            },
-            "repetition comes before the etag"
-        );
-        let other = if step == succeeded() {
-            failed(false)
-        } else {
-            succeeded()
-        };
+        let again = apply(&ended, Report { etag, ..report(step.clone()) }).unwrap();
+        assert_eq!(again, Transition { job: ended.clone(), events: vec![] }, "repetition comes before the etag");
+        let other = if step == succeeded() { failed(false) } else { succeeded() };
         let refused = TransitionError::InvalidTransition { current: ended.status };
         assert_eq!(apply(&ended, report(other)).unwrap_err(), refused);
 
         if ended.status == JobStatus::Queued {
             let next = apply(&ended, report(Some(Step::Run))).unwrap().job;
-            assert!(
-                !apply(&next, report(step)).unwrap().events.is_empty(),
-                "of the next attempt it is a new report"
-            );
+            assert!(!apply(&next, report(step)).unwrap().events.is_empty(), "of the next attempt it is a new report");
         }
     }
 }
@@ -335,10 +271,7 @@ fn the_same_outcome_again_is_fine_until_the_next_attempt_begins() {
 #[test]
 fn an_etag_is_checked_before_the_transition_and_changes_with_it() {
     let job = job_in(JobStatus::Queued, 1, false);
-    let with = |etag: &str, step| Report {
-        etag: Some(etag.to_owned()),
-        ..report(step)
-    };
+    let with = |etag: &str, step| Report { etag: Some(etag.to_owned()), ..report(step) };
     let stale = TransitionError::EtagMismatch { current: job.etag() };
     assert_eq!(apply(&job, with("6", succeeded())).unwrap_err(), stale);
     let started = apply(&job, with(&job.etag(), Some(Step::Run))).unwrap().job;
@@ -350,84 +283,33 @@ fn an_attempt_begins_without_the_last_ones_stage_progress_and_result() {
     let mut job = job_in(JobStatus::Queued, 3, false);
     (job.stage, job.progress, job.result_seq) = (Some("old".into()), Some(70), Some(5));
     job.last_error = Some(error());
-    let started = apply(
-        &job,
-        Report {
-            stage: Some("new".into()),
-            ..report(Some(Step::Run))
-        },
-    )
-    .unwrap()
-    .job;
-    assert_eq!(
-        (started.stage.as_deref(), started.progress, started.result_seq),
-        (Some("new"), None, None)
-    );
+    let started = apply(&job, Report { stage: Some("new".into()), ..report(Some(Step::Run)) }).unwrap().job;
+    assert_eq!((started.stage.as_deref(), started.progress, started.result_seq), (Some("new"), None, None));
     assert_eq!(started.last_error, Some(error()), "the last error stays");
-    let cleared = apply(
-        &started,
-        Report {
-            stage: Some("".into()),
-            ..report(None)
-        },
-    )
-    .unwrap()
-    .job;
+    let cleared = apply(&started, Report { stage: Some("".into()), ..report(None) }).unwrap().job;
     assert_eq!(cleared.stage, None);
 }
 
 #[test]
 fn replay_refuses_what_is_not_a_history() {
     let created = create(1);
-    let started = created
-        .job
-        .apply(&Command::Report(report(Some(Step::Run))), tick(1, 2))
-        .unwrap();
-    let ended = started
-        .job
-        .apply(&Command::Report(report(succeeded())), tick(2, 3))
-        .unwrap();
+    let started = created.job.apply(&Command::Report(report(Some(Step::Run))), tick(1, 2)).unwrap();
+    let ended = started.job.apply(&Command::Report(report(succeeded())), tick(2, 3)).unwrap();
     let whole = [&created.events[0], &started.events[0], &ended.events[0]];
     assert_eq!(Replay::fold(whole), Ok(Replay::of(&ended.job)));
 
     assert_eq!(Replay::fold([]), Err(ReplayError::Empty));
     let beheaded = Replay::fold([whole[1], whole[2]]);
-    assert_eq!(
-        beheaded,
-        Err(ReplayError::NotDense {
-            seq: 2,
-            found: 2,
-            expected: 1
-        })
-    );
+    assert_eq!(beheaded, Err(ReplayError::NotDense { seq: 2, found: 2, expected: 1 }));
     let holed = Replay::fold([whole[0], whole[2]]);
-    assert_eq!(
-        holed,
-        Err(ReplayError::NotDense {
-            seq: 3,
-            found: 3,
-            expected: 2
-        })
-    );
+    assert_eq!(holed, Err(ReplayError::NotDense { seq: 3, found: 3, expected: 2 }));
     for tampered in [
-        JobEvent {
-            prev_status: Some(JobStatus::Failed),
-            ..whole[1].clone()
-        },
-        JobEvent {
-            seq: 1,
-            ..whole[1].clone()
-        },
-        JobEvent {
-            ts: time(-1),
-            ..whole[1].clone()
-        },
+        JobEvent { prev_status: Some(JobStatus::Failed), ..whole[1].clone() },
+        JobEvent { seq: 1, ..whole[1].clone() },
+        JobEvent { ts: time(-1), ..whole[1].clone() },
     ] {
         let seq = tampered.seq;
-        assert_eq!(
-            Replay::fold([whole[0], &tampered, whole[2]]),
-            Err(ReplayError::NotChained { seq })
-        );
+        assert_eq!(Replay::fold([whole[0], &tampered, whole[2]]), Err(ReplayError::NotChained { seq }));
     }
 }
 
@@ -437,18 +319,10 @@ fn any_report() -> impl Strategy<Value = Report> {
     let outcome = prop_oneof![
         result.clone().prop_map(|result| Outcome::Succeeded { result }),
         (result.clone(), any::<bool>(), wait.clone()).prop_map(|(result, retryable, retry_after)| {
-            Outcome::Failed {
-                result,
-                error: error(),
-                retryable,
-                retry_after,
-            }
+            Outcome::Failed { result, error: error(), retryable, retry_after }
         }),
         wait.prop_map(|retry_after| Outcome::Released { retry_after }),
-        result.prop_map(|result| Outcome::Canceled {
-            result,
-            error: Some(error())
-        }),
+        result.prop_map(|result| Outcome::Canceled { result, error: Some(error()) }),
     ];
     let step = prop_oneof![
         3 => Just(Some(Step::Run)),

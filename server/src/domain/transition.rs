@@ -171,14 +171,7 @@ impl Job {
             last_seq: 0,
         };
         let mut path = Path::new(&job, &actor, at);
-        path.take(
-            EventKind::Created,
-            JobStatus::Queued,
-            Detail {
-                scheduled_at,
-                ..Detail::default()
-            },
-        );
+        path.take(EventKind::Created, JobStatus::Queued, Detail { scheduled_at, ..Detail::default() });
         path.events[0].prev_status = None;
         path.finish()
     }
@@ -243,18 +236,12 @@ impl Job {
     }
 
     fn unchanged(&self) -> Transition {
-        Transition {
-            job: self.clone(),
-            events: Vec::new(),
-        }
+        Transition { job: self.clone(), events: Vec::new() }
     }
 
     fn has_news(&self, report: &Report) -> bool {
         !report.message.is_empty()
-            || report
-                .stage
-                .as_ref()
-                .is_some_and(|stage| **stage != *self.stage.as_deref().unwrap_or_default())
+            || report.stage.as_ref().is_some_and(|stage| **stage != *self.stage.as_deref().unwrap_or_default())
             || report.progress.is_some_and(|progress| Some(progress) != self.progress)
     }
 
@@ -288,10 +275,7 @@ struct Detail {
 
 impl Detail {
     fn of(report: &Report) -> Self {
-        Self {
-            message: Arc::clone(&report.message),
-            ..Self::default()
-        }
+        Self { message: Arc::clone(&report.message), ..Self::default() }
     }
 }
 
@@ -305,19 +289,11 @@ struct Path {
 
 impl Path {
     fn new(job: &Job, actor: &Arc<str>, at: Tick) -> Self {
-        Self {
-            job: job.clone(),
-            events: Vec::new(),
-            actor: Arc::clone(actor),
-            at,
-        }
+        Self { job: job.clone(), events: Vec::new(), actor: Arc::clone(actor), at }
     }
 
     fn finish(self) -> Transition {
-        Transition {
-            job: self.job,
-            events: self.events,
-        }
+        Transition { job: self.job, events: self.events }
     }
 
     /// Takes one arrow: writes its event, and what the event says, into the job.
@@ -365,50 +341,22 @@ impl Path {
     fn end_attempt(&mut self, outcome: &Outcome, detail: Detail) {
         match outcome {
             Outcome::Succeeded { result } => {
-                self.take(
-                    EventKind::Succeeded,
-                    JobStatus::Succeeded,
-                    Detail {
-                        result: result.clone(),
-                        ..detail
-                    },
-                );
+                self.take(EventKind::Succeeded, JobStatus::Succeeded, Detail { result: result.clone(), ..detail });
             }
             // After cancel was requested, every exit other than success leads to canceled and keeps its error.
             Outcome::Failed { result, error, .. } if self.job.cancel_requested => {
-                self.cancel(Detail {
-                    result: result.clone(),
-                    error: Some(error.clone()),
-                    ..detail
-                });
+                self.cancel(Detail { result: result.clone(), error: Some(error.clone()), ..detail });
             }
             Outcome::Released { .. } if self.job.cancel_requested => self.cancel(detail),
             Outcome::Canceled { result, error } => {
-                self.cancel(Detail {
-                    result: result.clone(),
-                    error: error.clone(),
-                    ..detail
-                });
+                self.cancel(Detail { result: result.clone(), error: error.clone(), ..detail });
             }
             Outcome::Released { retry_after } => {
                 let scheduled_at = retry_after.map(|wait| self.at.now + wait);
-                self.take(
-                    EventKind::Released,
-                    JobStatus::Queued,
-                    Detail { scheduled_at, ..detail },
-                );
+                self.take(EventKind::Released, JobStatus::Queued, Detail { scheduled_at, ..detail });
             }
-            Outcome::Failed {
-                result,
-                error,
-                retryable,
-                retry_after,
-            } => {
-                let detail = Detail {
-                    result: result.clone(),
-                    error: Some(error.clone()),
-                    ..detail
-                };
+            Outcome::Failed { result, error, retryable, retry_after } => {
+                let detail = Detail { result: result.clone(), error: Some(error.clone()), ..detail };
                 self.fail(detail, *retryable, *retry_after);
             }
         }
@@ -430,14 +378,7 @@ impl Path {
         if failures < budget {
             let wait = retry_after.unwrap_or_else(|| self.job.spec.retry_policy.delay(self.job.id, failures));
             let scheduled_at = Some(self.at.now + wait);
-            self.take(
-                EventKind::RetryScheduled,
-                JobStatus::Queued,
-                Detail {
-                    scheduled_at,
-                    ..Detail::default()
-                },
-            );
+            self.take(EventKind::RetryScheduled, JobStatus::Queued, Detail { scheduled_at, ..Detail::default() });
         } else if budget > 1 {
             self.take(EventKind::DeadLettered, JobStatus::DeadLetter, Detail::default());
         }

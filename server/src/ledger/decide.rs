@@ -37,11 +37,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             }
         }
     }
-    Needs {
-        jobs: jobs.into_iter().collect(),
-        keys: keys.into_iter().collect(),
-        types: types.into_iter().collect(),
-    }
+    Needs { jobs: jobs.into_iter().collect(), keys: keys.into_iter().collect(), types: types.into_iter().collect() }
 }
 
 /// What became of a batch: an answer for each command in order, and what to write before any of them is given.
@@ -60,10 +56,7 @@ pub(super) fn decide<'a>(
 ) -> Decision {
     let mut log = Log::new(org, loaded, clock, max_types);
     let replies = commands.into_iter().map(|command| log.decide(command)).collect();
-    Decision {
-        replies,
-        changes: log.finish(),
-    }
+    Decision { replies, changes: log.finish() }
 }
 
 /// The part of an org's log that a batch touches.
@@ -123,16 +116,9 @@ impl Log {
         if let Some(wanted) = &create.spec.idempotency
             && let Some(existing) = self.keys.get(&wanted.key).and_then(|id| self.jobs.get(id))
         {
-            let same = existing
-                .spec
-                .idempotency
-                .as_ref()
-                .is_some_and(|held| held.digest == wanted.digest);
+            let same = existing.spec.idempotency.as_ref().is_some_and(|held| held.digest == wanted.digest);
             return if same {
-                Ok(Reply::Created {
-                    job: existing.clone(),
-                    deduplicated: true,
-                })
+                Ok(Reply::Created { job: existing.clone(), deduplicated: true })
             } else {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
@@ -144,13 +130,7 @@ impl Log {
             self.head.types += 1;
             self.types.insert(Arc::clone(&create.spec.job_type));
         }
-        let transition = Job::create(
-            create.id,
-            self.org,
-            Arc::clone(&create.spec),
-            create.scheduled_at,
-            self.tick(),
-        );
+        let transition = Job::create(create.id, self.org, Arc::clone(&create.spec), create.scheduled_at, self.tick());
         let job = transition.job.clone();
         if let Some(idempotency) = &job.spec.idempotency {
             self.keys.insert(Arc::clone(&idempotency.key), job.id);
@@ -159,17 +139,11 @@ impl Log {
             self.changes.payloads.push((job.id, payload.clone()));
         }
         self.take(None, transition);
-        Ok(Reply::Created {
-            job,
-            deduplicated: false,
-        })
+        Ok(Reply::Created { job, deduplicated: false })
     }
 
     fn tick(&self) -> Tick {
-        Tick {
-            now: self.now,
-            next_seq: self.head.seq + 1,
-        }
+        Tick { now: self.now, next_seq: self.head.seq + 1 }
     }
 
     /// Takes a transition with events over into the log.

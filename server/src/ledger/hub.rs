@@ -26,10 +26,7 @@ pub(super) struct Hub {
 
 impl Hub {
     pub(super) fn new(tail_bytes: usize) -> Self {
-        Self {
-            channels: Mutex::default(),
-            tail_bytes,
-        }
+        Self { channels: Mutex::default(), tail_bytes }
     }
 
     /// Joins an org's channel, opening it for its first subscriber.
@@ -46,10 +43,7 @@ impl Hub {
             *slot = Arc::downgrade(&channel);
             channel
         });
-        Listener {
-            signal: channel.signal.subscribe(),
-            channel,
-        }
+        Listener { signal: channel.signal.subscribe(), channel }
     }
 
     /// Hands on one committed batch of an org. Batches of an org come in the order of their commits.
@@ -62,9 +56,7 @@ impl Hub {
         };
         let Some(channel) = channel else { return };
         lock(&channel.tail).append(events, share);
-        channel
-            .signal
-            .send_modify(|signal| signal.head = signal.head.max(last.seq));
+        channel.signal.send_modify(|signal| signal.head = signal.head.max(last.seq));
     }
 
     /// Forgets an org's tail after a commit whose outcome this process could not follow, and sends its subscribers to
@@ -114,10 +106,7 @@ struct Tail {
 
 impl Tail {
     fn append(&mut self, batch: &[Arc<JobEvent>], max_bytes: usize) {
-        let follows = self
-            .events
-            .back()
-            .is_none_or(|last| batch.first().is_some_and(|next| next.seq == last.seq + 1));
+        let follows = self.events.back().is_none_or(|last| batch.first().is_some_and(|next| next.seq == last.seq + 1));
         if !follows {
             *self = Self::default();
         }
@@ -150,8 +139,8 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Up to `max` events after the cursor.
-    pub(super) fn recent(&self, after: i64, max: usize) -> Recent {
+    /// Events after the cursor: at most so many, and no more once so many bytes are exceeded.
+    pub(super) fn recent(&self, after: i64, max_events: usize, max_bytes: usize) -> Recent {
         let tail = lock(&self.channel.tail);
         let (Some(first), Some(last)) = (tail.events.front(), tail.events.back()) else {
             let head = self.signal.borrow().head;
@@ -161,7 +150,15 @@ impl Listener {
             return Recent::AtHead;
         }
         match usize::try_from(after + 1 - first.seq) {
-            Ok(skip) => Recent::Events(tail.events.iter().skip(skip).take(max).cloned().collect()),
+            Ok(skip) => {
+                let mut bytes = 0;
+                let fits = |event: &&Arc<JobEvent>| {
+                    let fits = bytes <= max_bytes;
+                    bytes += event.weight();
+                    fits
+                };
+                Recent::Events(tail.events.iter().skip(skip).take(max_events).take_while(fits).cloned().collect())
+            }
             Err(_) => Recent::Behind,
         }
     }
@@ -173,10 +170,7 @@ impl Listener {
 
     /// Waits until there is, or may be, something after the cursor that was not there at that count of restarts.
     pub(super) async fn news(&mut self, after: i64, restarts: u64) {
-        let found = self
-            .signal
-            .wait_for(|signal| signal.head > after || signal.restarts != restarts)
-            .await;
+        let found = self.signal.wait_for(|signal| signal.head > after || signal.restarts != restarts).await;
         // The sender lives in the channel that this listener holds.
         debug_assert!(found.is_ok());
     }

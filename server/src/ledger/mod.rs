@@ -1,4 +1,4 @@
-//! An org's serial log: commands go through [lanes](writer) in batches, readers follow the [hub], both over one store.
+//! An org's serial log: commands go through lanes in batches, readers follow the hub, both over one store.
 
 pub mod command;
 mod decide;
@@ -6,7 +6,7 @@ mod hub;
 mod subscription;
 mod writer;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ use crate::{
     store::{Statistics, Store, StoreError},
 };
 
-/// Bounds of the ledger, each a promise about memory.
+/// Bounds of the ledger, each a promise about memory or time.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Commands in one batch; at least 1.
@@ -42,6 +42,8 @@ pub struct Limits {
     pub tail_bytes: usize,
     /// Reads of past events that may be under way at the same time.
     pub catch_up_reads: usize,
+    /// How long the outcome of a broken commit is looked for.
+    pub resolve_within: Duration,
 }
 
 impl Default for Limits {
@@ -54,6 +56,7 @@ impl Default for Limits {
             types_per_org: 10_000,
             tail_bytes: 64 << 20,
             catch_up_reads: 2,
+            resolve_within: Duration::from_secs(10),
         }
     }
 }
@@ -75,15 +78,7 @@ impl Ledger {
         let lanes = Arc::new(Lanes::new(Arc::clone(&store), Arc::clone(&hub), limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
         let work = Arc::clone(&lanes).run();
-        (
-            Self {
-                store,
-                lanes,
-                hub,
-                catch_up,
-            },
-            work,
-        )
+        (Self { store, lanes, hub, catch_up }, work)
     }
 
     /// Has one command decided and committed.
@@ -106,10 +101,7 @@ impl Ledger {
     ///
     /// [`LedgerError::JobNotFound`], or that of the database.
     pub async fn job(&self, org: OrgId, id: JobId) -> Result<JobRecord, LedgerError> {
-        self.store
-            .job(org, id)
-            .await?
-            .ok_or(LedgerError::JobNotFound { job: id })
+        self.store.job(org, id).await?.ok_or(LedgerError::JobNotFound { job: id })
     }
 
     /// Reads the counters of an org, of these types or of all.
@@ -129,14 +121,7 @@ impl Ledger {
     pub async fn subscribe(&self, org: OrgId, request: SubscribeRequest) -> Result<Subscription, LedgerError> {
         // First the hub, then the database: what is committed in between is heard of.
         let listener = self.hub.listen(org);
-        Subscription::open(
-            Arc::clone(&self.store),
-            Arc::clone(&self.catch_up),
-            org,
-            listener,
-            request,
-        )
-        .await
+        Subscription::open(Arc::clone(&self.store), Arc::clone(&self.catch_up), org, listener, request).await
     }
 
     /// Refuses new commands; those accepted are still decided.

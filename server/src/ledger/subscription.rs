@@ -92,21 +92,8 @@ impl Subscription {
         request: SubscribeRequest,
     ) -> Result<Self, LedgerError> {
         // A page beyond every event: the head, the floor and the job's status alone.
-        let filter = EventFilter {
-            job: request.filter.job,
-            ..EventFilter::default()
-        };
-        let log = store
-            .events(
-                org,
-                &EventQuery {
-                    filter,
-                    after: i64::MAX,
-                    max_events: 1,
-                    max_bytes: 0,
-                },
-            )
-            .await?;
+        let filter = EventFilter { job: request.filter.job, ..EventFilter::default() };
+        let log = store.events(org, &EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 }).await?;
         if let Some(job) = request.filter.job
             && log.job_status.is_none()
         {
@@ -114,10 +101,7 @@ impl Subscription {
         }
         let cursor = match request.after {
             Some(after) if after > log.head => {
-                return Err(LedgerError::CursorAhead {
-                    oldest: log.floor,
-                    head: log.head,
-                });
+                return Err(LedgerError::CursorAhead { oldest: log.floor, head: log.head });
             }
             Some(after) => after,
             None if request.filter.job.is_some() => 0,
@@ -125,10 +109,7 @@ impl Subscription {
         };
         // A job that exists has its whole history: only the org's stream can expire.
         if request.filter.job.is_none() && cursor + 1 < log.floor {
-            return Err(LedgerError::CursorExpired {
-                oldest: log.floor,
-                head: log.head,
-            });
+            return Err(LedgerError::CursorExpired { oldest: log.floor, head: log.head });
         }
         Ok(Self {
             store,
@@ -173,10 +154,7 @@ impl Subscription {
         self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
         let caught_up = self.mode != Mode::Past;
         self.caught_up_at = caught_up.then_some(self.cursor);
-        Delivery::Bookmark {
-            seq: self.cursor,
-            caught_up,
-        }
+        Delivery::Bookmark { seq: self.cursor, caught_up }
     }
 
     /// Reads a page from the database.
@@ -193,10 +171,7 @@ impl Subscription {
             self.store.events(self.org, &query).await?
         };
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
-            return Err(LedgerError::CursorExpired {
-                oldest: page.floor,
-                head: page.head,
-            });
+            return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
         }
         self.restarts = restarts;
         let mut events = page.events;
@@ -217,7 +192,7 @@ impl Subscription {
 
     /// Takes what the hub has, or waits for it. Comes back empty when something else is due first.
     async fn live(&mut self) -> Vec<Arc<JobEvent>> {
-        match self.listener.recent(self.cursor, PAGE_EVENTS) {
+        match self.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
             Recent::Behind => {
                 self.mode = Mode::Past;
                 Vec::new()

@@ -29,9 +29,7 @@ use crate::{
 
 /// How long loading and writing, or committing, may take before the connection is given up.
 const UNIT_OF_WORK: Duration = Duration::from_secs(10);
-/// How long the outcome of a broken commit is looked for.
-const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
-/// The wait between two looks.
+/// The wait between two looks for the outcome of a broken commit.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 
 type Answer = Result<Reply, LedgerError>;
@@ -80,13 +78,7 @@ type Turn = Vec<OrgBatch>;
 
 impl Lanes {
     pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, limits: Limits) -> Self {
-        Self {
-            store,
-            hub,
-            limits,
-            state: Mutex::default(),
-            work: Notify::new(),
-        }
+        Self { store, hub, limits, state: Mutex::default(), work: Notify::new() }
     }
 
     /// Puts a command at the end of its org's lane.
@@ -103,11 +95,7 @@ impl Lanes {
         state.commands += 1;
         state.bytes += weight;
         let lane = state.lanes.entry(org).or_default();
-        lane.waiting.push_back(Pending {
-            command,
-            weight,
-            answer,
-        });
+        lane.waiting.push_back(Pending { command, weight, answer });
         if lane.waiting.len() == 1 && !lane.is_busy {
             state.ready.push_back(org);
             drop(state);
@@ -189,10 +177,7 @@ impl Lanes {
                 tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
                 for OrgBatch { org, commands } in turn {
                     for pending in commands {
-                        let alone = vec![OrgBatch {
-                            org,
-                            commands: vec![pending],
-                        }];
+                        let alone = vec![OrgBatch { org, commands: vec![pending] }];
                         match self.attempt(&alone).await {
                             Ok(decisions) => answer(alone, decisions),
                             Err(error) => refuse(alone, error),
@@ -262,18 +247,13 @@ impl Lanes {
             // Nothing was to be written: the answers hold either way.
             return Ok(true);
         };
-        let until = Instant::now() + RESOLVE_WITHIN;
+        let until = Instant::now() + self.limits.resolve_within;
         loop {
             let look = async {
                 // Winning the head means that the transaction in question is over, one way or the other.
                 let _held = self.store.begin(&[org]).await?;
                 let filter = EventFilter::default();
-                let query = EventQuery {
-                    filter,
-                    after: mine.seq - 1,
-                    max_events: 1,
-                    max_bytes: 0,
-                };
+                let query = EventQuery { filter, after: mine.seq - 1, max_events: 1, max_bytes: 0 };
                 let page = self.store.events(org, &query).await?;
                 Ok(page.events.first().is_some_and(|found| {
                     (found.seq, found.job_id, found.job_seq, found.kind, found.recorded_at)

@@ -124,12 +124,7 @@ pub struct Head {
 
 impl Head {
     /// The head of a log without events.
-    pub const EMPTY: Self = Self {
-        seq: 0,
-        floor: 1,
-        recorded_at: None,
-        types: 0,
-    };
+    pub const EMPTY: Self = Self { seq: 0, floor: 1, recorded_at: None, types: 0 };
 }
 
 /// What the commands of a batch name.

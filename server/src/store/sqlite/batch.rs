@@ -57,29 +57,17 @@ impl Batch for SqliteBatch {
         let Some(head) = changes.head else { return Ok(()) };
         let connection = &mut self.connection;
         UPSERT_JOBS.run(connection, &changes.jobs, bind_job).await?;
-        INSERT_PAYLOADS
-            .run(connection, &changes.payloads, |query, row| {
-                bind_payload(query, org, row)
-            })
-            .await?;
-        INSERT_EVENTS
-            .run(connection, &changes.events, |query, event| bind_event(query, event))
-            .await?;
+        INSERT_PAYLOADS.run(connection, &changes.payloads, |query, row| bind_payload(query, org, row)).await?;
+        INSERT_EVENTS.run(connection, &changes.events, |query, event| bind_event(query, event)).await?;
         let counts: Vec<_> = changes.counts.iter().collect();
         ADD_COUNTS
-            .run(connection, &counts, |query, (job_type, counts)| {
-                bind_counts(query, org, job_type, counts)
-            })
+            .run(connection, &counts, |query, (job_type, counts)| bind_counts(query, org, job_type, counts))
             .await?;
         save_head(connection, org, head).await
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self {
-            mut slot,
-            mut connection,
-            ..
-        } = *self;
+        let Self { mut slot, mut connection, .. } = *self;
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
@@ -103,9 +91,7 @@ async fn load_head(
          FROM org_head WHERE org_id = $1",
     )
     .bind(org.0)
-    .bind(rows::json_text(
-        &needs.types.iter().map(|name| &**name).collect::<Vec<_>>(),
-    ))
+    .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else {
@@ -140,9 +126,7 @@ async fn load_jobs(connection: &mut SqliteConnection, org: OrgId, needs: &Needs)
     let found = sqlx::query(AssertSqlSafe(SQL.as_str()))
         .bind(org.0)
         .bind(rows::json_text(&ids))
-        .bind(rows::json_text(
-            &needs.keys.iter().map(|key| &**key).collect::<Vec<_>>(),
-        ))
+        .bind(rows::json_text(&needs.keys.iter().map(|key| &**key).collect::<Vec<_>>()))
         .fetch_all(connection)
         .await?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
@@ -215,10 +199,7 @@ impl Rows {
 
 static UPSERT_JOBS: LazyLock<Rows> = LazyLock::new(|| {
     let changing = &JOB_COLUMNS[JOB_FIXED_COLUMNS..];
-    let set: Vec<_> = changing
-        .iter()
-        .map(|column| format!("{column} = excluded.{column}"))
-        .collect();
+    let set: Vec<_> = changing.iter().map(|column| format!("{column} = excluded.{column}")).collect();
     Rows::new(
         &format!("/* upsert_jobs */ INSERT INTO job ({})", JOB_COLUMNS.join(", ")),
         JOB_COLUMNS.len(),
@@ -263,23 +244,15 @@ fn bind_job<'q>(query: Statement<'q>, job: &'q Job) -> Result<Statement<'q>, Sto
         .bind(job.last_seq))
 }
 
-static INSERT_PAYLOADS: LazyLock<Rows> = LazyLock::new(|| {
-    Rows::new(
-        "/* insert_payloads */ INSERT INTO job_payload (org_id, job_id, payload)",
-        3,
-        "",
-    )
-});
+static INSERT_PAYLOADS: LazyLock<Rows> =
+    LazyLock::new(|| Rows::new("/* insert_payloads */ INSERT INTO job_payload (org_id, job_id, payload)", 3, ""));
 
 fn bind_payload<'q>(query: Statement<'q>, org: OrgId, row: &'q (JobId, Json)) -> Result<Statement<'q>, StoreError> {
     Ok(query.bind(org.0).bind(row.0.0).bind(row.1.as_str()))
 }
 
 static INSERT_EVENTS: LazyLock<Rows> = LazyLock::new(|| {
-    let head = format!(
-        "/* insert_events */ INSERT INTO job_event ({})",
-        EVENT_COLUMNS.join(", ")
-    );
+    let head = format!("/* insert_events */ INSERT INTO job_event ({})", EVENT_COLUMNS.join(", "));
     Rows::new(&head, EVENT_COLUMNS.len(), "")
 });
 
@@ -301,10 +274,7 @@ fn bind_event<'q>(query: Statement<'q>, event: &'q JobEvent) -> Result<Statement
 }
 
 static ADD_COUNTS: LazyLock<Rows> = LazyLock::new(|| {
-    let add: Vec<_> = JobStatus::ALL
-        .iter()
-        .map(|status| format!("{status} = {status} + excluded.{status}"))
-        .collect();
+    let add: Vec<_> = JobStatus::ALL.iter().map(|status| format!("{status} = {status} + excluded.{status}")).collect();
     let columns = JobStatus::ALL.map(JobStatus::as_str).join(", ");
     Rows::new(
         &format!("/* add_counts */ INSERT INTO org_counter (org_id, type, {columns})"),
@@ -320,7 +290,5 @@ fn bind_counts<'q>(
     counts: &StatusCounts,
 ) -> Result<Statement<'q>, StoreError> {
     let query = query.bind(org.0).bind(job_type);
-    Ok(JobStatus::ALL
-        .into_iter()
-        .fold(query, |query, status| query.bind(counts.get(status))))
+    Ok(JobStatus::ALL.into_iter().fold(query, |query, status| query.bind(counts.get(status))))
 }

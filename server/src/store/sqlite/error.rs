@@ -15,10 +15,7 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             sqlx::Error::Database(database) => {
                 // The primary code is the low byte of an extended one.
-                let code = database
-                    .code()
-                    .and_then(|code| code.parse::<u32>().ok())
-                    .map(|code| code & 0xff);
+                let code = database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
                 match code {
                     Some(SQLITE_CONSTRAINT | SQLITE_TOOBIG | SQLITE_MISMATCH) => Self::Refused(text),
                     Some(SQLITE_FULL) => Self::Full(text),

@@ -85,13 +85,7 @@ impl SqliteStore {
             .connect_with(base.read_only(true))
             .await
             .map_err(unusable)?;
-        Ok(Self {
-            writer: Arc::new(Mutex::new(Some(writer))),
-            write_options,
-            readers,
-            clock,
-            _lock: lock,
-        })
+        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), write_options, readers, clock, _lock: lock })
     }
 }
 
@@ -101,35 +95,22 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     name.push("-lock");
     let lock_path = PathBuf::from(name);
     let fail = |error: std::io::Error| StoreError::Unusable(format!("can't lock {}: {error}", lock_path.display()));
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(fail)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(fail)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Unusable(format!(
-            "{} is in use by another jobledger server",
-            path.display()
-        ))),
+        Err(TryLockError::WouldBlock) => {
+            Err(StoreError::Unusable(format!("{} is in use by another jobledger server", path.display())))
+        }
         Err(TryLockError::Error(error)) => Err(fail(error)),
     }
 }
 
 async fn assert_version(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let version: String = sqlx::query_scalar("/* assert_version */ SELECT sqlite_version()")
-        .fetch_one(connection)
-        .await?;
-    let number = |text: &str| {
-        text.split('.')
-            .map(|part| part.parse().unwrap_or(0))
-            .collect::<Vec<u32>>()
-    };
+    let version: String =
+        sqlx::query_scalar("/* assert_version */ SELECT sqlite_version()").fetch_one(connection).await?;
+    let number = |text: &str| text.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
     if number(&version) < number(OLDEST_SQLITE) {
-        return Err(StoreError::Unusable(format!(
-            "SQLite {version} is linked, {OLDEST_SQLITE} or later is needed"
-        )));
+        return Err(StoreError::Unusable(format!("SQLite {version} is linked, {OLDEST_SQLITE} or later is needed")));
     }
     Ok(())
 }
@@ -137,10 +118,7 @@ async fn assert_version(connection: &mut SqliteConnection) -> Result<(), StoreEr
 #[async_trait]
 impl Store for SqliteStore {
     fn capacity(&self) -> Capacity {
-        Capacity {
-            transactions: 1,
-            orgs: ORGS_PER_TRANSACTION,
-        }
+        Capacity { transactions: 1, orgs: ORGS_PER_TRANSACTION }
     }
 
     async fn begin(&self, _orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {

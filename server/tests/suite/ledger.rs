@@ -1,0 +1,455 @@
+//! The ledger over a real database: order, bounds, and what happens when a commit breaks.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jobledger_server::{
+    domain::{
+        clock::{Clock, SystemClock, Time},
+        id::{JobId, OrgId},
+        job::{Job, JobRecord, JobSpec},
+        json::Json,
+        retry::RetryPolicy,
+    },
+    ledger::{Command, Create, Delivery, Ledger, LedgerError, Limits, Reply, SubscribeRequest},
+    store::{
+        self, Batch, Capacity, Changes, DatabaseUrl, EventFilter, EventPage, EventQuery, Loaded, Needs, Statistics,
+        Store, StoreError,
+    },
+};
+use sqlx::Executor as _;
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+use uuid::Uuid;
+
+use crate::harness::{Database, ManualClock, PATIENCE};
+
+async fn open(database: &Database, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
+    let url: DatabaseUrl = database.url().parse().unwrap();
+    store::open(&url, clock).await.unwrap()
+}
+
+fn start(store: &Arc<dyn Store>, limits: Limits) -> Ledger {
+    let (ledger, work) = Ledger::new(Arc::clone(store), limits);
+    tokio::spawn(work);
+    ledger
+}
+
+fn create(job_type: &str) -> Command {
+    create_with(job_type, None)
+}
+
+fn create_with(job_type: &str, payload: Option<Json>) -> Command {
+    Command::Create(Box::new(Create {
+        id: JobId::generate(),
+        spec: Arc::new(JobSpec {
+            job_type: job_type.into(),
+            priority: 0,
+            max_attempts: 1,
+            retry_policy: RetryPolicy::default(),
+            idempotency: None,
+            requested_by: "".into(),
+            labels: BTreeMap::new(),
+        }),
+        payload,
+        scheduled_at: None,
+    }))
+}
+
+fn created(reply: Result<Reply, LedgerError>) -> Job {
+    match reply {
+        Ok(Reply::Created { job, deduplicated: false }) => job,
+        other => panic!("not created: {other:?}"),
+    }
+}
+
+async fn head(store: &dyn Store, org: OrgId) -> i64 {
+    let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 1, max_bytes: 0 };
+    store.events(org, &query).await.unwrap().head
+}
+
+/// Submits in the order of the calls, without waiting for answers.
+fn submit(ledger: &Ledger, org: OrgId, command: Command) -> oneshot::Receiver<Result<Reply, LedgerError>> {
+    let (sender, receiver) = oneshot::channel();
+    let mut answer = Box::pin({
+        let ledger = ledger.clone();
+        async move { ledger.submit(org, command).await }
+    });
+    // The first poll puts the command in its lane.
+    let waker = std::task::Waker::noop();
+    let first = answer.as_mut().poll(&mut std::task::Context::from_waker(waker));
+    match first {
+        std::task::Poll::Ready(reply) => {
+            let _ = sender.send(reply);
+        }
+        std::task::Poll::Pending => {
+            tokio::spawn(async move {
+                let _ = sender.send(answer.await);
+            });
+        }
+    }
+    receiver
+}
+
+#[tokio::test]
+async fn a_command_whose_caller_is_gone_before_its_batch_is_never_decided() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    let ledger = start(&store, Limits { batch_commands: 1, ..Limits::default() });
+    let org = OrgId::DEFAULT;
+    let held = store.begin(&[org]).await.unwrap();
+    // The first is taken into a batch that waits for the head; the others wait behind it.
+    let first = submit(&ledger, org, create("taken"));
+    tokio::task::yield_now().await;
+    let gone = tokio::spawn({
+        let ledger = ledger.clone();
+        async move { ledger.submit(org, create("gone")).await }
+    });
+    tokio::task::yield_now().await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    let last = submit(&ledger, org, create("stays"));
+    drop(held);
+    assert_eq!(created(first.await.unwrap()).last_seq, 1);
+    assert_eq!(created(last.await.unwrap()).last_seq, 2, "nothing was decided in between");
+}
+
+#[tokio::test]
+async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    let ledger = start(&store, Limits::default());
+    let org = OrgId::DEFAULT;
+    let held = store.begin(&[org]).await.unwrap();
+    let mut subscription = ledger
+        .subscribe(org, SubscribeRequest { filter: EventFilter::default(), after: None, history_only: false })
+        .await
+        .unwrap();
+    let mut taken = Box::pin(ledger.submit(org, create("taken")));
+    let waker = std::task::Waker::noop();
+    assert!(taken.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+    // The lane takes it and waits for the head.
+    tokio::task::yield_now().await;
+    drop(taken);
+    drop(held);
+    loop {
+        match timeout(PATIENCE, subscription.next()).await.expect("the event comes").unwrap() {
+            Delivery::Events(events) => break assert_eq!(events[0].job_type.as_ref(), "taken"),
+            Delivery::Bookmark { .. } => {}
+            Delivery::End => panic!("the org's stream does not end"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn queues_are_bounded_in_commands_and_in_bytes() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    let org = OrgId::DEFAULT;
+    let limits = Limits { queued_commands: 3, queued_bytes: 100_000, batch_commands: 1, ..Limits::default() };
+    let ledger = start(&store, limits);
+    let held = store.begin(&[org]).await.unwrap();
+    let taken = submit(&ledger, org, create("t"));
+    tokio::task::yield_now().await;
+    let waiting: Vec<_> = (0..3).map(|_| submit(&ledger, org, create("t"))).collect();
+    assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Overloaded));
+    drop(held);
+    for answer in waiting.into_iter().chain([taken]) {
+        created(answer.await.unwrap());
+    }
+    let large = Json::from_trusted(format!("\"{}\"", "x".repeat(100_000)));
+    assert_eq!(ledger.submit(org, create_with("t", Some(large))).await, Err(LedgerError::Overloaded));
+    created(ledger.submit(org, create("t")).await);
+}
+
+#[tokio::test]
+async fn batches_are_bounded_and_orgs_take_turns() {
+    let database = Database::new();
+    // Each transaction reads the clock once: equal times mean the same transaction.
+    let store = open(&database, ManualClock::stepping(1_000_000)).await;
+    let ledger = start(&store, Limits { batch_commands: 10, ..Limits::default() });
+    let (busy, quiet) = (OrgId(Uuid::from_u128(1)), OrgId(Uuid::from_u128(2)));
+    let held = store.begin(&[busy]).await.unwrap();
+    let many: Vec<_> = (0..95).map(|_| submit(&ledger, busy, create("t"))).collect();
+    let one = submit(&ledger, quiet, create("t"));
+    drop(held);
+    let mut batches: BTreeMap<Time, usize> = BTreeMap::new();
+    for answer in many {
+        *batches.entry(created(answer.await.unwrap()).created_at).or_default() += 1;
+    }
+    assert!(batches.values().all(|size| *size <= 10), "{batches:?}");
+    let quiet_at = created(one.await.unwrap()).created_at;
+    let before = batches.keys().filter(|at| **at < quiet_at).count();
+    assert!(before <= 2, "the quiet org waited for {before} batches of the busy one");
+}
+
+#[tokio::test]
+async fn batches_are_bounded_in_bytes_but_one_large_command_goes_through() {
+    let database = Database::new();
+    let store = open(&database, ManualClock::stepping(1_000_000)).await;
+    let ledger = start(&store, Limits { batch_bytes: 10_000, ..Limits::default() });
+    let org = OrgId::DEFAULT;
+    let held = store.begin(&[org]).await.unwrap();
+    let payload = |bytes| Some(Json::from_trusted(format!("\"{}\"", "x".repeat(bytes))));
+    let answers: Vec<_> = [4_000, 4_000, 4_000, 50_000, 10]
+        .map(|bytes| submit(&ledger, org, create_with("t", payload(bytes))))
+        .into_iter()
+        .collect();
+    drop(held);
+    let mut batches: BTreeMap<Time, Vec<i64>> = BTreeMap::new();
+    for answer in answers {
+        let job = created(answer.await.unwrap());
+        batches.entry(job.created_at).or_default().push(job.last_seq);
+    }
+    // The first is under way when the others come; its batch may hold it alone or with the second.
+    let sizes: Vec<_> = batches.values().map(Vec::len).collect();
+    assert!(sizes.iter().all(|size| *size <= 2), "{batches:?}");
+    assert!(batches.values().any(|seqs| seqs == &[4]), "the large one goes alone: {batches:?}");
+}
+
+#[tokio::test]
+async fn recorded_time_never_falls_when_the_clock_does() {
+    let database = Database::new();
+    let clock = ManualClock::stepping(1);
+    let store = open(&database, Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let ledger = start(&store, Limits::default());
+    let first = created(ledger.submit(OrgId::DEFAULT, create("t")).await);
+    clock.set_back(3_600_000_000);
+    let second = created(ledger.submit(OrgId::DEFAULT, create("t")).await);
+    assert_eq!(second.created_at, first.created_at);
+    let other_org = created(ledger.submit(OrgId(Uuid::from_u128(1)), create("t")).await);
+    assert!(other_org.created_at < first.created_at, "another log has a time of its own");
+}
+
+#[tokio::test]
+async fn one_command_that_the_database_refuses_fails_alone() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    database
+        .connect()
+        .await
+        .execute(
+            "CREATE TRIGGER poison BEFORE INSERT ON job WHEN NEW.type = 'poison' BEGIN SELECT RAISE(ABORT, 'no'); END",
+        )
+        .await
+        .unwrap();
+    let ledger = start(&store, Limits::default());
+    let org = OrgId::DEFAULT;
+    let held = store.begin(&[org]).await.unwrap();
+    let answers: Vec<_> =
+        ["a", "b", "poison", "c"].map(|job_type| submit(&ledger, org, create(job_type))).into_iter().collect();
+    drop(held);
+    let mut seqs = Vec::new();
+    for (at, answer) in answers.into_iter().enumerate() {
+        match answer.await.unwrap() {
+            Err(error) => assert_eq!((at, error), (2, LedgerError::Refused)),
+            reply => seqs.push(created(reply).last_seq),
+        }
+    }
+    assert_eq!(seqs, [1, 2, 3], "and leaves no hole");
+    let statistics = ledger.statistics(org, &[]).await.unwrap();
+    assert_eq!(statistics.types.len(), 3);
+}
+
+/// How the next commits break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Break {
+    /// The commit happens, its answer is lost.
+    After,
+    /// The connection is lost before the commit arrives.
+    Before,
+    /// The same, and the database stays away.
+    Away,
+}
+
+/// A real store, with commits that break on demand.
+struct Breaking {
+    store: Arc<dyn Store>,
+    next: Arc<Mutex<Vec<Break>>>,
+    is_away: Arc<Mutex<bool>>,
+    begun: Arc<AtomicUsize>,
+}
+
+struct BreakingBatch {
+    batch: Box<dyn Batch>,
+    next: Arc<Mutex<Vec<Break>>>,
+    is_away: Arc<Mutex<bool>>,
+}
+
+#[async_trait]
+impl Store for Breaking {
+    fn capacity(&self) -> Capacity {
+        self.store.capacity()
+    }
+
+    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        if *self.is_away.lock().unwrap() {
+            return Err(StoreError::Unavailable("away".to_owned()));
+        }
+        let batch = self.store.begin(orgs).await?;
+        Ok(Box::new(BreakingBatch { batch, next: Arc::clone(&self.next), is_away: Arc::clone(&self.is_away) }))
+    }
+
+    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.store.job(org, id).await
+    }
+
+    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
+        self.store.events(org, query).await
+    }
+
+    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
+        self.store.statistics(org, types).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.store.ping().await
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+    }
+}
+
+#[async_trait]
+impl Batch for BreakingBatch {
+    fn now(&self) -> Time {
+        self.batch.now()
+    }
+
+    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
+        self.batch.load(org, needs).await
+    }
+
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+        self.batch.write(org, changes).await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<(), StoreError> {
+        let how = self.next.lock().unwrap().pop();
+        match how {
+            None => return self.batch.commit().await,
+            Some(Break::After) => self.batch.commit().await?,
+            Some(Break::Before) => drop(self.batch),
+            Some(Break::Away) => *self.is_away.lock().unwrap() = true,
+        }
+        Err(StoreError::OutcomeUnknown("the connection broke".to_owned()))
+    }
+}
+
+async fn breaking(database: &Database, breaks: &[Break]) -> (Arc<Breaking>, Ledger) {
+    let store = Arc::new(Breaking {
+        store: open(database, Arc::new(SystemClock)).await,
+        next: Arc::new(Mutex::new(breaks.iter().rev().copied().collect())),
+        is_away: Arc::default(),
+        begun: Arc::default(),
+    });
+    let limits = Limits { resolve_within: Duration::from_millis(300), ..Limits::default() };
+    let ledger = start(&(Arc::clone(&store) as Arc<dyn Store>), limits);
+    (store, ledger)
+}
+
+#[tokio::test]
+async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated() {
+    let database = Database::new();
+    let (store, ledger) = breaking(&database, &[Break::After]).await;
+    let org = OrgId::DEFAULT;
+    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
+    let mut subscription = ledger.subscribe(org, request).await.unwrap();
+    assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: true }));
+
+    assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 1);
+    assert_eq!(head(&*store, org).await, 1);
+    assert_eq!(created(ledger.submit(org, create("u")).await).last_seq, 2);
+    // The subscriber was live; it hears of both, though memory never had the first.
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        if let Delivery::Events(events) = timeout(PATIENCE, subscription.next()).await.expect("events come").unwrap() {
+            seen.extend(events.iter().map(|event| event.seq));
+        }
+    }
+    assert_eq!(seen, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_commit_that_broke_before_it_happened_is_run_again() {
+    let database = Database::new();
+    let (store, ledger) = breaking(&database, &[Break::Before]).await;
+    assert_eq!(created(ledger.submit(OrgId::DEFAULT, create("t")).await).last_seq, 1);
+    assert_eq!(head(&*store, OrgId::DEFAULT).await, 1);
+    assert_eq!(store.begun.load(Ordering::SeqCst), 3, "the batch, the look, and the batch again");
+}
+
+#[tokio::test]
+async fn an_outcome_that_stays_unknown_is_said_to_be() {
+    let database = Database::new();
+    let (store, ledger) = breaking(&database, &[Break::Away]).await;
+    let org = OrgId::DEFAULT;
+    assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
+    assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Unavailable));
+    *store.is_away.lock().unwrap() = false;
+    assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 1);
+}
+
+#[tokio::test]
+async fn closing_answers_what_was_accepted_and_refuses_the_rest() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    let (ledger, work) = Ledger::new(Arc::clone(&store), Limits { batch_commands: 4, ..Limits::default() });
+    let org = OrgId::DEFAULT;
+    let accepted: Vec<_> = (0..10).map(|_| submit(&ledger, org, create("t"))).collect();
+    ledger.close();
+    assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Draining));
+    timeout(PATIENCE, work).await.expect("the lanes end once they are empty");
+    for answer in accepted {
+        created(answer.await.unwrap());
+    }
+}
+
+/// sqlx 0.9.0 returned a connection with an open transaction to its pool when a `begin` was dropped; later writes on it
+/// were acknowledged and lost. Callers here are dropped at every point of a command's life.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_acknowledged_write_is_lost_among_callers_that_give_up() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    let ledger = start(&store, Limits { batch_commands: 8, ..Limits::default() });
+    let org = OrgId::DEFAULT;
+    let mut callers = JoinSet::new();
+    for caller in 0..8u64 {
+        let ledger = ledger.clone();
+        callers.spawn(async move {
+            let mut acknowledged = Vec::new();
+            for round in 0..100u64 {
+                let patience = Duration::from_micros(caller * round * 7 % 3_000);
+                if let Ok(reply) = timeout(patience, ledger.submit(org, create("t"))).await {
+                    acknowledged.push(created(reply).id);
+                }
+                let _ = timeout(patience / 2, ledger.statistics(org, &[])).await;
+            }
+            acknowledged.push(created(ledger.submit(org, create("t")).await).id);
+            acknowledged
+        });
+    }
+    let acknowledged = callers.join_all().await.concat();
+    ledger.close();
+    drop(ledger);
+    store.close().await;
+    drop(store);
+    let reopened = open(&database, Arc::new(SystemClock)).await;
+    for id in &acknowledged {
+        assert!(reopened.job(org, *id).await.unwrap().is_some(), "{id} was acknowledged and is gone");
+    }
+    let statistics = reopened.statistics(org, &[]).await.unwrap();
+    let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 10_000, max_bytes: usize::MAX };
+    let events = reopened.events(org, &query).await.unwrap().events;
+    assert!(events.iter().zip(1..).all(|(event, seq)| event.seq == seq));
+    assert_eq!(statistics.as_of_seq, events.len() as i64);
+    assert!(acknowledged.len() <= events.len());
+}

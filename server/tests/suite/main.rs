@@ -1,0 +1,14 @@
+//! Everything that can be seen from outside: the store's contract, the ledger over a real database, and the service on
+//! real sockets. One program, so that it is linked once.
+
+mod contract;
+mod crash;
+mod errors;
+mod grpcurl;
+mod harness;
+mod house;
+mod jobs;
+mod ledger;
+mod memory;
+mod program;
+mod streams;

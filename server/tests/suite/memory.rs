@@ -1,0 +1,81 @@
+//! What a server holds in memory and in open files, seen from outside its process.
+
+use std::fs;
+
+use jobledger_client::{Follow, Item, NewJob, Report, proto::StreamJobEventsRequest};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::harness::{Database, PATIENCE, Program};
+
+/// Resident memory in KiB.
+fn resident(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux reports it");
+    line.trim().strip_suffix(" kB").and_then(|number| number.parse().ok()).expect("a number of KiB")
+}
+
+/// Open files whose name begins with this.
+fn open_files(process: u32, prefix: &str) -> usize {
+    fs::read_dir(format!("/proc/{process}/fd"))
+        .expect("the process runs")
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with(prefix))
+        .count()
+}
+
+#[tokio::test]
+async fn subscribers_that_stop_reading_do_not_grow_the_server() {
+    const MIB: u64 = 1 << 10;
+    let database = Database::new();
+    let program = Program::start(&database);
+    let client = program.client();
+    let result = json!("x".repeat(500_000));
+    let write = async |jobs: usize| {
+        for _ in 0..jobs {
+            let id = client.create(NewJob::new("t")).await.unwrap().job.id;
+            client.update(Report::start(&id)).await.unwrap();
+            client.update(Report::succeeded(&id).result(&result).unwrap()).await.unwrap();
+        }
+    };
+    let request = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() };
+    let mut stuck = Vec::new();
+    for _ in 0..8 {
+        stuck.push(client.raw().stream_job_events(request.clone()).await.unwrap());
+    }
+    // One that reads tells when the server has done all it ever will for the others.
+    let mut reader = client.subscribe(Follow::org().after(0)).await.unwrap();
+    let mut read_to = async |seq| loop {
+        match timeout(PATIENCE, reader.next()).await.expect("events come").unwrap().unwrap() {
+            Item::Event(event) if event.seq == seq => break,
+            _ => {}
+        }
+    };
+    // Fill what each may hold: three pages of 1.5 MB, and what the transport buffers.
+    write(60).await;
+    read_to(60 * 3).await;
+    let full = resident(program.id());
+    write(240).await;
+    read_to(300 * 3).await;
+    let after = resident(program.id());
+    println!("resident with 8 stuck subscribers: {} MiB, after 120 MB more {} MiB", full / MIB, after / MIB);
+    // Unbounded, 8 queues of 120 MB would have been added; or one, if they shared it.
+    assert!(after < full + 60 * MIB, "grew from {} MiB to {} MiB", full / MIB, after / MIB);
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn idle_subscribers_open_no_files_of_the_database() {
+    let database = Database::new();
+    let program = Program::start(&database);
+    let client = program.client();
+    client.create(NewJob::new("t")).await.unwrap();
+    let mut subscribers = Vec::new();
+    for _ in 0..100 {
+        subscribers.push(client.subscribe(Follow::org()).await.unwrap());
+    }
+    // One writer and four readers have the file and its log open, and there is the index of the log and the lock.
+    let open = open_files(program.id(), &database.path().to_string_lossy());
+    assert!(open <= 5 * 2 + 2, "{open} open files");
+    assert_eq!(program.end_by("TERM").code(), Some(0));
+}
