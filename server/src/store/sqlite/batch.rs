@@ -79,21 +79,21 @@ impl Batch for SqliteBatch {
     }
 }
 
+pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types,
+        (SELECT json_group_array(type) FROM org_counter
+         WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2)))
+     FROM org_head WHERE org_id = $1";
+
 async fn load_head(
     connection: &mut SqliteConnection,
     org: OrgId,
     needs: &Needs,
 ) -> Result<(Head, Vec<String>), StoreError> {
-    let row = sqlx::query(
-        "/* load_head */ SELECT seq, floor_seq, recorded_at, types,
-            (SELECT json_group_array(type) FROM org_counter
-             WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2)))
-         FROM org_head WHERE org_id = $1",
-    )
-    .bind(org.0)
-    .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
-    .fetch_optional(connection)
-    .await?;
+    let row = sqlx::query(LOAD_HEAD)
+        .bind(org.0)
+        .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
+        .fetch_optional(connection)
+        .await?;
     let Some(row) = row else {
         return Ok((Head::EMPTY, Vec::new()));
     };
@@ -108,22 +108,23 @@ async fn load_head(
     Ok((head, types))
 }
 
-async fn load_jobs(connection: &mut SqliteConnection, org: OrgId, needs: &Needs) -> Result<Vec<Job>, StoreError> {
-    // CROSS JOIN keeps SQLite from scanning the org's jobs for the wanted ones.
-    static SQL: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "/* load_jobs */ WITH wanted (id) AS (
-                SELECT unhex(value) FROM json_each($2)
-                UNION SELECT id FROM job WHERE org_id = $1 AND idempotency_key IN (SELECT value FROM json_each($3))
-            )
-            SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
-            FROM wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = wanted.id
-            LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq",
-            job_columns("j")
+/// CROSS JOIN keeps SQLite from scanning the org's jobs for the wanted ones.
+pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_jobs */ WITH wanted (id) AS (
+            SELECT unhex(value) FROM json_each($2)
+            UNION SELECT id FROM job WHERE org_id = $1 AND idempotency_key IN (SELECT value FROM json_each($3))
         )
-    });
+        SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
+        FROM wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = wanted.id
+        LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq",
+        job_columns("j")
+    )
+});
+
+async fn load_jobs(connection: &mut SqliteConnection, org: OrgId, needs: &Needs) -> Result<Vec<Job>, StoreError> {
     let ids: Vec<_> = needs.jobs.iter().map(|id| id.0.simple().to_string()).collect();
-    let found = sqlx::query(AssertSqlSafe(SQL.as_str()))
+    let found = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str()))
         .bind(org.0)
         .bind(rows::json_text(&ids))
         .bind(rows::json_text(&needs.keys.iter().map(|key| &**key).collect::<Vec<_>>()))

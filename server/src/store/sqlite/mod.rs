@@ -52,8 +52,8 @@ pub struct SqliteStore {
     write_options: SqliteConnectOptions,
     readers: SqlitePool,
     clock: Arc<dyn Clock>,
-    /// Held as long as the store is open, so that a second server on the same file is refused.
-    _lock: File,
+    /// Held until the store is closed, so that a second server on the same file is refused.
+    lock: std::sync::Mutex<Option<File>>,
 }
 
 impl SqliteStore {
@@ -85,7 +85,13 @@ impl SqliteStore {
             .connect_with(base.read_only(true))
             .await
             .map_err(unusable)?;
-        Ok(Self { writer: Arc::new(Mutex::new(Some(writer))), write_options, readers, clock, _lock: lock })
+        Ok(Self {
+            writer: Arc::new(Mutex::new(Some(writer))),
+            write_options,
+            readers,
+            clock,
+            lock: std::sync::Mutex::new(Some(lock)),
+        })
     }
 }
 
@@ -156,5 +162,6 @@ impl Store for SqliteStore {
         {
             tracing::warn!(%error, "the database was not closed cleanly; its log is replayed at the next start");
         }
+        drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 }

@@ -20,19 +20,20 @@ use crate::{
     store::{EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics},
 };
 
+static JOB: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* job */ SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', p.payload, r.detail_json
+        FROM job j
+        LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
+        LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
+        LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id
+        WHERE j.org_id = $1 AND j.id = $2",
+        job_columns("j")
+    )
+});
+
 pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-    static SQL: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "/* job */ SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', p.payload, r.detail_json
-            FROM job j
-            LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
-            LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-            LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id
-            WHERE j.org_id = $1 AND j.id = $2",
-            job_columns("j")
-        )
-    });
-    let row = sqlx::query(AssertSqlSafe(SQL.as_str())).bind(org.0).bind(id.0).fetch_optional(pool).await?;
+    let row = sqlx::query(AssertSqlSafe(JOB.as_str())).bind(org.0).bind(id.0).fetch_optional(pool).await?;
     let Some(row) = row else { return Ok(None) };
     let mut columns = Columns::of(&row);
     Ok(Some(JobRecord {
@@ -46,25 +47,30 @@ pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Opti
 const SCAN_WINDOW: i64 = 4_096;
 
 /// The outer join brings the head and floor of the same snapshot even where no event matches.
-fn events_sql(name: &str, matching: &str) -> String {
+fn events_sql(name: &str, index: &str, matching: &str) -> String {
     let columns = EVENT_COLUMNS.map(|column| format!("e.{column}")).join(", ");
     format!(
         "/* {name} */ SELECT h.seq, h.floor_seq, (SELECT status FROM job WHERE org_id = $1 AND id = $4), {columns}
-        FROM org_head h LEFT JOIN job_event e ON e.org_id = h.org_id AND e.seq > $2 AND e.seq <= $3 {matching}
+        FROM org_head h LEFT JOIN job_event e {index}
+            ON e.org_id = h.org_id AND e.seq > $2 AND e.seq <= $3 {matching}
             AND ($5 IS NULL OR e.job_type IN (SELECT value FROM json_each($5)))
             AND ($6 IS NULL OR e.next_status IN (SELECT value FROM json_each($6)))
         WHERE h.org_id = $1 ORDER BY e.seq LIMIT $7"
     )
 }
 
+static ORG_EVENTS: LazyLock<String> = LazyLock::new(|| events_sql("org_events", "", ""));
+
+/// Left alone, SQLite would walk the whole log by its primary key.
+static JOB_EVENTS: LazyLock<String> =
+    LazyLock::new(|| events_sql("job_events", "INDEXED BY idx_job_event_job", "AND e.job_id = $4"));
+
 pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
-    static OF_ORG: LazyLock<String> = LazyLock::new(|| events_sql("org_events", ""));
-    static OF_JOB: LazyLock<String> = LazyLock::new(|| events_sql("job_events", "AND e.job_id = $4"));
     let filter = &query.filter;
     let (sql, last) = match filter.job {
         // One job's events have an index of their own: no window is needed.
-        Some(_) => (&*OF_JOB, i64::MAX),
-        None => (&*OF_ORG, query.after.saturating_add(SCAN_WINDOW)),
+        Some(_) => (&*JOB_EVENTS, i64::MAX),
+        None => (&*ORG_EVENTS, query.after.saturating_add(SCAN_WINDOW)),
     };
     let json_unless_empty = |names: Vec<&str>| (!names.is_empty()).then(|| rows::json_text(&names));
     let mut found = sqlx::query(AssertSqlSafe(sql.as_str()))
@@ -103,25 +109,26 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
     Ok(page)
 }
 
+static STATISTICS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* statistics */ SELECT h.seq, c.type, {},
+            CASE WHEN c.queued > 0 THEN
+                (SELECT min(ready_at) FROM job WHERE org_id = c.org_id AND type = c.type AND status = 'queued')
+            END
+        FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id
+            AND ($2 IS NULL OR c.type IN (SELECT value FROM json_each($2)))
+        WHERE h.org_id = $1 ORDER BY c.type",
+        JobStatus::ALL.map(|status| format!("c.{status}")).join(", ")
+    )
+});
+
 pub(super) async fn statistics(
     pool: &SqlitePool,
     now: Time,
     org: OrgId,
     types: &[String],
 ) -> Result<Statistics, StoreError> {
-    static SQL: LazyLock<String> = LazyLock::new(|| {
-        format!(
-            "/* statistics */ SELECT h.seq, c.type, {},
-                CASE WHEN c.queued > 0 THEN
-                    (SELECT min(ready_at) FROM job WHERE org_id = c.org_id AND type = c.type AND status = 'queued')
-                END
-            FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id
-                AND ($2 IS NULL OR c.type IN (SELECT value FROM json_each($2)))
-            WHERE h.org_id = $1 ORDER BY c.type",
-            JobStatus::ALL.map(|status| format!("c.{status}")).join(", ")
-        )
-    });
-    let found = sqlx::query(AssertSqlSafe(SQL.as_str()))
+    let found = sqlx::query(AssertSqlSafe(STATISTICS.as_str()))
         .bind(org.0)
         .bind((!types.is_empty()).then(|| rows::json_text(&types)))
         .fetch_all(pool)
@@ -141,4 +148,39 @@ pub(super) async fn statistics(
         statistics.types.push(TypeStatistics { job_type, counts, oldest_ready_at });
     }
     Ok(statistics)
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{ConnectOptions as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
+    use super::*;
+    use crate::store::sqlite::{batch, migrations};
+
+    /// The plan of a statement, a line for each step.
+    async fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
+        let explain = format!("EXPLAIN QUERY PLAN {sql}");
+        let steps = sqlx::query(AssertSqlSafe(explain)).fetch_all(connection).await.unwrap();
+        steps.iter().map(|step| step.get::<String, _>("detail")).collect()
+    }
+
+    #[tokio::test]
+    async fn no_statement_walks_a_table_or_sorts_events() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let options = SqliteConnectOptions::new().filename(folder.path().join("x.db")).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        migrations::run(&mut connection).await.unwrap();
+        let statements = [&**JOB, &**ORG_EVENTS, &**JOB_EVENTS, &**STATISTICS, &**batch::LOAD_JOBS, batch::LOAD_HEAD];
+        for sql in statements {
+            let plan = plan(&mut connection, sql).await;
+            for step in &plan {
+                let walks = step.starts_with("SCAN") && !step.contains("json_each") && !step.contains("wanted");
+                assert!(!walks, "{sql}\n{plan:#?}");
+                assert!(!step.contains("ORDER BY"), "{sql}\n{plan:#?}");
+            }
+        }
+        let of_job = plan(&mut connection, &JOB_EVENTS).await;
+        let by_job = "INDEX idx_job_event_job (org_id=? AND job_id=? AND seq>? AND seq<?)";
+        assert!(of_job.iter().any(|step| step.contains(by_job)), "{of_job:#?}");
+    }
 }
