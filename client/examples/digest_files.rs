@@ -34,6 +34,8 @@ use tokio::{
 const JOB_TYPE: &str = "digest_file";
 /// Creates that are under way at the same time: the server commits what comes together in one batch.
 const CREATORS: usize = 64;
+/// Files that are found ahead of the work, so that the whole is known early.
+const FOUND_AHEAD: usize = 100_000;
 const CHUNK: usize = 1 << 20;
 /// The server may be restarted while we run; calls wait for it this long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -98,7 +100,7 @@ async fn main() -> Result<ExitCode> {
     let watching = tokio::spawn(watch_events(events, display.clone(), Arc::clone(&names), seen_sender));
 
     // Files → jobs → results, each step waiting for the next one's pace.
-    let (files, found) = mpsc::channel(CREATORS);
+    let (files, found) = mpsc::channel(FOUND_AHEAD);
     let (jobs, work) = mpsc::channel(CREATORS);
     let tally = Arc::new(Mutex::new(Tally::default()));
     let walking = spawn_blocking({

@@ -180,3 +180,102 @@ impl Listener {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::{event::EventKind, id::JobId, status::JobStatus};
+
+    fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<JobEvent>> {
+        let event = |seq| JobEvent {
+            org_id: OrgId::DEFAULT,
+            seq,
+            job_id: JobId(Uuid::nil()),
+            job_seq: seq,
+            ts: DateTime::UNIX_EPOCH,
+            recorded_at: DateTime::UNIX_EPOCH,
+            kind: EventKind::Progress,
+            prev_status: Some(JobStatus::Running),
+            next_status: JobStatus::Running,
+            attempt: 1,
+            actor: "".into(),
+            job_type: "t".into(),
+            stage: None,
+            progress: None,
+            message: "".into(),
+            result: None,
+            error: None,
+            scheduled_at: None,
+        };
+        seqs.into_iter().map(|seq| Arc::new(event(seq))).collect()
+    }
+
+    fn listen(tail_bytes: usize) -> (Arc<Hub>, Listener) {
+        let hub = Arc::new(Hub::new(tail_bytes));
+        let listener = hub.listen(OrgId::DEFAULT);
+        (hub, listener)
+    }
+
+    /// The `seq`s after a cursor, or why there are none.
+    fn after(listener: &Listener, cursor: i64) -> Result<Vec<i64>, &'static str> {
+        match listener.recent(cursor, 100, usize::MAX) {
+            Recent::Events(events) => Ok(events.iter().map(|event| event.seq).collect()),
+            Recent::AtHead => Err("at head"),
+            Recent::Behind => Err("behind"),
+        }
+    }
+
+    #[test]
+    fn a_tail_is_an_unbroken_run_of_events() {
+        let (hub, listener) = listen(usize::MAX);
+        hub.publish(OrgId::DEFAULT, &events(5..=6));
+        hub.publish(OrgId::DEFAULT, &events(7..=8));
+        assert_eq!(after(&listener, 4), Ok(vec![5, 6, 7, 8]));
+        assert_eq!(after(&listener, 6), Ok(vec![7, 8]));
+        assert_eq!((after(&listener, 3), after(&listener, 8)), (Err("behind"), Err("at head")));
+        // Somebody else wrote 9: what is after it starts a new run.
+        hub.publish(OrgId::DEFAULT, &events(10..=11));
+        assert_eq!((after(&listener, 8), after(&listener, 9)), (Err("behind"), Ok(vec![10, 11])));
+    }
+
+    #[test]
+    fn a_tail_keeps_no_more_than_its_share() {
+        let (hub, listener) = listen(0);
+        let fits = MIN_TAIL_BYTES / events([1])[0].weight();
+        hub.publish(OrgId::DEFAULT, &events(1..=1_000));
+        let first = 1_000 - fits as i64 + 1;
+        assert_eq!(after(&listener, first - 1).map(|seqs| seqs[0]), Ok(first));
+        assert_eq!(after(&listener, first - 2), Err("behind"));
+
+        let (hub, listener) = listen(0);
+        let mut large = events([1]);
+        Arc::get_mut(&mut large[0]).unwrap().message = "x".repeat(MIN_TAIL_BYTES).into();
+        hub.publish(OrgId::DEFAULT, &large);
+        assert_eq!(after(&listener, 0), Err("behind"), "what no tail can hold is in the database");
+    }
+
+    #[test]
+    fn slices_are_bounded_in_events_and_bytes() {
+        let (hub, listener) = listen(usize::MAX);
+        hub.publish(OrgId::DEFAULT, &events(1..=10));
+        let slice = |max_events, max_bytes| match listener.recent(0, max_events, max_bytes) {
+            Recent::Events(events) => events.len(),
+            Recent::AtHead | Recent::Behind => 0,
+        };
+        assert_eq!((slice(4, usize::MAX), slice(100, 0), slice(100, 600)), (4, 1, 3));
+    }
+
+    #[test]
+    fn a_channel_lives_as_long_as_somebody_listens() {
+        let (hub, first) = listen(usize::MAX);
+        let second = hub.listen(OrgId::DEFAULT);
+        drop(first);
+        hub.publish(OrgId::DEFAULT, &events([1]));
+        assert_eq!(after(&second, 0), Ok(vec![1]));
+        drop(second);
+        assert!(lock(&hub.channels).is_empty());
+    }
+}

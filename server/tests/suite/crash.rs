@@ -16,7 +16,7 @@ use jobledger_server::{
 use sha2::{Digest as _, Sha256};
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::harness::{Database, PATIENCE, Program};
+use crate::harness::{Database, PATIENCE, Program, short_or_long};
 
 /// Every job's row is the fold of its events, the log is dense, and the counters are what counting gives.
 async fn verify(database: &Database) -> Vec<Arc<jobledger_server::domain::event::JobEvent>> {
@@ -76,8 +76,7 @@ async fn work(client: Client, acknowledged: Acknowledged, jobs: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     const WORKERS: usize = 16;
-    const JOBS: usize = 60;
-    const KILLS: usize = 5;
+    let (jobs, kills) = short_or_long((60, 5), (600, 40));
     let database = Database::new();
     let mut program = Program::start(&database);
     let address = program.address.clone();
@@ -86,36 +85,36 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
     let mut workers = JoinSet::new();
     for _ in 0..WORKERS {
-        workers.spawn(work(client.clone(), Arc::clone(&acknowledged), JOBS));
+        workers.spawn(work(client.clone(), Arc::clone(&acknowledged), jobs));
     }
-    // A kill after each sixth of the work; the subscriber tells how far it is, through all of them.
-    let total = (WORKERS * JOBS * 4) as i64;
-    let mut seen = 0;
-    let mut kills = 0;
+    // Kills are spread over the work; the subscriber tells how far it is, through all of them.
+    let total = (WORKERS * jobs * 4) as i64;
+    let (mut seen, mut killed) = (0, 0);
     while seen < total {
         let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
         let Item::Event(event) = item else { continue };
         assert_eq!(event.seq, seen + 1, "the subscriber sees every event once, in order");
         seen = event.seq;
-        if kills < KILLS && seen > (kills as i64 + 1) * total / (KILLS as i64 + 1) {
+        if killed < kills && seen > (killed + 1) * total / (kills + 1) {
             program.kill();
             program = Program::start_on(&address, &database);
-            kills += 1;
+            killed += 1;
         }
     }
     workers.join_all().await;
-    assert_eq!(kills, KILLS);
+    assert_eq!(killed, kills);
     program.kill();
 
     let written = verify(&database).await;
     assert_eq!(written.len() as i64, total, "each create and each report happened once, however often it was sent");
-    let jobs: HashSet<_> = written.iter().map(|event| event.job_id.to_string()).collect();
+    let kept: HashSet<_> = written.iter().map(|event| event.job_id.to_string()).collect();
     let acknowledged = acknowledged.lock().unwrap();
-    assert_eq!(acknowledged.len(), WORKERS * JOBS);
+    assert_eq!(acknowledged.len(), WORKERS * jobs);
     for (id, (status, events)) in &*acknowledged {
-        assert!(jobs.contains(id), "job {id} was acknowledged and is gone");
+        assert!(kept.contains(id), "job {id} was acknowledged and is gone");
         assert_eq!((*status, *events), (JobStatus::Succeeded, 4));
     }
+    println!("{kills} kills, {total} events: none lost, none twice");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,10 +166,10 @@ fn digest_files(address: &str, path: &Path) -> Command {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time() {
-    const FILES: usize = 400;
+    let files = short_or_long(400, 3_000);
     let tree = tempfile::TempDir::new().unwrap();
     let mut expected = HashMap::new();
-    for n in 0..FILES {
+    for n in 0..files {
         let folder = tree.path().join(format!("{}", n % 7));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("file-{n}"));
@@ -196,11 +195,11 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
     let mut history: Vec<JobEvent> = Vec::new();
     let mut program = Some(program);
     let is_end = |event: &JobEvent| event.kind() == JobEventKind::Succeeded;
-    while history.iter().filter(|event| is_end(event)).count() < FILES {
+    while history.iter().filter(|event| is_end(event)).count() < files {
         let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
         let Item::Event(event) = item else { continue };
         history.push(*event);
-        if history.len() == FILES
+        if history.len() == files
             && let Some(running) = program.take()
         {
             running.kill();
@@ -210,7 +209,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
     let output = tokio::task::spawn_blocking(move || example.wait_with_output()).await.unwrap().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
-    assert!(said.contains(&format!("{FILES} files: {FILES} digested")), "{said}");
+    assert!(said.contains(&format!("{files} files: {files} digested")), "{said}");
     assert!(said.contains("the server's statistics equal what was processed"), "{said}");
 
     let client = program.as_ref().unwrap().client();
@@ -228,8 +227,9 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
         move || command.output()
     });
     let said = String::from_utf8(again.await.unwrap().unwrap().stdout).unwrap();
-    assert!(said.contains(&format!("{FILES} files: 0 digested (0 B), 0 failed, {FILES} known from before")), "{said}");
+    assert!(said.contains(&format!("{files} files: 0 digested (0 B), 0 failed, {files} known from before")), "{said}");
     assert!(said.contains("the server's statistics equal what was processed"), "{said}");
     drop(program);
     verify(&database).await;
+    println!("{files} files digested across a kill");
 }

@@ -25,6 +25,13 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 /// Longer than anything takes that is going to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The short form of a measure for `make test`, or the long one for `make test-long`.
+pub(crate) fn short_or_long<T>(short: T, long: T) -> T {
+    #[expect(clippy::disallowed_methods, reason = "the Makefile says which")]
+    let is_long = std::env::var("JOBLEDGER_TEST_LONG").is_ok_and(|value| value == "1");
+    if is_long { long } else { short }
+}
+
 /// A directory with a database in it, which outlives the servers on it.
 pub(crate) struct Database(TempDir);
 
