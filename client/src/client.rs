@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{
     Request, Response, Status,
     metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 use uuid::Uuid;
@@ -30,11 +31,26 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 /// What a call may take with all its tries, unless said otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The generated client, with the org of the [`Client`] that it comes from.
+pub type RawClient = JobServiceClient<InterceptedService<Channel, WithOrg>>;
+
+/// Names the org in every request.
+#[derive(Debug, Clone)]
+pub struct WithOrg(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for WithOrg {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(org) = &self.0 {
+            request.metadata_mut().insert(ORG_HEADER, org.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// A client of one server or cluster. Cheap to clone; clones share the connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    service: JobServiceClient<Channel>,
-    org: Option<MetadataValue<Ascii>>,
+    service: RawClient,
     timeout: Duration,
 }
 
@@ -84,10 +100,14 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if the endpoint is no URL.
+    /// [`Error::Endpoint`] if the endpoint is not of the form `http://HOST:PORT`.
     pub fn build(self) -> Result<Client, Error> {
-        let channel = Endpoint::from_shared(self.endpoint)
-            .map_err(Error::Endpoint)?
+        let invalid = |reason: &str| Error::Endpoint(format!("{}: {reason}", self.endpoint));
+        if !self.endpoint.starts_with("http://") {
+            return Err(invalid("expected http://HOST:PORT"));
+        }
+        let channel = Endpoint::from_shared(self.endpoint.clone())
+            .map_err(|error| invalid(&error.to_string()))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -97,7 +117,7 @@ impl ClientBuilder {
             .keep_alive_while_idle(true)
             .connect_lazy();
         let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
-        Ok(Client { service: JobServiceClient::new(channel), org, timeout: self.timeout })
+        Ok(Client { service: JobServiceClient::with_interceptor(channel, WithOrg(org)), timeout: self.timeout })
     }
 }
 
@@ -108,8 +128,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if the endpoint is no URL.
-    pub fn connect(endpoint: impl Into<String>) -> Result<Self, Error> {
+    /// [`Error::Endpoint`] if it is not of the form `http://HOST:PORT`.
+    pub fn new(endpoint: impl Into<String>) -> Result<Self, Error> {
         Self::builder(endpoint).build()
     }
 
@@ -131,7 +151,7 @@ impl Client {
         }
         let answer =
             self.call(request, true, |mut service, request| async move { service.create_job(request).await }).await?;
-        Ok(Created { deduplicated: answer.deduplicated, job: answer.job.unwrap_or_default() })
+        Ok(Created { deduplicated: answer.deduplicated, job: answer.job.ok_or_else(Error::without_job)? })
     }
 
     /// Reads a job with its payload, stage, progress and result.
@@ -143,7 +163,7 @@ impl Client {
         let request = GetJobRequest { job_id: job_id.into() };
         let answer =
             self.call(request, true, |mut service, request| async move { service.get_job(request).await }).await?;
-        Ok(answer.job.unwrap_or_default())
+        answer.job.ok_or_else(Error::without_job)
     }
 
     /// Reports on a job. Reporting the same end twice is fine.
@@ -154,12 +174,11 @@ impl Client {
     /// [`Error::EtagMismatch`], [`Error::InvalidTransition`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn update(&self, report: impl Into<UpdateJobStatusRequest>) -> Result<Updated, Error> {
         let request = report.into();
-        let ends = request.status.is_some_and(|status| status != i32::from(JobStatus::Running));
-        let repeatable = ends || request.etag.is_empty();
+        let repeatable = is_repeatable(&request);
         let answer = self
             .call(request, repeatable, |mut service, request| async move { service.update_job_status(request).await })
             .await?;
-        Ok(Updated { cancel_requested: answer.cancel_requested, job: answer.job.unwrap_or_default() })
+        Ok(Updated { cancel_requested: answer.cancel_requested, job: answer.job.ok_or_else(Error::without_job)? })
     }
 
     /// Counts the org's jobs, of these types or (if none is named) of all.
@@ -183,8 +202,13 @@ impl Client {
     }
 
     /// The generated client, for calls in which nothing is done on the caller's behalf.
-    pub fn raw(&self) -> JobServiceClient<Channel> {
+    pub fn raw(&self) -> RawClient {
         self.service.clone()
+    }
+
+    /// What a call may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Opens one event stream, trying within the deadline.
@@ -205,7 +229,7 @@ impl Client {
         &self,
         message: Req,
         repeatable: bool,
-        send: impl Fn(JobServiceClient<Channel>, Request<Req>) -> F,
+        send: impl Fn(RawClient, Request<Req>) -> F,
     ) -> Result<Res, Error>
     where
         Req: Clone,
@@ -216,9 +240,6 @@ impl Client {
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            if let Some(org) = &self.org {
-                request.metadata_mut().insert(ORG_HEADER, org.clone());
-            }
             let error = match timeout_at(deadline, send(self.service.clone(), request)).await {
                 Err(_) => return Err(Error::DeadlineExceeded),
                 Ok(Ok(response)) => return Ok(response.into_inner()),
@@ -230,6 +251,48 @@ impl Client {
             }
             tracing::debug!(%error, wait_ms = wait.as_millis() as u64, "trying again");
             sleep(wait).await;
+        }
+    }
+}
+
+/// Whether sending a report twice does no more than sending it once, whatever happens in between.
+///
+/// The service knows the end of an attempt again until the next attempt begins: after a failure that is retried, or a
+/// release, that may be soon, and the repetition would end the next attempt. An etag rules that out. Without an end an
+/// etag stands in the way: a first try that went through has changed it.
+fn is_repeatable(request: &UpdateJobStatusRequest) -> bool {
+    let is_conditional = !request.etag.is_empty();
+    match request.status.map(JobStatus::try_from) {
+        None | Some(Ok(JobStatus::Running)) => !is_conditional,
+        Some(Ok(JobStatus::Succeeded | JobStatus::Canceled)) => true,
+        Some(Ok(JobStatus::Failed)) => is_conditional || request.retryable == Some(false),
+        Some(_) => is_conditional,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Report;
+
+    #[test]
+    fn only_reports_that_are_safe_to_repeat_are_repeated() {
+        let repeatable = |report: Report| is_repeatable(&report.into());
+        for report in [Report::start("j"), Report::progress("j")] {
+            assert!(repeatable(report.clone()) && !repeatable(report.etag("1")));
+        }
+        for report in [Report::succeeded("j"), Report::canceled("j"), Report::failed("j", "E", "").permanent()] {
+            assert!(repeatable(report.clone()) && repeatable(report.etag("1")));
+        }
+        for report in [Report::failed("j", "E", ""), Report::released("j")] {
+            assert!(!repeatable(report.clone()) && repeatable(report.etag("1")));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_can_not_work_is_refused_at_once() {
+        for endpoint in ["127.0.0.1:50051", "https://localhost:1", "http://", "http://a b"] {
+            assert!(matches!(Client::new(endpoint), Err(Error::Endpoint(_))), "{endpoint}");
         }
     }
 }

@@ -111,9 +111,9 @@ pub enum Error {
     /// A payload or result is not what it was taken for.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The endpoint is no URL.
-    #[error("invalid endpoint: {0}")]
-    Endpoint(#[source] tonic::transport::Error),
+    /// The endpoint is not of the form `http://HOST:PORT`.
+    #[error("invalid endpoint {0}")]
+    Endpoint(String),
 }
 
 /// A field that breaks the contract.
@@ -131,6 +131,11 @@ impl Error {
         matches!(self, Self::Unavailable { .. })
     }
 
+    /// For an answer that the contract rules out.
+    pub(crate) fn without_job() -> Self {
+        Self::Other { code: Code::Internal, reason: String::new(), message: "the answer has no job".to_owned() }
+    }
+
     /// When the service said to come back.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -143,13 +148,14 @@ impl Error {
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let code = status.code();
-        let message = status.message().to_owned();
+        let message = message_of(&status);
         let retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let Some(info) = info else {
             return match code {
                 Code::DeadlineExceeded => Self::DeadlineExceeded,
-                Code::Unavailable => Self::Unavailable { reason: String::new(), message, retry_after },
+                // The service gives a reason for whatever it says. Unknown is what tonic makes of a stream that was cut.
+                Code::Unavailable | Code::Unknown => Self::Unavailable { reason: String::new(), message, retry_after },
                 // tonic's own timer was quicker than ours.
                 Code::Cancelled if has_source::<tonic::TimeoutExpired>(&status) => Self::DeadlineExceeded,
                 // Made here, not there: the connection broke. What tonic makes of that depends on when it did.
@@ -194,6 +200,20 @@ impl From<Status> for Error {
             _ => Self::Other { code, reason, message },
         }
     }
+}
+
+/// The status's message, and what lies behind it where the connection failed.
+fn message_of(status: &Status) -> String {
+    let mut message = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = error.source();
+    }
+    message
 }
 
 fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {

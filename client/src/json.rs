@@ -6,7 +6,8 @@ use serde_json::{Number, Value as Json};
 
 use crate::Error;
 
-/// Anything serialisable as the contract's JSON value. Numbers become doubles: whole ones are exact up to 2⁵³.
+/// Anything serialisable as the contract's JSON value. Numbers become doubles: whole ones are exact up to 2⁵³; NaN and
+/// the infinities, which JSON lacks, become null.
 ///
 /// # Errors
 ///

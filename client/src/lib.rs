@@ -1,11 +1,11 @@
-//! The Rust client of [jobledger](https://docs.rs/jobledger-client): create jobs, report on them, and follow what happens.
+//! The Rust client of jobledger: create jobs, report on them, and follow what happens.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), jobledger_client::Error> {
 //! use jobledger_client::{Client, NewJob, Report};
 //!
 //! // Connects when first used, and again whenever the connection is lost.
-//! let client = Client::connect("http://127.0.0.1:50051")?;
+//! let client = Client::new("http://127.0.0.1:50051")?;
 //!
 //! // A producer queues a job. With a key, doing it twice makes one job.
 //! let job = NewJob::new("thumbnail").payload(&serde_json::json!({"path": "cat.jpg"}))?.idempotency_key("cat.jpg@7");
@@ -55,7 +55,9 @@
 //! |---|---|
 //! | [`Client::create`] | always: without an idempotency key it gets a random one |
 //! | [`Client::get`], [`Client::statistics`] | always |
-//! | [`Client::update`] | reports of an end always; others unless they are conditional on an etag, which a first try that went through would have changed. A remark may then be logged twice |
+//! | [`Client::update`], succeeded, canceled or permanently failed | always |
+//! | [`Client::update`], start or progress | unless it has an etag, which a first try that went through would have changed; a remark may be logged twice |
+//! | [`Client::update`], failed (but for good) or released | only with an etag: the next attempt may have begun, and would be ended by the repetition |
 //!
 //! Everything else is yours to decide: see [`Error`].
 
@@ -70,10 +72,13 @@ pub use jobledger_proto::v1 as proto;
 #[doc(no_inline)]
 pub use jobledger_proto::v1::{
     Bookmark, GetStatisticsResponse as Statistics, Job, JobEvent, JobEventKind, JobStatus, RetryPolicy, StatusCounts,
+    TypeStatistics,
 };
+#[doc(no_inline)]
+pub use prost_types;
 
 pub use self::{
-    client::{Client, ClientBuilder, Created, Updated},
+    client::{Client, ClientBuilder, Created, RawClient, Updated, WithOrg},
     error::{Error, Violation},
     json::{from_value, to_value},
     request::{Follow, NewJob, Report},

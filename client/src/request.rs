@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use chrono::{DateTime, Utc};
 use jobledger_proto::v1::{CreateJobRequest, JobStatus, RetryPolicy, StreamJobEventsRequest, UpdateJobStatusRequest};
 use serde::Serialize;
 
@@ -53,9 +52,9 @@ impl NewJob {
         self
     }
 
-    /// Not to be worked on before this time.
-    pub fn scheduled_at(mut self, time: DateTime<Utc>) -> Self {
-        self.0.scheduled_at = Some(SystemTime::from(time).into());
+    /// Not to be worked on before this time, to the microsecond.
+    pub fn scheduled_at(mut self, time: impl Into<SystemTime>) -> Self {
+        self.0.scheduled_at = Some(time.into().into());
         self
     }
 
@@ -113,6 +112,11 @@ impl Report {
         report.0.error_code = code.into();
         report.0.error_message = message.into();
         report
+    }
+
+    /// The worker has stopped because somebody asked for the job to be canceled.
+    pub fn canceled(job_id: impl Into<String>) -> Self {
+        Self::of(job_id, Some(JobStatus::Canceled))
     }
 
     /// The job goes back to the queue without a failure being counted.

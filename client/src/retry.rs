@@ -41,14 +41,21 @@ mod tests {
 
     #[test]
     fn waits_grow_to_a_bound_and_heed_the_service() {
-        for _ in 0..100 {
+        let ceiling = |n: usize| FIRST.saturating_mul(1 << n.min(10)).min(LONGEST);
+        let mut longest = [Duration::ZERO; 12];
+        for _ in 0..200 {
             let mut backoff = Backoff::default();
-            for n in 0..20 {
-                assert!(backoff.next(None) <= FIRST.saturating_mul(1 << n.min(10)).min(LONGEST));
+            for (n, longest) in longest.iter_mut().enumerate() {
+                let wait = backoff.next(None);
+                assert!(wait <= ceiling(n));
+                *longest = wait.max(*longest);
             }
             assert!(backoff.next(Some(Duration::from_secs(9))) >= Duration::from_secs(9));
             backoff.reset();
             assert!(backoff.next(None) <= FIRST);
+        }
+        for (n, longest) in longest.into_iter().enumerate() {
+            assert!(longest > ceiling(n) / 2, "200 draws of wait {n} never came over half of {:?}", ceiling(n));
         }
     }
 }

@@ -8,14 +8,17 @@ use std::{
 use jobledger_proto::v1::{
     Bookmark, JobEvent, StreamJobEventsRequest, StreamJobEventsResponse, stream_job_events_response,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_stream::Stream;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use crate::{Client, Error, retry::Backoff};
 
 /// Items that are read ahead of their consumer. When they wait, so does the server.
-const READ_AHEAD: usize = 64;
+const READ_AHEAD: usize = 16;
 
 /// What a subscription brings.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +36,7 @@ pub enum Item {
 /// goes on after the last `seq` it brought. It ends by itself where the request says so ([`Follow::history_only`],
 /// a finished job), and with an error when the service refuses to go on. Dropping it ends it.
 ///
-/// A subscription without a cursor begins where the log ends when the server takes it; from the first bookmark on,
-/// which comes at once, its place is fixed.
+/// A subscription to an org without a cursor begins where the log ends when [`Client::subscribe`] returns.
 ///
 /// [`Follow::history_only`]: crate::Follow::history_only
 #[derive(Debug)]
@@ -45,8 +47,17 @@ pub struct Subscription {
 
 impl Subscription {
     pub(crate) async fn open(client: Client, request: StreamJobEventsRequest) -> Result<Self, Error> {
-        let stream = client.open_stream(request.clone()).await?;
+        let mut request = request;
+        let mut stream = client.open_stream(request.clone()).await?;
         let (sender, items) = mpsc::channel(READ_AHEAD);
+        if request.after_seq.is_none() && request.job_id.is_empty() {
+            // The server tells at once where the log ends: with that the place is fixed, whatever becomes of the
+            // connection.
+            let first = timeout(client.timeout(), stream.message()).await.map_err(|_| Error::DeadlineExceeded)??;
+            if let Some(item) = first.and_then(|message| take(message, &mut request)) {
+                sender.try_send(Ok(item)).expect("the queue is empty");
+            }
+        }
         tokio::spawn(async move {
             tokio::select! {
                 () = sender.closed() => {}
@@ -80,7 +91,9 @@ async fn follow(
     let mut backoff = Backoff::default();
     loop {
         let error = match read(&mut stream, &mut request, &mut backoff, sender).await {
-            Ok(()) => return,
+            // Only a history, or the stream of a job, has an end.
+            Ok(()) if request.history_only || !request.job_id.is_empty() || sender.is_closed() => return,
+            Ok(()) => Error::from(Status::unavailable("the stream was cut")),
             Err(error) => error,
         };
         if !error.is_unavailable() {
@@ -116,21 +129,20 @@ async fn read(
 ) -> Result<(), Error> {
     while let Some(message) = stream.message().await? {
         backoff.reset();
-        let item = match message.item {
-            Some(stream_job_events_response::Item::Event(event)) => {
-                request.after_seq = Some(event.seq);
-                Item::Event(event)
-            }
-            Some(stream_job_events_response::Item::Bookmark(bookmark)) => {
-                request.after_seq = Some(bookmark.seq);
-                Item::Bookmark(bookmark)
-            }
-            // From a newer server.
-            None => continue,
-        };
+        let Some(item) = take(message, request) else { continue };
         if sender.send(Ok(item)).await.is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// A message's item, with the cursor in the request moved past it; `None` for one from a newer server.
+fn take(message: StreamJobEventsResponse, request: &mut StreamJobEventsRequest) -> Option<Item> {
+    let (seq, item) = match message.item? {
+        stream_job_events_response::Item::Event(event) => (event.seq, Item::Event(event)),
+        stream_job_events_response::Item::Bookmark(bookmark) => (bookmark.seq, Item::Bookmark(bookmark)),
+    };
+    request.after_seq = Some(seq);
+    Some(item)
 }

@@ -40,7 +40,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
     pub(crate) listen: String,
 
-    /// Where the ledger is kept: sqlite://PATH, created if it is missing.
+    /// Where the ledger is kept: sqlite://PATH, created if it is missing (three slashes for an absolute path).
     #[arg(long, env = "JOBLEDGER_DATABASE_URL", value_name = "URL", default_value = "sqlite://jobledger.db")]
     database_url: DatabaseUrl,
 
@@ -53,10 +53,10 @@ pub(crate) struct ServeArgs {
     pub(crate) log_format: LogFormat,
 
     /// Seconds that a stop may take: to answer what was accepted and to end streams.
-    #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3_600))]
     shutdown_grace: u64,
 
-    /// Commands in one batch, and so in one commit, at most.
+    /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
     #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=4_096))]
     max_batch: u16,
 }

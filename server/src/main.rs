@@ -2,13 +2,17 @@
 
 mod cli;
 
-use std::{error::Error, io::Write as _, process::ExitCode};
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 use jobledger_server::{Server, telemetry};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::cli::{Cli, ServeArgs};
@@ -27,22 +31,44 @@ fn main() -> ExitCode {
 async fn run(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     telemetry::init(&args.log, args.log_format)?;
     // Before anything is opened: a signal that comes early is not lost.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);
 
     let listener =
         TcpListener::bind(&args.listen).await.map_err(|error| format!("can't listen on {}: {error}", args.listen))?;
     let server = Server::open(listener, args.config()).await?;
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "listening on {}", server.local_addr()?)?;
+    let address = server.local_addr()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "serving");
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "anyone who reaches this address may read and change every job: there is no authentication");
+    }
+    let mut stdout = io::stdout();
+    writeln!(stdout, "listening on {address}")?;
     stdout.flush()?;
-    server
-        .run(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        })
-        .await?;
-    Ok(())
+    let again = async {
+        second.next().await;
+        second.next().await;
+    };
+    tokio::select! {
+        ended = server.run(first.next()) => Ok(ended?),
+        () = again => Err("stopped at once by a second signal; what was acknowledged is safe".into()),
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }

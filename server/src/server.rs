@@ -25,8 +25,9 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const CALLS_PER_CONNECTION: u32 = 4_096;
 /// Requests reset by us, for a protocol error, before the connection is closed.
 const MAX_ERROR_RESETS: usize = 1_024;
-/// Bytes of a request: two values at their limit and some to spare; gRPC's own default.
-const MAX_REQUEST_BYTES: usize = 4 << 20;
+
+/// Closing the database may take this long even where the grace period is over: it saves the next start a replay.
+const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// A server whose database is open and whose listener is bound.
 pub struct Server {
@@ -96,7 +97,7 @@ impl Server {
             .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .layer(api::CallLayer)
-            .add_service(JobServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(JobServiceServer::new(service).max_decoding_message_size(api::MAX_REQUEST_BYTES))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
@@ -123,7 +124,9 @@ impl Server {
             outcome = outcome.and(Err(ServeError::Transport(error)));
         }
         finish(lanes, deadline, "accepted commands").await;
-        store.close().await;
+        if timeout_at(deadline.max(Instant::now() + CLOSE_AT_LEAST), store.close()).await.is_err() {
+            tracing::warn!("the database was not closed in time; its log is replayed at the next start");
+        }
         outcome
     }
 }

@@ -28,5 +28,11 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::E
     match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
-    }
+    }?;
+    // A panic is a line of the log like any other.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, message = panic.payload_as_str(), "panic");
+    }));
+    Ok(())
 }

@@ -9,10 +9,10 @@ use std::{
 
 use http::{HeaderValue, Request, Response};
 use tokio::time::Instant;
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::status::ApiError;
+use super::{request::ORG_HEADER, status::ApiError};
 
 /// tonic answers an expired deadline with CANCELLED, from a timer outside of every layer. This much earlier, ours
 /// answers with DEADLINE_EXCEEDED.
@@ -54,6 +54,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let started = Instant::now();
         let rpc = request.uri().path().to_owned();
+        let org_id = request.headers().get(ORG_HEADER).and_then(|org| org.to_str().ok()).map(str::to_owned);
         let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
             None => None,
             Some(Some(allowed)) => started.checked_add(allowed.saturating_sub(AHEAD_OF_TONIC)),
@@ -73,10 +74,29 @@ where
                 },
             };
             // A status in the headers is an error; success comes in the trailers.
+            let response = match Status::from_header_map(response.headers()).and_then(|status| in_contract(&status)) {
+                Some(error) => Status::from(error).into_http(),
+                None => response,
+            };
             let status = response.headers().get(Status::GRPC_STATUS).and_then(|status| status.to_str().ok());
-            tracing::debug!(rpc, error_code = status, elapsed_us = started.elapsed().as_micros() as u64, "call");
+            let elapsed_us = started.elapsed().as_micros() as u64;
+            tracing::debug!(rpc, org_id, grpc_status = status, elapsed_us, "call");
             Ok(response)
         })
+    }
+}
+
+/// The contract's error for one that tonic gave by itself, before a request reached the service.
+fn in_contract(status: &Status) -> Option<ApiError> {
+    if !status.details().is_empty() {
+        return None;
+    }
+    match status.code() {
+        Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
+            Some(ApiError::invalid("(message)", "is not a message of the contract, or nested too deep"))
+        }
+        Code::OutOfRange => Some(ApiError::MessageTooLarge),
+        _ => None,
     }
 }
 

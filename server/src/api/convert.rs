@@ -12,7 +12,7 @@ use crate::{
         job::{Job, JobRecord},
         status::JobStatus,
     },
-    store::{Statistics, StatusCounts, TypeStatistics},
+    ledger::{Statistics, StatusCounts, TypeStatistics},
 };
 
 /// Types that GetStatistics lists at most, so that its answer stays small.

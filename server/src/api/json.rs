@@ -19,6 +19,8 @@ pub(super) enum Unstorable {
     Nul,
     /// A `Value` message in which nothing is set.
     Empty,
+    /// More containers in each other than [`MAX_DEPTH`].
+    TooDeep,
 }
 
 impl fmt::Display for Unstorable {
@@ -26,6 +28,7 @@ impl fmt::Display for Unstorable {
         f.write_str(match self {
             Self::Number => "must not hold NaN or an infinity",
             Self::Nul => "must not hold the NUL character",
+            Self::TooDeep => "must not nest lists and objects more than 32 deep",
             Self::Empty => "must not hold a google.protobuf.Value without a kind",
         })
     }
@@ -33,20 +36,27 @@ impl fmt::Display for Unstorable {
 
 /// The JSON text of a value.
 pub(super) fn to_json(value: &Value) -> Result<Json, Unstorable> {
-    check(value)?;
+    check(value, 0)?;
     let text = serde_json::to_string(&Text(value)).expect("a checked value has string keys and finite numbers");
     Ok(Json::from_trusted(text))
 }
 
-fn check(value: &Value) -> Result<(), Unstorable> {
+/// How deep lists and objects may nest. A level takes up to three nested messages, and decoders give up at a hundred:
+/// what is stored has to be readable where a message nests it deeper than the request did.
+const MAX_DEPTH: usize = 32;
+
+fn check(value: &Value, depth: usize) -> Result<(), Unstorable> {
+    if depth > MAX_DEPTH {
+        return Err(Unstorable::TooDeep);
+    }
     match value.kind.as_ref().ok_or(Unstorable::Empty)? {
         Kind::NullValue(_) | Kind::BoolValue(_) => Ok(()),
         Kind::NumberValue(number) => number.is_finite().then_some(()).ok_or(Unstorable::Number),
         Kind::StringValue(text) => check_text(text),
-        Kind::ListValue(list) => list.values.iter().try_for_each(check),
+        Kind::ListValue(list) => list.values.iter().try_for_each(|value| check(value, depth + 1)),
         Kind::StructValue(object) => object.fields.iter().try_for_each(|(key, value)| {
             check_text(key)?;
-            check(value)
+            check(value, depth + 1)
         }),
     }
 }

@@ -8,4 +8,4 @@ mod service;
 mod status;
 mod stream;
 
-pub(crate) use self::{call::CallLayer, service::Service};
+pub(crate) use self::{call::CallLayer, service::Service, status::MAX_REQUEST_BYTES};

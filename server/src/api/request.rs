@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     json,
-    status::{ApiError, Violation},
+    status::{ApiError, MAX_VIOLATIONS, Violation},
 };
 use crate::{
     domain::{
@@ -24,11 +24,11 @@ use crate::{
         status::JobStatus,
         transition::{self, Ending, Outcome, Report, Step},
     },
-    ledger::{Command, Create, SubscribeRequest},
-    store::EventFilter,
+    ledger::{Command, Create, EventFilter, SubscribeRequest},
 };
 
-const ORG_HEADER: &str = "x-org-id";
+/// The metadata that names the org.
+pub(super) const ORG_HEADER: &str = "x-org-id";
 
 const MAX_TYPE_CHARS: usize = 100;
 const MAX_KEY_CHARS: usize = 255;
@@ -79,7 +79,8 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
     check.job_type("type", &request.r#type);
     check.text("requested_by", &request.requested_by, MAX_REQUESTED_BY_CHARS);
     check.labels(&request.labels);
-    check.that("priority", request.priority.abs() <= MAX_PRIORITY, || {
+    let priorities = -MAX_PRIORITY..=MAX_PRIORITY;
+    check.that("priority", priorities.contains(&request.priority), || {
         format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")
     });
     let max_attempts = if request.max_attempts == 0 { 1 } else { request.max_attempts };
@@ -89,7 +90,7 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
     let payload = check.value("payload", request.payload.as_ref());
     check.finish()?;
     Ok(Command::Create(Box::new(Create {
-        id: JobId::generate(),
+        id: JobId(Uuid::now_v7()),
         spec: Arc::new(JobSpec {
             job_type: request.r#type.into(),
             priority: request.priority,
@@ -136,7 +137,7 @@ pub(super) fn subscribe(request: &pb::StreamJobEventsRequest) -> Result<Subscrib
     let mut check = Check::default();
     let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
     check.types(&request.types);
-    let statuses = request.statuses.iter().filter_map(|status| check.status("statuses", *status)).collect();
+    let statuses = check.statuses(&request.statuses);
     check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
     check.finish()?;
     Ok(SubscribeRequest {
@@ -151,6 +152,15 @@ pub(super) fn statistics(request: pb::GetStatisticsRequest) -> Result<Vec<String
     check.types(&request.types);
     check.finish()?;
     Ok(request.types)
+}
+
+/// A bound for people: in its largest whole unit.
+fn in_words(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 if !duration.is_zero() => format!("{} ms", duration.as_millis()),
+        seconds if seconds > 0 && seconds % 86_400 == 0 => format!("{} days", seconds / 86_400),
+        seconds => format!("{seconds} s"),
+    }
 }
 
 fn digest(message: &impl Message) -> Digest {
@@ -173,6 +183,9 @@ impl Check {
     }
 
     fn refuse(&mut self, field: &str, description: impl Into<String>) {
+        if self.violations.len() == MAX_VIOLATIONS {
+            return;
+        }
         self.violations.push(Violation { field: field.to_owned(), description: description.into() });
     }
 
@@ -230,8 +243,8 @@ impl Check {
         self.that("labels", labels.len() <= MAX_LABELS, || format!("must be at most {MAX_LABELS}"));
         for (key, value) in labels.iter().take(MAX_LABELS) {
             self.that("labels", !key.is_empty(), || "must not have an empty key".to_owned());
-            self.text("labels", key, MAX_LABEL_CHARS);
-            self.text("labels", value, MAX_LABEL_CHARS);
+            self.text(&format!("labels[{key:.20}]"), key, MAX_LABEL_CHARS);
+            self.text(&format!("labels[{key:.20}]"), value, MAX_LABEL_CHARS);
         }
     }
 
@@ -253,7 +266,9 @@ impl Check {
         [min, max]: [Duration; 2],
     ) -> Option<Duration> {
         let valid = Duration::try_from(*duration).ok().filter(|duration| (min..=max).contains(duration));
-        self.that(field, valid.is_some(), || format!("must be {min:?} to {max:?}"));
+        // What is kept is whole microseconds, and so is what is answered.
+        let valid = valid.map(|duration| Duration::from_micros(duration.as_micros() as u64));
+        self.that(field, valid.is_some(), || format!("must be {} to {}", in_words(min), in_words(max)));
         valid
     }
 
@@ -297,6 +312,12 @@ impl Check {
         };
         self.that(field, known.is_some(), || format!("{status} is not a status"));
         known
+    }
+
+    fn statuses(&mut self, numbers: &[i32]) -> Vec<JobStatus> {
+        let most = JobStatus::ALL.len();
+        self.that("statuses", numbers.len() <= most, || format!("must name at most {most} statuses"));
+        numbers.iter().take(most).filter_map(|number| self.status("statuses", *number)).collect()
     }
 
     /// Where a report takes the job, with what belongs to that, and nothing that doesn't.

@@ -34,10 +34,7 @@ impl JobService for Service {
     ) -> Result<Response<pb::CreateJobResponse>, Status> {
         let org = request::org(request.metadata())?;
         let command = request::create(request.into_inner())?;
-        let (job, deduplicated) = match self.ledger.submit(org, command).await.map_err(ApiError::from)? {
-            Reply::Created { job, deduplicated } => (job, deduplicated),
-            Reply::Applied(job) => (job, false),
-        };
+        let Reply { job, deduplicated } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::CreateJobResponse { job: Some(convert::job(&job)), deduplicated }))
     }
 
@@ -54,8 +51,7 @@ impl JobService for Service {
     ) -> Result<Response<pb::UpdateJobStatusResponse>, Status> {
         let org = request::org(request.metadata())?;
         let command = request::update(request.into_inner())?;
-        let (Reply::Applied(job) | Reply::Created { job, .. }) =
-            self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let Reply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::UpdateJobStatusResponse {
             cancel_requested: job.cancel_requested,
             job: Some(convert::job(&job)),

@@ -6,14 +6,16 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::convert;
-use crate::ledger::LedgerError;
+use crate::{domain::transition::TransitionError, ledger::LedgerError};
 
 /// The domain of every ErrorInfo.
 const DOMAIN: &str = "jobledger";
 /// When a client should come back to a server that is busy, or whose database is away.
 const RETRY_SOON: Duration = Duration::from_millis(250);
+/// Bytes of a request: a value at its limit and plenty to spare; gRPC's own default.
+pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Details travel in trailers, which should stay under 4 KiB: no more violations than this are listed.
-const MAX_VIOLATIONS: usize = 16;
+pub(super) const MAX_VIOLATIONS: usize = 16;
 
 /// Why a request fails.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) enum ApiError {
     Invalid(Vec<Violation>),
     /// A payload or result over its limit.
     TooLarge { field: &'static str, limit: usize, size: usize },
+    /// A request that is larger than the server reads.
+    MessageTooLarge,
     /// What the ledger said.
     Ledger(LedgerError),
     /// The deadline has passed.
@@ -55,7 +59,7 @@ impl From<ApiError> for Status {
         let Answer { code, reason, message, metadata, retry, violations } = Answer::of(error);
         let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
-        for violation in violations.into_iter().take(MAX_VIOLATIONS) {
+        for violation in violations {
             details.add_bad_request_violation(violation.field, violation.description);
         }
         if let Some(delay) = retry {
@@ -93,7 +97,7 @@ impl Answer {
         match error {
             ApiError::Invalid(violations) => {
                 let each: Vec<_> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
-                let message = each.iter().take(MAX_VIOLATIONS).map(String::as_str).collect::<Vec<_>>().join("; ");
+                let message = each.join("; ");
                 Self { violations, ..Self::new(Code::InvalidArgument, "INVALID_FIELD", message) }
             }
             ApiError::TooLarge { field, limit, size } => {
@@ -102,6 +106,10 @@ impl Answer {
                     .with("field", field)
                     .with("limit", limit)
                     .with("size", size)
+            }
+            ApiError::MessageTooLarge => {
+                let message = format!("the request takes more than {MAX_REQUEST_BYTES} bytes");
+                Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).with("limit", MAX_REQUEST_BYTES)
             }
             ApiError::DeadlineExceeded => Self::new(
                 Code::DeadlineExceeded,
@@ -123,12 +131,14 @@ impl Answer {
             LedgerError::IdempotencyKeyReused { existing } => {
                 Self::new(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED", message).with("existing_job_id", existing)
             }
-            LedgerError::InvalidTransition { current } => {
-                Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message)
-                    .with("current_status", convert::status(*current).as_str_name())
+            LedgerError::Transition(TransitionError::InvalidTransition { current }) => {
+                let current = convert::status(*current).as_str_name();
+                Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message).with("current_status", current)
             }
-            LedgerError::LeaseLost => Self::new(Code::FailedPrecondition, "LEASE_LOST", message),
-            LedgerError::EtagMismatch { current } => {
+            LedgerError::Transition(TransitionError::LeaseLost) => {
+                Self::new(Code::FailedPrecondition, "LEASE_LOST", message)
+            }
+            LedgerError::Transition(TransitionError::EtagMismatch { current }) => {
                 Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
             }
             LedgerError::TooManyTypes { limit } => {
@@ -141,6 +151,7 @@ impl Answer {
                 Self::new(Code::OutOfRange, "CURSOR_EXPIRED", message).with("oldest_seq", oldest).with("head_seq", head)
             }
             LedgerError::Overloaded => Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry(),
+            LedgerError::TooManyStreams => Self::new(Code::ResourceExhausted, "TOO_MANY_STREAMS", message).retry(),
             LedgerError::StorageFull => Self::new(Code::ResourceExhausted, "STORAGE_FULL", message),
             LedgerError::Draining => Self::new(Code::Unavailable, "DRAINING", message).retry(),
             LedgerError::Unavailable => Self::new(Code::Unavailable, "DATABASE_UNAVAILABLE", message).retry(),

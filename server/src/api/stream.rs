@@ -19,7 +19,7 @@ use tonic::Status;
 use super::{convert, status::ApiError};
 use crate::{
     domain::event::JobEvent,
-    ledger::{Delivery, LedgerError, Subscription},
+    ledger::{Delivery, LedgerError, StreamPlace, Subscription},
 };
 
 /// Pages that wait for the caller beside the one it is taking from. A page is bounded in events and in bytes, and its
@@ -30,7 +30,12 @@ const QUEUE: usize = 1;
 /// What waits for the caller.
 enum Page {
     Events(std::vec::IntoIter<Arc<JobEvent>>),
-    Bookmark { seq: i64, caught_up: bool },
+    Bookmark {
+        seq: i64,
+        caught_up: bool,
+    },
+    /// The proper end. A queue that closes without it was left by a task that failed.
+    End,
 }
 
 type Queued = Result<Page, ApiError>;
@@ -41,6 +46,8 @@ pub(crate) struct EventStream {
     page: std::vec::IntoIter<Arc<JobEvent>>,
     /// How many messages the caller has taken.
     taken: Arc<AtomicU64>,
+    /// Kept for as long as pages may be held here.
+    _place: StreamPlace,
 }
 
 impl Stream for EventStream {
@@ -54,8 +61,9 @@ impl Stream for EventStream {
             match ready!(self.queue.poll_recv(context)) {
                 Some(Ok(Page::Events(page))) => self.page = page,
                 Some(Ok(Page::Bookmark { seq, caught_up })) => break Item::Bookmark(pb::Bookmark { seq, caught_up }),
+                Some(Ok(Page::End)) => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => return Poll::Ready(None),
+                None => return Poll::Ready(Some(Err(ApiError::from(LedgerError::Unavailable).into()))),
             }
         };
         self.taken.fetch_add(1, Ordering::Relaxed);
@@ -71,7 +79,12 @@ pub(super) fn start(
 ) -> EventStream {
     let (queue, receiver) = mpsc::channel(QUEUE + 1);
     let taken = Arc::new(AtomicU64::new(0));
-    let stream = EventStream { queue: receiver, page: Vec::new().into_iter(), taken: Arc::clone(&taken) };
+    let stream = EventStream {
+        queue: receiver,
+        page: Vec::new().into_iter(),
+        taken: Arc::clone(&taken),
+        _place: subscription.place(),
+    };
     tokio::spawn(async move {
         // One place is kept for the error that ends the stream, so that it reaches even a caller whose queue is full.
         let Ok(last) = queue.clone().try_reserve_owned() else {
@@ -82,9 +95,10 @@ pub(super) fn start(
             () = draining.cancelled() => Err(LedgerError::Draining.into()),
             ended = deliver(subscription, &queue, &taken, slow_consumer_after) => ended,
         };
-        if let Err(error) = ended {
-            last.send(Err(error));
+        if let Err(error) = &ended {
+            tracing::debug!(?error, "a stream ends early");
         }
+        last.send(ended.map(|()| Page::End));
     });
     stream
 }

@@ -145,7 +145,7 @@ impl JobEvent {
             + self.job_type.len()
             + self.stage.as_deref().map_or(0, str::len)
             + self.message.len()
-            + self.result.as_ref().map_or(0, |result| result.as_str().len())
+            + self.result.as_ref().map_or(0, Json::len)
             + self.error.as_ref().map_or(0, |error| error.code.len() + error.message.len())
     }
 }

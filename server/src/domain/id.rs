@@ -17,13 +17,6 @@ impl OrgId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub Uuid);
 
-impl JobId {
-    /// A new identity; ids made later sort later, to the millisecond.
-    pub fn generate() -> Self {
-        Self(Uuid::now_v7())
-    }
-}
-
 impl fmt::Display for OrgId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

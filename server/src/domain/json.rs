@@ -12,6 +12,12 @@ impl Json {
         Self(text.into())
     }
 
+    /// The text's length in bytes; never zero.
+    #[allow(clippy::len_without_is_empty, reason = "no JSON document is empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The document's text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -47,6 +47,8 @@ fn fraction(job: JobId, failures: i32) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
@@ -54,7 +56,7 @@ mod tests {
         let policy = RetryPolicy::default();
         let mut longest = [Duration::ZERO; 12];
         for _ in 0..500 {
-            let job = JobId::generate();
+            let job = JobId(Uuid::now_v7());
             for (n, longest) in longest.iter_mut().enumerate() {
                 let delay = policy.delay(job, n as i32 + 1);
                 assert_eq!(delay, policy.delay(job, n as i32 + 1), "the same draw twice");

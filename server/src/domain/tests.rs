@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::DateTime;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::{
     clock::Time,
@@ -38,7 +39,7 @@ fn spec(max_attempts: i32) -> Arc<JobSpec> {
 }
 
 fn create(max_attempts: i32) -> Transition {
-    Job::create(JobId::generate(), OrgId::DEFAULT, spec(max_attempts), None, tick(0, 1))
+    Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(max_attempts), None, tick(0, 1))
 }
 
 /// A job as it stands in `status`, with another outcome on record than any test reports.

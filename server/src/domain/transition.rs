@@ -127,7 +127,7 @@ pub struct Transition {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TransitionError {
     /// No arrow leads there.
-    #[error("the job is {current}, which does not allow this")]
+    #[error("the job is {current}: no such report leads on from there")]
     InvalidTransition {
         /// Where the job stands.
         current: JobStatus,

@@ -39,16 +39,11 @@ pub struct Create {
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Reply {
-    /// To a create.
-    Created {
-        /// The new job, or the one that exists.
-        job: Job,
-        /// True if it existed.
-        deduplicated: bool,
-    },
-    /// To a change: the job after it.
-    Applied(Job),
+pub struct Reply {
+    /// The job after it.
+    pub job: Job,
+    /// True of a create whose job existed before, by its idempotency key.
+    pub deduplicated: bool,
 }
 
 impl Command {
@@ -58,23 +53,35 @@ impl Command {
         FIXED
             + match self {
                 Self::Create(create) => {
-                    let labels = &create.spec.labels;
-                    create.payload.as_ref().map_or(0, |payload| payload.as_str().len())
-                        + labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+                    let spec = &create.spec;
+                    create.payload.as_ref().map_or(0, Json::len)
+                        + spec.job_type.len()
+                        + spec.requested_by.len()
+                        + spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len())
+                        + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
                 }
                 Self::Apply { command, .. } => {
                     let transition::Command::Report(report) = &**command;
-                    let ended = match &report.step {
-                        Some(Step::End(ending)) => match &ending.outcome {
-                            Outcome::Succeeded { result }
-                            | Outcome::Failed { result, .. }
-                            | Outcome::Canceled { result, .. } => result.as_ref().map_or(0, |json| json.as_str().len()),
-                            Outcome::Released { .. } => 0,
-                        },
-                        Some(Step::Run) | None => 0,
-                    };
-                    ended + report.message.len()
+                    report.stage.as_deref().map_or(0, str::len)
+                        + report.message.len()
+                        + report.lease.as_ref().map_or(0, |lease| lease.0.len())
+                        + report.etag.as_ref().map_or(0, String::len)
+                        + report.actor.len()
+                        + match &report.step {
+                            Some(Step::End(ending)) => outcome_weight(&ending.outcome),
+                            Some(Step::Run) | None => 0,
+                        }
                 }
             }
     }
+}
+
+fn outcome_weight(outcome: &Outcome) -> usize {
+    let (result, error) = match outcome {
+        Outcome::Succeeded { result } => (result, None),
+        Outcome::Failed { result, error, .. } => (result, Some(error)),
+        Outcome::Canceled { result, error } => (result, error.as_ref()),
+        Outcome::Released { .. } => return 0,
+    };
+    result.as_ref().map_or(0, Json::len) + error.map_or(0, |error| error.code.len() + error.message.len())
 }

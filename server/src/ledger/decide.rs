@@ -16,7 +16,7 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
-        transition::{Tick, Transition, TransitionError},
+        transition::{Tick, Transition},
     },
     store::{Changes, Head, Loaded, Needs},
 };
@@ -103,9 +103,9 @@ impl Log {
                 let current = self.jobs.get(job).ok_or(LedgerError::JobNotFound { job: *job })?;
                 let before = current.status;
                 let transition = current.apply(command, self.tick())?;
-                let reply = Reply::Applied(transition.job.clone());
+                let reply = Reply { job: transition.job.clone(), deduplicated: false };
                 if !transition.events.is_empty() {
-                    self.take(Some(before), transition);
+                    self.append(Some(before), transition);
                 }
                 Ok(reply)
             }
@@ -118,7 +118,7 @@ impl Log {
         {
             let same = existing.spec.idempotency.as_ref().is_some_and(|held| held.digest == wanted.digest);
             return if same {
-                Ok(Reply::Created { job: existing.clone(), deduplicated: true })
+                Ok(Reply { job: existing.clone(), deduplicated: true })
             } else {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
@@ -138,16 +138,16 @@ impl Log {
         if let Some(payload) = &create.payload {
             self.changes.payloads.push((job.id, payload.clone()));
         }
-        self.take(None, transition);
-        Ok(Reply::Created { job, deduplicated: false })
+        self.append(None, transition);
+        Ok(Reply { job, deduplicated: false })
     }
 
     fn tick(&self) -> Tick {
         Tick { now: self.now, next_seq: self.head.seq + 1 }
     }
 
-    /// Takes a transition with events over into the log.
-    fn take(&mut self, before: Option<JobStatus>, transition: Transition) {
+    /// Appends a transition's events to the log.
+    fn append(&mut self, before: Option<JobStatus>, transition: Transition) {
         let Transition { job, events } = transition;
         self.head.seq += events.len() as i64;
         self.head.recorded_at = Some(self.now);
@@ -169,15 +169,5 @@ impl Log {
             self.changes.jobs = self.changed.iter().filter_map(|id| self.jobs.remove(id)).collect();
         }
         self.changes
-    }
-}
-
-impl From<TransitionError> for LedgerError {
-    fn from(error: TransitionError) -> Self {
-        match error {
-            TransitionError::InvalidTransition { current } => Self::InvalidTransition { current },
-            TransitionError::LeaseLost => Self::LeaseLost,
-            TransitionError::EtagMismatch { current } => Self::EtagMismatch { current },
-        }
     }
 }

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -22,11 +25,13 @@ const MAX_TAIL_BYTES: usize = 4 << 20;
 pub(super) struct Hub {
     channels: Mutex<HashMap<OrgId, Weak<Channel>>>,
     tail_bytes: usize,
+    /// What all tails hold together.
+    held_bytes: AtomicUsize,
 }
 
 impl Hub {
     pub(super) fn new(tail_bytes: usize) -> Self {
-        Self { channels: Mutex::default(), tail_bytes }
+        Self { channels: Mutex::default(), tail_bytes, held_bytes: AtomicUsize::new(0) }
     }
 
     /// Joins an org's channel, opening it for its first subscriber.
@@ -55,7 +60,12 @@ impl Hub {
             (channels.get(&org).and_then(Weak::upgrade), share)
         };
         let Some(channel) = channel else { return };
-        lock(&channel.tail).append(events, share);
+        let held = self.held_bytes.load(Ordering::Relaxed);
+        channel.change_tail(|tail| {
+            // Others may hold more than their share, from when they were fewer.
+            let room = self.tail_bytes.saturating_sub(held.saturating_sub(tail.bytes));
+            tail.append(events, share.min(room).max(MIN_TAIL_BYTES));
+        });
         channel.signal.send_modify(|signal| signal.head = signal.head.max(last.seq));
     }
 
@@ -64,7 +74,7 @@ impl Hub {
     pub(super) fn restart(&self, org: OrgId) {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
-        *lock(&channel.tail) = Tail::default();
+        channel.change_tail(|tail| *tail = Tail::default());
         channel.signal.send_modify(|signal| signal.restarts += 1);
     }
 }
@@ -77,9 +87,22 @@ struct Channel {
     signal: watch::Sender<Signal>,
 }
 
+impl Channel {
+    /// Changes the tail and keeps count of what all of them hold.
+    fn change_tail(&self, change: impl FnOnce(&mut Tail)) {
+        let mut tail = lock(&self.tail);
+        let before = tail.bytes;
+        change(&mut tail);
+        if let Some(hub) = self.hub.upgrade() {
+            hub.held_bytes.fetch_add(tail.bytes.wrapping_sub(before), Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for Channel {
     /// The last subscriber is gone. A new one may have opened another channel meanwhile: that one stays.
     fn drop(&mut self) {
+        self.change_tail(|tail| *tail = Tail::default());
         let Some(hub) = self.hub.upgrade() else { return };
         let mut channels = lock(&hub.channels);
         if channels.get(&self.org).is_some_and(|slot| slot.strong_count() == 0) {
@@ -255,6 +278,25 @@ mod tests {
         Arc::get_mut(&mut large[0]).unwrap().message = "x".repeat(MIN_TAIL_BYTES).into();
         hub.publish(OrgId::DEFAULT, &large);
         assert_eq!(after(&listener, 0), Err("behind"), "what no tail can hold is in the database");
+    }
+
+    #[test]
+    fn tails_of_many_orgs_stay_within_the_whole() {
+        let weight = events([1])[0].weight();
+        let hub = Arc::new(Hub::new(1_000 * weight));
+        // The first fills its share while it is alone; the others come later.
+        let listeners: Vec<_> = (0..50)
+            .map(|n| {
+                let org = OrgId(Uuid::from_u128(n));
+                let listener = hub.listen(org);
+                hub.publish(org, &events(1..=2_000));
+                listener
+            })
+            .collect();
+        let held = hub.held_bytes.load(Ordering::Relaxed);
+        assert!(held <= 1_000 * weight + 50 * MIN_TAIL_BYTES, "{held} bytes are held");
+        drop(listeners);
+        assert_eq!(hub.held_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -13,16 +13,17 @@ use tokio::sync::Semaphore;
 
 pub use self::{
     command::{Command, Create, Reply},
-    subscription::{Delivery, SubscribeRequest, Subscription},
+    subscription::{Delivery, StreamPlace, SubscribeRequest, Subscription},
 };
 use self::{hub::Hub, writer::Lanes};
+pub use crate::store::{EventFilter, Statistics, StatusCounts, TypeStatistics};
 use crate::{
     domain::{
         id::{JobId, OrgId},
         job::JobRecord,
-        status::JobStatus,
+        transition::TransitionError,
     },
-    store::{Statistics, Store, StoreError},
+    store::{Store, StoreError},
 };
 
 /// Bounds of the ledger, each a promise about memory or time.
@@ -38,10 +39,14 @@ pub struct Limits {
     pub queued_bytes: usize,
     /// Distinct types of jobs in one org.
     pub types_per_org: usize,
-    /// Bytes of recent events kept for live subscribers, of all orgs together.
+    /// Bytes of recent events kept for live subscribers, shared by the orgs that have any; each gets at least 16 KiB.
     pub tail_bytes: usize,
+    /// Event streams that may be open.
+    pub streams: usize,
     /// Reads of past events that may be under way at the same time.
     pub catch_up_reads: usize,
+    /// A subscriber gets a bookmark at least this often.
+    pub bookmark_interval: Duration,
     /// How long the outcome of a broken commit is looked for.
     pub resolve_within: Duration,
 }
@@ -55,7 +60,9 @@ impl Default for Limits {
             queued_bytes: 64 << 20,
             types_per_org: 10_000,
             tail_bytes: 64 << 20,
+            streams: 10_000,
             catch_up_reads: 2,
+            bookmark_interval: Duration::from_secs(15),
             resolve_within: Duration::from_secs(10),
         }
     }
@@ -68,6 +75,8 @@ pub struct Ledger {
     lanes: Arc<Lanes>,
     hub: Arc<Hub>,
     catch_up: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    bookmark_interval: Duration,
 }
 
 impl Ledger {
@@ -78,7 +87,8 @@ impl Ledger {
         let lanes = Arc::new(Lanes::new(Arc::clone(&store), Arc::clone(&hub), limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
         let work = Arc::clone(&lanes).run();
-        (Self { store, lanes, hub, catch_up }, work)
+        let streams = Arc::new(Semaphore::new(limits.streams));
+        (Self { store, lanes, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval }, work)
     }
 
     /// Has one command decided and committed.
@@ -117,11 +127,14 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`LedgerError::JobNotFound`], [`LedgerError::CursorAhead`], [`LedgerError::CursorExpired`], or that of the database.
+    /// [`LedgerError::JobNotFound`], [`LedgerError::CursorAhead`], [`LedgerError::CursorExpired`],
+    /// [`LedgerError::TooManyStreams`], or that of the database.
     pub async fn subscribe(&self, org: OrgId, request: SubscribeRequest) -> Result<Subscription, LedgerError> {
+        let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| LedgerError::TooManyStreams)?;
         // First the hub, then the database: what is committed in between is heard of.
         let listener = self.hub.listen(org);
-        Subscription::open(Arc::clone(&self.store), Arc::clone(&self.catch_up), org, listener, request).await
+        let (store, catch_up) = (Arc::clone(&self.store), Arc::clone(&self.catch_up));
+        Subscription::open(store, catch_up, org, listener, self.bookmark_interval, Arc::new(place), request).await
     }
 
     /// Refuses new commands; those accepted are still decided.
@@ -145,21 +158,9 @@ pub enum LedgerError {
         /// The job that holds the key.
         existing: JobId,
     },
-    /// The state machine forbids it.
-    #[error("the job is {current}, which does not allow this")]
-    InvalidTransition {
-        /// Where the job stands.
-        current: JobStatus,
-    },
-    /// The job is not held under this lease.
-    #[error("the lease is lost: the job is not held under this lease token")]
-    LeaseLost,
-    /// The job has changed.
-    #[error("the job has changed: its etag is {current}")]
-    EtagMismatch {
-        /// Its etag.
-        current: String,
-    },
+    /// The state machine refuses the command.
+    #[error(transparent)]
+    Transition(#[from] TransitionError),
     /// The org has as many types as it may.
     #[error("the org has {limit} types of jobs, and may not have more")]
     TooManyTypes {
@@ -182,6 +183,9 @@ pub enum LedgerError {
         /// The head.
         head: i64,
     },
+    /// As many streams are open as may be.
+    #[error("too many event streams are open; try again later")]
+    TooManyStreams,
     /// The queues are full.
     #[error("too many commands are waiting; try again shortly")]
     Overloaded,
@@ -203,9 +207,9 @@ pub enum LedgerError {
 }
 
 impl From<StoreError> for LedgerError {
-    /// What the database said goes to the log, not to the caller.
+    /// What the database said is for the log, not for the caller.
     fn from(error: StoreError) -> Self {
-        tracing::warn!(%error, "the database failed a request");
+        tracing::debug!(%error, "the database failed a request");
         match error {
             StoreError::Unavailable(_) | StoreError::Unusable(_) => Self::Unavailable,
             StoreError::Refused(_) => Self::Refused,

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 
@@ -17,8 +17,6 @@ use crate::{
     store::{EventFilter, EventQuery, Store},
 };
 
-/// A bookmark comes at least this often.
-const BOOKMARK_INTERVAL: Duration = Duration::from_secs(15);
 /// Events handed over at once: a page of the past, or a slice of the tail.
 const PAGE_EVENTS: usize = 256;
 /// Bytes of a page of the past; one event more than that, at most.
@@ -51,6 +49,9 @@ pub enum Delivery {
     End,
 }
 
+/// A place among the streams that may be open. Whoever keeps a stream's events in memory keeps a clone.
+pub type StreamPlace = Arc<OwnedSemaphorePermit>;
+
 /// A place in an org's log. Holds no database connection between deliveries.
 pub struct Subscription {
     store: Arc<dyn Store>,
@@ -65,9 +66,13 @@ pub struct Subscription {
     /// The status of the filter's job at the cursor, once the cursor has been at the head.
     job_status: Option<JobStatus>,
     mode: Mode,
+    /// The cursor was found to be where the log ended, and nothing was delivered since.
+    is_at_head: bool,
     /// The hub's count of forgotten tails when this subscription last turned to the database.
     restarts: u64,
     owes_bookmark: bool,
+    bookmark_interval: Duration,
+    place: StreamPlace,
     next_bookmark: Instant,
     /// Where the last bookmark said that the subscriber had caught up.
     caught_up_at: Option<i64>,
@@ -89,6 +94,8 @@ impl Subscription {
         catch_up: Arc<Semaphore>,
         org: OrgId,
         listener: Listener,
+        bookmark_interval: Duration,
+        place: StreamPlace,
         request: SubscribeRequest,
     ) -> Result<Self, LedgerError> {
         // A page beyond every event: the head, the floor and the job's status alone.
@@ -122,10 +129,18 @@ impl Subscription {
             until: request.history_only.then_some(log.head),
             job_status: None,
             mode: Mode::Past,
+            is_at_head: false,
             owes_bookmark: false,
-            next_bookmark: Instant::now() + BOOKMARK_INTERVAL,
+            bookmark_interval,
+            place,
+            next_bookmark: Instant::now() + bookmark_interval,
             caught_up_at: None,
         })
+    }
+
+    /// What this subscription takes up of the bound on streams.
+    pub fn place(&self) -> StreamPlace {
+        Arc::clone(&self.place)
     }
 
     /// The next delivery. May be dropped while it waits: nothing is lost, and the next call goes on from there.
@@ -151,8 +166,8 @@ impl Subscription {
 
     fn bookmark(&mut self) -> Delivery {
         self.owes_bookmark = false;
-        self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
-        let caught_up = self.mode != Mode::Past;
+        self.next_bookmark = Instant::now() + self.bookmark_interval;
+        let caught_up = self.is_at_head || self.mode == Mode::Ended;
         self.caught_up_at = caught_up.then_some(self.cursor);
         Delivery::Bookmark { seq: self.cursor, caught_up }
     }
@@ -185,6 +200,7 @@ impl Subscription {
         } else if self.cursor >= page.head {
             self.job_status = page.job_status;
             self.mode = Mode::Live;
+            self.is_at_head = true;
             self.owes_bookmark = true;
         }
         Ok(events)
@@ -194,10 +210,12 @@ impl Subscription {
     async fn live(&mut self) -> Vec<Arc<JobEvent>> {
         match self.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
             Recent::Behind => {
+                self.is_at_head = false;
                 self.mode = Mode::Past;
                 Vec::new()
             }
             Recent::Events(mut events) => {
+                self.is_at_head = false;
                 self.cursor = events.last().map_or(self.cursor, |event| event.seq);
                 if let Some(job) = self.filter.job
                     && let Some(last) = events.iter().rfind(|event| event.job_id == job)
@@ -208,6 +226,7 @@ impl Subscription {
                 events
             }
             Recent::AtHead => {
+                self.is_at_head = true;
                 if self.job_status.is_some_and(JobStatus::is_terminal) {
                     self.end();
                 } else {

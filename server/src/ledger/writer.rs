@@ -4,7 +4,7 @@
 //! waits for company. At most one batch of an org is under way at a time, so an org's log is serial.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -52,6 +52,9 @@ struct State {
     commands: usize,
     bytes: usize,
     is_closed: bool,
+    /// Orgs whose last commit may or may not have happened.
+    undecided: HashSet<OrgId>,
+    is_watching: bool,
 }
 
 #[derive(Default)]
@@ -169,7 +172,7 @@ impl Lanes {
     }
 
     /// Commits a turn and answers everyone in it.
-    async fn commit(&self, turn: Turn) {
+    async fn commit(self: &Arc<Self>, turn: Turn) {
         match self.attempt(&turn).await {
             Ok(decisions) => answer(turn, decisions),
             // The database refused data that validation let through: only the culprit shall hear of it.
@@ -190,35 +193,77 @@ impl Lanes {
     }
 
     /// Runs a turn as one transaction. On success everything is durable and the subscribers have it.
-    async fn attempt(&self, turn: &[OrgBatch]) -> Result<Vec<Decision>, StoreError> {
-        let (batch, decisions) = bounded(self.prepare(turn)).await?;
-        let broken = match timeout(UNIT_OF_WORK, batch.commit()).await {
-            Ok(Ok(())) => {
-                self.publish(turn, &decisions);
-                return Ok(decisions);
+    async fn attempt(self: &Arc<Self>, turn: &[OrgBatch]) -> Result<Vec<Decision>, StoreError> {
+        // A broken commit that never happened is run again, once.
+        let mut may_run_again = true;
+        loop {
+            let (batch, decisions) = bounded(self.prepare(turn)).await?;
+            let reason = match timeout(UNIT_OF_WORK, batch.commit()).await {
+                Ok(Ok(())) => {
+                    self.publish(turn, &decisions);
+                    return Ok(decisions);
+                }
+                Ok(Err(StoreError::OutcomeUnknown(reason))) => reason,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => "the commit took too long".to_owned(),
+            };
+            tracing::warn!(reason, "a commit broke; looking for its outcome");
+            match self.resolve(turn, &decisions).await {
+                Ok(was_committed) => {
+                    // Memory does not have these events.
+                    self.send_to_database(turn);
+                    if was_committed {
+                        return Ok(decisions);
+                    }
+                    if !may_run_again {
+                        return Err(StoreError::Unavailable(reason));
+                    }
+                    may_run_again = false;
+                }
+                Err(error) => {
+                    self.send_to_database(turn);
+                    self.await_outcome(turn);
+                    return Err(error);
+                }
             }
-            Ok(Err(StoreError::OutcomeUnknown(reason))) => reason,
-            Ok(Err(error)) => return Err(error),
-            Err(_) => "the commit took too long".to_owned(),
-        };
-        tracing::warn!(reason = broken, "a commit broke; looking for its outcome");
-        let was_committed = self.resolve(turn, &decisions).await;
+        }
+    }
+
+    /// Has the subscribers of a turn's orgs read on from the database.
+    fn send_to_database(&self, turn: &[OrgBatch]) {
         for batch in turn {
-            // Whatever the outcome, memory no longer knows where these logs end.
             self.hub.restart(batch.org);
         }
-        if was_committed? {
-            return Ok(decisions);
+    }
+
+    /// Looks after orgs whose last commit is undecided: once their heads can be won it is decided, and if it happened
+    /// nobody else will tell their subscribers.
+    fn await_outcome(self: &Arc<Self>, turn: &[OrgBatch]) {
+        let is_watched = {
+            let mut state = self.state();
+            state.undecided.extend(turn.iter().map(|batch| batch.org));
+            std::mem::replace(&mut state.is_watching, true)
+        };
+        if !is_watched {
+            tokio::spawn(Arc::clone(self).watch_undecided());
         }
-        // It never happened: run it again, once, and let a second break speak for itself.
-        let (batch, decisions) = bounded(self.prepare(turn)).await?;
-        match timeout(UNIT_OF_WORK, batch.commit()).await {
-            Ok(Ok(())) => {
-                self.publish(turn, &decisions);
-                Ok(decisions)
+    }
+
+    async fn watch_undecided(self: Arc<Self>) {
+        loop {
+            sleep(RESOLVE_PAUSE).await;
+            let orgs: Vec<_> = self.state().undecided.iter().copied().collect();
+            for org in orgs {
+                if bounded(self.store.begin(&[org])).await.is_ok() {
+                    self.state().undecided.remove(&org);
+                    self.hub.restart(org);
+                }
             }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(StoreError::OutcomeUnknown("the commit took too long, twice".to_owned())),
+            let mut state = self.state();
+            if state.undecided.is_empty() || state.is_closed {
+                state.is_watching = false;
+                return;
+            }
         }
     }
 
@@ -260,7 +305,8 @@ impl Lanes {
                         == (mine.seq, mine.job_id, mine.job_seq, mine.kind, mine.recorded_at)
                 }))
             };
-            match bounded(look).await {
+            let looked = timeout_at(until, look).await;
+            match looked.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".to_owned()))) {
                 Err(error) if Instant::now() + RESOLVE_PAUSE < until => {
                     tracing::debug!(%error, "the outcome can't be read yet");
                     sleep(RESOLVE_PAUSE).await;
@@ -353,6 +399,9 @@ fn answer(turn: Turn, decisions: Vec<Decision>) {
 }
 
 fn refuse(turn: Turn, error: StoreError) {
+    for batch in &turn {
+        tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");
+    }
     let error = LedgerError::from(error);
     for pending in turn.into_iter().flat_map(|batch| batch.commands) {
         let _ = pending.answer.send(Err(error.clone()));

@@ -73,9 +73,6 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the org's counters, all types in the order of their names, as of one place in its log.
     async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError>;
 
-    /// Answers if the database does. Touches no table.
-    async fn ping(&self) -> Result<(), StoreError>;
-
     /// Lets go of the database. Nothing may be asked of the store afterwards.
     async fn close(&self);
 }

@@ -37,6 +37,7 @@ contract! {
     a_log_that_was_never_written_is_empty,
     what_is_written_is_read_back_whole,
     jobs_are_found_by_id_and_by_key,
+    a_result_of_null_is_a_result,
     a_batch_dropped_before_its_commit_never_was,
     a_head_is_held_until_its_batch_ends,
     orgs_share_nothing,
@@ -63,7 +64,7 @@ fn org() -> OrgId {
 
 fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
     Job {
-        id: JobId::generate(),
+        id: JobId(Uuid::now_v7()),
         org_id: org,
         spec: Arc::new(JobSpec {
             job_type: job_type.into(),
@@ -160,7 +161,7 @@ fn all(after: i64) -> EventQuery {
 
 async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {
     let org = org();
-    let needs = Needs { jobs: vec![JobId::generate()], keys: vec!["k".into()], types: vec!["t".into()] };
+    let needs = Needs { jobs: vec![JobId(Uuid::now_v7())], keys: vec!["k".into()], types: vec!["t".into()] };
     let loaded = load(&*store, org, needs).await;
     assert_eq!(loaded.head, Head::EMPTY);
     assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
@@ -168,8 +169,7 @@ async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {
     assert_eq!((page.events.len(), page.head, page.floor, page.through), (0, 0, 1, 0));
     let statistics = store.statistics(org, &[]).await.unwrap();
     assert_eq!((statistics.as_of_seq, statistics.types.len()), (0, 0));
-    assert_eq!(store.job(org, JobId::generate()).await.unwrap(), None);
-    store.ping().await.unwrap();
+    assert_eq!(store.job(org, JobId(Uuid::now_v7())).await.unwrap(), None);
 }
 
 async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
@@ -250,6 +250,23 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     assert_eq!(*store.events(org, &all(1)).await.unwrap().events[0], quiet);
 }
 
+async fn a_result_of_null_is_a_result(store: Arc<dyn Store>) {
+    let org = org();
+    let mut ended = job(org, "t", 1);
+    ended.result_seq = Some(1);
+    let null = Some(Json::from_trusted("null"));
+    let record = JobEvent { result: null.clone(), ..event(&ended, 1) };
+    let changes = Changes {
+        head: head(1),
+        jobs: vec![ended.clone()],
+        events: vec![Arc::new(record.clone())],
+        ..Changes::default()
+    };
+    write(&*store, org, &changes).await.unwrap();
+    assert_eq!(*store.events(org, &all(0)).await.unwrap().events[0], record);
+    assert_eq!(store.job(org, ended.id).await.unwrap().unwrap().result, null);
+}
+
 async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
     let org = org();
     let plain = fill(&*store, org, "t", 3).await;
@@ -262,7 +279,7 @@ async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
     let changes = Changes { head: head(4), jobs: vec![keyed.clone()], events, ..Changes::default() };
     write(&*store, org, &changes).await.unwrap();
     let needs = Needs {
-        jobs: vec![plain[1].id, keyed.id, JobId::generate()],
+        jobs: vec![plain[1].id, keyed.id, JobId(Uuid::now_v7())],
         keys: vec!["key".into(), "other".into()],
         types: vec!["t".into(), "u".into()],
     };

@@ -10,16 +10,25 @@ use std::{
 
 use jobledger_client::{Client, Follow, Item, JobEvent, JobEventKind, JobStatus, NewJob, Report};
 use jobledger_server::{
-    domain::{clock::SystemClock, id::OrgId, replay::Replay, status},
+    domain::{
+        clock::SystemClock,
+        id::{JobId, OrgId},
+        replay::Replay,
+        status,
+    },
     store::{self, EventFilter, EventQuery, Store},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::harness::{Database, PATIENCE, Program, short_or_long};
+use crate::harness::{Database, PATIENCE, Program, fixed_address, short_or_long};
 
-/// Every job's row is the fold of its events, the log is dense, and the counters are what counting gives.
-async fn verify(database: &Database) -> Vec<Arc<jobledger_server::domain::event::JobEvent>> {
+/// Every job's row is the fold of its events, the log is dense, the counters are what counting gives, and each job has
+/// come at least as far as was acknowledged.
+async fn verify(
+    database: &Database,
+    acknowledged: &HashMap<String, (JobStatus, i64)>,
+) -> Vec<Arc<jobledger_server::domain::event::JobEvent>> {
     let store: Arc<dyn Store> =
         store::open(&database.url().parse().unwrap(), Arc::new(SystemClock)).await.expect("the file is free");
     let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: usize::MAX, max_bytes: usize::MAX };
@@ -41,7 +50,13 @@ async fn verify(database: &Database) -> Vec<Arc<jobledger_server::domain::event:
     for (id, history) in &jobs {
         let job = store.job(OrgId::DEFAULT, *id).await.unwrap().expect("a job with events exists").job;
         assert_eq!(Replay::fold(history.iter().copied()), Ok(Replay::of(&job)));
+        if let Some((_, events)) = acknowledged.get(&id.to_string()) {
+            assert!(job.last_job_seq >= *events, "{events} events of {id} were acknowledged");
+        }
         *counted.entry((job.spec.job_type.to_string(), job.status)).or_default() += 1;
+    }
+    for id in acknowledged.keys() {
+        assert!(jobs.contains_key(&JobId(id.parse().unwrap())), "job {id} was acknowledged and is gone");
     }
     let statistics = store.statistics(OrgId::DEFAULT, &[]).await.unwrap();
     assert_eq!(statistics.as_of_seq, events.len() as i64);
@@ -58,6 +73,10 @@ async fn verify(database: &Database) -> Vec<Arc<jobledger_server::domain::event:
 
 /// What was acknowledged: the last status of each job, and how many events it had by then.
 type Acknowledged = Arc<Mutex<HashMap<String, (JobStatus, i64)>>>;
+
+fn is_end(status: JobStatus) -> bool {
+    status == JobStatus::Succeeded
+}
 
 async fn work(client: Client, acknowledged: Acknowledged, jobs: usize) {
     for n in 0..jobs {
@@ -78,8 +97,8 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     const WORKERS: usize = 16;
     let (jobs, kills) = short_or_long((60, 5), (600, 40));
     let database = Database::new();
-    let mut program = Program::start(&database);
-    let address = program.address.clone();
+    let address = fixed_address();
+    let mut program = Program::start_on(&address, &database);
     let client = program.client();
     let acknowledged = Acknowledged::default();
     let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
@@ -96,7 +115,12 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
         assert_eq!(event.seq, seen + 1, "the subscriber sees every event once, in order");
         seen = event.seq;
         if killed < kills && seen > (killed + 1) * total / (kills + 1) {
+            let running = acknowledged.lock().unwrap().values().filter(|(status, _)| !is_end(*status)).count();
+            assert!(running > 0, "work was under way");
             program.kill();
+            // What was acknowledged by then has to be there, whatever comes later.
+            let so_far = acknowledged.lock().unwrap().clone();
+            verify(&database, &so_far).await;
             program = Program::start_on(&address, &database);
             killed += 1;
         }
@@ -105,15 +129,11 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     assert_eq!(killed, kills);
     program.kill();
 
-    let written = verify(&database).await;
+    let acknowledged = acknowledged.lock().unwrap().clone();
+    let written = verify(&database, &acknowledged).await;
     assert_eq!(written.len() as i64, total, "each create and each report happened once, however often it was sent");
-    let kept: HashSet<_> = written.iter().map(|event| event.job_id.to_string()).collect();
-    let acknowledged = acknowledged.lock().unwrap();
     assert_eq!(acknowledged.len(), WORKERS * jobs);
-    for (id, (status, events)) in &*acknowledged {
-        assert!(kept.contains(id), "job {id} was acknowledged and is gone");
-        assert_eq!((*status, *events), (JobStatus::Succeeded, 4));
-    }
+    assert!(acknowledged.values().all(|(status, events)| is_end(*status) && *events == 4));
     println!("{kills} kills, {total} events: none lost, none twice");
 }
 
@@ -143,7 +163,8 @@ async fn a_server_that_is_killed_has_all_that_it_acknowledged() {
     }
     program.kill();
     writers.join_all().await;
-    let kept: HashSet<_> = verify(&database).await.iter().map(|event| event.job_id.to_string()).collect();
+    let kept: HashSet<_> =
+        verify(&database, &HashMap::new()).await.iter().map(|event| event.job_id.to_string()).collect();
     let acknowledged = acknowledged.lock().unwrap();
     assert!(acknowledged.len() >= 1_000, "{} were acknowledged", acknowledged.len());
     assert_eq!(acknowledged.difference(&kept).count(), 0, "acknowledged and gone");
@@ -154,7 +175,9 @@ async fn a_server_that_is_killed_has_all_that_it_acknowledged() {
 fn example() -> PathBuf {
     let tests = std::env::current_exe().expect("the test runs from a file");
     let built = tests.ancestors().nth(2).expect("target/PROFILE/deps/suite");
-    built.join("examples/digest_files")
+    let example = built.join("examples/digest_files");
+    assert!(example.exists(), "{} is missing: `cargo test --workspace` builds it", example.display());
+    example
 }
 
 fn digest_files(address: &str, path: &Path) -> Command {
@@ -188,14 +211,14 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
     std::os::unix::fs::symlink("file-0", tree.path().join("link")).unwrap();
 
     let database = Database::new();
-    let program = Program::start(&database);
-    let address = program.address.clone();
+    let address = fixed_address();
+    let program = Program::start_on(&address, &database);
     let mut events = program.client().subscribe(Follow::org().after(0)).await.unwrap();
     let example = digest_files(&address, tree.path()).spawn().expect("the example was built");
     let mut history: Vec<JobEvent> = Vec::new();
     let mut program = Some(program);
-    let is_end = |event: &JobEvent| event.kind() == JobEventKind::Succeeded;
-    while history.iter().filter(|event| is_end(event)).count() < files {
+    let is_last = |event: &JobEvent| event.kind() == JobEventKind::Succeeded;
+    while history.iter().filter(|event| is_last(event)).count() < files {
         let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
         let Item::Event(event) = item else { continue };
         history.push(*event);
@@ -215,7 +238,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
     let client = program.as_ref().unwrap().client();
     let stages: HashSet<_> = history.iter().map(|event| event.stage().to_owned()).collect();
     assert!(stages.contains("opening") && stages.contains("hashing"), "{stages:?}");
-    for event in history.iter().filter(|event| is_end(event)) {
+    for event in history.iter().filter(|event| is_last(event)) {
         let job = client.get(&event.job_id).await.unwrap();
         let payload: serde_json::Value = jobledger_client::from_value(job.payload.as_ref()).unwrap();
         let result: serde_json::Value = jobledger_client::from_value(job.result.as_ref()).unwrap();
@@ -230,6 +253,6 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
     assert!(said.contains(&format!("{files} files: 0 digested (0 B), 0 failed, {files} known from before")), "{said}");
     assert!(said.contains("the server's statistics equal what was processed"), "{said}");
     drop(program);
-    verify(&database).await;
+    verify(&database, &HashMap::new()).await;
     println!("{files} files digested across a kill");
 }

@@ -7,14 +7,14 @@ use jobledger_client::proto::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, RetryPolicy, StreamJobEventsRequest, UpdateJobStatusRequest,
     job_service_client::JobServiceClient,
 };
-use prost_types::{Value, value::Kind};
+use prost_types::{ListValue, Struct, Value, value::Kind};
 use sqlx::Executor as _;
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Database, TestServer};
+use crate::harness::{Database, PATIENCE, TestServer};
 
-type Service = JobServiceClient<Channel>;
+type Service = jobledger_client::RawClient;
 
 /// Asserts an error's code and reason, and returns the metadata of its ErrorInfo.
 #[track_caller]
@@ -82,7 +82,7 @@ async fn bad_fields_of_a_create_are_all_named() {
         "type",
         "requested_by",
         "labels",
-        "labels",
+        "labels[]",
         "priority",
         "max_attempts",
         "retry_policy.initial_backoff",
@@ -97,6 +97,9 @@ async fn bad_fields_of_a_create_are_all_named() {
         CreateJobRequest { r#type: "a\0".to_owned(), ..new_job() },
     ] {
         assert_fields(&refused(bad).await, &["type"]);
+    }
+    for priority in [-1_001, i32::MIN, i32::MAX] {
+        assert_fields(&refused(CreateJobRequest { priority, ..new_job() }).await, &["priority"]);
     }
     let nul = Some(Value { kind: Some(Kind::StringValue("\0".to_owned())) });
     assert_fields(&refused(CreateJobRequest { payload: nul, ..new_job() }).await, &["payload"]);
@@ -190,6 +193,11 @@ async fn bad_fields_of_reads_streams_and_metadata_are_named() {
     };
     let stream = service.stream_job_events(request).await.unwrap_err();
     assert_fields(&stream, &["job_id", "types", "statuses", "statuses", "after_seq"]);
+    let request = StreamJobEventsRequest { statuses: vec![1; 1_000_000], ..Default::default() };
+    assert_fields(&service.stream_job_events(request).await.unwrap_err(), &["statuses"]);
+    let request = StreamJobEventsRequest { types: vec![String::new(); 1_000], ..Default::default() };
+    let error = service.stream_job_events(request).await.unwrap_err();
+    assert_eq!(error.get_details_bad_request().unwrap().field_violations.len(), 16, "not one for each");
     let mut request = Request::new(GetStatisticsRequest::default());
     request.metadata_mut().insert("x-org-id", "acme".parse().unwrap());
     assert_fields(&service.get_statistics(request).await.unwrap_err(), &["x-org-id"]);
@@ -221,6 +229,88 @@ async fn a_value_over_the_limit_is_told_its_size() {
     service.update_job_status(UpdateJobStatusRequest { result: most.clone(), ..end.clone() }).await.unwrap();
     let read = service.get_job(GetJobRequest { job_id: end.job_id }).await.unwrap().into_inner().job.unwrap();
     assert_eq!(read.result, most);
+    server.stop().await;
+}
+
+/// `depth` lists in each other.
+fn nested(depth: usize) -> Option<Value> {
+    let mut value = Value { kind: Some(Kind::BoolValue(true)) };
+    for _ in 0..depth {
+        value = Value { kind: Some(Kind::ListValue(ListValue { values: vec![value] })) };
+    }
+    Some(value)
+}
+
+/// `depth` objects in each other, each of which takes three nested messages.
+fn nested_objects(depth: usize) -> Option<Value> {
+    let mut value = Value { kind: Some(Kind::BoolValue(true)) };
+    for _ in 0..depth {
+        let fields = BTreeMap::from([("a".to_owned(), value)]);
+        value = Value { kind: Some(Kind::StructValue(Struct { fields })) };
+    }
+    Some(value)
+}
+
+#[tokio::test]
+async fn what_is_stored_can_be_read_however_deep_it_is() {
+    let (_database, server, client) = TestServer::fresh().await;
+    let mut service = client.raw();
+    for most in [nested(32), nested_objects(32)] {
+        let job_id = running(&mut service).await;
+        let end = UpdateJobStatusRequest {
+            job_id: job_id.clone(),
+            status: Some(3),
+            result: most.clone(),
+            ..Default::default()
+        };
+        service.update_job_status(end).await.unwrap();
+        let read = service.get_job(GetJobRequest { job_id: job_id.clone() }).await.unwrap().into_inner();
+        assert_eq!(read.job.unwrap().result, most);
+        let stream = StreamJobEventsRequest { job_id, ..Default::default() };
+        let mut stream = service.stream_job_events(stream).await.unwrap().into_inner();
+        while stream.message().await.expect("each message can be decoded").is_some() {}
+        let created =
+            service.create_job(CreateJobRequest { payload: most.clone(), ..new_job() }).await.unwrap().into_inner();
+        let job_id = created.job.unwrap().id;
+        assert_eq!(service.get_job(GetJobRequest { job_id }).await.unwrap().into_inner().job.unwrap().payload, most);
+    }
+    for over in [nested(33), nested_objects(33)] {
+        let error = service.create_job(CreateJobRequest { payload: over, ..new_job() }).await.unwrap_err();
+        assert_fields(&error, &["payload"]);
+    }
+    for far_over in [nested(90), nested_objects(90)] {
+        let error = service.create_job(CreateJobRequest { payload: far_over, ..new_job() }).await.unwrap_err();
+        assert_fields(&error, &["(message)"]);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_or_garbage_is_told_so() {
+    let (_database, server, client) = TestServer::fresh().await;
+    let mut service = client.raw();
+    let error = service.create_job(CreateJobRequest { payload: text(5 << 20), ..new_job() }).await.unwrap_err();
+    let metadata = assert_error(&error, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    assert_eq!(metadata, BTreeMap::from([("limit".to_owned(), "4194304".to_owned())]));
+
+    // A request of another shape: field 1 as a number where the service wants text.
+    let mut raw =
+        tonic::client::Grpc::new(tonic::transport::Endpoint::from_shared(server.endpoint()).unwrap().connect_lazy());
+    raw.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<prost_types::Duration, GetJobRequest>::default();
+    let path = http::uri::PathAndQuery::from_static("/jobledger.v1.JobService/GetJob");
+    let garbage = Request::new(prost_types::Duration { seconds: 7, nanos: 0 });
+    let error = raw.unary(garbage, path, codec).await.unwrap_err();
+    assert_fields(&error, &["(message)"]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn fields_are_checked_before_existence() {
+    let (_database, server, client) = TestServer::fresh().await;
+    let job_id = "01890a5d-ac96-774b-bcce-b302099a8057".to_owned();
+    let update = UpdateJobStatusRequest { job_id, progress: Some(101), ..Default::default() };
+    assert_fields(&client.raw().update_job_status(update).await.unwrap_err(), &["progress"]);
     server.stop().await;
 }
 
@@ -350,6 +440,37 @@ async fn too_many_types_and_too_many_commands_are_exhaustion() {
     let error = service.create_job(large).await.unwrap_err();
     assert_error(&error, Code::ResourceExhausted, "OVERLOADED");
     assert!(error.get_details_retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn too_many_streams_are_exhaustion_until_one_ends() {
+    let database = Database::new();
+    let mut config = database.config();
+    config.limits.streams = 2;
+    let server = TestServer::start(config).await;
+    let mut service = server.client().raw();
+    let request = StreamJobEventsRequest::default();
+    let first = service.stream_job_events(request.clone()).await.unwrap();
+    let _second = service.stream_job_events(request.clone()).await.unwrap();
+    let error = service.stream_job_events(request.clone()).await.unwrap_err();
+    assert_error(&error, Code::ResourceExhausted, "TOO_MANY_STREAMS");
+    assert!(error.get_details_retry_info().is_some());
+    drop(first);
+    // The server hears of it on its connection, which takes a moment.
+    let again = async { while service.stream_job_events(request.clone()).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("a place is free again");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_is_internal_and_says_nothing_of_the_database() {
+    let (database, server, client) = TestServer::fresh().await;
+    let trigger = "CREATE TRIGGER poison BEFORE INSERT ON job BEGIN SELECT RAISE(ABORT, 'secret'); END";
+    database.connect().await.execute(trigger).await.unwrap();
+    let error = client.raw().create_job(new_job()).await.unwrap_err();
+    assert_error(&error, Code::Internal, "REFUSED_BY_DATABASE");
+    assert!(!error.message().contains("secret"));
     server.stop().await;
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -30,6 +30,19 @@ pub(crate) fn short_or_long<T>(short: T, long: T) -> T {
     #[expect(clippy::disallowed_methods, reason = "the Makefile says which")]
     let is_long = std::env::var("JOBLEDGER_TEST_LONG").is_ok_and(|value| value == "1");
     if is_long { long } else { short }
+}
+
+/// An address to serve on again after a stop. Its port is none that the system gives to others meanwhile.
+pub(crate) fn fixed_address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below Linux's ephemeral range, and apart from other test programs at the same time.
+    let first = 12_000 + (std::process::id() % 1_000) as u16 * 16;
+    loop {
+        let address = format!("127.0.0.1:{}", first + NEXT.fetch_add(1, Ordering::Relaxed));
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// A directory with a database in it, which outlives the servers on it.

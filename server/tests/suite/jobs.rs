@@ -228,3 +228,31 @@ async fn orgs_see_only_what_is_theirs() {
     assert_eq!(theirs.job.last_seq, 1, "and so does the log");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn statistics_list_a_thousand_types_and_count_them_all() {
+    let (_database, server, client) = TestServer::fresh().await;
+    let mut creates = JoinSet::new();
+    for n in 0..1_001 {
+        let client = client.clone();
+        creates.spawn(async move { client.create(NewJob::new(format!("type-{n:04}"))).await.unwrap() });
+    }
+    creates.join_all().await;
+    let statistics = client.statistics(&[]).await.unwrap();
+    assert_eq!((statistics.types.len(), statistics.types_truncated), (1_000, true));
+    assert_eq!(statistics.counts.unwrap().queued, 1_001);
+    let last = client.statistics(&["type-1000"]).await.unwrap();
+    assert_eq!((last.counts.unwrap().queued, last.types_truncated), (1, false));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_raw_client_speaks_for_the_same_org() {
+    let (_database, server, _) = TestServer::fresh().await;
+    let org = Uuid::new_v4();
+    let client = Client::builder(server.endpoint()).org(org).build().unwrap();
+    let request = jobledger_client::proto::CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };
+    let job = client.raw().create_job(request).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(job.org_id, org.to_string());
+    server.stop().await;
+}

@@ -73,8 +73,12 @@ impl Batch for SqliteBatch {
                 *slot = Some(connection);
                 Ok(())
             }
-            // SQLite does not promise that a commit which failed left nothing behind: look before running it again.
-            Err(error) => Err(StoreError::OutcomeUnknown(error.to_string())),
+            Err(error) => Err(match StoreError::from(error) {
+                // The pages did not fit: SQLite has rolled back, and a frame cut short fails its checksum.
+                StoreError::Full(reason) => StoreError::Full(reason),
+                // Of other failures it can't be told what they left behind: look before running it again.
+                other => StoreError::OutcomeUnknown(other.to_string()),
+            }),
         }
     }
 }

@@ -39,3 +39,30 @@ pub(super) async fn run(connection: &mut SqliteConnection) -> Result<(), StoreEr
         other => StoreError::Unusable(format!("migration failed: {other}")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
+
+    use super::*;
+
+    async fn tables(connection: &mut SqliteConnection) -> Vec<String> {
+        let sql = "/* tables */ SELECT name FROM sqlite_schema WHERE name NOT LIKE '%sqlx%' ORDER BY name";
+        sqlx::query_scalar(sql).fetch_all(connection).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_migration_can_be_undone_and_done_again() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let options = SqliteConnectOptions::new().filename(folder.path().join("x.db")).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        run(&mut connection).await.unwrap();
+        let there = tables(&mut connection).await;
+        assert!(there.contains(&"job_event".to_owned()), "{there:?}");
+        migrator().undo(&mut connection, 0).await.unwrap();
+        assert_eq!(tables(&mut connection).await, Vec::<String>::new());
+        run(&mut connection).await.unwrap();
+        run(&mut connection).await.expect("nothing to do");
+        assert_eq!(tables(&mut connection).await, there);
+    }
+}

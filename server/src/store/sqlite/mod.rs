@@ -63,6 +63,7 @@ impl SqliteStore {
     ///
     /// [`StoreError::Unusable`] if another server has it open, if a newer server migrated it, or if it is no database.
     pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+        let path = &resolve(path)?;
         let lock = lock(path)?;
         let base = SqliteConnectOptions::new()
             .filename(path)
@@ -93,6 +94,19 @@ impl SqliteStore {
             lock: std::sync::Mutex::new(Some(lock)),
         })
     }
+}
+
+/// The file itself, whatever links lead to it: the lock is on a name beside it.
+fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
+    let fail = |error: std::io::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(StoreError::Unusable(format!("{} is not the name of a file", path.display())));
+    };
+    if path.exists() {
+        return path.canonicalize().map_err(fail);
+    }
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    Ok(folder.canonicalize().map_err(fail)?.join(name))
 }
 
 /// Takes the lock that keeps a second server off the file. The kernel drops it with the process, however that ends.
@@ -147,12 +161,7 @@ impl Store for SqliteStore {
     }
 
     async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
-        read::statistics(&self.readers, self.clock.now(), org, types).await
-    }
-
-    async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("/* ping */ SELECT 1").execute(&self.readers).await?;
-        Ok(())
+        read::statistics(&self.readers, &*self.clock, org, types).await
     }
 
     async fn close(&self) {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::{
-        clock::Time,
+        clock::Clock,
         id::{JobId, OrgId},
         job::JobRecord,
         json::Json,
@@ -124,7 +124,7 @@ static STATISTICS: LazyLock<String> = LazyLock::new(|| {
 
 pub(super) async fn statistics(
     pool: &SqlitePool,
-    now: Time,
+    clock: &dyn Clock,
     org: OrgId,
     types: &[String],
 ) -> Result<Statistics, StoreError> {
@@ -133,7 +133,8 @@ pub(super) async fn statistics(
         .bind((!types.is_empty()).then(|| rows::json_text(&types)))
         .fetch_all(pool)
         .await?;
-    let mut statistics = Statistics { as_of_seq: 0, as_of: now, types: Vec::with_capacity(found.len()) };
+    // Read after the snapshot: nothing in it is younger.
+    let mut statistics = Statistics { as_of_seq: 0, as_of: clock.now(), types: Vec::with_capacity(found.len()) };
     for row in &found {
         let mut columns = Columns::of(row);
         statistics.as_of_seq = columns.get()?;

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{Decode, Row, Sqlite, Type, ValueRef, sqlite::SqliteRow};
 use uuid::Uuid;
@@ -262,7 +262,7 @@ struct Detail<'a> {
     progress: Option<u8>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     message: Option<Cow<'a, str>>,
-    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     result: Option<&'a RawValue>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     error_code: Option<Cow<'a, str>>,
@@ -270,6 +270,11 @@ struct Detail<'a> {
     error_message: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     scheduled_at: Option<Cow<'a, str>>,
+}
+
+/// What is there, also where it is null: a result may be.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 impl<'a> Detail<'a> {
