@@ -64,7 +64,12 @@ impl Server {
     /// [`ServeError::Store`] if the database can't be used.
     pub async fn open(listener: TcpListener, config: Config) -> Result<Self, ServeError> {
         let store = store::open(&config.database_url, Arc::clone(&config.clock)).await?;
-        Ok(Self { listener, config, store })
+        Ok(Self::with_store(listener, config, store))
+    }
+
+    /// A server on a store that is open already; the configuration's database and clock are not used.
+    pub fn with_store(listener: TcpListener, config: Config, store: Arc<dyn Store>) -> Self {
+        Self { listener, config, store }
     }
 
     /// Where the server listens.

@@ -101,8 +101,8 @@ impl Ledger {
     /// The command's own, after the commit of its batch; or that of the database or of an overload.
     pub async fn submit(&self, org: OrgId, command: Command) -> Result<Reply, LedgerError> {
         let answer = self.lanes.enqueue(org, command)?;
-        // Lanes answer everything they took; they only vanish with the process.
-        answer.await.unwrap_or(Err(LedgerError::Draining))
+        // Lanes answer everything they took, unless a stop cuts them off in the middle of it.
+        answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
 
     /// Reads one job.

@@ -17,7 +17,7 @@ use jobledger_client::Client;
 use jobledger_server::{
     Config, ServeError, Server,
     domain::clock::{Clock, Time},
-    store::DatabaseUrl,
+    store::{DatabaseUrl, Store},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -94,7 +94,16 @@ impl TestServer {
 
     pub(crate) async fn start_on(address: &str, config: Config) -> Self {
         let listener = TcpListener::bind(address).await.expect("the port is free");
-        let server = Server::open(listener, config).await.expect("the database opens");
+        Self::run(Server::open(listener, config).await.expect("the database opens"))
+    }
+
+    /// A server on a free port and a store that is open already.
+    pub(crate) async fn start_with(config: Config, store: Arc<dyn Store>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::run(Server::with_store(listener, config, store))
+    }
+
+    fn run(server: Server) -> Self {
         let address = server.local_addr().expect("a bound socket");
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(server.run(async {

@@ -3,35 +3,34 @@
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use jobledger_server::{
     domain::{
         clock::{Clock, SystemClock, Time},
         id::{Digest, JobId, OrgId},
-        job::{Idempotency, Job, JobRecord, JobSpec},
+        job::{Idempotency, Job, JobSpec},
         json::Json,
         retry::RetryPolicy,
     },
     ledger::{Command, Create, Delivery, Ledger, LedgerError, Limits, Reply, SubscribeRequest},
-    store::{
-        self, Batch, Capacity, Changes, DatabaseUrl, EventFilter, EventPage, EventQuery, Loaded, Needs, Statistics,
-        Store, StoreError,
-    },
+    store::{self, DatabaseUrl, EventFilter, EventQuery, Store},
 };
 use sqlx::Executor as _;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::oneshot,
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
 use uuid::Uuid;
 
-use crate::harness::{Database, ManualClock, PATIENCE};
+use crate::{
+    breaking::{Break, Breaking},
+    harness::{Database, ManualClock, PATIENCE},
+};
 
 async fn open(database: &Database, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
     let url: DatabaseUrl = database.url().parse().unwrap();
@@ -46,6 +45,17 @@ fn start_lanes(store: &Arc<dyn Store>, limits: Limits) -> (Ledger, JoinHandle<()
 
 fn start(store: &Arc<dyn Store>, limits: Limits) -> Ledger {
     start_lanes(store, limits).0
+}
+
+async fn breaking(database: &Database, breaks: &[Break]) -> (Arc<Breaking>, Ledger) {
+    let limits = Limits { resolve_within: Duration::from_millis(300), ..Limits::default() };
+    breaking_with(open(database, Arc::new(SystemClock)).await, breaks, limits)
+}
+
+fn breaking_with(store: Arc<dyn Store>, breaks: &[Break], limits: Limits) -> (Arc<Breaking>, Ledger) {
+    let store = Breaking::new(store, breaks);
+    let ledger = start(&(Arc::clone(&store) as Arc<dyn Store>), limits);
+    (store, ledger)
 }
 
 fn create(job_type: &str) -> Command {
@@ -121,7 +131,7 @@ async fn a_command_whose_caller_is_gone_before_its_batch_is_never_decided() {
     let store = open(&database, Arc::new(SystemClock)).await;
     let (store, ledger) = breaking_with(store, &[], Limits { batch_commands: 1, ..Limits::default() });
     let org = OrgId::DEFAULT;
-    let held = store.store.begin(&[org]).await.unwrap();
+    let held = store.inner.begin(&[org]).await.unwrap();
     // The first is taken into a batch that waits for the head; the others wait behind it.
     let first = submit(&ledger, org, create("taken"));
     store.has_begun(1).await;
@@ -139,7 +149,7 @@ async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone() {
     let database = Database::new();
     let (store, ledger) = breaking(&database, &[]).await;
     let org = OrgId::DEFAULT;
-    let held = store.store.begin(&[org]).await.unwrap();
+    let held = store.inner.begin(&[org]).await.unwrap();
     let mut subscription = ledger
         .subscribe(org, SubscribeRequest { filter: EventFilter::default(), after: None, history_only: false })
         .await
@@ -165,7 +175,7 @@ async fn queues_are_bounded_in_commands_and_in_bytes() {
     let org = OrgId::DEFAULT;
     let limits = Limits { queued_commands: 3, queued_bytes: 100_000, batch_commands: 1, ..Limits::default() };
     let (store, ledger) = breaking_with(store, &[], limits);
-    let held = store.store.begin(&[org]).await.unwrap();
+    let held = store.inner.begin(&[org]).await.unwrap();
     let taken = submit(&ledger, org, create("t"));
     store.has_begun(1).await;
     let waiting: Vec<_> = (0..3).map(|_| submit(&ledger, org, create("t"))).collect();
@@ -268,123 +278,6 @@ async fn one_command_that_the_database_refuses_fails_alone() {
     assert_eq!(statistics.types.len(), 3);
 }
 
-/// How the next commits break.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Break {
-    /// The commit happens, its answer is lost.
-    After,
-    /// The connection is lost before the commit arrives.
-    Before,
-    /// The same, and the database stays away.
-    Away,
-    /// The commit happens, its answer is lost, and the database stays away.
-    AfterAway,
-    /// There is no room.
-    Full,
-}
-
-/// A real store, with commits that break on demand.
-struct Breaking {
-    store: Arc<dyn Store>,
-    next: Arc<Mutex<Vec<Break>>>,
-    is_away: Arc<Mutex<bool>>,
-    /// How often a transaction was asked for: the signal that a batch was taken.
-    begun: watch::Sender<usize>,
-}
-
-impl Breaking {
-    /// Waits until transactions were asked for so often: a batch was taken, and waits for its head.
-    async fn has_begun(&self, times: usize) {
-        let mut begun = self.begun.subscribe();
-        timeout(PATIENCE, begun.wait_for(|begun| *begun >= times)).await.expect("a batch is taken").unwrap();
-    }
-}
-
-struct BreakingBatch {
-    batch: Box<dyn Batch>,
-    next: Arc<Mutex<Vec<Break>>>,
-    is_away: Arc<Mutex<bool>>,
-}
-
-#[async_trait]
-impl Store for Breaking {
-    fn capacity(&self) -> Capacity {
-        self.store.capacity()
-    }
-
-    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
-        self.begun.send_modify(|begun| *begun += 1);
-        if *self.is_away.lock().unwrap() {
-            return Err(StoreError::Unavailable("away".to_owned()));
-        }
-        let batch = self.store.begin(orgs).await?;
-        Ok(Box::new(BreakingBatch { batch, next: Arc::clone(&self.next), is_away: Arc::clone(&self.is_away) }))
-    }
-
-    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-        self.store.job(org, id).await
-    }
-
-    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
-        self.store.events(org, query).await
-    }
-
-    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
-        self.store.statistics(org, types).await
-    }
-
-    async fn close(&self) {
-        self.store.close().await;
-    }
-}
-
-#[async_trait]
-impl Batch for BreakingBatch {
-    fn now(&self) -> Time {
-        self.batch.now()
-    }
-
-    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
-        self.batch.load(org, needs).await
-    }
-
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
-        self.batch.write(org, changes).await
-    }
-
-    async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let how = self.next.lock().unwrap().pop();
-        match how {
-            None => return self.batch.commit().await,
-            Some(Break::After) => self.batch.commit().await?,
-            Some(Break::Before) => drop(self.batch),
-            Some(Break::Away) => *self.is_away.lock().unwrap() = true,
-            Some(Break::AfterAway) => {
-                self.batch.commit().await?;
-                *self.is_away.lock().unwrap() = true;
-            }
-            Some(Break::Full) => return Err(StoreError::Full("no room".to_owned())),
-        }
-        Err(StoreError::OutcomeUnknown("the connection broke".to_owned()))
-    }
-}
-
-async fn breaking(database: &Database, breaks: &[Break]) -> (Arc<Breaking>, Ledger) {
-    let limits = Limits { resolve_within: Duration::from_millis(300), ..Limits::default() };
-    breaking_with(open(database, Arc::new(SystemClock)).await, breaks, limits)
-}
-
-fn breaking_with(store: Arc<dyn Store>, breaks: &[Break], limits: Limits) -> (Arc<Breaking>, Ledger) {
-    let store = Arc::new(Breaking {
-        store,
-        next: Arc::new(Mutex::new(breaks.iter().rev().copied().collect())),
-        is_away: Arc::default(),
-        begun: watch::Sender::new(0),
-    });
-    let ledger = start(&(Arc::clone(&store) as Arc<dyn Store>), limits);
-    (store, ledger)
-}
-
 #[tokio::test]
 async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated() {
     let database = Database::new();
@@ -418,7 +311,7 @@ async fn a_commit_that_broke_before_it_happened_is_run_again() {
     let (store, ledger) = breaking(&database, &[Break::Before]).await;
     assert_eq!(created(ledger.submit(OrgId::DEFAULT, create("t")).await).last_seq, 1);
     assert_eq!(head(&*store, OrgId::DEFAULT).await, 1);
-    assert_eq!(*store.begun.borrow(), 3, "the batch, the look, and the batch again");
+    assert_eq!(store.begun(), 3, "the batch, the look, and the batch again");
 }
 
 #[tokio::test]
@@ -428,7 +321,7 @@ async fn an_outcome_that_stays_unknown_is_said_to_be() {
     let org = OrgId::DEFAULT;
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Unavailable));
-    *store.is_away.lock().unwrap() = false;
+    store.come_back();
     assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 1);
 }
 
@@ -437,7 +330,7 @@ async fn a_commit_without_room_says_so_and_is_not_repeated() {
     let database = Database::new();
     let (store, ledger) = breaking(&database, &[Break::Full]).await;
     assert_eq!(ledger.submit(OrgId::DEFAULT, create("t")).await, Err(LedgerError::StorageFull));
-    assert_eq!(*store.begun.borrow(), 1);
+    assert_eq!(store.begun(), 1);
     assert_eq!(created(ledger.submit(OrgId::DEFAULT, create("t")).await).last_seq, 1);
 }
 
@@ -450,7 +343,7 @@ async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided() {
     let mut subscription = ledger.subscribe(org, request).await.unwrap();
     // What was committed is there to be read, but nobody says so; the subscriber is told to look when the head is won.
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
-    *store.is_away.lock().unwrap() = false;
+    store.come_back();
     let heard = async {
         loop {
             if let Delivery::Events(events) = subscription.next().await.unwrap() {
@@ -485,7 +378,7 @@ async fn creates_with_one_key_in_one_batch_make_one_job() {
     let database = Database::new();
     let (store, ledger) = breaking(&database, &[]).await;
     let org = OrgId::DEFAULT;
-    let held = store.store.begin(&[org]).await.unwrap();
+    let held = store.inner.begin(&[org]).await.unwrap();
     // The first is under way when the others come, which share the next batch.
     let first = submit(&ledger, org, create("t"));
     store.has_begun(1).await;
@@ -499,7 +392,7 @@ async fn creates_with_one_key_in_one_batch_make_one_job() {
         ids.push(job.id);
     }
     assert!(ids.iter().all(|id| *id == ids[0]));
-    let begun = *store.begun.borrow();
+    let begun = store.begun();
     assert_eq!(begun, 2, "the database never had to refuse one");
 }
 

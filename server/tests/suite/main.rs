@@ -1,6 +1,7 @@
 //! Everything that can be seen from outside: the store's contract, the ledger over a real database, and the service on
 //! real sockets. One program, so that it is linked once.
 
+mod breaking;
 mod contract;
 mod crash;
 mod errors;
@@ -11,4 +12,5 @@ mod jobs;
 mod ledger;
 mod memory;
 mod program;
+mod shutdown;
 mod streams;

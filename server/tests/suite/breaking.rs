@@ -1,0 +1,133 @@
+//! A real store with commits that break on demand, and a signal for each transaction.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use jobledger_server::{
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::JobRecord,
+    },
+    store::{Batch, Capacity, Changes, EventPage, EventQuery, Loaded, Needs, Statistics, Store, StoreError},
+};
+use tokio::{sync::watch, time::timeout};
+
+use crate::harness::PATIENCE;
+
+/// How the next commits break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Break {
+    /// The commit happens, its answer is lost.
+    After,
+    /// The connection is lost before the commit arrives.
+    Before,
+    /// The same, and the database stays away.
+    Away,
+    /// The commit happens, its answer is lost, and the database stays away.
+    AfterAway,
+    /// There is no room.
+    Full,
+}
+
+/// A real store, with commits that break on demand.
+pub(crate) struct Breaking {
+    /// The real one, to hold heads against the ledger.
+    pub(crate) inner: Arc<dyn Store>,
+    next: Arc<Mutex<Vec<Break>>>,
+    is_away: Arc<Mutex<bool>>,
+    /// How often a transaction was asked for: the signal that a batch was taken.
+    begun: watch::Sender<usize>,
+}
+
+impl Breaking {
+    pub(crate) fn new(inner: Arc<dyn Store>, breaks: &[Break]) -> Arc<Self> {
+        let next = Arc::new(Mutex::new(breaks.iter().rev().copied().collect()));
+        Arc::new(Self { inner, next, is_away: Arc::default(), begun: watch::Sender::new(0) })
+    }
+
+    /// How often a transaction was asked for.
+    pub(crate) fn begun(&self) -> usize {
+        *self.begun.borrow()
+    }
+
+    /// The database is there again.
+    pub(crate) fn come_back(&self) {
+        *self.is_away.lock().unwrap() = false;
+    }
+
+    /// Waits until transactions were asked for so often: a batch was taken, and waits for its head.
+    pub(crate) async fn has_begun(&self, times: usize) {
+        let mut begun = self.begun.subscribe();
+        timeout(PATIENCE, begun.wait_for(|begun| *begun >= times)).await.expect("a batch is taken").unwrap();
+    }
+}
+
+struct BreakingBatch {
+    batch: Box<dyn Batch>,
+    next: Arc<Mutex<Vec<Break>>>,
+    is_away: Arc<Mutex<bool>>,
+}
+
+#[async_trait]
+impl Store for Breaking {
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+
+    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
+        self.begun.send_modify(|begun| *begun += 1);
+        if *self.is_away.lock().unwrap() {
+            return Err(StoreError::Unavailable("away".to_owned()));
+        }
+        let batch = self.inner.begin(orgs).await?;
+        Ok(Box::new(BreakingBatch { batch, next: Arc::clone(&self.next), is_away: Arc::clone(&self.is_away) }))
+    }
+
+    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.inner.job(org, id).await
+    }
+
+    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
+        self.inner.events(org, query).await
+    }
+
+    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
+        self.inner.statistics(org, types).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+#[async_trait]
+impl Batch for BreakingBatch {
+    fn now(&self) -> Time {
+        self.batch.now()
+    }
+
+    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
+        self.batch.load(org, needs).await
+    }
+
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+        self.batch.write(org, changes).await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<(), StoreError> {
+        let how = self.next.lock().unwrap().pop();
+        match how {
+            None => return self.batch.commit().await,
+            Some(Break::After) => self.batch.commit().await?,
+            Some(Break::Before) => drop(self.batch),
+            Some(Break::Away) => *self.is_away.lock().unwrap() = true,
+            Some(Break::AfterAway) => {
+                self.batch.commit().await?;
+                *self.is_away.lock().unwrap() = true;
+            }
+            Some(Break::Full) => return Err(StoreError::Full("no room".to_owned())),
+        }
+        Err(StoreError::OutcomeUnknown("the connection broke".to_owned()))
+    }
+}

@@ -1,0 +1,83 @@
+//! Stopping with work under way, and what a client hears when the database fails in the middle of it.
+
+use std::{sync::Arc, time::Duration};
+
+use jobledger_client::proto::CreateJobRequest;
+use jobledger_server::{Config, domain::clock::SystemClock, domain::id::OrgId, store};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{
+    breaking::{Break, Breaking},
+    harness::{Database, TestServer},
+};
+
+async fn start(config: Config, breaks: &[Break]) -> (Arc<Breaking>, TestServer) {
+    let inner = store::open(&config.database_url, Arc::new(SystemClock)).await.unwrap();
+    let store = Breaking::new(inner, breaks);
+    let server = TestServer::start_with(config, Arc::clone(&store) as _).await;
+    (store, server)
+}
+
+fn new_job() -> CreateJobRequest {
+    CreateJobRequest { r#type: "t".to_owned(), ..Default::default() }
+}
+
+#[track_caller]
+fn assert_error(status: &Status, code: Code, reason: &str, says_when_to_retry: bool) {
+    assert_eq!((status.code(), status.get_details_error_info().unwrap().reason.as_str()), (code, reason), "{status:?}");
+    assert_eq!(status.get_details_retry_info().is_some(), says_when_to_retry);
+}
+
+#[tokio::test]
+async fn a_stop_answers_what_was_accepted() {
+    let database = Database::new();
+    let (store, mut server) = start(database.config(), &[]).await;
+    let held = store.inner.begin(&[OrgId::DEFAULT]).await.unwrap();
+    let mut service = server.client().raw();
+    let accepted = tokio::spawn(async move { service.create_job(new_job()).await });
+    store.has_begun(1).await;
+    server.begin_stop();
+    drop(held);
+    let job = accepted.await.unwrap().expect("it was accepted").into_inner().job.unwrap();
+    server.stop().await;
+    let server = TestServer::start(database.config()).await;
+    assert_eq!(server.client().get(job.id).await.unwrap().last_seq, 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_does_not_end_within_the_grace_period_is_cut_off() {
+    let database = Database::new();
+    let mut config = database.config();
+    config.shutdown_grace = Duration::from_millis(200);
+    let (store, mut server) = start(config, &[]).await;
+    let held = store.inner.begin(&[OrgId::DEFAULT]).await.unwrap();
+    let mut service = server.client().raw();
+    let accepted = tokio::spawn(async move { service.create_job(new_job()).await });
+    store.has_begun(1).await;
+    server.begin_stop();
+    server.stop().await;
+    drop(held);
+    // Taken, and not answered: what became of it is not this server's to say.
+    let error = accepted.await.unwrap().unwrap_err();
+    assert_error(&error, Code::Unavailable, "OUTCOME_UNKNOWN", true);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire() {
+    let database = Database::new();
+    let mut config = database.config();
+    config.limits.resolve_within = Duration::from_millis(200);
+    let (store, server) = start(config, &[Break::Full, Break::Away]).await;
+    let mut service = server.client().raw();
+    let full = service.create_job(new_job()).await.unwrap_err();
+    assert_error(&full, Code::ResourceExhausted, "STORAGE_FULL", false);
+    let unknown = service.create_job(new_job()).await.unwrap_err();
+    assert_error(&unknown, Code::Unavailable, "OUTCOME_UNKNOWN", true);
+    let away = service.create_job(new_job()).await.unwrap_err();
+    assert_error(&away, Code::Unavailable, "DATABASE_UNAVAILABLE", true);
+    store.come_back();
+    service.create_job(new_job()).await.expect("the service heals by itself");
+    server.stop().await;
+}
