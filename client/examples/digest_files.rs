@@ -22,7 +22,7 @@ use std::{
 };
 
 use clap::Parser;
-use indicatif::{HumanBytes, HumanCount, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use jobledger_client::{Client, Follow, Item, JobEvent, JobEventKind, JobStatus, NewJob, Report, StatusCounts};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -148,11 +148,11 @@ async fn run(args: Args) -> Result<ExitCode> {
     let (before, now) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
     println!(
         "{} files: {} digested ({}), {} failed, {} known from before",
-        HumanCount((tally.succeeded + tally.failed + tally.known) as u64),
-        HumanCount(tally.succeeded as u64),
+        (tally.succeeded + tally.failed + tally.known),
+        tally.succeeded,
         HumanBytes(tally.bytes),
-        HumanCount(tally.failed as u64),
-        HumanCount(tally.known as u64),
+        tally.failed,
+        tally.known,
     );
     for (path, error) in skipped {
         println!("skipped {}: {error}", path.display());
