@@ -3,6 +3,7 @@
 pub mod command;
 mod decide;
 mod hub;
+mod lanes;
 mod subscription;
 mod writer;
 
@@ -15,7 +16,7 @@ pub use self::{
     command::{Command, Create, Reply},
     subscription::{Delivery, StreamPlace, SubscribeRequest, Subscription},
 };
-use self::{hub::Hub, writer::Lanes};
+use self::{hub::Hub, lanes::Lanes, writer::Writer};
 pub use crate::store::{EventFilter, Statistics, StatusCounts, TypeStatistics};
 use crate::{
     domain::{
@@ -84,11 +85,14 @@ impl Ledger {
     /// command is answered.
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
-        let lanes = Arc::new(Lanes::new(Arc::clone(&store), Arc::clone(&hub), limits));
+        let lanes = Arc::new(Lanes::new(limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
-        let work = Arc::clone(&lanes).run();
+        let writer = Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), limits);
         let streams = Arc::new(Semaphore::new(limits.streams));
-        (Self { store, lanes, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval }, work)
+        (
+            Self { store, lanes, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval },
+            Arc::new(writer).run(),
+        )
     }
 
     /// Has one command decided and committed.

@@ -1,26 +1,24 @@
-//! The lanes: one queue of commands for each org, decided and committed in batches.
+//! Moves the lanes: takes a turn's commands, decides them, commits, and answers.
 //!
-//! Whoever commits takes the orgs that have work in turn. While one batch commits, the next gathers; a lone command never
-//! waits for company. At most one batch of an org is under way at a time, so an org's log is serial.
+//! While one batch commits, the next gathers in the lanes; a lone command never waits for company.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::HashSet,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Notify, oneshot},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
     LedgerError, Limits,
-    command::{Command, Reply},
     decide::{Decision, decide, needs},
     hub::Hub,
+    lanes::{Lanes, OrgBatch, Turn},
 };
 use crate::{
     domain::id::OrgId,
@@ -32,85 +30,25 @@ const UNIT_OF_WORK: Duration = Duration::from_secs(10);
 /// The wait between two looks for the outcome of a broken commit.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 
-type Answer = Result<Reply, LedgerError>;
-
-/// All lanes, and what moves them.
-pub(super) struct Lanes {
+/// What moves the lanes.
+pub(super) struct Writer {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
+    lanes: Arc<Lanes>,
     limits: Limits,
-    state: Mutex<State>,
-    work: Notify,
+    undecided: Mutex<Undecided>,
 }
 
+/// Orgs whose last commit may or may not have happened.
 #[derive(Default)]
-struct State {
-    /// Only orgs that have commands waiting or a batch under way.
-    lanes: HashMap<OrgId, Lane>,
-    /// Orgs with commands waiting and no batch under way, in the order of their turn.
-    ready: VecDeque<OrgId>,
-    commands: usize,
-    bytes: usize,
-    is_closed: bool,
-    /// Orgs whose last commit may or may not have happened.
-    undecided: HashSet<OrgId>,
-    is_watching: bool,
+struct Undecided {
+    orgs: HashSet<OrgId>,
+    is_watched: bool,
 }
 
-#[derive(Default)]
-struct Lane {
-    waiting: VecDeque<Pending>,
-    is_busy: bool,
-}
-
-/// A command and who waits for its answer.
-struct Pending {
-    command: Command,
-    weight: usize,
-    answer: oneshot::Sender<Answer>,
-}
-
-/// One org's share of a transaction.
-struct OrgBatch {
-    org: OrgId,
-    commands: Vec<Pending>,
-}
-
-/// A transaction's worth of work.
-type Turn = Vec<OrgBatch>;
-
-impl Lanes {
-    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, limits: Limits) -> Self {
-        Self { store, hub, limits, state: Mutex::default(), work: Notify::new() }
-    }
-
-    /// Puts a command at the end of its org's lane.
-    pub(super) fn enqueue(&self, org: OrgId, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
-        let weight = command.weight();
-        let (answer, receiver) = oneshot::channel();
-        let mut state = self.state();
-        if state.is_closed {
-            return Err(LedgerError::Draining);
-        }
-        if state.commands >= self.limits.queued_commands || state.bytes + weight > self.limits.queued_bytes {
-            return Err(LedgerError::Overloaded);
-        }
-        state.commands += 1;
-        state.bytes += weight;
-        let lane = state.lanes.entry(org).or_default();
-        lane.waiting.push_back(Pending { command, weight, answer });
-        if lane.waiting.len() == 1 && !lane.is_busy {
-            state.ready.push_back(org);
-            drop(state);
-            self.work.notify_one();
-        }
-        Ok(receiver)
-    }
-
-    pub(super) fn close(&self) {
-        self.state().is_closed = true;
-        self.work.notify_waiters();
-        self.work.notify_one();
+impl Writer {
+    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, lanes: Arc<Lanes>, limits: Limits) -> Self {
+        Self { store, hub, lanes, limits, undecided: Mutex::default() }
     }
 
     /// Moves the lanes until they are closed and empty.
@@ -128,46 +66,10 @@ impl Lanes {
     }
 
     async fn write(self: Arc<Self>) {
-        while let Some(turn) = self.next_turn().await {
+        while let Some(turn) = self.lanes.next_turn(self.store.capacity().orgs).await {
             let orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
             self.commit(turn).await;
-            self.finish_turn(&orgs);
-        }
-        // The others may be waiting for work that will not come.
-        self.work.notify_one();
-    }
-
-    /// Waits for orgs that have commands and takes their batches; `None` once closed and empty.
-    async fn next_turn(&self) -> Option<Turn> {
-        loop {
-            {
-                let mut state = self.state();
-                let turn = state.take_turn(self.store.capacity().orgs, &self.limits);
-                if !turn.is_empty() {
-                    let has_more = !state.ready.is_empty();
-                    drop(state);
-                    if has_more {
-                        self.work.notify_one();
-                    }
-                    return Some(turn);
-                }
-                if state.is_closed && state.lanes.is_empty() {
-                    return None;
-                }
-            }
-            self.work.notified().await;
-        }
-    }
-
-    fn finish_turn(&self, orgs: &[OrgId]) {
-        let mut state = self.state();
-        for org in orgs {
-            state.release(*org);
-        }
-        let wake = !state.ready.is_empty() || state.is_closed;
-        drop(state);
-        if wake {
-            self.work.notify_one();
+            self.lanes.finish_turn(&orgs);
         }
     }
 
@@ -239,12 +141,9 @@ impl Lanes {
     /// Looks after orgs whose last commit is undecided: once their heads can be won it is decided, and if it happened
     /// nobody else will tell their subscribers.
     fn await_outcome(self: &Arc<Self>, turn: &[OrgBatch]) {
-        let is_watched = {
-            let mut state = self.state();
-            state.undecided.extend(turn.iter().map(|batch| batch.org));
-            std::mem::replace(&mut state.is_watching, true)
-        };
-        if !is_watched {
+        let mut undecided = self.undecided();
+        undecided.orgs.extend(turn.iter().map(|batch| batch.org));
+        if !std::mem::replace(&mut undecided.is_watched, true) {
             tokio::spawn(Arc::clone(self).watch_undecided());
         }
     }
@@ -252,19 +151,24 @@ impl Lanes {
     async fn watch_undecided(self: Arc<Self>) {
         loop {
             sleep(RESOLVE_PAUSE).await;
-            let orgs: Vec<_> = self.state().undecided.iter().copied().collect();
+            let orgs: Vec<_> = self.undecided().orgs.iter().copied().collect();
             for org in orgs {
                 if bounded(self.store.begin(&[org])).await.is_ok() {
-                    self.state().undecided.remove(&org);
+                    self.undecided().orgs.remove(&org);
                     self.hub.restart(org);
                 }
             }
-            let mut state = self.state();
-            if state.undecided.is_empty() || state.is_closed {
-                state.is_watching = false;
+            let mut undecided = self.undecided();
+            if undecided.orgs.is_empty() || self.lanes.is_closed() {
+                undecided.is_watched = false;
                 return;
             }
         }
+    }
+
+    /// The set stays whole whatever panics beside it.
+    fn undecided(&self) -> MutexGuard<'_, Undecided> {
+        self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything up to the commit: lock, load, decide, write.
@@ -320,64 +224,6 @@ impl Lanes {
     fn publish(&self, turn: &[OrgBatch], decisions: &[Decision]) {
         for (batch, decision) in turn.iter().zip(decisions) {
             self.hub.publish(batch.org, &decision.changes.events);
-        }
-    }
-
-    /// The state stays whole whatever panics beside it.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.
-    fn take_turn(&mut self, max_orgs: usize, limits: &Limits) -> Turn {
-        let (mut commands_left, mut bytes_left) = (limits.batch_commands, limits.batch_bytes);
-        let mut turn = Turn::new();
-        while turn.len() < max_orgs
-            && commands_left > 0
-            && let Some(org) = self.ready.pop_front()
-        {
-            let Some(lane) = self.lanes.get_mut(&org) else { continue };
-            let mut commands = Vec::with_capacity(lane.waiting.len().min(commands_left));
-            while commands_left > 0
-                && let Some(next) = lane.waiting.pop_front_if(|next| {
-                    next.answer.is_closed() || next.weight <= bytes_left || bytes_left == limits.batch_bytes
-                })
-            {
-                self.commands -= 1;
-                self.bytes -= next.weight;
-                if next.answer.is_closed() {
-                    continue;
-                }
-                commands_left -= 1;
-                bytes_left = bytes_left.saturating_sub(next.weight);
-                commands.push(next);
-            }
-            if commands.is_empty() {
-                if lane.waiting.is_empty() {
-                    // No caller is left.
-                    self.lanes.remove(&org);
-                    continue;
-                }
-                // The transaction is full: this org comes first in the next one.
-                self.ready.push_front(org);
-                break;
-            }
-            lane.is_busy = true;
-            turn.push(OrgBatch { org, commands });
-        }
-        turn
-    }
-
-    /// Ends an org's turn: it queues up again if more commands are waiting.
-    fn release(&mut self, org: OrgId) {
-        let Some(lane) = self.lanes.get_mut(&org) else { return };
-        lane.is_busy = false;
-        if lane.waiting.is_empty() {
-            self.lanes.remove(&org);
-        } else {
-            self.ready.push_back(org);
         }
     }
 }
