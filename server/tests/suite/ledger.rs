@@ -374,6 +374,19 @@ async fn a_reader_that_retention_overtakes_is_told() {
 }
 
 #[tokio::test]
+async fn a_bookmark_on_the_way_does_not_claim_the_head() {
+    let database = Database::new();
+    let store = open(&database, Arc::new(SystemClock)).await;
+    // Due at every turn.
+    let ledger = start(&store, Limits { bookmark_interval: Duration::ZERO, ..Limits::default() });
+    let org = OrgId::DEFAULT;
+    created(ledger.submit(org, create("t")).await);
+    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
+    let mut behind = ledger.subscribe(org, request).await.unwrap();
+    assert!(matches!(behind.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: false }));
+}
+
+#[tokio::test]
 async fn creates_with_one_key_in_one_batch_make_one_job() {
     let database = Database::new();
     let (store, ledger) = breaking(&database, &[]).await;
