@@ -234,6 +234,7 @@ impl Subscription {
                     // Either way the loop looks again.
                     let _ = timeout_at(self.next_bookmark, news).await;
                     if self.listener.restarts() != self.restarts {
+                        self.is_at_head = false;
                         self.mode = Mode::Past;
                     }
                 }
