@@ -37,6 +37,8 @@ const CREATORS: usize = 64;
 /// Files that are found ahead of the work, so that the whole is known early.
 const FOUND_AHEAD: usize = 100_000;
 const CHUNK: usize = 1 << 20;
+/// Failures that are listed in the end.
+const FAILURES_LISTED: usize = 10;
 /// The server may be restarted while we run; calls wait for it this long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -73,8 +75,13 @@ struct Work {
 struct Tally {
     succeeded: i64,
     failed: i64,
+    /// Known from an earlier run, and done.
     known: i64,
+    /// Known from an earlier run, and failed.
+    known_failed: i64,
     bytes: u64,
+    /// Some of the failures of this run.
+    failures: Vec<String>,
 }
 
 /// What the server's events said of this run.
@@ -146,14 +153,18 @@ async fn run(args: Args) -> Result<ExitCode> {
 
     let tally = std::mem::take(&mut *tally.lock().expect("no task panicked"));
     let (before, now) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
-    println!(
-        "{} files: {} digested ({}), {} failed, {} known from before",
-        (tally.succeeded + tally.failed + tally.known),
-        tally.succeeded,
-        HumanBytes(tally.bytes),
-        tally.failed,
-        tally.known,
-    );
+    let Tally { succeeded, failed, known, known_failed, bytes, .. } = tally;
+    let files = succeeded + failed + known + known_failed;
+    println!("{files} files: {succeeded} digested ({}), {failed} failed, {known} known from before", HumanBytes(bytes));
+    if known_failed > 0 {
+        println!("{known_failed} more are known to have failed before; they are tried again once they change");
+    }
+    if files == 0 {
+        println!("{} holds no regular file", args.path.display());
+    }
+    for failure in &tally.failures {
+        println!("failed {failure}");
+    }
     for (path, error) in skipped {
         println!("skipped {}: {error}", path.display());
     }
@@ -238,7 +249,11 @@ async fn create(
         let created = client.create(job).await?;
         // A job that an interrupted run left behind is taken up again.
         if created.deduplicated && !matches!(created.job.status(), JobStatus::Queued | JobStatus::Running) {
-            tally.lock().expect("no task panicked").known += 1;
+            let mut tally = tally.lock().expect("no task panicked");
+            match created.job.status() {
+                JobStatus::Succeeded => tally.known += 1,
+                _ => tally.known_failed += 1,
+            }
             display.done();
             continue;
         }
@@ -267,7 +282,8 @@ async fn digest_files(
         let Some(Work { job_id, file }) = work.lock().await.recv().await else {
             return Ok(());
         };
-        client.update(Report::start(&job_id).stage("opening")).await?;
+        let started = client.update(Report::start(&job_id).stage("opening")).await;
+        started.map_err(|error| format!("{}: {error} (is another run working on it?)", file.path.display()))?;
         match digest(&client, &job_id, &file).await {
             Ok((sha256, bytes)) => {
                 let report = Report::succeeded(&job_id).percent(100);
@@ -278,7 +294,11 @@ async fn digest_files(
             }
             Err(DigestError::File(error)) => {
                 client.update(Report::failed(&job_id, code(&error), error.to_string()).permanent()).await?;
-                tally.lock().expect("no task panicked").failed += 1;
+                let mut tally = tally.lock().expect("no task panicked");
+                tally.failed += 1;
+                if tally.failures.len() < FAILURES_LISTED {
+                    tally.failures.push(format!("{}: {error}", file.path.display()));
+                }
             }
             Err(DigestError::Report(error)) => return Err(error.into()),
         }

@@ -11,11 +11,13 @@
 //! let job = NewJob::new("thumbnail").payload(&serde_json::json!({"path": "cat.jpg"}))?.idempotency_key("cat.jpg@7");
 //! let created = client.create(job).await?;
 //!
-//! // Whoever works on it reports.
+//! // Whoever works on it reports. (One that existed before may be done already: look at its status.)
 //! let id = &created.job.id;
-//! client.update(Report::start(id).stage("scaling")).await?;
-//! client.update(Report::progress(id).percent(50)).await?;
-//! client.update(Report::succeeded(id).result(&serde_json::json!({"bytes": 4096}))?).await?;
+//! if !created.deduplicated {
+//!     client.update(Report::start(id).stage("scaling")).await?;
+//!     client.update(Report::progress(id).percent(50)).await?;
+//!     client.update(Report::succeeded(id).result(&serde_json::json!({"bytes": 4096}))?).await?;
+//! }
 //!
 //! // Anyone reads the result, the whole history, or the numbers.
 //! let job = client.get(id).await?;

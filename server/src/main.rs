@@ -33,8 +33,9 @@ async fn run(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     // Before anything is opened: a signal that comes early is not lost.
     let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);
 
-    let listener =
-        TcpListener::bind(&args.listen).await.map_err(|error| format!("can't listen on {}: {error}", args.listen))?;
+    let listener = TcpListener::bind(&args.listen)
+        .await
+        .map_err(|error| format!("can't listen on {}: {error} (expected ADDR:PORT)", args.listen))?;
     let server = Server::open(listener, args.config()).await?;
     let address = server.local_addr()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "serving");

@@ -132,6 +132,7 @@ impl Server {
         if timeout_at(deadline.max(Instant::now() + CLOSE_AT_LEAST), store.close()).await.is_err() {
             tracing::warn!("the database was not closed in time; its log is replayed at the next start");
         }
+        tracing::info!("stopped");
         outcome
     }
 }

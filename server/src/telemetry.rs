@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -14,12 +14,21 @@ pub enum LogFormat {
     Json,
 }
 
+fn is_level(word: &str) -> bool {
+    word.parse::<LevelFilter>().is_ok()
+}
+
 /// Starts logging for the whole process.
 ///
 /// # Errors
 ///
 /// If the filter is malformed, or logging was started before.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    // A lone word is taken for a module's name, which would silence everything else.
+    if let Some(word) = filter.split(',').map(str::trim).find(|word| !word.contains(['=', ':', '[']) && !is_level(word))
+    {
+        return Err(format!("invalid log filter {filter:?}: {word:?} is no level, and no module=level").into());
+    }
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("invalid log filter {filter:?}: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -5,6 +5,7 @@ mod breaking;
 mod contract;
 mod crash;
 mod errors;
+mod example;
 mod grpcurl;
 mod harness;
 mod house;

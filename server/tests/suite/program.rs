@@ -53,6 +53,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--shutdown-grace", "18446744073709551615"], "not in 0..=3600"),
         (vec!["--listen", "nowhere:x"], "can't listen on nowhere:x"),
         (vec!["--log", "a=b=c"], "invalid log filter \"a=b=c\""),
+        (vec!["--log", "chatty"], "\"chatty\" is no level"),
         (vec!["serv"], "unrecognized subcommand"),
     ] {
         let said = refusal(&arguments);
