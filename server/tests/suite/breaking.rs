@@ -24,8 +24,8 @@ pub(crate) enum Break {
     Before,
     /// The same, and the database stays away.
     Away,
-    /// The commit happens, its answer is lost, and the database stays away.
-    AfterAway,
+    /// The database goes away with the commit on its way, which happens when it comes back.
+    Late,
     /// There is no room.
     Full,
 }
@@ -36,6 +36,7 @@ pub(crate) struct Breaking {
     pub(crate) inner: Arc<dyn Store>,
     next: Arc<Mutex<Vec<Break>>>,
     is_away: Arc<Mutex<bool>>,
+    late: Arc<Mutex<Option<Box<dyn Batch>>>>,
     /// How often a transaction was asked for: the signal that a batch was taken.
     begun: watch::Sender<usize>,
 }
@@ -43,7 +44,7 @@ pub(crate) struct Breaking {
 impl Breaking {
     pub(crate) fn new(inner: Arc<dyn Store>, breaks: &[Break]) -> Arc<Self> {
         let next = Arc::new(Mutex::new(breaks.iter().rev().copied().collect()));
-        Arc::new(Self { inner, next, is_away: Arc::default(), begun: watch::Sender::new(0) })
+        Arc::new(Self { inner, next, is_away: Arc::default(), late: Arc::default(), begun: watch::Sender::new(0) })
     }
 
     /// How often a transaction was asked for.
@@ -51,8 +52,12 @@ impl Breaking {
         *self.begun.borrow()
     }
 
-    /// The database is there again.
-    pub(crate) fn come_back(&self) {
+    /// The database is there again, and has done what was on its way.
+    pub(crate) async fn come_back(&self) {
+        let late = self.late.lock().unwrap().take();
+        if let Some(batch) = late {
+            batch.commit().await.expect("the real commit happens");
+        }
         *self.is_away.lock().unwrap() = false;
     }
 
@@ -67,6 +72,7 @@ struct BreakingBatch {
     batch: Box<dyn Batch>,
     next: Arc<Mutex<Vec<Break>>>,
     is_away: Arc<Mutex<bool>>,
+    late: Arc<Mutex<Option<Box<dyn Batch>>>>,
 }
 
 #[async_trait]
@@ -81,7 +87,12 @@ impl Store for Breaking {
             return Err(StoreError::Unavailable("away".to_owned()));
         }
         let batch = self.inner.begin(orgs).await?;
-        Ok(Box::new(BreakingBatch { batch, next: Arc::clone(&self.next), is_away: Arc::clone(&self.is_away) }))
+        Ok(Box::new(BreakingBatch {
+            batch,
+            next: Arc::clone(&self.next),
+            is_away: Arc::clone(&self.is_away),
+            late: Arc::clone(&self.late),
+        }))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -122,8 +133,8 @@ impl Batch for BreakingBatch {
             Some(Break::After) => self.batch.commit().await?,
             Some(Break::Before) => drop(self.batch),
             Some(Break::Away) => *self.is_away.lock().unwrap() = true,
-            Some(Break::AfterAway) => {
-                self.batch.commit().await?;
+            Some(Break::Late) => {
+                *self.late.lock().unwrap() = Some(self.batch);
                 *self.is_away.lock().unwrap() = true;
             }
             Some(Break::Full) => return Err(StoreError::Full("no room".to_owned())),

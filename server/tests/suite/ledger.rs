@@ -321,7 +321,7 @@ async fn an_outcome_that_stays_unknown_is_said_to_be() {
     let org = OrgId::DEFAULT;
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Unavailable));
-    store.come_back();
+    store.come_back().await;
     assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 1);
 }
 
@@ -337,13 +337,14 @@ async fn a_commit_without_room_says_so_and_is_not_repeated() {
 #[tokio::test]
 async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided() {
     let database = Database::new();
-    let (store, ledger) = breaking(&database, &[Break::AfterAway]).await;
+    let (store, ledger) = breaking(&database, &[Break::Late]).await;
     let org = OrgId::DEFAULT;
     let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
     let mut subscription = ledger.subscribe(org, request).await.unwrap();
-    // What was committed is there to be read, but nobody says so; the subscriber is told to look when the head is won.
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
-    store.come_back();
+    // The subscriber has looked, and found nothing: it is live again.
+    assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: true }));
+    store.come_back().await;
     let heard = async {
         loop {
             if let Delivery::Events(events) = subscription.next().await.unwrap() {
@@ -352,7 +353,6 @@ async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided() {
         }
     };
     assert_eq!(timeout(Duration::from_secs(10), heard).await.expect("sooner than the next bookmark"), 1);
-    // And the watch ends: a begin for the batch, some for the look, one that succeeds, and no more.
     assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 2);
 }
 

@@ -77,7 +77,7 @@ async fn an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire() {
     assert_error(&unknown, Code::Unavailable, "OUTCOME_UNKNOWN", true);
     let away = service.create_job(new_job()).await.unwrap_err();
     assert_error(&away, Code::Unavailable, "DATABASE_UNAVAILABLE", true);
-    store.come_back();
+    store.come_back().await;
     service.create_job(new_job()).await.expect("the service heals by itself");
     server.stop().await;
 }
