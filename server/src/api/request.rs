@@ -154,7 +154,7 @@ pub(super) fn statistics(request: pb::GetStatisticsRequest) -> Result<Vec<String
     Ok(request.types)
 }
 
-/// A bound for people: in its largest whole unit.
+/// A bound for people: in whole days, else in seconds, else in milliseconds.
 fn in_words(duration: Duration) -> String {
     match duration.as_secs() {
         0 if !duration.is_zero() => format!("{} ms", duration.as_millis()),

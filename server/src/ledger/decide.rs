@@ -68,9 +68,8 @@ struct Log {
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
-    /// In the order of their first change, each once.
-    changed: Vec<JobId>,
-    is_changed: HashSet<JobId>,
+    /// Where the log ended before: a job with a later `last_seq` has changed.
+    loaded_seq: i64,
     changes: Changes,
 }
 
@@ -90,8 +89,7 @@ impl Log {
             keys,
             jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
             types: loaded.types.into_iter().map(Arc::from).collect(),
-            changed: Vec::new(),
-            is_changed: HashSet::new(),
+            loaded_seq: loaded.head.seq,
             changes: Changes::default(),
         }
     }
@@ -157,16 +155,15 @@ impl Log {
         }
         counts.add(job.status, 1);
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
-        if self.is_changed.insert(job.id) {
-            self.changed.push(job.id);
-        }
         self.jobs.insert(job.id, job);
     }
 
     fn finish(mut self) -> Changes {
         if !self.changes.events.is_empty() {
             self.changes.head = Some(self.head);
-            self.changes.jobs = self.changed.iter().filter_map(|id| self.jobs.remove(id)).collect();
+            self.changes.jobs = self.jobs.into_values().filter(|job| job.last_seq > self.loaded_seq).collect();
+            // In the order of the table, which is that in which rows are locked where rows are.
+            self.changes.jobs.sort_unstable_by_key(|job| job.id);
         }
         self.changes
     }

@@ -6,6 +6,7 @@ mod contract;
 mod crash;
 mod errors;
 mod example;
+mod fields;
 mod grpcurl;
 mod harness;
 mod house;

@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jobledger_client::proto::CreateJobRequest;
 use jobledger_server::{Config, domain::clock::SystemClock, domain::id::OrgId, store};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{
     breaking::{Break, Breaking},
+    errors::{assert_error, new_job},
     harness::{Database, TestServer},
 };
 
@@ -19,13 +19,9 @@ async fn start(config: Config, breaks: &[Break]) -> (Arc<Breaking>, TestServer) 
     (store, server)
 }
 
-fn new_job() -> CreateJobRequest {
-    CreateJobRequest { r#type: "t".to_owned(), ..Default::default() }
-}
-
 #[track_caller]
-fn assert_error(status: &Status, code: Code, reason: &str, says_when_to_retry: bool) {
-    assert_eq!((status.code(), status.get_details_error_info().unwrap().reason.as_str()), (code, reason), "{status:?}");
+fn assert_retry(status: &Status, code: Code, reason: &str, says_when_to_retry: bool) {
+    assert_error(status, code, reason);
     assert_eq!(status.get_details_retry_info().is_some(), says_when_to_retry);
 }
 
@@ -61,7 +57,7 @@ async fn what_does_not_end_within_the_grace_period_is_cut_off() {
     drop(held);
     // Taken, and not answered: what became of it is not this server's to say.
     let error = accepted.await.unwrap().unwrap_err();
-    assert_error(&error, Code::Unavailable, "OUTCOME_UNKNOWN", true);
+    assert_retry(&error, Code::Unavailable, "OUTCOME_UNKNOWN", true);
 }
 
 #[tokio::test]
@@ -72,11 +68,11 @@ async fn an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire() {
     let (store, server) = start(config, &[Break::Full, Break::Away]).await;
     let mut service = server.client().raw();
     let full = service.create_job(new_job()).await.unwrap_err();
-    assert_error(&full, Code::ResourceExhausted, "STORAGE_FULL", false);
+    assert_retry(&full, Code::ResourceExhausted, "STORAGE_FULL", false);
     let unknown = service.create_job(new_job()).await.unwrap_err();
-    assert_error(&unknown, Code::Unavailable, "OUTCOME_UNKNOWN", true);
+    assert_retry(&unknown, Code::Unavailable, "OUTCOME_UNKNOWN", true);
     let away = service.create_job(new_job()).await.unwrap_err();
-    assert_error(&away, Code::Unavailable, "DATABASE_UNAVAILABLE", true);
+    assert_retry(&away, Code::Unavailable, "DATABASE_UNAVAILABLE", true);
     store.come_back().await;
     service.create_job(new_job()).await.expect("the service heals by itself");
     server.stop().await;
