@@ -10,7 +10,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
+use tonic::{server::NamedService, transport::server::TcpIncoming};
+use tonic_health::ServingStatus;
 
 use crate::{
     api,
@@ -93,7 +94,7 @@ impl Server {
         let mut lanes = tokio::spawn(lanes);
         let draining = CancellationToken::new();
 
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let (mut health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<JobServiceServer<api::Service>>().await;
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
         let router = tonic::transport::Server::builder()
@@ -120,8 +121,11 @@ impl Server {
         };
 
         tracing::info!(grace_s = config.shutdown_grace.as_secs(), "shutting down");
-        health.set_not_serving::<JobServiceServer<api::Service>>().await;
-        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        for name in ["", JobServiceServer::<api::Service>::NAME] {
+            health.set_service_status(name, ServingStatus::NotServing).await;
+            // Ends the streams of those who watch, which would hold up the stop.
+            health.clear_service_status(name).await;
+        }
         let deadline = Instant::now() + config.shutdown_grace;
         ledger.close();
         draining.cancel();

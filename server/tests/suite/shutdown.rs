@@ -3,13 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use jobledger_server::{Config, domain::clock::SystemClock, domain::id::OrgId, store};
-use tonic::{Code, Status};
+use tokio::time::timeout;
+use tonic::{Code, Status, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
     breaking::{Break, Breaking},
     errors::{assert_error, new_job},
-    harness::{Database, TestServer},
+    harness::{Database, PATIENCE, TestServer},
 };
 
 async fn start(config: Config, breaks: &[Break]) -> (Arc<Breaking>, TestServer) {
@@ -58,6 +60,29 @@ async fn what_does_not_end_within_the_grace_period_is_cut_off() {
     // Taken, and not answered: what became of it is not this server's to say.
     let error = accepted.await.unwrap().unwrap_err();
     assert_retry(&error, Code::Unavailable, "OUTCOME_UNKNOWN", true);
+}
+
+#[tokio::test]
+async fn whoever_watches_the_health_is_told_and_does_not_hold_up_a_stop() {
+    let database = Database::new();
+    let mut config = database.config();
+    config.shutdown_grace = PATIENCE;
+    let mut server = TestServer::start(config).await;
+    let channel = Endpoint::from_shared(server.endpoint()).unwrap().connect().await.unwrap();
+    let mut watches = Vec::new();
+    for service in ["", "jobledger.v1.JobService"] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut watch = HealthClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+        watches.push(watch);
+    }
+    server.begin_stop();
+    for mut watch in watches {
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+        let end = timeout(PATIENCE / 2, watch.message()).await.expect("long before the grace period is over");
+        assert!(end.unwrap().is_none(), "that was the last");
+    }
+    timeout(PATIENCE / 2, server.stop()).await.expect("and so is the stop");
 }
 
 #[tokio::test]
