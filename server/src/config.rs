@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use crate::{
     domain::clock::{Clock, SystemClock},
     ledger::Limits,
-    store::DatabaseUrl,
+    store::{DatabaseUrl, OpenOptions, Retention},
 };
 
 /// How a server runs.
@@ -21,17 +21,47 @@ pub struct Config {
     pub slow_consumer_after: Duration,
     /// The clock of the embedded database.
     pub clock: Arc<dyn Clock>,
+    /// Whether to bring the database to this server's schema at the start; otherwise one that is behind is refused.
+    pub migrate: bool,
+    /// Whether to refuse a role to which row-level security does not apply. PostgreSQL only.
+    pub require_rls: bool,
+    /// Orgs that may commit at the same time. PostgreSQL only.
+    pub write_connections: u32,
+    /// Reads that may be under way at the same time. PostgreSQL only.
+    pub read_connections: u32,
+    /// How long finished jobs are kept.
+    pub retention: Retention,
 }
 
 impl Config {
     /// The defaults, on this database.
     pub fn new(database_url: DatabaseUrl) -> Self {
+        let clock = Arc::new(SystemClock);
+        let options = OpenOptions::new(clock.clone());
         Self {
             database_url,
             limits: Limits::default(),
             shutdown_grace: Duration::from_secs(10),
             slow_consumer_after: Duration::from_secs(30),
-            clock: Arc::new(SystemClock),
+            clock,
+            migrate: options.migrate,
+            require_rls: options.require_rls,
+            write_connections: options.write_connections,
+            read_connections: options.read_connections,
+            retention: Retention::default(),
+        }
+    }
+}
+
+impl Config {
+    /// How the store is opened.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            migrate: self.migrate,
+            require_rls: self.require_rls,
+            write_connections: self.write_connections,
+            read_connections: self.read_connections,
+            ..OpenOptions::new(Arc::clone(&self.clock))
         }
     }
 }

@@ -64,7 +64,7 @@ impl Server {
     ///
     /// [`ServeError::Store`] if the database can't be used.
     pub async fn open(listener: TcpListener, config: Config) -> Result<Self, ServeError> {
-        let store = store::open(&config.database_url, Arc::clone(&config.clock)).await?;
+        let store = store::open(&config.database_url, config.open_options()).await?;
         Ok(Self::with_store(listener, config, store))
     }
 

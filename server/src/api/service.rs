@@ -11,7 +11,7 @@ use super::{
     status::ApiError,
     stream::{self, EventStream},
 };
-use crate::ledger::{Ledger, LedgerError, Reply};
+use crate::ledger::{JobReply, Ledger, LedgerError};
 
 /// The service over a ledger.
 pub(crate) struct Service {
@@ -34,7 +34,7 @@ impl JobService for Service {
     ) -> Result<Response<pb::CreateJobResponse>, Status> {
         let org = request::org(request.metadata())?;
         let command = request::create(request.into_inner())?;
-        let Reply { job, deduplicated } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let JobReply { job, deduplicated } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::CreateJobResponse { job: Some(convert::job(&job)), deduplicated }))
     }
 
@@ -51,7 +51,7 @@ impl JobService for Service {
     ) -> Result<Response<pb::UpdateJobStatusResponse>, Status> {
         let org = request::org(request.metadata())?;
         let command = request::update(request.into_inner())?;
-        let Reply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let JobReply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::UpdateJobStatusResponse {
             cancel_requested: job.cancel_requested,
             job: Some(convert::job(&job)),

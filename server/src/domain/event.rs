@@ -95,6 +95,15 @@ pub struct JobError {
     pub message: Arc<str>,
 }
 
+/// Where an event stands: in its org's log, and in time, by which databases may part the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The place in the org's log.
+    pub seq: i64,
+    /// When it was written.
+    pub recorded_at: Time,
+}
+
 /// One line of an org's log. Never changed after it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobEvent {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     clock::Time,
-    event::JobError,
+    event::{JobError, Position},
     id::{Digest, JobId, OrgId},
     json::Json,
     retry::RetryPolicy,
@@ -58,8 +58,8 @@ pub struct Job {
     pub stage: Option<Arc<str>>,
     /// How far the attempt is, in per cent.
     pub progress: Option<u8>,
-    /// The `seq` of the event that brought the result, if there is one.
-    pub result_seq: Option<i64>,
+    /// The event that brought the result, if there is one.
+    pub result_at: Option<Position>,
     /// The last failure; kept through later attempts.
     pub last_error: Option<JobError>,
     /// Somebody asked for the running job to stop.
@@ -84,6 +84,8 @@ pub struct Job {
     pub last_job_seq: i64,
     /// `seq` of the last event in the org's log.
     pub last_seq: i64,
+    /// `recorded_at` of the last event.
+    pub last_recorded_at: Time,
 }
 
 impl Job {

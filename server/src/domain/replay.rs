@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::{
     clock::Time,
-    event::{EventKind, JobError, JobEvent},
+    event::{EventKind, JobError, JobEvent, Position},
     job::Job,
     status::JobStatus,
 };
@@ -23,7 +23,7 @@ pub struct Replay {
     /// As in [`Job`].
     pub progress: Option<u8>,
     /// As in [`Job`].
-    pub result_seq: Option<i64>,
+    pub result_at: Option<Position>,
     /// As in [`Job`].
     pub last_error: Option<JobError>,
     /// As in [`Job`].
@@ -40,6 +40,8 @@ pub struct Replay {
     pub last_job_seq: i64,
     /// As in [`Job`].
     pub last_seq: i64,
+    /// As in [`Job`].
+    pub last_recorded_at: Time,
 }
 
 /// Why events are not the history of a job.
@@ -74,7 +76,7 @@ impl Replay {
             attempt: job.attempt,
             stage: job.stage.clone(),
             progress: job.progress,
-            result_seq: job.result_seq,
+            result_at: job.result_at,
             last_error: job.last_error.clone(),
             created_at: job.created_at,
             updated_at: job.updated_at,
@@ -83,6 +85,7 @@ impl Replay {
             scheduled_at: job.scheduled_at,
             last_job_seq: job.last_job_seq,
             last_seq: job.last_seq,
+            last_recorded_at: job.last_recorded_at,
         }
     }
 
@@ -105,7 +108,7 @@ impl Replay {
             attempt: 0,
             stage: None,
             progress: None,
-            result_seq: None,
+            result_at: None,
             last_error: None,
             created_at: first.ts,
             updated_at: first.ts,
@@ -114,6 +117,7 @@ impl Replay {
             scheduled_at: None,
             last_job_seq: 0,
             last_seq: 0,
+            last_recorded_at: first.recorded_at,
         };
         state.take(first);
         for event in events {
@@ -137,10 +141,10 @@ impl Replay {
         self.progress = event.progress;
         if matches!(event.kind, EventKind::Claimed | EventKind::Started) {
             self.started_at.get_or_insert(event.ts);
-            self.result_seq = None;
+            self.result_at = None;
         }
         if event.result.is_some() {
-            self.result_seq = Some(event.seq);
+            self.result_at = Some(Position { seq: event.seq, recorded_at: event.recorded_at });
         }
         if event.error.is_some() {
             self.last_error.clone_from(&event.error);
@@ -152,5 +156,6 @@ impl Replay {
         self.updated_at = event.ts;
         self.last_job_seq = event.job_seq;
         self.last_seq = event.seq;
+        self.last_recorded_at = event.recorded_at;
     }
 }

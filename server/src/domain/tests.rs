@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     clock::Time,
-    event::{ACTOR_LEDGER, EventKind, JobError, JobEvent},
+    event::{ACTOR_LEDGER, EventKind, JobError, JobEvent, Position},
     id::{Digest, JobId, LeaseToken, OrgId},
     job::{Job, JobSpec},
     json::Json,
@@ -282,10 +282,11 @@ fn an_etag_is_checked_before_the_transition_and_changes_with_it() {
 #[test]
 fn an_attempt_begins_without_the_last_ones_stage_progress_and_result() {
     let mut job = job_in(JobStatus::Queued, 3, false);
-    (job.stage, job.progress, job.result_seq) = (Some("old".into()), Some(70), Some(5));
+    (job.stage, job.progress) = (Some("old".into()), Some(70));
+    job.result_at = Some(Position { seq: 5, recorded_at: time(1) });
     job.last_error = Some(error());
     let started = apply(&job, Report { stage: Some("new".into()), ..report(Some(Step::Run)) }).unwrap().job;
-    assert_eq!((started.stage.as_deref(), started.progress, started.result_seq), (Some("new"), None, None));
+    assert_eq!((started.stage.as_deref(), started.progress, started.result_at), (Some("new"), None, None));
     assert_eq!(started.last_error, Some(error()), "the last error stays");
     let cleared = apply(&started, Report { stage: Some("".into()), ..report(None) }).unwrap().job;
     assert_eq!(cleared.stage, None);

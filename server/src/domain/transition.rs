@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use super::{
     clock::Time,
-    event::{ACTOR_LEDGER, EventKind, JobError, JobEvent},
+    event::{ACTOR_LEDGER, EventKind, JobError, JobEvent, Position},
     id::{Digest, JobId, LeaseToken, OrgId},
     job::{Job, JobSpec},
     json::Json,
@@ -156,7 +156,7 @@ impl Job {
             failures: 0,
             stage: None,
             progress: None,
-            result_seq: None,
+            result_at: None,
             last_error: None,
             cancel_requested: false,
             outcome: None,
@@ -169,6 +169,7 @@ impl Job {
             ready_at: scheduled_at.map_or(at.now, |time| time.max(at.now)),
             last_job_seq: 0,
             last_seq: 0,
+            last_recorded_at: at.now,
         };
         let mut path = Path::new(&job, &actor, at);
         path.take(EventKind::Created, JobStatus::Queued, Detail { scheduled_at, ..Detail::default() });
@@ -260,7 +261,7 @@ impl Job {
         self.attempt_started_at = Some(now);
         self.stage = None;
         self.progress = None;
-        self.result_seq = None;
+        self.result_at = None;
     }
 }
 
@@ -305,8 +306,9 @@ impl Path {
         job.updated_at = self.at.now;
         job.last_job_seq += 1;
         job.last_seq = seq;
+        job.last_recorded_at = self.at.now;
         if detail.result.is_some() {
-            job.result_seq = Some(seq);
+            job.result_at = Some(Position { seq, recorded_at: self.at.now });
         }
         if let Some(error) = &detail.error {
             job.last_error = Some(error.clone());

@@ -9,6 +9,7 @@ use crate::domain::{
     json::Json,
     transition::{self, Outcome, Step},
 };
+use crate::store::Retention;
 
 /// One command on one org's log.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub enum Command {
         /// How.
         command: Box<transition::Command>,
     },
+    /// Remove finished jobs that are kept no longer, as many as one batch may.
+    Retain(Retention),
 }
 
 /// A job to queue.
@@ -39,11 +42,35 @@ pub struct Create {
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reply {
-    /// The job after it.
+pub enum Reply {
+    /// To one on a job.
+    Job(Box<JobReply>),
+    /// To one that removes jobs.
+    Removed(Removed),
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobReply {
+    /// The job after the command.
     pub job: Job,
     /// True of a create whose job existed before, by its idempotency key.
     pub deduplicated: bool,
+}
+
+/// What retention did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// Jobs that were removed, with their events.
+    pub jobs: usize,
+    /// True if there are more: a batch is bounded.
+    pub has_more: bool,
+}
+
+impl Reply {
+    pub(super) fn of_job(job: Job, deduplicated: bool) -> Self {
+        Self::Job(Box::new(JobReply { job, deduplicated }))
+    }
 }
 
 impl Command {
@@ -72,6 +99,7 @@ impl Command {
                             Some(Step::Run) | None => 0,
                         }
                 }
+                Self::Retain(_) => 0,
             }
     }
 }

@@ -3,11 +3,12 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
     LedgerError,
-    command::{Command, Create, Reply},
+    command::{Command, Create, Removed, Reply},
 };
 use crate::{
     domain::{
@@ -18,12 +19,20 @@ use crate::{
         status::JobStatus,
         transition::{Tick, Transition},
     },
-    store::{Changes, Head, Loaded, Needs},
+    store::{Changes, Expired, Head, Loaded, Needs, Retention},
 };
+
+/// Jobs that one batch removes, at most.
+const REMOVED_JOBS: usize = 500;
+/// Events that one batch removes with their jobs, at most; or those of one job.
+const REMOVED_EVENTS: i64 = 10_000;
+/// The least and the longest wait between two looks for what an org no longer keeps.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
 /// What the commands of a batch name.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
-    let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let (mut jobs, mut keys, mut types, mut expired) = (HashSet::new(), HashSet::new(), HashSet::new(), None);
     for command in commands {
         match command {
             Command::Create(create) => {
@@ -35,9 +44,15 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             Command::Apply { job, .. } => {
                 jobs.insert(*job);
             }
+            Command::Retain(retention) => expired = Some(Expired { retention: *retention, limit: REMOVED_JOBS }),
         }
     }
-    Needs { jobs: jobs.into_iter().collect(), keys: keys.into_iter().collect(), types: types.into_iter().collect() }
+    Needs {
+        jobs: jobs.into_iter().collect(),
+        keys: keys.into_iter().collect(),
+        types: types.into_iter().collect(),
+        expired,
+    }
 }
 
 /// What became of a batch: an answer for each command in order, and what to write before any of them is given.
@@ -68,6 +83,10 @@ struct Log {
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
+    /// Jobs that may be kept no longer, and when the next one may.
+    expired: Vec<JobId>,
+    next_expiry: Option<Time>,
+    created: HashSet<JobId>,
     /// Where the log ended before: a job with a later `last_seq` has changed.
     loaded_seq: i64,
     changes: Changes,
@@ -89,6 +108,9 @@ impl Log {
             keys,
             jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
             types: loaded.types.into_iter().map(Arc::from).collect(),
+            expired: loaded.expired,
+            next_expiry: loaded.next_expiry,
+            created: HashSet::new(),
             loaded_seq: loaded.head.seq,
             changes: Changes::default(),
         }
@@ -101,12 +123,13 @@ impl Log {
                 let current = self.jobs.get(job).ok_or(LedgerError::JobNotFound { job: *job })?;
                 let before = current.status;
                 let transition = current.apply(command, self.tick())?;
-                let reply = Reply { job: transition.job.clone(), deduplicated: false };
+                let reply = Reply::of_job(transition.job.clone(), false);
                 if !transition.events.is_empty() {
                     self.append(Some(before), transition);
                 }
                 Ok(reply)
             }
+            Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
     }
 
@@ -116,7 +139,7 @@ impl Log {
         {
             let same = existing.spec.idempotency.as_ref().is_some_and(|held| held.digest == wanted.digest);
             return if same {
-                Ok(Reply { job: existing.clone(), deduplicated: true })
+                Ok(Reply::of_job(existing.clone(), true))
             } else {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
@@ -136,8 +159,47 @@ impl Log {
         if let Some(payload) = &create.payload {
             self.changes.payloads.push((job.id, payload.clone()));
         }
+        self.created.insert(job.id);
         self.append(None, transition);
-        Ok(Reply { job, deduplicated: false })
+        Ok(Reply::of_job(job, false))
+    }
+
+    /// Removes finished jobs that are kept no longer. A job that this batch has changed is judged as it is now.
+    fn retain(&mut self, retention: &Retention) -> Removed {
+        let candidates = std::mem::take(&mut self.expired);
+        let mut has_more = candidates.len() >= REMOVED_JOBS;
+        let (mut jobs, mut events) = (0, 0);
+        for id in candidates {
+            let Some(job) = self.jobs.get(&id) else { continue };
+            let expires_at =
+                retention.get(job.status).zip(job.finished_at).map(|(keep, finished_at)| finished_at + keep);
+            if expires_at.is_none_or(|at| at >= self.now) {
+                continue;
+            }
+            events += job.last_job_seq;
+            if events > REMOVED_EVENTS && jobs > 0 {
+                has_more = true;
+                break;
+            }
+            jobs += 1;
+            self.remove(id);
+        }
+        self.changes.next_due = retention.shortest().map(|keep| {
+            let next = if has_more { self.now } else { self.next_expiry.unwrap_or(self.now + keep) };
+            let wait = if has_more { Duration::ZERO } else { (keep / 100).clamp(LEAST_WAIT, LONGEST_WAIT) };
+            next.max(self.now + wait)
+        });
+        Removed { jobs, has_more }
+    }
+
+    fn remove(&mut self, id: JobId) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        if let Some(idempotency) = &job.spec.idempotency {
+            self.keys.remove(&idempotency.key);
+        }
+        self.head.floor = self.head.floor.max(job.last_seq + 1);
+        self.changes.counts.entry(Arc::clone(&job.spec.job_type)).or_default().add(job.status, -1);
+        self.changes.removed.push(job);
     }
 
     fn tick(&self) -> Tick {
@@ -159,11 +221,13 @@ impl Log {
     }
 
     fn finish(mut self) -> Changes {
-        if !self.changes.events.is_empty() {
+        if !self.changes.events.is_empty() || !self.changes.removed.is_empty() {
             self.changes.head = Some(self.head);
-            self.changes.jobs = self.jobs.into_values().filter(|job| job.last_seq > self.loaded_seq).collect();
-            // In the order of the table, which is that in which rows are locked where rows are.
-            self.changes.jobs.sort_unstable_by_key(|job| job.id);
+            let written = self.jobs.into_values().filter(|job| job.last_seq > self.loaded_seq);
+            (self.changes.created, self.changes.changed) = written.partition(|job| self.created.contains(&job.id));
+            // In the order of the table: neighbours in the database are written one after the other.
+            self.changes.created.sort_unstable_by_key(|job| job.id);
+            self.changes.changed.sort_unstable_by_key(|job| job.id);
         }
         self.changes
     }

@@ -1,18 +1,19 @@
 //! Hands committed events to the subscribers in this process.
 //!
 //! Each org that has subscribers has a channel: the recent tail of its log, and a signal. The tail only ever holds an
-//! unbroken run of events; whoever needs others reads the database. Nothing here is needed for correctness: losing the
-//! tail delays, never loses.
+//! unbroken run of events, and grows at its own end alone; whoever needs others reads the database. Where somebody else has
+//! written in between, another server or an import, the [follower](super::follower) reads what is missing, once for all
+//! subscribers. Nothing here is needed for correctness: losing the tail delays, never loses.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::domain::{event::JobEvent, id::OrgId};
 
@@ -27,11 +28,29 @@ pub(super) struct Hub {
     tail_bytes: usize,
     /// What all tails hold together.
     held_bytes: AtomicUsize,
+    /// Orgs whose tail ends before what is known to be committed.
+    behind: Mutex<HashSet<OrgId>>,
+    fell_behind: Notify,
+}
+
+/// What a tail lacks of what is known to be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gap {
+    /// Where the tail ends.
+    pub(super) end: i64,
+    /// How far the log is known to reach.
+    pub(super) known: i64,
 }
 
 impl Hub {
     pub(super) fn new(tail_bytes: usize) -> Self {
-        Self { channels: Mutex::default(), tail_bytes, held_bytes: AtomicUsize::new(0) }
+        Self {
+            channels: Mutex::default(),
+            tail_bytes,
+            held_bytes: AtomicUsize::new(0),
+            behind: Mutex::default(),
+            fell_behind: Notify::new(),
+        }
     }
 
     /// Joins an org's channel, opening it for its first subscriber.
@@ -51,7 +70,8 @@ impl Hub {
         Listener { signal: channel.signal.subscribe(), channel }
     }
 
-    /// Hands on one committed batch of an org. Batches of an org come in the order of their commits.
+    /// Hands on committed events of an org, without a hole among them. Those that the tail has are passed over; if some
+    /// are missing before them, they wait for the follower to read those.
     pub(super) fn publish(&self, org: OrgId, events: &[Arc<JobEvent>]) {
         let Some(last) = events.last() else { return };
         let (channel, share) = {
@@ -61,12 +81,63 @@ impl Hub {
         };
         let Some(channel) = channel else { return };
         let held = self.held_bytes.load(Ordering::Relaxed);
-        channel.change_tail(|tail| {
+        let (end, gap) = channel.change_tail(|tail| {
+            tail.known = tail.known.max(last.seq);
             // Others may hold more than their share, from when they were fewer.
             let room = self.tail_bytes.saturating_sub(held.saturating_sub(tail.bytes));
             tail.append(events, share.min(room).max(MIN_TAIL_BYTES));
+            (tail.end, tail.gap())
         });
-        channel.signal.send_modify(|signal| signal.head = signal.head.max(last.seq));
+        if let Some(end) = end {
+            channel.signal.send_modify(|signal| signal.head = signal.head.max(end));
+        }
+        if gap.is_some() {
+            self.fall_behind(org);
+        }
+    }
+
+    /// Takes note that an org's log reaches so far.
+    pub(super) fn heard(&self, org: OrgId, seq: i64) {
+        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
+        let Some(channel) = channel else { return };
+        if channel.heard(seq).is_some() {
+            self.fall_behind(org);
+        }
+    }
+
+    /// The orgs that have subscribers.
+    pub(super) fn orgs(&self) -> Vec<OrgId> {
+        lock(&self.channels).keys().copied().collect()
+    }
+
+    /// Takes back what was heard of an org's log, which ends here.
+    pub(super) fn correct(&self, org: OrgId, head: i64) {
+        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
+        let Some(channel) = channel else { return };
+        channel.change_tail(|tail| tail.known = tail.end.map_or(head, |end| end.max(head)));
+    }
+
+    /// Has the follower look after an org.
+    pub(super) fn fall_behind(&self, org: OrgId) {
+        lock(&self.behind).insert(org);
+        self.fell_behind.notify_one();
+    }
+
+    /// Waits for orgs whose tail lacks something, and takes them.
+    pub(super) async fn behind(&self) -> Vec<OrgId> {
+        loop {
+            let orgs = std::mem::take(&mut *lock(&self.behind));
+            if !orgs.is_empty() {
+                return orgs.into_iter().collect();
+            }
+            self.fell_behind.notified().await;
+        }
+    }
+
+    /// What an org's tail lacks; `None` for nothing, or when nobody listens.
+    pub(super) fn gap(&self, org: OrgId) -> Option<Gap> {
+        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade)?;
+        lock(&channel.tail).gap()
     }
 
     /// Forgets an org's tail after a commit whose outcome this process could not follow, and sends its subscribers to
@@ -74,7 +145,7 @@ impl Hub {
     pub(super) fn restart(&self, org: OrgId) {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
-        channel.change_tail(|tail| *tail = Tail::default());
+        channel.change_tail(Tail::forget);
         channel.signal.send_modify(|signal| signal.restarts += 1);
     }
 }
@@ -89,20 +160,27 @@ struct Channel {
 
 impl Channel {
     /// Changes the tail and keeps count of what all of them hold.
-    fn change_tail(&self, change: impl FnOnce(&mut Tail)) {
+    fn change_tail<T>(&self, change: impl FnOnce(&mut Tail) -> T) -> T {
         let mut tail = lock(&self.tail);
         let before = tail.bytes;
-        change(&mut tail);
+        let answer = change(&mut tail);
         if let Some(hub) = self.hub.upgrade() {
             hub.held_bytes.fetch_add(tail.bytes.wrapping_sub(before), Ordering::Relaxed);
         }
+        answer
+    }
+
+    fn heard(&self, seq: i64) -> Option<Gap> {
+        let mut tail = lock(&self.tail);
+        tail.known = tail.known.max(seq);
+        tail.gap()
     }
 }
 
 impl Drop for Channel {
     /// The last subscriber is gone. A new one may have opened another channel meanwhile: that one stays.
     fn drop(&mut self) {
-        self.change_tail(|tail| *tail = Tail::default());
+        self.change_tail(Tail::forget);
         let Some(hub) = self.hub.upgrade() else { return };
         let mut channels = lock(&hub.channels);
         if channels.get(&self.org).is_some_and(|slot| slot.strong_count() == 0) {
@@ -111,10 +189,10 @@ impl Drop for Channel {
     }
 }
 
-/// How far an org's log is known to reach.
+/// How far an org's subscribers can be brought.
 #[derive(Debug, Clone, Copy, Default)]
 struct Signal {
-    /// The highest `seq` heard of; 0 before the first.
+    /// Where the tail ended last; 0 before its first event.
     head: i64,
     /// How often the tail was forgotten.
     restarts: u64,
@@ -125,23 +203,39 @@ struct Signal {
 struct Tail {
     events: VecDeque<Arc<JobEvent>>,
     bytes: usize,
+    /// What comes next follows on this `seq`, also where no event is held; `None` until that is known.
+    end: Option<i64>,
+    /// The highest `seq` heard of.
+    known: i64,
 }
 
 impl Tail {
     fn append(&mut self, batch: &[Arc<JobEvent>], max_bytes: usize) {
-        let follows = self.events.back().is_none_or(|last| batch.first().is_some_and(|next| next.seq == last.seq + 1));
-        if !follows {
-            *self = Self::default();
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return };
+        let end = *self.end.get_or_insert(first.seq - 1);
+        if first.seq > end + 1 || last.seq <= end {
+            return;
         }
-        for event in batch {
+        for event in batch.iter().filter(|event| event.seq > end) {
             self.bytes += event.weight();
             self.events.push_back(Arc::clone(event));
         }
+        self.end = Some(last.seq);
         while self.bytes > max_bytes
             && let Some(oldest) = self.events.pop_front()
         {
             self.bytes -= oldest.weight();
         }
+    }
+
+    /// What is known to be committed and not here.
+    fn gap(&self) -> Option<Gap> {
+        let end = self.end?;
+        (self.known > end).then_some(Gap { end, known: self.known })
+    }
+
+    fn forget(&mut self) {
+        *self = Self { known: self.known, ..Self::default() };
     }
 }
 
@@ -151,6 +245,8 @@ pub(super) enum Recent {
     Events(Vec<Arc<JobEvent>>),
     /// The cursor is where the log ends, as far as is known.
     AtHead,
+    /// More is known to be committed than was brought here yet.
+    Awaited,
     /// The next events are no longer, or not, in memory.
     Behind,
 }
@@ -165,13 +261,14 @@ impl Listener {
     /// Events after the cursor: at most so many, and no more once so many bytes are exceeded.
     pub(super) fn recent(&self, after: i64, max_events: usize, max_bytes: usize) -> Recent {
         let tail = lock(&self.channel.tail);
-        let (Some(first), Some(last)) = (tail.events.front(), tail.events.back()) else {
-            let head = self.signal.borrow().head;
-            return if head > after { Recent::Behind } else { Recent::AtHead };
+        let Some(end) = tail.end else {
+            // Nobody has brought the tail to where this subscriber is.
+            return Recent::Behind;
         };
-        if after >= last.seq {
-            return Recent::AtHead;
+        if after >= end {
+            return if tail.known > after { Recent::Awaited } else { Recent::AtHead };
         }
+        let Some(first) = tail.events.front() else { return Recent::Behind };
         match usize::try_from(after + 1 - first.seq) {
             Ok(skip) => {
                 let mut bytes = 0;
@@ -183,6 +280,20 @@ impl Listener {
                 Recent::Events(tail.events.iter().skip(skip).take(max_events).take_while(fits).cloned().collect())
             }
             Err(_) => Recent::Behind,
+        }
+    }
+
+    /// Takes note that a subscriber has read the log up to here, and that it ended there.
+    pub(super) fn reached(&self, head: i64) {
+        let gap = self.channel.change_tail(|tail| {
+            tail.end.get_or_insert(head);
+            tail.known = tail.known.max(head);
+            tail.gap()
+        });
+        if gap.is_some()
+            && let Some(hub) = self.channel.hub.upgrade()
+        {
+            hub.fall_behind(self.channel.org);
         }
     }
 
@@ -247,6 +358,7 @@ mod tests {
         match listener.recent(cursor, 100, usize::MAX) {
             Recent::Events(events) => Ok(events.iter().map(|event| event.seq).collect()),
             Recent::AtHead => Err("at head"),
+            Recent::Awaited => Err("awaited"),
             Recent::Behind => Err("behind"),
         }
     }
@@ -259,9 +371,30 @@ mod tests {
         assert_eq!(after(&listener, 4), Ok(vec![5, 6, 7, 8]));
         assert_eq!(after(&listener, 6), Ok(vec![7, 8]));
         assert_eq!((after(&listener, 3), after(&listener, 8)), (Err("behind"), Err("at head")));
-        // Somebody else wrote 9: what is after it starts a new run.
+        // Somebody else wrote 9: what is after it waits until that is read.
         hub.publish(OrgId::DEFAULT, &events(10..=11));
-        assert_eq!((after(&listener, 8), after(&listener, 9)), (Err("behind"), Ok(vec![10, 11])));
+        assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Err("awaited"), Some(Gap { end: 8, known: 11 })));
+        hub.publish(OrgId::DEFAULT, &events(9..=10));
+        assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Ok(vec![9, 10]), Some(Gap { end: 10, known: 11 })));
+        // What comes twice is there once.
+        hub.publish(OrgId::DEFAULT, &events(9..=11));
+        hub.publish(OrgId::DEFAULT, &events(10..=11));
+        assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Ok(vec![9, 10, 11]), None));
+    }
+
+    #[tokio::test]
+    async fn what_is_heard_of_is_fetched_once_somebody_has_read_up_to_the_head() {
+        let (hub, listener) = listen(usize::MAX);
+        hub.heard(OrgId::DEFAULT, 5);
+        assert_eq!((after(&listener, 3), hub.gap(OrgId::DEFAULT)), (Err("behind"), None));
+        // The head that it read was from before.
+        listener.reached(4);
+        assert_eq!((after(&listener, 4), hub.gap(OrgId::DEFAULT)), (Err("awaited"), Some(Gap { end: 4, known: 5 })));
+        assert_eq!(hub.behind().await, [OrgId::DEFAULT]);
+        hub.publish(OrgId::DEFAULT, &events([5]));
+        assert_eq!((after(&listener, 4), after(&listener, 5)), (Ok(vec![5]), Err("at head")));
+        hub.restart(OrgId::DEFAULT);
+        assert_eq!((after(&listener, 5), hub.gap(OrgId::DEFAULT)), (Err("behind"), None));
     }
 
     #[test]
@@ -305,7 +438,7 @@ mod tests {
         hub.publish(OrgId::DEFAULT, &events(1..=10));
         let slice = |max_events, max_bytes| match listener.recent(0, max_events, max_bytes) {
             Recent::Events(events) => events.len(),
-            Recent::AtHead | Recent::Behind => 0,
+            Recent::AtHead | Recent::Awaited | Recent::Behind => 0,
         };
         assert_eq!((slice(4, usize::MAX), slice(100, 0), slice(100, 600)), (4, 1, 3));
     }

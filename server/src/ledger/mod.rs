@@ -2,6 +2,7 @@
 
 pub mod command;
 mod decide;
+mod follower;
 mod hub;
 mod lanes;
 mod subscription;
@@ -12,12 +13,12 @@ use std::{future::Future, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use self::{command::Reply, follower::Follower, hub::Hub, lanes::Lanes, writer::Writer};
 pub use self::{
-    command::{Command, Create, Reply},
+    command::{Command, Create, JobReply, Removed},
     subscription::{Delivery, StreamPlace, SubscribeRequest, Subscription},
 };
-use self::{hub::Hub, lanes::Lanes, writer::Writer};
-pub use crate::store::{EventFilter, Statistics, StatusCounts, TypeStatistics};
+pub use crate::store::{EventFilter, Retention, Statistics, StatusCounts, TypeStatistics};
 use crate::{
     domain::{
         id::{JobId, OrgId},
@@ -87,15 +88,19 @@ impl Ledger {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
+        let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub));
         let writer = Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), limits);
         let streams = Arc::new(Semaphore::new(limits.streams));
-        (
-            Self { store, lanes, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval },
-            Arc::new(writer).run(),
-        )
+        let work = async move {
+            tokio::select! {
+                () = Arc::new(writer).run() => {}
+                () = follower.run() => {}
+            }
+        };
+        (Self { store, lanes, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval }, work)
     }
 
-    /// Has one command decided and committed.
+    /// Has one command on a job decided and committed.
     ///
     /// Once it is taken into a batch it is decided, whether or not this future is still there; dropped before that, it
     /// never happens.
@@ -103,7 +108,26 @@ impl Ledger {
     /// # Errors
     ///
     /// The command's own, after the commit of its batch; or that of the database or of an overload.
-    pub async fn submit(&self, org: OrgId, command: Command) -> Result<Reply, LedgerError> {
+    pub async fn submit(&self, org: OrgId, command: Command) -> Result<JobReply, LedgerError> {
+        match self.ask(org, command).await? {
+            Reply::Job(reply) => Ok(*reply),
+            Reply::Removed(_) => Err(LedgerError::Refused),
+        }
+    }
+
+    /// Removes finished jobs of one org that are kept no longer, with their events: as many as one batch may.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Ledger::submit`].
+    pub async fn retain(&self, org: OrgId, retention: Retention) -> Result<Removed, LedgerError> {
+        match self.ask(org, Command::Retain(retention)).await? {
+            Reply::Removed(removed) => Ok(removed),
+            Reply::Job(_) => Err(LedgerError::Refused),
+        }
+    }
+
+    async fn ask(&self, org: OrgId, command: Command) -> Result<Reply, LedgerError> {
         let answer = self.lanes.enqueue(org, command)?;
         // Lanes answer everything they took, unless a stop cuts them off in the middle of it.
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
@@ -215,7 +239,7 @@ impl From<StoreError> for LedgerError {
     fn from(error: StoreError) -> Self {
         tracing::debug!(%error, "the database failed a request");
         match error {
-            StoreError::Unavailable(_) | StoreError::Unusable(_) => Self::Unavailable,
+            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Unusable(_) => Self::Unavailable,
             StoreError::Refused(_) => Self::Refused,
             StoreError::Full(_) => Self::StorageFull,
             StoreError::OutcomeUnknown(_) => Self::OutcomeUnknown,

@@ -199,9 +199,13 @@ impl Subscription {
             self.end();
         } else if self.cursor >= page.head {
             self.job_status = page.job_status;
+            self.listener.reached(page.head);
             self.mode = Mode::Live;
             self.is_at_head = true;
             self.owes_bookmark = true;
+            if self.job_status.is_some_and(JobStatus::is_terminal) {
+                self.end();
+            }
         }
         Ok(events)
     }
@@ -225,18 +229,19 @@ impl Subscription {
                 events.retain(|event| self.filter.matches(event));
                 events
             }
-            Recent::AtHead => {
-                self.is_at_head = true;
-                if self.job_status.is_some_and(JobStatus::is_terminal) {
-                    self.end();
-                } else {
-                    let news = self.listener.news(self.cursor, self.restarts);
-                    // Either way the loop looks again.
-                    let _ = timeout_at(self.next_bookmark, news).await;
-                    if self.listener.restarts() != self.restarts {
-                        self.is_at_head = false;
-                        self.mode = Mode::Past;
-                    }
+            // What memory takes for the head of the log may not be it: whether the job is finished there, the database says.
+            Recent::AtHead if self.job_status.is_some_and(JobStatus::is_terminal) => {
+                self.mode = Mode::Past;
+                Vec::new()
+            }
+            recent @ (Recent::AtHead | Recent::Awaited) => {
+                self.is_at_head = matches!(recent, Recent::AtHead);
+                let news = self.listener.news(self.cursor, self.restarts);
+                // Either way the loop looks again.
+                let _ = timeout_at(self.next_bookmark, news).await;
+                if self.listener.restarts() != self.restarts {
+                    self.is_at_head = false;
+                    self.mode = Mode::Past;
                 }
                 Vec::new()
             }

@@ -30,6 +30,9 @@ const UNIT_OF_WORK: Duration = Duration::from_secs(10);
 /// The wait between two looks for the outcome of a broken commit.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often a batch is run again for getting in the way of another transaction.
+const MAX_CONFLICTS: u32 = 3;
+
 /// What moves the lanes.
 pub(super) struct Writer {
     store: Arc<dyn Store>,
@@ -96,16 +99,29 @@ impl Writer {
 
     /// Runs a turn as one transaction. On success everything is durable and the subscribers have it.
     async fn attempt(self: &Arc<Self>, turn: &[OrgBatch]) -> Result<Vec<Decision>, StoreError> {
-        // A broken commit that never happened is run again, once.
+        // A broken commit that never happened is run again, once; one that got in the way of another, a few times.
         let mut may_run_again = true;
+        let mut conflicts = 0;
         loop {
-            let (batch, decisions) = bounded(self.prepare(turn)).await?;
+            let prepared = bounded(self.prepare(turn)).await;
+            let (batch, decisions) = match prepared {
+                Err(StoreError::Conflict(reason)) if conflicts < MAX_CONFLICTS => {
+                    tracing::debug!(reason, "a batch got in the way of another transaction; running it again");
+                    conflicts += 1;
+                    continue;
+                }
+                prepared => prepared?,
+            };
             let reason = match timeout(UNIT_OF_WORK, batch.commit()).await {
                 Ok(Ok(())) => {
                     self.publish(turn, &decisions);
                     return Ok(decisions);
                 }
                 Ok(Err(StoreError::OutcomeUnknown(reason))) => reason,
+                Ok(Err(StoreError::Conflict(_))) if conflicts < MAX_CONFLICTS => {
+                    conflicts += 1;
+                    continue;
+                }
                 Ok(Err(error)) => return Err(error),
                 Err(_) => "the commit took too long".to_owned(),
             };
@@ -115,6 +131,7 @@ impl Writer {
                     // Memory does not have these events.
                     self.send_to_database(turn);
                     if was_committed {
+                        self.announce(turn, &decisions);
                         return Ok(decisions);
                     }
                     if !may_run_again {
@@ -224,6 +241,16 @@ impl Writer {
     fn publish(&self, turn: &[OrgBatch], decisions: &[Decision]) {
         for (batch, decision) in turn.iter().zip(decisions) {
             self.hub.publish(batch.org, &decision.changes.events);
+        }
+        self.announce(turn, decisions);
+    }
+
+    /// Tells other servers how far the logs have come.
+    fn announce(&self, turn: &[OrgBatch], decisions: &[Decision]) {
+        let last = |(batch, decision): (&OrgBatch, &Decision)| Some((batch.org, decision.changes.events.last()?.seq));
+        let heads: Vec<_> = turn.iter().zip(decisions).filter_map(last).collect();
+        if !heads.is_empty() {
+            self.store.announce(&heads);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! some orgs and reads the clock, [`Batch::load`] brings what the commands name, pure code decides, [`Batch::write`]
 //! takes what has changed, and [`Batch::commit`] makes it durable. Reads are single statements outside transactions.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -18,32 +18,80 @@ use crate::domain::{
     status::JobStatus,
 };
 
+mod detail;
+pub mod migrations;
+pub mod postgres;
+mod rows;
 pub mod sqlite;
 
-/// Opens the store that the URL names, creating and migrating it where needed.
+/// Opens the store that the URL names.
 ///
 /// # Errors
 ///
-/// If the URL is not understood, or the database can't be opened, is in use by another server or is newer than this one.
-pub async fn open(url: &DatabaseUrl, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, StoreError> {
+/// If the database can't be opened or migrated, is in use by another server, is newer than this one, or is served by a
+/// role that must not serve it.
+pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Store>, StoreError> {
     match url {
-        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(Path::new(path), clock).await?)),
+        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(Path::new(path), options).await?)),
+        DatabaseUrl::Postgres(url) => Ok(Arc::new(postgres::PostgresStore::open(url, options).await?)),
+    }
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// The clock of an embedded database; a database server has its own.
+    pub clock: Arc<dyn Clock>,
+    /// Whether to bring the database to this server's schema; otherwise one that is behind is refused.
+    pub migrate: bool,
+    /// Whether to refuse a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
+    pub require_rls: bool,
+    /// Transactions that may be open at the same time, and so orgs that may commit; at least 1. PostgreSQL only.
+    pub write_connections: u32,
+    /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
+    pub read_connections: u32,
+}
+
+impl OpenOptions {
+    /// The defaults, with this clock.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, migrate: true, require_rls: false, write_connections: 8, read_connections: 8 }
     }
 }
 
 /// Which database to use.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
     /// An SQLite file, `sqlite://PATH`.
     Sqlite(String),
+    /// A database of a PostgreSQL server, `postgres://USER:PASSWORD@HOST:PORT/NAME`, as a whole URL.
+    Postgres(String),
 }
 
-impl std::str::FromStr for DatabaseUrl {
+/// Without the password that a URL may hold.
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => f.debug_tuple("Sqlite").field(path).finish(),
+            Self::Postgres(_) => f.write_str("Postgres(…)"),
+        }
+    }
+}
+
+impl FromStr for DatabaseUrl {
     type Err = String;
 
     fn from_str(url: &str) -> Result<Self, String> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return match postgres::check_url(url) {
+                Ok(()) => Ok(Self::Postgres(url.to_owned())),
+                Err(reason) => Err(format!("not a PostgreSQL URL: {reason}")),
+            };
+        }
         let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
-            return Err("expected sqlite://PATH, for instance sqlite://jobledger.db".to_owned());
+            return Err(
+                "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db".to_owned()
+            );
         };
         if path.is_empty() || path == ":memory:" || path == "memory:" {
             return Err("a ledger needs a file: an SQLite database in memory would lose acknowledged jobs".to_owned());
@@ -73,6 +121,28 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the org's counters, all types in the order of their names, as of one place in its log.
     async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError>;
 
+    /// Reads how far the logs of some orgs reach.
+    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError>;
+
+    /// Tells other servers on the same database how far logs reach. Returns at once; what can't be told now is told later,
+    /// or found by those who look.
+    fn announce(&self, heads: &[(OrgId, i64)]);
+
+    /// Listens to what other servers on the same database announce; `None` where there are no others.
+    fn listen(&self) -> Option<Box<dyn Listener>>;
+
+    /// Reads some orgs that have a log: those after `after`, in the order of their ids, at most `limit`.
+    async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError>;
+
+    /// Takes up to `limit` orgs whose background work is due, and leaves them to the caller for as long as `hold`.
+    async fn take_due(&self, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
+
+    /// Does what the database itself needs now and then: partitions of the months to come, and none that is empty and past.
+    async fn maintain(&self) -> Result<(), StoreError>;
+
+    /// Asks for a sign of life, without touching a table.
+    async fn ping(&self) -> Result<(), StoreError>;
+
     /// Lets go of the database. Nothing may be asked of the store afterwards.
     async fn close(&self);
 }
@@ -95,6 +165,22 @@ pub trait Batch: Send {
     ///
     /// [`StoreError::OutcomeUnknown`] if it can't be told whether the transaction was committed.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// Hears what other servers announce.
+#[async_trait]
+pub trait Listener: Send {
+    /// The next announcement. Reconnects by itself, for ever; may be dropped while it waits.
+    async fn next(&mut self) -> News;
+}
+
+/// What was heard from other servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// These logs reach at least so far.
+    Heads(Vec<(OrgId, i64)>),
+    /// Announcements may have been missed.
+    Missed,
 }
 
 /// How transactions may be used.
@@ -133,6 +219,49 @@ pub struct Needs {
     pub keys: Vec<Arc<str>>,
     /// Types of jobs to be created.
     pub types: Vec<Arc<str>>,
+    /// Finished jobs that are kept no longer.
+    pub expired: Option<Expired>,
+}
+
+/// Finished jobs that are kept no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// How long they are kept.
+    pub retention: Retention,
+    /// No more of them; at least 1.
+    pub limit: usize,
+}
+
+/// How long finished jobs are kept, by the status in which they ended. Others are always kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention([Option<Duration>; JobStatus::ALL.len()]);
+
+impl Retention {
+    /// How long jobs that ended in this status are kept; `None`: for ever.
+    pub const fn get(&self, status: JobStatus) -> Option<Duration> {
+        self.0[status as usize]
+    }
+
+    /// Keeps jobs that ended in this status so long, and no longer.
+    ///
+    /// # Panics
+    ///
+    /// If it is not a status in which jobs end.
+    pub const fn set(&mut self, status: JobStatus, keep: Duration) {
+        assert!(status.is_terminal(), "only finished jobs are removed");
+        self.0[status as usize] = Some(keep);
+    }
+
+    /// The shortest time for which any finished job is kept; `None` if all are kept for ever.
+    pub fn shortest(&self) -> Option<Duration> {
+        self.0.iter().flatten().min().copied()
+    }
+
+    /// The statuses whose jobs are removed, each with the time before which they must have ended.
+    pub fn cutoffs(&self, now: Time) -> impl Iterator<Item = (JobStatus, Time)> {
+        let retention = *self;
+        JobStatus::ALL.into_iter().filter_map(move |status| Some((status, now - retention.get(status)?)))
+    }
 }
 
 /// What the database has of it.
@@ -144,6 +273,10 @@ pub struct Loaded {
     pub jobs: Vec<Job>,
     /// The types that exist of those named.
     pub types: Vec<String>,
+    /// Of the jobs, those that are kept no longer; of each status those that ended first.
+    pub expired: Vec<JobId>,
+    /// When the next of the finished jobs that are still kept ends to be so.
+    pub next_expiry: Option<Time>,
 }
 
 /// What a batch changes in one org.
@@ -151,8 +284,14 @@ pub struct Loaded {
 pub struct Changes {
     /// The new head; `None` if nothing changed.
     pub head: Option<Head>,
-    /// Jobs that are new or have changed, as they are now. Each once.
-    pub jobs: Vec<Job>,
+    /// Jobs that are new.
+    pub created: Vec<Job>,
+    /// Jobs that were there and have changed, as they are now. Each once.
+    pub changed: Vec<Job>,
+    /// Jobs that go, with their events.
+    pub removed: Vec<Job>,
+    /// When the org's background work is to be looked at again, if that is known now.
+    pub next_due: Option<Time>,
     /// The payloads of those that are new and have one.
     pub payloads: Vec<(JobId, Json)>,
     /// New events, in the order of `seq`.
@@ -265,6 +404,9 @@ pub enum StoreError {
     /// It doesn't answer, or not in time. Nothing was committed.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// It gave the transaction up for the sake of another. Nothing was committed; it may be run again.
+    #[error("the transaction got in the way of another: {0}")]
+    Conflict(String),
     /// It refused data that validation let through. Nothing was committed.
     #[error("the database refused the data: {0}")]
     Refused(String),

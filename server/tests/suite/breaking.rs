@@ -1,6 +1,9 @@
 //! A real store with commits that break on demand, and a signal for each transaction.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jobledger_server::{
@@ -9,7 +12,7 @@ use jobledger_server::{
         id::{JobId, OrgId},
         job::JobRecord,
     },
-    store::{Batch, Capacity, Changes, EventPage, EventQuery, Loaded, Needs, Statistics, Store, StoreError},
+    store::{Batch, Capacity, Changes, EventPage, EventQuery, Listener, Loaded, Needs, Statistics, Store, StoreError},
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -105,6 +108,34 @@ impl Store for Breaking {
 
     async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
         self.inner.statistics(org, types).await
+    }
+
+    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
+        self.inner.heads(orgs).await
+    }
+
+    fn announce(&self, heads: &[(OrgId, i64)]) {
+        self.inner.announce(heads);
+    }
+
+    fn listen(&self) -> Option<Box<dyn Listener>> {
+        self.inner.listen()
+    }
+
+    async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
+        self.inner.orgs(after, limit).await
+    }
+
+    async fn take_due(&self, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
+        self.inner.take_due(limit, hold).await
+    }
+
+    async fn maintain(&self) -> Result<(), StoreError> {
+        self.inner.maintain().await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.inner.ping().await
     }
 
     async fn close(&self) {

@@ -1,33 +1,54 @@
 //! What every store must do, whichever database it is on.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use chrono::DateTime;
+use chrono::TimeDelta;
 use jobledger_server::{
     domain::{
-        clock::{SystemClock, Time},
-        event::{EventKind, JobError, JobEvent},
+        clock::{Clock as _, SystemClock, Time},
+        event::{EventKind, JobError, JobEvent, Position},
         id::{Digest, JobId, OrgId},
         job::{Idempotency, Job, JobSpec},
         json::Json,
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{self, Changes, DatabaseUrl, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
+    store::{self, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::harness::Database;
 
-/// Runs every case on every database. A case that is not listed is dead code, and so a compile error.
+/// Runs every case on every kind of database, and on the oldest and the newest PostgreSQL at hand. A case that is not listed
+/// is dead code, and so a compile error.
 macro_rules! contract {
     ($($case:ident,)*) => {
         mod sqlite {
             $(#[tokio::test]
             async fn $case() {
-                let database = super::Database::new();
-                super::$case(super::open(&database.url()).await).await;
+                let database = super::Database::sqlite();
+                super::$case(database.open().await).await;
+            })*
+        }
+
+        mod postgres {
+            $(#[tokio::test]
+            async fn $case() {
+                let database = super::Database::postgres().await;
+                super::$case(database.open().await).await;
+            })*
+        }
+
+        mod postgres_newest {
+            $(#[tokio::test]
+            async fn $case() {
+                let database = super::Database::postgres_on(crate::cluster::newest().await).await;
+                super::$case(database.open().await).await;
             })*
         }
     };
@@ -49,13 +70,10 @@ contract! {
     the_longest_wait_is_found_among_ready_jobs,
 }
 
-async fn open(url: &str) -> Arc<dyn Store> {
-    let url: DatabaseUrl = url.parse().expect("a valid URL");
-    store::open(&url, Arc::new(SystemClock)).await.expect("a fresh database opens")
-}
-
+/// Microseconds after a time that all cases share: it is of this month, for which every database has room.
 fn time(micros: i64) -> Time {
-    DateTime::from_timestamp_micros(1_700_000_000_000_000 + micros).expect("a valid time")
+    static BASE: LazyLock<Time> = LazyLock::new(|| SystemClock.now());
+    *BASE + TimeDelta::microseconds(micros)
 }
 
 fn org() -> OrgId {
@@ -80,7 +98,7 @@ fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
         failures: 0,
         stage: None,
         progress: None,
-        result_seq: None,
+        result_at: None,
         last_error: None,
         cancel_requested: false,
         outcome: None,
@@ -93,6 +111,7 @@ fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
         ready_at: time(seq),
         last_job_seq: 1,
         last_seq: seq,
+        last_recorded_at: time(seq),
     }
 }
 
@@ -137,17 +156,44 @@ async fn write(store: &dyn Store, org: OrgId, changes: &Changes) -> Result<(), S
 
 /// Writes `n` created jobs of a type, after those that the org has.
 async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) -> Vec<Job> {
-    let first = load(store, org, Needs::default()).await.head.seq + 1;
+    let before = load(store, org, Needs { types: vec![job_type.into()], ..Needs::default() }).await;
+    let first = before.head.seq + 1;
     let jobs: Vec<_> = (first..first + n).map(|seq| job(org, job_type, seq)).collect();
     let changes = Changes {
-        head: head(first + n - 1),
+        head: Some(Head {
+            seq: first + n - 1,
+            recorded_at: Some(time(first + n - 1)),
+            types: before.head.types + i64::from(before.types.is_empty()),
+            ..before.head
+        }),
         events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
         counts: BTreeMap::from([(Arc::from(job_type), counts(JobStatus::Queued, n))]),
-        jobs: jobs.clone(),
-        payloads: Vec::new(),
+        created: jobs.clone(),
+        ..Changes::default()
     };
     write(store, org, &changes).await.expect("the batch is written");
     jobs
+}
+
+/// Creates `n` jobs in one batch, as the ledger does it.
+pub(crate) async fn create(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) {
+    let mut batch = store.begin(&[org]).await.expect("the head is free");
+    let key = |n: i64| Arc::<str>::from(format!("key {n}"));
+    let keys = (0..n as i64).filter(|_| is_keyed).map(key).collect();
+    let before = batch.load(org, &Needs { keys, types: vec!["t".into()], ..Needs::default() }).await.expect("it loads");
+    let first = before.head.seq + 1;
+    let last = first + n as i64 - 1;
+    let jobs: Vec<_> = (first..=last).map(|seq| job(org, "t", seq)).collect();
+    let types = before.head.types + i64::from(before.types.is_empty());
+    let changes = Changes {
+        head: Some(Head { seq: last, recorded_at: Some(time(last)), types, ..before.head }),
+        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
+        counts: BTreeMap::from([("t".into(), counts(JobStatus::Queued, n as i64))]),
+        created: jobs,
+        ..Changes::default()
+    };
+    batch.write(org, &changes).await.expect("it is written");
+    batch.commit().await.expect("and committed");
 }
 
 async fn load(store: &dyn Store, org: OrgId, needs: Needs) -> store::Loaded {
@@ -161,7 +207,8 @@ fn all(after: i64) -> EventQuery {
 
 async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {
     let org = org();
-    let needs = Needs { jobs: vec![JobId(Uuid::now_v7())], keys: vec!["k".into()], types: vec!["t".into()] };
+    let needs =
+        Needs { jobs: vec![JobId(Uuid::now_v7())], keys: vec!["k".into()], types: vec!["t".into()], expired: None };
     let loaded = load(&*store, org, needs).await;
     assert_eq!(loaded.head, Head::EMPTY);
     assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
@@ -192,7 +239,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     full.status = JobStatus::Failed;
     (full.attempt, full.failures) = (3, 2);
     (full.stage, full.progress) = (Some(text.into()), Some(100));
-    full.result_seq = Some(1);
+    full.result_at = Some(Position { seq: 1, recorded_at: time(1) });
     full.last_error = Some(JobError { code: "".into(), message: "".into() });
     (full.cancel_requested, full.outcome) = (true, Some(Digest([255; 32])));
     full.started_at = Some(time(11));
@@ -200,6 +247,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     full.finished_at = Some(time(13));
     full.scheduled_at = Some(time(-14));
     full.ready_at = time(15);
+    // JSON as PostgreSQL prints it: jsonb keeps the value, not the spaces.
     let record = JobEvent {
         kind: EventKind::Failed,
         prev_status: Some(JobStatus::Running),
@@ -207,18 +255,18 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
         stage: full.stage.clone(),
         progress: full.progress,
         message: text.into(),
-        result: Some(Json::from_trusted("{\"a\":[1,2.5,null,\"\\u0001x\"]}")),
+        result: Some(Json::from_trusted("{\"a\": [1, 2.5, null, \"\\u0001x\"]}")),
         error: full.last_error.clone(),
         scheduled_at: full.scheduled_at,
         ..event(&full, 1)
     };
-    let payload = Json::from_trusted("[\"payload\",{}]");
+    let payload = Json::from_trusted("[\"payload\", {}]");
     let changes = Changes {
         head: head(1),
-        jobs: vec![full.clone()],
+        created: vec![full.clone()],
         payloads: vec![(full.id, payload.clone())],
         events: vec![Arc::new(record.clone())],
-        counts: BTreeMap::new(),
+        ..Changes::default()
     };
     write(&*store, org, &changes).await.unwrap();
 
@@ -233,13 +281,13 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     // What changes is written over, what does not is left alone, and an event may have nothing to say.
     let mut later = full.clone();
     later.status = JobStatus::Queued;
-    (later.stage, later.progress, later.last_error, later.result_seq) = (None, None, None, None);
+    (later.stage, later.progress, later.last_error, later.result_at) = (None, None, None, None);
     (later.outcome, later.finished_at, later.scheduled_at, later.cancel_requested) = (None, None, None, false);
-    (later.last_job_seq, later.last_seq) = (2, 2);
+    (later.last_job_seq, later.last_seq, later.last_recorded_at) = (2, 2, time(2));
     let quiet = JobEvent { kind: EventKind::Requeued, prev_status: Some(JobStatus::Failed), ..event(&later, 2) };
     let changes = Changes {
         head: head(2),
-        jobs: vec![later.clone()],
+        changed: vec![later.clone()],
         events: vec![Arc::new(quiet.clone())],
         ..Changes::default()
     };
@@ -253,12 +301,12 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
 async fn a_result_of_null_is_a_result(store: Arc<dyn Store>) {
     let org = org();
     let mut ended = job(org, "t", 1);
-    ended.result_seq = Some(1);
+    ended.result_at = Some(Position { seq: 1, recorded_at: time(1) });
     let null = Some(Json::from_trusted("null"));
     let record = JobEvent { result: null.clone(), ..event(&ended, 1) };
     let changes = Changes {
         head: head(1),
-        jobs: vec![ended.clone()],
+        created: vec![ended.clone()],
         events: vec![Arc::new(record.clone())],
         ..Changes::default()
     };
@@ -276,12 +324,13 @@ async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
         ..(*keyed.spec).clone()
     });
     let events = vec![Arc::new(event(&keyed, 4))];
-    let changes = Changes { head: head(4), jobs: vec![keyed.clone()], events, ..Changes::default() };
+    let changes = Changes { head: head(4), created: vec![keyed.clone()], events, ..Changes::default() };
     write(&*store, org, &changes).await.unwrap();
     let needs = Needs {
         jobs: vec![plain[1].id, keyed.id, JobId(Uuid::now_v7())],
         keys: vec!["key".into(), "other".into()],
         types: vec!["t".into(), "u".into()],
+        expired: None,
     };
     let mut loaded = load(&*store, org, needs).await;
     loaded.jobs.sort_by_key(|job| job.last_seq);
@@ -294,7 +343,7 @@ async fn a_batch_dropped_before_its_commit_never_was(store: Arc<dyn Store>) {
     let lost = job(org, "t", 1);
     let changes = Changes {
         head: head(1),
-        jobs: vec![lost.clone()],
+        created: vec![lost.clone()],
         events: vec![Arc::new(event(&lost, 1))],
         ..Changes::default()
     };
@@ -318,7 +367,7 @@ async fn a_head_is_held_until_its_batch_ends(store: Arc<dyn Store>) {
 async fn orgs_share_nothing(store: Arc<dyn Store>) {
     let (ours, theirs) = (org(), org());
     let secret = fill(&*store, theirs, "t", 2).await;
-    let needs = Needs { jobs: vec![secret[0].id], keys: vec![], types: vec!["t".into()] };
+    let needs = Needs { jobs: vec![secret[0].id], keys: vec![], types: vec!["t".into()], expired: None };
     let loaded = load(&*store, ours, needs).await;
     assert_eq!(loaded.head, Head::EMPTY);
     assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
@@ -343,7 +392,7 @@ async fn a_key_held_by_two_jobs_is_refused_and_nothing_is_written(store: Arc<dyn
     let changes = |jobs: Vec<Job>| Changes {
         head: head(2),
         events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
-        jobs,
+        created: jobs,
         ..Changes::default()
     };
     let refused = write(&*store, first, &changes(vec![keyed(first, 1), keyed(first, 2)])).await;
@@ -430,7 +479,8 @@ async fn counters_add_up_by_type_and_status(store: Arc<dyn Store>) {
     fill(&*store, org, "a", 2).await;
     let mut moved = counts(JobStatus::Queued, -3);
     moved.add(JobStatus::DeadLetter, 3);
-    let changes = Changes { head: head(6), counts: BTreeMap::from([("b".into(), moved)]), ..Changes::default() };
+    let head = Some(load(&*store, org, Needs::default()).await.head);
+    let changes = Changes { head, counts: BTreeMap::from([("b".into(), moved)]), ..Changes::default() };
     write(&*store, org, &changes).await.unwrap();
     let statistics = store.statistics(org, &[]).await.unwrap();
     assert_eq!(statistics.as_of_seq, 6);
@@ -453,7 +503,8 @@ async fn the_longest_wait_is_found_among_ready_jobs(store: Arc<dyn Store>) {
     moved.add(JobStatus::Running, 1);
     let third_ready_at = jobs[2].ready_at;
     let counts = BTreeMap::from([("t".into(), moved)]);
-    write(&*store, org, &Changes { head: head(3), jobs, counts, ..Changes::default() }).await.unwrap();
+    let head = Some(load(&*store, org, Needs::default()).await.head);
+    write(&*store, org, &Changes { head, changed: jobs, counts, ..Changes::default() }).await.unwrap();
     let statistics = store.statistics(org, &[]).await.unwrap();
     assert_eq!(statistics.types[0].oldest_ready_at, Some(third_ready_at));
 }

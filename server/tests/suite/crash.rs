@@ -8,16 +8,20 @@ use std::{
 use jobledger_client::{Client, Follow, Item, JobStatus, NewJob, Report};
 use jobledger_server::{
     domain::{
-        clock::SystemClock,
         id::{JobId, OrgId},
         replay::Replay,
         status,
     },
-    store::{self, EventFilter, EventQuery, Store},
+    store::{EventFilter, EventQuery},
 };
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::harness::{Database, PATIENCE, Program, fixed_address, short_or_long};
+use crate::harness::{Database, PATIENCE, Program, fixed_address, on_both_databases, short_or_long};
+
+on_both_databases! {
+    nothing_acknowledged_is_lost_when_the_server_is_killed,
+    a_server_that_is_killed_has_all_that_it_acknowledged,
+}
 
 /// Every job's row is the fold of its events, the log is dense, the counters are what counting gives, and each job has
 /// come at least as far as was acknowledged.
@@ -25,8 +29,7 @@ pub(crate) async fn verify(
     database: &Database,
     acknowledged: &HashMap<String, (JobStatus, i64)>,
 ) -> Vec<Arc<jobledger_server::domain::event::JobEvent>> {
-    let store: Arc<dyn Store> =
-        store::open(&database.url().parse().unwrap(), Arc::new(SystemClock)).await.expect("the file is free");
+    let store = database.open().await;
     let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: usize::MAX, max_bytes: usize::MAX };
     let mut events = Vec::new();
     loop {
@@ -88,11 +91,9 @@ async fn work(client: Client, acknowledged: Acknowledged, jobs: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
+async fn nothing_acknowledged_is_lost_when_the_server_is_killed(database: Database) {
     const WORKERS: usize = 16;
     let (jobs, kills) = short_or_long((60, 5), (600, 40));
-    let database = Database::new();
     let address = fixed_address();
     let mut program = Program::start_on(&address, &database);
     let client = program.client();
@@ -133,10 +134,8 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     println!("{kills} kills, {total} events: none lost, none twice");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_has_all_that_it_acknowledged() {
+async fn a_server_that_is_killed_has_all_that_it_acknowledged(database: Database) {
     // Without retries: what was answered before the kill must be there, and nothing else helps.
-    let database = Database::new();
     let program = Program::start(&database);
     let client = program.client();
     let acknowledged = Arc::new(Mutex::new(HashSet::new()));

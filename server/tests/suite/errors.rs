@@ -8,11 +8,23 @@ use jobledger_client::proto::{
     job_service_client::JobServiceClient,
 };
 use prost_types::{Value, value::Kind};
-use sqlx::Executor as _;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Database, PATIENCE, TestServer};
+use crate::harness::{Database, PATIENCE, TestServer, on_both_databases};
+
+on_both_databases! {
+    an_unknown_job_is_not_found,
+    a_key_with_another_request_names_the_existing_job,
+    what_the_state_machine_forbids_names_the_status,
+    checks_run_in_order_repetition_lease_etag_transition,
+    cursors_outside_of_the_log_are_out_of_range,
+    too_many_types_and_too_many_commands_are_exhaustion,
+    too_many_streams_are_exhaustion_until_one_ends,
+    what_the_database_refuses_is_internal_and_says_nothing_of_the_database,
+    a_database_that_does_not_answer_is_unavailable_and_comes_back,
+    a_passed_deadline_is_deadline_exceeded,
+}
 
 pub(crate) type Service = jobledger_client::RawClient;
 
@@ -55,9 +67,8 @@ pub(crate) async fn running(service: &mut Service) -> String {
     job_id
 }
 
-#[tokio::test]
-async fn an_unknown_job_is_not_found() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn an_unknown_job_is_not_found(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let job_id = "01890a5d-ac96-774b-bcce-b302099a8057".to_owned();
     let expected = BTreeMap::from([("job_id".to_owned(), job_id.clone())]);
@@ -72,9 +83,8 @@ async fn an_unknown_job_is_not_found() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_key_with_another_request_names_the_existing_job() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn a_key_with_another_request_names_the_existing_job(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let keyed = CreateJobRequest { idempotency_key: "k".to_owned(), payload: text(1), ..new_job() };
     let id = service.create_job(keyed.clone()).await.unwrap().into_inner().job.unwrap().id;
@@ -93,9 +103,8 @@ async fn a_key_with_another_request_names_the_existing_job() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn what_the_state_machine_forbids_names_the_status() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn what_the_state_machine_forbids_names_the_status(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let queued = create(&mut service).await;
     let running = running(&mut service).await;
@@ -110,9 +119,8 @@ async fn what_the_state_machine_forbids_names_the_status() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn checks_run_in_order_repetition_lease_etag_transition() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn checks_run_in_order_repetition_lease_etag_transition(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let job_id = running(&mut service).await;
     let end = UpdateJobStatusRequest { job_id, status: Some(3), ..Default::default() };
@@ -131,9 +139,8 @@ async fn checks_run_in_order_repetition_lease_etag_transition() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn cursors_outside_of_the_log_are_out_of_range() {
-    let (database, server, client) = TestServer::fresh().await;
+async fn cursors_outside_of_the_log_are_out_of_range(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let job_id = create(&mut service).await;
     for _ in 0..4 {
@@ -147,7 +154,7 @@ async fn cursors_outside_of_the_log_are_out_of_range() {
     assert_eq!(assert_error(&error, Code::OutOfRange, "CURSOR_AHEAD"), expected("1"));
     service.stream_job_events(after(5)).await.expect("the head is a cursor");
 
-    database.connect().await.execute("UPDATE org_head SET floor_seq = 4").await.unwrap();
+    database.tamper("UPDATE org_head SET floor_seq = 4").await;
     for expired in [0, 2] {
         let error = service.stream_job_events(after(expired)).await.unwrap_err();
         assert_eq!(assert_error(&error, Code::OutOfRange, "CURSOR_EXPIRED"), expected("4"));
@@ -158,9 +165,7 @@ async fn cursors_outside_of_the_log_are_out_of_range() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn too_many_types_and_too_many_commands_are_exhaustion() {
-    let database = Database::new();
+async fn too_many_types_and_too_many_commands_are_exhaustion(database: Database) {
     let mut config = database.config();
     config.limits.types_per_org = 2;
     config.limits.queued_bytes = 100_000;
@@ -184,9 +189,7 @@ async fn too_many_types_and_too_many_commands_are_exhaustion() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn too_many_streams_are_exhaustion_until_one_ends() {
-    let database = Database::new();
+async fn too_many_streams_are_exhaustion_until_one_ends(database: Database) {
     let mut config = database.config();
     config.limits.streams = 2;
     let server = TestServer::start(config).await;
@@ -204,48 +207,42 @@ async fn too_many_streams_are_exhaustion_until_one_ends() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn what_the_database_refuses_is_internal_and_says_nothing_of_the_database() {
-    let (database, server, client) = TestServer::fresh().await;
-    let trigger = "CREATE TRIGGER poison BEFORE INSERT ON job BEGIN SELECT RAISE(ABORT, 'secret'); END";
-    database.connect().await.execute(trigger).await.unwrap();
+async fn what_the_database_refuses_is_internal_and_says_nothing_of_the_database(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    database.refuse_jobs_of_type(&new_job().r#type).await;
     let error = client.raw().create_job(new_job()).await.unwrap_err();
     assert_error(&error, Code::Internal, "REFUSED_BY_DATABASE");
-    assert!(!error.message().contains("secret"));
+    assert!(!error.message().contains("poison"));
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_database_that_does_not_answer_is_unavailable_and_comes_back() {
-    let (database, server, client) = TestServer::fresh().await;
+async fn a_database_that_does_not_answer_is_unavailable_and_comes_back(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
-    let mut other = database.connect().await;
     // Longer than the server waits for another writer.
-    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let blocked = database.block_writes().await;
     let error = service.create_job(new_job()).await.unwrap_err();
     assert_error(&error, Code::Unavailable, "DATABASE_UNAVAILABLE");
     assert!(error.get_details_retry_info().is_some_and(|retry| retry.retry_delay.is_some()));
     assert!(!error.message().contains("lock"), "the database's words stay in the log: {}", error.message());
     service.get_statistics(GetStatisticsRequest::default()).await.expect("reads go on");
-    other.execute("ROLLBACK").await.unwrap();
+    blocked.end().await;
     service.create_job(new_job()).await.expect("and writes when it is back");
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_passed_deadline_is_deadline_exceeded() {
-    let (database, server, _) = TestServer::fresh().await;
+async fn a_passed_deadline_is_deadline_exceeded(database: Database) {
+    let (server, _) = TestServer::on(&database).await;
     // A transport that leaves `grpc-timeout` alone: tonic's own would give up by itself.
     let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let mut service = JobServiceClient::with_origin(transport, server.endpoint().parse().unwrap());
-    let mut other = database.connect().await;
-    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let blocked = database.block_writes().await;
     for timeout in ["1n", "999u", "1m", "2m", "5m", "20m", "50m", "100m"] {
         let mut request = Request::new(new_job());
         request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
         let error = service.create_job(request).await.unwrap_err();
         assert_error(&error, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     }
-    other.execute("ROLLBACK").await.unwrap();
+    blocked.end().await;
     server.stop().await;
 }

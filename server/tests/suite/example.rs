@@ -13,8 +13,12 @@ use tokio::time::timeout;
 
 use crate::{
     crash::verify,
-    harness::{Database, PATIENCE, Program, fixed_address, short_or_long},
+    harness::{Database, PATIENCE, Program, fixed_address, on_both_databases, short_or_long},
 };
+
+on_both_databases! {
+    the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time,
+}
 
 /// The example, built by the same `cargo test` that built this.
 fn example() -> PathBuf {
@@ -32,8 +36,7 @@ fn digest_files(address: &str, path: &Path) -> Command {
     command
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time() {
+async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time(database: Database) {
     let files = short_or_long(400, 3_000);
     let tree = tempfile::TempDir::new().unwrap();
     let mut expected = HashMap::new();
@@ -55,7 +58,6 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
     // Not regular files: not digested.
     std::os::unix::fs::symlink("file-0", tree.path().join("link")).unwrap();
 
-    let database = Database::new();
     let address = fixed_address();
     let program = Program::start_on(&address, &database);
     let mut events = program.client().subscribe(Follow::org().after(0)).await.unwrap();
@@ -104,7 +106,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_example_fails_the_job_of_a_file_that_can_not_be_read() {
-    let database = Database::new();
+    let database = Database::sqlite();
     let program = Program::start(&database);
     // A regular file that opens and can't be read, for root too: nothing is mapped at the beginning of a process.
     let output = digest_files(&program.address, Path::new("/proc/self/mem")).output().expect("the example was built");

@@ -11,12 +11,21 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     errors::{assert_error, assert_fields, new_job, running, text},
-    harness::TestServer,
+    harness::{Database, TestServer, on_both_databases},
 };
 
-#[tokio::test]
-async fn bad_fields_of_a_create_are_all_named() {
-    let (_database, server, client) = TestServer::fresh().await;
+on_both_databases! {
+    bad_fields_of_a_create_are_all_named,
+    bad_fields_of_an_update_are_all_named,
+    bad_fields_of_reads_streams_and_metadata_are_named,
+    fields_are_checked_before_existence,
+    a_value_over_the_limit_is_told_its_size,
+    what_is_stored_can_be_read_however_deep_it_is,
+    a_message_that_is_too_large_or_garbage_is_told_so,
+}
+
+async fn bad_fields_of_a_create_are_all_named(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let mut refused = async |request: CreateJobRequest| service.create_job(request).await.unwrap_err();
     assert_fields(&refused(CreateJobRequest::default()).await, &["type"]);
@@ -82,9 +91,8 @@ async fn bad_fields_of_a_create_are_all_named() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn bad_fields_of_an_update_are_all_named() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn bad_fields_of_an_update_are_all_named(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let job_id = running(&mut service).await;
     let update = UpdateJobStatusRequest { job_id, ..Default::default() };
@@ -134,9 +142,8 @@ async fn bad_fields_of_an_update_are_all_named() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn bad_fields_of_reads_streams_and_metadata_are_named() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn bad_fields_of_reads_streams_and_metadata_are_named(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let get = service.get_job(GetJobRequest { job_id: String::new() }).await.unwrap_err();
     assert_fields(&get, &["job_id"]);
@@ -166,18 +173,16 @@ async fn bad_fields_of_reads_streams_and_metadata_are_named() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn fields_are_checked_before_existence() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn fields_are_checked_before_existence(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let job_id = "01890a5d-ac96-774b-bcce-b302099a8057".to_owned();
     let update = UpdateJobStatusRequest { job_id, progress: Some(101), ..Default::default() };
     assert_fields(&client.raw().update_job_status(update).await.unwrap_err(), &["progress"]);
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_value_over_the_limit_is_told_its_size() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn a_value_over_the_limit_is_told_its_size(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let job_id = running(&mut service).await;
     // A string Value takes one byte for the tag and three for a length of this size.
@@ -219,9 +224,8 @@ fn nested_objects(depth: usize) -> Option<Value> {
     Some(value)
 }
 
-#[tokio::test]
-async fn what_is_stored_can_be_read_however_deep_it_is() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn what_is_stored_can_be_read_however_deep_it_is(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     for most in [nested(32), nested_objects(32)] {
         let job_id = running(&mut service).await;
@@ -253,9 +257,8 @@ async fn what_is_stored_can_be_read_however_deep_it_is() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_message_that_is_too_large_or_garbage_is_told_so() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn a_message_that_is_too_large_or_garbage_is_told_so(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
     let error = service.create_job(CreateJobRequest { payload: text(5 << 20), ..new_job() }).await.unwrap_err();
     let metadata = assert_error(&error, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");

@@ -86,7 +86,7 @@ impl Normal {
 #[test]
 fn the_calls_of_the_readme_answer_as_it_says() {
     let grpcurl = grpcurl();
-    let database = Database::new();
+    let database = Database::sqlite();
     let program = Program::start(&database);
     let shown = shown();
     for rpc in ["list", "CreateJob", "GetJob", "UpdateJobStatus", "StreamJobEvents", "GetStatistics"] {
@@ -124,7 +124,8 @@ async fn reflection_v1_names_the_service() {
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
         server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
     };
-    let (_database, server, _) = TestServer::fresh().await;
+    let database = Database::sqlite();
+    let (server, _) = TestServer::on(&database).await;
     let channel = tonic::transport::Endpoint::from_shared(server.endpoint()).unwrap().connect().await.unwrap();
     let request = ServerReflectionRequest {
         host: String::new(),
@@ -141,7 +142,7 @@ async fn reflection_v1_names_the_service() {
 #[test]
 fn health_and_reflection_v1alpha_answer_grpcurl() {
     let grpcurl = grpcurl();
-    let database = Database::new();
+    let database = Database::sqlite();
     let program = Program::start(&database);
     let run = |arguments: &[&str]| {
         let output = Command::new(&grpcurl).arg("-plaintext").args(arguments).output().expect("grpcurl runs");

@@ -16,11 +16,13 @@ use chrono::DateTime;
 use jobledger_client::Client;
 use jobledger_server::{
     Config, ServeError, Server,
-    domain::clock::{Clock, Time},
-    store::{DatabaseUrl, Store},
+    domain::clock::{Clock, SystemClock, Time},
+    store::{self, DatabaseUrl, OpenOptions, Store},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+use crate::cluster::{self, Cluster};
 
 /// Longer than anything takes that is going to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,30 +47,173 @@ pub(crate) fn fixed_address() -> String {
     }
 }
 
-/// A directory with a database in it, which outlives the servers on it.
-pub(crate) struct Database(TempDir);
+/// Runs every case on every database. A case that is not listed is dead code, and so a compile error.
+macro_rules! on_both_databases {
+    ($($case:ident,)*) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case($crate::harness::Database::sqlite()).await;
+            })*
+        }
+
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::$case($crate::harness::Database::postgres().await).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_both_databases;
+
+/// A database of a test, which outlives the servers on it.
+pub(crate) struct Database(Place);
+
+enum Place {
+    /// A file in a directory of its own.
+    Sqlite(TempDir),
+    /// A database of a cluster, by name.
+    Postgres(&'static Cluster, String),
+}
 
 impl Database {
-    pub(crate) fn new() -> Self {
-        Self(TempDir::new().expect("a temporary directory"))
+    pub(crate) fn sqlite() -> Self {
+        Self(Place::Sqlite(TempDir::new().expect("a temporary directory")))
     }
 
+    /// On the cluster that tests share.
+    pub(crate) async fn postgres() -> Self {
+        Self::postgres_on(cluster::shared().await).await
+    }
+
+    pub(crate) async fn postgres_on(cluster: &'static Cluster) -> Self {
+        Self(Place::Postgres(cluster, cluster.create_database().await))
+    }
+
+    /// The file, or where it will be.
     pub(crate) fn path(&self) -> PathBuf {
-        self.0.path().join("ledger.db")
+        match &self.0 {
+            Place::Sqlite(folder) => folder.path().join("ledger.db"),
+            Place::Postgres(..) => panic!("a database server's files are its own"),
+        }
     }
 
+    /// The URL for whoever serves.
     pub(crate) fn url(&self) -> String {
-        format!("sqlite://{}", self.path().display())
+        match &self.0 {
+            Place::Sqlite(_) => format!("sqlite://{}", self.path().display()),
+            Place::Postgres(cluster, name) => cluster.url(name, cluster::SERVER),
+        }
     }
 
     pub(crate) fn config(&self) -> Config {
         Config::new(self.url().parse::<DatabaseUrl>().expect("a valid URL"))
     }
 
+    /// A store on it, as a server opens it.
+    pub(crate) async fn open(&self) -> Arc<dyn Store> {
+        self.open_with(Arc::new(SystemClock)).await
+    }
+
+    pub(crate) async fn open_with(&self, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
+        let url: DatabaseUrl = self.url().parse().expect("a valid URL");
+        store::open(&url, OpenOptions::new(clock)).await.expect("the database opens")
+    }
+
     /// A connection beside the server's, to look at or to tamper with the file.
     pub(crate) async fn connect(&self) -> sqlx::SqliteConnection {
         use sqlx::ConnectOptions as _;
         sqlx::sqlite::SqliteConnectOptions::new().filename(self.path()).connect().await.expect("the file opens")
+    }
+
+    /// A connection beside the server's, as a role of the cluster's.
+    pub(crate) async fn connect_as(&self, role: &str) -> sqlx::PgConnection {
+        match &self.0 {
+            Place::Sqlite(_) => panic!("SQLite has no roles"),
+            Place::Postgres(cluster, name) => cluster.connect(name, role).await,
+        }
+    }
+
+    /// Runs some SQL beside the server, that means the same to both databases; to PostgreSQL as the superuser, with its
+    /// tables found without their schema.
+    pub(crate) async fn tamper(&self, sql: &str) {
+        use sqlx::Executor as _;
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        match &self.0 {
+            Place::Sqlite(_) => self.connect().await.execute(sql).await.map(|_| ()),
+            Place::Postgres(..) => {
+                let mut connection = self.connect_as("postgres").await;
+                connection.execute("SET search_path = jobledger").await.expect("a setting");
+                connection.execute(sql).await.map(|_| ())
+            }
+        }
+        .expect("the SQL runs");
+    }
+
+    /// The directory of a cluster's socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        match &self.0 {
+            Place::Sqlite(_) => panic!("SQLite has no socket"),
+            Place::Postgres(cluster, _) => cluster.socket(),
+        }
+    }
+
+    /// The name of a cluster's database.
+    pub(crate) fn name(&self) -> &str {
+        match &self.0 {
+            Place::Sqlite(_) => panic!("a file has a path"),
+            Place::Postgres(_, name) => name,
+        }
+    }
+
+    pub(crate) fn is_postgres(&self) -> bool {
+        matches!(self.0, Place::Postgres(..))
+    }
+
+    /// Has the database refuse what validation lets through.
+    pub(crate) async fn refuse_jobs_of_type(&self, job_type: &str) {
+        self.tamper(&if self.is_postgres() {
+            format!("ALTER TABLE job ADD CONSTRAINT poison CHECK (type <> '{job_type}')")
+        } else {
+            format!(
+                "CREATE TRIGGER poison BEFORE INSERT ON job WHEN NEW.type = '{job_type}'
+                 BEGIN SELECT RAISE(ABORT, 'poison'); END"
+            )
+        })
+        .await;
+    }
+
+    /// Keeps every server from writing, not from reading.
+    pub(crate) async fn block_writes(&self) -> Blocked {
+        use sqlx::Executor as _;
+        if self.is_postgres() {
+            let mut connection = self.connect_as("postgres").await;
+            let lock = "BEGIN; LOCK TABLE jobledger.org_head IN EXCLUSIVE MODE";
+            connection.execute(lock).await.expect("the lock is free");
+            Blocked::Postgres(connection)
+        } else {
+            let mut connection = self.connect().await;
+            connection.execute("BEGIN IMMEDIATE").await.expect("the lock is free");
+            Blocked::Sqlite(connection)
+        }
+    }
+}
+
+/// Somebody who keeps servers from writing.
+pub(crate) enum Blocked {
+    Sqlite(sqlx::SqliteConnection),
+    Postgres(sqlx::PgConnection),
+}
+
+impl Blocked {
+    pub(crate) async fn end(self) {
+        use sqlx::Connection as _;
+        match self {
+            Self::Sqlite(connection) => connection.close().await,
+            Self::Postgres(connection) => connection.close().await,
+        }
+        .expect("it ends");
     }
 }
 
@@ -80,12 +225,11 @@ pub(crate) struct TestServer {
 }
 
 impl TestServer {
-    /// A server with the defaults on a fresh database.
-    pub(crate) async fn fresh() -> (Database, Self, Client) {
-        let database = Database::new();
+    /// A server with the defaults, and a client of it.
+    pub(crate) async fn on(database: &Database) -> (Self, Client) {
         let server = Self::start(database.config()).await;
         let client = server.client();
-        (database, server, client)
+        (server, client)
     }
 
     pub(crate) async fn start(config: Config) -> Self {

@@ -11,7 +11,18 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::harness::TestServer;
+use crate::harness::{Database, TestServer, on_both_databases};
+
+on_both_databases! {
+    a_job_lives_from_create_to_success,
+    a_failure_is_retried_until_the_budget_is_used_up,
+    sixty_four_creates_with_one_key_make_one_job,
+    updates_of_one_job_are_decided_one_after_the_other,
+    statistics_are_what_counting_gives,
+    orgs_see_only_what_is_theirs,
+    statistics_list_a_thousand_types_and_count_them_all,
+    a_raw_client_speaks_for_the_same_org,
+}
 
 async fn history(client: &Client, follow: Follow) -> Vec<JobEvent> {
     let mut events = client.subscribe(follow.after(0).history_only()).await.unwrap();
@@ -28,9 +39,8 @@ fn kinds(events: &[JobEvent]) -> Vec<JobEventKind> {
     events.iter().map(JobEvent::kind).collect()
 }
 
-#[tokio::test]
-async fn a_job_lives_from_create_to_success() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn a_job_lives_from_create_to_success(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let payload = json!({"path": "cat.jpg", "sizes": [1, 2.5, null, true], "nested": {"ünï": ""}});
     let scheduled_at = SystemClock.now() + TimeDelta::hours(1);
     let job = NewJob::new("thumbnail")
@@ -89,9 +99,8 @@ async fn a_job_lives_from_create_to_success() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_failure_is_retried_until_the_budget_is_used_up() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn a_failure_is_retried_until_the_budget_is_used_up(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let policy = RetryPolicy {
         initial_backoff: Some(Duration::from_millis(1).try_into().unwrap()),
         multiplier: Some(1.0),
@@ -129,9 +138,8 @@ async fn a_failure_is_retried_until_the_budget_is_used_up() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn sixty_four_creates_with_one_key_make_one_job() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn sixty_four_creates_with_one_key_make_one_job(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let other_connection = server.client();
     let mut creates = JoinSet::new();
     for n in 0..64 {
@@ -161,9 +169,8 @@ async fn sixty_four_creates_with_one_key_make_one_job() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn updates_of_one_job_are_decided_one_after_the_other() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn updates_of_one_job_are_decided_one_after_the_other(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let id = client.create(NewJob::new("t")).await.unwrap().job.id;
     let etag = client.update(Report::start(&id)).await.unwrap().job.etag;
     let mut updates = JoinSet::new();
@@ -180,9 +187,8 @@ async fn updates_of_one_job_are_decided_one_after_the_other() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn statistics_are_what_counting_gives() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn statistics_are_what_counting_gives(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let empty = client.statistics(&[]).await.unwrap();
     assert_eq!((empty.as_of_seq, empty.counts.unwrap(), empty.types.len()), (0, Default::default(), 0));
     assert!(empty.oldest_queued_age.is_none());
@@ -210,9 +216,8 @@ async fn statistics_are_what_counting_gives() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn orgs_see_only_what_is_theirs() {
-    let (_database, server, default) = TestServer::fresh().await;
+async fn orgs_see_only_what_is_theirs(database: Database) {
+    let (server, default) = TestServer::on(&database).await;
     let org = Uuid::new_v4();
     let ours = Client::builder(server.endpoint()).org(org).build().unwrap();
     let job = ours.create(NewJob::new("t").idempotency_key("k")).await.unwrap().job;
@@ -229,9 +234,8 @@ async fn orgs_see_only_what_is_theirs() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn statistics_list_a_thousand_types_and_count_them_all() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn statistics_list_a_thousand_types_and_count_them_all(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let mut creates = JoinSet::new();
     for n in 0..1_001 {
         let client = client.clone();
@@ -246,9 +250,8 @@ async fn statistics_list_a_thousand_types_and_count_them_all() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_raw_client_speaks_for_the_same_org() {
-    let (_database, server, _) = TestServer::fresh().await;
+async fn a_raw_client_speaks_for_the_same_org(database: Database) {
+    let (server, _) = TestServer::on(&database).await;
     let org = Uuid::new_v4();
     let client = Client::builder(server.endpoint()).org(org).build().unwrap();
     let request = jobledger_client::proto::CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };

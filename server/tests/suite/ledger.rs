@@ -10,16 +10,15 @@ use std::{
 
 use jobledger_server::{
     domain::{
-        clock::{Clock, SystemClock, Time},
+        clock::{Clock, Time},
         id::{Digest, JobId, OrgId},
         job::{Idempotency, Job, JobSpec},
         json::Json,
         retry::RetryPolicy,
     },
-    ledger::{Command, Create, Delivery, Ledger, LedgerError, Limits, Reply, SubscribeRequest},
-    store::{self, DatabaseUrl, EventFilter, EventQuery, Store},
+    ledger::{Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},
+    store::{EventFilter, EventQuery, Store},
 };
-use sqlx::Executor as _;
 use tokio::{
     sync::oneshot,
     task::{JoinHandle, JoinSet},
@@ -29,12 +28,27 @@ use uuid::Uuid;
 
 use crate::{
     breaking::{Break, Breaking},
-    harness::{Database, ManualClock, PATIENCE},
+    harness::{Database, ManualClock, PATIENCE, on_both_databases},
 };
 
-async fn open(database: &Database, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
-    let url: DatabaseUrl = database.url().parse().unwrap();
-    store::open(&url, clock).await.unwrap()
+on_both_databases! {
+    a_command_whose_caller_is_gone_before_its_batch_is_never_decided,
+    a_command_that_was_taken_is_decided_though_its_caller_is_gone,
+    queues_are_bounded_in_commands_and_in_bytes,
+    batches_are_bounded_and_orgs_take_turns,
+    batches_are_bounded_in_bytes_but_one_large_command_goes_through,
+    one_command_that_the_database_refuses_fails_alone,
+    a_commit_that_broke_after_it_happened_is_answered_and_not_repeated,
+    a_commit_that_broke_before_it_happened_is_run_again,
+    an_outcome_that_stays_unknown_is_said_to_be,
+    a_commit_without_room_says_so_and_is_not_repeated,
+    subscribers_hear_of_an_undecided_commit_once_it_is_decided,
+    a_reader_that_retention_overtakes_is_told,
+    a_bookmark_on_the_way_does_not_claim_the_head,
+    creates_with_one_key_in_one_batch_make_one_job,
+    a_history_ends_where_the_log_did_when_it_was_asked_for,
+    closing_answers_what_was_accepted_and_refuses_the_rest,
+    no_acknowledged_write_is_lost_among_callers_that_give_up,
 }
 
 /// A ledger, and the work that moves its lanes.
@@ -49,7 +63,7 @@ fn start(store: &Arc<dyn Store>, limits: Limits) -> Ledger {
 
 async fn breaking(database: &Database, breaks: &[Break]) -> (Arc<Breaking>, Ledger) {
     let limits = Limits { resolve_within: Duration::from_millis(300), ..Limits::default() };
-    breaking_with(open(database, Arc::new(SystemClock)).await, breaks, limits)
+    breaking_with(database.open().await, breaks, limits)
 }
 
 fn breaking_with(store: Arc<dyn Store>, breaks: &[Break], limits: Limits) -> (Arc<Breaking>, Ledger) {
@@ -88,9 +102,9 @@ fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option<Idempotenc
     })
 }
 
-fn created(reply: Result<Reply, LedgerError>) -> Job {
+fn created(reply: Result<JobReply, LedgerError>) -> Job {
     match reply {
-        Ok(Reply { job, deduplicated: false }) => job,
+        Ok(JobReply { job, deduplicated: false }) => job,
         other => panic!("not created: {other:?}"),
     }
 }
@@ -105,7 +119,7 @@ fn poll_once<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
 }
 
 /// Submits in the order of the calls, without waiting for answers.
-fn submit(ledger: &Ledger, org: OrgId, command: Command) -> oneshot::Receiver<Result<Reply, LedgerError>> {
+fn submit(ledger: &Ledger, org: OrgId, command: Command) -> oneshot::Receiver<Result<JobReply, LedgerError>> {
     let (sender, receiver) = oneshot::channel();
     let mut answer = Box::pin({
         let ledger = ledger.clone();
@@ -125,10 +139,8 @@ fn submit(ledger: &Ledger, org: OrgId, command: Command) -> oneshot::Receiver<Re
     receiver
 }
 
-#[tokio::test]
-async fn a_command_whose_caller_is_gone_before_its_batch_is_never_decided() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn a_command_whose_caller_is_gone_before_its_batch_is_never_decided(database: Database) {
+    let store = database.open().await;
     let (store, ledger) = breaking_with(store, &[], Limits { batch_commands: 1, ..Limits::default() });
     let org = OrgId::DEFAULT;
     let held = store.inner.begin(&[org]).await.unwrap();
@@ -144,9 +156,7 @@ async fn a_command_whose_caller_is_gone_before_its_batch_is_never_decided() {
     assert_eq!(created(last.await.unwrap()).last_seq, 2, "nothing was decided in between");
 }
 
-#[tokio::test]
-async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone() {
-    let database = Database::new();
+async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone(database: Database) {
     let (store, ledger) = breaking(&database, &[]).await;
     let org = OrgId::DEFAULT;
     let held = store.inner.begin(&[org]).await.unwrap();
@@ -168,10 +178,8 @@ async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone() {
     }
 }
 
-#[tokio::test]
-async fn queues_are_bounded_in_commands_and_in_bytes() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn queues_are_bounded_in_commands_and_in_bytes(database: Database) {
+    let store = database.open().await;
     let org = OrgId::DEFAULT;
     let limits = Limits { queued_commands: 3, queued_bytes: 100_000, batch_commands: 1, ..Limits::default() };
     let (store, ledger) = breaking_with(store, &[], limits);
@@ -189,11 +197,9 @@ async fn queues_are_bounded_in_commands_and_in_bytes() {
     created(ledger.submit(org, create("t")).await);
 }
 
-#[tokio::test]
-async fn batches_are_bounded_and_orgs_take_turns() {
-    let database = Database::new();
+async fn batches_are_bounded_and_orgs_take_turns(database: Database) {
     // Each transaction reads the clock once: equal times mean the same transaction.
-    let store = open(&database, ManualClock::stepping(1_000_000)).await;
+    let store = database.open_with(ManualClock::stepping(1_000_000)).await;
     let ledger = start(&store, Limits { batch_commands: 10, ..Limits::default() });
     let (busy, quiet) = (OrgId(Uuid::from_u128(1)), OrgId(Uuid::from_u128(2)));
     let held = store.begin(&[busy]).await.unwrap();
@@ -210,10 +216,8 @@ async fn batches_are_bounded_and_orgs_take_turns() {
     assert!(before <= 2, "the quiet org waited for {before} batches of the busy one");
 }
 
-#[tokio::test]
-async fn batches_are_bounded_in_bytes_but_one_large_command_goes_through() {
-    let database = Database::new();
-    let store = open(&database, ManualClock::stepping(1_000_000)).await;
+async fn batches_are_bounded_in_bytes_but_one_large_command_goes_through(database: Database) {
+    let store = database.open_with(ManualClock::stepping(1_000_000)).await;
     let ledger = start(&store, Limits { batch_bytes: 10_000, ..Limits::default() });
     let org = OrgId::DEFAULT;
     let held = store.begin(&[org]).await.unwrap();
@@ -236,9 +240,9 @@ async fn batches_are_bounded_in_bytes_but_one_large_command_goes_through() {
 
 #[tokio::test]
 async fn recorded_time_never_falls_when_the_clock_does() {
-    let database = Database::new();
+    let database = Database::sqlite();
     let clock = ManualClock::stepping(1);
-    let store = open(&database, Arc::clone(&clock) as Arc<dyn Clock>).await;
+    let store = database.open_with(Arc::clone(&clock) as Arc<dyn Clock>).await;
     let ledger = start(&store, Limits::default());
     let first = created(ledger.submit(OrgId::DEFAULT, create("t")).await);
     clock.set_back(3_600_000_000);
@@ -248,18 +252,9 @@ async fn recorded_time_never_falls_when_the_clock_does() {
     assert!(other_org.created_at < first.created_at, "another log has a time of its own");
 }
 
-#[tokio::test]
-async fn one_command_that_the_database_refuses_fails_alone() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
-    database
-        .connect()
-        .await
-        .execute(
-            "CREATE TRIGGER poison BEFORE INSERT ON job WHEN NEW.type = 'poison' BEGIN SELECT RAISE(ABORT, 'no'); END",
-        )
-        .await
-        .unwrap();
+async fn one_command_that_the_database_refuses_fails_alone(database: Database) {
+    let store = database.open().await;
+    database.refuse_jobs_of_type("poison").await;
     let ledger = start(&store, Limits::default());
     let org = OrgId::DEFAULT;
     let held = store.begin(&[org]).await.unwrap();
@@ -278,9 +273,7 @@ async fn one_command_that_the_database_refuses_fails_alone() {
     assert_eq!(statistics.types.len(), 3);
 }
 
-#[tokio::test]
-async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated() {
-    let database = Database::new();
+async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::After]).await;
     let org = OrgId::DEFAULT;
     let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
@@ -305,18 +298,14 @@ async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated() {
     }
 }
 
-#[tokio::test]
-async fn a_commit_that_broke_before_it_happened_is_run_again() {
-    let database = Database::new();
+async fn a_commit_that_broke_before_it_happened_is_run_again(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::Before]).await;
     assert_eq!(created(ledger.submit(OrgId::DEFAULT, create("t")).await).last_seq, 1);
     assert_eq!(head(&*store, OrgId::DEFAULT).await, 1);
     assert_eq!(store.begun(), 3, "the batch, the look, and the batch again");
 }
 
-#[tokio::test]
-async fn an_outcome_that_stays_unknown_is_said_to_be() {
-    let database = Database::new();
+async fn an_outcome_that_stays_unknown_is_said_to_be(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::Away]).await;
     let org = OrgId::DEFAULT;
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
@@ -325,18 +314,14 @@ async fn an_outcome_that_stays_unknown_is_said_to_be() {
     assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 1);
 }
 
-#[tokio::test]
-async fn a_commit_without_room_says_so_and_is_not_repeated() {
-    let database = Database::new();
+async fn a_commit_without_room_says_so_and_is_not_repeated(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::Full]).await;
     assert_eq!(ledger.submit(OrgId::DEFAULT, create("t")).await, Err(LedgerError::StorageFull));
     assert_eq!(store.begun(), 1);
     assert_eq!(created(ledger.submit(OrgId::DEFAULT, create("t")).await).last_seq, 1);
 }
 
-#[tokio::test]
-async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided() {
-    let database = Database::new();
+async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::Late]).await;
     let org = OrgId::DEFAULT;
     let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
@@ -356,10 +341,8 @@ async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided() {
     assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 2);
 }
 
-#[tokio::test]
-async fn a_reader_that_retention_overtakes_is_told() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn a_reader_that_retention_overtakes_is_told(database: Database) {
+    let store = database.open().await;
     let ledger = start(&store, Limits::default());
     let org = OrgId::DEFAULT;
     for _ in 0..300 {
@@ -368,15 +351,13 @@ async fn a_reader_that_retention_overtakes_is_told() {
     let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
     let mut subscription = ledger.subscribe(org, request).await.unwrap();
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Events(events) if events.len() == 256));
-    database.connect().await.execute("UPDATE org_head SET floor_seq = 280").await.unwrap();
+    database.tamper("UPDATE org_head SET floor_seq = 280").await;
     let expired = subscription.next().await.unwrap_err();
     assert_eq!(expired, LedgerError::CursorExpired { oldest: 280, head: 300 });
 }
 
-#[tokio::test]
-async fn a_bookmark_on_the_way_does_not_claim_the_head() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn a_bookmark_on_the_way_does_not_claim_the_head(database: Database) {
+    let store = database.open().await;
     // Due at every turn.
     let ledger = start(&store, Limits { bookmark_interval: Duration::ZERO, ..Limits::default() });
     let org = OrgId::DEFAULT;
@@ -386,9 +367,7 @@ async fn a_bookmark_on_the_way_does_not_claim_the_head() {
     assert!(matches!(behind.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: false }));
 }
 
-#[tokio::test]
-async fn creates_with_one_key_in_one_batch_make_one_job() {
-    let database = Database::new();
+async fn creates_with_one_key_in_one_batch_make_one_job(database: Database) {
     let (store, ledger) = breaking(&database, &[]).await;
     let org = OrgId::DEFAULT;
     let held = store.inner.begin(&[org]).await.unwrap();
@@ -400,7 +379,7 @@ async fn creates_with_one_key_in_one_batch_make_one_job() {
     created(first.await.unwrap());
     let mut ids = Vec::new();
     for (n, answer) in answers.into_iter().enumerate() {
-        let Ok(Reply { job, deduplicated }) = answer.await.unwrap() else { panic!("not created") };
+        let Ok(JobReply { job, deduplicated }) = answer.await.unwrap() else { panic!("not created") };
         assert_eq!(deduplicated, n > 0);
         ids.push(job.id);
     }
@@ -409,10 +388,8 @@ async fn creates_with_one_key_in_one_batch_make_one_job() {
     assert_eq!(begun, 2, "the database never had to refuse one");
 }
 
-#[tokio::test]
-async fn a_history_ends_where_the_log_did_when_it_was_asked_for() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn a_history_ends_where_the_log_did_when_it_was_asked_for(database: Database) {
+    let store = database.open().await;
     let ledger = start(&store, Limits::default());
     let org = OrgId::DEFAULT;
     for _ in 0..3 {
@@ -428,10 +405,8 @@ async fn a_history_ends_where_the_log_did_when_it_was_asked_for() {
     assert!(matches!(subscription.next().await.unwrap(), Delivery::End));
 }
 
-#[tokio::test]
-async fn closing_answers_what_was_accepted_and_refuses_the_rest() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn closing_answers_what_was_accepted_and_refuses_the_rest(database: Database) {
+    let store = database.open().await;
     let (ledger, work) = Ledger::new(Arc::clone(&store), Limits { batch_commands: 4, ..Limits::default() });
     let org = OrgId::DEFAULT;
     let accepted: Vec<_> = (0..10).map(|_| submit(&ledger, org, create("t"))).collect();
@@ -445,10 +420,8 @@ async fn closing_answers_what_was_accepted_and_refuses_the_rest() {
 
 /// sqlx 0.9.0 returned a connection with an open transaction to its pool when a `begin` was dropped; later writes on it
 /// were acknowledged and lost. Callers here are dropped at every point of a command's life.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_acknowledged_write_is_lost_among_callers_that_give_up() {
-    let database = Database::new();
-    let store = open(&database, Arc::new(SystemClock)).await;
+async fn no_acknowledged_write_is_lost_among_callers_that_give_up(database: Database) {
+    let store = database.open().await;
     let (ledger, lanes) = start_lanes(&store, Limits { batch_commands: 8, ..Limits::default() });
     let org = OrgId::DEFAULT;
     let mut callers = JoinSet::new();
@@ -472,7 +445,7 @@ async fn no_acknowledged_write_is_lost_among_callers_that_give_up() {
     lanes.await.unwrap();
     store.close().await;
     drop(store);
-    let reopened = open(&database, Arc::new(SystemClock)).await;
+    let reopened = database.open().await;
     for id in &acknowledged {
         assert!(reopened.job(org, *id).await.unwrap().is_some(), "{id} was acknowledged and is gone");
     }

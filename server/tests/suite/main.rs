@@ -2,6 +2,7 @@
 //! real sockets. One program, so that it is linked once.
 
 mod breaking;
+mod cluster;
 mod contract;
 mod crash;
 mod errors;
@@ -14,5 +15,7 @@ mod jobs;
 mod ledger;
 mod memory;
 mod program;
+mod proxy;
+mod replicas;
 mod shutdown;
 mod streams;

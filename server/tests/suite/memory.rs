@@ -27,7 +27,7 @@ fn open_files(process: u32, prefix: &str) -> usize {
 #[tokio::test]
 async fn subscribers_that_stop_reading_do_not_grow_the_server() {
     const MIB: u64 = 1 << 10;
-    let database = Database::new();
+    let database = Database::sqlite();
     let program = Program::start(&database);
     let client = program.client();
     let result = json!("x".repeat(500_000));
@@ -66,7 +66,7 @@ async fn subscribers_that_stop_reading_do_not_grow_the_server() {
 
 #[tokio::test]
 async fn idle_subscribers_open_no_files_of_the_database() {
-    let database = Database::new();
+    let database = Database::sqlite();
     let program = Program::start(&database);
     let client = program.client();
     client.create(NewJob::new("t")).await.unwrap();

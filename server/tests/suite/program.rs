@@ -63,7 +63,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
 
 #[test]
 fn a_second_server_on_the_same_file_is_refused() {
-    let database = Database::new();
+    let database = Database::sqlite();
     let first = Program::start(&database);
     let said = refusal(&["serve", "--listen", "127.0.0.1:0", "--database-url", &database.url()]);
     assert!(said.contains("is in use by another jobledger server"), "{said}");
@@ -74,14 +74,14 @@ fn a_second_server_on_the_same_file_is_refused() {
 
 #[tokio::test]
 async fn a_file_of_a_newer_server_or_of_something_else_is_refused() {
-    let database = Database::new();
+    let database = Database::sqlite();
     Program::start(&database).kill();
     let newer = "INSERT INTO _sqlx_migrations SELECT 9999, 'newer', installed_on, success, checksum, 0 FROM _sqlx_migrations LIMIT 1";
     database.connect().await.execute(newer).await.unwrap();
     let said = refusal(&["--listen", "127.0.0.1:0", "--database-url", &database.url()]);
     assert!(said.contains("9999") && said.contains("newer jobledger"), "{said}");
 
-    let database = Database::new();
+    let database = Database::sqlite();
     std::fs::write(database.path(), "this is no database, but a text of some length".repeat(100)).unwrap();
     let said = refusal(&["--listen", "127.0.0.1:0", "--database-url", &database.url()]);
     assert!(said.contains("not a database"), "{said}");
@@ -93,7 +93,7 @@ async fn a_file_of_a_newer_server_or_of_something_else_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_stop_it_cleanly_with_streams_open() {
     for signal in ["INT", "TERM"] {
-        let database = Database::new();
+        let database = Database::sqlite();
         let program = Program::start(&database);
         let client = program.client();
         client.create(NewJob::new("t")).await.unwrap();
@@ -107,7 +107,7 @@ async fn signals_stop_it_cleanly_with_streams_open() {
 
 #[tokio::test]
 async fn logs_are_json_on_request_and_hold_no_payload() {
-    let database = Database::new();
+    let database = Database::sqlite();
     let url = database.url();
     let arguments = ["--listen", "127.0.0.1:0", "--database-url", &url, "--log", "trace", "--log-format", "json"];
     let mut process = command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

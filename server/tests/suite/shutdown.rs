@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jobledger_server::{Config, domain::clock::SystemClock, domain::id::OrgId, store};
+use jobledger_server::{Config, domain::id::OrgId, store};
 use tokio::time::timeout;
 use tonic::{Code, Status, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -11,11 +11,18 @@ use tonic_types::StatusExt as _;
 use crate::{
     breaking::{Break, Breaking},
     errors::{assert_error, new_job},
-    harness::{Database, PATIENCE, TestServer},
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
 };
 
+on_both_databases! {
+    a_stop_answers_what_was_accepted,
+    what_does_not_end_within_the_grace_period_is_cut_off,
+    whoever_watches_the_health_is_told_and_does_not_hold_up_a_stop,
+    an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire,
+}
+
 async fn start(config: Config, breaks: &[Break]) -> (Arc<Breaking>, TestServer) {
-    let inner = store::open(&config.database_url, Arc::new(SystemClock)).await.unwrap();
+    let inner = store::open(&config.database_url, config.open_options()).await.unwrap();
     let store = Breaking::new(inner, breaks);
     let server = TestServer::start_with(config, Arc::clone(&store) as _).await;
     (store, server)
@@ -27,9 +34,7 @@ fn assert_retry(status: &Status, code: Code, reason: &str, says_when_to_retry: b
     assert_eq!(status.get_details_retry_info().is_some(), says_when_to_retry);
 }
 
-#[tokio::test]
-async fn a_stop_answers_what_was_accepted() {
-    let database = Database::new();
+async fn a_stop_answers_what_was_accepted(database: Database) {
     let (store, mut server) = start(database.config(), &[]).await;
     let held = store.inner.begin(&[OrgId::DEFAULT]).await.unwrap();
     let mut service = server.client().raw();
@@ -44,9 +49,7 @@ async fn a_stop_answers_what_was_accepted() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn what_does_not_end_within_the_grace_period_is_cut_off() {
-    let database = Database::new();
+async fn what_does_not_end_within_the_grace_period_is_cut_off(database: Database) {
     let mut config = database.config();
     config.shutdown_grace = Duration::from_millis(200);
     let (store, mut server) = start(config, &[]).await;
@@ -62,9 +65,7 @@ async fn what_does_not_end_within_the_grace_period_is_cut_off() {
     assert_retry(&error, Code::Unavailable, "OUTCOME_UNKNOWN", true);
 }
 
-#[tokio::test]
-async fn whoever_watches_the_health_is_told_and_does_not_hold_up_a_stop() {
-    let database = Database::new();
+async fn whoever_watches_the_health_is_told_and_does_not_hold_up_a_stop(database: Database) {
     let mut config = database.config();
     config.shutdown_grace = PATIENCE;
     let mut server = TestServer::start(config).await;
@@ -85,9 +86,7 @@ async fn whoever_watches_the_health_is_told_and_does_not_hold_up_a_stop() {
     timeout(PATIENCE / 2, server.stop()).await.expect("and so is the stop");
 }
 
-#[tokio::test]
-async fn an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire() {
-    let database = Database::new();
+async fn an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire(database: Database) {
     let mut config = database.config();
     config.limits.resolve_within = Duration::from_millis(200);
     let (store, server) = start(config, &[Break::Full, Break::Away]).await;

@@ -14,7 +14,18 @@ use tokio::{task::JoinSet, time::timeout};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Database, PATIENCE, TestServer, fixed_address};
+use crate::harness::{Database, PATIENCE, TestServer, fixed_address, on_both_databases};
+
+on_both_databases! {
+    the_past_joins_the_present_without_a_gap,
+    an_org_is_followed_from_now_from_a_cursor_or_from_the_beginning,
+    filters_choose_by_type_and_by_the_status_led_to,
+    the_stream_of_a_job_ends_when_the_job_is_finished_and_not_before,
+    bookmarks_come_while_nothing_matches,
+    a_slow_subscriber_is_ended_and_goes_on_where_it_was,
+    a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself,
+    a_thousand_idle_subscribers_cost_no_database_connection,
+}
 
 async fn next(events: &mut Subscription) -> Item {
     timeout(PATIENCE, events.next()).await.expect("something comes").expect("the stream goes on").unwrap()
@@ -49,9 +60,8 @@ async fn create(client: &Client, job_type: &str) -> String {
     client.create(NewJob::new(job_type)).await.unwrap().job.id
 }
 
-#[tokio::test]
-async fn the_past_joins_the_present_without_a_gap() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn the_past_joins_the_present_without_a_gap(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     const JOBS: i64 = 1_500;
     let mut subscribers = JoinSet::new();
     let mut writers = JoinSet::new();
@@ -81,9 +91,8 @@ async fn the_past_joins_the_present_without_a_gap() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn an_org_is_followed_from_now_from_a_cursor_or_from_the_beginning() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn an_org_is_followed_from_now_from_a_cursor_or_from_the_beginning(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     for _ in 0..3 {
         create(&client, "t").await;
     }
@@ -101,9 +110,8 @@ async fn an_org_is_followed_from_now_from_a_cursor_or_from_the_beginning() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn filters_choose_by_type_and_by_the_status_led_to() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn filters_choose_by_type_and_by_the_status_led_to(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     for n in 0..30 {
         let id = create(&client, if n % 3 == 0 { "a" } else { "b" }).await;
         if n % 2 == 0 {
@@ -133,9 +141,8 @@ async fn filters_choose_by_type_and_by_the_status_led_to() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn the_stream_of_a_job_ends_when_the_job_is_finished_and_not_before() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn the_stream_of_a_job_ends_when_the_job_is_finished_and_not_before(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     let id = client.create(NewJob::new("t").max_attempts(2)).await.unwrap().job.id;
     let mut events = client.subscribe(Follow::job(&id)).await.unwrap();
     assert_eq!(next_event(&mut events).await.kind(), JobEventKind::Created);
@@ -161,9 +168,7 @@ async fn the_stream_of_a_job_ends_when_the_job_is_finished_and_not_before() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn bookmarks_come_while_nothing_matches() {
-    let database = Database::new();
+async fn bookmarks_come_while_nothing_matches(database: Database) {
     let mut config = database.config();
     config.limits.bookmark_interval = Duration::from_millis(50);
     let server = TestServer::start(config).await;
@@ -184,9 +189,7 @@ async fn bookmarks_come_while_nothing_matches() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was() {
-    let database = Database::new();
+async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database) {
     let mut config = database.config();
     config.slow_consumer_after = Duration::from_millis(100);
     let address = fixed_address();
@@ -239,9 +242,7 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself() {
-    let database = Database::new();
+async fn a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself(database: Database) {
     let address = fixed_address();
     let mut server = TestServer::start_on(&address, database.config()).await;
     let client = server.client();
@@ -280,9 +281,8 @@ async fn a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself() {
     server.stop().await;
 }
 
-#[tokio::test]
-async fn a_thousand_idle_subscribers_cost_no_database_connection() {
-    let (_database, server, client) = TestServer::fresh().await;
+async fn a_thousand_idle_subscribers_cost_no_database_connection(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
     create(&client, "t").await;
     let mut subscribers = Vec::new();
     for n in 0..1_000 {

@@ -1,12 +1,19 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
-use std::{fmt::Write as _, sync::LazyLock};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, LazyLock},
+};
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, SqliteConnection, query::Query, sqlite::SqliteArguments};
 use tokio::sync::OwnedMutexGuard;
+use uuid::Uuid;
 
-use super::rows::{self, Columns, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS};
+use super::{
+    columns::{Columns, micros},
+    error::store_error,
+};
 use crate::{
     domain::{
         clock::Time,
@@ -16,7 +23,10 @@ use crate::{
         json::Json,
         status::JobStatus,
     },
-    store::{Batch, Changes, Head, Loaded, Needs, StatusCounts, StoreError},
+    store::{
+        Batch, Changes, Expired, Head, Loaded, Needs, StatusCounts, StoreError, detail,
+        rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, job_columns},
+    },
 };
 
 /// An open write transaction.
@@ -44,26 +54,44 @@ impl Batch for SqliteBatch {
     }
 
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
-        let (head, types) = load_head(&mut self.connection, org, needs).await?;
-        let jobs = if needs.jobs.is_empty() && needs.keys.is_empty() {
+        let connection = &mut self.connection;
+        let (head, types) = load_head(connection, org, needs).await?;
+        let (expired, next_expiry) = match &needs.expired {
+            Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
+            None => (Vec::new(), None),
+        };
+        let jobs = if needs.jobs.is_empty() && needs.keys.is_empty() && expired.is_empty() {
             Vec::new()
         } else {
-            load_jobs(&mut self.connection, org, needs).await?
+            load_jobs(connection, org, needs.jobs.iter().chain(&expired), &needs.keys).await?
         };
-        Ok(Loaded { head, jobs, types })
+        Ok(Loaded { head, jobs, types, expired, next_expiry })
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
-        let Some(head) = changes.head else { return Ok(()) };
         let connection = &mut self.connection;
-        UPSERT_JOBS.run(connection, &changes.jobs, bind_job).await?;
-        INSERT_PAYLOADS.run(connection, &changes.payloads, |query, row| bind_payload(query, org, row)).await?;
-        INSERT_EVENTS.run(connection, &changes.events, |query, event| bind_event(query, event)).await?;
-        let counts: Vec<_> = changes.counts.iter().collect();
-        ADD_COUNTS
-            .run(connection, &counts, |query, (job_type, counts)| bind_counts(query, org, job_type, counts))
-            .await?;
-        save_head(connection, org, head).await
+        if let Some(head) = changes.head {
+            // First, since a key that goes with its job may be used again by a new one.
+            if !changes.removed.is_empty() {
+                remove(connection, org, &changes.removed).await?;
+            }
+            UPSERT_JOBS.run(connection, &changes.created, bind_job).await?;
+            UPSERT_JOBS.run(connection, &changes.changed, bind_job).await?;
+            INSERT_PAYLOADS.run(connection, &changes.payloads, |query, row| bind_payload(query, org, row)).await?;
+            let labels: Vec<_> = changes.created.iter().flat_map(labels).collect();
+            INSERT_LABELS.run(connection, &labels, |query, label| Ok(bind_label(query, org, label))).await?;
+            INSERT_EVENTS.run(connection, &changes.events, |query, event| bind_event(query, event)).await?;
+            let counts: Vec<_> = changes.counts.iter().collect();
+            ADD_COUNTS
+                .run(connection, &counts, |query, (job_type, counts)| bind_counts(query, org, job_type, counts))
+                .await?;
+            save_head(connection, org, head).await?;
+        }
+        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+        if let Some(due) = changes.next_due.or(is_first.then_some(self.now)) {
+            save_due(connection, org, due).await?;
+        }
+        Ok(())
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
@@ -73,7 +101,7 @@ impl Batch for SqliteBatch {
                 *slot = Some(connection);
                 Ok(())
             }
-            Err(error) => Err(match StoreError::from(error) {
+            Err(error) => Err(match store_error(error) {
                 // The pages did not fit: SQLite has rolled back, and a frame cut short fails its checksum.
                 StoreError::Full(reason) => StoreError::Full(reason),
                 // Of other failures it can't be told what they left behind: look before running it again.
@@ -97,18 +125,19 @@ async fn load_head(
         .bind(org.0)
         .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
         .fetch_optional(connection)
-        .await?;
+        .await
+        .map_err(store_error)?;
     let Some(row) = row else {
         return Ok((Head::EMPTY, Vec::new()));
     };
     let mut columns = Columns::of(&row);
     let head = Head {
-        seq: columns.get()?,
-        floor: columns.get()?,
+        seq: columns.long()?,
+        floor: columns.long()?,
         recorded_at: columns.optional_time()?,
-        types: columns.get()?,
+        types: columns.long()?,
     };
-    let types = serde_json::from_str(columns.get()?).map_err(|_| rows::damaged("type"))?;
+    let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
     Ok((head, types))
 }
 
@@ -126,20 +155,94 @@ pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-async fn load_jobs(connection: &mut SqliteConnection, org: OrgId, needs: &Needs) -> Result<Vec<Job>, StoreError> {
-    let ids: Vec<_> = needs.jobs.iter().map(|id| id.0.simple().to_string()).collect();
+async fn load_jobs(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    ids: impl Iterator<Item = &JobId>,
+    keys: &[Arc<str>],
+) -> Result<Vec<Job>, StoreError> {
     let found = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str()))
         .bind(org.0)
-        .bind(rows::json_text(&ids))
-        .bind(rows::json_text(&needs.keys.iter().map(|key| &**key).collect::<Vec<_>>()))
+        .bind(ids_json(ids))
+        .bind(rows::json_text(&keys.iter().map(|key| &**key).collect::<Vec<_>>()))
         .fetch_all(connection)
-        .await?;
+        .await
+        .map_err(store_error)?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
 
-/// [`JOB_COLUMNS`] of a table alias, for a SELECT.
-pub(super) fn job_columns(alias: &str) -> String {
-    JOB_COLUMNS.map(|column| format!("{alias}.{column}")).join(", ")
+/// Ids as a JSON array of hexadecimal digits, for `unhex(value) FROM json_each(…)`.
+fn ids_json<'a>(ids: impl Iterator<Item = &'a JobId>) -> String {
+    rows::json_text(&ids.map(|id| id.0.simple().to_string()).collect::<Vec<_>>())
+}
+
+pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job
+     WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at < $3 ORDER BY finished_at LIMIT $4";
+pub(super) const LOAD_NEXT_EXPIRY: &str = "/* load_next_expiry */ SELECT min(finished_at) FROM job
+     WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at >= $3";
+
+async fn load_expired(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    wanted: &Expired,
+    now: Time,
+) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+    let (mut expired, mut next) = (Vec::new(), None);
+    for (status, before) in wanted.retention.cutoffs(now) {
+        let found: Vec<Uuid> = sqlx::query_scalar(LOAD_EXPIRED)
+            .bind(org.0)
+            .bind(status.as_str())
+            .bind(micros(before))
+            .bind((wanted.limit - expired.len()) as i64)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(store_error)?;
+        expired.extend(found.into_iter().map(JobId));
+        let row = sqlx::query(LOAD_NEXT_EXPIRY)
+            .bind(org.0)
+            .bind(status.as_str())
+            .bind(micros(before))
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(store_error)?;
+        if let Some(finished_at) = Columns::of(&row).optional_time()? {
+            let expiry = finished_at + (now - before);
+            next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
+        }
+    }
+    Ok((expired, next))
+}
+
+/// Deletes jobs with all that belongs to them.
+async fn remove(connection: &mut SqliteConnection, org: OrgId, jobs: &[Job]) -> Result<(), StoreError> {
+    let ids = ids_json(jobs.iter().map(|job| &job.id));
+    for sql in [
+        "/* remove */ DELETE FROM job WHERE org_id = $1 AND id IN (SELECT unhex(value) FROM json_each($2))",
+        "/* remove */ DELETE FROM job_payload WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))",
+        "/* remove */ DELETE FROM job_event INDEXED BY idx_job_event_job
+            WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))",
+    ] {
+        sqlx::query(sql).bind(org.0).bind(&ids).execute(&mut *connection).await.map_err(store_error)?;
+    }
+    for (key, value, id) in jobs.iter().flat_map(labels) {
+        let sql = "/* remove */ DELETE FROM job_label WHERE org_id = $1 AND key = $2 AND value = $3 AND job_id = $4";
+        let query = sqlx::query(sql).bind(org.0).bind(key).bind(value).bind(id.0);
+        query.execute(&mut *connection).await.map_err(store_error)?;
+    }
+    Ok(())
+}
+
+async fn save_due(connection: &mut SqliteConnection, org: OrgId, due: Time) -> Result<(), StoreError> {
+    sqlx::query(
+        "/* save_due */ INSERT INTO org_due (org_id, next_due_at) VALUES ($1, $2)
+         ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at",
+    )
+    .bind(org.0)
+    .bind(micros(due))
+    .execute(connection)
+    .await
+    .map_err(store_error)?;
+    Ok(())
 }
 
 async fn save_head(connection: &mut SqliteConnection, org: OrgId, head: Head) -> Result<(), StoreError> {
@@ -151,10 +254,11 @@ async fn save_head(connection: &mut SqliteConnection, org: OrgId, head: Head) ->
     .bind(org.0)
     .bind(head.seq)
     .bind(head.floor)
-    .bind(head.recorded_at.map(rows::micros))
+    .bind(head.recorded_at.map(micros))
     .bind(head.types)
     .execute(connection)
-    .await?;
+    .await
+    .map_err(store_error)?;
     Ok(())
 }
 
@@ -194,7 +298,7 @@ impl Rows {
                 for row in chunk {
                     query = bind(query, row)?;
                 }
-                query.execute(&mut *connection).await?;
+                query.execute(&mut *connection).await.map_err(store_error)?;
                 rows = rest;
             }
         }
@@ -230,23 +334,25 @@ fn bind_job<'q>(query: Statement<'q>, job: &'q Job) -> Result<Statement<'q>, Sto
         .bind(retry.initial_backoff.as_micros() as i64)
         .bind(retry.multiplier)
         .bind(retry.max_backoff.as_micros() as i64)
-        .bind(rows::micros(job.created_at))
+        .bind(micros(job.created_at))
         .bind(job.status.as_str())
         .bind(job.attempt)
         .bind(job.failures)
-        .bind(rows::micros(job.updated_at))
-        .bind(job.started_at.map(rows::micros))
-        .bind(job.attempt_started_at.map(rows::micros))
-        .bind(job.finished_at.map(rows::micros))
-        .bind(job.scheduled_at.map(rows::micros))
-        .bind(rows::micros(job.ready_at))
+        .bind(micros(job.updated_at))
+        .bind(job.started_at.map(micros))
+        .bind(job.attempt_started_at.map(micros))
+        .bind(job.finished_at.map(micros))
+        .bind(job.scheduled_at.map(micros))
+        .bind(micros(job.ready_at))
         .bind(job.cancel_requested)
         .bind(job.outcome.as_ref().map(|digest| &digest.0[..]))
         .bind(error.map(|error| &*error.code))
         .bind(error.map(|error| &*error.message))
-        .bind(job.result_seq)
+        .bind(job.result_at.map(|at| at.seq))
+        .bind(job.result_at.map(|at| micros(at.recorded_at)))
         .bind(job.last_job_seq)
-        .bind(job.last_seq))
+        .bind(job.last_seq)
+        .bind(micros(job.last_recorded_at)))
 }
 
 static INSERT_PAYLOADS: LazyLock<Rows> =
@@ -254,6 +360,18 @@ static INSERT_PAYLOADS: LazyLock<Rows> =
 
 fn bind_payload<'q>(query: Statement<'q>, org: OrgId, row: &'q (JobId, Json)) -> Result<Statement<'q>, StoreError> {
     Ok(query.bind(org.0).bind(row.0.0).bind(row.1.as_str()))
+}
+
+/// A job's labels as rows.
+fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, JobId)> {
+    job.spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str(), job.id))
+}
+
+static INSERT_LABELS: LazyLock<Rows> =
+    LazyLock::new(|| Rows::new("/* insert_labels */ INSERT INTO job_label (org_id, key, value, job_id)", 4, ""));
+
+fn bind_label<'q>(query: Statement<'q>, org: OrgId, (key, value, id): &'q (&str, &str, JobId)) -> Statement<'q> {
+    query.bind(org.0).bind(*key).bind(*value).bind(id.0)
 }
 
 static INSERT_EVENTS: LazyLock<Rows> = LazyLock::new(|| {
@@ -267,15 +385,15 @@ fn bind_event<'q>(query: Statement<'q>, event: &'q JobEvent) -> Result<Statement
         .bind(event.seq)
         .bind(event.job_id.0)
         .bind(event.job_seq)
-        .bind(rows::micros(event.ts))
-        .bind(rows::micros(event.recorded_at))
+        .bind(micros(event.ts))
+        .bind(micros(event.recorded_at))
         .bind(event.kind.as_str())
         .bind(event.prev_status.map(JobStatus::as_str))
         .bind(event.next_status.as_str())
         .bind(event.attempt)
         .bind(rows::non_empty(&event.actor))
         .bind(&*event.job_type)
-        .bind(rows::detail_json(event)?))
+        .bind(detail::write(event)?))
 }
 
 static ADD_COUNTS: LazyLock<Rows> = LazyLock::new(|| {

@@ -9,24 +9,23 @@ const SQLITE_CONSTRAINT: u32 = 19;
 const SQLITE_MISMATCH: u32 = 20;
 const SQLITE_NOTADB: u32 = 26;
 
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        let text = error.to_string();
-        match &error {
-            sqlx::Error::Database(database) => {
-                // The primary code is the low byte of an extended one.
-                let code = database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
-                match code {
-                    Some(SQLITE_CONSTRAINT | SQLITE_TOOBIG | SQLITE_MISMATCH) => Self::Refused(text),
-                    Some(SQLITE_FULL) => Self::Full(text),
-                    Some(SQLITE_CORRUPT | SQLITE_NOTADB) => Self::Unusable(text),
-                    _ => Self::Unavailable(text),
-                }
+/// What an error of the database means.
+pub(super) fn store_error(error: sqlx::Error) -> StoreError {
+    let text = error.to_string();
+    match &error {
+        sqlx::Error::Database(database) => {
+            // The primary code is the low byte of an extended one.
+            let code = database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+            match code {
+                Some(SQLITE_CONSTRAINT | SQLITE_TOOBIG | SQLITE_MISMATCH) => StoreError::Refused(text),
+                Some(SQLITE_FULL) => StoreError::Full(text),
+                Some(SQLITE_CORRUPT | SQLITE_NOTADB) => StoreError::Unusable(text),
+                _ => StoreError::Unavailable(text),
             }
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. } | sqlx::Error::Decode(_) => {
-                Self::Unusable(text)
-            }
-            _ => Self::Unavailable(text),
         }
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. } | sqlx::Error::Decode(_) => {
+            StoreError::Unusable(text)
+        }
+        _ => StoreError::Unavailable(text),
     }
 }

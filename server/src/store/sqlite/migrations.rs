@@ -1,68 +1,86 @@
-//! Brings the file to this server's schema.
+//! Brings the file to this server's schema, and back.
 
-use std::borrow::Cow;
+use std::{path::Path, sync::LazyLock};
 
-use sqlx::{
-    SqlSafeStr, SqliteConnection,
-    migrate::{MigrateError, Migration, MigrationType, Migrator},
+use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
+
+use super::{error::store_error, lock, resolve};
+use crate::store::{
+    StoreError,
+    migrations::{self, MigrationStatus, Migrations},
 };
 
-use crate::store::StoreError;
+static MIGRATIONS: LazyLock<Migrations> = LazyLock::new(|| Migrations::new(migrations::SQLITE, "_sqlx_migrations"));
 
-/// Number, name, up and down.
-const MIGRATIONS: [(i64, &str, &str, &str); 1] = [(
-    1,
-    "ledger",
-    include_str!("../../../../migrations/sqlite/0001_ledger.up.sql"),
-    include_str!("../../../../migrations/sqlite/0001_ledger.down.sql"),
-)];
-
-pub(super) fn migrator() -> Migrator {
-    let migration = |version, name, kind, sql: &'static str| {
-        Migration::new(version, Cow::Borrowed(name), kind, SqlSafeStr::into_sql_str(sql), false)
-    };
-    let all = MIGRATIONS.iter().flat_map(|&(version, name, up, down)| {
-        [
-            migration(version, name, MigrationType::ReversibleUp, up),
-            migration(version, name, MigrationType::ReversibleDown, down),
-        ]
-    });
-    Migrator::with_migrations(all.collect())
+/// Applies what is missing, or refuses a file that lacks something.
+pub(super) async fn prepare(connection: &mut SqliteConnection, may_migrate: bool) -> Result<(), StoreError> {
+    let missing = migrations::missing(read_status(connection).await?)?;
+    match missing.as_slice() {
+        [] => Ok(()),
+        missing if !may_migrate => Err(migrations::refuse(missing)),
+        _ => MIGRATIONS.up(connection).await,
+    }
 }
 
-/// Applies what is missing.
-pub(super) async fn run(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    migrator().run_direct(None, connection, false).await.map_err(|error| match error {
-        MigrateError::VersionMissing(version) => StoreError::Unusable(format!(
-            "the database has migration {version}, which this server doesn't know: it was migrated by a newer jobledger"
-        )),
-        other => StoreError::Unusable(format!("migration failed: {other}")),
-    })
+async fn read_status(connection: &mut SqliteConnection) -> Result<Vec<MigrationStatus>, StoreError> {
+    let table = "/* read_status */ SELECT count(*) FROM sqlite_schema WHERE name = '_sqlx_migrations'";
+    let tables: i64 = sqlx::query_scalar(table).fetch_one(&mut *connection).await.map_err(store_error)?;
+    if tables == 0 { Ok(MIGRATIONS.compare(&[])) } else { MIGRATIONS.status(connection).await }
+}
+
+async fn connect(path: &Path, may_create: bool) -> Result<SqliteConnection, StoreError> {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(may_create);
+    options.connect().await.map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
+}
+
+pub(in crate::store) async fn status(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
+    if !path.exists() {
+        return Ok(MIGRATIONS.compare(&[]));
+    }
+    read_status(&mut connect(path, false).await?).await
+}
+
+pub(in crate::store) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
+    let path = &resolve(path)?;
+    let _held = lock(path)?;
+    let mut connection = connect(path, true).await?;
+    let missing = migrations::missing(read_status(&mut connection).await?)?;
+    MIGRATIONS.up(&mut connection).await?;
+    Ok(missing)
+}
+
+pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), StoreError> {
+    let path = &resolve(path)?;
+    let _held = lock(path)?;
+    let mut connection = connect(path, false).await?;
+    migrations::missing(read_status(&mut connection).await?)?;
+    MIGRATIONS.down(&mut connection, target).await
 }
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{ConnectOptions as _, sqlite::SqliteConnectOptions};
-
     use super::*;
 
-    async fn tables(connection: &mut SqliteConnection) -> Vec<String> {
+    async fn tables(path: &Path) -> Vec<String> {
         let sql = "/* tables */ SELECT name FROM sqlite_schema WHERE name NOT LIKE '%sqlx%' ORDER BY name";
-        sqlx::query_scalar(sql).fetch_all(connection).await.unwrap()
+        sqlx::query_scalar(sql).fetch_all(&mut connect(path, false).await.unwrap()).await.unwrap()
     }
 
     #[tokio::test]
     async fn every_migration_can_be_undone_and_done_again() {
         let folder = tempfile::TempDir::new().unwrap();
-        let options = SqliteConnectOptions::new().filename(folder.path().join("x.db")).create_if_missing(true);
-        let mut connection = options.connect().await.unwrap();
-        run(&mut connection).await.unwrap();
-        let there = tables(&mut connection).await;
+        let path = folder.path().join("x.db");
+        assert_eq!(up(&path).await.unwrap().len(), migrations::SQLITE.len());
+        let there = tables(&path).await;
         assert!(there.contains(&"job_event".to_owned()), "{there:?}");
-        migrator().undo(&mut connection, 0).await.unwrap();
-        assert_eq!(tables(&mut connection).await, Vec::<String>::new());
-        run(&mut connection).await.unwrap();
-        run(&mut connection).await.expect("nothing to do");
-        assert_eq!(tables(&mut connection).await, there);
+        for target in (0..migrations::SQLITE.len() as i64).rev() {
+            down(&path, target).await.unwrap();
+            up(&path).await.unwrap();
+            assert_eq!(tables(&path).await, there);
+        }
+        down(&path, 0).await.unwrap();
+        assert_eq!(tables(&path).await, Vec::<String>::new());
+        up(&path).await.unwrap();
+        assert!(up(&path).await.unwrap().is_empty(), "nothing to do");
     }
 }

@@ -4,10 +4,10 @@
 //! writer commits, and `synchronous=FULL` makes a commit survive a power cut.
 
 mod batch;
+mod columns;
 mod error;
-mod migrations;
+pub(super) mod migrations;
 mod read;
-mod rows;
 
 use std::{
     fs::{File, TryLockError},
@@ -23,7 +23,8 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 
-use super::{Batch, Capacity, EventPage, EventQuery, Statistics, Store, StoreError};
+use self::error::store_error;
+use super::{Batch, Capacity, EventPage, EventQuery, Listener, OpenOptions, Statistics, Store, StoreError};
 use crate::domain::{
     clock::Clock,
     id::{JobId, OrgId},
@@ -62,7 +63,7 @@ impl SqliteStore {
     /// # Errors
     ///
     /// [`StoreError::Unusable`] if another server has it open, if a newer server migrated it, or if it is no database.
-    pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+    pub async fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let path = &resolve(path)?;
         let lock = lock(path)?;
         let base = SqliteConnectOptions::new()
@@ -79,7 +80,7 @@ impl SqliteStore {
         let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
         let mut writer = write_options.connect().await.map_err(unusable)?;
         assert_version(&mut writer).await?;
-        migrations::run(&mut writer).await?;
+        migrations::prepare(&mut writer, options.migrate).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READ_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -90,7 +91,7 @@ impl SqliteStore {
             writer: Arc::new(Mutex::new(Some(writer))),
             write_options,
             readers,
-            clock,
+            clock: options.clock,
             lock: std::sync::Mutex::new(Some(lock)),
         })
     }
@@ -126,8 +127,10 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 }
 
 async fn assert_version(connection: &mut SqliteConnection) -> Result<(), StoreError> {
-    let version: String =
-        sqlx::query_scalar("/* assert_version */ SELECT sqlite_version()").fetch_one(connection).await?;
+    let version: String = sqlx::query_scalar("/* assert_version */ SELECT sqlite_version()")
+        .fetch_one(connection)
+        .await
+        .map_err(store_error)?;
     let number = |text: &str| text.split('.').map(|part| part.parse().unwrap_or(0)).collect::<Vec<u32>>();
     if number(&version) < number(OLDEST_SQLITE) {
         return Err(StoreError::Unusable(format!("SQLite {version} is linked, {OLDEST_SQLITE} or later is needed")));
@@ -145,10 +148,10 @@ impl Store for SqliteStore {
         let mut slot = Arc::clone(&self.writer).lock_owned().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
-            None => self.write_options.connect().await?,
+            None => self.write_options.connect().await.map_err(store_error)?,
         };
         // All heads at once: SQLite has one writer.
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await?;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
         Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now())))
     }
 
@@ -162,6 +165,34 @@ impl Store for SqliteStore {
 
     async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
         read::statistics(&self.readers, &*self.clock, org, types).await
+    }
+
+    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
+        read::heads(&self.readers, orgs).await
+    }
+
+    /// No other server may have the file open.
+    fn announce(&self, _heads: &[(OrgId, i64)]) {}
+
+    fn listen(&self) -> Option<Box<dyn Listener>> {
+        None
+    }
+
+    async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
+        read::orgs(&self.readers, after, limit).await
+    }
+
+    async fn take_due(&self, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
+        read::due(&self.readers, &*self.clock, limit).await
+    }
+
+    async fn maintain(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("/* ping */ SELECT 1").execute(&self.readers).await.map_err(store_error)?;
+        Ok(())
     }
 
     async fn close(&self) {

@@ -4,20 +4,23 @@ use std::sync::{Arc, LazyLock};
 
 use sqlx::{AssertSqlSafe, SqlitePool};
 use tokio_stream::StreamExt;
+use uuid::Uuid;
 
 use super::{
-    batch::job_columns,
-    rows::{self, Columns, EVENT_COLUMNS},
+    columns::{Columns, micros},
+    error::store_error,
 };
 use crate::{
     domain::{
         clock::Clock,
         id::{JobId, OrgId},
         job::JobRecord,
-        json::Json,
         status::JobStatus,
     },
-    store::{EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics},
+    store::{
+        EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics,
+        rows::{self, Columns as _, EVENT_COLUMNS, job_columns},
+    },
 };
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
@@ -33,14 +36,9 @@ static JOB: LazyLock<String> = LazyLock::new(|| {
 });
 
 pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
-    let row = sqlx::query(AssertSqlSafe(JOB.as_str())).bind(org.0).bind(id.0).fetch_optional(pool).await?;
-    let Some(row) = row else { return Ok(None) };
-    let mut columns = Columns::of(&row);
-    Ok(Some(JobRecord {
-        job: rows::job(&mut columns)?,
-        payload: columns.get::<Option<&str>>()?.map(Json::from_trusted),
-        result: columns.get::<Option<&str>>()?.map(rows::result).transpose()?.flatten(),
-    }))
+    let query = sqlx::query(AssertSqlSafe(JOB.as_str())).bind(org.0).bind(id.0);
+    let row = query.fetch_optional(pool).await.map_err(store_error)?;
+    row.map(|row| rows::job_record(&mut Columns::of(&row))).transpose()
 }
 
 /// How far along `seq` one page looks for matching events: bounds the work of a filter that matches little.
@@ -86,11 +84,11 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
     let mut page = EventPage { events: Vec::new(), through: 0, head: 0, floor: 1, job_status: None };
     let mut bytes = 0;
     let mut is_cut = false;
-    while let Some(row) = found.next().await.transpose()? {
+    while let Some(row) = found.next().await.transpose().map_err(store_error)? {
         let mut columns = Columns::of(&row);
-        page.head = columns.get()?;
-        page.floor = columns.get()?;
-        page.job_status = columns.get::<Option<&str>>()?.map(rows::status).transpose()?;
+        page.head = columns.long()?;
+        page.floor = columns.long()?;
+        page.job_status = columns.optional_text()?.map(rows::status).transpose()?;
         if columns.peek_is_null()? {
             break;
         }
@@ -132,23 +130,48 @@ pub(super) async fn statistics(
         .bind(org.0)
         .bind((!types.is_empty()).then(|| rows::json_text(&types)))
         .fetch_all(pool)
-        .await?;
+        .await
+        .map_err(store_error)?;
     // Read after the snapshot: nothing in it is younger.
     let mut statistics = Statistics { as_of_seq: 0, as_of: clock.now(), types: Vec::with_capacity(found.len()) };
     for row in &found {
         let mut columns = Columns::of(row);
-        statistics.as_of_seq = columns.get()?;
-        let Some(job_type) = columns.get::<Option<String>>()? else {
+        statistics.as_of_seq = columns.long()?;
+        let Some(job_type) = columns.optional_text()?.map(str::to_owned) else {
             break;
         };
         let mut counts = StatusCounts::default();
         for status in JobStatus::ALL {
-            counts.add(status, columns.get()?);
+            counts.add(status, columns.long()?);
         }
         let oldest_ready_at = columns.optional_time()?;
         statistics.types.push(TypeStatistics { job_type, counts, oldest_ready_at });
     }
     Ok(statistics)
+}
+
+pub(super) async fn heads(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
+    const HEADS: &str = "/* heads */ SELECT org_id, seq FROM org_head
+         WHERE org_id IN (SELECT unhex(value) FROM json_each($1))";
+    let ids: Vec<_> = orgs.iter().map(|org| org.0.simple().to_string()).collect();
+    let found: Vec<(Uuid, i64)> =
+        sqlx::query_as(HEADS).bind(rows::json_text(&ids)).fetch_all(pool).await.map_err(store_error)?;
+    Ok(found.into_iter().map(|(org, seq)| (OrgId(org), seq)).collect())
+}
+
+pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
+    const ORGS: &str = "/* orgs */ SELECT org_id FROM org_due WHERE $1 IS NULL OR org_id > $1 ORDER BY org_id LIMIT $2";
+    let query = sqlx::query_scalar(ORGS).bind(after.map(|org| org.0)).bind(limit as i64);
+    let found: Vec<Uuid> = query.fetch_all(pool).await.map_err(store_error)?;
+    Ok(found.into_iter().map(OrgId).collect())
+}
+
+/// One server has the file, so nobody else has to be told to leave them alone.
+pub(super) async fn due(pool: &SqlitePool, clock: &dyn Clock, limit: usize) -> Result<Vec<OrgId>, StoreError> {
+    const DUE: &str = "/* due */ SELECT org_id FROM org_due WHERE next_due_at <= $1 ORDER BY next_due_at LIMIT $2";
+    let query = sqlx::query_scalar(DUE).bind(micros(clock.now())).bind(limit as i64);
+    let found: Vec<Uuid> = query.fetch_all(pool).await.map_err(store_error)?;
+    Ok(found.into_iter().map(OrgId).collect())
 }
 
 #[cfg(test)]
@@ -170,7 +193,7 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         let options = SqliteConnectOptions::new().filename(folder.path().join("x.db")).create_if_missing(true);
         let mut connection = options.connect().await.unwrap();
-        migrations::run(&mut connection).await.unwrap();
+        migrations::prepare(&mut connection, true).await.unwrap();
         let statements = [&**JOB, &**ORG_EVENTS, &**JOB_EVENTS, &**STATISTICS, &**batch::LOAD_JOBS, batch::LOAD_HEAD];
         for sql in statements {
             let plan = plan(&mut connection, sql).await;

@@ -1,0 +1,126 @@
+//! Brings to this process's subscribers what others have committed: other servers on the same database, or an import.
+//!
+//! It listens to what they announce, looks for itself every few seconds in case an announcement was lost, and reads what the
+//! tails lack: each org's log once, however many follow it.
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
+
+use super::hub::{Gap, Hub};
+use crate::{
+    domain::id::OrgId,
+    store::{EventFilter, EventQuery, Listener, News, Store, StoreError},
+};
+
+/// How often it looks for itself. A lost announcement delays by no more.
+const LOOK: Duration = Duration::from_secs(5);
+/// Orgs that it looks after with one question.
+const ORGS_PER_LOOK: usize = 256;
+/// Orgs whose logs are read at the same time.
+const READS: usize = 2;
+/// A page of what a tail lacks.
+const PAGE_EVENTS: usize = 512;
+const PAGE_BYTES: usize = 1 << 20;
+/// The wait after a read that failed.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// See the module.
+pub(super) struct Follower {
+    store: Arc<dyn Store>,
+    hub: Arc<Hub>,
+}
+
+impl Follower {
+    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>) -> Self {
+        Self { store, hub }
+    }
+
+    /// Follows for as long as it is polled.
+    pub(super) async fn run(self) {
+        tokio::join!(self.listen(), self.look_now_and_then(), self.fetch());
+    }
+
+    async fn listen(&self) {
+        let Some(mut listener) = self.store.listen() else { return pending().await };
+        let listener: &mut dyn Listener = &mut *listener;
+        loop {
+            match listener.next().await {
+                News::Heads(heads) => self.heard(heads),
+                News::Missed => self.look().await,
+            }
+        }
+    }
+
+    async fn look_now_and_then(&self) {
+        loop {
+            sleep(LOOK).await;
+            self.look().await;
+        }
+    }
+
+    /// Asks the database how far the logs reach that are followed here.
+    async fn look(&self) {
+        for orgs in self.hub.orgs().chunks(ORGS_PER_LOOK) {
+            match self.store.heads(orgs).await {
+                Ok(heads) => self.heard(heads),
+                Err(error) => return tracing::debug!(%error, "can't look for what others have committed"),
+            }
+        }
+    }
+
+    fn heard(&self, heads: Vec<(OrgId, i64)>) {
+        for (org, seq) in heads {
+            self.hub.heard(org, seq);
+        }
+    }
+
+    /// Reads what the tails lack.
+    async fn fetch(&self) {
+        let turns = Arc::new(Semaphore::new(READS));
+        let mut reads = JoinSet::new();
+        loop {
+            for org in self.hub.behind().await {
+                // Never closed.
+                let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+                while reads.try_join_next().is_some() {}
+                let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
+                reads.spawn(async move {
+                    let fetched = async {
+                        while let Some(gap) = hub.gap(org) {
+                            fetch_page(&*store, &hub, org, gap).await?;
+                        }
+                        Ok::<_, StoreError>(())
+                    };
+                    let fetched = fetched.await;
+                    drop(turn);
+                    if let Err(error) = fetched {
+                        tracing::debug!(org_id = %org, %error, "can't read what others have committed");
+                        sleep(PAUSE).await;
+                        hub.fall_behind(org);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Reads the next page of what a tail lacks.
+async fn fetch_page(store: &dyn Store, hub: &Hub, org: OrgId, gap: Gap) -> Result<(), StoreError> {
+    let filter = EventFilter::default();
+    let query = EventQuery { filter, after: gap.end, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
+    let page = store.events(org, &query).await?;
+    if page.head <= gap.end {
+        // What was heard is not true. Anyone on the database may send a NOTIFY.
+        hub.correct(org, page.head);
+        return Ok(());
+    }
+    let is_whole = page.events.iter().zip(gap.end + 1..).all(|(event, expected)| event.seq == expected);
+    if page.events.is_empty() || !is_whole {
+        // Retention was faster, or the database is not the one that it was: each subscriber sees for itself.
+        hub.restart(org);
+        return Ok(());
+    }
+    hub.publish(org, &page.events);
+    Ok(())
+}

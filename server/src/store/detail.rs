@@ -1,0 +1,99 @@
+//! `job_event.detail_json`: what an event says beside its columns, the same in every database.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use super::{
+    StoreError,
+    rows::{damaged, json_text, non_empty},
+};
+use crate::domain::{
+    event::{JobError, JobEvent},
+    json::Json,
+};
+
+/// What is absent is left out.
+#[derive(Default, Serialize, Deserialize)]
+struct Detail<'a> {
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    stage: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<u8>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    message: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    result: Option<&'a RawValue>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    error_code: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    error_message: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    scheduled_at: Option<Cow<'a, str>>,
+}
+
+/// What is there, also where it is null: a result may be.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+impl<'a> Detail<'a> {
+    fn parse(text: &'a str) -> Result<Self, StoreError> {
+        serde_json::from_str(text).map_err(|_| damaged("detail"))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.stage.is_none()
+            && self.progress.is_none()
+            && self.message.is_none()
+            && self.result.is_none()
+            && self.error_code.is_none()
+            && self.scheduled_at.is_none()
+    }
+}
+
+/// An event's `detail_json`; null when there is nothing to say.
+pub(super) fn write(event: &JobEvent) -> Result<Option<String>, StoreError> {
+    let raw = event.result.as_ref().map(|result| serde_json::from_str::<&RawValue>(result.as_str()));
+    let detail = Detail {
+        stage: event.stage.as_deref().map(Into::into),
+        progress: event.progress,
+        message: non_empty(&event.message).map(Into::into),
+        result: raw.transpose().map_err(|error| StoreError::Refused(format!("result: {error}")))?,
+        error_code: event.error.as_ref().map(|error| (*error.code).into()),
+        error_message: event.error.as_ref().and_then(|error| non_empty(&error.message)).map(Into::into),
+        scheduled_at: event.scheduled_at.map(|time| rfc3339(time).into()),
+    };
+    Ok((!detail.is_empty()).then(|| json_text(&detail)))
+}
+
+/// Puts what an event's `detail_json` says into the event.
+pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
+    let detail = Detail::parse(text)?;
+    event.stage = detail.stage.map(|stage| stage.into_owned().into());
+    event.progress = detail.progress;
+    if let Some(message) = detail.message {
+        event.message = message.into_owned().into();
+    }
+    event.result = detail.result.map(|raw| Json::from_trusted(raw.get()));
+    event.error = detail.error_code.map(|code| JobError {
+        code: code.into_owned().into(),
+        message: detail.error_message.unwrap_or_default().into_owned().into(),
+    });
+    event.scheduled_at = detail
+        .scheduled_at
+        .map(|text| DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).map_err(|_| damaged("time")))
+        .transpose()?;
+    Ok(())
+}
+
+/// The result in an event's `detail_json`.
+pub(super) fn result(text: &str) -> Result<Option<Json>, StoreError> {
+    Ok(Detail::parse(text)?.result.map(|raw| Json::from_trusted(raw.get())))
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}

@@ -1,0 +1,227 @@
+//! Brings a database to this server's schema, and back.
+
+use std::{borrow::Cow, fmt};
+
+use sqlx::{
+    SqlSafeStr,
+    migrate::{AppliedMigration, Migrate, MigrateError, Migration, MigrationType, Migrator},
+};
+
+use super::{DatabaseUrl, StoreError, postgres, sqlite};
+
+/// One step of the schema, up and down.
+#[derive(Clone, Copy)]
+pub(super) struct Script {
+    version: i64,
+    name: &'static str,
+    up: &'static str,
+    down: &'static str,
+}
+
+/// The same numbers and names for every database, each with a folder of its own.
+macro_rules! scripts {
+    ($folder:literal) => {
+        scripts!($folder, (1, "ledger", "0001_ledger"), (2, "labels_retention", "0002_labels_retention"))
+    };
+    ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
+        &[$($crate::store::migrations::Script::new(
+            $version,
+            $name,
+            include_str!(concat!("../../../migrations/", $folder, "/", $file, ".up.sql")),
+            include_str!(concat!("../../../migrations/", $folder, "/", $file, ".down.sql")),
+        )),*]
+    };
+}
+
+/// The schema of SQLite.
+pub(super) const SQLITE: &[Script] = scripts!("sqlite");
+/// The schema of PostgreSQL.
+pub(super) const POSTGRES: &[Script] = scripts!("postgres");
+
+impl Script {
+    const fn new(version: i64, name: &'static str, up: &'static str, down: &'static str) -> Self {
+        Self { version, name, up, down }
+    }
+
+    fn migration(&self, kind: MigrationType) -> Migration {
+        let sql = if kind.is_down_migration() { self.down } else { self.up };
+        Migration::new(self.version, Cow::Borrowed(self.name), kind, SqlSafeStr::into_sql_str(sql), false)
+    }
+}
+
+/// Where one migration stands in a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MigrationStatus {
+    /// Its number; they are applied in this order.
+    pub version: i64,
+    /// Its name; empty if this program doesn't know it.
+    pub name: String,
+    /// What the database has of it.
+    pub state: MigrationState,
+    /// What undoing it loses, for people.
+    pub loses: String,
+}
+
+/// What a database has of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MigrationState {
+    /// It is applied.
+    Applied,
+    /// It is not applied yet.
+    Missing,
+    /// It is applied, with other contents than this program has under its number.
+    Different,
+    /// It is applied, and this program doesn't know it: a newer one applied it.
+    Newer,
+}
+
+impl fmt::Display for MigrationState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Applied => "applied",
+            Self::Missing => "missing",
+            Self::Different => "applied, but changed since",
+            Self::Newer => "applied by a newer jobledger",
+        })
+    }
+}
+
+impl fmt::Display for MigrationStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04} {}", self.version, self.name)
+    }
+}
+
+/// Where a database stands, a line for each migration that it or this program knows. Changes nothing.
+///
+/// # Errors
+///
+/// If the database can't be read.
+pub async fn status(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::migrations::status(path.as_ref()).await,
+        DatabaseUrl::Postgres(url) => postgres::migrations::status(url).await,
+    }
+}
+
+/// Applies what is missing, and says what that was.
+///
+/// # Errors
+///
+/// If the database is newer than this program, is in use by a server (SQLite), or refuses.
+pub async fn up(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::migrations::up(path.as_ref()).await,
+        DatabaseUrl::Postgres(url) => postgres::migrations::up(url).await,
+    }
+}
+
+/// Undoes every migration above `target`, the last one first, with what they keep.
+///
+/// # Errors
+///
+/// As for [`up`].
+pub async fn down(url: &DatabaseUrl, target: i64) -> Result<(), StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::migrations::down(path.as_ref(), target).await,
+        DatabaseUrl::Postgres(url) => postgres::migrations::down(url, target).await,
+    }
+}
+
+/// Migrates one kind of database, on a connection that nobody else migrates it by.
+pub(super) struct Migrations {
+    scripts: &'static [Script],
+    migrator: Migrator,
+}
+
+impl Migrations {
+    pub(super) fn new(scripts: &'static [Script], table: &'static str) -> Self {
+        let up = scripts.iter().map(|script| script.migration(MigrationType::ReversibleUp));
+        let down = scripts.iter().map(|script| script.migration(MigrationType::ReversibleDown));
+        let mut migrator = Migrator::with_migrations(up.chain(down).collect());
+        migrator.dangerous_set_table_name(table);
+        // Whoever calls holds a lock of its own.
+        migrator.set_locking(false);
+        Self { scripts, migrator }
+    }
+
+    /// Where the database stands, of which `applied` is known.
+    pub(super) fn compare(&self, applied: &[AppliedMigration]) -> Vec<MigrationStatus> {
+        let known = self.scripts.iter().map(|script| {
+            let found = applied.iter().find(|applied| applied.version == script.version);
+            let state = match found {
+                None => MigrationState::Missing,
+                Some(found) if found.checksum == script.migration(MigrationType::ReversibleUp).checksum => {
+                    MigrationState::Applied
+                }
+                Some(_) => MigrationState::Different,
+            };
+            let loses = script.down.lines().filter_map(|line| line.strip_prefix("-- loses: "));
+            MigrationStatus {
+                version: script.version,
+                name: script.name.to_owned(),
+                state,
+                loses: loses.collect::<Vec<_>>().join(" "),
+            }
+        });
+        let newer =
+            applied.iter().filter(|applied| self.scripts.iter().all(|script| script.version != applied.version));
+        let newer = newer.map(|applied| MigrationStatus {
+            version: applied.version,
+            name: String::new(),
+            state: MigrationState::Newer,
+            loses: String::new(),
+        });
+        known.chain(newer).collect()
+    }
+
+    /// Where the database stands, which has a table of migrations.
+    pub(super) async fn status(&self, connection: &mut impl Migrate) -> Result<Vec<MigrationStatus>, StoreError> {
+        let applied = connection.list_applied_migrations(&self.migrator.table_name).await.map_err(failed)?;
+        Ok(self.compare(&applied))
+    }
+
+    /// Applies what is missing.
+    pub(super) async fn up(&self, connection: &mut impl Migrate) -> Result<(), StoreError> {
+        self.migrator.run_direct(None, connection, false).await.map_err(failed)
+    }
+
+    /// Undoes what is above `target`.
+    pub(super) async fn down<C>(&self, connection: &mut C, target: i64) -> Result<(), StoreError>
+    where
+        for<'c> &'c mut C: sqlx::Acquire<'c, Connection = &'c mut C>,
+        C: Migrate,
+    {
+        self.migrator.undo(connection, target).await.map_err(failed)
+    }
+}
+
+fn failed(error: MigrateError) -> StoreError {
+    StoreError::Unusable(format!("migration failed: {error}"))
+}
+
+/// Those that are missing from a database that this program may use; an error if it may not.
+pub(super) fn missing(all: Vec<MigrationStatus>) -> Result<Vec<MigrationStatus>, StoreError> {
+    let is = |state| move |status: &&MigrationStatus| status.state == state;
+    if let Some(newer) = all.iter().find(is(MigrationState::Newer)) {
+        return Err(StoreError::Unusable(format!(
+            "the database has migration {}, which this program doesn't know: it was migrated by a newer jobledger",
+            newer.version
+        )));
+    }
+    if let Some(different) = all.iter().find(is(MigrationState::Different)) {
+        return Err(StoreError::Unusable(format!(
+            "the database has another migration {different} than this program: it was made by a different build"
+        )));
+    }
+    Ok(all.into_iter().filter(|status| status.state == MigrationState::Missing).collect())
+}
+
+/// What a server says that may not migrate a database which lacks these.
+pub(super) fn refuse(missing: &[MigrationStatus]) -> StoreError {
+    let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    StoreError::Unusable(format!(
+        "the database lacks the migrations {}: run `jobledger migrate up` on it first",
+        names.join(", ")
+    ))
+}

@@ -1,0 +1,244 @@
+//! A transaction of the writer: three round trips for a plain create, four where something has to be looked up first,
+//! however many commands there are.
+//!
+//! 1. BEGIN, with `jobledger.open_batch`: names the org, locks its head, then reads where the log ends and the clock;
+//! 2. [`load`](PostgresBatch::load), unless everything is known: jobs, by ids and keys, and types;
+//! 3. [`write`](PostgresBatch::write): everything in one statement;
+//! 4. COMMIT.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use sqlx::{Arguments as _, AssertSqlSafe, postgres::PgArguments};
+
+use super::{
+    columns::{Columns, job_columns},
+    connections::{Connection, Connections},
+    error::{commit_error, is_lost, store_error},
+    read::arguments,
+    write,
+};
+use crate::{
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::Job,
+    },
+    store::{
+        Batch, Changes, Expired, Head, Loaded, Needs, StoreError,
+        rows::{self, Columns as _},
+    },
+};
+
+/// An open write transaction on one org's log.
+pub(super) struct PostgresBatch {
+    connection: Connection,
+    org: OrgId,
+    /// The head as it was found.
+    head: Head,
+    /// Up to here the batches are folded into the head row and the counters.
+    folded: i64,
+    now: Time,
+    has_written: bool,
+    types: Arc<KnownTypes>,
+    /// Types that are known to exist once this batch is committed.
+    new_types: Vec<Arc<str>>,
+}
+
+/// Begins a transaction and locks the org's head.
+pub(super) async fn begin(
+    writers: &Arc<Connections>,
+    org: OrgId,
+    types: Arc<KnownTypes>,
+) -> Result<PostgresBatch, StoreError> {
+    let mut connection = writers.take().await?;
+    // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones.
+    let sql = format!("BEGIN; /* open_batch */ SELECT * FROM jobledger.open_batch('{}')", org.0);
+    let found = loop {
+        match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).fetch_all(&mut *connection).await {
+            Ok(found) => break found,
+            // Nothing has happened yet.
+            Err(error) if connection.is_reused() && is_lost(&error) => connection.replace().await?,
+            Err(error) => return Err(store_error(error)),
+        }
+    };
+    let row = found.first().ok_or_else(|| rows::damaged("head"))?;
+    let mut columns = Columns::of(row);
+    let head = Head {
+        seq: columns.long()?,
+        floor: columns.long()?,
+        recorded_at: columns.optional_time()?,
+        types: columns.long()?,
+    };
+    let (folded, now) = (columns.long()?, columns.time()?);
+    Ok(PostgresBatch { connection, org, head, folded, now, has_written: false, types, new_types: Vec::new() })
+}
+
+#[async_trait]
+impl Batch for PostgresBatch {
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    async fn load(&mut self, _org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
+        let (expired, next_expiry) = match &needs.expired {
+            Some(wanted) => self.load_expired(wanted).await?,
+            None => (Vec::new(), None),
+        };
+        let (mut types, unknown) = self.types.part(self.org, &needs.types);
+        let mut jobs = Vec::new();
+        if !needs.jobs.is_empty() || !needs.keys.is_empty() || !unknown.is_empty() || !expired.is_empty() {
+            let ids = needs.jobs.iter().chain(&expired);
+            let (found, found_types) = self.load_jobs(ids, &needs.keys, &unknown).await?;
+            self.types.add(self.org, found_types.iter().map(|name| Arc::from(name.as_str())));
+            types.extend(found_types);
+            jobs = found;
+        }
+        // Of those that are not there, this batch creates some.
+        self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
+        Ok(Loaded { head: self.head, jobs, types, expired, next_expiry })
+    }
+
+    async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+        let Some(head) = changes.head else {
+            return match changes.next_due {
+                Some(due) => self.save_due(due).await,
+                None => Ok(()),
+            };
+        };
+        self.has_written = true;
+        self.new_types.retain(|name| changes.counts.contains_key(name));
+        let log = write::Log { org: self.org, before: self.head, folded: self.folded, after: head, now: self.now };
+        for (sql, arguments) in write::statements(&log, changes)? {
+            sqlx::query_with(AssertSqlSafe(sql), arguments)
+                .execute(&mut *self.connection)
+                .await
+                .map_err(store_error)?;
+        }
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>) -> Result<(), StoreError> {
+        let Self { mut connection, org, has_written, types, new_types, .. } = *self;
+        // Where nothing was written, the head row of an org without a log shall not stay.
+        let sql = if has_written { "/* commit */ COMMIT" } else { "/* commit */ ROLLBACK" };
+        sqlx::raw_sql(sql).execute(&mut *connection).await.map_err(commit_error)?;
+        connection.give_back();
+        if has_written {
+            types.add(org, new_types.into_iter());
+        }
+        Ok(())
+    }
+}
+
+/// The nested loops that the session is held to make one look-up of each key.
+static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_jobs */ WITH wanted (id) AS MATERIALIZED (
+            SELECT unnest($2::uuid[])
+            UNION SELECT j.id FROM unnest($3::text[]) AS wanted (key)
+                JOIN jobledger.job j ON j.org_id = $1 AND j.idempotency_key = wanted.key
+        )
+        SELECT (SELECT array_agg(c.type::text) FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = ANY ($4::text[])),
+            {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+        FROM (VALUES (1)) one LEFT JOIN (wanted
+            JOIN jobledger.job j ON j.org_id = $1 AND j.id = wanted.id
+            LEFT JOIN jobledger.job_event e ON e.org_id = $1 AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at
+        ) ON true",
+        job_columns("j")
+    )
+});
+
+impl PostgresBatch {
+    async fn load_jobs(
+        &mut self,
+        ids: impl Iterator<Item = &JobId>,
+        keys: &[Arc<str>],
+        types: &[Arc<str>],
+    ) -> Result<(Vec<Job>, Vec<String>), StoreError> {
+        let ids: Vec<_> = ids.map(|id| id.0).collect();
+        let keys: Vec<_> = keys.iter().map(|key| &**key).collect();
+        let types: Vec<_> = types.iter().map(|name| &**name).collect();
+        let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments![self.org.0, ids, keys, types]);
+        let found = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
+        let (mut jobs, mut known) = (Vec::with_capacity(found.len()), Vec::new());
+        for (n, row) in found.iter().enumerate() {
+            let mut columns = Columns::of(row);
+            let types: Option<Vec<String>> = columns.get()?;
+            if n == 0 {
+                known = types.unwrap_or_default();
+            }
+            if columns.peek_is_null()? {
+                break;
+            }
+            jobs.push(rows::job(&mut columns)?);
+        }
+        Ok((jobs, known))
+    }
+
+    async fn load_expired(&mut self, wanted: &Expired) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+        const SQL: &str = "/* load_expired */ SELECT old.id,
+                (SELECT min(j.finished_at) FROM jobledger.job j
+                 WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at >= $3)
+            FROM (VALUES (1)) one LEFT JOIN (
+                SELECT j.id FROM jobledger.job j
+                WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at < $3
+                ORDER BY j.finished_at LIMIT $4
+            ) old ON true";
+        let (mut expired, mut next) = (Vec::new(), None);
+        for (status, before) in wanted.retention.cutoffs(self.now) {
+            let limit = (wanted.limit - expired.len()) as i64;
+            let query = sqlx::query_with(SQL, arguments![self.org.0, status.as_str(), before, limit]);
+            for row in query.fetch_all(&mut *self.connection).await.map_err(store_error)? {
+                let mut columns = Columns::of(&row);
+                expired.extend(columns.get::<Option<uuid::Uuid>>()?.map(JobId));
+                if let Some(finished_at) = columns.optional_time()? {
+                    let expiry = finished_at + (self.now - before);
+                    next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
+                }
+            }
+        }
+        Ok((expired, next))
+    }
+
+    async fn save_due(&mut self, due: Time) -> Result<(), StoreError> {
+        let sql = "/* save_due */ UPDATE jobledger.org_due SET next_due_at = $2 WHERE org_id = $1";
+        let query = sqlx::query_with(sql, arguments![self.org.0, due]);
+        query.execute(&mut *self.connection).await.map_err(store_error)?;
+        self.has_written = true;
+        Ok(())
+    }
+}
+
+/// Types that are known to exist, of all orgs: once there, a type stays. Spares most creates a look.
+#[derive(Default)]
+pub(super) struct KnownTypes(Mutex<HashMap<OrgId, HashSet<Arc<str>>>>);
+
+impl KnownTypes {
+    /// Orgs remembered before all are forgotten, which costs each a look.
+    const MAX_ORGS: usize = 10_000;
+
+    /// Parts some types into those known to exist and the others.
+    fn part(&self, org: OrgId, types: &[Arc<str>]) -> (Vec<String>, Vec<Arc<str>>) {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_org = known.get(&org);
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            types.iter().cloned().partition(|name| of_org.is_some_and(|types| types.contains(name)));
+        (known.iter().map(|name| name.to_string()).collect(), unknown)
+    }
+
+    fn add(&self, org: OrgId, types: impl Iterator<Item = Arc<str>>) {
+        let mut types = types.peekable();
+        if types.peek().is_none() {
+            return;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= Self::MAX_ORGS && !known.contains_key(&org) {
+            known.clear();
+        }
+        known.entry(org).or_default().extend(types);
+    }
+}

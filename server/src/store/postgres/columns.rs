@@ -1,0 +1,84 @@
+//! PostgreSQL's columns.
+
+use sqlx::{Decode, Postgres, Row, Type, ValueRef, postgres::PgRow, types::chrono::DateTime, types::chrono::Utc};
+use uuid::Uuid;
+
+use super::error::store_error;
+use crate::{
+    domain::clock::Time,
+    store::{
+        StoreError,
+        rows::{self, JOB_COLUMNS},
+    },
+};
+
+/// [`JOB_COLUMNS`] of a row, for a SELECT: JSON is read as text.
+pub(super) fn job_columns(row: &str) -> String {
+    let column = |name| if name == "labels" { format!("{row}.labels::text") } else { format!("{row}.{name}") };
+    JOB_COLUMNS.map(column).join(", ")
+}
+
+/// A row, read from left to right.
+pub(super) struct Columns<'r> {
+    row: &'r PgRow,
+    next: usize,
+}
+
+impl<'r> Columns<'r> {
+    pub(super) fn of(row: &'r PgRow) -> Self {
+        Self { row, next: 0 }
+    }
+
+    pub(super) fn get<T: Decode<'r, Postgres> + Type<Postgres>>(&mut self) -> Result<T, StoreError> {
+        let index = self.next;
+        self.next += 1;
+        self.row.try_get(index).map_err(store_error)
+    }
+
+    /// True if the next column is null, as all of an outer join's are where it found nothing.
+    pub(super) fn peek_is_null(&self) -> Result<bool, StoreError> {
+        Ok(self.row.try_get_raw(self.next).map_err(store_error)?.is_null())
+    }
+}
+
+impl<'r> rows::Columns<'r> for Columns<'r> {
+    fn uuid(&mut self) -> Result<Uuid, StoreError> {
+        self.get()
+    }
+
+    fn flag(&mut self) -> Result<bool, StoreError> {
+        self.get()
+    }
+
+    fn int(&mut self) -> Result<i32, StoreError> {
+        self.get()
+    }
+
+    fn optional_int(&mut self) -> Result<Option<i32>, StoreError> {
+        self.get()
+    }
+
+    fn long(&mut self) -> Result<i64, StoreError> {
+        self.get()
+    }
+
+    fn optional_long(&mut self) -> Result<Option<i64>, StoreError> {
+        self.get()
+    }
+
+    fn double(&mut self) -> Result<f64, StoreError> {
+        self.get()
+    }
+
+    fn optional_text(&mut self) -> Result<Option<&'r str>, StoreError> {
+        self.get()
+    }
+
+    fn optional_bytes(&mut self) -> Result<Option<&'r [u8]>, StoreError> {
+        self.get()
+    }
+
+    fn optional_time(&mut self) -> Result<Option<Time>, StoreError> {
+        self.get::<Option<DateTime<Utc>>>()
+    }
+}

@@ -1,0 +1,165 @@
+//! Connections that are used again only after work that ended well.
+//!
+//! sqlx's pool takes back a connection whatever its user was doing when it was dropped, and has returned some with a
+//! transaction still open. Here a connection comes back by [`Connection::give_back`] alone; dropped anywhere else, in a
+//! failure, at a time-out or with its task, it is closed, and PostgreSQL rolls back what was open on it.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection as _, PgConnection,
+    postgres::{PgArguments, PgConnectOptions, PgRow},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+use super::error::{is_lost, store_error};
+use crate::store::StoreError;
+
+/// How long work waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long opening a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a read may take, its answer included; a little longer than the server gives it, so that the server's word is
+/// heard where there is one.
+const READ_TIMEOUT: Duration = Duration::from_secs(11);
+
+/// A bounded number of connections of one kind.
+pub(super) struct Connections {
+    options: PgConnectOptions,
+    idle: Mutex<Vec<PgConnection>>,
+    places: Arc<Semaphore>,
+}
+
+impl Connections {
+    /// Opens none yet.
+    pub(super) fn new(options: PgConnectOptions, max: u32) -> Arc<Self> {
+        Arc::new(Self { options, idle: Mutex::default(), places: Arc::new(Semaphore::new(max as usize)) })
+    }
+
+    /// Takes a connection, which may have been used before and may have died since.
+    pub(super) async fn take(self: &Arc<Self>) -> Result<Connection, StoreError> {
+        let place = timeout(ACQUIRE_TIMEOUT, Arc::clone(&self.places).acquire_owned()).await;
+        let place = place
+            .map_err(|_| StoreError::Unavailable("no connection became free in time".to_owned()))?
+            .map_err(|_| StoreError::Unavailable("the store is closed".to_owned()))?;
+        let idle = self.idle().pop();
+        let is_reused = idle.is_some();
+        let inner = match idle {
+            Some(connection) => connection,
+            None => self.open().await?,
+        };
+        Ok(Connection { inner: Some(inner), is_reused, home: Arc::clone(self), _place: place })
+    }
+
+    async fn open(&self) -> Result<PgConnection, StoreError> {
+        match timeout(CONNECT_TIMEOUT, self.options.connect()).await {
+            Ok(opened) => opened.map_err(store_error),
+            Err(_) => Err(StoreError::Unavailable("the database did not answer a new connection in time".to_owned())),
+        }
+    }
+
+    /// Runs one statement outside any transaction and brings all its rows. It runs to its end whether or not this future
+    /// does, so that a caller who goes away costs no connection.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: PgArguments,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let connections = Arc::clone(self);
+        let work = async move {
+            let mut connection = connections.take().await?;
+            loop {
+                let query = sqlx::query_with(AssertSqlSafe(sql), arguments.clone());
+                match query.fetch_all(&mut *connection).await {
+                    Ok(rows) => {
+                        connection.give_back();
+                        return Ok(rows);
+                    }
+                    Err(error) if connection.is_reused && is_lost(&error) => connection.replace().await?,
+                    Err(error) => {
+                        if !is_lost(&error) {
+                            connection.give_back();
+                        }
+                        return Err(store_error(error));
+                    }
+                }
+            }
+        };
+        let bounded = tokio::spawn(timeout(ACQUIRE_TIMEOUT + READ_TIMEOUT, work));
+        match bounded.await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(StoreError::Unavailable("a read took too long".to_owned())),
+            Err(ended) => Err(StoreError::Unavailable(ended.to_string())),
+        }
+    }
+
+    /// Closes those that are idle, and lets no other be taken.
+    pub(super) async fn close(&self) {
+        self.places.close();
+        let idle = std::mem::take(&mut *self.idle());
+        for connection in idle {
+            // Said as a courtesy: the server sees the end of the socket anyway.
+            let _ = connection.close().await;
+        }
+    }
+
+    /// A vector stays whole whatever panics beside it.
+    fn idle(&self) -> MutexGuard<'_, Vec<PgConnection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection in use. Closed when dropped.
+pub(super) struct Connection {
+    /// `None` only while it is given back.
+    inner: Option<PgConnection>,
+    is_reused: bool,
+    home: Arc<Connections>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// True if it was used before, and so may have died since.
+    pub(super) fn is_reused(&self) -> bool {
+        self.is_reused
+    }
+
+    /// Opens a new one in its place. The idle ones go too: they are as old.
+    pub(super) async fn replace(&mut self) -> Result<(), StoreError> {
+        self.home.idle().clear();
+        self.inner = None;
+        self.inner = Some(self.home.open().await?);
+        self.is_reused = false;
+        Ok(())
+    }
+
+    /// Keeps it for others. Nothing may be open on it.
+    pub(super) fn give_back(mut self) {
+        if let Some(connection) = self.inner.take()
+            && !self.home.places.is_closed()
+        {
+            self.home.idle().push(connection);
+        }
+    }
+}
+
+impl Deref for Connection {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.inner.as_ref().expect("it is there until it is given back")
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.inner.as_mut().expect("it is there until it is given back")
+    }
+}

@@ -1,0 +1,82 @@
+//! Brings a database to this server's schema, and back.
+
+use std::sync::LazyLock;
+
+use sqlx::{Connection as _, PgConnection};
+
+use super::{connect, connect_options, error::store_error};
+use crate::store::{
+    StoreError,
+    migrations::{self, MigrationStatus, Migrations},
+};
+
+static MIGRATIONS: LazyLock<Migrations> =
+    LazyLock::new(|| Migrations::new(migrations::POSTGRES, "jobledger.migration"));
+
+/// Applies what is missing, or refuses a database that lacks something. Servers that start at once take turns.
+pub(super) async fn prepare(connection: &mut PgConnection, may_migrate: bool) -> Result<(), StoreError> {
+    let missing = migrations::missing(read_status(connection).await?)?;
+    match missing.as_slice() {
+        [] => Ok(()),
+        missing if !may_migrate => Err(migrations::refuse(missing)),
+        _ => apply(connection).await.map(|_| ()),
+    }
+}
+
+/// Applies what is missing, while nobody else does.
+async fn apply(connection: &mut PgConnection) -> Result<Vec<MigrationStatus>, StoreError> {
+    lock(connection).await?;
+    // Another may have done it meanwhile.
+    let missing = migrations::missing(read_status(connection).await?)?;
+    if !missing.is_empty() {
+        // Not by the migrator, which would need the right to create schemas even where there is nothing to create.
+        run(connection, "/* apply */ CREATE SCHEMA IF NOT EXISTS jobledger").await?;
+        MIGRATIONS.up(connection).await?;
+    }
+    unlock(connection).await?;
+    Ok(missing)
+}
+
+async fn read_status(connection: &mut PgConnection) -> Result<Vec<MigrationStatus>, StoreError> {
+    let sql = "/* read_status */ SELECT to_regclass('jobledger.migration') IS NOT NULL";
+    let is_there: bool = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.map_err(store_error)?;
+    if is_there { MIGRATIONS.status(connection).await } else { Ok(MIGRATIONS.compare(&[])) }
+}
+
+async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {
+    run(connection, "/* lock */ SELECT pg_advisory_lock(hashtext('jobledger migrate'))").await
+}
+
+async fn unlock(connection: &mut PgConnection) -> Result<(), StoreError> {
+    run(connection, "/* unlock */ SELECT pg_advisory_unlock(hashtext('jobledger migrate'))").await
+}
+
+async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), StoreError> {
+    sqlx::query(sql).execute(connection).await.map_err(store_error)?;
+    Ok(())
+}
+
+async fn open(url: &str) -> Result<PgConnection, StoreError> {
+    connect(&connect_options(url).map_err(store_error)?.application_name("jobledger-migrate")).await
+}
+
+pub(in crate::store) async fn status(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
+    read_status(&mut open(url).await?).await
+}
+
+pub(in crate::store) async fn up(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
+    let mut connection = open(url).await?;
+    let applied = apply(&mut connection).await?;
+    // Ends the session, and with it whatever it holds.
+    let _ = connection.close().await;
+    Ok(applied)
+}
+
+pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreError> {
+    let mut connection = open(url).await?;
+    lock(&mut connection).await?;
+    migrations::missing(read_status(&mut connection).await?)?;
+    MIGRATIONS.down(&mut connection, target).await?;
+    let _ = connection.close().await;
+    Ok(())
+}

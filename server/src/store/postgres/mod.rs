@@ -1,0 +1,185 @@
+//! The ledger in a PostgreSQL database, with any number of servers on it.
+//!
+//! A batch locks its org's head row, so an org's log is serial across servers; what is committed is announced to the others
+//! by [`notify`]. Every unit of work names its org to row-level security, for its transaction only, and is bounded in time
+//! on both sides.
+
+mod batch;
+mod columns;
+mod connections;
+mod error;
+pub(super) mod migrations;
+mod notify;
+mod read;
+mod roles;
+mod write;
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
+use tokio::time::timeout;
+
+pub use self::roles::role_sql;
+use self::{batch::KnownTypes, connections::Connections, error::store_error, notify::Announcer};
+use super::{Batch, Capacity, EventPage, EventQuery, Listener, OpenOptions, Statistics, Store, StoreError};
+use crate::domain::{
+    id::{JobId, OrgId},
+    job::JobRecord,
+};
+
+/// The oldest PostgreSQL that is supported, as `server_version_num` has it.
+const OLDEST_SERVER: i32 = 140_000;
+/// Partitions of `job_event` made ahead, in months.
+const MONTHS_AHEAD: i32 = 3;
+
+/// What every session is told: how long anything may take, and to notice a peer that has vanished. A server that goes away
+/// while it holds an org's head blocks that org for no longer.
+const SESSION: [(&str, &str); 9] = [
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "5s"),
+    ("client_connection_check_interval", "2s"),
+    ("tcp_keepalives_idle", "5"),
+    ("tcp_keepalives_interval", "2"),
+    ("tcp_keepalives_count", "2"),
+    ("tcp_user_timeout", "9s"),
+    ("jit", "off"),
+];
+
+/// Statements are planned once, for tables of any size: a plan made while a table was small must not walk it when it is not.
+const ONE_PLAN: [(&str, &str); 2] = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")];
+/// Batches look rows up one by one, by keys they bring along.
+const BY_KEY: [(&str, &str); 2] = [("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+
+/// An open PostgreSQL ledger.
+pub struct PostgresStore {
+    writers: Arc<Connections>,
+    readers: Arc<Connections>,
+    write_connections: usize,
+    options: PgConnectOptions,
+    announcer: Announcer,
+    types: Arc<KnownTypes>,
+}
+
+/// What is wrong with a URL, if anything is.
+pub(super) fn check_url(url: &str) -> Result<(), String> {
+    connect_options(url).map(|_| ()).map_err(|error| error.to_string())
+}
+
+fn connect_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    let options = PgConnectOptions::from_str(url)?;
+    Ok(options.disable_statement_logging().application_name("jobledger"))
+}
+
+/// A connection for a single purpose.
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
+    let host = options.get_host();
+    let fail = |reason: String| StoreError::Unavailable(format!("can't connect to PostgreSQL at {host}: {reason}"));
+    match timeout(Duration::from_secs(10), options.connect()).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(match store_error(error) {
+            StoreError::Unavailable(reason) => fail(reason),
+            other => other,
+        }),
+        Err(_) => Err(fail("no answer in time".to_owned())),
+    }
+}
+
+impl PostgresStore {
+    /// Opens the database, migrating it where needed.
+    ///
+    /// # Errors
+    ///
+    /// If it doesn't answer, is older than PostgreSQL 14, was migrated by a newer server, or is served by a role that must
+    /// not serve it.
+    pub(super) async fn open(url: &str, options: OpenOptions) -> Result<Self, StoreError> {
+        let base = connect_options(url).map_err(store_error)?;
+        let mut connection = connect(&base).await?;
+        assert_version(&mut connection).await?;
+        migrations::prepare(&mut connection, options.migrate).await?;
+        roles::check(&mut connection, options.require_rls).await?;
+        let base = base.options(SESSION);
+        let planned = base.clone().options(ONE_PLAN);
+        let store = Self {
+            writers: Connections::new(planned.clone().options(BY_KEY), options.write_connections),
+            readers: Connections::new(planned, options.read_connections),
+            write_connections: options.write_connections as usize,
+            announcer: Announcer::start(base.clone().application_name("jobledger-notify")),
+            options: base,
+            types: Arc::default(),
+        };
+        store.maintain().await?;
+        Ok(store)
+    }
+}
+
+async fn assert_version(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let sql =
+        "/* assert_version */ SELECT current_setting('server_version_num')::integer, current_setting('server_version')";
+    let (number, name): (i32, String) = sqlx::query_as(sql).fetch_one(connection).await.map_err(store_error)?;
+    if number < OLDEST_SERVER {
+        return Err(StoreError::Unusable(format!("this is PostgreSQL {name}; 14 or later is needed")));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    fn capacity(&self) -> Capacity {
+        Capacity { transactions: self.write_connections, orgs: 1 }
+    }
+
+    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
+        let [org] = orgs else {
+            return Err(StoreError::Unusable("a transaction holds one org".to_owned()));
+        };
+        Ok(Box::new(batch::begin(&self.writers, *org, Arc::clone(&self.types)).await?))
+    }
+
+    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+        read::job(&self.readers, org, id).await
+    }
+
+    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
+        read::events(&self.readers, org, query).await
+    }
+
+    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
+        read::statistics(&self.readers, org, types).await
+    }
+
+    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
+        read::heads(&self.readers, orgs).await
+    }
+
+    fn announce(&self, heads: &[(OrgId, i64)]) {
+        self.announcer.announce(heads);
+    }
+
+    fn listen(&self) -> Option<Box<dyn Listener>> {
+        Some(Box::new(notify::Ear::new(self.options.clone().application_name("jobledger-listen"))))
+    }
+
+    async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
+        read::orgs(&self.readers, after, limit).await
+    }
+
+    async fn take_due(&self, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
+        read::take_due(&self.readers, limit, hold).await
+    }
+
+    async fn maintain(&self) -> Result<(), StoreError> {
+        read::maintain(&self.readers, MONTHS_AHEAD).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        read::ping(&self.readers).await
+    }
+
+    async fn close(&self) {
+        self.announcer.stop().await;
+        self.writers.close().await;
+        self.readers.close().await;
+    }
+}

@@ -1,0 +1,204 @@
+//! Reads: each a single call outside any transaction, of a function that names the org to row-level security and selects.
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use sqlx::{Arguments as _, postgres::PgArguments};
+
+use super::{
+    columns::{Columns, job_columns},
+    connections::Connections,
+};
+use crate::{
+    domain::{
+        id::{JobId, OrgId},
+        job::JobRecord,
+        status::JobStatus,
+    },
+    store::{
+        EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics,
+        rows::{self, Columns as _, EVENT_COLUMNS},
+    },
+};
+
+/// The arguments of a statement, in order.
+macro_rules! arguments {
+    ($($value:expr),* $(,)?) => {{
+        #[allow(unused_mut, reason = "some statements have none")]
+        let mut arguments = PgArguments::default();
+        $(arguments.add($value).map_err($crate::store::postgres::read::not_encoded)?;)*
+        arguments
+    }};
+}
+pub(super) use arguments;
+
+pub(super) fn not_encoded(error: sqlx::error::BoxDynError) -> StoreError {
+    StoreError::Refused(error.to_string())
+}
+
+static JOB: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result_detail FROM jobledger.read_job($1, $2) r",
+        job_columns("(r.job)")
+    )
+});
+
+pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
+    let found = readers.fetch(JOB.as_str(), arguments![org.0, id.0]).await?;
+    found.first().map(|row| rows::job_record(&mut Columns::of(row))).transpose()
+}
+
+/// How far along `seq` one page looks for matching events: bounds the work of a filter that matches little.
+const SCAN_WINDOW: i64 = 4_096;
+
+fn events_sql(name: &str, call: &str) -> String {
+    format!("/* {name} */ SELECT head_seq, floor_seq, job_status, {} FROM jobledger.{call}", EVENT_COLUMNS.join(", "))
+}
+
+static ORG_EVENTS: LazyLock<String> =
+    LazyLock::new(|| events_sql("org_events", "read_org_events($1, $2, $3, $4, $5, $6, $7)"));
+static JOB_EVENTS: LazyLock<String> =
+    LazyLock::new(|| events_sql("job_events", "read_job_events($1, $2, $3, $4, $5, $6, $7)"));
+
+pub(super) async fn events(
+    readers: &Arc<Connections>,
+    org: OrgId,
+    query: &EventQuery,
+) -> Result<EventPage, StoreError> {
+    let filter = &query.filter;
+    let types = (!filter.types.is_empty()).then_some(&filter.types[..]);
+    let statuses: Vec<_> = filter.statuses.iter().copied().map(JobStatus::as_str).collect();
+    let statuses = (!statuses.is_empty()).then_some(statuses);
+    let max_events = i64::try_from(query.max_events).unwrap_or(i64::MAX);
+    let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
+    let (found, last) = match filter.job {
+        // One job's events have an index of their own: no window is needed.
+        Some(job) => {
+            let arguments = arguments![org.0, job.0, query.after, types, statuses, max_events, max_bytes];
+            (readers.fetch(JOB_EVENTS.as_str(), arguments).await?, i64::MAX)
+        }
+        None => {
+            let last = query.after.saturating_add(SCAN_WINDOW);
+            let arguments = arguments![org.0, query.after, last, types, statuses, max_events, max_bytes];
+            (readers.fetch(ORG_EVENTS.as_str(), arguments).await?, last)
+        }
+    };
+
+    let mut page =
+        EventPage { events: Vec::with_capacity(found.len()), through: 0, head: 0, floor: 1, job_status: None };
+    let mut bytes = 0;
+    for row in &found {
+        let mut columns = Columns::of(row);
+        page.head = columns.long()?;
+        page.floor = columns.long()?;
+        page.job_status = columns.optional_text()?.map(rows::status).transpose()?;
+        if columns.peek_is_null()? {
+            break;
+        }
+        let event = rows::event(&mut columns)?;
+        bytes += event.weight();
+        page.events.push(Arc::new(event));
+    }
+    let is_cut = page.events.len() >= query.max_events || bytes > query.max_bytes;
+    page.through = match page.events.last() {
+        Some(event) if is_cut => event.seq,
+        _ => last.min(page.head),
+    };
+    Ok(page)
+}
+
+static STATISTICS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* statistics */ SELECT head_seq, clock, type, {}, oldest_ready_at FROM jobledger.read_statistics($1, $2)",
+        JobStatus::ALL.map(JobStatus::as_str).join(", ")
+    )
+});
+
+pub(super) async fn statistics(
+    readers: &Arc<Connections>,
+    org: OrgId,
+    types: &[String],
+) -> Result<Statistics, StoreError> {
+    let arguments = arguments![org.0, (!types.is_empty()).then_some(types)];
+    let found = readers.fetch(STATISTICS.as_str(), arguments).await?;
+    let Some(first) = found.first() else {
+        return Ok(Statistics { as_of_seq: 0, as_of: clock(readers).await?, types: Vec::new() });
+    };
+    let mut columns = Columns::of(first);
+    let (as_of_seq, as_of) = (columns.long()?, columns.time()?);
+    let mut statistics = Statistics { as_of_seq, as_of, types: Vec::with_capacity(found.len()) };
+    for row in &found {
+        let mut columns = Columns::of(row);
+        let (_, _) = (columns.long()?, columns.time()?);
+        let Some(job_type) = columns.optional_text()?.map(str::to_owned) else {
+            break;
+        };
+        let mut counts = StatusCounts::default();
+        for status in JobStatus::ALL {
+            counts.add(status, columns.long()?);
+        }
+        statistics.types.push(TypeStatistics { job_type, counts, oldest_ready_at: columns.optional_time()? });
+    }
+    Ok(statistics)
+}
+
+async fn clock(readers: &Arc<Connections>) -> Result<crate::domain::clock::Time, StoreError> {
+    let found = readers.fetch("/* clock */ SELECT clock_timestamp()", arguments![]).await?;
+    let row = found.first().ok_or_else(|| rows::damaged("clock"))?;
+    Columns::of(row).time()
+}
+
+pub(super) async fn heads(readers: &Arc<Connections>, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
+    let ids: Vec<_> = orgs.iter().map(|org| org.0).collect();
+    let sql = "/* heads */ SELECT org_id, seq FROM jobledger.read_heads($1)";
+    let found = readers.fetch(sql, arguments![ids]).await?;
+    let head = |row| {
+        let mut columns = Columns::of(row);
+        Ok((OrgId(columns.uuid()?), columns.long()?))
+    };
+    found.iter().map(head).collect()
+}
+
+pub(super) async fn orgs(
+    readers: &Arc<Connections>,
+    after: Option<OrgId>,
+    limit: usize,
+) -> Result<Vec<OrgId>, StoreError> {
+    let sql =
+        "/* orgs */ SELECT org_id FROM jobledger.org_due WHERE $1 IS NULL OR org_id > $1 ORDER BY org_id LIMIT $2";
+    let found = readers.fetch(sql, arguments![after.map(|org| org.0), limit as i64]).await?;
+    found.iter().map(|row| Ok(OrgId(Columns::of(row).uuid()?))).collect()
+}
+
+/// Puts off what it takes, so that other servers leave it alone; should this one die, it falls due again.
+pub(super) async fn take_due(
+    readers: &Arc<Connections>,
+    limit: usize,
+    hold: Duration,
+) -> Result<Vec<OrgId>, StoreError> {
+    let sql = "/* take_due */ WITH due AS MATERIALIZED (
+            SELECT org_id FROM jobledger.org_due WHERE next_due_at <= clock_timestamp()
+            ORDER BY next_due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+        )
+        UPDATE jobledger.org_due d SET next_due_at = clock_timestamp() + $2 * interval '1 microsecond'
+        FROM due WHERE d.org_id = due.org_id RETURNING d.org_id";
+    let found = readers.fetch(sql, arguments![limit as i64, hold.as_micros() as f64]).await?;
+    found.iter().map(|row| Ok(OrgId(Columns::of(row).uuid()?))).collect()
+}
+
+pub(super) async fn maintain(readers: &Arc<Connections>, months_ahead: i32) -> Result<(), StoreError> {
+    readers.fetch("/* maintain */ SELECT jobledger.make_partitions($1)", arguments![months_ahead]).await?;
+    let dropped = readers.fetch("/* maintain */ SELECT jobledger.drop_empty_partitions()", arguments![]).await?;
+    let dropped = dropped.first().map_or(Ok(0), |row| Columns::of(row).int())?;
+    if dropped > 0 {
+        tracing::info!(dropped, "dropped the partitions of months of which nothing is kept");
+    }
+    Ok(())
+}
+
+pub(super) async fn ping(readers: &Arc<Connections>) -> Result<(), StoreError> {
+    readers.fetch("/* ping */ SELECT 1", arguments![]).await?;
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Who may serve: a role to which row-level security applies, with the rights that serving takes and no others.
+
+use sqlx::PgConnection;
+
+use super::error::store_error;
+use crate::store::StoreError;
+
+/// The SQL that makes such a role; to be run by the owner of the tables, or a superuser, after `migrate up`.
+pub fn role_sql(role: &str) -> String {
+    let name = format!("\"{}\"", role.replace('"', "\"\""));
+    format!(
+        r"-- A role that serves jobledger: neither owner nor superuser, so that row-level security holds it to one org at a
+-- time. Run this after `jobledger migrate up`, by the owner of the schema (CREATE ROLE takes CREATEROLE), and again after
+-- later migrations. Partitions are deliberately not named: they are reached through job_event alone.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN
+        CREATE ROLE {name} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
+    END IF;
+END $$;
+-- How it authenticates is yours to say, for instance: \password {name}
+GRANT USAGE ON SCHEMA jobledger TO {name};
+GRANT SELECT ON jobledger.migration TO {name};
+GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_counter, jobledger.org_due TO {name};
+GRANT SELECT, INSERT, DELETE ON jobledger.org_batch, jobledger.org_month, jobledger.job_payload, jobledger.job_label TO {name};
+GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job TO {name};
+-- What is in the log stays as it is, or goes.
+GRANT SELECT, INSERT, DELETE ON jobledger.job_event TO {name};
+GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions() TO {name};
+",
+        literal = format_args!("'{}'", role.replace('\'', "''")),
+    )
+}
+
+/// Warns of a role to which row-level security does not apply, or refuses it.
+pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
+    const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
+            pg_has_role(r.oid, c.relowner, 'MEMBER')
+        FROM pg_roles r, pg_class c WHERE r.rolname = current_user AND c.oid = 'jobledger.job'::regclass";
+    let (role, is_super, bypasses, owns): (String, bool, bool, bool) =
+        sqlx::query_as(SQL).fetch_one(connection).await.map_err(store_error)?;
+    let reason = match (is_super, bypasses, owns) {
+        (true, _, _) => "is a superuser, to whom row-level security does not apply",
+        (_, true, _) => "has BYPASSRLS, so row-level security does not apply to it",
+        (_, _, true) => "owns the tables, and so may turn row-level security off",
+        _ => return Ok(()),
+    };
+    if require_rls {
+        return Err(StoreError::Unusable(format!(
+            "the role {role} {reason}: serve as another (`jobledger migrate role-sql` prints how to make one)"
+        )));
+    }
+    tracing::warn!(role, "the role {reason}; `jobledger migrate role-sql` prints how to make one that should serve");
+    Ok(())
+}

