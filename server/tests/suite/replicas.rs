@@ -152,13 +152,13 @@ async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_ackn
     let program = Program::start(&database);
     let acknowledged = Arc::new(Mutex::new(HashMap::new()));
     let stop = Arc::new(AtomicBool::new(false));
-    let (count, mut counted) = watch::channel(0);
+    let ((count, mut counted), (failure, mut failed)) = (watch::channel(0), watch::channel(0));
     let mut writers = JoinSet::new();
     for _ in 0..32 {
         let (mut service, acknowledged) = (program.client().raw(), Arc::clone(&acknowledged));
-        let (stop, count) = (Arc::clone(&stop), count.clone());
+        let (stop, count, failure) = (Arc::clone(&stop), count.clone(), failure.clone());
         writers.spawn(async move {
-            let (mut failures, mut slowest) = (0, Duration::ZERO);
+            let mut slowest = Duration::ZERO;
             while !stop.load(Ordering::SeqCst) {
                 let request = CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };
                 let started = Instant::now();
@@ -171,15 +171,15 @@ async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_ackn
                         count.send_modify(|count| *count += 1);
                     }
                     Err(error) => {
-                        failures += 1;
                         assert_eq!(error.code(), Code::Unavailable, "{error:?}");
                         let retry = error.get_details_retry_info().expect("says when to come back");
                         let wait = retry.retry_delay.expect("a delay");
+                        failure.send_modify(|failures| *failures += 1);
                         sleep_until(tokio::time::Instant::now() + wait).await;
                     }
                 }
             }
-            (failures, slowest)
+            slowest
         });
     }
     let mut goes_on = async || {
@@ -188,15 +188,16 @@ async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_ackn
     };
     goes_on().await;
     for _ in 0..kills {
+        let failures = *failed.borrow();
         cluster.kill();
+        // As long as it is away; a short absence would be waited out.
+        timeout(PATIENCE, failed.wait_for(|now| *now > failures)).await.expect("callers are told").unwrap();
         cluster.start_again();
         goes_on().await;
     }
     stop.store(true, Ordering::SeqCst);
-    let outcomes = writers.join_all().await;
-    let failures: usize = outcomes.iter().map(|(failures, _)| failures).sum();
-    let slowest = outcomes.iter().map(|(_, slowest)| *slowest).max().unwrap();
-    assert!(failures > 0, "the kills were felt");
+    let slowest = writers.join_all().await.into_iter().max().unwrap();
+    let failures = *failed.borrow();
     // A batch that was committing may be looked for as long as 10 s, and its head be waited for before.
     assert!(slowest < Duration::from_secs(25), "a call took {slowest:?}");
     program.kill();
