@@ -114,7 +114,8 @@ CREATE TABLE jobledger.job_event (
 
 CREATE INDEX idx_job_event_job ON jobledger.job_event (org_id, job_id, seq);
 
--- Row-level security. A setting that was never made, or was left behind by a transaction as '', matches no row.
+-- Row-level security. A setting that was never made, or was left behind by a transaction as '', matches no row. The
+-- subquery is asked once a statement, not once a row.
 DO $$
 DECLARE
     tenant_table TEXT;
@@ -122,6 +123,6 @@ BEGIN
     FOREACH tenant_table IN ARRAY ARRAY['org_head', 'org_batch', 'org_counter', 'org_month', 'job', 'job_payload', 'job_event'] LOOP
         EXECUTE format('ALTER TABLE jobledger.%I ENABLE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('ALTER TABLE jobledger.%I FORCE ROW LEVEL SECURITY', tenant_table);
-        EXECUTE format('CREATE POLICY org ON jobledger.%I USING (org_id = nullif(current_setting(''app.current_org_id'', true), '''')::uuid)', tenant_table);
+        EXECUTE format('CREATE POLICY org ON jobledger.%I USING (org_id = (SELECT nullif(current_setting(''app.current_org_id'', true), '''')::uuid))', tenant_table);
     END LOOP;
 END $$;

@@ -14,7 +14,7 @@ CREATE TABLE jobledger.job_label (
 );
 ALTER TABLE jobledger.job_label ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.job_label FORCE ROW LEVEL SECURITY;
-CREATE POLICY org ON jobledger.job_label USING (org_id = nullif(current_setting('app.current_org_id', true), '')::uuid);
+CREATE POLICY org ON jobledger.job_label USING (org_id = (SELECT nullif(current_setting('app.current_org_id', true), '')::uuid));
 
 -- A row for each org; next_due_at is when its background work is to be looked at again. It leads every replica from org
 -- to org, so it has no row-level security, and says nothing of an org but that it is there.

@@ -17,6 +17,10 @@ use tokio::{
 
 use crate::cli::{Cli, ServeArgs};
 
+/// Calls allocate much and in small pieces, on one thread what another frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run(&Cli::parse().into_serve()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,7 +14,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, post
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use crate::harness::root;
+/// The root of the checkout.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the server is in a workspace")
+}
 
 /// The role that migrates, and owns the tables.
 pub(crate) const OWNER: &str = "jobledger_test_owner";
@@ -141,11 +144,12 @@ impl Cluster {
             .expect("a shell");
         let own = Own { bin: bin.to_owned(), folder, _keeper: keeper };
         own.run("initdb", &["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
-        let mut settings = "listen_addresses = ''\nmax_connections = 300\nshared_buffers = 256MB\n\
-            max_wal_size = 4GB\nautovacuum_naptime = 5s\n"
-            .to_owned();
+        let mut settings = "listen_addresses = ''\nmax_connections = 300\nmax_wal_size = 4GB\n".to_owned();
         settings += &format!("unix_socket_directories = '{}'\n", own.folder.display());
-        if durability == Durability::None {
+        if durability == Durability::Full {
+            // As somebody would who has the memory; the default is for machines of another age.
+            settings += "shared_buffers = 1GB\n";
+        } else {
             settings += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n";
         }
         let file = own.folder.join("data/postgresql.conf");
@@ -211,6 +215,11 @@ impl Cluster {
 
     fn own(&self) -> &Own {
         self.own.as_ref().expect("this test needs a cluster of its own")
+    }
+
+    /// One of its installation's programs.
+    pub(crate) fn program(&self, name: &str) -> Command {
+        Command::new(self.own().bin.join(name))
     }
 
     /// The process of the server.

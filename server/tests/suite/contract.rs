@@ -64,6 +64,7 @@ contract! {
     orgs_share_nothing,
     a_key_held_by_two_jobs_is_refused_and_nothing_is_written,
     a_batch_of_any_size_is_written_whole,
+    a_batch_of_all_kinds_of_jobs_is_read_back_whole,
     pages_are_cut_by_count_and_by_bytes_without_a_gap,
     filtered_pages_move_on_where_nothing_matches,
     counters_add_up_by_type_and_status,
@@ -419,6 +420,64 @@ async fn a_batch_of_any_size_is_written_whole(store: Arc<dyn Store>) {
     assert_eq!(loaded.jobs.len(), written.len());
     let statistics = store.statistics(org, &[]).await.unwrap();
     assert_eq!(statistics.types[0].counts, counts(JobStatus::Queued, written.len() as i64));
+}
+
+async fn a_batch_of_all_kinds_of_jobs_is_read_back_whole(store: Arc<dyn Store>) {
+    // Rows may travel in other shapes where they are alike: each difference alone, then all together.
+    type Change = fn(&mut Job);
+    fn spec(job: &mut Job) -> &mut JobSpec {
+        Arc::make_mut(&mut job.spec)
+    }
+    let changes: [Change; 12] = [
+        |_| {},
+        |job| spec(job).job_type = "other".into(),
+        |job| spec(job).priority = 5,
+        |job| spec(job).requested_by = "somebody".into(),
+        |job| spec(job).labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        |job| spec(job).retry_policy.multiplier = 1.5,
+        |job| spec(job).idempotency = Some(Idempotency { key: job.id.0.to_string().into(), digest: Digest([3; 32]) }),
+        |job| {
+            job.scheduled_at = Some(time(1_000_000));
+            job.ready_at = time(1_000_000);
+        },
+        |job| job.scheduled_at = Some(time(-5)),
+        |job| job.created_at = time(-5),
+        |job| {
+            (job.status, job.attempt, job.last_job_seq) = (JobStatus::Running, 1, 2);
+            (job.started_at, job.attempt_started_at) = (Some(time(7)), Some(time(7)));
+        },
+        |job| job.last_error = Some(JobError { code: "E".into(), message: "m".into() }),
+    ];
+    let batch = async |changes: &[Change]| {
+        let org = org();
+        let jobs: Vec<_> = [&changes[..1], changes]
+            .concat()
+            .iter()
+            .zip(1..)
+            .map(|(change, seq)| {
+                let mut made =
+                    Job { created_at: time(1), updated_at: time(1), ready_at: time(1), ..job(org, "t", seq) };
+                made.last_recorded_at = time(1);
+                change(&mut made);
+                made
+            })
+            .collect();
+        let kind = |job: &Job| if job.attempt > 0 { EventKind::Started } else { EventKind::Created };
+        let record =
+            |job: &Job| JobEvent { kind: kind(job), recorded_at: time(1), ts: time(1), ..event(job, job.last_seq) };
+        let events: Vec<_> = jobs.iter().map(|job| Arc::new(record(job))).collect();
+        let written = Changes { head: head(jobs.len() as i64), events, created: jobs.clone(), ..Changes::default() };
+        write(&*store, org, &written).await.unwrap();
+        let needs = Needs { jobs: jobs.iter().map(|job| job.id).collect(), ..Needs::default() };
+        let mut found = load(&*store, org, needs).await.jobs;
+        found.sort_by_key(|job| job.last_seq);
+        assert_eq!(found, jobs);
+        assert_eq!(store.events(org, &all(0)).await.unwrap().events, written.events);
+    };
+    for change in changes {
+        batch(&[change]).await;
+    }
+    batch(&changes).await;
 }
 
 async fn pages_are_cut_by_count_and_by_bytes_without_a_gap(store: Arc<dyn Store>) {

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
@@ -22,6 +22,7 @@ use jobledger_server::{
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
+pub(crate) use crate::cluster::root;
 use crate::cluster::{self, Cluster};
 
 /// Longer than anything takes that is going to happen.
@@ -337,11 +338,6 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     }
     command.args(arguments);
     command
-}
-
-/// The root of the checkout.
-pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the server is in a workspace")
 }
 
 /// A clock that is moved by hand, in microseconds. Each reading moves it by one step.

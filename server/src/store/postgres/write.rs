@@ -1,4 +1,7 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has, each a set taken apart by `unnest`.
+//!
+//! Columns that belong together and are the same in all rows of a set travel once, not as arrays: most batches create jobs
+//! that differ in their ids and places only. The groups are few, and so are the texts that are prepared.
 
 use std::fmt::Write as _;
 
@@ -65,10 +68,13 @@ struct Statement {
     arguments: PgArguments,
 }
 
-/// A column to be written: its name, its type, and what makes the type from what `unnest` gives.
+/// A column to be written.
 struct Column {
     name: &'static str,
+    /// Where its values stand among the arguments.
     place: String,
+    /// One value for all rows, instead of an array.
+    is_same: bool,
 }
 
 impl Statement {
@@ -107,25 +113,65 @@ impl Statement {
         Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
     {
         let place = self.bind(rows.iter().map(value).collect::<Vec<_>>())?;
-        Ok(Column { name, place })
+        Ok(Column { name, place, is_same: false })
     }
 
-    fn created_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
-        if jobs.is_empty() {
-            return Ok(());
+    /// Binds one column of a set that has rows: as one value where all are known to be the same.
+    fn either<'q, R, T>(
+        &mut self,
+        is_same: bool,
+        name: &'static str,
+        rows: &'q [R],
+        mut value: impl FnMut(&'q R) -> T,
+    ) -> Result<Column, StoreError>
+    where
+        T: Encode<'q, Postgres> + Type<Postgres>,
+        Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
+    {
+        if !is_same {
+            return self.column(name, rows, value);
         }
-        let mut columns = self.fixed_columns(jobs)?;
-        columns.extend(self.changing_columns(jobs)?);
-        self.insert("created_jobs", "job", &columns);
+        let place = self.bind(value(&rows[0]))?;
+        Ok(Column { name, place, is_same })
+    }
+
+    /// New jobs: those that only wait, which is nearly all, apart from those that this batch has worked on already.
+    fn created_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+        let (waiting, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| is_waiting(job));
+        if !waiting.is_empty() {
+            let mut columns = self.fixed_columns(&waiting)?;
+            columns.extend(self.waiting_columns(&waiting)?);
+            self.insert("waiting_jobs", "job", &columns);
+        }
+        if !others.is_empty() {
+            let mut columns = self.fixed_columns(&others)?;
+            columns.extend(self.changing_columns(&others)?);
+            self.insert("created_jobs", "job", &columns);
+        }
         Ok(())
+    }
+
+    /// The columns of a job that was just created; the defaults of the others are what it has.
+    fn waiting_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
+        let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
+        let is_unscheduled = jobs.iter().all(|job| job.scheduled_at.is_none());
+        Ok(vec![
+            self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
+            self.either(is_unscheduled, "scheduled_at", jobs, |job| job.scheduled_at)?,
+            self.either(is_unscheduled && time_is_same, "ready_at", jobs, |job| job.ready_at)?,
+            self.either(true, "last_job_seq", jobs, |job| job.last_job_seq)?,
+            self.column("last_seq", jobs, |job| job.last_seq)?,
+            self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
+        ])
     }
 
     fn changed_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
         if jobs.is_empty() {
             return Ok(());
         }
-        let id = self.column("id", jobs, |job| job.id.0)?;
-        let columns = self.changing_columns(jobs)?;
+        let jobs: Vec<_> = jobs.iter().collect();
+        let id = self.column("id", &jobs, |job| job.id.0)?;
+        let columns = self.changing_columns(&jobs)?;
         let set: Vec<_> = columns.iter().map(|column| format!("{0} = u.{0}", column.name)).collect();
         let set = set.join(", ");
         let rows = unnest(std::iter::once(&id).chain(&columns));
@@ -137,30 +183,39 @@ impl Statement {
     }
 
     /// All columns of `job` that never change, but for the org.
-    fn fixed_columns(&mut self, jobs: &[Job]) -> Result<Vec<Column>, StoreError> {
-        let key = |job: &'_ Job| job.spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string());
+    fn fixed_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
+        let key = |job: &&Job| job.spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string());
+        let type_is_same = all_same(jobs, |job| &job.spec.job_type);
+        let has_no_key = jobs.iter().all(|job| job.spec.idempotency.is_none());
+        let rest_is_same = all_same(jobs, |job| {
+            let spec = &job.spec;
+            (spec.max_attempts, spec.priority, &spec.requested_by, &spec.labels, &spec.retry_policy)
+        });
+        let time_is_same = all_same(jobs, |job| job.created_at);
         let columns = vec![
             self.column("id", jobs, |job| job.id.0)?,
-            self.column("type", jobs, |job| &*job.spec.job_type)?,
-            self.column("max_attempts", jobs, |job| job.spec.max_attempts)?,
-            self.column("priority", jobs, |job| job.spec.priority)?,
-            self.column("idempotency_key", jobs, key)?,
-            self.column("request_digest", jobs, |job| {
+            self.either(type_is_same, "type", jobs, |job| &*job.spec.job_type)?,
+            self.either(rest_is_same, "max_attempts", jobs, |job| job.spec.max_attempts)?,
+            self.either(rest_is_same, "priority", jobs, |job| job.spec.priority)?,
+            self.either(has_no_key, "idempotency_key", jobs, key)?,
+            self.either(has_no_key, "request_digest", jobs, |job| {
                 job.spec.idempotency.as_ref().map(|idempotency| &idempotency.digest.0[..])
             })?,
-            self.column("requested_by", jobs, |job| non_empty(&job.spec.requested_by))?,
-            self.column("labels", jobs, |job| labels_json(&job.spec.labels))?,
-            self.column("retry_initial", jobs, |job| job.spec.retry_policy.initial_backoff.as_micros() as i64)?,
-            self.column("retry_multiplier", jobs, |job| job.spec.retry_policy.multiplier)?,
-            self.column("retry_max", jobs, |job| job.spec.retry_policy.max_backoff.as_micros() as i64)?,
-            self.column("created_at", jobs, |job| job.created_at)?,
+            self.either(rest_is_same, "requested_by", jobs, |job| non_empty(&job.spec.requested_by))?,
+            self.either(rest_is_same, "labels", jobs, |job| labels_json(&job.spec.labels))?,
+            self.either(rest_is_same, "retry_initial", jobs, |job| {
+                job.spec.retry_policy.initial_backoff.as_micros() as i64
+            })?,
+            self.either(rest_is_same, "retry_multiplier", jobs, |job| job.spec.retry_policy.multiplier)?,
+            self.either(rest_is_same, "retry_max", jobs, |job| job.spec.retry_policy.max_backoff.as_micros() as i64)?,
+            self.either(time_is_same, "created_at", jobs, |job| job.created_at)?,
         ];
         debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[1..JOB_FIXED_COLUMNS].iter().copied()));
         Ok(columns)
     }
 
     /// The columns of `job` that events change.
-    fn changing_columns(&mut self, jobs: &[Job]) -> Result<Vec<Column>, StoreError> {
+    fn changing_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
         let columns = vec![
             self.column("status", jobs, |job| job.status.as_str())?,
             self.column("attempt", jobs, |job| job.attempt)?,
@@ -226,20 +281,26 @@ impl Statement {
             return Ok(());
         }
         let details = events.iter().map(|event| detail::write(event)).collect::<Result<Vec<_>, _>>()?;
+        let time_is_same = all_same(events, |event| (event.ts, event.recorded_at));
+        let kind_is_same = all_same(events, |event| {
+            let path = (event.kind, event.prev_status, event.next_status, event.attempt, event.job_seq);
+            (path, &event.actor, &event.job_type, event.weight())
+        });
+        let says_nothing = details.iter().all(Option::is_none);
         let columns = [
             self.column("seq", events, |event| event.seq)?,
             self.column("job_id", events, |event| event.job_id.0)?,
-            self.column("job_seq", events, |event| event.job_seq)?,
-            self.column("ts", events, |event| event.ts)?,
-            self.column("recorded_at", events, |event| event.recorded_at)?,
-            self.column("kind", events, |event| event.kind.as_str())?,
-            self.column("prev_status", events, |event| event.prev_status.map(JobStatus::as_str))?,
-            self.column("next_status", events, |event| event.next_status.as_str())?,
-            self.column("attempt", events, |event| event.attempt)?,
-            self.column("actor", events, |event| non_empty(&event.actor).map(str::to_owned))?,
-            self.column("job_type", events, |event| &*event.job_type)?,
-            self.column("detail_json", &details, Option::as_deref)?,
-            self.column("bytes", events, |event| i32::try_from(event.weight()).unwrap_or(i32::MAX))?,
+            self.either(kind_is_same, "job_seq", events, |event| event.job_seq)?,
+            self.either(time_is_same, "ts", events, |event| event.ts)?,
+            self.either(time_is_same, "recorded_at", events, |event| event.recorded_at)?,
+            self.either(kind_is_same, "kind", events, |event| event.kind.as_str())?,
+            self.either(kind_is_same, "prev_status", events, |event| event.prev_status.map(JobStatus::as_str))?,
+            self.either(kind_is_same, "next_status", events, |event| event.next_status.as_str())?,
+            self.either(kind_is_same, "attempt", events, |event| event.attempt)?,
+            self.either(kind_is_same, "actor", events, |event| non_empty(&event.actor))?,
+            self.either(kind_is_same, "job_type", events, |event| &*event.job_type)?,
+            self.either(says_nothing, "detail_json", &details, Option::as_deref)?,
+            self.either(kind_is_same, "bytes", events, |event| i32::try_from(event.weight()).unwrap_or(i32::MAX))?,
         ];
         debug_assert!(columns.iter().map(|column| column.name).take(12).eq(EVENT_COLUMNS[1..].iter().copied()));
         self.insert("events", "job_event", &columns);
@@ -371,7 +432,15 @@ impl Statement {
     /// A part that inserts a set.
     fn insert(&mut self, part: &str, table: &str, columns: &[Column]) {
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
-        let values: Vec<_> = names.iter().map(|name| format!("u.{name}{}", cast(name))).collect();
+        let value = |column: &Column| {
+            let (name, place) = (column.name, &column.place);
+            if column.is_same {
+                format!("{place}::{}{}", type_of(name), cast(name))
+            } else {
+                format!("u.{name}{}", cast(name))
+            }
+        };
+        let values: Vec<_> = columns.iter().map(value).collect();
         let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
         self.part(
             part,
@@ -380,18 +449,33 @@ impl Statement {
     }
 }
 
-/// Columns as a table `u`.
+/// True if something is the same in all rows.
+fn all_same<'q, R, T: PartialEq>(rows: &'q [R], value: impl Fn(&'q R) -> T) -> bool {
+    rows.windows(2).all(|pair| value(&pair[0]) == value(&pair[1]))
+}
+
+/// True of a job to which nothing has happened yet: the columns' defaults tell of it.
+fn is_waiting(job: &Job) -> bool {
+    (job.status, job.attempt, job.failures, job.last_job_seq) == (JobStatus::Queued, 0, 0, 1)
+        && job.ready_at == job.scheduled_at.unwrap_or(job.updated_at).max(job.updated_at)
+        && !job.cancel_requested
+        && job.last_error.is_none()
+        && job.outcome.is_none()
+        && job.result_at.is_none()
+}
+
+/// The columns that differ from row to row, as a table `u`.
 fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
     let (mut places, mut names) = (Vec::new(), Vec::new());
-    for column in columns {
-        places.push(format!("{}::{}[]", column.place, array_of(column.name)));
+    for column in columns.into_iter().filter(|column| !column.is_same) {
+        places.push(format!("{}::{}[]", column.place, type_of(column.name)));
         names.push(column.name);
     }
     format!("unnest({}) AS u ({})", places.join(", "), names.join(", "))
 }
 
 /// The type in which a column travels.
-fn array_of(column: &str) -> &'static str {
+fn type_of(column: &str) -> &'static str {
     match column {
         "id" | "job_id" => "uuid",
         "attempt" | "max_attempts" | "failures" | "priority" | "bytes" => "int4",
