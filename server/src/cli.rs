@@ -1,9 +1,9 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use jobledger_server::{Config, store::DatabaseUrl, telemetry::LogFormat};
+use jobledger_server::{Config, domain::status::JobStatus, store::DatabaseUrl, telemetry::LogFormat};
 
 /// A durable, ordered record of background jobs, served over gRPC.
 ///
@@ -17,21 +17,97 @@ pub(crate) struct Cli {
     serve: ServeArgs,
 }
 
+/// What the program is asked to do.
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum Command {
     /// Serve the ledger until SIGINT or SIGTERM.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    /// Bring a database to this program's schema, or back.
+    Migrate {
+        #[command(subcommand)]
+        command: Migrate,
+    },
+}
+
+/// What to do with a database's schema.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Migrate {
+    /// Apply the migrations that are missing, creating an SQLite file where there is none.
+    Up(DatabaseArgs),
+    /// Undo migrations, the last one first. Says what it will lose, and does it only with --yes.
+    Down {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Undo every migration above this one; 0 undoes all. By default the last one alone is undone.
+        #[arg(long, value_name = "VERSION")]
+        to: Option<i64>,
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// List the migrations and where they stand.
+    Status(DatabaseArgs),
+    /// Print the SQL that makes a PostgreSQL role to serve as: neither owner nor superuser.
+    RoleSql {
+        /// The role's name.
+        #[arg(long, default_value = "jobledger_server", value_name = "NAME")]
+        role: String,
+    },
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+pub(crate) struct DatabaseArgs {
+    /// Where the ledger is kept: sqlite://PATH (three slashes for an absolute path), created if it is missing, or
+    /// postgres://USER:PASSWORD@HOST:PORT/NAME; add ?sslmode=verify-full for TLS, ?host=/DIRECTORY for a socket.
+    #[arg(
+        long,
+        env = "JOBLEDGER_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "sqlite://jobledger.db"
+    )]
+    pub(crate) database_url: DatabaseUrl,
 }
 
 impl Cli {
-    /// What to serve, with the command named or left out.
-    pub(crate) fn into_serve(self) -> ServeArgs {
-        match self.command {
-            Some(Command::Serve(args)) => args,
-            None => self.serve,
-        }
+    /// What to do; to serve, where nothing is named.
+    pub(crate) fn into_command(self) -> Command {
+        self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve)))
     }
 }
+
+/// How long finished jobs are kept: `30d`, or `failed=90d` for one status.
+#[derive(Debug, Clone, Copy)]
+struct Keep {
+    /// `None`: all in which jobs end.
+    status: Option<JobStatus>,
+    time: Duration,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (status, time) = match text.split_once('=') {
+            None => (None, text),
+            Some((name, time)) => {
+                let status = JobStatus::parse(name).filter(|status| status.is_terminal());
+                let known = "succeeded, failed, canceled or dead_letter";
+                (Some(status.ok_or_else(|| format!("{name:?} is no status in which jobs end: {known}"))?), time)
+            }
+        };
+        let time = humantime::parse_duration(time).map_err(|error| format!("{time:?}: {error}"))?;
+        if time < MIN_RETENTION || time > MAX_RETENTION {
+            return Err("jobs can be kept for a second at least, and a hundred years at most".to_owned());
+        }
+        Ok(Self { status, time })
+    }
+}
+
+/// Shorter, a worker could hardly read what it has done.
+const MIN_RETENTION: Duration = Duration::from_secs(1);
+const MAX_RETENTION: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 /// How to serve.
 #[derive(Debug, Args)]
@@ -40,9 +116,29 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
     pub(crate) listen: String,
 
-    /// Where the ledger is kept: sqlite://PATH, created if it is missing (three slashes for an absolute path).
-    #[arg(long, env = "JOBLEDGER_DATABASE_URL", value_name = "URL", default_value = "sqlite://jobledger.db")]
-    database_url: DatabaseUrl,
+    #[command(flatten)]
+    database: DatabaseArgs,
+
+    /// Refuse a database that lacks migrations, instead of applying them.
+    #[arg(long, env = "JOBLEDGER_NO_MIGRATE")]
+    no_migrate: bool,
+
+    /// Refuse to serve as a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_REQUIRE_RLS")]
+    require_rls: bool,
+
+    /// Connections that write, and so orgs that may commit at the same time: 1 to 100. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_WRITE_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    write_connections: u32,
+
+    /// Connections that read: 1 to 100. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    read_connections: u32,
+
+    /// Remove finished jobs, with their events, once they have been finished for so long, as in 30d or 12h. By status with
+    /// succeeded=7d, failed=90d, canceled=… or dead_letter=…; may be given several times. By default all are kept.
+    #[arg(long, env = "JOBLEDGER_RETAIN_FINISHED", value_name = "[STATUS=]TIME", value_delimiter = ',')]
+    retain_finished: Vec<Keep>,
 
     /// What to log: a level (error, warn, info, debug, trace), or levels by module as in `info,jobledger_server=debug`.
     #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "info")]
@@ -64,7 +160,19 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     /// The server's configuration.
     pub(crate) fn config(&self) -> Config {
-        let mut config = Config::new(self.database_url.clone());
+        let mut config = Config::new(self.database.database_url.clone());
+        config.migrate = !self.no_migrate;
+        config.require_rls = self.require_rls;
+        config.write_connections = self.write_connections;
+        config.read_connections = self.read_connections;
+        // What is said of one status counts more than what is said of all.
+        let (all, some): (Vec<&Keep>, Vec<&Keep>) = self.retain_finished.iter().partition(|keep| keep.status.is_none());
+        for keep in all.into_iter().chain(some) {
+            let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
+            for status in ends.filter(|status| keep.status.is_none_or(|only| only == *status)) {
+                config.retention.set(status, keep.time);
+            }
+        }
         config.shutdown_grace = Duration::from_secs(self.shutdown_grace);
         config.limits.batch_commands = usize::from(self.max_batch);
         config

@@ -3,7 +3,7 @@
 //! [`Server::open`] takes a listener and a [`Config`], [`Server::run`] serves until it is told to stop. Both can be done
 //! any number of times in one process, which is how the tests do it.
 //!
-//! Dependencies point one way: `main` → `api` → `ledger` → `store` → `domain`. ARCHITECTURE.md has the map.
+//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`. ARCHITECTURE.md has the map.
 
 pub mod config;
 pub mod domain;
@@ -12,6 +12,8 @@ pub mod store;
 pub mod telemetry;
 
 mod api;
+mod maintenance;
+mod readiness;
 mod server;
 
 pub use self::{

@@ -1,6 +1,7 @@
 //! The `jobledger` program.
 
 mod cli;
+mod migrate;
 
 use std::{
     error::Error,
@@ -15,14 +16,18 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use crate::cli::{Cli, ServeArgs};
+use crate::cli::{Cli, Command, ServeArgs};
 
 /// Calls allocate much and in small pieces, on one thread what another frees.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse().into_serve()) {
+    let done = match Cli::parse().into_command() {
+        Command::Serve(args) => serve(&args),
+        Command::Migrate { command } => migrate::run(command),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("jobledger: {error}");
@@ -32,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     telemetry::init(&args.log, args.log_format)?;
     // Before anything is opened: a signal that comes early is not lost.
     let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);

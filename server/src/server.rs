@@ -6,17 +6,20 @@ use jobledger_proto::{FILE_DESCRIPTOR_SET, v1::job_service_server::JobServiceSer
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
+    sync::watch,
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
-use tonic::{server::NamedService, transport::server::TcpIncoming};
-use tonic_health::ServingStatus;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::{server::NamedService, service::Routes, transport::server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     api,
     config::Config,
     ledger::Ledger,
+    maintenance,
+    readiness::Readiness,
     store::{self, Store, StoreError},
 };
 
@@ -94,19 +97,31 @@ impl Server {
         let mut lanes = tokio::spawn(lanes);
         let draining = CancellationToken::new();
 
-        let (mut health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<JobServiceServer<api::Service>>().await;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let (readiness, watched) = watch::channel(Readiness::Ready);
+        // A store that was opened has just answered.
+        report(&health, ServingStatus::Serving).await;
+        let reporting = report_readiness(health.clone(), watched.clone());
+        let maintenance = maintenance::run(ledger.clone(), Arc::clone(&store), config.retention, readiness.clone());
+        let maintenance = AbortOnDropHandle::new(tokio::spawn(async {
+            tokio::join!(reporting, maintenance);
+        }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
+        let mut routes = Routes::new(JobServiceServer::new(service).max_decoding_message_size(api::MAX_REQUEST_BYTES))
+            .add_service(health_service)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let router = routes.axum_router_mut();
+        *router = std::mem::take(router).merge(api::probes(watched));
         let router = tonic::transport::Server::builder()
+            // For the probes alone.
+            .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .layer(api::CallLayer)
-            .add_service(JobServiceServer::new(service).max_decoding_message_size(api::MAX_REQUEST_BYTES))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+            .add_routes(routes);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
         let mut serving =
             tokio::spawn(router.serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned()));
@@ -121,10 +136,12 @@ impl Server {
         };
 
         tracing::info!(grace_s = config.shutdown_grace.as_secs(), "shutting down");
-        for name in ["", JobServiceServer::<api::Service>::NAME] {
-            health.set_service_status(name, ServingStatus::NotServing).await;
+        readiness.send_replace(Readiness::Stopping);
+        drop(maintenance);
+        report(&health, ServingStatus::NotServing).await;
+        for name in HEALTH_SERVICES {
             // Ends the streams of those who watch, which would hold up the stop.
-            health.clear_service_status(name).await;
+            health.clone().clear_service_status(name).await;
         }
         let deadline = Instant::now() + config.shutdown_grace;
         ledger.close();
@@ -138,6 +155,27 @@ impl Server {
         }
         tracing::info!("stopped");
         outcome
+    }
+}
+
+/// The names under which health is reported: the server's, and the service's.
+const HEALTH_SERVICES: [&str; 2] = ["", JobServiceServer::<api::Service>::NAME];
+
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    for name in HEALTH_SERVICES {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// Tells those who ask for the health what is found, until the stop, which tells them itself.
+async fn report_readiness(health: HealthReporter, mut readiness: watch::Receiver<Readiness>) {
+    while readiness.changed().await.is_ok() {
+        let found = *readiness.borrow_and_update();
+        match found {
+            Readiness::Stopping => return,
+            Readiness::Ready => report(&health, ServingStatus::Serving).await,
+            Readiness::NoDatabase | Readiness::Stalled => report(&health, ServingStatus::NotServing).await,
+        }
     }
 }
 

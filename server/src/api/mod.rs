@@ -2,10 +2,11 @@
 
 mod call;
 mod convert;
+mod http;
 mod json;
 mod request;
 mod service;
 mod status;
 mod stream;
 
-pub(crate) use self::{call::CallLayer, service::Service, status::MAX_REQUEST_BYTES};
+pub(crate) use self::{call::CallLayer, http::probes, service::Service, status::MAX_REQUEST_BYTES};

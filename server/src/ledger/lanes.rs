@@ -6,9 +6,13 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 use super::{
     LedgerError, Limits,
@@ -35,6 +39,8 @@ struct State {
     commands: usize,
     bytes: usize,
     is_closed: bool,
+    /// When a turn last ended, or commands began to wait after none had.
+    moved_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -75,6 +81,9 @@ impl Lanes {
         if state.commands >= self.limits.queued_commands || state.bytes + weight > self.limits.queued_bytes {
             return Err(LedgerError::Overloaded);
         }
+        if state.commands == 0 {
+            state.moved_at = Some(Instant::now());
+        }
         state.commands += 1;
         state.bytes += weight;
         let lane = state.lanes.entry(org).or_default();
@@ -85,6 +94,13 @@ impl Lanes {
             self.work.notify_one();
         }
         Ok(receiver)
+    }
+
+    /// How long commands have been waiting while no turn ended; zero if none waits.
+    pub(super) fn stalled_for(&self) -> Duration {
+        let state = self.state();
+        let moved_at = state.moved_at.filter(|_| state.commands > 0);
+        moved_at.map_or(Duration::ZERO, |moved_at| moved_at.elapsed())
     }
 
     /// Refuses new commands; those that wait are still taken.
@@ -126,6 +142,7 @@ impl Lanes {
     /// Ends the turn of these orgs: those with more commands queue up again.
     pub(super) fn finish_turn(&self, orgs: &[OrgId]) {
         let mut state = self.state();
+        state.moved_at = Some(Instant::now());
         for org in orgs {
             state.release(*org);
         }

@@ -165,6 +165,11 @@ impl Ledger {
         Subscription::open(store, catch_up, org, listener, self.bookmark_interval, Arc::new(place), request).await
     }
 
+    /// How long commands have been waiting while none was decided; zero if none waits.
+    pub fn stalled_for(&self) -> Duration {
+        self.lanes.stalled_for()
+    }
+
     /// Refuses new commands; those accepted are still decided.
     pub fn close(&self) {
         self.lanes.close();

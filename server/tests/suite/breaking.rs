@@ -55,6 +55,11 @@ impl Breaking {
         *self.begun.borrow()
     }
 
+    /// The database goes away.
+    pub(crate) fn go_away(&self) {
+        *self.is_away.lock().unwrap() = true;
+    }
+
     /// The database is there again, and has done what was on its way.
     pub(crate) async fn come_back(&self) {
         let late = self.late.lock().unwrap().take();
@@ -135,6 +140,9 @@ impl Store for Breaking {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
+        if *self.is_away.lock().unwrap() {
+            return Err(StoreError::Unavailable("away".to_owned()));
+        }
         self.inner.ping().await
     }
 

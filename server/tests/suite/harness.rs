@@ -108,6 +108,14 @@ impl Database {
         }
     }
 
+    /// The URL of a cluster's role.
+    pub(crate) fn url_as(&self, role: &str) -> String {
+        match &self.0 {
+            Place::Sqlite(_) => panic!("SQLite has no roles"),
+            Place::Postgres(cluster, name) => cluster.url(name, role),
+        }
+    }
+
     pub(crate) fn config(&self) -> Config {
         Config::new(self.url().parse::<DatabaseUrl>().expect("a valid URL"))
     }
@@ -333,7 +341,19 @@ impl Drop for Program {
 /// The program with these arguments, unaffected by the environment of the tests.
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_jobledger"));
-    for name in ["LISTEN", "DATABASE_URL", "LOG", "LOG_FORMAT", "SHUTDOWN_GRACE", "MAX_BATCH"] {
+    for name in [
+        "LISTEN",
+        "DATABASE_URL",
+        "NO_MIGRATE",
+        "REQUIRE_RLS",
+        "WRITE_CONNECTIONS",
+        "READ_CONNECTIONS",
+        "RETAIN_FINISHED",
+        "LOG",
+        "LOG_FORMAT",
+        "SHUTDOWN_GRACE",
+        "MAX_BATCH",
+    ] {
         command.env_remove(format!("JOBLEDGER_{name}"));
     }
     command.args(arguments);

@@ -37,8 +37,12 @@ fn dependencies_point_one_way() {
     for (part, may_not_name) in [
         ("domain", &["store::", "ledger::", "api::", "tonic", "prost", "sqlx", "tokio", "async fn", "serde"][..]),
         ("store", &["ledger::", "api::", "tonic", "prost", "jobledger_proto"]),
-        ("ledger", &["api::", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite"]),
-        ("api", &["sqlx", "store::", "dyn Store"]),
+        (
+            "ledger",
+            &["api::", "maintenance", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite", "store::postgres"],
+        ),
+        ("api", &["sqlx", "store::", "dyn Store", "maintenance"]),
+        ("maintenance", &["api::", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite", "store::postgres"]),
     ] {
         let sources = sources(&server.join(part));
         assert!(!sources.is_empty());

@@ -15,6 +15,7 @@ use jobledger_server::{
         job::{Idempotency, Job, JobSpec},
         json::Json,
         retry::RetryPolicy,
+        transition::{self, Ending, Outcome, Report, Step},
     },
     ledger::{Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},
     store::{EventFilter, EventQuery, Store},
@@ -57,7 +58,7 @@ fn start_lanes(store: &Arc<dyn Store>, limits: Limits) -> (Ledger, JoinHandle<()
     (ledger, tokio::spawn(work))
 }
 
-fn start(store: &Arc<dyn Store>, limits: Limits) -> Ledger {
+pub(crate) fn start(store: &Arc<dyn Store>, limits: Limits) -> Ledger {
     start_lanes(store, limits).0
 }
 
@@ -106,6 +107,43 @@ fn created(reply: Result<JobReply, LedgerError>) -> Job {
     match reply {
         Ok(JobReply { job, deduplicated: false }) => job,
         other => panic!("not created: {other:?}"),
+    }
+}
+
+/// Work on jobs of one org, without a worker.
+pub(crate) struct Work<'a> {
+    pub(crate) ledger: &'a Ledger,
+    pub(crate) org: OrgId,
+}
+
+impl Work<'_> {
+    pub(crate) async fn create(&self) -> JobId {
+        created(self.ledger.submit(self.org, create("t")).await).id
+    }
+
+    pub(crate) async fn begin(&self, job: JobId) {
+        self.report(job, Step::Run).await;
+    }
+
+    /// Begins and ends a job.
+    pub(crate) async fn finish(&self, job: JobId) {
+        self.begin(job).await;
+        let outcome = Outcome::Succeeded { result: None };
+        self.report(job, Step::End(Ending { outcome, digest: Digest([9; 32]) })).await;
+    }
+
+    async fn report(&self, job: JobId, step: Step) {
+        let report = Report {
+            step: Some(step),
+            stage: None,
+            progress: None,
+            message: "".into(),
+            lease: None,
+            etag: None,
+            actor: "".into(),
+        };
+        let command = Command::Apply { job, command: Box::new(transition::Command::Report(report)) };
+        self.ledger.submit(self.org, command).await.expect("the report is taken");
     }
 }
 

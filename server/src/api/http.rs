@@ -1,0 +1,18 @@
+//! What is answered to plain HTTP, on the same port: probes.
+
+use axum::{Router, http::StatusCode, routing::get};
+use tokio::sync::watch;
+
+use crate::readiness::Readiness;
+
+/// `/healthz`: the process answers, whatever its database does. `/readyz`: it can be used.
+pub(crate) fn probes(readiness: watch::Receiver<Readiness>) -> Router {
+    let ready = move || {
+        let found = *readiness.borrow();
+        async move {
+            let code = if found == Readiness::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            (code, format!("{found}\n"))
+        }
+    };
+    Router::new().route("/healthz", get(async || "ok\n")).route("/readyz", get(ready))
+}

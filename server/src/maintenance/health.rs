@@ -1,0 +1,38 @@
+//! Looks every other second whether this server can be used.
+
+use std::time::Duration;
+
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use crate::{ledger::Ledger, readiness::Readiness, store::Store};
+
+/// How often it looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long the database may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long commands may wait while none is decided. Longer than the outcome of a broken commit is looked for.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+pub(super) async fn run(ledger: &Ledger, store: &dyn Store, readiness: &watch::Sender<Readiness>) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let found = match timeout(ANSWER_WITHIN, store.ping()).await {
+            Ok(Ok(())) if ledger.stalled_for() > STALLED_AFTER => Readiness::Stalled,
+            Ok(Ok(())) => Readiness::Ready,
+            Ok(Err(_)) | Err(_) => Readiness::NoDatabase,
+        };
+        readiness.send_if_modified(|readiness| {
+            let is_news = *readiness != found && *readiness != Readiness::Stopping;
+            if is_news {
+                tracing::warn!(was = %readiness, is = %found, "readiness has changed");
+                *readiness = found;
+            }
+            is_news
+        });
+    }
+}

@@ -1,0 +1,29 @@
+//! What a server does by itself: one file a service. Each runs until it is dropped, on every server alike: there is no leader.
+
+mod health;
+mod retention;
+mod upkeep;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::{
+    ledger::{Ledger, Retention},
+    readiness::Readiness,
+    store::Store,
+};
+
+/// Runs all services, for as long as it is polled.
+pub(crate) async fn run(
+    ledger: Ledger,
+    store: Arc<dyn Store>,
+    retention: Retention,
+    readiness: watch::Sender<Readiness>,
+) {
+    tokio::join!(
+        health::run(&ledger, &*store, &readiness),
+        retention::run(&ledger, &*store, retention),
+        upkeep::run(&*store),
+    );
+}

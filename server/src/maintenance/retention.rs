@@ -1,0 +1,76 @@
+//! Removes finished jobs that are kept no longer, org by org, as commands in their lanes.
+//!
+//! `org_due` leads it: a look at an org says when the next one is worth while. At its start it looks at every org once,
+//! since what is kept may be another time than before.
+
+use std::{future::pending, time::Duration};
+
+use tokio::time::sleep;
+
+use crate::{
+    domain::id::OrgId,
+    ledger::{Ledger, LedgerError, Retention},
+    store::{Store, StoreError},
+};
+
+/// Orgs looked at in one go.
+const ORGS: usize = 100;
+/// How long an org is left to the server that took it. Should that one die, another takes over.
+const HOLD: Duration = Duration::from_secs(60);
+/// The shortest and the longest wait between two looks for orgs that are due.
+const LEAST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention) {
+    let Some(shortest) = retention.shortest() else { return pending().await };
+    let wait = (shortest / 100).clamp(LEAST_WAIT, LONGEST_WAIT);
+    while let Err(error) = sweep_all(ledger, store, retention).await {
+        tracing::warn!(%error, "can't look for finished jobs that are kept no longer; trying again");
+        sleep(wait).await;
+    }
+    loop {
+        match store.take_due(ORGS, HOLD).await {
+            Ok(orgs) if orgs.is_empty() => sleep(wait).await,
+            Ok(orgs) => sweep(ledger, &orgs, retention).await,
+            Err(error) => {
+                tracing::warn!(%error, "can't look for finished jobs that are kept no longer; trying again");
+                sleep(wait).await;
+            }
+        }
+    }
+}
+
+async fn sweep_all(ledger: &Ledger, store: &dyn Store, retention: Retention) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let orgs = store.orgs(after, ORGS).await?;
+        let Some(last) = orgs.last() else { return Ok(()) };
+        after = Some(*last);
+        sweep(ledger, &orgs, retention).await;
+    }
+}
+
+async fn sweep(ledger: &Ledger, orgs: &[OrgId], retention: Retention) {
+    for org in orgs {
+        let mut jobs = 0;
+        loop {
+            match ledger.retain(*org, retention).await {
+                Ok(removed) => {
+                    jobs += removed.jobs;
+                    if !removed.has_more {
+                        break;
+                    }
+                }
+                Err(LedgerError::Draining) => return,
+                // It stays due, or falls due again.
+                Err(error) => {
+                    tracing::warn!(org_id = %org, %error, "can't remove finished jobs; trying again later");
+                    break;
+                }
+            }
+        }
+        if jobs > 0 {
+            tracing::info!(org_id = %org, jobs, "removed finished jobs that are kept no longer");
+        }
+    }
+}

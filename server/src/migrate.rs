@@ -1,0 +1,67 @@
+//! `jobledger migrate`.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+};
+
+use jobledger_server::store::{
+    DatabaseUrl,
+    migrations::{self, MigrationState, MigrationStatus},
+    postgres::role_sql,
+};
+
+use crate::cli::Migrate;
+
+/// Does what was asked, and says what was done.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(command: Migrate) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut out = io::stdout().lock();
+    match command {
+        Migrate::Up(database) => {
+            let applied = migrations::up(&database.database_url).await?;
+            for migration in &applied {
+                writeln!(out, "applied {migration}")?;
+            }
+            if applied.is_empty() {
+                writeln!(out, "nothing to do: the database is up to date")?;
+            }
+        }
+        Migrate::Status(database) => {
+            for migration in migrations::status(&database.database_url).await? {
+                writeln!(out, "{migration}: {}", migration.state)?;
+            }
+        }
+        Migrate::Down { database, to, yes } => down(&mut out, &database.database_url, to, yes).await?,
+        Migrate::RoleSql { role } => write!(out, "{}", role_sql(&role))?,
+    }
+    Ok(())
+}
+
+async fn down(
+    out: &mut impl io::Write,
+    url: &DatabaseUrl,
+    to: Option<i64>,
+    yes: bool,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let all = migrations::status(url).await?;
+    let is_applied = |migration: &&MigrationStatus| migration.state == MigrationState::Applied;
+    let last = all.iter().filter(is_applied).map(|migration| migration.version).max().unwrap_or(0);
+    let target = to.unwrap_or(last - 1).max(0);
+    let undone: Vec<_> = all.iter().filter(is_applied).filter(|migration| migration.version > target).rev().collect();
+    if undone.is_empty() {
+        writeln!(out, "nothing to do: no migration above {target} is applied")?;
+        return Ok(());
+    }
+    for migration in &undone {
+        writeln!(out, "undoing {migration} loses {}", migration.loses)?;
+    }
+    if !yes {
+        return Err("nothing was done: add --yes to do it".into());
+    }
+    migrations::down(url, target).await?;
+    for migration in undone {
+        writeln!(out, "undone {migration}")?;
+    }
+    Ok(())
+}

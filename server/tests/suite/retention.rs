@@ -1,0 +1,164 @@
+//! What is kept no longer goes, with all that belongs to it; everything else stays.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
+use jobledger_server::{
+    domain::{id::OrgId, status::JobStatus},
+    ledger::Retention,
+};
+use serde_json::json;
+use sqlx::{Executor as _, Row as _};
+use tokio::time::timeout;
+
+use crate::{
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    ledger::{Work, start},
+};
+
+on_both_databases! {
+    finished_jobs_go_when_their_time_is_over_and_others_stay,
+    one_batch_removes_a_bounded_number_and_says_that_there_are_more,
+    a_job_that_was_retried_meanwhile_stays,
+}
+
+/// Rows of a table.
+async fn rows(database: &Database, table: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table}");
+    if database.is_postgres() {
+        let sql = sqlx::AssertSqlSafe(sql.replace("FROM ", "FROM jobledger."));
+        database.connect_as("postgres").await.fetch_one(sql).await.unwrap().get(0)
+    } else {
+        database.connect().await.fetch_one(sqlx::AssertSqlSafe(sql)).await.unwrap().get(0)
+    }
+}
+
+fn keep(status: JobStatus, time: Duration) -> Retention {
+    let mut retention = Retention::default();
+    retention.set(status, time);
+    retention
+}
+
+/// Calls until the statistics say so.
+async fn until_counts(client: &Client, status: fn(&jobledger_client::proto::StatusCounts) -> i64, expected: i64) {
+    let reached =
+        async { while status(&client.statistics(&[]).await.unwrap().counts.unwrap_or_default()) != expected {} };
+    timeout(PATIENCE, reached).await.expect("retention gets there");
+}
+
+async fn finished_jobs_go_when_their_time_is_over_and_others_stay(database: Database) {
+    let mut config = database.config();
+    config.retention = keep(JobStatus::Succeeded, Duration::from_secs(1));
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    let create = async |n: i32| {
+        let job = NewJob::new("t").idempotency_key(format!("key {n}")).label("n", n.to_string());
+        client.create(job.payload(&json!({ "n": n })).unwrap()).await.unwrap().job.id
+    };
+    let failed = create(100).await;
+    client.update(Report::start(&failed)).await.unwrap();
+    client.update(Report::failed(&failed, "E", "no")).await.unwrap();
+    let running = create(101).await;
+    client.update(Report::start(&running)).await.unwrap();
+    let mut gone = Vec::new();
+    for n in 0..5 {
+        let id = create(n).await;
+        client.update(Report::start(&id)).await.unwrap();
+        client.update(Report::succeeded(&id).result(&json!("done")).unwrap()).await.unwrap();
+        gone.push(id);
+    }
+    let queued = create(102).await;
+    until_counts(&client, |counts| counts.succeeded, 0).await;
+
+    let counts = client.statistics(&[]).await.unwrap().counts.unwrap();
+    assert_eq!((counts.failed, counts.running, counts.queued), (1, 1, 1));
+    for id in &gone {
+        assert!(matches!(client.get(id).await, Err(Error::JobNotFound { .. })));
+    }
+    for id in [&failed, &running, &queued] {
+        assert!(client.get(id).await.unwrap().payload.is_some());
+    }
+    // A job that exists has its whole history; the org's log is whole from its floor on.
+    let mut history = client.subscribe(Follow::job(&failed)).await.unwrap();
+    let mut seqs = Vec::new();
+    while let Some(item) = timeout(PATIENCE, history.next()).await.expect("it ends") {
+        if let Item::Event(event) = item.unwrap() {
+            seqs.push(event.seq);
+        }
+    }
+    assert_eq!(seqs, [1, 2, 3]);
+    let expired = client.subscribe(Follow::org().after(0)).await;
+    let error = match expired {
+        Err(error) => error,
+        Ok(mut events) => events.next().await.expect("an answer").expect_err("what is gone is not skipped"),
+    };
+    assert!(matches!(error, Error::CursorExpired { oldest_seq: 21, head_seq: 21 }), "{error:?}");
+    let mut rest = client.subscribe(Follow::org().after(20)).await.unwrap();
+    let first = timeout(PATIENCE, rest.next()).await.unwrap().unwrap().unwrap();
+    assert!(matches!(first, Item::Event(event) if event.seq == 21 && event.job_id == queued));
+    // A key goes with its job.
+    let again = client.create(NewJob::new("t").idempotency_key("key 0")).await.unwrap();
+    assert!(!again.deduplicated && again.job.id != gone[0]);
+    for (table, expected) in [("job", 4), ("job_payload", 3), ("job_label", 3), ("job_event", 7)] {
+        assert_eq!(rows(&database, table).await, expected, "{table}");
+    }
+    server.stop().await;
+}
+
+async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(database: Database) {
+    let store = database.open().await;
+    let ledger = start(&store, Default::default());
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    for _ in 0..1_100 {
+        work.finish(work.create().await).await;
+    }
+    let retention = keep(JobStatus::Succeeded, Duration::ZERO);
+    let mut removed = Vec::new();
+    loop {
+        let done = ledger.retain(org, retention).await.unwrap();
+        removed.push(done.jobs);
+        if !done.has_more {
+            break;
+        }
+    }
+    assert_eq!(removed, [500, 500, 100]);
+    assert_eq!(ledger.retain(org, retention).await.unwrap().jobs, 0);
+    let statistics = ledger.statistics(org, &[]).await.unwrap();
+    assert_eq!((statistics.as_of_seq, statistics.types[0].counts.get(JobStatus::Succeeded)), (3_300, 0));
+    // The log goes on where it was, though nothing of it is left.
+    let job = ledger.job(org, work.create().await).await.unwrap().job;
+    assert_eq!(job.last_seq, 3_301);
+    assert_eq!(rows(&database, "job_event").await, 1);
+    assert!(store.take_due(10, Duration::from_secs(60)).await.unwrap().len() <= 1);
+    assert_eq!(store.orgs(None, 10).await.unwrap(), [org]);
+    assert_eq!(store.orgs(Some(org), 10).await.unwrap(), []);
+}
+
+async fn a_job_that_was_retried_meanwhile_stays(database: Database) {
+    let store = database.open().await;
+    let ledger = start(&store, Default::default());
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    let first = work.create().await;
+    work.finish(first).await;
+    let running = work.create().await;
+    work.begin(running).await;
+    let mut all = Retention::default();
+    for status in JobStatus::ALL.into_iter().filter(|status| status.is_terminal()) {
+        all.set(status, Duration::from_secs(3_600));
+    }
+    assert_eq!(ledger.retain(org, all).await.unwrap().jobs, 0, "their time is not over");
+    let at_once = keep(JobStatus::Succeeded, Duration::ZERO);
+    assert_eq!(ledger.retain(org, at_once).await.unwrap().jobs, 1);
+    assert!(ledger.job(org, running).await.is_ok(), "never a job that isn't finished");
+    let counts: BTreeMap<_, _> = ledger
+        .statistics(org, &[])
+        .await
+        .unwrap()
+        .types
+        .into_iter()
+        .map(|of_type| (of_type.job_type, of_type.counts.get(JobStatus::Running)))
+        .collect();
+    assert_eq!(counts, BTreeMap::from([("t".to_owned(), 1)]));
+}
