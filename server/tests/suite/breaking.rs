@@ -31,6 +31,8 @@ pub(crate) enum Break {
     Late,
     /// There is no room.
     Full,
+    /// It got in the way of another transaction, and was given up.
+    Conflict,
 }
 
 /// A real store, with commits that break on demand.
@@ -176,6 +178,7 @@ impl Batch for BreakingBatch {
                 *self.late.lock().unwrap() = Some(self.batch);
                 *self.is_away.lock().unwrap() = true;
             }
+            Some(Break::Conflict) => return Err(StoreError::Conflict("in the way".to_owned())),
             Some(Break::Full) => return Err(StoreError::Full("no room".to_owned())),
         }
         Err(StoreError::OutcomeUnknown("the connection broke".to_owned()))

@@ -125,8 +125,18 @@ impl Cluster {
 
     fn start(bin: &Path, durability: Durability) -> Self {
         let folder = TempDir::with_prefix("jobledger-pg-").expect("a temporary directory").keep();
+        let mut bin = bin.to_owned();
         if let Some((user, group)) = unprivileged() {
             chown(&folder, Some(user), Some(group)).expect("root may");
+            // Whoever runs it may have to be let in: a checkout can be in a folder that is closed to others.
+            let can_run = as_user(&bin.join("postgres"), (user, group)).arg("--version").stdout(Stdio::null()).status();
+            if !can_run.is_ok_and(|status| status.success()) {
+                let copy = folder.join("installation");
+                let from = bin.parent().expect("programs are in a folder of their installation");
+                let copied = Command::new("cp").arg("-r").arg(from).arg(&copy).status().expect("cp runs");
+                assert!(copied.success());
+                bin = copy.join("bin");
+            }
         }
         // Waits for the end of this program, which closes the pipe, and cleans up. In a group of its own, so that ^C
         // doesn't end it first.
@@ -142,7 +152,7 @@ impl Cluster {
             .process_group(0)
             .spawn()
             .expect("a shell");
-        let own = Own { bin: bin.to_owned(), folder, _keeper: keeper };
+        let own = Own { bin, folder, _keeper: keeper };
         own.run("initdb", &["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         let mut settings = "listen_addresses = ''\nmax_connections = 300\nmax_wal_size = 4GB\n".to_owned();
         settings += &format!("unix_socket_directories = '{}'\n", own.folder.display());
@@ -218,6 +228,7 @@ impl Cluster {
     }
 
     /// One of its installation's programs.
+    #[allow(dead_code, reason = "the benchmark shares this file, and needs it")]
     pub(crate) fn program(&self, name: &str) -> Command {
         Command::new(self.own().bin.join(name))
     }
@@ -273,12 +284,7 @@ impl Own {
         let program = self.bin.join(program);
         let mut command = match unprivileged() {
             None => Command::new(&program),
-            Some((user, group)) => {
-                let mut command = Command::new("setpriv");
-                command.args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]);
-                command.arg(&program);
-                command
-            }
+            Some(who) => as_user(&program, who),
         };
         command.arg("-D").arg(self.folder.join("data")).args(arguments);
         // Its own folder: those of this process may be closed to it.
@@ -291,6 +297,13 @@ impl Own {
         let told = told.lines().rev().take(5).collect::<Vec<_>>().join("\n");
         assert!(status.success(), "{}: {status}: {said}{told}", program.display());
     }
+}
+
+/// A program, to be run by somebody else than root.
+fn as_user(program: &Path, (user, group): (u32, u32)) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]).arg(program);
+    command
 }
 
 /// Who runs PostgreSQL, which refuses to run as root; `None` if these tests don't run as root.

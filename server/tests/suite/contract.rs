@@ -67,6 +67,7 @@ contract! {
     a_batch_of_all_kinds_of_jobs_is_read_back_whole,
     pages_are_cut_by_count_and_by_bytes_without_a_gap,
     filtered_pages_move_on_where_nothing_matches,
+    a_log_goes_on_from_month_to_month,
     counters_add_up_by_type_and_status,
     the_longest_wait_is_found_among_ready_jobs,
 }
@@ -530,6 +531,52 @@ async fn filtered_pages_move_on_where_nothing_matches(store: Arc<dyn Store>) {
     assert!(read(by_status).await.0.is_empty());
     let by_job = EventFilter { job: Some(rare.id), ..EventFilter::default() };
     assert_eq!(read(by_job).await, (vec![5_001], 1, Some(JobStatus::Queued)));
+}
+
+async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
+    let org = org();
+    // A job with an event in each of three months, between jobs of one month each.
+    let day = 86_400_000_000;
+    let mut long = Job { created_at: time(0), ..job(org, "t", 1) };
+    let mut jobs = Vec::new();
+    for (month, first) in [(0, 1), (1, 4), (2, 7)] {
+        let at = time(month * 32 * day);
+        let mut short = job(org, "t", first + 1);
+        (short.created_at, short.updated_at, short.ready_at, short.last_recorded_at) = (at, at, at, at);
+        (long.last_seq, long.last_recorded_at, long.last_job_seq) = (first, at, month + 1);
+        let record = |job: &Job, seq| JobEvent { ts: at, recorded_at: at, ..event(job, seq) };
+        let events = vec![record(&long, first), record(&short, first + 1), record(&short, first + 2)];
+        let head = Some(Head { seq: first + 2, recorded_at: Some(at), ..Head::EMPTY });
+        let (mut created, mut changed) = (vec![short.clone()], Vec::new());
+        if month == 0 {
+            created.push(long.clone())
+        } else {
+            changed.push(long.clone())
+        }
+        let events = events.into_iter().map(Arc::new).collect();
+        write(&*store, org, &Changes { head, events, created, changed, ..Changes::default() }).await.unwrap();
+        jobs.push(short.id);
+    }
+    for after in 0..=9 {
+        let page = store.events(org, &all(after)).await.unwrap();
+        let seqs: Vec<_> = page.events.iter().map(|event| event.seq).collect();
+        assert_eq!((seqs, page.head), ((after + 1..=9).collect(), 9), "after {after}");
+        let one = store.events(org, &EventQuery { max_events: 1, ..all(after) }).await.unwrap();
+        assert_eq!(
+            one.events.iter().map(|event| event.seq).collect::<Vec<_>>(),
+            (after + 1..=9).take(1).collect::<Vec<_>>()
+        );
+    }
+    let of_job = |id| EventFilter { job: Some(id), ..EventFilter::default() };
+    let page = store.events(org, &EventQuery { filter: of_job(long.id), ..all(0) }).await.unwrap();
+    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 4, 7]);
+    assert_eq!(store.job(org, long.id).await.unwrap().unwrap().job, long);
+    let removed = load(&*store, org, Needs { jobs: vec![jobs[1], long.id], ..Needs::default() }).await.jobs;
+    let head = Some(Head { seq: 9, floor: 8, recorded_at: Some(time(64 * day)), types: 0 });
+    write(&*store, org, &Changes { head, removed, ..Changes::default() }).await.unwrap();
+    let page = store.events(org, &all(0)).await.unwrap();
+    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3, 8, 9]);
+    assert_eq!((page.head, page.floor), (9, 8));
 }
 
 async fn counters_add_up_by_type_and_status(store: Arc<dyn Store>) {

@@ -8,7 +8,11 @@ use std::{
 
 use serde_json::{Deserializer, Value};
 
-use crate::harness::{Database, Program, TestServer, root};
+use crate::harness::{Database, Program, TestServer, on_both_databases, root};
+
+on_both_databases! {
+    the_calls_of_the_readme_answer_as_it_says,
+}
 
 /// A command of README, with the output that it shows.
 struct Shown {
@@ -83,10 +87,8 @@ impl Normal {
     }
 }
 
-#[test]
-fn the_calls_of_the_readme_answer_as_it_says() {
+async fn the_calls_of_the_readme_answer_as_it_says(database: Database) {
     let grpcurl = grpcurl();
-    let database = Database::sqlite();
     let program = Program::start(&database);
     let shown = shown();
     for rpc in ["list", "CreateJob", "GetJob", "UpdateJobStatus", "StreamJobEvents", "GetStatistics"] {

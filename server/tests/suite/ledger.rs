@@ -43,6 +43,7 @@ on_both_databases! {
     a_commit_that_broke_before_it_happened_is_run_again,
     an_outcome_that_stays_unknown_is_said_to_be,
     a_commit_without_room_says_so_and_is_not_repeated,
+    a_batch_that_got_in_the_way_of_another_is_run_again,
     subscribers_hear_of_an_undecided_commit_once_it_is_decided,
     a_reader_that_retention_overtakes_is_told,
     a_bookmark_on_the_way_does_not_claim_the_head,
@@ -357,6 +358,15 @@ async fn a_commit_without_room_says_so_and_is_not_repeated(database: Database) {
     assert_eq!(ledger.submit(OrgId::DEFAULT, create("t")).await, Err(LedgerError::StorageFull));
     assert_eq!(store.begun(), 1);
     assert_eq!(created(ledger.submit(OrgId::DEFAULT, create("t")).await).last_seq, 1);
+}
+
+async fn a_batch_that_got_in_the_way_of_another_is_run_again(database: Database) {
+    let (store, ledger) = breaking(&database, &[Break::Conflict; 7]).await;
+    let org = OrgId::DEFAULT;
+    assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Unavailable), "not for ever");
+    assert_eq!(store.begun(), 4);
+    assert_eq!(created(ledger.submit(org, create("t")).await).last_seq, 1);
+    assert_eq!(store.begun(), 8);
 }
 
 async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided(database: Database) {

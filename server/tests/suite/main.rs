@@ -15,6 +15,7 @@ mod jobs;
 mod ledger;
 mod memory;
 mod migrate;
+mod plans;
 mod probes;
 mod program;
 mod proxy;

@@ -6,7 +6,11 @@ use jobledger_client::{Follow, Item, NewJob, Report, proto::StreamJobEventsReque
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::harness::{Database, PATIENCE, Program};
+use crate::harness::{Database, PATIENCE, Program, on_both_databases};
+
+on_both_databases! {
+    subscribers_that_stop_reading_do_not_grow_the_server,
+}
 
 /// Resident memory in KiB.
 fn resident(process: u32) -> u64 {
@@ -24,10 +28,8 @@ fn open_files(process: u32, prefix: &str) -> usize {
         .count()
 }
 
-#[tokio::test]
-async fn subscribers_that_stop_reading_do_not_grow_the_server() {
+async fn subscribers_that_stop_reading_do_not_grow_the_server(database: Database) {
     const MIB: u64 = 1 << 10;
-    let database = Database::sqlite();
     let program = Program::start(&database);
     let client = program.client();
     let result = json!("x".repeat(500_000));

@@ -38,6 +38,13 @@ fn help_names_every_option_with_its_default_and_variable() {
         "--log-format",
         "--shutdown-grace",
         "--max-batch",
+        "--no-migrate",
+        "--require-rls",
+        "--retain-finished",
+        "--write-connections",
+        "--read-connections",
+        "postgres://",
+        "migrate",
     ] {
         assert!(help.contains(text), "{text} is missing in:\n{help}");
     }
@@ -50,6 +57,13 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--database-url", "mysql://x"], "expected sqlite://PATH"),
         (vec!["--database-url", "sqlite://:memory:"], "would lose acknowledged jobs"),
         (vec!["--max-batch", "0"], "not in 1..=4096"),
+        (vec!["--database-url", "postgres://u:secret@h:x/d"], "not a PostgreSQL URL"),
+        (vec!["--database-url", "postgres://nobody@127.0.0.1:1/d"], "can't connect to PostgreSQL at 127.0.0.1"),
+        (vec!["--retain-finished", "running=3d"], "is no status in which jobs end"),
+        (vec!["--retain-finished", "soon"], "\"soon\""),
+        (vec!["--retain-finished", "0s"], "for a second at least"),
+        (vec!["--write-connections", "0"], "not in 1..=100"),
+        (vec!["migrate"], "migrate <COMMAND>"),
         (vec!["--shutdown-grace", "18446744073709551615"], "not in 0..=3600"),
         (vec!["--listen", "nowhere:x"], "can't listen on nowhere:x"),
         (vec!["--log", "a=b=c"], "invalid log filter \"a=b=c\""),
@@ -58,6 +72,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
     ] {
         let said = refusal(&arguments);
         assert!(said.contains(expected), "{arguments:?} said: {said}");
+        assert!(!said.contains("secret"), "a password stays unsaid: {said}");
     }
 }
 

@@ -22,6 +22,41 @@ on_both_databases! {
     a_job_that_was_retried_meanwhile_stays,
 }
 
+#[tokio::test]
+async fn months_are_made_ahead_and_empty_ones_that_are_past_are_dropped() {
+    let database = Database::postgres().await;
+    let mut owner = database.connect_as(crate::cluster::OWNER).await;
+    for (name, from, to) in [("2020_01", "2020-01-01", "2020-02-01"), ("2020_02", "2020-02-01", "2020-03-01")] {
+        let sql = format!(
+            "CREATE TABLE jobledger.job_event_{name} PARTITION OF jobledger.job_event
+             FOR VALUES FROM ('{from} 00:00+00') TO ('{to} 00:00+00')"
+        );
+        owner.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+    }
+    let kept = "INSERT INTO jobledger.job_event_2020_02 (org_id, seq, job_id, job_seq, recorded_at, kind, next_status, attempt,
+            job_type, bytes)
+        VALUES (gen_random_uuid(), 1, gen_random_uuid(), 1, '2020-02-02', 'created', 'queued', 0, 't', 256)";
+    database.connect_as("postgres").await.execute(kept).await.unwrap();
+    // A month ahead that somebody has dropped is made again.
+    let newest =
+        "SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'jobledger.job_event'::regclass";
+    let newest: String = owner.fetch_one(newest).await.unwrap().get(0);
+    owner.execute(sqlx::AssertSqlSafe(format!("DROP TABLE {newest}"))).await.unwrap();
+    let before = months(&mut owner).await;
+    database.open().await.maintain().await.unwrap();
+    let after = months(&mut owner).await;
+    assert!(before.iter().any(|name| name.ends_with("2020_01")) && !before.contains(&newest), "{before:?}");
+    assert!(!after.iter().any(|name| name.ends_with("2020_01")), "empty and past: {after:?}");
+    assert!(after.iter().any(|name| name.ends_with("2020_02")), "something is in it: {after:?}");
+    assert!(after.contains(&newest) && after.len() == 5, "this month and the next three: {after:?}");
+}
+
+async fn months(connection: &mut sqlx::PgConnection) -> Vec<String> {
+    let sql =
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'jobledger.job_event'::regclass ORDER BY 1";
+    connection.fetch_all(sql).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
 /// Rows of a table.
 async fn rows(database: &Database, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");

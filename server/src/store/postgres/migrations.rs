@@ -57,7 +57,7 @@ async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), Sto
 }
 
 async fn open(url: &str) -> Result<PgConnection, StoreError> {
-    connect(&connect_options(url).map_err(store_error)?.application_name("jobledger-migrate")).await
+    connect(&connect_options(url)?.application_name("jobledger-migrate")).await
 }
 
 pub(in crate::store) async fn status(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {

@@ -62,13 +62,9 @@ pub struct PostgresStore {
     types: Arc<KnownTypes>,
 }
 
-/// What is wrong with a URL, if anything is.
-pub(super) fn check_url(url: &str) -> Result<(), String> {
-    connect_options(url).map(|_| ()).map_err(|error| error.to_string())
-}
-
-fn connect_options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
-    let options = PgConnectOptions::from_str(url)?;
+fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|error| StoreError::Unusable(format!("not a PostgreSQL URL: {error}")))?;
     Ok(options.disable_statement_logging().application_name("jobledger"))
 }
 
@@ -94,7 +90,7 @@ impl PostgresStore {
     /// If it doesn't answer, is older than PostgreSQL 14, was migrated by a newer server, or is served by a role that must
     /// not serve it.
     pub(super) async fn open(url: &str, options: OpenOptions) -> Result<Self, StoreError> {
-        let base = connect_options(url).map_err(store_error)?;
+        let base = connect_options(url)?;
         let mut connection = connect(&base).await?;
         assert_version(&mut connection).await?;
         migrations::prepare(&mut connection, options.migrate).await?;
@@ -109,7 +105,12 @@ impl PostgresStore {
             options: base,
             types: Arc::default(),
         };
-        store.maintain().await?;
+        store.maintain().await.map_err(|error| match error {
+            StoreError::Unusable(reason) => StoreError::Unusable(format!(
+                "{reason} (`jobledger migrate role-sql` prints the rights that a role needs to serve)"
+            )),
+            other => other,
+        })?;
         Ok(store)
     }
 }

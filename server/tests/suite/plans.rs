@@ -1,0 +1,264 @@
+//! How PostgreSQL goes about the reads, as the serving role, on a database that is not small.
+
+use std::{sync::Arc, time::Instant};
+
+use jobledger_server::{
+    domain::{
+        id::{JobId, OrgId},
+        status::JobStatus,
+    },
+    ledger::Retention,
+    store::{EventFilter, EventQuery, Expired, Needs, Store},
+};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::{
+    cluster::SERVER,
+    contract,
+    harness::{Database, PATIENCE, short_or_long},
+};
+
+const ORGS: i64 = 50;
+
+fn org(n: i64) -> OrgId {
+    OrgId(Uuid::from_u128(n as u128))
+}
+
+fn job(n: i64) -> JobId {
+    JobId(Uuid::from_u128((0x0198_0000_0000_7000 << 64) + n as u128))
+}
+
+/// Jobs with three events each, spread over the orgs; every third has a label.
+async fn fill(database: &Database, jobs: i64) {
+    let mut connection = database.connect_as("postgres").await;
+    let of_org = "lpad(to_hex(n % 50), 32, '0')::uuid";
+    let id = "('01980000-0000-7000-' || lpad(to_hex(n >> 48), 4, '0') || '-' || lpad(to_hex(n), 12, '0'))::uuid";
+    // `seq` of a job's first event: the org's jobs come one after the other.
+    let first = "(n / 50) * 3 + 1";
+    for sql in [
+        // One transaction: what a job says of its last event is when that was written.
+        "BEGIN".to_owned(),
+        format!(
+            "INSERT INTO jobledger.job (org_id, id, type, status, attempt, retry_initial, retry_multiplier, retry_max, labels,
+                created_at, finished_at, ready_at, last_job_seq, last_seq, last_recorded_at)
+             SELECT {of_org}, {id}, 't' || n % 7,
+                (ARRAY['succeeded', 'succeeded', 'succeeded', 'failed', 'queued', 'running'])[1 + n % 6], 1, 1, 2, 3,
+                CASE WHEN n % 3 = 0 THEN jsonb_build_object('k', (n % 100)::text) END,
+                now() - interval '1 minute', CASE WHEN n % 6 < 4 THEN now() END, now(), 3, {first} + 2, now()
+             FROM generate_series(0, {jobs} - 1) n"
+        ),
+        format!(
+            "INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, recorded_at, kind, prev_status, next_status, attempt,
+                job_type, bytes)
+             SELECT {of_org}, {first} + e, {id}, e + 1, now(), 'progress', 'running', 'running', 1, 't' || n % 7, 256
+             FROM generate_series(0, {jobs} - 1) n, generate_series(0, 2) e"
+        ),
+        format!(
+            "INSERT INTO jobledger.job_label SELECT {of_org}, 'k', (n % 100)::text, {id}
+             FROM generate_series(0, {jobs} - 1) n WHERE n % 3 = 0"
+        ),
+        format!(
+            "INSERT INTO jobledger.job_payload SELECT {of_org}, {id}, '{{}}' FROM generate_series(0, {jobs} - 1) n WHERE n % 2 = 0"
+        ),
+        "INSERT INTO jobledger.org_head (org_id, seq, recorded_at, types)
+         SELECT org_id, max(seq), max(recorded_at), 7 FROM jobledger.job_event GROUP BY org_id"
+            .to_owned(),
+        "INSERT INTO jobledger.org_month SELECT org_id, date_trunc('month', now(), 'UTC'), 1 FROM jobledger.org_head".to_owned(),
+        "INSERT INTO jobledger.org_due SELECT org_id, now() FROM jobledger.org_head".to_owned(),
+        "INSERT INTO jobledger.org_counter SELECT org_id, type, count(*) FILTER (WHERE status = 'queued'),
+            count(*) FILTER (WHERE status = 'running'), count(*) FILTER (WHERE status = 'succeeded'),
+            count(*) FILTER (WHERE status = 'failed'), 0, 0 FROM jobledger.job GROUP BY org_id, type"
+            .to_owned(),
+        "COMMIT".to_owned(),
+        "ANALYZE".to_owned(),
+    ] {
+        connection.execute(AssertSqlSafe(sql)).await.expect("the database is filled");
+    }
+}
+
+/// The statement that a function of the schema runs, with its parameters as `$1`, `$2`, …
+async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, String) {
+    let sql = format!(
+        "SELECT prosrc, proargnames[1:pronargs], pronargs::int, (SELECT array_agg(t::regtype::text) FROM unnest(proargtypes::oid[]) t)
+         FROM pg_proc WHERE proname = '{function}' AND pronamespace = 'jobledger'::regnamespace"
+    );
+    let row = connection.fetch_one(AssertSqlSafe(sql)).await.expect("the function is there");
+    let (source, names, types): (String, Vec<String>, Vec<String>) = (row.get(0), row.get(1), row.get(3));
+    let (_, statement) = source.split_once("RETURN QUERY").expect("it returns a query");
+    let mut statement = statement.rsplit_once("\nEND").expect("and ends").0.trim().trim_end_matches(';').to_owned();
+    // Longer names first: one may begin with another.
+    let mut order: Vec<_> = (0..names.len()).collect();
+    order.sort_by_key(|n| std::cmp::Reverse(names[*n].len()));
+    for n in order {
+        statement = statement.replace(&names[n], &format!("${}", n + 1));
+    }
+    (types, statement)
+}
+
+/// The plan of a statement with these arguments, as the role that serves.
+async fn plan(
+    connection: &mut PgConnection,
+    settings: &str,
+    types: &[String],
+    statement: &str,
+    arguments: &str,
+) -> Vec<String> {
+    let mut transaction = connection.begin().await.unwrap();
+    let prepare = format!(
+        "{settings}; SELECT set_config('app.current_org_id', '{}', true); PREPARE plan ({}) AS {statement}",
+        org(7),
+        types.join(", ")
+    );
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *transaction).await.unwrap();
+    let explain = format!("EXPLAIN (COSTS OFF) EXECUTE plan ({arguments})");
+    let rows = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut *transaction).await.unwrap();
+    transaction.execute("DEALLOCATE plan").await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// How the store's sessions plan, and how PostgreSQL would by itself.
+const SERVING: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off";
+const ALONE: &str = "SET LOCAL plan_cache_mode = auto";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_walks_a_table() {
+    let jobs = short_or_long(20_000, 1_000_000);
+    let database = Database::postgres().await;
+    fill(&database, jobs).await;
+    let mut connection = database.connect_as(SERVER).await;
+
+    let (o, j) = (org(7), job(7));
+    let mut reads = Vec::new();
+    for (function, arguments) in [
+        ("read_job", format!("'{o}', '{j}'", j = j.0)),
+        ("read_org_events", format!("'{o}', 100, 4196, NULL, NULL, 256, 1000000")),
+        ("read_org_events", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', 256, 1000000")),
+        ("read_job_events", format!("'{o}', '{j}', 0, NULL, NULL, 256, 1000000", j = j.0)),
+        ("read_statistics", format!("'{o}', NULL")),
+    ] {
+        let (types, statement) = inner(&mut connection, function).await;
+        reads.push((function.to_owned(), types, statement, arguments));
+    }
+    // What a list of jobs asks for: newest first, by status, by type, by label, page after page.
+    let page = "AND id < $2 ORDER BY id DESC LIMIT 51";
+    for (name, statement) in [
+        ("list", format!("SELECT id FROM jobledger.job WHERE org_id = $1 {page}")),
+        ("list by status", format!("SELECT id FROM jobledger.job WHERE org_id = $1 AND status = 'failed' {page}")),
+        (
+            "list by type",
+            format!(
+                "SELECT j.id FROM unnest('{{queued,failed,succeeded}}'::text[]) s CROSS JOIN LATERAL (
+                    SELECT id FROM jobledger.job WHERE org_id = $1 AND type = 't3' AND status = s {page}
+                 ) j ORDER BY j.id DESC LIMIT 51"
+            ),
+        ),
+        (
+            "list by label",
+            "SELECT job_id FROM jobledger.job_label WHERE org_id = $1 AND key = 'k' AND value = '7' AND job_id < $2
+             ORDER BY job_id DESC LIMIT 51"
+                .to_owned(),
+        ),
+    ] {
+        let types = vec!["uuid".to_owned(), "uuid".to_owned()];
+        reads.push((name.to_owned(), types, statement, format!("'{o}', 'ffffffff-ffff-ffff-ffff-ffffffffffff'")));
+    }
+    for (name, types, statement, arguments) in &reads {
+        for settings in [SERVING, ALONE] {
+            let plan = plan(&mut connection, settings, types, statement, arguments).await;
+            let walks = |step: &&String| {
+                // A month that has not begun is empty, and not worth an index.
+                let is_ahead = step.contains("job_event_") && settings == ALONE;
+                step.contains("Seq Scan on job") && !is_ahead
+            };
+            assert_eq!(plan.iter().find(walks), None, "{name}: {plan:#?}");
+            let by_org = plan.iter().any(|step| step.contains("Index Cond") && step.contains("org_id"));
+            assert!(by_org, "{name}: {plan:#?}");
+        }
+    }
+    let everything = serve(&database).await;
+    println!("{jobs} jobs in {ORGS} orgs: no plan walks a table; {everything}");
+}
+
+/// Has a store do all that it does, and asserts that PostgreSQL walked no table for it. How long the reads took.
+async fn serve(database: &Database) -> String {
+    const WALKS: &str = "SELECT coalesce(sum(seq_scan) FILTER (WHERE relname LIKE 'job%'), 0)::bigint,
+            coalesce(sum(idx_scan), 0)::bigint
+        FROM pg_stat_user_tables WHERE schemaname = 'jobledger'";
+    let mut watching = database.connect_as("postgres").await;
+    let store = database.open().await;
+    // A first look at empty months is made before the count begins.
+    use_all(&store).await;
+    store.close().await;
+    let count = async |connection: &mut PgConnection| {
+        let row = connection.fetch_one(WALKS).await.unwrap();
+        (row.get::<i64, _>(0), row.get::<i64, _>(1))
+    };
+    let before = settled(&mut watching, &count, 1).await;
+    let store = database.open().await;
+    let took = use_all(&store).await;
+    // Sessions tell what they did when they end.
+    store.close().await;
+    let after = settled(&mut watching, &count, before.1 + 1).await;
+    assert_eq!(after.0 - before.0, 0, "PostgreSQL walked a table");
+    took
+}
+
+/// The counts, once they have come so far and stay.
+async fn settled(
+    connection: &mut PgConnection,
+    count: &impl AsyncFn(&mut PgConnection) -> (i64, i64),
+    least: i64,
+) -> (i64, i64) {
+    let settled = async {
+        let mut last = (-1, -1);
+        loop {
+            connection.execute("SELECT pg_stat_clear_snapshot(), pg_sleep(0.3)").await.unwrap();
+            let found = count(connection).await;
+            if found.1 >= least && found == last {
+                return found;
+            }
+            last = found;
+        }
+    };
+    timeout(PATIENCE, settled).await.expect("sessions report when they end")
+}
+
+async fn use_all(store: &Arc<dyn Store>) -> String {
+    let o = org(7);
+    let events = |filter, after| EventQuery { filter, after, max_events: 256, max_bytes: 1 << 20 };
+    let of_type = EventFilter { types: vec!["t1".to_owned()], ..EventFilter::default() };
+    let of_job = EventFilter { job: Some(job(7)), ..EventFilter::default() };
+    let mut took = Vec::new();
+    let mut since = Instant::now();
+    let mut note = |name: &str| {
+        took.push(format!("{name} {:.1} ms", since.elapsed().as_secs_f64() * 1e3));
+        since = Instant::now();
+    };
+    assert!(store.job(o, job(7)).await.unwrap().is_some());
+    note("connecting and job");
+    assert!(store.job(o, job(57)).await.unwrap().is_some());
+    note("job");
+    assert_eq!(store.events(o, &events(EventFilter::default(), 100)).await.unwrap().events.len(), 256);
+    note("page");
+    assert!(!store.events(o, &events(of_type, 100)).await.unwrap().events.is_empty());
+    note("filtered page");
+    assert_eq!(store.events(o, &events(of_job, 0)).await.unwrap().events.len(), 3);
+    note("job's events");
+    assert!(store.statistics(o, &[]).await.unwrap().types.len() >= 7);
+    note("statistics");
+    assert_eq!(store.heads(&[o, org(8)]).await.unwrap().len(), 2);
+    assert!(!store.take_due(3, std::time::Duration::ZERO).await.unwrap().is_empty());
+    note("heads and due");
+    contract::create(&**store, o, true, 10).await;
+    note("batch of ten");
+    let mut retention = Retention::default();
+    retention.set(JobStatus::Failed, std::time::Duration::ZERO);
+    let expired = Some(Expired { retention, limit: 500 });
+    let mut batch = store.begin(&[o]).await.unwrap();
+    let needs = Needs { jobs: vec![job(57)], keys: vec!["k".into()], types: vec!["t1".into()], expired };
+    assert!(!batch.load(o, &needs).await.unwrap().expired.is_empty());
+    note("expired");
+    took.join(", ")
+}
