@@ -63,7 +63,7 @@ pub(crate) fn start(store: &Arc<dyn Store>, limits: Limits) -> Ledger {
     start_lanes(store, limits).0
 }
 
-async fn breaking(database: &Database, breaks: &[Break]) -> (Arc<Breaking>, Ledger) {
+pub(crate) async fn breaking(database: &Database, breaks: &[Break]) -> (Arc<Breaking>, Ledger) {
     let limits = Limits { resolve_within: Duration::from_millis(300), ..Limits::default() };
     breaking_with(database.open().await, breaks, limits)
 }
@@ -82,7 +82,7 @@ fn create_with(job_type: &str, payload: Option<Json>) -> Command {
     Command::Create(new_job(job_type, payload, None))
 }
 
-fn create_once(key: &str) -> Command {
+pub(crate) fn create_once(key: &str) -> Command {
     let idempotency = Idempotency { key: key.into(), digest: Digest([1; 32]) };
     Command::Create(new_job("t", None, Some(idempotency)))
 }
@@ -104,7 +104,7 @@ fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option<Idempotenc
     })
 }
 
-fn created(reply: Result<JobReply, LedgerError>) -> Job {
+pub(crate) fn created(reply: Result<JobReply, LedgerError>) -> Job {
     match reply {
         Ok(JobReply { job, deduplicated: false }) => job,
         other => panic!("not created: {other:?}"),
@@ -153,7 +153,7 @@ async fn head(store: &dyn Store, org: OrgId) -> i64 {
     store.events(org, &query).await.unwrap().head
 }
 
-fn poll_once<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
+pub(crate) fn poll_once<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Poll<T> {
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 

@@ -13,13 +13,15 @@ use tokio::time::timeout;
 
 use crate::{
     harness::{Database, PATIENCE, TestServer, on_both_databases},
-    ledger::{Work, start},
+    ledger::{Work, breaking, create_once, created, poll_once, start},
 };
 
 on_both_databases! {
     finished_jobs_go_when_their_time_is_over_and_others_stay,
     one_batch_removes_a_bounded_number_and_says_that_there_are_more,
     a_job_that_was_retried_meanwhile_stays,
+    a_key_is_free_for_the_next_command_once_its_job_is_removed,
+    a_command_that_fails_leaves_nothing_of_its_org,
 }
 
 #[tokio::test]
@@ -168,6 +170,43 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
     assert!(store.take_due(10, Duration::from_secs(60)).await.unwrap().len() <= 1);
     assert_eq!(store.orgs(None, 10).await.unwrap(), [org]);
     assert_eq!(store.orgs(Some(org), 10).await.unwrap(), []);
+}
+
+async fn a_key_is_free_for_the_next_command_once_its_job_is_removed(database: Database) {
+    let (store, ledger) = breaking(&database, &[]).await;
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    let first = created(ledger.submit(org, create_once("k")).await).id;
+    work.finish(first).await;
+    // One batch, behind another that waits for its head.
+    let begun = store.begun();
+    let held = store.inner.begin(&[org]).await.unwrap();
+    let (ahead, retaining) = (ledger.clone(), ledger.clone());
+    let ahead = tokio::spawn(async move { ahead.submit(org, create_once("ahead")).await });
+    store.has_begun(begun + 1).await;
+    let at_once = keep(JobStatus::Succeeded, Duration::ZERO);
+    let mut retaining = Box::pin(async move { retaining.retain(org, at_once).await });
+    assert!(poll_once(&mut retaining).is_pending());
+    let mut again = Box::pin(ledger.submit(org, create_once("k")));
+    assert!(poll_once(&mut again).is_pending());
+    drop(held);
+    created(ahead.await.unwrap());
+    assert_eq!(retaining.await.unwrap().jobs, 1);
+    let second = created(again.await).id;
+    assert_ne!(second, first);
+    assert_eq!(store.begun(), begun + 2, "one batch removed and created");
+    assert_eq!(rows(&database, "job").await, 2);
+}
+
+async fn a_command_that_fails_leaves_nothing_of_its_org(database: Database) {
+    let (server, _) = TestServer::on(&database).await;
+    let stranger = Client::builder(server.endpoint()).org(uuid::Uuid::new_v4()).build().unwrap();
+    let unknown = stranger.update(Report::start(uuid::Uuid::now_v7().to_string())).await;
+    assert!(matches!(unknown, Err(Error::JobNotFound { .. })), "{unknown:?}");
+    for table in ["org_head", "org_due"] {
+        assert_eq!(rows(&database, table).await, 0, "{table}");
+    }
+    server.stop().await;
 }
 
 async fn a_job_that_was_retried_meanwhile_stays(database: Database) {

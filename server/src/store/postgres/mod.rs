@@ -1,7 +1,7 @@
 //! The ledger in a PostgreSQL database, with any number of servers on it.
 //!
 //! A batch locks its org's head row, so an org's log is serial across servers; what is committed is announced to the others
-//! by [`notify`]. Every unit of work names its org to row-level security, for its transaction only, and is bounded in time
+//! by NOTIFY (`notify.rs`). Every unit of work names its org to row-level security, for its transaction only, and is bounded in time
 //! on both sides.
 
 mod batch;
