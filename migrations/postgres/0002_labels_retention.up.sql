@@ -76,7 +76,7 @@ CREATE FUNCTION jobledger.read_org_events(
     p_org UUID, p_after BIGINT, p_last BIGINT, p_types TEXT[], p_statuses TEXT[], p_limit BIGINT, p_max_bytes BIGINT
 )
 RETURNS TABLE (
-    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, org_id UUID, seq BIGINT, job_id UUID, job_seq BIGINT, ts TIMESTAMPTZ,
+    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID, job_seq BIGINT, ts TIMESTAMPTZ,
     recorded_at TIMESTAMPTZ, kind VARCHAR, prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR,
     job_type VARCHAR, detail_json TEXT
 )
@@ -94,11 +94,11 @@ BEGIN
                       WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
         FROM jobledger.org_head h WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, log.floor_seq, NULL::varchar, page.org_id, page.seq, page.job_id,
+    SELECT log.head_seq, log.floor_seq, NULL::varchar, page.bytes_through, page.org_id, page.seq, page.job_id,
         page.job_seq, page.ts, page.recorded_at, page.kind, page.prev_status, page.next_status, page.attempt, page.actor,
         page.job_type, page.detail_json::text
     FROM log LEFT JOIN LATERAL (
-        SELECT found.*, sum(found.bytes) OVER (ORDER BY found.seq) - found.bytes AS bytes_before
+        SELECT found.*, sum(found.bytes) OVER (ORDER BY found.seq) AS bytes_through
         FROM (
             SELECT e.* FROM jobledger.job_event e
             WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last
@@ -107,7 +107,7 @@ BEGIN
                 AND (p_statuses IS NULL OR e.next_status = ANY (p_statuses))
             ORDER BY e.seq LIMIT p_limit
         ) found
-    ) page ON page.bytes_before <= p_max_bytes
+    ) page ON page.bytes_through - page.bytes <= p_max_bytes
     ORDER BY page.seq;
 END $$;
 
@@ -116,7 +116,7 @@ CREATE FUNCTION jobledger.read_job_events(
     p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_limit BIGINT, p_max_bytes BIGINT
 )
 RETURNS TABLE (
-    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, org_id UUID, seq BIGINT, job_id UUID, job_seq BIGINT, ts TIMESTAMPTZ,
+    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID, job_seq BIGINT, ts TIMESTAMPTZ,
     recorded_at TIMESTAMPTZ, kind VARCHAR, prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR,
     job_type VARCHAR, detail_json TEXT
 )
@@ -131,11 +131,11 @@ BEGIN
         FROM jobledger.org_head h LEFT JOIN jobledger.job j ON j.org_id = p_org AND j.id = p_job
         WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, log.floor_seq, log.status, page.org_id, page.seq, page.job_id,
+    SELECT log.head_seq, log.floor_seq, log.status, page.bytes_through, page.org_id, page.seq, page.job_id,
         page.job_seq, page.ts, page.recorded_at, page.kind, page.prev_status, page.next_status, page.attempt, page.actor,
         page.job_type, page.detail_json::text
     FROM log LEFT JOIN LATERAL (
-        SELECT found.*, sum(found.bytes) OVER (ORDER BY found.seq) - found.bytes AS bytes_before
+        SELECT found.*, sum(found.bytes) OVER (ORDER BY found.seq) AS bytes_through
         FROM (
             SELECT e.* FROM jobledger.job_event e
             WHERE e.org_id = p_org AND e.job_id = p_job AND e.seq > p_after
@@ -144,7 +144,7 @@ BEGIN
                 AND (p_statuses IS NULL OR e.next_status = ANY (p_statuses))
             ORDER BY e.seq LIMIT p_limit
         ) found
-    ) page ON page.bytes_before <= p_max_bytes
+    ) page ON page.bytes_through - page.bytes <= p_max_bytes
     ORDER BY page.seq;
 END $$;
 
@@ -221,10 +221,11 @@ BEGIN
 END $$;
 
 -- Drops partitions of months that are over and of which retention has left nothing. Whether one is empty is asked of the
--- partition itself, since through its parent row-level security hides every row.
+-- partition itself, since through its parent row-level security hides every row. Locks are taken parent first, as readers
+-- take them, and where one is not free at once the partition waits for another time.
 CREATE FUNCTION jobledger.drop_empty_partitions()
 RETURNS INTEGER
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $$
 DECLARE
     this_month TEXT := 'job_event_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM');
     partition TEXT;
@@ -237,13 +238,18 @@ BEGIN
     LOOP
         EXECUTE format('SELECT NOT EXISTS (SELECT FROM jobledger.%I)', partition) INTO is_empty;
         CONTINUE WHEN NOT is_empty;
-        -- Nobody writes to a month that is over; the lock makes sure of it while it is looked at again.
-        EXECUTE format('LOCK TABLE jobledger.%I IN ACCESS EXCLUSIVE MODE', partition);
-        EXECUTE format('SELECT NOT EXISTS (SELECT FROM jobledger.%I)', partition) INTO is_empty;
-        IF is_empty THEN
-            EXECUTE format('DROP TABLE jobledger.%I', partition);
-            dropped := dropped + 1;
-        END IF;
+        BEGIN
+            LOCK TABLE ONLY jobledger.job_event IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format('LOCK TABLE jobledger.%I IN ACCESS EXCLUSIVE MODE', partition);
+            -- Nobody writes to a month that is over; the lock makes sure of it while it is looked at again.
+            EXECUTE format('SELECT NOT EXISTS (SELECT FROM jobledger.%I)', partition) INTO is_empty;
+            IF is_empty THEN
+                EXECUTE format('DROP TABLE jobledger.%I', partition);
+                dropped := dropped + 1;
+            END IF;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            RETURN dropped;
+        END;
     END LOOP;
     RETURN dropped;
 END $$;

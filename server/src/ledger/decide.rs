@@ -26,6 +26,8 @@ use crate::{
 const REMOVED_JOBS: usize = 500;
 /// Events that one batch removes with their jobs, at most; or those of one job.
 const REMOVED_EVENTS: i64 = 10_000;
+/// A job with more events than this is kept: removing them would take longer than a batch may.
+const REMOVABLE_EVENTS: i64 = 200_000;
 /// The least and the longest wait between two looks for what an org no longer keeps.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
@@ -176,6 +178,10 @@ impl Log {
             if expires_at.is_none_or(|at| at >= self.now) {
                 continue;
             }
+            if job.last_job_seq > REMOVABLE_EVENTS {
+                tracing::warn!(org_id = %self.org, job_id = %id, events = job.last_job_seq, "kept: it has too many events");
+                continue;
+            }
             events += job.last_job_seq;
             if events > REMOVED_EVENTS && jobs > 0 {
                 has_more = true;
@@ -185,11 +191,14 @@ impl Log {
             self.remove(id);
         }
         self.changes.next_due = retention.shortest().map(|keep| {
-            let next = if has_more { self.now } else { self.next_expiry.unwrap_or(self.now + keep) };
+            // What finishes from now on expires after the shortest time, at the earliest.
+            let next = self.next_expiry.map_or(self.now + keep, |next| next.min(self.now + keep));
+            let next = if has_more { self.now } else { next };
             let wait = if has_more { Duration::ZERO } else { (keep / 100).clamp(LEAST_WAIT, LONGEST_WAIT) };
             next.max(self.now + wait)
         });
-        Removed { jobs, has_more }
+        // Where none could be removed, looking again at once would find the same.
+        Removed { jobs, has_more: has_more && jobs > 0 }
     }
 
     fn remove(&mut self, id: JobId) {

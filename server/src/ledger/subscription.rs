@@ -188,6 +188,12 @@ impl Subscription {
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
         }
+        if let Some(job) = self.filter.job
+            && page.job_status.is_none()
+        {
+            // Removed meanwhile, with what was still to be read of it.
+            return Err(LedgerError::JobNotFound { job });
+        }
         self.restarts = restarts;
         let mut events = page.events;
         self.cursor = page.through.max(self.cursor);

@@ -221,6 +221,10 @@ impl Writer {
                 let filter = EventFilter::default();
                 let query = EventQuery { filter, after: mine.seq - 1, max_events: 1, max_bytes: 0 };
                 let page = self.store.events(org, &query).await?;
+                if page.floor > mine.seq {
+                    // If it was there, retention has removed it since.
+                    return Err(StoreError::OutcomeUnknown("its events are kept no longer".to_owned()));
+                }
                 Ok(page.events.first().is_some_and(|found| {
                     (found.seq, found.job_id, found.job_seq, found.kind, found.recorded_at)
                         == (mine.seq, mine.job_id, mine.job_seq, mine.kind, mine.recorded_at)

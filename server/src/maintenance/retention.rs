@@ -31,7 +31,11 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
     loop {
         match store.take_due(ORGS, HOLD).await {
             Ok(orgs) if orgs.is_empty() => sleep(wait).await,
-            Ok(orgs) => sweep(ledger, &orgs, retention).await,
+            Ok(orgs) => {
+                if !sweep(ledger, &orgs, retention).await {
+                    sleep(wait).await;
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "can't look for finished jobs that are kept no longer; trying again");
                 sleep(wait).await;
@@ -50,7 +54,9 @@ async fn sweep_all(ledger: &Ledger, store: &dyn Store, retention: Retention) -> 
     }
 }
 
-async fn sweep(ledger: &Ledger, orgs: &[OrgId], retention: Retention) {
+/// Removes what is kept no longer of some orgs. False if something failed.
+async fn sweep(ledger: &Ledger, orgs: &[OrgId], retention: Retention) -> bool {
+    let mut is_done = true;
     for org in orgs {
         let mut jobs = 0;
         loop {
@@ -61,10 +67,11 @@ async fn sweep(ledger: &Ledger, orgs: &[OrgId], retention: Retention) {
                         break;
                     }
                 }
-                Err(LedgerError::Draining) => return,
+                Err(LedgerError::Draining) => return false,
                 // It stays due, or falls due again.
                 Err(error) => {
                     tracing::warn!(org_id = %org, %error, "can't remove finished jobs; trying again later");
+                    is_done = false;
                     break;
                 }
             }
@@ -73,4 +80,5 @@ async fn sweep(ledger: &Ledger, orgs: &[OrgId], retention: Retention) {
             tracing::info!(org_id = %org, jobs, "removed finished jobs that are kept no longer");
         }
     }
+    is_done
 }

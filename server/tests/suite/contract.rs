@@ -17,7 +17,7 @@ use jobledger_server::{
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{self, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
+    store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -69,6 +69,7 @@ contract! {
     filtered_pages_move_on_where_nothing_matches,
     a_log_goes_on_from_month_to_month,
     counters_add_up_by_type_and_status,
+    a_type_that_was_asked_for_and_not_created_is_not_there,
     the_longest_wait_is_found_among_ready_jobs,
 }
 
@@ -179,6 +180,15 @@ async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) -> Vec<Job>
 
 /// Creates `n` jobs in one batch, as the ledger does it.
 pub(crate) async fn create(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) {
+    batch_of(store, org, is_keyed, n).await.commit().await.expect("it is committed");
+}
+
+/// The same up to the commit.
+pub(crate) async fn begin_create(store: &dyn Store, org: OrgId, n: usize) -> Box<dyn Batch> {
+    batch_of(store, org, false, n).await
+}
+
+async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
     let mut batch = store.begin(&[org]).await.expect("the head is free");
     let key = |n: i64| Arc::<str>::from(format!("key {n}"));
     let keys = (0..n as i64).filter(|_| is_keyed).map(key).collect();
@@ -195,7 +205,7 @@ pub(crate) async fn create(store: &dyn Store, org: OrgId, is_keyed: bool, n: usi
         ..Changes::default()
     };
     batch.write(org, &changes).await.expect("it is written");
-    batch.commit().await.expect("and committed");
+    batch
 }
 
 async fn load(store: &dyn Store, org: OrgId, needs: Needs) -> store::Loaded {
@@ -598,6 +608,19 @@ async fn counters_add_up_by_type_and_status(store: Arc<dyn Store>) {
     assert_eq!((one.types.len(), one.types[0].job_type.as_str(), one.as_of_seq), (1, "a", 6));
     let none = store.statistics(org, &["none".to_owned()]).await.unwrap();
     assert_eq!((none.types.len(), none.as_of_seq), (0, 6));
+}
+
+async fn a_type_that_was_asked_for_and_not_created_is_not_there(store: Arc<dyn Store>) {
+    let org = org();
+    fill(&*store, org, "t", 1).await;
+    let needs = || Needs { types: vec!["t".into(), "u".into()], ..Needs::default() };
+    for next_due in [None, Some(time(0))] {
+        let mut batch = store.begin(&[org]).await.unwrap();
+        assert_eq!(batch.load(org, &needs()).await.unwrap().types, ["t"]);
+        batch.write(org, &Changes { next_due, ..Changes::default() }).await.unwrap();
+        batch.commit().await.unwrap();
+    }
+    assert_eq!(load(&*store, org, needs()).await.types, ["t"]);
 }
 
 async fn the_longest_wait_is_found_among_ready_jobs(store: Arc<dyn Store>) {

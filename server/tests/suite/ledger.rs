@@ -111,6 +111,10 @@ pub(crate) fn created(reply: Result<JobReply, LedgerError>) -> Job {
     }
 }
 
+fn report(step: Option<Step>) -> Report {
+    Report { step, stage: None, progress: None, message: "".into(), lease: None, etag: None, actor: "".into() }
+}
+
 /// Work on jobs of one org, without a worker.
 pub(crate) struct Work<'a> {
     pub(crate) ledger: &'a Ledger,
@@ -129,20 +133,23 @@ impl Work<'_> {
     /// Begins and ends a job.
     pub(crate) async fn finish(&self, job: JobId) {
         self.begin(job).await;
+        self.end(job).await;
+    }
+
+    pub(crate) async fn progress(&self, job: JobId, progress: u8) {
+        self.send(job, Report { progress: Some(progress), ..report(None) }).await;
+    }
+
+    pub(crate) async fn end(&self, job: JobId) {
         let outcome = Outcome::Succeeded { result: None };
         self.report(job, Step::End(Ending { outcome, digest: Digest([9; 32]) })).await;
     }
 
     async fn report(&self, job: JobId, step: Step) {
-        let report = Report {
-            step: Some(step),
-            stage: None,
-            progress: None,
-            message: "".into(),
-            lease: None,
-            etag: None,
-            actor: "".into(),
-        };
+        self.send(job, report(Some(step))).await;
+    }
+
+    async fn send(&self, job: JobId, report: Report) {
         let command = Command::Apply { job, command: Box::new(transition::Command::Report(report)) };
         self.ledger.submit(self.org, command).await.expect("the report is taken");
     }

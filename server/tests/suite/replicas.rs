@@ -13,7 +13,7 @@ use jobledger_client::{Client, Follow, Item, JobStatus, NewJob, Report, Subscrip
 use jobledger_server::{
     Config,
     domain::id::OrgId,
-    store::{self, OpenOptions, Store},
+    store::{self, EventFilter, EventQuery, OpenOptions, Store},
 };
 use sqlx::Executor as _;
 use tokio::{
@@ -254,6 +254,31 @@ async fn a_server_that_vanishes_with_a_head_blocks_its_org_for_ten_seconds_at_mo
         server.client().raw().create_job(CreateJobRequest { r#type: "t".to_owned(), ..Default::default() }).await;
     assert_eq!(error.unwrap_err().code(), Code::Unavailable);
     assert!(since.elapsed() < Duration::from_secs(40));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
+    let database = Database::postgres().await;
+    // Whatever the database's owner has made of the default.
+    let sql = format!("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'", database.name());
+    let mut admin = database.connect_as("postgres").await;
+    admin.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+    let store = database.open().await;
+    let org = OrgId(Uuid::new_v4());
+    crate::contract::create(&*store, org, false, 1).await;
+    let first = crate::contract::begin_create(&*store, org, 3).await;
+    let waiting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { crate::contract::create(&*store, org, false, 1).await }
+    });
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let is_waiting = async { while admin.fetch_optional(waits).await.unwrap().is_none() {} };
+    timeout(PATIENCE, is_waiting).await.expect("the second waits for the head");
+    first.commit().await.unwrap();
+    waiting.await.unwrap();
+    let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 100, max_bytes: usize::MAX };
+    let events = store.events(org, &query).await.unwrap().events;
+    assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

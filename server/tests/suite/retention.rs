@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
 use jobledger_server::{
     domain::{id::OrgId, status::JobStatus},
-    ledger::Retention,
+    ledger::{Delivery, EventFilter, LedgerError, Retention, SubscribeRequest},
 };
 use serde_json::json;
 use sqlx::{Executor as _, Row as _};
@@ -21,6 +21,8 @@ on_both_databases! {
     one_batch_removes_a_bounded_number_and_says_that_there_are_more,
     a_job_that_was_retried_meanwhile_stays,
     a_key_is_free_for_the_next_command_once_its_job_is_removed,
+    a_reader_of_a_job_that_is_removed_is_told,
+    the_next_look_is_in_time_for_whatever_finishes_first,
     a_command_that_fails_leaves_nothing_of_its_org,
 }
 
@@ -196,6 +198,48 @@ async fn a_key_is_free_for_the_next_command_once_its_job_is_removed(database: Da
     assert_ne!(second, first);
     assert_eq!(store.begun(), begun + 2, "one batch removed and created");
     assert_eq!(rows(&database, "job").await, 2);
+    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
+    let expired = ledger.subscribe(org, request).await.map(|_| ());
+    assert_eq!(expired, Err(LedgerError::CursorExpired { oldest: 4, head: 5 }), "it removed as well as it created");
+}
+
+async fn a_reader_of_a_job_that_is_removed_is_told(database: Database) {
+    let store = database.open().await;
+    let ledger = start(&store, Default::default());
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    let job = work.create().await;
+    work.begin(job).await;
+    for n in 0..300_u16 {
+        work.progress(job, (n % 100) as u8).await;
+    }
+    work.end(job).await;
+    let filter = EventFilter { job: Some(job), ..EventFilter::default() };
+    let mut reader =
+        ledger.subscribe(org, SubscribeRequest { filter, after: None, history_only: false }).await.unwrap();
+    assert!(matches!(reader.next().await.unwrap(), Delivery::Events(events) if events.len() == 256));
+    assert_eq!(ledger.retain(org, keep(JobStatus::Succeeded, Duration::ZERO)).await.unwrap().jobs, 1);
+    assert_eq!(reader.next().await.map(|_| ()), Err(LedgerError::JobNotFound { job }));
+}
+
+async fn the_next_look_is_in_time_for_whatever_finishes_first(database: Database) {
+    let store = database.open().await;
+    let ledger = start(&store, Default::default());
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    work.finish(work.create().await).await;
+    let day = Duration::from_secs(86_400);
+    let mut retention = keep(JobStatus::Succeeded, 90 * day);
+    retention.set(JobStatus::Failed, 7 * day);
+    assert_eq!(ledger.retain(org, retention).await.unwrap().jobs, 0);
+    let days: f64 = if database.is_postgres() {
+        let sql = "SELECT (extract(epoch FROM next_due_at - now()) / 86400)::double precision FROM jobledger.org_due";
+        database.connect_as("postgres").await.fetch_one(sql).await.unwrap().get(0)
+    } else {
+        let sql = "SELECT (next_due_at / 1e6 - unixepoch('subsec')) / 86400 FROM org_due";
+        database.connect().await.fetch_one(sql).await.unwrap().get(0)
+    };
+    assert!((6.9..=7.1).contains(&days), "a job that fails now is to go in seven days, not in {days}");
 }
 
 async fn a_command_that_fails_leaves_nothing_of_its_org(database: Database) {

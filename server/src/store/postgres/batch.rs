@@ -55,8 +55,12 @@ pub(super) async fn begin(
     types: Arc<KnownTypes>,
 ) -> Result<PostgresBatch, StoreError> {
     let mut connection = writers.take().await?;
-    // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones.
-    let sql = format!("BEGIN; /* open_batch */ SELECT * FROM jobledger.open_batch('{}')", org.0);
+    // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones. Whatever the
+    // database's default is: the statements in the function must each see what was committed before them.
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; /* open_batch */ SELECT * FROM jobledger.open_batch('{}')",
+        org.0
+    );
     let found = loop {
         match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).fetch_all(&mut *connection).await {
             Ok(found) => break found,
@@ -104,6 +108,7 @@ impl Batch for PostgresBatch {
 
     async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {
         let Some(head) = changes.head else {
+            self.new_types.clear();
             return match changes.next_due {
                 Some(due) => self.save_due(due).await,
                 None => Ok(()),
@@ -124,7 +129,10 @@ impl Batch for PostgresBatch {
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         let Self { mut connection, org, has_written, types, new_types, .. } = *self;
         // Where nothing was written, the head row of an org without a log shall not stay.
-        let sql = if has_written { "/* commit */ COMMIT" } else { "/* commit */ ROLLBACK" };
+        // No time-out for the commit: cut short while it waits for a synchronous standby it would count as done. This side
+        // gives up by itself, and looks.
+        let sql =
+            if has_written { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" } else { "/* commit */ ROLLBACK" };
         sqlx::raw_sql(sql).execute(&mut *connection).await.map_err(commit_error)?;
         connection.give_back();
         if has_written {

@@ -338,7 +338,9 @@ impl Statement {
         let seq = self.bind(log.after.seq)?;
         let recorded_at = self.bind(log.after.recorded_at)?;
         let has_new_types = log.after.types != log.before.types;
-        let shall_fold = has_new_types || changes.events.is_empty() || log.after.seq - log.folded >= FOLD_AFTER;
+        let has_new_floor = log.after.floor != log.before.floor;
+        let shall_fold =
+            has_new_types || has_new_floor || changes.events.is_empty() || log.after.seq - log.folded >= FOLD_AFTER;
         if !shall_fold {
             self.part(
                 "batch",
