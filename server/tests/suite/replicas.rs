@@ -33,12 +33,15 @@ use crate::{
 };
 
 async fn next_event(events: &mut Subscription) -> jobledger_client::JobEvent {
-    loop {
-        let item = timeout(PATIENCE, events.next()).await.expect("events come").expect("for ever").unwrap();
-        if let Item::Event(event) = item {
-            return *event;
+    // Bookmarks come all the time: the wait for an event is bounded as a whole.
+    let event = async {
+        loop {
+            if let Item::Event(event) = events.next().await.expect("for ever").unwrap() {
+                return *event;
+            }
         }
-    }
+    };
+    timeout(PATIENCE, event).await.expect("events come")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
