@@ -190,15 +190,17 @@ impl Log {
             jobs += 1;
             self.remove(id);
         }
+        // Where none could be removed, looking again at once would find the same.
+        has_more &= jobs > 0;
         self.changes.next_due = retention.shortest().map(|keep| {
+            if has_more {
+                return self.now;
+            }
             // What finishes from now on expires after the shortest time, at the earliest.
             let next = self.next_expiry.map_or(self.now + keep, |next| next.min(self.now + keep));
-            let next = if has_more { self.now } else { next };
-            let wait = if has_more { Duration::ZERO } else { (keep / 100).clamp(LEAST_WAIT, LONGEST_WAIT) };
-            next.max(self.now + wait)
+            next.max(self.now + (keep / 100).clamp(LEAST_WAIT, LONGEST_WAIT))
         });
-        // Where none could be removed, looking again at once would find the same.
-        Removed { jobs, has_more: has_more && jobs > 0 }
+        Removed { jobs, has_more }
     }
 
     fn remove(&mut self, id: JobId) {

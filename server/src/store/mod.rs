@@ -375,6 +375,20 @@ pub struct EventPage {
     pub job_status: Option<JobStatus>,
 }
 
+/// How far along `seq` a page of an org's events looks for those that match: bounds the work of a filter that matches little.
+const SCAN_WINDOW: i64 = 4_096;
+
+impl EventPage {
+    /// The page, which looked at what is there up to `last`, or was cut after its last event.
+    fn ending_at(mut self, last: i64, is_cut: bool) -> Self {
+        self.through = match self.events.last() {
+            Some(event) if is_cut => event.seq,
+            _ => last.min(self.head),
+        };
+        self
+    }
+}
+
 /// The counters of an org.
 #[derive(Debug)]
 pub struct Statistics {

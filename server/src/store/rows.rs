@@ -108,11 +108,6 @@ pub(super) trait Columns<'r> {
     }
 }
 
-/// [`JOB_COLUMNS`] of a table alias, for a SELECT.
-pub(super) fn job_columns(alias: &str) -> String {
-    JOB_COLUMNS.map(|column| format!("{alias}.{column}")).join(", ")
-}
-
 /// Reads [`JOB_COLUMNS`], then `stage` and `progress`.
 pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
     let org_id = OrgId(columns.uuid()?);

@@ -12,13 +12,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sqlx::{Arguments as _, AssertSqlSafe, postgres::PgArguments};
+use sqlx::AssertSqlSafe;
 
 use super::{
     columns::{Columns, job_columns},
-    connections::{Connection, Connections},
+    connections::{Connection, Connections, arguments},
     error::{commit_error, is_lost, store_error},
-    read::arguments,
     write,
 };
 use crate::{

@@ -22,6 +22,21 @@ use tokio::{
 use super::error::{is_lost, store_error};
 use crate::store::StoreError;
 
+/// The arguments of a statement, in order.
+macro_rules! arguments {
+    () => { sqlx::postgres::PgArguments::default() };
+    ($($value:expr),+) => {{
+        let mut arguments = sqlx::postgres::PgArguments::default();
+        $(sqlx::Arguments::add(&mut arguments, $value).map_err($crate::store::postgres::connections::not_encoded)?;)+
+        arguments
+    }};
+}
+pub(super) use arguments;
+
+pub(super) fn not_encoded(error: sqlx::error::BoxDynError) -> StoreError {
+    StoreError::Refused(error.to_string())
+}
+
 /// How long work waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long opening a connection may take.
@@ -134,7 +149,6 @@ impl Connection {
     /// Opens a new one in its place. The idle ones go too: they are as old.
     pub(super) async fn replace(&mut self) -> Result<(), StoreError> {
         self.home.idle().clear();
-        self.inner = None;
         self.inner = Some(self.home.open().await?);
         self.is_reused = false;
         Ok(())

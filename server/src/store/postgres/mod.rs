@@ -12,6 +12,7 @@ pub(super) mod migrations;
 mod notify;
 mod read;
 mod roles;
+mod statement;
 mod write;
 
 use std::{str::FromStr, sync::Arc, time::Duration};

@@ -5,11 +5,9 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Arguments as _, postgres::PgArguments};
-
 use super::{
     columns::{Columns, job_columns},
-    connections::Connections,
+    connections::{Connections, arguments},
 };
 use crate::{
     domain::{
@@ -18,25 +16,10 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics,
+        EventPage, EventQuery, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
-
-/// The arguments of a statement, in order.
-macro_rules! arguments {
-    ($($value:expr),* $(,)?) => {{
-        #[allow(unused_mut, reason = "some statements have none")]
-        let mut arguments = PgArguments::default();
-        $(arguments.add($value).map_err($crate::store::postgres::read::not_encoded)?;)*
-        arguments
-    }};
-}
-pub(super) use arguments;
-
-pub(super) fn not_encoded(error: sqlx::error::BoxDynError) -> StoreError {
-    StoreError::Refused(error.to_string())
-}
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -49,9 +32,6 @@ pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Re
     let found = readers.fetch(JOB.as_str(), arguments![org.0, id.0]).await?;
     found.first().map(|row| rows::job_record(&mut Columns::of(row))).transpose()
 }
-
-/// How far along `seq` one page looks for matching events: bounds the work of a filter that matches little.
-const SCAN_WINDOW: i64 = 4_096;
 
 fn events_sql(name: &str, call: &str) -> String {
     format!(
@@ -105,11 +85,7 @@ pub(super) async fn events(
         page.events.push(Arc::new(rows::event(&mut columns)?));
     }
     let is_cut = page.events.len() >= query.max_events || bytes > max_bytes;
-    page.through = match page.events.last() {
-        Some(event) if is_cut => event.seq,
-        _ => last.min(page.head),
-    };
-    Ok(page)
+    Ok(page.ending_at(last, is_cut))
 }
 
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {

@@ -1,18 +1,12 @@
-//! What a batch writes, as one statement: a part for each kind of row that it has, each a set taken apart by `unnest`.
-//!
-//! Columns that belong together and are the same in all rows of a set travel once, not as arrays: most batches create jobs
-//! that differ in their ids and places only. The groups are few, and so are the texts that are prepared.
-
-use std::fmt::Write as _;
+//! What a batch writes, as one statement: a part for each kind of row that it has.
 
 use chrono::Datelike as _;
 use sqlx::{
-    Arguments as _, Encode, Postgres, Type,
     postgres::PgArguments,
     types::chrono::{DateTime, TimeZone, Utc},
 };
 
-use super::read::not_encoded;
+use super::statement::{Column, Statement, all_same, unnest};
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job, status::JobStatus},
     store::{
@@ -61,80 +55,7 @@ pub(super) fn statements(log: &Log, changes: &Changes) -> Result<Vec<(String, Pg
     Ok(statements)
 }
 
-/// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
-struct Statement {
-    text: String,
-    has_parts: bool,
-    arguments: PgArguments,
-}
-
-/// A column to be written.
-struct Column {
-    name: &'static str,
-    /// Where its values stand among the arguments.
-    place: String,
-    /// One value for all rows, instead of an array.
-    is_same: bool,
-}
-
 impl Statement {
-    fn new(name: &str, org: OrgId) -> Result<Self, StoreError> {
-        let mut statement =
-            Self { text: format!("/* {name} */ WITH "), has_parts: false, arguments: PgArguments::default() };
-        statement.bind(org.0)?;
-        Ok(statement)
-    }
-
-    fn finish(mut self) -> (String, PgArguments) {
-        self.text.push_str(" SELECT");
-        (self.text, self.arguments)
-    }
-
-    fn part(&mut self, name: &str, sql: std::fmt::Arguments<'_>) {
-        let separator = if self.has_parts { ",\n" } else { "" };
-        write!(self.text, "{separator}{name} AS {sql}").expect("writing to a string");
-        self.has_parts = true;
-    }
-
-    /// Binds a value; its place in the text.
-    fn bind<'q, T: Encode<'q, Postgres> + Type<Postgres>>(&mut self, value: T) -> Result<String, StoreError> {
-        self.arguments.add(value).map_err(not_encoded)?;
-        Ok(format!("${}", self.arguments.len()))
-    }
-
-    /// Binds one column of a set as an array.
-    fn column<'q, R, T>(
-        &mut self,
-        name: &'static str,
-        rows: &'q [R],
-        value: impl FnMut(&'q R) -> T,
-    ) -> Result<Column, StoreError>
-    where
-        Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
-    {
-        let place = self.bind(rows.iter().map(value).collect::<Vec<_>>())?;
-        Ok(Column { name, place, is_same: false })
-    }
-
-    /// Binds one column of a set that has rows: as one value where all are known to be the same.
-    fn either<'q, R, T>(
-        &mut self,
-        is_same: bool,
-        name: &'static str,
-        rows: &'q [R],
-        mut value: impl FnMut(&'q R) -> T,
-    ) -> Result<Column, StoreError>
-    where
-        T: Encode<'q, Postgres> + Type<Postgres>,
-        Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
-    {
-        if !is_same {
-            return self.column(name, rows, value);
-        }
-        let place = self.bind(value(&rows[0]))?;
-        Ok(Column { name, place, is_same })
-    }
-
     /// New jobs: those that only wait, which is nearly all, apart from those that this batch has worked on already.
     fn created_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
         let (waiting, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| is_waiting(job));
@@ -430,30 +351,6 @@ impl Statement {
         }
         Ok(())
     }
-
-    /// A part that inserts a set.
-    fn insert(&mut self, part: &str, table: &str, columns: &[Column]) {
-        let names: Vec<_> = columns.iter().map(|column| column.name).collect();
-        let value = |column: &Column| {
-            let (name, place) = (column.name, &column.place);
-            if column.is_same {
-                format!("{place}::{}{}", type_of(name), cast(name))
-            } else {
-                format!("u.{name}{}", cast(name))
-            }
-        };
-        let values: Vec<_> = columns.iter().map(value).collect();
-        let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
-        self.part(
-            part,
-            format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows})"),
-        );
-    }
-}
-
-/// True if something is the same in all rows.
-fn all_same<'q, R, T: PartialEq>(rows: &'q [R], value: impl Fn(&'q R) -> T) -> bool {
-    rows.windows(2).all(|pair| value(&pair[0]) == value(&pair[1]))
 }
 
 /// True of a job to which nothing has happened yet: the columns' defaults tell of it.
@@ -464,39 +361,6 @@ fn is_waiting(job: &Job) -> bool {
         && job.last_error.is_none()
         && job.outcome.is_none()
         && job.result_at.is_none()
-}
-
-/// The columns that differ from row to row, as a table `u`.
-fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
-    let (mut places, mut names) = (Vec::new(), Vec::new());
-    for column in columns.into_iter().filter(|column| !column.is_same) {
-        places.push(format!("{}::{}[]", column.place, type_of(column.name)));
-        names.push(column.name);
-    }
-    format!("unnest({}) AS u ({})", places.join(", "), names.join(", "))
-}
-
-/// The type in which a column travels.
-fn type_of(column: &str) -> &'static str {
-    match column {
-        "id" | "job_id" => "uuid",
-        "attempt" | "max_attempts" | "failures" | "priority" | "bytes" => "int4",
-        "seq" | "job_seq" | "retry_initial" | "retry_max" | "result_seq" | "last_job_seq" | "last_seq" => "int8",
-        "retry_multiplier" => "float8",
-        "cancel_requested" => "bool",
-        "request_digest" | "outcome_digest" => "bytea",
-        "ts" => "timestamptz",
-        name if name.ends_with("_at") => "timestamptz",
-        _ => "text",
-    }
-}
-
-/// What makes a column's type of that in which it travels, where that is another.
-fn cast(column: &str) -> &'static str {
-    match column {
-        "labels" | "payload" | "detail_json" => "::jsonb",
-        _ => "",
-    }
 }
 
 /// The first instant of a time's month.

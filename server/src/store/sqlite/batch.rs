@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, micros},
+    columns::{Columns, job_columns, micros},
     error::store_error,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     },
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, StatusCounts, StoreError, detail,
-        rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, job_columns},
+        rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS},
     },
 };
 

@@ -9,9 +9,14 @@ use crate::{
     domain::clock::Time,
     store::{
         StoreError,
-        rows::{self, damaged},
+        rows::{self, JOB_COLUMNS, damaged},
     },
 };
+
+/// [`JOB_COLUMNS`] of a row, for a SELECT.
+pub(super) fn job_columns(row: &str) -> String {
+    JOB_COLUMNS.map(|column| format!("{row}.{column}")).join(", ")
+}
 
 /// A row, read from left to right.
 pub(super) struct Columns<'r> {

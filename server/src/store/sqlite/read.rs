@@ -7,7 +7,7 @@ use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, micros},
+    columns::{Columns, job_columns, micros},
     error::store_error,
 };
 use crate::{
@@ -18,8 +18,8 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        EventPage, EventQuery, Statistics, StatusCounts, StoreError, TypeStatistics,
-        rows::{self, Columns as _, EVENT_COLUMNS, job_columns},
+        EventPage, EventQuery, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
+        rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
 
@@ -40,9 +40,6 @@ pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Opti
     let row = query.fetch_optional(pool).await.map_err(store_error)?;
     row.map(|row| rows::job_record(&mut Columns::of(&row))).transpose()
 }
-
-/// How far along `seq` one page looks for matching events: bounds the work of a filter that matches little.
-const SCAN_WINDOW: i64 = 4_096;
 
 /// The outer join brings the head and floor of the same snapshot even where no event matches.
 fn events_sql(name: &str, index: &str, matching: &str) -> String {
@@ -100,11 +97,7 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
             break;
         }
     }
-    page.through = match page.events.last() {
-        Some(event) if is_cut => event.seq,
-        _ => last.min(page.head),
-    };
-    Ok(page)
+    Ok(page.ending_at(last, is_cut))
 }
 
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {

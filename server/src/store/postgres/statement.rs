@@ -1,0 +1,146 @@
+//! A statement of many parts over sets: a WITH of a part for each kind of row, each a set taken apart by `unnest`.
+//!
+//! Columns that belong together and are the same in all rows of a set travel once, not as arrays: most batches create jobs
+//! that differ in their ids and places only. The groups are few, and so are the texts that are prepared.
+
+use std::fmt::Write as _;
+
+use sqlx::{Arguments as _, Encode, Postgres, Type, postgres::PgArguments};
+
+use super::connections::not_encoded;
+use crate::{domain::id::OrgId, store::StoreError};
+
+/// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
+pub(super) struct Statement {
+    text: String,
+    has_parts: bool,
+    arguments: PgArguments,
+}
+
+/// A column to be written.
+pub(super) struct Column {
+    pub(super) name: &'static str,
+    /// Where its values stand among the arguments.
+    place: String,
+    /// One value for all rows, instead of an array.
+    is_same: bool,
+}
+
+impl Statement {
+    pub(super) fn new(name: &str, org: OrgId) -> Result<Self, StoreError> {
+        let mut statement =
+            Self { text: format!("/* {name} */ WITH "), has_parts: false, arguments: PgArguments::default() };
+        statement.bind(org.0)?;
+        Ok(statement)
+    }
+
+    pub(super) fn finish(mut self) -> (String, PgArguments) {
+        self.text.push_str(" SELECT");
+        (self.text, self.arguments)
+    }
+
+    pub(super) fn part(&mut self, name: &str, sql: std::fmt::Arguments<'_>) {
+        let separator = if self.has_parts { ",\n" } else { "" };
+        write!(self.text, "{separator}{name} AS {sql}").expect("writing to a string");
+        self.has_parts = true;
+    }
+
+    /// Binds a value; its place in the text.
+    pub(super) fn bind<'q, T: Encode<'q, Postgres> + Type<Postgres>>(
+        &mut self,
+        value: T,
+    ) -> Result<String, StoreError> {
+        self.arguments.add(value).map_err(not_encoded)?;
+        Ok(format!("${}", self.arguments.len()))
+    }
+
+    /// Binds one column of a set as an array.
+    pub(super) fn column<'q, R, T>(
+        &mut self,
+        name: &'static str,
+        rows: &'q [R],
+        value: impl FnMut(&'q R) -> T,
+    ) -> Result<Column, StoreError>
+    where
+        Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
+    {
+        let place = self.bind(rows.iter().map(value).collect::<Vec<_>>())?;
+        Ok(Column { name, place, is_same: false })
+    }
+
+    /// Binds one column of a set that has rows: as one value where all are known to be the same.
+    pub(super) fn either<'q, R, T>(
+        &mut self,
+        is_same: bool,
+        name: &'static str,
+        rows: &'q [R],
+        mut value: impl FnMut(&'q R) -> T,
+    ) -> Result<Column, StoreError>
+    where
+        T: Encode<'q, Postgres> + Type<Postgres>,
+        Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
+    {
+        if !is_same {
+            return self.column(name, rows, value);
+        }
+        let place = self.bind(value(&rows[0]))?;
+        Ok(Column { name, place, is_same })
+    }
+
+    /// A part that inserts a set.
+    pub(super) fn insert(&mut self, part: &str, table: &str, columns: &[Column]) {
+        let names: Vec<_> = columns.iter().map(|column| column.name).collect();
+        let value = |column: &Column| {
+            let (name, place) = (column.name, &column.place);
+            if column.is_same {
+                format!("{place}::{}{}", type_of(name), cast(name))
+            } else {
+                format!("u.{name}{}", cast(name))
+            }
+        };
+        let values: Vec<_> = columns.iter().map(value).collect();
+        let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
+        self.part(
+            part,
+            format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows})"),
+        );
+    }
+}
+
+/// The columns that differ from row to row, as a table `u`.
+pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
+    let (mut places, mut names) = (Vec::new(), Vec::new());
+    for column in columns.into_iter().filter(|column| !column.is_same) {
+        places.push(format!("{}::{}[]", column.place, type_of(column.name)));
+        names.push(column.name);
+    }
+    format!("unnest({}) AS u ({})", places.join(", "), names.join(", "))
+}
+
+/// The type in which a column travels.
+fn type_of(column: &str) -> &'static str {
+    match column {
+        "id" | "job_id" => "uuid",
+        "attempt" | "max_attempts" | "failures" | "priority" | "bytes" => "int4",
+        "seq" | "job_seq" | "retry_initial" | "retry_max" | "result_seq" | "last_job_seq" | "last_seq" => "int8",
+        "retry_multiplier" => "float8",
+        "cancel_requested" => "bool",
+        "request_digest" | "outcome_digest" => "bytea",
+        "ts" => "timestamptz",
+        name if name.ends_with("_at") => "timestamptz",
+        _ => "text",
+    }
+}
+
+/// What makes a column's type of that in which it travels, where that is another.
+fn cast(column: &str) -> &'static str {
+    match column {
+        "labels" | "payload" | "detail_json" => "::jsonb",
+        _ => "",
+    }
+}
+
+/// True if something is the same in all rows.
+pub(super) fn all_same<'q, R, T: PartialEq>(rows: &'q [R], value: impl Fn(&'q R) -> T) -> bool {
+    rows.windows(2).all(|pair| value(&pair[0]) == value(&pair[1]))
+}
