@@ -1,28 +1,25 @@
 //! What every store must do, whichever database it is on.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
 use jobledger_server::{
     domain::{
-        clock::{Clock as _, SystemClock, Time},
         event::{EventKind, JobError, JobEvent, Position},
-        id::{Digest, JobId, OrgId},
+        id::{Digest, JobId},
         job::{Idempotency, Job, JobSpec},
         json::Json,
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
+    store::{Changes, EventFilter, EventQuery, Head, Needs, Store, StoreError},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::harness::Database;
+use crate::{
+    factory::{all, counts, event, fill, head, job, load, org, time, write},
+    harness::Database,
+};
 
 /// Runs every case on every kind of database, and on the oldest and the newest PostgreSQL at hand. A case that is not listed
 /// is dead code, and so a compile error.
@@ -71,150 +68,6 @@ contract! {
     counters_add_up_by_type_and_status,
     a_type_that_was_asked_for_and_not_created_is_not_there,
     the_longest_wait_is_found_among_ready_jobs,
-}
-
-/// Microseconds after a time that all cases share: it is of this month, for which every database has room.
-fn time(micros: i64) -> Time {
-    static BASE: LazyLock<Time> = LazyLock::new(|| SystemClock.now());
-    *BASE + TimeDelta::microseconds(micros)
-}
-
-fn org() -> OrgId {
-    OrgId(Uuid::new_v4())
-}
-
-fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
-    Job {
-        id: JobId(Uuid::now_v7()),
-        org_id: org,
-        spec: Arc::new(JobSpec {
-            job_type: job_type.into(),
-            priority: 0,
-            max_attempts: 1,
-            retry_policy: RetryPolicy::default(),
-            idempotency: None,
-            requested_by: "".into(),
-            labels: BTreeMap::new(),
-        }),
-        status: JobStatus::Queued,
-        attempt: 0,
-        failures: 0,
-        stage: None,
-        progress: None,
-        result_at: None,
-        last_error: None,
-        cancel_requested: false,
-        outcome: None,
-        created_at: time(seq),
-        updated_at: time(seq),
-        started_at: None,
-        attempt_started_at: None,
-        finished_at: None,
-        scheduled_at: None,
-        ready_at: time(seq),
-        last_job_seq: 1,
-        last_seq: seq,
-        last_recorded_at: time(seq),
-    }
-}
-
-fn event(job: &Job, seq: i64) -> JobEvent {
-    JobEvent {
-        org_id: job.org_id,
-        seq,
-        job_id: job.id,
-        job_seq: job.last_job_seq,
-        ts: time(seq),
-        recorded_at: time(seq),
-        kind: EventKind::Created,
-        prev_status: None,
-        next_status: job.status,
-        attempt: job.attempt,
-        actor: "".into(),
-        job_type: Arc::clone(&job.spec.job_type),
-        stage: None,
-        progress: None,
-        message: "".into(),
-        result: None,
-        error: None,
-        scheduled_at: None,
-    }
-}
-
-fn head(seq: i64) -> Option<Head> {
-    Some(Head { seq, recorded_at: Some(time(seq)), ..Head::EMPTY })
-}
-
-fn counts(status: JobStatus, n: i64) -> StatusCounts {
-    let mut counts = StatusCounts::default();
-    counts.add(status, n);
-    counts
-}
-
-async fn write(store: &dyn Store, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
-    let mut batch = store.begin(&[org]).await?;
-    batch.write(org, changes).await?;
-    batch.commit().await
-}
-
-/// Writes `n` created jobs of a type, after those that the org has.
-async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) -> Vec<Job> {
-    let before = load(store, org, Needs { types: vec![job_type.into()], ..Needs::default() }).await;
-    let first = before.head.seq + 1;
-    let jobs: Vec<_> = (first..first + n).map(|seq| job(org, job_type, seq)).collect();
-    let changes = Changes {
-        head: Some(Head {
-            seq: first + n - 1,
-            recorded_at: Some(time(first + n - 1)),
-            types: before.head.types + i64::from(before.types.is_empty()),
-            ..before.head
-        }),
-        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
-        counts: BTreeMap::from([(Arc::from(job_type), counts(JobStatus::Queued, n))]),
-        created: jobs.clone(),
-        ..Changes::default()
-    };
-    write(store, org, &changes).await.expect("the batch is written");
-    jobs
-}
-
-/// Creates `n` jobs in one batch, as the ledger does it.
-pub(crate) async fn create(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) {
-    batch_of(store, org, is_keyed, n).await.commit().await.expect("it is committed");
-}
-
-/// The same up to the commit.
-pub(crate) async fn begin_create(store: &dyn Store, org: OrgId, n: usize) -> Box<dyn Batch> {
-    batch_of(store, org, false, n).await
-}
-
-async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
-    let mut batch = store.begin(&[org]).await.expect("the head is free");
-    let key = |n: i64| Arc::<str>::from(format!("key {n}"));
-    let keys = (0..n as i64).filter(|_| is_keyed).map(key).collect();
-    let before = batch.load(org, &Needs { keys, types: vec!["t".into()], ..Needs::default() }).await.expect("it loads");
-    let first = before.head.seq + 1;
-    let last = first + n as i64 - 1;
-    let jobs: Vec<_> = (first..=last).map(|seq| job(org, "t", seq)).collect();
-    let types = before.head.types + i64::from(before.types.is_empty());
-    let changes = Changes {
-        head: Some(Head { seq: last, recorded_at: Some(time(last)), types, ..before.head }),
-        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
-        counts: BTreeMap::from([("t".into(), counts(JobStatus::Queued, n as i64))]),
-        created: jobs,
-        ..Changes::default()
-    };
-    batch.write(org, &changes).await.expect("it is written");
-    batch
-}
-
-async fn load(store: &dyn Store, org: OrgId, needs: Needs) -> store::Loaded {
-    let mut batch = store.begin(&[org]).await.expect("the head is free");
-    batch.load(org, &needs).await.expect("the batch loads")
-}
-
-fn all(after: i64) -> EventQuery {
-    EventQuery { filter: EventFilter::default(), after, max_events: 10_000, max_bytes: usize::MAX }
 }
 
 async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {

@@ -7,6 +7,7 @@ mod contract;
 mod crash;
 mod errors;
 mod example;
+mod factory;
 mod fields;
 mod grpcurl;
 mod harness;

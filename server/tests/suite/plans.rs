@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     cluster::SERVER,
-    contract,
+    factory,
     harness::{Database, PATIENCE, short_or_long},
 };
 
@@ -251,7 +251,7 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     assert_eq!(store.heads(&[o, org(8)]).await.unwrap().len(), 2);
     assert!(!store.take_due(3, std::time::Duration::ZERO).await.unwrap().is_empty());
     note("heads and due");
-    contract::create(&**store, o, true, 10).await;
+    factory::create(&**store, o, true, 10).await;
     note("batch of ten");
     let mut retention = Retention::default();
     retention.set(JobStatus::Failed, std::time::Duration::ZERO);

@@ -268,11 +268,11 @@ async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
     admin.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
     let store = database.open().await;
     let org = OrgId(Uuid::new_v4());
-    crate::contract::create(&*store, org, false, 1).await;
-    let first = crate::contract::begin_create(&*store, org, 3).await;
+    crate::factory::create(&*store, org, false, 1).await;
+    let first = crate::factory::begin_create(&*store, org, 3).await;
     let waiting = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { crate::contract::create(&*store, org, false, 1).await }
+        async move { crate::factory::create(&*store, org, false, 1).await }
     });
     let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let is_waiting = async { while admin.fetch_optional(waits).await.unwrap().is_none() {} };
@@ -295,7 +295,7 @@ async fn a_batch_takes_three_or_four_round_trips_whatever_its_size() {
         let mut least = usize::MAX;
         for _ in 0..3 {
             let before = proxy.round_trips();
-            crate::contract::create(&*store, org, keyed, n).await;
+            crate::factory::create(&*store, org, keyed, n).await;
             least = least.min(proxy.round_trips() - before);
         }
         least
