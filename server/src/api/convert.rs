@@ -9,7 +9,7 @@ use crate::{
     domain::{
         clock::Time,
         event::{EventKind, JobEvent},
-        job::{Job, JobRecord},
+        job::{Job, JobContents, JobRecord},
         status::JobStatus,
     },
     ledger::{Statistics, StatusCounts, TypeStatistics},
@@ -79,23 +79,65 @@ pub(super) fn job(job: &Job) -> pb::Job {
         started_at: job.started_at.map(timestamp),
         finished_at: job.finished_at.map(timestamp),
         scheduled_at: job.scheduled_at.map(timestamp),
-        lease_expires_at: None,
-        worker_id: String::new(),
+        lease_expires_at: lease_end(job),
+        worker_id: job.lease.as_ref().map(|lease| lease.worker.to_string()).unwrap_or_default(),
         cancel_requested: job.cancel_requested,
         last_error_code: error.map(|error| error.code.to_string()).unwrap_or_default(),
         last_error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
         etag: job.etag(),
         last_seq: job.last_seq,
+        run_timeout: spec.run_timeout.map(duration),
     }
 }
 
 /// A job with payload and result.
 pub(super) fn job_record(record: &JobRecord) -> pb::Job {
+    full_job(&record.job, &record.contents)
+}
+
+/// The same, where they come apart.
+pub(super) fn full_job(of: &Job, contents: &JobContents) -> pb::Job {
     pb::Job {
-        payload: record.payload.as_ref().map(json::from_json),
-        result: record.result.as_ref().map(json::from_json),
-        ..job(&record.job)
+        payload: contents.payload.as_ref().map(json::from_json),
+        result: contents.result.as_ref().map(json::from_json),
+        ..job(of)
     }
+}
+
+/// What the answer to a batch says of each of its jobs.
+pub(super) fn brief_job(job: &Job) -> pb::Job {
+    pb::Job {
+        id: job.id.to_string(),
+        status: status(job.status).into(),
+        attempt: job.attempt,
+        created_at: Some(timestamp(job.created_at)),
+        etag: job.etag(),
+        last_seq: job.last_seq,
+        ..pb::Job::default()
+    }
+}
+
+/// A job with what its worker needs to hold it.
+pub(super) fn lease(record: &JobRecord) -> pb::Lease {
+    let token = record.job.lease_token();
+    pb::Lease {
+        lease_token: token.map(|token| token.to_string()).unwrap_or_default(),
+        expires_at: lease_end(&record.job),
+        job: Some(job_record(record)),
+    }
+}
+
+/// How a lease stands after a heartbeat; `None`: it is lost.
+pub(super) fn heartbeat(held: Option<&Job>) -> pb::HeartbeatResult {
+    pb::HeartbeatResult {
+        expires_at: held.and_then(lease_end),
+        cancel_requested: held.is_some_and(|job| job.cancel_requested),
+        lease_lost: held.is_none(),
+    }
+}
+
+fn lease_end(job: &Job) -> Option<prost_types::Timestamp> {
+    job.lease.as_ref().map(|lease| timestamp(lease.expires_at))
 }
 
 pub(super) fn event(event: &JobEvent) -> pb::JobEvent {

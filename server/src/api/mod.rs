@@ -4,6 +4,7 @@ mod call;
 mod convert;
 mod http;
 mod json;
+mod listing;
 mod request;
 mod service;
 mod status;

@@ -7,11 +7,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{
-    convert, request,
-    status::ApiError,
+    convert, listing, request,
+    status::{ApiError, item_error},
     stream::{self, EventStream},
 };
-use crate::ledger::{JobReply, Ledger, LedgerError};
+use crate::{
+    domain::{id::OrgId, transition::TransitionError},
+    ledger::{Command, JobReply, Ledger, LedgerError},
+};
 
 /// The service over a ledger.
 pub(crate) struct Service {
@@ -23,6 +26,24 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(ledger: Ledger, slow_consumer_after: Duration, draining: CancellationToken) -> Self {
         Self { ledger, slow_consumer_after, draining }
+    }
+
+    /// Has the items of a batch decided that are well-formed; an answer for each, in order.
+    async fn submit_all(
+        &self,
+        org: OrgId,
+        items: impl Iterator<Item = Result<Command, ApiError>>,
+    ) -> Result<Vec<Result<JobReply, tonic_types::Status>>, ApiError> {
+        let (mut commands, mut refused) = (Vec::new(), Vec::new());
+        for item in items {
+            refused.push(item.map(|command| commands.push(command)).err());
+        }
+        let mut replies = self.ledger.submit_all(org, commands).await?.into_iter();
+        let mut answer = |refused: Option<ApiError>| match refused {
+            Some(error) => Err(item_error(error)),
+            None => replies.next().unwrap_or(Err(LedgerError::OutcomeUnknown)).map_err(item_error),
+        };
+        Ok(refused.into_iter().map(&mut answer).collect())
     }
 }
 
@@ -36,6 +57,83 @@ impl JobService for Service {
         let command = request::create(request.into_inner())?;
         let JobReply { job, deduplicated } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::CreateJobResponse { job: Some(convert::job(&job)), deduplicated }))
+    }
+
+    async fn batch_create_jobs(
+        &self,
+        request: Request<pb::BatchCreateJobsRequest>,
+    ) -> Result<Response<pb::BatchCreateJobsResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let requests = request.into_inner().requests;
+        request::items("requests", requests.len())?;
+        let replies = self.submit_all(org, requests.into_iter().map(request::create)).await?;
+        let result = |reply| match reply {
+            Ok(JobReply { job, deduplicated }) => {
+                pb::BatchCreateJobsResult { job: Some(convert::brief_job(&job)), deduplicated, error: None }
+            }
+            Err(error) => pb::BatchCreateJobsResult { error: Some(error), ..Default::default() },
+        };
+        Ok(Response::new(pb::BatchCreateJobsResponse { results: replies.into_iter().map(result).collect() }))
+    }
+
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let listing = request::list(request.into_inner())?;
+        Ok(Response::new(listing::answer(&self.ledger, org, listing).await?))
+    }
+
+    async fn claim_jobs(
+        &self,
+        request: Request<pb::ClaimJobsRequest>,
+    ) -> Result<Response<pb::ClaimJobsResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let (claim, wait) = request::claim(request.into_inner())?;
+        let leases = self.ledger.claim(org, claim, wait).await.map_err(ApiError::from)?;
+        let answer = pb::ClaimJobsResponse { leases: leases.jobs().iter().map(convert::lease).collect() };
+        leases.deliver();
+        Ok(Response::new(answer))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<pb::HeartbeatRequest>,
+    ) -> Result<Response<pb::HeartbeatResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let commands = request::heartbeat(request.into_inner())?;
+        let held: Vec<_> = commands.iter().map(Option::is_some).collect();
+        let commands = commands.into_iter().flatten().collect();
+        let mut replies = self.ledger.submit_all(org, commands).await.map_err(ApiError::from)?.into_iter();
+        let mut results = Vec::with_capacity(held.len());
+        for is_held in held {
+            let reply = if is_held { replies.next() } else { None };
+            results.push(match reply {
+                Some(Ok(reply)) => convert::heartbeat(Some(&reply.job)),
+                None
+                | Some(Err(LedgerError::JobNotFound { .. } | LedgerError::Transition(TransitionError::LeaseLost))) => {
+                    convert::heartbeat(None)
+                }
+                // Of no lease it is known that it is lost: to be tried again, as a whole.
+                Some(Err(error)) => return Err(ApiError::from(error).into()),
+            });
+        }
+        Ok(Response::new(pb::HeartbeatResponse { results }))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Result<Response<pb::CancelJobResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let command = request::cancel(request.into_inner())?;
+        let JobReply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        Ok(Response::new(pb::CancelJobResponse { job: Some(convert::job(&job)) }))
+    }
+
+    async fn retry_job(&self, request: Request<pb::RetryJobRequest>) -> Result<Response<pb::RetryJobResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let command = request::retry(request.into_inner())?;
+        let JobReply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        Ok(Response::new(pb::RetryJobResponse { job: Some(convert::job(&job)) }))
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
@@ -58,6 +156,25 @@ impl JobService for Service {
         }))
     }
 
+    async fn batch_update_job_status(
+        &self,
+        request: Request<pb::BatchUpdateJobStatusRequest>,
+    ) -> Result<Response<pb::BatchUpdateJobStatusResponse>, Status> {
+        let org = request::org(request.metadata())?;
+        let updates = request.into_inner().updates;
+        request::items("updates", updates.len())?;
+        let replies = self.submit_all(org, updates.into_iter().map(request::update)).await?;
+        let result = |reply: Result<JobReply, _>| match reply {
+            Ok(JobReply { job, .. }) => pb::BatchUpdateJobStatusResult {
+                job: Some(convert::brief_job(&job)),
+                cancel_requested: job.cancel_requested,
+                error: None,
+            },
+            Err(error) => pb::BatchUpdateJobStatusResult { error: Some(error), ..Default::default() },
+        };
+        Ok(Response::new(pb::BatchUpdateJobStatusResponse { results: replies.into_iter().map(result).collect() }))
+    }
+
     type StreamJobEventsStream = EventStream;
 
     async fn stream_job_events(
@@ -65,7 +182,7 @@ impl JobService for Service {
         request: Request<pb::StreamJobEventsRequest>,
     ) -> Result<Response<EventStream>, Status> {
         let org = request::org(request.metadata())?;
-        let wanted = request::subscribe(request.get_ref())?;
+        let wanted = request::subscribe(request.into_inner())?;
         if self.draining.is_cancelled() {
             return Err(ApiError::from(LedgerError::Draining).into());
         }

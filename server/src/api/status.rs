@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -67,6 +68,17 @@ impl From<ApiError> for Status {
         }
         Self::with_error_details(code, message, details)
     }
+}
+
+/// The same as the error of one item of a batch.
+pub(super) fn item_error(error: impl Into<ApiError>) -> tonic_types::Status {
+    let status = Status::from(error.into());
+    // What the details of a gRPC error are, encoded.
+    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
 }
 
 struct Answer {

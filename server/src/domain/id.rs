@@ -32,13 +32,3 @@ impl fmt::Display for JobId {
 /// A SHA-256 over a request in its canonical form; equal digests mean the same request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 32]);
-
-/// The token of a lease, as the caller sent it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct LeaseToken(pub String);
-
-impl fmt::Debug for LeaseToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LeaseToken(…)")
-    }
-}

@@ -1,12 +1,13 @@
 //! A job: what its creator asked for, and where it stands.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     clock::Time,
     event::{JobError, Position},
     id::{Digest, JobId, OrgId},
     json::Json,
+    lease::{Lease, LeaseToken},
     retry::RetryPolicy,
     status::JobStatus,
 };
@@ -28,6 +29,10 @@ pub struct JobSpec {
     pub requested_by: Arc<str>,
     /// The creator's labels.
     pub labels: BTreeMap<String, String>,
+    /// How long an attempt may take; `None`: for ever.
+    pub run_timeout: Option<Duration>,
+    /// What the payload takes on the wire; 0 where there is none.
+    pub payload_bytes: u32,
 }
 
 /// What makes repeating a create safe.
@@ -37,6 +42,15 @@ pub struct Idempotency {
     pub key: Arc<str>,
     /// Of the whole request but the key.
     pub digest: Digest,
+}
+
+/// The end of a job's last ended attempt, to know the same report when it comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Of everything that makes the outcome the same as another.
+    pub digest: Digest,
+    /// The epoch of the lease under which it was reported, if it was under one.
+    pub epoch: Option<i64>,
 }
 
 /// A job as its org's log has it. Payload and result are not held here: no decision needs them.
@@ -64,8 +78,14 @@ pub struct Job {
     pub last_error: Option<JobError>,
     /// Somebody asked for the running job to stop.
     pub cancel_requested: bool,
-    /// How the last ended attempt ended, to know the same report when it comes again.
-    pub outcome: Option<Digest>,
+    /// How the last attempt that a report ended did so.
+    pub outcome: Option<Ended>,
+    /// Who holds the job; only of one that is running, and not where a reporter without a lease runs it.
+    pub lease: Option<Lease>,
+    /// The epoch of the last claim or expiry; 0 before the first.
+    pub lease_epoch: i64,
+    /// The `request_id` of the last request to run the finished job again.
+    pub retry_request: Option<Arc<str>>,
     /// Time of the first event.
     pub created_at: Time,
     /// Time of the last event.
@@ -80,6 +100,11 @@ pub struct Job {
     pub scheduled_at: Option<Time>,
     /// When the current or last wait in the queue became, or becomes, ready to end.
     pub ready_at: Time,
+    /// When time itself may change the job: a wait ends, a lease, or the time for the attempt. Never later than that, but
+    /// possibly earlier: a lease that is extended leaves it as it is. `None` of a job that waits for nothing but a worker.
+    pub due_at: Option<Time>,
+    /// `seq` of the first event: the job's place in the order of creation.
+    pub created_seq: i64,
     /// `job_seq` of the last event.
     pub last_job_seq: i64,
     /// `seq` of the last event in the org's log.
@@ -93,6 +118,16 @@ impl Job {
     pub fn etag(&self) -> String {
         self.last_seq.to_string()
     }
+
+    /// True of a job that a worker may claim.
+    pub fn is_ready(&self) -> bool {
+        self.status == JobStatus::Queued && self.due_at.is_none()
+    }
+
+    /// What proves the hold on the job; `None` where nobody holds it.
+    pub fn lease_token(&self) -> Option<LeaseToken> {
+        self.lease.as_ref().map(|_| LeaseToken { job: self.id, attempt: self.attempt, epoch: self.lease_epoch })
+    }
 }
 
 /// A job with all that its readers may ask for.
@@ -100,6 +135,13 @@ impl Job {
 pub struct JobRecord {
     /// The job.
     pub job: Job,
+    /// What it carries.
+    pub contents: JobContents,
+}
+
+/// What a job carries.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobContents {
     /// The creator's input.
     pub payload: Option<Json>,
     /// The worker's result.

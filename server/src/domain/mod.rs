@@ -8,6 +8,7 @@ pub mod event;
 pub mod id;
 pub mod job;
 pub mod json;
+pub mod lease;
 pub mod replay;
 pub mod retry;
 pub mod status;

@@ -1,13 +1,13 @@
 //! What callers ask of a log, and what they are answered.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::domain::{
     clock::Time,
     id::JobId,
     job::{Job, JobSpec},
     json::Json,
-    transition::{self, Outcome, Step},
+    transition::{self, Look, News, Outcome, Step},
 };
 use crate::store::Retention;
 
@@ -23,6 +23,10 @@ pub enum Command {
         /// How.
         command: Box<transition::Command>,
     },
+    /// Take jobs that are ready.
+    Claim(Box<Claim>),
+    /// Do what is due, to as many jobs as one batch may.
+    Look(Look),
     /// Remove finished jobs that are kept no longer, as many as one batch may.
     Retain(Retention),
 }
@@ -40,11 +44,37 @@ pub struct Create {
     pub scheduled_at: Option<Time>,
 }
 
-/// The answer to a command.
+/// A worker that wants work.
 #[derive(Debug, Clone, PartialEq)]
+pub struct Claim {
+    /// Who.
+    pub worker: Arc<str>,
+    /// Of these types alone; each once, in order. Empty: of all.
+    pub types: Arc<[Arc<str>]>,
+    /// No more than this many; at least 1.
+    pub max_jobs: usize,
+    /// For how long, unless it is extended.
+    pub lease: Duration,
+    /// By what the claim is known when it comes again.
+    pub request: Option<Arc<str>>,
+}
+
+impl Claim {
+    /// True if the worker wants jobs of this type.
+    pub(super) fn wants(&self, job_type: &Arc<str>) -> bool {
+        self.types.is_empty() || self.types.binary_search(job_type).is_ok()
+    }
+}
+
+/// The answer to a command.
+#[derive(Debug)]
 pub enum Reply {
     /// To one on a job.
     Job(Box<JobReply>),
+    /// To one that takes jobs.
+    Claimed(Claimed),
+    /// To one that does what is due.
+    Looked(Looked),
     /// To one that removes jobs.
     Removed(Removed),
 }
@@ -56,6 +86,26 @@ pub struct JobReply {
     pub job: Job,
     /// True of a create whose job existed before, by its idempotency key.
     pub deduplicated: bool,
+}
+
+/// What a claim took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Claimed {
+    /// The jobs, the most urgent first, each with its lease.
+    pub jobs: Vec<Job>,
+    /// True if there may be more that it could have taken.
+    pub has_more: bool,
+    /// How many batches had made a job ready: all that they made so was there to be taken.
+    pub ready_gen: i64,
+}
+
+/// What came of a look for what is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Looked {
+    /// Jobs that changed by it.
+    pub jobs: usize,
+    /// True if there are more: a batch is bounded.
+    pub has_more: bool,
 }
 
 /// What retention did.
@@ -70,6 +120,11 @@ pub struct Removed {
 impl Reply {
     pub(super) fn of_job(job: Job, deduplicated: bool) -> Self {
         Self::Job(Box::new(JobReply { job, deduplicated }))
+    }
+
+    /// The generation is known once the whole batch is decided.
+    pub(super) fn of_claim(jobs: Vec<Job>, has_more: bool) -> Self {
+        Self::Claimed(Claimed { jobs, has_more, ready_gen: 0 })
     }
 }
 
@@ -87,21 +142,29 @@ impl Command {
                         + spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len())
                         + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
                 }
-                Self::Apply { command, .. } => {
-                    let transition::Command::Report(report) = &**command;
-                    report.stage.as_deref().map_or(0, str::len)
-                        + report.message.len()
-                        + report.lease.as_ref().map_or(0, |lease| lease.0.len())
-                        + report.etag.as_ref().map_or(0, String::len)
-                        + report.actor.len()
-                        + match &report.step {
+                Self::Apply { command, .. } => match &**command {
+                    transition::Command::Report(report) => {
+                        let outcome = match &report.step {
                             Some(Step::End(ending)) => outcome_weight(&ending.outcome),
                             Some(Step::Run) | None => 0,
-                        }
-                }
-                Self::Retain(_) => 0,
+                        };
+                        news_weight(&report.news) + outcome
+                    }
+                    transition::Command::Heartbeat(heartbeat) => news_weight(&heartbeat.news),
+                    transition::Command::Cancel(cancel) => cancel.reason.len(),
+                    transition::Command::Claim(_)
+                    | transition::Command::Abandon(_)
+                    | transition::Command::Retry(_)
+                    | transition::Command::Look(_) => 0,
+                },
+                Self::Claim(claim) => claim.types.iter().map(|name| name.len()).sum(),
+                Self::Look(_) | Self::Retain(_) => 0,
             }
     }
+}
+
+fn news_weight(news: &News) -> usize {
+    news.stage.as_deref().map_or(0, str::len) + news.message.len()
 }
 
 fn outcome_weight(outcome: &Outcome) -> usize {

@@ -1,14 +1,15 @@
 //! Decides a batch of commands on one org's log: pure code between loading and writing.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use super::{
     LedgerError,
-    command::{Command, Create, Removed, Reply},
+    claims::{self, Candidates},
+    command::{Claim, Command, Create, Looked, Removed, Reply},
 };
 use crate::{
     domain::{
@@ -17,11 +18,13 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
-        transition::{Tick, Transition},
+        transition::{self, Heartbeat, Look, News, Tick, Transition},
     },
-    store::{Changes, Expired, Head, Loaded, Needs, Retention},
+    store::{Changes, Expired, Head, Loaded, Needs, NextDue, Retention},
 };
 
+/// Jobs that one batch looks at because they are due, at most.
+const DUE_JOBS: usize = 1_000;
 /// Jobs that one batch removes, at most.
 const REMOVED_JOBS: usize = 500;
 /// Events that one batch removes with their jobs, at most; or those of one job.
@@ -34,7 +37,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
 /// What the commands of a batch name.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
-    let (mut jobs, mut keys, mut types, mut expired) = (HashSet::new(), HashSet::new(), HashSet::new(), None);
+    let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let (mut expired, mut due, mut claims) = (None, None, Vec::new());
     for command in commands {
         match command {
             Command::Create(create) => {
@@ -46,6 +50,8 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             Command::Apply { job, .. } => {
                 jobs.insert(*job);
             }
+            Command::Claim(claim) => claims.push(&**claim),
+            Command::Look(_) => due = Some(DUE_JOBS),
             Command::Retain(retention) => expired = Some(Expired { retention: *retention, limit: REMOVED_JOBS }),
         }
     }
@@ -54,6 +60,9 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
         keys: keys.into_iter().collect(),
         types: types.into_iter().collect(),
         expired,
+        requests: claims.iter().filter_map(|claim| claim.request.clone()).collect(),
+        ready: claims::ready(&claims),
+        due,
     }
 }
 
@@ -61,19 +70,37 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
 pub(super) struct Decision {
     pub(super) replies: Vec<Result<Reply, LedgerError>>,
     pub(super) changes: Changes,
+    /// How many jobs of each type became ready and were not claimed.
+    pub(super) ready: BTreeMap<Arc<str>, usize>,
 }
 
-/// Decides the commands in order. Each sees what those before it did; an error is its caller's alone.
+/// Decides the commands in order, claims last. Each sees what those before it did; an error is its caller's alone.
 pub(super) fn decide<'a>(
     org: OrgId,
-    commands: impl IntoIterator<Item = &'a Command>,
+    commands: impl IntoIterator<Item = &'a Command> + Clone,
+    needs: &Needs,
     loaded: Loaded,
     clock: Time,
     max_types: usize,
 ) -> Decision {
+    let mut candidates = needs.ready.as_ref().map(|wanted| Candidates::new(wanted, &loaded));
     let mut log = Log::new(org, loaded, clock, max_types);
-    let replies = commands.into_iter().map(|command| log.decide(command)).collect();
-    Decision { replies, changes: log.finish() }
+    let mut replies: Vec<_> = commands.clone().into_iter().map(|command| log.decide(command)).collect();
+    if let Some(candidates) = &mut candidates {
+        candidates.fill(log.jobs.values().filter(|job| job.is_ready()));
+        for (command, reply) in commands.into_iter().zip(&mut replies) {
+            if let Command::Claim(claim) = command {
+                *reply = log.claim(claim, candidates);
+            }
+        }
+    }
+    let ready = log.count_ready();
+    for reply in &mut replies {
+        if let Ok(Reply::Claimed(claimed)) = reply {
+            claimed.ready_gen = log.head.ready_gen;
+        }
+    }
+    Decision { replies, changes: log.finish(), ready }
 }
 
 /// The part of an org's log that a batch touches.
@@ -81,16 +108,24 @@ struct Log {
     org: OrgId,
     now: Time,
     head: Head,
+    loaded_head: Head,
     max_types: usize,
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
+    /// Jobs that are held by claims with a request id.
+    requests: HashMap<Arc<str>, Vec<JobId>>,
+    /// Jobs that are due, and when the next of the others is.
+    due: Vec<JobId>,
+    next_due: Option<Time>,
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
     next_expiry: Option<Time>,
     created: HashSet<JobId>,
-    /// Where the log ended before: a job with a later `last_seq` has changed.
-    loaded_seq: i64,
+    /// Jobs that are other than they were.
+    touched: HashSet<JobId>,
+    /// Of those, the ones that may be claimed and couldn't before.
+    became_ready: HashSet<JobId>,
     changes: Changes,
 }
 
@@ -101,19 +136,30 @@ impl Log {
             .iter()
             .filter_map(|job| Some((Arc::clone(&job.spec.idempotency.as_ref()?.key), job.id)))
             .collect();
+        let mut requests: HashMap<_, Vec<_>> = HashMap::new();
+        for job in &loaded.jobs {
+            if let Some(request) = job.lease.as_ref().and_then(|lease| lease.request.clone()) {
+                requests.entry(request).or_default().push(job.id);
+            }
+        }
         Self {
             org,
             // `recorded_at` never falls along `seq`, whatever the clock does.
             now: loaded.head.recorded_at.map_or(clock, |last| last.max(clock)),
             head: loaded.head,
+            loaded_head: loaded.head,
             max_types,
             keys,
             jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
             types: loaded.types.into_iter().map(Arc::from).collect(),
+            requests,
+            due: loaded.due,
+            next_due: loaded.next_due,
             expired: loaded.expired,
             next_expiry: loaded.next_expiry,
             created: HashSet::new(),
-            loaded_seq: loaded.head.seq,
+            touched: HashSet::new(),
+            became_ready: HashSet::new(),
             changes: Changes::default(),
         }
     }
@@ -122,17 +168,77 @@ impl Log {
         match command {
             Command::Create(create) => self.create(create),
             Command::Apply { job, command } => {
-                let current = self.jobs.get(job).ok_or(LedgerError::JobNotFound { job: *job })?;
-                let before = current.status;
-                let transition = current.apply(command, self.tick())?;
-                let reply = Reply::of_job(transition.job.clone(), false);
-                if !transition.events.is_empty() {
-                    self.append(Some(before), transition);
-                }
-                Ok(reply)
+                let job = self.apply(*job, command)?;
+                Ok(Reply::of_job(job, false))
             }
+            // Decided when everything else is.
+            Command::Claim(_) => Err(LedgerError::Refused),
+            Command::Look(look) => Ok(Reply::Looked(self.look(*look))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
+    }
+
+    /// Decides a command on a job; the job as it is then.
+    fn apply(&mut self, job: JobId, command: &transition::Command) -> Result<Job, LedgerError> {
+        let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
+        let (before, was_ready) = (current.status, current.is_ready());
+        let transition = current.apply(command, self.tick())?;
+        let job = transition.job.clone();
+        if transition.is_changed {
+            self.append(Some(before), was_ready, transition);
+        }
+        Ok(job)
+    }
+
+    /// Does what is due.
+    fn look(&mut self, look: Look) -> Looked {
+        let due = std::mem::take(&mut self.due);
+        let has_more = due.len() >= DUE_JOBS;
+        let mut jobs = 0;
+        for id in due {
+            // A job that this batch has changed is judged as it is now; one that is not due any more stays.
+            if self.apply(id, &transition::Command::Look(look)).is_ok() {
+                jobs += 1;
+            }
+        }
+        self.changes.next_due = Some(NextDue::At(if has_more { Some(self.now) } else { self.next_due }));
+        Looked { jobs, has_more }
+    }
+
+    /// Takes jobs that are ready; or, if the claim is one that came before, those that it holds.
+    fn claim(&mut self, claim: &Claim, candidates: &mut Candidates) -> Result<Reply, LedgerError> {
+        if let Some(held) = claim.request.as_ref().and_then(|request| self.requests.get(request).cloned()) {
+            let renewed: Vec<_> = held.into_iter().filter_map(|id| self.renew(id, claim)).collect();
+            if !renewed.is_empty() {
+                return Ok(Reply::of_claim(renewed, false));
+            }
+        }
+        let command = transition::Command::Claim(transition::Claim {
+            worker: Arc::clone(&claim.worker),
+            lease: claim.lease,
+            request: claim.request.clone(),
+        });
+        let mut jobs = Vec::new();
+        let mut bytes = 0;
+        while jobs.len() < claim.max_jobs
+            && let Some((id, weight)) = candidates.first(claim)
+            && (jobs.is_empty() || bytes + weight <= claims::ANSWER_BYTES)
+        {
+            candidates.take(id);
+            bytes += weight;
+            jobs.push(self.apply(id, &command)?);
+        }
+        if let Some(request) = claim.request.as_ref().filter(|_| !jobs.is_empty()) {
+            self.requests.insert(Arc::clone(request), jobs.iter().map(|job| job.id).collect());
+        }
+        Ok(Reply::of_claim(jobs, candidates.has_more(claim)))
+    }
+
+    /// Extends a lease that the claim took when it came before, if it lives.
+    fn renew(&mut self, id: JobId, claim: &Claim) -> Option<Job> {
+        let token = self.jobs.get(&id)?.lease_token()?;
+        let heartbeat = Heartbeat { token, news: News::default(), extend_by: Some(claim.lease) };
+        self.apply(id, &transition::Command::Heartbeat(heartbeat)).ok()
     }
 
     fn create(&mut self, create: &Create) -> Result<Reply, LedgerError> {
@@ -162,7 +268,7 @@ impl Log {
             self.changes.payloads.push((job.id, payload.clone()));
         }
         self.created.insert(job.id);
-        self.append(None, transition);
+        self.append(None, false, transition);
         Ok(Reply::of_job(job, false))
     }
 
@@ -192,7 +298,7 @@ impl Log {
         }
         // Where none could be removed, looking again at once would find the same.
         has_more &= jobs > 0;
-        self.changes.next_due = retention.shortest().map(|keep| {
+        self.changes.next_retention = retention.shortest().map(|keep| {
             if has_more {
                 return self.now;
             }
@@ -205,6 +311,7 @@ impl Log {
 
     fn remove(&mut self, id: JobId) {
         let Some(job) = self.jobs.remove(&id) else { return };
+        self.touched.remove(&id);
         if let Some(idempotency) = &job.spec.idempotency {
             self.keys.remove(&idempotency.key);
         }
@@ -217,28 +324,60 @@ impl Log {
         Tick { now: self.now, next_seq: self.head.seq + 1 }
     }
 
-    /// Appends a transition's events to the log.
-    fn append(&mut self, before: Option<JobStatus>, transition: Transition) {
-        let Transition { job, events } = transition;
-        self.head.seq += events.len() as i64;
-        self.head.recorded_at = Some(self.now);
+    /// Takes over what a transition made of a job, and appends its events to the log.
+    fn append(&mut self, before: Option<JobStatus>, was_ready: bool, transition: Transition) {
+        let Transition { job, events, .. } = transition;
+        if !events.is_empty() {
+            self.head.seq += events.len() as i64;
+            self.head.recorded_at = Some(self.now);
+            self.count(before, &job);
+        }
+        if job.is_ready() && !was_ready {
+            self.became_ready.insert(job.id);
+        }
+        self.touched.insert(job.id);
+        self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
+        self.jobs.insert(job.id, job);
+    }
+
+    fn count(&mut self, before: Option<JobStatus>, job: &Job) {
         let counts = self.changes.counts.entry(Arc::clone(&job.spec.job_type)).or_default();
         if let Some(before) = before {
             counts.add(before, -1);
         }
         counts.add(job.status, 1);
-        self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
-        self.jobs.insert(job.id, job);
+    }
+
+    /// Counts what became ready and still is, and has others hear of it.
+    fn count_ready(&mut self) -> BTreeMap<Arc<str>, usize> {
+        let mut ready = BTreeMap::new();
+        for job in self.became_ready.iter().filter_map(|id| self.jobs.get(id)).filter(|job| job.is_ready()) {
+            *ready.entry(Arc::clone(&job.spec.job_type)).or_default() += 1;
+        }
+        if !ready.is_empty() {
+            self.head.ready_gen += 1;
+        }
+        ready
     }
 
     fn finish(mut self) -> Changes {
-        if !self.changes.events.is_empty() || !self.changes.removed.is_empty() {
+        if self.head != self.loaded_head {
             self.changes.head = Some(self.head);
-            let written = self.jobs.into_values().filter(|job| job.last_seq > self.loaded_seq);
+        }
+        if !self.touched.is_empty() {
+            let touched = &self.touched;
+            let written = self.jobs.into_values().filter(|job| touched.contains(&job.id));
             (self.changes.created, self.changes.changed) = written.partition(|job| self.created.contains(&job.id));
             // In the order of the table: neighbours in the database are written one after the other.
             self.changes.created.sort_unstable_by_key(|job| job.id);
             self.changes.changed.sort_unstable_by_key(|job| job.id);
+            let written = self.changes.created.iter().chain(&self.changes.changed);
+            let due = written.filter_map(|job| job.due_at).min();
+            self.changes.next_due = match (self.changes.next_due, due) {
+                (Some(NextDue::At(next)), due) => Some(NextDue::At(next.into_iter().chain(due).min())),
+                (_, Some(due)) => Some(NextDue::By(due)),
+                (next, None) => next,
+            };
         }
         self.changes
     }

@@ -1,16 +1,19 @@
-//! Brings to this process's subscribers what others have committed: other servers on the same database, or an import.
+//! Brings to this process's subscribers and waiting claims what others have committed: other servers on the same database, or an import.
 //!
 //! It listens to what they announce, looks for itself every few seconds in case an announcement was lost, and reads what the
 //! tails lack: each org's log once, however many follow it.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{collections::HashSet, future::pending, sync::Arc, time::Duration};
 
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
-use super::hub::{Gap, Hub};
+use super::{
+    hub::{Gap, Hub},
+    waiting::Waiting,
+};
 use crate::{
     domain::id::OrgId,
-    store::{EventFilter, EventQuery, Listener, News, Store, StoreError},
+    store::{EventFilter, EventQuery, Listener, News, Reach, Store, StoreError},
 };
 
 /// How often it looks for itself. A lost announcement delays by no more.
@@ -29,11 +32,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Follower {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
+    waiting: Arc<Waiting>,
 }
 
 impl Follower {
-    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>) -> Self {
-        Self { store, hub }
+    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, waiting: Arc<Waiting>) -> Self {
+        Self { store, hub, waiting }
     }
 
     /// Follows for as long as it is polled.
@@ -46,7 +50,7 @@ impl Follower {
         let listener: &mut dyn Listener = &mut *listener;
         loop {
             match listener.next().await {
-                News::Heads(heads) => self.heard(heads),
+                News::Reaches(reaches) => self.heard(reaches),
                 News::Missed => self.look().await,
             }
         }
@@ -59,19 +63,21 @@ impl Follower {
         }
     }
 
-    /// Asks the database how far the logs reach that are followed here.
+    /// Asks the database how far the logs reach that are followed here, or in which claims wait here.
     async fn look(&self) {
-        for orgs in self.hub.orgs().chunks(ORGS_PER_LOOK) {
-            match self.store.heads(orgs).await {
-                Ok(heads) => self.heard(heads),
+        let orgs: HashSet<_> = self.hub.orgs().into_iter().chain(self.waiting.orgs()).collect();
+        for orgs in Vec::from_iter(orgs).chunks(ORGS_PER_LOOK) {
+            match self.store.reaches(orgs).await {
+                Ok(reaches) => self.heard(reaches),
                 Err(error) => return tracing::debug!(%error, "can't look for what others have committed"),
             }
         }
     }
 
-    fn heard(&self, heads: Vec<(OrgId, i64)>) {
-        for (org, seq) in heads {
+    fn heard(&self, reaches: Vec<(OrgId, Reach)>) {
+        for (org, Reach { seq, ready_gen }) in reaches {
             self.hub.heard(org, seq);
+            self.waiting.heard(org, ready_gen);
         }
     }
 

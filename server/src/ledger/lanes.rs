@@ -16,12 +16,20 @@ use tokio::{
 
 use super::{
     LedgerError, Limits,
+    claim::Undelivered,
     command::{Command, Reply},
 };
 use crate::domain::id::OrgId;
 
 /// What the caller of a command is told.
-pub(super) type Answer = Result<Reply, LedgerError>;
+pub(super) type Answer = Result<Answered, LedgerError>;
+
+/// A reply on its way to its caller.
+pub(super) struct Answered {
+    pub(super) reply: Reply,
+    /// What a claim took, until somebody takes delivery of it.
+    pub(super) undelivered: Option<Undelivered>,
+}
 
 /// All lanes.
 pub(super) struct Lanes {
@@ -53,7 +61,14 @@ struct Lane {
 pub(super) struct Pending {
     pub(super) command: Command,
     weight: usize,
-    pub(super) answer: oneshot::Sender<Answer>,
+    /// `None`: nobody waits for it, and it is decided all the same.
+    pub(super) answer: Option<oneshot::Sender<Answer>>,
+}
+
+impl Pending {
+    fn is_abandoned(&self) -> bool {
+        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
 }
 
 /// One org's share of a transaction.
@@ -70,30 +85,55 @@ impl Lanes {
         Self { limits, state: Mutex::default(), work: Notify::new() }
     }
 
-    /// Puts a command at the end of its org's lane.
-    pub(super) fn enqueue(&self, org: OrgId, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
-        let weight = command.weight();
-        let (answer, receiver) = oneshot::channel();
-        let mut state = self.state();
+    /// Puts commands at the end of their org's lane: all of them, or none.
+    pub(super) fn enqueue(
+        &self,
+        org: OrgId,
+        commands: Vec<Command>,
+    ) -> Result<Vec<oneshot::Receiver<Answer>>, LedgerError> {
+        let (mut pending, mut receivers) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
+        for command in commands {
+            let (answer, receiver) = oneshot::channel();
+            pending.push(Pending { weight: command.weight(), command, answer: Some(answer) });
+            receivers.push(receiver);
+        }
+        let weight: usize = pending.iter().map(|pending| pending.weight).sum();
+        let state = self.state();
         if state.is_closed {
             return Err(LedgerError::Draining);
         }
-        if state.commands >= self.limits.queued_commands || state.bytes + weight > self.limits.queued_bytes {
+        let is_full = state.commands + pending.len() > self.limits.queued_commands;
+        if is_full || state.bytes + weight > self.limits.queued_bytes {
             return Err(LedgerError::Overloaded);
+        }
+        self.push(state, org, pending);
+        Ok(receivers)
+    }
+
+    /// Puts commands at the end of their org's lane that nobody waits for. They follow from what was accepted before, so they
+    /// are taken beyond the bounds, and while the lanes are being emptied.
+    pub(super) fn enqueue_unasked(&self, org: OrgId, commands: impl IntoIterator<Item = Command>) {
+        let pending = |command: Command| Pending { weight: command.weight(), command, answer: None };
+        self.push(self.state(), org, commands.into_iter().map(pending).collect());
+    }
+
+    fn push(&self, mut state: MutexGuard<'_, State>, org: OrgId, pending: Vec<Pending>) {
+        if pending.is_empty() {
+            return;
         }
         if state.commands == 0 {
             state.moved_at = Some(Instant::now());
         }
-        state.commands += 1;
-        state.bytes += weight;
+        state.commands += pending.len();
+        state.bytes += pending.iter().map(|pending| pending.weight).sum::<usize>();
         let lane = state.lanes.entry(org).or_default();
-        lane.waiting.push_back(Pending { command, weight, answer });
-        if lane.waiting.len() == 1 && !lane.is_busy {
+        let was_empty = lane.waiting.is_empty();
+        lane.waiting.extend(pending);
+        if was_empty && !lane.is_busy {
             state.ready.push_back(org);
             drop(state);
             self.work.notify_one();
         }
-        Ok(receiver)
     }
 
     /// How long commands have been waiting while no turn ended; zero if none waits.
@@ -172,12 +212,12 @@ impl State {
             let mut commands = Vec::with_capacity(lane.waiting.len().min(commands_left));
             while commands_left > 0
                 && let Some(next) = lane.waiting.pop_front_if(|next| {
-                    next.answer.is_closed() || next.weight <= bytes_left || bytes_left == limits.batch_bytes
+                    next.is_abandoned() || next.weight <= bytes_left || bytes_left == limits.batch_bytes
                 })
             {
                 self.commands -= 1;
                 self.bytes -= next.weight;
-                if next.answer.is_closed() {
+                if next.is_abandoned() {
                     continue;
                 }
                 commands_left -= 1;

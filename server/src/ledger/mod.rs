@@ -1,11 +1,14 @@
 //! An org's serial log: commands go through lanes in batches, readers follow the hub, both over one store.
 
+mod claim;
+mod claims;
 pub mod command;
 mod decide;
 mod follower;
 mod hub;
 mod lanes;
 mod subscription;
+mod waiting;
 mod writer;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -13,17 +16,27 @@ use std::{future::Future, sync::Arc, time::Duration};
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-use self::{command::Reply, follower::Follower, hub::Hub, lanes::Lanes, writer::Writer};
 pub use self::{
-    command::{Command, Create, JobReply, Removed},
+    claim::Leases,
+    command::{Claim, Command, Create, JobReply, Looked, Removed},
     subscription::{Delivery, StreamPlace, SubscribeRequest, Subscription},
 };
-pub use crate::store::{EventFilter, Retention, Statistics, StatusCounts, TypeStatistics};
+use self::{
+    command::Reply,
+    follower::Follower,
+    hub::Hub,
+    lanes::{Answered, Lanes},
+    waiting::Waiting,
+    writer::Writer,
+};
+pub use crate::store::{
+    EventFilter, JobFilter, JobPage, ListQuery, Retention, Statistics, StatusCounts, TypeStatistics,
+};
 use crate::{
     domain::{
         id::{JobId, OrgId},
-        job::JobRecord,
-        transition::TransitionError,
+        job::{JobContents, JobRecord},
+        transition::{Look, TransitionError},
     },
     store::{Store, StoreError},
 };
@@ -45,6 +58,8 @@ pub struct Limits {
     pub tail_bytes: usize,
     /// Event streams that may be open.
     pub streams: usize,
+    /// Claims that may be under way, most of them waiting for work.
+    pub claims: usize,
     /// Reads of past events that may be under way at the same time.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
@@ -63,6 +78,7 @@ impl Default for Limits {
             types_per_org: 10_000,
             tail_bytes: 64 << 20,
             streams: 10_000,
+            claims: 20_000,
             catch_up_reads: 2,
             bookmark_interval: Duration::from_secs(15),
             resolve_within: Duration::from_secs(10),
@@ -75,6 +91,7 @@ impl Default for Limits {
 pub struct Ledger {
     store: Arc<dyn Store>,
     lanes: Arc<Lanes>,
+    waiting: Arc<Waiting>,
     hub: Arc<Hub>,
     catch_up: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -88,8 +105,10 @@ impl Ledger {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
-        let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub));
-        let writer = Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), limits);
+        let waiting = Waiting::new(limits.claims);
+        let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting));
+        let writer =
+            Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), limits);
         let streams = Arc::new(Semaphore::new(limits.streams));
         let work = async move {
             tokio::select! {
@@ -97,7 +116,7 @@ impl Ledger {
                 () = follower.run() => {}
             }
         };
-        (Self { store, lanes, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval }, work)
+        (Self { store, lanes, waiting, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval }, work)
     }
 
     /// Has one command on a job decided and committed.
@@ -109,9 +128,35 @@ impl Ledger {
     ///
     /// The command's own, after the commit of its batch; or that of the database or of an overload.
     pub async fn submit(&self, org: OrgId, command: Command) -> Result<JobReply, LedgerError> {
-        match self.ask(org, command).await? {
-            Reply::Job(reply) => Ok(*reply),
-            Reply::Removed(_) => Err(LedgerError::Refused),
+        of_job(self.ask(org, command).await)
+    }
+
+    /// The same with many commands on one org at once: an answer for each, in order. They may be decided in several batches.
+    ///
+    /// # Errors
+    ///
+    /// If not even one of them was accepted.
+    pub async fn submit_all(
+        &self,
+        org: OrgId,
+        commands: Vec<Command>,
+    ) -> Result<Vec<Result<JobReply, LedgerError>>, LedgerError> {
+        let mut replies = Vec::with_capacity(commands.len());
+        for answer in self.lanes.enqueue(org, commands)? {
+            replies.push(of_job(answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))));
+        }
+        Ok(replies)
+    }
+
+    /// Does what is due in one org: to as many jobs as one batch may.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Ledger::submit`].
+    pub async fn look(&self, org: OrgId, reachable_for: Duration) -> Result<Looked, LedgerError> {
+        match self.ask(org, Command::Look(Look { reachable_for })).await?.reply {
+            Reply::Looked(looked) => Ok(looked),
+            Reply::Job(_) | Reply::Claimed(_) | Reply::Removed(_) => Err(LedgerError::Refused),
         }
     }
 
@@ -121,14 +166,14 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`].
     pub async fn retain(&self, org: OrgId, retention: Retention) -> Result<Removed, LedgerError> {
-        match self.ask(org, Command::Retain(retention)).await? {
+        match self.ask(org, Command::Retain(retention)).await?.reply {
             Reply::Removed(removed) => Ok(removed),
-            Reply::Job(_) => Err(LedgerError::Refused),
+            Reply::Job(_) | Reply::Claimed(_) | Reply::Looked(_) => Err(LedgerError::Refused),
         }
     }
 
-    async fn ask(&self, org: OrgId, command: Command) -> Result<Reply, LedgerError> {
-        let answer = self.lanes.enqueue(org, command)?;
+    async fn ask(&self, org: OrgId, command: Command) -> Result<Answered, LedgerError> {
+        let answer = self.lanes.enqueue(org, vec![command])?.pop().ok_or(LedgerError::Refused)?;
         // Lanes answer everything they took, unless a stop cuts them off in the middle of it.
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
@@ -140,6 +185,24 @@ impl Ledger {
     /// [`LedgerError::JobNotFound`], or that of the database.
     pub async fn job(&self, org: OrgId, id: JobId) -> Result<JobRecord, LedgerError> {
         self.store.job(org, id).await?.ok_or(LedgerError::JobNotFound { job: id })
+    }
+
+    /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
+    ///
+    /// # Errors
+    ///
+    /// That of the database.
+    pub async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, LedgerError> {
+        Ok(self.store.contents(org, ids).await?)
+    }
+
+    /// Reads a page of jobs, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// That of the database.
+    pub async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, LedgerError> {
+        Ok(self.store.list(org, query).await?)
     }
 
     /// Reads the counters of an org, of these types or of all.
@@ -170,9 +233,17 @@ impl Ledger {
         self.lanes.stalled_for()
     }
 
-    /// Refuses new commands; those accepted are still decided.
+    /// Refuses new commands, and sends claims that wait away; what was accepted is still decided.
     pub fn close(&self) {
         self.lanes.close();
+        self.waiting.close();
+    }
+}
+
+fn of_job(answer: Result<Answered, LedgerError>) -> Result<JobReply, LedgerError> {
+    match answer?.reply {
+        Reply::Job(reply) => Ok(*reply),
+        Reply::Claimed(_) | Reply::Looked(_) | Reply::Removed(_) => Err(LedgerError::Refused),
     }
 }
 

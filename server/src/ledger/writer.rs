@@ -16,9 +16,12 @@ use tokio::{
 
 use super::{
     LedgerError, Limits,
+    claim::Undelivered,
+    command::Reply,
     decide::{Decision, decide, needs},
     hub::Hub,
-    lanes::{Lanes, OrgBatch, Turn},
+    lanes::{Answered, Lanes, OrgBatch, Turn},
+    waiting::Waiting,
 };
 use crate::{
     domain::id::OrgId,
@@ -38,6 +41,7 @@ pub(super) struct Writer {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
     lanes: Arc<Lanes>,
+    waiting: Arc<Waiting>,
     limits: Limits,
     undecided: Mutex<Undecided>,
 }
@@ -50,8 +54,14 @@ struct Undecided {
 }
 
 impl Writer {
-    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, lanes: Arc<Lanes>, limits: Limits) -> Self {
-        Self { store, hub, lanes, limits, undecided: Mutex::default() }
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        hub: Arc<Hub>,
+        lanes: Arc<Lanes>,
+        waiting: Arc<Waiting>,
+        limits: Limits,
+    ) -> Self {
+        Self { store, hub, lanes, waiting, limits, undecided: Mutex::default() }
     }
 
     /// Moves the lanes until they are closed and empty.
@@ -79,7 +89,7 @@ impl Writer {
     /// Commits a turn and answers everyone in it.
     async fn commit(self: &Arc<Self>, turn: Turn) {
         match self.attempt(&turn).await {
-            Ok(decisions) => answer(turn, decisions),
+            Ok(decisions) => self.answer(turn, decisions),
             // The database refused data that validation let through: only the culprit shall hear of it.
             Err(StoreError::Refused(reason)) if turn.iter().map(|batch| batch.commands.len()).sum::<usize>() > 1 => {
                 tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
@@ -87,7 +97,7 @@ impl Writer {
                     for pending in commands {
                         let alone = vec![OrgBatch { org, commands: vec![pending] }];
                         match self.attempt(&alone).await {
-                            Ok(decisions) => answer(alone, decisions),
+                            Ok(decisions) => self.answer(alone, decisions),
                             Err(error) => refuse(alone, error),
                         }
                     }
@@ -195,8 +205,9 @@ impl Writer {
         let mut decisions = Vec::with_capacity(turn.len());
         for OrgBatch { org, commands } in turn {
             let commands = || commands.iter().map(|pending| &pending.command);
-            let loaded = batch.load(*org, &needs(commands())).await?;
-            let decision = decide(*org, commands(), loaded, batch.now(), self.limits.types_per_org);
+            let needs = needs(commands());
+            let loaded = batch.load(*org, &needs).await?;
+            let decision = decide(*org, commands(), &needs, loaded, batch.now(), self.limits.types_per_org);
             batch.write(*org, &decision.changes).await?;
             decisions.push(decision);
         }
@@ -210,8 +221,9 @@ impl Writer {
             .zip(decisions)
             .find_map(|(batch, decision)| Some((batch.org, decision.changes.events.first()?)));
         let Some((org, mine)) = mine else {
-            // Nothing was to be written: the answers hold either way.
-            return Ok(true);
+            // Where nothing was to be written the answers hold either way. What is written without an event (a lease that is
+            // extended, a wait that is over) may be written twice.
+            return Ok(decisions.iter().all(|decision| decision.changes.is_empty()));
         };
         let until = Instant::now() + self.limits.resolve_within;
         loop {
@@ -249,12 +261,34 @@ impl Writer {
         self.announce(turn, decisions);
     }
 
-    /// Tells other servers how far the logs have come.
+    /// Tells waiting claims what has become ready, and other servers how far the logs have come.
     fn announce(&self, turn: &[OrgBatch], decisions: &[Decision]) {
-        let last = |(batch, decision): (&OrgBatch, &Decision)| Some((batch.org, decision.changes.events.last()?.seq));
-        let heads: Vec<_> = turn.iter().zip(decisions).filter_map(last).collect();
-        if !heads.is_empty() {
-            self.store.announce(&heads);
+        let mut reaches = Vec::with_capacity(turn.len());
+        for (batch, decision) in turn.iter().zip(decisions) {
+            let Some(head) = decision.changes.head else { continue };
+            reaches.push((batch.org, head.reach()));
+            if !decision.ready.is_empty() {
+                self.waiting.became_ready(batch.org, head.ready_gen, &decision.ready);
+            }
+        }
+        if !reaches.is_empty() {
+            self.store.announce(&reaches);
+        }
+    }
+
+    fn answer(&self, turn: Turn, decisions: Vec<Decision>) {
+        for (batch, decision) in turn.into_iter().zip(decisions) {
+            for (pending, reply) in batch.commands.into_iter().zip(decision.replies) {
+                let answered = reply.map(|reply| {
+                    let claimed = if let Reply::Claimed(claimed) = &reply { &claimed.jobs[..] } else { &[] };
+                    let undelivered = Undelivered::of(&self.lanes, batch.org, claimed);
+                    Answered { reply, undelivered }
+                });
+                // A caller that has gone since has had its command decided all the same. What it had claimed is given back.
+                if let Some(answer) = pending.answer {
+                    let _ = answer.send(answered);
+                }
+            }
         }
     }
 }
@@ -266,21 +300,12 @@ async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
         .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {UNIT_OF_WORK:?}"))))
 }
 
-fn answer(turn: Turn, decisions: Vec<Decision>) {
-    for (batch, decision) in turn.into_iter().zip(decisions) {
-        for (pending, reply) in batch.commands.into_iter().zip(decision.replies) {
-            // A caller that has gone since has had its command decided all the same.
-            let _ = pending.answer.send(reply);
-        }
-    }
-}
-
 fn refuse(turn: Turn, error: StoreError) {
     for batch in &turn {
         tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");
     }
     let error = LedgerError::from(error);
-    for pending in turn.into_iter().flat_map(|batch| batch.commands) {
-        let _ = pending.answer.send(Err(error.clone()));
+    for answer in turn.into_iter().flat_map(|batch| batch.commands).filter_map(|pending| pending.answer) {
+        let _ = answer.send(Err(error.clone()));
     }
 }

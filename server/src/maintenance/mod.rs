@@ -1,5 +1,6 @@
 //! What a server does by itself: one file a service. Each runs until it is dropped, on every server alike: there is no leader.
 
+mod due;
 mod health;
 mod retention;
 mod upkeep;
@@ -22,6 +23,7 @@ pub(crate) async fn run(
     readiness: watch::Sender<Readiness>,
 ) {
     tokio::join!(
+        due::run(&ledger, &store),
         health::run(&ledger, &*store, &readiness),
         retention::run(&ledger, &*store, retention),
         upkeep::run(&*store),

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::{
     domain::id::OrgId,
     ledger::{Ledger, LedgerError, Retention},
-    store::{Store, StoreError},
+    store::{DueWork, Store, StoreError},
 };
 
 /// Orgs looked at in one go.
@@ -29,7 +29,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
         sleep(wait).await;
     }
     loop {
-        match store.take_due(ORGS, HOLD).await {
+        match store.take_due(DueWork::Retention, ORGS, HOLD).await {
             Ok(orgs) if orgs.is_empty() => sleep(wait).await,
             Ok(orgs) => {
                 if !sweep(ledger, &orgs, retention).await {

@@ -21,7 +21,12 @@ pub(super) struct Script {
 /// The same numbers and names for every database, each with a folder of its own.
 macro_rules! scripts {
     ($folder:literal) => {
-        scripts!($folder, (1, "ledger", "0001_ledger"), (2, "labels_retention", "0002_labels_retention"))
+        scripts!(
+            $folder,
+            (1, "ledger", "0001_ledger"),
+            (2, "labels_retention", "0002_labels_retention"),
+            (3, "workers", "0003_workers")
+        )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
         &[$($crate::store::migrations::Script::new(

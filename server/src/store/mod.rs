@@ -13,7 +13,7 @@ use crate::domain::{
     clock::{Clock, Time},
     event::JobEvent,
     id::{JobId, OrgId},
-    job::{Job, JobRecord},
+    job::{Job, JobContents, JobRecord},
     json::Json,
     status::JobStatus,
 };
@@ -21,8 +21,12 @@ use crate::domain::{
 mod detail;
 pub mod migrations;
 pub mod postgres;
+mod query;
 mod rows;
 pub mod sqlite;
+
+use self::query::SCAN_WINDOW;
+pub use self::query::{EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, Statistics, TypeStatistics};
 
 /// Opens the store that the URL names.
 ///
@@ -114,6 +118,12 @@ pub trait Store: Send + Sync + 'static {
     /// Reads one job with payload and result.
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError>;
 
+    /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
+    async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError>;
+
+    /// Reads a page of jobs, the newest first.
+    async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError>;
+
     /// Reads the next page of an org's events, with the head and the floor of the same snapshot.
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError>;
 
@@ -121,11 +131,11 @@ pub trait Store: Send + Sync + 'static {
     async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError>;
 
     /// Reads how far the logs of some orgs reach.
-    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError>;
+    async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError>;
 
     /// Tells other servers on the same database how far logs reach. Returns at once; what can't be told now is told later,
     /// or found by those who look.
-    fn announce(&self, heads: &[(OrgId, i64)]);
+    fn announce(&self, reaches: &[(OrgId, Reach)]);
 
     /// Listens to what other servers on the same database announce; `None` where there are no others.
     fn listen(&self) -> Option<Box<dyn Listener>>;
@@ -133,8 +143,8 @@ pub trait Store: Send + Sync + 'static {
     /// Reads some orgs that have a log: those after `after`, in the order of their ids, at most `limit`.
     async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError>;
 
-    /// Takes up to `limit` orgs whose background work is due, and leaves them to the caller for as long as `hold`.
-    async fn take_due(&self, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
+    /// Takes up to `limit` orgs in which something is due, and leaves them to the caller for as long as `hold`.
+    async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
 
     /// Does what the database itself needs now and then: partitions of the months to come, and none that is empty and past.
     async fn maintain(&self) -> Result<(), StoreError>;
@@ -177,7 +187,7 @@ pub trait Listener: Send {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     /// These logs reach at least so far.
-    Heads(Vec<(OrgId, i64)>),
+    Reaches(Vec<(OrgId, Reach)>),
     /// Announcements may have been missed.
     Missed,
 }
@@ -202,11 +212,44 @@ pub struct Head {
     pub recorded_at: Option<Time>,
     /// How many types the org's jobs have had.
     pub types: i64,
+    /// How many batches have made a job ready.
+    pub ready_gen: i64,
 }
 
 impl Head {
     /// The head of a log without events.
-    pub const EMPTY: Self = Self { seq: 0, floor: 1, recorded_at: None, types: 0 };
+    pub const EMPTY: Self = Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0 };
+
+    /// What others are told of it.
+    pub const fn reach(&self) -> Reach {
+        Reach { seq: self.seq, ready_gen: self.ready_gen }
+    }
+}
+
+/// How far a log has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// `seq` of the last event.
+    pub seq: i64,
+    /// How many batches have made a job ready.
+    pub ready_gen: i64,
+}
+
+impl Reach {
+    /// The farther of two, each way.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { seq: self.seq.max(other.seq), ready_gen: self.ready_gen.max(other.ready_gen) }
+    }
+}
+
+/// What may be due in an org.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DueWork {
+    /// Leases and attempts that end, waits that are over.
+    Jobs,
+    /// Finished jobs that are kept no longer.
+    Retention,
 }
 
 /// What the commands of a batch name.
@@ -220,6 +263,21 @@ pub struct Needs {
     pub types: Vec<Arc<str>>,
     /// Finished jobs that are kept no longer.
     pub expired: Option<Expired>,
+    /// Jobs that are held by claims with these `request_id`s.
+    pub requests: Vec<Arc<str>>,
+    /// Jobs that may be claimed.
+    pub ready: Option<Ready>,
+    /// Jobs that are due: those that were so first, no more than this many.
+    pub due: Option<usize>,
+}
+
+/// Jobs that may be claimed: of each type those of the highest priority, and among them those that were ready first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ready {
+    /// No more than this many of every type.
+    All(usize),
+    /// No more than so many of each of these types.
+    Of(BTreeMap<Arc<str>, usize>),
 }
 
 /// Finished jobs that are kept no longer.
@@ -268,7 +326,8 @@ impl Retention {
 pub struct Loaded {
     /// The end of the log.
     pub head: Head,
-    /// The jobs that exist of those named, and those that hold a key named. Each once.
+    /// The jobs that exist of those named, and of those asked for in other ways. Each once. Those that were only asked for
+    /// because they may be claimed come without stage and progress, which a claim clears.
     pub jobs: Vec<Job>,
     /// The types that exist of those named.
     pub types: Vec<String>,
@@ -276,6 +335,10 @@ pub struct Loaded {
     pub expired: Vec<JobId>,
     /// When the next of the finished jobs that are still kept ends to be so.
     pub next_expiry: Option<Time>,
+    /// Of the jobs, those that are due.
+    pub due: Vec<JobId>,
+    /// When the next of the others is due, if jobs that are were asked for.
+    pub next_due: Option<Time>,
 }
 
 /// What a batch changes in one org.
@@ -289,14 +352,32 @@ pub struct Changes {
     pub changed: Vec<Job>,
     /// Jobs that go, with their events.
     pub removed: Vec<Job>,
-    /// When the org's background work is to be looked at again, if that is known now.
-    pub next_due: Option<Time>,
+    /// When to look again for finished jobs that are kept no longer, if that is known now.
+    pub next_retention: Option<Time>,
+    /// What became known of when jobs are due.
+    pub next_due: Option<NextDue>,
     /// The payloads of those that are new and have one.
     pub payloads: Vec<(JobId, Json)>,
     /// New events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
     /// By how much the counters of each type change.
     pub counts: BTreeMap<Arc<str>, StatusCounts>,
+}
+
+impl Changes {
+    /// True if there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.head.is_none() && self.changed.is_empty() && self.next_retention.is_none() && self.next_due.is_none()
+    }
+}
+
+/// When an org's jobs are to be looked at for what is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextDue {
+    /// No later than this, whatever is on record.
+    By(Time),
+    /// Then, and not before; `None`: nothing waits for its time.
+    At(Option<Time>),
 }
 
 /// Jobs by status, or a change of such counts.
@@ -325,90 +406,6 @@ impl StatusCounts {
             self.add(status, other.get(status));
         }
     }
-}
-
-/// Which events a reader wants.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EventFilter {
-    /// Only this job's.
-    pub job: Option<JobId>,
-    /// Only those of jobs of these types; empty: all.
-    pub types: Vec<String>,
-    /// Only those that lead to one of these statuses; empty: all.
-    pub statuses: Vec<JobStatus>,
-}
-
-impl EventFilter {
-    /// True for an event that the reader wants.
-    pub fn matches(&self, event: &JobEvent) -> bool {
-        self.job.is_none_or(|job| job == event.job_id)
-            && (self.types.is_empty() || self.types.iter().any(|wanted| **wanted == *event.job_type))
-            && (self.statuses.is_empty() || self.statuses.contains(&event.next_status))
-    }
-}
-
-/// Which page of events to read.
-#[derive(Debug, Clone)]
-pub struct EventQuery {
-    /// Which events.
-    pub filter: EventFilter,
-    /// Only those with a greater `seq`.
-    pub after: i64,
-    /// At most this many; at least 1.
-    pub max_events: usize,
-    /// No more once this many bytes are exceeded.
-    pub max_bytes: usize,
-}
-
-/// A page of events.
-#[derive(Debug)]
-pub struct EventPage {
-    /// The events that match, in the order of `seq`.
-    pub events: Vec<Arc<JobEvent>>,
-    /// The page has every matching event from the query's `after` up to this `seq`.
-    pub through: i64,
-    /// The head of the log in the same snapshot.
-    pub head: i64,
-    /// The floor of the log in the same snapshot.
-    pub floor: i64,
-    /// The status, in the same snapshot, of the job that the filter names; `None` if it doesn't exist or none is named.
-    pub job_status: Option<JobStatus>,
-}
-
-/// How far along `seq` a page of an org's events looks for those that match: bounds the work of a filter that matches little.
-const SCAN_WINDOW: i64 = 4_096;
-
-impl EventPage {
-    /// The page, which looked at what is there up to `last`, or was cut after its last event.
-    fn ending_at(mut self, last: i64, is_cut: bool) -> Self {
-        self.through = match self.events.last() {
-            Some(event) if is_cut => event.seq,
-            _ => last.min(self.head),
-        };
-        self
-    }
-}
-
-/// The counters of an org.
-#[derive(Debug)]
-pub struct Statistics {
-    /// The head of the log that they belong to.
-    pub as_of_seq: i64,
-    /// The database's clock when they were read.
-    pub as_of: Time,
-    /// Each type that has had a job.
-    pub types: Vec<TypeStatistics>,
-}
-
-/// The counters of one type.
-#[derive(Debug)]
-pub struct TypeStatistics {
-    /// The type.
-    pub job_type: String,
-    /// Its jobs.
-    pub counts: StatusCounts,
-    /// When the job became ready that has been waiting longest; in the future if all wait for their time.
-    pub oldest_ready_at: Option<Time>,
 }
 
 /// What can go wrong with a database, in terms of what to do about it.

@@ -10,14 +10,15 @@ use crate::domain::{
     clock::Time,
     event::{EventKind, JobError, JobEvent, Position},
     id::{Digest, JobId, OrgId},
-    job::{Idempotency, Job, JobRecord, JobSpec},
+    job::{Ended, Idempotency, Job, JobContents, JobRecord, JobSpec},
     json::Json,
+    lease::Lease,
     retry::RetryPolicy,
     status::JobStatus,
 };
 
 /// The columns of `job`, in the order in which they are written and read.
-pub(super) const JOB_COLUMNS: [&str; 31] = [
+pub(super) const JOB_COLUMNS: [&str; 43] = [
     "org_id",
     "id",
     "type",
@@ -30,8 +31,11 @@ pub(super) const JOB_COLUMNS: [&str; 31] = [
     "retry_initial",
     "retry_multiplier",
     "retry_max",
+    "run_timeout",
+    "payload_bytes",
     "created_at",
-    // From here on, what events change.
+    "created_seq",
+    // From here on, what changes.
     "status",
     "attempt",
     "failures",
@@ -43,6 +47,15 @@ pub(super) const JOB_COLUMNS: [&str; 31] = [
     "ready_at",
     "cancel_requested",
     "outcome_digest",
+    "outcome_epoch",
+    "lease_worker",
+    "lease_granted",
+    "lease_expires_at",
+    "lease_request",
+    "lease_confirmed",
+    "lease_epoch",
+    "retry_request",
+    "due_at",
     "last_error_code",
     "last_error_message",
     "result_seq",
@@ -53,7 +66,7 @@ pub(super) const JOB_COLUMNS: [&str; 31] = [
 ];
 
 /// How many of [`JOB_COLUMNS`] never change.
-pub(super) const JOB_FIXED_COLUMNS: usize = 13;
+pub(super) const JOB_FIXED_COLUMNS: usize = 16;
 
 /// The columns of `job_event`, in the order in which they are written and read.
 pub(super) const EVENT_COLUMNS: [&str; 13] = [
@@ -106,6 +119,10 @@ pub(super) trait Columns<'r> {
     fn duration(&mut self) -> Result<Duration, StoreError> {
         Ok(Duration::from_micros(self.long()?.unsigned_abs()))
     }
+
+    fn optional_duration(&mut self) -> Result<Option<Duration>, StoreError> {
+        Ok(self.optional_long()?.map(|micros| Duration::from_micros(micros.unsigned_abs())))
+    }
 }
 
 /// Reads [`JOB_COLUMNS`], then `stage` and `progress`.
@@ -135,12 +152,15 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
             Some(text) => serde_json::from_str(text).map_err(|_| damaged("label"))?,
             None => BTreeMap::new(),
         },
+        run_timeout: columns.optional_duration()?,
+        payload_bytes: u32::try_from(columns.int()?).map_err(|_| damaged("size"))?,
     });
     Ok(Job {
         id,
         org_id,
         spec,
         created_at: columns.time()?,
+        created_seq: columns.long()?,
         status: columns.status()?,
         attempt: columns.int()?,
         failures: columns.int()?,
@@ -151,7 +171,14 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
         scheduled_at: columns.optional_time()?,
         ready_at: columns.time()?,
         cancel_requested: columns.flag()?,
-        outcome: columns.digest()?,
+        outcome: {
+            let (digest, epoch) = (columns.digest()?, columns.optional_long()?);
+            digest.map(|digest| Ended { digest, epoch })
+        },
+        lease: lease(columns)?,
+        lease_epoch: columns.long()?,
+        retry_request: columns.optional_text()?.map(Arc::from),
+        due_at: columns.optional_time()?,
         last_error: {
             let (code, message) = (columns.optional_text()?, columns.text()?);
             code.map(|code| JobError { code: code.into(), message: message.into() })
@@ -168,10 +195,31 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
     })
 }
 
+/// Reads the columns of a lease, all but its epoch.
+fn lease<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Lease>, StoreError> {
+    let worker = columns.optional_text()?;
+    let granted = columns.optional_duration()?;
+    let expires_at = columns.optional_time()?;
+    let request = columns.optional_text()?.map(Arc::from);
+    let is_confirmed = columns.flag()?;
+    let Some(worker) = worker else { return Ok(None) };
+    Ok(Some(Lease {
+        worker: worker.into(),
+        granted: granted.ok_or_else(|| damaged("lease"))?,
+        expires_at: expires_at.ok_or_else(|| damaged("lease"))?,
+        request,
+        is_confirmed,
+    }))
+}
+
 /// Reads what [`job`] does, then the payload, and the detail of the event that brought the result.
 pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
-    Ok(JobRecord {
-        job: job(columns)?,
+    Ok(JobRecord { job: job(columns)?, contents: contents(columns)? })
+}
+
+/// Reads the payload, and the detail of the event that brought the result.
+pub(super) fn contents<'r>(columns: &mut impl Columns<'r>) -> Result<JobContents, StoreError> {
+    Ok(JobContents {
         payload: columns.optional_text()?.map(Json::from_trusted),
         result: columns.optional_text()?.map(detail::result).transpose()?.flatten(),
     })

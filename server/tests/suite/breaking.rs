@@ -10,9 +10,12 @@ use jobledger_server::{
     domain::{
         clock::Time,
         id::{JobId, OrgId},
-        job::JobRecord,
+        job::{JobContents, JobRecord},
     },
-    store::{Batch, Capacity, Changes, EventPage, EventQuery, Listener, Loaded, Needs, Statistics, Store, StoreError},
+    store::{
+        Batch, Capacity, Changes, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, Loaded, Needs, Reach,
+        Statistics, Store, StoreError,
+    },
 };
 use tokio::{sync::watch, time::timeout};
 
@@ -117,12 +120,20 @@ impl Store for Breaking {
         self.inner.statistics(org, types).await
     }
 
-    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
-        self.inner.heads(orgs).await
+    async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError> {
+        self.inner.contents(org, ids).await
     }
 
-    fn announce(&self, heads: &[(OrgId, i64)]) {
-        self.inner.announce(heads);
+    async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+        self.inner.list(org, query).await
+    }
+
+    async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
+        self.inner.reaches(orgs).await
+    }
+
+    fn announce(&self, reaches: &[(OrgId, Reach)]) {
+        self.inner.announce(reaches);
     }
 
     fn listen(&self) -> Option<Box<dyn Listener>> {
@@ -133,8 +144,8 @@ impl Store for Breaking {
         self.inner.orgs(after, limit).await
     }
 
-    async fn take_due(&self, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        self.inner.take_due(limit, hold).await
+    async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
+        self.inner.take_due(what, limit, hold).await
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {

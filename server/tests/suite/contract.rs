@@ -6,8 +6,9 @@ use jobledger_server::{
     domain::{
         event::{EventKind, JobError, JobEvent, Position},
         id::{Digest, JobId},
-        job::{Idempotency, Job, JobSpec},
+        job::{Ended, Idempotency, Job, JobSpec},
         json::Json,
+        lease::Lease,
         retry::RetryPolicy,
         status::JobStatus,
     },
@@ -72,8 +73,12 @@ contract! {
 
 async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {
     let org = org();
-    let needs =
-        Needs { jobs: vec![JobId(Uuid::now_v7())], keys: vec!["k".into()], types: vec!["t".into()], expired: None };
+    let needs = Needs {
+        jobs: vec![JobId(Uuid::now_v7())],
+        keys: vec!["k".into()],
+        types: vec!["t".into()],
+        ..Needs::default()
+    };
     let loaded = load(&*store, org, needs).await;
     assert_eq!(loaded.head, Head::EMPTY);
     assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
@@ -100,13 +105,24 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
         idempotency: Some(Idempotency { key: text.into(), digest: Digest([7; 32]) }),
         requested_by: text.into(),
         labels: BTreeMap::from([("a".to_owned(), text.to_owned()), (text.to_owned(), String::new())]),
+        run_timeout: Some(Duration::from_micros(3_000_001)),
+        payload_bytes: 1 << 20,
     });
     full.status = JobStatus::Failed;
     (full.attempt, full.failures) = (3, 2);
     (full.stage, full.progress) = (Some(text.into()), Some(100));
     full.result_at = Some(Position { seq: 1, recorded_at: time(1) });
     full.last_error = Some(JobError { code: "".into(), message: "".into() });
-    (full.cancel_requested, full.outcome) = (true, Some(Digest([255; 32])));
+    full.cancel_requested = true;
+    full.outcome = Some(Ended { digest: Digest([255; 32]), epoch: Some(i64::MAX) });
+    full.lease = Some(Lease {
+        worker: text.into(),
+        granted: Duration::from_micros(4_000_001),
+        expires_at: time(21),
+        request: Some(text.into()),
+        is_confirmed: true,
+    });
+    (full.lease_epoch, full.retry_request, full.due_at) = (i64::MAX - 1, Some(text.into()), Some(time(22)));
     full.started_at = Some(time(11));
     full.attempt_started_at = Some(time(12));
     full.finished_at = Some(time(13));
@@ -139,7 +155,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     assert_eq!(loaded.head, changes.head.unwrap());
     assert_eq!(loaded.jobs, [full.clone()]);
     let found = store.job(org, full.id).await.unwrap().expect("the job exists");
-    assert_eq!((&found.job, &found.payload, &found.result), (&full, &Some(payload), &record.result));
+    assert_eq!((&found.job, &found.contents.payload, &found.contents.result), (&full, &Some(payload), &record.result));
     let page = store.events(org, &all(0)).await.unwrap();
     assert_eq!(*page.events[0], record);
 
@@ -147,6 +163,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     let mut later = full.clone();
     later.status = JobStatus::Queued;
     (later.stage, later.progress, later.last_error, later.result_at) = (None, None, None, None);
+    (later.lease, later.due_at, later.retry_request) = (None, None, None);
     (later.outcome, later.finished_at, later.scheduled_at, later.cancel_requested) = (None, None, None, false);
     (later.last_job_seq, later.last_seq, later.last_recorded_at) = (2, 2, time(2));
     let quiet = JobEvent { kind: EventKind::Requeued, prev_status: Some(JobStatus::Failed), ..event(&later, 2) };
@@ -158,8 +175,8 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     };
     write(&*store, org, &changes).await.unwrap();
     let found = store.job(org, full.id).await.unwrap().expect("the job exists");
-    assert_eq!((found.job, found.result), (later, None));
-    assert!(found.payload.is_some());
+    assert_eq!((found.job, found.contents.result), (later, None));
+    assert!(found.contents.payload.is_some());
     assert_eq!(*store.events(org, &all(1)).await.unwrap().events[0], quiet);
 }
 
@@ -177,7 +194,7 @@ async fn a_result_of_null_is_a_result(store: Arc<dyn Store>) {
     };
     write(&*store, org, &changes).await.unwrap();
     assert_eq!(*store.events(org, &all(0)).await.unwrap().events[0], record);
-    assert_eq!(store.job(org, ended.id).await.unwrap().unwrap().result, null);
+    assert_eq!(store.job(org, ended.id).await.unwrap().unwrap().contents.result, null);
 }
 
 async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
@@ -195,7 +212,7 @@ async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
         jobs: vec![plain[1].id, keyed.id, JobId(Uuid::now_v7())],
         keys: vec!["key".into(), "other".into()],
         types: vec!["t".into(), "u".into()],
-        expired: None,
+        ..Needs::default()
     };
     let mut loaded = load(&*store, org, needs).await;
     loaded.jobs.sort_by_key(|job| job.last_seq);
@@ -232,7 +249,7 @@ async fn a_head_is_held_until_its_batch_ends(store: Arc<dyn Store>) {
 async fn orgs_share_nothing(store: Arc<dyn Store>) {
     let (ours, theirs) = (org(), org());
     let secret = fill(&*store, theirs, "t", 2).await;
-    let needs = Needs { jobs: vec![secret[0].id], keys: vec![], types: vec!["t".into()], expired: None };
+    let needs = Needs { jobs: vec![secret[0].id], keys: vec![], types: vec!["t".into()], ..Needs::default() };
     let loaded = load(&*store, ours, needs).await;
     assert_eq!(loaded.head, Head::EMPTY);
     assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
@@ -435,7 +452,7 @@ async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
     assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 4, 7]);
     assert_eq!(store.job(org, long.id).await.unwrap().unwrap().job, long);
     let removed = load(&*store, org, Needs { jobs: vec![jobs[1], long.id], ..Needs::default() }).await.jobs;
-    let head = Some(Head { seq: 9, floor: 8, recorded_at: Some(time(64 * day)), types: 0 });
+    let head = Some(Head { seq: 9, floor: 8, recorded_at: Some(time(64 * day)), ..Head::EMPTY });
     write(&*store, org, &Changes { head, removed, ..Changes::default() }).await.unwrap();
     let page = store.events(org, &all(0)).await.unwrap();
     assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3, 8, 9]);
@@ -467,10 +484,10 @@ async fn a_type_that_was_asked_for_and_not_created_is_not_there(store: Arc<dyn S
     let org = org();
     fill(&*store, org, "t", 1).await;
     let needs = || Needs { types: vec!["t".into(), "u".into()], ..Needs::default() };
-    for next_due in [None, Some(time(0))] {
+    for next_retention in [None, Some(time(0))] {
         let mut batch = store.begin(&[org]).await.unwrap();
         assert_eq!(batch.load(org, &needs()).await.unwrap().types, ["t"]);
-        batch.write(org, &Changes { next_due, ..Changes::default() }).await.unwrap();
+        batch.write(org, &Changes { next_retention, ..Changes::default() }).await.unwrap();
         batch.commit().await.unwrap();
     }
     assert_eq!(load(&*store, org, needs()).await.types, ["t"]);

@@ -44,6 +44,7 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
             multiplier: Some(0.5),
             max_backoff: Some(prost_types::Duration { seconds: 8 * 24 * 3_600, nanos: 0 }),
         }),
+        run_timeout: Some(prost_types::Duration { seconds: 0, nanos: 999_999_999 }),
     };
     let all = [
         "idempotency_key",
@@ -57,6 +58,7 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
         "retry_policy.max_backoff",
         "retry_policy.multiplier",
         "scheduled_at",
+        "run_timeout",
         "payload",
     ];
     assert_fields(&refused(request).await, &all);

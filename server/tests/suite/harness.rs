@@ -108,10 +108,10 @@ impl Database {
         }
     }
 
-    /// The URL of a cluster's role.
+    /// The URL for a cluster's role; a file has none.
     pub(crate) fn url_as(&self, role: &str) -> String {
         match &self.0 {
-            Place::Sqlite(_) => panic!("SQLite has no roles"),
+            Place::Sqlite(_) => self.url(),
             Place::Postgres(cluster, name) => cluster.url(name, role),
         }
     }

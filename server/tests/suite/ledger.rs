@@ -15,7 +15,7 @@ use jobledger_server::{
         job::{Idempotency, Job, JobSpec},
         json::Json,
         retry::RetryPolicy,
-        transition::{self, Ending, Outcome, Report, Step},
+        transition::{self, Ending, News, Outcome, Report, Step},
     },
     ledger::{Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},
     store::{EventFilter, EventQuery, Store},
@@ -98,6 +98,8 @@ fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option<Idempotenc
             idempotency,
             requested_by: "".into(),
             labels: BTreeMap::new(),
+            run_timeout: None,
+            payload_bytes: 0,
         }),
         payload,
         scheduled_at: None,
@@ -112,7 +114,7 @@ pub(crate) fn created(reply: Result<JobReply, LedgerError>) -> Job {
 }
 
 fn report(step: Option<Step>) -> Report {
-    Report { step, stage: None, progress: None, message: "".into(), lease: None, etag: None, actor: "".into() }
+    Report { step, news: News::default(), lease: None, etag: None, actor: "".into() }
 }
 
 /// Work on jobs of one org, without a worker.
@@ -137,7 +139,7 @@ impl Work<'_> {
     }
 
     pub(crate) async fn progress(&self, job: JobId, progress: u8) {
-        self.send(job, Report { progress: Some(progress), ..report(None) }).await;
+        self.send(job, Report { news: News { progress: Some(progress), ..News::default() }, ..report(None) }).await;
     }
 
     pub(crate) async fn end(&self, job: JobId) {

@@ -1,7 +1,13 @@
 //! `jobledger migrate`, and what servers do with a database that is not at their schema.
 
-use std::process::Output;
+use std::{collections::BTreeMap, process::Output};
 
+use chrono::TimeDelta;
+use jobledger_client::{
+    NewJob,
+    proto::{ClaimJobsRequest, ListJobsRequest},
+};
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::{
@@ -19,20 +25,24 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
 /// Up, down and up again, as a person does it.
 fn there_and_back(url: &str) {
     let status = || run(&["migrate", "status"], url).1;
-    assert_eq!(status(), "0001 ledger: missing\n0002 labels_retention: missing\n");
+    assert_eq!(status(), "0001 ledger: missing\n0002 labels_retention: missing\n0003 workers: missing\n");
     let (refused, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], url);
-    assert!(!refused && said.contains("lacks the migrations 0001 ledger, 0002 labels_retention"), "{said}");
+    assert!(
+        !refused && said.contains("lacks the migrations 0001 ledger, 0002 labels_retention, 0003 workers"),
+        "{said}"
+    );
     assert!(said.contains("jobledger migrate up"), "{said}");
 
-    assert_eq!(run(&["migrate", "up"], url), (true, "applied 0001 ledger\napplied 0002 labels_retention\n".to_owned()));
+    let applied = "applied 0001 ledger\napplied 0002 labels_retention\napplied 0003 workers\n";
+    assert_eq!(run(&["migrate", "up"], url), (true, applied.to_owned()));
     assert_eq!(run(&["migrate", "up"], url).1, "nothing to do: the database is up to date\n");
-    assert_eq!(status(), "0001 ledger: applied\n0002 labels_retention: applied\n");
+    assert_eq!(status(), "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n");
 
     let (done, said) = run(&["migrate", "down"], url);
-    assert!(!done && said.contains("undoing 0002 labels_retention loses which labels"), "{said}");
+    assert!(!done && said.contains("undoing 0003 workers loses leases"), "{said}");
     assert!(said.contains("nothing was done: add --yes"), "{said}");
     assert!(run(&["migrate", "down", "--yes"], url).0);
-    assert_eq!(status(), "0001 ledger: applied\n0002 labels_retention: missing\n");
+    assert_eq!(status(), "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: missing\n");
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
     assert!(done && said.contains("loses every job") && said.ends_with("undone 0001 ledger\n"), "{said}");
     assert_eq!(run(&["migrate", "down", "--yes"], url).1, "nothing to do: no migration above 0 is applied\n");
@@ -76,17 +86,33 @@ async fn servers_that_start_at_once_on_an_empty_database_do_not_collide() {
 
 #[tokio::test]
 async fn what_was_there_before_a_migration_is_there_after_it() {
-    // Labels and due times are made anew from what the older schema has.
-    let database = Database::postgres().await;
-    let (server, client) = TestServer::on(&database).await;
-    client.create(jobledger_client::NewJob::new("t").label("k", "v")).await.unwrap();
-    server.stop().await;
-    let url = database.url_as(OWNER);
-    assert!(run(&["migrate", "down", "--yes"], &url).0);
-    assert!(run(&["migrate", "up"], &url).0);
-    let sql = "SELECT (SELECT count(*) FROM jobledger.job_label) + 10 * (SELECT count(*) FROM jobledger.org_due)";
-    let found = database.connect_as("postgres").await.fetch_one(sql).await.unwrap();
-    assert_eq!(sqlx::Row::get::<i64, _>(&found, 0), 11);
+    // Labels, due times and the order of creation are made anew from what the older schema has.
+    for database in [Database::sqlite(), Database::postgres().await] {
+        let (server, client) = TestServer::on(&database).await;
+        let mut created = Vec::new();
+        for n in 0..3 {
+            let later = SystemClock.now() + TimeDelta::hours(1);
+            let job = NewJob::new("t").label("k", "v").payload(&n).unwrap();
+            let job = if n == 1 { job.scheduled_at(later) } else { job };
+            created.push(client.create(job).await.unwrap().job.id);
+        }
+        server.stop().await;
+        let url = database.url_as(OWNER);
+        assert!(run(&["migrate", "down", "--yes"], &url).0);
+        assert!(run(&["migrate", "up"], &url).0);
+        let (server, client) = TestServer::on(&database).await;
+        let mut service = client.raw();
+        let labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        let list = ListJobsRequest { labels, ..Default::default() };
+        let listed = service.list_jobs(list).await.unwrap().into_inner().jobs;
+        created.reverse();
+        assert_eq!(listed.iter().map(|job| &job.id).collect::<Vec<_>>(), created.iter().collect::<Vec<_>>());
+        let claim = ClaimJobsRequest { worker_id: "w".to_owned(), max_jobs: 9, ..Default::default() };
+        let leases = service.claim_jobs(claim).await.unwrap().into_inner().leases;
+        let claimed: Vec<_> = leases.into_iter().map(|lease| lease.job.unwrap().id).collect();
+        assert_eq!(claimed, [created[2].clone(), created[0].clone()], "one has its time still to come");
+        server.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -108,6 +134,6 @@ async fn the_printed_sql_makes_a_role_that_can_serve() {
     let mut config = jobledger_server::Config::new(url.parse().unwrap());
     (config.require_rls, config.migrate) = (true, false);
     let server = TestServer::start(config).await;
-    server.client().create(jobledger_client::NewJob::new("t")).await.unwrap();
+    server.client().create(NewJob::new("t")).await.unwrap();
     server.stop().await;
 }

@@ -1,6 +1,6 @@
 //! How PostgreSQL goes about the reads, as the serving role, on a database that is not small.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use jobledger_server::{
     domain::{
@@ -8,7 +8,7 @@ use jobledger_server::{
         status::JobStatus,
     },
     ledger::Retention,
-    store::{EventFilter, EventQuery, Expired, Needs, Store},
+    store::{DueWork, EventFilter, EventQuery, Expired, JobFilter, ListQuery, Needs, Ready, Store},
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::time::timeout;
@@ -42,11 +42,12 @@ async fn fill(database: &Database, jobs: i64) {
         "BEGIN".to_owned(),
         format!(
             "INSERT INTO jobledger.job (org_id, id, type, status, attempt, retry_initial, retry_multiplier, retry_max, labels,
-                created_at, finished_at, ready_at, last_job_seq, last_seq, last_recorded_at)
+                created_at, created_seq, finished_at, ready_at, due_at, last_job_seq, last_seq, last_recorded_at)
              SELECT {of_org}, {id}, 't' || n % 7,
                 (ARRAY['succeeded', 'succeeded', 'succeeded', 'failed', 'queued', 'running'])[1 + n % 6], 1, 1, 2, 3,
                 CASE WHEN n % 3 = 0 THEN jsonb_build_object('k', (n % 100)::text) END,
-                now() - interval '1 minute', CASE WHEN n % 6 < 4 THEN now() END, now(), 3, {first} + 2, now()
+                now() - interval '1 minute', {first}, CASE WHEN n % 6 < 4 THEN now() END, now(),
+                CASE WHEN n % 12 IN (5, 10) THEN now() + interval '1 day' END, 3, {first} + 2, now()
              FROM generate_series(0, {jobs} - 1) n"
         ),
         format!(
@@ -56,7 +57,7 @@ async fn fill(database: &Database, jobs: i64) {
              FROM generate_series(0, {jobs} - 1) n, generate_series(0, 2) e"
         ),
         format!(
-            "INSERT INTO jobledger.job_label SELECT {of_org}, 'k', (n % 100)::text, {id}
+            "INSERT INTO jobledger.job_label SELECT {of_org}, 'k', (n % 100)::text, {id}, {first}
              FROM generate_series(0, {jobs} - 1) n WHERE n % 3 = 0"
         ),
         format!(
@@ -66,7 +67,7 @@ async fn fill(database: &Database, jobs: i64) {
          SELECT org_id, max(seq), max(recorded_at), 7 FROM jobledger.job_event GROUP BY org_id"
             .to_owned(),
         "INSERT INTO jobledger.org_month SELECT org_id, date_trunc('month', now(), 'UTC'), 1 FROM jobledger.org_head".to_owned(),
-        "INSERT INTO jobledger.org_due SELECT org_id, now() FROM jobledger.org_head".to_owned(),
+        "INSERT INTO jobledger.org_due SELECT org_id, now(), now() FROM jobledger.org_head".to_owned(),
         "INSERT INTO jobledger.org_counter SELECT org_id, type, count(*) FILTER (WHERE status = 'queued'),
             count(*) FILTER (WHERE status = 'running'), count(*) FILTER (WHERE status = 'succeeded'),
             count(*) FILTER (WHERE status = 'failed'), 0, 0 FROM jobledger.job GROUP BY org_id, type"
@@ -94,6 +95,8 @@ async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, S
     for n in order {
         statement = statement.replace(&names[n], &format!("${}", n + 1));
     }
+    // A variable of the function's own, read before.
+    statement = statement.replace("coalesce(head, 0)", "0");
     (types, statement)
 }
 
@@ -137,32 +140,23 @@ async fn no_read_walks_a_table() {
         ("read_org_events", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', 256, 1000000")),
         ("read_job_events", format!("'{o}', '{j}', 0, NULL, NULL, 256, 1000000", j = j.0)),
         ("read_statistics", format!("'{o}', NULL")),
+        ("read_contents", format!("'{o}', '{{{j}}}'", j = j.0)),
+        ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed}}', NULL, NULL, NULL, NULL, 51, 51")),
+        (
+            "list_jobs",
+            format!("'{o}', 1000000, NULL, NULL, '{{t1,t3}}', '{{queued,failed}}', NULL, NULL, NULL, NULL, 51, 51"),
+        ),
+        (
+            "list_jobs",
+            format!("'{o}', 1000000, 'k', '7', NULL, '{{failed}}', '{{\"k\": \"7\"}}', NULL, NULL, NULL, 51, 51"),
+        ),
+        (
+            "list_jobs",
+            format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed,queued}}', NULL, 'me', now(), now(), 2000, 51"),
+        ),
     ] {
         let (types, statement) = inner(&mut connection, function).await;
         reads.push((function.to_owned(), types, statement, arguments));
-    }
-    // What a list of jobs asks for: newest first, by status, by type, by label, page after page.
-    let page = "AND id < $2 ORDER BY id DESC LIMIT 51";
-    for (name, statement) in [
-        ("list", format!("SELECT id FROM jobledger.job WHERE org_id = $1 {page}")),
-        ("list by status", format!("SELECT id FROM jobledger.job WHERE org_id = $1 AND status = 'failed' {page}")),
-        (
-            "list by type",
-            format!(
-                "SELECT j.id FROM unnest('{{queued,failed,succeeded}}'::text[]) s CROSS JOIN LATERAL (
-                    SELECT id FROM jobledger.job WHERE org_id = $1 AND type = 't3' AND status = s {page}
-                 ) j ORDER BY j.id DESC LIMIT 51"
-            ),
-        ),
-        (
-            "list by label",
-            "SELECT job_id FROM jobledger.job_label WHERE org_id = $1 AND key = 'k' AND value = '7' AND job_id < $2
-             ORDER BY job_id DESC LIMIT 51"
-                .to_owned(),
-        ),
-    ] {
-        let types = vec!["uuid".to_owned(), "uuid".to_owned()];
-        reads.push((name.to_owned(), types, statement, format!("'{o}', 'ffffffff-ffff-ffff-ffff-ffffffffffff'")));
     }
     for (name, types, statement, arguments) in &reads {
         for settings in [SERVING, ALONE] {
@@ -248,16 +242,44 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("job's events");
     assert!(store.statistics(o, &[]).await.unwrap().types.len() >= 7);
     note("statistics");
-    assert_eq!(store.heads(&[o, org(8)]).await.unwrap().len(), 2);
-    assert!(!store.take_due(3, std::time::Duration::ZERO).await.unwrap().is_empty());
-    note("heads and due");
+    assert_eq!(store.reaches(&[o, org(8)]).await.unwrap().len(), 2);
+    assert!(!store.take_due(DueWork::Retention, 3, std::time::Duration::ZERO).await.unwrap().is_empty());
+    store.take_due(DueWork::Jobs, 3, std::time::Duration::ZERO).await.unwrap();
+    note("reaches and due");
+    assert_eq!(store.contents(o, &[job(7), job(57)]).await.unwrap().len(), 2);
+    note("contents");
+    let list = |filter| ListQuery { filter, before: i64::MAX, limit: 50 };
+    let labels = BTreeMap::from([("k".to_owned(), "7".to_owned())]);
+    let types = vec!["t1".to_owned()];
+    let statuses = vec![JobStatus::Failed];
+    for filter in [
+        JobFilter::default(),
+        JobFilter { labels, ..JobFilter::default() },
+        JobFilter { types, ..JobFilter::default() },
+        JobFilter { statuses, ..JobFilter::default() },
+    ] {
+        assert!(!store.list(o, &list(filter)).await.unwrap().jobs.is_empty());
+    }
+    note("four lists");
+    // An org that has jobs that are ready, and some that will be.
+    let queued = org(8);
+    let mut batch = store.begin(&[queued]).await.unwrap();
+    let of_types = BTreeMap::from([("t1".into(), 10), ("t4".into(), 10)]);
+    for ready in [Ready::All(10), Ready::Of(of_types)] {
+        let loaded =
+            batch.load(queued, &Needs { ready: Some(ready), due: Some(10), ..Needs::default() }).await.unwrap();
+        assert!(loaded.jobs.len() > 10 && loaded.jobs.iter().all(|job| job.is_ready()) && loaded.next_due.is_some());
+    }
+    drop(batch);
+    note("what is ready and due, twice");
     factory::create(&**store, o, true, 10).await;
     note("batch of ten");
     let mut retention = Retention::default();
     retention.set(JobStatus::Failed, std::time::Duration::ZERO);
     let expired = Some(Expired { retention, limit: 500 });
     let mut batch = store.begin(&[o]).await.unwrap();
-    let needs = Needs { jobs: vec![job(57)], keys: vec!["k".into()], types: vec!["t1".into()], expired };
+    let needs =
+        Needs { jobs: vec![job(57)], keys: vec!["k".into()], types: vec!["t1".into()], expired, ..Needs::default() };
     assert!(!batch.load(o, &needs).await.unwrap().expired.is_empty());
     note("expired");
     took.join(", ")

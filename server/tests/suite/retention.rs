@@ -6,6 +6,7 @@ use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
 use jobledger_server::{
     domain::{id::OrgId, status::JobStatus},
     ledger::{Delivery, EventFilter, LedgerError, Retention, SubscribeRequest},
+    store::DueWork,
 };
 use serde_json::json;
 use sqlx::{Executor as _, Row as _};
@@ -169,7 +170,7 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
     let job = ledger.job(org, work.create().await).await.unwrap().job;
     assert_eq!(job.last_seq, 3_301);
     assert_eq!(rows(&database, "job_event").await, 1);
-    assert!(store.take_due(10, Duration::from_secs(60)).await.unwrap().len() <= 1);
+    assert!(store.take_due(DueWork::Retention, 10, Duration::from_secs(60)).await.unwrap().len() <= 1);
     assert_eq!(store.orgs(None, 10).await.unwrap(), [org]);
     assert_eq!(store.orgs(Some(org), 10).await.unwrap(), []);
 }

@@ -77,7 +77,7 @@ async fn the_serving_role_can_neither_write_for_others_nor_go_around_the_parent_
     for (sql, expected) in [
         (format!("INSERT INTO jobledger.org_head (org_id) VALUES ('{}')", Uuid::new_v4()), "row-level security"),
         (format!("UPDATE jobledger.job SET org_id = '{theirs}'"), "row-level security"),
-        (format!("INSERT INTO jobledger.job_label VALUES ('{theirs}', 'k', 'v', '{theirs}')"), "row-level security"),
+        (format!("INSERT INTO jobledger.job_label VALUES ('{theirs}', 'k', 'v', '{theirs}', 1)"), "row-level security"),
         ("UPDATE jobledger.job_event SET actor = 'x'".to_owned(), "permission denied"),
         ("TRUNCATE jobledger.job".to_owned(), "permission denied"),
         (format!("SELECT count(*) FROM {partition}"), "permission denied"),

@@ -1,20 +1,25 @@
 //! The state machine: the only place where a job changes.
 //!
 //! ```text
-//!            create                 report running             succeeded
-//!   (none) ─────────▶ queued ──────────────────────▶ running ─────────────▶ succeeded
-//!                      ▲  ▲                          │ │ │ ▲
-//!                      │  └──────── give back ───────┘ │ │ └─ progress
-//!                      │                               │ │
-//!                      │ retry       failed            │ └──▶ canceled   (every exit but success,
-//!                      └────────── failed ◀────────────┘                  after cancel was requested)
-//!                                    │ budget of more than one attempt used up
-//!                                    └──▶ dead_letter
+//!            create          claim, or report running           succeeded
+//!   (none) ─────────▶ queued ─────────────────────────▶ running ──────────▶ succeeded
+//!                     │ ▲  ▲                           │ │ │  ▲
+//!              cancel │ │  └───────── give back ───────┘ │ │  └─ progress, cancel requested
+//!                     │ │                                │ │
+//!                     ▼ │ retry                          │ └──▶ canceled   (at once where nobody holds the job; else every
+//!              canceled │                                ▼                  exit but success, after it was requested)
+//!                       └────────────────────────────  failed              failed, lease expired, run timed out
+//!                         by itself while the budget     │
+//!                         lasts, or on request           └──▶ dead_letter   a budget of more than one attempt is used up
 //! ```
 //!
+//! dead_letter and canceled lead back to queued on request, as failed does.
 //! Each arrow is exactly one event. A failure that is retried, or that uses the budget up, takes two arrows at once.
 //! Checks run in this order: repetition of the same outcome, lease, etag, transition.
 
+mod ask;
+mod due;
+mod hold;
 mod path;
 mod report;
 
@@ -23,12 +28,18 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::path::{Detail, Path};
-pub use self::report::{Ending, Outcome, Report, Step};
+pub use self::{
+    ask::{Cancel, Retry},
+    due::{LEASE_EXPIRED, Look, RUN_TIMEOUT},
+    hold::{Claim, Heartbeat},
+    report::{Ending, News, Outcome, Report, Step},
+};
 use super::{
     clock::Time,
     event::{EventKind, JobEvent},
     id::{JobId, OrgId},
     job::{Job, JobSpec},
+    lease::LeaseToken,
     status::JobStatus,
 };
 
@@ -46,28 +57,44 @@ pub struct Tick {
 pub enum Command {
     /// A worker's report.
     Report(Report),
+    /// A worker takes the job.
+    Claim(Claim),
+    /// A worker goes on holding it.
+    Heartbeat(Heartbeat),
+    /// The worker that was given this lease never heard of it.
+    Abandon(LeaseToken),
+    /// Somebody asks for the job to end.
+    Cancel(Cancel),
+    /// Somebody asks for it to run again.
+    Retry(Retry),
+    /// Time has passed.
+    Look(Look),
 }
 
-/// What a command does: the job after it, and the events that say so. No events: nothing changed.
+/// What a command does: the job after it, and the events that say so.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
     /// The job after the command.
     pub job: Job,
     /// One for each arrow taken, numbered from the tick's `next_seq`.
     pub events: Vec<JobEvent>,
+    /// Whether the job is another than before: also without an event, where a lease was extended or a wait has ended.
+    pub is_changed: bool,
 }
 
 /// Why a command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TransitionError {
     /// No arrow leads there.
-    #[error("the job is {current}: no such report leads on from there")]
+    #[error("the job is {current}, and that is not possible from there")]
     InvalidTransition {
         /// Where the job stands.
         current: JobStatus,
     },
     /// The reporter's lease is not the job's.
-    #[error("the lease is lost: the job is not held under this lease token")]
+    #[error(
+        "the lease is lost: the job is not, or no longer, held under this lease token, or it is held and none was given"
+    )]
     LeaseLost,
     /// The job has changed since.
     #[error("the job has changed: its etag is {current}")]
@@ -94,6 +121,9 @@ impl Job {
             last_error: None,
             cancel_requested: false,
             outcome: None,
+            lease: None,
+            lease_epoch: 0,
+            retry_request: None,
             created_at: at.now,
             updated_at: at.now,
             started_at: None,
@@ -101,6 +131,8 @@ impl Job {
             finished_at: None,
             scheduled_at,
             ready_at: scheduled_at.map_or(at.now, |time| time.max(at.now)),
+            due_at: None,
+            created_seq: at.next_seq,
             last_job_seq: 0,
             last_seq: 0,
             last_recorded_at: at.now,
@@ -119,6 +151,24 @@ impl Job {
     pub fn apply(&self, command: &Command, at: Tick) -> Result<Transition, TransitionError> {
         match command {
             Command::Report(report) => self.report(report, at),
+            Command::Claim(claim) => self.claim(claim, at),
+            Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat, at),
+            Command::Abandon(token) => Ok(self.abandon(*token, at)),
+            Command::Cancel(cancel) => self.cancel(cancel, at),
+            Command::Retry(retry) => self.retry(retry, at),
+            Command::Look(look) => Ok(self.look(*look, at)),
+        }
+    }
+
+    fn unchanged(&self) -> Transition {
+        Transition { job: self.clone(), events: Vec::new(), is_changed: false }
+    }
+
+    fn check_etag(&self, wanted: Option<&str>) -> Result<(), TransitionError> {
+        let current = self.etag();
+        match wanted {
+            Some(etag) if etag != current => Err(TransitionError::EtagMismatch { current }),
+            _ => Ok(()),
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Outcome, Report, Tick, Transition};
+use super::{Outcome, Tick, Transition};
 use crate::domain::{
     clock::Time,
     event::{ACTOR_LEDGER, EventKind, JobError, JobEvent, Position},
     job::Job,
     json::Json,
+    lease::Lease,
     status::JobStatus,
 };
 
@@ -21,8 +22,8 @@ pub(super) struct Detail {
 }
 
 impl Detail {
-    pub(super) fn of(report: &Report) -> Self {
-        Self { message: Arc::clone(&report.message), ..Self::default() }
+    pub(super) fn saying(message: &Arc<str>) -> Self {
+        Self { message: Arc::clone(message), ..Self::default() }
     }
 }
 
@@ -32,15 +33,36 @@ pub(super) struct Path {
     pub(super) events: Vec<JobEvent>,
     actor: Arc<str>,
     at: Tick,
+    /// Whether the job has changed in a way that no event tells of.
+    is_changed: bool,
 }
 
 impl Path {
     pub(super) fn new(job: &Job, actor: &Arc<str>, at: Tick) -> Self {
-        Self { job: job.clone(), events: Vec::new(), actor: Arc::clone(actor), at }
+        Self { job: job.clone(), events: Vec::new(), actor: Arc::clone(actor), at, is_changed: false }
     }
 
     pub(super) fn finish(self) -> Transition {
-        Transition { job: self.job, events: self.events }
+        Transition { is_changed: self.is_changed || !self.events.is_empty(), job: self.job, events: self.events }
+    }
+
+    /// Changes the job in a way that no event tells of.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Job)) {
+        self.is_changed = true;
+        change(&mut self.job);
+    }
+
+    /// Begins an attempt, under a lease or a reporter's. The arrow is still to be taken.
+    pub(super) fn enter_running(&mut self, lease: Option<Lease>) {
+        let job = &mut self.job;
+        job.attempt += 1;
+        job.started_at.get_or_insert(self.at.now);
+        job.attempt_started_at = Some(self.at.now);
+        job.stage = None;
+        job.progress = None;
+        job.result_at = None;
+        job.lease = lease;
+        job.due_at = job.attempt_ends_at();
     }
 
     /// Takes one arrow: writes its event, and what the event says, into the job.
@@ -60,9 +82,14 @@ impl Path {
             job.last_error = Some(error.clone());
         }
         job.finished_at = next.is_terminal().then_some(self.at.now);
+        if next != JobStatus::Running {
+            job.lease = None;
+            job.due_at = None;
+        }
         if next == JobStatus::Queued {
             job.scheduled_at = detail.scheduled_at;
             job.ready_at = detail.scheduled_at.map_or(self.at.now, |time| time.max(self.at.now));
+            job.due_at = (job.ready_at > self.at.now).then_some(job.ready_at);
         }
         self.events.push(JobEvent {
             org_id: job.org_id,
@@ -95,14 +122,10 @@ impl Path {
             Outcome::Failed { result, error, .. } if self.job.cancel_requested => {
                 self.cancel(Detail { result: result.clone(), error: Some(error.clone()), ..detail });
             }
-            Outcome::Released { .. } if self.job.cancel_requested => self.cancel(detail),
             Outcome::Canceled { result, error } => {
                 self.cancel(Detail { result: result.clone(), error: error.clone(), ..detail });
             }
-            Outcome::Released { retry_after } => {
-                let scheduled_at = retry_after.map(|wait| self.at.now + wait);
-                self.take(EventKind::Released, JobStatus::Queued, Detail { scheduled_at, ..detail });
-            }
+            Outcome::Released { retry_after } => self.release(*retry_after, detail),
             Outcome::Failed { result, error, retryable, retry_after } => {
                 let detail = Detail { result: result.clone(), error: Some(error.clone()), ..detail };
                 self.fail(detail, *retryable, *retry_after);
@@ -110,7 +133,30 @@ impl Path {
         }
     }
 
-    fn cancel(&mut self, detail: Detail) {
+    /// running → queued, without a failure.
+    pub(super) fn release(&mut self, retry_after: Option<Duration>, detail: Detail) {
+        if self.job.cancel_requested {
+            return self.cancel(detail);
+        }
+        let scheduled_at = retry_after.map(|wait| self.at.now + wait);
+        self.take(EventKind::Released, JobStatus::Queued, Detail { scheduled_at, ..detail });
+    }
+
+    /// Ends the attempt for the ledger's own reason. Whoever worked on it is no longer listened to.
+    pub(super) fn give_up(&mut self, error: JobError) {
+        self.job.lease_epoch = self.next_epoch();
+        self.job.outcome = None;
+        let (result, retryable, retry_after) = (None, true, None);
+        self.end_attempt(&Outcome::Failed { result, error, retryable, retry_after }, Detail::default());
+    }
+
+    /// An epoch that no lease on the job has had: not even one that was granted by a database which has been restored to
+    /// an earlier state since.
+    pub(super) fn next_epoch(&self) -> i64 {
+        self.at.now.timestamp_micros().max(self.job.lease_epoch + 1)
+    }
+
+    pub(super) fn cancel(&mut self, detail: Detail) {
         self.take(EventKind::Canceled, JobStatus::Canceled, detail);
     }
 
@@ -129,6 +175,25 @@ impl Path {
             self.take(EventKind::RetryScheduled, JobStatus::Queued, Detail { scheduled_at, ..Detail::default() });
         } else if budget > 1 {
             self.take(EventKind::DeadLettered, JobStatus::DeadLetter, Detail::default());
+        }
+    }
+}
+
+impl Job {
+    /// When time ends the attempt: its lease's, or that which it may take.
+    fn attempt_ends_at(&self) -> Option<Time> {
+        let lease_end = self.lease.as_ref().map(|lease| lease.expires_at);
+        lease_end.into_iter().chain(self.run_ends_at()).min()
+    }
+
+    /// When the time for the attempt is over.
+    pub(super) fn run_ends_at(&self) -> Option<Time> {
+        Some(self.attempt_started_at? + self.spec.run_timeout?)
+    }
+
+    pub(super) fn confirm_lease(&mut self) {
+        if let Some(lease) = &mut self.lease {
+            lease.is_confirmed = true;
         }
     }
 }

@@ -7,25 +7,32 @@ use super::{
     path::{Detail, Path},
 };
 use crate::domain::{
-    clock::Time,
     event::{EventKind, JobError},
-    id::{Digest, LeaseToken},
-    job::Job,
+    id::Digest,
+    job::{Ended, Job},
     json::Json,
+    lease::LeaseToken,
     status::JobStatus,
 };
 
-/// A worker's report.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Report {
-    /// Where the job goes; `None` leaves it where it is.
-    pub step: Option<Step>,
+/// What a worker says of a job on which it goes on working.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct News {
     /// The new stage, if any is given; an empty one clears it.
     pub stage: Option<Arc<str>>,
     /// The new progress in per cent, if any is given.
     pub progress: Option<u8>,
     /// A remark for the log; empty for none.
     pub message: Arc<str>,
+}
+
+/// A worker's report.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Where the job goes; `None` leaves it where it is.
+    pub step: Option<Step>,
+    /// What the worker is doing.
+    pub news: News,
     /// The lease that the reporter holds.
     pub lease: Option<LeaseToken>,
     /// Only if this still is the job's etag.
@@ -90,75 +97,65 @@ impl Job {
         if self.repeats_outcome(report) {
             return Ok(self.unchanged());
         }
-        // No job is held under a lease, so no token can be the right one.
-        if report.lease.is_some() {
+        // Also where a lease is held and none is shown.
+        if report.lease != self.lease_token() {
             return Err(TransitionError::LeaseLost);
         }
-        if report.etag.as_ref().is_some_and(|etag| *etag != self.etag()) {
-            return Err(TransitionError::EtagMismatch { current: self.etag() });
-        }
-        let mut path = Path::new(self, &report.actor, at);
+        self.check_etag(report.etag.as_deref())?;
+        let actor = self.lease.as_ref().map_or(&report.actor, |lease| &lease.worker);
+        let mut path = Path::new(self, actor, at);
+        let detail = Detail::saying(&report.news.message);
         match (self.status, &report.step) {
             (JobStatus::Queued, Some(Step::Run)) => {
-                path.job.enter_running(at.now);
-                path.job.set_news(report);
-                path.take(EventKind::Started, JobStatus::Running, Detail::of(report));
+                path.enter_running(None);
+                path.job.set_news(&report.news);
+                path.take(EventKind::Started, JobStatus::Running, detail);
             }
             (JobStatus::Running, Some(Step::Run) | None) => {
-                if self.has_news(report) {
-                    path.job.set_news(report);
-                    path.take(EventKind::Progress, JobStatus::Running, Detail::of(report));
+                if self.has_news(&report.news) {
+                    path.job.set_news(&report.news);
+                    path.job.confirm_lease();
+                    path.take(EventKind::Progress, JobStatus::Running, detail);
                 }
             }
             (JobStatus::Running, Some(Step::End(ending))) => {
                 if !self.cancel_requested && matches!(ending.outcome, Outcome::Canceled { .. }) {
                     return Err(TransitionError::InvalidTransition { current: self.status });
                 }
-                path.job.set_news(report);
-                path.job.outcome = Some(ending.digest);
-                path.end_attempt(&ending.outcome, Detail::of(report));
+                path.job.set_news(&report.news);
+                let epoch = self.lease.as_ref().map(|_| self.lease_epoch);
+                path.job.outcome = Some(Ended { digest: ending.digest, epoch });
+                path.end_attempt(&ending.outcome, detail);
             }
-            (_, None) if !self.has_news(report) => {}
+            (_, None) if !self.has_news(&report.news) => {}
             (current, _) => return Err(TransitionError::InvalidTransition { current }),
         }
         Ok(path.finish())
     }
 
-    /// True if the report is the one that ended the last attempt, and no other attempt has begun.
+    /// True if the report is the one that ended the last ended attempt: under its lease for as long as that is the last,
+    /// without one until the next attempt begins.
     fn repeats_outcome(&self, report: &Report) -> bool {
-        match &report.step {
-            Some(Step::End(ending)) if report.lease.is_none() => {
-                self.status != JobStatus::Running && self.outcome == Some(ending.digest)
-            }
-            _ => false,
-        }
+        let (Some(Step::End(ending)), Some(outcome)) = (&report.step, &self.outcome) else { return false };
+        let is_of_it = match report.lease {
+            None => self.status != JobStatus::Running,
+            Some(token) => token.job == self.id && Some(token.epoch) == outcome.epoch,
+        };
+        is_of_it && outcome.digest == ending.digest
     }
 
-    fn unchanged(&self) -> Transition {
-        Transition { job: self.clone(), events: Vec::new() }
+    pub(super) fn has_news(&self, news: &News) -> bool {
+        !news.message.is_empty()
+            || news.stage.as_ref().is_some_and(|stage| **stage != *self.stage.as_deref().unwrap_or_default())
+            || news.progress.is_some_and(|progress| Some(progress) != self.progress)
     }
 
-    fn has_news(&self, report: &Report) -> bool {
-        !report.message.is_empty()
-            || report.stage.as_ref().is_some_and(|stage| **stage != *self.stage.as_deref().unwrap_or_default())
-            || report.progress.is_some_and(|progress| Some(progress) != self.progress)
-    }
-
-    fn set_news(&mut self, report: &Report) {
-        if let Some(stage) = &report.stage {
+    pub(super) fn set_news(&mut self, news: &News) {
+        if let Some(stage) = &news.stage {
             self.stage = (!stage.is_empty()).then(|| Arc::clone(stage));
         }
-        if report.progress.is_some() {
-            self.progress = report.progress;
+        if news.progress.is_some() {
+            self.progress = news.progress;
         }
-    }
-
-    fn enter_running(&mut self, now: Time) {
-        self.attempt += 1;
-        self.started_at.get_or_insert(now);
-        self.attempt_started_at = Some(now);
-        self.stage = None;
-        self.progress = None;
-        self.result_at = None;
     }
 }

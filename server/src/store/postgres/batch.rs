@@ -1,7 +1,7 @@
 //! A transaction of the writer: three round trips for a plain create, four where something has to be looked up first,
 //! however many commands there are.
 //!
-//! 1. BEGIN, with `jobledger.open_batch`: names the org, locks its head, then reads where the log ends and the clock;
+//! 1. BEGIN, with `jobledger.begin_batch`: names the org, locks its head, then reads where the log ends and the clock;
 //! 2. [`load`](PostgresBatch::load), unless everything is known: jobs, by ids and keys, and types;
 //! 3. [`write`](PostgresBatch::write): everything in one statement;
 //! 4. COMMIT.
@@ -27,7 +27,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, Expired, Head, Loaded, Needs, StoreError,
+        Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
         rows::{self, Columns as _},
     },
 };
@@ -57,7 +57,7 @@ pub(super) async fn begin(
     // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones. Whatever the
     // database's default is: the statements in the function must each see what was committed before them.
     let sql = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; /* open_batch */ SELECT * FROM jobledger.open_batch('{}')",
+        "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch('{}')",
         org.0
     );
     let found = loop {
@@ -75,6 +75,7 @@ pub(super) async fn begin(
         floor: columns.long()?,
         recorded_at: columns.optional_time()?,
         types: columns.long()?,
+        ready_gen: columns.long()?,
     };
     let (folded, now) = (columns.long()?, columns.time()?);
     Ok(PostgresBatch { connection, org, head, folded, now, has_written: false, types, new_types: Vec::new() })
@@ -91,31 +92,38 @@ impl Batch for PostgresBatch {
             Some(wanted) => self.load_expired(wanted).await?,
             None => (Vec::new(), None),
         };
+        let (due, next_due) = match needs.due {
+            Some(limit) => self.load_due(limit).await?,
+            None => (Vec::new(), None),
+        };
         let (mut types, unknown) = self.types.part(self.org, &needs.types);
         let mut jobs = Vec::new();
-        if !needs.jobs.is_empty() || !needs.keys.is_empty() || !unknown.is_empty() || !expired.is_empty() {
-            let ids = needs.jobs.iter().chain(&expired);
-            let (found, found_types) = self.load_jobs(ids, &needs.keys, &unknown).await?;
+        let ids: Vec<_> = needs.jobs.iter().chain(&expired).chain(&due).map(|id| id.0).collect();
+        let has_names = !(needs.keys.is_empty() && needs.requests.is_empty() && unknown.is_empty());
+        if !ids.is_empty() || has_names {
+            let (found, found_types) = self.load_jobs(ids, needs, &unknown).await?;
             self.types.add(self.org, found_types.iter().map(|name| Arc::from(name.as_str())));
             types.extend(found_types);
             jobs = found;
         }
+        if let Some(ready) = &needs.ready {
+            let known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
+            let ready = self.load_ready(ready).await?;
+            jobs.extend(ready.into_iter().filter(|job| !known.contains(&job.id)));
+        }
         // Of those that are not there, this batch creates some.
         self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
-        Ok(Loaded { head: self.head, jobs, types, expired, next_expiry })
+        Ok(Loaded { head: self.head, jobs, types, expired, next_expiry, due, next_due })
     }
 
     async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {
-        let Some(head) = changes.head else {
-            self.new_types.clear();
-            return match changes.next_due {
-                Some(due) => self.save_due(due).await,
-                None => Ok(()),
-            };
-        };
-        self.has_written = true;
         self.new_types.retain(|name| changes.counts.contains_key(name));
-        let log = write::Log { org: self.org, before: self.head, folded: self.folded, after: head, now: self.now };
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.has_written = true;
+        let after = changes.head;
+        let log = write::Log { org: self.org, before: self.head, folded: self.folded, after, now: self.now };
         for (sql, arguments) in write::statements(&log, changes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
@@ -148,6 +156,8 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
             SELECT unnest($2::uuid[])
             UNION SELECT j.id FROM unnest($3::text[]) AS wanted (key)
                 JOIN jobledger.job j ON j.org_id = $1 AND j.idempotency_key = wanted.key
+            UNION SELECT j.id FROM unnest($5::text[]) AS wanted (request)
+                JOIN jobledger.job j ON j.org_id = $1 AND j.lease_request = wanted.request
         )
         SELECT (SELECT array_agg(c.type::text) FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = ANY ($4::text[])),
             {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
@@ -162,14 +172,13 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
 impl PostgresBatch {
     async fn load_jobs(
         &mut self,
-        ids: impl Iterator<Item = &JobId>,
-        keys: &[Arc<str>],
+        ids: Vec<uuid::Uuid>,
+        needs: &Needs,
         types: &[Arc<str>],
     ) -> Result<(Vec<Job>, Vec<String>), StoreError> {
-        let ids: Vec<_> = ids.map(|id| id.0).collect();
-        let keys: Vec<_> = keys.iter().map(|key| &**key).collect();
-        let types: Vec<_> = types.iter().map(|name| &**name).collect();
-        let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments![self.org.0, ids, keys, types]);
+        let texts = |texts: &[Arc<str>]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+        let arguments = arguments![self.org.0, ids, texts(&needs.keys), texts(types), texts(&needs.requests)];
+        let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments);
         let found = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
         let (mut jobs, mut known) = (Vec::with_capacity(found.len()), Vec::new());
         for (n, row) in found.iter().enumerate() {
@@ -211,14 +220,69 @@ impl PostgresBatch {
         Ok((expired, next))
     }
 
-    async fn save_due(&mut self, due: Time) -> Result<(), StoreError> {
-        let sql = "/* save_due */ UPDATE jobledger.org_due SET next_due_at = $2 WHERE org_id = $1";
-        let query = sqlx::query_with(sql, arguments![self.org.0, due]);
-        query.execute(&mut *self.connection).await.map_err(store_error)?;
-        self.has_written = true;
-        Ok(())
+    async fn load_due(&mut self, limit: usize) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+        const SQL: &str = "/* load_due */ SELECT due.id,
+                (SELECT min(j.due_at) FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND j.due_at > $2)
+            FROM (VALUES (1)) one LEFT JOIN (
+                SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND j.due_at <= $2
+                ORDER BY j.due_at LIMIT $3
+            ) due ON true";
+        let query = sqlx::query_with(SQL, arguments![self.org.0, self.now, limit as i64]);
+        let (mut due, mut next) = (Vec::new(), None);
+        for row in query.fetch_all(&mut *self.connection).await.map_err(store_error)? {
+            let mut columns = Columns::of(&row);
+            due.extend(columns.get::<Option<uuid::Uuid>>()?.map(JobId));
+            next = columns.optional_time()?;
+        }
+        Ok((due, next))
+    }
+
+    async fn load_ready(&mut self, wanted: &Ready) -> Result<Vec<Job>, StoreError> {
+        let (sql, arguments) = match wanted {
+            Ready::All(limit) => (&*LOAD_ALL_READY, arguments![self.org.0, *limit as i64]),
+            Ready::Of(types) => {
+                let names: Vec<_> = types.keys().map(|name| name.to_string()).collect();
+                let limits: Vec<_> = types.values().map(|limit| *limit as i64).collect();
+                (&*LOAD_READY, arguments![self.org.0, names, limits])
+            }
+        };
+        let query = sqlx::query_with(AssertSqlSafe(sql.as_str()), arguments);
+        let found = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
+        found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
     }
 }
+
+/// Of each type wanted, the first in the order of the index.
+fn load_ready(wanted: &str) -> String {
+    format!(
+        "{wanted}
+        SELECT {}, NULL::text, NULL::integer FROM wanted CROSS JOIN LATERAL (
+            SELECT j.* FROM jobledger.job j
+            WHERE j.org_id = $1 AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL
+            ORDER BY j.priority DESC, j.ready_at, j.id LIMIT wanted.most
+        ) j",
+        job_columns("j")
+    )
+}
+
+static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
+    load_ready("/* load_ready */ WITH wanted (type, most) AS (SELECT * FROM unnest($2::text[], $3::bigint[]))")
+});
+
+/// The types of which a job may be claimed, one after the other, from one place in the index to the next.
+static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
+    load_ready(
+        "/* load_all_ready */ WITH RECURSIVE found (type) AS (
+            (SELECT j.type::text FROM jobledger.job j WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL
+             ORDER BY j.type LIMIT 1)
+            UNION ALL
+            SELECT (SELECT j.type::text FROM jobledger.job j
+                    WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL AND j.type > found.type
+                    ORDER BY j.type LIMIT 1)
+            FROM found WHERE found.type IS NOT NULL
+        ), wanted (type, most) AS (SELECT found.type, $2::bigint FROM found WHERE found.type IS NOT NULL)",
+    )
+});
 
 /// Types that are known to exist, of all orgs: once there, a type stays. Spares most creates a look.
 #[derive(Default)]

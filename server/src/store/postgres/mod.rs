@@ -8,6 +8,7 @@ mod batch;
 mod columns;
 mod connections;
 mod error;
+mod list;
 pub(super) mod migrations;
 mod notify;
 mod read;
@@ -23,10 +24,13 @@ use tokio::time::timeout;
 
 pub use self::roles::role_sql;
 use self::{batch::KnownTypes, connections::Connections, error::store_error, notify::Announcer};
-use super::{Batch, Capacity, EventPage, EventQuery, Listener, OpenOptions, Statistics, Store, StoreError};
+use super::{
+    Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach, Statistics,
+    Store, StoreError,
+};
 use crate::domain::{
     id::{JobId, OrgId},
-    job::JobRecord,
+    job::{JobContents, JobRecord},
 };
 
 /// The oldest PostgreSQL that is supported, as `server_version_num` has it.
@@ -151,12 +155,20 @@ impl Store for PostgresStore {
         read::statistics(&self.readers, org, types).await
     }
 
-    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
-        read::heads(&self.readers, orgs).await
+    async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError> {
+        read::contents(&self.readers, org, ids).await
     }
 
-    fn announce(&self, heads: &[(OrgId, i64)]) {
-        self.announcer.announce(heads);
+    async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+        list::list(&self.readers, org, query).await
+    }
+
+    async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
+        read::reaches(&self.readers, orgs).await
+    }
+
+    fn announce(&self, reaches: &[(OrgId, Reach)]) {
+        self.announcer.announce(reaches);
     }
 
     fn listen(&self) -> Option<Box<dyn Listener>> {
@@ -167,8 +179,8 @@ impl Store for PostgresStore {
         read::orgs(&self.readers, after, limit).await
     }
 
-    async fn take_due(&self, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        read::take_due(&self.readers, limit, hold).await
+    async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
+        read::take_due(&self.readers, what, limit, hold).await
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {

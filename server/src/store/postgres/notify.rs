@@ -26,7 +26,7 @@ use uuid::Uuid;
 use super::error::store_error;
 use crate::{
     domain::id::OrgId,
-    store::{Listener, News, StoreError},
+    store::{Listener, News, Reach, StoreError},
 };
 
 /// The channel of all servers.
@@ -51,21 +51,21 @@ pub(super) struct Announcer {
 
 #[derive(Default)]
 struct Shared {
-    /// The newest head of each org that is not announced yet.
-    waiting: Mutex<HashMap<OrgId, i64>>,
+    /// How far each org's log reaches, where that is not announced yet.
+    waiting: Mutex<HashMap<OrgId, Reach>>,
     wake: Notify,
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<OrgId, i64>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<OrgId, Reach>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, heads: impl IntoIterator<Item = (OrgId, i64)>) {
+    fn add(&self, reaches: impl IntoIterator<Item = (OrgId, Reach)>) {
         let mut waiting = self.waiting();
-        for (org, seq) in heads {
-            let newest = waiting.entry(org).or_default();
-            *newest = seq.max(*newest);
+        for (org, reach) in reaches {
+            let farthest = waiting.entry(org).or_default();
+            *farthest = reach.max(*farthest);
         }
     }
 }
@@ -78,8 +78,8 @@ impl Announcer {
         Self { shared, stopping, task: Mutex::new(Some(task)) }
     }
 
-    pub(super) fn announce(&self, heads: &[(OrgId, i64)]) {
-        self.shared.add(heads.iter().copied());
+    pub(super) fn announce(&self, reaches: &[(OrgId, Reach)]) {
+        self.shared.add(reaches.iter().copied());
         self.shared.wake.notify_one();
     }
 
@@ -108,8 +108,8 @@ async fn announce(shared: Arc<Shared>, options: PgConnectOptions, stopping: Canc
             () = shared.wake.notified() => {}
             () = sleep(HEARTBEAT) => {}
         }
-        let heads = std::mem::take(&mut *shared.waiting());
-        let sent = timeout(ANSWER_WITHIN, send_all(&mut connection, &options, &heads)).await;
+        let reaches = std::mem::take(&mut *shared.waiting());
+        let sent = timeout(ANSWER_WITHIN, send_all(&mut connection, &options, &reaches)).await;
         let sent = sent.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".to_owned())));
         if stopping.is_cancelled() {
             return;
@@ -117,7 +117,7 @@ async fn announce(shared: Arc<Shared>, options: PgConnectOptions, stopping: Canc
         if let Err(error) = sent {
             tracing::warn!(%error, "could not announce what was committed; other servers find it a little later");
             connection = None;
-            shared.add(heads);
+            shared.add(reaches);
             shared.wake.notify_one();
             tokio::select! {
                 () = stopping.cancelled() => {}
@@ -130,13 +130,13 @@ async fn announce(shared: Arc<Shared>, options: PgConnectOptions, stopping: Canc
 async fn send_all(
     connection: &mut Option<PgConnection>,
     options: &PgConnectOptions,
-    heads: &HashMap<OrgId, i64>,
+    reaches: &HashMap<OrgId, Reach>,
 ) -> Result<(), StoreError> {
     let connection = match connection {
         Some(connection) => connection,
         None => connection.insert(options.connect().await.map_err(store_error)?),
     };
-    for message in messages(heads) {
+    for message in messages(reaches) {
         sqlx::query("/* announce */ SELECT pg_notify($1, $2)")
             .bind(CHANNEL)
             .bind(message)
@@ -147,11 +147,11 @@ async fn send_all(
     Ok(())
 }
 
-/// Heads as `org:seq` words, in messages that fit. Without any, one empty message: the heartbeat.
-fn messages(heads: &HashMap<OrgId, i64>) -> Vec<String> {
+/// Reaches as `org:seq:ready_gen` words, in messages that fit. Without any, one empty message: the heartbeat.
+fn messages(reaches: &HashMap<OrgId, Reach>) -> Vec<String> {
     let mut messages = vec![String::new()];
-    for (org, seq) in heads {
-        let word = format!("{}:{seq} ", org.0.simple());
+    for (org, Reach { seq, ready_gen }) in reaches {
+        let word = format!("{}:{seq}:{ready_gen} ", org.0.simple());
         match messages.last_mut() {
             Some(last) if last.len() + word.len() <= MAX_PAYLOAD => last.push_str(&word),
             _ => messages.push(word),
@@ -160,13 +160,16 @@ fn messages(heads: &HashMap<OrgId, i64>) -> Vec<String> {
     messages
 }
 
-/// What a message says. Words that are not understood are from a newer server, and passed over.
-fn heads(message: &str) -> Vec<(OrgId, i64)> {
-    let head = |word: &str| {
+/// What a message says. Words that are not understood are from a newer server, and passed over; one from an older server
+/// says nothing of what is ready.
+fn reaches(message: &str) -> Vec<(OrgId, Reach)> {
+    let reach = |word: &str| {
         let mut parts = word.split(':');
-        Some((OrgId(Uuid::try_parse(parts.next()?).ok()?), parts.next()?.parse().ok()?))
+        let (org, seq) = (parts.next()?, parts.next()?.parse().ok()?);
+        let ready_gen = parts.next().and_then(|part| part.parse().ok()).unwrap_or_default();
+        Some((OrgId(Uuid::try_parse(org).ok()?), Reach { seq, ready_gen }))
     };
-    message.split_ascii_whitespace().filter_map(head).collect()
+    message.split_ascii_whitespace().filter_map(reach).collect()
 }
 
 /// Hears what other servers announce.
@@ -211,9 +214,9 @@ impl Listener for Ear {
             };
             match timeout(SILENCE, listener.try_recv()).await {
                 Ok(Ok(Some(message))) => {
-                    let heads = heads(message.payload());
-                    if !heads.is_empty() {
-                        return News::Heads(heads);
+                    let reaches = reaches(message.payload());
+                    if !reaches.is_empty() {
+                        return News::Reaches(reaches);
                     }
                 }
                 // Lost, broken, or so silent that it must be: every server says something every few seconds.
@@ -232,13 +235,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_travel_in_messages_that_fit() {
-        let all: HashMap<_, _> = (0..1_000).map(|n| (OrgId(Uuid::from_u128(n)), i64::MAX - n as i64)).collect();
+    fn reaches_travel_in_messages_that_fit() {
+        let reach = |n: u128| Reach { seq: i64::MAX - n as i64, ready_gen: i64::MAX };
+        let all: HashMap<_, _> = (0..1_000).map(|n| (OrgId(Uuid::from_u128(n)), reach(n))).collect();
         let messages = messages(&all);
         assert!(messages.len() > 1 && messages.iter().all(|message| message.len() < 8_000));
-        let told: HashMap<_, _> = messages.iter().flat_map(|message| heads(message)).collect();
+        let told: HashMap<_, _> = messages.iter().flat_map(|message| reaches(message)).collect();
         assert_eq!(told, all);
         assert_eq!(super::messages(&HashMap::new()), [""], "a heartbeat");
-        assert_eq!(heads("x y:1 00000000000000000000000000000001:7:9"), [(OrgId(Uuid::from_u128(1)), 7)]);
+        let heard = |ready_gen| [(OrgId(Uuid::from_u128(1)), Reach { seq: 7, ready_gen })];
+        assert_eq!(reaches("x y:1 00000000000000000000000000000001:7:9:later"), heard(9));
+        assert_eq!(reaches("00000000000000000000000000000001:7"), heard(0));
     }
 }

@@ -12,11 +12,11 @@ use super::{
 use crate::{
     domain::{
         id::{JobId, OrgId},
-        job::JobRecord,
+        job::{JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
-        EventPage, EventQuery, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
+        DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -129,15 +129,30 @@ async fn clock(readers: &Arc<Connections>) -> Result<crate::domain::clock::Time,
     Columns::of(row).time()
 }
 
-pub(super) async fn heads(readers: &Arc<Connections>, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
-    let ids: Vec<_> = orgs.iter().map(|org| org.0).collect();
-    let sql = "/* heads */ SELECT org_id, seq FROM jobledger.read_heads($1)";
-    let found = readers.fetch(sql, arguments![ids]).await?;
-    let head = |row| {
+pub(super) async fn contents(
+    readers: &Arc<Connections>,
+    org: OrgId,
+    ids: &[JobId],
+) -> Result<Vec<(JobId, JobContents)>, StoreError> {
+    let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+    let sql = "/* contents */ SELECT id, payload, result_detail FROM jobledger.read_contents($1, $2)";
+    let found = readers.fetch(sql, arguments![org.0, ids]).await?;
+    let contents = |row| {
         let mut columns = Columns::of(row);
-        Ok((OrgId(columns.uuid()?), columns.long()?))
+        Ok((JobId(columns.uuid()?), rows::contents(&mut columns)?))
     };
-    found.iter().map(head).collect()
+    found.iter().map(contents).collect()
+}
+
+pub(super) async fn reaches(readers: &Arc<Connections>, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
+    let ids: Vec<_> = orgs.iter().map(|org| org.0).collect();
+    let sql = "/* reaches */ SELECT org_id, seq, ready_gen FROM jobledger.read_reaches($1)";
+    let found = readers.fetch(sql, arguments![ids]).await?;
+    let reach = |row| {
+        let mut columns = Columns::of(row);
+        Ok((OrgId(columns.uuid()?), Reach { seq: columns.long()?, ready_gen: columns.long()? }))
+    };
+    found.iter().map(reach).collect()
 }
 
 pub(super) async fn orgs(
@@ -154,15 +169,28 @@ pub(super) async fn orgs(
 /// Puts off what it takes, so that other servers leave it alone; should this one die, it falls due again.
 pub(super) async fn take_due(
     readers: &Arc<Connections>,
+    what: DueWork,
     limit: usize,
     hold: Duration,
 ) -> Result<Vec<OrgId>, StoreError> {
-    let sql = "/* take_due */ WITH due AS MATERIALIZED (
-            SELECT org_id FROM jobledger.org_due WHERE next_due_at <= statement_timestamp()
-            ORDER BY next_due_at LIMIT $1 FOR UPDATE SKIP LOCKED
-        )
-        UPDATE jobledger.org_due d SET next_due_at = clock_timestamp() + $2 * interval '1 microsecond'
-        FROM due WHERE d.org_id = due.org_id RETURNING d.org_id";
+    let sql = match what {
+        DueWork::Jobs => {
+            "/* take_due_jobs */ WITH due AS MATERIALIZED (
+                SELECT org_id FROM jobledger.org_due WHERE work_due_at <= statement_timestamp()
+                ORDER BY work_due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+            )
+            UPDATE jobledger.org_due d SET work_due_at = clock_timestamp() + $2 * interval '1 microsecond'
+            FROM due WHERE d.org_id = due.org_id RETURNING d.org_id"
+        }
+        DueWork::Retention => {
+            "/* take_due_retention */ WITH due AS MATERIALIZED (
+                SELECT org_id FROM jobledger.org_due WHERE next_due_at <= statement_timestamp()
+                ORDER BY next_due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+            )
+            UPDATE jobledger.org_due d SET next_due_at = clock_timestamp() + $2 * interval '1 microsecond'
+            FROM due WHERE d.org_id = due.org_id RETURNING d.org_id"
+        }
+    };
     let found = readers.fetch(sql, arguments![limit as i64, hold.as_micros() as f64]).await?;
     found.iter().map(|row| Ok(OrgId(Columns::of(row).uuid()?))).collect()
 }

@@ -26,6 +26,18 @@ pub(super) struct Column {
     is_same: bool,
 }
 
+impl Column {
+    /// What a row has in it.
+    pub(super) fn value(&self) -> String {
+        let (name, place) = (self.name, &self.place);
+        if self.is_same {
+            format!("{place}::{}{}", type_of(name), cast(name))
+        } else {
+            format!("u.{name}{}", cast(name))
+        }
+    }
+}
+
 impl Statement {
     pub(super) fn new(name: &str, org: OrgId) -> Result<Self, StoreError> {
         let mut statement =
@@ -90,15 +102,7 @@ impl Statement {
     /// A part that inserts a set.
     pub(super) fn insert(&mut self, part: &str, table: &str, columns: &[Column]) {
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
-        let value = |column: &Column| {
-            let (name, place) = (column.name, &column.place);
-            if column.is_same {
-                format!("{place}::{}{}", type_of(name), cast(name))
-            } else {
-                format!("u.{name}{}", cast(name))
-            }
-        };
-        let values: Vec<_> = columns.iter().map(value).collect();
+        let values: Vec<_> = columns.iter().map(Column::value).collect();
         let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
         self.part(
             part,
@@ -121,10 +125,12 @@ pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> Strin
 fn type_of(column: &str) -> &'static str {
     match column {
         "id" | "job_id" => "uuid",
-        "attempt" | "max_attempts" | "failures" | "priority" | "bytes" => "int4",
-        "seq" | "job_seq" | "retry_initial" | "retry_max" | "result_seq" | "last_job_seq" | "last_seq" => "int8",
+        "attempt" | "max_attempts" | "failures" | "priority" | "bytes" | "payload_bytes" => "int4",
+        "seq" | "job_seq" | "retry_initial" | "retry_max" | "run_timeout" | "lease_granted" => "int8",
+        "outcome_epoch" | "lease_epoch" => "int8",
+        name if name.ends_with("_seq") => "int8",
         "retry_multiplier" => "float8",
-        "cancel_requested" => "bool",
+        "cancel_requested" | "lease_confirmed" => "bool",
         "request_digest" | "outcome_digest" => "bytea",
         "ts" => "timestamptz",
         name if name.ends_with("_at") => "timestamptz",

@@ -10,7 +10,7 @@ use super::statement::{Column, Statement, all_same, unnest};
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job, status::JobStatus},
     store::{
-        Changes, Head, StoreError, detail,
+        Changes, Head, NextDue, StoreError, detail,
         rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, json_text, labels_json, non_empty},
     },
 };
@@ -25,7 +25,8 @@ pub(super) struct Log {
     pub(super) before: Head,
     /// Up to here earlier batches are folded.
     pub(super) folded: i64,
-    pub(super) after: Head,
+    /// `None` where the batch leaves the log as it is.
+    pub(super) after: Option<Head>,
     /// The database's clock.
     pub(super) now: Time,
 }
@@ -46,11 +47,10 @@ pub(super) fn statements(log: &Log, changes: &Changes) -> Result<Vec<(String, Pg
     write.labels(&changes.created)?;
     write.events(changes)?;
     write.month(log, changes)?;
-    write.log(log, changes)?;
-    let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-    if let Some(due) = changes.next_due.or(is_first.then_some(log.now)) {
-        write.due(due)?;
+    if let Some(after) = &log.after {
+        write.log(log, after, changes)?;
     }
+    write.due(log, changes)?;
     statements.push(write.finish());
     Ok(statements)
 }
@@ -80,6 +80,7 @@ impl Statement {
             self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
             self.either(is_unscheduled, "scheduled_at", jobs, |job| job.scheduled_at)?,
             self.either(is_unscheduled && time_is_same, "ready_at", jobs, |job| job.ready_at)?,
+            self.either(is_unscheduled, "due_at", jobs, |job| job.due_at)?,
             self.either(true, "last_job_seq", jobs, |job| job.last_job_seq)?,
             self.column("last_seq", jobs, |job| job.last_seq)?,
             self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
@@ -93,7 +94,7 @@ impl Statement {
         let jobs: Vec<_> = jobs.iter().collect();
         let id = self.column("id", &jobs, |job| job.id.0)?;
         let columns = self.changing_columns(&jobs)?;
-        let set: Vec<_> = columns.iter().map(|column| format!("{0} = u.{0}", column.name)).collect();
+        let set: Vec<_> = columns.iter().map(|column| format!("{} = {}", column.name, column.value())).collect();
         let set = set.join(", ");
         let rows = unnest(std::iter::once(&id).chain(&columns));
         self.part(
@@ -110,7 +111,8 @@ impl Statement {
         let has_no_key = jobs.iter().all(|job| job.spec.idempotency.is_none());
         let rest_is_same = all_same(jobs, |job| {
             let spec = &job.spec;
-            (spec.max_attempts, spec.priority, &spec.requested_by, &spec.labels, &spec.retry_policy)
+            let ways = (&spec.retry_policy, spec.run_timeout);
+            (spec.max_attempts, spec.priority, &spec.requested_by, &spec.labels, ways)
         });
         let time_is_same = all_same(jobs, |job| job.created_at);
         let columns = vec![
@@ -129,35 +131,68 @@ impl Statement {
             })?,
             self.either(rest_is_same, "retry_multiplier", jobs, |job| job.spec.retry_policy.multiplier)?,
             self.either(rest_is_same, "retry_max", jobs, |job| job.spec.retry_policy.max_backoff.as_micros() as i64)?,
+            self.either(rest_is_same, "run_timeout", jobs, |job| {
+                job.spec.run_timeout.map(|timeout| timeout.as_micros() as i64)
+            })?,
+            self.either(all_same(jobs, |job| job.spec.payload_bytes), "payload_bytes", jobs, |job| {
+                i32::try_from(job.spec.payload_bytes).unwrap_or(i32::MAX)
+            })?,
             self.either(time_is_same, "created_at", jobs, |job| job.created_at)?,
+            self.column("created_seq", jobs, |job| job.created_seq)?,
         ];
         debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[1..JOB_FIXED_COLUMNS].iter().copied()));
         Ok(columns)
     }
 
-    /// The columns of `job` that events change.
+    /// The columns of `job` that change.
     fn changing_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
+        let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
+        let lease_is_same = all_same(jobs, |job| (&job.lease, job.due_at));
+        // What most jobs never have.
+        let is_plain = all_same(jobs, |job| (job.attempt, job.failures, job.cancel_requested, job.scheduled_at))
+            && jobs
+                .iter()
+                .all(|job| job.last_error.is_none() && job.result_at.is_none() && job.retry_request.is_none());
+        let error = |job: &&Job| job.last_error.clone();
+        let lease = |job: &&Job| job.lease.clone();
         let columns = vec![
             self.column("status", jobs, |job| job.status.as_str())?,
-            self.column("attempt", jobs, |job| job.attempt)?,
-            self.column("failures", jobs, |job| job.failures)?,
-            self.column("updated_at", jobs, |job| job.updated_at)?,
+            self.either(is_plain, "attempt", jobs, |job| job.attempt)?,
+            self.either(is_plain, "failures", jobs, |job| job.failures)?,
+            self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
             self.column("started_at", jobs, |job| job.started_at)?,
             self.column("attempt_started_at", jobs, |job| job.attempt_started_at)?,
             self.column("finished_at", jobs, |job| job.finished_at)?,
-            self.column("scheduled_at", jobs, |job| job.scheduled_at)?,
+            self.either(is_plain, "scheduled_at", jobs, |job| job.scheduled_at)?,
             self.column("ready_at", jobs, |job| job.ready_at)?,
-            self.column("cancel_requested", jobs, |job| job.cancel_requested)?,
-            self.column("outcome_digest", jobs, |job| job.outcome.as_ref().map(|digest| &digest.0[..]))?,
-            self.column("last_error_code", jobs, |job| job.last_error.as_ref().map(|error| error.code.to_string()))?,
-            self.column("last_error_message", jobs, |job| {
-                job.last_error.as_ref().map(|error| error.message.to_string())
+            self.either(is_plain, "cancel_requested", jobs, |job| job.cancel_requested)?,
+            self.column("outcome_digest", jobs, |job| job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]))?,
+            self.column("outcome_epoch", jobs, |job| job.outcome.and_then(|outcome| outcome.epoch))?,
+            self.either(lease_is_same, "lease_worker", jobs, |job| lease(job).map(|lease| lease.worker.to_string()))?,
+            self.either(lease_is_same, "lease_granted", jobs, |job| {
+                job.lease.as_ref().map(|lease| lease.granted.as_micros() as i64)
             })?,
-            self.column("result_seq", jobs, |job| job.result_at.map(|at| at.seq))?,
-            self.column("result_recorded_at", jobs, |job| job.result_at.map(|at| at.recorded_at))?,
+            self.either(lease_is_same, "lease_expires_at", jobs, |job| {
+                job.lease.as_ref().map(|lease| lease.expires_at)
+            })?,
+            self.either(lease_is_same, "lease_request", jobs, |job| {
+                lease(job).and_then(|lease| lease.request).map(|request| request.to_string())
+            })?,
+            self.either(lease_is_same, "lease_confirmed", jobs, |job| {
+                job.lease.as_ref().is_some_and(|lease| lease.is_confirmed)
+            })?,
+            self.column("lease_epoch", jobs, |job| job.lease_epoch)?,
+            self.either(is_plain, "retry_request", jobs, |job| {
+                job.retry_request.as_ref().map(|request| request.to_string())
+            })?,
+            self.either(lease_is_same, "due_at", jobs, |job| job.due_at)?,
+            self.either(is_plain, "last_error_code", jobs, |job| error(job).map(|error| error.code.to_string()))?,
+            self.either(is_plain, "last_error_message", jobs, |job| error(job).map(|error| error.message.to_string()))?,
+            self.either(is_plain, "result_seq", jobs, |job| job.result_at.map(|at| at.seq))?,
+            self.either(is_plain, "result_recorded_at", jobs, |job| job.result_at.map(|at| at.recorded_at))?,
             self.column("last_job_seq", jobs, |job| job.last_job_seq)?,
             self.column("last_seq", jobs, |job| job.last_seq)?,
-            self.column("last_recorded_at", jobs, |job| job.last_recorded_at)?,
+            self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
         ];
         debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[JOB_FIXED_COLUMNS..].iter().copied()));
         Ok(columns)
@@ -184,15 +219,17 @@ impl Statement {
         Ok(())
     }
 
-    fn label_columns(&mut self, jobs: &[Job]) -> Result<Option<[Column; 3]>, StoreError> {
-        let labels: Vec<_> = jobs.iter().flat_map(|job| job.spec.labels.iter().map(|label| (job.id, label))).collect();
+    fn label_columns(&mut self, jobs: &[Job]) -> Result<Option<[Column; 4]>, StoreError> {
+        let labels: Vec<_> =
+            jobs.iter().flat_map(|job| job.spec.labels.iter().map(move |label| (job, label))).collect();
         if labels.is_empty() {
             return Ok(None);
         }
         Ok(Some([
             self.column("key", &labels, |(_, (key, _))| key.as_str().to_owned())?,
             self.column("value", &labels, |(_, (_, value))| value.as_str().to_owned())?,
-            self.column("job_id", &labels, |(id, _)| id.0)?,
+            self.column("created_seq", &labels, |(job, _)| job.created_seq)?,
+            self.column("job_id", &labels, |(job, _)| job.id.0)?,
         ]))
     }
 
@@ -247,7 +284,7 @@ impl Statement {
     }
 
     /// Brings the log on: by a row of its own, or by folding this batch and those before it into the head and the counters.
-    fn log(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
+    fn log(&mut self, log: &Log, after: &Head, changes: &Changes) -> Result<(), StoreError> {
         let counts: serde_json::Map<_, _> = changes
             .counts
             .iter()
@@ -256,18 +293,19 @@ impl Statement {
             })
             .collect();
         let counts = self.bind(json_text(&counts))?;
-        let seq = self.bind(log.after.seq)?;
-        let recorded_at = self.bind(log.after.recorded_at)?;
-        let has_new_types = log.after.types != log.before.types;
-        let has_new_floor = log.after.floor != log.before.floor;
+        let seq = self.bind(after.seq)?;
+        let recorded_at = self.bind(after.recorded_at)?;
+        let ready_gen = self.bind(after.ready_gen)?;
+        let has_new_types = after.types != log.before.types;
+        let has_new_floor = after.floor != log.before.floor;
         let shall_fold =
-            has_new_types || has_new_floor || changes.events.is_empty() || log.after.seq - log.folded >= FOLD_AFTER;
+            has_new_types || has_new_floor || changes.events.is_empty() || after.seq - log.folded >= FOLD_AFTER;
         if !shall_fold {
             self.part(
                 "batch",
                 format_args!(
-                    "(INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
-                     VALUES ($1, {seq}::bigint, {recorded_at}::timestamptz, {counts}::jsonb))"
+                    "(INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts, ready_gen)
+                     VALUES ($1, {seq}::bigint, {recorded_at}::timestamptz, {counts}::jsonb, {ready_gen}::bigint))"
                 ),
             );
             return Ok(());
@@ -295,26 +333,57 @@ impl Statement {
                  ON CONFLICT (org_id, type) DO UPDATE SET {add})"
             ),
         );
-        let (floor, types) = (self.bind(log.after.floor)?, self.bind(log.after.types)?);
+        let (floor, types) = (self.bind(after.floor)?, self.bind(after.types)?);
         self.part(
             "head",
             format_args!(
                 "(UPDATE jobledger.org_head SET seq = {seq}::bigint, recorded_at = {recorded_at}::timestamptz,
-                    floor_seq = {floor}::bigint, types = {types}::bigint WHERE org_id = $1)"
+                    floor_seq = {floor}::bigint, types = {types}::bigint, ready_gen = {ready_gen}::bigint WHERE org_id = $1)"
             ),
         );
         Ok(())
     }
 
-    fn due(&mut self, due: Time) -> Result<(), StoreError> {
-        let due = self.bind(due)?;
-        self.part(
-            "due",
-            format_args!(
-                "(INSERT INTO jobledger.org_due (org_id, next_due_at) VALUES ($1, {due}::timestamptz)
-                 ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at)"
-            ),
-        );
+    /// When the org is to be looked at again, for what retention removes and for what is due.
+    fn due(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
+        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+        if is_first {
+            let retention = self.bind(changes.next_retention.unwrap_or(log.now))?;
+            let due = self.bind(match changes.next_due {
+                Some(NextDue::By(due)) => Some(due),
+                Some(NextDue::At(due)) => due,
+                None => None,
+            })?;
+            self.part(
+                "due",
+                format_args!(
+                    "(INSERT INTO jobledger.org_due (org_id, next_due_at, work_due_at)
+                     VALUES ($1, {retention}::timestamptz, {due}::timestamptz)
+                     ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at, work_due_at = excluded.work_due_at)"
+                ),
+            );
+            return Ok(());
+        }
+        let (mut set, mut condition) = (Vec::new(), String::new());
+        if let Some(retention) = changes.next_retention {
+            set.push(format!("next_due_at = {}::timestamptz", self.bind(retention)?));
+        }
+        match changes.next_due {
+            Some(NextDue::At(due)) => set.push(format!("work_due_at = {}::timestamptz", self.bind(due)?)),
+            Some(NextDue::By(due)) => {
+                let due = self.bind(due)?;
+                if set.is_empty() {
+                    // Most are earlier already: nothing is written then.
+                    condition = format!("AND (work_due_at IS NULL OR work_due_at > {due}::timestamptz)");
+                }
+                set.push(format!("work_due_at = least(work_due_at, {due}::timestamptz)"));
+            }
+            None => {}
+        }
+        if !set.is_empty() {
+            let set = set.join(", ");
+            self.part("due", format_args!("(UPDATE jobledger.org_due SET {set} WHERE org_id = $1 {condition})"));
+        }
         Ok(())
     }
 
@@ -345,7 +414,7 @@ impl Statement {
                 "removed_labels",
                 format_args!(
                     "(DELETE FROM jobledger.job_label l USING {rows}
-                     WHERE l.org_id = $1 AND l.key = u.key AND l.value = u.value AND l.job_id = u.job_id)"
+                     WHERE l.org_id = $1 AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
                 ),
             );
         }
@@ -361,6 +430,8 @@ fn is_waiting(job: &Job) -> bool {
         && job.last_error.is_none()
         && job.outcome.is_none()
         && job.result_at.is_none()
+        && job.lease_epoch == 0
+        && job.retry_request.is_none()
 }
 
 /// The first instant of a time's month.

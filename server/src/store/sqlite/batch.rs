@@ -1,6 +1,7 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
 use std::{
+    collections::HashSet,
     fmt::Write as _,
     sync::{Arc, LazyLock},
 };
@@ -24,7 +25,7 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        Batch, Changes, Expired, Head, Loaded, Needs, StatusCounts, StoreError, detail,
+        Batch, Changes, Expired, Head, Loaded, Needs, NextDue, Ready, StatusCounts, StoreError, detail,
         rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS},
     },
 };
@@ -60,17 +61,27 @@ impl Batch for SqliteBatch {
             Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
             None => (Vec::new(), None),
         };
-        let jobs = if needs.jobs.is_empty() && needs.keys.is_empty() && expired.is_empty() {
+        let (due, next_due) = match needs.due {
+            Some(limit) => load_due(connection, org, limit, self.now).await?,
+            None => (Vec::new(), None),
+        };
+        let ids: Vec<_> = needs.jobs.iter().chain(&expired).chain(&due).copied().collect();
+        let mut jobs = if ids.is_empty() && needs.keys.is_empty() && needs.requests.is_empty() {
             Vec::new()
         } else {
-            load_jobs(connection, org, needs.jobs.iter().chain(&expired), &needs.keys).await?
+            load_jobs(connection, org, &ids, &needs.keys, &needs.requests).await?
         };
-        Ok(Loaded { head, jobs, types, expired, next_expiry })
+        if let Some(ready) = &needs.ready {
+            let known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
+            let ready = load_ready(connection, org, ready).await?;
+            jobs.extend(ready.into_iter().filter(|job| !known.contains(&job.id)));
+        }
+        Ok(Loaded { head, jobs, types, expired, next_expiry, due, next_due })
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
         let connection = &mut self.connection;
-        if let Some(head) = changes.head {
+        if !changes.is_empty() {
             // First, since a key that goes with its job may be used again by a new one.
             if !changes.removed.is_empty() {
                 remove(connection, org, &changes.removed).await?;
@@ -85,10 +96,15 @@ impl Batch for SqliteBatch {
             ADD_COUNTS
                 .run(connection, &counts, |query, (job_type, counts)| bind_counts(query, org, job_type, counts))
                 .await?;
-            save_head(connection, org, head).await?;
+            if let Some(head) = changes.head {
+                save_head(connection, org, head).await?;
+            }
         }
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-        if let Some(due) = changes.next_due.or(is_first.then_some(self.now)) {
+        if let Some(due) = changes.next_retention.or(is_first.then_some(self.now)) {
+            save_retention(connection, org, due).await?;
+        }
+        if let Some(due) = changes.next_due {
             save_due(connection, org, due).await?;
         }
         Ok(())
@@ -111,7 +127,7 @@ impl Batch for SqliteBatch {
     }
 }
 
-pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types,
+pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types, ready_gen,
         (SELECT json_group_array(type) FROM org_counter
          WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2)))
      FROM org_head WHERE org_id = $1";
@@ -136,6 +152,7 @@ async fn load_head(
         floor: columns.long()?,
         recorded_at: columns.optional_time()?,
         types: columns.long()?,
+        ready_gen: columns.long()?,
     };
     let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
     Ok((head, types))
@@ -147,6 +164,7 @@ pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
         "/* load_jobs */ WITH wanted (id) AS (
             SELECT unhex(value) FROM json_each($2)
             UNION SELECT id FROM job WHERE org_id = $1 AND idempotency_key IN (SELECT value FROM json_each($3))
+            UNION SELECT id FROM job WHERE org_id = $1 AND lease_request IN (SELECT value FROM json_each($4))
         )
         SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
         FROM wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = wanted.id
@@ -158,22 +176,79 @@ pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
 async fn load_jobs(
     connection: &mut SqliteConnection,
     org: OrgId,
-    ids: impl Iterator<Item = &JobId>,
+    ids: &[JobId],
     keys: &[Arc<str>],
+    requests: &[Arc<str>],
 ) -> Result<Vec<Job>, StoreError> {
+    let texts = |texts: &[Arc<str>]| rows::json_text(&texts.iter().map(|text| &**text).collect::<Vec<_>>());
     let found = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str()))
         .bind(org.0)
         .bind(ids_json(ids))
-        .bind(rows::json_text(&keys.iter().map(|key| &**key).collect::<Vec<_>>()))
+        .bind(texts(keys))
+        .bind(texts(requests))
         .fetch_all(connection)
         .await
         .map_err(store_error)?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
 
+/// The types of which a job may be claimed, one after the other, from one place in the index to the next.
+pub(super) const READY_TYPES: &str = "/* ready_types */ WITH RECURSIVE found (type) AS (
+        SELECT min(type) FROM job WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
+        UNION ALL
+        SELECT (SELECT min(type) FROM job j WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL AND j.type > found.type)
+        FROM found WHERE found.type IS NOT NULL
+    ) SELECT type FROM found WHERE type IS NOT NULL";
+
+pub(super) static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_ready */ SELECT {}, NULL, NULL FROM job j INDEXED BY idx_job_ready
+        WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NULL
+        ORDER BY priority DESC, ready_at, id LIMIT $3",
+        job_columns("j")
+    )
+});
+
+async fn load_ready(connection: &mut SqliteConnection, org: OrgId, wanted: &Ready) -> Result<Vec<Job>, StoreError> {
+    let wanted: Vec<(Arc<str>, usize)> = match wanted {
+        Ready::Of(types) => types.iter().map(|(name, limit)| (Arc::clone(name), *limit)).collect(),
+        Ready::All(limit) => {
+            let query = sqlx::query_scalar::<_, String>(READY_TYPES).bind(org.0);
+            let types = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+            types.into_iter().map(|name| (name.into(), *limit)).collect()
+        }
+    };
+    let mut jobs = Vec::new();
+    for (name, limit) in wanted {
+        let query = sqlx::query(AssertSqlSafe(LOAD_READY.as_str())).bind(org.0).bind(&*name).bind(limit as i64);
+        for row in query.fetch_all(&mut *connection).await.map_err(store_error)? {
+            jobs.push(rows::job(&mut Columns::of(&row))?);
+        }
+    }
+    Ok(jobs)
+}
+
+pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id FROM job
+     WHERE org_id = $1 AND due_at IS NOT NULL AND due_at <= $2 ORDER BY due_at LIMIT $3";
+pub(super) const LOAD_NEXT_DUE: &str = "/* load_next_due */ SELECT min(due_at) FROM job
+     WHERE org_id = $1 AND due_at IS NOT NULL AND due_at > $2";
+
+async fn load_due(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    limit: usize,
+    now: Time,
+) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+    let query = sqlx::query_scalar::<_, Uuid>(LOAD_DUE).bind(org.0).bind(micros(now)).bind(limit as i64);
+    let due: Vec<_> = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let query = sqlx::query(LOAD_NEXT_DUE).bind(org.0).bind(micros(now));
+    let next = query.fetch_one(connection).await.map_err(store_error)?;
+    Ok((due.into_iter().map(JobId).collect(), Columns::of(&next).optional_time()?))
+}
+
 /// Ids as a JSON array of hexadecimal digits, for `unhex(value) FROM json_each(…)`.
-fn ids_json<'a>(ids: impl Iterator<Item = &'a JobId>) -> String {
-    rows::json_text(&ids.map(|id| id.0.simple().to_string()).collect::<Vec<_>>())
+pub(super) fn ids_json<'a>(ids: impl IntoIterator<Item = &'a JobId>) -> String {
+    rows::json_text(&ids.into_iter().map(|id| id.0.simple().to_string()).collect::<Vec<_>>())
 }
 
 pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job
@@ -224,17 +299,18 @@ async fn remove(connection: &mut SqliteConnection, org: OrgId, jobs: &[Job]) -> 
     ] {
         sqlx::query(sql).bind(org.0).bind(&ids).execute(&mut *connection).await.map_err(store_error)?;
     }
-    for (key, value, id) in jobs.iter().flat_map(labels) {
-        let sql = "/* remove */ DELETE FROM job_label WHERE org_id = $1 AND key = $2 AND value = $3 AND job_id = $4";
-        let query = sqlx::query(sql).bind(org.0).bind(key).bind(value).bind(id.0);
+    for (key, value, job) in jobs.iter().flat_map(labels) {
+        let sql =
+            "/* remove */ DELETE FROM job_label WHERE org_id = $1 AND key = $2 AND value = $3 AND created_seq = $4";
+        let query = sqlx::query(sql).bind(org.0).bind(key).bind(value).bind(job.created_seq);
         query.execute(&mut *connection).await.map_err(store_error)?;
     }
     Ok(())
 }
 
-async fn save_due(connection: &mut SqliteConnection, org: OrgId, due: Time) -> Result<(), StoreError> {
+async fn save_retention(connection: &mut SqliteConnection, org: OrgId, due: Time) -> Result<(), StoreError> {
     sqlx::query(
-        "/* save_due */ INSERT INTO org_due (org_id, next_due_at) VALUES ($1, $2)
+        "/* save_retention */ INSERT INTO org_due (org_id, next_due_at) VALUES ($1, $2)
          ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at",
     )
     .bind(org.0)
@@ -245,17 +321,32 @@ async fn save_due(connection: &mut SqliteConnection, org: OrgId, due: Time) -> R
     Ok(())
 }
 
+async fn save_due(connection: &mut SqliteConnection, org: OrgId, due: NextDue) -> Result<(), StoreError> {
+    let (sql, due) = match due {
+        NextDue::At(due) => ("/* save_due */ UPDATE org_due SET work_due_at = $2 WHERE org_id = $1", due),
+        NextDue::By(due) => (
+            "/* save_due */ UPDATE org_due SET work_due_at = $2
+             WHERE org_id = $1 AND (work_due_at IS NULL OR work_due_at > $2)",
+            Some(due),
+        ),
+    };
+    sqlx::query(sql).bind(org.0).bind(due.map(micros)).execute(connection).await.map_err(store_error)?;
+    Ok(())
+}
+
 async fn save_head(connection: &mut SqliteConnection, org: OrgId, head: Head) -> Result<(), StoreError> {
     sqlx::query(
-        "/* save_head */ INSERT INTO org_head (org_id, seq, floor_seq, recorded_at, types) VALUES ($1, $2, $3, $4, $5)
+        "/* save_head */ INSERT INTO org_head (org_id, seq, floor_seq, recorded_at, types, ready_gen)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
-            recorded_at = excluded.recorded_at, types = excluded.types",
+            recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen",
     )
     .bind(org.0)
     .bind(head.seq)
     .bind(head.floor)
     .bind(head.recorded_at.map(micros))
     .bind(head.types)
+    .bind(head.ready_gen)
     .execute(connection)
     .await
     .map_err(store_error)?;
@@ -321,6 +412,7 @@ fn bind_job<'q>(query: Statement<'q>, job: &'q Job) -> Result<Statement<'q>, Sto
     let retry = &spec.retry_policy;
     let idempotency = spec.idempotency.as_ref();
     let error = job.last_error.as_ref();
+    let lease = job.lease.as_ref();
     Ok(query
         .bind(job.org_id.0)
         .bind(job.id.0)
@@ -334,7 +426,10 @@ fn bind_job<'q>(query: Statement<'q>, job: &'q Job) -> Result<Statement<'q>, Sto
         .bind(retry.initial_backoff.as_micros() as i64)
         .bind(retry.multiplier)
         .bind(retry.max_backoff.as_micros() as i64)
+        .bind(spec.run_timeout.map(|timeout| timeout.as_micros() as i64))
+        .bind(spec.payload_bytes)
         .bind(micros(job.created_at))
+        .bind(job.created_seq)
         .bind(job.status.as_str())
         .bind(job.attempt)
         .bind(job.failures)
@@ -345,7 +440,16 @@ fn bind_job<'q>(query: Statement<'q>, job: &'q Job) -> Result<Statement<'q>, Sto
         .bind(job.scheduled_at.map(micros))
         .bind(micros(job.ready_at))
         .bind(job.cancel_requested)
-        .bind(job.outcome.as_ref().map(|digest| &digest.0[..]))
+        .bind(job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]))
+        .bind(job.outcome.and_then(|outcome| outcome.epoch))
+        .bind(lease.map(|lease| &*lease.worker))
+        .bind(lease.map(|lease| lease.granted.as_micros() as i64))
+        .bind(lease.map(|lease| micros(lease.expires_at)))
+        .bind(lease.and_then(|lease| lease.request.as_deref()))
+        .bind(lease.is_some_and(|lease| lease.is_confirmed))
+        .bind(job.lease_epoch)
+        .bind(job.retry_request.as_deref())
+        .bind(job.due_at.map(micros))
         .bind(error.map(|error| &*error.code))
         .bind(error.map(|error| &*error.message))
         .bind(job.result_at.map(|at| at.seq))
@@ -363,15 +467,16 @@ fn bind_payload<'q>(query: Statement<'q>, org: OrgId, row: &'q (JobId, Json)) ->
 }
 
 /// A job's labels as rows.
-fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, JobId)> {
-    job.spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str(), job.id))
+fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
+    job.spec.labels.iter().map(move |(key, value)| (key.as_str(), value.as_str(), job))
 }
 
-static INSERT_LABELS: LazyLock<Rows> =
-    LazyLock::new(|| Rows::new("/* insert_labels */ INSERT INTO job_label (org_id, key, value, job_id)", 4, ""));
+static INSERT_LABELS: LazyLock<Rows> = LazyLock::new(|| {
+    Rows::new("/* insert_labels */ INSERT INTO job_label (org_id, key, value, created_seq, job_id)", 5, "")
+});
 
-fn bind_label<'q>(query: Statement<'q>, org: OrgId, (key, value, id): &'q (&str, &str, JobId)) -> Statement<'q> {
-    query.bind(org.0).bind(*key).bind(*value).bind(id.0)
+fn bind_label<'q>(query: Statement<'q>, org: OrgId, (key, value, job): &'q (&str, &str, &Job)) -> Statement<'q> {
+    query.bind(org.0).bind(*key).bind(*value).bind(job.created_seq).bind(job.id.0)
 }
 
 static INSERT_EVENTS: LazyLock<Rows> = LazyLock::new(|| {

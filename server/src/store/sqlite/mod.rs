@@ -6,6 +6,7 @@
 mod batch;
 mod columns;
 mod error;
+mod list;
 pub(super) mod migrations;
 mod read;
 
@@ -24,11 +25,14 @@ use sqlx::{
 use tokio::sync::Mutex;
 
 use self::error::store_error;
-use super::{Batch, Capacity, EventPage, EventQuery, Listener, OpenOptions, Statistics, Store, StoreError};
+use super::{
+    Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach, Statistics,
+    Store, StoreError,
+};
 use crate::domain::{
     clock::Clock,
     id::{JobId, OrgId},
-    job::JobRecord,
+    job::{JobContents, JobRecord},
 };
 
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
@@ -167,12 +171,20 @@ impl Store for SqliteStore {
         read::statistics(&self.readers, &*self.clock, org, types).await
     }
 
-    async fn heads(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
-        read::heads(&self.readers, orgs).await
+    async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError> {
+        read::contents(&self.readers, org, ids).await
+    }
+
+    async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+        list::list(&self.readers, org, query).await
+    }
+
+    async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
+        read::reaches(&self.readers, orgs).await
     }
 
     /// No other server may have the file open.
-    fn announce(&self, _heads: &[(OrgId, i64)]) {}
+    fn announce(&self, _reaches: &[(OrgId, Reach)]) {}
 
     fn listen(&self) -> Option<Box<dyn Listener>> {
         None
@@ -182,8 +194,8 @@ impl Store for SqliteStore {
         read::orgs(&self.readers, after, limit).await
     }
 
-    async fn take_due(&self, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        read::due(&self.readers, &*self.clock, limit).await
+    async fn take_due(&self, what: DueWork, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
+        read::due(&self.readers, &*self.clock, what, limit).await
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@ use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{
+    batch::ids_json,
     columns::{Columns, job_columns, micros},
     error::store_error,
 };
@@ -14,11 +15,11 @@ use crate::{
     domain::{
         clock::Clock,
         id::{JobId, OrgId},
-        job::JobRecord,
+        job::{JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
-        EventPage, EventQuery, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
+        DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -143,13 +144,33 @@ pub(super) async fn statistics(
     Ok(statistics)
 }
 
-pub(super) async fn heads(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(OrgId, i64)>, StoreError> {
-    const HEADS: &str = "/* heads */ SELECT org_id, seq FROM org_head
+static CONTENTS: &str = "/* contents */ SELECT j.id, p.payload, r.detail_json
+    FROM json_each($2) wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)
+    LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
+    LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id";
+
+pub(super) async fn contents(
+    pool: &SqlitePool,
+    org: OrgId,
+    ids: &[JobId],
+) -> Result<Vec<(JobId, JobContents)>, StoreError> {
+    let query = sqlx::query(CONTENTS).bind(org.0).bind(ids_json(ids));
+    let mut found = query.fetch(pool);
+    let mut contents = Vec::with_capacity(ids.len());
+    while let Some(row) = found.next().await.transpose().map_err(store_error)? {
+        let mut columns = Columns::of(&row);
+        contents.push((JobId(columns.uuid()?), rows::contents(&mut columns)?));
+    }
+    Ok(contents)
+}
+
+pub(super) async fn reaches(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
+    const REACHES: &str = "/* reaches */ SELECT org_id, seq, ready_gen FROM org_head
          WHERE org_id IN (SELECT unhex(value) FROM json_each($1))";
     let ids: Vec<_> = orgs.iter().map(|org| org.0.simple().to_string()).collect();
-    let found: Vec<(Uuid, i64)> =
-        sqlx::query_as(HEADS).bind(rows::json_text(&ids)).fetch_all(pool).await.map_err(store_error)?;
-    Ok(found.into_iter().map(|(org, seq)| (OrgId(org), seq)).collect())
+    let found: Vec<(Uuid, i64, i64)> =
+        sqlx::query_as(REACHES).bind(rows::json_text(&ids)).fetch_all(pool).await.map_err(store_error)?;
+    Ok(found.into_iter().map(|(org, seq, ready_gen)| (OrgId(org), Reach { seq, ready_gen })).collect())
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
@@ -160,9 +181,21 @@ pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) 
 }
 
 /// One server has the file, so nobody else has to be told to leave them alone.
-pub(super) async fn due(pool: &SqlitePool, clock: &dyn Clock, limit: usize) -> Result<Vec<OrgId>, StoreError> {
-    const DUE: &str = "/* due */ SELECT org_id FROM org_due WHERE next_due_at <= $1 ORDER BY next_due_at LIMIT $2";
-    let query = sqlx::query_scalar(DUE).bind(micros(clock.now())).bind(limit as i64);
+pub(super) async fn due(
+    pool: &SqlitePool,
+    clock: &dyn Clock,
+    what: DueWork,
+    limit: usize,
+) -> Result<Vec<OrgId>, StoreError> {
+    let sql = match what {
+        DueWork::Jobs => {
+            "/* due_jobs */ SELECT org_id FROM org_due WHERE work_due_at <= $1 ORDER BY work_due_at LIMIT $2"
+        }
+        DueWork::Retention => {
+            "/* due_retention */ SELECT org_id FROM org_due WHERE next_due_at <= $1 ORDER BY next_due_at LIMIT $2"
+        }
+    };
+    let query = sqlx::query_scalar(sql).bind(micros(clock.now())).bind(limit as i64);
     let found: Vec<Uuid> = query.fetch_all(pool).await.map_err(store_error)?;
     Ok(found.into_iter().map(OrgId).collect())
 }
@@ -187,11 +220,24 @@ mod tests {
         let options = SqliteConnectOptions::new().filename(folder.path().join("x.db")).create_if_missing(true);
         let mut connection = options.connect().await.unwrap();
         migrations::prepare(&mut connection, true).await.unwrap();
-        let statements = [&**JOB, &**ORG_EVENTS, &**JOB_EVENTS, &**STATISTICS, &**batch::LOAD_JOBS, batch::LOAD_HEAD];
+        let statements = [
+            &**JOB,
+            CONTENTS,
+            &**ORG_EVENTS,
+            &**JOB_EVENTS,
+            &**STATISTICS,
+            &**batch::LOAD_JOBS,
+            &**batch::LOAD_READY,
+            batch::READY_TYPES,
+            batch::LOAD_DUE,
+            batch::LOAD_NEXT_DUE,
+            batch::LOAD_HEAD,
+        ];
         for sql in statements {
             let plan = plan(&mut connection, sql).await;
             for step in &plan {
-                let walks = step.starts_with("SCAN") && !step.contains("json_each") && !step.contains("wanted");
+                let is_small = ["json_each", "wanted", "found", "CONSTANT"].iter().any(|name| step.contains(name));
+                let walks = step.starts_with("SCAN") && !is_small;
                 assert!(!walks, "{sql}\n{plan:#?}");
                 assert!(!step.contains("ORDER BY"), "{sql}\n{plan:#?}");
             }

@@ -1,38 +1,30 @@
-//! Requests as the ledger's commands: every field checked, every violation named.
+//! What every field has to be.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use chrono::{DateTime, SubsecRound};
 use jobledger_proto::v1 as pb;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
-use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
-use super::{
+use super::super::{
     json,
     status::{ApiError, MAX_VIOLATIONS, Violation},
 };
-use crate::{
-    domain::{
-        clock::Time,
-        event::JobError,
-        id::{Digest, JobId, LeaseToken, OrgId},
-        job::{Idempotency, JobSpec},
-        json::Json,
-        retry::RetryPolicy,
-        status::JobStatus,
-        transition::{self, Ending, Outcome, Report, Step},
-    },
-    ledger::{Command, Create, EventFilter, SubscribeRequest},
+use crate::domain::{
+    clock::Time,
+    event::JobError,
+    id::{Digest, JobId},
+    json::Json,
+    lease::LeaseToken,
+    retry::RetryPolicy,
+    status::JobStatus,
+    transition::{Ending, News, Outcome, Step},
 };
 
-/// The metadata that names the org.
-pub(super) const ORG_HEADER: &str = "x-org-id";
-
-const MAX_TYPE_CHARS: usize = 100;
-const MAX_KEY_CHARS: usize = 255;
-const MAX_REQUESTED_BY_CHARS: usize = 255;
+pub(super) const MAX_TYPE_CHARS: usize = 100;
+pub(super) const MAX_NAME_CHARS: usize = 255;
 const MAX_LABELS: usize = 32;
 const MAX_LABEL_CHARS: usize = 63;
 const MAX_STAGE_CHARS: usize = 100;
@@ -40,162 +32,44 @@ const MAX_ERROR_CODE_CHARS: usize = 100;
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 /// Counted in bytes of the encoded `Value`, as received.
 const MAX_VALUE_BYTES: usize = 1 << 20;
-const MAX_PRIORITY: i32 = 1_000;
-const MAX_ATTEMPTS: i32 = 100;
 const MAX_FILTER_TYPES: usize = 100;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3_600);
 const INITIAL_BACKOFF: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(24 * 3_600)];
 const MAX_BACKOFF: Duration = Duration::from_secs(7 * 24 * 3_600);
 const MULTIPLIER: [f64; 2] = [1.0, 100.0];
+pub(super) const LEASE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(24 * 3_600)];
 /// No lease token, etag or page token of ours is longer.
 const MAX_TOKEN_CHARS: usize = 255;
 
-/// The org that a call is about.
-pub(super) fn org(metadata: &MetadataMap) -> Result<OrgId, ApiError> {
-    let Some(value) = metadata.get(ORG_HEADER) else {
-        return Ok(OrgId::DEFAULT);
-    };
-    value
-        .to_str()
-        .ok()
-        .and_then(|text| Uuid::try_parse(text).ok())
-        .map(OrgId)
-        .ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
-}
-
-pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
-    let mut check = Check::default();
-    let id = check.job_id(&request.job_id);
-    check.finish()?;
-    Ok(id)
-}
-
-pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiError> {
-    let mut check = Check::default();
-    let key = std::mem::take(&mut request.idempotency_key);
-    // The request without its key, as it came: two that differ in a default only are not the same.
-    let idempotency = (!key.is_empty()).then(|| Idempotency { digest: digest(&request), key: Arc::from(key.as_str()) });
-    check.text("idempotency_key", &key, MAX_KEY_CHARS);
-    check.job_type("type", &request.r#type);
-    check.text("requested_by", &request.requested_by, MAX_REQUESTED_BY_CHARS);
-    check.labels(&request.labels);
-    let priorities = -MAX_PRIORITY..=MAX_PRIORITY;
-    check.that("priority", priorities.contains(&request.priority), || {
-        format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")
-    });
-    let max_attempts = if request.max_attempts == 0 { 1 } else { request.max_attempts };
-    check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || format!("must be 1 to {MAX_ATTEMPTS}"));
-    let retry_policy = check.retry_policy(request.retry_policy.as_ref());
-    let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
-    let payload = check.value("payload", request.payload.as_ref());
-    check.finish()?;
-    Ok(Command::Create(Box::new(Create {
-        id: JobId(Uuid::now_v7()),
-        spec: Arc::new(JobSpec {
-            job_type: request.r#type.into(),
-            priority: request.priority,
-            max_attempts,
-            retry_policy,
-            idempotency,
-            requested_by: request.requested_by.into(),
-            labels: request.labels,
-        }),
-        payload,
-        scheduled_at,
-    })))
-}
-
-pub(super) fn update(request: pb::UpdateJobStatusRequest) -> Result<Command, ApiError> {
-    let mut check = Check::default();
-    let job = check.job_id(&request.job_id);
-    if let Some(stage) = &request.stage {
-        check.text("stage", stage, MAX_STAGE_CHARS);
-    }
-    let progress = request.progress.and_then(|progress| {
-        let percent = u8::try_from(progress).ok().filter(|percent| *percent <= 100);
-        check.that("progress", percent.is_some(), || "must be 0 to 100".to_owned());
-        percent
-    });
-    check.bytes("message", &request.message);
-    check.text("lease_token", &request.lease_token, MAX_TOKEN_CHARS);
-    check.text("etag", &request.etag, MAX_TOKEN_CHARS);
-    let step = check.step(&request);
-    check.finish()?;
-    let report = Report {
-        step,
-        stage: request.stage.map(Arc::from),
-        progress,
-        message: request.message.into(),
-        lease: (!request.lease_token.is_empty()).then_some(LeaseToken(request.lease_token)),
-        etag: (!request.etag.is_empty()).then_some(request.etag),
-        actor: Arc::default(),
-    };
-    Ok(Command::Apply { job, command: Box::new(transition::Command::Report(report)) })
-}
-
-pub(super) fn subscribe(request: &pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {
-    let mut check = Check::default();
-    let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
-    check.types(&request.types);
-    let statuses = check.statuses(&request.statuses);
-    check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
-    check.finish()?;
-    Ok(SubscribeRequest {
-        filter: EventFilter { job, types: request.types.clone(), statuses },
-        after: request.after_seq,
-        history_only: request.history_only,
-    })
-}
-
-pub(super) fn statistics(request: pb::GetStatisticsRequest) -> Result<Vec<String>, ApiError> {
-    let mut check = Check::default();
-    check.types(&request.types);
-    check.finish()?;
-    Ok(request.types)
-}
-
-/// A bound for people: in whole days, else in seconds, else in milliseconds.
-fn in_words(duration: Duration) -> String {
-    match duration.as_secs() {
-        0 if !duration.is_zero() => format!("{} ms", duration.as_millis()),
-        seconds if seconds > 0 && seconds % 86_400 == 0 => format!("{} days", seconds / 86_400),
-        seconds => format!("{seconds} s"),
-    }
-}
-
-fn digest(message: &impl Message) -> Digest {
-    Digest(Sha256::digest(message.encode_to_vec()).into())
-}
-
 /// Collects what is wrong with a request, so that the caller hears of everything at once.
 #[derive(Default)]
-struct Check {
+pub(super) struct Check {
     violations: Vec<Violation>,
     too_large: Option<ApiError>,
 }
 
 impl Check {
-    fn finish(self) -> Result<(), ApiError> {
+    pub(super) fn finish(self) -> Result<(), ApiError> {
         if !self.violations.is_empty() {
             return Err(ApiError::Invalid(self.violations));
         }
         self.too_large.map_or(Ok(()), Err)
     }
 
-    fn refuse(&mut self, field: &str, description: impl Into<String>) {
+    pub(super) fn refuse(&mut self, field: &str, description: impl Into<String>) {
         if self.violations.len() == MAX_VIOLATIONS {
             return;
         }
         self.violations.push(Violation { field: field.to_owned(), description: description.into() });
     }
 
-    fn that(&mut self, field: &str, holds: bool, otherwise: impl FnOnce() -> String) {
+    pub(super) fn that(&mut self, field: &str, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
             self.refuse(field, otherwise());
         }
     }
 
-    fn job_id(&mut self, text: &str) -> JobId {
+    pub(super) fn job_id(&mut self, text: &str) -> JobId {
         match Uuid::try_parse(text) {
             Ok(id) => JobId(id),
             Err(_) => {
@@ -205,13 +79,13 @@ impl Check {
         }
     }
 
-    fn text(&mut self, field: &str, text: &str, max_chars: usize) {
+    pub(super) fn text(&mut self, field: &str, text: &str, max_chars: usize) {
         let chars = text.chars().count();
         self.that(field, chars <= max_chars, || format!("must have at most {max_chars} characters, not {chars}"));
         self.no_nul(field, text);
     }
 
-    fn bytes(&mut self, field: &str, text: &str) {
+    pub(super) fn bytes(&mut self, field: &str, text: &str) {
         let bytes = text.len();
         self.that(field, bytes <= MAX_MESSAGE_BYTES, || {
             format!("must have at most {MAX_MESSAGE_BYTES} bytes, not {bytes}")
@@ -219,11 +93,28 @@ impl Check {
         self.no_nul(field, text);
     }
 
-    fn no_nul(&mut self, field: &str, text: &str) {
+    /// A text that names somebody or something in a call.
+    pub(super) fn name(&mut self, field: &str, text: &str) {
+        self.text(field, text, MAX_NAME_CHARS);
+    }
+
+    /// The same, where there has to be one.
+    pub(super) fn required_name(&mut self, field: &str, text: &str) {
+        self.that(field, !text.is_empty(), || "is required".to_owned());
+        self.name(field, text);
+    }
+
+    /// A token of ours; `None` for an empty one.
+    pub(super) fn token(&mut self, field: &str, token: String) -> Option<String> {
+        self.text(field, &token, MAX_TOKEN_CHARS);
+        (!token.is_empty()).then_some(token)
+    }
+
+    pub(super) fn no_nul(&mut self, field: &str, text: &str) {
         self.that(field, !text.contains('\0'), || "must not hold the NUL character".to_owned());
     }
 
-    fn job_type(&mut self, field: &str, name: &str) {
+    pub(super) fn job_type(&mut self, field: &str, name: &str) {
         self.that(field, !name.is_empty(), || "is required".to_owned());
         let chars = name.chars().count();
         self.that(field, chars <= MAX_TYPE_CHARS, || {
@@ -232,14 +123,44 @@ impl Check {
         self.that(field, !name.chars().any(char::is_control), || "must not hold control characters".to_owned());
     }
 
-    fn types(&mut self, types: &[String]) {
+    /// Types to choose by: each once, in order.
+    pub(super) fn types(&mut self, mut types: Vec<String>) -> Vec<String> {
         self.that("types", types.len() <= MAX_FILTER_TYPES, || format!("must name at most {MAX_FILTER_TYPES} types"));
         for name in types.iter().take(MAX_FILTER_TYPES) {
             self.job_type("types", name);
         }
+        types.sort_unstable();
+        types.dedup();
+        types
     }
 
-    fn labels(&mut self, labels: &BTreeMap<String, String>) {
+    /// How many are asked for, where 0 is the default.
+    pub(super) fn count(&mut self, field: &str, n: i32, default: i32, allowed: RangeInclusive<i32>) -> usize {
+        let n = if n == 0 { default } else { n };
+        self.that(field, allowed.contains(&n), || format!("must be {} to {}", allowed.start(), allowed.end()));
+        usize::try_from(n).unwrap_or_default()
+    }
+
+    /// What a worker says of a job, in a message whose fields have these names with `prefix` before them.
+    pub(super) fn news(&mut self, prefix: &str, stage: Option<String>, progress: Option<i32>, message: String) -> News {
+        if let Some(stage) = &stage {
+            self.text(&format!("{prefix}stage"), stage, MAX_STAGE_CHARS);
+        }
+        let progress = progress.and_then(|progress| {
+            let percent = u8::try_from(progress).ok().filter(|percent| *percent <= 100);
+            self.that(&format!("{prefix}progress"), percent.is_some(), || "must be 0 to 100".to_owned());
+            percent
+        });
+        self.bytes(&format!("{prefix}message"), &message);
+        News { stage: stage.map(Into::into), progress, message: message.into() }
+    }
+
+    /// One that is not a token of ours is nobody's: that is for the ledger to say.
+    pub(super) fn lease_token(&mut self, field: &str, token: String) -> Option<LeaseToken> {
+        self.token(field, token).map(|token| token.parse().unwrap_or(LeaseToken::NOBODYS))
+    }
+
+    pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
         self.that("labels", labels.len() <= MAX_LABELS, || format!("must be at most {MAX_LABELS}"));
         for (key, value) in labels.iter().take(MAX_LABELS) {
             self.that("labels", !key.is_empty(), || "must not have an empty key".to_owned());
@@ -248,7 +169,7 @@ impl Check {
         }
     }
 
-    fn time(&mut self, field: &str, time: prost_types::Timestamp) -> Option<Time> {
+    pub(super) fn time(&mut self, field: &str, time: prost_types::Timestamp) -> Option<Time> {
         // The range of google.protobuf.Timestamp: the years 1 to 9999.
         const SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
         let valid = u32::try_from(time.nanos)
@@ -259,7 +180,7 @@ impl Check {
         valid.map(|time| time.trunc_subsecs(6))
     }
 
-    fn duration(
+    pub(super) fn duration(
         &mut self,
         field: &str,
         duration: &prost_types::Duration,
@@ -272,7 +193,7 @@ impl Check {
         valid
     }
 
-    fn retry_policy(&mut self, policy: Option<&pb::RetryPolicy>) -> RetryPolicy {
+    pub(super) fn retry_policy(&mut self, policy: Option<&pb::RetryPolicy>) -> RetryPolicy {
         let default = RetryPolicy::default();
         let Some(policy) = policy else { return default };
         let initial = policy.initial_backoff.as_ref();
@@ -290,7 +211,7 @@ impl Check {
         RetryPolicy { initial_backoff, multiplier, max_backoff }
     }
 
-    fn value(&mut self, field: &'static str, value: Option<&prost_types::Value>) -> Option<Json> {
+    pub(super) fn value(&mut self, field: &'static str, value: Option<&prost_types::Value>) -> Option<Json> {
         let value = value?;
         let size = value.encoded_len();
         if size > MAX_VALUE_BYTES {
@@ -300,7 +221,7 @@ impl Check {
         json::to_json(value).map_err(|error| self.refuse(field, error.to_string())).ok()
     }
 
-    fn status(&mut self, field: &str, status: i32) -> Option<JobStatus> {
+    pub(super) fn status(&mut self, field: &str, status: i32) -> Option<JobStatus> {
         let known = match pb::JobStatus::try_from(status) {
             Ok(pb::JobStatus::Queued) => Some(JobStatus::Queued),
             Ok(pb::JobStatus::Running) => Some(JobStatus::Running),
@@ -314,14 +235,18 @@ impl Check {
         known
     }
 
-    fn statuses(&mut self, numbers: &[i32]) -> Vec<JobStatus> {
+    pub(super) fn statuses(&mut self, numbers: &[i32]) -> Vec<JobStatus> {
         let most = JobStatus::ALL.len();
         self.that("statuses", numbers.len() <= most, || format!("must name at most {most} statuses"));
-        numbers.iter().take(most).filter_map(|number| self.status("statuses", *number)).collect()
+        let mut statuses: Vec<_> =
+            numbers.iter().take(most).filter_map(|number| self.status("statuses", *number)).collect();
+        statuses.sort_unstable();
+        statuses.dedup();
+        statuses
     }
 
     /// Where a report takes the job, with what belongs to that, and nothing that doesn't.
-    fn step(&mut self, request: &pb::UpdateJobStatusRequest) -> Option<Step> {
+    pub(super) fn step(&mut self, request: &pb::UpdateJobStatusRequest) -> Option<Step> {
         let status = match request.status {
             Some(number) => Some(self.status("status", number)?),
             None => None,
@@ -366,4 +291,17 @@ impl Check {
         });
         Some(Step::End(Ending { outcome, digest }))
     }
+}
+
+/// A bound for people: in whole days, else in seconds, else in milliseconds.
+fn in_words(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 if !duration.is_zero() => format!("{} ms", duration.as_millis()),
+        seconds if seconds > 0 && seconds % 86_400 == 0 => format!("{} days", seconds / 86_400),
+        seconds => format!("{seconds} s"),
+    }
+}
+
+pub(super) fn digest(message: &impl Message) -> Digest {
+    Digest(Sha256::digest(message.encode_to_vec()).into())
 }

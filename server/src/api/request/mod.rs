@@ -1,0 +1,158 @@
+//! Requests as the ledger's commands: every field checked, every violation named.
+
+mod check;
+mod list;
+mod work;
+
+use std::{sync::Arc, time::Duration};
+
+use jobledger_proto::v1 as pb;
+use prost::Message as _;
+use tonic::metadata::MetadataMap;
+use uuid::Uuid;
+
+use self::check::{Check, digest};
+pub(super) use self::{
+    list::{Listing, list},
+    work::{claim, heartbeat},
+};
+use super::status::ApiError;
+use crate::{
+    domain::{
+        id::{JobId, OrgId},
+        job::{Idempotency, JobSpec},
+        transition::{self, Cancel, Report, Retry},
+    },
+    ledger::{Command, Create, EventFilter, SubscribeRequest},
+};
+
+/// The metadata that names the org.
+pub(super) const ORG_HEADER: &str = "x-org-id";
+
+const MAX_PRIORITY: i32 = 1_000;
+const MAX_ATTEMPTS: i32 = 100;
+const RUN_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(365 * 24 * 3_600)];
+/// Items of one batch.
+const MAX_ITEMS: usize = 1_000;
+
+/// Refuses a batch that is empty or too large, as a whole.
+pub(super) fn items(field: &str, n: usize) -> Result<(), ApiError> {
+    if (1..=MAX_ITEMS).contains(&n) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(field, format!("must be 1 to {MAX_ITEMS}, not {n}")))
+}
+
+/// The org that a call is about.
+pub(super) fn org(metadata: &MetadataMap) -> Result<OrgId, ApiError> {
+    let Some(value) = metadata.get(ORG_HEADER) else {
+        return Ok(OrgId::DEFAULT);
+    };
+    value
+        .to_str()
+        .ok()
+        .and_then(|text| Uuid::try_parse(text).ok())
+        .map(OrgId)
+        .ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
+}
+
+pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
+    let mut check = Check::default();
+    let id = check.job_id(&request.job_id);
+    check.finish()?;
+    Ok(id)
+}
+
+pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiError> {
+    let mut check = Check::default();
+    let key = std::mem::take(&mut request.idempotency_key);
+    // The request without its key, as it came: two that differ in a default only are not the same.
+    let idempotency = (!key.is_empty()).then(|| Idempotency { digest: digest(&request), key: Arc::from(key.as_str()) });
+    check.name("idempotency_key", &key);
+    check.job_type("type", &request.r#type);
+    check.name("requested_by", &request.requested_by);
+    check.labels(&request.labels);
+    let priorities = -MAX_PRIORITY..=MAX_PRIORITY;
+    check.that("priority", priorities.contains(&request.priority), || {
+        format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")
+    });
+    let max_attempts = if request.max_attempts == 0 { 1 } else { request.max_attempts };
+    check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || format!("must be 1 to {MAX_ATTEMPTS}"));
+    let retry_policy = check.retry_policy(request.retry_policy.as_ref());
+    let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
+    let run_timeout =
+        request.run_timeout.as_ref().and_then(|timeout| check.duration("run_timeout", timeout, RUN_TIMEOUT));
+    let payload = check.value("payload", request.payload.as_ref());
+    let payload_bytes = request.payload.as_ref().map_or(0, |payload| payload.encoded_len() as u32);
+    check.finish()?;
+    Ok(Command::Create(Box::new(Create {
+        id: JobId(Uuid::now_v7()),
+        spec: Arc::new(JobSpec {
+            job_type: request.r#type.into(),
+            priority: request.priority,
+            max_attempts,
+            retry_policy,
+            idempotency,
+            requested_by: request.requested_by.into(),
+            labels: request.labels,
+            run_timeout,
+            payload_bytes,
+        }),
+        payload,
+        scheduled_at,
+    })))
+}
+
+pub(super) fn update(mut request: pb::UpdateJobStatusRequest) -> Result<Command, ApiError> {
+    let mut check = Check::default();
+    let job = check.job_id(&request.job_id);
+    let news = check.news("", request.stage.take(), request.progress, std::mem::take(&mut request.message));
+    let step = check.step(&request);
+    let lease = check.lease_token("lease_token", request.lease_token);
+    let etag = check.token("etag", request.etag);
+    check.finish()?;
+    let report = Report { step, news, lease, etag, actor: Arc::default() };
+    Ok(Command::Apply { job, command: Box::new(transition::Command::Report(report)) })
+}
+
+pub(super) fn cancel(request: pb::CancelJobRequest) -> Result<Command, ApiError> {
+    let mut check = Check::default();
+    let job = check.job_id(&request.job_id);
+    check.bytes("reason", &request.reason);
+    let etag = check.token("etag", request.etag);
+    check.finish()?;
+    let cancel = Cancel { reason: request.reason.into(), etag, actor: Arc::default() };
+    Ok(Command::Apply { job, command: Box::new(transition::Command::Cancel(cancel)) })
+}
+
+pub(super) fn retry(request: pb::RetryJobRequest) -> Result<Command, ApiError> {
+    let mut check = Check::default();
+    let job = check.job_id(&request.job_id);
+    let etag = check.token("etag", request.etag);
+    check.name("request_id", &request.request_id);
+    check.finish()?;
+    let request = (!request.request_id.is_empty()).then(|| request.request_id.into());
+    let retry = Retry { etag, request, actor: Arc::default() };
+    Ok(Command::Apply { job, command: Box::new(transition::Command::Retry(retry)) })
+}
+
+pub(super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {
+    let mut check = Check::default();
+    let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
+    let types = check.types(request.types);
+    let statuses = check.statuses(&request.statuses);
+    check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
+    check.finish()?;
+    Ok(SubscribeRequest {
+        filter: EventFilter { job, types, statuses },
+        after: request.after_seq,
+        history_only: request.history_only,
+    })
+}
+
+pub(super) fn statistics(request: pb::GetStatisticsRequest) -> Result<Vec<String>, ApiError> {
+    let mut check = Check::default();
+    let types = check.types(request.types);
+    check.finish()?;
+    Ok(types)
+}

@@ -1,0 +1,162 @@
+//! Leases, and what time and others than its worker do to a job.
+
+use super::*;
+
+#[test]
+fn a_claim_takes_the_job_under_a_lease_of_its_own() {
+    let job = job_in(JobStatus::Queued, 3, false);
+    let request = Some(Arc::from("r"));
+    let claimed = job.apply(&Command::Claim(Claim { request, ..claim() }), tick(10, 100)).unwrap();
+    let held = &claimed.job;
+    let lease = held.lease.clone().unwrap();
+    assert_eq!((&*lease.worker, lease.expires_at, lease.request.as_deref()), ("claimer", time(40), Some("r")));
+    assert_eq!((held.attempt, held.due_at, &*claimed.events[0].actor), (1, Some(time(40)), "claimer"));
+
+    // Given back and claimed again in the same instant, it is another lease.
+    let token = held.lease_token();
+    let back = held.apply(&Command::Abandon(token.unwrap()), tick(10, 101)).unwrap().job;
+    let again = back.apply(&Command::Claim(claim()), tick(10, 102)).unwrap().job;
+    assert!(again.lease_epoch > held.lease_epoch);
+    let late = Report { lease: token, ..report(succeeded()) };
+    assert_eq!(again.apply(&Command::Report(late), tick(11, 103)), Err(TransitionError::LeaseLost));
+
+    let mut later = job;
+    later.due_at = Some(time(11));
+    assert!(later.apply(&Command::Claim(claim()), tick(10, 100)).is_err(), "its time has not come");
+}
+
+#[test]
+fn a_heartbeat_extends_and_never_shortens() {
+    let job = job_held(1, false);
+    let token = job.lease_token().unwrap();
+    let beat = |job: &Job, seconds, extend_by: Option<u64>, news| {
+        let extend_by = extend_by.map(Duration::from_secs);
+        job.apply(&Command::Heartbeat(Heartbeat { extend_by, news, ..heartbeat(token) }), tick(seconds, 100)).unwrap()
+    };
+    let extended = beat(&job, 10, None, News::default());
+    let lease = extended.job.lease.clone().unwrap();
+    assert_eq!((lease.expires_at, lease.is_confirmed, extended.job.due_at), (time(40), true, Some(time(31))));
+    assert_eq!(extended.job.etag(), job.etag(), "no event, no new version");
+    assert_eq!(beat(&extended.job, 11, Some(1), News::default()).job.lease.unwrap().expires_at, time(40));
+    assert_eq!(beat(&job, 10, Some(100), News::default()).job.lease.unwrap().expires_at, time(110));
+    let with_news = beat(&job, 10, None, news(7));
+    assert_eq!((with_news.job.progress, &*with_news.events[0].actor), (Some(7), "holder"));
+    // After its end, until that is decided, it still works.
+    assert_eq!(beat(&job, 50, None, News::default()).job.lease.unwrap().expires_at, time(80));
+    let abandoned = extended.job.apply(&Command::Abandon(token), tick(11, 100)).unwrap();
+    assert!(!abandoned.is_changed, "something was heard of it");
+}
+
+#[test]
+fn a_lease_that_ends_is_a_failure_that_is_retried() {
+    let mut job = job_held(2, false);
+    let early = job.apply(&look(), tick(30, 100)).unwrap();
+    assert!(!early.is_changed);
+    let token = job.lease_token();
+    let expired = job.apply(&look(), tick(31, 100)).unwrap();
+    assert_eq!(cell(&Ok(expired.clone())), "failed+retry_scheduled");
+    assert_eq!(&*expired.job.last_error.as_ref().unwrap().code, LEASE_EXPIRED);
+    assert_eq!(&*expired.events[0].actor, ACTOR_LEDGER);
+    assert!(expired.job.lease_epoch > job.lease_epoch && expired.job.failures == 1);
+    for step in [succeeded(), failed(true), released()] {
+        let late = Report { lease: token, ..report(step) };
+        assert_eq!(expired.job.apply(&Command::Report(late), tick(32, 102)), Err(TransitionError::LeaseLost));
+    }
+    job.cancel_requested = true;
+    let canceled = job.apply(&look(), tick(31, 100)).unwrap();
+    assert_eq!(cell(&Ok(canceled.clone())), "canceled");
+    assert_eq!(&*canceled.job.last_error.unwrap().code, LEASE_EXPIRED);
+
+    // Extended since it was noted when to look: looked at again when it really ends.
+    job.lease.as_mut().unwrap().expires_at = time(60);
+    let later = job.apply(&look(), tick(31, 100)).unwrap();
+    assert_eq!((cell(&Ok(later.clone())).as_str(), later.job.due_at), ("quietly", Some(time(60))));
+}
+
+#[test]
+fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
+    let job = job_held(2, false);
+    // The lease ended at 31; the ledger can be reached since 90.
+    let since_90 = |now| Command::Look(Look { reachable_for: Duration::from_secs(now as u64 - 90) });
+    let at_90 = job.apply(&since_90(90), tick(90, 100)).unwrap();
+    assert_eq!((cell(&Ok(at_90.clone())).as_str(), at_90.job.due_at), ("quietly", Some(time(100))));
+    assert_eq!(cell(&job.apply(&since_90(99), tick(99, 100))), "quietly");
+    assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "failed+retry_scheduled");
+    // One that ends shortly after is given as much; one that ends later had its time.
+    let mut ends_at_95 = job.clone();
+    ends_at_95.lease.as_mut().unwrap().expires_at = time(95);
+    assert_eq!(cell(&ends_at_95.apply(&since_90(104), tick(104, 100))), "quietly");
+    assert_eq!(cell(&ends_at_95.apply(&since_90(105), tick(105, 100))), "failed+retry_scheduled");
+    let mut ends_at_101 = job;
+    ends_at_101.lease.as_mut().unwrap().expires_at = time(101);
+    assert_eq!(cell(&ends_at_101.apply(&since_90(101), tick(101, 100))), "failed+retry_scheduled");
+}
+
+#[test]
+fn an_attempt_takes_no_longer_than_it_may_whatever_its_worker_says() {
+    for held in [false, true] {
+        let mut job = if held { job_held(1, false) } else { job_in(JobStatus::Queued, 1, false) };
+        job.spec = Arc::new(JobSpec { run_timeout: Some(Duration::from_secs(20)), ..(*job.spec).clone() });
+        if held {
+            job.lease.as_mut().unwrap().expires_at = time(1_000);
+            job.due_at = Some(time(21));
+        } else {
+            job = job.apply(&Command::Report(report(Some(Step::Run))), tick(1, 8)).unwrap().job;
+            assert_eq!(job.due_at, Some(time(21)));
+        }
+        assert!(!job.apply(&look(), tick(20, 100)).unwrap().is_changed);
+        let ended = job.apply(&look(), tick(21, 100)).unwrap();
+        assert_eq!((cell(&Ok(ended.clone())).as_str(), ended.job.due_at), ("failed", None));
+        assert_eq!(&*ended.job.last_error.as_ref().unwrap().code, RUN_TIMEOUT);
+        let late = Report { lease: job.lease_token(), ..report(succeeded()) };
+        assert!(ended.job.apply(&Command::Report(late), tick(22, 101)).is_err());
+    }
+}
+
+#[test]
+fn a_wait_that_is_over_makes_the_job_ready_without_an_event() {
+    let job = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(1), Some(time(50)), tick(0, 1)).job;
+    assert!(!job.is_ready() && job.due_at == Some(time(50)));
+    let early = job.apply(&look(), tick(49, 2)).unwrap();
+    assert!(!early.is_changed);
+    let ready = job.apply(&look(), tick(50, 2)).unwrap();
+    assert!(ready.job.is_ready() && ready.is_changed && ready.events.is_empty());
+    assert_eq!((ready.job.ready_at, ready.job.etag()), (time(50), job.etag()));
+    let past = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(1), Some(time(-9)), tick(0, 1)).job;
+    assert!(past.is_ready());
+}
+
+#[test]
+fn a_retry_is_known_by_its_request_and_brings_a_fresh_budget() {
+    let mut job = job_in(JobStatus::DeadLetter, 2, true);
+    job.failures = 2;
+    let request = |request: &str| Command::Retry(Retry { request: Some(request.into()), ..retry() });
+    let requeued = job.apply(&request("r"), tick(10, 100)).unwrap().job;
+    assert_eq!((requeued.failures, requeued.cancel_requested, requeued.finished_at), (0, false, None));
+    assert!(requeued.is_ready());
+    let failed_again = job_in(JobStatus::Failed, 2, false);
+    let failed_again = Job { retry_request: requeued.retry_request.clone(), ..failed_again };
+    for job in [&requeued, &failed_again] {
+        assert!(!job.apply(&request("r"), tick(11, 101)).unwrap().is_changed, "{}", job.status);
+    }
+    assert!(requeued.apply(&request("s"), tick(11, 101)).is_err());
+    assert!(failed_again.apply(&request("s"), tick(11, 101)).unwrap().is_changed);
+}
+
+#[test]
+fn the_same_outcome_under_the_same_lease_is_fine_until_another_attempt_has_ended() {
+    let held = job_held(3, false);
+    let token = held.lease_token();
+    let report = |step| Command::Report(Report { lease: token, ..report(step) });
+    let ended = held.apply(&report(failed(true)), tick(10, 100)).unwrap().job;
+    let mut next = ended.clone();
+    next.due_at = None;
+    let next = next.apply(&Command::Claim(claim()), tick(20, 102)).unwrap().job;
+    for job in [&ended, &next] {
+        assert!(!job.apply(&report(failed(true)), tick(21, 103)).unwrap().is_changed);
+        assert_eq!(job.apply(&report(succeeded()), tick(21, 103)), Err(TransitionError::LeaseLost));
+    }
+    let done = Command::Report(Report { lease: next.lease_token(), ..self::report(succeeded()) });
+    let done = next.apply(&done, tick(22, 103)).unwrap().job;
+    assert_eq!(done.apply(&report(failed(true)), tick(23, 104)), Err(TransitionError::LeaseLost));
+}

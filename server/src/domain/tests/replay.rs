@@ -1,0 +1,129 @@
+//! A row against the fold of its events, over random histories.
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[test]
+fn replay_refuses_what_is_not_a_history() {
+    let created = create(1);
+    let started = created.job.apply(&Command::Report(report(Some(Step::Run))), tick(1, 2)).unwrap();
+    let ended = started.job.apply(&Command::Report(report(succeeded())), tick(2, 3)).unwrap();
+    let whole = [&created.events[0], &started.events[0], &ended.events[0]];
+    assert_eq!(Replay::fold(whole), Ok(Replay::of(&ended.job)));
+
+    assert_eq!(Replay::fold([]), Err(ReplayError::Empty));
+    let beheaded = Replay::fold([whole[1], whole[2]]);
+    assert_eq!(beheaded, Err(ReplayError::NotDense { seq: 2, found: 2, expected: 1 }));
+    let holed = Replay::fold([whole[0], whole[2]]);
+    assert_eq!(holed, Err(ReplayError::NotDense { seq: 3, found: 3, expected: 2 }));
+    for tampered in [
+        JobEvent { prev_status: Some(JobStatus::Failed), ..whole[1].clone() },
+        JobEvent { seq: 1, ..whole[1].clone() },
+        JobEvent { ts: time(-1), ..whole[1].clone() },
+    ] {
+        let seq = tampered.seq;
+        assert_eq!(Replay::fold([whole[0], &tampered, whole[2]]), Err(ReplayError::NotChained { seq }));
+    }
+}
+
+/// Whatever may be asked of a job; the flag says that a report or heartbeat comes from the holder, if there is one.
+fn any_command() -> impl Strategy<Value = (Command, bool)> {
+    let request = || prop::option::of("[rs]").prop_map(|request| request.map(Arc::from));
+    let command = prop_oneof![
+        8 => any_report().prop_map(Command::Report),
+        4 => request().prop_map(|request| Command::Claim(Claim { request, ..claim() })),
+        2 => prop::option::of(0u8..=100).prop_map(|progress| {
+            Command::Heartbeat(Heartbeat { news: News { progress, ..News::default() }, ..heartbeat(LeaseToken::NOBODYS) })
+        }),
+        1 => Just(Command::Abandon(LeaseToken::NOBODYS)),
+        1 => Just(Command::Cancel(cancel())),
+        3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
+        3 => (0u64..100).prop_map(|since| Command::Look(Look { reachable_for: Duration::from_secs(since) })),
+    ];
+    (command, prop::bool::weighted(0.8))
+}
+
+/// The command with the token of the job's lease in it.
+fn held_by_its_holder(command: Command, job: &Job) -> Command {
+    let Some(token) = job.lease_token() else { return command };
+    match command {
+        Command::Report(report) => Command::Report(Report { lease: Some(token), ..report }),
+        Command::Heartbeat(heartbeat) => Command::Heartbeat(Heartbeat { token, ..heartbeat }),
+        Command::Abandon(_) => Command::Abandon(token),
+        other => other,
+    }
+}
+
+fn any_report() -> impl Strategy<Value = Report> {
+    let result = prop::option::of(Just(Json::from_trusted("{}")));
+    let wait = prop::option::of((0u64..1_000).prop_map(Duration::from_secs));
+    let outcome = prop_oneof![
+        result.clone().prop_map(|result| Outcome::Succeeded { result }),
+        (result.clone(), any::<bool>(), wait.clone()).prop_map(|(result, retryable, retry_after)| {
+            Outcome::Failed { result, error: error(), retryable, retry_after }
+        }),
+        wait.prop_map(|retry_after| Outcome::Released { retry_after }),
+        result.prop_map(|result| Outcome::Canceled { result, error: Some(error()) }),
+    ];
+    let step = prop_oneof![
+        3 => Just(Some(Step::Run)),
+        2 => Just(None),
+        3 => outcome.prop_map(ending),
+    ];
+    let stage = prop::option::of("[ab]?").prop_map(|stage| stage.map(Arc::from));
+    let message = "m?".prop_map(Arc::from);
+    (step, stage, prop::option::of(0u8..=100), message)
+        .prop_map(|(step, stage, progress, message)| Report { news: News { stage, progress, message }, ..report(step) })
+}
+
+proptest! {
+    /// Whatever is asked in whatever order, the row stays the fold of its events.
+    #[test]
+    fn a_row_is_the_fold_of_its_events(
+        max_attempts in 1i32..5,
+        run_timeout in prop::option::of(1u64..60),
+        steps in prop::collection::vec((any_command(), 0i64..20), 0..60),
+    ) {
+        let mut spec = (*spec(max_attempts)).clone();
+        spec.run_timeout = run_timeout.map(Duration::from_secs);
+        let first = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, Arc::new(spec), None, tick(0, 1));
+        let Transition { mut job, mut events, .. } = first;
+        let (mut now, mut next_seq) = (0, 2);
+        for ((command, is_holder), wait) in steps {
+            now += wait;
+            // Other jobs' events lie in between.
+            next_seq += wait;
+            let command = if is_holder { held_by_its_holder(command, &job) } else { command };
+            let before = job.clone();
+            let Ok(transition) = job.apply(&command, tick(now, next_seq)) else { continue };
+            prop_assert!(transition.is_changed || transition.job == before);
+            if transition.events.is_empty() {
+                prop_assert_eq!(transition.job.last_seq, before.last_seq);
+            }
+            next_seq += transition.events.len() as i64;
+            job = transition.job;
+            events.extend(transition.events);
+
+            prop_assert!(job.attempt >= before.attempt);
+            prop_assert_eq!(job.attempt - before.attempt, i32::from(before.status == JobStatus::Queued && job.status == JobStatus::Running));
+            prop_assert_eq!(job.finished_at.is_some(), job.status.is_terminal());
+            prop_assert_eq!(job.started_at.is_some(), job.attempt > 0);
+            prop_assert!(job.failures <= max_attempts);
+            prop_assert!(job.started_at.is_none_or(|started| job.created_at <= started));
+            prop_assert!(job.finished_at.is_none_or(|finished| job.started_at.is_none_or(|started| started <= finished)));
+            prop_assert!(job.attempt_started_at >= job.started_at);
+            prop_assert!(job.lease.is_none() || job.status == JobStatus::Running);
+            prop_assert!(job.lease_epoch >= before.lease_epoch);
+            let ends = job.lease.is_some() || job.status == JobStatus::Running && run_timeout.is_some();
+            prop_assert!(!ends || job.due_at.is_some(), "somebody looks after it");
+            prop_assert!(!job.status.is_terminal() || job.due_at.is_none());
+        }
+        prop_assert_eq!(Replay::fold(&events), Ok(Replay::of(&job)));
+        for (at, event) in events.iter().enumerate() {
+            prop_assert_eq!(event.job_seq, at as i64 + 1);
+            prop_assert!(at == 0 || events[at - 1].seq < event.seq);
+            prop_assert!(event.kind != EventKind::Created || at == 0);
+        }
+    }
+}

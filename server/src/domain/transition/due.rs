@@ -1,0 +1,65 @@
+//! What time does to a job: ends its wait, its lease, or its attempt.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Tick, Transition, path::Path};
+use crate::domain::{
+    clock::Time,
+    event::{ACTOR_LEDGER, JobError},
+    job::Job,
+    status::JobStatus,
+};
+
+/// The error code of an attempt whose lease ended.
+pub const LEASE_EXPIRED: &str = "LEASE_EXPIRED";
+/// The error code of an attempt that took longer than it may.
+pub const RUN_TIMEOUT: &str = "RUN_TIMEOUT";
+/// Whoever could not be heard for a while is given no more time than this to be heard again.
+const LONGEST_GRACE: Duration = Duration::from_secs(60);
+
+/// Does what is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// For how long workers have been able to reach the ledger through whoever looks: since its start, or the end of an outage.
+    pub reachable_for: Duration,
+}
+
+impl Job {
+    pub(super) fn look(&self, look: Look, at: Tick) -> Transition {
+        if self.due_at.is_none_or(|due| due > at.now) {
+            return self.unchanged();
+        }
+        let mut path = Path::new(self, &Arc::from(ACTOR_LEDGER), at);
+        if self.status != JobStatus::Running {
+            // Its wait is over: workers may claim it.
+            path.change(|job| job.due_at = None);
+            return path.finish();
+        }
+        let run_end = self.run_ends_at().map(|end| look.settle(end, self.spec.run_timeout.unwrap_or_default(), at.now));
+        let lease_end = self.lease.as_ref().map(|lease| look.settle(lease.expires_at, lease.granted, at.now));
+        if run_end.is_some_and(|end| end <= at.now) {
+            let allowed = self.spec.run_timeout.unwrap_or_default();
+            path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));
+        } else if lease_end.is_some_and(|end| end <= at.now) {
+            let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
+            path.give_up(error(LEASE_EXPIRED, format!("nothing was heard of worker {worker} before its lease ended")));
+        } else {
+            path.change(|job| job.due_at = run_end.into_iter().chain(lease_end).min());
+        }
+        path.finish()
+    }
+}
+
+impl Look {
+    /// When something that ends at `end`, and was to take `length`, really ends: a third of its length later if those who
+    /// could have kept it going, or reported that it is done, could not be heard until then.
+    fn settle(self, end: Time, length: Duration, now: Time) -> Time {
+        let grace = (length / 3).min(LONGEST_GRACE);
+        let reachable_since = now - self.reachable_for;
+        if end < reachable_since + grace { end.max(reachable_since) + grace } else { end }
+    }
+}
+
+fn error(code: &str, message: String) -> JobError {
+    JobError { code: code.into(), message: message.into() }
+}

@@ -1,0 +1,103 @@
+//! Which of the jobs that are ready a claim gets: the most urgent first.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use super::command::Claim;
+use crate::{
+    domain::{clock::Time, id::JobId, job::Job},
+    store::{Loaded, Ready},
+};
+
+/// What the jobs of one answer may take on the wire, unless it is a single one: an answer stays below 4 MiB.
+pub(super) const ANSWER_BYTES: usize = 3_584 << 10;
+/// Jobs that are looked at for the claims of one batch, of each type: as many as ten claims take at most.
+const LOOKED_AT: usize = 1_000;
+
+/// The jobs that claims may take, as the database is asked for them: of each type as many as all claims on it could take,
+/// and one more, by which it is seen that some are left.
+pub(super) fn ready(claims: &[&Claim]) -> Option<Ready> {
+    let bounded = |wanted: usize| wanted.min(LOOKED_AT) + 1;
+    if claims.iter().any(|claim| claim.types.is_empty()) {
+        return Some(Ready::All(bounded(claims.iter().map(|claim| claim.max_jobs).sum())));
+    }
+    let mut wanted = BTreeMap::<_, usize>::new();
+    for claim in claims {
+        for name in claim.types.iter() {
+            *wanted.entry(Arc::clone(name)).or_default() += claim.max_jobs;
+        }
+    }
+    (!wanted.is_empty()).then(|| Ready::Of(wanted.into_iter().map(|(name, n)| (name, bounded(n))).collect()))
+}
+
+/// The order in which jobs of a type are taken: by priority, then by how long they have been ready.
+type Place = (Reverse<i32>, Time, JobId);
+
+/// The jobs that are left to be taken.
+pub(super) struct Candidates {
+    types: HashMap<Arc<str>, BTreeMap<Place, usize>>,
+    places: HashMap<JobId, (Arc<str>, Place)>,
+    /// Types of which the database has more than it was asked for.
+    cut: BTreeSet<Arc<str>>,
+}
+
+impl Candidates {
+    /// None yet, but what is known of those that the database has.
+    pub(super) fn new(wanted: &Ready, loaded: &Loaded) -> Self {
+        let mut found: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        for job in loaded.jobs.iter().filter(|job| job.is_ready()) {
+            *found.entry(Arc::clone(&job.spec.job_type)).or_default() += 1;
+        }
+        let is_cut = |name: &Arc<str>, found: usize| match wanted {
+            Ready::All(limit) => found >= *limit,
+            Ready::Of(limits) => limits.get(name).is_some_and(|limit| found >= *limit),
+        };
+        let cut = found.into_iter().filter(|(name, found)| is_cut(name, *found)).map(|(name, _)| name).collect();
+        Self { types: HashMap::new(), places: HashMap::new(), cut }
+    }
+
+    pub(super) fn fill<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
+        for job in jobs {
+            let place = (Reverse(job.spec.priority), job.ready_at, job.id);
+            let job_type = &job.spec.job_type;
+            self.types.entry(Arc::clone(job_type)).or_default().insert(place, weight(job));
+            self.places.insert(job.id, (Arc::clone(job_type), place));
+        }
+    }
+
+    /// The job that the claim gets next, and what it takes on the wire.
+    pub(super) fn first(&self, claim: &Claim) -> Option<(JobId, usize)> {
+        let of_type = |name| self.types.get(name).and_then(BTreeMap::first_key_value);
+        let first = if claim.types.is_empty() {
+            self.types.values().filter_map(BTreeMap::first_key_value).min()
+        } else {
+            claim.types.iter().filter_map(of_type).min()
+        };
+        first.map(|((_, _, id), weight)| (*id, *weight))
+    }
+
+    pub(super) fn take(&mut self, id: JobId) {
+        let Some((name, place)) = self.places.remove(&id) else { return };
+        if let Some(of_type) = self.types.get_mut(&name) {
+            of_type.remove(&place);
+        }
+    }
+
+    /// True if there is, or may be, one more that the claim could get.
+    pub(super) fn has_more(&self, claim: &Claim) -> bool {
+        self.first(claim).is_some() || self.cut.iter().any(|name| claim.wants(name))
+    }
+}
+
+/// What a job takes in an answer, about.
+fn weight(job: &Job) -> usize {
+    const FIXED: usize = 1_024;
+    let spec = &job.spec;
+    let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+    let key = spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len());
+    let error = job.last_error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
+    FIXED + spec.payload_bytes as usize + labels + key + spec.requested_by.len() + error
+}

@@ -1,0 +1,58 @@
+//! Lists of jobs: a call of a function that knows the ways in to them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
+
+use super::{
+    columns::{Columns, job_columns},
+    connections::{Connections, arguments},
+};
+use crate::{
+    domain::id::OrgId,
+    store::{
+        JobPage, ListQuery, StoreError,
+        rows::{self, Columns as _},
+    },
+};
+
+static LIST: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* list */ SELECT head_seq, examined, reached, is_match, {}, r.stage, r.progress
+        FROM jobledger.list_jobs($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12) r",
+        job_columns("(r.job)")
+    )
+});
+
+pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+    let filter = &query.filter;
+    let (key, value) = filter.labels.first_key_value().unzip();
+    let labels = (!BTreeMap::is_empty(&filter.labels)).then(|| rows::json_text(&filter.labels));
+    let types = (!filter.types.is_empty()).then_some(&filter.types[..]);
+    let arguments = arguments![
+        org.0,
+        query.before,
+        key.map(String::as_str),
+        value.map(String::as_str),
+        types,
+        query.statuses(),
+        labels,
+        filter.requested_by.as_deref(),
+        filter.created_after,
+        filter.created_before,
+        query.scan() as i64,
+        query.limit as i64 + 1
+    ];
+    let found = readers.fetch(LIST.as_str(), arguments).await?;
+    let (mut jobs, mut place) = (Vec::with_capacity(found.len()), (0, 0, None));
+    for row in &found {
+        let mut columns = Columns::of(row);
+        place = (columns.long()?, columns.long()?, columns.optional_long()?);
+        if columns.flag()? {
+            jobs.push(rows::job(&mut columns)?);
+        }
+    }
+    let (as_of_seq, examined, reached) = place;
+    Ok(query.page(jobs, as_of_seq, examined.unsigned_abs() as usize, reached))
+}

@@ -1,0 +1,109 @@
+//! Lists of jobs: a statement that is made for each shape of filter, over the indexes that end in the order of creation.
+
+use sqlx::{AssertSqlSafe, SqlitePool};
+
+use super::{
+    columns::{Columns, job_columns, micros},
+    error::store_error,
+};
+use crate::{
+    domain::id::OrgId,
+    store::{
+        JobPage, ListQuery, StoreError,
+        rows::{self, Columns as _},
+    },
+};
+
+/// Types and statuses that are looked for each by itself: SQLite takes 500 selections in one, and where more are asked for
+/// they are most of the jobs anyway.
+const MOST_WAYS: usize = 60;
+/// The arguments that every such statement has.
+const FIXED: usize = 10;
+
+/// The jobs that may match as a SELECT for each way in to them, from the newest on, and the arguments of those, which
+/// follow on the fixed ones.
+fn candidates(query: &ListQuery) -> (String, Vec<String>) {
+    let filter = &query.filter;
+    let mut values = Vec::new();
+    let mut bind = |value: &str| {
+        values.push(value.to_owned());
+        format!("?{}", FIXED + values.len())
+    };
+    let mut ways = Vec::new();
+    if let Some((key, value)) = filter.labels.first_key_value() {
+        let (key, value) = (bind(key), bind(value));
+        ways.push(format!("job_id AS id FROM job_label WHERE org_id = ?1 AND key = {key} AND value = {value}"));
+    } else if filter.types.is_empty() || filter.types.len() * query.statuses().len() > MOST_WAYS {
+        for status in query.statuses() {
+            let status = bind(status);
+            ways.push(format!("id FROM job INDEXED BY idx_job_status WHERE org_id = ?1 AND status = {status}"));
+        }
+    } else {
+        for name in &filter.types {
+            for status in query.statuses() {
+                let (name, status) = (bind(name), bind(status));
+                let way = "id FROM job INDEXED BY idx_job_type WHERE org_id = ?1";
+                ways.push(format!("{way} AND type = {name} AND status = {status}"));
+            }
+        }
+    }
+    let ways: Vec<_> = ways
+        .into_iter()
+        .map(|way| {
+            format!(
+                " SELECT * FROM (SELECT created_seq, {way} AND created_seq < ?2 ORDER BY created_seq DESC LIMIT ?3)"
+            )
+        })
+        .collect();
+    (ways.join(" UNION ALL"), values)
+}
+
+pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+    let filter = &query.filter;
+    let (candidates, values) = candidates(query);
+    let sql = format!(
+        "/* list */ WITH candidate AS MATERIALIZED (SELECT * FROM ({candidates}) ORDER BY created_seq DESC LIMIT ?3),
+        page AS MATERIALIZED (
+            SELECT j.id, j.created_seq FROM candidate c CROSS JOIN job j ON j.org_id = ?1 AND j.id = c.id
+            WHERE (?5 IS NULL OR j.type IN (SELECT value FROM json_each(?5)))
+                AND j.status IN (SELECT value FROM json_each(?6))
+                AND NOT EXISTS (SELECT 1 FROM json_each(?7) wanted
+                    WHERE NOT EXISTS (SELECT 1 FROM json_each(j.labels) l WHERE l.key = wanted.key AND l.value = wanted.value))
+                AND (?8 IS NULL OR j.requested_by = ?8)
+                AND (?9 IS NULL OR j.created_at >= ?9) AND (?10 IS NULL OR j.created_at < ?10)
+            ORDER BY c.created_seq DESC LIMIT ?4
+        )
+        SELECT coalesce((SELECT seq FROM org_head WHERE org_id = ?1), 0),
+            (SELECT count(*) FROM candidate), (SELECT min(created_seq) FROM candidate), page.id IS NOT NULL,
+            {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
+        FROM (SELECT 1) one LEFT JOIN page ON true LEFT JOIN job j ON j.org_id = ?1 AND j.id = page.id
+        LEFT JOIN job_event e ON e.org_id = ?1 AND e.seq = j.last_seq
+        ORDER BY page.created_seq DESC",
+        job_columns("j")
+    );
+    let mut statement = sqlx::query(AssertSqlSafe(sql))
+        .bind(org.0)
+        .bind(query.before)
+        .bind(query.scan() as i64)
+        .bind(query.limit as i64 + 1)
+        .bind((!filter.types.is_empty()).then(|| rows::json_text(&filter.types)))
+        .bind(rows::json_text(&query.statuses()))
+        .bind(rows::json_text(&filter.labels))
+        .bind(filter.requested_by.as_deref())
+        .bind(filter.created_after.map(micros))
+        .bind(filter.created_before.map(micros));
+    for value in values {
+        statement = statement.bind(value);
+    }
+    let found = statement.persistent(false).fetch_all(pool).await.map_err(store_error)?;
+    let (mut jobs, mut place) = (Vec::with_capacity(found.len()), (0, 0, None));
+    for row in &found {
+        let mut columns = Columns::of(row);
+        place = (columns.long()?, columns.long()?, columns.optional_long()?);
+        if columns.flag()? {
+            jobs.push(rows::job(&mut columns)?);
+        }
+    }
+    let (as_of_seq, examined, reached) = place;
+    Ok(query.page(jobs, as_of_seq, examined.unsigned_abs() as usize, reached))
+}
