@@ -225,7 +225,7 @@ impl Client {
     }
 
     /// Sends a request until it is answered, fails for good, or the deadline passes.
-    async fn call<Req, Res, F>(
+    pub(crate) async fn call<Req, Res, F>(
         &self,
         message: Req,
         repeatable: bool,
@@ -235,7 +235,22 @@ impl Client {
         Req: Clone,
         F: Future<Output = Result<Response<Res>, Status>>,
     {
-        let deadline = Instant::now() + self.timeout;
+        self.call_within(self.timeout, message, repeatable, send).await
+    }
+
+    /// The same with a time of its own.
+    pub(crate) async fn call_within<Req, Res, F>(
+        &self,
+        timeout: Duration,
+        message: Req,
+        repeatable: bool,
+        send: impl Fn(RawClient, Request<Req>) -> F,
+    ) -> Result<Res, Error>
+    where
+        Req: Clone,
+        F: Future<Output = Result<Response<Res>, Status>>,
+    {
+        let deadline = Instant::now() + timeout;
         let mut backoff = Backoff::default();
         loop {
             let mut request = Request::new(message.clone());
@@ -258,15 +273,16 @@ impl Client {
 /// Whether sending a report twice does no more than sending it once, whatever happens in between.
 ///
 /// The service knows the end of an attempt again until the next attempt begins: after a failure that is retried, or a
-/// release, that may be soon, and the repetition would end the next attempt. An etag rules that out. Without an end an
-/// etag stands in the way: a first try that went through has changed it.
-fn is_repeatable(request: &UpdateJobStatusRequest) -> bool {
+/// release, that may be soon, and the repetition would end the next attempt. An etag rules that out, and so does a lease, which is
+/// of one attempt only. Without an end an etag stands in the way: a first try that went through has changed it.
+pub(crate) fn is_repeatable(request: &UpdateJobStatusRequest) -> bool {
     let is_conditional = !request.etag.is_empty();
+    let is_held = !request.lease_token.is_empty();
     match request.status.map(JobStatus::try_from) {
         None | Some(Ok(JobStatus::Running)) => !is_conditional,
         Some(Ok(JobStatus::Succeeded | JobStatus::Canceled)) => true,
-        Some(Ok(JobStatus::Failed)) => is_conditional || request.retryable == Some(false),
-        Some(_) => is_conditional,
+        Some(Ok(JobStatus::Failed)) => is_conditional || is_held || request.retryable == Some(false),
+        Some(_) => is_conditional || is_held,
     }
 }
 
@@ -285,7 +301,8 @@ mod tests {
             assert!(repeatable(report.clone()) && repeatable(report.etag("1")));
         }
         for report in [Report::failed("j", "E", ""), Report::released("j")] {
-            assert!(!repeatable(report.clone()) && repeatable(report.etag("1")));
+            assert!(!repeatable(report.clone()) && repeatable(report.clone().etag("1")));
+            assert!(repeatable(report.lease("token")));
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use jobledger_proto::v1::JobStatus;
+use prost::Message as _;
 use thiserror::Error;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -142,6 +143,14 @@ impl Error {
             Self::Unavailable { retry_after, .. } | Self::Exhausted { retry_after, .. } => *retry_after,
             _ => None,
         }
+    }
+}
+
+/// The error of one item of a batch.
+impl From<tonic_types::Status> for Error {
+    fn from(status: tonic_types::Status) -> Self {
+        let details = status.encode_to_vec();
+        Status::with_details(Code::from_i32(status.code), status.message, details.into()).into()
     }
 }
 

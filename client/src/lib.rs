@@ -1,4 +1,4 @@
-//! The Rust client of jobledger: create jobs, report on them, and follow what happens.
+//! The Rust client of jobledger: create jobs, [work](worker) on them, report on them, and follow what happens.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), jobledger_client::Error> {
@@ -11,7 +11,8 @@
 //! let job = NewJob::new("thumbnail").payload(&serde_json::json!({"path": "cat.jpg"}))?.idempotency_key("cat.jpg@7");
 //! let created = client.create(job).await?;
 //!
-//! // Whoever works on it reports. (One that existed before may be done already: look at its status.)
+//! // Whoever works on it reports: a [`worker`](crate::worker), which claims jobs by itself, or as here somebody who was handed the job
+//! // in another way. (One that existed before may be done already: look at its status.)
 //! let id = &created.job.id;
 //! if !created.deduplicated {
 //!     client.update(Report::start(id).stage("scaling")).await?;
@@ -55,25 +56,32 @@
 //!
 //! | call | repeated |
 //! |---|---|
-//! | [`Client::create`] | always: without an idempotency key it gets a random one |
-//! | [`Client::get`], [`Client::statistics`] | always |
+//! | [`Client::create`], [`Client::create_all`] | always: without an idempotency key it gets a random one |
+//! | [`Client::get`], [`Client::list`], [`Client::statistics`] | always |
+//! | [`Client::claim`], [`Client::retry`] | always: they carry a random request id |
+//! | [`Client::heartbeat`], [`Client::cancel`] | always |
+//! | [`Client::update`] of an end, under a lease | always |
 //! | [`Client::update`], succeeded, canceled or permanently failed | always |
 //! | [`Client::update`], start or progress | unless it has an etag, which a first try that went through would have changed; a remark may be logged twice |
-//! | [`Client::update`], failed (but for good) or released | only with an etag: the next attempt may have begun, and would be ended by the repetition |
+//! | [`Client::update`], failed (but for good) or released | only with an etag or a lease: the next attempt may have begun, and would be ended by the repetition |
 //!
 //! Everything else is yours to decide: see [`Error`].
 
+mod batch;
 mod client;
 mod error;
 mod json;
 mod request;
 mod retry;
 mod subscription;
+mod work;
+pub mod worker;
 
 pub use jobledger_proto::v1 as proto;
 #[doc(no_inline)]
 pub use jobledger_proto::v1::{
-    Bookmark, GetStatisticsResponse as Statistics, Job, JobEvent, JobEventKind, JobStatus, RetryPolicy, StatusCounts,
+    Bookmark, GetStatisticsResponse as Statistics, HeartbeatRequest, HeartbeatResult, Job, JobEvent, JobEventKind,
+    JobStatus, JobView, Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse, RetryPolicy, StatusCounts,
     TypeStatistics,
 };
 #[doc(no_inline)]
@@ -83,6 +91,6 @@ pub use self::{
     client::{Client, ClientBuilder, Created, RawClient, Updated, WithOrg},
     error::{Error, Violation},
     json::{from_value, to_value},
-    request::{Follow, NewJob, Report},
+    request::{Claim, Follow, NewJob, Report},
     subscription::{Item, Subscription},
 };

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use jobledger_proto::v1::{CreateJobRequest, JobStatus, RetryPolicy, StreamJobEventsRequest, UpdateJobStatusRequest};
+use jobledger_proto::v1::{
+    ClaimJobsRequest, CreateJobRequest, JobStatus, RetryPolicy, StreamJobEventsRequest, UpdateJobStatusRequest,
+};
 use serde::Serialize;
 
 use crate::{Error, to_value};
@@ -67,6 +69,12 @@ impl NewJob {
     /// How long to wait between attempts.
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.0.retry_policy = Some(policy);
+        self
+    }
+
+    /// How long an attempt may take, 1 s to 365 days. Default: for ever.
+    pub fn run_timeout(mut self, timeout: Duration) -> Self {
+        self.0.run_timeout = Some(duration(timeout));
         self
     }
 }
@@ -160,8 +168,7 @@ impl Report {
 
     /// Try again after this time. Only with a failure or a release.
     pub fn retry_after(mut self, wait: Duration) -> Self {
-        // What is too long for the contract's type is too long for its bound, and refused there.
-        self.0.retry_after = Some(wait.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 }));
+        self.0.retry_after = Some(duration(wait));
         self
     }
 
@@ -170,11 +177,70 @@ impl Report {
         self.0.etag = etag.into();
         self
     }
+
+    /// Under this lease, by its token: what a job that is held takes reports with.
+    pub fn lease(mut self, token: impl Into<String>) -> Self {
+        self.0.lease_token = token.into();
+        self
+    }
 }
 
 impl From<Report> for UpdateJobStatusRequest {
     fn from(report: Report) -> Self {
         report.0
+    }
+}
+
+/// What is too long for the contract's type is too long for its bounds, and refused by the service.
+pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
+    duration.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
+}
+
+/// Work to ask for.
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub struct Claim(ClaimJobsRequest);
+
+impl Claim {
+    /// One job for this worker, a name for people of at most 255 characters; at once, or none.
+    pub fn new(worker_id: impl Into<String>) -> Self {
+        Self(ClaimJobsRequest { worker_id: worker_id.into(), ..ClaimJobsRequest::default() })
+    }
+
+    /// Only jobs of these types, at most 100. Default: all.
+    pub fn types<T: Into<String>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
+        self.0.types = types.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// No more than this many, 1 to 100.
+    pub fn max_jobs(mut self, jobs: i32) -> Self {
+        self.0.max_jobs = jobs;
+        self
+    }
+
+    /// How long the worker may be silent until it is taken for dead, 1 s to 24 h. Default 30 s.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.0.lease_duration = Some(duration(lease));
+        self
+    }
+
+    /// How long to wait where no job is ready, at most 60 s. Default: not at all.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.0.wait = Some(duration(wait));
+        self
+    }
+
+    /// By what the claim is known when it comes again. Default: a random one, so that trying again is safe.
+    pub fn request_id(mut self, id: impl Into<String>) -> Self {
+        self.0.request_id = id.into();
+        self
+    }
+}
+
+impl From<Claim> for ClaimJobsRequest {
+    fn from(claim: Claim) -> Self {
+        claim.0
     }
 }
 

@@ -74,7 +74,8 @@ pub(super) struct Decision {
     pub(super) ready: BTreeMap<Arc<str>, usize>,
 }
 
-/// Decides the commands in order, claims last. Each sees what those before it did; an error is its caller's alone.
+/// Decides the commands in order, then the claims, and last what gives back undelivered claims: one that came again is found before.
+/// Each sees what those before it did; an error is its caller's alone.
 pub(super) fn decide<'a>(
     org: OrgId,
     commands: impl IntoIterator<Item = &'a Command> + Clone,
@@ -88,19 +89,33 @@ pub(super) fn decide<'a>(
     let mut replies: Vec<_> = commands.clone().into_iter().map(|command| log.decide(command)).collect();
     if let Some(candidates) = &mut candidates {
         candidates.fill(log.jobs.values().filter(|job| job.is_ready()));
-        for (command, reply) in commands.into_iter().zip(&mut replies) {
+        for (command, reply) in commands.clone().into_iter().zip(&mut replies) {
             if let Command::Claim(claim) = command {
                 *reply = log.claim(claim, candidates);
             }
         }
     }
+    let seen_by_claims = log.became_ready.len();
+    for (command, reply) in commands.into_iter().zip(&mut replies) {
+        if let Command::Apply { job, command } = command
+            && is_last(command)
+        {
+            *reply = log.apply(*job, command).map(|job| Reply::of_job(job, false));
+        }
+    }
+    let has_seen_all = log.became_ready.len() == seen_by_claims;
+    let loaded_gen = log.head.ready_gen;
     let ready = log.count_ready();
     for reply in &mut replies {
         if let Ok(Reply::Claimed(claimed)) = reply {
-            claimed.ready_gen = log.head.ready_gen;
+            claimed.ready_gen = if has_seen_all { log.head.ready_gen } else { loaded_gen };
         }
     }
     Decision { replies, changes: log.finish(), ready }
+}
+
+fn is_last(command: &transition::Command) -> bool {
+    matches!(command, transition::Command::Abandon(_))
 }
 
 /// The part of an org's log that a batch touches.
@@ -167,12 +182,13 @@ impl Log {
     fn decide(&mut self, command: &Command) -> Result<Reply, LedgerError> {
         match command {
             Command::Create(create) => self.create(create),
+            // Decided when everything else is.
+            Command::Apply { command, .. } if is_last(command) => Err(LedgerError::Refused),
+            Command::Claim(_) => Err(LedgerError::Refused),
             Command::Apply { job, command } => {
                 let job = self.apply(*job, command)?;
                 Ok(Reply::of_job(job, false))
             }
-            // Decided when everything else is.
-            Command::Claim(_) => Err(LedgerError::Refused),
             Command::Look(look) => Ok(Reply::Looked(self.look(*look))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }

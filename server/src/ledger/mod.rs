@@ -228,6 +228,11 @@ impl Ledger {
         Subscription::open(store, catch_up, org, listener, self.bookmark_interval, Arc::new(place), request).await
     }
 
+    /// How many claims wait here because there is nothing for them.
+    pub fn waiting_claims(&self) -> usize {
+        self.waiting.sleeping()
+    }
+
     /// How long commands have been waiting while none was decided; zero if none waits.
     pub fn stalled_for(&self) -> Duration {
         self.lanes.stalled_for()

@@ -145,6 +145,14 @@ impl Waiting {
         }
     }
 
+    /// How many claims wait.
+    pub(super) fn sleeping(&self) -> usize {
+        let orgs: Vec<_> = lock(&self.orgs).values().filter_map(Weak::upgrade).collect();
+        let of_org =
+            |org: &Arc<Org>| lock(&org.queues).queues.values().map(|queue| queue.sleeping.len()).sum::<usize>();
+        orgs.iter().map(of_org).sum()
+    }
+
     /// The orgs that claims are on.
     pub(super) fn orgs(&self) -> Vec<OrgId> {
         lock(&self.orgs).keys().copied().collect()

@@ -1,7 +1,10 @@
 //! A real store with commits that break on demand, and a signal for each transaction.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,12 +50,20 @@ pub(crate) struct Breaking {
     late: Arc<Mutex<Option<Box<dyn Batch>>>>,
     /// How often a transaction was asked for: the signal that a batch was taken.
     begun: watch::Sender<usize>,
+    /// How often jobs that may be claimed were asked for.
+    looks_for_work: Arc<AtomicUsize>,
 }
 
 impl Breaking {
     pub(crate) fn new(inner: Arc<dyn Store>, breaks: &[Break]) -> Arc<Self> {
         let next = Arc::new(Mutex::new(breaks.iter().rev().copied().collect()));
-        Arc::new(Self { inner, next, is_away: Arc::default(), late: Arc::default(), begun: watch::Sender::new(0) })
+        let (is_away, late, looks_for_work) = (Arc::default(), Arc::default(), Arc::default());
+        Arc::new(Self { inner, next, is_away, late, begun: watch::Sender::new(0), looks_for_work })
+    }
+
+    /// How often jobs that may be claimed were asked for.
+    pub(crate) fn looks_for_work(&self) -> usize {
+        self.looks_for_work.load(Ordering::SeqCst)
     }
 
     /// How often a transaction was asked for.
@@ -86,6 +97,7 @@ struct BreakingBatch {
     next: Arc<Mutex<Vec<Break>>>,
     is_away: Arc<Mutex<bool>>,
     late: Arc<Mutex<Option<Box<dyn Batch>>>>,
+    looks_for_work: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -105,6 +117,7 @@ impl Store for Breaking {
             next: Arc::clone(&self.next),
             is_away: Arc::clone(&self.is_away),
             late: Arc::clone(&self.late),
+            looks_for_work: Arc::clone(&self.looks_for_work),
         }))
     }
 
@@ -171,6 +184,7 @@ impl Batch for BreakingBatch {
     }
 
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
+        self.looks_for_work.fetch_add(usize::from(needs.ready.is_some()), Ordering::SeqCst);
         self.batch.load(org, needs).await
     }
 

@@ -125,7 +125,11 @@ pub(crate) struct Work<'a> {
 
 impl Work<'_> {
     pub(crate) async fn create(&self) -> JobId {
-        created(self.ledger.submit(self.org, create("t")).await).id
+        self.create_of("t").await
+    }
+
+    pub(crate) async fn create_of(&self, job_type: &str) -> JobId {
+        created(self.ledger.submit(self.org, create(job_type)).await).id
     }
 
     pub(crate) async fn begin(&self, job: JobId) {

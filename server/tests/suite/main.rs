@@ -1,7 +1,9 @@
 //! Everything that can be seen from outside: the store's contract, the ledger over a real database, and the service on
 //! real sockets. One program, so that it is linked once.
 
+mod batches;
 mod breaking;
+mod claims;
 mod cluster;
 mod contract;
 mod crash;
@@ -13,7 +15,9 @@ mod grpcurl;
 mod harness;
 mod house;
 mod jobs;
+mod leases;
 mod ledger;
+mod lists;
 mod memory;
 mod migrate;
 mod plans;

@@ -1,0 +1,95 @@
+//! Many jobs, or many reports, in one call.
+
+use jobledger_proto::v1::{
+    BatchCreateJobsRequest, BatchUpdateJobStatusRequest, CreateJobRequest, UpdateJobStatusRequest,
+};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::{Client, Created, Error, Updated, client::is_repeatable, retry::Backoff};
+
+impl Client {
+    /// Creates up to 1,000 jobs, each once: what became of each, in order. The jobs come with a few fields only. What failed for
+    /// a reason that may pass is tried again.
+    ///
+    /// # Errors
+    ///
+    /// Of the whole: as for [`Client::create`], with [`Error::InvalidRequest`] where they are too many.
+    pub async fn create_all<J: Into<CreateJobRequest>>(
+        &self,
+        jobs: impl IntoIterator<Item = J>,
+    ) -> Result<Vec<Result<Created, Error>>, Error> {
+        let mut requests: Vec<CreateJobRequest> = jobs.into_iter().map(Into::into).collect();
+        for request in requests.iter_mut().filter(|request| request.idempotency_key.is_empty()) {
+            request.idempotency_key = Uuid::new_v4().to_string();
+        }
+        let send = async |requests: Vec<CreateJobRequest>| {
+            let request = BatchCreateJobsRequest { requests };
+            let send = |mut service: crate::RawClient, request| async move { service.batch_create_jobs(request).await };
+            let answer = self.call(request, true, send).await?;
+            let results = answer.results.into_iter().map(|result| match (result.error, result.job) {
+                (Some(error), _) => Err(error.into()),
+                (None, Some(job)) => Ok(Created { job, deduplicated: result.deduplicated }),
+                (None, None) => Err(Error::without_job()),
+            });
+            Ok(results.collect())
+        };
+        self.until_all_are_answered(requests, |_| true, send).await
+    }
+
+    /// Reports on up to 1,000 jobs: what became of each report, in order. The jobs come with a few fields only. What failed
+    /// for a reason that may pass is tried again where that is safe, as for [`Client::update`].
+    ///
+    /// # Errors
+    ///
+    /// Of the whole: [`Error::InvalidRequest`] where they are too many, [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn update_all<R: Into<UpdateJobStatusRequest>>(
+        &self,
+        reports: impl IntoIterator<Item = R>,
+    ) -> Result<Vec<Result<Updated, Error>>, Error> {
+        let updates: Vec<UpdateJobStatusRequest> = reports.into_iter().map(Into::into).collect();
+        let send = async |updates: Vec<UpdateJobStatusRequest>| {
+            let is_repeatable = updates.iter().all(is_repeatable);
+            let request = BatchUpdateJobStatusRequest { updates };
+            let send =
+                |mut service: crate::RawClient, request| async move { service.batch_update_job_status(request).await };
+            let answer = self.call(request, is_repeatable, send).await?;
+            let results = answer.results.into_iter().map(|result| match (result.error, result.job) {
+                (Some(error), _) => Err(error.into()),
+                (None, Some(job)) => Ok(Updated { job, cancel_requested: result.cancel_requested }),
+                (None, None) => Err(Error::without_job()),
+            });
+            Ok(results.collect())
+        };
+        self.until_all_are_answered(updates, is_repeatable, send).await
+    }
+
+    /// Sends items, and those again that failed for a reason that may pass, until the time is over.
+    async fn until_all_are_answered<I: Clone, T>(
+        &self,
+        items: Vec<I>,
+        is_repeatable: impl Fn(&I) -> bool,
+        send: impl AsyncFn(Vec<I>) -> Result<Vec<Result<T, Error>>, Error>,
+    ) -> Result<Vec<Result<T, Error>>, Error> {
+        let deadline = Instant::now() + self.timeout();
+        let mut backoff = Backoff::default();
+        let mut answers: Vec<_> = send(items.clone()).await?.into_iter().map(Some).collect();
+        loop {
+            let failed: Vec<usize> = (0..items.len())
+                .filter(|n| {
+                    let may_pass = |answer: &Result<T, Error>| answer.as_ref().is_err_and(Error::is_unavailable);
+                    answers.get(*n).and_then(Option::as_ref).is_some_and(may_pass) && is_repeatable(&items[*n])
+                })
+                .collect();
+            let wait = backoff.next(None);
+            if failed.is_empty() || Instant::now() + wait >= deadline {
+                return Ok(answers.into_iter().flatten().collect());
+            }
+            sleep(wait).await;
+            let again = send(failed.iter().map(|n| items[*n].clone()).collect()).await?;
+            for (n, answer) in failed.into_iter().zip(again) {
+                answers[n] = Some(answer);
+            }
+        }
+    }
+}

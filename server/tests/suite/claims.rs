@@ -1,0 +1,321 @@
+//! Claims over the wire: who gets which job, and how claims wait.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use jobledger_client::{Claim, Client, Error, JobStatus, Lease, NewJob, Report};
+use jobledger_server::{
+    domain::{
+        clock::{Clock as _, SystemClock},
+        id::OrgId,
+    },
+    ledger::{self, Limits},
+    store::Store,
+};
+use serde_json::json;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    breaking::Breaking,
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    ledger as lanes,
+};
+
+on_both_databases! {
+    jobs_are_claimed_by_priority_and_then_by_how_long_they_are_ready,
+    of_many_claimers_each_job_goes_to_one,
+    the_same_claim_again_gets_the_same_leases,
+    whatever_makes_a_job_ready_ends_a_wait,
+    an_answer_is_cut_by_bytes,
+    a_claim_that_waits_for_nothing_ends_empty,
+    a_caller_that_goes_away_has_claimed_nothing,
+    what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once,
+    a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one,
+    a_stop_sends_claims_that_wait_away,
+}
+
+fn ids(leases: &[Lease]) -> Vec<String> {
+    leases.iter().map(|lease| lease.job.as_ref().unwrap().id.clone()).collect()
+}
+
+async fn create(client: &Client, job: NewJob) -> String {
+    client.create(job).await.unwrap().job.id
+}
+
+/// A claim that waits as long as it may.
+fn waiting(worker: &str) -> Claim {
+    Claim::new(worker).wait(Duration::from_secs(60))
+}
+
+async fn jobs_are_claimed_by_priority_and_then_by_how_long_they_are_ready(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let first = create(&client, NewJob::new("a").payload(&json!({"n": 1})).unwrap()).await;
+    let urgent = create(&client, NewJob::new("b").priority(9)).await;
+    let later =
+        create(&client, NewJob::new("a").priority(999).scheduled_at(SystemClock.now() + TimeDelta::hours(1))).await;
+    let low = create(&client, NewJob::new("a").priority(-1)).await;
+    let second = create(&client, NewJob::new("b")).await;
+
+    let only_a = client.claim(Claim::new("w").types(["a", "none"]).max_jobs(1)).await.unwrap();
+    assert_eq!(ids(&only_a), [first.clone()]);
+    let job = only_a[0].job.as_ref().unwrap();
+    assert_eq!((job.status(), job.attempt, job.worker_id.as_str()), (JobStatus::Running, 1, "w"));
+    assert_eq!(jobledger_client::from_value::<serde_json::Value>(job.payload.as_ref()).unwrap(), json!({"n": 1}));
+    assert_eq!(job.lease_expires_at, only_a[0].expires_at);
+    let rest = client.claim(Claim::new("v").max_jobs(100)).await.unwrap();
+    assert_eq!(ids(&rest), [urgent, second, low]);
+    assert!(client.claim(Claim::new("v").max_jobs(100)).await.unwrap().is_empty());
+
+    // Given back it is where it was before: it has been ready since then, not longer.
+    let token = &only_a[0].lease_token;
+    client.update(Report::released(&first).lease(token)).await.unwrap();
+    let again = client.claim(Claim::new("w")).await.unwrap();
+    assert_eq!(ids(&again), [first]);
+    assert_ne!(again[0].lease_token, *token);
+    assert_eq!(again[0].job.as_ref().unwrap().attempt, 2);
+    assert_eq!(client.get(later).await.unwrap().status(), JobStatus::Queued);
+    server.stop().await;
+}
+
+async fn of_many_claimers_each_job_goes_to_one(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    client.create_all((0..500).map(|n| NewJob::new(format!("t{}", n % 3)))).await.unwrap();
+    let mut claimers = JoinSet::new();
+    for n in 0..16 {
+        let client = client.clone();
+        claimers.spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let types: &[&str] = if n % 2 == 0 { &[] } else { &["t0", "t1", "t2"] };
+                let claim = Claim::new(format!("w{n}")).max_jobs(1 + n % 7).types(types.iter().copied());
+                let leases = client.claim(claim).await.unwrap();
+                assert!(leases.len() <= 1 + n as usize % 7, "no more than were asked for");
+                if leases.is_empty() {
+                    return mine;
+                }
+                mine.extend(ids(&leases));
+            }
+        });
+    }
+    let claimed = claimers.join_all().await.concat();
+    assert_eq!(claimed.len(), 500);
+    assert_eq!(claimed.into_iter().collect::<HashSet<_>>().len(), 500);
+    server.stop().await;
+}
+
+async fn the_same_claim_again_gets_the_same_leases(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    for _ in 0..5 {
+        create(&client, NewJob::new("t")).await;
+    }
+    let claim = Claim::new("w").max_jobs(2).request_id("r");
+    let first = client.claim(claim.clone()).await.unwrap();
+    let again = client.claim(claim.clone()).await.unwrap();
+    let tokens = |leases: &[Lease]| leases.iter().map(|lease| lease.lease_token.clone()).collect::<HashSet<_>>();
+    assert_eq!((first.len(), tokens(&again)), (2, tokens(&first)));
+    // One of them lives on: that one is the answer still.
+    let [ended, held] = &first[..] else { panic!("two leases") };
+    client.update(Report::succeeded(&ended.job.as_ref().unwrap().id).lease(&ended.lease_token)).await.unwrap();
+    assert_eq!(tokens(&client.claim(claim.clone()).await.unwrap()), HashSet::from([held.lease_token.clone()]));
+    client.update(Report::succeeded(&held.job.as_ref().unwrap().id).lease(&held.lease_token)).await.unwrap();
+    let fresh = client.claim(claim).await.unwrap();
+    assert!(fresh.len() == 2 && tokens(&fresh).is_disjoint(&tokens(&first)));
+    server.stop().await;
+}
+
+async fn whatever_makes_a_job_ready_ends_a_wait(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    // On PostgreSQL the claim waits on another server than the one where things happen.
+    let other = if database.is_postgres() { Some(TestServer::start(database.config()).await) } else { None };
+    let claimer = other.as_ref().map_or_else(|| client.clone(), TestServer::client);
+    let wait = || {
+        let claimer = claimer.clone();
+        tokio::spawn(async move { timeout(PATIENCE, claimer.claim(waiting("w").types(["t"]))).await.unwrap().unwrap() })
+    };
+
+    let waiting = wait();
+    let job = create(&client, NewJob::new("t").max_attempts(2)).await;
+    let leases = waiting.await.unwrap();
+    assert_eq!(ids(&leases), [job.clone()]);
+
+    let waiting = wait();
+    client.update(Report::released(&job).lease(&leases[0].lease_token)).await.unwrap();
+    let leases = waiting.await.unwrap();
+
+    let waiting = wait();
+    let soon = Report::failed(&job, "E", "").retry_after(Duration::from_millis(300)).lease(&leases[0].lease_token);
+    client.update(soon).await.unwrap();
+    let leases = waiting.await.unwrap();
+    assert_eq!(leases[0].job.as_ref().unwrap().attempt, 3);
+
+    let waiting = wait();
+    client.update(Report::failed(&job, "E", "").permanent().lease(&leases[0].lease_token)).await.unwrap();
+    client.retry(&job).await.unwrap();
+    assert_eq!(ids(&waiting.await.unwrap()), [job]);
+
+    let waiting = wait();
+    let scheduled =
+        create(&client, NewJob::new("t").scheduled_at(SystemClock.now() + TimeDelta::milliseconds(500))).await;
+    create(&client, NewJob::new("other")).await;
+    let leases = waiting.await.unwrap();
+    assert_eq!(ids(&leases), [scheduled.clone()]);
+    let job = client.get(scheduled).await.unwrap();
+    let [scheduled_at, started_at] = [job.scheduled_at, job.started_at].map(|time| time.unwrap());
+    assert!((started_at.seconds, started_at.nanos) >= (scheduled_at.seconds, scheduled_at.nanos));
+    for server in other.into_iter().chain([server]) {
+        server.stop().await;
+    }
+}
+
+async fn an_answer_is_cut_by_bytes(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let large = "x".repeat((1 << 20) - 16);
+    for _ in 0..8 {
+        create(&client, NewJob::new("t").payload(&large).unwrap()).await;
+    }
+    let mut claimed = 0;
+    for expected in [3, 3, 2, 0] {
+        let leases = client.claim(Claim::new("w").max_jobs(100)).await.unwrap();
+        assert_eq!(leases.len(), expected);
+        claimed += leases.len();
+    }
+    assert_eq!(claimed, 8);
+    server.stop().await;
+}
+
+async fn a_claim_that_waits_for_nothing_ends_empty(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let since = Instant::now();
+    let wait = Duration::from_millis(300);
+    assert!(client.claim(Claim::new("w").wait(wait)).await.unwrap().is_empty());
+    assert!(since.elapsed() >= wait);
+    server.stop().await;
+}
+
+async fn a_caller_that_goes_away_has_claimed_nothing(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    // Connected first, so that the claim is really sent.
+    client.statistics(&[]).await.unwrap();
+    let gone = timeout(Duration::from_millis(100), client.claim(waiting("gone"))).await;
+    assert!(gone.is_err());
+    let job = create(&client, NewJob::new("t")).await;
+    let leases = timeout(Duration::from_secs(10), client.claim(waiting("w"))).await.unwrap().unwrap();
+    assert_eq!(ids(&leases), [job.clone()]);
+    assert_eq!(client.get(job).await.unwrap().attempt, 1, "nobody had it before");
+    server.stop().await;
+}
+
+fn claim(worker: &str, types: &[&str]) -> ledger::Claim {
+    ledger::Claim {
+        worker: worker.into(),
+        types: types.iter().map(|name| Arc::from(*name)).collect(),
+        max_jobs: 1,
+        lease: Duration::from_secs(3_600),
+        request: Some(worker.into()),
+    }
+}
+
+async fn what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once(database: Database) {
+    let (store, ledger) = lanes::breaking(&database, &[]).await;
+    let org = OrgId::DEFAULT;
+    let work = lanes::Work { ledger: &ledger, org };
+    let job = work.create().await;
+    let lease_of = async || ledger.job(org, job).await.unwrap().job.lease;
+    for is_repeated in [false, true] {
+        let held = store.inner.begin(&[org]).await.unwrap();
+        let before = store.begun();
+        {
+            let mut gone = Box::pin(ledger.claim(org, claim("gone", &[]), Duration::ZERO));
+            assert!(lanes::poll_once(&mut gone).is_pending());
+            // Its batch waits for the head: it was taken, and will be decided.
+            store.has_begun(before + 1).await;
+        }
+        // The same claim again comes with the next batch, before anything is given back.
+        let mut again = Box::pin(ledger.claim(org, claim(if is_repeated { "gone" } else { "w" }, &[]), PATIENCE));
+        assert!(lanes::poll_once(&mut again).is_pending());
+        drop(held);
+        let leases = again.await.unwrap();
+        let claimed = &leases.jobs()[0].job;
+        if is_repeated {
+            assert_eq!((claimed.id, claimed.attempt), (job, 4), "what the first one took");
+            leases.deliver();
+            // A command that comes after the giving back.
+            assert_eq!(ledger.claim(org, claim("v", &[]), Duration::ZERO).await.unwrap().jobs().len(), 0);
+            assert_eq!(&*lease_of().await.unwrap().worker, "gone");
+        } else {
+            assert_eq!((claimed.id, claimed.attempt), (job, 2));
+            // Nobody takes delivery of these, either.
+            drop(leases);
+            let leases = ledger.claim(org, claim("x", &[]), PATIENCE).await.unwrap();
+            assert_eq!(leases.jobs()[0].job.attempt, 3);
+            drop(leases);
+            let given_back = async { while lease_of().await.is_some() {} };
+            timeout(PATIENCE, given_back).await.unwrap();
+        }
+    }
+}
+
+async fn a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one(database: Database) {
+    let store = Breaking::new(database.open().await, &[]);
+    let ledger = lanes::start(&(Arc::clone(&store) as Arc<dyn Store>), Limits::default());
+    let org = OrgId::DEFAULT;
+    let (found, mut finds) = tokio::sync::mpsc::unbounded_channel();
+    let mut claims = JoinSet::new();
+    for n in 0..1_000 {
+        let (ledger, found) = (ledger.clone(), found.clone());
+        claims.spawn(async move {
+            let leases = ledger.claim(org, claim(&format!("w{n}"), &["t"]), PATIENCE).await.unwrap();
+            found.send(leases.jobs().len()).unwrap();
+            leases.deliver();
+        });
+    }
+    // Each looks once, many in one batch, and waits.
+    let all_wait = async {
+        while ledger.waiting_claims() < 1_000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, all_wait).await.unwrap();
+    let work = lanes::Work { ledger: &ledger, org };
+    let before = store.looks_for_work();
+    for n in 0..5 {
+        work.create_of("other").await;
+        assert_eq!(store.looks_for_work(), before + n, "nobody wants these");
+        work.create_of("t").await;
+        assert_eq!(timeout(PATIENCE, finds.recv()).await.unwrap(), Some(1));
+        assert_eq!(store.looks_for_work(), before + n + 1, "one was woken, and found it");
+    }
+    // Many at once wake as many.
+    let mut created = JoinSet::new();
+    for _ in 0..50 {
+        let ledger = ledger.clone();
+        created.spawn(async move { lanes::Work { ledger: &ledger, org }.create_of("t").await });
+    }
+    created.join_all().await;
+    for _ in 0..50 {
+        assert_eq!(timeout(PATIENCE, finds.recv()).await.unwrap(), Some(1));
+    }
+    // Those who are woken and go away hand the news on.
+    claims.abort_all();
+    while claims.join_next().await.is_some() {}
+    work.create_of("t").await;
+    assert_eq!(ledger.claim(org, claim("last", &["t"]), PATIENCE).await.unwrap().jobs().len(), 1);
+}
+
+async fn a_stop_sends_claims_that_wait_away(database: Database) {
+    let (mut server, client) = TestServer::on(&database).await;
+    client.statistics(&[]).await.unwrap();
+    let mut service = client.raw();
+    let claim: jobledger_client::proto::ClaimJobsRequest = waiting("w").into();
+    let waiting = tokio::spawn(async move { service.claim_jobs(claim).await });
+    // It is there once a job that it can't take has been created after it: calls on one connection are taken in order.
+    create(&client, NewJob::new("t").scheduled_at(SystemClock.now() + TimeDelta::hours(1))).await;
+    server.begin_stop();
+    let sent_away = timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap().unwrap_err();
+    let error = Error::from(sent_away);
+    assert!(error.is_unavailable(), "{error}");
+    server.stop().await;
+}

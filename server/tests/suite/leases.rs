@@ -1,0 +1,274 @@
+//! Leases over the wire: how they last, how they end, and what those who held them may still do.
+
+use std::time::Duration;
+
+use jobledger_client::{
+    Claim, Client, Error, Follow, HeartbeatRequest, HeartbeatResult, Item, JobEventKind, JobStatus, Lease,
+    LeaseHeartbeat, NewJob, Report,
+};
+use tokio::time::timeout;
+
+use crate::harness::{Database, PATIENCE, TestServer, on_both_databases};
+
+on_both_databases! {
+    a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed,
+    heartbeats_keep_a_lease_and_bring_news_both_ways,
+    a_job_that_is_held_is_canceled_by_its_holder,
+    a_job_that_nobody_holds_is_canceled_at_once,
+    an_attempt_takes_no_longer_than_it_may,
+    a_finished_job_runs_again_once_per_request,
+    a_report_on_a_held_job_needs_its_token,
+}
+
+const SHORT: Duration = Duration::from_secs(1);
+
+async fn claim_one(client: &Client, lease: Duration) -> (String, Lease) {
+    let claim = Claim::new("w").lease(lease).wait(Duration::from_secs(60));
+    let mut leases = timeout(PATIENCE, client.claim(claim)).await.unwrap().unwrap();
+    assert_eq!(leases.len(), 1);
+    let lease = leases.remove(0);
+    (lease.job.as_ref().unwrap().id.clone(), lease)
+}
+
+async fn beat(client: &Client, beats: Vec<LeaseHeartbeat>, extend_by: Option<i64>) -> Vec<HeartbeatResult> {
+    let extend_by = extend_by.map(|seconds| jobledger_client::prost_types::Duration { seconds, nanos: 0 });
+    client.heartbeat(HeartbeatRequest { worker_id: "w".to_owned(), leases: beats, extend_by }).await.unwrap()
+}
+
+fn of(lease: &Lease) -> LeaseHeartbeat {
+    LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..LeaseHeartbeat::default() }
+}
+
+async fn kinds(client: &Client, id: &str) -> Vec<JobEventKind> {
+    let mut events = client.subscribe(Follow::job(id).history_only()).await.unwrap();
+    let mut kinds = Vec::new();
+    while let Some(item) = events.next().await {
+        if let Item::Event(event) = item.unwrap() {
+            kinds.push(event.kind());
+        }
+    }
+    kinds
+}
+
+/// Waits for an event of a job.
+async fn await_kind(client: &Client, id: &str, kind: JobEventKind) {
+    let seen = async {
+        let mut events = client.subscribe(Follow::job(id)).await.unwrap();
+        while let Some(item) = events.next().await {
+            if matches!(item.unwrap(), Item::Event(event) if event.kind() == kind) {
+                return;
+            }
+        }
+        panic!("{kind:?} never came");
+    };
+    timeout(PATIENCE, seen).await.unwrap();
+}
+
+async fn a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let job = client.create(NewJob::new("t").max_attempts(2)).await.unwrap().job.id;
+    let (_, stale) = claim_one(&client, SHORT).await;
+    // Nothing is heard of the first: the second gets it, after the backoff.
+    let (id, lease) = claim_one(&client, Duration::from_secs(3_600)).await;
+    assert_eq!(id, job);
+    let failed = client.get(&job).await.unwrap();
+    assert_eq!((failed.last_error_code.as_str(), failed.attempt), ("LEASE_EXPIRED", 2));
+
+    assert!(
+        beat(&client, vec![of(&stale), of(&lease)], None)
+            .await
+            .iter()
+            .map(|result| result.lease_lost)
+            .eq([true, false])
+    );
+    for report in [Report::succeeded(&job), Report::progress(&job).percent(9), Report::failed(&job, "E", "")] {
+        let refused = client.update(report.lease(&stale.lease_token)).await.unwrap_err();
+        assert!(matches!(refused, Error::LeaseLost), "{refused}");
+    }
+    client.update(Report::succeeded(&job).lease(&lease.lease_token)).await.unwrap();
+    let refused = client.update(Report::succeeded(&job).lease(&stale.lease_token)).await.unwrap_err();
+    assert!(matches!(refused, Error::LeaseLost), "{refused}");
+    client.update(Report::succeeded(&job).lease(&lease.lease_token)).await.expect("its holder may say it again");
+    let expected = [
+        JobEventKind::Created,
+        JobEventKind::Claimed,
+        JobEventKind::Failed,
+        JobEventKind::RetryScheduled,
+        JobEventKind::Claimed,
+        JobEventKind::Succeeded,
+    ];
+    assert_eq!(kinds(&client, &job).await, expected);
+    server.stop().await;
+}
+
+async fn heartbeats_keep_a_lease_and_bring_news_both_ways(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let [kept, dropped] = [(); 2].map(|()| client.create(NewJob::new("t").max_attempts(2)));
+    let (kept, dropped) = (kept.await.unwrap().job.id, dropped.await.unwrap().job.id);
+    let (first, held) = claim_one(&client, SHORT).await;
+    let (second, lost) = claim_one(&client, SHORT).await;
+    assert_eq!((&first, &second), (&kept, &dropped));
+
+    let news = LeaseHeartbeat {
+        stage: Some("scaling".to_owned()),
+        progress: Some(40),
+        message: "half way".to_owned(),
+        ..of(&held)
+    };
+    let nobodys = LeaseHeartbeat { lease_token: "nobody's".to_owned(), ..LeaseHeartbeat::default() };
+    let results = beat(&client, vec![nobodys, news], Some(3_600)).await;
+    assert!(results[0].lease_lost && results[0].expires_at.is_none());
+    assert!(
+        !results[1].lease_lost && results[1].expires_at.unwrap().seconds > held.expires_at.unwrap().seconds + 3_000
+    );
+    let job = client.get(&kept).await.unwrap();
+    assert_eq!(
+        (job.stage.as_deref(), job.progress, job.lease_expires_at),
+        (Some("scaling"), Some(40), results[1].expires_at)
+    );
+
+    // The other one is not kept, and ends: by then the first would have, too.
+    await_kind(&client, &dropped, JobEventKind::Failed).await;
+    assert_eq!(client.get(&kept).await.unwrap().status(), JobStatus::Running);
+    let results = beat(&client, vec![of(&lost), of(&held)], None).await;
+    assert_eq!(results[1].expires_at, job.lease_expires_at, "a heartbeat never shortens a lease");
+    assert!(results[0].lease_lost);
+
+    client.cancel(&kept, "no longer wanted").await.unwrap();
+    let results = beat(&client, vec![of(&held)], None).await;
+    assert!(results[0].cancel_requested && !results[0].lease_lost);
+    server.stop().await;
+}
+
+async fn a_job_that_is_held_is_canceled_by_its_holder(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let create = || async { client.create(NewJob::new("t").max_attempts(5)).await.unwrap().job.id };
+    let job = create().await;
+    let (_, lease) = claim_one(&client, Duration::from_secs(60)).await;
+    let early = client.update(Report::canceled(&job).lease(&lease.lease_token)).await.unwrap_err();
+    assert!(matches!(early, Error::InvalidTransition { current: JobStatus::Running }), "{early}");
+    for _ in 0..2 {
+        let asked = client.cancel(&job, "changed my mind").await.unwrap();
+        assert_eq!((asked.status(), asked.cancel_requested), (JobStatus::Running, true));
+    }
+    let told = client.update(Report::progress(&job).percent(1).lease(&lease.lease_token)).await.unwrap();
+    assert!(told.cancel_requested);
+    // Whatever ends it but success cancels it; an error is kept.
+    let failed = Report::failed(&job, "INTERRUPTED", "stopped half way").lease(&lease.lease_token);
+    let ended = client.update(failed).await.unwrap().job;
+    assert_eq!((ended.status(), ended.last_error_code.as_str()), (JobStatus::Canceled, "INTERRUPTED"));
+    assert_eq!(client.cancel(&job, "").await.unwrap().etag, ended.etag);
+
+    // A holder that was done before it heard of it has succeeded.
+    let job = create().await;
+    let (_, lease) = claim_one(&client, Duration::from_secs(60)).await;
+    client.cancel(&job, "").await.unwrap();
+    let ended = client.update(Report::succeeded(&job).lease(&lease.lease_token)).await.unwrap().job;
+    assert_eq!(ended.status(), JobStatus::Succeeded);
+    let late = client.cancel(&job, "").await.unwrap_err();
+    assert!(matches!(late, Error::InvalidTransition { current: JobStatus::Succeeded }), "{late}");
+
+    // A holder that is never heard of again: canceled all the same, not retried.
+    let job = create().await;
+    claim_one(&client, SHORT).await;
+    client.cancel(&job, "").await.unwrap();
+    await_kind(&client, &job, JobEventKind::Canceled).await;
+    let job = client.get(&job).await.unwrap();
+    assert_eq!((job.status(), job.last_error_code.as_str()), (JobStatus::Canceled, "LEASE_EXPIRED"));
+    server.stop().await;
+}
+
+async fn a_job_that_nobody_holds_is_canceled_at_once(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let scheduled = std::time::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    for (job, is_running) in
+        [(NewJob::new("t"), false), (NewJob::new("t").scheduled_at(scheduled), false), (NewJob::new("t"), true)]
+    {
+        let created = client.create(job).await.unwrap().job;
+        if is_running {
+            client.update(Report::start(&created.id)).await.unwrap();
+        } else {
+            let request = jobledger_client::proto::CancelJobRequest {
+                job_id: created.id.clone(),
+                etag: "0".to_owned(),
+                ..Default::default()
+            };
+            let stale = Error::from(client.raw().cancel_job(request).await.unwrap_err());
+            assert!(matches!(stale, Error::EtagMismatch { current_etag } if current_etag == created.etag));
+        }
+        let canceled = client.cancel(&created.id, "why").await.unwrap();
+        assert_eq!((canceled.status(), canceled.cancel_requested), (JobStatus::Canceled, false));
+        assert!(canceled.finished_at.is_some());
+    }
+    assert!(client.claim(Claim::new("w")).await.unwrap().is_empty());
+    let unknown = client.cancel("00000000-0000-0000-0000-000000000001", "").await.unwrap_err();
+    assert!(matches!(unknown, Error::JobNotFound { .. }));
+    server.stop().await;
+}
+
+async fn an_attempt_takes_no_longer_than_it_may(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let job = || client.create(NewJob::new("t").run_timeout(SHORT));
+    let (held, reported) = (job().await.unwrap().job, job().await.unwrap().job);
+    assert_eq!(held.run_timeout.unwrap().seconds, 1);
+    let (id, lease) = claim_one(&client, Duration::from_secs(3_600)).await;
+    assert_eq!(id, held.id);
+    client.update(Report::start(&reported.id)).await.unwrap();
+    for id in [&held.id, &reported.id] {
+        await_kind(&client, id, JobEventKind::Failed).await;
+        let job = client.get(id).await.unwrap();
+        assert_eq!((job.status(), job.last_error_code.as_str()), (JobStatus::Failed, "RUN_TIMEOUT"));
+        assert!(job.worker_id.is_empty() && job.lease_expires_at.is_none());
+    }
+    assert!(beat(&client, vec![of(&lease)], None).await[0].lease_lost);
+    server.stop().await;
+}
+
+async fn a_finished_job_runs_again_once_per_request(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let job = client.create(NewJob::new("t").max_attempts(1)).await.unwrap().job.id;
+    let queued = client.retry(&job).await.unwrap_err();
+    assert!(matches!(queued, Error::InvalidTransition { current: JobStatus::Queued }), "{queued}");
+    let mut service = client.raw();
+    let mut retry = async |request: &str| {
+        let request = jobledger_client::proto::RetryJobRequest {
+            job_id: job.clone(),
+            request_id: request.to_owned(),
+            ..Default::default()
+        };
+        service.retry_job(request).await.map(|answer| answer.into_inner().job.unwrap()).map_err(Error::from)
+    };
+    for (request, attempt) in [("a", 1), ("b", 2)] {
+        let (_, lease) = claim_one(&client, Duration::from_secs(60)).await;
+        client.update(Report::failed(&job, "E", "").lease(&lease.lease_token)).await.unwrap();
+        let requeued = retry(request).await.unwrap();
+        assert_eq!((requeued.status(), requeued.attempt, requeued.finished_at), (JobStatus::Queued, attempt, None));
+        assert_eq!(retry(request).await.unwrap().etag, requeued.etag);
+    }
+    assert!(matches!(retry("a").await.unwrap_err(), Error::InvalidTransition { .. }), "that was another time");
+    client.cancel(&job, "").await.unwrap();
+    assert_eq!(client.retry(&job).await.unwrap().status(), JobStatus::Queued);
+    server.stop().await;
+}
+
+async fn a_report_on_a_held_job_needs_its_token(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let [job, other] = [(); 2].map(|()| client.create(NewJob::new("t")));
+    let (job, other) = (job.await.unwrap().job.id, other.await.unwrap().job.id);
+    let (_, lease) = claim_one(&client, Duration::from_secs(60)).await;
+    let (_, others) = claim_one(&client, Duration::from_secs(60)).await;
+    let tokens = ["", "nonsense", &others.lease_token, &lease.lease_token.to_uppercase()];
+    for token in tokens {
+        for report in [Report::succeeded(&job), Report::start(&job), Report::progress(&job), Report::released(&job)] {
+            let refused = client.update(report.lease(token)).await.unwrap_err();
+            assert!(matches!(refused, Error::LeaseLost), "{token}: {refused}");
+        }
+    }
+    client.update(Report::released(&other).lease(&others.lease_token)).await.unwrap();
+    // Nobody holds it now: a reporter may run it, and no lease is of any use.
+    let refused = client.update(Report::start(&other).lease(&others.lease_token)).await.unwrap_err();
+    assert!(matches!(refused, Error::LeaseLost), "{refused}");
+    client.update(Report::start(&other)).await.unwrap();
+    client.update(Report::released(&other).lease(&others.lease_token)).await.expect("its own outcome again");
+    server.stop().await;
+}
