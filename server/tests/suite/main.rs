@@ -29,3 +29,4 @@ mod retention;
 mod rls;
 mod shutdown;
 mod streams;
+mod workers;

@@ -1,0 +1,67 @@
+//! A worker: counts as far as each job says, a step at a time.
+//!
+//! ```sh
+//! cargo run --example worker
+//! grpcurl -plaintext -d '{"type": "count", "payload": {"to": 20, "every_ms": 250}}' 127.0.0.1:50051 jobledger.v1.JobService/CreateJob
+//! ```
+
+use std::time::Duration;
+
+use clap::Parser;
+use jobledger_client::{
+    Client,
+    worker::{Context, Error, Worker},
+};
+use serde::{Deserialize, Serialize};
+
+/// Works on jobs of the type `count`, until SIGINT.
+#[derive(Parser)]
+struct Args {
+    /// The server.
+    #[arg(long, env = "JOBLEDGER_SERVER", default_value = "http://127.0.0.1:50051")]
+    server: String,
+    /// Jobs to work on at the same time.
+    #[arg(long, default_value_t = 4)]
+    concurrency: usize,
+    /// Seconds without a sign of this worker after which its jobs are given to others.
+    #[arg(long, default_value_t = 30)]
+    lease: u64,
+}
+
+#[derive(Deserialize)]
+struct Count {
+    to: u32,
+    every_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Counted {
+    steps: u32,
+}
+
+async fn count(context: Context, job: Count) -> Result<Counted, Error> {
+    println!("{} counts to {}, attempt {}", context.job_id(), job.to, context.attempt());
+    context.stage("counting");
+    for step in 0..job.to {
+        tokio::select! {
+            () = context.canceled() => return Err(Error::new("interrupted")),
+            () = tokio::time::sleep(Duration::from_millis(job.every_ms)) => {}
+        }
+        context.progress((100 * (step + 1) / job.to) as u8);
+    }
+    Ok(Counted { steps: job.to })
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args = Args::parse();
+    let worker = Worker::builder(Client::new(args.server)?)
+        .handle("count", count)
+        .concurrency(args.concurrency)
+        .lease(Duration::from_secs(args.lease))
+        .build();
+    let interrupted = async {
+        let _ = tokio::signal::ctrl_c().await;
+    };
+    Ok(worker.run(interrupted).await?)
+}
