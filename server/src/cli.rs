@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use jobledger_server::{Config, domain::status::JobStatus, store::DatabaseUrl, telemetry::LogFormat};
@@ -22,6 +22,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve the ledger until SIGINT or SIGTERM.
     Serve(Box<ServeArgs>),
+    /// Show what jobledger does: digest the files under a path, as jobs, in one process with a server, workers and a subscriber.
+    Demo(DemoArgs),
     /// Bring a database to this program's schema, or back.
     Migrate {
         #[command(subcommand)]
@@ -53,6 +55,23 @@ pub(crate) enum Migrate {
         #[arg(long, default_value = "jobledger_server", value_name = "NAME")]
         role: String,
     },
+}
+
+/// What to show.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// A directory, or a single file.
+    pub(crate) path: PathBuf,
+    /// An SQLite file to keep the jobs in, as sqlite://PATH: a second run finds there what the first has done. By default a
+    /// temporary one, which is removed in the end.
+    #[arg(long, value_name = "URL")]
+    pub(crate) database_url: Option<DatabaseUrl>,
+    /// Files to digest at the same time: 1 to 1,000.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub(crate) workers: u16,
+    /// What to log, to stderr; as for serve.
+    #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "error")]
+    pub(crate) log: String,
 }
 
 /// Which database.

@@ -1,7 +1,8 @@
 //! The jobledger server: a durable, ordered job ledger over gRPC.
 //!
 //! [`Server::open`] takes a listener and a [`Config`], [`Server::run`] serves until it is told to stop. Both can be done
-//! any number of times in one process, which is how the tests do it.
+//! any number of times in one process, which is how the tests do it. [`InProcess`] is a server for the tests of those who use
+//! jobledger.
 //!
 //! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`. ARCHITECTURE.md has the map.
 
@@ -12,11 +13,13 @@ pub mod store;
 pub mod telemetry;
 
 mod api;
+mod in_process;
 mod maintenance;
 mod readiness;
 mod server;
 
 pub use self::{
     config::Config,
+    in_process::InProcess,
     server::{ServeError, Server},
 };

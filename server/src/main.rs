@@ -1,6 +1,7 @@
 //! The `jobledger` program.
 
 mod cli;
+mod demo;
 mod migrate;
 
 use std::{
@@ -25,6 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let done = match Cli::parse().into_command() {
         Command::Serve(args) => serve(&args),
+        Command::Demo(args) => demo::run(args),
         Command::Migrate { command } => migrate::run(command),
     };
     match done {

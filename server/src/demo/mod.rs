@@ -1,0 +1,220 @@
+//! `jobledger demo`: a server, workers and a subscriber in one process, over a real socket.
+//!
+//! Each regular file under a path becomes a job, known by its path and modification time. Workers claim the jobs, digest the
+//! files and report how far they are; a subscription to the server's events drives what is shown. In the end the
+//! server's statistics must be what was processed.
+
+mod display;
+mod files;
+
+use std::{
+    collections::HashSet,
+    error::Error,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jobledger_client::{
+    Client, Follow, Item, JobEventKind, JobStatus, NewJob, StatusCounts, Subscription, worker::Worker,
+};
+use jobledger_server::{Config, InProcess, store::DatabaseUrl, telemetry};
+use tokio::{
+    signal::ctrl_c,
+    sync::{mpsc, oneshot, watch},
+    task::spawn_blocking,
+};
+
+use self::{
+    display::Display,
+    files::{Found, JOB_TYPE},
+};
+use crate::cli::DemoArgs;
+
+/// Jobs that are created with one call.
+const CREATED_AT_ONCE: usize = 500;
+/// Files that are found ahead of the work, so that the whole is known early.
+const FOUND_AHEAD: usize = 100_000;
+/// Failures that are listed in the end.
+const FAILURES_LISTED: usize = 10;
+
+type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+
+#[tokio::main]
+pub(crate) async fn run(args: DemoArgs) -> Result<()> {
+    telemetry::init(&args.log, telemetry::LogFormat::Text)?;
+    let root = args.path.canonicalize().map_err(|error| format!("{}: {error}", args.path.display()))?;
+    let server = match &args.database_url {
+        None => InProcess::start().await?,
+        Some(DatabaseUrl::Postgres(_)) => return Err("the demo keeps its jobs in an SQLite file".into()),
+        Some(url) => InProcess::start_with(Config::new(url.clone())).await?,
+    };
+    let client = Client::new(server.endpoint())?;
+    let (stop_worker, worker_stopped) = oneshot::channel::<()>();
+    let worker = Worker::builder(client.clone())
+        .handle(JOB_TYPE, files::digest)
+        .concurrency(args.workers.into())
+        .worker_id("demo")
+        .shutdown_grace(Duration::from_secs(2))
+        .build();
+    let working = tokio::spawn(worker.run(async {
+        let _ = worker_stopped.await;
+    }));
+    let shown = tokio::select! {
+        shown = show(&client, root, &args) => shown,
+        _ = ctrl_c() => Err("interrupted; what was done is kept where the database is".into()),
+    };
+    drop(stop_worker);
+    let worked = working.await?;
+    server.stop().await?;
+    worked?;
+    shown
+}
+
+/// What the server's events said of this run.
+#[derive(Default)]
+struct Seen {
+    /// Jobs of this run.
+    ours: HashSet<String>,
+    /// Jobs that have ended since.
+    ended: HashSet<String>,
+    succeeded: i64,
+    failed: i64,
+    failures: Vec<String>,
+}
+
+async fn show(client: &Client, root: std::path::PathBuf, args: &DemoArgs) -> Result<()> {
+    let before = client.statistics(&[JOB_TYPE]).await?;
+    let display = Display::new();
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let events = client.subscribe(Follow::org().after(before.as_of_seq).types([JOB_TYPE])).await?;
+    let (through_sender, mut through) = watch::channel(before.as_of_seq);
+    let watching = tokio::spawn(watch_events(events, display.clone(), Arc::clone(&seen), through_sender));
+
+    let (files, mut found) = mpsc::channel(FOUND_AHEAD);
+    let walking = spawn_blocking({
+        let display = display.clone();
+        move || files::walk(&root, &files, &display)
+    });
+    let (mut known, mut known_failed) = (0i64, 0i64);
+    let mut batch = Vec::with_capacity(CREATED_AT_ONCE);
+    while found.recv_many(&mut batch, CREATED_AT_ONCE).await > 0 {
+        let jobs = batch.drain(..).map(job).collect::<Result<Vec<_>>>()?;
+        for created in client.create_all(jobs).await? {
+            let created = created?;
+            match created.job.status() {
+                JobStatus::Succeeded if created.deduplicated => known += 1,
+                // One that an earlier run left behind is worked on now.
+                JobStatus::Queued | JobStatus::Running => {
+                    lock(&seen).ours.insert(created.job.id);
+                    continue;
+                }
+                _ if created.deduplicated => known_failed += 1,
+                // It was quick.
+                _ => {
+                    lock(&seen).ours.insert(created.job.id);
+                    continue;
+                }
+            }
+            display.known();
+        }
+    }
+    let skipped = walking.await?;
+    // Each event moves it on: what was missing before may have come with it.
+    through.wait_for(|_| lock(&seen).is_done()).await?;
+
+    // The events up to the statistics' place in the log are what lies between them and the first ones.
+    let after = client.statistics(&[JOB_TYPE]).await?;
+    through.wait_for(|through| *through >= after.as_of_seq).await?;
+    watching.abort();
+    display.finish();
+
+    let seen = lock(&seen);
+    let Seen { succeeded, failed, .. } = *seen;
+    println!("{} files: {succeeded} digested, {failed} failed, {known} known from before", succeeded + failed + known);
+    if known_failed > 0 {
+        println!("{known_failed} more are known to have failed before; they are tried again once they change");
+    }
+    if succeeded + failed + known + known_failed == 0 {
+        println!("{} holds no regular file", args.path.display());
+    }
+    for failure in &seen.failures {
+        println!("failed {failure}");
+    }
+    for (path, reason) in skipped {
+        println!("skipped {}: {reason}", path.display());
+    }
+    let (was, is) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
+    println!("server, as of seq {}: {}", after.as_of_seq, in_words(&is));
+    if (is.succeeded - was.succeeded, is.failed + is.dead_letter - was.failed - was.dead_letter) != (succeeded, failed)
+    {
+        return Err(format!("the server's statistics differ: before they were {}", in_words(&was)).into());
+    }
+    println!("the server's statistics equal what was processed");
+    Ok(())
+}
+
+fn job(file: Found) -> Result<NewJob> {
+    let key = files::key(&file);
+    // Should a worker die, somebody else takes its files up.
+    Ok(NewJob::new(JOB_TYPE).payload(&file.task)?.idempotency_key(key).requested_by("demo").max_attempts(3))
+}
+
+impl Seen {
+    fn is_done(&self) -> bool {
+        self.ours.is_subset(&self.ended)
+    }
+}
+
+async fn watch_events(
+    mut events: Subscription,
+    display: Display,
+    seen: Arc<Mutex<Seen>>,
+    through: watch::Sender<i64>,
+) -> Result<()> {
+    while let Some(item) = events.next().await {
+        let seq = match item? {
+            Item::Event(event) => {
+                let mut seen = lock(&seen);
+                let has_ended =
+                    !matches!(event.next_status(), JobStatus::Queued | JobStatus::Running | JobStatus::Failed);
+                let has_failed = event.next_status() == JobStatus::Failed;
+                match event.kind() {
+                    JobEventKind::Succeeded => seen.succeeded += 1,
+                    JobEventKind::Failed => {
+                        seen.failed += 1;
+                        if seen.failures.len() < FAILURES_LISTED {
+                            seen.failures.push(format!("{} ({})", event.error_message, event.error_code));
+                        }
+                    }
+                    // It failed, and that was not the end.
+                    JobEventKind::RetryScheduled => {
+                        seen.failed -= 1;
+                        seen.ended.remove(&event.job_id);
+                    }
+                    _ => {}
+                }
+                if has_ended || has_failed {
+                    seen.ended.insert(event.job_id.clone());
+                }
+                display.show(&event);
+                event.seq
+            }
+            Item::Bookmark(bookmark) => bookmark.seq,
+            _ => continue,
+        };
+        through.send_replace(seq);
+    }
+    Ok(())
+}
+
+fn in_words(counts: &StatusCounts) -> String {
+    let StatusCounts { queued, running, succeeded, failed, canceled, dead_letter } = counts;
+    let total = queued + running + succeeded + failed + canceled + dead_letter;
+    let failed = failed + dead_letter;
+    format!("{total} jobs, {queued} queued, {running} running, {succeeded} succeeded, {failed} failed")
+}
+
+/// What is behind this lock stays whole whatever panics beside it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
