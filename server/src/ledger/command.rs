@@ -1,6 +1,9 @@
 //! What callers ask of a log, and what they are answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::domain::{
     clock::Time,
@@ -26,7 +29,7 @@ pub enum Command {
     /// Take jobs that are ready.
     Claim(Box<Claim>),
     /// Do what is due, to as many jobs as one batch may.
-    Look(Look),
+    Look(Asked),
     /// Remove finished jobs that are kept no longer, as many as one batch may.
     Retain(Retention),
 }
@@ -42,6 +45,26 @@ pub struct Create {
     pub payload: Option<Json>,
     /// Not to be worked on before.
     pub scheduled_at: Option<Time>,
+}
+
+/// When a look for what is due was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// Since when workers can reach the ledger through whoever asks.
+    pub reachable_since: Instant,
+    /// When it was asked for. Workers could not be heard either while it had to wait.
+    pub at: Instant,
+}
+
+impl Asked {
+    /// The wait from which on it tells of an outage: a batch takes milliseconds.
+    pub const OUTAGE: Duration = Duration::from_secs(3);
+
+    /// The look, in a batch that begins now.
+    pub(super) fn look(self, now: Instant) -> Look {
+        let has_waited = now - self.at >= Self::OUTAGE;
+        Look { reachable_for: if has_waited { Duration::ZERO } else { now - self.reachable_since } }
+    }
 }
 
 /// A worker that wants work.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -66,6 +66,15 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
     }
 }
 
+/// When a batch is decided.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    /// By the database's clock.
+    pub(super) clock: Time,
+    /// By this process's, to tell how long something took here.
+    pub(super) began: Instant,
+}
+
 /// What became of a batch: an answer for each command in order, and what to write before any of them is given.
 pub(super) struct Decision {
     pub(super) replies: Vec<Result<Reply, LedgerError>>,
@@ -81,11 +90,11 @@ pub(super) fn decide<'a>(
     commands: impl IntoIterator<Item = &'a Command> + Clone,
     needs: &Needs,
     loaded: Loaded,
-    clock: Time,
+    times: Times,
     max_types: usize,
 ) -> Decision {
     let mut candidates = needs.ready.as_ref().map(|wanted| Candidates::new(wanted, &loaded));
-    let mut log = Log::new(org, loaded, clock, max_types);
+    let mut log = Log::new(org, loaded, times, max_types);
     let mut replies: Vec<_> = commands.clone().into_iter().map(|command| log.decide(command)).collect();
     if let Some(candidates) = &mut candidates {
         candidates.fill(log.jobs.values().filter(|job| job.is_ready()));
@@ -122,6 +131,7 @@ fn is_last(command: &transition::Command) -> bool {
 struct Log {
     org: OrgId,
     now: Time,
+    began: Instant,
     head: Head,
     loaded_head: Head,
     max_types: usize,
@@ -145,7 +155,7 @@ struct Log {
 }
 
 impl Log {
-    fn new(org: OrgId, loaded: Loaded, clock: Time, max_types: usize) -> Self {
+    fn new(org: OrgId, loaded: Loaded, times: Times, max_types: usize) -> Self {
         let keys = loaded
             .jobs
             .iter()
@@ -160,7 +170,8 @@ impl Log {
         Self {
             org,
             // `recorded_at` never falls along `seq`, whatever the clock does.
-            now: loaded.head.recorded_at.map_or(clock, |last| last.max(clock)),
+            now: loaded.head.recorded_at.map_or(times.clock, |last| last.max(times.clock)),
+            began: times.began,
             head: loaded.head,
             loaded_head: loaded.head,
             max_types,
@@ -189,7 +200,7 @@ impl Log {
                 let job = self.apply(*job, command)?;
                 Ok(Reply::of_job(job, false))
             }
-            Command::Look(look) => Ok(Reply::Looked(self.look(*look))),
+            Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began)))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
     }

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 pub use self::{
     claim::Leases,
-    command::{Claim, Command, Create, JobReply, Looked, Removed},
+    command::{Asked, Claim, Command, Create, JobReply, Looked, Removed},
     subscription::{Delivery, StreamPlace, SubscribeRequest, Subscription},
 };
 use self::{
@@ -36,7 +36,7 @@ use crate::{
     domain::{
         id::{JobId, OrgId},
         job::{JobContents, JobRecord},
-        transition::{Look, TransitionError},
+        transition::TransitionError,
     },
     store::{Store, StoreError},
 };
@@ -153,8 +153,8 @@ impl Ledger {
     /// # Errors
     ///
     /// As for [`Ledger::submit`].
-    pub async fn look(&self, org: OrgId, reachable_for: Duration) -> Result<Looked, LedgerError> {
-        match self.ask(org, Command::Look(Look { reachable_for })).await?.reply {
+    pub async fn look(&self, org: OrgId, asked: Asked) -> Result<Looked, LedgerError> {
+        match self.ask(org, Command::Look(asked)).await?.reply {
             Reply::Looked(looked) => Ok(looked),
             Reply::Job(_) | Reply::Claimed(_) | Reply::Removed(_) => Err(LedgerError::Refused),
         }

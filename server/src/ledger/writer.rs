@@ -18,7 +18,7 @@ use super::{
     LedgerError, Limits,
     claim::Undelivered,
     command::Reply,
-    decide::{Decision, decide, needs},
+    decide::{Decision, Times, decide, needs},
     hub::Hub,
     lanes::{Answered, Lanes, OrgBatch, Turn},
     waiting::Waiting,
@@ -202,12 +202,14 @@ impl Writer {
     async fn prepare(&self, turn: &[OrgBatch]) -> Result<(Box<dyn Batch>, Vec<Decision>), StoreError> {
         let orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
         let mut batch = self.store.begin(&orgs).await?;
+        let began = std::time::Instant::now();
         let mut decisions = Vec::with_capacity(turn.len());
         for OrgBatch { org, commands } in turn {
             let commands = || commands.iter().map(|pending| &pending.command);
             let needs = needs(commands());
             let loaded = batch.load(*org, &needs).await?;
-            let decision = decide(*org, commands(), &needs, loaded, batch.now(), self.limits.types_per_org);
+            let times = Times { clock: batch.now(), began };
+            let decision = decide(*org, commands(), &needs, loaded, times, self.limits.types_per_org);
             batch.write(*org, &decision.changes).await?;
             decisions.push(decision);
         }

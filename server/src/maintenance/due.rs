@@ -4,16 +4,16 @@
 //! `org_due` leads it, so nothing is looked for where nothing is due. Workers who could not reach the ledger for a while, because this
 //! server was not there, or its database, are given time to be heard again before their leases end.
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     domain::id::OrgId,
-    ledger::{Ledger, LedgerError},
+    ledger::{Asked, Ledger, LedgerError},
     store::{DueWork, Store},
 };
 
@@ -23,8 +23,6 @@ const LOOK: Duration = Duration::from_millis(250);
 const ORGS: usize = 64;
 /// How long an org is left to the server that took it. Should that one die, another takes over.
 const HOLD: Duration = Duration::from_secs(2);
-/// The database was not there, or this process was not, if so much time passes between two signs of it.
-const OUTAGE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     let mut reachable = Reachable::default();
@@ -58,7 +56,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
 /// Does what is due in one org, as much as one batch may: where there is more, it is due again at once. False if the database
 /// was in the way.
 async fn look(ledger: Ledger, org: OrgId, since: Instant) -> bool {
-    match ledger.look(org, since.elapsed()).await {
+    match ledger.look(org, Asked { reachable_since: since, at: Instant::now() }).await {
         Ok(_) | Err(LedgerError::Draining) => true,
         // It falls due again.
         Err(error) => {
@@ -82,7 +80,8 @@ impl Reachable {
 
     fn succeeded(&mut self) -> Instant {
         let now = Instant::now();
-        let (since, _) = self.known.filter(|(_, last)| now - *last < OUTAGE).unwrap_or((now, now));
+        // The database was not there, or this process was not, if there was no sign of them for so long.
+        let (since, _) = self.known.filter(|(_, last)| now - *last < Asked::OUTAGE).unwrap_or((now, now));
         self.known = Some((since, now));
         since
     }

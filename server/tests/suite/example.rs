@@ -20,17 +20,17 @@ on_both_databases! {
     the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time,
 }
 
-/// The example, built by the same `cargo test` that built this.
-fn example() -> PathBuf {
+/// An example, built by the same `cargo test` that built this.
+pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("the test runs from a file");
     let built = tests.ancestors().nth(2).expect("target/PROFILE/deps/suite");
-    let example = built.join("examples/digest_files");
+    let example = built.join("examples").join(name);
     assert!(example.exists(), "{} is missing: `cargo test --workspace` builds it", example.display());
     example
 }
 
 fn digest_files(address: &str, path: &Path) -> Command {
-    let mut command = Command::new(example());
+    let mut command = Command::new(example("digest_files"));
     command.arg("--server").arg(format!("http://{address}")).arg(path);
     command.stdout(Stdio::piped()).stderr(Stdio::inherit());
     command

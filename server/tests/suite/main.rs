@@ -10,6 +10,7 @@ mod crash;
 mod errors;
 mod example;
 mod factory;
+mod fencing;
 mod fields;
 mod grpcurl;
 mod harness;
