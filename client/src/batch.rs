@@ -6,7 +6,7 @@ use jobledger_proto::v1::{
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::{Client, Created, Error, Updated, client::is_repeatable, retry::Backoff};
+use crate::{Client, Created, Error, RawClient, Updated, client::is_repeatable, retry::Backoff};
 
 impl Client {
     /// Creates up to 1,000 jobs, each once: what became of each, in order. The jobs come with a few fields only. What failed for
@@ -23,9 +23,9 @@ impl Client {
         for request in requests.iter_mut().filter(|request| request.idempotency_key.is_empty()) {
             request.idempotency_key = Uuid::new_v4().to_string();
         }
-        let send = async |requests: Vec<CreateJobRequest>| {
+        let send = |requests: Vec<CreateJobRequest>| async move {
             let request = BatchCreateJobsRequest { requests };
-            let send = |mut service: crate::RawClient, request| async move { service.batch_create_jobs(request).await };
+            let send = |mut service: RawClient, request| async move { service.batch_create_jobs(request).await };
             let answer = self.call(request, true, send).await?;
             let results = answer.results.into_iter().map(|result| match (result.error, result.job) {
                 (Some(error), _) => Err(error.into()),
@@ -48,11 +48,10 @@ impl Client {
         reports: impl IntoIterator<Item = R>,
     ) -> Result<Vec<Result<Updated, Error>>, Error> {
         let updates: Vec<UpdateJobStatusRequest> = reports.into_iter().map(Into::into).collect();
-        let send = async |updates: Vec<UpdateJobStatusRequest>| {
+        let send = |updates: Vec<UpdateJobStatusRequest>| async move {
             let is_repeatable = updates.iter().all(is_repeatable);
             let request = BatchUpdateJobStatusRequest { updates };
-            let send =
-                |mut service: crate::RawClient, request| async move { service.batch_update_job_status(request).await };
+            let send = |mut service: RawClient, request| async move { service.batch_update_job_status(request).await };
             let answer = self.call(request, is_repeatable, send).await?;
             let results = answer.results.into_iter().map(|result| match (result.error, result.job) {
                 (Some(error), _) => Err(error.into()),
@@ -65,12 +64,15 @@ impl Client {
     }
 
     /// Sends items, and those again that failed for a reason that may pass, until the time is over.
-    async fn until_all_are_answered<I: Clone, T>(
+    async fn until_all_are_answered<I: Clone, T, F>(
         &self,
         items: Vec<I>,
         is_repeatable: impl Fn(&I) -> bool,
-        send: impl AsyncFn(Vec<I>) -> Result<Vec<Result<T, Error>>, Error>,
-    ) -> Result<Vec<Result<T, Error>>, Error> {
+        send: impl Fn(Vec<I>) -> F,
+    ) -> Result<Vec<Result<T, Error>>, Error>
+    where
+        F: Future<Output = Result<Vec<Result<T, Error>>, Error>>,
+    {
         let deadline = Instant::now() + self.timeout();
         let mut backoff = Backoff::default();
         let mut answers: Vec<_> = send(items.clone()).await?.into_iter().map(Some).collect();

@@ -1,6 +1,7 @@
 -- loses: leases (the jobs stay running, and nobody can report under a lease) and run time-outs
 DROP FUNCTION jobledger.list_jobs(UUID, BIGINT, TEXT, TEXT, TEXT[], TEXT[], JSONB, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, BIGINT, BIGINT);
 DROP FUNCTION jobledger.read_contents(UUID, UUID[]);
+DROP FUNCTION jobledger.get_job(UUID, UUID);
 DROP FUNCTION jobledger.read_reaches(UUID[]);
 DROP FUNCTION jobledger.begin_batch(UUID);
 

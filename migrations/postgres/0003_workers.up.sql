@@ -54,6 +54,11 @@ CREATE INDEX idx_job_lease_request ON jobledger.job (org_id, lease_request) WHER
 CREATE INDEX idx_job_status ON jobledger.job (org_id, status, created_seq);
 CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, created_seq);
 
+-- While a table has no statistics, PostgreSQL takes an org's rows for one, and of the indexes that then cost the same the one
+-- that was made last. Those shall be the primary keys: the plans that are made at first are kept for a while.
+ALTER TABLE jobledger.job DROP CONSTRAINT job_pkey, ADD PRIMARY KEY (org_id, id);
+ALTER TABLE jobledger.job_event DROP CONSTRAINT job_event_pkey, ADD PRIMARY KEY (org_id, seq, recorded_at);
+
 -- As open_batch, which servers of the last version go on calling, with the generation of what is ready.
 CREATE FUNCTION jobledger.begin_batch(p_org UUID)
 RETURNS TABLE (
@@ -95,6 +100,24 @@ BEGIN
     END LOOP;
 END $$;
 
+-- As read_job. Here and below, OFFSET 0 has PostgreSQL look rows up by their whole keys: left free, it plans while the tables
+-- are empty to walk an org's rows for the wanted ones, and keeps to that until they have been analysed.
+CREATE FUNCTION jobledger.get_job(p_org UUID, p_id UUID)
+RETURNS TABLE (job jobledger.job, stage TEXT, progress INTEGER, payload TEXT, result_detail TEXT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT j, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, p.payload::text, r.detail_json::text
+    FROM jobledger.job j
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p WHERE p.org_id = p_org AND p.job_id = j.id OFFSET 0) p ON true
+    WHERE j.org_id = p_org AND j.id = p_id;
+END $$;
+
 -- What jobs carry: their payloads and results.
 CREATE FUNCTION jobledger.read_contents(p_org UUID, p_ids UUID[])
 RETURNS TABLE (id UUID, payload TEXT, result_detail TEXT)
@@ -104,9 +127,10 @@ BEGIN
     RETURN QUERY
     SELECT j.id, p.payload::text, r.detail_json::text
     FROM unnest(p_ids) AS wanted (id)
-    JOIN jobledger.job j ON j.org_id = p_org AND j.id = wanted.id
-    LEFT JOIN jobledger.job_event r ON r.org_id = p_org AND r.seq = j.result_seq AND r.recorded_at = j.result_recorded_at
-    LEFT JOIN jobledger.job_payload p ON p.org_id = p_org AND p.job_id = j.id;
+    CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p WHERE p.org_id = p_org AND p.job_id = j.id OFFSET 0) p ON true;
 END $$;
 
 -- A page of jobs, newest first: those created before p_before that match. Where they are found by: a label, where one is
@@ -151,12 +175,14 @@ BEGIN
              WHERE p_key IS NULL)
         ) found ORDER BY found.created_seq DESC LIMIT p_scan
     ), looked AS (
-        SELECT c.created_seq, j, j.last_seq, j.last_recorded_at,
-            (p_types IS NULL OR j.type = ANY (p_types)) AND j.status = ANY (p_statuses)
-            AND (p_labels IS NULL OR j.labels @> p_labels) AND (p_requested_by IS NULL OR j.requested_by = p_requested_by)
-            AND (p_created_after IS NULL OR j.created_at >= p_created_after)
-            AND (p_created_before IS NULL OR j.created_at < p_created_before) AS matches
-        FROM candidate c JOIN jobledger.job j ON j.org_id = p_org AND j.id = c.id
+        SELECT c.created_seq, found.j, (found.j).last_seq, (found.j).last_recorded_at,
+            (p_types IS NULL OR (found.j).type = ANY (p_types)) AND (found.j).status = ANY (p_statuses)
+            AND (p_labels IS NULL OR (found.j).labels @> p_labels)
+            AND (p_requested_by IS NULL OR (found.j).requested_by = p_requested_by)
+            AND (p_created_after IS NULL OR (found.j).created_at >= p_created_after)
+            AND (p_created_before IS NULL OR (found.j).created_at < p_created_before) AS matches
+        FROM candidate c
+        CROSS JOIN LATERAL (SELECT j FROM jobledger.job j WHERE j.org_id = p_org AND j.id = c.id OFFSET 0) found
     ), seen AS (
         SELECT count(*) AS examined, min(c.created_seq) AS reached FROM candidate c
     ), page AS (
@@ -165,6 +191,7 @@ BEGIN
     SELECT coalesce(head, 0), seen.examined, seen.reached, page.created_seq IS NOT NULL, page.j,
         e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
     FROM seen LEFT JOIN page ON true
-    LEFT JOIN jobledger.job_event e ON e.org_id = p_org AND e.seq = page.last_seq AND e.recorded_at = page.last_recorded_at
+    LEFT JOIN LATERAL (SELECT event.detail_json FROM jobledger.job_event event
+        WHERE event.org_id = p_org AND event.seq = page.last_seq AND event.recorded_at = page.last_recorded_at OFFSET 0) e ON true
     ORDER BY page.created_seq DESC;
 END $$;

@@ -13,33 +13,22 @@
 //!   indexes, without row-level security, and with neither head nor counters to wait for;
 //! - the bare lane: the statements of a batch of 256 jobs by one pgbench connection, their rows made in the database.
 
-use std::{
-    error::Error,
-    fs,
-    io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use jobledger_client::proto::{CreateJobRequest, job_service_client::JobServiceClient};
 use sqlx::Executor as _;
 use tempfile::TempDir;
-use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::cluster::{Cluster, Durability};
+use crate::common::{
+    CONNECTIONS, Result, Server,
+    cluster::{self, Cluster, Durability},
+    last_of, median, pgbench, rate,
+};
 
-#[allow(dead_code, reason = "tests need more of it")]
-#[path = "../tests/suite/cluster.rs"]
-mod cluster;
+mod common;
 
 const IN_FLIGHT: usize = 256;
-const CONNECTIONS: usize = 4;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(3);
 /// How many times faster batching has to be on SQLite.
@@ -48,81 +37,12 @@ const BATCHING_BAR: f64 = 4.0;
 const STATEMENT_BAR: f64 = 2.5;
 const TRANSPORT_BAR: f64 = 0.35;
 
-/// As in the server: the generator shall not be the slower of the two.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Calls in flight that make small batches, and how long they are measured.
 const SMALL: usize = 4;
 const SAMPLE: Duration = Duration::from_secs(15);
 /// How old the other's snapshot gets, and how much of the rate has to be left.
 const SNAPSHOT: Duration = Duration::from_secs(300);
 const SNAPSHOT_BAR: f64 = 0.5;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-/// A server process, killed when dropped.
-struct Server {
-    process: Child,
-    channels: Vec<Channel>,
-}
-
-impl Server {
-    async fn start(database_url: &str, max_batch: u16) -> Result<Self> {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_jobledger"))
-            .args(["--listen", "127.0.0.1:0", "--log", "warn", "--database-url", database_url])
-            .args(["--max-batch", &max_batch.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdout = process.stdout.take().ok_or("the server has no stdout")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().strip_prefix("listening on ").ok_or("the server did not start")?;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
-        let mut channels = Vec::new();
-        for _ in 0..CONNECTIONS {
-            channels.push(endpoint.connect().await?);
-        }
-        Ok(Self { process, channels })
-    }
-
-    fn channel(&self, n: usize) -> Channel {
-        self.channels[n % CONNECTIONS].clone()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Nothing of a benchmark needs to survive.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Calls a second, with callers that each wait for their answer before they call again.
-async fn rate<F>(callers: usize, time: Duration, call: impl Fn(usize) -> F + Clone + Send + 'static) -> Result<f64>
-where
-    F: Future<Output = Result<()>> + Send,
-{
-    let done = Arc::new(AtomicU64::new(0));
-    let started = Instant::now();
-    let calls = 0..callers;
-    let mut callers = JoinSet::new();
-    for caller in calls {
-        let (call, done) = (call.clone(), Arc::clone(&done));
-        callers.spawn(async move {
-            while started.elapsed() < time {
-                call(caller).await?;
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-            Result::Ok(())
-        });
-    }
-    while let Some(ended) = callers.join_next().await {
-        ended??;
-    }
-    Ok(done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64())
-}
 
 async fn create(server: &Server) -> Result<f64> {
     create_by(server, IN_FLIGHT, ROUND).await
@@ -168,12 +88,12 @@ SELECT '00000000-0000-0000-0000-00000000000b', last_seq, id, 1, now(), now(), 'c
 /// A batch of 256 jobs on a log of its own.
 const BARE_LANE: &str = "
 BEGIN;
-SELECT seq AS head FROM jobledger.open_batch('00000000-0000-0000-0000-00000000000c') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
 WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
 job AS (
-    INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, last_job_seq, last_seq,
-        last_recorded_at)
-    SELECT '00000000-0000-0000-0000-00000000000c', id, 'bench', 1000000, 2, 600000000, now(), 1, seq, now() FROM made
+    INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,
+        last_job_seq, last_seq, last_recorded_at)
+    SELECT '00000000-0000-0000-0000-00000000000c', id, 'bench', 1000000, 2, 600000000, now(), seq, 1, seq, now() FROM made
 ), event AS (
     INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
     SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM made
@@ -182,36 +102,6 @@ INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
 VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, now(), '{\"bench\": [256, 0, 0, 0, 0, 0]}');
 COMMIT;
 ";
-
-/// Transactions a second of a pgbench script.
-fn pgbench(cluster: &Cluster, database: &str, script: &str, clients: usize) -> Result<f64> {
-    let folder = TempDir::new()?;
-    let file = folder.path().join("script.sql");
-    fs::write(&file, script)?;
-    let output = cluster
-        .program("pgbench")
-        .args(["--no-vacuum", "--protocol=prepared", "--username=postgres"])
-        .arg(format!("--host={}", cluster.socket().display()))
-        .arg(format!("--client={clients}"))
-        .arg(format!("--jobs={}", clients.min(2)))
-        .arg(format!("--time={}", ROUND.as_secs()))
-        .arg("--file")
-        .arg(&file)
-        .arg(database)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
-    rate.ok_or_else(|| format!("pgbench: {said}{}", String::from_utf8_lossy(&output.stderr)).into())
-}
-
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
-fn last_of<const N: usize>(rates: [&Vec<f64>; N]) -> String {
-    rates.map(|rates| format!("{:8.0}", rates.last().copied().unwrap_or_default())).join(" ")
-}
 
 /// Jobs a second on SQLite: batched, one by one, and the empty RPC.
 async fn sqlite() -> Result<()> {
@@ -247,10 +137,10 @@ async fn postgres() -> Result<()> {
     for _ in 0..ROUNDS {
         ours.push(create(&server).await?);
         for (rates, clients) in statement.iter_mut().zip([8, 32]) {
-            rates.push(pgbench(&cluster, &database, SINGLE_JOB, clients)?);
+            rates.push(pgbench(&cluster, &database, SINGLE_JOB, clients, ROUND)?);
         }
         ceiling.push(empty(&server).await?);
-        lane.push(pgbench(&cluster, &database, BARE_LANE, 1)? * 256.0);
+        lane.push(pgbench(&cluster, &database, BARE_LANE, 1, ROUND)? * 256.0);
         println!("  round: {}", last_of([&ours, &statement[0], &statement[1], &ceiling, &lane]));
     }
     let [by_8, by_32] = statement.map(median);

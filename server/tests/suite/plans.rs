@@ -135,7 +135,7 @@ async fn no_read_walks_a_table() {
     let (o, j) = (org(7), job(7));
     let mut reads = Vec::new();
     for (function, arguments) in [
-        ("read_job", format!("'{o}', '{j}'", j = j.0)),
+        ("get_job", format!("'{o}', '{j}'", j = j.0)),
         ("read_org_events", format!("'{o}', 100, 4196, NULL, NULL, 256, 1000000")),
         ("read_org_events", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', 256, 1000000")),
         ("read_job_events", format!("'{o}', '{j}', 0, NULL, NULL, 256, 1000000", j = j.0)),

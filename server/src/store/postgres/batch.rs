@@ -149,21 +149,24 @@ impl Batch for PostgresBatch {
     }
 }
 
-/// The nested loops that the session is held to make one look-up of each key.
+/// OFFSET 0 has PostgreSQL look each row up by its whole key. Left free, it plans while the tables are empty to walk an org's
+/// rows for the wanted ones, and keeps to that until they have been analysed.
 static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_jobs */ WITH wanted (id) AS MATERIALIZED (
             SELECT unnest($2::uuid[])
-            UNION SELECT j.id FROM unnest($3::text[]) AS wanted (key)
-                JOIN jobledger.job j ON j.org_id = $1 AND j.idempotency_key = wanted.key
-            UNION SELECT j.id FROM unnest($5::text[]) AS wanted (request)
-                JOIN jobledger.job j ON j.org_id = $1 AND j.lease_request = wanted.request
+            UNION SELECT j.id FROM unnest($3::text[]) AS wanted (key) CROSS JOIN LATERAL (
+                SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.idempotency_key = wanted.key OFFSET 0) j
+            UNION SELECT j.id FROM unnest($5::text[]) AS wanted (request) CROSS JOIN LATERAL (
+                SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.lease_request = wanted.request OFFSET 0) j
         )
         SELECT (SELECT array_agg(c.type::text) FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = ANY ($4::text[])),
             {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
         FROM (VALUES (1)) one LEFT JOIN (wanted
-            JOIN jobledger.job j ON j.org_id = $1 AND j.id = wanted.id
-            LEFT JOIN jobledger.job_event e ON e.org_id = $1 AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at
+            CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = $1 AND j.id = wanted.id OFFSET 0) j
+            LEFT JOIN LATERAL (
+                SELECT e.detail_json FROM jobledger.job_event e
+                WHERE e.org_id = $1 AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
         ) ON true",
         job_columns("j")
     )

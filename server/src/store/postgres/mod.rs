@@ -54,8 +54,15 @@ const SESSION: [(&str, &str); 9] = [
 
 /// Statements are planned once, for tables of any size: a plan made while a table was small must not walk it when it is not.
 const ONE_PLAN: [(&str, &str); 2] = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")];
-/// Batches look rows up one by one, by keys they bring along.
-const BY_KEY: [(&str, &str); 2] = [("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+/// Batches look rows up one by one, by keys they bring along, and take what is first in the order of an index: never all that
+/// there is, to sort it.
+const BY_KEY: [(&str, &str); 5] = [
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_sort", "off"),
+    ("enable_incremental_sort", "off"),
+    ("enable_bitmapscan", "off"),
+];
 
 /// An open PostgreSQL ledger.
 pub struct PostgresStore {

@@ -23,7 +23,7 @@ use crate::{
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result_detail FROM jobledger.read_job($1, $2) r",
+        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result_detail FROM jobledger.get_job($1, $2) r",
         job_columns("(r.job)")
     )
 });

@@ -94,12 +94,20 @@ impl Statement {
         let jobs: Vec<_> = jobs.iter().collect();
         let id = self.column("id", &jobs, |job| job.id.0)?;
         let columns = self.changing_columns(&jobs)?;
-        let set: Vec<_> = columns.iter().map(|column| format!("{} = {}", column.name, column.value())).collect();
-        let set = set.join(", ");
+        let set: Vec<_> = columns.iter().map(|column| format!("{0} = excluded.{0}", column.name)).collect();
+        let names: Vec<_> = columns.iter().map(|column| column.name).collect();
+        let values: Vec<_> = columns.iter().map(Column::value).collect();
+        let (set, names, values) = (set.join(", "), names.join(", "), values.join(", "));
         let rows = unnest(std::iter::once(&id).chain(&columns));
+        // The rows are there, and so none is inserted. It is written like this because it looks each up by its key, whatever
+        // PostgreSQL takes the table for: an UPDATE that was planned while it was small goes on walking the org's rows.
         self.part(
             "changed_jobs",
-            format_args!("(UPDATE jobledger.job j SET {set} FROM {rows} WHERE j.org_id = $1 AND j.id = u.id)"),
+            format_args!(
+                "(INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, {names})
+                 SELECT $1, u.id, '', 0, 0, 0, {values} FROM {rows}
+                 ON CONFLICT (org_id, id) DO UPDATE SET {set})"
+            ),
         );
         Ok(())
     }

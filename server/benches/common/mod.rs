@@ -1,0 +1,135 @@
+//! What benchmarks share: servers in processes of their own, callers, and pgbench.
+
+use std::{
+    error::Error,
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint};
+
+use self::cluster::Cluster;
+
+#[allow(dead_code, reason = "tests need more of it")]
+#[path = "../../tests/suite/cluster.rs"]
+pub(crate) mod cluster;
+
+pub(crate) const CONNECTIONS: usize = 4;
+
+/// As in the server: the generator shall not be the slower of the two.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A server process, killed when dropped.
+pub(crate) struct Server {
+    process: Child,
+    #[allow(dead_code, reason = "some use clients of their own")]
+    pub(crate) channels: Vec<Channel>,
+    #[allow(dead_code, reason = "some use the channels")]
+    pub(crate) endpoint: String,
+}
+
+impl Server {
+    pub(crate) async fn start(database_url: &str, max_batch: u16) -> Result<Self> {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_jobledger"))
+            .args(["--listen", "127.0.0.1:0", "--log", "warn", "--database-url", database_url])
+            .args(["--max-batch", &max_batch.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = process.stdout.take().ok_or("the server has no stdout")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().strip_prefix("listening on ").ok_or("the server did not start")?;
+        let url = format!("http://{address}");
+        let endpoint = Endpoint::from_shared(url.clone())?.tcp_nodelay(true);
+        let mut channels = Vec::new();
+        for _ in 0..CONNECTIONS {
+            channels.push(endpoint.connect().await?);
+        }
+        Ok(Self { process, channels, endpoint: url })
+    }
+
+    #[allow(dead_code, reason = "some use clients of their own")]
+    pub(crate) fn channel(&self, n: usize) -> Channel {
+        self.channels[n % CONNECTIONS].clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing of a benchmark needs to survive.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Calls a second, with callers that each wait for their answer before they call again.
+pub(crate) async fn rate<F>(
+    callers: usize,
+    time: Duration,
+    call: impl Fn(usize) -> F + Clone + Send + 'static,
+) -> Result<f64>
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    let done = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    let calls = 0..callers;
+    let mut callers = JoinSet::new();
+    for caller in calls {
+        let (call, done) = (call.clone(), Arc::clone(&done));
+        callers.spawn(async move {
+            while started.elapsed() < time {
+                call(caller).await?;
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            Result::Ok(())
+        });
+    }
+    while let Some(ended) = callers.join_next().await {
+        ended??;
+    }
+    Ok(done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Transactions a second of a pgbench script.
+pub(crate) fn pgbench(cluster: &Cluster, database: &str, script: &str, clients: usize, time: Duration) -> Result<f64> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("script.sql");
+    fs::write(&file, script)?;
+    let output = cluster
+        .program("pgbench")
+        .args(["--no-vacuum", "--protocol=prepared", "--username=postgres"])
+        // As the server's sessions plan.
+        .env("PGOPTIONS", "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_sort=off -c enable_bitmapscan=off")
+        .arg(format!("--host={}", cluster.socket().display()))
+        .arg(format!("--client={clients}"))
+        .arg(format!("--jobs={}", clients.min(2)))
+        .arg(format!("--time={}", time.as_secs()))
+        .arg("--file")
+        .arg(&file)
+        .arg(database)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    rate.ok_or_else(|| format!("pgbench: {said}{}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+pub(crate) fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+pub(crate) fn last_of<const N: usize>(rates: [&Vec<f64>; N]) -> String {
+    rates.map(|rates| format!("{:8.0}", rates.last().copied().unwrap_or_default())).join(" ")
+}
