@@ -7,6 +7,7 @@ mod claims;
 mod cluster;
 mod contract;
 mod crash;
+mod demo;
 mod errors;
 mod example;
 mod factory;

@@ -1,0 +1,56 @@
+//! `jobledger demo`, in a pipe.
+
+use std::fs;
+
+use jobledger_client::ListJobsRequest;
+
+use crate::harness::{Database, TestServer, command};
+
+fn demo(arguments: &[&str]) -> (bool, String) {
+    let output = command(&[&["demo"], arguments].concat()).output().expect("the program starts");
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("it prints text");
+    (output.status.success(), said)
+}
+
+#[tokio::test]
+async fn a_tree_is_digested_once_and_known_afterwards() {
+    let tree = tempfile::TempDir::new().unwrap();
+    for n in 0..60 {
+        let folder = tree.path().join(format!("{}", n % 4));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("file-{n}")), vec![n as u8; 1_000 * n]).unwrap();
+    }
+    let path = tree.path().to_str().unwrap();
+    let (done, said) = demo(&[path, "--workers", "3"]);
+    assert!(done && said.starts_with("60 files: 60 digested, 0 failed, 0 known from before\n"), "{said}");
+    assert!(said.contains(": 60 jobs, 0 queued, 0 running, 60 succeeded, 0 failed\n"), "{said}");
+    assert!(said.ends_with("the server's statistics equal what was processed\n"), "{said}");
+
+    let database = Database::sqlite();
+    let kept = ["--database-url", &database.url()];
+    let (done, said) = demo(&[&[path][..], &kept].concat());
+    assert!(done && said.contains("60 digested"), "{said}");
+    fs::write(tree.path().join("new"), "new").unwrap();
+    let (done, said) = demo(&[&[path][..], &kept].concat());
+    assert!(done && said.starts_with("61 files: 1 digested, 0 failed, 60 known from before\n"), "{said}");
+
+    let (server, client) = TestServer::on(&database).await;
+    let jobs = client.list(ListJobsRequest { page_size: 100, ..Default::default() }).await.unwrap().jobs;
+    assert!(jobs.len() == 61 && jobs.iter().all(|job| job.attempt == 1 && job.last_seq > 0));
+    server.stop().await;
+}
+
+#[test]
+fn what_can_not_be_digested_is_said() {
+    let empty = tempfile::TempDir::new().unwrap();
+    let (done, said) = demo(&[empty.path().to_str().unwrap()]);
+    assert!(done && said.contains("holds no regular file"), "{said}");
+    let (done, said) = demo(&["/does/not/exist"]);
+    assert!(!done && said.contains("/does/not/exist: No such file"), "{said}");
+    // A file that can't be read, whoever reads it.
+    let (done, said) = demo(&["/proc/self/mem"]);
+    assert!(done && said.starts_with("1 files: 0 digested, 1 failed"), "{said}");
+    assert!(said.contains("failed /proc/") && said.contains("(UNREADABLE)"), "{said}");
+    let (done, said) = demo(&[".", "--database-url", "postgres://nobody@localhost/x"]);
+    assert!(!done && said.contains("SQLite"), "{said}");
+}
