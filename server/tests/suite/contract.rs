@@ -52,6 +52,8 @@ macro_rules! contract {
     };
 }
 
+pub(crate) use contract;
+
 contract! {
     a_log_that_was_never_written_is_empty,
     what_is_written_is_read_back_whole,

@@ -6,6 +6,7 @@ mod breaking;
 mod claims;
 mod cluster;
 mod contract;
+mod contract_work;
 mod crash;
 mod demo;
 mod errors;

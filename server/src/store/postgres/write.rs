@@ -75,7 +75,7 @@ impl Statement {
     /// The columns of a job that was just created; the defaults of the others are what it has.
     fn waiting_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
         let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
-        let is_unscheduled = jobs.iter().all(|job| job.scheduled_at.is_none());
+        let is_unscheduled = jobs.iter().all(|job| job.scheduled_at.is_none() && job.due_at.is_none());
         Ok(vec![
             self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
             self.either(is_unscheduled, "scheduled_at", jobs, |job| job.scheduled_at)?,

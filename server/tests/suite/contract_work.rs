@@ -1,0 +1,195 @@
+//! What every store must do for claims, leases and lists, whichever database it is on.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jobledger_server::{
+    domain::{
+        id::{JobId, OrgId},
+        job::{Job, JobSpec},
+        json::Json,
+        lease::Lease,
+        status::JobStatus,
+    },
+    store::{Changes, DueWork, JobFilter, ListQuery, Needs, NextDue, Ready, Store},
+};
+use uuid::Uuid;
+
+use crate::{
+    contract::contract,
+    factory::{event, head, job, load, org, time, write},
+    harness::Database,
+};
+
+contract! {
+    ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted,
+    due_jobs_are_loaded_and_the_next_is_known,
+    jobs_are_found_by_the_claim_that_holds_them,
+    an_org_is_due_no_later_than_its_jobs,
+    a_change_without_an_event_leaves_the_log_as_it_is,
+    contents_are_read_for_many_and_lists_go_on_where_they_stopped,
+}
+
+/// Queued jobs of a new org, made by these changes from a plain one.
+async fn queued(store: &dyn Store, make: &[&dyn Fn(&mut Job)]) -> (OrgId, Vec<Job>) {
+    let org = org();
+    let mut jobs = Vec::new();
+    for (seq, make) in (1..).zip(make) {
+        let mut job = job(org, "t", seq);
+        make(&mut job);
+        jobs.push(job);
+    }
+    let changes = Changes {
+        head: head(jobs.len() as i64),
+        created: jobs.clone(),
+        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
+        ..Changes::default()
+    };
+    write(store, org, &changes).await.unwrap();
+    (org, jobs)
+}
+
+fn spec(job: &mut Job) -> &mut JobSpec {
+    Arc::make_mut(&mut job.spec)
+}
+
+fn ids<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Vec<JobId> {
+    jobs.into_iter().map(|job| job.id).collect()
+}
+
+async fn ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted(store: Arc<dyn Store>) {
+    let (org, jobs) = queued(
+        &*store,
+        &[
+            &|job| job.ready_at = time(50),
+            &|job| spec(job).priority = -3,
+            &|job| job.ready_at = time(40),
+            &|job| spec(job).priority = 7,
+            &|job| job.due_at = Some(time(0)),
+            &|job| job.status = JobStatus::Running,
+            &|job| spec(job).job_type = "u".into(),
+        ],
+    )
+    .await;
+    let ready = async |ready| ids(&load(&*store, org, Needs { ready: Some(ready), ..Needs::default() }).await.jobs);
+    let of = |types: &[(&str, usize)]| Ready::Of(types.iter().map(|(name, n)| (Arc::from(*name), *n)).collect());
+    let in_order = [3, 2, 0, 1].map(|n: usize| jobs[n].id);
+    assert_eq!(ready(of(&[("t", 9), ("none", 9)])).await, in_order);
+    assert_eq!(ready(of(&[("t", 2)])).await, in_order[..2]);
+    let all: HashSet<_> = ready(Ready::All(3)).await.into_iter().collect();
+    assert_eq!(all, HashSet::from([in_order[0], in_order[1], in_order[2], jobs[6].id]));
+    // One that is asked for in two ways comes once.
+    let needs = Needs { jobs: vec![jobs[3].id], ready: Some(of(&[("t", 1)])), ..Needs::default() };
+    assert_eq!(ids(&load(&*store, org, needs).await.jobs), [jobs[3].id]);
+}
+
+async fn due_jobs_are_loaded_and_the_next_is_known(store: Arc<dyn Store>) {
+    let hour = 3_600_000_000;
+    let (org, jobs) = queued(
+        &*store,
+        &[
+            &|job| job.due_at = Some(time(-20)),
+            &|_| {},
+            &|job| job.due_at = Some(time(-30)),
+            &|job| job.due_at = Some(time(2 * hour)),
+            &|job| job.due_at = Some(time(hour)),
+        ],
+    )
+    .await;
+    let loaded = load(&*store, org, Needs { due: Some(9), ..Needs::default() }).await;
+    assert_eq!((loaded.due, loaded.next_due), (vec![jobs[2].id, jobs[0].id], Some(time(hour))));
+    assert_eq!(loaded.jobs.len(), 2);
+    let loaded = load(&*store, org, Needs { due: Some(1), ..Needs::default() }).await;
+    assert_eq!((loaded.due, loaded.next_due), (vec![jobs[2].id], Some(time(hour))));
+    let (org, _) = queued(&*store, &[&|_| {}]).await;
+    let loaded = load(&*store, org, Needs { due: Some(9), ..Needs::default() }).await;
+    assert_eq!((loaded.due, loaded.next_due), (vec![], None));
+}
+
+fn hold(job: &mut Job, request: &str) {
+    job.status = JobStatus::Running;
+    let (worker, granted) = ("w".into(), Duration::from_secs(9));
+    let request = Some(request.into());
+    job.lease = Some(Lease { worker, granted, expires_at: time(9), request, is_confirmed: false });
+}
+
+async fn jobs_are_found_by_the_claim_that_holds_them(store: Arc<dyn Store>) {
+    let (org, jobs) =
+        queued(&*store, &[&|job| hold(job, "a"), &|job| hold(job, "b"), &|job| hold(job, "a"), &|_| {}]).await;
+    let requests = vec!["a".into(), "none".into()];
+    let mut found = ids(&load(&*store, org, Needs { requests, ..Needs::default() }).await.jobs);
+    found.sort_unstable();
+    assert_eq!(found, [jobs[0].id, jobs[2].id]);
+}
+
+async fn an_org_is_due_no_later_than_its_jobs(store: Arc<dyn Store>) {
+    let (org, _) = queued(&*store, &[&|_| {}]).await;
+    let is_due = async || store.take_due(DueWork::Jobs, 100, Duration::ZERO).await.unwrap().contains(&org);
+    let note = async |next_due| {
+        write(&*store, org, &Changes { next_due: Some(next_due), ..Changes::default() }).await.unwrap();
+    };
+    let (past, future) = (time(-1_000_000), time(3_600_000_000));
+    assert!(!is_due().await, "nothing was said");
+    note(NextDue::By(future)).await;
+    assert!(!is_due().await);
+    note(NextDue::By(past)).await;
+    assert!(is_due().await);
+    note(NextDue::By(future)).await;
+    assert!(is_due().await, "later is no news");
+    note(NextDue::At(Some(future))).await;
+    assert!(!is_due().await);
+    note(NextDue::At(Some(past))).await;
+    note(NextDue::At(None)).await;
+    assert!(!is_due().await);
+}
+
+async fn a_change_without_an_event_leaves_the_log_as_it_is(store: Arc<dyn Store>) {
+    let (org, jobs) = queued(&*store, &[&|_| {}, &|_| {}]).await;
+    let before = load(&*store, org, Needs::default()).await.head;
+    let mut changed = jobs[1].clone();
+    hold(&mut changed, "a");
+    write(&*store, org, &Changes { changed: vec![changed.clone()], ..Changes::default() }).await.unwrap();
+    assert_eq!(load(&*store, org, Needs::default()).await.head, before);
+    assert_eq!(store.job(org, changed.id).await.unwrap().unwrap().job, changed);
+    // What became ready is told without an event, too.
+    let raised = jobledger_server::store::Head { ready_gen: before.ready_gen + 1, ..before };
+    write(&*store, org, &Changes { head: Some(raised), ..Changes::default() }).await.unwrap();
+    assert_eq!(load(&*store, org, Needs::default()).await.head, raised);
+    assert_eq!(store.reaches(&[org]).await.unwrap(), [(org, raised.reach())]);
+}
+
+async fn contents_are_read_for_many_and_lists_go_on_where_they_stopped(store: Arc<dyn Store>) {
+    let (org, jobs) = queued(&*store, &[&|_| {}, &|_| {}, &|_| {}, &|_| {}, &|_| {}]).await;
+    let payload = Json::from_trusted("{\"a\": 1}");
+    let mut with = job(org, "t", 6);
+    spec(&mut with).labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+    let changes = Changes {
+        head: head(6),
+        created: vec![with.clone()],
+        payloads: vec![(with.id, payload.clone())],
+        events: vec![Arc::new(event(&with, 6))],
+        ..Changes::default()
+    };
+    write(&*store, org, &changes).await.unwrap();
+    let wanted = [with.id, JobId(Uuid::now_v7()), jobs[0].id];
+    let contents: BTreeMap<_, _> = store.contents(org, &wanted).await.unwrap().into_iter().collect();
+    assert_eq!((contents.len(), &contents[&with.id].payload), (2, &Some(payload)));
+    assert_eq!((&contents[&jobs[0].id].payload, &contents[&jobs[0].id].result), (&None, &None));
+
+    let mut list = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: 4 };
+    let page = store.list(org, &list).await.unwrap();
+    assert_eq!(
+        (ids(&page.jobs), page.next, page.as_of_seq),
+        (vec![with.id, jobs[4].id, jobs[3].id, jobs[2].id], Some(3), 6)
+    );
+    list.before = page.next.unwrap();
+    let page = store.list(org, &list).await.unwrap();
+    assert_eq!((ids(&page.jobs), page.next), (vec![jobs[1].id, jobs[0].id], None));
+    list.filter.labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+    list.before = i64::MAX;
+    assert_eq!(store.list(org, &list).await.unwrap().jobs, [with]);
+    assert!(store.list(crate::factory::org(), &list).await.unwrap().jobs.is_empty());
+}
