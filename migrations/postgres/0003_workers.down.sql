@@ -3,6 +3,7 @@ DROP FUNCTION jobledger.list_jobs(UUID, BIGINT, TEXT, TEXT, TEXT[], TEXT[], JSON
 DROP FUNCTION jobledger.read_contents(UUID, UUID[]);
 DROP FUNCTION jobledger.get_job(UUID, UUID);
 DROP FUNCTION jobledger.read_reaches(UUID[]);
+DROP FUNCTION jobledger.count_jobs(UUID, TEXT[]);
 DROP FUNCTION jobledger.begin_batch(UUID);
 
 DROP INDEX jobledger.idx_org_due_work;
@@ -15,6 +16,7 @@ DROP INDEX jobledger.idx_job_status;
 DROP INDEX jobledger.idx_job_lease_request;
 DROP INDEX jobledger.idx_job_due;
 DROP INDEX jobledger.idx_job_ready;
+CREATE INDEX idx_job_queued ON jobledger.job (org_id, type, ready_at) WHERE status = 'queued';
 CREATE INDEX idx_job_status ON jobledger.job (org_id, status, id);
 CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, id);
 

@@ -46,8 +46,9 @@ ALTER TABLE jobledger.job_label FORCE ROW LEVEL SECURITY;
 
 ALTER TABLE jobledger.job_label DROP CONSTRAINT job_label_pkey, ADD PRIMARY KEY (org_id, key, value, created_seq);
 
--- Jobs that may be claimed, in the order in which they are.
-CREATE INDEX idx_job_ready ON jobledger.job (org_id, type, priority DESC, ready_at, id) WHERE status = 'queued' AND due_at IS NULL;
+-- Jobs that may be claimed, in the order in which they are. It also finds what has been ready longest, for statistics.
+DROP INDEX jobledger.idx_job_queued;
+CREATE INDEX idx_job_ready ON jobledger.job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
 -- Apart from an extended lease's end, which moves with every heartbeat: nothing here does.
 CREATE INDEX idx_job_due ON jobledger.job (org_id, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX idx_job_lease_request ON jobledger.job (org_id, lease_request) WHERE lease_request IS NOT NULL;
@@ -79,6 +80,51 @@ BEGIN
     WHERE b.org_id = p_org AND b.seq > head.seq ORDER BY b.seq DESC LIMIT 1;
     RETURN QUERY SELECT coalesce(last.seq, head.seq), head.floor_seq, coalesce(last.recorded_at, head.recorded_at),
         head.types, greatest(last.ready_gen, head.ready_gen), head.seq, clock_timestamp();
+END $$;
+
+-- As read_statistics, with the job that has been ready longest found among the first of each priority.
+CREATE FUNCTION jobledger.count_jobs(p_org UUID, p_types TEXT[])
+RETURNS TABLE (
+    head_seq BIGINT, type TEXT, queued BIGINT, running BIGINT, succeeded BIGINT, failed BIGINT, canceled BIGINT,
+    dead_letter BIGINT, oldest_ready_at TIMESTAMPTZ, clock TIMESTAMPTZ
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    WITH batch AS MATERIALIZED (
+        SELECT b.seq, b.counts FROM jobledger.org_head h JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
+        WHERE h.org_id = p_org
+    ), added AS MATERIALIZED (
+        SELECT change.key, sum((change.value ->> 0)::bigint)::bigint AS queued, sum((change.value ->> 1)::bigint)::bigint AS running,
+            sum((change.value ->> 2)::bigint)::bigint AS succeeded, sum((change.value ->> 3)::bigint)::bigint AS failed,
+            sum((change.value ->> 4)::bigint)::bigint AS canceled, sum((change.value ->> 5)::bigint)::bigint AS dead_letter
+        FROM batch, jsonb_each(batch.counts) change GROUP BY change.key
+    ), counter AS (
+        SELECT c.type, c.queued + coalesce(a.queued, 0) AS queued, c.running + coalesce(a.running, 0) AS running,
+            c.succeeded + coalesce(a.succeeded, 0) AS succeeded, c.failed + coalesce(a.failed, 0) AS failed,
+            c.canceled + coalesce(a.canceled, 0) AS canceled, c.dead_letter + coalesce(a.dead_letter, 0) AS dead_letter
+        FROM jobledger.org_counter c LEFT JOIN added a ON a.key = c.type
+        WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
+    )
+    SELECT greatest(h.seq, (SELECT max(batch.seq) FROM batch)), c.type::text, c.queued, c.running, c.succeeded, c.failed,
+        c.canceled, c.dead_letter,
+        CASE WHEN c.queued > 0 THEN (
+            WITH RECURSIVE first (priority, ready_at) AS (
+                (SELECT j.priority, j.ready_at FROM jobledger.job j
+                 WHERE j.org_id = p_org AND j.type = c.type AND j.status = 'queued' AND j.due_at IS NULL
+                 ORDER BY j.priority DESC, j.ready_at LIMIT 1)
+                UNION ALL
+                SELECT lower.priority, lower.ready_at FROM first CROSS JOIN LATERAL (
+                    SELECT j.priority, j.ready_at FROM jobledger.job j
+                    WHERE j.org_id = p_org AND j.type = c.type AND j.status = 'queued' AND j.due_at IS NULL
+                        AND j.priority < first.priority
+                    ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
+            ) SELECT min(first.ready_at) FROM first)
+        END,
+        clock_timestamp()
+    FROM jobledger.org_head h LEFT JOIN counter c ON true
+    WHERE h.org_id = p_org ORDER BY c.type;
 END $$;
 
 -- As read_heads, with the generation of what is ready.

@@ -16,6 +16,7 @@ SELECT job.org_id, label.key, label.value, job.id FROM job, json_each(job.labels
 
 DROP INDEX idx_job_type;
 DROP INDEX idx_job_status;
+CREATE INDEX idx_job_queued ON job (org_id, type, ready_at) WHERE status = 'queued';
 CREATE INDEX idx_job_status ON job (org_id, status, id);
 CREATE INDEX idx_job_type ON job (org_id, type, status, id);
 

@@ -19,8 +19,9 @@ UPDATE job SET
     payload_bytes = coalesce((SELECT min(7 * octet_length(payload), 1048576) FROM job_payload p WHERE p.org_id = job.org_id AND p.job_id = job.id), 0),
     due_at = CASE WHEN status = 'queued' AND scheduled_at IS NOT NULL THEN ready_at END;
 
--- Jobs that may be claimed, in the order in which they are.
-CREATE INDEX idx_job_ready ON job (org_id, type, priority DESC, ready_at, id) WHERE status = 'queued' AND due_at IS NULL;
+-- Jobs that may be claimed, in the order in which they are. It also finds what has been ready longest, for statistics.
+DROP INDEX idx_job_queued;
+CREATE INDEX idx_job_ready ON job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
 -- Apart from an extended lease's end, which moves with every heartbeat: nothing here does.
 CREATE INDEX idx_job_due ON job (org_id, due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX idx_job_lease_request ON job (org_id, lease_request) WHERE lease_request IS NOT NULL;

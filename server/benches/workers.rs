@@ -232,7 +232,7 @@ SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-000000000
 WITH ready AS MATERIALIZED (
     SELECT id FROM jobledger.job
     WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'queued' AND due_at IS NULL
-    ORDER BY priority DESC, ready_at, id LIMIT 256
+    ORDER BY priority DESC, ready_at, created_seq LIMIT 256
 ), taken AS MATERIALIZED (SELECT id, :head + row_number() OVER () AS seq FROM ready),
 job AS (
     UPDATE jobledger.job j SET status = 'running', attempt = 1, updated_at = now(), started_at = now(),

@@ -33,12 +33,12 @@ pub(super) fn ready(claims: &[&Claim]) -> Option<Ready> {
     (!wanted.is_empty()).then(|| Ready::Of(wanted.into_iter().map(|(name, n)| (name, bounded(n))).collect()))
 }
 
-/// The order in which jobs of a type are taken: by priority, then by how long they have been ready.
-type Place = (Reverse<i32>, Time, JobId);
+/// The order in which jobs of a type are taken: by priority, then by how long they have been ready, then as they were created.
+type Place = (Reverse<i32>, Time, i64);
 
 /// The jobs that are left to be taken.
 pub(super) struct Candidates {
-    types: HashMap<Arc<str>, BTreeMap<Place, usize>>,
+    types: HashMap<Arc<str>, BTreeMap<Place, (JobId, usize)>>,
     places: HashMap<JobId, (Arc<str>, Place)>,
     /// Types of which the database has more than it was asked for.
     cut: BTreeSet<Arc<str>>,
@@ -61,9 +61,9 @@ impl Candidates {
 
     pub(super) fn fill<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
         for job in jobs {
-            let place = (Reverse(job.spec.priority), job.ready_at, job.id);
+            let place = (Reverse(job.spec.priority), job.ready_at, job.created_seq);
             let job_type = &job.spec.job_type;
-            self.types.entry(Arc::clone(job_type)).or_default().insert(place, weight(job));
+            self.types.entry(Arc::clone(job_type)).or_default().insert(place, (job.id, weight(job)));
             self.places.insert(job.id, (Arc::clone(job_type), place));
         }
     }
@@ -76,7 +76,7 @@ impl Candidates {
         } else {
             claim.types.iter().filter_map(of_type).min()
         };
-        first.map(|((_, _, id), weight)| (*id, *weight))
+        first.map(|(_, found)| *found)
     }
 
     pub(super) fn take(&mut self, id: JobId) {

@@ -140,7 +140,7 @@ async fn no_read_walks_a_table() {
         ("read_org_events", format!("'{o}', 100, 4196, NULL, NULL, 256, 1000000")),
         ("read_org_events", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', 256, 1000000")),
         ("read_job_events", format!("'{o}', '{j}', 0, NULL, NULL, 256, 1000000", j = j.0)),
-        ("read_statistics", format!("'{o}', NULL")),
+        ("count_jobs", format!("'{o}', NULL")),
         ("read_contents", format!("'{o}', '{{{j}}}'", j = j.0)),
         ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed}}', NULL, NULL, NULL, NULL, 51, 51")),
         (

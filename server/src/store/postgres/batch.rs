@@ -262,7 +262,7 @@ fn load_ready(wanted: &str) -> String {
         SELECT {}, NULL::text, NULL::integer FROM wanted CROSS JOIN LATERAL (
             SELECT j.* FROM jobledger.job j
             WHERE j.org_id = $1 AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL
-            ORDER BY j.priority DESC, j.ready_at, j.id LIMIT wanted.most
+            ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT wanted.most
         ) j",
         job_columns("j")
     )

@@ -90,7 +90,7 @@ pub(super) async fn events(
 
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* statistics */ SELECT head_seq, clock, type, {}, oldest_ready_at FROM jobledger.read_statistics($1, $2)",
+        "/* statistics */ SELECT head_seq, clock, type, {}, oldest_ready_at FROM jobledger.count_jobs($1, $2)",
         JobStatus::ALL.map(JobStatus::as_str).join(", ")
     )
 });

@@ -204,7 +204,7 @@ pub(super) static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_ready */ SELECT {}, NULL, NULL FROM job j INDEXED BY idx_job_ready
         WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NULL
-        ORDER BY priority DESC, ready_at, id LIMIT $3",
+        ORDER BY priority DESC, ready_at, created_seq LIMIT $3",
         job_columns("j")
     )
 });

@@ -104,8 +104,17 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* statistics */ SELECT h.seq, c.type, {},
-            CASE WHEN c.queued > 0 THEN
-                (SELECT min(ready_at) FROM job WHERE org_id = c.org_id AND type = c.type AND status = 'queued')
+            CASE WHEN c.queued > 0 THEN (
+                WITH RECURSIVE found (priority) AS (
+                    SELECT max(priority) FROM job
+                    WHERE org_id = c.org_id AND type = c.type AND status = 'queued' AND due_at IS NULL
+                    UNION ALL
+                    SELECT (SELECT max(j.priority) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
+                                AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < found.priority)
+                    FROM found WHERE found.priority IS NOT NULL
+                ) SELECT min((SELECT min(j.ready_at) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
+                                AND j.status = 'queued' AND j.due_at IS NULL AND j.priority = found.priority))
+                FROM found WHERE found.priority IS NOT NULL)
             END
         FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id
             AND ($2 IS NULL OR c.type IN (SELECT value FROM json_each($2)))
