@@ -47,7 +47,7 @@ async fn count(context: Context, job: Count) -> Result<Counted, Error> {
             () = context.canceled() => return Err(Error::new("interrupted")),
             () = tokio::time::sleep(Duration::from_millis(job.every_ms)) => {}
         }
-        context.progress((100 * (step + 1) / job.to) as u8);
+        context.progress((100 * u64::from(step + 1) / u64::from(job.to)) as u8);
     }
     Ok(Counted { steps: job.to })
 }

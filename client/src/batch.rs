@@ -1,5 +1,7 @@
 //! Many jobs, or many reports, in one call.
 
+use std::time::Duration;
+
 use jobledger_proto::v1::{
     BatchCreateJobsRequest, BatchUpdateJobStatusRequest, CreateJobRequest, UpdateJobStatusRequest,
 };
@@ -23,10 +25,10 @@ impl Client {
         for request in requests.iter_mut().filter(|request| request.idempotency_key.is_empty()) {
             request.idempotency_key = Uuid::new_v4().to_string();
         }
-        let send = |requests: Vec<CreateJobRequest>| async move {
+        let send = |requests: Vec<CreateJobRequest>, within| async move {
             let request = BatchCreateJobsRequest { requests };
             let send = |mut service: RawClient, request| async move { service.batch_create_jobs(request).await };
-            let answer = self.call(request, true, send).await?;
+            let answer = self.call_within(within, request, true, send).await?;
             let results = answer.results.into_iter().map(|result| match (result.error, result.job) {
                 (Some(error), _) => Err(error.into()),
                 (None, Some(job)) => Ok(Created { job, deduplicated: result.deduplicated }),
@@ -48,11 +50,11 @@ impl Client {
         reports: impl IntoIterator<Item = R>,
     ) -> Result<Vec<Result<Updated, Error>>, Error> {
         let updates: Vec<UpdateJobStatusRequest> = reports.into_iter().map(Into::into).collect();
-        let send = |updates: Vec<UpdateJobStatusRequest>| async move {
+        let send = |updates: Vec<UpdateJobStatusRequest>, within| async move {
             let is_repeatable = updates.iter().all(is_repeatable);
             let request = BatchUpdateJobStatusRequest { updates };
             let send = |mut service: RawClient, request| async move { service.batch_update_job_status(request).await };
-            let answer = self.call(request, is_repeatable, send).await?;
+            let answer = self.call_within(within, request, is_repeatable, send).await?;
             let results = answer.results.into_iter().map(|result| match (result.error, result.job) {
                 (Some(error), _) => Err(error.into()),
                 (None, Some(job)) => Ok(Updated { job, cancel_requested: result.cancel_requested }),
@@ -68,14 +70,14 @@ impl Client {
         &self,
         items: Vec<I>,
         is_repeatable: impl Fn(&I) -> bool,
-        send: impl Fn(Vec<I>) -> F,
+        send: impl Fn(Vec<I>, Duration) -> F,
     ) -> Result<Vec<Result<T, Error>>, Error>
     where
         F: Future<Output = Result<Vec<Result<T, Error>>, Error>>,
     {
         let deadline = Instant::now() + self.timeout();
         let mut backoff = Backoff::default();
-        let mut answers: Vec<_> = send(items.clone()).await?.into_iter().map(Some).collect();
+        let mut answers: Vec<_> = send(items.clone(), self.timeout()).await?.into_iter().map(Some).collect();
         loop {
             let failed: Vec<usize> = (0..items.len())
                 .filter(|n| {
@@ -88,8 +90,10 @@ impl Client {
                 return Ok(answers.into_iter().flatten().collect());
             }
             sleep(wait).await;
-            let again = send(failed.iter().map(|n| items[*n].clone()).collect()).await?;
-            for (n, answer) in failed.into_iter().zip(again) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // If that fails as a whole, what the others were answered is still worth having.
+            let again = send(failed.iter().map(|n| items[*n].clone()).collect(), left).await;
+            for (n, answer) in failed.into_iter().zip(again.unwrap_or_default()) {
                 answers[n] = Some(answer);
             }
         }

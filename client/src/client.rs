@@ -28,6 +28,8 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// The same for all of a connection's together: out of reach, else one stream that is not read would stop every call
 /// beside it. The windows of the streams bound the memory.
 const CONNECTION_WINDOW: u32 = 1 << 30;
+/// As good as none, and far from what a clock can't add.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(366 * 86_400);
 /// What a call may take with all its tries, unless said otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -90,7 +92,7 @@ impl ClientBuilder {
 
     /// What a call may take with all its tries. Default 30 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = timeout.min(LONGEST_TIMEOUT);
         self
     }
 

@@ -232,8 +232,8 @@ impl Claim {
     }
 
     /// By what the claim is known when it comes again. Default: a random one, so that trying again is safe.
-    pub fn request_id(mut self, id: impl Into<String>) -> Self {
-        self.0.request_id = id.into();
+    pub fn request_id(mut self, id: impl ToString) -> Self {
+        self.0.request_id = id.to_string();
         self
     }
 }

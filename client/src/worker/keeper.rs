@@ -13,10 +13,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Client, retry::Backoff};
+use crate::{Client, Error, retry::Backoff};
 
 /// Leases in one call, at most.
 const AT_ONCE: usize = 1_000;
+/// Bytes in one call, about: the service takes 4 MiB.
+const BYTES: usize = 2 << 20;
 /// What one call may take: another may have better luck.
 const CALL: Duration = Duration::from_secs(5);
 
@@ -64,6 +66,8 @@ pub(super) struct Held {
 
 struct State {
     news: News,
+    /// What is on its way with a heartbeat that is not answered yet.
+    on_its_way: News,
     /// When news may be sent.
     news_at: Instant,
     /// When a sign of life has to be sent.
@@ -80,9 +84,11 @@ impl Held {
         }
     }
 
-    /// Takes what was not reported yet.
+    /// Takes what was not reported yet, for all that is known: what is on its way may arrive after the job has ended.
     pub(super) fn take_news(&self) -> News {
-        std::mem::take(&mut lock(&self.state).news)
+        let mut state = lock(&self.state);
+        let on_its_way = std::mem::take(&mut state.on_its_way);
+        std::mem::take(&mut state.news).or(on_its_way)
     }
 
     pub(super) fn token(&self) -> &CancellationToken {
@@ -133,7 +139,8 @@ impl Keeper {
     /// Keeps a lease from now on.
     pub(super) fn hold(self: &Arc<Self>, lease_token: String) -> Arc<Held> {
         let now = Instant::now();
-        let state = State { news: News::default(), news_at: now, beat_at: now + self.beat_interval, stop: None };
+        let (news, on_its_way) = Default::default();
+        let state = State { news, on_its_way, news_at: now, beat_at: now + self.beat_interval, stop: None };
         let held = Arc::new(Held {
             keeper: Arc::downgrade(self),
             lease_token: lease_token.clone(),
@@ -171,21 +178,24 @@ impl Keeper {
             });
             let worker_id = self.worker_id.clone();
             let beat = HeartbeatRequest { worker_id, leases: leases.collect(), extend_by: None };
-            match timeout(CALL, self.client.heartbeat(beat)).await {
-                Ok(Ok(results)) => {
+            // No longer than until the next one is due.
+            let answer = timeout(CALL.min(self.beat_interval), self.client.heartbeat(beat)).await;
+            match answer.unwrap_or(Err(Error::DeadlineExceeded)) {
+                Ok(results) => {
                     backoff.reset();
                     for ((held, _), result) in due.iter().zip(results) {
+                        lock(&held.state).on_its_way = News::default();
                         self.heard(held, &result);
                     }
                 }
-                failed => {
+                Err(error) => {
                     let wait = backoff.next(None);
-                    let error = failed.err().map_or_else(|| "refused".to_owned(), |_| "no answer in time".to_owned());
-                    tracing::warn!(error, leases = due.len(), wait_ms = wait.as_millis() as u64, "heartbeat failed");
+                    tracing::warn!(%error, leases = due.len(), wait_ms = wait.as_millis() as u64, "heartbeat failed");
                     let again = Instant::now() + wait;
-                    for (held, news) in due {
+                    for (held, _) in due {
                         let mut state = lock(&held.state);
-                        state.news = std::mem::take(&mut state.news).or(news);
+                        let on_its_way = std::mem::take(&mut state.on_its_way);
+                        state.news = std::mem::take(&mut state.news).or(on_its_way);
                         (state.news_at, state.beat_at) = (again, again);
                     }
                 }
@@ -196,20 +206,34 @@ impl Keeper {
     /// The leases that are due for a sign of life, or have news to be told, with the news; and when the next is.
     fn due(&self) -> (Vec<(Arc<Held>, News)>, Option<Instant>) {
         let now = Instant::now();
-        let (mut due, mut next) = (Vec::new(), None::<Instant>);
+        let (mut candidates, mut next) = (Vec::new(), None::<Instant>);
         for held in lock(&self.held).values() {
-            let mut state = lock(&held.state);
+            let state = lock(&held.state);
             if state.stop == Some(Stop::Lost) {
                 continue;
             }
             let at = if state.news.is_empty() { state.beat_at } else { state.beat_at.min(state.news_at) };
-            if at <= now && due.len() < AT_ONCE {
-                state.news_at = now + self.news_interval;
-                state.beat_at = now + self.beat_interval;
-                due.push((Arc::clone(held), std::mem::take(&mut state.news)));
+            if at <= now {
+                candidates.push((state.beat_at, Arc::clone(held)));
             } else {
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
+        }
+        // Where they are too many for one call, those whose leases end first.
+        candidates.sort_unstable_by_key(|(beat_at, _)| *beat_at);
+        let (mut due, mut bytes) = (Vec::new(), 0);
+        for (_, held) in candidates.into_iter().take(AT_ONCE) {
+            let mut state = lock(&held.state);
+            bytes += 256 + state.news.message.len();
+            if bytes > BYTES {
+                break;
+            }
+            state.news_at = now + self.news_interval;
+            state.beat_at = now + self.beat_interval;
+            state.on_its_way = std::mem::take(&mut state.news);
+            let news = state.on_its_way.clone();
+            drop(state);
+            due.push((held, news));
         }
         (due, next)
     }

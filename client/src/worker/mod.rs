@@ -93,6 +93,9 @@ struct Options {
     shutdown_grace: Duration,
 }
 
+/// Longer, a job's stage and progress would be of no use to anyone.
+const LONGEST_PROGRESS_INTERVAL: Duration = Duration::from_secs(86_400);
+
 /// A worker in the making.
 #[must_use]
 pub struct WorkerBuilder {
@@ -118,11 +121,12 @@ impl Worker {
     }
 
     /// Works until `shutdown` is done; then claims no more, lets the handlers that are running finish within the grace period, and
-    /// gives the jobs of the others back. A server that is away is waited for, for as long as it takes.
+    /// gives the jobs of the others back. A server that is away is waited for, for as long as it takes. Dropped, it asks handlers to
+    /// stop and drops them where they await; their leases end.
     ///
     /// # Errors
     ///
-    /// If the service refuses its claims, for instance because of a type that can't be one.
+    /// If the service refuses its claims, for instance because of a type that can't be one; or, at the first, the caller.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), crate::Error> {
         run::run(self, shutdown).await
     }
@@ -174,7 +178,7 @@ impl WorkerBuilder {
 
     /// The least time between two reports of one job's progress; the latest counts. Default 250 ms.
     pub fn progress_interval(mut self, interval: Duration) -> Self {
-        self.options.progress_interval = interval;
+        self.options.progress_interval = interval.min(LONGEST_PROGRESS_INTERVAL);
         self
     }
 

@@ -11,6 +11,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use tonic::Status;
+
 use crate::{Client, Error, retry::Backoff};
 
 /// Reports in one call, at most.
@@ -19,6 +21,7 @@ const AT_ONCE: usize = 1_000;
 const BYTES: usize = 2 << 20;
 /// What one call may take: another may have better luck.
 const CALL: Duration = Duration::from_secs(10);
+const LONGEST_CALL: Duration = Duration::from_secs(120);
 
 /// A report, and who waits for it to be settled.
 struct Report {
@@ -50,6 +53,8 @@ pub(super) fn open(client: Client) -> (Desk, impl Future<Output = ()>) {
 async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
     let mut backoff = Backoff::default();
     let mut waiting = Vec::new();
+    // On a line that is too slow for so much, smaller calls with more time get through.
+    let (mut bytes, mut time) = (BYTES, CALL);
     loop {
         if waiting.is_empty() {
             let Some(first) = desk.recv().await else { return };
@@ -58,8 +63,13 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
         while let Ok(next) = desk.try_recv() {
             waiting.push(next);
         }
-        let rest = waiting.split_off(fitting(&waiting));
-        let answers = send(&client, &waiting).await;
+        let rest = waiting.split_off(fitting(&waiting, bytes));
+        let answers = send_or_split(&client, &waiting, time).await;
+        if answers.iter().all(|answer| matches!(answer, Err(Error::DeadlineExceeded))) {
+            (bytes, time) = (bytes / 2, (2 * time).min(LONGEST_CALL));
+        } else {
+            (bytes, time) = (BYTES, CALL);
+        }
         let mut failed = None;
         let mut again = Vec::new();
         for (report, answer) in waiting.into_iter().zip(answers) {
@@ -85,31 +95,44 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
 }
 
 /// How many of the reports one call takes.
-fn fitting(reports: &[Report]) -> usize {
+fn fitting(reports: &[Report], most: usize) -> usize {
     let mut bytes = 0;
     let fits = |report: &&Report| {
         bytes += report.update.encoded_len() + 8;
-        bytes <= BYTES
+        bytes <= most
     };
     reports.iter().take(AT_ONCE).take_while(fits).count().max(1)
 }
 
-/// An answer for each report.
-async fn send(client: &Client, reports: &[Report]) -> Vec<Result<(), Error>> {
+/// An answer for each report. A call that is refused as a whole says nothing of the single ones: they go one by one.
+async fn send_or_split(client: &Client, reports: &[Report], time: Duration) -> Vec<Result<(), Error>> {
+    match send(client, reports, time).await {
+        Ok(answers) => answers,
+        Err(status) if reports.len() > 1 && !may_pass(&Error::from(status.clone())) => {
+            let mut answers = Vec::with_capacity(reports.len());
+            for report in reports {
+                let alone = send(client, std::slice::from_ref(report), time).await;
+                answers.push(alone.map_or_else(|status| Err(status.into()), |mut answers| answers.remove(0)));
+            }
+            answers
+        }
+        Err(status) => reports.iter().map(|_| Err(status.clone().into())).collect(),
+    }
+}
+
+/// An answer for each report, or one for the call.
+async fn send(client: &Client, reports: &[Report], time: Duration) -> Result<Vec<Result<(), Error>>, Status> {
     let updates = reports.iter().map(|report| report.update.clone()).collect();
     let call = async {
         let mut service = client.raw();
         service.batch_update_job_status(BatchUpdateJobStatusRequest { updates }).await
     };
-    let all_fail = |make: &dyn Fn() -> Error| reports.iter().map(|_| Err(make())).collect();
-    match timeout(CALL, call).await {
-        Ok(Ok(answer)) => {
-            let results = answer.into_inner().results.into_iter();
-            results.map(|result| result.error.map_or(Ok(()), |error| Err(error.into()))).collect()
-        }
-        Ok(Err(status)) => all_fail(&|| Error::from(status.clone())),
-        Err(_) => all_fail(&|| Error::DeadlineExceeded),
+    let answer = timeout(time, call).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))?;
+    let results = answer.into_inner().results;
+    if results.len() != reports.len() {
+        return Err(Status::internal("the answer has another number of results"));
     }
+    Ok(results.into_iter().map(|result| result.error.map_or(Ok(()), |error| Err(error.into()))).collect())
 }
 
 /// True if the same report may be taken later.

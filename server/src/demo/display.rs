@@ -8,7 +8,7 @@ use std::{
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use jobledger_client::{JobEvent, JobEventKind, JobStatus};
+use jobledger_client::{JobEvent, JobStatus};
 
 use super::lock;
 
@@ -69,7 +69,7 @@ impl Display {
             self.bars.remove(&bar);
             drop(running);
             // One that is tried again is not done.
-            if event.kind() != JobEventKind::Released {
+            if event.next_status() != JobStatus::Queued {
                 self.done();
             }
         }

@@ -38,10 +38,19 @@ pub(super) struct Found {
 }
 
 /// Finds the regular files under a path. Returns what could not be looked at, and why.
-pub(super) fn walk(root: &Path, files: &mpsc::Sender<Found>, display: &Display) -> Vec<(PathBuf, String)> {
+pub(super) fn walk(
+    root: &Path,
+    database: Option<&str>,
+    files: &mpsc::Sender<Found>,
+    display: &Display,
+) -> Vec<(PathBuf, String)> {
     let mut skipped = Vec::new();
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
+        // To open and close the database's own files would let go of SQLite's locks on them.
+        if database.is_some_and(|database| path.to_str().is_some_and(|path| path.starts_with(database))) {
+            continue;
+        }
         let step = (|| -> io::Result<()> {
             // Not followed: a link to a file is not a regular file, and one to a directory may lead in circles.
             let metadata = fs::symlink_metadata(&path)?;
@@ -52,8 +61,10 @@ pub(super) fn walk(root: &Path, files: &mpsc::Sender<Found>, display: &Display) 
                 let text = path.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8"))?;
                 let task = Task { path: text.to_owned(), size: metadata.len() };
                 display.found();
-                // When nobody takes files any more, the demo is over.
-                let _ = files.blocking_send(Found { task, modified: metadata.modified()? });
+                if files.blocking_send(Found { task, modified: metadata.modified()? }).is_err() {
+                    // Nobody takes files any more: the demo is over.
+                    pending.clear();
+                }
             }
             Ok(())
         })();
@@ -70,6 +81,7 @@ pub(super) fn key(file: &Found) -> String {
     let mut hasher = Sha256::new();
     hasher.update(&file.task.path);
     hasher.update(modified.as_nanos().to_le_bytes());
+    hasher.update(file.task.size.to_le_bytes());
     format!("{JOB_TYPE}:{}", hex(&hasher.finalize()))
 }
 

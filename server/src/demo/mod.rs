@@ -10,18 +10,19 @@ mod files;
 use std::{
     collections::HashSet,
     error::Error,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use jobledger_client::{
-    Client, Follow, Item, JobEventKind, JobStatus, NewJob, StatusCounts, Subscription, worker::Worker,
+    Client, Follow, Item, JobEventKind, JobStatus, NewJob, Statistics, StatusCounts, Subscription, worker::Worker,
 };
 use jobledger_server::{Config, InProcess, store::DatabaseUrl, telemetry};
 use tokio::{
     signal::ctrl_c,
     sync::{mpsc, oneshot, watch},
-    task::spawn_blocking,
+    task::{JoinHandle, spawn_blocking},
 };
 
 use self::{
@@ -59,14 +60,22 @@ pub(crate) async fn run(args: DemoArgs) -> Result<()> {
     let working = tokio::spawn(worker.run(async {
         let _ = worker_stopped.await;
     }));
-    let shown = tokio::select! {
-        shown = show(&client, root, &args) => shown,
+    let mut working = working;
+    let done = tokio::select! {
+        done = work(&client, root, &args) => done,
+        ended = &mut working => Err(format!("the worker stopped: {ended:?}").into()),
         _ = ctrl_c() => Err("interrupted; what was done is kept where the database is".into()),
     };
+    // Nothing changes any more once it has stopped.
     drop(stop_worker);
-    let worked = working.await?;
+    if !working.is_finished() {
+        working.await??;
+    }
+    let shown = match done {
+        Ok(done) => done.conclude(&client, &args).await,
+        Err(error) => Err(error),
+    };
     server.stop().await?;
-    worked?;
     shown
 }
 
@@ -75,14 +84,27 @@ pub(crate) async fn run(args: DemoArgs) -> Result<()> {
 struct Seen {
     /// Jobs of this run.
     ours: HashSet<String>,
-    /// Jobs that have ended since.
-    ended: HashSet<String>,
-    succeeded: i64,
-    failed: i64,
+    /// Jobs that have ended well, or with a failure, since.
+    succeeded: HashSet<String>,
+    failed: HashSet<String>,
     failures: Vec<String>,
 }
 
-async fn show(client: &Client, root: std::path::PathBuf, args: &DemoArgs) -> Result<()> {
+/// A run whose files are done.
+struct Done {
+    before: Statistics,
+    display: Display,
+    seen: Arc<Mutex<Seen>>,
+    through: watch::Receiver<i64>,
+    watching: JoinHandle<Result<()>>,
+    /// Jobs that were done before.
+    known: HashSet<String>,
+    known_failed: i64,
+    skipped: Vec<(PathBuf, String)>,
+}
+
+/// Makes jobs of the files, and waits until they are done.
+async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
     let before = client.statistics(&[JOB_TYPE]).await?;
     let display = Display::new();
     let seen = Arc::new(Mutex::new(Seen::default()));
@@ -91,66 +113,79 @@ async fn show(client: &Client, root: std::path::PathBuf, args: &DemoArgs) -> Res
     let watching = tokio::spawn(watch_events(events, display.clone(), Arc::clone(&seen), through_sender));
 
     let (files, mut found) = mpsc::channel(FOUND_AHEAD);
+    let database = match &args.database_url {
+        Some(DatabaseUrl::Sqlite(path)) => Some(PathBuf::from(path).canonicalize()?),
+        _ => None,
+    };
     let walking = spawn_blocking({
         let display = display.clone();
-        move || files::walk(&root, &files, &display)
+        move || files::walk(&root, database.as_deref().and_then(Path::to_str), &files, &display)
     });
-    let (mut known, mut known_failed) = (0i64, 0i64);
+    let (mut known, mut known_failed) = (HashSet::new(), 0i64);
     let mut batch = Vec::with_capacity(CREATED_AT_ONCE);
     while found.recv_many(&mut batch, CREATED_AT_ONCE).await > 0 {
         let jobs = batch.drain(..).map(job).collect::<Result<Vec<_>>>()?;
         for created in client.create_all(jobs).await? {
             let created = created?;
-            match created.job.status() {
-                JobStatus::Succeeded if created.deduplicated => known += 1,
-                // One that an earlier run left behind is worked on now.
-                JobStatus::Queued | JobStatus::Running => {
-                    lock(&seen).ours.insert(created.job.id);
-                    continue;
-                }
-                _ if created.deduplicated => known_failed += 1,
-                // It was quick.
-                _ => {
-                    lock(&seen).ours.insert(created.job.id);
-                    continue;
-                }
+            let is_done = !matches!(created.job.status(), JobStatus::Queued | JobStatus::Running);
+            if !(created.deduplicated && is_done) {
+                // New, or left behind by an earlier run.
+                lock(&seen).ours.insert(created.job.id);
+            } else if created.job.status() == JobStatus::Succeeded {
+                known.insert(created.job.id);
+                display.known();
+            } else {
+                known_failed += 1;
+                display.known();
             }
-            display.known();
         }
     }
     let skipped = walking.await?;
     // Each event moves it on: what was missing before may have come with it.
     through.wait_for(|_| lock(&seen).is_done()).await?;
+    Ok(Done { before, display, seen, through, watching, known, known_failed, skipped })
+}
 
-    // The events up to the statistics' place in the log are what lies between them and the first ones.
-    let after = client.statistics(&[JOB_TYPE]).await?;
-    through.wait_for(|through| *through >= after.as_of_seq).await?;
-    watching.abort();
-    display.finish();
+impl Done {
+    /// Says what was done, and compares it with the server's statistics.
+    async fn conclude(self, client: &Client, args: &DemoArgs) -> Result<()> {
+        let Self { before, display, seen, mut through, watching, known, known_failed, skipped } = self;
+        // The events up to the statistics' place in the log are what lies between them and the first ones.
+        let after = client.statistics(&[JOB_TYPE]).await?;
+        through.wait_for(|through| *through >= after.as_of_seq).await?;
+        watching.abort();
+        display.finish();
 
-    let seen = lock(&seen);
-    let Seen { succeeded, failed, .. } = *seen;
-    println!("{} files: {succeeded} digested, {failed} failed, {known} known from before", succeeded + failed + known);
-    if known_failed > 0 {
-        println!("{known_failed} more are known to have failed before; they are tried again once they change");
+        let seen = lock(&seen);
+        let of_ours = |ended: &HashSet<String>| seen.ours.intersection(ended).count() as i64;
+        let (succeeded, failed) = (of_ours(&seen.succeeded), of_ours(&seen.failed));
+        // What an earlier run had left behind may have been done before its file was found.
+        let known = known.len() as i64;
+        println!(
+            "{} files: {succeeded} digested, {failed} failed, {known} known from before",
+            succeeded + failed + known
+        );
+        if known_failed > 0 {
+            println!("{known_failed} more are known to have failed before; they are tried again once they change");
+        }
+        if succeeded + failed + known + known_failed == 0 {
+            println!("{} holds no regular file", args.path.display());
+        }
+        for failure in &seen.failures {
+            println!("failed {failure}");
+        }
+        for (path, reason) in skipped {
+            println!("skipped {}: {reason}", path.display());
+        }
+        let (was, is) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
+        println!("server, as of seq {}: {}", after.as_of_seq, in_words(&is));
+        let by_server = (is.succeeded - was.succeeded, is.failed + is.dead_letter - was.failed - was.dead_letter);
+        if by_server != (seen.succeeded.len() as i64, seen.failed.len() as i64) {
+            return Err(format!("the server's statistics differ: before they were {}", in_words(&was)).into());
+        }
+        println!("the server's statistics equal what was processed");
+        Ok(())
     }
-    if succeeded + failed + known + known_failed == 0 {
-        println!("{} holds no regular file", args.path.display());
-    }
-    for failure in &seen.failures {
-        println!("failed {failure}");
-    }
-    for (path, reason) in skipped {
-        println!("skipped {}: {reason}", path.display());
-    }
-    let (was, is) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
-    println!("server, as of seq {}: {}", after.as_of_seq, in_words(&is));
-    if (is.succeeded - was.succeeded, is.failed + is.dead_letter - was.failed - was.dead_letter) != (succeeded, failed)
-    {
-        return Err(format!("the server's statistics differ: before they were {}", in_words(&was)).into());
-    }
-    println!("the server's statistics equal what was processed");
-    Ok(())
 }
 
 fn job(file: Found) -> Result<NewJob> {
@@ -161,7 +196,7 @@ fn job(file: Found) -> Result<NewJob> {
 
 impl Seen {
     fn is_done(&self) -> bool {
-        self.ours.is_subset(&self.ended)
+        self.ours.iter().all(|job| self.succeeded.contains(job) || self.failed.contains(job))
     }
 }
 
@@ -175,26 +210,21 @@ async fn watch_events(
         let seq = match item? {
             Item::Event(event) => {
                 let mut seen = lock(&seen);
-                let has_ended =
-                    !matches!(event.next_status(), JobStatus::Queued | JobStatus::Running | JobStatus::Failed);
-                let has_failed = event.next_status() == JobStatus::Failed;
                 match event.kind() {
-                    JobEventKind::Succeeded => seen.succeeded += 1,
+                    JobEventKind::Succeeded => {
+                        seen.succeeded.insert(event.job_id.clone());
+                    }
                     JobEventKind::Failed => {
-                        seen.failed += 1;
+                        seen.failed.insert(event.job_id.clone());
                         if seen.failures.len() < FAILURES_LISTED {
                             seen.failures.push(format!("{} ({})", event.error_message, event.error_code));
                         }
                     }
                     // It failed, and that was not the end.
                     JobEventKind::RetryScheduled => {
-                        seen.failed -= 1;
-                        seen.ended.remove(&event.job_id);
+                        seen.failed.remove(&event.job_id);
                     }
                     _ => {}
-                }
-                if has_ended || has_failed {
-                    seen.ended.insert(event.job_id.clone());
                 }
                 display.show(&event);
                 event.seq
