@@ -66,6 +66,17 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
     }
 }
 
+/// What a job was before its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Not there.
+    Nothing,
+    /// Ready to be claimed.
+    Ready,
+    /// There.
+    NotReady,
+}
+
 /// When a batch is decided.
 #[derive(Clone, Copy)]
 pub(super) struct Times {
@@ -104,7 +115,7 @@ pub(super) fn decide<'a>(
             }
         }
     }
-    let seen_by_claims = log.became_ready.len();
+    let seen_by_claims = needs.ready.as_ref().map(|_| log.ready_now());
     for (command, reply) in commands.into_iter().zip(&mut replies) {
         if let Command::Apply { job, command } = command
             && is_last(command)
@@ -112,12 +123,14 @@ pub(super) fn decide<'a>(
             *reply = log.apply(*job, command).map(|job| Reply::of_job(job, false));
         }
     }
-    let has_seen_all = log.became_ready.len() == seen_by_claims;
     let loaded_gen = log.head.ready_gen;
     let ready = log.count_ready();
-    for reply in &mut replies {
-        if let Ok(Reply::Claimed(claimed)) = reply {
-            claimed.ready_gen = if has_seen_all { log.head.ready_gen } else { loaded_gen };
+    if let Some(seen) = seen_by_claims {
+        let seen_gen = if seen == ready { log.head.ready_gen } else { loaded_gen };
+        for reply in &mut replies {
+            if let Ok(Reply::Claimed(claimed)) = reply {
+                claimed.ready_gen = seen_gen;
+            }
         }
     }
     Decision { replies, changes: log.finish(), ready }
@@ -146,11 +159,8 @@ struct Log {
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
     next_expiry: Option<Time>,
-    created: HashSet<JobId>,
-    /// Jobs that are other than they were.
-    touched: HashSet<JobId>,
-    /// Of those, the ones that may be claimed and couldn't before.
-    became_ready: HashSet<JobId>,
+    /// Jobs that are other than they were, each with what it was.
+    touched: HashMap<JobId, Before>,
     changes: Changes,
 }
 
@@ -183,9 +193,7 @@ impl Log {
             next_due: loaded.next_due,
             expired: loaded.expired,
             next_expiry: loaded.next_expiry,
-            created: HashSet::new(),
-            touched: HashSet::new(),
-            became_ready: HashSet::new(),
+            touched: HashMap::new(),
             changes: Changes::default(),
         }
     }
@@ -208,11 +216,12 @@ impl Log {
     /// Decides a command on a job; the job as it is then.
     fn apply(&mut self, job: JobId, command: &transition::Command) -> Result<Job, LedgerError> {
         let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
-        let (before, was_ready) = (current.status, current.is_ready());
+        let status = current.status;
+        let before = if current.is_ready() { Before::Ready } else { Before::NotReady };
         let transition = current.apply(command, self.tick())?;
         let job = transition.job.clone();
         if transition.is_changed {
-            self.append(Some(before), was_ready, transition);
+            self.append(Some(status), before, transition);
         }
         Ok(job)
     }
@@ -294,8 +303,7 @@ impl Log {
         if let Some(payload) = &create.payload {
             self.changes.payloads.push((job.id, payload.clone()));
         }
-        self.created.insert(job.id);
-        self.append(None, false, transition);
+        self.append(None, Before::Nothing, transition);
         Ok(Reply::of_job(job, false))
     }
 
@@ -352,17 +360,14 @@ impl Log {
     }
 
     /// Takes over what a transition made of a job, and appends its events to the log.
-    fn append(&mut self, before: Option<JobStatus>, was_ready: bool, transition: Transition) {
+    fn append(&mut self, status: Option<JobStatus>, before: Before, transition: Transition) {
         let Transition { job, events, .. } = transition;
         if !events.is_empty() {
             self.head.seq += events.len() as i64;
             self.head.recorded_at = Some(self.now);
-            self.count(before, &job);
+            self.count(status, &job);
         }
-        if job.is_ready() && !was_ready {
-            self.became_ready.insert(job.id);
-        }
-        self.touched.insert(job.id);
+        self.touched.entry(job.id).or_insert(before);
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
         self.jobs.insert(job.id, job);
     }
@@ -377,12 +382,24 @@ impl Log {
 
     /// Counts what became ready and still is, and has others hear of it.
     fn count_ready(&mut self) -> BTreeMap<Arc<str>, usize> {
-        let mut ready = BTreeMap::new();
-        for job in self.became_ready.iter().filter_map(|id| self.jobs.get(id)).filter(|job| job.is_ready()) {
-            *ready.entry(Arc::clone(&job.spec.job_type)).or_default() += 1;
-        }
+        let ready = self.ready_now();
         if !ready.is_empty() {
             self.head.ready_gen += 1;
+        }
+        ready
+    }
+
+    /// How many jobs of each type may be claimed and couldn't before this batch.
+    fn ready_now(&self) -> BTreeMap<Arc<str>, usize> {
+        let mut ready: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        let became = self.touched.iter().filter(|(_, before)| **before != Before::Ready);
+        for job in became.filter_map(|(id, _)| self.jobs.get(id)).filter(|job| job.is_ready()) {
+            match ready.get_mut(&job.spec.job_type) {
+                Some(n) => *n += 1,
+                None => {
+                    ready.insert(Arc::clone(&job.spec.job_type), 1);
+                }
+            }
         }
         ready
     }
@@ -393,8 +410,13 @@ impl Log {
         }
         if !self.touched.is_empty() {
             let touched = &self.touched;
-            let written = self.jobs.into_values().filter(|job| touched.contains(&job.id));
-            (self.changes.created, self.changes.changed) = written.partition(|job| self.created.contains(&job.id));
+            for job in self.jobs.into_values() {
+                match touched.get(&job.id) {
+                    Some(Before::Nothing) => self.changes.created.push(job),
+                    Some(Before::Ready | Before::NotReady) => self.changes.changed.push(job),
+                    None => {}
+                }
+            }
             // In the order of the table: neighbours in the database are written one after the other.
             self.changes.created.sort_unstable_by_key(|job| job.id);
             self.changes.changed.sort_unstable_by_key(|job| job.id);

@@ -85,6 +85,15 @@ impl Lanes {
         Self { limits, state: Mutex::default(), work: Notify::new() }
     }
 
+    /// Puts a command at the end of its org's lane.
+    pub(super) fn enqueue_one(&self, org: OrgId, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
+        let (answer, receiver) = oneshot::channel();
+        let pending = Pending { weight: command.weight(), command, answer: Some(answer) };
+        let state = self.admit(1, pending.weight)?;
+        self.push(state, org, [pending]);
+        Ok(receiver)
+    }
+
     /// Puts commands at the end of their org's lane: all of them, or none.
     pub(super) fn enqueue(
         &self,
@@ -98,40 +107,50 @@ impl Lanes {
             receivers.push(receiver);
         }
         let weight: usize = pending.iter().map(|pending| pending.weight).sum();
+        let state = self.admit(pending.len(), weight)?;
+        self.push(state, org, pending);
+        Ok(receivers)
+    }
+
+    /// The state, if there is room in it for so many commands that take so much.
+    fn admit(&self, commands: usize, weight: usize) -> Result<MutexGuard<'_, State>, LedgerError> {
         let state = self.state();
         if state.is_closed {
             return Err(LedgerError::Draining);
         }
-        let is_full = state.commands + pending.len() > self.limits.queued_commands;
+        let is_full = state.commands + commands > self.limits.queued_commands;
         if is_full || state.bytes + weight > self.limits.queued_bytes {
             return Err(LedgerError::Overloaded);
         }
-        self.push(state, org, pending);
-        Ok(receivers)
+        Ok(state)
     }
 
     /// Puts commands at the end of their org's lane that nobody waits for. They follow from what was accepted before, so they
     /// are taken beyond the bounds, and while the lanes are being emptied.
     pub(super) fn enqueue_unasked(&self, org: OrgId, commands: impl IntoIterator<Item = Command>) {
         let pending = |command: Command| Pending { weight: command.weight(), command, answer: None };
-        self.push(self.state(), org, commands.into_iter().map(pending).collect());
+        self.push(self.state(), org, commands.into_iter().map(pending));
     }
 
-    fn push(&self, mut state: MutexGuard<'_, State>, org: OrgId, pending: Vec<Pending>) {
-        if pending.is_empty() {
-            return;
-        }
+    fn push(&self, mut guard: MutexGuard<'_, State>, org: OrgId, pending: impl IntoIterator<Item = Pending>) {
+        let state = &mut *guard;
         if state.commands == 0 {
             state.moved_at = Some(Instant::now());
         }
-        state.commands += pending.len();
-        state.bytes += pending.iter().map(|pending| pending.weight).sum::<usize>();
+        let mut pending = pending.into_iter().peekable();
+        if pending.peek().is_none() {
+            return;
+        }
         let lane = state.lanes.entry(org).or_default();
-        let was_empty = lane.waiting.is_empty();
-        lane.waiting.extend(pending);
-        if was_empty && !lane.is_busy {
+        let is_first = lane.waiting.is_empty() && !lane.is_busy;
+        for pending in pending {
+            state.commands += 1;
+            state.bytes += pending.weight;
+            lane.waiting.push_back(pending);
+        }
+        if is_first {
             state.ready.push_back(org);
-            drop(state);
+            drop(guard);
             self.work.notify_one();
         }
     }

@@ -173,7 +173,7 @@ impl Ledger {
     }
 
     async fn ask(&self, org: OrgId, command: Command) -> Result<Answered, LedgerError> {
-        let answer = self.lanes.enqueue(org, vec![command])?.pop().ok_or(LedgerError::Refused)?;
+        let answer = self.lanes.enqueue_one(org, command)?;
         // Lanes answer everything they took, unless a stop cuts them off in the middle of it.
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }

@@ -24,6 +24,8 @@ pub(super) struct Column {
     place: String,
     /// One value for all rows, instead of an array.
     is_same: bool,
+    /// The column of the set that has the values, where it is another.
+    of: Option<&'static str>,
 }
 
 impl Column {
@@ -33,8 +35,13 @@ impl Column {
         if self.is_same {
             format!("{place}::{}{}", type_of(name), cast(name))
         } else {
-            format!("u.{name}{}", cast(name))
+            format!("u.{}{}", self.of.unwrap_or(name), cast(name))
         }
+    }
+
+    /// A column with the values of another.
+    pub(super) fn same_as(name: &'static str, of: &'static str) -> Self {
+        Self { name, place: String::new(), is_same: false, of: Some(of) }
     }
 }
 
@@ -77,7 +84,7 @@ impl Statement {
         Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
     {
         let place = self.bind(rows.iter().map(value).collect::<Vec<_>>())?;
-        Ok(Column { name, place, is_same: false })
+        Ok(Column { name, place, is_same: false, of: None })
     }
 
     /// Binds one column of a set that has rows: as one value where all are known to be the same.
@@ -96,7 +103,7 @@ impl Statement {
             return self.column(name, rows, value);
         }
         let place = self.bind(value(&rows[0]))?;
-        Ok(Column { name, place, is_same })
+        Ok(Column { name, place, is_same, of: None })
     }
 
     /// A part that inserts a set.
@@ -114,7 +121,7 @@ impl Statement {
 /// The columns that differ from row to row, as a table `u`.
 pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
     let (mut places, mut names) = (Vec::new(), Vec::new());
-    for column in columns.into_iter().filter(|column| !column.is_same) {
+    for column in columns.into_iter().filter(|column| !column.is_same && column.of.is_none()) {
         places.push(format!("{}::{}[]", column.place, type_of(column.name)));
         names.push(column.name);
     }

@@ -62,10 +62,13 @@ impl Statement {
         if !waiting.is_empty() {
             let mut columns = self.fixed_columns(&waiting)?;
             columns.extend(self.waiting_columns(&waiting)?);
+            // Its first event is its last.
+            columns.push(Column::same_as("created_seq", "last_seq"));
             self.insert("waiting_jobs", "job", &columns);
         }
         if !others.is_empty() {
             let mut columns = self.fixed_columns(&others)?;
+            columns.push(self.column("created_seq", &others, |job| job.created_seq)?);
             columns.extend(self.changing_columns(&others)?);
             self.insert("created_jobs", "job", &columns);
         }
@@ -76,15 +79,18 @@ impl Statement {
     fn waiting_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
         let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
         let is_unscheduled = jobs.iter().all(|job| job.scheduled_at.is_none() && job.due_at.is_none());
-        Ok(vec![
+        let mut columns = vec![
             self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
-            self.either(is_unscheduled, "scheduled_at", jobs, |job| job.scheduled_at)?,
             self.either(is_unscheduled && time_is_same, "ready_at", jobs, |job| job.ready_at)?,
-            self.either(is_unscheduled, "due_at", jobs, |job| job.due_at)?,
             self.either(true, "last_job_seq", jobs, |job| job.last_job_seq)?,
             self.column("last_seq", jobs, |job| job.last_seq)?,
             self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
-        ])
+        ];
+        if !is_unscheduled {
+            columns.push(self.column("scheduled_at", jobs, |job| job.scheduled_at)?);
+            columns.push(self.column("due_at", jobs, |job| job.due_at)?);
+        }
+        Ok(columns)
     }
 
     fn changed_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
@@ -112,7 +118,7 @@ impl Statement {
         Ok(())
     }
 
-    /// All columns of `job` that never change, but for the org.
+    /// The columns of `job` that never change, but for the org and the first event; without those that are empty in all rows.
     fn fixed_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
         let key = |job: &&Job| job.spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string());
         let type_is_same = all_same(jobs, |job| &job.spec.job_type);
@@ -123,15 +129,11 @@ impl Statement {
             (spec.max_attempts, spec.priority, &spec.requested_by, &spec.labels, ways)
         });
         let time_is_same = all_same(jobs, |job| job.created_at);
-        let columns = vec![
+        let mut columns = vec![
             self.column("id", jobs, |job| job.id.0)?,
             self.either(type_is_same, "type", jobs, |job| &*job.spec.job_type)?,
             self.either(rest_is_same, "max_attempts", jobs, |job| job.spec.max_attempts)?,
             self.either(rest_is_same, "priority", jobs, |job| job.spec.priority)?,
-            self.either(has_no_key, "idempotency_key", jobs, key)?,
-            self.either(has_no_key, "request_digest", jobs, |job| {
-                job.spec.idempotency.as_ref().map(|idempotency| &idempotency.digest.0[..])
-            })?,
             self.either(rest_is_same, "requested_by", jobs, |job| non_empty(&job.spec.requested_by))?,
             self.either(rest_is_same, "labels", jobs, |job| labels_json(&job.spec.labels))?,
             self.either(rest_is_same, "retry_initial", jobs, |job| {
@@ -139,16 +141,26 @@ impl Statement {
             })?,
             self.either(rest_is_same, "retry_multiplier", jobs, |job| job.spec.retry_policy.multiplier)?,
             self.either(rest_is_same, "retry_max", jobs, |job| job.spec.retry_policy.max_backoff.as_micros() as i64)?,
-            self.either(rest_is_same, "run_timeout", jobs, |job| {
-                job.spec.run_timeout.map(|timeout| timeout.as_micros() as i64)
-            })?,
-            self.either(all_same(jobs, |job| job.spec.payload_bytes), "payload_bytes", jobs, |job| {
-                i32::try_from(job.spec.payload_bytes).unwrap_or(i32::MAX)
-            })?,
             self.either(time_is_same, "created_at", jobs, |job| job.created_at)?,
-            self.column("created_seq", jobs, |job| job.created_seq)?,
         ];
-        debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[1..JOB_FIXED_COLUMNS].iter().copied()));
+        // What most jobs don't have is not sent.
+        if !has_no_key {
+            columns.push(self.column("idempotency_key", jobs, key)?);
+            columns.push(self.column("request_digest", jobs, |job| {
+                job.spec.idempotency.as_ref().map(|idempotency| &idempotency.digest.0[..])
+            })?);
+        }
+        if jobs.iter().any(|job| job.spec.run_timeout.is_some()) {
+            columns.push(
+                self.column("run_timeout", jobs, |job| job.spec.run_timeout.map(|timeout| timeout.as_micros() as i64))?,
+            );
+        }
+        if jobs.iter().any(|job| job.spec.payload_bytes > 0) {
+            columns.push(
+                self.column("payload_bytes", jobs, |job| i32::try_from(job.spec.payload_bytes).unwrap_or(i32::MAX))?,
+            );
+        }
+        debug_assert!(columns.iter().all(|column| JOB_COLUMNS[1..JOB_FIXED_COLUMNS].contains(&column.name)));
         Ok(columns)
     }
 
