@@ -60,7 +60,8 @@ CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, created_seq);
 ALTER TABLE jobledger.job DROP CONSTRAINT job_pkey, ADD PRIMARY KEY (org_id, id);
 ALTER TABLE jobledger.job_event DROP CONSTRAINT job_event_pkey, ADD PRIMARY KEY (org_id, seq, recorded_at);
 
--- As open_batch, which servers of the last version go on calling, with the generation of what is ready.
+-- As open_batch, with the generation of what is ready. Servers that know nothing of this migration have to be stopped before
+-- it: what they write lacks what it added.
 CREATE FUNCTION jobledger.begin_batch(p_org UUID)
 RETURNS TABLE (
     seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, folded_seq BIGINT, clock TIMESTAMPTZ

@@ -18,6 +18,9 @@ pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Details travel in trailers, which should stay under 4 KiB: no more violations than this are listed.
 pub(super) const MAX_VIOLATIONS: usize = 16;
 
+/// An answer has up to a thousand such errors, and stays under 4 MiB.
+const MAX_ITEM_VIOLATIONS: usize = 4;
+
 /// Why a request fails.
 #[derive(Debug)]
 pub(super) enum ApiError {
@@ -72,7 +75,11 @@ impl From<ApiError> for Status {
 
 /// The same as the error of one item of a batch.
 pub(super) fn item_error(error: impl Into<ApiError>) -> tonic_types::Status {
-    let status = Status::from(error.into());
+    let mut error = error.into();
+    if let ApiError::Invalid(violations) = &mut error {
+        violations.truncate(MAX_ITEM_VIOLATIONS);
+    }
+    let status = Status::from(error);
     // What the details of a gRPC error are, encoded.
     tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
         code: status.code().into(),

@@ -84,6 +84,9 @@ impl Ledger {
             if claimed.has_more {
                 continue;
             }
+            if Instant::now() >= until {
+                return Ok(Leases { jobs: Vec::new(), undelivered: None });
+            }
             match timeout_at(until, visit.news(claimed.ready_gen)).await {
                 Ok(news) => news?,
                 Err(_) => return Ok(Leases { jobs: Vec::new(), undelivered: None }),

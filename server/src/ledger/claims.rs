@@ -70,6 +70,11 @@ impl Candidates {
 
     /// The job that the claim gets next, and what it takes on the wire.
     pub(super) fn first(&self, claim: &Claim) -> Option<(JobId, usize)> {
+        // The database has more urgent ones than what is left of the other types, maybe: another batch will see.
+        let is_used_up = |name: &&Arc<str>| claim.wants(name) && self.types.get(*name).is_none_or(BTreeMap::is_empty);
+        if self.cut.iter().any(|name| is_used_up(&name)) {
+            return None;
+        }
         let of_type = |name| self.types.get(name).and_then(BTreeMap::first_key_value);
         let first = if claim.types.is_empty() {
             self.types.values().filter_map(BTreeMap::first_key_value).min()

@@ -244,9 +244,10 @@ impl Log {
     /// Takes jobs that are ready; or, if the claim is one that came before, those that it holds.
     fn claim(&mut self, claim: &Claim, candidates: &mut Candidates) -> Result<Reply, LedgerError> {
         if let Some(held) = claim.request.as_ref().and_then(|request| self.requests.get(request).cloned()) {
-            let renewed: Vec<_> = held.into_iter().filter_map(|id| self.renew(id, claim)).collect();
+            let renewed: Vec<_> =
+                held.into_iter().filter_map(|id| self.renew(id, claim)).take(claim.max_jobs).collect();
             if !renewed.is_empty() {
-                return Ok(Reply::of_claim(renewed, false));
+                return Ok(Reply::of_claim(renewed, candidates.has_more(claim)));
             }
         }
         let command = transition::Command::Claim(transition::Claim {
@@ -272,7 +273,12 @@ impl Log {
 
     /// Extends a lease that the claim took when it came before, if it lives.
     fn renew(&mut self, id: JobId, claim: &Claim) -> Option<Job> {
-        let token = self.jobs.get(&id)?.lease_token()?;
+        let job = self.jobs.get(&id)?;
+        // Others may number their claims in the same way.
+        if job.lease.as_ref()?.worker != claim.worker {
+            return None;
+        }
+        let token = job.lease_token()?;
         let heartbeat = Heartbeat { token, news: News::default(), extend_by: Some(claim.lease) };
         self.apply(id, &transition::Command::Heartbeat(heartbeat)).ok()
     }

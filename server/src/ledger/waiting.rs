@@ -7,7 +7,7 @@
 //! found work and left some. Whoever is woken and goes away without having looked hands the news on.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -57,22 +57,18 @@ struct Queue {
     exhausted: i64,
     /// Claims that were woken and have not come back yet.
     woken: usize,
-    sleeping: VecDeque<Sleeper>,
+    /// In the order of their arrival.
+    sleeping: BTreeMap<u64, oneshot::Sender<()>>,
     next_id: u64,
-}
-
-struct Sleeper {
-    id: u64,
-    wake: oneshot::Sender<()>,
 }
 
 impl Queue {
     /// Wakes up to so many.
     fn wake(&mut self, n: usize) {
         for _ in 0..n {
-            let Some(sleeper) = self.sleeping.pop_front() else { return };
+            let Some((_, wake)) = self.sleeping.pop_first() else { return };
             // One that leaves takes itself out of the queue, under the same lock: it is there to be woken.
-            self.woken += usize::from(sleeper.wake.send(()).is_ok());
+            self.woken += usize::from(wake.send(()).is_ok());
         }
     }
 
@@ -107,7 +103,8 @@ impl Waiting {
             *slot = Arc::downgrade(&org);
             org
         });
-        Ok(Visit { room: Arc::clone(self), org, types, is_woken: false })
+        let heard_before = lock(&org.queues).heard;
+        Ok(Visit { room: Arc::clone(self), org, types, is_woken: false, heard_before })
     }
 
     /// Takes note that a batch of this server made so many jobs of these types ready.
@@ -197,13 +194,19 @@ pub(super) struct Visit {
     types: Types,
     /// Whether it was woken, and has not said yet what it found.
     is_woken: bool,
+    /// What had been heard when it began to look.
+    heard_before: i64,
 }
 
 impl Visit {
     /// Says what a look found: as of which generation, and whether it left something.
     pub(super) fn found(&mut self, generation: i64, has_more: bool) {
         let mut queues = lock(&self.org.queues);
-        queues.heard = queues.heard.max(generation);
+        // A look that began after something was heard, and finds that the log has not come so far: it wasn't true. (What the
+        // look itself tells of the log's end is for its own queue alone: the others have not looked.)
+        if generation < self.heard_before && queues.heard == self.heard_before {
+            queues.heard = generation;
+        }
         let heard = queues.heard;
         let Some(queue) = queues.queues.get_mut(&self.types) else {
             // Nobody else waits for these types.
@@ -231,19 +234,19 @@ impl Visit {
             if self.room.is_closed() {
                 return Err(LedgerError::Draining);
             }
-            queues.heard = queues.heard.max(generation);
             let heard = queues.heard;
             let queue = queues.queues.entry(Arc::clone(&self.types)).or_default();
             queue.exhausted = queue.exhausted.max(generation);
             if heard > queue.exhausted && queue.woken == 0 {
                 queue.woken += 1;
                 self.is_woken = true;
+                self.heard_before = heard;
                 return Ok(());
             }
             let (wake, woken) = oneshot::channel();
             let id = queue.next_id;
             queue.next_id += 1;
-            queue.sleeping.push_back(Sleeper { id, wake });
+            queue.sleeping.insert(id, wake);
             (id, woken)
         };
         let mut sleep = Sleep { visit: self, id, woken: Some(woken) };
@@ -254,6 +257,7 @@ impl Visit {
         match news {
             Ok(()) => {
                 visit.is_woken = true;
+                visit.heard_before = lock(&visit.org.queues).heard;
                 Ok(())
             }
             Err(_) => Err(LedgerError::Draining),
@@ -290,7 +294,7 @@ impl Drop for Sleep<'_> {
         let Some(mut woken) = self.woken.take() else { return };
         let mut queues = lock(&self.visit.org.queues);
         if let Some(queue) = queues.queues.get_mut(&self.visit.types) {
-            queue.sleeping.retain(|sleeper| sleeper.id != self.id);
+            queue.sleeping.remove(&self.id);
         }
         queues.forget_if_empty(&self.visit.types);
         drop(queues);
@@ -408,6 +412,30 @@ mod tests {
         visit.found(0, false);
         let mut news: Asleep<'_> = Box::pin(visit.news(0));
         assert!(is_awake(&mut news));
+    }
+
+    #[test]
+    fn what_one_queue_has_seen_is_news_to_another() {
+        let waiting = Waiting::new(100);
+        let mut of_b = enter(&waiting, &["b"]);
+        let mut news = sleep(&mut of_b, 4);
+        // Another server's batch is seen by a look for other types before it is announced.
+        enter(&waiting, &["a"]).found(5, false);
+        waiting.heard(ORG, 5);
+        assert!(is_awake(&mut news));
+    }
+
+    #[test]
+    fn news_that_is_not_true_is_looked_into_once() {
+        let waiting = Waiting::new(100);
+        let mut visit = enter(&waiting, &["a"]);
+        let mut news = sleep(&mut visit, 4);
+        waiting.heard(ORG, 1_000);
+        assert!(is_awake(&mut news));
+        drop(news);
+        let mut news = sleep(&mut visit, 4);
+        waiting.heard(ORG, 5);
+        assert!(is_awake(&mut news), "what is true is heard again");
     }
 
     #[test]

@@ -5,11 +5,15 @@
 //! server was not there, or its database, are given time to be heard again before their leases end.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep_until, timeout_at},
+};
 
 use crate::{
     domain::id::OrgId,
@@ -26,42 +30,58 @@ const HOLD: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     let mut reachable = Reachable::default();
+    // One org that is slow stands in nobody's way.
+    let (mut looks, mut busy) = (JoinSet::new(), HashSet::new());
     loop {
-        let taken = store.take_due(DueWork::Jobs, ORGS, HOLD).await;
-        let orgs = match taken {
-            Ok(orgs) => orgs,
-            Err(error) => {
-                tracing::warn!(%error, "can't look for what is due; trying again");
-                reachable.failed();
-                sleep(LOOK).await;
-                continue;
+        let room = ORGS.saturating_sub(busy.len());
+        if room > 0 {
+            match store.take_due(DueWork::Jobs, room, HOLD).await {
+                Ok(orgs) => {
+                    let since = reachable.succeeded();
+                    for org in orgs.into_iter().filter(|org| busy.insert(*org)) {
+                        let ledger = ledger.clone();
+                        looks.spawn(async move { (org, look(&ledger, org, since).await) });
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "can't look for what is due; trying again");
+                    reachable.failed();
+                }
             }
-        };
-        let since = reachable.succeeded();
-        if orgs.is_empty() {
-            sleep(LOOK).await;
-            continue;
         }
-        let mut looks = JoinSet::new();
-        for org in orgs {
-            looks.spawn(look(ledger.clone(), org, since));
+        let until = Instant::now() + LOOK;
+        while let Ok(Some(ended)) = timeout_at(until.into(), looks.join_next()).await {
+            // A panic in a look is a defect that the next one will show again.
+            let Ok((org, looked)) = ended else { continue };
+            busy.remove(&org);
+            match looked {
+                Looked::HasMore => break,
+                Looked::Done => {}
+                Looked::Failed => reachable.failed(),
+            }
         }
-        if looks.join_all().await.contains(&false) {
-            reachable.failed();
-            sleep(LOOK).await;
+        if looks.is_empty() && Instant::now() < until {
+            busy.clear();
+            sleep_until(until.into()).await;
         }
     }
 }
 
-/// Does what is due in one org, as much as one batch may: where there is more, it is due again at once. False if the database
-/// was in the way.
-async fn look(ledger: Ledger, org: OrgId, since: Instant) -> bool {
+enum Looked {
+    Done,
+    HasMore,
+    Failed,
+}
+
+/// Does what is due in one org, as much as one batch may: where there is more, it is due again at once.
+async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> Looked {
     match ledger.look(org, Asked { reachable_since: since, at: Instant::now() }).await {
-        Ok(_) | Err(LedgerError::Draining) => true,
+        Ok(looked) if looked.has_more => Looked::HasMore,
+        Ok(_) | Err(LedgerError::Draining) => Looked::Done,
         // It falls due again.
         Err(error) => {
             tracing::warn!(org_id = %org, %error, "can't do what is due; trying again");
-            false
+            Looked::Failed
         }
     }
 }

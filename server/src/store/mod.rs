@@ -25,8 +25,8 @@ mod query;
 mod rows;
 pub mod sqlite;
 
-use self::query::SCAN_WINDOW;
 pub use self::query::{EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, Statistics, TypeStatistics};
+use self::query::{LIST_SCAN, SCAN_WINDOW};
 
 /// Opens the store that the URL names.
 ///

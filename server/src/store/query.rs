@@ -105,7 +105,7 @@ pub struct ListQuery {
 }
 
 /// How many jobs a page looks at for those that match, where no index finds just those.
-const LIST_SCAN: usize = 2_000;
+pub(super) const LIST_SCAN: usize = 2_000;
 
 impl ListQuery {
     /// How many jobs are looked at. One more than is wanted, which tells that the page is not the last.
@@ -121,14 +121,14 @@ impl ListQuery {
         all.iter().copied().map(JobStatus::as_str).collect()
     }
 
-    /// The page, given what was found (one more than is wanted, if there is more), how many were looked at, and the last of
-    /// them.
-    pub(super) fn page(&self, mut jobs: Vec<Job>, as_of_seq: i64, examined: usize, reached: Option<i64>) -> JobPage {
+    /// The page, given what was found (one more than is wanted, if there is more), and the last that was looked at, if not all
+    /// were.
+    pub(super) fn page(&self, mut jobs: Vec<Job>, as_of_seq: i64, reached: Option<i64>) -> JobPage {
         let is_cut = jobs.len() > self.limit;
         jobs.truncate(self.limit);
         let next = match jobs.last() {
             Some(last) if is_cut => Some(last.created_seq),
-            _ => reached.filter(|_| examined >= self.scan()),
+            _ => reached,
         };
         JobPage { jobs, next, as_of_seq }
     }

@@ -82,6 +82,9 @@ fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     assert_eq!((cell(&Ok(at_90.clone())).as_str(), at_90.job.due_at), ("quietly", Some(time(100))));
     assert_eq!(cell(&job.apply(&since_90(99), tick(99, 100))), "quietly");
     assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "failed+retry_scheduled");
+    // Given once: another outage in the meantime does not add to it.
+    let again = Command::Look(Look { reachable_for: Duration::ZERO });
+    assert_eq!(cell(&at_90.job.apply(&again, tick(100, 101))), "failed+retry_scheduled");
     // One that ends shortly after is given as much; one that ends later had its time.
     let mut ends_at_95 = job.clone();
     ends_at_95.lease.as_mut().unwrap().expires_at = time(95);

@@ -44,7 +44,12 @@ impl Job {
                 path.job.cancel_requested = true;
                 path.take(EventKind::CancelRequested, JobStatus::Running, detail);
             }
-            JobStatus::Queued | JobStatus::Running => path.cancel(detail),
+            JobStatus::Queued => path.cancel(detail),
+            JobStatus::Running => {
+                // Nobody's report ended the attempt: what ended an earlier one is none of this.
+                path.job.outcome = None;
+                path.cancel(detail);
+            }
             current => return Err(TransitionError::InvalidTransition { current }),
         }
         Ok(path.finish())

@@ -35,8 +35,13 @@ impl Job {
             path.change(|job| job.due_at = None);
             return path.finish();
         }
-        let run_end = self.run_ends_at().map(|end| look.settle(end, self.spec.run_timeout.unwrap_or_default(), at.now));
-        let lease_end = self.lease.as_ref().map(|lease| look.settle(lease.expires_at, lease.granted, at.now));
+        // Later than what it is due for only where grace was given: once is enough.
+        let settle = |end: Time, length| {
+            let was_given = self.due_at.is_some_and(|due| due > end);
+            if was_given { end } else { look.settle(end, length, at.now) }
+        };
+        let run_end = self.run_ends_at().map(|end| settle(end, self.spec.run_timeout.unwrap_or_default()));
+        let lease_end = self.lease.as_ref().map(|lease| settle(lease.expires_at, lease.granted));
         if run_end.is_some_and(|end| end <= at.now) {
             let allowed = self.spec.run_timeout.unwrap_or_default();
             path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));

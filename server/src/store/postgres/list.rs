@@ -54,5 +54,6 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
         }
     }
     let (as_of_seq, examined, reached) = place;
-    Ok(query.page(jobs, as_of_seq, examined.unsigned_abs() as usize, reached))
+    let is_through = (examined.unsigned_abs() as usize) < query.scan();
+    Ok(query.page(jobs, as_of_seq, reached.filter(|_| !is_through)))
 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     domain::id::OrgId,
     store::{
-        JobPage, ListQuery, StoreError,
+        JobPage, LIST_SCAN, ListQuery, StoreError,
         rows::{self, Columns as _},
     },
 };
@@ -33,7 +33,7 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     if let Some((key, value)) = filter.labels.first_key_value() {
         let (key, value) = (bind(key), bind(value));
         ways.push(format!("job_id AS id FROM job_label WHERE org_id = ?1 AND key = {key} AND value = {value}"));
-    } else if filter.types.is_empty() || filter.types.len() * query.statuses().len() > MOST_WAYS {
+    } else if filter.types.is_empty() || has_too_many_ways(query) {
         for status in query.statuses() {
             let status = bind(status);
             ways.push(format!("id FROM job INDEXED BY idx_job_status WHERE org_id = ?1 AND status = {status}"));
@@ -58,8 +58,14 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     (ways.join(" UNION ALL"), values)
 }
 
+fn has_too_many_ways(query: &ListQuery) -> bool {
+    query.filter.types.len() * query.statuses().len() > MOST_WAYS
+}
+
 pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
     let filter = &query.filter;
+    // What is looked at are then jobs of other types, too.
+    let scan = if has_too_many_ways(query) { query.scan().max(LIST_SCAN) } else { query.scan() };
     let (candidates, values) = candidates(query);
     let sql = format!(
         "/* list */ WITH candidate AS MATERIALIZED (SELECT * FROM ({candidates}) ORDER BY created_seq DESC LIMIT ?3),
@@ -84,7 +90,7 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
     let mut statement = sqlx::query(AssertSqlSafe(sql))
         .bind(org.0)
         .bind(query.before)
-        .bind(query.scan() as i64)
+        .bind(scan as i64)
         .bind(query.limit as i64 + 1)
         .bind((!filter.types.is_empty()).then(|| rows::json_text(&filter.types)))
         .bind(rows::json_text(&query.statuses()))
@@ -105,5 +111,6 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
         }
     }
     let (as_of_seq, examined, reached) = place;
-    Ok(query.page(jobs, as_of_seq, examined.unsigned_abs() as usize, reached))
+    let is_through = (examined.unsigned_abs() as usize) < scan;
+    Ok(query.page(jobs, as_of_seq, reached.filter(|_| !is_through)))
 }
