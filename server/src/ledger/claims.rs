@@ -19,18 +19,18 @@ const LOOKED_AT: usize = 1_000;
 
 /// The jobs that claims may take, as the database is asked for them: of each type as many as all claims on it could take,
 /// and one more, by which it is seen that some are left.
-pub(super) fn ready(claims: &[&Claim]) -> Option<Ready> {
+pub(super) fn ready(claims: &[&Claim]) -> Ready {
     let bounded = |wanted: usize| wanted.min(LOOKED_AT) + 1;
-    if claims.iter().any(|claim| claim.types.is_empty()) {
-        return Some(Ready::All(bounded(claims.iter().map(|claim| claim.max_jobs).sum())));
-    }
     let mut wanted = BTreeMap::<_, usize>::new();
     for claim in claims {
         for name in claim.types.iter() {
             *wanted.entry(Arc::clone(name)).or_default() += claim.max_jobs;
         }
     }
-    (!wanted.is_empty()).then(|| Ready::Of(wanted.into_iter().map(|(name, n)| (name, bounded(n))).collect()))
+    // Of the most urgent of all types, others may take what they name.
+    let wants_all = claims.iter().any(|claim| claim.types.is_empty());
+    let all = if wants_all { bounded(claims.iter().map(|claim| claim.max_jobs).sum()) } else { 0 };
+    Ready { of: wanted.into_iter().map(|(name, n)| (name, bounded(n))).collect(), all }
 }
 
 /// The order in which jobs of a type are taken: by priority, then by how long they have been ready, then as they were created.
@@ -42,6 +42,8 @@ pub(super) struct Candidates {
     places: HashMap<JobId, (Arc<str>, Place)>,
     /// Types of which the database has more than it was asked for.
     cut: BTreeSet<Arc<str>>,
+    /// Whether it has more of whatever type.
+    is_cut: bool,
 }
 
 impl Candidates {
@@ -51,12 +53,10 @@ impl Candidates {
         for job in loaded.jobs.iter().filter(|job| job.is_ready()) {
             *found.entry(Arc::clone(&job.spec.job_type)).or_default() += 1;
         }
-        let is_cut = |name: &Arc<str>, found: usize| match wanted {
-            Ready::All(limit) => found >= *limit,
-            Ready::Of(limits) => limits.get(name).is_some_and(|limit| found >= *limit),
-        };
-        let cut = found.into_iter().filter(|(name, found)| is_cut(name, *found)).map(|(name, _)| name).collect();
-        Self { types: HashMap::new(), places: HashMap::new(), cut }
+        let is_cut = wanted.all > 0 && found.values().sum::<usize>() >= wanted.all;
+        let is_type_cut = |name: &Arc<str>, found| wanted.of.get(name).is_some_and(|limit| found >= *limit);
+        let cut = found.into_iter().filter(|(name, found)| is_type_cut(name, *found)).map(|(name, _)| name).collect();
+        Self { types: HashMap::new(), places: HashMap::new(), cut, is_cut }
     }
 
     pub(super) fn fill<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
@@ -71,8 +71,8 @@ impl Candidates {
     /// The job that the claim gets next, and what it takes on the wire.
     pub(super) fn first(&self, claim: &Claim) -> Option<(JobId, usize)> {
         // The database has more urgent ones than what is left of the other types, maybe: another batch will see.
-        let is_used_up = |name: &&Arc<str>| claim.wants(name) && self.types.get(*name).is_none_or(BTreeMap::is_empty);
-        if self.cut.iter().any(|name| is_used_up(&name)) {
+        let is_used_up = |name: &Arc<str>| self.types.get(name).is_none_or(BTreeMap::is_empty);
+        if self.cut.iter().any(|name| claim.wants(name) && is_used_up(name)) {
             return None;
         }
         let of_type = |name| self.types.get(name).and_then(BTreeMap::first_key_value);
@@ -93,7 +93,8 @@ impl Candidates {
 
     /// True if there is, or may be, one more that the claim could get.
     pub(super) fn has_more(&self, claim: &Claim) -> bool {
-        self.first(claim).is_some() || self.cut.iter().any(|name| claim.wants(name))
+        let is_cut = self.is_cut && claim.types.is_empty();
+        is_cut || self.first(claim).is_some() || self.cut.iter().any(|name| claim.wants(name))
     }
 }
 

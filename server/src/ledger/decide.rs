@@ -104,7 +104,7 @@ pub(super) fn decide<'a>(
     times: Times,
     max_types: usize,
 ) -> Decision {
-    let mut candidates = needs.ready.as_ref().map(|wanted| Candidates::new(wanted, &loaded));
+    let mut candidates = (!needs.ready.is_empty()).then(|| Candidates::new(&needs.ready, &loaded));
     let mut log = Log::new(org, loaded, times, max_types);
     let mut replies: Vec<_> = commands.clone().into_iter().map(|command| log.decide(command)).collect();
     if let Some(candidates) = &mut candidates {
@@ -115,7 +115,7 @@ pub(super) fn decide<'a>(
             }
         }
     }
-    let seen_by_claims = needs.ready.as_ref().map(|_| log.ready_now());
+    let seen_by_claims = (!needs.ready.is_empty()).then(|| log.ready_now());
     for (command, reply) in commands.into_iter().zip(&mut replies) {
         if let Command::Apply { job, command } = command
             && is_last(command)

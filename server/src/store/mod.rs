@@ -266,18 +266,25 @@ pub struct Needs {
     /// Jobs that are held by claims with these `request_id`s.
     pub requests: Vec<Arc<str>>,
     /// Jobs that may be claimed.
-    pub ready: Option<Ready>,
+    pub ready: Ready,
     /// Jobs that are due: those that were so first, no more than this many.
     pub due: Option<usize>,
 }
 
-/// Jobs that may be claimed: of each type those of the highest priority, and among them those that were ready first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ready {
-    /// No more than this many of every type.
-    All(usize),
+/// Jobs that may be claimed: those of the highest priority, and among them those that were ready first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ready {
     /// No more than so many of each of these types.
-    Of(BTreeMap<Arc<str>, usize>),
+    pub of: BTreeMap<Arc<str>, usize>,
+    /// And no more than this many, whatever their type.
+    pub all: usize,
+}
+
+impl Ready {
+    /// True if there is nothing to look for.
+    pub fn is_empty(&self) -> bool {
+        self.of.is_empty() && self.all == 0
+    }
 }
 
 /// Finished jobs that are kept no longer.

@@ -184,7 +184,7 @@ impl Batch for BreakingBatch {
     }
 
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
-        self.looks_for_work.fetch_add(usize::from(needs.ready.is_some()), Ordering::SeqCst);
+        self.looks_for_work.fetch_add(usize::from(!needs.ready.is_empty()), Ordering::SeqCst);
         self.batch.load(org, needs).await
     }
 

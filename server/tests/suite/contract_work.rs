@@ -74,15 +74,23 @@ async fn ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted(store: Arc
         ],
     )
     .await;
-    let ready = async |ready| ids(&load(&*store, org, Needs { ready: Some(ready), ..Needs::default() }).await.jobs);
-    let of = |types: &[(&str, usize)]| Ready::Of(types.iter().map(|(name, n)| (Arc::from(*name), *n)).collect());
+    let ready = async |ready| ids(&load(&*store, org, Needs { ready, ..Needs::default() }).await.jobs);
+    let of = |types: &[(&str, usize)]| {
+        let of = types.iter().map(|(name, n)| (Arc::from(*name), *n)).collect();
+        Ready { of, ..Ready::default() }
+    };
     let in_order = [3, 2, 0, 1].map(|n: usize| jobs[n].id);
     assert_eq!(ready(of(&[("t", 9), ("none", 9)])).await, in_order);
     assert_eq!(ready(of(&[("t", 2)])).await, in_order[..2]);
-    let all: HashSet<_> = ready(Ready::All(3)).await.into_iter().collect();
-    assert_eq!(all, HashSet::from([in_order[0], in_order[1], in_order[2], jobs[6].id]));
+    // The one of the other type has been ready longer than all but the most urgent.
+    let all = [in_order[0], jobs[6].id, in_order[1], in_order[2], in_order[3]];
+    for n in [1, 2, 3, 5, 9] {
+        assert_eq!(ready(Ready { all: n, ..Ready::default() }).await, all[..n.min(5)]);
+    }
+    let both: HashSet<_> = ready(Ready { all: 1, ..of(&[("u", 3), ("t", 2)]) }).await.into_iter().collect();
+    assert_eq!(both, HashSet::from([in_order[0], in_order[1], jobs[6].id]), "each once");
     // One that is asked for in two ways comes once.
-    let needs = Needs { jobs: vec![jobs[3].id], ready: Some(of(&[("t", 1)])), ..Needs::default() };
+    let needs = Needs { jobs: vec![jobs[3].id], ready: of(&[("t", 1)]), ..Needs::default() };
     assert_eq!(ids(&load(&*store, org, needs).await.jobs), [jobs[3].id]);
 }
 

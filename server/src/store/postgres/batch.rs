@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, postgres::PgArguments};
 
 use super::{
     columns::{Columns, job_columns},
@@ -106,10 +106,10 @@ impl Batch for PostgresBatch {
             types.extend(found_types);
             jobs = found;
         }
-        if let Some(ready) = &needs.ready {
-            let known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
-            let ready = self.load_ready(ready).await?;
-            jobs.extend(ready.into_iter().filter(|job| !known.contains(&job.id)));
+        if !needs.ready.is_empty() {
+            let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
+            let ready = self.load_ready(&needs.ready).await?;
+            jobs.extend(ready.into_iter().filter(|job| known.insert(job.id)));
         }
         // Of those that are not there, this batch creates some.
         self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
@@ -241,38 +241,45 @@ impl PostgresBatch {
     }
 
     async fn load_ready(&mut self, wanted: &Ready) -> Result<Vec<Job>, StoreError> {
-        let (sql, arguments) = match wanted {
-            Ready::All(limit) => (&*LOAD_ALL_READY, arguments![self.org.0, *limit as i64]),
-            Ready::Of(types) => {
-                let names: Vec<_> = types.keys().map(|name| name.to_string()).collect();
-                let limits: Vec<_> = types.values().map(|limit| *limit as i64).collect();
-                (&*LOAD_READY, arguments![self.org.0, names, limits])
-            }
-        };
-        let query = sqlx::query_with(AssertSqlSafe(sql.as_str()), arguments);
+        let mut jobs = Vec::new();
+        if !wanted.of.is_empty() {
+            let names: Vec<_> = wanted.of.keys().map(|name| name.to_string()).collect();
+            let limits: Vec<_> = wanted.of.values().map(|limit| *limit as i64).collect();
+            let arguments = arguments![self.org.0, names, limits];
+            jobs.extend(self.fetch_jobs(&LOAD_READY, arguments).await?);
+        }
+        if wanted.all > 0 {
+            jobs.extend(self.fetch_jobs(&LOAD_ALL_READY, arguments![self.org.0, wanted.all as i64]).await?);
+        }
+        Ok(jobs)
+    }
+
+    async fn fetch_jobs(&mut self, sql: &'static str, arguments: PgArguments) -> Result<Vec<Job>, StoreError> {
+        let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
         let found = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
         found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
     }
 }
 
 /// Of each type wanted, the first in the order of the index.
-fn load_ready(wanted: &str) -> String {
+fn load_ready(wanted: &str, tail: &str) -> String {
     format!(
         "{wanted}
         SELECT {}, NULL::text, NULL::integer FROM wanted CROSS JOIN LATERAL (
             SELECT j.* FROM jobledger.job j
             WHERE j.org_id = $1 AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL
             ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT wanted.most
-        ) j",
+        ) j {tail}",
         job_columns("j")
     )
 }
 
 static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
-    load_ready("/* load_ready */ WITH wanted (type, most) AS (SELECT * FROM unnest($2::text[], $3::bigint[]))")
+    load_ready("/* load_ready */ WITH wanted (type, most) AS (SELECT * FROM unnest($2::text[], $3::bigint[]))", "")
 });
 
-/// The types of which a job may be claimed, one after the other, from one place in the index to the next.
+/// The types of which a job may be claimed, one after the other, from one place in the index to the next. The first so many
+/// of all jobs are of the types whose own first is among the first so many.
 static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
     load_ready(
         "/* load_all_ready */ WITH RECURSIVE found (type) AS (
@@ -283,7 +290,15 @@ static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
                     WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL AND j.type > found.type
                     ORDER BY j.type LIMIT 1)
             FROM found WHERE found.type IS NOT NULL
-        ), wanted (type, most) AS (SELECT found.type, $2::bigint FROM found WHERE found.type IS NOT NULL)",
+        ), wanted (type, most) AS (
+            SELECT found.type, $2::bigint FROM found CROSS JOIN LATERAL (
+                SELECT j.priority, j.ready_at, j.created_seq FROM jobledger.job j
+                WHERE j.org_id = $1 AND j.type = found.type AND j.status = 'queued' AND j.due_at IS NULL
+                ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT 1
+            ) first
+            ORDER BY first.priority DESC, first.ready_at, first.created_seq LIMIT $2::bigint
+        )",
+        "ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT $2::bigint",
     )
 });
 

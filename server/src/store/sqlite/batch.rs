@@ -1,6 +1,7 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
 use std::{
+    cmp::Reverse,
     collections::HashSet,
     fmt::Write as _,
     sync::{Arc, LazyLock},
@@ -71,10 +72,10 @@ impl Batch for SqliteBatch {
         } else {
             load_jobs(connection, org, &ids, &needs.keys, &needs.requests).await?
         };
-        if let Some(ready) = &needs.ready {
-            let known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
-            let ready = load_ready(connection, org, ready).await?;
-            jobs.extend(ready.into_iter().filter(|job| !known.contains(&job.id)));
+        if !needs.ready.is_empty() {
+            let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
+            let ready = load_ready(connection, org, &needs.ready).await?;
+            jobs.extend(ready.into_iter().filter(|job| known.insert(job.id)));
         }
         Ok(Loaded { head, jobs, types, expired, next_expiry, due, next_due })
     }
@@ -210,22 +211,40 @@ pub(super) static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
 });
 
 async fn load_ready(connection: &mut SqliteConnection, org: OrgId, wanted: &Ready) -> Result<Vec<Job>, StoreError> {
-    let wanted: Vec<(Arc<str>, usize)> = match wanted {
-        Ready::Of(types) => types.iter().map(|(name, limit)| (Arc::clone(name), *limit)).collect(),
-        Ready::All(limit) => {
-            let query = sqlx::query_scalar::<_, String>(READY_TYPES).bind(org.0);
-            let types = query.fetch_all(&mut *connection).await.map_err(store_error)?;
-            types.into_iter().map(|name| (name.into(), *limit)).collect()
-        }
-    };
     let mut jobs = Vec::new();
-    for (name, limit) in wanted {
-        let query = sqlx::query(AssertSqlSafe(LOAD_READY.as_str())).bind(org.0).bind(&*name).bind(limit as i64);
-        for row in query.fetch_all(&mut *connection).await.map_err(store_error)? {
-            jobs.push(rows::job(&mut Columns::of(&row))?);
+    for (name, limit) in &wanted.of {
+        jobs.extend(load_ready_of(connection, org, name, *limit).await?);
+    }
+    if wanted.all > 0 {
+        let query = sqlx::query_scalar::<_, String>(READY_TYPES).bind(org.0);
+        let types = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+        let mut firsts = Vec::with_capacity(types.len());
+        for name in &types {
+            firsts.extend(load_ready_of(connection, org, name, 1).await?);
         }
+        // The first so many are of the types whose own first is among the first so many.
+        let place = |job: &Job| (Reverse(job.spec.priority), job.ready_at, job.created_seq);
+        firsts.sort_unstable_by_key(place);
+        let mut all = Vec::new();
+        for first in firsts.iter().take(wanted.all) {
+            all.extend(load_ready_of(connection, org, &first.spec.job_type, wanted.all).await?);
+            all.sort_unstable_by_key(place);
+            all.truncate(wanted.all);
+        }
+        jobs.extend(all);
     }
     Ok(jobs)
+}
+
+async fn load_ready_of(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    name: &str,
+    limit: usize,
+) -> Result<Vec<Job>, StoreError> {
+    let query = sqlx::query(AssertSqlSafe(LOAD_READY.as_str())).bind(org.0).bind(name).bind(limit as i64);
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
 
 pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id FROM job
