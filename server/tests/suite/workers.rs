@@ -15,6 +15,7 @@ use jobledger_client::{
     worker::{Context, Error, Worker, WorkerBuilder},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinHandle,
@@ -104,11 +105,11 @@ async fn a_handler_gets_the_payload_and_its_value_is_the_result(database: Databa
     let nothing = |_: Context, (): ()| async { Ok(()) };
     let worker =
         Working::start(Worker::builder(client.clone()).handle("add", add).handle("nothing", nothing).worker_id("w1"));
-    let sum = create(&client, NewJob::new("add").payload(&serde_json::json!({"a": 2, "b": 40})).unwrap()).await;
+    let sum = create(&client, NewJob::new("add").payload(&json!({"a": 2, "b": 40})).unwrap()).await;
     let none = create(&client, NewJob::new("nothing")).await;
     let others = create(&client, NewJob::new("others")).await;
     let (job, history) = until_it_ends(&client, &sum).await;
-    assert_eq!(from_value::<serde_json::Value>(job.result.as_ref()).unwrap(), serde_json::json!({"sum": 42}));
+    assert_eq!(from_value::<serde_json::Value>(job.result.as_ref()).unwrap(), json!({"sum": 42}));
     assert_eq!(kinds(&history), [JobEventKind::Created, JobEventKind::Claimed, JobEventKind::Succeeded]);
     assert!(history[1..].iter().all(|event| event.actor == "w1"));
     let (job, _) = until_it_ends(&client, &none).await;
@@ -127,12 +128,15 @@ async fn however_a_handler_ends_the_job_does_and_the_worker_lives_on(database: D
             "errs for good" => return Err(Error::permanent("no use").code("NO_USE")),
             "errs for now" => return Err(Error::retry_after(Duration::from_secs(3_600), "later").code("BUSY")),
             "gives back" if context.attempt() == 1 => return Err(Error::give_back(Duration::ZERO)),
-            "returns 2 MiB" => return Ok("x".repeat(2 << 20)),
-            "returns NUL" => return Ok("\0".to_owned()),
+            "returns 2 MiB" => return Ok(json!("x".repeat(2 << 20))),
+            "returns NUL" => return Ok(json!("\0")),
+            // Deeper than a message may be: the whole call would be refused.
+            "returns depths" => return Ok((0..200).fold(json!(1), |inner, _| json!([inner]))),
+            "errs for ever" => return Err(Error::retry_after(Duration::MAX, "some day").code("SOME_DAY")),
             "says too much" => return Err(Error::permanent("é".repeat(9_000)).code("\0x".repeat(200))),
             _ => {}
         }
-        Ok("done".to_owned())
+        Ok(json!("done"))
     };
     let worker = Working::start(Worker::builder(client.clone()).handle("t", handler).concurrency(2));
     let cases = [
@@ -149,6 +153,8 @@ async fn however_a_handler_ends_the_job_does_and_the_worker_lives_on(database: D
             "the result takes 2097157 bytes encoded; the limit is 1048576",
         ),
         ("returns NUL", 9, JobStatus::Failed, "INVALID_RESULT", "the result was refused: "),
+        ("returns depths", 9, JobStatus::Failed, "INVALID_RESULT", "the result nests lists and objects deeper than 32"),
+        ("errs for ever", 1, JobStatus::Failed, "SOME_DAY", "some day"),
         ("says too much", 9, JobStatus::Failed, "xxxxxxxxxx", "éééé"),
         ("returns", 1, JobStatus::Succeeded, "", ""),
     ];
