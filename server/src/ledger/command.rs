@@ -125,8 +125,6 @@ pub struct Claimed {
 /// What came of a look for what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Looked {
-    /// Jobs that changed by it.
-    pub jobs: usize,
     /// True if there are more: a batch is bounded.
     pub has_more: bool,
 }

@@ -230,15 +230,12 @@ impl Log {
     fn look(&mut self, look: Look) -> Looked {
         let due = std::mem::take(&mut self.due);
         let has_more = due.len() >= DUE_JOBS;
-        let mut jobs = 0;
         for id in due {
-            // A job that this batch has changed is judged as it is now; one that is not due any more stays.
-            if self.apply(id, &transition::Command::Look(look)).is_ok() {
-                jobs += 1;
-            }
+            // A job that this batch has changed is judged as it is now; one that is not due any more, or has gone, stays so.
+            let _ = self.apply(id, &transition::Command::Look(look));
         }
         self.changes.next_due = Some(NextDue::At(if has_more { Some(self.now) } else { self.next_due }));
-        Looked { jobs, has_more }
+        Looked { has_more }
     }
 
     /// Takes jobs that are ready; or, if the claim is one that came before, those that it holds.

@@ -26,7 +26,7 @@ use crate::{
     cluster::{Cluster, Durability},
     crash::verify,
     example::example,
-    harness::{Database, PATIENCE, Program, TestServer, fixed_address, on_both_databases, short_or_long},
+    harness::{Database, PATIENCE, Program, TestServer, await_kind, fixed_address, on_both_databases, short_or_long},
 };
 
 on_both_databases! {
@@ -70,20 +70,6 @@ fn count(to: u32, every_ms: u64) -> NewJob {
     };
     let job = NewJob::new("count").payload(&json!({"to": to, "every_ms": every_ms})).expect("it has a JSON form");
     job.max_attempts(100).retry_policy(soon)
-}
-
-/// Waits for an event of a job.
-async fn await_kind(client: &Client, id: &str, kind: JobEventKind) {
-    let seen = async {
-        let mut events = client.subscribe(Follow::job(id)).await.unwrap();
-        while let Some(item) = events.next().await {
-            if matches!(item.unwrap(), Item::Event(event) if event.kind() == kind) {
-                return;
-            }
-        }
-        panic!("{kind:?} never came");
-    };
-    timeout(PATIENCE, seen).await.unwrap();
 }
 
 async fn a_worker_that_stood_still_can_not_overwrite_the_next_one(database: Database) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use chrono::DateTime;
-use jobledger_client::Client;
+use jobledger_client::{Client, Follow, Item, JobEventKind};
 use jobledger_server::{
     Config, ServeError, Server,
     domain::clock::{Clock, SystemClock, Time},
@@ -283,6 +283,20 @@ impl TestServer {
         self.begin_stop();
         self.running.await.expect("the server does not panic").expect("the server stops cleanly");
     }
+}
+
+/// Waits for an event of a job.
+pub(crate) async fn await_kind(client: &Client, id: &str, kind: JobEventKind) {
+    let seen = async {
+        let mut events = client.subscribe(Follow::job(id)).await.unwrap();
+        while let Some(item) = events.next().await {
+            if matches!(item.unwrap(), Item::Event(event) if event.kind() == kind) {
+                return;
+            }
+        }
+        panic!("{kind:?} never came");
+    };
+    tokio::time::timeout(PATIENCE, seen).await.unwrap();
 }
 
 /// The real program in a process of its own. Killed when dropped.

@@ -8,7 +8,7 @@ use jobledger_client::{
 };
 use tokio::time::timeout;
 
-use crate::harness::{Database, PATIENCE, TestServer, on_both_databases};
+use crate::harness::{Database, PATIENCE, TestServer, await_kind, on_both_databases};
 
 on_both_databases! {
     a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed,
@@ -48,20 +48,6 @@ async fn kinds(client: &Client, id: &str) -> Vec<JobEventKind> {
         }
     }
     kinds
-}
-
-/// Waits for an event of a job.
-async fn await_kind(client: &Client, id: &str, kind: JobEventKind) {
-    let seen = async {
-        let mut events = client.subscribe(Follow::job(id)).await.unwrap();
-        while let Some(item) = events.next().await {
-            if matches!(item.unwrap(), Item::Event(event) if event.kind() == kind) {
-                return;
-            }
-        }
-        panic!("{kind:?} never came");
-    };
-    timeout(PATIENCE, seen).await.unwrap();
 }
 
 async fn a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed(database: Database) {
