@@ -7,6 +7,7 @@ mod batch;
 mod columns;
 mod error;
 mod list;
+mod load;
 pub(super) mod migrations;
 mod read;
 

@@ -7,9 +7,9 @@ use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{
-    batch::ids_json,
     columns::{Columns, job_columns, micros},
     error::store_error,
+    load::ids_json,
 };
 use crate::{
     domain::{
@@ -214,7 +214,7 @@ mod tests {
     use sqlx::{ConnectOptions as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
     use super::*;
-    use crate::store::sqlite::{batch, migrations};
+    use crate::store::sqlite::{load, migrations};
 
     /// The plan of a statement, a line for each step.
     async fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
@@ -235,12 +235,12 @@ mod tests {
             &**ORG_EVENTS,
             &**JOB_EVENTS,
             &**STATISTICS,
-            &**batch::LOAD_JOBS,
-            &**batch::LOAD_READY,
-            batch::READY_TYPES,
-            batch::LOAD_DUE,
-            batch::LOAD_NEXT_DUE,
-            batch::LOAD_HEAD,
+            &**load::LOAD_JOBS,
+            &**load::LOAD_READY,
+            load::READY_TYPES,
+            load::LOAD_DUE,
+            load::LOAD_NEXT_DUE,
+            load::LOAD_HEAD,
         ];
         for sql in statements {
             let plan = plan(&mut connection, sql).await;

@@ -1,0 +1,208 @@
+//! What a batch needs to know before it is decided.
+
+use std::{
+    cmp::Reverse,
+    sync::{Arc, LazyLock},
+};
+
+use sqlx::{AssertSqlSafe, SqliteConnection};
+use uuid::Uuid;
+
+use super::{
+    columns::{Columns, job_columns, micros},
+    error::store_error,
+};
+use crate::{
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::Job,
+    },
+    store::{
+        Expired, Head, Needs, Ready, StoreError,
+        rows::{self, Columns as _},
+    },
+};
+
+pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types, ready_gen,
+        (SELECT json_group_array(type) FROM org_counter
+         WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2)))
+     FROM org_head WHERE org_id = $1";
+
+pub(super) async fn load_head(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    needs: &Needs,
+) -> Result<(Head, Vec<String>), StoreError> {
+    let row = sqlx::query(LOAD_HEAD)
+        .bind(org.0)
+        .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
+        .fetch_optional(connection)
+        .await
+        .map_err(store_error)?;
+    let Some(row) = row else {
+        return Ok((Head::EMPTY, Vec::new()));
+    };
+    let mut columns = Columns::of(&row);
+    let head = Head {
+        seq: columns.long()?,
+        floor: columns.long()?,
+        recorded_at: columns.optional_time()?,
+        types: columns.long()?,
+        ready_gen: columns.long()?,
+    };
+    let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
+    Ok((head, types))
+}
+
+/// CROSS JOIN keeps SQLite from scanning the org's jobs for the wanted ones.
+pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_jobs */ WITH wanted (id) AS (
+            SELECT unhex(value) FROM json_each($2)
+            UNION SELECT id FROM job WHERE org_id = $1 AND idempotency_key IN (SELECT value FROM json_each($3))
+            UNION SELECT id FROM job WHERE org_id = $1 AND lease_request IN (SELECT value FROM json_each($4))
+        )
+        SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
+        FROM wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = wanted.id
+        LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq",
+        job_columns("j")
+    )
+});
+
+pub(super) async fn load_jobs(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    ids: &[JobId],
+    keys: &[Arc<str>],
+    requests: &[Arc<str>],
+) -> Result<Vec<Job>, StoreError> {
+    let texts = |texts: &[Arc<str>]| rows::json_text(&texts.iter().map(|text| &**text).collect::<Vec<_>>());
+    let found = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str()))
+        .bind(org.0)
+        .bind(ids_json(ids))
+        .bind(texts(keys))
+        .bind(texts(requests))
+        .fetch_all(connection)
+        .await
+        .map_err(store_error)?;
+    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+}
+
+/// The types of which a job may be claimed, one after the other, from one place in the index to the next.
+pub(super) const READY_TYPES: &str = "/* ready_types */ WITH RECURSIVE found (type) AS (
+        SELECT min(type) FROM job WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
+        UNION ALL
+        SELECT (SELECT min(type) FROM job j WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL AND j.type > found.type)
+        FROM found WHERE found.type IS NOT NULL
+    ) SELECT type FROM found WHERE type IS NOT NULL";
+
+pub(super) static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_ready */ SELECT {}, NULL, NULL FROM job j INDEXED BY idx_job_ready
+        WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NULL
+        ORDER BY priority DESC, ready_at, created_seq LIMIT $3",
+        job_columns("j")
+    )
+});
+
+pub(super) async fn load_ready(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    wanted: &Ready,
+) -> Result<Vec<Job>, StoreError> {
+    let mut jobs = Vec::new();
+    for (name, limit) in &wanted.of {
+        jobs.extend(load_ready_of(connection, org, name, *limit).await?);
+    }
+    if wanted.all > 0 {
+        let query = sqlx::query_scalar::<_, String>(READY_TYPES).bind(org.0);
+        let types = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+        let mut firsts = Vec::with_capacity(types.len());
+        for name in &types {
+            firsts.extend(load_ready_of(connection, org, name, 1).await?);
+        }
+        // The first so many are of the types whose own first is among the first so many.
+        let place = |job: &Job| (Reverse(job.spec.priority), job.ready_at, job.created_seq);
+        firsts.sort_unstable_by_key(place);
+        let mut all = Vec::new();
+        for first in firsts.iter().take(wanted.all) {
+            all.extend(load_ready_of(connection, org, &first.spec.job_type, wanted.all).await?);
+            all.sort_unstable_by_key(place);
+            all.truncate(wanted.all);
+        }
+        jobs.extend(all);
+    }
+    Ok(jobs)
+}
+
+async fn load_ready_of(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    name: &str,
+    limit: usize,
+) -> Result<Vec<Job>, StoreError> {
+    let query = sqlx::query(AssertSqlSafe(LOAD_READY.as_str())).bind(org.0).bind(name).bind(limit as i64);
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+}
+
+pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id FROM job
+     WHERE org_id = $1 AND due_at IS NOT NULL AND due_at <= $2 ORDER BY due_at LIMIT $3";
+pub(super) const LOAD_NEXT_DUE: &str = "/* load_next_due */ SELECT min(due_at) FROM job
+     WHERE org_id = $1 AND due_at IS NOT NULL AND due_at > $2";
+
+pub(super) async fn load_due(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    limit: usize,
+    now: Time,
+) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+    let query = sqlx::query_scalar::<_, Uuid>(LOAD_DUE).bind(org.0).bind(micros(now)).bind(limit as i64);
+    let due: Vec<_> = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let query = sqlx::query(LOAD_NEXT_DUE).bind(org.0).bind(micros(now));
+    let next = query.fetch_one(connection).await.map_err(store_error)?;
+    Ok((due.into_iter().map(JobId).collect(), Columns::of(&next).optional_time()?))
+}
+
+/// Ids as a JSON array of hexadecimal digits, for `unhex(value) FROM json_each(…)`.
+pub(super) fn ids_json<'a>(ids: impl IntoIterator<Item = &'a JobId>) -> String {
+    rows::json_text(&ids.into_iter().map(|id| id.0.simple().to_string()).collect::<Vec<_>>())
+}
+
+pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job
+     WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at < $3 ORDER BY finished_at LIMIT $4";
+pub(super) const LOAD_NEXT_EXPIRY: &str = "/* load_next_expiry */ SELECT min(finished_at) FROM job
+     WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at >= $3";
+
+pub(super) async fn load_expired(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    wanted: &Expired,
+    now: Time,
+) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+    let (mut expired, mut next) = (Vec::new(), None);
+    for (status, before) in wanted.retention.cutoffs(now) {
+        let found: Vec<Uuid> = sqlx::query_scalar(LOAD_EXPIRED)
+            .bind(org.0)
+            .bind(status.as_str())
+            .bind(micros(before))
+            .bind((wanted.limit - expired.len()) as i64)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(store_error)?;
+        expired.extend(found.into_iter().map(JobId));
+        let row = sqlx::query(LOAD_NEXT_EXPIRY)
+            .bind(org.0)
+            .bind(status.as_str())
+            .bind(micros(before))
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(store_error)?;
+        if let Some(finished_at) = Columns::of(&row).optional_time()? {
+            let expiry = finished_at + (now - before);
+            next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
+        }
+    }
+    Ok((expired, next))
+}
