@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".jobledger")
         // A stream's message is as small as a bookmark, but where it is an event.
         .boxed(".jobledger.v1.StreamJobEventsResponse.item.event")
+        .boxed(".jobledger.v1.StreamJobEventsResponse.item.snapshot")
         // The message of the errors that single items of a batch have, as the crate that makes such errors has it.
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         // The transport is the server's and the client's choice, not the contract's.

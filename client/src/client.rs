@@ -15,10 +15,12 @@ use tonic::{
 };
 use uuid::Uuid;
 
-use crate::{Error, retry::Backoff, subscription::Subscription};
+use crate::{Error, Follow, Item, View, retry::Backoff, subscription::Subscription};
 
 /// The metadata that names the org.
 const ORG_HEADER: &str = "x-org-id";
+/// The metadata of a stream's answer that names the log.
+const LOG_ID_HEADER: &str = "jobledger-log-id";
 /// How long one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent server is asked for a sign of life this often, and given up after the same time again.
@@ -32,6 +34,9 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(366 * 86_400);
 /// What a call may take with all its tries, unless said otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The statuses in which jobs end.
+const FINISHED: [JobStatus; 4] = [JobStatus::Succeeded, JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter];
 
 /// The generated client, with the org of the [`Client`] that it comes from.
 pub type RawClient = JobServiceClient<InterceptedService<Channel, WithOrg>>;
@@ -189,7 +194,16 @@ impl Client {
     ///
     /// [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn statistics(&self, types: &[&str]) -> Result<GetStatisticsResponse, Error> {
-        let request = GetStatisticsRequest { types: types.iter().map(ToString::to_string).collect() };
+        let types = types.iter().map(ToString::to_string).collect();
+        self.statistics_of(GetStatisticsRequest { types, ..GetStatisticsRequest::default() }).await
+    }
+
+    /// Counts the org's jobs, and what happened to them, as the contract's message says: over a window, and as a series.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::statistics`].
+    pub async fn statistics_of(&self, request: GetStatisticsRequest) -> Result<GetStatisticsResponse, Error> {
         self.call(request, true, |mut service, request| async move { service.get_statistics(request).await }).await
     }
 
@@ -198,9 +212,42 @@ impl Client {
     /// # Errors
     ///
     /// [`Error::InvalidRequest`], [`Error::JobNotFound`], [`Error::CursorAhead`], [`Error::CursorExpired`],
-    /// [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    /// [`Error::EpochChanged`], [`Error::Exhausted`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn subscribe(&self, follow: impl Into<StreamJobEventsRequest>) -> Result<Subscription, Error> {
         Subscription::open(self.clone(), follow.into()).await
+    }
+
+    /// Waits until a job has finished, however long that takes, and reads it with its result. Wrap it in a time-out to wait no
+    /// longer than that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::JobNotFound`], [`Error::InvalidRequest`]; [`Error::Unavailable`] or [`Error::DeadlineExceeded`] if the service
+    /// can't be reached at first.
+    pub async fn wait_for(&self, job_id: impl Into<String>) -> Result<Job, Error> {
+        let job_id = job_id.into();
+        loop {
+            let mut events = self.subscribe(Follow::job(&job_id).snapshot().statuses(FINISHED)).await?;
+            while let Some(item) = events.next().await {
+                if let Item::Snapshot(job) = item? {
+                    return Ok(*job);
+                }
+            }
+            // Its stream has ended, and so has the job; unless somebody has had it run again since.
+            let job = self.get(&job_id).await?;
+            if FINISHED.contains(&job.status()) {
+                return Ok(job);
+            }
+        }
+    }
+
+    /// Keeps a local copy of the jobs that match, up to date; see [`View`]. Returns once it is complete.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Client::subscribe`]; [`Error::InvalidRequest`] if the request has a cursor.
+    pub async fn view(&self, follow: impl Into<StreamJobEventsRequest>) -> Result<View, Error> {
+        View::open(self.clone(), follow.into()).await
     }
 
     /// The generated client, for calls in which nothing is done on the caller's behalf.
@@ -213,15 +260,18 @@ impl Client {
         self.timeout
     }
 
-    /// Opens one event stream, trying within the deadline.
+    /// Opens one event stream, trying within the deadline. With it comes the id of the log, empty if the service tells none.
     pub(crate) async fn open_stream(
         &self,
         request: StreamJobEventsRequest,
-    ) -> Result<tonic::Streaming<jobledger_proto::v1::StreamJobEventsResponse>, Error> {
+    ) -> Result<(tonic::Streaming<jobledger_proto::v1::StreamJobEventsResponse>, String), Error> {
         self.call(request, true, |mut service, mut request| async move {
             // Its deadline would be that of the whole stream; only the opening is bounded, here.
             request.metadata_mut().remove("grpc-timeout");
-            service.stream_job_events(request).await
+            let answer = service.stream_job_events(request).await?;
+            let log_id = answer.metadata().get(LOG_ID_HEADER).and_then(|id| id.to_str().ok()).unwrap_or_default();
+            let log_id = log_id.to_owned();
+            Ok(Response::new((answer.into_inner(), log_id)))
         })
         .await
     }

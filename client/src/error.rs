@@ -76,7 +76,23 @@ pub enum Error {
         /// The head.
         head_seq: i64,
     },
-    /// Something is used up: queues, types, disk (`OVERLOADED`, `TOO_MANY_TYPES`, `STORAGE_FULL`).
+    /// The cursor belongs to another log than the service has now (`EPOCH_CHANGED`): its database was restored from a backup.
+    /// Begin anew, with a snapshot.
+    #[error("the cursor belongs to another log; this one is {log_id}")]
+    EpochChanged {
+        /// The log that the service has.
+        log_id: String,
+    },
+    /// An event is missing, came twice, or is out of order: a defect of the service, noticed in builds with debug assertions.
+    #[error("event {found_seq} came after {after_seq}")]
+    OutOfOrder {
+        /// What had come.
+        after_seq: i64,
+        /// What came next.
+        found_seq: i64,
+    },
+    /// Something is used up: queues, streams, types, disk (`OVERLOADED`, `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`,
+    /// `STORAGE_FULL`).
     #[error("{reason}: {message}")]
     Exhausted {
         /// The service's reason.
@@ -112,6 +128,9 @@ pub enum Error {
     /// A payload or result is not what it was taken for.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// The text is not that of a [`Cursor`](crate::Cursor).
+    #[error("{0:?} is not a cursor: expected LOG_ID:SEQ")]
+    Cursor(String),
     /// The endpoint is not of the form `http://HOST:PORT`.
     #[error("invalid endpoint {0}")]
     Endpoint(String),
@@ -134,7 +153,12 @@ impl Error {
 
     /// For an answer that the contract rules out.
     pub(crate) fn without_job() -> Self {
-        Self::Other { code: Code::Internal, reason: String::new(), message: "the answer has no job".to_owned() }
+        Self::without("a job")
+    }
+
+    /// The same, of anything.
+    pub(crate) fn without(what: &str) -> Self {
+        Self::Other { code: Code::Internal, reason: String::new(), message: format!("the answer is without {what}") }
     }
 
     /// When the service said to come back.
@@ -203,6 +227,7 @@ impl From<Status> for Error {
             (_, "CURSOR_EXPIRED") => {
                 Self::CursorExpired { oldest_seq: facts.number("oldest_seq"), head_seq: facts.number("head_seq") }
             }
+            (_, "EPOCH_CHANGED") => Self::EpochChanged { log_id: facts.text("log_id") },
             (Code::ResourceExhausted, _) => Self::Exhausted { reason, message, retry_after },
             (Code::Unavailable, _) => Self::Unavailable { reason, message, retry_after },
             (Code::DeadlineExceeded, _) => Self::DeadlineExceeded,

@@ -35,8 +35,9 @@
 //! # async fn example(client: jobledger_client::Client) -> Result<(), jobledger_client::Error> {
 //! use jobledger_client::{Follow, Item};
 //!
-//! // From the beginning of the log; store the last `seq` seen to go on from there another day.
-//! let mut events = client.subscribe(Follow::org().after(0).types(["thumbnail"])).await?;
+//! // From the beginning of the log. The cursor that is stored goes on from there another day: `Follow::resume`.
+//! let follow = Follow::org().after(0).types(["thumbnail"]);
+//! let mut events = client.subscribe(follow).await?.on_cursor(|cursor| println!("store {cursor}"));
 //! while let Some(item) = events.next().await {
 //!     match item? {
 //!         Item::Event(event) => println!("{} {:?} {}", event.seq, event.kind(), event.job_id),
@@ -47,6 +48,8 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`Client::wait_for`] waits for one job to finish, and [`Client::view`] keeps a local copy of many.
 //!
 //! # Time-outs and retries
 //!
@@ -69,28 +72,32 @@
 
 mod batch;
 mod client;
+mod cursor;
 mod error;
 mod json;
 mod request;
 mod retry;
 mod subscription;
+mod view;
 mod work;
 pub mod worker;
 
 pub use jobledger_proto::v1 as proto;
 #[doc(no_inline)]
 pub use jobledger_proto::v1::{
-    Bookmark, GetStatisticsResponse as Statistics, HeartbeatRequest, HeartbeatResult, Job, JobEvent, JobEventKind,
-    JobStatus, JobView, Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse, RetryPolicy, StatusCounts,
-    TypeStatistics,
+    Bookmark, GetStatisticsRequest, GetStatisticsResponse as Statistics, HeartbeatRequest, HeartbeatResult, Job,
+    JobEvent, JobEventKind, JobStatus, JobView, Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse, RetryPolicy,
+    StatusCounts, TypeStatistics,
 };
 #[doc(no_inline)]
 pub use prost_types;
 
 pub use self::{
     client::{Client, ClientBuilder, Created, RawClient, Updated, WithOrg},
+    cursor::Cursor,
     error::{Error, Violation},
     json::{from_value, to_value},
     request::{Claim, Follow, NewJob, Report},
     subscription::{Item, Subscription},
+    view::{Change, JobState, View},
 };

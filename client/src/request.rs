@@ -7,7 +7,7 @@ use jobledger_proto::v1::{
 };
 use serde::Serialize;
 
-use crate::{Error, to_value};
+use crate::{Cursor, Error, to_value};
 
 /// A job to create.
 #[derive(Debug, Clone, PartialEq)]
@@ -272,7 +272,27 @@ impl Follow {
         self
     }
 
-    /// Only events that lead to one of these statuses.
+    /// On from a cursor that was stored. One that belongs to another log, because the service's database was restored from a
+    /// backup since, is refused ([`Error::EpochChanged`]).
+    pub fn resume(mut self, cursor: &Cursor) -> Self {
+        self.0.after_seq = Some(cursor.seq);
+        self.0.log_id.clone_from(&cursor.log_id);
+        self
+    }
+
+    /// The jobs that match as they are now, first; then every event since. Not together with a cursor.
+    pub fn snapshot(mut self) -> Self {
+        self.0.include_snapshot = true;
+        self
+    }
+
+    /// Only events of jobs with this label; of jobs with all of them, if there are several.
+    pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Only events that lead to one of these statuses; with a snapshot, or in a view, also those that lead away from one.
     pub fn statuses(mut self, statuses: impl IntoIterator<Item = JobStatus>) -> Self {
         self.0.statuses = statuses.into_iter().map(Into::into).collect();
         self

@@ -3,7 +3,9 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use jobledger_server::{Config, domain::status::JobStatus, store::DatabaseUrl, telemetry::LogFormat};
+use jobledger_server::{
+    Config, domain::status::JobStatus, ledger::StreamLimits, store::DatabaseUrl, telemetry::LogFormat,
+};
 
 /// A durable, ordered record of background jobs, served over gRPC.
 ///
@@ -24,6 +26,19 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Show what jobledger does: digest the files under a path, as jobs, in one process with a server, workers and a subscriber.
     Demo(DemoArgs),
+    /// Compute everything that is derived from the log again, and report every difference from what is stored. Runs beside
+    /// servers; retention waits for it. Exits with 0 if there is no difference, with 1 if there is one, with 2 if it could not
+    /// verify.
+    Verify {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Only this organisation, by its UUID. By default all.
+        #[arg(long, value_name = "UUID")]
+        org: Option<uuid::Uuid>,
+    },
+    /// Give the log another identity, after its database was restored from a backup: subscribers that were further on are told so,
+    /// instead of missing what is written anew. Run it before a server is started on the database, as its owner.
+    RenewLogId(DatabaseArgs),
     /// Bring a database to this program's schema, or back.
     Migrate {
         #[command(subcommand)]
@@ -171,6 +186,18 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3_600))]
     shutdown_grace: u64,
 
+    /// Event streams that may be open on this server: 1 to 1,000,000.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS", value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_streams: u32,
+
+    /// Event streams that one organisation may have open on this server.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_streams_per_org: u32,
+
+    /// Event streams that one connection may have open: 1 to 4,000.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=4_000))]
+    max_streams_per_connection: u32,
+
     /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
     #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=4_096))]
     max_batch: u16,
@@ -194,6 +221,11 @@ impl ServeArgs {
         }
         config.shutdown_grace = Duration::from_secs(self.shutdown_grace);
         config.limits.batch_commands = usize::from(self.max_batch);
+        config.limits.streams = StreamLimits {
+            in_all: self.max_streams as usize,
+            per_org: self.max_streams_per_org as usize,
+            per_connection: self.max_streams_per_connection as usize,
+        };
         config
     }
 }

@@ -4,13 +4,14 @@
 //! any number of times in one process, which is how the tests do it. [`InProcess`] is a server for the tests of those who use
 //! jobledger.
 //!
-//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`. ARCHITECTURE.md has the map.
+//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`, and `verify` → `store`. ARCHITECTURE.md has the map.
 
 pub mod config;
 pub mod domain;
 pub mod ledger;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
 
 mod api;
 mod in_process;

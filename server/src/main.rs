@@ -1,5 +1,6 @@
 //! The `jobledger` program.
 
+mod audit;
 mod cli;
 mod demo;
 mod migrate;
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().into_command() {
         Command::Serve(args) => serve(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Verify { database, org } => return audit::verify(&database.database_url, org),
+        Command::RenewLogId(database) => audit::renew_log_id(&database.database_url),
         Command::Migrate { command } => migrate::run(command),
     };
     match done {

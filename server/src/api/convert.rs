@@ -5,18 +5,12 @@ use std::time::Duration;
 use jobledger_proto::v1 as pb;
 
 use super::json;
-use crate::{
-    domain::{
-        clock::Time,
-        event::{EventKind, JobEvent},
-        job::{Job, JobContents, JobRecord},
-        status::JobStatus,
-    },
-    ledger::{Statistics, StatusCounts, TypeStatistics},
+use crate::domain::{
+    clock::Time,
+    event::{EventKind, JobEvent},
+    job::{Job, JobContents, JobRecord},
+    status::JobStatus,
 };
-
-/// Types that GetStatistics lists at most, so that its answer stays small.
-const MAX_TYPES_LISTED: usize = 1_000;
 
 pub(super) fn status(status: JobStatus) -> pb::JobStatus {
     match status {
@@ -47,11 +41,11 @@ fn kind(kind: EventKind) -> pb::JobEventKind {
     }
 }
 
-fn timestamp(time: Time) -> prost_types::Timestamp {
+pub(super) fn timestamp(time: Time) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos() as i32 }
 }
 
-fn duration(duration: Duration) -> prost_types::Duration {
+pub(super) fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration { seconds: duration.as_secs() as i64, nanos: duration.subsec_nanos() as i32 }
 }
 
@@ -69,7 +63,7 @@ pub(super) fn job(job: &Job) -> pb::Job {
         priority: spec.priority,
         idempotency_key: spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string()).unwrap_or_default(),
         requested_by: spec.requested_by.to_string(),
-        labels: spec.labels.clone(),
+        labels: (*spec.labels).clone(),
         payload: None,
         stage: job.stage.as_ref().map(ToString::to_string),
         progress: job.progress.map(i32::from),
@@ -162,51 +156,5 @@ pub(super) fn event(event: &JobEvent) -> pb::JobEvent {
         error_code: error.map(|error| error.code.to_string()).unwrap_or_default(),
         error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
         scheduled_at: event.scheduled_at.map(timestamp),
-    }
-}
-
-pub(super) fn statistics(statistics: Statistics) -> pb::GetStatisticsResponse {
-    let as_of = statistics.as_of;
-    let mut total = StatusCounts::default();
-    for of_type in &statistics.types {
-        total.add_all(&of_type.counts);
-    }
-    let oldest = statistics.types.iter().filter_map(|of_type| of_type.oldest_ready_at).min();
-    pb::GetStatisticsResponse {
-        counts: Some(counts(&total)),
-        types_truncated: statistics.types.len() > MAX_TYPES_LISTED,
-        types: statistics
-            .types
-            .into_iter()
-            .take(MAX_TYPES_LISTED)
-            .map(|of_type| type_statistics(of_type, as_of))
-            .collect(),
-        oldest_queued_age: age(oldest, as_of),
-        as_of_seq: statistics.as_of_seq,
-        as_of: Some(timestamp(as_of)),
-    }
-}
-
-fn type_statistics(statistics: TypeStatistics, as_of: Time) -> pb::TypeStatistics {
-    pb::TypeStatistics {
-        r#type: statistics.job_type,
-        counts: Some(counts(&statistics.counts)),
-        oldest_queued_age: age(statistics.oldest_ready_at, as_of),
-    }
-}
-
-/// How long something has been ready; `None` if its time is yet to come.
-fn age(ready_at: Option<Time>, as_of: Time) -> Option<prost_types::Duration> {
-    (as_of - ready_at?).to_std().ok().map(duration)
-}
-
-fn counts(counts: &StatusCounts) -> pb::StatusCounts {
-    pb::StatusCounts {
-        queued: counts.get(JobStatus::Queued),
-        running: counts.get(JobStatus::Running),
-        succeeded: counts.get(JobStatus::Succeeded),
-        failed: counts.get(JobStatus::Failed),
-        canceled: counts.get(JobStatus::Canceled),
-        dead_letter: counts.get(JobStatus::DeadLetter),
     }
 }

@@ -7,6 +7,7 @@ mod json;
 mod listing;
 mod request;
 mod service;
+mod statistics;
 mod status;
 mod stream;
 

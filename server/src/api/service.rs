@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use jobledger_proto::v1::{self as pb, job_service_server::JobService};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 
 use super::{
-    convert, listing, request,
+    convert, listing, request, statistics,
     status::{ApiError, item_error},
     stream::{self, EventStream},
 };
@@ -15,6 +15,9 @@ use crate::{
     domain::{id::OrgId, transition::TransitionError},
     ledger::{Command, JobReply, Ledger, LedgerError},
 };
+
+/// The metadata of a stream's answer that names the log.
+const LOG_ID_HEADER: &str = "jobledger-log-id";
 
 /// The service over a ledger.
 pub(crate) struct Service {
@@ -182,13 +185,19 @@ impl JobService for Service {
         request: Request<pb::StreamJobEventsRequest>,
     ) -> Result<Response<EventStream>, Status> {
         let org = request::org(request.metadata())?;
+        let peer = request.remote_addr();
         let wanted = request::subscribe(request.into_inner())?;
         if self.draining.is_cancelled() {
             return Err(ApiError::from(LedgerError::Draining).into());
         }
-        let subscription = self.ledger.subscribe(org, wanted).await.map_err(ApiError::from)?;
+        let subscription = self.ledger.subscribe(org, peer, wanted).await.map_err(ApiError::from)?;
+        let log_id = MetadataValue::try_from(subscription.log_id().to_string());
         let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone());
-        Ok(Response::new(stream))
+        let mut answer = Response::new(stream);
+        if let Ok(log_id) = log_id {
+            answer.metadata_mut().insert(LOG_ID_HEADER, log_id);
+        }
+        Ok(answer)
     }
 
     async fn get_statistics(
@@ -196,8 +205,8 @@ impl JobService for Service {
         request: Request<pb::GetStatisticsRequest>,
     ) -> Result<Response<pb::GetStatisticsResponse>, Status> {
         let org = request::org(request.metadata())?;
-        let types = request::statistics(request.into_inner())?;
-        let statistics = self.ledger.statistics(org, &types).await.map_err(ApiError::from)?;
-        Ok(Response::new(convert::statistics(statistics)))
+        let query = request::statistics(request.into_inner())?;
+        let found = self.ledger.statistics(org, &query).await.map_err(ApiError::from)?;
+        Ok(Response::new(statistics::answer(found, &query)))
     }
 }

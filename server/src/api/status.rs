@@ -169,8 +169,14 @@ impl Answer {
             LedgerError::CursorExpired { oldest, head } => {
                 Self::new(Code::OutOfRange, "CURSOR_EXPIRED", message).with("oldest_seq", oldest).with("head_seq", head)
             }
+            LedgerError::EpochChanged { current } => {
+                Self::new(Code::OutOfRange, "EPOCH_CHANGED", message).with("log_id", current)
+            }
             LedgerError::Overloaded => Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry(),
-            LedgerError::TooManyStreams => Self::new(Code::ResourceExhausted, "TOO_MANY_STREAMS", message).retry(),
+            LedgerError::TooManyStreams { scope, limit } => {
+                let answer = Self::new(Code::ResourceExhausted, "TOO_MANY_STREAMS", message).retry();
+                answer.with("scope", scope).with("limit", limit)
+            }
             LedgerError::StorageFull => Self::new(Code::ResourceExhausted, "STORAGE_FULL", message),
             LedgerError::Draining => Self::new(Code::Unavailable, "DRAINING", message).retry(),
             LedgerError::Unavailable => Self::new(Code::Unavailable, "DATABASE_UNAVAILABLE", message).retry(),

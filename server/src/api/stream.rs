@@ -18,7 +18,7 @@ use tonic::Status;
 
 use super::{convert, status::ApiError};
 use crate::{
-    domain::event::JobEvent,
+    domain::{event::JobEvent, id::LogId, job::JobRecord},
     ledger::{Delivery, LedgerError, StreamPlace, Subscription},
 };
 
@@ -30,24 +30,42 @@ const QUEUE: usize = 1;
 /// What waits for the caller.
 enum Page {
     Events(std::vec::IntoIter<Arc<JobEvent>>),
+    Jobs(std::vec::IntoIter<JobRecord>),
     Bookmark {
         seq: i64,
         caught_up: bool,
     },
-    /// The proper end. A queue that closes without it was left by a task that failed.
-    End,
+    /// The end. A queue that closes without it was left by a task that failed.
+    End {
+        /// Where to go on from, for one who has to do so elsewhere.
+        bookmark: Option<i64>,
+        ended: Result<(), ApiError>,
+    },
 }
 
-type Queued = Result<Page, ApiError>;
+/// The page that is being taken.
+enum Taking {
+    Events(std::vec::IntoIter<Arc<JobEvent>>),
+    Jobs(std::vec::IntoIter<JobRecord>),
+    /// Nothing but how it ended.
+    Ended(Result<(), ApiError>),
+}
 
 /// The answer of StreamJobEvents.
 pub(crate) struct EventStream {
-    queue: mpsc::Receiver<Queued>,
-    page: std::vec::IntoIter<Arc<JobEvent>>,
+    queue: mpsc::Receiver<Page>,
+    taking: Taking,
+    log_id: LogId,
     /// How many messages the caller has taken.
     taken: Arc<AtomicU64>,
     /// Kept for as long as pages may be held here.
     _place: StreamPlace,
+}
+
+impl EventStream {
+    fn bookmark(&self, seq: i64, caught_up: bool) -> Item {
+        Item::Bookmark(pb::Bookmark { seq, caught_up, log_id: self.log_id.to_string() })
+    }
 }
 
 impl Stream for EventStream {
@@ -55,15 +73,28 @@ impl Stream for EventStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let item = loop {
-            if let Some(event) = self.page.next() {
-                break Item::Event(Box::new(convert::event(&event)));
+            let next = match &mut self.taking {
+                Taking::Events(page) => page.next().map(|event| Item::Event(Box::new(convert::event(&event)))),
+                Taking::Jobs(page) => page.next().map(|job| Item::Snapshot(Box::new(convert::job_record(&job)))),
+                Taking::Ended(ended) => {
+                    let ended = std::mem::replace(ended, Ok(()));
+                    return Poll::Ready(ended.err().map(|error| Err(error.into())));
+                }
+            };
+            if let Some(item) = next {
+                break item;
             }
             match ready!(self.queue.poll_recv(context)) {
-                Some(Ok(Page::Events(page))) => self.page = page,
-                Some(Ok(Page::Bookmark { seq, caught_up })) => break Item::Bookmark(pb::Bookmark { seq, caught_up }),
-                Some(Ok(Page::End)) => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => return Poll::Ready(Some(Err(ApiError::from(LedgerError::Unavailable).into()))),
+                Some(Page::Events(page)) => self.taking = Taking::Events(page),
+                Some(Page::Jobs(page)) => self.taking = Taking::Jobs(page),
+                Some(Page::Bookmark { seq, caught_up }) => break self.bookmark(seq, caught_up),
+                Some(Page::End { bookmark, ended }) => {
+                    self.taking = Taking::Ended(ended);
+                    if let Some(seq) = bookmark {
+                        break self.bookmark(seq, false);
+                    }
+                }
+                None => self.taking = Taking::Ended(Err(LedgerError::Unavailable.into())),
             }
         };
         self.taken.fetch_add(1, Ordering::Relaxed);
@@ -81,37 +112,43 @@ pub(super) fn start(
     let taken = Arc::new(AtomicU64::new(0));
     let stream = EventStream {
         queue: receiver,
-        page: Vec::new().into_iter(),
+        taking: Taking::Events(Vec::new().into_iter()),
+        log_id: subscription.log_id(),
         taken: Arc::clone(&taken),
         _place: subscription.place(),
     };
     tokio::spawn(async move {
-        // One place is kept for the error that ends the stream, so that it reaches even a caller whose queue is full.
+        // One place is kept for the end, so that it reaches even a caller whose queue is full.
         let Ok(last) = queue.clone().try_reserve_owned() else {
             return;
         };
+        let mut sent = subscription.cursor();
         let ended = tokio::select! {
             () = queue.closed() => return,
             () = draining.cancelled() => Err(LedgerError::Draining.into()),
-            ended = deliver(subscription, &queue, &taken, slow_consumer_after) => ended,
+            ended = deliver(subscription, &queue, &mut sent, &taken, slow_consumer_after) => ended,
         };
         if let Err(error) = &ended {
             tracing::debug!(?error, "a stream ends early");
         }
-        last.send(ended.map(|()| Page::End));
+        let goes_on_elsewhere = matches!(ended, Err(ApiError::SlowConsumer | ApiError::Ledger(LedgerError::Draining)));
+        last.send(Page::End { bookmark: sent.filter(|_| goes_on_elsewhere), ended });
     });
     stream
 }
 
+/// Keeps in `sent` up to where everything was put into the queue; `None` where there is no such place yet.
 async fn deliver(
     mut subscription: Subscription,
-    queue: &mpsc::Sender<Queued>,
+    queue: &mpsc::Sender<Page>,
+    sent: &mut Option<i64>,
     taken: &AtomicU64,
     slow_consumer_after: Duration,
 ) -> Result<(), ApiError> {
     loop {
         let page = match subscription.next().await? {
             Delivery::Events(events) => Page::Events(events.into_iter()),
+            Delivery::Snapshot(jobs) => Page::Jobs(jobs.into_iter()),
             Delivery::Bookmark { seq, caught_up } => Page::Bookmark { seq, caught_up },
             Delivery::End => return Ok(()),
         };
@@ -120,7 +157,7 @@ async fn deliver(
         loop {
             let before = taken.load(Ordering::Relaxed);
             match timeout(slow_consumer_after, &mut room).await {
-                Ok(Ok(room)) => break room.send(Ok(page)),
+                Ok(Ok(room)) => break room.send(page),
                 // The caller is gone.
                 Ok(Err(_)) => return Ok(()),
                 Err(_) if taken.load(Ordering::Relaxed) == before => return Err(ApiError::SlowConsumer),
@@ -128,5 +165,6 @@ async fn deliver(
                 Err(_) => {}
             }
         }
+        *sent = subscription.cursor();
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     clock::Time,
     id::{JobId, OrgId},
+    job::Labels,
     json::Json,
     status::JobStatus,
 };
@@ -131,6 +132,8 @@ pub struct JobEvent {
     pub actor: Arc<str>,
     /// The job's type.
     pub job_type: Arc<str>,
+    /// The job's labels.
+    pub labels: Labels,
     /// The job's stage after the event.
     pub stage: Option<Arc<str>>,
     /// The job's progress after the event, in per cent.
@@ -152,6 +155,7 @@ impl JobEvent {
         FIXED
             + self.actor.len()
             + self.job_type.len()
+            + self.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
             + self.stage.as_deref().map_or(0, str::len)
             + self.message.len()
             + self.result.as_ref().map_or(0, Json::len)

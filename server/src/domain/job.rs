@@ -12,6 +12,9 @@ use super::{
     status::JobStatus,
 };
 
+/// What a creator calls a job, by key. Shared by the job and its events.
+pub type Labels = Arc<BTreeMap<String, String>>;
+
 /// What the creator asked for. Never changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
@@ -28,7 +31,7 @@ pub struct JobSpec {
     /// Who asked; empty when unknown.
     pub requested_by: Arc<str>,
     /// The creator's labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// How long an attempt may take; `None`: for ever.
     pub run_timeout: Option<Duration>,
     /// What the payload takes on the wire; 0 where there is none.
@@ -122,6 +125,11 @@ impl Job {
     /// True of a job that a worker may claim.
     pub fn is_ready(&self) -> bool {
         self.status == JobStatus::Queued && self.due_at.is_none()
+    }
+
+    /// True of a job whose time is still to come.
+    pub fn is_scheduled(&self) -> bool {
+        self.status == JobStatus::Queued && self.due_at.is_some()
     }
 
     /// What proves the hold on the job; `None` where nobody holds it.

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod event;
+pub mod flow;
 pub mod id;
 pub mod job;
 pub mod json;

@@ -96,7 +96,19 @@ impl Replay {
     /// If they are not the whole history of one job.
     pub fn fold<'a>(events: impl IntoIterator<Item = &'a JobEvent>) -> Result<Self, ReplayError> {
         let mut events = events.into_iter();
-        let first = events.next().ok_or(ReplayError::Empty)?;
+        let mut state = Self::begin(events.next().ok_or(ReplayError::Empty)?)?;
+        for event in events {
+            state.follow(event)?;
+        }
+        Ok(state)
+    }
+
+    /// Begins with a job's first event.
+    ///
+    /// # Errors
+    ///
+    /// If it is not the first of a job.
+    pub fn begin(first: &JobEvent) -> Result<Self, ReplayError> {
         if first.job_seq != 1 {
             return Err(ReplayError::NotDense { seq: first.seq, found: first.job_seq, expected: 1 });
         }
@@ -120,18 +132,25 @@ impl Replay {
             last_recorded_at: first.recorded_at,
         };
         state.take(first);
-        for event in events {
-            if event.job_seq != state.last_job_seq + 1 {
-                let expected = state.last_job_seq + 1;
-                return Err(ReplayError::NotDense { seq: event.seq, found: event.job_seq, expected });
-            }
-            let forward = event.seq > state.last_seq && event.ts >= state.updated_at && event.attempt >= state.attempt;
-            if event.prev_status != Some(state.status) || !forward {
-                return Err(ReplayError::NotChained { seq: event.seq });
-            }
-            state.take(event);
-        }
         Ok(state)
+    }
+
+    /// Goes on with the next.
+    ///
+    /// # Errors
+    ///
+    /// If it does not follow.
+    pub fn follow(&mut self, event: &JobEvent) -> Result<(), ReplayError> {
+        if event.job_seq != self.last_job_seq + 1 {
+            let expected = self.last_job_seq + 1;
+            return Err(ReplayError::NotDense { seq: event.seq, found: event.job_seq, expected });
+        }
+        let forward = event.seq > self.last_seq && event.ts >= self.updated_at && event.attempt >= self.attempt;
+        if event.prev_status != Some(self.status) || !forward {
+            return Err(ReplayError::NotChained { seq: event.seq });
+        }
+        self.take(event);
+        Ok(())
     }
 
     fn take(&mut self, event: &JobEvent) {

@@ -15,12 +15,13 @@ use crate::{
     domain::{
         clock::Time,
         event::JobEvent,
+        flow::{Milestone, Timeline, Width},
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
         transition::{self, Heartbeat, Look, News, Tick, Transition},
     },
-    store::{Changes, Expired, Head, Loaded, Needs, NextDue, Retention},
+    store::{Changes, Expired, Head, Loaded, Needs, NextDue, Retention, Tally},
 };
 
 /// Jobs that one batch looks at because they are due, at most.
@@ -73,8 +74,20 @@ enum Before {
     Nothing,
     /// Ready to be claimed.
     Ready,
-    /// There.
-    NotReady,
+    /// Waiting for its time.
+    Scheduled,
+    /// There, and not waiting.
+    Other,
+}
+
+impl Before {
+    fn of(job: &Job) -> Self {
+        match (job.is_ready(), job.is_scheduled()) {
+            (true, _) => Self::Ready,
+            (_, true) => Self::Scheduled,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// When a batch is decided.
@@ -158,6 +171,7 @@ struct Log {
     next_due: Option<Time>,
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
+    histories: HashMap<JobId, Vec<Milestone>>,
     next_expiry: Option<Time>,
     /// Jobs that are other than they were, each with what it was.
     touched: HashMap<JobId, Before>,
@@ -192,6 +206,7 @@ impl Log {
             due: loaded.due,
             next_due: loaded.next_due,
             expired: loaded.expired,
+            histories: loaded.histories,
             next_expiry: loaded.next_expiry,
             touched: HashMap::new(),
             changes: Changes::default(),
@@ -216,12 +231,11 @@ impl Log {
     /// Decides a command on a job; the job as it is then.
     fn apply(&mut self, job: JobId, command: &transition::Command) -> Result<Job, LedgerError> {
         let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
-        let status = current.status;
-        let before = if current.is_ready() { Before::Ready } else { Before::NotReady };
         let transition = current.apply(command, self.tick())?;
         let job = transition.job.clone();
         if transition.is_changed {
-            self.append(Some(status), before, transition);
+            let (status, before, timeline) = (current.status, Before::of(current), Timeline::of(current));
+            self.append(Some(status), before, timeline, transition);
         }
         Ok(job)
     }
@@ -306,7 +320,7 @@ impl Log {
         if let Some(payload) = &create.payload {
             self.changes.payloads.push((job.id, payload.clone()));
         }
-        self.append(None, Before::Nothing, transition);
+        self.append(None, Before::Nothing, Timeline::default(), transition);
         Ok(Reply::of_job(job, false))
     }
 
@@ -354,8 +368,18 @@ impl Log {
             self.keys.remove(&idempotency.key);
         }
         self.head.floor = self.head.floor.max(job.last_seq + 1);
-        self.changes.counts.entry(Arc::clone(&job.spec.job_type)).or_default().add(job.status, -1);
+        self.tally(&job).counts.add(job.status, -1);
+        self.forget(&job);
         self.changes.removed.push(job);
+    }
+
+    /// Notes what the series no longer finds in the log.
+    fn forget(&mut self, job: &Job) {
+        let mut timeline = Timeline::default();
+        for milestone in self.histories.remove(&job.id).unwrap_or_default() {
+            let minute = (Width::Minute.start(milestone.recorded_at), Arc::clone(&job.spec.job_type));
+            timeline.follow(&milestone, self.changes.removed_flow.entry(minute).or_default());
+        }
     }
 
     fn tick(&self) -> Tick {
@@ -363,24 +387,32 @@ impl Log {
     }
 
     /// Takes over what a transition made of a job, and appends its events to the log.
-    fn append(&mut self, status: Option<JobStatus>, before: Before, transition: Transition) {
+    fn append(&mut self, status: Option<JobStatus>, before: Before, mut timeline: Timeline, transition: Transition) {
         let Transition { job, events, .. } = transition;
         if !events.is_empty() {
             self.head.seq += events.len() as i64;
             self.head.recorded_at = Some(self.now);
-            self.count(status, &job);
+        }
+        let scheduled = i64::from(job.is_scheduled()) - i64::from(before == Before::Scheduled);
+        if !events.is_empty() || scheduled != 0 {
+            let tally = self.tally(&job);
+            if let Some(status) = status {
+                tally.counts.add(status, -1);
+            }
+            tally.counts.add(job.status, 1);
+            tally.scheduled += scheduled;
+            for event in &events {
+                timeline.follow(&Milestone::of(event), &mut tally.flow);
+            }
         }
         self.touched.entry(job.id).or_insert(before);
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
         self.jobs.insert(job.id, job);
     }
 
-    fn count(&mut self, before: Option<JobStatus>, job: &Job) {
-        let counts = self.changes.counts.entry(Arc::clone(&job.spec.job_type)).or_default();
-        if let Some(before) = before {
-            counts.add(before, -1);
-        }
-        counts.add(job.status, 1);
+    /// What the batch does to the statistics of a job's type.
+    fn tally(&mut self, job: &Job) -> &mut Tally {
+        self.changes.tallies.entry(Arc::clone(&job.spec.job_type)).or_default()
     }
 
     /// Counts what became ready and still is, and has others hear of it.
@@ -410,13 +442,16 @@ impl Log {
     fn finish(mut self) -> Changes {
         if self.head != self.loaded_head {
             self.changes.head = Some(self.head);
+            let minute = self.loaded_head.recorded_at.map(|last| Width::Minute.start(last));
+            let is_new = minute != Some(Width::Minute.start(self.now));
+            self.changes.new_minute = is_new.then_some(self.now);
         }
         if !self.touched.is_empty() {
             let touched = &self.touched;
             for job in self.jobs.into_values() {
                 match touched.get(&job.id) {
                     Some(Before::Nothing) => self.changes.created.push(job),
-                    Some(Before::Ready | Before::NotReady) => self.changes.changed.push(job),
+                    Some(Before::Ready | Before::Scheduled | Before::Other) => self.changes.changed.push(job),
                     None => {}
                 }
             }

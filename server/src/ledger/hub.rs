@@ -15,7 +15,10 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use crate::domain::{event::JobEvent, id::OrgId};
+use crate::domain::{
+    event::JobEvent,
+    id::{LogId, OrgId},
+};
 
 /// An org's share of the memory for tails is never smaller, however many orgs there are, and never larger, however few:
 /// a tail is for subscribers that are nearly live, and those that are not have the database.
@@ -28,6 +31,8 @@ pub(super) struct Hub {
     tail_bytes: usize,
     /// What all tails hold together.
     held_bytes: AtomicUsize,
+    /// The log that all of it is of, once known.
+    log_id: Mutex<Option<LogId>>,
     /// Orgs whose tail ends before what is known to be committed.
     behind: Mutex<HashSet<OrgId>>,
     fell_behind: Notify,
@@ -48,6 +53,7 @@ impl Hub {
             channels: Mutex::default(),
             tail_bytes,
             held_bytes: AtomicUsize::new(0),
+            log_id: Mutex::default(),
             behind: Mutex::default(),
             fell_behind: Notify::new(),
         }
@@ -102,6 +108,17 @@ impl Hub {
         let Some(channel) = channel else { return };
         if channel.heard(seq).is_some() {
             self.fall_behind(org);
+        }
+    }
+
+    /// Takes note of which log the database has. If it is another than it was, memory is of no use, and neither is any cursor.
+    pub(super) fn is_of_log(&self, log_id: LogId) {
+        let was = lock(&self.log_id).replace(log_id);
+        if was.is_some_and(|was| was != log_id) {
+            tracing::warn!(%log_id, "the database has another log than it had: it was restored");
+            for org in self.orgs() {
+                self.restart(org);
+            }
         }
     }
 
@@ -297,6 +314,11 @@ impl Listener {
         }
     }
 
+    /// The log that the hub knows of.
+    pub(super) fn log_id(&self) -> Option<LogId> {
+        self.channel.hub.upgrade().and_then(|hub| *lock(&hub.log_id))
+    }
+
     /// Counts the times the tail was forgotten; see [`Listener::news`].
     pub(super) fn restarts(&self) -> u64 {
         self.signal.borrow().restarts
@@ -321,7 +343,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{event::EventKind, id::JobId, status::JobStatus};
+    use crate::domain::{event::EventKind, id::JobId, job::Labels, status::JobStatus};
 
     fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<JobEvent>> {
         let event = |seq| JobEvent {
@@ -337,6 +359,7 @@ mod tests {
             attempt: 1,
             actor: "".into(),
             job_type: "t".into(),
+            labels: Labels::default(),
             stage: None,
             progress: None,
             message: "".into(),

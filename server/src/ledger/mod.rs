@@ -7,11 +7,12 @@ mod decide;
 mod follower;
 mod hub;
 mod lanes;
+mod places;
 mod subscription;
 mod waiting;
 mod writer;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -19,22 +20,26 @@ use tokio::sync::Semaphore;
 pub use self::{
     claim::Leases,
     command::{Asked, Claim, Command, Create, JobReply, Looked, Removed},
-    subscription::{Delivery, StreamPlace, SubscribeRequest, Subscription},
+    places::{StreamLimits, StreamPlace},
+    subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
     command::Reply,
     follower::Follower,
     hub::Hub,
     lanes::{Answered, Lanes},
+    places::Places,
+    subscription::Source,
     waiting::Waiting,
     writer::Writer,
 };
 pub use crate::store::{
-    EventFilter, JobFilter, JobPage, ListQuery, Retention, Statistics, StatusCounts, TypeStatistics,
+    EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
+    StatusCounts, TypeStatistics,
 };
 use crate::{
     domain::{
-        id::{JobId, OrgId},
+        id::{JobId, LogId, OrgId},
         job::{JobContents, JobRecord},
         transition::TransitionError,
     },
@@ -57,7 +62,7 @@ pub struct Limits {
     /// Bytes of recent events kept for live subscribers, shared by the orgs that have any; each gets at least 16 KiB.
     pub tail_bytes: usize,
     /// Event streams that may be open.
-    pub streams: usize,
+    pub streams: StreamLimits,
     /// Claims that may be under way, most of them waiting for work.
     pub claims: usize,
     /// Reads of past events that may be under way at the same time.
@@ -77,7 +82,7 @@ impl Default for Limits {
             queued_bytes: 64 << 20,
             types_per_org: 10_000,
             tail_bytes: 64 << 20,
-            streams: 10_000,
+            streams: StreamLimits { in_all: 20_000, per_org: 10_000, per_connection: 1_000 },
             claims: 20_000,
             catch_up_reads: 2,
             bookmark_interval: Duration::from_secs(15),
@@ -94,7 +99,7 @@ pub struct Ledger {
     waiting: Arc<Waiting>,
     hub: Arc<Hub>,
     catch_up: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    places: Arc<Places>,
     bookmark_interval: Duration,
 }
 
@@ -109,14 +114,14 @@ impl Ledger {
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting));
         let writer =
             Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), limits);
-        let streams = Arc::new(Semaphore::new(limits.streams));
+        let places = Arc::new(Places::new(limits.streams));
         let work = async move {
             tokio::select! {
                 () = Arc::new(writer).run() => {}
                 () = follower.run() => {}
             }
         };
-        (Self { store, lanes, waiting, hub, catch_up, streams, bookmark_interval: limits.bookmark_interval }, work)
+        (Self { store, lanes, waiting, hub, catch_up, places, bookmark_interval: limits.bookmark_interval }, work)
     }
 
     /// Has one command on a job decided and committed.
@@ -205,27 +210,39 @@ impl Ledger {
         Ok(self.store.list(org, query).await?)
     }
 
-    /// Reads the counters of an org, of these types or of all.
+    /// Reads the statistics of an org.
     ///
     /// # Errors
     ///
     /// That of the database.
-    pub async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, LedgerError> {
-        Ok(self.store.statistics(org, types).await?)
+    pub async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, LedgerError> {
+        Ok(self.store.statistics(org, query).await?)
     }
 
-    /// Follows an org's log.
+    /// Follows an org's log, for the peer at this address.
     ///
     /// # Errors
     ///
     /// [`LedgerError::JobNotFound`], [`LedgerError::CursorAhead`], [`LedgerError::CursorExpired`],
-    /// [`LedgerError::TooManyStreams`], or that of the database.
-    pub async fn subscribe(&self, org: OrgId, request: SubscribeRequest) -> Result<Subscription, LedgerError> {
-        let place = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| LedgerError::TooManyStreams)?;
+    /// [`LedgerError::EpochChanged`], [`LedgerError::TooManyStreams`], or that of the database.
+    pub async fn subscribe(
+        &self,
+        org: OrgId,
+        peer: Option<SocketAddr>,
+        request: SubscribeRequest,
+    ) -> Result<Subscription, LedgerError> {
+        let place = self.places.take(org, peer)?;
+        let about = self.store.about().await?;
+        self.hub.is_of_log(about.log_id);
         // First the hub, then the database: what is committed in between is heard of.
-        let listener = self.hub.listen(org);
-        let (store, catch_up) = (Arc::clone(&self.store), Arc::clone(&self.catch_up));
-        Subscription::open(store, catch_up, org, listener, self.bookmark_interval, Arc::new(place), request).await
+        let source = Source {
+            store: Arc::clone(&self.store),
+            catch_up: Arc::clone(&self.catch_up),
+            listener: self.hub.listen(org),
+            org,
+            log_id: about.log_id,
+        };
+        Subscription::open(source, self.bookmark_interval, place, request).await
     }
 
     /// How many claims wait here because there is nothing for them.
@@ -292,9 +309,20 @@ pub enum LedgerError {
         /// The head.
         head: i64,
     },
+    /// The cursor belongs to another log: the database was restored from a backup.
+    #[error("the cursor belongs to another log than this one, {current}: the database was restored since")]
+    EpochChanged {
+        /// This log.
+        current: LogId,
+    },
     /// As many streams are open as may be.
-    #[error("too many event streams are open; try again later")]
-    TooManyStreams,
+    #[error("this {scope} has {limit} event streams open, and may not have more; try again later")]
+    TooManyStreams {
+        /// Of what: `server`, `org` or `connection`.
+        scope: &'static str,
+        /// The bound.
+        limit: usize,
+    },
     /// The queues are full.
     #[error("too many commands are waiting; try again shortly")]
     Overloaded,

@@ -1,36 +1,50 @@
 //! One subscriber's way along an org's log: the past from the database, then live from the hub, and back whenever it
 //! falls behind what memory holds.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::Semaphore,
     time::{Instant, timeout_at},
 };
 
 use super::{
     LedgerError,
     hub::{Listener, Recent},
+    places::StreamPlace,
 };
 use crate::{
-    domain::{event::JobEvent, id::OrgId, status::JobStatus},
-    store::{EventFilter, EventQuery, Store},
+    domain::{
+        event::JobEvent,
+        id::{LogId, OrgId},
+        job::{Job, JobRecord},
+        status::JobStatus,
+    },
+    store::{EventFilter, EventQuery, JobPage, ListQuery, Store},
 };
 
 /// Events handed over at once: a page of the past, or a slice of the tail.
 const PAGE_EVENTS: usize = 256;
 /// Bytes of a page of the past; one event more than that, at most.
 const PAGE_BYTES: usize = 1 << 20;
+/// Jobs of a page of a snapshot.
+const PAGE_JOBS: usize = 64;
+/// What a result is taken for before it is read.
+const RESULT_BYTES: usize = 16 << 10;
 
 /// What a subscriber wants.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SubscribeRequest {
     /// Which events.
     pub filter: EventFilter,
     /// Only events with a greater `seq`. `None`: for a job all of them, for an org those from now on.
     pub after: Option<i64>,
-    /// End at what is the head now.
+    /// End at what is the head now, or when the snapshot is complete.
     pub history_only: bool,
+    /// Begin with the jobs as they are.
+    pub with_snapshot: bool,
+    /// The log that the cursor belongs to, if that is to be checked.
+    pub log_id: Option<LogId>,
 }
 
 /// What comes next.
@@ -38,6 +52,8 @@ pub struct SubscribeRequest {
 pub enum Delivery {
     /// Events, in the order of `seq`; never empty.
     Events(Vec<Arc<JobEvent>>),
+    /// Jobs of the snapshot; never none.
+    Snapshot(Vec<JobRecord>),
     /// Every matching event up to `seq` was delivered.
     Bookmark {
         /// The cursor to go on from.
@@ -49,19 +65,25 @@ pub enum Delivery {
     End,
 }
 
-/// A place among the streams that may be open. Whoever keeps a stream's events in memory keeps a clone.
-pub type StreamPlace = Arc<OwnedSemaphorePermit>;
+/// Where a subscription takes from.
+pub(super) struct Source {
+    pub(super) store: Arc<dyn Store>,
+    /// Reads of the past that may be under way at the same time.
+    pub(super) catch_up: Arc<Semaphore>,
+    pub(super) listener: Listener,
+    pub(super) org: OrgId,
+    /// The log that the subscription's cursor belongs to.
+    pub(super) log_id: LogId,
+}
 
 /// A place in an org's log. Holds no database connection between deliveries.
 pub struct Subscription {
-    store: Arc<dyn Store>,
-    catch_up: Arc<Semaphore>,
-    listener: Listener,
-    org: OrgId,
+    source: Source,
     filter: EventFilter,
     /// Everything that matches up to here was delivered.
     cursor: i64,
-    /// Where a history ends.
+    is_history: bool,
+    /// Where a history ends, once that is known.
     until: Option<i64>,
     /// The status of the filter's job at the cursor, once the cursor has been at the head.
     job_status: Option<JobStatus>,
@@ -80,6 +102,8 @@ pub struct Subscription {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    /// Reading the jobs as they are: those created before this `seq`.
+    Snapshot { before: i64 },
     /// Reading the past from the database.
     Past,
     /// Following the hub.
@@ -90,17 +114,18 @@ enum Mode {
 
 impl Subscription {
     pub(super) async fn open(
-        store: Arc<dyn Store>,
-        catch_up: Arc<Semaphore>,
-        org: OrgId,
-        listener: Listener,
+        source: Source,
         bookmark_interval: Duration,
         place: StreamPlace,
         request: SubscribeRequest,
     ) -> Result<Self, LedgerError> {
+        let Source { store, org, log_id, .. } = &source;
+        if request.log_id.is_some_and(|wanted| wanted != *log_id) {
+            return Err(LedgerError::EpochChanged { current: *log_id });
+        }
         // A page beyond every event: the head, the floor and the job's status alone.
         let filter = EventFilter { job: request.filter.job, ..EventFilter::default() };
-        let log = store.events(org, &EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 }).await?;
+        let log = store.events(*org, &EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 }).await?;
         if let Some(job) = request.filter.job
             && log.job_status.is_none()
         {
@@ -111,6 +136,7 @@ impl Subscription {
                 return Err(LedgerError::CursorAhead { oldest: log.floor, head: log.head });
             }
             Some(after) => after,
+            None if request.with_snapshot => log.head,
             None if request.filter.job.is_some() => 0,
             None => log.head,
         };
@@ -119,16 +145,14 @@ impl Subscription {
             return Err(LedgerError::CursorExpired { oldest: log.floor, head: log.head });
         }
         Ok(Self {
-            store,
-            catch_up,
-            restarts: listener.restarts(),
-            listener,
-            org,
+            restarts: source.listener.restarts(),
+            source,
             filter: request.filter,
             cursor,
-            until: request.history_only.then_some(log.head),
+            is_history: request.history_only,
+            until: (request.history_only && !request.with_snapshot).then_some(log.head),
             job_status: None,
-            mode: Mode::Past,
+            mode: if request.with_snapshot { Mode::Snapshot { before: i64::MAX } } else { Mode::Past },
             is_at_head: false,
             owes_bookmark: false,
             bookmark_interval,
@@ -143,17 +167,39 @@ impl Subscription {
         Arc::clone(&self.place)
     }
 
+    /// The log that its cursor belongs to.
+    pub fn log_id(&self) -> LogId {
+        self.source.log_id
+    }
+
+    /// Up to where everything that matches was delivered; `None` while a snapshot is.
+    pub fn cursor(&self) -> Option<i64> {
+        (!matches!(self.mode, Mode::Snapshot { .. })).then_some(self.cursor)
+    }
+
     /// The next delivery. May be dropped while it waits: nothing is lost, and the next call goes on from there.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::CursorExpired`], or that of the database.
+    /// [`LedgerError::CursorExpired`], [`LedgerError::EpochChanged`], or that of the database.
     pub async fn next(&mut self) -> Result<Delivery, LedgerError> {
         loop {
+            if let Some(current) = self.source.listener.log_id().filter(|current| *current != self.source.log_id) {
+                return Err(LedgerError::EpochChanged { current });
+            }
+            if let Mode::Snapshot { before } = self.mode {
+                // No bookmark: there is no cursor to go on from until it is complete.
+                let jobs = self.snapshot(before).await?;
+                if !jobs.is_empty() {
+                    return Ok(Delivery::Snapshot(jobs));
+                }
+                continue;
+            }
             if self.owes_bookmark || Instant::now() >= self.next_bookmark {
                 return Ok(self.bookmark());
             }
             let events = match self.mode {
+                Mode::Snapshot { .. } => continue,
                 Mode::Ended => return Ok(Delivery::End),
                 Mode::Past => self.past().await?,
                 Mode::Live => self.live().await,
@@ -172,9 +218,38 @@ impl Subscription {
         Delivery::Bookmark { seq: self.cursor, caught_up }
     }
 
+    /// Reads the next jobs of the snapshot, and turns to what came after it once there are no more.
+    async fn snapshot(&mut self, before: i64) -> Result<Vec<JobRecord>, LedgerError> {
+        let Source { store, catch_up, org, .. } = &self.source;
+        let _turn = catch_up.acquire().await.map_err(|_| LedgerError::Draining)?;
+        let (jobs, next) = match self.filter.job {
+            Some(job) => {
+                let record = store.job(*org, job).await?.ok_or(LedgerError::JobNotFound { job })?;
+                (Vec::from_iter(self.filter.matches_job(&record.job).then_some(record)), None)
+            }
+            None => {
+                let query = ListQuery { filter: self.filter.of_jobs(), before, limit: PAGE_JOBS };
+                let JobPage { mut jobs, mut next, .. } = store.list(*org, &query).await?;
+                let fits = fitting(&jobs);
+                if fits < jobs.len() {
+                    jobs.truncate(fits);
+                    next = jobs.last().map(|job| job.created_seq);
+                }
+                let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+                let mut contents: HashMap<_, _> = store.contents(*org, &ids).await?.into_iter().collect();
+                let record = |job: Job| JobRecord { contents: contents.remove(&job.id).unwrap_or_default(), job };
+                (jobs.into_iter().map(record).collect(), next)
+            }
+        };
+        self.mode = next.map_or(Mode::Past, |before| Mode::Snapshot { before });
+        // It says where the snapshot belongs.
+        self.owes_bookmark = next.is_none();
+        Ok(jobs)
+    }
+
     /// Reads a page from the database.
     async fn past(&mut self) -> Result<Vec<Arc<JobEvent>>, LedgerError> {
-        let restarts = self.listener.restarts();
+        let restarts = self.source.listener.restarts();
         let query = EventQuery {
             filter: self.filter.clone(),
             after: self.cursor,
@@ -182,8 +257,8 @@ impl Subscription {
             max_bytes: PAGE_BYTES,
         };
         let page = {
-            let _turn = self.catch_up.acquire().await.map_err(|_| LedgerError::Draining)?;
-            self.store.events(self.org, &query).await?
+            let _turn = self.source.catch_up.acquire().await.map_err(|_| LedgerError::Draining)?;
+            self.source.store.events(self.source.org, &query).await?
         };
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
@@ -195,6 +270,9 @@ impl Subscription {
             return Err(LedgerError::JobNotFound { job });
         }
         self.restarts = restarts;
+        if self.is_history {
+            self.until.get_or_insert(page.head);
+        }
         let mut events = page.events;
         self.cursor = page.through.max(self.cursor);
         if let Some(until) = self.until
@@ -205,7 +283,7 @@ impl Subscription {
             self.end();
         } else if self.cursor >= page.head {
             self.job_status = page.job_status;
-            self.listener.reached(page.head);
+            self.source.listener.reached(page.head);
             self.mode = Mode::Live;
             self.is_at_head = true;
             self.owes_bookmark = true;
@@ -218,7 +296,7 @@ impl Subscription {
 
     /// Takes what the hub has, or waits for it. Comes back empty when something else is due first.
     async fn live(&mut self) -> Vec<Arc<JobEvent>> {
-        match self.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
+        match self.source.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
             Recent::Behind => {
                 self.is_at_head = false;
                 self.mode = Mode::Past;
@@ -242,10 +320,10 @@ impl Subscription {
             }
             recent @ (Recent::AtHead | Recent::Awaited) => {
                 self.is_at_head = matches!(recent, Recent::AtHead);
-                let news = self.listener.news(self.cursor, self.restarts);
+                let news = self.source.listener.news(self.cursor, self.restarts);
                 // Either way the loop looks again.
                 let _ = timeout_at(self.next_bookmark, news).await;
-                if self.listener.restarts() != self.restarts {
+                if self.source.listener.restarts() != self.restarts {
                     self.is_at_head = false;
                     self.mode = Mode::Past;
                 }
@@ -258,4 +336,14 @@ impl Subscription {
         self.mode = Mode::Ended;
         self.owes_bookmark = self.caught_up_at != Some(self.cursor);
     }
+}
+
+/// How many of the jobs fit into a page with what they carry; at least one.
+fn fitting(jobs: &[Job]) -> usize {
+    let mut bytes = 0;
+    let fits = |job: &&Job| {
+        bytes += job.spec.payload_bytes as usize + if job.result_at.is_some() { RESULT_BYTES } else { 0 };
+        bytes <= PAGE_BYTES
+    };
+    jobs.iter().take_while(fits).count().max(1)
 }

@@ -17,6 +17,8 @@ use crate::{
 const ORGS: usize = 100;
 /// How long an org is left to the server that took it. Should that one die, another takes over.
 const HOLD: Duration = Duration::from_secs(60);
+/// How often it is looked whether a verification is over.
+const PAUSED_LOOK: Duration = Duration::from_millis(500);
 /// The shortest and the longest wait between two looks for orgs that are due.
 const LEAST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -32,7 +34,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
         match store.take_due(DueWork::Retention, ORGS, HOLD).await {
             Ok(orgs) if orgs.is_empty() => sleep(wait).await,
             Ok(orgs) => {
-                if !sweep(ledger, &orgs, retention).await {
+                if !sweep(ledger, store, &orgs, retention).await {
                     sleep(wait).await;
                 }
             }
@@ -44,22 +46,32 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
     }
 }
 
+/// Waits while a verification has retention wait. Where that can't be read, neither can anything be removed: the attempt will say
+/// so.
+async fn await_turn(store: &dyn Store) {
+    while store.about().await.is_ok_and(|about| about.is_retention_paused) {
+        sleep(PAUSED_LOOK).await;
+    }
+}
+
 async fn sweep_all(ledger: &Ledger, store: &dyn Store, retention: Retention) -> Result<(), StoreError> {
     let mut after = None;
     loop {
+        await_turn(store).await;
         let orgs = store.orgs(after, ORGS).await?;
         let Some(last) = orgs.last() else { return Ok(()) };
         after = Some(*last);
-        sweep(ledger, &orgs, retention).await;
+        sweep(ledger, store, &orgs, retention).await;
     }
 }
 
 /// Removes what is kept no longer of some orgs. False if something failed.
-async fn sweep(ledger: &Ledger, orgs: &[OrgId], retention: Retention) -> bool {
+async fn sweep(ledger: &Ledger, store: &dyn Store, orgs: &[OrgId], retention: Retention) -> bool {
     let mut is_done = true;
     for org in orgs {
         let mut jobs = 0;
         loop {
+            await_turn(store).await;
             match ledger.retain(*org, retention).await {
                 Ok(removed) => {
                     jobs += removed.jobs;

@@ -82,16 +82,18 @@ pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
         code: code.into_owned().into(),
         message: detail.error_message.unwrap_or_default().into_owned().into(),
     });
-    event.scheduled_at = detail
-        .scheduled_at
-        .map(|text| DateTime::parse_from_rfc3339(&text).map(|time| time.to_utc()).map_err(|_| damaged("time")))
-        .transpose()?;
+    event.scheduled_at = detail.scheduled_at.as_deref().map(time).transpose()?;
     Ok(())
 }
 
 /// The result in an event's `detail_json`.
 pub(super) fn result(text: &str) -> Result<Option<Json>, StoreError> {
     Ok(Detail::parse(text)?.result.map(|raw| Json::from_trusted(raw.get())))
+}
+
+/// A time, as `scheduled_at` has it.
+pub(super) fn time(text: &str) -> Result<DateTime<Utc>, StoreError> {
+    DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).map_err(|_| damaged("time"))
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

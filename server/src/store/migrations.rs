@@ -25,7 +25,8 @@ macro_rules! scripts {
             $folder,
             (1, "ledger", "0001_ledger"),
             (2, "labels_retention", "0002_labels_retention"),
-            (3, "workers", "0003_workers")
+            (3, "workers", "0003_workers"),
+            (4, "streams_statistics", "0004_streams_statistics")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

@@ -4,29 +4,47 @@
 //! some orgs and reads the clock, [`Batch::load`] brings what the commands name, pure code decides, [`Batch::write`]
 //! takes what has changed, and [`Batch::commit`] makes it durable. Reads are single statements outside transactions.
 
-use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::Path,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use thiserror::Error;
+use uuid::Uuid;
 
 use crate::domain::{
     clock::{Clock, Time},
     event::JobEvent,
-    id::{JobId, OrgId},
+    flow::Milestone,
+    id::{JobId, LogId, OrgId},
     job::{Job, JobContents, JobRecord},
     json::Json,
     status::JobStatus,
 };
 
+mod audit;
 mod detail;
 pub mod migrations;
 pub mod postgres;
 mod query;
 mod rows;
+mod series;
 pub mod sqlite;
 
-pub use self::query::{EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, Statistics, TypeStatistics};
 use self::query::{LIST_SCAN, SCAN_WINDOW};
+pub use self::{
+    audit::{About, Audit, Scheduled, Stretch},
+    query::{
+        EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
+        StatisticsQuery, TypeStatistics,
+    },
+    series::{Bucket, RemovedFlow, Series, Tally},
+};
 
 /// Opens the store that the URL names.
 ///
@@ -39,6 +57,21 @@ pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Sto
         DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(Path::new(path), options).await?)),
         DatabaseUrl::Postgres(url) => Ok(Arc::new(postgres::PostgresStore::open(url, options).await?)),
     }
+}
+
+/// Gives the database's log another identity, and says which: to be done once after it was restored from a backup, while no
+/// server is on it. Cursors of before are void then, instead of skipping what is written anew.
+///
+/// # Errors
+///
+/// If the database is in use by a server (SQLite), lacks migrations, or the role is not its owner's (PostgreSQL).
+pub async fn renew_log_id(url: &DatabaseUrl) -> Result<LogId, StoreError> {
+    let log_id = LogId(Uuid::new_v4());
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::migrations::renew_log_id(path.as_ref(), log_id).await?,
+        DatabaseUrl::Postgres(url) => postgres::migrations::renew_log_id(url, log_id).await?,
+    }
+    Ok(log_id)
 }
 
 /// How to open a store.
@@ -54,12 +87,21 @@ pub struct OpenOptions {
     pub write_connections: u32,
     /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
     pub read_connections: u32,
+    /// Whether the database is opened beside a server, to verify it. SQLite only: a server has the file for itself.
+    pub is_beside_server: bool,
 }
 
 impl OpenOptions {
     /// The defaults, with this clock.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, migrate: true, require_rls: false, write_connections: 8, read_connections: 8 }
+        Self {
+            clock,
+            migrate: true,
+            require_rls: false,
+            write_connections: 8,
+            read_connections: 8,
+            is_beside_server: false,
+        }
     }
 }
 
@@ -127,8 +169,8 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the next page of an org's events, with the head and the floor of the same snapshot.
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError>;
 
-    /// Reads the org's counters, all types in the order of their names, as of one place in its log.
-    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError>;
+    /// Reads the org's statistics as of one place in its log.
+    async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError>;
 
     /// Reads how far the logs of some orgs reach.
     async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError>;
@@ -145,6 +187,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes up to `limit` orgs in which something is due, and leaves them to the caller for as long as `hold`.
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
+
+    /// Reads what the database says of itself.
+    async fn about(&self) -> Result<About, StoreError>;
+
+    /// What a verification asks.
+    fn audit(&self) -> &dyn Audit;
 
     /// Does what the database itself needs now and then: partitions of the months to come, and none that is empty and past.
     async fn maintain(&self) -> Result<(), StoreError>;
@@ -340,6 +388,8 @@ pub struct Loaded {
     pub types: Vec<String>,
     /// Of the jobs, those that are kept no longer; of each status those that ended first.
     pub expired: Vec<JobId>,
+    /// What happened to those of them of which the series may still tell: their events in order, but for progress.
+    pub histories: HashMap<JobId, Vec<Milestone>>,
     /// When the next of the finished jobs that are still kept ends to be so.
     pub next_expiry: Option<Time>,
     /// Of the jobs, those that are due.
@@ -367,8 +417,12 @@ pub struct Changes {
     pub payloads: Vec<(JobId, Json)>,
     /// New events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
-    /// By how much the counters of each type change.
-    pub counts: BTreeMap<Arc<str>, StatusCounts>,
+    /// By how much the statistics of each type change.
+    pub tallies: BTreeMap<Arc<str>, Tally>,
+    /// What the log loses with the jobs that go.
+    pub removed_flow: RemovedFlow,
+    /// The batch's time, if it is the first of its minute: what is too old of the series may go.
+    pub new_minute: Option<Time>,
 }
 
 impl Changes {

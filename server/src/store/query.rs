@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use chrono::TimeDelta;
+
 use super::StatusCounts;
-use crate::domain::{clock::Time, event::JobEvent, id::JobId, job::Job, status::JobStatus};
+use crate::domain::{clock::Time, event::JobEvent, flow::Flow, id::JobId, job::Job, status::JobStatus};
 
 /// Which events a reader wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +16,10 @@ pub struct EventFilter {
     pub types: Vec<String>,
     /// Only those that lead to one of these statuses; empty: all.
     pub statuses: Vec<JobStatus>,
+    /// And those that lead away from one of them.
+    pub is_leaving: bool,
+    /// Only those of jobs with all of these labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 impl EventFilter {
@@ -21,7 +27,29 @@ impl EventFilter {
     pub fn matches(&self, event: &JobEvent) -> bool {
         self.job.is_none_or(|job| job == event.job_id)
             && (self.types.is_empty() || self.types.iter().any(|wanted| **wanted == *event.job_type))
-            && (self.statuses.is_empty() || self.statuses.contains(&event.next_status))
+            && (self.statuses.is_empty()
+                || self.statuses.contains(&event.next_status)
+                || self.is_leaving && event.prev_status.is_some_and(|left| self.statuses.contains(&left)))
+            && self.labels.iter().all(|(key, value)| event.labels.get(key) == Some(value))
+    }
+}
+
+impl EventFilter {
+    /// The jobs whose events are wanted, but for the one named.
+    pub fn of_jobs(&self) -> JobFilter {
+        JobFilter {
+            statuses: self.statuses.clone(),
+            types: self.types.clone(),
+            labels: self.labels.clone(),
+            ..JobFilter::default()
+        }
+    }
+
+    /// True for a job that is among them as it is now.
+    pub fn matches_job(&self, job: &Job) -> bool {
+        (self.types.is_empty() || self.types.iter().any(|wanted| **wanted == *job.spec.job_type))
+            && (self.statuses.is_empty() || self.statuses.contains(&job.status))
+            && self.labels.iter().all(|(key, value)| job.spec.labels.get(key) == Some(value))
     }
 }
 
@@ -146,24 +174,86 @@ pub struct JobPage {
     pub as_of_seq: i64,
 }
 
-/// The counters of an org.
+/// Which statistics to read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatisticsQuery {
+    /// Of these types; empty: of all.
+    pub types: Vec<String>,
+    /// What happened within this time until now; at most seven days.
+    pub window: TimeDelta,
+    /// Whether to tell it bucket by bucket as well.
+    pub series: SeriesKind,
+}
+
+impl StatisticsQuery {
+    /// Of these types, within the last minute.
+    pub fn of(types: &[String]) -> Self {
+        Self { types: types.to_vec(), window: TimeDelta::minutes(1), series: SeriesKind::None }
+    }
+}
+
+/// How a series is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeriesKind {
+    /// Not at all.
+    None,
+    /// Of all types together.
+    Together,
+    /// Of each type.
+    ByType,
+}
+
+/// The statistics of an org.
 #[derive(Debug)]
 pub struct Statistics {
     /// The head of the log that they belong to.
     pub as_of_seq: i64,
     /// The database's clock when they were read.
     pub as_of: Time,
-    /// Each type that has had a job.
+    /// When the window begins: with a minute, or an hour where it is longer than a day.
+    pub since: Time,
+    /// Each type that has had a job, in the order of their names.
     pub types: Vec<TypeStatistics>,
+    /// What happened bucket by bucket, in order; those in which nothing did are left out.
+    pub series: Vec<SeriesPoint>,
 }
 
-/// The counters of one type.
+/// The statistics of one type.
 #[derive(Debug)]
 pub struct TypeStatistics {
     /// The type.
     pub job_type: String,
     /// Its jobs.
     pub counts: StatusCounts,
-    /// When the job became ready that has been waiting longest; in the future if all wait for their time.
+    /// Those of the queued whose time is still to come. The others may be claimed.
+    pub scheduled: i64,
+    /// When the job became ready that has been waiting longest.
     pub oldest_ready_at: Option<Time>,
+    /// What happened to its jobs within the window.
+    pub flow: Flow,
+}
+
+/// What happened within one bucket of the series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeriesPoint {
+    /// Its first instant.
+    pub start: Time,
+    /// The type, if they are told apart.
+    pub job_type: Option<String>,
+    /// What happened; without the durations.
+    pub flow: Flow,
+}
+
+impl Statistics {
+    /// Those of an org without a log.
+    pub(super) fn empty(as_of: Time, since: Time) -> Self {
+        Self { as_of_seq: 0, as_of, since, types: Vec::new(), series: Vec::new() }
+    }
+
+    /// With types and buckets in order.
+    pub(super) fn in_order(mut self) -> Self {
+        self.types.sort_unstable_by(|a, b| a.job_type.cmp(&b.job_type));
+        self.series.sort_unstable_by(|a, b| (a.start, &a.job_type).cmp(&(b.start, &b.job_type)));
+        self
+    }
 }

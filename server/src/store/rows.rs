@@ -9,8 +9,9 @@ use super::{StoreError, detail};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobError, JobEvent, Position},
+    flow::Milestone,
     id::{Digest, JobId, OrgId},
-    job::{Ended, Idempotency, Job, JobContents, JobRecord, JobSpec},
+    job::{Ended, Idempotency, Job, JobContents, JobRecord, JobSpec, Labels},
     json::Json,
     lease::Lease,
     retry::RetryPolicy,
@@ -69,7 +70,7 @@ pub(super) const JOB_COLUMNS: [&str; 43] = [
 pub(super) const JOB_FIXED_COLUMNS: usize = 16;
 
 /// The columns of `job_event`, in the order in which they are written and read.
-pub(super) const EVENT_COLUMNS: [&str; 13] = [
+pub(super) const EVENT_COLUMNS: [&str; 14] = [
     "org_id",
     "seq",
     "job_id",
@@ -83,6 +84,7 @@ pub(super) const EVENT_COLUMNS: [&str; 13] = [
     "actor",
     "job_type",
     "detail_json",
+    "labels",
 ];
 
 /// A row, read from left to right. The types are those that both databases have for the same thing.
@@ -148,10 +150,7 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
         retry_policy,
         idempotency: key.zip(digest).map(|(key, digest)| Idempotency { key: key.into(), digest }),
         requested_by,
-        labels: match labels {
-            Some(text) => serde_json::from_str(text).map_err(|_| damaged("label"))?,
-            None => BTreeMap::new(),
-        },
+        labels: labels_of(labels)?,
         run_timeout: columns.optional_duration()?,
         payload_bytes: u32::try_from(columns.int()?).map_err(|_| damaged("size"))?,
     });
@@ -225,6 +224,15 @@ pub(super) fn contents<'r>(columns: &mut impl Columns<'r>) -> Result<JobContents
     })
 }
 
+/// Reads what a timeline needs to know of an event, with the job.
+pub(super) fn milestone<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Milestone), StoreError> {
+    let job = JobId(columns.uuid()?);
+    let kind = EventKind::parse(columns.text()?).ok_or_else(|| damaged("kind"))?;
+    let (ts, recorded_at) = (columns.time()?, columns.time()?);
+    let scheduled_at = columns.optional_text()?.map(detail::time).transpose()?;
+    Ok((job, Milestone { kind, ts, recorded_at, scheduled_at }))
+}
+
 /// Reads [`EVENT_COLUMNS`].
 pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, StoreError> {
     let mut event = JobEvent {
@@ -240,6 +248,7 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         attempt: columns.int()?,
         actor: columns.text()?.into(),
         job_type: columns.text()?.into(),
+        labels: Labels::default(),
         stage: None,
         progress: None,
         message: "".into(),
@@ -250,6 +259,7 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
     if let Some(text) = columns.optional_text()? {
         detail::read(text, &mut event)?;
     }
+    event.labels = labels_of(columns.optional_text()?)?;
     Ok(event)
 }
 
@@ -264,6 +274,10 @@ pub(super) fn damaged(what: &str) -> StoreError {
 /// Null for the empty string, as in the seed of this schema.
 pub(super) fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
+}
+
+fn labels_of(text: Option<&str>) -> Result<Labels, StoreError> {
+    text.map_or(Ok(Labels::default()), |text| serde_json::from_str(text).map(Arc::new).map_err(|_| damaged("label")))
 }
 
 pub(super) fn labels_json(labels: &BTreeMap<String, String>) -> Option<String> {

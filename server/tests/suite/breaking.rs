@@ -16,8 +16,8 @@ use jobledger_server::{
         job::{JobContents, JobRecord},
     },
     store::{
-        Batch, Capacity, Changes, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, Loaded, Needs, Reach,
-        Statistics, Store, StoreError,
+        About, Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, Loaded,
+        Needs, Reach, Statistics, StatisticsQuery, Store, StoreError,
     },
 };
 use tokio::{sync::watch, time::timeout};
@@ -129,8 +129,8 @@ impl Store for Breaking {
         self.inner.events(org, query).await
     }
 
-    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
-        self.inner.statistics(org, types).await
+    async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError> {
+        self.inner.statistics(org, query).await
     }
 
     async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError> {
@@ -159,6 +159,14 @@ impl Store for Breaking {
 
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         self.inner.take_due(what, limit, hold).await
+    }
+
+    async fn about(&self) -> Result<About, StoreError> {
+        self.inner.about().await
+    }
+
+    fn audit(&self) -> &dyn Audit {
+        self.inner.audit()
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {

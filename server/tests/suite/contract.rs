@@ -12,13 +12,13 @@ use jobledger_server::{
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{Changes, EventFilter, EventQuery, Head, Needs, Store, StoreError},
+    store::{Changes, EventFilter, EventQuery, Head, Needs, StatisticsQuery, Store, StoreError},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    factory::{all, counts, event, fill, head, job, load, org, time, write},
+    factory::{all, counts, event, fill, head, job, load, org, tallies, time, write},
     harness::Database,
 };
 
@@ -86,7 +86,7 @@ async fn a_log_that_was_never_written_is_empty(store: Arc<dyn Store>) {
     assert!(loaded.jobs.is_empty() && loaded.types.is_empty());
     let page = store.events(org, &all(0)).await.unwrap();
     assert_eq!((page.events.len(), page.head, page.floor, page.through), (0, 0, 1, 0));
-    let statistics = store.statistics(org, &[]).await.unwrap();
+    let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!((statistics.as_of_seq, statistics.types.len()), (0, 0));
     assert_eq!(store.job(org, JobId(Uuid::now_v7())).await.unwrap(), None);
 }
@@ -106,7 +106,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
         },
         idempotency: Some(Idempotency { key: text.into(), digest: Digest([7; 32]) }),
         requested_by: text.into(),
-        labels: BTreeMap::from([("a".to_owned(), text.to_owned()), (text.to_owned(), String::new())]),
+        labels: Arc::new(BTreeMap::from([("a".to_owned(), text.to_owned()), (text.to_owned(), String::new())])),
         run_timeout: Some(Duration::from_micros(3_000_001)),
         payload_bytes: 1 << 20,
     });
@@ -260,7 +260,7 @@ async fn orgs_share_nothing(store: Arc<dyn Store>) {
     let filter = EventFilter { job: Some(secret[0].id), ..EventFilter::default() };
     let page = store.events(ours, &EventQuery { filter, ..all(0) }).await.unwrap();
     assert!(page.events.is_empty() && page.job_status.is_none());
-    assert!(store.statistics(ours, &[]).await.unwrap().types.is_empty());
+    assert!(store.statistics(ours, &StatisticsQuery::of(&[])).await.unwrap().types.is_empty());
     fill(&*store, ours, "t", 1).await;
     assert_eq!(load(&*store, theirs, Needs::default()).await.head.seq, 2);
 }
@@ -301,7 +301,7 @@ async fn a_batch_of_any_size_is_written_whole(store: Arc<dyn Store>) {
     assert!(dense && page.head == written.len() as i64);
     let loaded = load(&*store, org, Needs { jobs: written.clone(), ..Needs::default() }).await;
     assert_eq!(loaded.jobs.len(), written.len());
-    let statistics = store.statistics(org, &[]).await.unwrap();
+    let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!(statistics.types[0].counts, counts(JobStatus::Queued, written.len() as i64));
 }
 
@@ -316,7 +316,7 @@ async fn a_batch_of_all_kinds_of_jobs_is_read_back_whole(store: Arc<dyn Store>) 
         |job| spec(job).job_type = "other".into(),
         |job| spec(job).priority = 5,
         |job| spec(job).requested_by = "somebody".into(),
-        |job| spec(job).labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        |job| spec(job).labels = Arc::new(BTreeMap::from([("k".to_owned(), "v".to_owned())])),
         |job| spec(job).retry_policy.multiplier = 1.5,
         |job| spec(job).idempotency = Some(Idempotency { key: job.id.0.to_string().into(), digest: Digest([3; 32]) }),
         |job| {
@@ -468,17 +468,17 @@ async fn counters_add_up_by_type_and_status(store: Arc<dyn Store>) {
     let mut moved = counts(JobStatus::Queued, -3);
     moved.add(JobStatus::DeadLetter, 3);
     let head = Some(load(&*store, org, Needs::default()).await.head);
-    let changes = Changes { head, counts: BTreeMap::from([("b".into(), moved)]), ..Changes::default() };
+    let changes = Changes { head, tallies: tallies("b", moved), ..Changes::default() };
     write(&*store, org, &changes).await.unwrap();
-    let statistics = store.statistics(org, &[]).await.unwrap();
+    let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!(statistics.as_of_seq, 6);
     let found: Vec<_> = statistics.types.iter().map(|of_type| (of_type.job_type.as_str(), of_type.counts)).collect();
     let mut b = counts(JobStatus::Queued, 1);
     b.add(JobStatus::DeadLetter, 3);
     assert_eq!(found, [("a", counts(JobStatus::Queued, 2)), ("b", b)], "in the order of their names");
-    let one = store.statistics(org, &["a".to_owned(), "none".to_owned()]).await.unwrap();
+    let one = store.statistics(org, &StatisticsQuery::of(&["a".to_owned(), "none".to_owned()])).await.unwrap();
     assert_eq!((one.types.len(), one.types[0].job_type.as_str(), one.as_of_seq), (1, "a", 6));
-    let none = store.statistics(org, &["none".to_owned()]).await.unwrap();
+    let none = store.statistics(org, &StatisticsQuery::of(&["none".to_owned()])).await.unwrap();
     assert_eq!((none.types.len(), none.as_of_seq), (0, 6));
 }
 
@@ -503,9 +503,9 @@ async fn the_longest_wait_is_found_among_ready_jobs(store: Arc<dyn Store>) {
     let mut moved = counts(JobStatus::Queued, -1);
     moved.add(JobStatus::Running, 1);
     let third_ready_at = jobs[2].ready_at;
-    let counts = BTreeMap::from([("t".into(), moved)]);
+    let tallies = tallies("t", moved);
     let head = Some(load(&*store, org, Needs::default()).await.head);
-    write(&*store, org, &Changes { head, changed: jobs, counts, ..Changes::default() }).await.unwrap();
-    let statistics = store.statistics(org, &[]).await.unwrap();
+    write(&*store, org, &Changes { head, changed: jobs, tallies, ..Changes::default() }).await.unwrap();
+    let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!(statistics.types[0].oldest_ready_at, Some(third_ready_at));
 }

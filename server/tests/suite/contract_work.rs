@@ -173,7 +173,7 @@ async fn contents_are_read_for_many_and_lists_go_on_where_they_stopped(store: Ar
     let (org, jobs) = queued(&*store, &[&|_| {}, &|_| {}, &|_| {}, &|_| {}, &|_| {}]).await;
     let payload = Json::from_trusted("{\"a\": 1}");
     let mut with = job(org, "t", 6);
-    spec(&mut with).labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+    spec(&mut with).labels = Arc::new(BTreeMap::from([("k".to_owned(), "v".to_owned())]));
     let changes = Changes {
         head: head(6),
         created: vec![with.clone()],

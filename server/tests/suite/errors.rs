@@ -191,7 +191,7 @@ async fn too_many_types_and_too_many_commands_are_exhaustion(database: Database)
 
 async fn too_many_streams_are_exhaustion_until_one_ends(database: Database) {
     let mut config = database.config();
-    config.limits.streams = 2;
+    config.limits.streams.in_all = 2;
     let server = TestServer::start(config).await;
     let mut service = server.client().raw();
     let request = StreamJobEventsRequest::default();

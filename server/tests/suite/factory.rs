@@ -11,11 +11,11 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         event::{EventKind, JobEvent},
         id::{JobId, OrgId},
-        job::{Job, JobSpec},
+        job::{Job, JobSpec, Labels},
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError},
+    store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError, Tally},
 };
 use uuid::Uuid;
 
@@ -40,7 +40,7 @@ pub(crate) fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
             retry_policy: RetryPolicy::default(),
             idempotency: None,
             requested_by: "".into(),
-            labels: BTreeMap::new(),
+            labels: Labels::default(),
             run_timeout: None,
             payload_bytes: 0,
         }),
@@ -85,6 +85,7 @@ pub(crate) fn event(job: &Job, seq: i64) -> JobEvent {
         attempt: job.attempt,
         actor: "".into(),
         job_type: Arc::clone(&job.spec.job_type),
+        labels: Arc::clone(&job.spec.labels),
         stage: None,
         progress: None,
         message: "".into(),
@@ -102,6 +103,11 @@ pub(crate) fn counts(status: JobStatus, n: i64) -> StatusCounts {
     let mut counts = StatusCounts::default();
     counts.add(status, n);
     counts
+}
+
+/// Those of one type, where only its counts change.
+pub(crate) fn tallies(job_type: &str, counts: StatusCounts) -> BTreeMap<Arc<str>, Tally> {
+    BTreeMap::from([(Arc::from(job_type), Tally { counts, ..Tally::default() })])
 }
 
 pub(crate) async fn write(store: &dyn Store, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
@@ -123,7 +129,7 @@ pub(crate) async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) 
             ..before.head
         }),
         events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
-        counts: BTreeMap::from([(Arc::from(job_type), counts(JobStatus::Queued, n))]),
+        tallies: tallies(job_type, counts(JobStatus::Queued, n)),
         created: jobs.clone(),
         ..Changes::default()
     };
@@ -153,7 +159,7 @@ async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Bo
     let changes = Changes {
         head: Some(Head { seq: last, recorded_at: Some(time(last)), types, ..before.head }),
         events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
-        counts: BTreeMap::from([("t".into(), counts(JobStatus::Queued, n as i64))]),
+        tallies: tallies("t", counts(JobStatus::Queued, n as i64)),
         created: jobs,
         ..Changes::default()
     };

@@ -150,17 +150,23 @@ async fn bad_fields_of_reads_streams_and_metadata_are_named(database: Database) 
     let get = service.get_job(GetJobRequest { job_id: String::new() }).await.unwrap_err();
     assert_fields(&get, &["job_id"]);
     let types = vec![String::new(); 101];
-    let statistics = service.get_statistics(GetStatisticsRequest { types }).await.unwrap_err();
+    let statistics = service.get_statistics(GetStatisticsRequest { types, ..Default::default() }).await.unwrap_err();
     assert_error(&statistics, Code::InvalidArgument, "INVALID_FIELD");
     let request = StreamJobEventsRequest {
         job_id: "x".to_owned(),
         types: vec!["a\tb".to_owned()],
         statuses: vec![0, 7],
         after_seq: Some(-1),
-        history_only: false,
+        labels: BTreeMap::from([(String::new(), String::new())]),
+        include_snapshot: true,
+        log_id: "x".to_owned(),
+        ..Default::default()
     };
     let stream = service.stream_job_events(request).await.unwrap_err();
-    assert_fields(&stream, &["job_id", "types", "statuses", "statuses", "after_seq"]);
+    assert_fields(
+        &stream,
+        &["job_id", "types", "statuses", "statuses", "labels", "after_seq", "include_snapshot", "log_id"],
+    );
     let request = StreamJobEventsRequest { statuses: vec![1; 1_000_000], ..Default::default() };
     assert_fields(&service.stream_job_events(request).await.unwrap_err(), &["statuses"]);
     let request = StreamJobEventsRequest { types: vec![String::new(); 1_000], ..Default::default() };

@@ -69,6 +69,8 @@ impl Normal {
                 out.push_str(&format!("id-{}", self.ids.entry(core.to_owned()).or_insert(next)));
             } else if chrono::DateTime::parse_from_rfc3339(core).is_ok() {
                 out.push_str("time");
+            } else if core.contains('.') && core.trim_start_matches(':').trim_end_matches('s').parse::<f64>().is_ok() {
+                out.push_str("measured");
             } else {
                 out.push_str(core);
             }

@@ -18,6 +18,7 @@ use jobledger_server::{
     Config, ServeError, Server,
     domain::clock::{Clock, SystemClock, Time},
     store::{self, DatabaseUrl, OpenOptions, Store},
+    verify,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -128,6 +129,18 @@ impl Database {
     pub(crate) async fn open_with(&self, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
         let url: DatabaseUrl = self.url().parse().expect("a valid URL");
         store::open(&url, OpenOptions::new(clock)).await.expect("the database opens")
+    }
+
+    /// Everything that is derived from the log is what the log says; also beside a server.
+    pub(crate) async fn verify(&self) {
+        let url: DatabaseUrl = self.url().parse().expect("a valid URL");
+        let options = OpenOptions { migrate: false, is_beside_server: true, ..OpenOptions::new(Arc::new(SystemClock)) };
+        let store = store::open(&url, options).await.expect("the database opens");
+        let verified = verify::verify(&*store, None, |_| {}).await.expect("it can be verified");
+        store.close().await;
+        let differences: Vec<_> = verified.differences.iter().map(ToString::to_string).collect();
+        assert!(differences.is_empty(), "{differences:#?}");
+        assert!(verified.jobs > 0, "there was something to verify");
     }
 
     /// A connection beside the server's, to look at or to tamper with the file.

@@ -42,6 +42,7 @@ fn dependencies_point_one_way() {
             &["api::", "maintenance", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite", "store::postgres"],
         ),
         ("api", &["sqlx", "store::", "dyn Store", "maintenance"]),
+        ("verify", &["ledger::", "api::", "maintenance", "tonic", "prost", "sqlx", "store::sqlite", "store::postgres"]),
         ("maintenance", &["api::", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite", "store::postgres"]),
     ] {
         let sources = sources(&server.join(part));

@@ -12,13 +12,13 @@ use jobledger_server::{
     domain::{
         clock::{Clock, Time},
         id::{Digest, JobId, OrgId},
-        job::{Idempotency, Job, JobSpec},
+        job::{Idempotency, Job, JobSpec, Labels},
         json::Json,
         retry::RetryPolicy,
         transition::{self, Ending, News, Outcome, Report, Step},
     },
     ledger::{Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},
-    store::{EventFilter, EventQuery, Store},
+    store::{EventFilter, EventQuery, StatisticsQuery, Store},
 };
 use tokio::{
     sync::oneshot,
@@ -97,7 +97,7 @@ fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option<Idempotenc
             retry_policy: RetryPolicy::default(),
             idempotency,
             requested_by: "".into(),
-            labels: BTreeMap::new(),
+            labels: Labels::default(),
             run_timeout: None,
             payload_bytes: 0,
         }),
@@ -212,10 +212,7 @@ async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone(database:
     let (store, ledger) = breaking(&database, &[]).await;
     let org = OrgId::DEFAULT;
     let held = store.inner.begin(&[org]).await.unwrap();
-    let mut subscription = ledger
-        .subscribe(org, SubscribeRequest { filter: EventFilter::default(), after: None, history_only: false })
-        .await
-        .unwrap();
+    let mut subscription = ledger.subscribe(org, None, SubscribeRequest::default()).await.unwrap();
     let mut taken = Box::pin(ledger.submit(org, create("taken")));
     assert!(poll_once(&mut taken).is_pending());
     store.has_begun(1).await;
@@ -224,7 +221,7 @@ async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone(database:
     loop {
         match timeout(PATIENCE, subscription.next()).await.expect("the event comes").unwrap() {
             Delivery::Events(events) => break assert_eq!(events[0].job_type.as_ref(), "taken"),
-            Delivery::Bookmark { .. } => {}
+            Delivery::Snapshot(_) | Delivery::Bookmark { .. } => {}
             Delivery::End => panic!("the org's stream does not end"),
         }
     }
@@ -321,15 +318,15 @@ async fn one_command_that_the_database_refuses_fails_alone(database: Database) {
         }
     }
     assert_eq!(seqs, [1, 2, 3], "and leaves no hole");
-    let statistics = ledger.statistics(org, &[]).await.unwrap();
+    let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!(statistics.types.len(), 3);
 }
 
 async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::After]).await;
     let org = OrgId::DEFAULT;
-    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
-    let mut subscription = ledger.subscribe(org, request).await.unwrap();
+    let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
+    let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: true }));
 
     // The subscriber was live, and memory never has the first event: it hears of it all the same, and at once.
@@ -340,7 +337,7 @@ async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated(data
             loop {
                 match subscription.next().await.unwrap() {
                     Delivery::Events(events) => break events.iter().map(|event| event.seq).collect::<Vec<_>>(),
-                    Delivery::Bookmark { .. } => {}
+                    Delivery::Snapshot(_) | Delivery::Bookmark { .. } => {}
                     Delivery::End => panic!("the org's stream does not end"),
                 }
             }
@@ -385,8 +382,8 @@ async fn a_batch_that_got_in_the_way_of_another_is_run_again(database: Database)
 async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided(database: Database) {
     let (store, ledger) = breaking(&database, &[Break::Late]).await;
     let org = OrgId::DEFAULT;
-    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
-    let mut subscription = ledger.subscribe(org, request).await.unwrap();
+    let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
+    let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
     // The subscriber has looked, and found nothing: it is live again.
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: true }));
@@ -409,8 +406,8 @@ async fn a_reader_that_retention_overtakes_is_told(database: Database) {
     for _ in 0..300 {
         created(ledger.submit(org, create("t")).await);
     }
-    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
-    let mut subscription = ledger.subscribe(org, request).await.unwrap();
+    let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
+    let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Events(events) if events.len() == 256));
     database.tamper("UPDATE org_head SET floor_seq = 280").await;
     let expired = subscription.next().await.unwrap_err();
@@ -423,8 +420,8 @@ async fn a_bookmark_on_the_way_does_not_claim_the_head(database: Database) {
     let ledger = start(&store, Limits { bookmark_interval: Duration::ZERO, ..Limits::default() });
     let org = OrgId::DEFAULT;
     created(ledger.submit(org, create("t")).await);
-    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
-    let mut behind = ledger.subscribe(org, request).await.unwrap();
+    let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
+    let mut behind = ledger.subscribe(org, None, request).await.unwrap();
     assert!(matches!(behind.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: false }));
 }
 
@@ -456,8 +453,8 @@ async fn a_history_ends_where_the_log_did_when_it_was_asked_for(database: Databa
     for _ in 0..3 {
         created(ledger.submit(org, create("t")).await);
     }
-    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(1), history_only: true };
-    let mut subscription = ledger.subscribe(org, request).await.unwrap();
+    let request = SubscribeRequest { after: Some(1), history_only: true, ..SubscribeRequest::default() };
+    let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     created(ledger.submit(org, create("t")).await);
     let Delivery::Events(events) = subscription.next().await.unwrap() else { panic!("no events") };
     assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3]);
@@ -495,7 +492,7 @@ async fn no_acknowledged_write_is_lost_among_callers_that_give_up(database: Data
                 if let Ok(reply) = timeout(patience, ledger.submit(org, create("t"))).await {
                     acknowledged.push(created(reply).id);
                 }
-                let _ = timeout(patience / 2, ledger.statistics(org, &[])).await;
+                let _ = timeout(patience / 2, ledger.statistics(org, &StatisticsQuery::of(&[]))).await;
             }
             acknowledged.push(created(ledger.submit(org, create("t")).await).id);
             acknowledged
@@ -510,7 +507,7 @@ async fn no_acknowledged_write_is_lost_among_callers_that_give_up(database: Data
     for id in &acknowledged {
         assert!(reopened.job(org, *id).await.unwrap().is_some(), "{id} was acknowledged and is gone");
     }
-    let statistics = reopened.statistics(org, &[]).await.unwrap();
+    let statistics = reopened.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 10_000, max_bytes: usize::MAX };
     let events = reopened.events(org, &query).await.unwrap().events;
     assert!(events.iter().zip(1..).all(|(event, seq)| event.seq == seq));

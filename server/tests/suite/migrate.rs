@@ -25,24 +25,37 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
 /// Up, down and up again, as a person does it.
 fn there_and_back(url: &str) {
     let status = || run(&["migrate", "status"], url).1;
-    assert_eq!(status(), "0001 ledger: missing\n0002 labels_retention: missing\n0003 workers: missing\n");
+    assert_eq!(
+        status(),
+        "0001 ledger: missing\n0002 labels_retention: missing\n0003 workers: missing\n0004 streams_statistics: missing\n"
+    );
     let (refused, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], url);
     assert!(
-        !refused && said.contains("lacks the migrations 0001 ledger, 0002 labels_retention, 0003 workers"),
+        !refused
+            && said.contains(
+                "lacks the migrations 0001 ledger, 0002 labels_retention, 0003 workers, 0004 streams_statistics"
+            ),
         "{said}"
     );
     assert!(said.contains("jobledger migrate up"), "{said}");
 
-    let applied = "applied 0001 ledger\napplied 0002 labels_retention\napplied 0003 workers\n";
+    let applied =
+        "applied 0001 ledger\napplied 0002 labels_retention\napplied 0003 workers\napplied 0004 streams_statistics\n";
     assert_eq!(run(&["migrate", "up"], url), (true, applied.to_owned()));
     assert_eq!(run(&["migrate", "up"], url).1, "nothing to do: the database is up to date\n");
-    assert_eq!(status(), "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n");
+    assert_eq!(
+        status(),
+        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: applied\n"
+    );
 
     let (done, said) = run(&["migrate", "down"], url);
-    assert!(!done && said.contains("undoing 0003 workers loses leases"), "{said}");
+    assert!(!done && said.contains("undoing 0004 streams_statistics loses what happened over time"), "{said}");
     assert!(said.contains("nothing was done: add --yes"), "{said}");
     assert!(run(&["migrate", "down", "--yes"], url).0);
-    assert_eq!(status(), "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: missing\n");
+    assert_eq!(
+        status(),
+        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: missing\n"
+    );
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
     assert!(done && said.contains("loses every job") && said.ends_with("undone 0001 ledger\n"), "{said}");
     assert_eq!(run(&["migrate", "down", "--yes"], url).1, "nothing to do: no migration above 0 is applied\n");
@@ -98,7 +111,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         }
         server.stop().await;
         let url = database.url_as(OWNER);
-        assert!(run(&["migrate", "down", "--yes"], &url).0);
+        assert!(run(&["migrate", "down", "--to", "2", "--yes"], &url).0);
         assert!(run(&["migrate", "up"], &url).0);
         let (server, client) = TestServer::on(&database).await;
         let mut service = client.raw();

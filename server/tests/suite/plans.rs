@@ -9,7 +9,7 @@ use jobledger_server::{
         status::JobStatus,
     },
     ledger::Retention,
-    store::{DueWork, EventFilter, EventQuery, Expired, JobFilter, ListQuery, Needs, Ready, Store},
+    store::{DueWork, EventFilter, EventQuery, Expired, JobFilter, ListQuery, Needs, Ready, StatisticsQuery, Store},
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::time::timeout;
@@ -290,7 +290,7 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("filtered page");
     assert_eq!(store.events(o, &events(of_job, 0)).await.unwrap().events.len(), 3);
     note("job's events");
-    assert!(store.statistics(o, &[]).await.unwrap().types.len() >= 7);
+    assert!(store.statistics(o, &StatisticsQuery::of(&[])).await.unwrap().types.len() >= 7);
     note("statistics");
     assert_eq!(store.reaches(&[o, org(8)]).await.unwrap().len(), 2);
     assert!(!store.take_due(DueWork::Retention, 3, std::time::Duration::ZERO).await.unwrap().is_empty());

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
 use jobledger_server::{
     domain::{id::OrgId, status::JobStatus},
-    ledger::{Delivery, EventFilter, LedgerError, Retention, SubscribeRequest},
+    ledger::{Delivery, EventFilter, LedgerError, Retention, StatisticsQuery, SubscribeRequest},
     store::DueWork,
 };
 use serde_json::json;
@@ -164,7 +164,7 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
     }
     assert_eq!(removed, [500, 500, 100]);
     assert_eq!(ledger.retain(org, retention).await.unwrap().jobs, 0);
-    let statistics = ledger.statistics(org, &[]).await.unwrap();
+    let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!((statistics.as_of_seq, statistics.types[0].counts.get(JobStatus::Succeeded)), (3_300, 0));
     // The log goes on where it was, though nothing of it is left.
     let job = ledger.job(org, work.create().await).await.unwrap().job;
@@ -199,8 +199,8 @@ async fn a_key_is_free_for_the_next_command_once_its_job_is_removed(database: Da
     assert_ne!(second, first);
     assert_eq!(store.begun(), begun + 2, "one batch removed and created");
     assert_eq!(rows(&database, "job").await, 2);
-    let request = SubscribeRequest { filter: EventFilter::default(), after: Some(0), history_only: false };
-    let expired = ledger.subscribe(org, request).await.map(|_| ());
+    let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
+    let expired = ledger.subscribe(org, None, request).await.map(|_| ());
     assert_eq!(expired, Err(LedgerError::CursorExpired { oldest: 4, head: 5 }), "it removed as well as it created");
 }
 
@@ -217,7 +217,7 @@ async fn a_reader_of_a_job_that_is_removed_is_told(database: Database) {
     work.end(job).await;
     let filter = EventFilter { job: Some(job), ..EventFilter::default() };
     let mut reader =
-        ledger.subscribe(org, SubscribeRequest { filter, after: None, history_only: false }).await.unwrap();
+        ledger.subscribe(org, None, SubscribeRequest { filter, ..SubscribeRequest::default() }).await.unwrap();
     assert!(matches!(reader.next().await.unwrap(), Delivery::Events(events) if events.len() == 256));
     assert_eq!(ledger.retain(org, keep(JobStatus::Succeeded, Duration::ZERO)).await.unwrap().jobs, 1);
     assert_eq!(reader.next().await.map(|_| ()), Err(LedgerError::JobNotFound { job }));
@@ -272,7 +272,7 @@ async fn a_job_that_was_retried_meanwhile_stays(database: Database) {
     assert_eq!(ledger.retain(org, at_once).await.unwrap().jobs, 1);
     assert!(ledger.job(org, running).await.is_ok(), "never a job that isn't finished");
     let counts: BTreeMap<_, _> = ledger
-        .statistics(org, &[])
+        .statistics(org, &StatisticsQuery::of(&[]))
         .await
         .unwrap()
         .types

@@ -9,8 +9,8 @@ use crate::{
     harness::{Database, TestServer, command},
 };
 
-const TENANT_TABLES: [&str; 8] =
-    ["org_head", "org_batch", "org_counter", "org_month", "job", "job_payload", "job_label", "job_event"];
+const TENANT_TABLES: [&str; 9] =
+    ["org_head", "org_batch", "org_counter", "org_series", "org_month", "job", "job_payload", "job_label", "job_event"];
 
 async fn count(connection: &mut PgConnection, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM jobledger.{table}");

@@ -2,6 +2,7 @@
 
 mod check;
 mod list;
+mod read;
 mod work;
 
 use std::{sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use uuid::Uuid;
 use self::check::{Check, digest};
 pub(super) use self::{
     list::{Listing, list},
+    read::{statistics, subscribe},
     work::{claim, heartbeat},
 };
 use super::status::ApiError;
@@ -23,7 +25,7 @@ use crate::{
         job::{Idempotency, JobSpec},
         transition::{self, Cancel, Report, Retry},
     },
-    ledger::{Command, Create, EventFilter, SubscribeRequest},
+    ledger::{Command, Create},
 };
 
 /// The metadata that names the org.
@@ -94,7 +96,7 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
             retry_policy,
             idempotency,
             requested_by: request.requested_by.into(),
-            labels: request.labels,
+            labels: Arc::new(request.labels),
             run_timeout,
             payload_bytes,
         }),
@@ -134,25 +136,4 @@ pub(super) fn retry(request: pb::RetryJobRequest) -> Result<Command, ApiError> {
     let request = (!request.request_id.is_empty()).then(|| request.request_id.into());
     let retry = Retry { etag, request, actor: Arc::default() };
     Ok(Command::Apply { job, command: Box::new(transition::Command::Retry(retry)) })
-}
-
-pub(super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {
-    let mut check = Check::default();
-    let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
-    let types = check.types(request.types);
-    let statuses = check.statuses(&request.statuses);
-    check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
-    check.finish()?;
-    Ok(SubscribeRequest {
-        filter: EventFilter { job, types, statuses },
-        after: request.after_seq,
-        history_only: request.history_only,
-    })
-}
-
-pub(super) fn statistics(request: pb::GetStatisticsRequest) -> Result<Vec<String>, ApiError> {
-    let mut check = Check::default();
-    let types = check.types(request.types);
-    check.finish()?;
-    Ok(types)
 }

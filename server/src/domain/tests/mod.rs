@@ -3,7 +3,7 @@
 mod leases;
 mod replay;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use chrono::DateTime;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use super::{
     clock::Time,
     event::{ACTOR_LEDGER, EventKind, JobError, JobEvent, Position},
     id::{Digest, JobId, OrgId},
-    job::{Ended, Job, JobSpec},
+    job::{Ended, Job, JobSpec, Labels},
     json::Json,
     lease::{Lease, LeaseToken},
     replay::{Replay, ReplayError},
@@ -40,7 +40,7 @@ fn spec(max_attempts: i32) -> Arc<JobSpec> {
         retry_policy: RetryPolicy::default(),
         idempotency: None,
         requested_by: "tester".into(),
-        labels: BTreeMap::new(),
+        labels: Labels::default(),
         run_timeout: None,
         payload_bytes: 0,
     })

@@ -104,6 +104,7 @@ impl Path {
             attempt: job.attempt,
             actor: Arc::clone(&self.actor),
             job_type: Arc::clone(&job.spec.job_type),
+            labels: Arc::clone(&job.spec.labels),
             stage: job.stage.clone(),
             progress: job.progress,
             message: detail.message,

@@ -23,12 +23,14 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
+        flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
     },
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
         rows::{self, Columns as _},
+        series::told_by_series,
     },
 };
 
@@ -113,11 +115,12 @@ impl Batch for PostgresBatch {
         }
         // Of those that are not there, this batch creates some.
         self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
-        Ok(Loaded { head: self.head, jobs, types, expired, next_expiry, due, next_due })
+        let histories = self.load_histories(&jobs, &expired).await?;
+        Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due })
     }
 
     async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {
-        self.new_types.retain(|name| changes.counts.contains_key(name));
+        self.new_types.retain(|name| changes.tallies.contains_key(name));
         if changes.is_empty() {
             return Ok(());
         }
@@ -221,6 +224,36 @@ impl PostgresBatch {
             }
         }
         Ok((expired, next))
+    }
+
+    /// What happened to the jobs that may go, of which the series still tells.
+    async fn load_histories(
+        &mut self,
+        jobs: &[Job],
+        expired: &[JobId],
+    ) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
+        const SQL: &str =
+            "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at'
+            FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, n) CROSS JOIN LATERAL (
+                SELECT * FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = wanted.id
+                    AND e.recorded_at >= $3 AND e.recorded_at <= $4 AND e.kind NOT IN ('progress', 'cancel_requested')
+                ORDER BY e.seq OFFSET 0
+            ) e";
+        let told = told_by_series(jobs, expired, self.now);
+        let mut histories: HashMap<_, Vec<_>> = HashMap::new();
+        let (Some(since), Some(until)) = (
+            jobs.iter().map(|job| job.created_at).min().filter(|_| !told.is_empty()),
+            jobs.iter().map(|job| job.last_recorded_at).max(),
+        ) else {
+            return Ok(histories);
+        };
+        let ids: Vec<_> = told.iter().map(|id| id.0).collect();
+        let query = sqlx::query_with(SQL, arguments![self.org.0, ids, since, until]);
+        for row in query.fetch_all(&mut *self.connection).await.map_err(store_error)? {
+            let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
+            histories.entry(job).or_default().push(milestone);
+        }
+        Ok(histories)
     }
 
     async fn load_due(&mut self, limit: usize) -> Result<(Vec<JobId>, Option<Time>), StoreError> {

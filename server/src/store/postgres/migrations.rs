@@ -5,9 +5,12 @@ use std::sync::LazyLock;
 use sqlx::{Connection as _, PgConnection};
 
 use super::{connect, connect_options, error::store_error};
-use crate::store::{
-    StoreError,
-    migrations::{self, MigrationStatus, Migrations},
+use crate::{
+    domain::id::LogId,
+    store::{
+        StoreError,
+        migrations::{self, MigrationStatus, Migrations},
+    },
 };
 
 static MIGRATIONS: LazyLock<Migrations> =
@@ -77,6 +80,16 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
     lock(&mut connection).await?;
     migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.down(&mut connection, target).await?;
+    let _ = connection.close().await;
+    Ok(())
+}
+
+/// Gives the log another identity.
+pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
+    let mut connection = open(url).await?;
+    prepare(&mut connection, false).await?;
+    let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);
+    query.execute(&mut connection).await.map_err(store_error)?;
     let _ = connection.close().await;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! by NOTIFY (`notify.rs`). Every unit of work names its org to row-level security, for its transaction only, and is bounded in time
 //! on both sides.
 
+mod audit;
 mod batch;
 mod columns;
 mod connections;
@@ -13,7 +14,9 @@ pub(super) mod migrations;
 mod notify;
 mod read;
 mod roles;
+mod series;
 mod statement;
+mod statistics;
 mod write;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
@@ -25,8 +28,8 @@ use tokio::time::timeout;
 pub use self::roles::role_sql;
 use self::{batch::KnownTypes, connections::Connections, error::store_error, notify::Announcer};
 use super::{
-    Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach, Statistics,
-    Store, StoreError,
+    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach,
+    Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
     id::{JobId, OrgId},
@@ -158,8 +161,8 @@ impl Store for PostgresStore {
         read::events(&self.readers, org, query).await
     }
 
-    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
-        read::statistics(&self.readers, org, types).await
+    async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError> {
+        statistics::statistics(&self.readers, org, query).await
     }
 
     async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError> {
@@ -188,6 +191,14 @@ impl Store for PostgresStore {
 
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         read::take_due(&self.readers, what, limit, hold).await
+    }
+
+    async fn about(&self) -> Result<About, StoreError> {
+        read::about(&self.readers).await
+    }
+
+    fn audit(&self) -> &dyn Audit {
+        self
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {

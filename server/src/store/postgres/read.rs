@@ -11,12 +11,12 @@ use super::{
 };
 use crate::{
     domain::{
-        id::{JobId, OrgId},
+        id::{JobId, LogId, OrgId},
         job::{JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
-        DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
+        About, DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, StoreError,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -41,9 +41,9 @@ fn events_sql(name: &str, call: &str) -> String {
 }
 
 static ORG_EVENTS: LazyLock<String> =
-    LazyLock::new(|| events_sql("org_events", "read_org_events($1, $2, $3, $4, $5, $6, $7)"));
+    LazyLock::new(|| events_sql("org_events", "page_of_log($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
 static JOB_EVENTS: LazyLock<String> =
-    LazyLock::new(|| events_sql("job_events", "read_job_events($1, $2, $3, $4, $5, $6, $7)"));
+    LazyLock::new(|| events_sql("job_events", "page_of_job($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
 
 pub(super) async fn events(
     readers: &Arc<Connections>,
@@ -54,17 +54,29 @@ pub(super) async fn events(
     let types = (!filter.types.is_empty()).then_some(&filter.types[..]);
     let statuses: Vec<_> = filter.statuses.iter().copied().map(JobStatus::as_str).collect();
     let statuses = (!statuses.is_empty()).then_some(statuses);
+    let labels = rows::labels_json(&filter.labels);
     let max_events = i64::try_from(query.max_events).unwrap_or(i64::MAX);
     let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
     let (found, last) = match filter.job {
         // One job's events have an index of their own: no window is needed.
         Some(job) => {
-            let arguments = arguments![org.0, job.0, query.after, types, statuses, max_events, max_bytes];
+            let arguments = arguments![
+                org.0,
+                job.0,
+                query.after,
+                types,
+                statuses,
+                filter.is_leaving,
+                labels,
+                max_events,
+                max_bytes
+            ];
             (readers.fetch(JOB_EVENTS.as_str(), arguments).await?, i64::MAX)
         }
         None => {
             let last = query.after.saturating_add(SCAN_WINDOW);
-            let arguments = arguments![org.0, query.after, last, types, statuses, max_events, max_bytes];
+            let arguments =
+                arguments![org.0, query.after, last, types, statuses, filter.is_leaving, labels, max_events, max_bytes];
             (readers.fetch(ORG_EVENTS.as_str(), arguments).await?, last)
         }
     };
@@ -88,42 +100,7 @@ pub(super) async fn events(
     Ok(page.ending_at(last, is_cut))
 }
 
-static STATISTICS: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "/* statistics */ SELECT head_seq, clock, type, {}, oldest_ready_at FROM jobledger.count_jobs($1, $2)",
-        JobStatus::ALL.map(JobStatus::as_str).join(", ")
-    )
-});
-
-pub(super) async fn statistics(
-    readers: &Arc<Connections>,
-    org: OrgId,
-    types: &[String],
-) -> Result<Statistics, StoreError> {
-    let arguments = arguments![org.0, (!types.is_empty()).then_some(types)];
-    let found = readers.fetch(STATISTICS.as_str(), arguments).await?;
-    let Some(first) = found.first() else {
-        return Ok(Statistics { as_of_seq: 0, as_of: clock(readers).await?, types: Vec::new() });
-    };
-    let mut columns = Columns::of(first);
-    let (as_of_seq, as_of) = (columns.long()?, columns.time()?);
-    let mut statistics = Statistics { as_of_seq, as_of, types: Vec::with_capacity(found.len()) };
-    for row in &found {
-        let mut columns = Columns::of(row);
-        let (_, _) = (columns.long()?, columns.time()?);
-        let Some(job_type) = columns.optional_text()?.map(str::to_owned) else {
-            break;
-        };
-        let mut counts = StatusCounts::default();
-        for status in JobStatus::ALL {
-            counts.add(status, columns.long()?);
-        }
-        statistics.types.push(TypeStatistics { job_type, counts, oldest_ready_at: columns.optional_time()? });
-    }
-    Ok(statistics)
-}
-
-async fn clock(readers: &Arc<Connections>) -> Result<crate::domain::clock::Time, StoreError> {
+pub(super) async fn clock(readers: &Arc<Connections>) -> Result<crate::domain::clock::Time, StoreError> {
     let found = readers.fetch("/* clock */ SELECT clock_timestamp()", arguments![]).await?;
     let row = found.first().ok_or_else(|| rows::damaged("clock"))?;
     Columns::of(row).time()
@@ -153,6 +130,15 @@ pub(super) async fn reaches(readers: &Arc<Connections>, orgs: &[OrgId]) -> Resul
         Ok((OrgId(columns.uuid()?), Reach { seq: columns.long()?, ready_gen: columns.long()? }))
     };
     found.iter().map(reach).collect()
+}
+
+pub(super) async fn about(readers: &Arc<Connections>) -> Result<About, StoreError> {
+    let sql =
+        "/* about */ SELECT log_id, series_since, retention_paused_until > clock_timestamp() FROM jobledger.ledger";
+    let found = readers.fetch(sql, arguments![]).await?;
+    let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
+    let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
+    Ok(About { log_id, series_since, is_retention_paused: columns.flag()? })
 }
 
 pub(super) async fn orgs(

@@ -19,10 +19,12 @@ DO $$ BEGIN
 END $$;
 -- How it authenticates is yours to say, for instance: \password {name}
 GRANT USAGE ON SCHEMA jobledger TO {name};
-GRANT SELECT ON jobledger.migration TO {name};
+GRANT SELECT ON jobledger.migration, jobledger.ledger TO {name};
+-- A verification has retention wait for it.
+GRANT UPDATE (retention_paused_until) ON jobledger.ledger TO {name};
 GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_counter, jobledger.org_due TO {name};
 GRANT SELECT, INSERT, DELETE ON jobledger.org_batch, jobledger.org_month, jobledger.job_payload, jobledger.job_label TO {name};
-GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job TO {name};
+GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job, jobledger.org_series TO {name};
 -- What is in the log stays as it is, or goes.
 GRANT SELECT, INSERT, DELETE ON jobledger.job_event TO {name};
 GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions() TO {name};

@@ -6,12 +6,15 @@ use sqlx::{
     types::chrono::{DateTime, TimeZone, Utc},
 };
 
-use super::statement::{Column, Statement, all_same, unnest};
+use super::{
+    series,
+    statement::{Column, Statement, all_same, unnest},
+};
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job, status::JobStatus},
     store::{
         Changes, Head, NextDue, StoreError, detail,
-        rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, json_text, labels_json, non_empty},
+        rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, labels_json, non_empty},
     },
 };
 
@@ -38,6 +41,7 @@ pub(super) fn statements(log: &Log, changes: &Changes) -> Result<Vec<(String, Pg
     if !changes.removed.is_empty() {
         let mut remove = Statement::new("remove", log.org)?;
         remove.removed_jobs(&changes.removed)?;
+        remove.removed_flow(&changes.removed_flow)?;
         statements.push(remove.finish());
     }
     let mut write = Statement::new("write", log.org)?;
@@ -264,6 +268,7 @@ impl Statement {
             let path = (event.kind, event.prev_status, event.next_status, event.attempt, event.job_seq);
             (path, &event.actor, &event.job_type, event.weight())
         });
+        let labels_are_same = all_same(events, |event| &event.labels);
         let says_nothing = details.iter().all(Option::is_none);
         let columns = [
             self.column("seq", events, |event| event.seq)?,
@@ -278,9 +283,10 @@ impl Statement {
             self.either(kind_is_same, "actor", events, |event| non_empty(&event.actor))?,
             self.either(kind_is_same, "job_type", events, |event| &*event.job_type)?,
             self.either(says_nothing, "detail_json", &details, Option::as_deref)?,
+            self.either(labels_are_same, "labels", events, |event| labels_json(&event.labels))?,
             self.either(kind_is_same, "bytes", events, |event| i32::try_from(event.weight()).unwrap_or(i32::MAX))?,
         ];
-        debug_assert!(columns.iter().map(|column| column.name).take(12).eq(EVENT_COLUMNS[1..].iter().copied()));
+        debug_assert!(columns.iter().map(|column| column.name).take(13).eq(EVENT_COLUMNS[1..].iter().copied()));
         self.insert("events", "job_event", &columns);
         Ok(())
     }
@@ -305,21 +311,18 @@ impl Statement {
 
     /// Brings the log on: by a row of its own, or by folding this batch and those before it into the head and the counters.
     fn log(&mut self, log: &Log, after: &Head, changes: &Changes) -> Result<(), StoreError> {
-        let counts: serde_json::Map<_, _> = changes
-            .counts
-            .iter()
-            .map(|(job_type, counts)| {
-                (job_type.to_string(), JobStatus::ALL.map(|status| counts.get(status)).to_vec().into())
-            })
-            .collect();
-        let counts = self.bind(json_text(&counts))?;
+        let counts = self.bind(series::json(&changes.tallies))?;
         let seq = self.bind(after.seq)?;
         let recorded_at = self.bind(after.recorded_at)?;
         let ready_gen = self.bind(after.ready_gen)?;
         let has_new_types = after.types != log.before.types;
         let has_new_floor = after.floor != log.before.floor;
-        let shall_fold =
-            has_new_types || has_new_floor || changes.events.is_empty() || after.seq - log.folded >= FOLD_AFTER;
+        let is_new_minute = changes.new_minute.is_some();
+        let shall_fold = has_new_types
+            || has_new_floor
+            || is_new_minute
+            || changes.events.is_empty()
+            || after.seq - log.folded >= FOLD_AFTER;
         if !shall_fold {
             self.part(
                 "batch",
@@ -336,23 +339,19 @@ impl Statement {
             "folded",
             format_args!(
                 "(DELETE FROM jobledger.org_batch
-                 WHERE org_id = $1 AND seq > {folded}::bigint AND seq <= {before}::bigint RETURNING counts)"
+                 WHERE org_id = $1 AND seq > {folded}::bigint AND seq <= {before}::bigint RETURNING recorded_at, counts)"
             ),
         );
-        let names = JobStatus::ALL.map(JobStatus::as_str);
-        let sums: Vec<_> = (0..names.len()).map(|n| format!("sum((change.value ->> {n})::bigint)")).collect();
-        let add: Vec<_> = names.iter().map(|name| format!("{name} = c.{name} + excluded.{name}")).collect();
-        let (names, sums, add) = (names.join(", "), sums.join(", "), add.join(", "));
         self.part(
-            "counters",
+            "changes",
             format_args!(
-                "(INSERT INTO jobledger.org_counter AS c (org_id, type, {names})
-                 SELECT $1, change.key, {sums}
-                 FROM (SELECT counts FROM folded UNION ALL SELECT {counts}::jsonb) batches, jsonb_each(batches.counts) change
-                 GROUP BY change.key
-                 ON CONFLICT (org_id, type) DO UPDATE SET {add})"
+                "(SELECT batches.recorded_at, change.key, change.value
+                 FROM (SELECT recorded_at, counts FROM folded UNION ALL SELECT {recorded_at}::timestamptz, {counts}::jsonb) batches,
+                    jsonb_each(batches.counts) change)"
             ),
         );
+        self.counters();
+        self.series(changes)?;
         let (floor, types) = (self.bind(after.floor)?, self.bind(after.types)?);
         self.part(
             "head",

@@ -9,7 +9,8 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     columns::micros,
     error::store_error,
-    load::{ids_json, load_due, load_expired, load_head, load_jobs, load_ready},
+    load::{ids_json, load_due, load_expired, load_head, load_histories, load_jobs, load_ready},
+    series,
 };
 use crate::{
     domain::{
@@ -21,7 +22,7 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        Batch, Changes, Head, Loaded, Needs, NextDue, StatusCounts, StoreError, detail,
+        Batch, Changes, Head, Loaded, Needs, NextDue, StoreError, detail,
         rows::{self, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS},
     },
 };
@@ -72,7 +73,8 @@ impl Batch for SqliteBatch {
             let ready = load_ready(connection, org, &needs.ready).await?;
             jobs.extend(ready.into_iter().filter(|job| known.insert(job.id)));
         }
-        Ok(Loaded { head, jobs, types, expired, next_expiry, due, next_due })
+        let histories = load_histories(connection, org, &jobs, &expired, self.now).await?;
+        Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due })
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
@@ -88,10 +90,7 @@ impl Batch for SqliteBatch {
             let labels: Vec<_> = changes.created.iter().flat_map(labels).collect();
             INSERT_LABELS.run(connection, &labels, |query, label| Ok(bind_label(query, org, label))).await?;
             INSERT_EVENTS.run(connection, &changes.events, |query, event| bind_event(query, event)).await?;
-            let counts: Vec<_> = changes.counts.iter().collect();
-            ADD_COUNTS
-                .run(connection, &counts, |query, (job_type, counts)| bind_counts(query, org, job_type, counts))
-                .await?;
+            series::write(connection, org, changes, self.now).await?;
             if let Some(head) = changes.head {
                 save_head(connection, org, head).await?;
             }
@@ -188,17 +187,17 @@ async fn save_head(connection: &mut SqliteConnection, org: OrgId, head: Head) ->
     Ok(())
 }
 
-type Statement<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
+pub(super) type Statement<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 
 /// Rows that one statement writes at most, and the smaller numbers that make up the rest: few texts, so that each is
 /// prepared once, and few statements a batch.
 const CHUNKS: [usize; 3] = [64, 8, 1];
 
 /// One statement that writes many rows, in a text for each size of [`CHUNKS`].
-struct Rows([String; CHUNKS.len()]);
+pub(super) struct Rows([String; CHUNKS.len()]);
 
 impl Rows {
-    fn new(head: &str, columns: usize, tail: &str) -> Self {
+    pub(super) fn new(head: &str, columns: usize, tail: &str) -> Self {
         Self(CHUNKS.map(|rows| {
             let mut sql = format!("{head} VALUES ");
             for row in 0..rows {
@@ -211,7 +210,7 @@ impl Rows {
         }))
     }
 
-    async fn run<T>(
+    pub(super) async fn run<T>(
         &'static self,
         connection: &mut SqliteConnection,
         mut rows: &[T],
@@ -333,25 +332,6 @@ fn bind_event<'q>(query: Statement<'q>, event: &'q JobEvent) -> Result<Statement
         .bind(event.attempt)
         .bind(rows::non_empty(&event.actor))
         .bind(&*event.job_type)
-        .bind(detail::write(event)?))
-}
-
-static ADD_COUNTS: LazyLock<Rows> = LazyLock::new(|| {
-    let add: Vec<_> = JobStatus::ALL.iter().map(|status| format!("{status} = {status} + excluded.{status}")).collect();
-    let columns = JobStatus::ALL.map(JobStatus::as_str).join(", ");
-    Rows::new(
-        &format!("/* add_counts */ INSERT INTO org_counter (org_id, type, {columns})"),
-        2 + JobStatus::ALL.len(),
-        &format!(" ON CONFLICT (org_id, type) DO UPDATE SET {}", add.join(", ")),
-    )
-});
-
-fn bind_counts<'q>(
-    query: Statement<'q>,
-    org: OrgId,
-    job_type: &'q str,
-    counts: &StatusCounts,
-) -> Result<Statement<'q>, StoreError> {
-    let query = query.bind(org.0).bind(job_type);
-    Ok(JobStatus::ALL.into_iter().fold(query, |query, status| query.bind(counts.get(status))))
+        .bind(detail::write(event)?)
+        .bind(rows::labels_json(&event.labels)))
 }

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Reverse,
+    collections::HashMap,
     sync::{Arc, LazyLock},
 };
 
@@ -15,12 +16,14 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
+        flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
     },
     store::{
         Expired, Head, Needs, Ready, StoreError,
         rows::{self, Columns as _},
+        series::told_by_series,
     },
 };
 
@@ -168,6 +171,33 @@ pub(super) async fn load_due(
 /// Ids as a JSON array of hexadecimal digits, for `unhex(value) FROM json_each(…)`.
 pub(super) fn ids_json<'a>(ids: impl IntoIterator<Item = &'a JobId>) -> String {
     rows::json_text(&ids.into_iter().map(|id| id.0.simple().to_string()).collect::<Vec<_>>())
+}
+
+pub(super) const LOAD_HISTORIES: &str =
+    "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> '$.scheduled_at'
+     FROM json_each($2) wanted
+     CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
+     WHERE e.kind NOT IN ('progress', 'cancel_requested')";
+
+/// What happened to the jobs that may go, of which the series still tells.
+pub(super) async fn load_histories(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    jobs: &[Job],
+    expired: &[JobId],
+    now: Time,
+) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
+    let told = told_by_series(jobs, expired, now);
+    let mut histories: HashMap<_, Vec<_>> = HashMap::new();
+    if told.is_empty() {
+        return Ok(histories);
+    }
+    let query = sqlx::query(LOAD_HISTORIES).bind(org.0).bind(ids_json(&told));
+    for row in query.fetch_all(connection).await.map_err(store_error)? {
+        let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
+        histories.entry(job).or_default().push(milestone);
+    }
+    Ok(histories)
 }
 
 pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job

@@ -2,12 +2,15 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use sqlx::{ConnectOptions, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::{ConnectOptions, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use super::{error::store_error, lock, resolve};
-use crate::store::{
-    StoreError,
-    migrations::{self, MigrationStatus, Migrations},
+use crate::{
+    domain::id::LogId,
+    store::{
+        StoreError,
+        migrations::{self, MigrationStatus, Migrations},
+    },
 };
 
 static MIGRATIONS: LazyLock<Migrations> = LazyLock::new(|| Migrations::new(migrations::SQLITE, "_sqlx_migrations"));
@@ -55,6 +58,17 @@ pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), Store
     let mut connection = connect(path, false).await?;
     migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.down(&mut connection, target).await
+}
+
+/// Gives the log another identity, of which no server may know yet.
+pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
+    let path = &resolve(path)?;
+    let _held = lock(path)?;
+    let mut connection = connect(path, false).await?;
+    prepare(&mut connection, false).await?;
+    let query = sqlx::query("/* renew_log_id */ UPDATE ledger SET log_id = $1").bind(log_id.0);
+    query.execute(&mut connection).await.map_err(store_error)?;
+    connection.close().await.map_err(store_error)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! One connection writes, under `BEGIN IMMEDIATE`; a pool of read-only connections reads. WAL lets readers go on while the
 //! writer commits, and `synchronous=FULL` makes a commit survive a power cut.
 
+mod audit;
 mod batch;
 mod columns;
 mod error;
@@ -10,6 +11,8 @@ mod list;
 mod load;
 pub(super) mod migrations;
 mod read;
+mod series;
+mod statistics;
 
 use std::{
     fs::{File, TryLockError},
@@ -27,8 +30,8 @@ use tokio::sync::Mutex;
 
 use self::error::store_error;
 use super::{
-    Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach, Statistics,
-    Store, StoreError,
+    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach,
+    Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
     clock::Clock,
@@ -70,7 +73,7 @@ impl SqliteStore {
     /// [`StoreError::Unusable`] if another server has it open, if a newer server migrated it, or if it is no database.
     pub async fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let path = &resolve(path)?;
-        let lock = lock(path)?;
+        let lock = if options.is_beside_server { None } else { Some(lock(path)?) };
         let base = SqliteConnectOptions::new()
             .filename(path)
             .busy_timeout(BUSY_TIMEOUT)
@@ -78,7 +81,7 @@ impl SqliteStore {
             .disable_statement_logging();
         let write_options = base
             .clone()
-            .create_if_missing(true)
+            .create_if_missing(!options.is_beside_server)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", WRITER_CACHE);
@@ -97,8 +100,12 @@ impl SqliteStore {
             write_options,
             readers,
             clock: options.clock,
-            lock: std::sync::Mutex::new(Some(lock)),
+            lock: std::sync::Mutex::new(lock),
         })
+    }
+
+    async fn connect_writer(&self) -> Result<SqliteConnection, StoreError> {
+        self.write_options.connect().await.map_err(store_error)
     }
 }
 
@@ -153,7 +160,7 @@ impl Store for SqliteStore {
         let mut slot = Arc::clone(&self.writer).lock_owned().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
-            None => self.write_options.connect().await.map_err(store_error)?,
+            None => self.connect_writer().await?,
         };
         // All heads at once: SQLite has one writer.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
@@ -168,8 +175,8 @@ impl Store for SqliteStore {
         read::events(&self.readers, org, query).await
     }
 
-    async fn statistics(&self, org: OrgId, types: &[String]) -> Result<Statistics, StoreError> {
-        read::statistics(&self.readers, &*self.clock, org, types).await
+    async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError> {
+        statistics::statistics(&self.readers, &*self.clock, org, query).await
     }
 
     async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError> {
@@ -197,6 +204,14 @@ impl Store for SqliteStore {
 
     async fn take_due(&self, what: DueWork, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         read::due(&self.readers, &*self.clock, what, limit).await
+    }
+
+    async fn about(&self) -> Result<About, StoreError> {
+        read::about(&self.readers, &*self.clock).await
+    }
+
+    fn audit(&self) -> &dyn Audit {
+        self
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {

@@ -14,12 +14,12 @@ use super::{
 use crate::{
     domain::{
         clock::Clock,
-        id::{JobId, OrgId},
+        id::{JobId, LogId, OrgId},
         job::{JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
-        DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, Statistics, StatusCounts, StoreError, TypeStatistics,
+        About, DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, StoreError,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -50,8 +50,12 @@ fn events_sql(name: &str, index: &str, matching: &str) -> String {
         FROM org_head h LEFT JOIN job_event e {index}
             ON e.org_id = h.org_id AND e.seq > $2 AND e.seq <= $3 {matching}
             AND ($5 IS NULL OR e.job_type IN (SELECT value FROM json_each($5)))
-            AND ($6 IS NULL OR e.next_status IN (SELECT value FROM json_each($6)))
-        WHERE h.org_id = $1 ORDER BY e.seq LIMIT $7"
+            AND ($6 IS NULL OR e.next_status IN (SELECT value FROM json_each($6))
+                OR $7 AND e.prev_status IN (SELECT value FROM json_each($6)))
+            AND ($8 IS NULL OR e.labels IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM json_each($8) wanted
+                WHERE NOT EXISTS (SELECT 1 FROM json_each(e.labels) found WHERE found.key = wanted.key AND found.value = wanted.value)))
+        WHERE h.org_id = $1 ORDER BY e.seq LIMIT $9"
     )
 }
 
@@ -76,6 +80,8 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
         .bind(filter.job.map(|job| job.0))
         .bind(json_unless_empty(filter.types.iter().map(String::as_str).collect()))
         .bind(json_unless_empty(filter.statuses.iter().copied().map(JobStatus::as_str).collect()))
+        .bind(filter.is_leaving)
+        .bind(rows::labels_json(&filter.labels))
         .bind(i64::try_from(query.max_events).unwrap_or(i64::MAX))
         .fetch(pool);
 
@@ -99,58 +105,6 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
         }
     }
     Ok(page.ending_at(last, is_cut))
-}
-
-static STATISTICS: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "/* statistics */ SELECT h.seq, c.type, {},
-            CASE WHEN c.queued > 0 THEN (
-                WITH RECURSIVE found (priority) AS (
-                    SELECT max(priority) FROM job
-                    WHERE org_id = c.org_id AND type = c.type AND status = 'queued' AND due_at IS NULL
-                    UNION ALL
-                    SELECT (SELECT max(j.priority) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
-                                AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < found.priority)
-                    FROM found WHERE found.priority IS NOT NULL
-                ) SELECT min((SELECT min(j.ready_at) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
-                                AND j.status = 'queued' AND j.due_at IS NULL AND j.priority = found.priority))
-                FROM found WHERE found.priority IS NOT NULL)
-            END
-        FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id
-            AND ($2 IS NULL OR c.type IN (SELECT value FROM json_each($2)))
-        WHERE h.org_id = $1 ORDER BY c.type",
-        JobStatus::ALL.map(|status| format!("c.{status}")).join(", ")
-    )
-});
-
-pub(super) async fn statistics(
-    pool: &SqlitePool,
-    clock: &dyn Clock,
-    org: OrgId,
-    types: &[String],
-) -> Result<Statistics, StoreError> {
-    let found = sqlx::query(AssertSqlSafe(STATISTICS.as_str()))
-        .bind(org.0)
-        .bind((!types.is_empty()).then(|| rows::json_text(&types)))
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)?;
-    // Read after the snapshot: nothing in it is younger.
-    let mut statistics = Statistics { as_of_seq: 0, as_of: clock.now(), types: Vec::with_capacity(found.len()) };
-    for row in &found {
-        let mut columns = Columns::of(row);
-        statistics.as_of_seq = columns.long()?;
-        let Some(job_type) = columns.optional_text()?.map(str::to_owned) else {
-            break;
-        };
-        let mut counts = StatusCounts::default();
-        for status in JobStatus::ALL {
-            counts.add(status, columns.long()?);
-        }
-        let oldest_ready_at = columns.optional_time()?;
-        statistics.types.push(TypeStatistics { job_type, counts, oldest_ready_at });
-    }
-    Ok(statistics)
 }
 
 static CONTENTS: &str = "/* contents */ SELECT j.id, p.payload, r.detail_json
@@ -180,6 +134,14 @@ pub(super) async fn reaches(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(Or
     let found: Vec<(Uuid, i64, i64)> =
         sqlx::query_as(REACHES).bind(rows::json_text(&ids)).fetch_all(pool).await.map_err(store_error)?;
     Ok(found.into_iter().map(|(org, seq, ready_gen)| (OrgId(org), Reach { seq, ready_gen })).collect())
+}
+
+pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<About, StoreError> {
+    let sql = "/* about */ SELECT log_id, series_since, retention_paused_until FROM ledger";
+    let row = sqlx::query(sql).fetch_one(pool).await.map_err(store_error)?;
+    let mut columns = Columns::of(&row);
+    let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
+    Ok(About { log_id, series_since, is_retention_paused: columns.long()? > micros(clock.now()) })
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
@@ -214,7 +176,7 @@ mod tests {
     use sqlx::{ConnectOptions as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
     use super::*;
-    use crate::store::sqlite::{load, migrations};
+    use crate::store::sqlite::{audit, load, migrations, statistics};
 
     /// The plan of a statement, a line for each step.
     async fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
@@ -234,7 +196,10 @@ mod tests {
             CONTENTS,
             &**ORG_EVENTS,
             &**JOB_EVENTS,
-            &**STATISTICS,
+            &**statistics::STATISTICS,
+            &**audit::SERIES,
+            &**audit::HISTORIES,
+            load::LOAD_HISTORIES,
             &**load::LOAD_JOBS,
             &**load::LOAD_READY,
             load::READY_TYPES,

@@ -1,0 +1,97 @@
+//! `jobledger verify` and `jobledger renew-log-id`.
+
+use std::{
+    error::Error,
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jobledger_server::{
+    domain::{clock::SystemClock, id::OrgId},
+    store::{self, DatabaseUrl, OpenOptions},
+    verify::{self, Progress},
+};
+use uuid::Uuid;
+
+/// Some difference was found.
+const DIFFERENT: u8 = 1;
+/// It could not be told.
+const UNVERIFIED: u8 = 2;
+
+/// Verifies, and says what was found.
+pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
+    match look(url, org) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => DIFFERENT.into(),
+        Err(error) => {
+            eprintln!("jobledger: {error}");
+            UNVERIFIED.into()
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<bool, Box<dyn Error + Send + Sync>> {
+    let options = OpenOptions { migrate: false, is_beside_server: true, ..OpenOptions::new(Arc::new(SystemClock)) };
+    let store = store::open(url, options).await?;
+    let mut display = Display::new();
+    let verified = verify::verify(&*store, org.map(OrgId), |progress| display.show(progress)).await;
+    display.clear();
+    store.close().await;
+    let verified = verified?;
+    let mut out = io::stdout().lock();
+    for difference in &verified.differences {
+        writeln!(out, "{difference}")?;
+    }
+    let (orgs, jobs, events) = (verified.orgs, verified.jobs, verified.events);
+    let found = match verified.differences.len() {
+        0 => "no difference".to_owned(),
+        1 => "1 difference".to_owned(),
+        n => format!("{n} differences"),
+    };
+    writeln!(out, "verified {orgs} orgs, {jobs} jobs, {events} events: {found}")?;
+    Ok(verified.differences.is_empty())
+}
+
+/// How far it is: a line that is written over on a terminal, one now and then elsewhere.
+struct Display {
+    is_terminal: bool,
+    next: Instant,
+}
+
+impl Display {
+    fn new() -> Self {
+        let is_terminal = io::stderr().is_terminal();
+        Self { is_terminal, next: Instant::now() + Self::pause(is_terminal) }
+    }
+
+    fn pause(is_terminal: bool) -> Duration {
+        if is_terminal { Duration::from_millis(200) } else { Duration::from_secs(10) }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + Self::pause(self.is_terminal);
+        let Progress { org, orgs, jobs } = progress;
+        let (before, after) = if self.is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
+        eprint!("{before}{orgs} orgs and {jobs} jobs verified, in org {org}{after}");
+    }
+
+    fn clear(&self) {
+        if self.is_terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Renews the log's identity.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn renew_log_id(url: &DatabaseUrl) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let log_id = store::renew_log_id(url).await?;
+    println!("the log is {log_id} from now on: cursors of before are void");
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! What a verification asks of a store: everything that is kept, in small parts, to be computed again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Series, StoreError};
+use crate::domain::{
+    clock::Time,
+    event::JobEvent,
+    id::{JobId, LogId, OrgId},
+};
+
+/// What a database says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// The log's identity.
+    pub log_id: LogId,
+    /// What happened before is not in the series.
+    pub series_since: Time,
+    /// Retention is to wait.
+    pub is_retention_paused: bool,
+}
+
+/// Events of a stretch of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// How many there are.
+    pub events: i64,
+    /// How many different places they take.
+    pub places: i64,
+}
+
+/// Jobs whose time is still to come, told in two ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduled {
+    /// By the counter.
+    pub stored: i64,
+    /// By counting, in the same snapshot.
+    pub counted: i64,
+}
+
+/// The reads of a verification. None holds a snapshot for longer than one statement.
+#[async_trait]
+pub trait Audit: Send + Sync {
+    /// Has every server's retention wait for so long.
+    async fn pause_retention(&self, time: Duration) -> Result<(), StoreError>;
+
+    /// Reads the whole series of an org, as of one place in its log.
+    async fn series(&self, org: OrgId) -> Result<Series, StoreError>;
+
+    /// Counts the queued jobs of one type whose time is still to come.
+    async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError>;
+
+    /// Counts the events after `after` up to `last`.
+    async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError>;
+
+    /// Reads events of some jobs, in the order given and of each in the order of `seq`: at most `limit`, those of the first job
+    /// only if they are after `after`, and none after `last`. A result is told by a null in its place.
+    async fn histories(
+        &self,
+        org: OrgId,
+        jobs: &[JobId],
+        after: i64,
+        last: i64,
+        limit: usize,
+    ) -> Result<Vec<JobEvent>, StoreError>;
+}

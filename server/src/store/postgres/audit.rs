@@ -1,0 +1,92 @@
+//! The reads of a verification.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+
+use super::{PostgresStore, columns::Columns, connections::arguments, statistics::flow};
+use crate::{
+    domain::{
+        event::JobEvent,
+        flow::{Flow, Width},
+        id::{JobId, OrgId},
+    },
+    store::{
+        Audit, Bucket, Scheduled, Series, StoreError, Stretch,
+        rows::{self, Columns as _, EVENT_COLUMNS},
+    },
+};
+
+static SERIES: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* series */ SELECT head_seq, recorded_at, width::bigint, start, type, removed, {}, waits, runs
+        FROM jobledger.read_series($1)",
+        Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
+    )
+});
+
+static HISTORIES: LazyLock<String> = LazyLock::new(|| {
+    format!("/* histories */ SELECT {} FROM jobledger.read_histories($1, $2, $3, $4, $5)", EVENT_COLUMNS.join(", "))
+});
+
+#[async_trait]
+impl Audit for PostgresStore {
+    async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
+        let sql = "/* pause_retention */ UPDATE jobledger.ledger
+            SET retention_paused_until = clock_timestamp() + $1 * interval '1 second'";
+        self.readers.fetch(sql, arguments![time.as_secs_f64()]).await?;
+        Ok(())
+    }
+
+    async fn series(&self, org: OrgId) -> Result<Series, StoreError> {
+        let mut series =
+            Series { as_of_seq: 0, recorded_at: None, happened: BTreeMap::new(), removed: BTreeMap::new() };
+        for row in &self.readers.fetch(SERIES.as_str(), arguments![org.0]).await? {
+            let mut columns = Columns::of(row);
+            series.as_of_seq = columns.long()?;
+            series.recorded_at = columns.optional_time()?;
+            let Some(seconds) = columns.optional_long()? else { break };
+            let width = Width::ALL.into_iter().find(|width| width.seconds() == seconds);
+            let bucket = Bucket {
+                width: width.ok_or_else(|| rows::damaged("series"))?,
+                start: columns.time()?,
+                job_type: Arc::from(columns.text()?),
+            };
+            let is_removed = columns.flag()?;
+            let of = if is_removed { &mut series.removed } else { &mut series.happened };
+            of.insert(bucket, flow(&mut columns)?);
+        }
+        Ok(series)
+    }
+
+    async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError> {
+        let sql = "/* count_scheduled */ SELECT stored, counted FROM jobledger.count_scheduled($1, $2)";
+        let found = self.readers.fetch(sql, arguments![org.0, job_type]).await?;
+        let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("counter"))?);
+        Ok(Scheduled { stored: columns.long()?, counted: columns.long()? })
+    }
+
+    async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {
+        let sql = "/* count_events */ SELECT events, places FROM jobledger.count_events($1, $2, $3)";
+        let found = self.readers.fetch(sql, arguments![org.0, after, last]).await?;
+        let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("log"))?);
+        Ok(Stretch { events: columns.long()?, places: columns.long()? })
+    }
+
+    async fn histories(
+        &self,
+        org: OrgId,
+        jobs: &[JobId],
+        after: i64,
+        last: i64,
+        limit: usize,
+    ) -> Result<Vec<JobEvent>, StoreError> {
+        let ids: Vec<_> = jobs.iter().map(|job| job.0).collect();
+        let found = self.readers.fetch(HISTORIES.as_str(), arguments![org.0, ids, after, last, limit as i64]).await?;
+        found.iter().map(|row| rows::event(&mut Columns::of(row))).collect()
+    }
+}

@@ -1,0 +1,137 @@
+//! The counters and the series, as batches write them.
+//!
+//! A batch brings along what it changes as JSON, in `org_batch`; folding adds that up in the database.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Map, Value};
+
+use super::statement::Statement;
+use crate::{
+    domain::{
+        flow::{Flow, Width},
+        status::JobStatus,
+    },
+    store::{Changes, RemovedFlow, StoreError, Tally, rows::json_text, series::buckets},
+};
+
+/// Rows that are too old and go at once, at least; and with them those of the same bucket.
+const FORGOTTEN_AT_ONCE: i64 = 2_000;
+
+/// Where a tally's counts stand in its JSON.
+const SCHEDULED: usize = JobStatus::ALL.len();
+const FLOW: usize = SCHEDULED + 1;
+const WAITS: usize = FLOW + Flow::NAMES.len();
+const RUNS: usize = WAITS + 1;
+
+/// What a batch changes, by type: its counts one after the other, without the zeros at the end.
+pub(super) fn json(tallies: &BTreeMap<Arc<str>, Tally>) -> String {
+    let value = |tally: &Tally| {
+        let statuses = JobStatus::ALL.map(|status| tally.counts.get(status));
+        let counts = statuses.into_iter().chain([tally.scheduled]).chain(tally.flow.counts());
+        let mut values: Vec<_> = counts.map(Value::from).collect();
+        values.push(tally.flow.waits.counts().into());
+        values.push(tally.flow.runs.counts().into());
+        let is_nothing = |value: &Value| value == 0 || value.as_array().is_some_and(Vec::is_empty);
+        values.truncate(values.iter().rposition(|value| !is_nothing(value)).map_or(0, |last| last + 1));
+        Value::from(values)
+    };
+    json_text(&tallies.iter().map(|(name, tally)| (name.to_string(), value(tally))).collect::<Map<_, _>>())
+}
+
+impl Statement {
+    /// Adds the part `changes` to the counters.
+    pub(super) fn counters(&mut self) {
+        let names: Vec<_> = JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"]).collect();
+        let sums: Vec<_> =
+            (0..names.len()).map(|n| format!("coalesce(sum((changes.value ->> {n})::bigint), 0)")).collect();
+        let add: Vec<_> = names.iter().map(|name| format!("{name} = c.{name} + excluded.{name}")).collect();
+        let (names, sums, add) = (names.join(", "), sums.join(", "), add.join(", "));
+        self.part(
+            "counters",
+            format_args!(
+                "(INSERT INTO jobledger.org_counter AS c (org_id, type, {names})
+                 SELECT $1, changes.key, {sums} FROM changes GROUP BY changes.key
+                 ON CONFLICT (org_id, type) DO UPDATE SET {add})"
+            ),
+        );
+    }
+
+    /// Adds the part `changes` to the series, and forgets what is too old of it.
+    pub(super) fn series(&mut self, changes: &Changes) -> Result<(), StoreError> {
+        let sums: Vec<_> =
+            (FLOW..WAITS).map(|n| format!("coalesce(sum((changes.value ->> {n})::bigint), 0)")).collect();
+        let (names, sums) = (Flow::NAMES.join(", "), sums.join(", "));
+        let add = add();
+        self.part(
+            "series",
+            format_args!(
+                "(INSERT INTO jobledger.org_series AS s (org_id, width, start, type, removed, {names}, waits, runs)
+                 SELECT $1, w.width, date_bin(w.width * interval '1 second', changes.recorded_at, 'epoch'), changes.key, false,
+                    {sums}, jobledger.sum_counts(jobledger.to_counts(changes.value -> {WAITS})),
+                    jobledger.sum_counts(jobledger.to_counts(changes.value -> {RUNS}))
+                 FROM changes CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
+                 WHERE jsonb_array_length(changes.value) > {FLOW} GROUP BY 2, 3, 4
+                 ON CONFLICT (org_id, width, start, type, removed) DO UPDATE SET {add})"
+            ),
+        );
+        if let Some(time) = changes.new_minute {
+            for (width, part) in [(Width::Minute, "forget_minutes"), (Width::Hour, "forget_hours")] {
+                let seconds = width.seconds();
+                let kept_since = self.bind(width.kept_since(time))?;
+                self.part(
+                    part,
+                    format_args!(
+                        "(DELETE FROM jobledger.org_series WHERE org_id = $1 AND width = {seconds} AND start <= (
+                            SELECT max(old.start) FROM (
+                                SELECT s.start FROM jobledger.org_series s
+                                WHERE s.org_id = $1 AND s.width = {seconds} AND s.start < {kept_since}::timestamptz
+                                ORDER BY s.start LIMIT {FORGOTTEN_AT_ONCE}) old))"
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what the series no longer finds in the log.
+    pub(super) fn removed_flow(&mut self, removed: &RemovedFlow) -> Result<(), StoreError> {
+        let removed = removed.iter().filter(|(_, flow)| !flow.is_empty());
+        let rows: Vec<_> =
+            buckets(removed.map(|((minute, job_type), flow)| (*minute, job_type, flow))).into_iter().collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let width = self.bind(rows.iter().map(|(bucket, _)| bucket.width.seconds() as i16).collect::<Vec<_>>())?;
+        let start = self.bind(rows.iter().map(|(bucket, _)| bucket.start).collect::<Vec<_>>())?;
+        let name = self.bind(rows.iter().map(|(bucket, _)| bucket.job_type.to_string()).collect::<Vec<_>>())?;
+        let counts = (0..Flow::NAMES.len())
+            .map(|n| self.bind(rows.iter().map(|(_, flow)| flow.counts()[n]).collect::<Vec<_>>()))
+            .map(|place| place.map(|place| format!("{place}::bigint[]")))
+            .collect::<Result<Vec<_>, _>>()?
+            .join(", ");
+        let waits = self.bind(rows.iter().map(|(_, flow)| json_text(&flow.waits.counts())).collect::<Vec<_>>())?;
+        let runs = self.bind(rows.iter().map(|(_, flow)| json_text(&flow.runs.counts())).collect::<Vec<_>>())?;
+        let names = Flow::NAMES.join(", ");
+        let add = add();
+        self.part(
+            "removed_flow",
+            format_args!(
+                "(INSERT INTO jobledger.org_series AS s (org_id, width, start, type, removed, {names}, waits, runs)
+                 SELECT $1, u.width, u.start, u.type, true, {names},
+                    jobledger.to_counts(u.waits::jsonb), jobledger.to_counts(u.runs::jsonb)
+                 FROM unnest({width}::smallint[], {start}::timestamptz[], {name}::text[], {counts}, {waits}::text[], {runs}::text[])
+                    AS u (width, start, type, {names}, waits, runs)
+                 ON CONFLICT (org_id, width, start, type, removed) DO UPDATE SET {add})"
+            ),
+        );
+        Ok(())
+    }
+}
+
+/// What is added where there is a row.
+fn add() -> String {
+    let mut add: Vec<_> = Flow::NAMES.iter().map(|name| format!("{name} = s.{name} + excluded.{name}")).collect();
+    add.extend(["waits", "runs"].map(|name| format!("{name} = jobledger.add_counts(s.{name}, excluded.{name})")));
+    add.join(", ")
+}

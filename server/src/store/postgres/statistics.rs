@@ -1,0 +1,87 @@
+//! Statistics: one call of a function that adds up the counters, the series and what is not folded yet.
+
+use std::sync::{Arc, LazyLock};
+
+use super::{
+    columns::Columns,
+    connections::{Connections, arguments},
+    read::clock,
+};
+use crate::{
+    domain::{
+        flow::{Flow, Histogram, Window},
+        id::OrgId,
+        status::JobStatus,
+    },
+    store::{
+        SeriesKind, SeriesPoint, Statistics, StatisticsQuery, StatusCounts, StoreError, TypeStatistics,
+        rows::Columns as _,
+    },
+};
+
+static STATISTICS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* statistics */ SELECT head_seq, clock, since, type, bucket, {}, scheduled, oldest_ready_at, {}, waits, runs
+        FROM jobledger.summarize($1, $2, $3 * interval '1 second', $4, $5)",
+        JobStatus::ALL.map(JobStatus::as_str).join(", "),
+        Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
+    )
+});
+
+pub(super) async fn statistics(
+    readers: &Arc<Connections>,
+    org: OrgId,
+    query: &StatisticsQuery,
+) -> Result<Statistics, StoreError> {
+    let types = (!query.types.is_empty()).then_some(&query.types[..]);
+    let seconds = query.window.num_milliseconds() as f64 / 1_000.0;
+    let width = (query.series != SeriesKind::None).then_some(if is_short(query) { 60_i16 } else { 3_600 });
+    let arguments = arguments![org.0, types, seconds, width, query.series == SeriesKind::ByType];
+    let found = readers.fetch(STATISTICS.as_str(), arguments).await?;
+    if found.is_empty() {
+        let now = clock(readers).await?;
+        return Ok(Statistics::empty(now, Window::ending_at(now, query.window).since));
+    }
+    let mut statistics = None;
+    for row in &found {
+        let mut columns = Columns::of(row);
+        let (seq, now, since) = (columns.long()?, columns.time()?, columns.time()?);
+        let statistics =
+            statistics.get_or_insert_with(|| Statistics { as_of_seq: seq, ..Statistics::empty(now, since) });
+        let (job_type, bucket) = (columns.optional_text()?.map(str::to_owned), columns.optional_time()?);
+        let mut counts = [0; 7];
+        for count in &mut counts {
+            *count = columns.optional_long()?.unwrap_or_default();
+        }
+        let oldest_ready_at = columns.optional_time()?;
+        let flow = flow(&mut columns)?;
+        match (bucket, job_type) {
+            (Some(start), job_type) => statistics.series.push(SeriesPoint { start, job_type, flow }),
+            (None, Some(job_type)) => {
+                let [statuses @ .., scheduled] = counts;
+                let counts = StatusCounts::new(statuses);
+                statistics.types.push(TypeStatistics { job_type, counts, scheduled, oldest_ready_at, flow });
+            }
+            // The org has a log, and none of these types.
+            (None, None) => {}
+        }
+    }
+    Ok(statistics.map(Statistics::in_order).unwrap_or_else(|| unreachable!("there are rows")))
+}
+
+fn is_short(query: &StatisticsQuery) -> bool {
+    query.window <= crate::domain::flow::Width::Minute.longest_window()
+}
+
+/// Reads the counts of a flow, then its durations. Nothing is null where nothing happened.
+pub(super) fn flow(columns: &mut Columns<'_>) -> Result<Flow, StoreError> {
+    let mut counts = [0; 6];
+    for count in &mut counts {
+        *count = columns.optional_long()?.unwrap_or_default();
+    }
+    let mut flow = Flow::of_counts(counts);
+    let mut histogram = || columns.get::<Option<Vec<i64>>>().map(|counts| Histogram::new(counts.unwrap_or_default()));
+    flow.waits = histogram()?;
+    flow.runs = histogram()?;
+    Ok(flow)
+}

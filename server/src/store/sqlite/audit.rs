@@ -1,0 +1,130 @@
+//! The reads of a verification.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sqlx::AssertSqlSafe;
+
+use super::{
+    SqliteStore,
+    columns::{Columns, micros},
+    error::store_error,
+    load::ids_json,
+    series::histogram,
+};
+use crate::{
+    domain::{
+        event::JobEvent,
+        flow::{Flow, Width},
+        id::{JobId, OrgId},
+    },
+    store::{
+        Audit, Bucket, Scheduled, Series, StoreError, Stretch,
+        rows::{self, Columns as _, EVENT_COLUMNS},
+    },
+};
+
+pub(super) static SERIES: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* series */ SELECT h.seq, h.recorded_at, s.width, s.start, s.type, s.removed, {}, s.waits, s.runs
+        FROM org_head h LEFT JOIN org_series s ON s.org_id = h.org_id WHERE h.org_id = $1",
+        Flow::NAMES.map(|name| format!("s.{name}")).join(", ")
+    )
+});
+
+/// Of all jobs wanted, by their place among them.
+pub(super) static HISTORIES: LazyLock<String> = LazyLock::new(|| {
+    let column = |name: &str| match name {
+        "detail_json" => "CASE WHEN json_type(e.detail_json, '$.result') IS NULL THEN e.detail_json
+            ELSE json_set(e.detail_json, '$.result', NULL) END"
+            .to_owned(),
+        name => format!("e.{name}"),
+    };
+    format!(
+        "/* histories */ SELECT {} FROM json_each($2) wanted
+        CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
+            AND e.seq > CASE wanted.key WHEN 0 THEN $3 ELSE 0 END AND e.seq <= $4
+        LIMIT $5",
+        EVENT_COLUMNS.map(column).join(", ")
+    )
+});
+
+#[async_trait]
+impl Audit for SqliteStore {
+    async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
+        // On the writer, which may belong to another process than the server.
+        let mut slot = self.writer.lock().await;
+        if slot.is_none() {
+            *slot = Some(self.connect_writer().await?);
+        }
+        let until = micros(self.clock.now() + time);
+        let sql = "/* pause_retention */ UPDATE ledger SET retention_paused_until = $1";
+        let Some(writer) = slot.as_mut() else { return Ok(()) };
+        sqlx::query(sql).bind(until).execute(writer).await.map_err(store_error)?;
+        Ok(())
+    }
+
+    async fn series(&self, org: OrgId) -> Result<Series, StoreError> {
+        let query = sqlx::query(AssertSqlSafe(SERIES.as_str())).bind(org.0);
+        let found = query.fetch_all(&self.readers).await.map_err(store_error)?;
+        let mut series =
+            Series { as_of_seq: 0, recorded_at: None, happened: BTreeMap::new(), removed: BTreeMap::new() };
+        for row in &found {
+            let mut columns = Columns::of(row);
+            series.as_of_seq = columns.long()?;
+            series.recorded_at = columns.optional_time()?;
+            let Some(seconds) = columns.optional_long()? else { break };
+            let width = Width::ALL.into_iter().find(|width| width.seconds() == seconds);
+            let bucket = Bucket {
+                width: width.ok_or_else(|| rows::damaged("series"))?,
+                start: columns.time()?,
+                job_type: Arc::from(columns.text()?),
+            };
+            let is_removed = columns.flag()?;
+            let mut counts = [0; 6];
+            for count in &mut counts {
+                *count = columns.long()?;
+            }
+            let mut flow = Flow::of_counts(counts);
+            flow.waits = histogram(columns.text()?)?;
+            flow.runs = histogram(columns.text()?)?;
+            (if is_removed { &mut series.removed } else { &mut series.happened }).insert(bucket, flow);
+        }
+        Ok(series)
+    }
+
+    async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError> {
+        let sql = "/* count_scheduled */ SELECT
+            coalesce((SELECT scheduled FROM org_counter WHERE org_id = $1 AND type = $2), 0),
+            (SELECT count(*) FROM job WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NOT NULL)";
+        let query = sqlx::query_as(sql).bind(org.0).bind(job_type);
+        let (stored, counted) = query.fetch_one(&self.readers).await.map_err(store_error)?;
+        Ok(Scheduled { stored, counted })
+    }
+
+    async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {
+        let sql = "/* count_events */ SELECT count(*), count(DISTINCT seq) FROM job_event
+            WHERE org_id = $1 AND seq > $2 AND seq <= $3";
+        let query = sqlx::query_as(sql).bind(org.0).bind(after).bind(last);
+        let (events, places) = query.fetch_one(&self.readers).await.map_err(store_error)?;
+        Ok(Stretch { events, places })
+    }
+
+    async fn histories(
+        &self,
+        org: OrgId,
+        jobs: &[JobId],
+        after: i64,
+        last: i64,
+        limit: usize,
+    ) -> Result<Vec<JobEvent>, StoreError> {
+        let query = sqlx::query(AssertSqlSafe(HISTORIES.as_str())).bind(org.0).bind(ids_json(jobs));
+        let query = query.bind(after).bind(last).bind(limit as i64);
+        let found = query.fetch_all(&self.readers).await.map_err(store_error)?;
+        found.iter().map(|row| rows::event(&mut Columns::of(row))).collect()
+    }
+}

@@ -1,0 +1,217 @@
+//! Computes everything that is derived from the log again, on a live database, and says where it differs from what is stored.
+//!
+//! Each org is looked at as of a head that is noted first; what comes later is not counted. It reads page by page, no
+//! statement longer than a page: nothing piles up behind an old snapshot. Retention waits meanwhile, on every server; where it
+//! has removed something all the same, since it was under way, the org is looked at again.
+
+mod counted;
+mod org;
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    domain::{
+        flow::Width,
+        id::{JobId, OrgId},
+        replay::ReplayError,
+        status::JobStatus,
+    },
+    store::{Bucket, Store, StoreError},
+};
+
+/// How long retention waits, unless it is told again.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Orgs that are listed at once.
+const ORGS: usize = 100;
+/// How often an org is looked at again because retention was under way.
+const TRIES: usize = 5;
+
+/// What was looked at, and what was found.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// Orgs looked at.
+    pub orgs: u64,
+    /// Jobs looked at.
+    pub jobs: u64,
+    /// Events looked at.
+    pub events: u64,
+    /// Where what is stored differs from what was computed.
+    pub differences: Vec<Difference>,
+}
+
+/// How far a verification is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Where it is.
+    pub org: OrgId,
+    /// Orgs done.
+    pub orgs: u64,
+    /// Jobs done.
+    pub jobs: u64,
+}
+
+/// Something that is stored and not what was computed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    /// Whose.
+    pub org: OrgId,
+    /// What.
+    pub what: What,
+}
+
+/// What differs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum What {
+    /// Between these places the log has another number of events, or of places, than it should.
+    Log {
+        /// The first place.
+        first: i64,
+        /// The last.
+        last: i64,
+        /// Events there.
+        events: i64,
+        /// Different places that they take.
+        places: i64,
+    },
+    /// So many events are of no job.
+    Orphans(i64),
+    /// A job's events are not a history.
+    History(JobId, ReplayError),
+    /// A job's row is not the fold of its events, in this.
+    Row(JobId, String),
+    /// A counter.
+    Counter {
+        /// The type.
+        job_type: String,
+        /// The status; `None` for the queued jobs whose time is still to come.
+        status: Option<JobStatus>,
+        /// What is stored.
+        stored: i64,
+        /// What was counted.
+        counted: i64,
+    },
+    /// A bucket of the series.
+    Series {
+        /// Which.
+        bucket: Bucket,
+        /// Which of its numbers.
+        name: &'static str,
+        /// What is stored, without what was removed since.
+        stored: Vec<i64>,
+        /// What was counted.
+        counted: Vec<i64>,
+    },
+    /// Retention removed jobs again and again while the org was looked at.
+    Moving,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "org {}: ", self.org)?;
+        match &self.what {
+            What::Log { first, last, events, places } => {
+                write!(f, "the log has {events} events in {places} places from seq {first} to {last}")
+            }
+            What::Orphans(events) => write!(f, "{events} events are of no job"),
+            What::History(job, error) => write!(f, "job {job}: its events are no history: {error}"),
+            What::Row(job, what) => write!(f, "job {job}: its row is not what its events say: {what}"),
+            What::Counter { job_type, status, stored, counted } => {
+                let status = status.map_or("scheduled", JobStatus::as_str);
+                write!(f, "type {job_type:?}: {stored} {status} by the counter, {counted} counted")
+            }
+            What::Series { bucket, name, stored, counted } => {
+                let width = if bucket.width == Width::Minute { "minute" } else { "hour" };
+                let (start, job_type) = (bucket.start, &bucket.job_type);
+                write!(f, "type {job_type:?}, {width} {start}: {name} {stored:?} by the series, {counted:?} counted")
+            }
+            What::Moving => f.write_str("could not be verified: retention went on removing jobs"),
+        }
+    }
+}
+
+/// Verifies one org, or all.
+///
+/// # Errors
+///
+/// If the database can't be read.
+pub async fn verify(
+    store: &dyn Store,
+    only: Option<OrgId>,
+    mut on_progress: impl FnMut(Progress),
+) -> Result<Verified, StoreError> {
+    let mut verified = Verified::default();
+    let mut pause = Pause { store, until: None };
+    let done = verify_orgs(store, only, &mut pause, &mut verified, &mut on_progress).await;
+    pause.end().await?;
+    done.map(|()| verified)
+}
+
+async fn verify_orgs(
+    store: &dyn Store,
+    only: Option<OrgId>,
+    pause: &mut Pause<'_>,
+    verified: &mut Verified,
+    on_progress: &mut impl FnMut(Progress),
+) -> Result<(), StoreError> {
+    if let Some(org) = only {
+        return verify_org(store, org, pause, verified, on_progress).await;
+    }
+    let mut after = None;
+    loop {
+        let orgs = store.orgs(after, ORGS).await?;
+        let Some(last) = orgs.last() else { return Ok(()) };
+        after = Some(*last);
+        for org in orgs {
+            verify_org(store, org, pause, verified, on_progress).await?;
+        }
+    }
+}
+
+async fn verify_org(
+    store: &dyn Store,
+    org: OrgId,
+    pause: &mut Pause<'_>,
+    verified: &mut Verified,
+    on_progress: &mut impl FnMut(Progress),
+) -> Result<(), StoreError> {
+    for _ in 0..TRIES {
+        let (orgs, before) = (verified.orgs, verified.jobs);
+        let found =
+            org::verify(store, org, pause, |jobs| on_progress(Progress { org, orgs, jobs: before + jobs })).await?;
+        let Some(found) = found else { continue };
+        verified.orgs += 1;
+        verified.jobs += found.jobs;
+        verified.events += found.events;
+        verified.differences.extend(found.differences.into_iter().map(|what| Difference { org, what }));
+        return Ok(());
+    }
+    verified.orgs += 1;
+    verified.differences.push(Difference { org, what: What::Moving });
+    Ok(())
+}
+
+/// Has retention wait.
+struct Pause<'a> {
+    store: &'a dyn Store,
+    until: Option<Instant>,
+}
+
+impl Pause<'_> {
+    /// Makes sure that it waits for a while yet.
+    async fn keep(&mut self) -> Result<(), StoreError> {
+        if self.until.is_none_or(|until| until < Instant::now() + PAUSE / 2) {
+            self.store.audit().pause_retention(PAUSE).await?;
+            self.until = Some(Instant::now() + PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    async fn end(&mut self) -> Result<(), StoreError> {
+        self.until = None;
+        self.store.audit().pause_retention(Duration::ZERO).await
+    }
+}

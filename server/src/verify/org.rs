@@ -1,0 +1,243 @@
+//! One org: its log, each job against its events, the counters and the series.
+
+use super::{Pause, What, counted::Counted};
+use crate::{
+    domain::{
+        event::JobEvent,
+        flow::{Milestone, Timeline},
+        id::{JobId, OrgId},
+        job::Job,
+        replay::{Replay, ReplayError},
+    },
+    store::{EventFilter, EventQuery, JobFilter, ListQuery, StatisticsQuery, Store, StoreError},
+};
+
+/// Places in the log that are counted at once.
+const STRETCH: i64 = 20_000;
+/// Jobs that are read at once.
+const PAGE_JOBS: usize = 256;
+/// Events that are read at once.
+const PAGE_EVENTS: usize = 4_096;
+/// No more differences are listed of one org.
+const MAX_DIFFERENCES: usize = 1_000;
+
+/// What was looked at in an org, and what was found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) jobs: u64,
+    pub(super) events: u64,
+    pub(super) differences: Vec<What>,
+}
+
+/// The heads as of which an org is looked at: the counters and the series are read one after the other.
+struct Heads {
+    counters: i64,
+    series: i64,
+}
+
+/// Verifies one org. `None` if retention has removed something meanwhile.
+pub(super) async fn verify(
+    store: &dyn Store,
+    org: OrgId,
+    pause: &mut Pause<'_>,
+    mut on_progress: impl FnMut(u64),
+) -> Result<Option<Found>, StoreError> {
+    pause.keep().await?;
+    let floor = floor(store, org).await?;
+    let about = store.about().await?;
+    let counters = store.statistics(org, &StatisticsQuery::of(&[])).await?;
+    let series = store.audit().series(org).await?;
+    let heads = Heads { counters: counters.as_of_seq, series: series.as_of_seq };
+    let mut found = Found::default();
+    let events = count_log(store, org, floor, heads.series, &mut found.differences).await?;
+
+    let mut counted = Counted::new(about.series_since, &series);
+    let mut of_jobs = 0;
+    let mut query = ListQuery { filter: JobFilter::default(), before: heads.series + 1, limit: PAGE_JOBS };
+    loop {
+        pause.keep().await?;
+        let page = store.list(org, &query).await?;
+        found.jobs += page.jobs.len() as u64;
+        for jobs in groups(&page.jobs) {
+            of_jobs += check_jobs(store, org, jobs, &heads, &mut counted, &mut found.differences).await?;
+        }
+        on_progress(found.jobs);
+        match page.next {
+            Some(before) if found.differences.len() < MAX_DIFFERENCES => query.before = before,
+            _ => break,
+        }
+    }
+    found.events = events.unsigned_abs();
+    if found.differences.len() < MAX_DIFFERENCES {
+        if of_jobs != events {
+            found.differences.push(What::Orphans(events - of_jobs));
+        }
+        counted.compare_counters(&counters, &mut found.differences);
+        counted.compare_series(series, &mut found.differences);
+        for of_type in &counters.types {
+            pause.keep().await?;
+            let scheduled = store.audit().count_scheduled(org, &of_type.job_type).await?;
+            if scheduled.stored != scheduled.counted {
+                let (stored, counted) = (scheduled.stored, scheduled.counted);
+                let job_type = of_type.job_type.clone();
+                found.differences.push(What::Counter { job_type, status: None, stored, counted });
+            }
+        }
+    }
+    found.differences.truncate(MAX_DIFFERENCES);
+    Ok((self::floor(store, org).await? == floor).then_some(found))
+}
+
+/// From where on the log is whole: it rises with everything that is removed.
+async fn floor(store: &dyn Store, org: OrgId) -> Result<i64, StoreError> {
+    let query = EventQuery { filter: EventFilter::default(), after: i64::MAX, max_events: 1, max_bytes: 0 };
+    Ok(store.events(org, &query).await?.floor)
+}
+
+/// Counts the events up to a head. Below the floor there may be fewer than there are places, and each has a place of its own.
+async fn count_log(
+    store: &dyn Store,
+    org: OrgId,
+    floor: i64,
+    head: i64,
+    differences: &mut Vec<What>,
+) -> Result<i64, StoreError> {
+    let (mut after, mut events) = (0, 0);
+    while after < head {
+        let is_whole = after + 1 >= floor;
+        let last = (after + STRETCH).min(if is_whole { head } else { (floor - 1).min(head) });
+        let found = store.audit().count_events(org, after, last).await?;
+        events += found.events;
+        if found.events != found.places || is_whole && found.events != last - after {
+            let (first, events, places) = (after + 1, found.events, found.places);
+            differences.push(What::Log { first, last, events, places });
+        }
+        after = last;
+    }
+    Ok(events)
+}
+
+/// Jobs whose events are read together; one with many alone.
+fn groups(jobs: &[Job]) -> Vec<&[Job]> {
+    let mut groups = Vec::new();
+    let mut rest = jobs;
+    while !rest.is_empty() {
+        let mut events = 0;
+        let fits = |job: &&Job| {
+            events += job.last_job_seq.unsigned_abs() as usize;
+            events <= PAGE_EVENTS
+        };
+        let (group, others) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        groups.push(group);
+        rest = others;
+    }
+    groups
+}
+
+/// Checks some jobs against their events; how many of those are not after the head.
+async fn check_jobs(
+    store: &dyn Store,
+    org: OrgId,
+    jobs: &[Job],
+    heads: &Heads,
+    counted: &mut Counted,
+    differences: &mut Vec<What>,
+) -> Result<i64, StoreError> {
+    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    // All rows are of one snapshot: nothing up to the last event of any of them came after it.
+    let last = jobs.iter().map(|job| job.last_seq).max().unwrap_or_default();
+    let mut jobs = jobs.iter();
+    let mut current: Option<History<'_>> = None;
+    let (mut ids, mut after, mut events) = (&ids[..], 0, 0);
+    loop {
+        let page = store.audit().histories(org, ids, after, last, PAGE_EVENTS).await?;
+        for event in &page {
+            while current.as_ref().is_none_or(|history| history.job.id != event.job_id) {
+                if let Some(history) = current.take() {
+                    history.end(heads, counted, differences);
+                }
+                let Some(job) = jobs.next() else { break };
+                current = Some(History::new(job));
+            }
+            events += i64::from(event.seq <= heads.series);
+            if let Some(history) = &mut current {
+                history.follow(event, heads, counted);
+            }
+        }
+        let Some(end) = page.last().filter(|_| page.len() >= PAGE_EVENTS) else { break };
+        // On with the job that the page was cut in.
+        ids = &ids[ids.iter().position(|id| *id == end.job_id).unwrap_or_default()..];
+        after = end.seq;
+    }
+    for history in current.into_iter().chain(jobs.map(History::new)) {
+        history.end(heads, counted, differences);
+    }
+    Ok(events)
+}
+
+/// A job and what its events have come to so far.
+struct History<'a> {
+    job: &'a Job,
+    timeline: Timeline,
+    replay: Result<Replay, ReplayError>,
+    /// As of the counters.
+    counted: Option<Replay>,
+    first_seq: Option<i64>,
+    /// What one of its events has that the job has not.
+    odd: Option<String>,
+}
+
+impl<'a> History<'a> {
+    fn new(job: &'a Job) -> Self {
+        let replay = Err(ReplayError::Empty);
+        Self { job, timeline: Timeline::default(), replay, counted: None, first_seq: None, odd: None }
+    }
+
+    fn follow(&mut self, event: &JobEvent, heads: &Heads, counted: &mut Counted) {
+        let spec = &self.job.spec;
+        if event.job_type != spec.job_type || event.labels != spec.labels {
+            self.odd.get_or_insert_with(|| format!("event {} has another type or other labels", event.seq));
+        }
+        self.first_seq.get_or_insert(event.seq);
+        if event.seq <= heads.series {
+            counted.event(&spec.job_type, &mut self.timeline, &Milestone::of(event));
+        }
+        match &mut self.replay {
+            Err(ReplayError::Empty) => self.replay = Replay::begin(event),
+            Ok(replay) => {
+                if let Err(error) = replay.follow(event) {
+                    self.replay = Err(error);
+                }
+            }
+            Err(_) => {}
+        }
+        if event.seq <= heads.counters {
+            self.counted = self.replay.as_ref().ok().cloned();
+        }
+    }
+
+    fn end(self, heads: &Heads, counted: &mut Counted, differences: &mut Vec<What>) {
+        let (id, job) = (self.job.id, self.job);
+        if job.created_seq <= heads.counters
+            && let Some(replay) = &self.counted
+        {
+            counted.job(&job.spec.job_type, replay.status);
+        }
+        let mut differ = |id: JobId, what: String| differences.push(What::Row(id, what));
+        if let Some(odd) = self.odd {
+            differ(id, odd);
+        }
+        if self.first_seq.is_some_and(|first| first != job.created_seq) {
+            differ(id, format!("created_seq is {}", job.created_seq));
+        }
+        match self.replay {
+            Err(error) => differences.push(What::History(id, error)),
+            Ok(replay) => {
+                let row = Replay::of(job);
+                if replay != row {
+                    differ(id, format!("{row:?} is stored, {replay:?} follows from them"));
+                }
+            }
+        }
+    }
+}
