@@ -16,7 +16,7 @@ ifeq ($(FOUND_POSTGRES)$(JOBLEDGER_TEST_DATABASE_URL),)
 TEST_POSTGRES := $(POSTGRES)
 endif
 
-.PHONY: all test test-long check fmt clippy doc proto deny bench bench-snapshot bench-workers tools
+.PHONY: all test test-long check fmt clippy doc proto deny bench bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -53,6 +53,10 @@ bench: $(TEST_POSTGRES)
 ## Small batches under an old snapshot: six minutes.
 bench-snapshot: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench create -- snapshot
+
+## How soon events are with many subscribers, what idle ones cost, and statistics of a million jobs.
+bench-streams: $(TEST_POSTGRES)
+	cargo bench -p jobledger-server --bench streams
 
 ## How soon waiting claims get jobs, claims beside a long history, and the whole life of jobs.
 bench-workers: $(TEST_POSTGRES)

@@ -137,6 +137,8 @@ pub struct View {
     request: StreamJobEventsRequest,
     events: Subscription,
     jobs: HashMap<String, JobState>,
+    /// The job that left last: one that fails and is retried at once comes back with its error.
+    left: Option<JobState>,
     as_of_seq: i64,
 }
 
@@ -144,7 +146,7 @@ impl View {
     pub(crate) async fn open(client: Client, mut request: StreamJobEventsRequest) -> Result<Self, Error> {
         request.include_snapshot = true;
         let (events, jobs, as_of_seq) = snapshot(&client, &request).await?;
-        Ok(Self { client, request, events, jobs, as_of_seq })
+        Ok(Self { client, request, events, jobs, left: None, as_of_seq })
     }
 
     /// The jobs, in no order.
@@ -195,6 +197,7 @@ impl View {
     }
 
     async fn rebuild(&mut self) -> Result<Change, Error> {
+        self.left = None;
         (self.events, self.jobs, self.as_of_seq) = snapshot(&self.client, &self.request).await?;
         Ok(Change::Rebuilt)
     }
@@ -206,11 +209,16 @@ impl View {
             return Change::Nothing;
         }
         let id = event.job_id.clone();
-        if !self.request.statuses.is_empty() && !self.request.statuses.contains(&event.next_status) {
-            self.jobs.remove(&id);
+        let left = self.left.take().filter(|left| left.id == id);
+        let job = self.jobs.remove(&id).or(left);
+        let mut job = job.unwrap_or_else(|| JobState::first_seen(&event));
+        let is_of_view = self.request.statuses.is_empty() || self.request.statuses.contains(&event.next_status);
+        job.apply(event);
+        if !is_of_view {
+            self.left = Some(job);
             return Change::Left(id);
         }
-        self.jobs.entry(id.clone()).or_insert_with(|| JobState::first_seen(&event)).apply(event);
+        self.jobs.insert(id.clone(), job);
         Change::Changed(id)
     }
 }

@@ -59,6 +59,24 @@ impl Server {
         Ok(Self { process, channels, endpoint: url })
     }
 
+    /// Bytes of memory that it has.
+    #[allow(dead_code, reason = "some measure time alone")]
+    pub(crate) fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
+    /// Processor time that it has taken.
+    #[allow(dead_code, reason = "some measure time alone")]
+    pub(crate) fn cpu(&self) -> Result<Duration> {
+        const TICKS_A_SECOND: u64 = 100;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        let fields: Vec<_> = stat.rsplit(')').next().ok_or("no stat")?.split_whitespace().collect();
+        let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        Ok(Duration::from_millis(ticks * 1_000 / TICKS_A_SECOND))
+    }
+
     #[allow(dead_code, reason = "some use clients of their own")]
     pub(crate) fn channel(&self, n: usize) -> Channel {
         self.channels[n % CONNECTIONS].clone()

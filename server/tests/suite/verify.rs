@@ -1,0 +1,177 @@
+//! `jobledger verify`: finds what is not as the log says, and nothing else, on a live database.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use jobledger_client::{Client, NewJob, Report};
+use jobledger_server::domain::status::JobStatus;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::{
+    cluster::OWNER,
+    harness::{Database, TestServer, command, on_both_databases},
+};
+
+on_both_databases! {
+    what_was_tampered_with_is_told,
+    live_databases_are_verified_while_retention_waits,
+    one_org_is_verified_or_all,
+}
+
+/// The exit code, and what is said.
+fn verify(database: &Database, arguments: &[&str]) -> (Option<i32>, String) {
+    let url = database.url_as(OWNER);
+    let arguments: Vec<_> = ["verify", "--database-url", &url].iter().chain(arguments).copied().collect();
+    let output = command(&arguments).output().expect("the program starts");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).expect("it prints text"))
+}
+
+async fn some_jobs(client: &Client) {
+    for n in 0..3 {
+        let id = client.create(NewJob::new("t").label("k", "v")).await.unwrap().job.id;
+        client.update(Report::start(&id)).await.unwrap();
+        client.update(Report::progress(&id).percent(n)).await.unwrap();
+        client.update(Report::succeeded(&id).result(&n).unwrap()).await.unwrap();
+    }
+}
+
+async fn what_was_tampered_with_is_told(database: Database) {
+    let is_postgres = database.is_postgres();
+    let (server, client) = TestServer::on(&database).await;
+    some_jobs(&client).await;
+    server.stop().await;
+    assert_eq!(verify(&database, &[]), (Some(0), "verified 1 orgs, 3 jobs, 12 events: no difference\n".to_owned()));
+    let histogram = if is_postgres { "'{7}'" } else { "'[7]'" };
+    let labels = if is_postgres { "'{\"k\": \"w\"}'" } else { "'{\"k\":\"w\"}'" };
+    let first = "(SELECT job_id FROM job_event WHERE seq = 1)";
+    let mut cases = vec![
+        ("UPDATE org_counter SET succeeded = succeeded + 1".to_owned(), vec!["4 succeeded by the counter, 3 counted"]),
+        ("UPDATE org_counter SET scheduled = scheduled + 1".to_owned(), vec!["1 scheduled by the counter, 0 counted"]),
+        (
+            "UPDATE org_series SET created = created + 7 WHERE width = 60".to_owned(),
+            vec!["minute", "created [10] by the series, [3] counted"],
+        ),
+        (
+            format!("UPDATE org_series SET waits = {histogram} WHERE width = 3600"),
+            vec!["hour", "waits [7", "by the series"],
+        ),
+        (
+            format!("UPDATE job SET attempt = 9 WHERE id = {first}"),
+            vec!["its row is not what its events say", "attempt: 9", "1 difference"],
+        ),
+        (
+            "DELETE FROM job_event WHERE seq = 6".to_owned(),
+            vec!["11 events in 11 places from seq 1 to 12", "its events are no history"],
+        ),
+        (
+            format!("DELETE FROM job WHERE id = {first}"),
+            vec![
+                "4 events are of no job",
+                "3 succeeded by the counter, 2 counted",
+                "created [3] by the series, [2] counted",
+            ],
+        ),
+        (
+            format!("UPDATE job_event SET labels = {labels} WHERE seq = 3"),
+            vec!["event 3 has another type or other labels", "1 difference"],
+        ),
+    ];
+    if is_postgres {
+        // No key of a partitioned table can rule this out.
+        let twice = "INSERT INTO job_event SELECT org_id, seq, job_id, job_seq, ts, recorded_at + interval '1 microsecond', kind,
+                prev_status, next_status, attempt, actor, job_type, detail_json, bytes, labels
+            FROM job_event WHERE seq = 11";
+        cases.push((twice.to_owned(), vec!["13 events in 12 places"]));
+    }
+    for (sql, expected) in cases {
+        let database = if is_postgres { Database::postgres().await } else { Database::sqlite() };
+        let (server, client) = TestServer::on(&database).await;
+        some_jobs(&client).await;
+        database.tamper(&sql).await;
+        // Beside the server, which has the file.
+        let (code, said) = verify(&database, &[]);
+        assert_eq!(code, Some(1), "{sql}\n{said}");
+        for expected in expected {
+            assert!(said.contains(expected), "{sql}\n{said}\nlacks: {expected}");
+        }
+        server.stop().await;
+    }
+    let (code, said) = match is_postgres {
+        true => {
+            let output = command(&["verify", "--database-url", "postgres://nobody@127.0.0.1:1/none"]).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        }
+        false => verify(&Database::sqlite(), &[]),
+    };
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.starts_with("jobledger: ") && said.contains("can't "), "{said}");
+}
+
+async fn live_databases_are_verified_while_retention_waits(database: Database) {
+    let mut config = database.config();
+    config.retention.set(JobStatus::Succeeded, Duration::from_secs(1));
+    config.retention.set(JobStatus::Canceled, Duration::from_secs(1));
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut writers = JoinSet::new();
+    for _ in 0..8 {
+        let (client, is_over) = (client.clone(), Arc::clone(&is_over));
+        writers.spawn(async move {
+            let mut n = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                n += 1;
+                let id =
+                    client.create(NewJob::new(["a", "b"][n % 2]).label("n", "1").max_attempts(2)).await.unwrap().job.id;
+                client.update(Report::start(&id)).await.unwrap();
+                if n % 3 == 0 {
+                    client.update(Report::failed(&id, "E", "").retry_after(Duration::ZERO)).await.unwrap();
+                    client.cancel(&id, "").await.unwrap();
+                } else {
+                    client.update(Report::succeeded(&id).result(&n).unwrap()).await.unwrap();
+                }
+            }
+        });
+    }
+    // Until retention has removed something before each of them.
+    let removed = async |floor: i64| loop {
+        let error = client.subscribe(jobledger_client::Follow::org().after(floor - 1)).await;
+        let oldest = match error {
+            Err(jobledger_client::Error::CursorExpired { oldest_seq, .. }) => oldest_seq,
+            _ => continue,
+        };
+        break oldest;
+    };
+    let mut floor = 1;
+    for _ in 0..3 {
+        floor = tokio::time::timeout(crate::harness::PATIENCE, removed(floor)).await.expect("retention goes on");
+        database.verify().await;
+    }
+    is_over.store(true, Ordering::Relaxed);
+    writers.join_all().await;
+    database.verify().await;
+    // What was removed is still told of.
+    let statistics = client.statistics(&[]).await.unwrap();
+    let (happened, counts) = (statistics.happened.unwrap(), statistics.counts.unwrap());
+    assert!(happened.succeeded > counts.succeeded, "{happened:?} {counts:?}");
+    server.stop().await;
+}
+
+async fn one_org_is_verified_or_all(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    some_jobs(&client).await;
+    let other = Uuid::new_v4();
+    let theirs = Client::builder(server.endpoint()).org(other).build().unwrap();
+    theirs.create(NewJob::new("t")).await.unwrap();
+    assert_eq!(verify(&database, &[]).1, "verified 2 orgs, 4 jobs, 13 events: no difference\n");
+    let one = verify(&database, &["--org", &other.to_string()]);
+    assert_eq!(one, (Some(0), "verified 1 orgs, 1 jobs, 1 events: no difference\n".to_owned()));
+    server.stop().await;
+}
