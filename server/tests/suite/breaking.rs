@@ -52,18 +52,26 @@ pub(crate) struct Breaking {
     begun: watch::Sender<usize>,
     /// How often jobs that may be claimed were asked for.
     looks_for_work: Arc<AtomicUsize>,
+    /// How often a page of a log was asked for.
+    reads_of_logs: AtomicUsize,
 }
 
 impl Breaking {
     pub(crate) fn new(inner: Arc<dyn Store>, breaks: &[Break]) -> Arc<Self> {
         let next = Arc::new(Mutex::new(breaks.iter().rev().copied().collect()));
         let (is_away, late, looks_for_work) = (Arc::default(), Arc::default(), Arc::default());
-        Arc::new(Self { inner, next, is_away, late, begun: watch::Sender::new(0), looks_for_work })
+        let (begun, reads_of_logs) = (watch::Sender::new(0), AtomicUsize::new(0));
+        Arc::new(Self { inner, next, is_away, late, begun, looks_for_work, reads_of_logs })
     }
 
     /// How often jobs that may be claimed were asked for.
     pub(crate) fn looks_for_work(&self) -> usize {
         self.looks_for_work.load(Ordering::SeqCst)
+    }
+
+    /// How often a page of a log was asked for.
+    pub(crate) fn reads_of_logs(&self) -> usize {
+        self.reads_of_logs.load(Ordering::SeqCst)
     }
 
     /// How often a transaction was asked for.
@@ -126,6 +134,7 @@ impl Store for Breaking {
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
+        self.reads_of_logs.fetch_add(1, Ordering::SeqCst);
         self.inner.events(org, query).await
     }
 

@@ -7,9 +7,11 @@ use jobledger_client::proto::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, StreamJobEventsRequest, UpdateJobStatusRequest,
     job_service_client::JobServiceClient,
 };
+use jobledger_server::ledger::StreamLimits;
 use prost_types::{Value, value::Kind};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
+use uuid::Uuid;
 
 use crate::harness::{Database, PATIENCE, TestServer, on_both_databases};
 
@@ -21,6 +23,7 @@ on_both_databases! {
     cursors_outside_of_the_log_are_out_of_range,
     too_many_types_and_too_many_commands_are_exhaustion,
     too_many_streams_are_exhaustion_until_one_ends,
+    streams_are_bounded_by_org_and_by_connection_too,
     what_the_database_refuses_is_internal_and_says_nothing_of_the_database,
     a_database_that_does_not_answer_is_unavailable_and_comes_back,
     a_passed_deadline_is_deadline_exceeded,
@@ -204,6 +207,40 @@ async fn too_many_streams_are_exhaustion_until_one_ends(database: Database) {
     // The server hears of it on its connection, which takes a moment.
     let again = async { while service.stream_job_events(request.clone()).await.is_err() {} };
     tokio::time::timeout(PATIENCE, again).await.expect("a place is free again");
+    server.stop().await;
+}
+
+async fn streams_are_bounded_by_org_and_by_connection_too(database: Database) {
+    let mut config = database.config();
+    config.limits.streams = StreamLimits { in_all: 6, per_org: 3, per_connection: 4 };
+    let server = TestServer::start(config).await;
+    let org = |client: jobledger_client::Client, org: u128| {
+        let org = Uuid::from_u128(org).to_string();
+        async move {
+            let mut request = Request::new(StreamJobEventsRequest::default());
+            request.metadata_mut().insert("x-org-id", org.parse().unwrap());
+            client.raw().stream_job_events(request).await
+        }
+    };
+    let scope = |refused: Result<_, tonic::Status>| {
+        let error = refused.err().expect("it is refused");
+        assert_error(&error, Code::ResourceExhausted, "TOO_MANY_STREAMS");
+        assert!(error.get_details_retry_info().is_some());
+        let metadata = error.get_details_error_info().unwrap().metadata;
+        (metadata["scope"].clone(), metadata["limit"].clone())
+    };
+    let (one, other) = (server.client(), server.client());
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(org(one.clone(), 1).await.unwrap());
+    }
+    assert_eq!(scope(org(other.clone(), 1).await.map(drop)), ("org".to_owned(), "3".to_owned()));
+    open.push(org(one.clone(), 2).await.unwrap());
+    assert_eq!(scope(org(one.clone(), 3).await.map(drop)), ("connection".to_owned(), "4".to_owned()));
+    for _ in 0..2 {
+        open.push(org(other.clone(), 3).await.unwrap());
+    }
+    assert_eq!(scope(org(other, 4).await.map(drop)), ("server".to_owned(), "6".to_owned()));
     server.stop().await;
 }
 

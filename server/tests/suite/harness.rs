@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -49,20 +49,24 @@ pub(crate) fn fixed_address() -> String {
     }
 }
 
-/// Runs every case on every database. A case that is not listed is dead code, and so a compile error.
+/// Runs every case on every database, and verifies what it leaves. A case that is not listed is dead code, and so a compile error.
 macro_rules! on_both_databases {
     ($($case:ident,)*) => {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
-                super::$case($crate::harness::Database::sqlite()).await;
+                let database = $crate::harness::Database::sqlite();
+                super::$case(database.clone()).await;
+                database.verify_what_is_left().await;
             })*
         }
 
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() {
-                super::$case($crate::harness::Database::postgres().await).await;
+                let database = $crate::harness::Database::postgres().await;
+                super::$case(database.clone()).await;
+                database.verify_what_is_left().await;
             })*
         }
     };
@@ -70,7 +74,12 @@ macro_rules! on_both_databases {
 pub(crate) use on_both_databases;
 
 /// A database of a test, which outlives the servers on it.
-pub(crate) struct Database(Place);
+#[derive(Clone)]
+pub(crate) struct Database {
+    place: Arc<Place>,
+    /// Somebody has written to it past the ledger.
+    is_tampered: Arc<AtomicBool>,
+}
 
 enum Place {
     /// A file in a directory of its own.
@@ -81,7 +90,7 @@ enum Place {
 
 impl Database {
     pub(crate) fn sqlite() -> Self {
-        Self(Place::Sqlite(TempDir::new().expect("a temporary directory")))
+        Self::at(Place::Sqlite(TempDir::new().expect("a temporary directory")))
     }
 
     /// On the cluster that tests share.
@@ -90,12 +99,16 @@ impl Database {
     }
 
     pub(crate) async fn postgres_on(cluster: &'static Cluster) -> Self {
-        Self(Place::Postgres(cluster, cluster.create_database().await))
+        Self::at(Place::Postgres(cluster, cluster.create_database().await))
+    }
+
+    fn at(place: Place) -> Self {
+        Self { place: Arc::new(place), is_tampered: Arc::default() }
     }
 
     /// The file, or where it will be.
     pub(crate) fn path(&self) -> PathBuf {
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(folder) => folder.path().join("ledger.db"),
             Place::Postgres(..) => panic!("a database server's files are its own"),
         }
@@ -103,7 +116,7 @@ impl Database {
 
     /// The URL for whoever serves.
     pub(crate) fn url(&self) -> String {
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(_) => format!("sqlite://{}", self.path().display()),
             Place::Postgres(cluster, name) => cluster.url(name, cluster::SERVER),
         }
@@ -111,7 +124,7 @@ impl Database {
 
     /// The URL for a cluster's role; a file has none.
     pub(crate) fn url_as(&self, role: &str) -> String {
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(_) => self.url(),
             Place::Postgres(cluster, name) => cluster.url(name, role),
         }
@@ -131,8 +144,22 @@ impl Database {
         store::open(&url, OpenOptions::new(clock)).await.expect("the database opens")
     }
 
+    /// Verifies a database that a test is done with, if only the ledger has written to it.
+    pub(crate) async fn verify_what_is_left(&self) {
+        let is_there = self.is_postgres() || self.path().exists();
+        if is_there && !self.is_tampered.load(Ordering::SeqCst) {
+            self.find_no_difference().await;
+        }
+    }
+
     /// Everything that is derived from the log is what the log says; also beside a server.
     pub(crate) async fn verify(&self) {
+        let jobs = self.find_no_difference().await;
+        assert!(jobs > 0, "there was something to verify");
+    }
+
+    /// How many jobs there are.
+    async fn find_no_difference(&self) -> u64 {
         let url: DatabaseUrl = self.url().parse().expect("a valid URL");
         let options = OpenOptions { migrate: false, is_beside_server: true, ..OpenOptions::new(Arc::new(SystemClock)) };
         let store = store::open(&url, options).await.expect("the database opens");
@@ -140,7 +167,12 @@ impl Database {
         store.close().await;
         let differences: Vec<_> = verified.differences.iter().map(ToString::to_string).collect();
         assert!(differences.is_empty(), "{differences:#?}");
-        assert!(verified.jobs > 0, "there was something to verify");
+        verified.jobs
+    }
+
+    /// Has nothing of it verified in the end: what is written to it is not the ledger's.
+    pub(crate) fn is_made_up(&self) {
+        self.is_tampered.store(true, Ordering::SeqCst);
     }
 
     /// A connection beside the server's, to look at or to tamper with the file.
@@ -151,7 +183,7 @@ impl Database {
 
     /// A connection beside the server's, as a role of the cluster's.
     pub(crate) async fn connect_as(&self, role: &str) -> sqlx::PgConnection {
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(_) => panic!("SQLite has no roles"),
             Place::Postgres(cluster, name) => cluster.connect(name, role).await,
         }
@@ -160,9 +192,14 @@ impl Database {
     /// Runs some SQL beside the server, that means the same to both databases; to PostgreSQL as the superuser, with its
     /// tables found without their schema.
     pub(crate) async fn tamper(&self, sql: &str) {
+        self.is_made_up();
+        self.run(sql).await;
+    }
+
+    async fn run(&self, sql: &str) {
         use sqlx::Executor as _;
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(_) => self.connect().await.execute(sql).await.map(|_| ()),
             Place::Postgres(..) => {
                 let mut connection = self.connect_as("postgres").await;
@@ -175,7 +212,7 @@ impl Database {
 
     /// The directory of a cluster's socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(_) => panic!("SQLite has no socket"),
             Place::Postgres(cluster, _) => cluster.socket(),
         }
@@ -183,19 +220,19 @@ impl Database {
 
     /// The name of a cluster's database.
     pub(crate) fn name(&self) -> &str {
-        match &self.0 {
+        match &*self.place {
             Place::Sqlite(_) => panic!("a file has a path"),
             Place::Postgres(_, name) => name,
         }
     }
 
     pub(crate) fn is_postgres(&self) -> bool {
-        matches!(self.0, Place::Postgres(..))
+        matches!(*self.place, Place::Postgres(..))
     }
 
     /// Has the database refuse what validation lets through.
     pub(crate) async fn refuse_jobs_of_type(&self, job_type: &str) {
-        self.tamper(&if self.is_postgres() {
+        self.run(&if self.is_postgres() {
             format!("ALTER TABLE job ADD CONSTRAINT poison CHECK (type <> '{job_type}')")
         } else {
             format!(

@@ -15,7 +15,10 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-use crate::harness::{Database, PATIENCE, TestServer, fixed_address, on_both_databases};
+use crate::{
+    breaking::Breaking,
+    harness::{Database, PATIENCE, TestServer, fixed_address, on_both_databases},
+};
 
 on_both_databases! {
     the_past_joins_the_present_without_a_gap,
@@ -26,6 +29,7 @@ on_both_databases! {
     a_slow_subscriber_is_ended_and_goes_on_where_it_was,
     a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself,
     a_thousand_idle_subscribers_cost_no_database_connection,
+    subscribers_that_are_live_read_nothing_of_their_own,
 }
 
 async fn next(events: &mut Subscription) -> Item {
@@ -263,12 +267,15 @@ async fn a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself(databas
     assert_eq!(next_event(&mut events).await.seq, 1);
 
     server.begin_stop();
+    let mut last = None;
     let error = loop {
         match timeout(PATIENCE, stream.message()).await.expect("the stream ends") {
-            Ok(message) => assert!(message.is_some(), "the stream does not just end"),
+            Ok(message) => last = message.expect("the stream does not just end").item,
             Err(error) => break error,
         }
     };
+    let Some(stream_job_events_response::Item::Bookmark(bookmark)) = last else { panic!("{last:?}") };
+    assert_eq!(bookmark.seq, 1, "where to go on elsewhere");
     assert_eq!(error.code(), Code::Unavailable, "{error:?}");
     assert_eq!(error.get_details_error_info().unwrap().reason, "DRAINING");
     assert!(error.get_details_retry_info().is_some());
@@ -311,6 +318,43 @@ async fn a_thousand_idle_subscribers_cost_no_database_connection(database: Datab
     create(&client, "t").await;
     for events in &mut subscribers {
         assert_eq!(next_event(events).await.seq, 2);
+    }
+    server.stop().await;
+}
+
+async fn subscribers_that_are_live_read_nothing_of_their_own(database: Database) {
+    const SUBSCRIBERS: usize = 300;
+    const EVENTS: usize = 100;
+    let store = Breaking::new(database.open().await, &[]);
+    let server = TestServer::start_with(database.config(), store.clone()).await;
+    let client = server.client();
+    let mut subscribers = Vec::new();
+    for _ in 0..SUBSCRIBERS {
+        let mut events = client.subscribe(Follow::org()).await.unwrap();
+        assert_eq!(next(&mut events).await, caught_up(0));
+        subscribers.push(events);
+    }
+    let mut seen = 0;
+    let mut all_see = async |writer: &Client| {
+        let before = store.reads_of_logs();
+        for _ in 0..EVENTS {
+            create(writer, "t").await;
+        }
+        for events in &mut subscribers {
+            for n in 1..=EVENTS as i64 {
+                assert_eq!(next_event(events).await.seq, seen + n);
+            }
+        }
+        seen += EVENTS as i64;
+        store.reads_of_logs() - before
+    };
+    assert_eq!(all_see(&client).await, 0, "what this server commits is in its memory");
+    if database.is_postgres() {
+        // What another commits is read once for all of them.
+        let (other, writer) = TestServer::on(&database).await;
+        let reads = all_see(&writer).await;
+        assert!((1..=2 * EVENTS).contains(&reads), "{reads} reads of {EVENTS} events for {SUBSCRIBERS} subscribers");
+        other.stop().await;
     }
     server.stop().await;
 }

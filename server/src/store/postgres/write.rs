@@ -21,6 +21,9 @@ use crate::{
 /// Once the log has come so far beyond what is folded, a batch folds. It bounds the batches that a reader of statistics
 /// adds up, and under an old snapshot the versions of a head: one for so many events.
 const FOLD_AFTER: i64 = 512;
+/// The same for a batch of many events: of such there are few until then.
+const FOLD_LARGE_AFTER: i64 = 2_048;
+const LARGE: usize = 64;
 
 /// Where a batch stands in its org's log.
 pub(super) struct Log {
@@ -318,11 +321,12 @@ impl Statement {
         let has_new_types = after.types != log.before.types;
         let has_new_floor = after.floor != log.before.floor;
         let is_new_minute = changes.new_minute.is_some();
+        let fold_after = if changes.events.len() >= LARGE { FOLD_LARGE_AFTER } else { FOLD_AFTER };
         let shall_fold = has_new_types
             || has_new_floor
             || is_new_minute
             || changes.events.is_empty()
-            || after.seq - log.folded >= FOLD_AFTER;
+            || after.seq - log.folded >= fold_after;
         if !shall_fold {
             self.part(
                 "batch",
