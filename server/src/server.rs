@@ -107,7 +107,7 @@ impl Server {
             tokio::join!(reporting, maintenance);
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
-        let mut routes = Routes::new(JobServiceServer::new(service).max_decoding_message_size(api::MAX_REQUEST_BYTES))
+        let mut routes = Routes::new(api::WireService::new(service))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);

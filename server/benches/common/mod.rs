@@ -92,6 +92,7 @@ impl Drop for Server {
 }
 
 /// Calls a second, with callers that each wait for their answer before they call again.
+#[allow(dead_code, reason = "some count otherwise")]
 pub(crate) async fn rate<F>(
     callers: usize,
     time: Duration,
@@ -121,6 +122,7 @@ where
 }
 
 /// Transactions a second of a pgbench script.
+#[allow(dead_code, reason = "some have no yardstick in SQL")]
 pub(crate) fn pgbench(cluster: &Cluster, database: &str, script: &str, clients: usize, time: Duration) -> Result<f64> {
     let folder = TempDir::new()?;
     let file = folder.path().join("script.sql");
@@ -148,6 +150,7 @@ pub(crate) fn median(mut rates: Vec<f64>) -> f64 {
     rates[rates.len() / 2]
 }
 
+#[allow(dead_code, reason = "some have no rounds")]
 pub(crate) fn last_of<const N: usize>(rates: [&Vec<f64>; N]) -> String {
     rates.map(|rates| format!("{:8.0}", rates.last().copied().unwrap_or_default())).join(" ")
 }

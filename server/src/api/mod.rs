@@ -10,5 +10,6 @@ mod service;
 mod statistics;
 mod status;
 mod stream;
+mod wire;
 
-pub(crate) use self::{call::CallLayer, http::probes, service::Service, status::MAX_REQUEST_BYTES};
+pub(crate) use self::{call::CallLayer, http::probes, service::Service, wire::WireService};

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jobledger_proto::v1::{self as pb, job_service_server::JobService};
+use tokio_stream::Empty;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 
@@ -29,6 +30,27 @@ pub(crate) struct Service {
 impl Service {
     pub(crate) fn new(ledger: Ledger, slow_consumer_after: Duration, draining: CancellationToken) -> Self {
         Self { ledger, slow_consumer_after, draining }
+    }
+
+    /// StreamJobEvents.
+    pub(super) async fn stream_events(
+        &self,
+        request: Request<pb::StreamJobEventsRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let org = request::org(request.metadata())?;
+        let peer = request.remote_addr();
+        let wanted = request::subscribe(request.into_inner())?;
+        if self.draining.is_cancelled() {
+            return Err(ApiError::from(LedgerError::Draining).into());
+        }
+        let subscription = self.ledger.subscribe(org, peer, wanted).await.map_err(ApiError::from)?;
+        let log_id = MetadataValue::try_from(subscription.log_id().to_string());
+        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone());
+        let mut answer = Response::new(stream);
+        if let Ok(log_id) = log_id {
+            answer.metadata_mut().insert(LOG_ID_HEADER, log_id);
+        }
+        Ok(answer)
     }
 
     /// Has the items of a batch decided that are well-formed; an answer for each, in order.
@@ -178,26 +200,14 @@ impl JobService for Service {
         Ok(Response::new(pb::BatchUpdateJobStatusResponse { results: replies.into_iter().map(result).collect() }))
     }
 
-    type StreamJobEventsStream = EventStream;
+    type StreamJobEventsStream = Empty<Result<pb::StreamJobEventsResponse, Status>>;
 
+    /// Served by [`WireService`](super::wire::WireService), which encodes events once.
     async fn stream_job_events(
         &self,
-        request: Request<pb::StreamJobEventsRequest>,
-    ) -> Result<Response<EventStream>, Status> {
-        let org = request::org(request.metadata())?;
-        let peer = request.remote_addr();
-        let wanted = request::subscribe(request.into_inner())?;
-        if self.draining.is_cancelled() {
-            return Err(ApiError::from(LedgerError::Draining).into());
-        }
-        let subscription = self.ledger.subscribe(org, peer, wanted).await.map_err(ApiError::from)?;
-        let log_id = MetadataValue::try_from(subscription.log_id().to_string());
-        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone());
-        let mut answer = Response::new(stream);
-        if let Ok(log_id) = log_id {
-            answer.metadata_mut().insert(LOG_ID_HEADER, log_id);
-        }
-        Ok(answer)
+        _request: Request<pb::StreamJobEventsRequest>,
+    ) -> Result<Response<Self::StreamJobEventsStream>, Status> {
+        Err(Status::unimplemented("StreamJobEvents is served otherwise"))
     }
 
     async fn get_statistics(

@@ -18,8 +18,8 @@ use tonic::Status;
 
 use super::{convert, status::ApiError};
 use crate::{
-    domain::{event::JobEvent, id::LogId, job::JobRecord},
-    ledger::{Delivery, LedgerError, StreamPlace, Subscription},
+    domain::{id::LogId, job::JobRecord},
+    ledger::{Delivery, LedgerError, SharedEvent, StreamPlace, Subscription},
 };
 
 /// Pages that wait for the caller beside the one it is taking from. A page is bounded in events and in bytes, and its
@@ -29,7 +29,7 @@ const QUEUE: usize = 1;
 
 /// What waits for the caller.
 enum Page {
-    Events(std::vec::IntoIter<Arc<JobEvent>>),
+    Events(std::vec::IntoIter<Arc<SharedEvent>>),
     Jobs(std::vec::IntoIter<JobRecord>),
     Bookmark {
         seq: i64,
@@ -45,10 +45,24 @@ enum Page {
 
 /// The page that is being taken.
 enum Taking {
-    Events(std::vec::IntoIter<Arc<JobEvent>>),
+    Events(std::vec::IntoIter<Arc<SharedEvent>>),
     Jobs(std::vec::IntoIter<JobRecord>),
     /// Nothing but how it ended.
     Ended(Result<(), ApiError>),
+}
+
+/// A message to be sent.
+pub(crate) enum Outgoing {
+    /// With this event, encoded once for all who are told of it.
+    Event(Arc<SharedEvent>),
+    /// For this caller alone.
+    Message(pb::StreamJobEventsResponse),
+}
+
+impl Outgoing {
+    fn of(item: Item) -> Self {
+        Self::Message(pb::StreamJobEventsResponse { item: Some(item) })
+    }
 }
 
 /// The answer of StreamJobEvents.
@@ -63,19 +77,21 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    fn bookmark(&self, seq: i64, caught_up: bool) -> Item {
-        Item::Bookmark(pb::Bookmark { seq, caught_up, log_id: self.log_id.to_string() })
+    fn bookmark(&self, seq: i64, caught_up: bool) -> Outgoing {
+        Outgoing::of(Item::Bookmark(pb::Bookmark { seq, caught_up, log_id: self.log_id.to_string() }))
     }
 }
 
 impl Stream for EventStream {
-    type Item = Result<pb::StreamJobEventsResponse, Status>;
+    type Item = Result<Outgoing, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let item = loop {
             let next = match &mut self.taking {
-                Taking::Events(page) => page.next().map(|event| Item::Event(Box::new(convert::event(&event)))),
-                Taking::Jobs(page) => page.next().map(|job| Item::Snapshot(Box::new(convert::job_record(&job)))),
+                Taking::Events(page) => page.next().map(Outgoing::Event),
+                Taking::Jobs(page) => {
+                    page.next().map(|job| Outgoing::of(Item::Snapshot(Box::new(convert::job_record(&job)))))
+                }
                 Taking::Ended(ended) => {
                     let ended = std::mem::replace(ended, Ok(()));
                     return Poll::Ready(ended.err().map(|error| Err(error.into())));
@@ -98,7 +114,7 @@ impl Stream for EventStream {
             }
         };
         self.taken.fetch_add(1, Ordering::Relaxed);
-        Poll::Ready(Some(Ok(pb::StreamJobEventsResponse { item: Some(item) })))
+        Poll::Ready(Some(Ok(item)))
     }
 }
 

@@ -8,6 +8,7 @@ mod follower;
 mod hub;
 mod lanes;
 mod places;
+mod shared;
 mod subscription;
 mod waiting;
 mod writer;
@@ -21,6 +22,7 @@ pub use self::{
     claim::Leases,
     command::{Asked, Claim, Command, Create, JobReply, Looked, Removed},
     places::{StreamLimits, StreamPlace},
+    shared::SharedEvent,
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{

@@ -12,10 +12,10 @@ use super::{
     LedgerError,
     hub::{Listener, Recent},
     places::StreamPlace,
+    shared::SharedEvent,
 };
 use crate::{
     domain::{
-        event::JobEvent,
         id::{LogId, OrgId},
         job::{Job, JobRecord},
         status::JobStatus,
@@ -51,7 +51,7 @@ pub struct SubscribeRequest {
 #[derive(Debug)]
 pub enum Delivery {
     /// Events, in the order of `seq`; never empty.
-    Events(Vec<Arc<JobEvent>>),
+    Events(Vec<Arc<SharedEvent>>),
     /// Jobs of the snapshot; never none.
     Snapshot(Vec<JobRecord>),
     /// Every matching event up to `seq` was delivered.
@@ -248,7 +248,7 @@ impl Subscription {
     }
 
     /// Reads a page from the database.
-    async fn past(&mut self) -> Result<Vec<Arc<JobEvent>>, LedgerError> {
+    async fn past(&mut self) -> Result<Vec<Arc<SharedEvent>>, LedgerError> {
         let restarts = self.source.listener.restarts();
         let query = EventQuery {
             filter: self.filter.clone(),
@@ -291,11 +291,11 @@ impl Subscription {
                 self.end();
             }
         }
-        Ok(events)
+        Ok(events.into_iter().map(SharedEvent::new).collect())
     }
 
     /// Takes what the hub has, or waits for it. Comes back empty when something else is due first.
-    async fn live(&mut self) -> Vec<Arc<JobEvent>> {
+    async fn live(&mut self) -> Vec<Arc<SharedEvent>> {
         match self.source.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
             Recent::Behind => {
                 self.is_at_head = false;

@@ -1,15 +1,16 @@
 //! What a server holds in memory and in open files, seen from outside its process.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use jobledger_client::{Follow, Item, NewJob, Report, proto::StreamJobEventsRequest};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
-use crate::harness::{Database, PATIENCE, Program, on_both_databases};
+use crate::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long};
 
 on_both_databases! {
     subscribers_that_stop_reading_do_not_grow_the_server,
+    a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_memory,
 }
 
 /// Resident memory in KiB.
@@ -64,6 +65,55 @@ async fn subscribers_that_stop_reading_do_not_grow_the_server(database: Database
     // Unbounded, 8 queues of 120 MB would have been added; or one, if they shared it.
     assert!(after < full + 30 * MIB, "grew from {} MiB to {} MiB", full / MIB, after / MIB);
     drop(stuck);
+}
+
+async fn a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_memory(database: Database) {
+    const MIB: u64 = 1 << 10;
+    const AT_ONCE: i64 = 500;
+    let (events, a_second) = short_or_long((10_000, 10_000), (100_000, 1_500));
+    let program = Program::start(&database);
+    let client = program.client();
+    let write = async |events: i64| {
+        let mut tick = interval(Duration::from_secs(AT_ONCE as u64) / a_second);
+        for _ in 0..events / AT_ONCE {
+            tick.tick().await;
+            let jobs = (0..AT_ONCE).map(|_| NewJob::new("t").label("k", "v"));
+            assert!(client.create_all(jobs).await.unwrap().iter().all(Result::is_ok));
+        }
+    };
+    // Whatever the database's caches hold, they hold by then.
+    write(events).await;
+    let before = resident(program.id());
+    let mut slow = client.subscribe(Follow::org()).await.unwrap();
+    let mut seen = events;
+    let mut take = async |slow: &mut jobledger_client::Subscription| {
+        let item = timeout(PATIENCE, slow.next()).await.expect("it goes on").expect("without an end").unwrap();
+        if let Item::Event(event) = item {
+            seen += 1;
+            assert_eq!(event.seq, seen, "nothing is missing, nothing comes twice");
+        }
+        seen
+    };
+    let mut a_second = interval(Duration::from_secs(1));
+    let mut most = before;
+    let writing = write(events);
+    tokio::pin!(writing);
+    loop {
+        tokio::select! {
+            () = &mut writing => break,
+            _ = a_second.tick() => {
+                take(&mut slow).await;
+                most = most.max(resident(program.id()));
+            }
+        }
+    }
+    while take(&mut slow).await < 2 * events {}
+    let after = resident(program.id());
+    let (before, most, after) = (before / MIB, most.max(after) / MIB, after / MIB);
+    println!(
+        "resident before {events} events for a slow subscriber: {before} MiB, at most {most} MiB, then {after} MiB"
+    );
+    assert!(most < before + 30, "grew from {before} MiB to {most} MiB");
 }
 
 #[tokio::test]

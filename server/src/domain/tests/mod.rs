@@ -1,5 +1,6 @@
 //! The state machine against its table, and against random histories.
 
+mod flow;
 mod leases;
 mod replay;
 

@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    flow::{flow_after, flow_of},
+    *,
+};
 
 #[test]
 fn replay_refuses_what_is_not_a_history() {
@@ -90,6 +93,7 @@ proptest! {
         let first = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, Arc::new(spec), None, tick(0, 1));
         let Transition { mut job, mut events, .. } = first;
         let (mut now, mut next_seq) = (0, 2);
+        let mut flow = flow_of(&events);
         for ((command, is_holder), wait) in steps {
             now += wait;
             // Other jobs' events lie in between.
@@ -102,6 +106,7 @@ proptest! {
                 prop_assert_eq!(transition.job.last_seq, before.last_seq);
             }
             next_seq += transition.events.len() as i64;
+            flow.add_all(&flow_after(&before, &transition.events));
             job = transition.job;
             events.extend(transition.events);
 
@@ -120,6 +125,7 @@ proptest! {
             prop_assert!(!job.status.is_terminal() || job.due_at.is_none());
         }
         prop_assert_eq!(Replay::fold(&events), Ok(Replay::of(&job)));
+        prop_assert_eq!(flow, flow_of(&events), "a row tells as much as its history");
         for (at, event) in events.iter().enumerate() {
             prop_assert_eq!(event.job_seq, at as i64 + 1);
             prop_assert!(at == 0 || events[at - 1].seq < event.seq);

@@ -1,0 +1,124 @@
+//! The service on the wire: as generated, but for StreamJobEvents, whose events are encoded once for all who follow them.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use jobledger_proto::v1::{self as pb, job_service_server::JobServiceServer};
+use prost::{Message as _, bytes::BufMut as _};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+    codegen::{BoxFuture, Service as TowerService, http},
+    server::{Grpc, NamedService, ServerStreamingService},
+};
+use tonic_prost::ProstCodec;
+
+use super::{
+    convert,
+    service::Service,
+    status::MAX_REQUEST_BYTES,
+    stream::{EventStream, Outgoing},
+};
+use crate::domain::event::JobEvent;
+
+/// The call that is not served as generated.
+const STREAM_JOB_EVENTS: &str = "/jobledger.v1.JobService/StreamJobEvents";
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct WireService {
+    service: Arc<Service>,
+    generated: JobServiceServer<Service>,
+}
+
+impl WireService {
+    pub(crate) fn new(service: Service) -> Self {
+        let service = Arc::new(service);
+        let generated = JobServiceServer::from_arc(Arc::clone(&service)).max_decoding_message_size(MAX_REQUEST_BYTES);
+        Self { service, generated }
+    }
+}
+
+impl NamedService for WireService {
+    const NAME: &'static str = JobServiceServer::<Service>::NAME;
+}
+
+impl TowerService<http::Request<Body>> for WireService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != STREAM_JOB_EVENTS {
+            return self.generated.call(request);
+        }
+        let streaming = Streaming(Arc::clone(&self.service));
+        Box::pin(async move {
+            let mut grpc = Grpc::new(EventCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
+            Ok(grpc.server_streaming(streaming, request).await)
+        })
+    }
+}
+
+struct Streaming(Arc<Service>);
+
+impl ServerStreamingService<pb::StreamJobEventsRequest> for Streaming {
+    type Response = Outgoing;
+    type ResponseStream = EventStream;
+    type Future = BoxFuture<Response<EventStream>, Status>;
+
+    fn call(&mut self, request: Request<pb::StreamJobEventsRequest>) -> Self::Future {
+        let service = Arc::clone(&self.0);
+        Box::pin(async move { service.stream_events(request).await })
+    }
+}
+
+/// Protobuf, where what is to be sent may be encoded already.
+struct EventCodec;
+
+type Generated = ProstCodec<pb::StreamJobEventsResponse, pb::StreamJobEventsRequest>;
+
+impl Codec for EventCodec {
+    type Encode = Outgoing;
+    type Decode = pb::StreamJobEventsRequest;
+    type Encoder = EventEncoder;
+    type Decoder = <Generated as Codec>::Decoder;
+
+    fn encoder(&mut self) -> EventEncoder {
+        EventEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Generated::raw_decoder(BufferSettings::default())
+    }
+}
+
+struct EventEncoder;
+
+impl Encoder for EventEncoder {
+    type Item = Outgoing;
+    type Error = Status;
+
+    fn encode(&mut self, item: Outgoing, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        match item {
+            Outgoing::Event(event) => buffer.put_slice(event.encoded(encode)),
+            Outgoing::Message(message) => {
+                message.encode(buffer).map_err(|error| Status::internal(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode(event: &JobEvent) -> Vec<u8> {
+    let item = pb::stream_job_events_response::Item::Event(Box::new(convert::event(event)));
+    pb::StreamJobEventsResponse { item: Some(item) }.encode_to_vec()
+}
