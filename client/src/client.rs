@@ -15,7 +15,11 @@ use tonic::{
 };
 use uuid::Uuid;
 
-use crate::{Error, Follow, Item, View, retry::Backoff, subscription::Subscription};
+use crate::{
+    Error, Follow, Item, View,
+    retry::Backoff,
+    subscription::{Subscription, may_pass},
+};
 
 /// The metadata that names the org.
 const ORG_HEADER: &str = "x-org-id";
@@ -218,27 +222,41 @@ impl Client {
     }
 
     /// Waits until a job has finished, however long that takes, and reads it with its result. Wrap it in a time-out to wait no
-    /// longer than that.
+    /// longer than that. Each wait takes one of the streams that a connection may have open (1,000 by default); where there is none
+    /// left it waits for one.
     ///
     /// # Errors
     ///
-    /// [`Error::JobNotFound`], [`Error::InvalidRequest`]; [`Error::Unavailable`] or [`Error::DeadlineExceeded`] if the service
-    /// can't be reached at first.
+    /// [`Error::JobNotFound`], also if retention removes it first; [`Error::InvalidRequest`].
     pub async fn wait_for(&self, job_id: impl Into<String>) -> Result<Job, Error> {
         let job_id = job_id.into();
+        let mut backoff = Backoff::default();
         loop {
-            let mut events = self.subscribe(Follow::job(&job_id).snapshot().statuses(FINISHED)).await?;
-            while let Some(item) = events.next().await {
-                if let Item::Snapshot(job) = item? {
-                    return Ok(*job);
-                }
+            let error = match self.follow_to_end(&job_id).await {
+                Ok(Some(job)) => return Ok(job),
+                // Somebody has had it run again since its stream ended.
+                Ok(None) => continue,
+                Err(error) => error,
+            };
+            let has_other_log = matches!(error, Error::EpochChanged { .. } | Error::CursorAhead { .. });
+            if !(may_pass(&error) || has_other_log) {
+                return Err(error);
             }
-            // Its stream has ended, and so has the job; unless somebody has had it run again since.
-            let job = self.get(&job_id).await?;
-            if FINISHED.contains(&job.status()) {
-                return Ok(job);
+            tracing::debug!(%error, job_id, "waiting on");
+            sleep(backoff.next(error.retry_after())).await;
+        }
+    }
+
+    /// Follows a job until its stream ends; the job if it has finished by then.
+    async fn follow_to_end(&self, job_id: &str) -> Result<Option<Job>, Error> {
+        let mut events = self.subscribe(Follow::job(job_id).snapshot().statuses(FINISHED)).await?;
+        while let Some(item) = events.next().await {
+            if let Item::Snapshot(job) = item? {
+                return Ok(Some(*job));
             }
         }
+        let job = self.get(job_id).await?;
+        Ok(FINISHED.contains(&job.status()).then_some(job))
     }
 
     /// Keeps a local copy of the jobs that match, up to date; see [`View`]. Returns once it is complete.

@@ -286,6 +286,13 @@ impl Follow {
         self
     }
 
+    /// Of events by status, those too that lead away from one: what a subscription that began with a snapshot has to say when it is
+    /// [resumed](Self::resume) by a stored cursor, to see jobs leave.
+    pub fn leaving(mut self) -> Self {
+        self.0.include_leaving = true;
+        self
+    }
+
     /// Only events of jobs with this label; of jobs with all of them, if there are several.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.labels.insert(key.into(), value.into());

@@ -74,26 +74,45 @@ impl fmt::Debug for Subscription {
 impl Subscription {
     pub(crate) async fn open(client: Client, request: StreamJobEventsRequest) -> Result<Self, Error> {
         let mut place = Place::new(request);
-        let mut stream = place.connect(&client).await?;
         let (sender, items) = mpsc::channel(READ_AHEAD);
         let request = &place.request;
-        if request.after_seq.is_none() && request.job_id.is_empty() && !request.include_snapshot {
-            // The server tells at once where the log ends: with that the place is fixed, whatever becomes of the
-            // connection.
-            let first = timeout(client.timeout(), stream.message()).await.map_err(|_| Error::DeadlineExceeded)??;
-            if let Some(item) = first.and_then(|message| message.item) {
+        let begins_now = request.after_seq.is_none() && request.job_id.is_empty() && !request.include_snapshot;
+        let stream = if begins_now {
+            let first = place.connect_now(&client);
+            let (stream, item) = timeout(client.timeout(), first).await.map_err(|_| Error::DeadlineExceeded)??;
+            if let Some(item) = item {
+                if let stream_job_events_response::Item::Event(event) = &item {
+                    // It happened since the server took the subscription.
+                    place.request.after_seq = Some(event.seq - 1);
+                }
+                let before = place.cursor();
                 let delivered = place.take(item)?;
                 sender.try_send(Ok(delivered)).expect("the queue is empty");
+                return Ok(Self::start(client, place, stream, sender, items, before));
             }
-        }
+            stream
+        } else {
+            place.connect(&client).await?
+        };
         let cursor = place.cursor();
+        Ok(Self::start(client, place, stream, sender, items, cursor))
+    }
+
+    fn start(
+        client: Client,
+        place: Place,
+        stream: Streaming<StreamJobEventsResponse>,
+        sender: mpsc::Sender<Result<Delivered, Error>>,
+        items: mpsc::Receiver<Result<Delivered, Error>>,
+        cursor: Option<Cursor>,
+    ) -> Self {
         tokio::spawn(async move {
             tokio::select! {
                 () = sender.closed() => {}
                 () = follow(&client, place, stream, &sender) => {}
             }
         });
-        Ok(Self { items, cursor, is_news: false, hook: None })
+        Self { items, cursor, is_news: false, hook: None }
     }
 
     /// Calls this whenever the consumer comes for the next item, with the cursor after the one before: what it stores has been
@@ -178,7 +197,7 @@ async fn follow(
 }
 
 /// A server that is away may take longer than one call's deadline to return, and be crowded when it does.
-fn may_pass(error: &Error) -> bool {
+pub(crate) fn may_pass(error: &Error) -> bool {
     error.is_unavailable() || matches!(error, Error::DeadlineExceeded | Error::Exhausted { retry_after: Some(_), .. })
 }
 
@@ -218,8 +237,35 @@ impl Place {
 
     async fn connect(&mut self, client: &Client) -> Result<Streaming<StreamJobEventsResponse>, Error> {
         let (stream, log_id) = client.open_stream(self.request.clone()).await?;
-        self.log_id = log_id;
+        self.is_of_log(log_id);
         Ok(stream)
+    }
+
+    /// The same with the first message: the server tells at once where the log ends, and with that the place is fixed, whatever
+    /// becomes of the connection.
+    async fn connect_now(
+        &mut self,
+        client: &Client,
+    ) -> Result<(Streaming<StreamJobEventsResponse>, Option<stream_job_events_response::Item>), Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            let mut stream = self.connect(client).await?;
+            match stream.message().await.map_err(Error::from) {
+                Ok(first) => return Ok((stream, first.and_then(|message| message.item))),
+                Err(error) if error.is_unavailable() => sleep(backoff.next(error.retry_after())).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes note of the log that the service has: what resumes the subscription is to be of the same.
+    fn is_of_log(&mut self, log_id: String) {
+        if !log_id.is_empty() {
+            self.log_id = log_id;
+        }
+        if self.request.after_seq.is_some() {
+            self.request.log_id.clone_from(&self.log_id);
+        }
     }
 
     fn has_end(&self) -> bool {
@@ -250,6 +296,7 @@ impl Place {
             }
             stream_job_events_response::Item::Bookmark(bookmark) => {
                 self.pass_snapshot();
+                self.is_of_log(bookmark.log_id.clone());
                 (bookmark.seq, Item::Bookmark(bookmark))
             }
         };

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use jobledger_proto::v1::{Job, JobEvent, JobEventKind, JobStatus, StreamJobEventsRequest};
 use prost_types::{Timestamp, Value};
+use tokio::time::{Instant, sleep_until};
 
-use crate::{Client, Error, Item, Subscription};
+use crate::{Client, Error, Item, Subscription, retry::Backoff, subscription::may_pass};
 
 /// A job as its events tell of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,25 +129,80 @@ pub enum Change {
 /// # }
 /// ```
 ///
-/// It holds every job that matches in memory: without statuses those that have finished too, until retention has removed them
-/// and the view is built anew.
+/// It holds every job that matches in memory. Nothing tells of jobs that retention removes: a view of finished ones keeps them,
+/// until it is built anew, or told to [forget](View::forget) them. Of a job that comes into view later, result, error and
+/// `scheduled_at` are known as far as the events tell that are seen of it.
 #[derive(Debug)]
 #[must_use]
 pub struct View {
     client: Client,
     request: StreamJobEventsRequest,
-    events: Subscription,
+    state: State,
     jobs: HashMap<String, JobState>,
     /// The job that left last: one that fails and is retried at once comes back with its error.
     left: Option<JobState>,
     as_of_seq: i64,
 }
 
+/// What a view is doing.
+#[derive(Debug)]
+enum State {
+    Following(Subscription),
+    Building(Snapshot),
+    Ended,
+}
+
+/// A snapshot on its way.
+#[derive(Debug, Default)]
+struct Snapshot {
+    /// `None` before it is asked for.
+    events: Option<Subscription>,
+    jobs: HashMap<String, JobState>,
+    backoff: Backoff,
+    /// Not to be asked for before.
+    not_before: Option<Instant>,
+}
+
+impl Snapshot {
+    /// Takes it up to its end, the bookmark that says where it belongs. May be dropped while it waits, and goes on from there.
+    async fn take(&mut self, client: &Client, request: &StreamJobEventsRequest) -> Result<i64, Error> {
+        loop {
+            if let Some(time) = self.not_before {
+                sleep_until(time).await;
+                self.not_before = None;
+            }
+            let events = match &mut self.events {
+                Some(events) => events,
+                None => self.events.insert(client.subscribe(request.clone()).await?),
+            };
+            match events.next().await {
+                Some(Ok(Item::Snapshot(job))) => {
+                    self.jobs.insert(job.id.clone(), JobState::from(*job));
+                }
+                Some(Ok(Item::SnapshotRestarted)) => self.jobs.clear(),
+                Some(Ok(Item::Bookmark(bookmark))) => return Ok(bookmark.seq),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(Item::Event(_))) | None => return Err(Error::without("the bookmark of the snapshot")),
+            }
+        }
+    }
+
+    /// Begins it anew, after a while.
+    fn restart(&mut self, after: &Error) {
+        self.not_before = Some(Instant::now() + self.backoff.next(after.retry_after()));
+        self.events = None;
+        self.jobs.clear();
+    }
+}
+
 impl View {
     pub(crate) async fn open(client: Client, mut request: StreamJobEventsRequest) -> Result<Self, Error> {
         request.include_snapshot = true;
-        let (events, jobs, as_of_seq) = snapshot(&client, &request).await?;
-        Ok(Self { client, request, events, jobs, left: None, as_of_seq })
+        let mut snapshot = Snapshot::default();
+        let as_of_seq = snapshot.take(&client, &request).await?;
+        let mut view = Self { client, request, state: State::Ended, jobs: HashMap::new(), left: None, as_of_seq };
+        view.adopt(snapshot, as_of_seq);
+        Ok(view)
     }
 
     /// The jobs, in no order.
@@ -169,37 +225,69 @@ impl View {
         self.jobs.is_empty()
     }
 
+    /// Takes a job out of the view, for instance one that has finished. It comes back if anything happens to it.
+    pub fn forget(&mut self, id: &str) -> Option<JobState> {
+        self.jobs.remove(id)
+    }
+
     /// The place in the log up to which everything is in it.
     pub fn as_of_seq(&self) -> i64 {
         self.as_of_seq
     }
 
-    /// Follows the log by one step, as soon as there is one. `None` at the end of a history, or of a finished job. May be dropped
-    /// while it waits: nothing is lost.
+    /// Follows the log by one step, as soon as there is one; where that is no longer possible, because the service has removed what comes
+    /// next, or has another log since a restore, the view is built anew. `None` at the end of a history, of a finished
+    /// job's events, or after an error. May be dropped while it waits: nothing is lost.
     ///
     /// # Errors
     ///
-    /// If the service refuses to go on; then it ends.
+    /// If the service refuses to go on.
     pub async fn next(&mut self) -> Option<Result<Change, Error>> {
-        let item = match self.events.next().await? {
-            Ok(item) => item,
-            Err(Error::CursorExpired { .. } | Error::EpochChanged { .. }) => return Some(self.rebuild().await),
-            Err(error) => return Some(Err(error)),
-        };
-        Some(Ok(match item {
-            Item::Event(event) => self.apply(*event),
-            Item::Bookmark(bookmark) => {
-                self.as_of_seq = bookmark.seq;
-                Change::Nothing
+        loop {
+            let error = match &mut self.state {
+                State::Ended => return None,
+                State::Following(events) => match events.next().await {
+                    None => {
+                        self.state = State::Ended;
+                        return None;
+                    }
+                    Some(Ok(Item::Event(event))) => return Some(Ok(self.apply(*event))),
+                    Some(Ok(Item::Bookmark(bookmark))) => {
+                        self.as_of_seq = bookmark.seq;
+                        return Some(Ok(Change::Nothing));
+                    }
+                    Some(Ok(Item::Snapshot(_) | Item::SnapshotRestarted)) => continue,
+                    Some(Err(error)) => error,
+                },
+                State::Building(snapshot) => match snapshot.take(&self.client, &self.request).await {
+                    Ok(as_of_seq) => {
+                        let State::Building(snapshot) = std::mem::replace(&mut self.state, State::Ended) else {
+                            return None;
+                        };
+                        self.adopt(snapshot, as_of_seq);
+                        return Some(Ok(Change::Rebuilt));
+                    }
+                    Err(error) => error,
+                },
+            };
+            if !(is_void(&error) || matches!(self.state, State::Building(_)) && may_pass(&error)) {
+                self.state = State::Ended;
+                return Some(Err(error));
             }
-            Item::Snapshot(_) | Item::SnapshotRestarted => Change::Nothing,
-        }))
+            tracing::debug!(%error, "building a view anew");
+            match &mut self.state {
+                State::Building(snapshot) => snapshot.restart(&error),
+                _ => self.state = State::Building(Snapshot::default()),
+            }
+        }
     }
 
-    async fn rebuild(&mut self) -> Result<Change, Error> {
+    /// Takes over what a snapshot has brought.
+    fn adopt(&mut self, snapshot: Snapshot, as_of_seq: i64) {
+        self.state = snapshot.events.map_or(State::Ended, State::Following);
+        self.jobs = snapshot.jobs;
         self.left = None;
-        (self.events, self.jobs, self.as_of_seq) = snapshot(&self.client, &self.request).await?;
-        Ok(Change::Rebuilt)
+        self.as_of_seq = as_of_seq;
     }
 
     fn apply(&mut self, event: JobEvent) -> Change {
@@ -209,36 +297,22 @@ impl View {
             return Change::Nothing;
         }
         let id = event.job_id.clone();
+        let job = self.jobs.remove(&id);
+        let was_in_view = job.is_some();
         let left = self.left.take().filter(|left| left.id == id);
-        let job = self.jobs.remove(&id).or(left);
-        let mut job = job.unwrap_or_else(|| JobState::first_seen(&event));
-        let is_of_view = self.request.statuses.is_empty() || self.request.statuses.contains(&event.next_status);
+        let mut job = job.or(left).unwrap_or_else(|| JobState::first_seen(&event));
+        let is_in_view = self.request.statuses.is_empty() || self.request.statuses.contains(&event.next_status);
         job.apply(event);
-        if !is_of_view {
-            self.left = Some(job);
-            return Change::Left(id);
+        if is_in_view {
+            self.jobs.insert(id.clone(), job);
+            return Change::Changed(id);
         }
-        self.jobs.insert(id.clone(), job);
-        Change::Changed(id)
+        self.left = Some(job);
+        if was_in_view { Change::Left(id) } else { Change::Nothing }
     }
 }
 
-/// Reads the jobs as they are, and where in the log that is.
-async fn snapshot(
-    client: &Client,
-    request: &StreamJobEventsRequest,
-) -> Result<(Subscription, HashMap<String, JobState>, i64), Error> {
-    let mut events = client.subscribe(request.clone()).await?;
-    let mut jobs = HashMap::new();
-    while let Some(item) = events.next().await {
-        match item? {
-            Item::Snapshot(job) => {
-                jobs.insert(job.id.clone(), JobState::from(*job));
-            }
-            Item::SnapshotRestarted => jobs.clear(),
-            Item::Bookmark(bookmark) => return Ok((events, jobs, bookmark.seq)),
-            Item::Event(_) => return Err(Error::without("the bookmark of the snapshot")),
-        }
-    }
-    Err(Error::without("the bookmark of the snapshot"))
+/// What says that the view's place in the log is of no use any more.
+fn is_void(error: &Error) -> bool {
+    matches!(error, Error::CursorExpired { .. } | Error::CursorAhead { .. } | Error::EpochChanged { .. })
 }

@@ -8,14 +8,26 @@ CREATE TABLE jobledger.ledger (
     series_since           TIMESTAMPTZ NOT NULL,                        -- what happened before is not in the series
     retention_paused_until TIMESTAMPTZ NOT NULL DEFAULT '-infinity'     -- while a verification runs
 );
+-- Row-level security hides what is there from the owner too, but for this.
+ALTER TABLE jobledger.org_head NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE jobledger.org_batch NO FORCE ROW LEVEL SECURITY;
+-- Never before what is in a log already, whatever the clock says.
 INSERT INTO jobledger.ledger (id, log_id, series_since)
-SELECT 1, gen_random_uuid(), CASE WHEN EXISTS (SELECT FROM jobledger.org_due) THEN clock_timestamp() ELSE 'epoch' END;
+SELECT 1, gen_random_uuid(), coalesce(greatest(clock_timestamp(), max(log.recorded_at)), 'epoch') FROM (
+    SELECT h.recorded_at FROM jobledger.org_head h UNION ALL SELECT b.recorded_at FROM jobledger.org_batch b
+) log HAVING count(*) > 0 UNION ALL
+SELECT 1, gen_random_uuid(), 'epoch' WHERE NOT EXISTS (SELECT FROM jobledger.org_head);
+ALTER TABLE jobledger.org_head FORCE ROW LEVEL SECURITY;
+ALTER TABLE jobledger.org_batch FORCE ROW LEVEL SECURITY;
+
+-- How many batches have removed jobs.
+ALTER TABLE jobledger.org_head ADD COLUMN removals BIGINT NOT NULL DEFAULT 0;
 
 ALTER TABLE jobledger.job_event ADD COLUMN labels JSONB;                -- the job's, an object, null when empty
 -- Queued jobs whose time is still to come.
 ALTER TABLE jobledger.org_counter ADD COLUMN scheduled BIGINT NOT NULL DEFAULT 0;
 
--- What is there already. Row-level security hides it from the owner too, but for this.
+-- What is there already.
 ALTER TABLE jobledger.job NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.job_event NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.org_counter NO FORCE ROW LEVEL SECURITY;
@@ -87,6 +99,7 @@ DECLARE
     v_now TIMESTAMPTZ := clock_timestamp();
     v_first INTERVAL := CASE WHEN p_window > interval '1 day' THEN interval '1 hour' ELSE interval '1 minute' END;
     v_since TIMESTAMPTZ := date_bin(v_first, v_now - p_window, 'epoch');
+    v_told_since TIMESTAMPTZ := greatest(v_since, (SELECT l.series_since FROM jobledger.ledger l));
     v_hours_since TIMESTAMPTZ := date_bin(interval '1 hour', v_since + interval '1 hour' - interval '1 microsecond', 'epoch');
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
@@ -117,7 +130,9 @@ BEGIN
         FROM jobledger.org_counter c LEFT JOIN added a ON a.key = c.type
         WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
     ), happened AS MATERIALIZED (
-        SELECT s.width, s.start, s.type, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.waits, s.runs
+        SELECT s.width, s.start, s.type, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled,
+            CASE WHEN s.start < v_hours_since THEN s.waits END AS waits,
+            CASE WHEN s.start < v_hours_since THEN s.runs END AS runs
         FROM jobledger.org_series s
         WHERE s.org_id = p_org AND s.width = 60 AND s.start >= v_since AND NOT s.removed
             AND (s.start < v_hours_since OR p_width = 60) AND (p_types IS NULL OR s.type = ANY (p_types))
@@ -153,7 +168,7 @@ BEGIN
             head_seq
         FROM jobledger.org_head h WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, clock_timestamp(), v_since, c.type::text, NULL::timestamptz, c.queued, c.running, c.succeeded,
+    SELECT log.head_seq, clock_timestamp(), v_told_since, c.type::text, NULL::timestamptz, c.queued, c.running, c.succeeded,
         c.failed, c.canceled, c.dead_letter, c.scheduled,
         CASE WHEN c.queued > c.scheduled THEN (
             WITH RECURSIVE first (priority, ready_at) AS (
@@ -171,13 +186,14 @@ BEGIN
         f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.waits, f.runs
     FROM log LEFT JOIN counter c ON true LEFT JOIN flow f ON f.type = c.type
     UNION ALL
-    SELECT log.head_seq, clock_timestamp(), v_since, s.type::text, s.start, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, NULL, NULL
+    SELECT log.head_seq, clock_timestamp(), v_told_since, s.type::text, s.start, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, NULL, NULL
     FROM log JOIN series s ON true;
 END $$;
 
--- All of the series, with what the batches since the last fold add to it, as of one place in the log. Without any, that place.
-CREATE FUNCTION jobledger.read_series(p_org UUID)
+-- The series of some types, with what the batches since the last fold add to it, as of one place in the log. Without any, that
+-- place.
+CREATE FUNCTION jobledger.read_series(p_org UUID, p_types TEXT[])
 RETURNS TABLE (
     head_seq BIGINT, recorded_at TIMESTAMPTZ, width SMALLINT, start TIMESTAMPTZ, type TEXT, removed BOOLEAN,
     flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, 
@@ -202,7 +218,7 @@ BEGIN
     ), happened AS (
         SELECT s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled,
             s.waits, s.runs
-        FROM jobledger.org_series s WHERE s.org_id = p_org
+        FROM jobledger.org_series s WHERE s.org_id = p_org AND s.type = ANY (p_types)
         UNION ALL
         SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.key, false,
             coalesce((batch.value ->> 7)::bigint, 0), coalesce((batch.value ->> 8)::bigint, 0), coalesce((batch.value ->>
@@ -210,7 +226,7 @@ BEGIN
                 coalesce((batch.value ->> 12)::bigint, 0),
             jobledger.to_counts(batch.value -> 13), jobledger.to_counts(batch.value -> 14)
         FROM batch CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
-        WHERE jsonb_array_length(batch.value) > 7
+        WHERE jsonb_array_length(batch.value) > 7 AND batch.key = ANY (p_types)
     ), series AS (
         SELECT f.width, f.start, f.type::text AS type, f.removed, sum(f.created)::bigint AS created, sum(f.started)::bigint AS
             started, sum(f.succeeded)::bigint AS succeeded, sum(f.failed)::bigint AS failed, sum(f.retried)::bigint AS
@@ -221,6 +237,15 @@ BEGIN
     SELECT log.head_seq, log.recorded_at, s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed,
         s.retried, s.canceled, s.waits, s.runs
     FROM log LEFT JOIN series s ON true;
+END $$;
+
+-- How many batches have removed jobs.
+CREATE FUNCTION jobledger.count_removals(p_org UUID)
+RETURNS BIGINT
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN (SELECT h.removals FROM jobledger.org_head h WHERE h.org_id = p_org);
 END $$;
 
 -- How many queued jobs wait for their time, by the counter and by counting: of one type, in one snapshot.
@@ -246,8 +271,19 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT count(*), count(DISTINCT e.seq) FROM jobledger.job_event e
-    WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last;
+    WITH bounds AS MATERIALIZED (
+        SELECT coalesce((SELECT m.month FROM jobledger.org_month m
+                         WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS
+                             since,
+            coalesce((SELECT m.month FROM jobledger.org_month m
+                      WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
+    )
+    SELECT count(e.seq), count(DISTINCT e.seq)
+    FROM bounds CROSS JOIN LATERAL (
+        SELECT e.seq FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last
+            AND e.recorded_at >= bounds.since AND e.recorded_at < bounds.until
+    ) e;
 END $$;
 
 -- Events of some jobs up to p_last, those of each in order, from the first job's events after p_after on. A result is told by a
@@ -272,7 +308,8 @@ BEGIN
     CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
     CROSS JOIN LATERAL (
         SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.job_id = j.id AND (wanted.n > 1 OR e.seq > p_after) AND e.seq <= p_last
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > CASE WHEN wanted.n = 1 THEN p_after ELSE 0 END AND e.seq <=
+            p_last
             AND e.recorded_at >= j.created_at AND e.recorded_at <= j.last_recorded_at
         ORDER BY e.seq LIMIT p_limit
     ) e ORDER BY wanted.n, e.seq LIMIT p_limit;

@@ -9,11 +9,14 @@ CREATE TABLE ledger (
     retention_paused_until INTEGER NOT NULL DEFAULT 0                    -- while a verification runs
 ) STRICT;
 INSERT INTO ledger (id, log_id, series_since)
-SELECT 1, randomblob(16), CASE WHEN EXISTS (SELECT 1 FROM org_head) THEN CAST(unixepoch('subsec') * 1000000 AS INTEGER) ELSE 0 END;
+SELECT 1, randomblob(16), coalesce(max(CAST(unixepoch('subsec') * 1000000 AS INTEGER), (SELECT max(recorded_at) FROM org_head)), 0);
 
 ALTER TABLE job_event ADD COLUMN labels TEXT;                             -- the job's, a JSON object, null when empty
 UPDATE job_event SET labels = (SELECT j.labels FROM job j WHERE j.org_id = job_event.org_id AND j.id = job_event.job_id)
 WHERE job_id IN (SELECT id FROM job WHERE labels IS NOT NULL);
+
+-- How many batches have removed jobs.
+ALTER TABLE org_head ADD COLUMN removals INTEGER NOT NULL DEFAULT 0;
 
 -- Queued jobs whose time is still to come.
 ALTER TABLE org_counter ADD COLUMN scheduled INTEGER NOT NULL DEFAULT 0;

@@ -20,11 +20,19 @@ const DIFFERENT: u8 = 1;
 /// It could not be told.
 const UNVERIFIED: u8 = 2;
 
+/// What was found.
+enum Found {
+    Nothing,
+    Differences,
+    Untold,
+}
+
 /// Verifies, and says what was found.
 pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
     match look(url, org) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => DIFFERENT.into(),
+        Ok(Found::Nothing) => ExitCode::SUCCESS,
+        Ok(Found::Differences) => DIFFERENT.into(),
+        Ok(Found::Untold) => UNVERIFIED.into(),
         Err(error) => {
             eprintln!("jobledger: {error}");
             UNVERIFIED.into()
@@ -33,7 +41,7 @@ pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<bool, Box<dyn Error + Send + Sync>> {
+async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<Found, Box<dyn Error + Send + Sync>> {
     let options = OpenOptions { migrate: false, is_beside_server: true, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(url, options).await?;
     let mut display = Display::new();
@@ -52,7 +60,14 @@ async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<bool, Box<dyn Erro
         n => format!("{n} differences"),
     };
     writeln!(out, "verified {orgs} orgs, {jobs} jobs, {events} events: {found}")?;
-    Ok(verified.differences.is_empty())
+    for org in &verified.untold {
+        writeln!(out, "org {org}: could not be verified: retention went on removing its jobs")?;
+    }
+    Ok(match (verified.differences.is_empty(), verified.untold.is_empty()) {
+        (false, _) => Found::Differences,
+        (true, false) => Found::Untold,
+        (true, true) => Found::Nothing,
+    })
 }
 
 /// How far it is: a line that is written over on a terminal, one now and then elsewhere.

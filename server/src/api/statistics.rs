@@ -1,6 +1,6 @@
 //! Statistics as the contract has them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::TimeDelta;
 use jobledger_proto::v1 as pb;
@@ -43,7 +43,7 @@ pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::Get
         per_minute: Some(per_minute(&flow, as_of - since)),
         waits: Some(durations(&flow.waits)),
         runs: Some(durations(&flow.runs)),
-        series: statistics.series.into_iter().map(point).collect(),
+        series: series(statistics.series),
         series_width: (query.series != SeriesKind::None)
             .then(|| duration(Duration::from_secs(width.seconds().unsigned_abs()))),
         counts: Some(counts(&total)),
@@ -95,10 +95,12 @@ fn durations(histogram: &Histogram) -> pb::Durations {
     pb::Durations { count: histogram.total(), p50: quantile(0.5), p90: quantile(0.9), p99: quantile(0.99) }
 }
 
-fn point(point: SeriesPoint) -> pb::SeriesPoint {
-    pb::SeriesPoint {
-        start: Some(timestamp(point.start)),
-        r#type: point.job_type.unwrap_or_default(),
-        happened: Some(happened(&point.flow)),
+/// One of all types together, or one for each.
+fn series(points: Vec<SeriesPoint>) -> Vec<pb::Series> {
+    let mut series: BTreeMap<String, Vec<pb::SeriesPoint>> = BTreeMap::new();
+    for SeriesPoint { start, job_type, flow } in points {
+        let point = pb::SeriesPoint { start: Some(timestamp(start)), happened: Some(happened(&flow)) };
+        series.entry(job_type.unwrap_or_default()).or_default().push(point);
     }
+    series.into_iter().map(|(r#type, points)| pb::Series { r#type, points }).collect()
 }

@@ -147,7 +147,10 @@ pub(super) fn start(
         if let Err(error) = &ended {
             tracing::debug!(?error, "a stream ends early");
         }
-        let goes_on_elsewhere = matches!(ended, Err(ApiError::SlowConsumer | ApiError::Ledger(LedgerError::Draining)));
+        let goes_on_elsewhere = matches!(
+            ended,
+            Err(ApiError::SlowConsumer | ApiError::Ledger(LedgerError::Draining | LedgerError::Unavailable))
+        );
         last.send(Page::End { bookmark: sent.filter(|_| goes_on_elsewhere), ended });
     });
     stream

@@ -18,7 +18,7 @@ use super::{
 const BUCKETS_PER_DOUBLING: f64 = 4.0;
 /// What is shorter counts as nothing.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// The last bucket takes all that is longer than 4,000 days.
+/// The last bucket takes all that is longer than 3,181 days.
 const MAX_BUCKETS: usize = 154;
 
 /// Durations by their size: `counts[0]` of those below a millisecond, then four buckets for each doubling.
@@ -177,6 +177,15 @@ impl Timeline {
     pub fn of(job: &Job) -> Self {
         let is_running = job.status == JobStatus::Running;
         Self { ready_at: Some(job.ready_at), attempt_started_at: job.attempt_started_at.filter(|_| is_running) }
+    }
+
+    /// True if it stands where a job's row says.
+    pub fn is_of(&self, job: &Job) -> bool {
+        match job.status {
+            JobStatus::Queued => self.ready_at == Some(job.ready_at),
+            JobStatus::Running => self.attempt_started_at == job.attempt_started_at,
+            _ => true,
+        }
     }
 
     /// Follows the job through its next event, and adds to the flow what it tells. What happened before it was written,

@@ -155,3 +155,15 @@ pub struct JobContents {
     /// The worker's result.
     pub result: Option<Json>,
 }
+
+impl JobContents {
+    /// Bytes of JSON.
+    pub fn len(&self) -> usize {
+        [&self.payload, &self.result].into_iter().flatten().map(Json::len).sum()
+    }
+
+    /// True if it carries nothing.
+    pub fn is_empty(&self) -> bool {
+        self.payload.is_none() && self.result.is_none()
+    }
+}

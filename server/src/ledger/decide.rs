@@ -15,13 +15,13 @@ use crate::{
     domain::{
         clock::Time,
         event::JobEvent,
-        flow::{Milestone, Timeline, Width},
+        flow::{Flow, Milestone, Timeline, Width},
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
         transition::{self, Heartbeat, Look, News, Tick, Transition},
     },
-    store::{Changes, Expired, Head, Loaded, Needs, NextDue, Retention, Tally},
+    store::{Bucket, Changes, Expired, Head, Loaded, Needs, NextDue, Retention, Tally, told_since},
 };
 
 /// Jobs that one batch looks at because they are due, at most.
@@ -53,7 +53,14 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             }
             Command::Claim(claim) => claims.push(&**claim),
             Command::Look(_) => due = Some(DUE_JOBS),
-            Command::Retain(retention) => expired = Some(Expired { retention: *retention, limit: REMOVED_JOBS }),
+            Command::Retain(retention) => {
+                expired = Some(Expired {
+                    retention: *retention,
+                    limit: REMOVED_JOBS,
+                    max_events: REMOVED_EVENTS,
+                    max_events_of_one: REMOVABLE_EVENTS,
+                });
+            }
         }
     }
     Needs {
@@ -172,6 +179,8 @@ struct Log {
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
     histories: HashMap<JobId, Vec<Milestone>>,
+    /// Since when the series tells of jobs.
+    told_since: Time,
     next_expiry: Option<Time>,
     /// Jobs that are other than they were, each with what it was.
     touched: HashMap<JobId, Before>,
@@ -207,6 +216,7 @@ impl Log {
             next_due: loaded.next_due,
             expired: loaded.expired,
             histories: loaded.histories,
+            told_since: told_since(&loaded.head),
             next_expiry: loaded.next_expiry,
             touched: HashMap::new(),
             changes: Changes::default(),
@@ -341,7 +351,9 @@ impl Log {
                 continue;
             }
             events += job.last_job_seq;
-            if events > REMOVED_EVENTS && jobs > 0 {
+            // What the series tells of has to be known to be taken away.
+            let is_known = job.last_recorded_at < self.told_since || self.histories.contains_key(&id);
+            if !is_known || events > REMOVED_EVENTS && jobs > 0 {
                 has_more = true;
                 break;
             }
@@ -373,12 +385,20 @@ impl Log {
         self.changes.removed.push(job);
     }
 
-    /// Notes what the series no longer finds in the log.
+    /// Notes what the series no longer finds in the log, for as long as it tells of it.
     fn forget(&mut self, job: &Job) {
+        let Some(log_time) = self.loaded_head.recorded_at else { return };
         let mut timeline = Timeline::default();
         for milestone in self.histories.remove(&job.id).unwrap_or_default() {
-            let minute = (Width::Minute.start(milestone.recorded_at), Arc::clone(&job.spec.job_type));
-            timeline.follow(&milestone, self.changes.removed_flow.entry(minute).or_default());
+            let mut flow = Flow::default();
+            timeline.follow(&milestone, &mut flow);
+            for width in Width::ALL {
+                let start = width.start(milestone.recorded_at);
+                if start >= width.kept_since(log_time) && !flow.is_empty() {
+                    let bucket = Bucket { width, start, job_type: Arc::clone(&job.spec.job_type) };
+                    self.changes.removed_flow.entry(bucket).or_default().add_all(&flow);
+                }
+            }
         }
     }
 
@@ -440,11 +460,14 @@ impl Log {
     }
 
     fn finish(mut self) -> Changes {
-        if self.head != self.loaded_head {
+        // A job may go without raising the floor.
+        if self.head != self.loaded_head || !self.changes.tallies.is_empty() {
             self.changes.head = Some(self.head);
-            let minute = self.loaded_head.recorded_at.map(|last| Width::Minute.start(last));
-            let is_new = minute != Some(Width::Minute.start(self.now));
-            self.changes.new_minute = is_new.then_some(self.now);
+        }
+        // By the log's time: what is too old is so as of its last event.
+        let minute = |head: &Head| head.recorded_at.map(|last| Width::Minute.start(last));
+        if minute(&self.head) != minute(&self.loaded_head) {
+            self.changes.new_minute = self.head.recorded_at;
         }
         if !self.touched.is_empty() {
             let touched = &self.touched;

@@ -59,8 +59,9 @@ impl Follower {
     async fn look_now_and_then(&self) {
         loop {
             sleep(LOOK).await;
+            let turn = self.hub.turn();
             if let Ok(about) = self.store.about().await {
-                self.hub.is_of_log(about.log_id);
+                self.hub.is_of_log(turn, about.log_id);
             }
             self.look().await;
         }

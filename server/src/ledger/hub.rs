@@ -9,7 +9,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -32,8 +32,10 @@ pub(super) struct Hub {
     tail_bytes: usize,
     /// What all tails hold together.
     held_bytes: AtomicUsize,
-    /// The log that all of it is of, once known.
-    log_id: Mutex<Option<LogId>>,
+    /// The log that all of it is of, once known, and the turn of whoever read that.
+    log_id: Mutex<(u64, Option<LogId>)>,
+    /// Turns to read which log it is.
+    turns: AtomicU64,
     /// Orgs whose tail ends before what is known to be committed.
     behind: Mutex<HashSet<OrgId>>,
     fell_behind: Notify,
@@ -55,6 +57,7 @@ impl Hub {
             tail_bytes,
             held_bytes: AtomicUsize::new(0),
             log_id: Mutex::default(),
+            turns: AtomicU64::new(0),
             behind: Mutex::default(),
             fell_behind: Notify::new(),
         }
@@ -112,9 +115,23 @@ impl Hub {
         }
     }
 
-    /// Takes note of which log the database has. If it is another than it was, memory is of no use, and neither is any cursor.
-    pub(super) fn is_of_log(&self, log_id: LogId) {
-        let was = lock(&self.log_id).replace(log_id);
+    /// A turn to read which log the database has.
+    pub(super) fn turn(&self) -> u64 {
+        self.turns.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Takes note of which log the database has, as was read on this turn. If it is another than it was, memory is of no use, and
+    /// neither is any cursor.
+    pub(super) fn is_of_log(&self, turn: u64, log_id: LogId) {
+        let was = {
+            let mut known = lock(&self.log_id);
+            if turn < known.0 {
+                // Somebody has read it later and was told earlier.
+                return;
+            }
+            known.0 = turn;
+            known.1.replace(log_id)
+        };
         if was.is_some_and(|was| was != log_id) {
             tracing::warn!(%log_id, "the database has another log than it had: it was restored");
             for org in self.orgs() {
@@ -318,7 +335,7 @@ impl Listener {
 
     /// The log that the hub knows of.
     pub(super) fn log_id(&self) -> Option<LogId> {
-        self.channel.hub.upgrade().and_then(|hub| *lock(&hub.log_id))
+        self.channel.hub.upgrade().and_then(|hub| lock(&hub.log_id).1)
     }
 
     /// Counts the times the tail was forgotten; see [`Listener::news`].

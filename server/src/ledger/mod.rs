@@ -67,7 +67,7 @@ pub struct Limits {
     pub streams: StreamLimits,
     /// Claims that may be under way, most of them waiting for work.
     pub claims: usize,
-    /// Reads of past events that may be under way at the same time.
+    /// Reads of past events that may be under way at the same time, and as many of statistics.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
     pub bookmark_interval: Duration,
@@ -102,6 +102,8 @@ pub struct Ledger {
     hub: Arc<Hub>,
     catch_up: Arc<Semaphore>,
     places: Arc<Places>,
+    /// Statistics that may be read at the same time: with many types they take their time.
+    summaries: Arc<Semaphore>,
     bookmark_interval: Duration,
 }
 
@@ -117,13 +119,26 @@ impl Ledger {
         let writer =
             Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), limits);
         let places = Arc::new(Places::new(limits.streams));
+        let summaries = Arc::new(Semaphore::new(limits.catch_up_reads));
         let work = async move {
             tokio::select! {
                 () = Arc::new(writer).run() => {}
                 () = follower.run() => {}
             }
         };
-        (Self { store, lanes, waiting, hub, catch_up, places, bookmark_interval: limits.bookmark_interval }, work)
+        (
+            Self {
+                store,
+                lanes,
+                waiting,
+                hub,
+                catch_up,
+                places,
+                summaries,
+                bookmark_interval: limits.bookmark_interval,
+            },
+            work,
+        )
     }
 
     /// Has one command on a job decided and committed.
@@ -218,6 +233,7 @@ impl Ledger {
     ///
     /// That of the database.
     pub async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, LedgerError> {
+        let _turn = self.summaries.acquire().await.map_err(|_| LedgerError::Draining)?;
         Ok(self.store.statistics(org, query).await?)
     }
 
@@ -234,8 +250,9 @@ impl Ledger {
         request: SubscribeRequest,
     ) -> Result<Subscription, LedgerError> {
         let place = self.places.take(org, peer)?;
+        let turn = self.hub.turn();
         let about = self.store.about().await?;
-        self.hub.is_of_log(about.log_id);
+        self.hub.is_of_log(turn, about.log_id);
         // First the hub, then the database: what is committed in between is heard of.
         let source = Source {
             store: Arc::clone(&self.store),

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{
         id::{LogId, OrgId},
-        job::{Job, JobRecord},
+        job::JobRecord,
         status::JobStatus,
     },
     store::{EventFilter, EventQuery, JobPage, ListQuery, Store},
@@ -29,8 +29,8 @@ const PAGE_EVENTS: usize = 256;
 const PAGE_BYTES: usize = 1 << 20;
 /// Jobs of a page of a snapshot.
 const PAGE_JOBS: usize = 64;
-/// What a result is taken for before it is read.
-const RESULT_BYTES: usize = 16 << 10;
+/// Jobs whose payloads and results are read at once, at most: each may be at its limit.
+const CONTENTS_AT_ONCE: usize = 8;
 
 /// What a subscriber wants.
 #[derive(Debug, Clone, Default)]
@@ -229,16 +229,24 @@ impl Subscription {
             }
             None => {
                 let query = ListQuery { filter: self.filter.of_jobs(), before, limit: PAGE_JOBS };
-                let JobPage { mut jobs, mut next, .. } = store.list(*org, &query).await?;
-                let fits = fitting(&jobs);
-                if fits < jobs.len() {
-                    jobs.truncate(fits);
-                    next = jobs.last().map(|job| job.created_seq);
+                let JobPage { jobs, mut next, .. } = store.list(*org, &query).await?;
+                let (mut records, mut bytes) = (Vec::new(), 0);
+                let mut chunks = jobs.chunks(CONTENTS_AT_ONCE).peekable();
+                while let Some(chunk) = chunks.next() {
+                    let ids: Vec<_> = chunk.iter().map(|job| job.id).collect();
+                    let mut contents: HashMap<_, _> = store.contents(*org, &ids).await?.into_iter().collect();
+                    for job in chunk {
+                        // One that has none any more was removed since the page was read.
+                        let Some(contents) = contents.remove(&job.id) else { continue };
+                        bytes += contents.len();
+                        records.push(JobRecord { job: job.clone(), contents });
+                    }
+                    if bytes > PAGE_BYTES && chunks.peek().is_some() {
+                        next = chunk.last().map(|job| job.created_seq);
+                        break;
+                    }
                 }
-                let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-                let mut contents: HashMap<_, _> = store.contents(*org, &ids).await?.into_iter().collect();
-                let record = |job: Job| JobRecord { contents: contents.remove(&job.id).unwrap_or_default(), job };
-                (jobs.into_iter().map(record).collect(), next)
+                (records, next)
             }
         };
         self.mode = next.map_or(Mode::Past, |before| Mode::Snapshot { before });
@@ -336,14 +344,4 @@ impl Subscription {
         self.mode = Mode::Ended;
         self.owes_bookmark = self.caught_up_at != Some(self.cursor);
     }
-}
-
-/// How many of the jobs fit into a page with what they carry; at least one.
-fn fitting(jobs: &[Job]) -> usize {
-    let mut bytes = 0;
-    let fits = |job: &&Job| {
-        bytes += job.spec.payload_bytes as usize + if job.result_at.is_some() { RESULT_BYTES } else { 0 };
-        bytes <= PAGE_BYTES
-    };
-    jobs.iter().take_while(fits).count().max(1)
 }

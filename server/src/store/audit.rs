@@ -43,11 +43,14 @@ pub struct Scheduled {
 /// The reads of a verification. None holds a snapshot for longer than one statement.
 #[async_trait]
 pub trait Audit: Send + Sync {
-    /// Has every server's retention wait for so long.
+    /// Has every server's retention wait for so long, at least.
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError>;
 
-    /// Reads the whole series of an org, as of one place in its log.
-    async fn series(&self, org: OrgId) -> Result<Series, StoreError>;
+    /// Reads the whole series of some types of an org, as of one place in its log.
+    async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError>;
+
+    /// Reads how many batches have removed jobs of an org.
+    async fn removals(&self, org: OrgId) -> Result<i64, StoreError>;
 
     /// Counts the queued jobs of one type whose time is still to come.
     async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError>;

@@ -43,7 +43,7 @@ pub use self::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
         StatisticsQuery, TypeStatistics,
     },
-    series::{Bucket, RemovedFlow, Series, Tally},
+    series::{Bucket, RemovedFlow, Series, Tally, told_since},
 };
 
 /// Opens the store that the URL names.
@@ -342,6 +342,10 @@ pub struct Expired {
     pub retention: Retention,
     /// No more of them; at least 1.
     pub limit: usize,
+    /// No more events of theirs in all, unless it is a single one.
+    pub max_events: i64,
+    /// None that has more than this.
+    pub max_events_of_one: i64,
 }
 
 /// How long finished jobs are kept, by the status in which they ended. Others are always kept.
@@ -388,7 +392,8 @@ pub struct Loaded {
     pub types: Vec<String>,
     /// Of the jobs, those that are kept no longer; of each status those that ended first.
     pub expired: Vec<JobId>,
-    /// What happened to those of them of which the series may still tell: their events in order, but for progress.
+    /// What happened to those of them of which the series may still tell, as far as their events are within the bounds: those
+    /// events in order, but for progress.
     pub histories: HashMap<JobId, Vec<Milestone>>,
     /// When the next of the finished jobs that are still kept ends to be so.
     pub next_expiry: Option<Time>,

@@ -210,7 +210,7 @@ pub struct Statistics {
     pub as_of_seq: i64,
     /// The database's clock when they were read.
     pub as_of: Time,
-    /// When the window begins: with a minute, or an hour where it is longer than a day.
+    /// When the window begins: with a minute, or an hour where it is longer than a day; or when the series did, if that was later.
     pub since: Time,
     /// Each type that has had a job, in the order of their names.
     pub types: Vec<TypeStatistics>,

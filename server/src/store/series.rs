@@ -1,11 +1,11 @@
 //! What a batch adds to the statistics, and how they are stored over time.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
-use super::StatusCounts;
+use super::{Expired, Head, StatusCounts};
 use crate::domain::{
     clock::Time,
     flow::{Flow, Width},
@@ -24,8 +24,8 @@ pub struct Tally {
     pub flow: Flow,
 }
 
-/// What retention takes away of the log, by the minute and the type.
-pub type RemovedFlow = BTreeMap<(Time, Arc<str>), Flow>;
+/// What retention takes away of the log.
+pub type RemovedFlow = BTreeMap<Bucket, Flow>;
 
 /// Where something stands in the series.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,7 +38,7 @@ pub struct Bucket {
     pub job_type: Arc<str>,
 }
 
-/// The whole series of an org.
+/// The whole series of some types.
 #[derive(Debug)]
 pub struct Series {
     /// The head of the log that it belongs to.
@@ -51,14 +51,31 @@ pub struct Series {
     pub removed: BTreeMap<Bucket, Flow>,
 }
 
-/// Those of the jobs that may go of which the series still tells something.
-pub(super) fn told_by_series(jobs: &[Job], expired: &[JobId], now: Time) -> Vec<JobId> {
-    if expired.is_empty() {
-        return Vec::new();
+/// Since when the series of a log may tell of a job.
+pub fn told_since(head: &Head) -> Time {
+    head.recorded_at.map_or(Time::MIN_UTC, |last| Width::Hour.kept_since(last))
+}
+
+/// Those of the jobs that may go, in their order, of which the series still tells something: as many as may go at once.
+pub(super) fn told_by_series(head: &Head, jobs: &[Job], expired: &[JobId], wanted: Option<&Expired>) -> Vec<JobId> {
+    let Some(wanted) = wanted else { return Vec::new() };
+    let since = told_since(head);
+    let by_id: HashMap<_, _> = jobs.iter().map(|job| (job.id, job)).collect();
+    let mut events = 0;
+    let mut told = Vec::new();
+    for job in expired.iter().filter_map(|id| by_id.get(id)) {
+        if job.last_job_seq > wanted.max_events_of_one {
+            continue;
+        }
+        events += job.last_job_seq;
+        if events > wanted.max_events && events > job.last_job_seq {
+            break;
+        }
+        if job.last_recorded_at >= since {
+            told.push(job.id);
+        }
     }
-    let since = Width::Hour.kept_since(now);
-    let expired: HashSet<_> = expired.iter().collect();
-    jobs.iter().filter(|job| job.last_recorded_at >= since && expired.contains(&job.id)).map(|job| job.id).collect()
+    told
 }
 
 /// By bucket, what is told by the minute.

@@ -27,9 +27,9 @@ pub(super) struct Counted {
 
 impl Counted {
     /// Of a series that was begun at a time, and has come to another.
-    pub(super) fn new(series_since: Time, series: &Series) -> Self {
+    pub(super) fn new(series_since: Time, recorded_at: Option<Time>) -> Self {
         let since = |width: Width| {
-            let last = series.recorded_at.unwrap_or(series_since);
+            let last = recorded_at.unwrap_or(series_since);
             let kept = Width::Hour.start(last) - width.longest_window();
             let begun = width.start(series_since + TimeDelta::seconds(width.seconds()) - TimeDelta::microseconds(1));
             (width, kept.max(begun))
@@ -76,8 +76,12 @@ impl Counted {
     }
 
     /// What happened is what the log has of it, and what retention has taken away.
-    pub(super) fn compare_series(mut self, stored: Series, differences: &mut Vec<What>) {
-        let Series { happened, mut removed, .. } = stored;
+    pub(super) fn compare_series(mut self, stored: Vec<Series>, differences: &mut Vec<What>) {
+        let (mut happened, mut removed) = (BTreeMap::new(), BTreeMap::new());
+        for series in stored {
+            happened.extend(series.happened);
+            removed.extend(series.removed);
+        }
         let nothing = Flow::default();
         let mut differ = |bucket: &Bucket, stored: &Flow, removed: &Flow, counted: &Flow| {
             let mut expected = counted.clone();

@@ -1,8 +1,8 @@
 //! Computes everything that is derived from the log again, on a live database, and says where it differs from what is stored.
 //!
 //! Each org is looked at as of a head that is noted first; what comes later is not counted. It reads page by page, no
-//! statement longer than a page: nothing piles up behind an old snapshot. Retention waits meanwhile, on every server; where it
-//! has removed something all the same, since it was under way, the org is looked at again.
+//! statement longer than a page: nothing piles up behind an old snapshot. Retention waits meanwhile, on every server, and up to half a
+//! minute longer; where it has removed something all the same, since it was under way, the org is looked at again.
 
 mod counted;
 mod org;
@@ -23,7 +23,9 @@ use crate::{
 };
 
 /// How long retention waits, unless it is told again.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(30);
+/// How often it is tried to tell it so, on a database that is busy.
+const PAUSE_TRIES: usize = 5;
 /// Orgs that are listed at once.
 const ORGS: usize = 100;
 /// How often an org is looked at again because retention was under way.
@@ -40,6 +42,8 @@ pub struct Verified {
     pub events: u64,
     /// Where what is stored differs from what was computed.
     pub differences: Vec<Difference>,
+    /// Orgs of which it could not be told, since retention went on removing their jobs.
+    pub untold: Vec<OrgId>,
 }
 
 /// How far a verification is.
@@ -104,8 +108,15 @@ pub enum What {
         /// What was counted.
         counted: Vec<i64>,
     },
-    /// Retention removed jobs again and again while the org was looked at.
-    Moving,
+    /// The log goes on beyond what is taken for its head.
+    Head {
+        /// What is stored.
+        stored: i64,
+        /// The last event there is.
+        last: i64,
+    },
+    /// There is more that is not listed.
+    More,
 }
 
 impl fmt::Display for Difference {
@@ -127,7 +138,8 @@ impl fmt::Display for Difference {
                 let (start, job_type) = (bucket.start, &bucket.job_type);
                 write!(f, "type {job_type:?}, {width} {start}: {name} {stored:?} by the series, {counted:?} counted")
             }
-            What::Moving => f.write_str("could not be verified: retention went on removing jobs"),
+            What::Head { stored, last } => write!(f, "the head is {stored}, and the log goes on to {last}"),
+            What::More => f.write_str("there are more differences, which are not listed"),
         }
     }
 }
@@ -144,9 +156,8 @@ pub async fn verify(
 ) -> Result<Verified, StoreError> {
     let mut verified = Verified::default();
     let mut pause = Pause { store, until: None };
-    let done = verify_orgs(store, only, &mut pause, &mut verified, &mut on_progress).await;
-    pause.end().await?;
-    done.map(|()| verified)
+    verify_orgs(store, only, &mut pause, &mut verified, &mut on_progress).await?;
+    Ok(verified)
 }
 
 async fn verify_orgs(
@@ -189,7 +200,7 @@ async fn verify_org(
         return Ok(());
     }
     verified.orgs += 1;
-    verified.differences.push(Difference { org, what: What::Moving });
+    verified.untold.push(org);
     Ok(())
 }
 
@@ -202,16 +213,17 @@ struct Pause<'a> {
 impl Pause<'_> {
     /// Makes sure that it waits for a while yet.
     async fn keep(&mut self) -> Result<(), StoreError> {
-        if self.until.is_none_or(|until| until < Instant::now() + PAUSE / 2) {
-            self.store.audit().pause_retention(PAUSE).await?;
-            self.until = Some(Instant::now() + PAUSE);
+        let mut tries = 0;
+        while self.until.is_none_or(|until| until < Instant::now() + PAUSE / 2) {
+            // It ends by itself: others may verify at the same time.
+            let until = Instant::now() + PAUSE;
+            tries += 1;
+            match self.store.audit().pause_retention(PAUSE).await {
+                Ok(()) => self.until = Some(until),
+                Err(StoreError::Unavailable(_) | StoreError::Conflict(_)) if tries < PAUSE_TRIES => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
-    }
-
-    /// Lets it go on.
-    async fn end(&mut self) -> Result<(), StoreError> {
-        self.until = None;
-        self.store.audit().pause_retention(Duration::ZERO).await
     }
 }

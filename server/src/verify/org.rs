@@ -1,10 +1,12 @@
 //! One org: its log, each job against its events, the counters and the series.
 
+use std::collections::HashMap;
+
 use super::{Pause, What, counted::Counted};
 use crate::{
     domain::{
         event::JobEvent,
-        flow::{Milestone, Timeline},
+        flow::{Flow, Milestone, Timeline},
         id::{JobId, OrgId},
         job::Job,
         replay::{Replay, ReplayError},
@@ -14,6 +16,8 @@ use crate::{
 
 /// Places in the log that are counted at once.
 const STRETCH: i64 = 20_000;
+/// Types whose series are read at once.
+const SERIES_AT_ONCE: usize = 20;
 /// Jobs that are read at once.
 const PAGE_JOBS: usize = 256;
 /// Events that are read at once.
@@ -32,7 +36,10 @@ pub(super) struct Found {
 /// The heads as of which an org is looked at: the counters and the series are read one after the other.
 struct Heads {
     counters: i64,
-    series: i64,
+    /// By type. One that came later has none.
+    series: HashMap<String, i64>,
+    /// The last of them.
+    last: i64,
 }
 
 /// Verifies one org. `None` if retention has removed something meanwhile.
@@ -43,22 +50,30 @@ pub(super) async fn verify(
     mut on_progress: impl FnMut(u64),
 ) -> Result<Option<Found>, StoreError> {
     pause.keep().await?;
-    let floor = floor(store, org).await?;
+    let removals = store.audit().removals(org).await?;
     let about = store.about().await?;
     let counters = store.statistics(org, &StatisticsQuery::of(&[])).await?;
-    let series = store.audit().series(org).await?;
-    let heads = Heads { counters: counters.as_of_seq, series: series.as_of_seq };
-    let mut found = Found::default();
-    let events = count_log(store, org, floor, heads.series, &mut found.differences).await?;
-
-    let mut counted = Counted::new(about.series_since, &series);
-    let mut of_jobs = 0;
-    let mut query = ListQuery { filter: JobFilter::default(), before: heads.series + 1, limit: PAGE_JOBS };
-    loop {
+    let mut heads = Heads { counters: counters.as_of_seq, series: HashMap::new(), last: counters.as_of_seq };
+    let mut all_series = Vec::new();
+    let types: Vec<_> = counters.types.iter().map(|of_type| of_type.job_type.clone()).collect();
+    for types in types.chunks(SERIES_AT_ONCE) {
         pause.keep().await?;
+        let series = store.audit().series(org, types).await?;
+        heads.last = heads.last.max(series.as_of_seq);
+        heads.series.extend(types.iter().map(|name| (name.clone(), series.as_of_seq)));
+        all_series.push(series);
+    }
+    let mut found = Found::default();
+    let events = count_log(store, org, pause, heads.last, &mut found.differences).await?;
+
+    let mut counted = Counted::new(about.series_since, all_series.iter().filter_map(|series| series.recorded_at).max());
+    let mut of_jobs = 0;
+    let mut query = ListQuery { filter: JobFilter::default(), before: heads.last + 1, limit: PAGE_JOBS };
+    loop {
         let page = store.list(org, &query).await?;
         found.jobs += page.jobs.len() as u64;
         for jobs in groups(&page.jobs) {
+            pause.keep().await?;
             of_jobs += check_jobs(store, org, jobs, &heads, &mut counted, &mut found.differences).await?;
         }
         on_progress(found.jobs);
@@ -73,7 +88,7 @@ pub(super) async fn verify(
             found.differences.push(What::Orphans(events - of_jobs));
         }
         counted.compare_counters(&counters, &mut found.differences);
-        counted.compare_series(series, &mut found.differences);
+        counted.compare_series(all_series, &mut found.differences);
         for of_type in &counters.types {
             pause.keep().await?;
             let scheduled = store.audit().count_scheduled(org, &of_type.job_type).await?;
@@ -84,26 +99,32 @@ pub(super) async fn verify(
             }
         }
     }
-    found.differences.truncate(MAX_DIFFERENCES);
-    Ok((self::floor(store, org).await? == floor).then_some(found))
+    if found.differences.len() >= MAX_DIFFERENCES {
+        found.differences.truncate(MAX_DIFFERENCES);
+        found.differences.push(What::More);
+    }
+    Ok((store.audit().removals(org).await? == removals).then_some(found))
 }
 
-/// From where on the log is whole: it rises with everything that is removed.
-async fn floor(store: &dyn Store, org: OrgId) -> Result<i64, StoreError> {
-    let query = EventQuery { filter: EventFilter::default(), after: i64::MAX, max_events: 1, max_bytes: 0 };
-    Ok(store.events(org, &query).await?.floor)
-}
-
-/// Counts the events up to a head. Below the floor there may be fewer than there are places, and each has a place of its own.
+/// Counts the events up to a head, beyond which there must be none that the log does not know of. Below the floor there may be
+/// fewer than there are places, and each has a place of its own.
 async fn count_log(
     store: &dyn Store,
     org: OrgId,
-    floor: i64,
+    pause: &mut Pause<'_>,
     head: i64,
     differences: &mut Vec<What>,
 ) -> Result<i64, StoreError> {
+    let query =
+        EventQuery { filter: EventFilter::default(), after: head, max_events: PAGE_EVENTS, max_bytes: usize::MAX };
+    let page = store.events(org, &query).await?;
+    if let Some(last) = page.events.last().map(|event| event.seq).filter(|last| *last > page.head) {
+        differences.push(What::Head { stored: page.head, last });
+    }
+    let floor = page.floor;
     let (mut after, mut events) = (0, 0);
     while after < head {
+        pause.keep().await?;
         let is_whole = after + 1 >= floor;
         let last = (after + STRETCH).min(if is_whole { head } else { (floor - 1).min(head) });
         let found = store.audit().count_events(org, after, last).await?;
@@ -159,7 +180,7 @@ async fn check_jobs(
                 let Some(job) = jobs.next() else { break };
                 current = Some(History::new(job));
             }
-            events += i64::from(event.seq <= heads.series);
+            events += i64::from(event.seq <= heads.last);
             if let Some(history) = &mut current {
                 history.follow(event, heads, counted);
             }
@@ -199,8 +220,10 @@ impl<'a> History<'a> {
             self.odd.get_or_insert_with(|| format!("event {} has another type or other labels", event.seq));
         }
         self.first_seq.get_or_insert(event.seq);
-        if event.seq <= heads.series {
+        if heads.series.get(&*spec.job_type).is_some_and(|head| event.seq <= *head) {
             counted.event(&spec.job_type, &mut self.timeline, &Milestone::of(event));
+        } else {
+            self.timeline.follow(&Milestone::of(event), &mut Flow::default());
         }
         match &mut self.replay {
             Err(ReplayError::Empty) => self.replay = Replay::begin(event),
@@ -236,6 +259,9 @@ impl<'a> History<'a> {
                 let row = Replay::of(job);
                 if replay != row {
                     differ(id, format!("{row:?} is stored, {replay:?} follows from them"));
+                }
+                if !self.timeline.is_of(job) {
+                    differ(id, format!("it was ready at {}, or its attempt began, at another time", job.ready_at));
                 }
             }
         }

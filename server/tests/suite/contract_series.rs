@@ -80,7 +80,7 @@ async fn what_is_too_old_of_the_series_goes(store: Arc<dyn Store>) {
         happened(&*store, org, now - ago, 1, true).await;
     }
     let kept = async |width| {
-        let series = store.audit().series(org).await.unwrap();
+        let series = store.audit().series(org, &["t".to_owned()]).await.unwrap();
         series.happened.keys().filter(|bucket| bucket.width == width).map(|bucket| bucket.start).collect::<Vec<_>>()
     };
     let minute = |ago| Width::Minute.start(now - ago);

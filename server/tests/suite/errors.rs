@@ -240,7 +240,22 @@ async fn streams_are_bounded_by_org_and_by_connection_too(database: Database) {
     for _ in 0..2 {
         open.push(org(other.clone(), 3).await.unwrap());
     }
-    assert_eq!(scope(org(other, 4).await.map(drop)), ("server".to_owned(), "6".to_owned()));
+    assert_eq!(scope(org(other.clone(), 4).await.map(drop)), ("server".to_owned(), "6".to_owned()));
+    // A place comes back with the end of its stream, and one that is refused takes none.
+    let ahead = StreamJobEventsRequest { after_seq: Some(9), ..Default::default() };
+    open.truncate(5);
+    let again = async {
+        loop {
+            let refused = other.raw().stream_job_events(ahead.clone()).await.unwrap_err();
+            if refused.code() == Code::OutOfRange {
+                break org(other.clone(), 4).await.unwrap();
+            }
+        }
+    };
+    open.push(tokio::time::timeout(PATIENCE, again).await.expect("a place is free again"));
+    drop(open);
+    let all = async { while org(one.clone(), 1).await.is_err() {} };
+    tokio::time::timeout(PATIENCE, all).await.expect("all are free again");
     server.stop().await;
 }
 

@@ -32,6 +32,7 @@ mod replicas;
 mod retention;
 mod rls;
 mod shutdown;
+mod snapshot_pages;
 mod snapshots;
 mod statistics;
 mod streams;

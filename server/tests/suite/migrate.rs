@@ -97,6 +97,19 @@ async fn servers_that_start_at_once_on_an_empty_database_do_not_collide() {
     }
 }
 
+/// Undoes migrations and does them again, with the rights that serving takes.
+async fn down_and_up(database: &Database, to: &[&str]) {
+    let url = database.url_as(OWNER);
+    let (done, said) = run(&[&["migrate", "down", "--yes"], to].concat(), &url);
+    assert!(done, "{said}");
+    let (done, said) = run(&["migrate", "up"], &url);
+    assert!(done, "{said}");
+    if database.is_postgres() {
+        let sql = jobledger_server::store::postgres::role_sql(cluster::SERVER);
+        database.connect_as("postgres").await.execute(AssertSqlSafe(sql)).await.expect("it may be run again");
+    }
+}
+
 #[tokio::test]
 async fn what_was_there_before_a_migration_is_there_after_it() {
     // Labels, due times and the order of creation are made anew from what the older schema has.
@@ -110,9 +123,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
             created.push(client.create(job).await.unwrap().job.id);
         }
         server.stop().await;
-        let url = database.url_as(OWNER);
-        assert!(run(&["migrate", "down", "--to", "2", "--yes"], &url).0);
-        assert!(run(&["migrate", "up"], &url).0);
+        down_and_up(&database, &["--to", "2"]).await;
         let (server, client) = TestServer::on(&database).await;
         let mut service = client.raw();
         let labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
@@ -125,6 +136,10 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let claimed: Vec<_> = leases.into_iter().map(|lease| lease.job.unwrap().id).collect();
         assert_eq!(claimed, [created[2].clone(), created[0].clone()], "one has its time still to come");
         server.stop().await;
+        database.verify().await;
+        // Undone alone, and done again, with batches that are not folded.
+        down_and_up(&database, &[]).await;
+        database.verify().await;
     }
 }
 

@@ -9,7 +9,10 @@ use jobledger_server::{
         status::JobStatus,
     },
     ledger::Retention,
-    store::{DueWork, EventFilter, EventQuery, Expired, JobFilter, ListQuery, Needs, Ready, StatisticsQuery, Store},
+    store::{
+        DueWork, EventFilter, EventQuery, Expired, JobFilter, ListQuery, Needs, Ready, SeriesKind, StatisticsQuery,
+        Store,
+    },
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::time::timeout;
@@ -137,10 +140,12 @@ async fn no_read_walks_a_table() {
     let mut reads = Vec::new();
     for (function, arguments) in [
         ("get_job", format!("'{o}', '{j}'", j = j.0)),
-        ("read_org_events", format!("'{o}', 100, 4196, NULL, NULL, 256, 1000000")),
-        ("read_org_events", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', 256, 1000000")),
-        ("read_job_events", format!("'{o}', '{j}', 0, NULL, NULL, 256, 1000000", j = j.0)),
-        ("count_jobs", format!("'{o}', NULL")),
+        ("page_of_log", format!("'{o}', 100, 4196, NULL, NULL, false, NULL, 256, 1000000")),
+        ("page_of_log", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', true, '{{\"k\": \"7\"}}', 256, 1000000")),
+        ("page_of_job", format!("'{o}', '{j}', 0, NULL, NULL, false, NULL, 256, 1000000", j = j.0)),
+        ("count_scheduled", format!("'{o}', 't1'")),
+        ("count_events", format!("'{o}', 0, 20000")),
+        ("read_histories", format!("'{o}', '{{{j}}}', 0, 1000000, 256", j = j.0)),
         ("read_contents", format!("'{o}', '{{{j}}}'", j = j.0)),
         ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed}}', NULL, NULL, NULL, NULL, 51, 51")),
         (
@@ -292,6 +297,18 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("job's events");
     assert!(store.statistics(o, &StatisticsQuery::of(&[])).await.unwrap().types.len() >= 7);
     note("statistics");
+    let week =
+        StatisticsQuery { window: chrono::TimeDelta::days(7), series: SeriesKind::ByType, ..StatisticsQuery::of(&[]) };
+    store.statistics(o, &week).await.unwrap();
+    note("a week's");
+    let audit = store.audit();
+    audit.series(o, &["t1".to_owned()]).await.unwrap();
+    audit.removals(o).await.unwrap();
+    audit.count_scheduled(o, "t1").await.unwrap();
+    assert!(audit.count_events(o, 0, 1_000).await.unwrap().events > 0);
+    assert_eq!(audit.histories(o, &[job(7), job(57)], 0, i64::MAX, 100).await.unwrap().len(), 6);
+    store.about().await.unwrap();
+    note("what verify asks");
     assert_eq!(store.reaches(&[o, org(8)]).await.unwrap().len(), 2);
     assert!(!store.take_due(DueWork::Retention, 3, std::time::Duration::ZERO).await.unwrap().is_empty());
     store.take_due(DueWork::Jobs, 3, std::time::Duration::ZERO).await.unwrap();
@@ -329,7 +346,7 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("batch of ten");
     let mut retention = Retention::default();
     retention.set(JobStatus::Failed, std::time::Duration::ZERO);
-    let expired = Some(Expired { retention, limit: 500 });
+    let expired = Some(Expired { retention, limit: 500, max_events: 10_000, max_events_of_one: 200_000 });
     let mut batch = store.begin(&[o]).await.unwrap();
     let needs =
         Needs { jobs: vec![job(57)], keys: vec!["k".into()], types: vec!["t1".into()], expired, ..Needs::default() };

@@ -4,8 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
 use jobledger_server::{
-    domain::{id::OrgId, status::JobStatus},
-    ledger::{Delivery, EventFilter, LedgerError, Retention, StatisticsQuery, SubscribeRequest},
+    domain::{
+        id::OrgId,
+        status::JobStatus,
+        transition::{self, Cancel},
+    },
+    ledger::{Command, Delivery, EventFilter, LedgerError, Retention, StatisticsQuery, SubscribeRequest},
     store::DueWork,
 };
 use serde_json::json;
@@ -21,6 +25,7 @@ on_both_databases! {
     finished_jobs_go_when_their_time_is_over_and_others_stay,
     one_batch_removes_a_bounded_number_and_says_that_there_are_more,
     a_job_that_was_retried_meanwhile_stays,
+    what_goes_later_than_what_came_after_it_is_counted_out_too,
     a_key_is_free_for_the_next_command_once_its_job_is_removed,
     a_reader_of_a_job_that_is_removed_is_told,
     the_next_look_is_in_time_for_whatever_finishes_first,
@@ -280,4 +285,30 @@ async fn a_job_that_was_retried_meanwhile_stays(database: Database) {
         .map(|of_type| (of_type.job_type, of_type.counts.get(JobStatus::Running)))
         .collect();
     assert_eq!(counts, BTreeMap::from([("t".to_owned(), 1)]));
+}
+
+async fn what_goes_later_than_what_came_after_it_is_counted_out_too(database: Database) {
+    let store = database.open().await;
+    let ledger = start(&store, Default::default());
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    let early = work.create().await;
+    let cancel = Cancel { reason: "".into(), etag: None, actor: "".into() };
+    let cancel = Command::Apply { job: early, command: Box::new(transition::Command::Cancel(cancel)) };
+    ledger.submit(org, cancel).await.unwrap();
+    for _ in 0..3 {
+        work.finish(work.create().await).await;
+    }
+    work.create().await;
+    let count = async || {
+        let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
+        [JobStatus::Canceled, JobStatus::Succeeded, JobStatus::Queued]
+            .map(|status| statistics.types[0].counts.get(status))
+    };
+    assert_eq!(count().await, [1, 3, 1]);
+    assert_eq!(ledger.retain(org, keep(JobStatus::Succeeded, Duration::ZERO)).await.unwrap().jobs, 3);
+    assert_eq!(count().await, [1, 0, 1]);
+    // The log's floor is beyond it already.
+    assert_eq!(ledger.retain(org, keep(JobStatus::Canceled, Duration::ZERO)).await.unwrap().jobs, 1);
+    assert_eq!(count().await, [0, 0, 1]);
 }

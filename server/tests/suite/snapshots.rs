@@ -42,6 +42,9 @@ on_both_databases! {
     a_view_is_the_jobs_of_the_database,
     a_view_is_built_anew_when_its_cursor_has_expired,
     a_view_follows_through_lost_connections,
+    a_snapshot_that_is_cut_begins_anew,
+    leaving_is_seen_after_a_cut_and_from_a_stored_cursor,
+    a_view_and_a_wait_outlive_the_log_that_they_began_in,
 }
 
 async fn next(events: &mut jobledger_client::Subscription) -> Item {
@@ -469,5 +472,91 @@ async fn a_view_follows_through_lost_connections(database: Database) {
     }
     println!("{runs} runs, {cut} cuts: each view is the database");
     assert_eq!(views.len() as i32, runs);
+    server.stop().await;
+}
+
+async fn a_snapshot_that_is_cut_begins_anew(database: Database) {
+    const JOBS: usize = 150;
+    let (server, writer) = TestServer::on(&database).await;
+    let large = json!("x".repeat(50_000));
+    for _ in 0..JOBS {
+        writer.create(NewJob::new("t").payload(&large).unwrap()).await.unwrap();
+    }
+    let wire = Wire::to(server.address.to_string()).await;
+    let client = Client::builder(format!("http://{}", wire.address)).timeout(PATIENCE).build().unwrap();
+    let mut events = client.subscribe(Follow::org().snapshot()).await.unwrap();
+    // More than can be on its way is still to come.
+    assert!(matches!(next(&mut events).await, Item::Snapshot(_)));
+    wire.cuts.send_modify(|cuts| *cuts += 1);
+    let mut before = 1;
+    let restarted = loop {
+        match next(&mut events).await {
+            Item::Snapshot(_) => before += 1,
+            other => break other,
+        }
+    };
+    assert_eq!(restarted, Item::SnapshotRestarted);
+    assert!(before < JOBS, "{before} jobs came before the cut was noticed");
+    assert_eq!(events.cursor(), None);
+    let (jobs, as_of) = snapshot(&mut events).await;
+    assert_eq!((jobs.len(), as_of), (JOBS, JOBS as i64));
+    server.stop().await;
+}
+
+async fn leaving_is_seen_after_a_cut_and_from_a_stored_cursor(database: Database) {
+    let (server, writer) = TestServer::on(&database).await;
+    let wire = Wire::to(server.address.to_string()).await;
+    let client = Client::builder(format!("http://{}", wire.address)).timeout(PATIENCE).build().unwrap();
+    let mut running = Vec::new();
+    for _ in 0..2 {
+        let id = create(&writer, "t").await;
+        writer.update(Report::start(&id)).await.unwrap();
+        running.push(id);
+    }
+    let follow = || Follow::org().statuses([JobStatus::Running]);
+    let mut events = client.subscribe(follow().snapshot()).await.unwrap();
+    assert_eq!(snapshot(&mut events).await.0.len(), 2);
+    wire.cuts.send_modify(|cuts| *cuts += 1);
+    let seq = writer.update(Report::succeeded(&running[0])).await.unwrap().job.last_seq;
+    assert_eq!(next_seq(&mut events).await, seq);
+    let cursor = events.cursor().unwrap().clone();
+    drop(events);
+    let seq = writer.update(Report::succeeded(&running[1])).await.unwrap().job.last_seq;
+    let mut resumed = client.subscribe(follow().leaving().resume(&cursor)).await.unwrap();
+    assert_eq!(next_seq(&mut resumed).await, seq);
+    server.stop().await;
+}
+
+async fn a_view_and_a_wait_outlive_the_log_that_they_began_in(database: Database) {
+    let address = fixed_address();
+    let server = TestServer::start_on(&address, database.config()).await;
+    let client = server.client();
+    let id = create(&client, "t").await;
+    let mut view = client.view(Follow::org()).await.unwrap();
+    let waiting = tokio::spawn({
+        let (client, id) = (client.clone(), id.clone());
+        async move { client.wait_for(id).await }
+    });
+    server.stop().await;
+    store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
+    let server = TestServer::start_on(&address, database.config()).await;
+    // Whoever waits for the next change gives up again and again meanwhile.
+    let mut change = Change::Nothing;
+    let rebuilt = async {
+        while change == Change::Nothing {
+            if let Ok(next) = timeout(Duration::from_millis(1), view.next()).await {
+                change = next.expect("without an end").unwrap();
+            }
+        }
+    };
+    timeout(PATIENCE, rebuilt).await.expect("it is built anew");
+    assert_eq!(change, Change::Rebuilt);
+    assert_is(&view, jobs(&client).await);
+    client.update(Report::start(&id)).await.unwrap();
+    let done = client.update(Report::succeeded(&id)).await.unwrap().job;
+    let waited = timeout(PATIENCE, waiting).await.expect("it ends").unwrap().unwrap();
+    assert_eq!((waited.status(), waited.last_seq), (JobStatus::Succeeded, done.last_seq));
+    catch_up(&mut view, done.last_seq).await;
+    assert_is(&view, jobs(&client).await);
     server.stop().await;
 }

@@ -83,6 +83,8 @@ async fn what_was_tampered_with_is_told(database: Database) {
             vec!["event 3 has another type or other labels", "1 difference"],
         ),
     ];
+    let lost = if is_postgres { "DELETE FROM org_batch WHERE seq = 12" } else { "UPDATE org_head SET seq = 11" };
+    cases.push((lost.to_owned(), vec!["the head is 11, and the log goes on to 12"]));
     if is_postgres {
         // No key of a partitioned table can rule this out.
         let twice = "INSERT INTO job_event SELECT org_id, seq, job_id, job_seq, ts, recorded_at + interval '1 microsecond', kind,

@@ -121,7 +121,9 @@ impl Path {
             }
             // After cancel was requested, every exit other than success leads to canceled and keeps its error.
             Outcome::Failed { result, error, .. } if self.job.cancel_requested => {
-                self.cancel(Detail { result: result.clone(), error: Some(error.clone()), ..detail });
+                // Of an error that says nothing there is nothing to keep.
+                let error = Some(error.clone()).filter(|error| *error != JobError::default());
+                self.cancel(Detail { result: result.clone(), error, ..detail });
             }
             Outcome::Canceled { result, error } => {
                 self.cancel(Detail { result: result.clone(), error: error.clone(), ..detail });

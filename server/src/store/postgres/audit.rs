@@ -24,7 +24,7 @@ use crate::{
 static SERIES: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* series */ SELECT head_seq, recorded_at, width::bigint, start, type, removed, {}, waits, runs
-        FROM jobledger.read_series($1)",
+        FROM jobledger.read_series($1, $2)",
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
     )
 });
@@ -37,15 +37,21 @@ static HISTORIES: LazyLock<String> = LazyLock::new(|| {
 impl Audit for PostgresStore {
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
         let sql = "/* pause_retention */ UPDATE jobledger.ledger
-            SET retention_paused_until = clock_timestamp() + $1 * interval '1 second'";
+            SET retention_paused_until = greatest(retention_paused_until, clock_timestamp() + $1 * interval '1 second')";
         self.readers.fetch(sql, arguments![time.as_secs_f64()]).await?;
         Ok(())
     }
 
-    async fn series(&self, org: OrgId) -> Result<Series, StoreError> {
+    async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {
+        let found = self.readers.fetch("/* removals */ SELECT jobledger.count_removals($1)", arguments![org.0]).await?;
+        let removals = found.first().map(|row| Columns::of(row).optional_long()).transpose()?;
+        Ok(removals.flatten().unwrap_or_default())
+    }
+
+    async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError> {
         let mut series =
             Series { as_of_seq: 0, recorded_at: None, happened: BTreeMap::new(), removed: BTreeMap::new() };
-        for row in &self.readers.fetch(SERIES.as_str(), arguments![org.0]).await? {
+        for row in &self.readers.fetch(SERIES.as_str(), arguments![org.0, types]).await? {
             let mut columns = Columns::of(row);
             series.as_of_seq = columns.long()?;
             series.recorded_at = columns.optional_time()?;

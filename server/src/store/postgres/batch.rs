@@ -115,7 +115,8 @@ impl Batch for PostgresBatch {
         }
         // Of those that are not there, this batch creates some.
         self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
-        let histories = self.load_histories(&jobs, &expired).await?;
+        let told = told_by_series(&self.head, &jobs, &expired, needs.expired.as_ref());
+        let histories = self.load_histories(&jobs, &told).await?;
         Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due })
     }
 
@@ -226,11 +227,11 @@ impl PostgresBatch {
         Ok((expired, next))
     }
 
-    /// What happened to the jobs that may go, of which the series still tells.
+    /// What happened to some of the jobs.
     async fn load_histories(
         &mut self,
         jobs: &[Job],
-        expired: &[JobId],
+        told: &[JobId],
     ) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
         const SQL: &str =
             "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at'
@@ -239,7 +240,6 @@ impl PostgresBatch {
                     AND e.recorded_at >= $3 AND e.recorded_at <= $4 AND e.kind NOT IN ('progress', 'cancel_requested')
                 ORDER BY e.seq OFFSET 0
             ) e";
-        let told = told_by_series(jobs, expired, self.now);
         let mut histories: HashMap<_, Vec<_>> = HashMap::new();
         let (Some(since), Some(until)) = (
             jobs.iter().map(|job| job.created_at).min().filter(|_| !told.is_empty()),

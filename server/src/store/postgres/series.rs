@@ -12,7 +12,7 @@ use crate::{
         flow::{Flow, Width},
         status::JobStatus,
     },
-    store::{Changes, RemovedFlow, StoreError, Tally, rows::json_text, series::buckets},
+    store::{Changes, RemovedFlow, StoreError, Tally, rows::json_text},
 };
 
 /// Rows that are too old and go at once, at least; and with them those of the same bucket.
@@ -96,9 +96,7 @@ impl Statement {
 
     /// Keeps what the series no longer finds in the log.
     pub(super) fn removed_flow(&mut self, removed: &RemovedFlow) -> Result<(), StoreError> {
-        let removed = removed.iter().filter(|(_, flow)| !flow.is_empty());
-        let rows: Vec<_> =
-            buckets(removed.map(|((minute, job_type), flow)| (*minute, job_type, flow))).into_iter().collect();
+        let rows: Vec<_> = removed.iter().collect();
         if rows.is_empty() {
             return Ok(());
         }

@@ -22,7 +22,7 @@ use crate::{
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* statistics */ SELECT head_seq, clock, since, type, bucket, {}, scheduled, oldest_ready_at, {}, waits, runs
-        FROM jobledger.summarize($1, $2, $3 * interval '1 second', $4, $5)",
+        FROM jobledger.summarize($1, $2, $3 * interval '1 microsecond', $4, $5)",
         JobStatus::ALL.map(JobStatus::as_str).join(", "),
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
     )
@@ -34,9 +34,9 @@ pub(super) async fn statistics(
     query: &StatisticsQuery,
 ) -> Result<Statistics, StoreError> {
     let types = (!query.types.is_empty()).then_some(&query.types[..]);
-    let seconds = query.window.num_milliseconds() as f64 / 1_000.0;
+    let micros = query.window.num_microseconds().unwrap_or(i64::MAX) as f64;
     let width = (query.series != SeriesKind::None).then_some(if is_short(query) { 60_i16 } else { 3_600 });
-    let arguments = arguments![org.0, types, seconds, width, query.series == SeriesKind::ByType];
+    let arguments = arguments![org.0, types, micros, width, query.series == SeriesKind::ByType];
     let found = readers.fetch(STATISTICS.as_str(), arguments).await?;
     if found.is_empty() {
         let now = clock(readers).await?;

@@ -326,6 +326,7 @@ impl Statement {
             || has_new_floor
             || is_new_minute
             || changes.events.is_empty()
+            || !changes.removed.is_empty()
             || after.seq - log.folded >= fold_after;
         if !shall_fold {
             self.part(
@@ -357,11 +358,13 @@ impl Statement {
         self.counters();
         self.series(changes)?;
         let (floor, types) = (self.bind(after.floor)?, self.bind(after.types)?);
+        let removals = i32::from(!changes.removed.is_empty());
         self.part(
             "head",
             format_args!(
                 "(UPDATE jobledger.org_head SET seq = {seq}::bigint, recorded_at = {recorded_at}::timestamptz,
-                    floor_seq = {floor}::bigint, types = {types}::bigint, ready_gen = {ready_gen}::bigint WHERE org_id = $1)"
+                    floor_seq = {floor}::bigint, types = {types}::bigint, ready_gen = {ready_gen}::bigint,
+                    removals = removals + {removals} WHERE org_id = $1)"
             ),
         );
         Ok(())

@@ -31,7 +31,8 @@ use crate::{
 pub(super) static SERIES: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* series */ SELECT h.seq, h.recorded_at, s.width, s.start, s.type, s.removed, {}, s.waits, s.runs
-        FROM org_head h LEFT JOIN org_series s ON s.org_id = h.org_id WHERE h.org_id = $1",
+        FROM org_head h LEFT JOIN org_series s ON s.org_id = h.org_id AND s.type IN (SELECT value FROM json_each($2))
+        WHERE h.org_id = $1",
         Flow::NAMES.map(|name| format!("s.{name}")).join(", ")
     )
 });
@@ -62,14 +63,19 @@ impl Audit for SqliteStore {
             *slot = Some(self.connect_writer().await?);
         }
         let until = micros(self.clock.now() + time);
-        let sql = "/* pause_retention */ UPDATE ledger SET retention_paused_until = $1";
+        let sql = "/* pause_retention */ UPDATE ledger SET retention_paused_until = max(retention_paused_until, $1)";
         let Some(writer) = slot.as_mut() else { return Ok(()) };
         sqlx::query(sql).bind(until).execute(writer).await.map_err(store_error)?;
         Ok(())
     }
 
-    async fn series(&self, org: OrgId) -> Result<Series, StoreError> {
-        let query = sqlx::query(AssertSqlSafe(SERIES.as_str())).bind(org.0);
+    async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {
+        let query = sqlx::query_scalar("/* removals */ SELECT removals FROM org_head WHERE org_id = $1").bind(org.0);
+        Ok(query.fetch_optional(&self.readers).await.map_err(store_error)?.unwrap_or_default())
+    }
+
+    async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError> {
+        let query = sqlx::query(AssertSqlSafe(SERIES.as_str())).bind(org.0).bind(rows::json_text(&types));
         let found = query.fetch_all(&self.readers).await.map_err(store_error)?;
         let mut series =
             Series { as_of_seq: 0, recorded_at: None, happened: BTreeMap::new(), removed: BTreeMap::new() };

@@ -24,6 +24,7 @@ use crate::{
     store::{
         Batch, Changes, Head, Loaded, Needs, NextDue, StoreError, detail,
         rows::{self, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS},
+        series::told_by_series,
     },
 };
 
@@ -73,7 +74,10 @@ impl Batch for SqliteBatch {
             let ready = load_ready(connection, org, &needs.ready).await?;
             jobs.extend(ready.into_iter().filter(|job| known.insert(job.id)));
         }
-        let histories = load_histories(connection, org, &jobs, &expired, self.now).await?;
+        let histories = {
+            let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
+            load_histories(connection, org, &told).await?
+        };
         Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due })
     }
 
@@ -92,7 +96,7 @@ impl Batch for SqliteBatch {
             INSERT_EVENTS.run(connection, &changes.events, |query, event| bind_event(query, event)).await?;
             series::write(connection, org, changes, self.now).await?;
             if let Some(head) = changes.head {
-                save_head(connection, org, head).await?;
+                save_head(connection, org, head, !changes.removed.is_empty()).await?;
             }
         }
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
@@ -168,12 +172,18 @@ async fn save_due(connection: &mut SqliteConnection, org: OrgId, due: NextDue) -
     Ok(())
 }
 
-async fn save_head(connection: &mut SqliteConnection, org: OrgId, head: Head) -> Result<(), StoreError> {
+async fn save_head(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    head: Head,
+    has_removed: bool,
+) -> Result<(), StoreError> {
     sqlx::query(
         "/* save_head */ INSERT INTO org_head (org_id, seq, floor_seq, recorded_at, types, ready_gen)
          VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
-            recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen",
+            recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
+            removals = removals + $7",
     )
     .bind(org.0)
     .bind(head.seq)
@@ -181,6 +191,7 @@ async fn save_head(connection: &mut SqliteConnection, org: OrgId, head: Head) ->
     .bind(head.recorded_at.map(micros))
     .bind(head.types)
     .bind(head.ready_gen)
+    .bind(has_removed)
     .execute(connection)
     .await
     .map_err(store_error)?;

@@ -23,7 +23,6 @@ use crate::{
     store::{
         Expired, Head, Needs, Ready, StoreError,
         rows::{self, Columns as _},
-        series::told_by_series,
     },
 };
 
@@ -179,20 +178,17 @@ pub(super) const LOAD_HISTORIES: &str =
      CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
      WHERE e.kind NOT IN ('progress', 'cancel_requested')";
 
-/// What happened to the jobs that may go, of which the series still tells.
+/// What happened to some jobs.
 pub(super) async fn load_histories(
     connection: &mut SqliteConnection,
     org: OrgId,
-    jobs: &[Job],
-    expired: &[JobId],
-    now: Time,
+    told: &[JobId],
 ) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
-    let told = told_by_series(jobs, expired, now);
     let mut histories: HashMap<_, Vec<_>> = HashMap::new();
     if told.is_empty() {
         return Ok(histories);
     }
-    let query = sqlx::query(LOAD_HISTORIES).bind(org.0).bind(ids_json(&told));
+    let query = sqlx::query(LOAD_HISTORIES).bind(org.0).bind(ids_json(told));
     for row in query.fetch_all(connection).await.map_err(store_error)? {
         let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
         histories.entry(job).or_default().push(milestone);

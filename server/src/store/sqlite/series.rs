@@ -38,9 +38,7 @@ pub(super) async fn write(
     let happened = changes.tallies.iter().filter(|(_, tally)| !tally.flow.is_empty());
     let happened = buckets(happened.map(|(job_type, tally)| (recorded_at, job_type, &tally.flow)));
     add(connection, org, false, happened).await?;
-    let removed = changes.removed_flow.iter().filter(|(_, flow)| !flow.is_empty());
-    let removed = buckets(removed.map(|((minute, job_type), flow)| (*minute, job_type, flow)));
-    add(connection, org, true, removed).await?;
+    add(connection, org, true, changes.removed_flow.clone()).await?;
     if let Some(time) = changes.new_minute {
         for width in Width::ALL {
             let query = sqlx::query(FORGET).bind(org.0).bind(width.seconds()).bind(micros(width.kept_since(time)));

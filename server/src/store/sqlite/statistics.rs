@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::LazyLock};
 
 use sqlx::{AssertSqlSafe, SqlitePool};
+use tokio_stream::StreamExt as _;
 
 use super::{
     columns::{Columns, micros},
@@ -29,14 +30,14 @@ pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     let wanted = |row: &str| format!("($2 IS NULL OR {row}.type IN (SELECT value FROM json_each($2)))");
     let part = |width: i64, until: &str| {
         format!(
-            "UNION ALL SELECT h.seq, s.width, s.type, s.start, {flow}, NULL, s.waits, s.runs
+            "UNION ALL SELECT h.seq, NULL, s.width, s.type, s.start, {flow}, NULL, s.waits, s.runs
             FROM org_head h CROSS JOIN org_series s ON s.org_id = h.org_id AND s.width = {width} {until} AND s.removed = 0
                 AND {} WHERE h.org_id = $1",
             wanted("s")
         )
     };
     format!(
-        "/* statistics */ SELECT h.seq, 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
+        "/* statistics */ SELECT h.seq, (SELECT series_since FROM ledger WHERE id = 1), 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
                 WITH RECURSIVE found (priority) AS (
                     SELECT max(priority) FROM job
                     WHERE org_id = c.org_id AND type = c.type AND status = 'queued' AND due_at IS NULL
@@ -66,22 +67,20 @@ pub(super) async fn statistics(
     let window = Window::ending_at(now, query.window);
     // As a series of minutes, all of the window's are wanted.
     let by_minute = query.series != SeriesKind::None && window.width == Width::Minute;
-    let found = sqlx::query(AssertSqlSafe(STATISTICS.as_str()))
+    let mut found = sqlx::query(AssertSqlSafe(STATISTICS.as_str()))
         .bind(org.0)
         .bind((!query.types.is_empty()).then(|| rows::json_text(&query.types)))
         .bind(micros(window.since))
         .bind(if by_minute { i64::MAX } else { micros(window.hours_since) })
         .bind(micros(window.hours_since))
-        .fetch_all(pool)
-        .await
-        .map_err(store_error)?;
-    // Read after the snapshot: nothing in it is younger.
-    let mut statistics = Statistics::empty(clock.now(), window.since);
+        .fetch(pool);
+    let mut statistics = Statistics::empty(now, window.since);
     let mut flows: HashMap<String, Flow> = HashMap::new();
     let mut series: HashMap<(Time, Option<String>), Flow> = HashMap::new();
-    for row in &found {
-        let mut columns = Columns::of(row);
+    while let Some(row) = found.next().await.transpose().map_err(store_error)? {
+        let mut columns = Columns::of(&row);
         statistics.as_of_seq = columns.long()?;
+        statistics.since = columns.optional_time()?.map_or(statistics.since, |begun| begun.max(window.since));
         let (width, job_type) = (columns.long()?, columns.optional_text()?);
         let Some(job_type) = job_type.map(str::to_owned) else { continue };
         let time = columns.optional_time()?;
@@ -109,6 +108,8 @@ pub(super) async fn statistics(
             total.runs.add_all(&histogram(columns.text()?)?);
         }
     }
+    // Read after the snapshot: nothing in it is younger.
+    statistics.as_of = clock.now();
     for of_type in &mut statistics.types {
         of_type.flow = flows.remove(&of_type.job_type).unwrap_or_default();
     }
