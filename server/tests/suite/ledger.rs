@@ -87,7 +87,7 @@ pub(crate) fn create_once(key: &str) -> Command {
     Command::Create(new_job("t", None, Some(idempotency)))
 }
 
-fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option<Idempotency>) -> Box<Create> {
+pub(crate) fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option<Idempotency>) -> Box<Create> {
     Box::new(Create {
         id: JobId(Uuid::now_v7()),
         spec: Arc::new(JobSpec {

@@ -2,14 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use chrono::TimeDelta;
 use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
 use jobledger_server::{
     domain::{
+        clock::Clock as _,
         id::OrgId,
         status::JobStatus,
         transition::{self, Cancel},
     },
-    ledger::{Command, Delivery, EventFilter, LedgerError, Retention, StatisticsQuery, SubscribeRequest},
+    ledger::{Asked, Command, Delivery, EventFilter, LedgerError, Retention, StatisticsQuery, SubscribeRequest},
     store::DueWork,
 };
 use serde_json::json;
@@ -17,8 +19,8 @@ use sqlx::{Executor as _, Row as _};
 use tokio::time::timeout;
 
 use crate::{
-    harness::{Database, PATIENCE, TestServer, on_both_databases},
-    ledger::{Work, breaking, create_once, created, poll_once, start},
+    harness::{Database, ManualClock, PATIENCE, TestServer, on_both_databases},
+    ledger::{Work, breaking, create_once, created, new_job, poll_once, start},
 };
 
 on_both_databases! {
@@ -311,4 +313,32 @@ async fn what_goes_later_than_what_came_after_it_is_counted_out_too(database: Da
     // The log's floor is beyond it already.
     assert_eq!(ledger.retain(org, keep(JobStatus::Canceled, Duration::ZERO)).await.unwrap().jobs, 1);
     assert_eq!(count().await, [0, 0, 1]);
+}
+
+/// Without an event time goes on, and the log's does not.
+#[tokio::test]
+async fn what_time_alone_does_to_an_idle_org_is_no_difference() {
+    let database = Database::sqlite();
+    let clock = ManualClock::stepping(1);
+    let store = database.open_with(clock.clone()).await;
+    let ledger = start(&store, Default::default());
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    work.finish(work.create().await).await;
+    let later = clock.now() + TimeDelta::days(2);
+    let mut scheduled = new_job("t", None, None);
+    scheduled.scheduled_at = Some(later);
+    ledger.submit(org, Command::Create(scheduled)).await.unwrap();
+    for days in [2, 9] {
+        clock.set_back(-TimeDelta::days(days).num_microseconds().unwrap());
+        let now = std::time::Instant::now();
+        ledger.look(org, Asked { reachable_since: now, at: now }).await.unwrap();
+        let mut retention = Retention::default();
+        retention.set(JobStatus::Succeeded, Duration::ZERO);
+        ledger.retain(org, retention).await.unwrap();
+        let verified = jobledger_server::verify::verify(&*store, None, |_| {}).await.unwrap();
+        assert_eq!(verified.differences, []);
+    }
+    let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
+    assert_eq!((statistics.types[0].counts.get(JobStatus::Queued), statistics.types[0].scheduled), (1, 0));
 }
