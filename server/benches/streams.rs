@@ -13,13 +13,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use jobledger_client::{
     Client, NewJob,
     proto::{GetStatisticsRequest, StreamJobEventsRequest, StreamJobEventsResponse, stream_job_events_response::Item},
 };
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use sqlx::{Connection as _, Executor as _, Row as _};
 use tempfile::TempDir;
 use tokio::{
@@ -92,8 +93,10 @@ async fn follow(name: &str, server: &Server, reads: &mut Reads) -> Result<()> {
                 if event.seq != delays.len() as i64 + 1 {
                     return Err(format!("event {} came as number {}", event.seq, delays.len() + 1).into());
                 }
-                let recorded_at = SystemTime::try_from(event.recorded_at.unwrap_or_default())?;
-                delays.push(SystemTime::now().duration_since(recorded_at).unwrap_or_default());
+                let recorded_at = event.recorded_at.unwrap_or_default();
+                let recorded_at = recorded_at.seconds * 1_000_000 + i64::from(recorded_at.nanos) / 1_000;
+                let late = SystemClock.now().timestamp_micros() - recorded_at;
+                delays.push(Duration::from_micros(late.max(0).unsigned_abs()));
             }
             Result::Ok(delays)
         });

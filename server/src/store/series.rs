@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Expired, Head, StatusCounts};
+use super::{Expired, Head, StatusCounts, StoreError, rows::damaged};
 use crate::domain::{
     clock::Time,
     flow::{Flow, Width},
@@ -39,7 +39,7 @@ pub struct Bucket {
 }
 
 /// The whole series of some types.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Series {
     /// The head of the log that it belongs to.
     pub as_of_seq: i64,
@@ -49,6 +49,21 @@ pub struct Series {
     pub happened: BTreeMap<Bucket, Flow>,
     /// What retention has taken away of that: what the log still has makes up the rest.
     pub removed: BTreeMap<Bucket, Flow>,
+}
+
+impl Series {
+    /// Takes what a row has, whose width is in seconds.
+    pub(super) fn take(
+        &mut self,
+        (width, start, job_type): (i64, Time, &str),
+        is_removed: bool,
+        flow: Flow,
+    ) -> Result<(), StoreError> {
+        let width = Width::ALL.into_iter().find(|known| known.seconds() == width).ok_or_else(|| damaged("series"))?;
+        let bucket = Bucket { width, start, job_type: Arc::from(job_type) };
+        (if is_removed { &mut self.removed } else { &mut self.happened }).insert(bucket, flow);
+        Ok(())
+    }
 }
 
 /// Since when the series of a log may tell of a job.

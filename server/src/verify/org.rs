@@ -22,6 +22,8 @@ const SERIES_AT_ONCE: usize = 20;
 const PAGE_JOBS: usize = 256;
 /// Events that are read at once.
 const PAGE_EVENTS: usize = 4_096;
+/// Bytes of events that are read at once, where they come with what they carry.
+const PAGE_BYTES: usize = 1 << 20;
 /// No more differences are listed of one org.
 const MAX_DIFFERENCES: usize = 1_000;
 
@@ -116,7 +118,7 @@ async fn count_log(
     differences: &mut Vec<What>,
 ) -> Result<i64, StoreError> {
     let query =
-        EventQuery { filter: EventFilter::default(), after: head, max_events: PAGE_EVENTS, max_bytes: usize::MAX };
+        EventQuery { filter: EventFilter::default(), after: head, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
     let page = store.events(org, &query).await?;
     if let Some(last) = page.events.last().map(|event| event.seq).filter(|last| *last > page.head) {
         differences.push(What::Head { stored: page.head, last });

@@ -222,8 +222,8 @@ async fn streams_are_bounded_by_org_and_by_connection_too(database: Database) {
             client.raw().stream_job_events(request).await
         }
     };
-    let scope = |refused: Result<_, tonic::Status>| {
-        let error = refused.err().expect("it is refused");
+    let scope = |refused: Result<(), Status>| {
+        let error = refused.expect_err("it is refused");
         assert_error(&error, Code::ResourceExhausted, "TOO_MANY_STREAMS");
         assert!(error.get_details_retry_info().is_some());
         let metadata = error.get_details_error_info().unwrap().metadata;

@@ -1,10 +1,6 @@
 //! The reads of a verification.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{sync::LazyLock, time::Duration};
 
 use async_trait::async_trait;
 
@@ -12,11 +8,11 @@ use super::{PostgresStore, columns::Columns, connections::arguments, statistics:
 use crate::{
     domain::{
         event::JobEvent,
-        flow::{Flow, Width},
+        flow::Flow,
         id::{JobId, OrgId},
     },
     store::{
-        Audit, Bucket, Scheduled, Series, StoreError, Stretch,
+        Audit, Scheduled, Series, StoreError, Stretch,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -49,22 +45,15 @@ impl Audit for PostgresStore {
     }
 
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError> {
-        let mut series =
-            Series { as_of_seq: 0, recorded_at: None, happened: BTreeMap::new(), removed: BTreeMap::new() };
+        let mut series = Series::default();
         for row in &self.readers.fetch(SERIES.as_str(), arguments![org.0, types]).await? {
             let mut columns = Columns::of(row);
             series.as_of_seq = columns.long()?;
             series.recorded_at = columns.optional_time()?;
             let Some(seconds) = columns.optional_long()? else { break };
-            let width = Width::ALL.into_iter().find(|width| width.seconds() == seconds);
-            let bucket = Bucket {
-                width: width.ok_or_else(|| rows::damaged("series"))?,
-                start: columns.time()?,
-                job_type: Arc::from(columns.text()?),
-            };
+            let place = (seconds, columns.time()?, columns.text()?);
             let is_removed = columns.flag()?;
-            let of = if is_removed { &mut series.removed } else { &mut series.happened };
-            of.insert(bucket, flow(&mut columns)?);
+            series.take(place, is_removed, flow(&mut columns)?)?;
         }
         Ok(series)
     }

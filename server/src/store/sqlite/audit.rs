@@ -1,10 +1,6 @@
 //! The reads of a verification.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{sync::LazyLock, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
@@ -19,11 +15,11 @@ use super::{
 use crate::{
     domain::{
         event::JobEvent,
-        flow::{Flow, Width},
+        flow::Flow,
         id::{JobId, OrgId},
     },
     store::{
-        Audit, Bucket, Scheduled, Series, StoreError, Stretch,
+        Audit, Scheduled, Series, StoreError, Stretch,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -77,19 +73,13 @@ impl Audit for SqliteStore {
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError> {
         let query = sqlx::query(AssertSqlSafe(SERIES.as_str())).bind(org.0).bind(rows::json_text(&types));
         let found = query.fetch_all(&self.readers).await.map_err(store_error)?;
-        let mut series =
-            Series { as_of_seq: 0, recorded_at: None, happened: BTreeMap::new(), removed: BTreeMap::new() };
+        let mut series = Series::default();
         for row in &found {
             let mut columns = Columns::of(row);
             series.as_of_seq = columns.long()?;
             series.recorded_at = columns.optional_time()?;
             let Some(seconds) = columns.optional_long()? else { break };
-            let width = Width::ALL.into_iter().find(|width| width.seconds() == seconds);
-            let bucket = Bucket {
-                width: width.ok_or_else(|| rows::damaged("series"))?,
-                start: columns.time()?,
-                job_type: Arc::from(columns.text()?),
-            };
+            let place = (seconds, columns.time()?, columns.text()?);
             let is_removed = columns.flag()?;
             let mut counts = [0; 6];
             for count in &mut counts {
@@ -98,7 +88,7 @@ impl Audit for SqliteStore {
             let mut flow = Flow::of_counts(counts);
             flow.waits = histogram(columns.text()?)?;
             flow.runs = histogram(columns.text()?)?;
-            (if is_removed { &mut series.removed } else { &mut series.happened }).insert(bucket, flow);
+            series.take(place, is_removed, flow)?;
         }
         Ok(series)
     }
