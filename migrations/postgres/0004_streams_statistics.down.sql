@@ -15,7 +15,10 @@ DROP TABLE jobledger.org_series;
 ALTER TABLE jobledger.org_head NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.org_batch NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.org_counter NO FORCE ROW LEVEL SECURITY;
-UPDATE jobledger.org_counter c SET queued = c.queued + batches.queued, running = c.running + batches.running, succeeded = c.succeeded + batches.succeeded, failed = c.failed + batches.failed, canceled = c.canceled + batches.canceled, dead_letter = c.dead_letter + batches.dead_letter FROM (
+UPDATE jobledger.org_counter c SET
+    queued = c.queued + batches.queued, running = c.running + batches.running,
+    succeeded = c.succeeded + batches.succeeded, failed = c.failed + batches.failed,
+    canceled = c.canceled + batches.canceled, dead_letter = c.dead_letter + batches.dead_letter FROM (
     SELECT b.org_id, change.key AS type,
         coalesce(sum((change.value ->> 0)::bigint), 0) AS queued,
         coalesce(sum((change.value ->> 1)::bigint), 0) AS running,
@@ -26,8 +29,10 @@ UPDATE jobledger.org_counter c SET queued = c.queued + batches.queued, running =
     FROM jobledger.org_head h JOIN jobledger.org_batch b ON b.org_id = h.org_id AND b.seq > h.seq
     CROSS JOIN LATERAL jsonb_each(b.counts) change GROUP BY b.org_id, change.key
 ) batches WHERE c.org_id = batches.org_id AND c.type = batches.type;
-UPDATE jobledger.org_head h SET seq = last.seq, recorded_at = last.recorded_at, ready_gen = greatest(h.ready_gen, last.ready_gen) FROM (
-    SELECT DISTINCT ON (b.org_id) b.org_id, b.seq, b.recorded_at, b.ready_gen FROM jobledger.org_batch b ORDER BY b.org_id, b.seq DESC
+UPDATE jobledger.org_head h SET
+    seq = last.seq, recorded_at = last.recorded_at, ready_gen = greatest(h.ready_gen, last.ready_gen) FROM (
+    SELECT DISTINCT ON (b.org_id) b.org_id, b.seq, b.recorded_at, b.ready_gen
+    FROM jobledger.org_batch b ORDER BY b.org_id, b.seq DESC
 ) last WHERE last.org_id = h.org_id AND last.seq > h.seq;
 DELETE FROM jobledger.org_batch;
 ALTER TABLE jobledger.org_head FORCE ROW LEVEL SECURITY;

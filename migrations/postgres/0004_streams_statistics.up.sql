@@ -34,8 +34,8 @@ ALTER TABLE jobledger.org_counter NO FORCE ROW LEVEL SECURITY;
 UPDATE jobledger.job_event e SET labels = j.labels FROM jobledger.job j
 WHERE j.labels IS NOT NULL AND e.org_id = j.org_id AND e.job_id = j.id;
 UPDATE jobledger.org_counter c SET scheduled = waiting.n FROM (
-    SELECT j.org_id, j.type, count(*) AS n FROM jobledger.job j WHERE j.status = 'queued' AND j.due_at IS NOT NULL GROUP BY 1,
-        2
+    SELECT j.org_id, j.type, count(*) AS n FROM jobledger.job j
+    WHERE j.status = 'queued' AND j.due_at IS NOT NULL GROUP BY j.org_id, j.type
 ) waiting WHERE c.org_id = waiting.org_id AND c.type = waiting.type;
 ALTER TABLE jobledger.job FORCE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.job_event FORCE ROW LEVEL SECURITY;
@@ -61,8 +61,7 @@ CREATE TABLE jobledger.org_series (
 ) WITH (fillfactor = 50);
 ALTER TABLE jobledger.org_series ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobledger.org_series FORCE ROW LEVEL SECURITY;
-CREATE POLICY org ON jobledger.org_series USING (org_id = (SELECT nullif(current_setting('app.current_org_id', true),
-    '')::uuid));
+CREATE POLICY org ON jobledger.org_series USING (org_id = (SELECT nullif(current_setting('app.current_org_id', true), '')::uuid));
 
 -- From here on org_batch.counts has for each type: [queued, running, succeeded, failed, canceled, dead_letter, scheduled, created,
 -- started, succeeded, failed, retried, canceled, [waits], [runs]], the last six counts and the durations being what happened;
@@ -88,10 +87,10 @@ $$;
 -- p_by_type, of each. All of one snapshot, and so of one place in the log.
 CREATE FUNCTION jobledger.summarize(p_org UUID, p_types TEXT[], p_window INTERVAL, p_width SMALLINT, p_by_type BOOLEAN)
 RETURNS TABLE (
-    head_seq BIGINT, clock TIMESTAMPTZ, since TIMESTAMPTZ, type TEXT, bucket TIMESTAMPTZ, queued BIGINT, running BIGINT,
-        succeeded BIGINT, failed BIGINT, canceled BIGINT, dead_letter BIGINT,
-    scheduled BIGINT, oldest_ready_at TIMESTAMPTZ, flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, 
-    flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT,
+    head_seq BIGINT, clock TIMESTAMPTZ, since TIMESTAMPTZ, type TEXT, bucket TIMESTAMPTZ,
+    queued BIGINT, running BIGINT, succeeded BIGINT, failed BIGINT, canceled BIGINT, dead_letter BIGINT,
+    scheduled BIGINT, oldest_ready_at TIMESTAMPTZ,
+    flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT,
     waits BIGINT[], runs BIGINT[]
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -143,9 +142,12 @@ BEGIN
             AND (p_types IS NULL OR s.type = ANY (p_types))
         UNION ALL
         SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.key,
-            coalesce((batch.value ->> 7)::bigint, 0), coalesce((batch.value ->> 8)::bigint, 0), coalesce((batch.value ->>
-                9)::bigint, 0), coalesce((batch.value ->> 10)::bigint, 0), coalesce((batch.value ->> 11)::bigint, 0),
-                coalesce((batch.value ->> 12)::bigint, 0),
+            coalesce((batch.value ->> 7)::bigint, 0),
+            coalesce((batch.value ->> 8)::bigint, 0),
+            coalesce((batch.value ->> 9)::bigint, 0),
+            coalesce((batch.value ->> 10)::bigint, 0),
+            coalesce((batch.value ->> 11)::bigint, 0),
+            coalesce((batch.value ->> 12)::bigint, 0),
             jobledger.to_counts(batch.value -> 13), jobledger.to_counts(batch.value -> 14)
         FROM batch CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
         WHERE jsonb_array_length(batch.value) > 7 AND batch.recorded_at >= v_since
@@ -153,23 +155,31 @@ BEGIN
             AND (w.width = 3600 OR batch.recorded_at < v_hours_since OR p_width = 60)
             AND (w.width = 60 OR batch.recorded_at >= v_hours_since)
     ), flow AS (
-        SELECT f.type, sum(f.created)::bigint AS created, sum(f.started)::bigint AS started, sum(f.succeeded)::bigint AS
-            succeeded, sum(f.failed)::bigint AS failed, sum(f.retried)::bigint AS retried, sum(f.canceled)::bigint AS
-            canceled,
+        SELECT f.type,
+            sum(f.created)::bigint AS created,
+            sum(f.started)::bigint AS started,
+            sum(f.succeeded)::bigint AS succeeded,
+            sum(f.failed)::bigint AS failed,
+            sum(f.retried)::bigint AS retried,
+            sum(f.canceled)::bigint AS canceled,
             jobledger.sum_counts(f.waits) AS waits, jobledger.sum_counts(f.runs) AS runs
         FROM happened f WHERE f.width = 3600 OR f.start < v_hours_since GROUP BY f.type
     ), series AS (
-        SELECT f.start, CASE WHEN p_by_type THEN f.type END AS type, sum(f.created)::bigint AS created, sum(f.started)::bigint
-            AS started, sum(f.succeeded)::bigint AS succeeded, sum(f.failed)::bigint AS failed, sum(f.retried)::bigint AS
-            retried, sum(f.canceled)::bigint AS canceled
+        SELECT f.start, CASE WHEN p_by_type THEN f.type END AS type,
+            sum(f.created)::bigint AS created,
+            sum(f.started)::bigint AS started,
+            sum(f.succeeded)::bigint AS succeeded,
+            sum(f.failed)::bigint AS failed,
+            sum(f.retried)::bigint AS retried,
+            sum(f.canceled)::bigint AS canceled
         FROM happened f WHERE f.width = p_width GROUP BY 1, 2
     ), log AS (
-        SELECT greatest(h.seq, (SELECT max(b.seq) FROM jobledger.org_batch b WHERE b.org_id = p_org AND b.seq > h.seq)) AS
-            head_seq
+        SELECT greatest(h.seq, (SELECT max(b.seq) FROM jobledger.org_batch b
+                                WHERE b.org_id = p_org AND b.seq > h.seq)) AS head_seq
         FROM jobledger.org_head h WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, clock_timestamp(), v_told_since, c.type::text, NULL::timestamptz, c.queued, c.running, c.succeeded,
-        c.failed, c.canceled, c.dead_letter, c.scheduled,
+    SELECT log.head_seq, clock_timestamp(), v_told_since, c.type::text, NULL::timestamptz,
+        c.queued, c.running, c.succeeded, c.failed, c.canceled, c.dead_letter, c.scheduled,
         CASE WHEN c.queued > c.scheduled THEN (
             WITH RECURSIVE first (priority, ready_at) AS (
                 (SELECT j.priority, j.ready_at FROM jobledger.job j
@@ -186,8 +196,8 @@ BEGIN
         f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.waits, f.runs
     FROM log LEFT JOIN counter c ON true LEFT JOIN flow f ON f.type = c.type
     UNION ALL
-    SELECT log.head_seq, clock_timestamp(), v_told_since, s.type::text, s.start, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, NULL, NULL
+    SELECT log.head_seq, clock_timestamp(), v_told_since, s.type::text, s.start, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, NULL, NULL
     FROM log JOIN series s ON true;
 END $$;
 
@@ -196,8 +206,8 @@ END $$;
 CREATE FUNCTION jobledger.read_series(p_org UUID, p_types TEXT[])
 RETURNS TABLE (
     head_seq BIGINT, recorded_at TIMESTAMPTZ, width SMALLINT, start TIMESTAMPTZ, type TEXT, removed BOOLEAN,
-    flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, 
-    flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT, waits BIGINT[], runs BIGINT[]
+    flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT,
+    waits BIGINT[], runs BIGINT[]
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
@@ -216,21 +226,28 @@ BEGIN
             WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1) last ON true
         WHERE h.org_id = p_org
     ), happened AS (
-        SELECT s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled,
-            s.waits, s.runs
+        SELECT s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.waits,
+            s.runs
         FROM jobledger.org_series s WHERE s.org_id = p_org AND s.type = ANY (p_types)
         UNION ALL
         SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.key, false,
-            coalesce((batch.value ->> 7)::bigint, 0), coalesce((batch.value ->> 8)::bigint, 0), coalesce((batch.value ->>
-                9)::bigint, 0), coalesce((batch.value ->> 10)::bigint, 0), coalesce((batch.value ->> 11)::bigint, 0),
-                coalesce((batch.value ->> 12)::bigint, 0),
+            coalesce((batch.value ->> 7)::bigint, 0),
+            coalesce((batch.value ->> 8)::bigint, 0),
+            coalesce((batch.value ->> 9)::bigint, 0),
+            coalesce((batch.value ->> 10)::bigint, 0),
+            coalesce((batch.value ->> 11)::bigint, 0),
+            coalesce((batch.value ->> 12)::bigint, 0),
             jobledger.to_counts(batch.value -> 13), jobledger.to_counts(batch.value -> 14)
         FROM batch CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
         WHERE jsonb_array_length(batch.value) > 7 AND batch.key = ANY (p_types)
     ), series AS (
-        SELECT f.width, f.start, f.type::text AS type, f.removed, sum(f.created)::bigint AS created, sum(f.started)::bigint AS
-            started, sum(f.succeeded)::bigint AS succeeded, sum(f.failed)::bigint AS failed, sum(f.retried)::bigint AS
-            retried, sum(f.canceled)::bigint AS canceled,
+        SELECT f.width, f.start, f.type::text AS type, f.removed,
+            sum(f.created)::bigint AS created,
+            sum(f.started)::bigint AS started,
+            sum(f.succeeded)::bigint AS succeeded,
+            sum(f.failed)::bigint AS failed,
+            sum(f.retried)::bigint AS retried,
+            sum(f.canceled)::bigint AS canceled,
             jobledger.sum_counts(f.waits) AS waits, jobledger.sum_counts(f.runs) AS runs
         FROM happened f GROUP BY f.width, f.start, f.type, f.removed
     )
@@ -299,17 +316,14 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT e.org_id, e.seq, e.job_id, e.job_seq, e.ts, e.recorded_at, e.kind, e.prev_status, e.next_status, e.attempt,
-        e.actor,
-        e.job_type, (CASE WHEN e.detail_json ? 'result' THEN e.detail_json || '{"result": null}' ELSE e.detail_json
-            END)::text,
+    SELECT e.org_id, e.seq, e.job_id, e.job_seq, e.ts, e.recorded_at, e.kind, e.prev_status, e.next_status, e.attempt, e.actor,
+        e.job_type, (CASE WHEN e.detail_json ? 'result' THEN e.detail_json || '{"result": null}' ELSE e.detail_json END)::text,
         e.labels::text
     FROM unnest(p_jobs) WITH ORDINALITY AS wanted (id, n)
     CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
     CROSS JOIN LATERAL (
         SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > CASE WHEN wanted.n = 1 THEN p_after ELSE 0 END AND e.seq <=
-            p_last
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > CASE WHEN wanted.n = 1 THEN p_after ELSE 0 END AND e.seq <= p_last
             AND e.recorded_at >= j.created_at AND e.recorded_at <= j.last_recorded_at
         ORDER BY e.seq LIMIT p_limit
     ) e ORDER BY wanted.n, e.seq LIMIT p_limit;
@@ -337,8 +351,7 @@ BEGIN
                          WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq) AS head_seq,
             h.floor_seq,
             coalesce((SELECT m.month FROM jobledger.org_month m
-                      WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS
-                          since,
+                      WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS since,
             coalesce((SELECT m.month FROM jobledger.org_month m
                       WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
         FROM jobledger.org_head h WHERE h.org_id = p_org
@@ -363,8 +376,8 @@ END $$;
 
 -- The same for one job, whose events have an index of their own, with the job's status.
 CREATE FUNCTION jobledger.page_of_job(
-    p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB, p_limit
-        BIGINT, p_max_bytes BIGINT
+    p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB, p_limit BIGINT,
+        p_max_bytes BIGINT
 )
 RETURNS TABLE (
     head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID, job_seq

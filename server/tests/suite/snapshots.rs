@@ -540,12 +540,14 @@ async fn a_view_and_a_wait_outlive_the_log_that_they_began_in(database: Database
     server.stop().await;
     store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
     let server = TestServer::start_on(&address, database.config()).await;
-    // Whoever waits for the next change gives up again and again meanwhile.
+    // Whoever waits for the next change gives up again and again meanwhile, later each time.
     let mut change = Change::Nothing;
+    let mut patience = Duration::from_millis(1);
     let rebuilt = async {
         while change == Change::Nothing {
-            if let Ok(next) = timeout(Duration::from_millis(1), view.next()).await {
-                change = next.expect("without an end").unwrap();
+            match timeout(patience, view.next()).await {
+                Ok(next) => change = next.expect("without an end").unwrap(),
+                Err(_) => patience = patience.mul_f64(1.2),
             }
         }
     };
