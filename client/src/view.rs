@@ -142,6 +142,8 @@ pub struct View {
     /// The job that left last: one that fails and is retried at once comes back with its error.
     left: Option<JobState>,
     as_of_seq: i64,
+    /// Between one building and the next, where nothing could be followed in between.
+    backoff: Backoff,
 }
 
 /// What a view is doing.
@@ -200,7 +202,8 @@ impl View {
         request.include_snapshot = true;
         let mut snapshot = Snapshot::default();
         let as_of_seq = snapshot.take(&client, &request).await?;
-        let mut view = Self { client, request, state: State::Ended, jobs: HashMap::new(), left: None, as_of_seq };
+        let (state, jobs, backoff) = (State::Ended, HashMap::new(), Backoff::default());
+        let mut view = Self { client, request, state, jobs, left: None, as_of_seq, backoff };
         view.adopt(snapshot, as_of_seq);
         Ok(view)
     }
@@ -251,7 +254,10 @@ impl View {
                         self.state = State::Ended;
                         return None;
                     }
-                    Some(Ok(Item::Event(event))) => return Some(Ok(self.apply(*event))),
+                    Some(Ok(Item::Event(event))) => {
+                        self.backoff.reset();
+                        return Some(Ok(self.apply(*event)));
+                    }
                     Some(Ok(Item::Bookmark(bookmark))) => {
                         self.as_of_seq = bookmark.seq;
                         return Some(Ok(Change::Nothing));
@@ -277,7 +283,10 @@ impl View {
             tracing::debug!(%error, "building a view anew");
             match &mut self.state {
                 State::Building(snapshot) => snapshot.restart(&error),
-                _ => self.state = State::Building(Snapshot::default()),
+                _ => {
+                    let not_before = Some(Instant::now() + self.backoff.next(None));
+                    self.state = State::Building(Snapshot { not_before, ..Snapshot::default() });
+                }
             }
         }
     }
