@@ -9,7 +9,7 @@ use super::convert::{duration, timestamp};
 use crate::{
     domain::{
         clock::Time,
-        flow::{Flow, Histogram, Window},
+        flow::{Flow, Histogram, Width},
         status::JobStatus,
     },
     ledger::{SeriesKind, SeriesPoint, Statistics, StatisticsQuery, StatusCounts, TypeStatistics},
@@ -29,7 +29,7 @@ pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::Get
     let oldest = statistics.types.iter().filter_map(|of_type| of_type.oldest_ready_at).min();
     let types_truncated = statistics.types.len() > MAX_TYPES_LISTED;
     let listed = statistics.types.into_iter().take(MAX_TYPES_LISTED);
-    let width = Window::ending_at(as_of, query.window).width;
+    let width = Width::of(query.window);
     pb::GetStatisticsResponse {
         types: listed.map(|of_type| of_one(of_type, as_of)).collect(),
         types_truncated,

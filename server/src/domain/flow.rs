@@ -250,6 +250,11 @@ impl Width {
         }
     }
 
+    /// That in which a window of this length is told.
+    pub fn of(window: TimeDelta) -> Self {
+        if window <= Self::Minute.longest_window() { Self::Minute } else { Self::Hour }
+    }
+
     /// The longest window that is told in buckets of this width.
     pub const fn longest_window(self) -> TimeDelta {
         match self {
@@ -288,7 +293,7 @@ pub struct Window {
 impl Window {
     /// The window of this length that ends now.
     pub fn ending_at(now: Time, length: TimeDelta) -> Self {
-        let width = if length <= Width::Minute.longest_window() { Width::Minute } else { Width::Hour };
+        let width = Width::of(length);
         let since = width.start(now - length);
         let hour = Width::Hour.start(since);
         let hours_since = if hour == since { since } else { hour + TimeDelta::hours(1) };

@@ -13,6 +13,9 @@ use crate::domain::{
     job::Job,
 };
 
+/// Rows of the series that are too old and go at once, at least; and with them those of the same bucket.
+pub(super) const FORGOTTEN_AT_ONCE: i64 = 2_000;
+
 /// By how much the statistics of one type change with a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -91,18 +94,4 @@ pub(super) fn told_by_series(head: &Head, jobs: &[Job], expired: &[JobId], wante
         }
     }
     told
-}
-
-/// By bucket, what is told by the minute.
-pub(super) fn buckets<'a>(
-    of_minutes: impl IntoIterator<Item = (Time, &'a Arc<str>, &'a Flow)>,
-) -> BTreeMap<Bucket, Flow> {
-    let mut buckets: BTreeMap<_, Flow> = BTreeMap::new();
-    for (minute, job_type, flow) in of_minutes {
-        for width in Width::ALL {
-            let bucket = Bucket { width, start: width.start(minute), job_type: Arc::clone(job_type) };
-            buckets.entry(bucket).or_default().add_all(flow);
-        }
-    }
-    buckets
 }

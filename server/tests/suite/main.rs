@@ -37,4 +37,6 @@ mod snapshots;
 mod statistics;
 mod streams;
 mod verify;
+mod views;
+mod wire;
 mod workers;

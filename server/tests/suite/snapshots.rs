@@ -1,34 +1,25 @@
 //! Streams that begin with the jobs as they are, cursors that outlive connections, and what the SDK makes of them.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
-    time::Duration,
+    collections::HashMap,
+    sync::{Arc, Mutex},
 };
 
 use jobledger_client::{
-    Change, Client, Cursor, Error, Follow, Item, Job, JobStatus, NewJob, Report, View,
-    proto::{ListJobsRequest, StreamJobEventsRequest, stream_job_events_response},
+    Client, Cursor, Error, Follow, Item, Job, JobStatus, NewJob, Report,
+    proto::{StreamJobEventsRequest, stream_job_events_response},
 };
 use jobledger_server::store;
 use serde_json::json;
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    task::JoinSet,
-    time::{interval, timeout},
-};
+use tokio::time::timeout;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::{
     cluster::OWNER,
-    harness::{Database, PATIENCE, TestServer, fixed_address, on_both_databases, short_or_long},
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    wire::Wire,
 };
 
 on_both_databases! {
@@ -39,12 +30,8 @@ on_both_databases! {
     a_cursor_goes_on_where_its_consumer_was,
     a_restored_log_voids_the_cursors_of_before,
     a_job_is_waited_for,
-    a_view_is_the_jobs_of_the_database,
-    a_view_is_built_anew_when_its_cursor_has_expired,
-    a_view_follows_through_lost_connections,
     a_snapshot_that_is_cut_begins_anew,
     leaving_is_seen_after_a_cut_and_from_a_stored_cursor,
-    a_view_and_a_wait_outlive_the_log_that_they_began_in,
 }
 
 async fn next(events: &mut jobledger_client::Subscription) -> Item {
@@ -284,197 +271,6 @@ async fn a_job_is_waited_for(database: Database) {
     server.stop().await;
 }
 
-/// Follows until the view has come to a place in the log.
-async fn catch_up(view: &mut View, seq: i64) -> Vec<Change> {
-    let mut changes = Vec::new();
-    while view.as_of_seq() < seq {
-        changes.push(timeout(PATIENCE, view.next()).await.expect("it goes on").expect("without an end").unwrap());
-    }
-    changes
-}
-
-/// Every job of the org, as it is read.
-async fn jobs(client: &Client) -> HashMap<String, Job> {
-    let mut jobs = HashMap::new();
-    let mut request = ListJobsRequest { view: 2, page_size: 1_000, ..Default::default() };
-    loop {
-        let page = client.list(request.clone()).await.unwrap();
-        jobs.extend(page.jobs.into_iter().map(|job| (job.id.clone(), job)));
-        if page.next_page_token.is_empty() {
-            return jobs;
-        }
-        request.page_token = page.next_page_token;
-    }
-}
-
-fn assert_is(view: &View, jobs: HashMap<String, Job>) {
-    assert_eq!(view.len(), jobs.len());
-    for (id, job) in jobs {
-        assert_eq!(view.get(&id), Some(&job.into()));
-    }
-}
-
-async fn a_view_is_the_jobs_of_the_database(database: Database) {
-    let (server, client) = TestServer::on(&database).await;
-    let old = create(&client, "t").await;
-    let mut all = client.view(Follow::org()).await.unwrap();
-    let mut open = client.view(Follow::org().statuses([JobStatus::Queued, JobStatus::Running])).await.unwrap();
-    assert_eq!((all.len(), open.len()), (1, 1));
-    let retried = client.create(NewJob::new("t").max_attempts(2)).await.unwrap().job.id;
-    for id in [&old, &retried] {
-        client.update(Report::start(id).stage("a").percent(5)).await.unwrap();
-    }
-    client.update(Report::failed(&retried, "E", "once").retry_after(Duration::from_secs(3_600))).await.unwrap();
-    let done = client.update(Report::succeeded(&old).result(&json!([1, null])).unwrap()).await.unwrap().job;
-    catch_up(&mut all, done.last_seq).await;
-    assert_is(&all, jobs(&client).await);
-    let changes = catch_up(&mut open, done.last_seq).await;
-    assert!(changes.contains(&Change::Left(old.clone())), "{changes:?}");
-    assert_eq!(open.jobs().map(|job| &job.id).collect::<Vec<_>>(), [&retried]);
-    assert_eq!(open.get(&retried), all.get(&retried));
-    // A job that comes back is there again.
-    let canceled = client.cancel(&retried, "").await.unwrap();
-    catch_up(&mut open, canceled.last_seq).await;
-    assert!(open.is_empty());
-    let again = client.retry(&retried).await.unwrap();
-    let changes = catch_up(&mut open, again.last_seq).await;
-    assert!(changes.contains(&Change::Changed(retried.clone())), "{changes:?}");
-    assert_eq!(open.len(), 1);
-    server.stop().await;
-}
-
-async fn a_view_is_built_anew_when_its_cursor_has_expired(database: Database) {
-    let address = fixed_address();
-    let server = TestServer::start_on(&address, database.config()).await;
-    let client = server.client();
-    let gone = create(&client, "t").await;
-    client.update(Report::start(&gone)).await.unwrap();
-    client.update(Report::succeeded(&gone)).await.unwrap();
-    let mut view = client.view(Follow::org()).await.unwrap();
-    server.stop().await;
-    // While it is away, more happens than is kept.
-    let store = database.open().await;
-    let ledger = crate::ledger::start(&store, Default::default());
-    let org = jobledger_server::domain::id::OrgId::DEFAULT;
-    let work = crate::ledger::Work { ledger: &ledger, org };
-    work.finish(work.create().await).await;
-    let kept = work.create().await.to_string();
-    let mut retention = jobledger_server::store::Retention::default();
-    retention.set(jobledger_server::domain::status::JobStatus::Succeeded, Duration::ZERO);
-    assert_eq!(ledger.retain(org, retention).await.unwrap().jobs, 2);
-    ledger.close();
-    store.close().await;
-    drop(store);
-    let server = TestServer::start_on(&address, database.config()).await;
-    loop {
-        let change = timeout(PATIENCE, view.next()).await.expect("it goes on").expect("without an end").unwrap();
-        if change == Change::Rebuilt {
-            break;
-        }
-        assert_eq!(change, Change::Nothing);
-    }
-    assert_eq!(view.jobs().map(|job| &job.id).collect::<Vec<_>>(), [&kept]);
-    server.stop().await;
-}
-
-/// Passes bytes on between callers and a server, and cuts all connections when told to.
-struct Wire {
-    address: String,
-    cuts: watch::Sender<u64>,
-}
-
-impl Wire {
-    async fn to(server: String) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("a bound socket").to_string();
-        let (cuts, cut) = watch::channel(0);
-        tokio::spawn(async move {
-            while let Ok((mut caller, _)) = listener.accept().await {
-                let (server, mut cut) = (server.clone(), cut.clone());
-                tokio::spawn(async move {
-                    let Ok(mut server) = TcpStream::connect(server).await else { return };
-                    cut.mark_unchanged();
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut caller, &mut server) => {}
-                        _ = cut.changed() => {}
-                    }
-                });
-            }
-        });
-        Self { address, cuts }
-    }
-}
-
-async fn a_view_follows_through_lost_connections(database: Database) {
-    let (runs, a_second) = short_or_long((3, 500), (20, 2_000));
-    let (server, writer) = TestServer::on(&database).await;
-    let wire = Wire::to(server.address.to_string()).await;
-    let client = Client::builder(format!("http://{}", wire.address)).timeout(PATIENCE).build().unwrap();
-    let (mut views, mut cut) = (HashSet::new(), 0);
-    for run in 0..runs {
-        // Writers at a steady rate, as far as the machine can, with what is under way cut off again and again.
-        let is_over = Arc::new(AtomicBool::new(false));
-        let last = Arc::new(AtomicI64::new(0));
-        let mut writers = JoinSet::new();
-        for _ in 0..16 {
-            let (writer, is_over, last) = (writer.clone(), Arc::clone(&is_over), Arc::clone(&last));
-            let mut tick = interval(Duration::from_secs(16) / a_second);
-            writers.spawn(async move {
-                while !is_over.load(Ordering::Relaxed) {
-                    let id = create(&writer, "t").await;
-                    for report in [
-                        Report::start(&id),
-                        Report::progress(&id).stage("s").percent(run),
-                        Report::succeeded(&id).result(&run).unwrap(),
-                    ] {
-                        tick.tick().await;
-                        let seq = writer.update(report).await.unwrap().job.last_seq;
-                        last.fetch_max(seq, Ordering::Relaxed);
-                    }
-                    tick.tick().await;
-                }
-            });
-        }
-        let mut view = client.view(Follow::org()).await.unwrap();
-        let written = short_or_long(500, 4_000) + view.as_of_seq();
-        // Where it is cut differs from run to run, and falls into the snapshot at times.
-        let mut next_cut = view.as_of_seq() + 50 + i64::from(run) * 13;
-        while view.as_of_seq() < written {
-            timeout(PATIENCE, view.next()).await.expect("it goes on").expect("without an end").unwrap();
-            if view.as_of_seq() >= next_cut {
-                wire.cuts.send_modify(|cuts| *cuts += 1);
-                cut += 1;
-                next_cut = view.as_of_seq() + 120 + i64::from(run) * 7;
-            }
-        }
-        // One more is begun while the connection is cut under it.
-        let beginning = client.view(Follow::org());
-        tokio::pin!(beginning);
-        let mut second = loop {
-            match timeout(Duration::from_millis(20), &mut beginning).await {
-                Ok(view) => break view.unwrap(),
-                Err(_) if cut < i64::from(run + 1) * 40 => {
-                    wire.cuts.send_modify(|cuts| *cuts += 1);
-                    cut += 1;
-                }
-                Err(_) => break timeout(PATIENCE, beginning).await.expect("it begins").unwrap(),
-            }
-        };
-        is_over.store(true, Ordering::Relaxed);
-        writers.join_all().await;
-        let last = last.load(Ordering::Relaxed);
-        catch_up(&mut view, last).await;
-        catch_up(&mut second, last).await;
-        let jobs = jobs(&writer).await;
-        assert_is(&view, jobs.clone());
-        assert_is(&second, jobs);
-        views.insert(view.as_of_seq());
-    }
-    println!("{runs} runs, {cut} cuts: each view is the database");
-    assert_eq!(views.len() as i32, runs);
-    server.stop().await;
-}
-
 async fn a_snapshot_that_is_cut_begins_anew(database: Database) {
     const JOBS: usize = 150;
     let (server, writer) = TestServer::on(&database).await;
@@ -487,7 +283,7 @@ async fn a_snapshot_that_is_cut_begins_anew(database: Database) {
     let mut events = client.subscribe(Follow::org().snapshot()).await.unwrap();
     // More than can be on its way is still to come.
     assert!(matches!(next(&mut events).await, Item::Snapshot(_)));
-    wire.cuts.send_modify(|cuts| *cuts += 1);
+    wire.cut();
     let mut before = 1;
     let restarted = loop {
         match next(&mut events).await {
@@ -516,7 +312,7 @@ async fn leaving_is_seen_after_a_cut_and_from_a_stored_cursor(database: Database
     let follow = || Follow::org().statuses([JobStatus::Running]);
     let mut events = client.subscribe(follow().snapshot()).await.unwrap();
     assert_eq!(snapshot(&mut events).await.0.len(), 2);
-    wire.cuts.send_modify(|cuts| *cuts += 1);
+    wire.cut();
     let seq = writer.update(Report::succeeded(&running[0])).await.unwrap().job.last_seq;
     assert_eq!(next_seq(&mut events).await, seq);
     let cursor = events.cursor().unwrap().clone();
@@ -524,41 +320,5 @@ async fn leaving_is_seen_after_a_cut_and_from_a_stored_cursor(database: Database
     let seq = writer.update(Report::succeeded(&running[1])).await.unwrap().job.last_seq;
     let mut resumed = client.subscribe(follow().leaving().resume(&cursor)).await.unwrap();
     assert_eq!(next_seq(&mut resumed).await, seq);
-    server.stop().await;
-}
-
-async fn a_view_and_a_wait_outlive_the_log_that_they_began_in(database: Database) {
-    let address = fixed_address();
-    let server = TestServer::start_on(&address, database.config()).await;
-    let client = server.client();
-    let id = create(&client, "t").await;
-    let mut view = client.view(Follow::org()).await.unwrap();
-    let waiting = tokio::spawn({
-        let (client, id) = (client.clone(), id.clone());
-        async move { client.wait_for(id).await }
-    });
-    server.stop().await;
-    store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
-    let server = TestServer::start_on(&address, database.config()).await;
-    // Whoever waits for the next change gives up again and again meanwhile, later each time.
-    let mut change = Change::Nothing;
-    let mut patience = Duration::from_millis(1);
-    let rebuilt = async {
-        while change == Change::Nothing {
-            match timeout(patience, view.next()).await {
-                Ok(next) => change = next.expect("without an end").unwrap(),
-                Err(_) => patience = patience.mul_f64(1.2),
-            }
-        }
-    };
-    timeout(PATIENCE, rebuilt).await.expect("it is built anew");
-    assert_eq!(change, Change::Rebuilt);
-    assert_is(&view, jobs(&client).await);
-    client.update(Report::start(&id)).await.unwrap();
-    let done = client.update(Report::succeeded(&id)).await.unwrap().job;
-    let waited = timeout(PATIENCE, waiting).await.expect("it ends").unwrap().unwrap();
-    assert_eq!((waited.status(), waited.last_seq), (JobStatus::Succeeded, done.last_seq));
-    catch_up(&mut view, done.last_seq).await;
-    assert_is(&view, jobs(&client).await);
     server.stop().await;
 }

@@ -12,11 +12,8 @@ use crate::{
         flow::{Flow, Width},
         status::JobStatus,
     },
-    store::{Changes, RemovedFlow, StoreError, Tally, rows::json_text},
+    store::{Changes, RemovedFlow, StoreError, Tally, rows::json_text, series::FORGOTTEN_AT_ONCE},
 };
-
-/// Rows that are too old and go at once, at least; and with them those of the same bucket.
-const FORGOTTEN_AT_ONCE: i64 = 2_000;
 
 /// Where a tally's counts stand in its JSON.
 const SCHEDULED: usize = JobStatus::ALL.len();

@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     domain::{
-        flow::{Flow, Histogram, Window},
+        clock::Time,
+        flow::{Flow, Histogram, Width, Window},
         id::OrgId,
         status::JobStatus,
     },
@@ -35,19 +36,16 @@ pub(super) async fn statistics(
 ) -> Result<Statistics, StoreError> {
     let types = (!query.types.is_empty()).then_some(&query.types[..]);
     let micros = query.window.num_microseconds().unwrap_or(i64::MAX) as f64;
-    let width = (query.series != SeriesKind::None).then_some(if is_short(query) { 60_i16 } else { 3_600 });
+    let width = (query.series != SeriesKind::None).then(|| Width::of(query.window).seconds() as i16);
     let arguments = arguments![org.0, types, micros, width, query.series == SeriesKind::ByType];
     let found = readers.fetch(STATISTICS.as_str(), arguments).await?;
-    if found.is_empty() {
-        let now = clock(readers).await?;
-        return Ok(Statistics::empty(now, Window::ending_at(now, query.window).since));
-    }
-    let mut statistics = None;
+    let now = if found.is_empty() { clock(readers).await? } else { Time::UNIX_EPOCH };
+    let mut statistics = Statistics::empty(now, Window::ending_at(now, query.window).since);
     for row in &found {
         let mut columns = Columns::of(row);
-        let (seq, now, since) = (columns.long()?, columns.time()?, columns.time()?);
-        let statistics =
-            statistics.get_or_insert_with(|| Statistics { as_of_seq: seq, ..Statistics::empty(now, since) });
+        // The same in all rows.
+        statistics.as_of_seq = columns.long()?;
+        (statistics.as_of, statistics.since) = (columns.time()?, columns.time()?);
         let (job_type, bucket) = (columns.optional_text()?.map(str::to_owned), columns.optional_time()?);
         let mut counts = [0; 7];
         for count in &mut counts {
@@ -66,11 +64,7 @@ pub(super) async fn statistics(
             (None, None) => {}
         }
     }
-    Ok(statistics.map(Statistics::in_order).unwrap_or_else(|| unreachable!("there are rows")))
-}
-
-fn is_short(query: &StatisticsQuery) -> bool {
-    query.window <= crate::domain::flow::Width::Minute.longest_window()
+    Ok(statistics.in_order())
 }
 
 /// Reads the counts of a flow, then its durations. Nothing is null where nothing happened.

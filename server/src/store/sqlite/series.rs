@@ -1,6 +1,9 @@
 //! The counters and the series, as batches write them.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use sqlx::SqliteConnection;
 
@@ -19,12 +22,9 @@ use crate::{
     store::{
         Bucket, Changes, StoreError, Tally,
         rows::{self, Columns as _},
-        series::buckets,
+        series::FORGOTTEN_AT_ONCE,
     },
 };
-
-/// Rows that are too old and go at once, at least; and with them those of the same bucket.
-const FORGOTTEN_AT_ONCE: i64 = 2_000;
 
 pub(super) async fn write(
     connection: &mut SqliteConnection,
@@ -35,8 +35,13 @@ pub(super) async fn write(
     let tallies: Vec<_> = changes.tallies.iter().collect();
     ADD_COUNTS.run(connection, &tallies, |query, (job_type, tally)| bind_tally(query, org, job_type, tally)).await?;
     let recorded_at = changes.head.and_then(|head| head.recorded_at).unwrap_or(now);
-    let happened = changes.tallies.iter().filter(|(_, tally)| !tally.flow.is_empty());
-    let happened = buckets(happened.map(|(job_type, tally)| (recorded_at, job_type, &tally.flow)));
+    let mut happened = BTreeMap::new();
+    for (job_type, tally) in changes.tallies.iter().filter(|(_, tally)| !tally.flow.is_empty()) {
+        for width in Width::ALL {
+            let bucket = Bucket { width, start: width.start(recorded_at), job_type: Arc::clone(job_type) };
+            happened.insert(bucket, tally.flow.clone());
+        }
+    }
     add(connection, org, false, happened).await?;
     add(connection, org, true, changes.removed_flow.clone()).await?;
     if let Some(time) = changes.new_minute {
