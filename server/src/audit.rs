@@ -10,7 +10,7 @@ use std::{
 
 use jobledger_server::{
     domain::{clock::SystemClock, id::OrgId},
-    store::{self, DatabaseUrl, OpenOptions},
+    store::{self, DatabaseUrl, FileUse, OpenOptions},
     verify::{self, Progress},
 };
 use uuid::Uuid;
@@ -42,7 +42,7 @@ pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
 
 #[tokio::main(flavor = "current_thread")]
 async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<Found, Box<dyn Error + Send + Sync>> {
-    let options = OpenOptions { migrate: false, is_beside_server: true, ..OpenOptions::new(Arc::new(SystemClock)) };
+    let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(url, options).await?;
     let mut display = Display::new();
     let verified = verify::verify(&*store, org.map(OrgId), |progress| display.show(progress)).await;

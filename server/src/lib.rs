@@ -4,11 +4,13 @@
 //! any number of times in one process, which is how the tests do it. [`InProcess`] is a server for the tests of those who use
 //! jobledger.
 //!
-//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`, and `verify` → `store`. ARCHITECTURE.md has the map.
+//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
 
 pub mod config;
 pub mod domain;
+pub mod import;
 pub mod ledger;
+pub mod legacy;
 pub mod store;
 pub mod telemetry;
 pub mod verify;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     clock::Time,
-    id::{JobId, OrgId},
+    id::{Digest, JobId, OrgId},
     job::Labels,
     json::Json,
     status::JobStatus,
@@ -96,6 +96,19 @@ pub struct JobError {
     pub message: Arc<str>,
 }
 
+/// What a job was in the system that it was brought in from, beside what its [`EventKind::Imported`] event says like any other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// Of all that was brought in, to know the same when it comes again.
+    pub digest: Digest,
+    /// When it was created there.
+    pub created_at: Time,
+    /// When it was first worked on there, as far as that is known.
+    pub started_at: Option<Time>,
+    /// When it ended there.
+    pub finished_at: Option<Time>,
+}
+
 /// Where an event stands: in its org's log, and in time, by which databases may part the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -146,6 +159,8 @@ pub struct JobEvent {
     pub error: Option<JobError>,
     /// For an event that leads to queued: the time before which the job is not to be worked on.
     pub scheduled_at: Option<Time>,
+    /// What was brought in, of an [`EventKind::Imported`] event.
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl JobEvent {

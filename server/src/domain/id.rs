@@ -1,6 +1,6 @@
 //! Identities.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
@@ -32,6 +32,29 @@ impl fmt::Display for JobId {
 /// A SHA-256 over a request in its canonical form; equal digests mean the same request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    /// In 64 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut digest = Self([0; 32]);
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(());
+        }
+        for (byte, digits) in digest.0.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let digits = str::from_utf8(digits).map_err(|_| ())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| ())?;
+        }
+        Ok(digest)
+    }
+}
 
 /// A log's identity: that of a whole database, and another one once it was restored from a backup. A cursor counts only in the
 /// log that it comes from.

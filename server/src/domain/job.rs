@@ -43,8 +43,8 @@ pub struct JobSpec {
 pub struct Idempotency {
     /// Unique in the org.
     pub key: Arc<str>,
-    /// Of the whole request but the key.
-    pub digest: Digest,
+    /// Of the whole request but the key; `None` of a key that was brought in from another system, which says nothing of it.
+    pub digest: Option<Digest>,
 }
 
 /// The end of a job's last ended attempt, to know the same report when it comes again.

@@ -1,4 +1,7 @@
 //! A job's row is the fold of its events: this is the fold.
+//!
+//! An imported event says where a job stands whatever went before, which need not chain: what happened in another system is
+//! in the log as it was there.
 
 use std::sync::Arc;
 
@@ -95,27 +98,16 @@ impl Replay {
     ///
     /// If they are not the whole history of one job.
     pub fn fold<'a>(events: impl IntoIterator<Item = &'a JobEvent>) -> Result<Self, ReplayError> {
-        let mut events = events.into_iter();
-        let mut state = Self::begin(events.next().ok_or(ReplayError::Empty)?)?;
+        let mut fold = Fold::default();
         for event in events {
-            state.follow(event)?;
+            fold.follow(event);
         }
-        Ok(state)
+        fold.outcome().cloned()
     }
 
-    /// Begins with a job's first event.
-    ///
-    /// # Errors
-    ///
-    /// If it is not the first of a job.
-    pub fn begin(first: &JobEvent) -> Result<Self, ReplayError> {
-        if first.job_seq != 1 {
-            return Err(ReplayError::NotDense { seq: first.seq, found: first.job_seq, expected: 1 });
-        }
-        if first.prev_status.is_some() {
-            return Err(ReplayError::NotChained { seq: first.seq });
-        }
-        let mut state = Self {
+    /// Where a job stands before its first event, which is this one.
+    fn before(first: &JobEvent) -> Self {
+        Self {
             status: first.next_status,
             attempt: 0,
             stage: None,
@@ -130,30 +122,23 @@ impl Replay {
             last_job_seq: 0,
             last_seq: 0,
             last_recorded_at: first.recorded_at,
-        };
-        state.take(first);
-        Ok(state)
+        }
     }
 
-    /// Goes on with the next.
-    ///
-    /// # Errors
-    ///
-    /// If it does not follow.
-    pub fn follow(&mut self, event: &JobEvent) -> Result<(), ReplayError> {
-        if event.job_seq != self.last_job_seq + 1 {
-            let expected = self.last_job_seq + 1;
-            return Err(ReplayError::NotDense { seq: event.seq, found: event.job_seq, expected });
-        }
+    /// True if the event begins where the job stands, and goes neither back in the log nor in time.
+    fn leads_to(&self, event: &JobEvent) -> bool {
         let forward = event.seq > self.last_seq && event.ts >= self.updated_at && event.attempt >= self.attempt;
-        if event.prev_status != Some(self.status) || !forward {
-            return Err(ReplayError::NotChained { seq: event.seq });
-        }
-        self.take(event);
-        Ok(())
+        forward && event.prev_status == (self.last_job_seq > 0).then_some(self.status)
     }
 
     fn take(&mut self, event: &JobEvent) {
+        if let Some(origin) = &event.origin {
+            self.created_at = origin.created_at;
+            self.started_at = origin.started_at;
+            self.scheduled_at = None;
+            self.result_at = None;
+            self.last_error = None;
+        }
         self.status = event.next_status;
         self.attempt = event.attempt;
         self.stage.clone_from(&event.stage);
@@ -168,7 +153,8 @@ impl Replay {
         if event.error.is_some() {
             self.last_error.clone_from(&event.error);
         }
-        self.finished_at = event.next_status.is_terminal().then_some(event.ts);
+        let finished_at = event.origin.as_ref().map_or(Some(event.ts), |origin| origin.finished_at);
+        self.finished_at = finished_at.filter(|_| event.next_status.is_terminal());
         if event.next_status == JobStatus::Queued {
             self.scheduled_at = event.scheduled_at;
         }
@@ -176,5 +162,48 @@ impl Replay {
         self.last_job_seq = event.job_seq;
         self.last_seq = event.seq;
         self.last_recorded_at = event.recorded_at;
+    }
+}
+
+/// A fold under way, for histories that are read in parts.
+#[derive(Debug, Default)]
+pub struct Fold {
+    state: Option<Replay>,
+    /// Where the events ceased to be a history. An imported event mends what does not chain, not what is missing.
+    error: Option<ReplayError>,
+}
+
+impl Fold {
+    /// Goes on with the next event.
+    pub fn follow(&mut self, event: &JobEvent) {
+        if matches!(self.error, Some(ReplayError::NotDense { .. })) {
+            return;
+        }
+        let state = self.state.get_or_insert_with(|| Replay::before(event));
+        let expected = state.last_job_seq + 1;
+        if event.job_seq != expected {
+            self.error = Some(ReplayError::NotDense { seq: event.seq, found: event.job_seq, expected });
+            return;
+        }
+        if event.kind == EventKind::Imported {
+            let is_forward = event.seq > state.last_seq && event.origin.is_some();
+            self.error = (!is_forward).then_some(ReplayError::NotChained { seq: event.seq });
+        } else if !state.leads_to(event) {
+            self.error.get_or_insert(ReplayError::NotChained { seq: event.seq });
+        }
+        state.take(event);
+    }
+
+    /// Where the events have led.
+    ///
+    /// # Errors
+    ///
+    /// If they are not the whole history of one job so far.
+    pub fn outcome(&self) -> Result<&Replay, ReplayError> {
+        match (&self.error, &self.state) {
+            (Some(error), _) => Err(error.clone()),
+            (None, None) => Err(ReplayError::Empty),
+            (None, Some(state)) => Ok(state),
+        }
     }
 }

@@ -98,7 +98,7 @@ impl Ledger {
         let answered = self.ask(org, Command::Claim(Box::new(claim.clone()))).await?;
         match answered.reply {
             Reply::Claimed(claimed) => Ok((claimed, answered.undelivered)),
-            Reply::Job(_) | Reply::Looked(_) | Reply::Removed(_) => Err(LedgerError::Refused),
+            _ => Err(LedgerError::Refused),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::domain::{
     id::JobId,
     job::{Job, JobSpec},
     json::Json,
-    transition::{self, Look, News, Outcome, Step},
+    transition::{self, ImportOutcome, ImportRefusal, Look, News, Outcome, Past, Step},
 };
 use crate::store::Retention;
 
@@ -26,6 +26,8 @@ pub enum Command {
         /// How.
         command: Box<transition::Command>,
     },
+    /// Bring in a job of another system.
+    Import(Box<Import>),
     /// Take jobs that are ready.
     Claim(Box<Claim>),
     /// Do what is due, to as many jobs as one batch may.
@@ -45,6 +47,15 @@ pub struct Create {
     pub payload: Option<Json>,
     /// Not to be worked on before.
     pub scheduled_at: Option<Time>,
+}
+
+/// A job to be brought in.
+#[derive(Debug, Clone)]
+pub struct Import {
+    /// As the other system has it.
+    pub job: transition::Import,
+    /// Whether to say only what would become of it. What commands before it would have done is then not seen.
+    pub is_dry_run: bool,
 }
 
 /// When a look for what is due was asked for.
@@ -94,6 +105,8 @@ impl Claim {
 pub enum Reply {
     /// To one on a job.
     Job(Box<JobReply>),
+    /// To one that brings a job in.
+    Imported(Box<Imported>),
     /// To one that takes jobs.
     Claimed(Claimed),
     /// To one that does what is due.
@@ -109,6 +122,15 @@ pub struct JobReply {
     pub job: Job,
     /// True of a create whose job existed before, by its idempotency key.
     pub deduplicated: bool,
+}
+
+/// What became of a job that was to be brought in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// Whether it was.
+    pub outcome: Result<ImportOutcome, ImportRefusal>,
+    /// The job in the ledger; after a dry run, as it would be. `None` of one that was refused.
+    pub job: Option<Job>,
 }
 
 /// What a claim took.
@@ -141,6 +163,10 @@ pub struct Removed {
 impl Reply {
     pub(super) fn of_job(job: Job, deduplicated: bool) -> Self {
         Self::Job(Box::new(JobReply { job, deduplicated }))
+    }
+
+    pub(super) fn of_import(outcome: Result<ImportOutcome, ImportRefusal>, job: Option<Job>) -> Self {
+        Self::Imported(Box::new(Imported { outcome, job }))
     }
 
     /// The generation is known once the whole batch is decided.
@@ -178,10 +204,26 @@ impl Command {
                     | transition::Command::Retry(_)
                     | transition::Command::Look(_) => 0,
                 },
+                Self::Import(import) => {
+                    let spec = &import.job.spec;
+                    let past: usize = import.job.past.iter().map(past_weight).sum();
+                    let state = &import.job.state;
+                    let (result, error) = (state.result.as_ref(), state.error.as_ref());
+                    past + spec.job_type.len()
+                        + spec.requested_by.len()
+                        + result.map_or(0, Json::len)
+                        + error.map_or(0, |error| error.message.len())
+                }
                 Self::Claim(claim) => claim.types.iter().map(|name| name.len()).sum(),
                 Self::Look(_) | Self::Retain(_) => 0,
             }
     }
+}
+
+fn past_weight(past: &Past) -> usize {
+    const FIXED: usize = 256;
+    let error = past.error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
+    FIXED + past.message.len() + past.result.as_ref().map_or(0, Json::len) + error
 }
 
 fn news_weight(news: &News) -> usize {

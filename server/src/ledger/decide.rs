@@ -9,7 +9,7 @@ use std::{
 use super::{
     LedgerError,
     claims::{self, Candidates},
-    command::{Claim, Command, Create, Looked, Removed, Reply},
+    command::{Claim, Command, Create, Import, Looked, Removed, Reply},
 };
 use crate::{
     domain::{
@@ -19,7 +19,7 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
-        transition::{self, Heartbeat, Look, News, Tick, Transition},
+        transition::{self, Heartbeat, ImportOutcome, Look, Mark, News, Past, Tick, Transition},
     },
     store::{Bucket, Changes, Expired, Head, Loaded, Needs, NextDue, Retention, Tally, told_since},
 };
@@ -39,7 +39,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 /// What the commands of a batch name.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
-    let (mut expired, mut due, mut claims) = (None, None, Vec::new());
+    let (mut expired, mut due, mut claims, mut imports) = (None, None, Vec::new(), Vec::new());
     for command in commands {
         match command {
             Command::Create(create) => {
@@ -50,6 +50,13 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             }
             Command::Apply { job, .. } => {
                 jobs.insert(*job);
+            }
+            Command::Import(import) => {
+                let job = &import.job;
+                jobs.insert(job.id);
+                imports.push((job.id, job.digest));
+                types.insert(Arc::clone(&job.spec.job_type));
+                keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
             }
             Command::Claim(claim) => claims.push(&**claim),
             Command::Look(_) => due = Some(DUE_JOBS),
@@ -71,6 +78,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
         requests: claims.iter().filter_map(|claim| claim.request.clone()).collect(),
         ready: claims::ready(&claims),
         due,
+        imports,
     }
 }
 
@@ -179,6 +187,10 @@ struct Log {
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
     histories: HashMap<JobId, Vec<Milestone>>,
+    /// What was brought in before of jobs that are brought in.
+    marks: HashMap<JobId, Mark>,
+    /// A job was brought in that has ended: retention may be through with it at once.
+    has_brought_ended: bool,
     /// Since when the series tells of jobs.
     told_since: Time,
     next_expiry: Option<Time>,
@@ -216,6 +228,8 @@ impl Log {
             next_due: loaded.next_due,
             expired: loaded.expired,
             histories: loaded.histories,
+            marks: loaded.marks,
+            has_brought_ended: false,
             told_since: told_since(&loaded.head),
             next_expiry: loaded.next_expiry,
             touched: HashMap::new(),
@@ -233,6 +247,7 @@ impl Log {
                 let job = self.apply(*job, command)?;
                 Ok(Reply::of_job(job, false))
             }
+            Command::Import(import) => self.import(import),
             Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began)))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
@@ -308,20 +323,19 @@ impl Log {
         if let Some(wanted) = &create.spec.idempotency
             && let Some(existing) = self.keys.get(&wanted.key).and_then(|id| self.jobs.get(id))
         {
-            let same = existing.spec.idempotency.as_ref().is_some_and(|held| held.digest == wanted.digest);
-            return if same {
+            let held = existing.spec.idempotency.as_ref().and_then(|held| held.digest);
+            // Of a key that was brought in no more is known than what type it was for.
+            let is_same = match held {
+                Some(digest) => wanted.digest == Some(digest),
+                None => existing.spec.job_type == create.spec.job_type,
+            };
+            return if is_same {
                 Ok(Reply::of_job(existing.clone(), true))
             } else {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
         }
-        if !self.types.contains(&create.spec.job_type) {
-            if self.head.types >= self.max_types as i64 {
-                return Err(LedgerError::TooManyTypes { limit: self.max_types });
-            }
-            self.head.types += 1;
-            self.types.insert(Arc::clone(&create.spec.job_type));
-        }
+        self.add_type(&create.spec.job_type)?;
         let transition = Job::create(create.id, self.org, Arc::clone(&create.spec), create.scheduled_at, self.tick());
         let job = transition.job.clone();
         if let Some(idempotency) = &job.spec.idempotency {
@@ -332,6 +346,57 @@ impl Log {
         }
         self.append(None, Before::Nothing, Timeline::default(), transition);
         Ok(Reply::of_job(job, false))
+    }
+
+    /// True of a type that the org has not had, if it may have one more.
+    fn is_new_type(&self, job_type: &Arc<str>) -> Result<bool, LedgerError> {
+        let is_new = !self.types.contains(job_type);
+        if is_new && self.head.types >= self.max_types as i64 {
+            return Err(LedgerError::TooManyTypes { limit: self.max_types });
+        }
+        Ok(is_new)
+    }
+
+    fn add_type(&mut self, job_type: &Arc<str>) -> Result<(), LedgerError> {
+        if self.is_new_type(job_type)? {
+            self.head.types += 1;
+            self.types.insert(Arc::clone(job_type));
+        }
+        Ok(())
+    }
+
+    /// Brings in a job of another system.
+    fn import(&mut self, import: &Import) -> Result<Reply, LedgerError> {
+        let Import { job: wanted, is_dry_run } = import;
+        if let Some(idempotency) = &wanted.spec.idempotency
+            && let Some(existing) = self.keys.get(&idempotency.key).filter(|id| **id != wanted.id)
+        {
+            return Err(LedgerError::IdempotencyKeyReused { existing: *existing });
+        }
+        let known = self.jobs.get(&wanted.id).map(|job| (job, self.marks.get(&wanted.id)));
+        let (status, before, timeline) = match known {
+            None => (None, Before::Nothing, Timeline::default()),
+            Some((job, _)) => (Some(job.status), Before::of(job), Timeline::of(job)),
+        };
+        let (outcome, transition) = match Job::import(wanted, self.org, known, self.tick()) {
+            Ok(brought) => brought,
+            Err(refusal) => return Ok(Reply::of_import(Err(refusal), None)),
+        };
+        if outcome == ImportOutcome::New {
+            self.is_new_type(&wanted.spec.job_type)?;
+        }
+        let job = transition.job.clone();
+        if transition.is_changed && !is_dry_run {
+            self.add_type(&wanted.spec.job_type)?;
+            if let Some(idempotency) = &job.spec.idempotency {
+                self.keys.insert(Arc::clone(&idempotency.key), job.id);
+            }
+            self.has_brought_ended |= job.status.is_terminal();
+            let past = wanted.past.iter().map(Past::key).collect();
+            self.marks.insert(job.id, Mark { seq: job.last_seq, digest: wanted.digest, past });
+            self.append(status, before, timeline, transition);
+        }
+        Ok(Reply::of_import(Ok(outcome), Some(job)))
     }
 
     /// Removes finished jobs that are kept no longer. A job that this batch has changed is judged as it is now.
@@ -463,6 +528,9 @@ impl Log {
         // A job may go without raising the floor.
         if self.head != self.loaded_head || !self.changes.tallies.is_empty() {
             self.changes.head = Some(self.head);
+        }
+        if self.has_brought_ended {
+            self.changes.next_retention = Some(self.now);
         }
         // By the log's time: what is too old is so as of its last event.
         let minute = |head: &Head| head.recorded_at.map(|last| Width::Minute.start(last));

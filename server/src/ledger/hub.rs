@@ -385,6 +385,7 @@ mod tests {
             result: None,
             error: None,
             scheduled_at: None,
+            origin: None,
         };
         seqs.into_iter().map(|seq| Arc::new(event(seq))).collect()
     }

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 pub use self::{
     claim::Leases,
-    command::{Asked, Claim, Command, Create, JobReply, Looked, Removed},
+    command::{Asked, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
     places::{StreamLimits, StreamPlace},
     shared::SharedEvent,
     subscription::{Delivery, SubscribeRequest, Subscription},
@@ -170,6 +170,28 @@ impl Ledger {
         Ok(replies)
     }
 
+    /// Brings in jobs of another system: an answer for each, in order.
+    ///
+    /// # Errors
+    ///
+    /// If not even one of them was accepted.
+    pub async fn import_all(
+        &self,
+        org: OrgId,
+        jobs: Vec<Import>,
+    ) -> Result<Vec<Result<Imported, LedgerError>>, LedgerError> {
+        let commands = jobs.into_iter().map(|import| Command::Import(Box::new(import))).collect();
+        let mut replies = Vec::new();
+        for answer in self.lanes.enqueue(org, commands)? {
+            let answered = answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown));
+            replies.push(answered.and_then(|answered| match answered.reply {
+                Reply::Imported(imported) => Ok(*imported),
+                _ => Err(LedgerError::Refused),
+            }));
+        }
+        Ok(replies)
+    }
+
     /// Does what is due in one org: to as many jobs as one batch may.
     ///
     /// # Errors
@@ -178,7 +200,7 @@ impl Ledger {
     pub async fn look(&self, org: OrgId, asked: Asked) -> Result<Looked, LedgerError> {
         match self.ask(org, Command::Look(asked)).await?.reply {
             Reply::Looked(looked) => Ok(looked),
-            Reply::Job(_) | Reply::Claimed(_) | Reply::Removed(_) => Err(LedgerError::Refused),
+            _ => Err(LedgerError::Refused),
         }
     }
 
@@ -190,7 +212,7 @@ impl Ledger {
     pub async fn retain(&self, org: OrgId, retention: Retention) -> Result<Removed, LedgerError> {
         match self.ask(org, Command::Retain(retention)).await?.reply {
             Reply::Removed(removed) => Ok(removed),
-            Reply::Job(_) | Reply::Claimed(_) | Reply::Looked(_) => Err(LedgerError::Refused),
+            _ => Err(LedgerError::Refused),
         }
     }
 
@@ -284,7 +306,7 @@ impl Ledger {
 fn of_job(answer: Result<Answered, LedgerError>) -> Result<JobReply, LedgerError> {
     match answer?.reply {
         Reply::Job(reply) => Ok(*reply),
-        Reply::Claimed(_) | Reply::Looked(_) | Reply::Removed(_) => Err(LedgerError::Refused),
+        _ => Err(LedgerError::Refused),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `job_event.detail_json`: what an event says beside its columns, the same in every database.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -11,7 +11,8 @@ use super::{
     rows::{damaged, json_text, non_empty},
 };
 use crate::domain::{
-    event::{JobError, JobEvent},
+    event::{JobError, JobEvent, Origin},
+    id::Digest,
     json::Json,
 };
 
@@ -32,6 +33,48 @@ struct Detail<'a> {
     error_message: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     scheduled_at: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    origin: Option<OriginText<'a>>,
+}
+
+/// What was brought in.
+#[derive(Serialize, Deserialize)]
+struct OriginText<'a> {
+    /// In hexadecimal digits.
+    #[serde(borrow)]
+    digest: Cow<'a, str>,
+    #[serde(borrow)]
+    created_at: Cow<'a, str>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    started_at: Option<Cow<'a, str>>,
+    #[serde(borrow, skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Cow<'a, str>>,
+}
+
+impl OriginText<'_> {
+    fn of(origin: &Origin) -> Self {
+        let text = |time: DateTime<Utc>| Cow::Owned(rfc3339(time));
+        Self {
+            digest: origin.digest.to_string().into(),
+            created_at: text(origin.created_at),
+            started_at: origin.started_at.map(text),
+            finished_at: origin.finished_at.map(text),
+        }
+    }
+
+    fn read(&self) -> Result<Origin, StoreError> {
+        let optional = |text: &Option<Cow<'_, str>>| text.as_deref().map(time).transpose();
+        Ok(Origin {
+            digest: self.digest()?,
+            created_at: time(&self.created_at)?,
+            started_at: optional(&self.started_at)?,
+            finished_at: optional(&self.finished_at)?,
+        })
+    }
+
+    fn digest(&self) -> Result<Digest, StoreError> {
+        self.digest.parse().map_err(|()| damaged("digest"))
+    }
 }
 
 /// What is there, also where it is null: a result may be.
@@ -51,6 +94,7 @@ impl<'a> Detail<'a> {
             && self.result.is_none()
             && self.error_code.is_none()
             && self.scheduled_at.is_none()
+            && self.origin.is_none()
     }
 }
 
@@ -65,6 +109,7 @@ pub(super) fn write(event: &JobEvent) -> Result<Option<String>, StoreError> {
         error_code: event.error.as_ref().map(|error| (*error.code).into()),
         error_message: event.error.as_ref().and_then(|error| non_empty(&error.message)).map(Into::into),
         scheduled_at: event.scheduled_at.map(|time| rfc3339(time).into()),
+        origin: event.origin.as_deref().map(OriginText::of),
     };
     Ok((!detail.is_empty()).then(|| json_text(&detail)))
 }
@@ -83,7 +128,13 @@ pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
         message: detail.error_message.unwrap_or_default().into_owned().into(),
     });
     event.scheduled_at = detail.scheduled_at.as_deref().map(time).transpose()?;
+    event.origin = detail.origin.map(|origin| origin.read().map(Arc::new)).transpose()?;
     Ok(())
+}
+
+/// Of what was brought in by the event with this `detail_json`.
+pub(super) fn origin_digest(text: &str) -> Result<Digest, StoreError> {
+    Detail::parse(text)?.origin.ok_or_else(|| damaged("origin"))?.digest()
 }
 
 /// The result in an event's `detail_json`.

@@ -21,14 +21,16 @@ use crate::domain::{
     clock::{Clock, Time},
     event::JobEvent,
     flow::Milestone,
-    id::{JobId, LogId, OrgId},
+    id::{Digest, JobId, LogId, OrgId},
     job::{Job, JobContents, JobRecord},
     json::Json,
     status::JobStatus,
+    transition::Mark,
 };
 
 mod audit;
 mod detail;
+mod imports;
 pub mod migrations;
 pub mod postgres;
 mod query;
@@ -36,7 +38,6 @@ mod rows;
 mod series;
 pub mod sqlite;
 
-use self::query::{LIST_SCAN, SCAN_WINDOW};
 pub use self::{
     audit::{About, Audit, Scheduled, Stretch},
     query::{
@@ -44,6 +45,10 @@ pub use self::{
         StatisticsQuery, TypeStatistics,
     },
     series::{Bucket, RemovedFlow, Series, Tally, told_since},
+};
+use self::{
+    imports::{of_imported, other_than},
+    query::{LIST_SCAN, SCAN_WINDOW},
 };
 
 /// Opens the store that the URL names.
@@ -87,8 +92,19 @@ pub struct OpenOptions {
     pub write_connections: u32,
     /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
     pub read_connections: u32,
-    /// Whether the database is opened beside a server, to verify it. SQLite only: a server has the file for itself.
-    pub is_beside_server: bool,
+    /// What for. SQLite only: one server has the file for itself.
+    pub file_use: FileUse,
+}
+
+/// What an SQLite file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileUse {
+    /// To be served: no other server may have it.
+    Serve,
+    /// To be read or written beside a server, if there is one. It is neither created nor migrated.
+    Beside,
+    /// The same, but where no server has it, it is created and migrated first.
+    Prepare,
 }
 
 impl OpenOptions {
@@ -100,7 +116,7 @@ impl OpenOptions {
             require_rls: false,
             write_connections: 8,
             read_connections: 8,
-            is_beside_server: false,
+            file_use: FileUse::Serve,
         }
     }
 }
@@ -317,6 +333,8 @@ pub struct Needs {
     pub ready: Ready,
     /// Jobs that are due: those that were so first, no more than this many.
     pub due: Option<usize>,
+    /// What was brought in of these of the jobs before, and if that is other than this, what is in the log of them.
+    pub imports: Vec<(JobId, Digest)>,
 }
 
 /// Jobs that may be claimed: those of the highest priority, and among them those that were ready first.
@@ -401,6 +419,8 @@ pub struct Loaded {
     pub due: Vec<JobId>,
     /// When the next of the others is due, if jobs that are were asked for.
     pub next_due: Option<Time>,
+    /// What was brought in before of the jobs of which that was asked.
+    pub marks: HashMap<JobId, Mark>,
 }
 
 /// What a batch changes in one org.

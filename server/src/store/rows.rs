@@ -16,6 +16,7 @@ use crate::domain::{
     lease::Lease,
     retry::RetryPolicy,
     status::JobStatus,
+    transition::{Mark, PastKey},
 };
 
 /// The columns of `job`, in the order in which they are written and read.
@@ -148,7 +149,7 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
         priority,
         max_attempts,
         retry_policy,
-        idempotency: key.zip(digest).map(|(key, digest)| Idempotency { key: key.into(), digest }),
+        idempotency: key.map(|key| Idempotency { key: key.into(), digest }),
         requested_by,
         labels: labels_of(labels)?,
         run_timeout: columns.optional_duration()?,
@@ -233,6 +234,21 @@ pub(super) fn milestone<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Mi
     Ok((job, Milestone { kind, ts, recorded_at, scheduled_at }))
 }
 
+/// Reads what was brought in of a job last: its id, the `seq` of the event that says so, and that event's detail.
+pub(super) fn mark<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Mark), StoreError> {
+    let job = JobId(columns.uuid()?);
+    let seq = columns.long()?;
+    let digest = detail::origin_digest(columns.text()?)?;
+    Ok((job, Mark { seq, digest, past: Vec::new() }))
+}
+
+/// Reads by what an event is known that was brought in, with the job.
+pub(super) fn past_key<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, PastKey), StoreError> {
+    let job = JobId(columns.uuid()?);
+    let ts = columns.time()?;
+    Ok((job, (ts, columns.optional_text()?.map(status).transpose()?, columns.status()?)))
+}
+
 /// Reads [`EVENT_COLUMNS`].
 pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, StoreError> {
     let mut event = JobEvent {
@@ -255,6 +271,7 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         result: None,
         error: None,
         scheduled_at: None,
+        origin: None,
     };
     if let Some(text) = columns.optional_text()? {
         detail::read(text, &mut event)?;

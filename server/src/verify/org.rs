@@ -9,7 +9,8 @@ use crate::{
         flow::{Flow, Milestone, Timeline},
         id::{JobId, OrgId},
         job::Job,
-        replay::{Replay, ReplayError},
+        replay::{Fold, Replay},
+        status::JobStatus,
     },
     store::{EventFilter, EventQuery, JobFilter, ListQuery, StatisticsQuery, Store, StoreError},
 };
@@ -202,9 +203,9 @@ async fn check_jobs(
 struct History<'a> {
     job: &'a Job,
     timeline: Timeline,
-    replay: Result<Replay, ReplayError>,
+    replay: Fold,
     /// As of the counters.
-    counted: Option<Replay>,
+    counted: Option<JobStatus>,
     first_seq: Option<i64>,
     /// What one of its events has that the job has not.
     odd: Option<String>,
@@ -212,7 +213,7 @@ struct History<'a> {
 
 impl<'a> History<'a> {
     fn new(job: &'a Job) -> Self {
-        let replay = Err(ReplayError::Empty);
+        let replay = Fold::default();
         Self { job, timeline: Timeline::default(), replay, counted: None, first_seq: None, odd: None }
     }
 
@@ -227,26 +228,18 @@ impl<'a> History<'a> {
         } else {
             self.timeline.follow(&Milestone::of(event), &mut Flow::default());
         }
-        match &mut self.replay {
-            Err(ReplayError::Empty) => self.replay = Replay::begin(event),
-            Ok(replay) => {
-                if let Err(error) = replay.follow(event) {
-                    self.replay = Err(error);
-                }
-            }
-            Err(_) => {}
-        }
+        self.replay.follow(event);
         if event.seq <= heads.counters {
-            self.counted = self.replay.as_ref().ok().cloned();
+            self.counted = self.replay.outcome().ok().map(|replay| replay.status);
         }
     }
 
     fn end(self, heads: &Heads, counted: &mut Counted, differences: &mut Vec<What>) {
         let (id, job) = (self.job.id, self.job);
         if job.created_seq <= heads.counters
-            && let Some(replay) = &self.counted
+            && let Some(status) = self.counted
         {
-            counted.job(&job.spec.job_type, replay.status);
+            counted.job(&job.spec.job_type, status);
         }
         let mut differ = |id: JobId, what: String| differences.push(What::Row(id, what));
         if let Some(odd) = self.odd {
@@ -255,11 +248,11 @@ impl<'a> History<'a> {
         if self.first_seq.is_some_and(|first| first != job.created_seq) {
             differ(id, format!("created_seq is {}", job.created_seq));
         }
-        match self.replay {
+        match self.replay.outcome() {
             Err(error) => differences.push(What::History(id, error)),
             Ok(replay) => {
                 let row = Replay::of(job);
-                if replay != row {
+                if *replay != row {
                     differ(id, format!("{row:?} is stored, {replay:?} follows from them"));
                 }
                 if !self.timeline.is_of(job) {

@@ -104,7 +104,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
             multiplier: 1.7,
             max_backoff: Duration::from_secs(77),
         },
-        idempotency: Some(Idempotency { key: text.into(), digest: Digest([7; 32]) }),
+        idempotency: Some(Idempotency { key: text.into(), digest: Some(Digest([7; 32])) }),
         requested_by: text.into(),
         labels: Arc::new(BTreeMap::from([("a".to_owned(), text.to_owned()), (text.to_owned(), String::new())])),
         run_timeout: Some(Duration::from_micros(3_000_001)),
@@ -204,7 +204,7 @@ async fn jobs_are_found_by_id_and_by_key(store: Arc<dyn Store>) {
     let plain = fill(&*store, org, "t", 3).await;
     let mut keyed = job(org, "t", 4);
     keyed.spec = Arc::new(JobSpec {
-        idempotency: Some(Idempotency { key: "key".into(), digest: Digest([1; 32]) }),
+        idempotency: Some(Idempotency { key: "key".into(), digest: Some(Digest([1; 32])) }),
         ..(*keyed.spec).clone()
     });
     let events = vec![Arc::new(event(&keyed, 4))];
@@ -269,7 +269,7 @@ async fn a_key_held_by_two_jobs_is_refused_and_nothing_is_written(store: Arc<dyn
     let (first, other) = (org(), org());
     let keyed = |org, seq| {
         let mut keyed = job(org, "t", seq);
-        let idempotency = Some(Idempotency { key: "key".into(), digest: Digest([1; 32]) });
+        let idempotency = Some(Idempotency { key: "key".into(), digest: Some(Digest([1; 32])) });
         keyed.spec = Arc::new(JobSpec { idempotency, ..(*keyed.spec).clone() });
         keyed
     };
@@ -318,7 +318,10 @@ async fn a_batch_of_all_kinds_of_jobs_is_read_back_whole(store: Arc<dyn Store>) 
         |job| spec(job).requested_by = "somebody".into(),
         |job| spec(job).labels = Arc::new(BTreeMap::from([("k".to_owned(), "v".to_owned())])),
         |job| spec(job).retry_policy.multiplier = 1.5,
-        |job| spec(job).idempotency = Some(Idempotency { key: job.id.0.to_string().into(), digest: Digest([3; 32]) }),
+        |job| {
+            spec(job).idempotency =
+                Some(Idempotency { key: job.id.0.to_string().into(), digest: Some(Digest([3; 32])) })
+        },
         |job| {
             job.scheduled_at = Some(time(1_000_000));
             job.ready_at = time(1_000_000);

@@ -92,6 +92,7 @@ pub(crate) fn event(job: &Job, seq: i64) -> JobEvent {
         result: None,
         error: None,
         scheduled_at: None,
+        origin: None,
     }
 }
 

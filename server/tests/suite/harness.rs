@@ -17,7 +17,7 @@ use jobledger_client::{Client, Follow, Item, JobEventKind};
 use jobledger_server::{
     Config, ServeError, Server,
     domain::clock::{Clock, SystemClock, Time},
-    store::{self, DatabaseUrl, OpenOptions, Store},
+    store::{self, DatabaseUrl, FileUse, OpenOptions, Store},
     verify,
 };
 use tempfile::TempDir;
@@ -161,7 +161,8 @@ impl Database {
     /// How many jobs there are.
     async fn find_no_difference(&self) -> u64 {
         let url: DatabaseUrl = self.url().parse().expect("a valid URL");
-        let options = OpenOptions { migrate: false, is_beside_server: true, ..OpenOptions::new(Arc::new(SystemClock)) };
+        let options =
+            OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
         let store = store::open(&url, options).await.expect("the database opens");
         let verified = verify::verify(&*store, None, |_| {}).await.expect("it can be verified");
         store.close().await;

@@ -83,7 +83,7 @@ fn create_with(job_type: &str, payload: Option<Json>) -> Command {
 }
 
 pub(crate) fn create_once(key: &str) -> Command {
-    let idempotency = Idempotency { key: key.into(), digest: Digest([1; 32]) };
+    let idempotency = Idempotency { key: key.into(), digest: Some(Digest([1; 32])) };
     Command::Create(new_job("t", None, Some(idempotency)))
 }
 

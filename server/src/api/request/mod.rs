@@ -69,7 +69,8 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
     let mut check = Check::default();
     let key = std::mem::take(&mut request.idempotency_key);
     // The request without its key, as it came: two that differ in a default only are not the same.
-    let idempotency = (!key.is_empty()).then(|| Idempotency { digest: digest(&request), key: Arc::from(key.as_str()) });
+    let idempotency =
+        (!key.is_empty()).then(|| Idempotency { digest: Some(digest(&request)), key: Arc::from(key.as_str()) });
     check.name("idempotency_key", &key);
     check.job_type("type", &request.r#type);
     check.name("requested_by", &request.requested_by);

@@ -1,6 +1,7 @@
 //! The state machine against its table, and against random histories.
 
 mod flow;
+mod import;
 mod leases;
 mod replay;
 

@@ -31,7 +31,7 @@ fn replay_refuses_what_is_not_a_history() {
 }
 
 /// Whatever may be asked of a job; the flag says that a report or heartbeat comes from the holder, if there is one.
-fn any_command() -> impl Strategy<Value = (Command, bool)> {
+pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
     let request = || prop::option::of("[rs]").prop_map(|request| request.map(Arc::from));
     let command = prop_oneof![
         8 => any_report().prop_map(Command::Report),
@@ -48,7 +48,7 @@ fn any_command() -> impl Strategy<Value = (Command, bool)> {
 }
 
 /// The command with the token of the job's lease in it.
-fn held_by_its_holder(command: Command, job: &Job) -> Command {
+pub(super) fn held_by_its_holder(command: Command, job: &Job) -> Command {
     let Some(token) = job.lease_token() else { return command };
     match command {
         Command::Report(report) => Command::Report(Report { lease: Some(token), ..report }),

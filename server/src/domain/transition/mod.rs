@@ -14,12 +14,14 @@
 //! ```
 //!
 //! dead_letter and canceled lead back to queued on request, as failed does.
+//! A job that is brought in from another system ([`Job::import`]) is where it was there.
 //! Each arrow is exactly one event. A failure that is retried, or that uses the budget up, takes two arrows at once.
 //! Checks run in this order: repetition of the same outcome, lease, etag, transition.
 
 mod ask;
 mod due;
 mod hold;
+mod import;
 mod path;
 mod report;
 
@@ -32,6 +34,7 @@ pub use self::{
     ask::{Cancel, Retry},
     due::{LEASE_EXPIRED, Look, RUN_TIMEOUT},
     hold::{Claim, Heartbeat},
+    import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
     report::{Ending, News, Outcome, Report, Step},
 };
 use super::{

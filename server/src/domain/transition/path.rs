@@ -111,6 +111,7 @@ impl Path {
             result: detail.result,
             error: detail.error,
             scheduled_at: detail.scheduled_at,
+            origin: None,
         });
     }
 

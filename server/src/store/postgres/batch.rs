@@ -18,7 +18,7 @@ use super::{
     columns::{Columns, job_columns},
     connections::{Connection, Connections, arguments},
     error::{commit_error, is_lost, store_error},
-    write,
+    import, write,
 };
 use crate::{
     domain::{
@@ -117,7 +117,8 @@ impl Batch for PostgresBatch {
         self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
         let told = told_by_series(&self.head, &jobs, &expired, needs.expired.as_ref());
         let histories = self.load_histories(&jobs, &told).await?;
-        Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due })
+        let marks = import::load_marks(&mut self.connection, self.org, &jobs, &needs.imports).await?;
+        Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due, marks })
     }
 
     async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {

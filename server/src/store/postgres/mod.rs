@@ -9,6 +9,7 @@ mod batch;
 mod columns;
 mod connections;
 mod error;
+mod import;
 mod list;
 pub(super) mod migrations;
 mod notify;

@@ -154,7 +154,11 @@ impl Statement {
         if !has_no_key {
             columns.push(self.column("idempotency_key", jobs, key)?);
             columns.push(self.column("request_digest", jobs, |job| {
-                job.spec.idempotency.as_ref().map(|idempotency| &idempotency.digest.0[..])
+                job.spec
+                    .idempotency
+                    .as_ref()
+                    .and_then(|idempotency| idempotency.digest.as_ref())
+                    .map(|digest| &digest.0[..])
             })?);
         }
         if jobs.iter().any(|job| job.spec.run_timeout.is_some()) {

@@ -9,6 +9,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     columns::micros,
     error::store_error,
+    import::load_marks,
     load::{ids_json, load_due, load_expired, load_head, load_histories, load_jobs, load_ready},
     series,
 };
@@ -78,7 +79,8 @@ impl Batch for SqliteBatch {
             let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
             load_histories(connection, org, &told).await?
         };
-        Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due })
+        let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
+        Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due, marks })
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
@@ -265,7 +267,7 @@ fn bind_job<'q>(query: Statement<'q>, job: &'q Job) -> Result<Statement<'q>, Sto
         .bind(spec.max_attempts)
         .bind(spec.priority)
         .bind(idempotency.map(|idempotency| &*idempotency.key))
-        .bind(idempotency.map(|idempotency| &idempotency.digest.0[..]))
+        .bind(idempotency.and_then(|idempotency| idempotency.digest.as_ref()).map(|digest| &digest.0[..]))
         .bind(rows::non_empty(&spec.requested_by))
         .bind(rows::labels_json(&spec.labels))
         .bind(retry.initial_backoff.as_micros() as i64)

@@ -7,6 +7,7 @@ mod audit;
 mod batch;
 mod columns;
 mod error;
+mod import;
 mod list;
 mod load;
 pub(super) mod migrations;
@@ -30,8 +31,8 @@ use tokio::sync::Mutex;
 
 use self::error::store_error;
 use super::{
-    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach,
-    Statistics, StatisticsQuery, Store, StoreError,
+    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, JobPage, ListQuery, Listener, OpenOptions,
+    Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
     clock::Clock,
@@ -73,7 +74,12 @@ impl SqliteStore {
     /// [`StoreError::Unusable`] if another server has it open, if a newer server migrated it, or if it is no database.
     pub async fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let path = &resolve(path)?;
-        let lock = if options.is_beside_server { None } else { Some(lock(path)?) };
+        let lock = match options.file_use {
+            FileUse::Serve => Some(lock(path)?),
+            FileUse::Prepare => try_lock(path)?,
+            FileUse::Beside => None,
+        };
+        let may_change = lock.is_some();
         let base = SqliteConnectOptions::new()
             .filename(path)
             .busy_timeout(BUSY_TIMEOUT)
@@ -81,14 +87,14 @@ impl SqliteStore {
             .disable_statement_logging();
         let write_options = base
             .clone()
-            .create_if_missing(!options.is_beside_server)
+            .create_if_missing(may_change)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", WRITER_CACHE);
         let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
         let mut writer = write_options.connect().await.map_err(unusable)?;
         assert_version(&mut writer).await?;
-        migrations::prepare(&mut writer, options.migrate).await?;
+        migrations::prepare(&mut writer, options.migrate && may_change).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READ_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -100,7 +106,7 @@ impl SqliteStore {
             write_options,
             readers,
             clock: options.clock,
-            lock: std::sync::Mutex::new(lock),
+            lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
     }
 
@@ -122,18 +128,23 @@ fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
     Ok(folder.canonicalize().map_err(fail)?.join(name))
 }
 
-/// Takes the lock that keeps a second server off the file. The kernel drops it with the process, however that ends.
+/// Takes the lock that keeps a second server off the file.
 fn lock(path: &Path) -> Result<File, StoreError> {
+    let in_use = || StoreError::Unusable(format!("{} is in use by another jobledger server", path.display()));
+    try_lock(path)?.ok_or_else(in_use)
+}
+
+/// Takes the same lock, if it is free; `None` where a server has it. The kernel drops it with the process,
+/// however that ends.
+fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push("-lock");
     let lock_path = PathBuf::from(name);
     let fail = |error: std::io::Error| StoreError::Unusable(format!("can't lock {}: {error}", lock_path.display()));
     let file = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(fail)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(StoreError::Unusable(format!("{} is in use by another jobledger server", path.display())))
-        }
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(fail(error)),
     }
 }

@@ -1,0 +1,1 @@
+//! Jobs of the service that jobledger replaces, brought in.

@@ -1,0 +1,60 @@
+//! The old words.
+
+use chrono::{SecondsFormat, Timelike as _};
+
+use crate::domain::{clock::Time, status::JobStatus};
+
+/// The type of jobs whose table knew none.
+pub const DEFAULT_TYPE: &str = "mock_process";
+
+/// What old clients call a status. They know of no dead letters.
+pub const fn old_word(status: JobStatus) -> &'static str {
+    match status {
+        JobStatus::Queued => "pending",
+        JobStatus::Running => "processing",
+        JobStatus::Succeeded => "completed",
+        JobStatus::Failed | JobStatus::DeadLetter => "failed",
+        JobStatus::Canceled => "canceled",
+    }
+}
+
+/// The status that an old or a new word means.
+pub fn parse_status(word: &str) -> Option<JobStatus> {
+    match word {
+        "pending" => Some(JobStatus::Queued),
+        "processing" => Some(JobStatus::Running),
+        "completed" => Some(JobStatus::Succeeded),
+        other => JobStatus::parse(other),
+    }
+}
+
+/// A time as Python's `datetime.isoformat` prints it: no fraction where there is none, and else six digits.
+pub fn isoformat(time: Time) -> String {
+    let is_whole = time.nanosecond() / 1_000 == 0;
+    time.to_rfc3339_opts(if is_whole { SecondsFormat::Secs } else { SecondsFormat::Micros }, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    #[test]
+    fn times_are_printed_as_python_does() {
+        let print = |micros| isoformat(DateTime::from_timestamp_micros(micros).unwrap());
+        assert_eq!(print(1_761_739_200_000_000), "2025-10-29T12:00:00+00:00");
+        assert_eq!(print(1_761_739_200_000_010), "2025-10-29T12:00:00.000010+00:00");
+        assert_eq!(print(1_761_739_200_120_000), "2025-10-29T12:00:00.120000+00:00");
+    }
+
+    #[test]
+    fn every_status_has_an_old_word_that_leads_back() {
+        for status in JobStatus::ALL {
+            let back = parse_status(old_word(status)).unwrap();
+            assert!(back == status || (status, back) == (JobStatus::DeadLetter, JobStatus::Failed));
+            assert_eq!(parse_status(status.as_str()), Some(status));
+        }
+        assert_eq!(parse_status("archived"), None);
+    }
+}
