@@ -39,6 +39,12 @@ pub(crate) enum Command {
     /// Give the log another identity, after its database was restored from a backup: subscribers that were further on are told so,
     /// instead of missing what is written anew. Run it before a server is started on the database, as its owner.
     RenewLogId(DatabaseArgs),
+    /// Bring in the jobs of the service that jobledger replaces, from its PostgreSQL database: the old `jobs` table, or `job` and
+    /// `job_event`. It is only read. Runs beside servers, and as often as you like: what has changed there since is brought up to
+    /// date. Exits with 0 if every row is in the ledger, with 1 if some are not, with 2 if it could not go through.
+    Import(Box<ImportArgs>),
+    /// Write jobs back as SQL for the service that jobledger replaces: `jobledger export --legacy | psql …`.
+    Export(ExportArgs),
     /// Bring a database to this program's schema, or back.
     Migrate {
         #[command(subcommand)]
@@ -70,6 +76,54 @@ pub(crate) enum Migrate {
         #[arg(long, default_value = "jobledger_server", value_name = "NAME")]
         role: String,
     },
+}
+
+/// What to bring in.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The old database: postgres://USER:PASSWORD@HOST:PORT/NAME.
+    #[arg(long, env = "JOBLEDGER_IMPORT_FROM", hide_env_values = true, value_name = "URL", value_parser = postgres_url)]
+    pub(crate) from: String,
+    /// The schema that the old tables are in.
+    #[arg(long, value_name = "NAME", default_value = "public")]
+    pub(crate) schema: String,
+    /// Whose the rows of the old `jobs` table are, by the organisation's UUID; by default 00000000-0000-0000-0000-000000000000.
+    /// Rows of `job` say it themselves.
+    #[arg(long, value_name = "UUID")]
+    pub(crate) org: Option<uuid::Uuid>,
+    /// Say what would be done, and name each row that would be refused; write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Where rows go that are refused, or not quite as they were: a line of JSON each, written anew with each run.
+    #[arg(long, value_name = "FILE", default_value = "import-refused.jsonl")]
+    pub(crate) refused: PathBuf,
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+}
+
+/// What to write back.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// As the old `jobs` table.
+    #[arg(long, required = true)]
+    pub(crate) legacy: bool,
+    /// Whose jobs, by the organisation's UUID; by default 00000000-0000-0000-0000-000000000000.
+    #[arg(long, value_name = "UUID")]
+    pub(crate) org: Option<uuid::Uuid>,
+    /// The schema that the old table is in.
+    #[arg(long, value_name = "NAME", default_value = "public")]
+    pub(crate) schema: String,
+    /// Where to write; by default to standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+}
+
+/// What is wrong with it is said when it is opened: it may hold a password.
+fn postgres_url(url: &str) -> Result<String, String> {
+    let is_one = url.starts_with("postgres://") || url.starts_with("postgresql://");
+    is_one.then(|| url.to_owned()).ok_or_else(|| "expected postgres://USER@HOST/NAME".to_owned())
 }
 
 /// What to show.

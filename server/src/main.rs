@@ -4,6 +4,7 @@ mod audit;
 mod cli;
 mod demo;
 mod migrate;
+mod transfer;
 
 use std::{
     error::Error,
@@ -30,6 +31,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Verify { database, org } => return audit::verify(&database.database_url, org),
         Command::RenewLogId(database) => audit::renew_log_id(&database.database_url),
+        Command::Import(args) => return transfer::import(*args),
+        Command::Export(args) => transfer::export(args),
         Command::Migrate { command } => migrate::run(command),
     };
     match done {

@@ -131,6 +131,8 @@ pub struct Imported {
     pub outcome: Result<ImportOutcome, ImportRefusal>,
     /// The job in the ledger; after a dry run, as it would be. `None` of one that was refused.
     pub job: Option<Job>,
+    /// How many events were written.
+    pub events: usize,
 }
 
 /// What a claim took.
@@ -165,8 +167,8 @@ impl Reply {
         Self::Job(Box::new(JobReply { job, deduplicated }))
     }
 
-    pub(super) fn of_import(outcome: Result<ImportOutcome, ImportRefusal>, job: Option<Job>) -> Self {
-        Self::Imported(Box::new(Imported { outcome, job }))
+    pub(super) fn of_import(outcome: Result<ImportOutcome, ImportRefusal>, job: Option<Job>, events: usize) -> Self {
+        Self::Imported(Box::new(Imported { outcome, job, events }))
     }
 
     /// The generation is known once the whole batch is decided.

@@ -380,12 +380,12 @@ impl Log {
         };
         let (outcome, transition) = match Job::import(wanted, self.org, known, self.tick()) {
             Ok(brought) => brought,
-            Err(refusal) => return Ok(Reply::of_import(Err(refusal), None)),
+            Err(refusal) => return Ok(Reply::of_import(Err(refusal), None, 0)),
         };
         if outcome == ImportOutcome::New {
             self.is_new_type(&wanted.spec.job_type)?;
         }
-        let job = transition.job.clone();
+        let (job, events) = (transition.job.clone(), transition.events.len());
         if transition.is_changed && !is_dry_run {
             self.add_type(&wanted.spec.job_type)?;
             if let Some(idempotency) = &job.spec.idempotency {
@@ -396,7 +396,7 @@ impl Log {
             self.marks.insert(job.id, Mark { seq: job.last_seq, digest: wanted.digest, past });
             self.append(status, before, timeline, transition);
         }
-        Ok(Reply::of_import(Ok(outcome), Some(job)))
+        Ok(Reply::of_import(Ok(outcome), Some(job), events))
     }
 
     /// Removes finished jobs that are kept no longer. A job that this batch has changed is judged as it is now.

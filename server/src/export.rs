@@ -1,0 +1,145 @@
+//! The way back: an org's jobs as SQL for the old `jobs` table.
+
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+};
+
+use thiserror::Error;
+
+use crate::{
+    domain::{
+        id::{JobId, OrgId},
+        job::{Job, JobContents},
+    },
+    legacy::{isoformat, old_word},
+    store::{JobFilter, ListQuery, Store, StoreError},
+};
+
+/// Jobs that are listed at once, and rows of one INSERT.
+const PAGE_JOBS: usize = 256;
+/// Results that are read at once: each may take a mebibyte.
+const RESULTS_AT_ONCE: usize = 8;
+/// Orgs that are listed at once.
+const ORGS: usize = 100;
+
+/// Why jobs can't be exported.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// The ledger.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Whoever takes the SQL.
+    #[error("can't write: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// Writes an org's jobs as SQL that brings the old `jobs` table of this schema up to date, making it where it is missing; how many
+/// they are. It is one transaction, and may be run again: of a row that the table has in a later state nothing is changed.
+///
+/// # Errors
+///
+/// If the ledger can't be read, or the SQL not be written.
+pub async fn to_old_table(
+    store: &dyn Store,
+    org: OrgId,
+    schema: &str,
+    out: &mut (dyn Write + Send),
+) -> Result<u64, ExportError> {
+    let table = format!("\"{}\".jobs", schema.replace('"', "\"\""));
+    writeln!(out, "{}", BEGIN.replace("$jobs", &table))?;
+    let mut query = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: PAGE_JOBS };
+    let mut exported = 0;
+    loop {
+        let page = store.list(org, &query).await?;
+        if !page.jobs.is_empty() {
+            let mut results = results(store, org, &page.jobs).await?;
+            writeln!(
+                out,
+                "INSERT INTO {table} (id, status, stage, progress, result, error, created_at, updated_at) VALUES"
+            )?;
+            for (n, job) in page.jobs.iter().enumerate() {
+                let separator = if n == 0 { "    " } else { ",\n    " };
+                write!(out, "{separator}{}", row(job, &results.remove(&job.id).unwrap_or_default()))?;
+            }
+            writeln!(out, "\n{}", UPSERT.replace("$jobs", &table))?;
+        }
+        exported += page.jobs.len() as u64;
+        match page.next {
+            Some(before) => query.before = before,
+            None => break,
+        }
+    }
+    writeln!(out, "COMMIT;")?;
+    out.flush()?;
+    Ok(exported)
+}
+
+/// How many other orgs have a log.
+///
+/// # Errors
+///
+/// If the ledger can't be read.
+pub async fn other_orgs(store: &dyn Store, org: OrgId) -> Result<u64, StoreError> {
+    let (mut after, mut others) = (None, 0);
+    loop {
+        let orgs = store.orgs(after, ORGS).await?;
+        others += orgs.iter().filter(|other| **other != org).count() as u64;
+        match orgs.last() {
+            Some(last) => after = Some(*last),
+            None => return Ok(others),
+        }
+    }
+}
+
+async fn results(store: &dyn Store, org: OrgId, jobs: &[Job]) -> Result<HashMap<JobId, JobContents>, StoreError> {
+    let with_result: Vec<_> = jobs.iter().filter(|job| job.result_at.is_some()).map(|job| job.id).collect();
+    let mut results = HashMap::new();
+    for ids in with_result.chunks(RESULTS_AT_ONCE) {
+        results.extend(store.contents(org, ids).await?);
+    }
+    Ok(results)
+}
+
+/// The table as the old service had it.
+const BEGIN: &str = "-- The old jobs table, as the ledger has its jobs.
+SET client_encoding = 'UTF8';
+SET standard_conforming_strings = on;
+BEGIN;
+CREATE TABLE IF NOT EXISTS $jobs (
+    id UUID PRIMARY KEY,
+    status VARCHAR,
+    stage VARCHAR,
+    progress INTEGER,
+    result JSONB,
+    error TEXT,
+    created_at TIMESTAMPTZ,
+    updated_at TIMESTAMPTZ
+);
+CREATE INDEX IF NOT EXISTS idx_jobs_status ON $jobs (status);
+CREATE INDEX IF NOT EXISTS idx_jobs_created_at ON $jobs (created_at);";
+
+const UPSERT: &str =
+    "ON CONFLICT (id) DO UPDATE SET status = excluded.status, stage = excluded.stage, progress = excluded.progress,
+    result = excluded.result, error = excluded.error, created_at = excluded.created_at, updated_at = excluded.updated_at
+WHERE $jobs.updated_at IS NULL OR $jobs.updated_at < excluded.updated_at;";
+
+fn row(job: &Job, contents: &JobContents) -> String {
+    let text = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), literal);
+    format!(
+        "('{}', '{}', {}, {}, {}, {}, '{}', '{}')",
+        job.id,
+        old_word(job.status),
+        text(job.stage.as_deref()),
+        job.progress.unwrap_or_default(),
+        text(contents.result.as_ref().map(|result| result.as_str())),
+        text(job.last_error.as_ref().map(|error| &*error.message)),
+        isoformat(job.created_at),
+        isoformat(job.updated_at),
+    )
+}
+
+/// A text as SQL has it, where backslashes mean nothing.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}

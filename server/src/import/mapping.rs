@@ -1,0 +1,441 @@
+//! Rows of the old tables as jobs to be brought in.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Datelike as _};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::{
+    Refusal,
+    source::{Row, Table},
+};
+use crate::{
+    domain::{
+        clock::Time,
+        event::JobError,
+        id::{Digest, JobId, OrgId},
+        job::{Idempotency, JobSpec, Labels},
+        json::Json,
+        retry::RetryPolicy,
+        status::JobStatus,
+        transition::{Import, Past, State},
+    },
+    legacy::{DEFAULT_TYPE, check_json, fit_progress, fit_stage, fit_text, parse_status},
+};
+
+const MAX_TYPE_CHARS: usize = 100;
+const MAX_NAME_CHARS: usize = 255;
+const MAX_PRIORITY: i64 = 1_000;
+/// More of one job would take longer than a batch may: the last of them are brought in.
+const MAX_PAST: usize = 50_000;
+
+/// A row as a job to be brought in.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    pub(super) org: OrgId,
+    pub(super) import: Import,
+    /// What of the row the ledger holds in another way.
+    pub(super) notes: Vec<String>,
+}
+
+/// A row of either table, as `to_jsonb` prints it. What a table lacks is null.
+#[derive(Deserialize)]
+struct Columns<'a> {
+    status: Option<String>,
+    org_id: Option<String>,
+    #[serde(rename = "type")]
+    job_type: Option<String>,
+    attempt: Option<i64>,
+    priority: Option<i64>,
+    idempotency_key: Option<String>,
+    requested_by: Option<String>,
+    stage: Option<String>,
+    progress: Option<f64>,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    error: Option<String>,
+    last_error_code: Option<String>,
+    last_error_message: Option<String>,
+    created_at: Option<String>,
+    updated_at: Option<String>,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+}
+
+/// A row of `job_event`.
+#[derive(Deserialize)]
+struct EventColumns<'a> {
+    id: Option<String>,
+    ts: Option<String>,
+    prev_status: Option<String>,
+    next_status: Option<String>,
+    #[serde(borrow)]
+    detail_json: Option<&'a RawValue>,
+}
+
+/// What the old service kept beside a status.
+#[derive(Debug, Clone, Default)]
+struct Detail {
+    stage: Option<Arc<str>>,
+    progress: Option<u8>,
+    message: Arc<str>,
+    result: Option<Json>,
+    error: Option<JobError>,
+}
+
+/// The status that a row says, by its name; `None` of one that is unknown.
+pub(super) fn status_of(row: &Row) -> Option<JobStatus> {
+    #[derive(Deserialize)]
+    struct Status {
+        status: Option<String>,
+    }
+    serde_json::from_str::<Status>(&row.text).ok()?.status.as_deref().and_then(parse_status)
+}
+
+/// A row as a job; rows that name no org are of `default_org`. `now` stands for a time that the row lacks.
+pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Refusal> {
+    let columns: Columns<'_> =
+        serde_json::from_str(&row.text).map_err(|error| Refusal::new(format!("its row can't be read: {error}")))?;
+    let mut notes = Vec::new();
+    let word = columns.status.as_deref().ok_or_else(|| Refusal::new("it has no status"))?;
+    let status = parse_status(word).ok_or_else(|| Refusal::new(format!("its status {word:?} is unknown")))?;
+    let org = match row.table {
+        Table::Jobs => default_org,
+        Table::Job => {
+            let org = columns.org_id.as_deref().and_then(|text| Uuid::try_parse(text).ok());
+            OrgId(org.ok_or_else(|| Refusal::new("it has no org_id, or one that is no UUID"))?)
+        }
+    };
+    let spec = spec(&columns, &mut notes)?;
+    let Times { created_at, updated_at, started_at, finished_at } = Times::of(&columns, now, &mut notes);
+    let old = match row.table {
+        Table::Jobs => Vec::new(),
+        Table::Job => past_of(row, created_at, now, &mut notes)?,
+    };
+    // Where a row has no events, it holds all that there is; where it has, the last of them has what is not in the row.
+    let latest = match old.last() {
+        Some(last) => Detail {
+            stage: last.stage.clone(),
+            progress: last.progress,
+            result: last.result.clone(),
+            ..Detail::default()
+        },
+        None => Detail::of_row(&columns, &mut notes)?,
+    };
+    let error = error_of(&columns, &mut notes);
+    let has_run = started_at.is_some()
+        || matches!(status, JobStatus::Running | JobStatus::Succeeded | JobStatus::Failed | JobStatus::DeadLetter)
+        || status == JobStatus::Canceled
+            && (latest.stage.is_some() || latest.progress > Some(0) || latest.result.is_some());
+    let attempt = match columns.attempt {
+        Some(attempt) => i32::try_from(attempt.max(0)).unwrap_or(i32::MAX),
+        None => i32::from(has_run),
+    };
+    let state = State {
+        status,
+        attempt,
+        stage: latest.stage,
+        progress: latest.progress,
+        result: latest.result,
+        error,
+        created_at,
+        updated_at,
+        started_at,
+        finished_at,
+    };
+    let past = if old.is_empty() { proven(&state, has_run) } else { old };
+    let import = Import { id: JobId(row.id), spec, state, past, digest: row.digest() };
+    Ok(Mapped { org, import, notes })
+}
+
+impl Row {
+    /// Of all that the old tables have of the job.
+    fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(self.table.name());
+        for text in std::iter::once(&self.text).chain(&self.events) {
+            hash.update(text.len().to_le_bytes());
+            hash.update(text);
+        }
+        Digest(hash.finalize().into())
+    }
+}
+
+fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, Refusal> {
+    let job_type = match columns.job_type.as_deref() {
+        None => DEFAULT_TYPE,
+        Some("") => {
+            notes.push("type was empty".to_owned());
+            DEFAULT_TYPE
+        }
+        Some(name) => name,
+    };
+    if job_type.chars().count() > MAX_TYPE_CHARS || job_type.chars().any(char::is_control) {
+        let reason = format!("its type is longer than {MAX_TYPE_CHARS} characters, or holds control characters");
+        return Err(Refusal::new(reason));
+    }
+    let too_long = |text: &&str| text.chars().count() > MAX_NAME_CHARS;
+    let key = columns.idempotency_key.as_deref().filter(|key| !key.is_empty());
+    if key.as_ref().is_some_and(too_long) {
+        return Err(Refusal::new(format!("its idempotency_key is longer than {MAX_NAME_CHARS} characters")));
+    }
+    let requested_by = columns.requested_by.as_deref().unwrap_or_default();
+    if too_long(&requested_by) {
+        return Err(Refusal::new(format!("its requested_by is longer than {MAX_NAME_CHARS} characters")));
+    }
+    let wanted = columns.priority.unwrap_or_default();
+    let priority = wanted.clamp(-MAX_PRIORITY, MAX_PRIORITY);
+    if priority != wanted {
+        notes.push(format!("priority was {wanted}"));
+    }
+    Ok(Arc::new(JobSpec {
+        job_type: job_type.into(),
+        priority: priority as i32,
+        max_attempts: 1,
+        retry_policy: RetryPolicy::default(),
+        idempotency: key.map(|key| Idempotency { key: key.into(), digest: None }),
+        requested_by: requested_by.into(),
+        labels: Labels::default(),
+        run_timeout: None,
+        payload_bytes: 0,
+    }))
+}
+
+/// The times of a row.
+struct Times {
+    created_at: Time,
+    updated_at: Time,
+    started_at: Option<Time>,
+    finished_at: Option<Time>,
+}
+
+impl Times {
+    fn of(columns: &Columns<'_>, now: Time, notes: &mut Vec<String>) -> Self {
+        let mut read = |name, text: &Option<String>| text.as_deref().and_then(|text| time(name, text, notes));
+        let created_at = read("created_at", &columns.created_at);
+        let updated_at = read("updated_at", &columns.updated_at);
+        let started_at = read("started_at", &columns.started_at);
+        let finished_at = read("finished_at", &columns.finished_at);
+        for (name, time) in [("created_at", created_at), ("updated_at", updated_at)] {
+            match time {
+                None => notes.push(format!("{name} was missing")),
+                Some(time) if time > now => notes.push(format!("{name} was {time}, ahead of the database's clock")),
+                Some(_) => {}
+            }
+        }
+        let either = created_at.or(updated_at).unwrap_or(now);
+        let updated_at = updated_at.or(created_at).unwrap_or(now);
+        Self { created_at: either, updated_at, started_at, finished_at }
+    }
+}
+
+/// A time as `to_jsonb` prints it; `None`, with a note, of one that the contract has no room for.
+fn time(name: &str, text: &str, notes: &mut Vec<String>) -> Option<Time> {
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).ok();
+    let time = time.filter(|time| (1..=9999).contains(&time.year()));
+    if time.is_none() {
+        notes.push(format!("{name} was {text}"));
+    }
+    time
+}
+
+fn error_of(columns: &Columns<'_>, notes: &mut Vec<String>) -> Option<JobError> {
+    let message = columns.error.as_deref().or(columns.last_error_message.as_deref());
+    let code = columns.last_error_code.as_deref();
+    if message.is_none() && code.is_none() {
+        return None;
+    }
+    Some(JobError {
+        code: code.unwrap_or_default().into(),
+        message: fit_text("error", message.unwrap_or_default(), notes),
+    })
+}
+
+impl Detail {
+    /// What a row of the old table has beside its status.
+    fn of_row(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Self, Refusal> {
+        Ok(Self {
+            stage: columns.stage.as_deref().map(|stage| fit_stage(stage, notes)),
+            progress: columns.progress.map(|progress| fit_progress(progress, notes)),
+            result: columns.result.map(result).transpose()?,
+            ..Self::default()
+        })
+    }
+
+    /// What an event's `detail_json` has. What is none of the ledger's fields becomes its remark.
+    fn of_event(text: &RawValue, notes: &mut Vec<String>) -> Result<Self, Refusal> {
+        /// The parts that are kept to the letter.
+        #[derive(Deserialize)]
+        struct Letters<'a> {
+            #[serde(borrow)]
+            result: Option<&'a RawValue>,
+        }
+        let mut detail = Self::default();
+        let unreadable = |error| Refusal::new(format!("an event's detail_json can't be read: {error}"));
+        let mut rest = match serde_json::from_str::<Value>(text.get()).map_err(unreadable)? {
+            Value::Null => return Ok(detail),
+            Value::Object(fields) => fields,
+            other => {
+                detail.message = fit_text("detail_json", &other.to_string(), notes);
+                return Ok(detail);
+            }
+        };
+        let letters: Letters<'_> = serde_json::from_str(text.get()).map_err(unreadable)?;
+        detail.result = letters.result.map(result).transpose()?;
+        rest.remove("result");
+        // What is null says nothing.
+        rest.retain(|_, value| !value.is_null());
+        detail.stage = rest.remove("stage").map(|stage| fit_stage(&in_words(stage), notes));
+        detail.progress = match rest.get("progress").and_then(as_number) {
+            None => None,
+            Some(progress) => {
+                rest.remove("progress");
+                Some(fit_progress(progress, notes))
+            }
+        };
+        let code = rest.remove("error_code").map(in_words);
+        let message = rest.remove("error_message").or_else(|| rest.remove("error")).map(in_words);
+        if code.is_some() || message.is_some() {
+            detail.error = Some(JobError {
+                code: code.unwrap_or_default().chars().take(MAX_TYPE_CHARS).collect::<String>().into(),
+                message: fit_text("error", &message.unwrap_or_default(), notes),
+            });
+        }
+        detail.message = match remark(rest) {
+            Some(remark) => fit_text("detail_json", &remark, notes),
+            None => Arc::default(),
+        };
+        Ok(detail)
+    }
+}
+
+/// What is left of a detail, for people.
+fn remark(mut rest: Map<String, Value>) -> Option<String> {
+    match (rest.len(), rest.remove("message")) {
+        (0, _) => None,
+        (1, Some(Value::String(message))) => Some(message),
+        (_, message) => {
+            rest.extend(message.map(|message| ("message".to_owned(), message)));
+            Some(Value::Object(rest).to_string())
+        }
+    }
+}
+
+fn as_number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+fn in_words(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
+fn result(text: &RawValue) -> Result<Json, Refusal> {
+    check_json(text.get()).map_err(|unfit| Refusal::new(format!("its result: {unfit}")))
+}
+
+/// What happened to a job that has no events, as far as its row proves it.
+fn proven(state: &State, has_run: bool) -> Vec<Past> {
+    let mut past = vec![bare(state.created_at, None, JobStatus::Queued)];
+    let mut prev = JobStatus::Queued;
+    if has_run {
+        let ts = state.started_at.unwrap_or(state.updated_at);
+        past.push(Past { attempt: state.attempt, ..bare(ts, Some(prev), JobStatus::Running) });
+        prev = JobStatus::Running;
+    }
+    if state.status.is_terminal() {
+        let ts = state.finished_at.unwrap_or(state.updated_at);
+        let error = state.error.clone();
+        past.push(Past { attempt: state.attempt, error, ..bare(ts, Some(prev), state.status) });
+    }
+    past
+}
+
+/// Something that happened, and nothing more is known of it.
+fn bare(ts: Time, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past {
+    Past {
+        ts,
+        prev_status,
+        next_status,
+        attempt: 0,
+        stage: None,
+        progress: None,
+        message: Arc::default(),
+        result: None,
+        error: None,
+    }
+}
+
+/// The events of a job in their old order, from its creation on.
+fn past_of(row: &Row, created_at: Time, now: Time, notes: &mut Vec<String>) -> Result<Vec<Past>, Refusal> {
+    let mut found = Vec::with_capacity(row.events.len());
+    for text in &row.events {
+        let columns: EventColumns<'_> =
+            serde_json::from_str(text).map_err(|error| Refusal::new(format!("an event can't be read: {error}")))?;
+        let id = columns.id.unwrap_or_default();
+        let (prev, next) = (columns.prev_status.as_deref(), columns.next_status.as_deref().unwrap_or_default());
+        let Some(next_status) = parse_status(next) else {
+            notes.push(format!("event {id} was left out: its next_status {next:?} is unknown"));
+            continue;
+        };
+        let prev_status = prev.and_then(parse_status);
+        if prev_status.is_none() && prev.is_some() {
+            notes.push(format!("event {id}: its prev_status {prev:?} is unknown"));
+        }
+        let ts = columns.ts.as_deref().and_then(|text| time("ts of an event", text, notes)).unwrap_or(now);
+        let detail = columns.detail_json.map(|text| Detail::of_event(text, notes)).transpose()?.unwrap_or_default();
+        let Detail { stage, progress, message, result, error } = detail;
+        let past = Past { stage, progress, message, result, error, ..bare(ts, prev_status, next_status) };
+        found.push((prev.is_some(), past));
+    }
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut past = in_order(found);
+    if past.len() > MAX_PAST {
+        notes.push(format!("the first {} of {} events were left out", past.len() - MAX_PAST, past.len()));
+        past.drain(..past.len() - MAX_PAST);
+    }
+    if past[0].prev_status.is_some() {
+        past.insert(0, bare(created_at, None, JobStatus::Queued));
+    }
+    let (mut status, mut attempt) = (None, 0);
+    for event in &mut past {
+        // Only a first event comes from nowhere.
+        event.prev_status = event.prev_status.or(status);
+        attempt += i32::from(event.next_status == JobStatus::Running && status != Some(JobStatus::Running));
+        event.attempt = attempt;
+        status = Some(event.next_status);
+    }
+    Ok(past)
+}
+
+/// Events by their time. Those of one transaction have the same time: of such, the one comes next that begins where the last has
+/// led. With each comes whether it says what it begins with.
+fn in_order(mut events: Vec<(bool, Past)>) -> Vec<Past> {
+    events.sort_by_key(|(has_prev, past)| (past.ts, *has_prev));
+    let mut ordered: Vec<Past> = Vec::with_capacity(events.len());
+    let mut rest = events.into_iter().peekable();
+    while let Some((_, first)) = rest.next() {
+        let ts = first.ts;
+        let mut same = vec![first];
+        while let Some((_, next)) = rest.next_if(|(_, next)| next.ts == ts) {
+            same.push(next);
+        }
+        while !same.is_empty() {
+            let status = ordered.last().map(|last| last.next_status);
+            let next = same.iter().position(|past| past.prev_status == status).unwrap_or_default();
+            ordered.push(same.remove(next));
+        }
+    }
+    ordered
+}

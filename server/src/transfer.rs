@@ -1,0 +1,228 @@
+//! `jobledger import` and `jobledger export`.
+
+use std::{
+    error::Error,
+    fs::{self, File},
+    io::{self, BufWriter, IsTerminal as _, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use jobledger_server::{
+    domain::{clock::SystemClock, id::OrgId},
+    export,
+    import::{self, ImportRequest, Observer, ReportedRow, RowVerdict, Summary, Table},
+    ledger::{Ledger, Limits},
+    store::{
+        self, DatabaseUrl, FileUse, OpenOptions, Store,
+        migrations::{self, MigrationState},
+    },
+};
+use uuid::Uuid;
+
+use crate::cli::{ExportArgs, ImportArgs};
+
+/// Some row is not in the ledger.
+const INCOMPLETE: u8 = 1;
+/// It could not go through.
+const FAILED: u8 = 2;
+/// How often something is said where nobody watches.
+const PAUSE: Duration = Duration::from_secs(10);
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Brings the old jobs in, and says what became of them.
+pub(crate) fn import(args: ImportArgs) -> ExitCode {
+    match bring_in(args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => INCOMPLETE.into(),
+        Err(error) => {
+            eprintln!("jobledger: {error}");
+            FAILED.into()
+        }
+    }
+}
+
+/// True if every row is in the ledger.
+#[tokio::main]
+async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
+    let began = Instant::now();
+    let mut progress = Progress::new(args.refused.clone(), args.dry_run)?;
+    let store = open_target(&args.database.database_url, args.dry_run).await?;
+    let request = ImportRequest {
+        url: args.from,
+        schema: args.schema,
+        org: OrgId(args.org.unwrap_or(Uuid::nil())),
+        is_dry_run: args.dry_run,
+    };
+    let imported = match store {
+        None => import::run(&request, None, &mut progress).await,
+        Some(store) => {
+            let (ledger, lanes) = Ledger::new(Arc::clone(&store), Limits::default());
+            let lanes = tokio::spawn(lanes);
+            let imported = tokio::select! {
+                imported = import::run(&request, Some(&ledger), &mut progress) => imported,
+                _ = tokio::signal::ctrl_c() => {
+                    progress.clear();
+                    return Err("interrupted: what was brought in stays, and the next run goes on".into());
+                }
+            };
+            ledger.close();
+            lanes.await?;
+            store.close().await;
+            imported
+        }
+    };
+    progress.finish()?;
+    let summary = imported?;
+    print_summary(&summary, &args.refused, args.dry_run, began.elapsed())?;
+    Ok(summary.is_reconciled() && summary.refused_rows() == 0)
+}
+
+/// Opens what to import into, as a server would; `None` where a dry run finds nothing.
+async fn open_target(url: &DatabaseUrl, is_dry_run: bool) -> Result<Option<Arc<dyn Store>>, Failure> {
+    let options = OpenOptions { write_connections: 4, read_connections: 2, ..OpenOptions::new(Arc::new(SystemClock)) };
+    if !is_dry_run {
+        return Ok(Some(store::open(url, OpenOptions { file_use: FileUse::Prepare, ..options }).await?));
+    }
+    let is_there = match url {
+        DatabaseUrl::Sqlite(path) => Path::new(path).exists(),
+        DatabaseUrl::Postgres(_) => {
+            let applied = migrations::status(url).await?;
+            applied.iter().any(|migration| migration.state == MigrationState::Applied)
+        }
+    };
+    if !is_there {
+        return Ok(None);
+    }
+    Ok(Some(store::open(url, OpenOptions { migrate: false, file_use: FileUse::Beside, ..options }).await?))
+}
+
+fn print_summary(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let Summary { new, updated, unchanged, ahead, adjusted, superseded, events, .. } = summary;
+    let rows = summary.total().refused + new + updated + unchanged + ahead;
+    let would = if is_dry_run { "would be " } else { "" };
+    writeln!(
+        out,
+        "{rows} rows: {new} {would}new, {updated} {would}updated, {unchanged} unchanged, {ahead} gone on in the ledger, {} {would}refused",
+        summary.refused_rows()
+    )?;
+    if *superseded > 0 {
+        writeln!(out, "{superseded} rows of jobs are in job too, and were taken from there")?;
+    }
+    if *adjusted > 0 || summary.refused_rows() > 0 {
+        let file = refused.display();
+        writeln!(out, "{adjusted} rows are not quite as they were; {file} has these and what was refused, and why")?;
+    }
+    let seconds = took.as_secs_f64().max(0.001);
+    let written = new + updated + events;
+    writeln!(
+        out,
+        "{events} events {would}written; {took:.1?}, {:.0} rows/s, {:.0} jobs and events written/s",
+        rows as f64 / seconds,
+        if is_dry_run { 0.0 } else { written as f64 / seconds }
+    )?;
+    writeln!(out)?;
+    writeln!(
+        out,
+        "{:<12}{:>12}{:>12}{:>12}{:>12}{:>12}",
+        "status", "source", "ledger", "ahead", "refused", "difference"
+    )?;
+    write!(out, "{summary}")?;
+    if !summary.is_reconciled() {
+        writeln!(out, "rows came or changed while they were read: run it again")?;
+    }
+    out.flush()
+}
+
+/// How far an import is, and what becomes of rows that are not as they were.
+struct Progress {
+    bar: ProgressBar,
+    is_terminal: bool,
+    next: Instant,
+    path: PathBuf,
+    /// Made when there is something to write.
+    file: Option<BufWriter<File>>,
+    is_dry_run: bool,
+}
+
+impl Progress {
+    fn new(path: PathBuf, is_dry_run: bool) -> io::Result<Self> {
+        // What an earlier run has written is told again, or is no longer true.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let is_terminal = io::stderr().is_terminal();
+        let style =
+            ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {per_sec}, {eta} left").expect("a valid template");
+        let bar = ProgressBar::new(0).with_style(style);
+        Ok(Self { bar, is_terminal, next: Instant::now() + PAUSE, path, file: None, is_dry_run })
+    }
+
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.clear();
+        self.file.take().map_or(Ok(()), |mut file| file.flush())
+    }
+}
+
+impl Observer for Progress {
+    fn begin(&mut self, tables: &[Table], rows: u64) {
+        let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
+        eprintln!("{rows} rows in {}", names.join(" and "));
+        self.bar.set_length(rows);
+    }
+
+    fn advance(&mut self, rows: u64) {
+        self.bar.inc(rows);
+        if !self.is_terminal && Instant::now() >= self.next {
+            self.next = Instant::now() + PAUSE;
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
+            eprintln!("{done} of {all} rows, {:.0}/s, {:.0?} left", self.bar.per_sec(), self.bar.eta());
+        }
+    }
+
+    fn report(&mut self, row: &ReportedRow<'_>) -> io::Result<()> {
+        if self.file.is_none() {
+            self.file = Some(BufWriter::new(File::create(&self.path)?));
+        }
+        if let Some(file) = &mut self.file {
+            serde_json::to_writer(&mut *file, row)?;
+            file.write_all(b"\n")?;
+        }
+        if self.is_dry_run && row.verdict == RowVerdict::Refused {
+            self.bar.suspend(|| println!("{} {}: {}", row.table.name(), row.id, row.reasons.join("; ")));
+        }
+        Ok(())
+    }
+}
+
+/// Writes an org's jobs as the old table.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn export(args: ExportArgs) -> Result<(), Failure> {
+    let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
+    let store = store::open(&args.database.database_url, options).await?;
+    let org = OrgId(args.org.unwrap_or(Uuid::nil()));
+    let mut out: Box<dyn Write + Send> = match &args.output {
+        Some(path) => Box::new(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?),
+        None => Box::new(io::stdout()),
+    };
+    let exported = export::to_old_table(&*store, org, &args.schema, &mut out).await;
+    let others = export::other_orgs(&*store, org).await;
+    store.close().await;
+    let jobs = exported?;
+    eprintln!("{jobs} jobs exported");
+    match others? {
+        0 => {}
+        n => eprintln!("{n} other orgs have jobs, too: the old table has no room for them, --org exports one"),
+    }
+    Ok(())
+}

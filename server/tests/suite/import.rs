@@ -1,0 +1,578 @@
+//! Jobs of the old service, brought in by the program.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use jobledger_client::{
+    Client, Error, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, Report, from_value, proto as v1,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::{
+    harness::{Database, Program, TestServer, command, on_both_databases, short_or_long},
+    legacy_database::LegacyDatabase,
+};
+
+on_both_databases! {
+    every_row_is_brought_in_as_it_was_or_refused_with_a_reason,
+    what_changes_on_one_side_is_taken_over_and_on_both_is_refused,
+    a_key_that_was_brought_in_dedups_its_type,
+    an_import_that_was_killed_goes_on_to_the_same_end,
+    a_dry_run_says_what_would_be_and_writes_nothing,
+    an_import_runs_beside_a_server_whose_subscribers_see_it,
+    rows_of_both_tables_are_taken_once,
+    what_is_exported_is_the_old_table_and_comes_back_unchanged,
+}
+
+/// A run of the program.
+struct Run {
+    output: Output,
+    /// The lines that it wrote for rows that are not as they were.
+    reported: Vec<Value>,
+}
+
+impl Run {
+    fn code(&self) -> i32 {
+        self.output.status.code().expect("it ended by itself")
+    }
+
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    /// The numbers of the line for a status: source, ledger, ahead, refused, difference.
+    fn line(&self, name: &str) -> Vec<i64> {
+        let said = self.said();
+        let line = said.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no line for {name} in:\n{said}"));
+        line.split_whitespace().skip(1).map(|number| number.parse().expect("a number")).collect()
+    }
+
+    fn refused(&self) -> HashMap<String, String> {
+        let refused = self.reported.iter().filter(|line| line["verdict"] == "refused");
+        refused.map(|line| (text(&line["id"]), text(&line["reasons"][0]))).collect()
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a text").to_owned()
+}
+
+fn import(legacy: &LegacyDatabase, database: &Database, more: &[&str]) -> Run {
+    let folder = TempDir::new().expect("a temporary directory");
+    let refused = folder.path().join("refused.jsonl");
+    let (from, url, path) = (legacy.url(), database.url(), refused.display().to_string());
+    let mut arguments = vec!["import", "--from", &from, "--database-url", &url, "--refused", &path];
+    arguments.extend(more);
+    let output = command(&arguments).output().expect("the program starts");
+    let lines = std::fs::read_to_string(&refused).unwrap_or_default();
+    let reported = lines.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let run = Run { output, reported };
+    assert!(run.code() < 2, "{}", String::from_utf8_lossy(&run.output.stderr));
+    run
+}
+
+const ORGS: [Uuid; 4] = [Uuid::from_u128(0), Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3)];
+
+fn client_of(server: &TestServer, org: Uuid) -> Client {
+    Client::builder(server.endpoint()).org(org).build().expect("a valid endpoint")
+}
+
+/// All jobs of all orgs, whole, by id; and the heads of their logs.
+async fn everything(database: &Database) -> (BTreeMap<String, Job>, Vec<i64>) {
+    let (server, _) = TestServer::on(database).await;
+    let (mut jobs, mut heads) = (BTreeMap::new(), Vec::new());
+    for org in ORGS {
+        let mut raw = client_of(&server, org).raw();
+        let mut request =
+            v1::ListJobsRequest { page_size: 1_000, view: v1::JobView::Full.into(), ..Default::default() };
+        loop {
+            let page = raw.list_jobs(request.clone()).await.unwrap().into_inner();
+            jobs.extend(page.jobs.into_iter().map(|job| (job.id.clone(), job)));
+            if page.next_page_token.is_empty() {
+                heads.push(page.as_of_seq);
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+    server.stop().await;
+    (jobs, heads)
+}
+
+async fn history(client: &Client, id: &str) -> Vec<JobEvent> {
+    let mut events = client.subscribe(Follow::job(id).history_only()).await.unwrap();
+    let mut history = Vec::new();
+    while let Some(item) = events.next().await {
+        if let Item::Event(event) = item.unwrap() {
+            history.push(*event);
+        }
+    }
+    history
+}
+
+/// What a row of either table should be in the ledger, told by SQL: no code of the import's.
+#[derive(Debug, PartialEq)]
+struct Expected {
+    status: String,
+    job_type: String,
+    attempt: i32,
+    priority: i32,
+    key: String,
+    requested_by: String,
+    stage: Option<String>,
+    progress: Option<i32>,
+    result: Option<Value>,
+    error: (String, String),
+    times: [Option<DateTime<Utc>>; 4],
+}
+
+/// A row of this has the id and [`Expected`] as JSON.
+const EXPECTED: &str = r#"
+    SELECT o.id::text, jsonb_build_object(
+        'status', CASE o.status WHEN 'pending' THEN 'queued' WHEN 'processing' THEN 'running' WHEN 'completed' THEN 'succeeded' ELSE o.status END,
+        'type', 'mock_process', 'attempt', (o.status NOT IN ('pending', 'canceled')
+            OR o.status = 'canceled' AND (o.stage IS NOT NULL OR coalesce(o.progress, 0) > 0))::integer,
+        'priority', 0, 'key', '', 'by', '', 'stage', o.stage, 'progress', CASE WHEN o.progress IS NOT NULL THEN greatest(0, least(100, o.progress)) END,
+        'result', nullif(o.result, 'null'), 'code', '', 'message', coalesce(o.error, ''),
+        'times', jsonb_build_array(o.created_at, coalesce(o.updated_at, o.created_at), NULL,
+            CASE WHEN o.status IN ('completed', 'failed', 'canceled') THEN coalesce(o.updated_at, o.created_at) END))
+    FROM jobs o WHERE o.status IN ('pending', 'processing', 'completed', 'failed', 'canceled')
+    UNION ALL
+    SELECT o.id::text, jsonb_build_object(
+        'status', o.status, 'type', o.type, 'attempt', o.attempt, 'priority', least(o.priority, 1000),
+        'key', coalesce(o.idempotency_key, ''), 'by', coalesce(o.requested_by, ''),
+        'stage', e.detail_json -> 'stage', 'progress', CASE WHEN e.detail_json ->> 'progress' IS NOT NULL THEN greatest(0, least(100, (e.detail_json ->> 'progress')::integer)) END,
+        'result', e.detail_json -> 'result', 'code', coalesce(o.last_error_code, ''), 'message', coalesce(o.last_error_message, ''),
+        'times', jsonb_build_array(o.created_at, o.updated_at, o.started_at,
+            CASE WHEN o.status NOT IN ('queued', 'running') THEN coalesce(o.finished_at, o.updated_at) END))
+    FROM job o LEFT JOIN LATERAL (
+        SELECT CASE jsonb_typeof(e.detail_json) WHEN 'object' THEN e.detail_json END AS detail_json
+        FROM job_event e WHERE e.job_id = o.id AND e.next_status <> 'resting'
+        -- Of those of one time, the one comes later that begins where the other has led.
+        ORDER BY e.ts DESC, (e.prev_status = 'running') DESC NULLS LAST LIMIT 1
+    ) e ON true
+    WHERE o.status <> 'archived'
+        AND NOT EXISTS (SELECT FROM job d WHERE d.org_id = o.org_id AND d.idempotency_key = o.idempotency_key
+            AND (d.created_at, d.id) < (o.created_at, o.id))"#;
+
+async fn expected(legacy: &LegacyDatabase) -> BTreeMap<String, Expected> {
+    let sql = format!("SELECT id, row::text FROM ({EXPECTED}) rows (id, row)");
+    let mut connection = legacy.connect().await;
+    let rows: Vec<(String, String)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut connection).await.expect("the SQL runs");
+    let rows: Vec<(String, Value)> =
+        rows.into_iter().map(|(id, row)| (id, serde_json::from_str(&row).expect("JSON"))).collect();
+    let time = |value: &Value| value.as_str().map(|time| DateTime::parse_from_rfc3339(time).unwrap().to_utc());
+    let number = |value: &Value| i32::try_from(value.as_i64().expect("a number")).unwrap();
+    let expected = |row: Value| Expected {
+        status: text(&row["status"]),
+        job_type: text(&row["type"]),
+        attempt: number(&row["attempt"]),
+        priority: number(&row["priority"]),
+        key: text(&row["key"]),
+        requested_by: text(&row["by"]),
+        stage: row["stage"].as_str().map(str::to_owned),
+        progress: Some(&row["progress"]).filter(|progress| !progress.is_null()).map(number),
+        result: Some(&row["result"]).filter(|result| !result.is_null()).cloned(),
+        error: (text(&row["code"]), text(&row["message"])),
+        times: std::array::from_fn(|n| time(&row["times"][n])),
+    };
+    rows.into_iter().map(|(id, row)| (id, expected(row))).collect()
+}
+
+fn found(job: &Job) -> Expected {
+    let time = |time: Option<prost_types::Timestamp>| {
+        time.map(|time| DateTime::from_timestamp(time.seconds, time.nanos as u32).expect("a valid time"))
+    };
+    Expected {
+        status: job.status().as_str_name().trim_start_matches("JOB_STATUS_").to_lowercase(),
+        job_type: job.r#type.clone(),
+        attempt: job.attempt,
+        priority: job.priority,
+        key: job.idempotency_key.clone(),
+        requested_by: job.requested_by.clone(),
+        stage: job.stage.clone(),
+        progress: job.progress,
+        result: job.result.as_ref().map(|value| from_value::<Value>(Some(value)).expect("JSON")).map(doubles),
+        error: (job.last_error_code.clone(), job.last_error_message.clone()),
+        times: [job.created_at, job.updated_at, job.started_at, job.finished_at].map(time),
+    }
+}
+
+/// Numbers as a `google.protobuf.Value` has them.
+fn doubles(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
+        Value::Array(items) => items.into_iter().map(doubles).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, doubles(value))).collect(),
+        other => other,
+    }
+}
+
+async fn every_row_is_brought_in_as_it_was_or_refused_with_a_reason(database: Database) {
+    let n = short_or_long(1_500, 200_000);
+    let legacy = LegacyDatabase::with_rows(n).await;
+    let first = import(&legacy, &database, &[]);
+    println!("{}", first.said());
+    assert_eq!(first.code(), 1, "some were refused");
+
+    let (jobs, heads) = everything(&database).await;
+    let mut expected = expected(&legacy).await;
+    for of in expected.values_mut() {
+        of.result = of.result.take().map(doubles);
+    }
+    assert_eq!(jobs.len(), expected.len());
+    for (id, job) in &jobs {
+        assert_eq!(Some(&found(job)), expected.get(id), "{id}");
+    }
+    // Each row is in the ledger, or it is told why not.
+    let refused = first.refused();
+    assert_eq!(refused.len() + jobs.len(), 2 * n);
+    let mut reasons: Vec<_> = refused.values().map(|reason| reason.split("job ").next().unwrap()).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    assert_eq!(reasons, ["", "it has no status", "its status \"archived\" is unknown"]);
+    assert!(refused.values().any(|reason| reason.ends_with("has its idempotency_key, and a key is one job's")));
+    let [source, ledger, ahead, refused_rows, difference] = first.line("all")[..] else { panic!("{}", first.said()) };
+    assert_eq!((source, ledger, ahead, difference), (2 * n as i64, jobs.len() as i64, 0, 0));
+    assert_eq!(refused_rows, refused.len() as i64);
+    for status in JobStatus::Queued as i32..=JobStatus::DeadLetter as i32 {
+        let status = JobStatus::try_from(status).unwrap();
+        let name = status.as_str_name().trim_start_matches("JOB_STATUS_").to_lowercase();
+        let of_status = jobs.values().filter(|job| job.status() == status).count();
+        assert_eq!(first.line(&name)[1], of_status as i64, "{name}");
+        assert_eq!(first.line(&name)[4], 0, "{name}");
+    }
+    // What is not quite as it was is told with all that the row had.
+    let adjusted = first.reported.iter().find(|line| line["reasons"][0] == "progress was 250").expect("there are some");
+    assert_eq!(
+        (adjusted["verdict"].as_str(), adjusted["row"]["id"].clone()),
+        (Some("adjusted"), adjusted["id"].clone())
+    );
+
+    let second = import(&legacy, &database, &[]);
+    assert!(second.said().contains(" 0 new, 0 updated,"), "{}", second.said());
+    assert_eq!(second.line("all"), first.line("all"));
+    assert_eq!(everything(&database).await, (jobs, heads), "a second run changes nothing");
+}
+
+async fn a_dry_run_says_what_would_be_and_writes_nothing(database: Database) {
+    let legacy = LegacyDatabase::with_rows(500).await;
+    let dry = import(&legacy, &database, &["--dry-run"]);
+    assert!(database.is_postgres() || !database.path().exists(), "not even a file");
+    let real = import(&legacy, &database, &[]);
+    assert_eq!((dry.line("all"), dry.refused()), (real.line("all"), real.refused()));
+    for (id, reason) in dry.refused() {
+        assert!(dry.said().contains(&format!("{id}: {reason}")), "{}", dry.said());
+    }
+    // And where there is a ledger already.
+    let (_, heads) = everything(&database).await;
+    legacy.run("UPDATE jobs SET status = 'failed', updated_at = now() WHERE status = 'pending'").await;
+    legacy.run("INSERT INTO jobs (id, status) VALUES (gen_random_uuid(), 'completed')").await;
+    let dry = import(&legacy, &database, &["--dry-run"]);
+    assert_eq!(everything(&database).await.1, heads);
+    let real = import(&legacy, &database, &[]);
+    let counts = |run: &Run| {
+        run.said()
+            .lines()
+            .find(|line| line.contains(" rows: "))
+            .unwrap()
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|n| n.parse().ok())
+            .collect::<Vec<u32>>()
+    };
+    assert_eq!(counts(&dry), counts(&real));
+    assert_eq!(counts(&real)[1], 1, "one is new: {}", real.said());
+    assert!(counts(&real)[2] > 50, "and some have changed: {}", real.said());
+}
+
+async fn an_import_that_was_killed_goes_on_to_the_same_end(database: Database) {
+    let n = short_or_long(4_000, 200_000);
+    let legacy = LegacyDatabase::with_rows(n).await;
+    let whole = if database.is_postgres() { Database::postgres().await } else { Database::sqlite() };
+    import(&legacy, &whole, &[]);
+    // A server creates the ledger, so that its jobs can be counted from the start.
+    TestServer::on(&database).await.0.stop().await;
+    let mut kills = 0;
+    for share in [10, 4, 2] {
+        let folder = TempDir::new().unwrap();
+        let (from, url, path) = (legacy.url(), database.url(), folder.path().join("r.jsonl").display().to_string());
+        let mut process = command(&["import", "--from", &from, "--database-url", &url, "--refused", &path])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        while count_jobs(&database).await < 2 * n / share {
+            assert!(process.try_wait().unwrap().is_none(), "it was still under way");
+            tokio::task::yield_now().await;
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        kills += 1;
+        database.verify().await;
+    }
+    assert_eq!(kills, 3);
+    import(&legacy, &database, &[]);
+    let comparable = |jobs: BTreeMap<String, Job>| -> BTreeMap<String, Expected> {
+        jobs.into_iter().map(|(id, job)| (id, found(&job))).collect()
+    };
+    let (killed, heads) = everything(&database).await;
+    let (undisturbed, undisturbed_heads) = everything(&whole).await;
+    assert_eq!(heads, undisturbed_heads, "no event was written twice");
+    assert_eq!(comparable(killed), comparable(undisturbed));
+}
+
+async fn count_jobs(database: &Database) -> usize {
+    let count = "SELECT count(*) FROM job";
+    let n: i64 = if database.is_postgres() {
+        sqlx::query_scalar("SELECT count(*) FROM jobledger.job")
+            .fetch_one(&mut database.connect_as("postgres").await)
+            .await
+    } else {
+        sqlx::query_scalar(count).fetch_one(&mut database.connect().await).await
+    }
+    .expect("it can be counted");
+    usize::try_from(n).unwrap()
+}
+
+const RUNNING: &str = "11111111-1111-1111-1111-111111111111";
+const QUEUED: &str = "22222222-2222-2222-2222-222222222222";
+const DONE: &str = "33333333-3333-3333-3333-333333333333";
+
+/// Three jobs of the table with events: one runs, one waits, and one has ended.
+async fn three_jobs() -> LegacyDatabase {
+    let legacy = LegacyDatabase::empty().await;
+    for (id, status, key) in [(RUNNING, "running", "a"), (QUEUED, "queued", "b"), (DONE, "succeeded", "c")] {
+        legacy
+            .run(&format!(
+                "INSERT INTO job (id, org_id, type, status, attempt, idempotency_key, created_at, updated_at)
+                 VALUES ('{id}', '{}', 'mock_process', '{status}', 1, '{key}', '2025-10-29 12:00:00+00', '2025-10-29 12:00:05.5+00');
+                 INSERT INTO job_event (job_id, ts, prev_status, next_status) VALUES ('{id}', '2025-10-29 12:00:00+00', NULL, 'queued')",
+                Uuid::nil()
+            ))
+            .await;
+    }
+    let happened = format!(
+        "INSERT INTO job_event (job_id, ts, prev_status, next_status, detail_json) VALUES
+            ('{RUNNING}', '2025-10-29 12:00:05.5+00', 'queued', 'running', '{{\"stage\": \"extracting\", \"progress\": 10}}'),
+            ('{DONE}', '2025-10-29 12:00:01+00', 'queued', 'running', NULL),
+            ('{DONE}', '2025-10-29 12:00:05.5+00', 'running', 'succeeded', '{{\"result\": {{\"frames\": 7}}, \"progress\": 100}}')"
+    );
+    legacy.run(&happened).await;
+    legacy
+}
+
+fn kinds(events: &[JobEvent]) -> Vec<JobEventKind> {
+    events.iter().map(JobEvent::kind).collect()
+}
+
+async fn what_changes_on_one_side_is_taken_over_and_on_both_is_refused(database: Database) {
+    use JobEventKind::{Created, Imported, Started, Succeeded};
+    let legacy = three_jobs().await;
+    assert_eq!(import(&legacy, &database, &[]).code(), 0);
+    let (server, client) = TestServer::on(&database).await;
+    let done = history(&client, DONE).await;
+    assert_eq!(kinds(&done), [Created, Started, Succeeded, Imported]);
+    assert_eq!(done[1].ts.unwrap().seconds + 4, done[2].ts.unwrap().seconds, "old times");
+    assert!(done[0].recorded_at.unwrap().seconds > done[3].ts.unwrap().seconds, "new ones of writing");
+    assert_eq!(done[2].result, done[3].result);
+
+    // The ledger's worker ends one job and starts another; the old service's ends the same one in another way.
+    client.update(Report::succeeded(RUNNING).result("here").unwrap()).await.unwrap();
+    client.update(Report::start(QUEUED)).await.unwrap();
+    legacy
+        .run(&format!(
+            "UPDATE job SET status = 'failed', updated_at = now() WHERE id = '{RUNNING}';
+             UPDATE job SET status = 'failed', last_error_message = 'late', updated_at = now() WHERE id = '{DONE}';
+             INSERT INTO job_event (job_id, prev_status, next_status) VALUES ('{DONE}', 'succeeded', 'failed')"
+        ))
+        .await;
+    let run = import(&legacy, &database, &[]);
+    assert!(
+        run.said().contains(" 0 new, 1 updated, 0 unchanged, 1 gone on in the ledger, 1 refused"),
+        "{}",
+        run.said()
+    );
+    let both = "it has changed on both sides since it was brought in".to_owned();
+    assert_eq!(run.refused(), HashMap::from([(RUNNING.to_owned(), both)]));
+    assert_eq!(run.line("queued"), [1, 0, 1, 0, 0]);
+
+    assert_eq!(client.get(RUNNING).await.unwrap().status(), JobStatus::Succeeded, "the ledger's own job wins");
+    let job = client.get(DONE).await.unwrap();
+    assert_eq!((job.status(), job.last_error_message.as_str()), (JobStatus::Failed, "late"));
+    let events = history(&client, DONE).await;
+    assert_eq!(kinds(&events), [Created, Started, Succeeded, Imported, JobEventKind::Failed, Imported]);
+    assert!(job.result.is_none(), "as the old service would have shown it");
+    server.stop().await;
+}
+
+async fn a_key_that_was_brought_in_dedups_its_type(database: Database) {
+    let legacy = three_jobs().await;
+    import(&legacy, &database, &[]);
+    let (server, client) = TestServer::on(&database).await;
+    for payload in [1, 2] {
+        let job = NewJob::new("mock_process").idempotency_key("c").payload(&payload).unwrap();
+        let created = client.create(job).await.unwrap();
+        assert!(created.deduplicated, "whatever the request");
+        assert_eq!((created.job.id.as_str(), created.job.status()), (DONE, JobStatus::Succeeded));
+    }
+    let other = client.create(NewJob::new("another_type").idempotency_key("c")).await.unwrap_err();
+    assert!(
+        matches!(&other, Error::IdempotencyKeyReused { existing_job_id, .. } if existing_job_id == DONE),
+        "{other:?}"
+    );
+    // A key of the ledger's own job is not taken from it.
+    let own = client.create(NewJob::new("mock_process").idempotency_key("new")).await.unwrap();
+    legacy
+        .run(&format!(
+            "INSERT INTO job (id, org_id, type, idempotency_key) VALUES (gen_random_uuid(), '{}', 'mock_process', 'new')",
+            Uuid::nil()
+        ))
+        .await;
+    let run = import(&legacy, &database, &[]);
+    let reason = format!("the ledger's job {} has its idempotency_key, and a key is one job's", own.job.id);
+    assert_eq!(run.refused().into_values().collect::<Vec<_>>(), [reason]);
+    server.stop().await;
+}
+
+async fn an_import_runs_beside_a_server_whose_subscribers_see_it(database: Database) {
+    let legacy = three_jobs().await;
+    let program = Program::start(&database);
+    let client = program.client();
+    let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
+    let own = client.create(NewJob::new("own")).await.unwrap();
+    assert_eq!(import(&legacy, &database, &[]).code(), 0);
+    let mut seen = Vec::new();
+    let seeing = async {
+        while seen.len() < 10 {
+            if let Item::Event(event) = events.next().await.unwrap().unwrap() {
+                seen.push(event.seq);
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), seeing).await.expect("they come");
+    assert_eq!(seen, (1..=10).collect::<Vec<_>>());
+    // What waits there is claimed here.
+    let mut raw = client.raw();
+    let claim = v1::ClaimJobsRequest { worker_id: "w".into(), max_jobs: 5, ..Default::default() };
+    let leases = raw.claim_jobs(claim).await.unwrap().into_inner().leases;
+    let mut claimed: Vec<_> = leases.iter().map(|lease| lease.job.as_ref().unwrap().id.clone()).collect();
+    claimed.sort_unstable();
+    let mut expected = [QUEUED.to_owned(), own.job.id];
+    expected.sort_unstable();
+    assert_eq!(claimed, expected, "a job that runs elsewhere is nobody's to take");
+    assert!(program.end_by("TERM").success());
+}
+
+async fn rows_of_both_tables_are_taken_once(database: Database) {
+    let legacy = three_jobs().await;
+    legacy
+        .run(&format!(
+            "INSERT INTO jobs (id, status, created_at, updated_at) VALUES
+                ('{DONE}', 'pending', '2025-10-29 12:00:00+00', '2025-10-29 12:00:00+00'),
+                ('44444444-4444-4444-4444-444444444444', 'canceled', '2025-10-29 12:00:00+00', '2025-10-29 12:00:00+00')"
+        ))
+        .await;
+    // As after pg_dump and pg_restore beside something else.
+    legacy.run("CREATE SCHEMA \"old Times\"; ALTER TABLE jobs SET SCHEMA \"old Times\"").await;
+    legacy.run("ALTER TABLE job SET SCHEMA \"old Times\"; ALTER TABLE job_event SET SCHEMA \"old Times\"").await;
+    let org = ORGS[2].to_string();
+    for _ in 0..2 {
+        let run = import(&legacy, &database, &["--schema", "old Times", "--org", &org]);
+        assert_eq!((run.code(), run.line("all")), (0, vec![4, 4, 0, 0, 0]));
+        assert!(run.said().contains("1 rows of jobs are in job too"), "{}", run.said());
+    }
+    let (server, client) = TestServer::on(&database).await;
+    assert_eq!(client.get(DONE).await.unwrap().status(), JobStatus::Succeeded);
+    let canceled = client_of(&server, ORGS[2]).get("44444444-4444-4444-4444-444444444444").await.unwrap();
+    assert_eq!((canceled.status(), canceled.r#type.as_str()), (JobStatus::Canceled, "mock_process"));
+    server.stop().await;
+}
+
+async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Database) {
+    let legacy = LegacyDatabase::with_rows(300).await;
+    legacy.run("DROP TABLE job_event, job; DELETE FROM jobs WHERE status IS NULL OR status = 'archived'").await;
+    import(&legacy, &database, &[]);
+    let (server, client) = TestServer::on(&database).await;
+    let created = client.create(NewJob::new("t")).await.unwrap();
+    let report = Report::start(&created.job.id).stage("it's").percent(7);
+    client.update(report).await.unwrap();
+    let rows = "SELECT jsonb_agg(to_jsonb(j) ORDER BY id)::text FROM jobs j";
+    let before: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
+
+    let exported = command(&["export", "--legacy", "--database-url", &database.url()]).output().unwrap();
+    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
+    let sql = String::from_utf8(exported.stdout).unwrap();
+    // Onto what is there, into nothing, and again.
+    legacy.run(&sql).await;
+    let upserted: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
+    legacy.run("DROP TABLE jobs").await;
+    legacy.run(&sql).await;
+    legacy.run(&sql).await;
+    let restored: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
+
+    let parse = |text: &str| -> BTreeMap<String, Value> {
+        let rows: Vec<Value> = serde_json::from_str(text).unwrap();
+        rows.into_iter().map(|row| (text_of(&row, "id"), row)).collect()
+    };
+    let (before, upserted, restored) = (parse(&before), parse(&upserted), parse(&restored));
+    let own = &restored[&created.job.id];
+    assert_eq!(
+        (&own["status"], &own["stage"], &own["progress"], &own["error"]),
+        (&"processing".into(), &"it's".into(), &7.into(), &Value::Null)
+    );
+    assert_eq!(restored.len(), before.len() + 1);
+    for (id, row) in before {
+        assert!(upserted[&id] == row || row["updated_at"].is_null(), "what has not changed is left as it is: {row}");
+        let mut row = row;
+        // What the ledger holds in another way.
+        row["progress"] = row["progress"].as_i64().unwrap_or(0).clamp(0, 100).into();
+        if row["updated_at"].is_null() {
+            row["updated_at"] = row["created_at"].clone();
+        }
+        assert_eq!(restored[&id], row);
+    }
+    let again = import(&legacy, &database, &[]);
+    assert!(again.said().contains(" 0 new, 0 updated, ") && again.said().contains(" 0 refused"), "{}", again.said());
+    server.stop().await;
+}
+
+fn text_of(row: &Value, name: &str) -> String {
+    text(&row[name])
+}
+
+#[tokio::test]
+async fn what_is_no_old_database_is_said() {
+    let database = Database::sqlite();
+    let legacy = LegacyDatabase::empty().await;
+    let refusal = |from: &str, schema: &str| {
+        let arguments = ["import", "--from", from, "--schema", schema, "--database-url", &database.url()];
+        let output = command(&arguments).output().expect("the program starts");
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let url = legacy.url();
+    for (from, schema, expected) in [
+        (url.as_str(), "elsewhere", "schema elsewhere has neither a table jobs nor a table job"),
+        (url.as_str(), "jobledger", "is jobledger's own"),
+        ("postgres://u:secret@h:x/d", "public", "not a PostgreSQL URL"),
+        ("postgres://nobody:secret@127.0.0.1:1/d", "public", "can't connect to PostgreSQL at 127.0.0.1"),
+        ("mysql://secret", "public", "expected postgres://USER@HOST/NAME"),
+    ] {
+        let said = refusal(from, schema);
+        assert!(said.contains(expected), "{said}");
+        assert!(!said.contains("secret") || from.starts_with("mysql"), "a password stays unsaid: {said}");
+    }
+    legacy.run("ALTER TABLE jobs DROP COLUMN stage").await;
+    assert!(refusal(&url, "public").contains("public.jobs is not the old table: it has no stage"));
+    legacy.run("DROP TABLE jobs, job_event; ALTER TABLE job ALTER COLUMN id DROP DEFAULT").await;
+    legacy.run("ALTER TABLE job ALTER COLUMN id TYPE text").await;
+    assert!(refusal(&url, "public").contains("public.job.id is a text, not a uuid"));
+}
