@@ -1,41 +1,34 @@
 //! Decides a batch of commands on one org's log: pure code between loading and writing.
 
+mod import;
+mod retain;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
     LedgerError,
     claims::{self, Candidates},
-    command::{Claim, Command, Create, Import, Looked, Removed, Reply},
+    command::{Claim, Command, Create, Looked, Reply},
 };
 use crate::{
     domain::{
         clock::Time,
         event::JobEvent,
-        flow::{Flow, Milestone, Timeline, Width},
+        flow::{Milestone, Timeline, Width},
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
-        transition::{self, Heartbeat, ImportOutcome, Look, Mark, News, Past, Tick, Transition},
+        transition::{self, Heartbeat, Look, Mark, News, Tick, Transition},
     },
-    store::{Bucket, Changes, Expired, Head, Loaded, Needs, NextDue, Retention, Tally, told_since},
+    store::{Changes, Head, Loaded, Needs, NextDue, Tally, told_since},
 };
 
 /// Jobs that one batch looks at because they are due, at most.
 const DUE_JOBS: usize = 1_000;
-/// Jobs that one batch removes, at most.
-const REMOVED_JOBS: usize = 500;
-/// Events that one batch removes with their jobs, at most; or those of one job.
-const REMOVED_EVENTS: i64 = 10_000;
-/// A job with more events than this is kept: removing them would take longer than a batch may.
-const REMOVABLE_EVENTS: i64 = 200_000;
-/// The least and the longest wait between two looks for what an org no longer keeps.
-const LEAST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-
 /// What the commands of a batch name.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
@@ -61,12 +54,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             Command::Claim(claim) => claims.push(&**claim),
             Command::Look(_) => due = Some(DUE_JOBS),
             Command::Retain(retention) => {
-                expired = Some(Expired {
-                    retention: *retention,
-                    limit: REMOVED_JOBS,
-                    max_events: REMOVED_EVENTS,
-                    max_events_of_one: REMOVABLE_EVENTS,
-                });
+                expired = Some(retain::expired(retention));
             }
         }
     }
@@ -363,108 +351,6 @@ impl Log {
             self.types.insert(Arc::clone(job_type));
         }
         Ok(())
-    }
-
-    /// Brings in a job of another system.
-    fn import(&mut self, import: &Import) -> Result<Reply, LedgerError> {
-        let Import { job: wanted, is_dry_run } = import;
-        if let Some(idempotency) = &wanted.spec.idempotency
-            && let Some(existing) = self.keys.get(&idempotency.key).filter(|id| **id != wanted.id)
-        {
-            return Err(LedgerError::IdempotencyKeyReused { existing: *existing });
-        }
-        let known = self.jobs.get(&wanted.id).map(|job| (job, self.marks.get(&wanted.id)));
-        let (status, before, timeline) = match known {
-            None => (None, Before::Nothing, Timeline::default()),
-            Some((job, _)) => (Some(job.status), Before::of(job), Timeline::of(job)),
-        };
-        let (outcome, transition) = match Job::import(wanted, self.org, known, self.tick()) {
-            Ok(brought) => brought,
-            Err(refusal) => return Ok(Reply::of_import(Err(refusal), None, 0)),
-        };
-        if outcome == ImportOutcome::New {
-            self.is_new_type(&wanted.spec.job_type)?;
-        }
-        let (job, events) = (transition.job.clone(), transition.events.len());
-        if transition.is_changed && !is_dry_run {
-            self.add_type(&wanted.spec.job_type)?;
-            if let Some(idempotency) = &job.spec.idempotency {
-                self.keys.insert(Arc::clone(&idempotency.key), job.id);
-            }
-            self.has_brought_ended |= job.status.is_terminal();
-            let past = wanted.past.iter().map(Past::key).collect();
-            self.marks.insert(job.id, Mark { seq: job.last_seq, digest: wanted.digest, past });
-            self.append(status, before, timeline, transition);
-        }
-        Ok(Reply::of_import(Ok(outcome), Some(job), events))
-    }
-
-    /// Removes finished jobs that are kept no longer. A job that this batch has changed is judged as it is now.
-    fn retain(&mut self, retention: &Retention) -> Removed {
-        let candidates = std::mem::take(&mut self.expired);
-        let mut has_more = candidates.len() >= REMOVED_JOBS;
-        let (mut jobs, mut events) = (0, 0);
-        for id in candidates {
-            let Some(job) = self.jobs.get(&id) else { continue };
-            let expires_at =
-                retention.get(job.status).zip(job.finished_at).map(|(keep, finished_at)| finished_at + keep);
-            if expires_at.is_none_or(|at| at >= self.now) {
-                continue;
-            }
-            if job.last_job_seq > REMOVABLE_EVENTS {
-                tracing::warn!(org_id = %self.org, job_id = %id, events = job.last_job_seq, "kept: it has too many events");
-                continue;
-            }
-            events += job.last_job_seq;
-            // What the series tells of has to be known to be taken away.
-            let is_known = job.last_recorded_at < self.told_since || self.histories.contains_key(&id);
-            if !is_known || events > REMOVED_EVENTS && jobs > 0 {
-                has_more = true;
-                break;
-            }
-            jobs += 1;
-            self.remove(id);
-        }
-        // Where none could be removed, looking again at once would find the same.
-        has_more &= jobs > 0;
-        self.changes.next_retention = retention.shortest().map(|keep| {
-            if has_more {
-                return self.now;
-            }
-            // What finishes from now on expires after the shortest time, at the earliest.
-            let next = self.next_expiry.map_or(self.now + keep, |next| next.min(self.now + keep));
-            next.max(self.now + (keep / 100).clamp(LEAST_WAIT, LONGEST_WAIT))
-        });
-        Removed { jobs, has_more }
-    }
-
-    fn remove(&mut self, id: JobId) {
-        let Some(job) = self.jobs.remove(&id) else { return };
-        self.touched.remove(&id);
-        if let Some(idempotency) = &job.spec.idempotency {
-            self.keys.remove(&idempotency.key);
-        }
-        self.head.floor = self.head.floor.max(job.last_seq + 1);
-        self.tally(&job).counts.add(job.status, -1);
-        self.forget(&job);
-        self.changes.removed.push(job);
-    }
-
-    /// Notes what the series no longer finds in the log, for as long as it tells of it.
-    fn forget(&mut self, job: &Job) {
-        let Some(log_time) = self.loaded_head.recorded_at else { return };
-        let mut timeline = Timeline::default();
-        for milestone in self.histories.remove(&job.id).unwrap_or_default() {
-            let mut flow = Flow::default();
-            timeline.follow(&milestone, &mut flow);
-            for width in Width::ALL {
-                let start = width.start(milestone.recorded_at);
-                if start >= width.kept_since(log_time) && !flow.is_empty() {
-                    let bucket = Bucket { width, start, job_type: Arc::clone(&job.spec.job_type) };
-                    self.changes.removed_flow.entry(bucket).or_default().add_all(&flow);
-                }
-            }
-        }
     }
 
     fn tick(&self) -> Tick {
