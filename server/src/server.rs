@@ -112,9 +112,10 @@ impl Server {
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
         let router = routes.axum_router_mut();
-        *router = std::mem::take(router).merge(api::probes(watched));
+        let legacy = if config.legacy_http { api::legacy(ledger.clone()) } else { api::no_legacy() };
+        *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy);
         let router = tonic::transport::Server::builder()
-            // For the probes alone.
+            // For probes and the old REST calls.
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))

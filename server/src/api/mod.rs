@@ -4,6 +4,7 @@ mod call;
 mod convert;
 mod http;
 mod json;
+mod legacy;
 mod listing;
 mod request;
 mod service;
@@ -12,4 +13,10 @@ mod status;
 mod stream;
 mod wire;
 
-pub(crate) use self::{call::CallLayer, http::probes, service::Service, wire::WireService};
+pub(crate) use self::{
+    call::CallLayer,
+    http::probes,
+    legacy::{legacy, no_legacy},
+    service::Service,
+    wire::WireService,
+};

@@ -52,6 +52,14 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// For those who know nothing of gRPC's details: the code, a sentence, and when to come back.
+    pub(super) fn in_short(self) -> (Code, String, Option<Duration>) {
+        let Answer { code, message, retry, .. } = Answer::of(self);
+        (code, message, retry)
+    }
+}
+
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         Self::Ledger(error)

@@ -10,7 +10,7 @@ use crate::domain::{
     id::JobId,
     job::{Job, JobSpec},
     json::Json,
-    transition::{self, ImportOutcome, ImportRefusal, Look, News, Outcome, Past, Step},
+    transition::{self, ImportOutcome, ImportRefusal, Look, News, Outcome, Past, Step, Target},
 };
 use crate::store::Retention;
 
@@ -198,6 +198,13 @@ impl Command {
                             Some(Step::Run) | None => 0,
                         };
                         news_weight(&report.news) + outcome
+                    }
+                    transition::Command::Reach(reach) => {
+                        let outcome = match &reach.to {
+                            Some(Target::Ended(ending)) => outcome_weight(&ending.outcome),
+                            _ => 0,
+                        };
+                        news_weight(&reach.news) + outcome
                     }
                     transition::Command::Heartbeat(heartbeat) => news_weight(&heartbeat.news),
                     transition::Command::Cancel(cancel) => cancel.reason.len(),

@@ -42,7 +42,7 @@ fn shown() -> Vec<Shown> {
 }
 
 /// The machine's grpcurl, or the one that `make tools` brings.
-fn grpcurl() -> String {
+pub(crate) fn grpcurl() -> String {
     #[expect(clippy::disallowed_methods, reason = "the Makefile says where grpcurl is")]
     let path = env::var("GRPCURL").unwrap_or_else(|_| root().join(".tools/bin/grpcurl").display().to_string());
     let runs = Command::new(&path).arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();

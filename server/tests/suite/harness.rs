@@ -362,8 +362,18 @@ impl Program {
         Self::start_on("127.0.0.1:0", database)
     }
 
+    /// Starts it on a free port, with more arguments.
+    pub(crate) fn start_with(database: &Database, more: &[&str]) -> Self {
+        Self::run("127.0.0.1:0", database, more)
+    }
+
     pub(crate) fn start_on(address: &str, database: &Database) -> Self {
+        Self::run(address, database, &[])
+    }
+
+    fn run(address: &str, database: &Database, more: &[&str]) -> Self {
         let mut process = command(&["--listen", address, "--database-url", &database.url()])
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -418,6 +428,8 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
         "LOG_FORMAT",
         "SHUTDOWN_GRACE",
         "MAX_BATCH",
+        "LEGACY_HTTP",
+        "IMPORT_FROM",
     ] {
         command.env_remove(format!("JOBLEDGER_{name}"));
     }

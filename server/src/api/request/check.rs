@@ -280,17 +280,21 @@ impl Check {
                 return None;
             }
         };
-        let digest = digest(&pb::UpdateJobStatusRequest {
-            status: request.status,
-            result: request.result.clone(),
-            error_code: request.error_code.clone(),
-            error_message: request.error_message.clone(),
-            retryable: Some(retryable),
-            retry_after: request.retry_after,
-            ..Default::default()
-        });
-        Some(Step::End(Ending { outcome, digest }))
+        Some(Step::End(Ending { outcome, digest: ending_digest(request) }))
     }
+}
+
+/// Of what makes the outcome that a report brings the same as another.
+pub(super) fn ending_digest(report: &pb::UpdateJobStatusRequest) -> Digest {
+    digest(&pb::UpdateJobStatusRequest {
+        status: report.status,
+        result: report.result.clone(),
+        error_code: report.error_code.clone(),
+        error_message: report.error_message.clone(),
+        retryable: Some(report.retryable.unwrap_or(true)),
+        retry_after: report.retry_after,
+        ..Default::default()
+    })
 }
 
 /// A bound for people: in whole days, else in seconds, else in milliseconds.

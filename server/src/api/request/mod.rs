@@ -2,6 +2,7 @@
 
 mod check;
 mod list;
+mod reach;
 mod read;
 mod work;
 
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use self::check::{Check, digest};
 pub(super) use self::{
     list::{Listing, list},
+    reach::{OldReport, reach},
     read::{statistics, subscribe},
     work::{claim, heartbeat},
 };

@@ -21,8 +21,8 @@ use super::{
     retry::RetryPolicy,
     status::JobStatus,
     transition::{
-        Cancel, Claim, Command, Ending, Heartbeat, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT, Report, Retry,
-        Step, Tick, Transition, TransitionError,
+        Cancel, Claim, Command, Ending, Heartbeat, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT, Reach, Report,
+        Retry, Step, Target, Tick, Transition, TransitionError,
     },
 };
 

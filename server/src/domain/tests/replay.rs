@@ -41,10 +41,29 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         }),
         1 => Just(Command::Abandon(LeaseToken::NOBODYS)),
         1 => Just(Command::Cancel(cancel())),
+        3 => (any_target(), any_report()).prop_map(|(to, report)| Command::Reach(Reach { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
         3 => (0u64..100).prop_map(|since| Command::Look(Look { reachable_for: Duration::from_secs(since) })),
     ];
     (command, prop::bool::weighted(0.8))
+}
+
+/// Wherever an old worker may say that a job is.
+fn any_target() -> impl Strategy<Value = Option<Target>> {
+    let end = |outcome| match ending(outcome) {
+        Some(Step::End(ending)) => ending,
+        _ => unreachable!("it is an ending"),
+    };
+    let failed = Outcome::Failed { result: None, error: error(), retryable: true, retry_after: None };
+    prop::sample::select(vec![
+        None,
+        Some(Target::Queued(end(Outcome::Released { retry_after: None }))),
+        Some(Target::Running),
+        Some(Target::Ended(end(Outcome::Succeeded { result: None }))),
+        Some(Target::Ended(end(failed))),
+        Some(Target::Canceled),
+        Some(Target::DeadLetter),
+    ])
 }
 
 /// The command with the token of the job's lease in it.
@@ -107,11 +126,13 @@ proptest! {
             }
             next_seq += transition.events.len() as i64;
             flow.add_all(&flow_after(&before, &transition.events));
+            let begins = |event: &&JobEvent| matches!(event.kind, EventKind::Claimed | EventKind::Started);
+            let begun = transition.events.iter().filter(begins).count() as i32;
             job = transition.job;
             events.extend(transition.events);
 
             prop_assert!(job.attempt >= before.attempt);
-            prop_assert_eq!(job.attempt - before.attempt, i32::from(before.status == JobStatus::Queued && job.status == JobStatus::Running));
+            prop_assert_eq!(job.attempt - before.attempt, begun);
             prop_assert_eq!(job.finished_at.is_some(), job.status.is_terminal());
             prop_assert_eq!(job.started_at.is_some(), job.attempt > 0);
             prop_assert!(job.failures <= max_attempts);

@@ -23,6 +23,7 @@ mod due;
 mod hold;
 mod import;
 mod path;
+mod reach;
 mod report;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub use self::{
     due::{LEASE_EXPIRED, Look, RUN_TIMEOUT},
     hold::{Claim, Heartbeat},
     import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
+    reach::{Reach, Target},
     report::{Ending, News, Outcome, Report, Step},
 };
 use super::{
@@ -60,6 +62,8 @@ pub struct Tick {
 pub enum Command {
     /// A worker's report.
     Report(Report),
+    /// What a worker says of a job whatever leads there.
+    Reach(Reach),
     /// A worker takes the job.
     Claim(Claim),
     /// A worker goes on holding it.
@@ -154,6 +158,7 @@ impl Job {
     pub fn apply(&self, command: &Command, at: Tick) -> Result<Transition, TransitionError> {
         match command {
             Command::Report(report) => self.report(report, at),
+            Command::Reach(reach) => self.reach(reach, at),
             Command::Claim(claim) => self.claim(claim, at),
             Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat, at),
             Command::Abandon(token) => Ok(self.abandon(*token, at)),

@@ -135,7 +135,7 @@ impl Job {
 
     /// True if the report is the one that ended the last ended attempt: under its lease for as long as that is the last,
     /// without one until the next attempt begins.
-    fn repeats_outcome(&self, report: &Report) -> bool {
+    pub(super) fn repeats_outcome(&self, report: &Report) -> bool {
         let (Some(Step::End(ending)), Some(outcome)) = (&report.step, &self.outcome) else { return false };
         let is_of_it = match report.lease {
             None => self.status != JobStatus::Running,

@@ -1,0 +1,189 @@
+//! What a body has to be, told as pydantic tells it where it is not.
+
+use axum::http::{HeaderMap, header};
+use serde::Deserialize;
+use serde_json::{Map, Value, json, value::RawValue};
+
+use super::error::Problem;
+use crate::{
+    domain::{json::Json, status::JobStatus, transition::News},
+    legacy::{check_json, fit_progress, fit_stage, fit_text, parse_status},
+};
+
+const MAX_TYPE_CHARS: usize = 100;
+/// The words that a status may be given in.
+const WORDS: &str =
+    "'pending', 'processing', 'completed', 'failed', 'canceled', 'queued', 'running', 'succeeded' or 'dead_letter'";
+
+/// A body that is JSON.
+pub(super) struct Body<'a> {
+    text: &'a str,
+    value: Value,
+}
+
+impl<'a> Body<'a> {
+    /// Reads it, if it says that it is JSON, or says nothing. A browser sends anything else across sites without asking.
+    pub(super) fn read(headers: &HeaderMap, bytes: &'a [u8]) -> Result<Self, Problem> {
+        if bytes.is_empty() {
+            return Err(Problem::invalid(vec![
+                json!({"type": "missing", "loc": ["body"], "msg": "Field required", "input": null}),
+            ]));
+        }
+        let text = str::from_utf8(bytes).map_err(|error| malformed(error.valid_up_to(), "Invalid UTF-8"))?;
+        let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or_default());
+        let is_json = kind.is_none_or(|kind| {
+            let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json")
+        });
+        if !is_json {
+            return Err(no_object(Value::String(text.to_owned())));
+        }
+        let value = serde_json::from_str(text).map_err(|error| malformed(place(text, &error), &error.to_string()))?;
+        Ok(Self { text, value })
+    }
+}
+
+/// Where in a text an error is, in characters.
+fn place(text: &str, error: &serde_json::Error) -> usize {
+    let before = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(|line| line.chars().count());
+    before.sum::<usize>() + error.column().saturating_sub(1)
+}
+
+fn malformed(place: usize, reason: &str) -> Problem {
+    Problem::invalid(vec![json!({
+        "type": "json_invalid", "loc": ["body", place], "msg": "JSON decode error", "input": {}, "ctx": {"error": reason}
+    })])
+}
+
+fn no_object(input: Value) -> Problem {
+    Problem::invalid(vec![json!({
+        "type": "model_attributes_type", "loc": ["body"],
+        "msg": "Input should be a valid dictionary or object to extract fields from", "input": input
+    })])
+}
+
+/// The fields of a body; all that is wrong with them is told at once. Others than those that are asked for are let be.
+pub(super) struct Fields<'a> {
+    text: &'a str,
+    fields: &'a Map<String, Value>,
+    errors: Vec<Value>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn of(body: &'a Body<'_>) -> Result<Self, Problem> {
+        let fields = body.value.as_object().ok_or_else(|| no_object(body.value.clone()))?;
+        Ok(Self { text: body.text, fields, errors: Vec::new() })
+    }
+
+    pub(super) fn finish(self) -> Result<(), Problem> {
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::invalid(self.errors)) }
+    }
+
+    fn refuse(&mut self, kind: &str, field: &str, message: &str, input: &Value, context: Value) {
+        let mut error = json!({"type": kind, "loc": ["body", field], "msg": message, "input": input});
+        if !context.is_null() {
+            error["ctx"] = context;
+        }
+        self.errors.push(error);
+    }
+
+    /// What pydantic calls an error of the value's own.
+    fn refuse_value(&mut self, field: &str, reason: &str, input: &Value) {
+        self.refuse("value_error", field, &format!("Value error, {reason}"), input, json!({"error": reason}));
+    }
+
+    /// What is there and not null.
+    fn get(&self, field: &str) -> Option<&'a Value> {
+        self.fields.get(field).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, field: &str) -> Option<&'a str> {
+        let value = self.get(field)?;
+        match value {
+            Value::String(text) if text.contains('\0') => {
+                self.refuse_value(field, "must not hold the NUL character", value);
+                None
+            }
+            Value::String(text) => Some(text),
+            other => {
+                self.refuse("string_type", field, "Input should be a valid string", other, Value::Null);
+                None
+            }
+        }
+    }
+
+    pub(super) fn job_type(&mut self) -> String {
+        const FIELD: &str = "type";
+        let Some(value) = self.fields.get(FIELD) else {
+            let body = Value::Object(self.fields.clone());
+            self.refuse("missing", FIELD, "Field required", &body, Value::Null);
+            return String::new();
+        };
+        if value.is_null() {
+            self.refuse("string_type", FIELD, "Input should be a valid string", value, Value::Null);
+        }
+        let Some(name) = self.text(FIELD) else { return String::new() };
+        if name.is_empty() {
+            let message = "String should have at least 1 character";
+            self.refuse("string_too_short", FIELD, message, value, json!({"min_length": 1}));
+        }
+        if name.chars().count() > MAX_TYPE_CHARS {
+            let message = format!("String should have at most {MAX_TYPE_CHARS} characters");
+            self.refuse("string_too_long", FIELD, &message, value, json!({"max_length": MAX_TYPE_CHARS}));
+        }
+        if name.chars().any(char::is_control) {
+            self.refuse_value(FIELD, "must not hold control characters", value);
+        }
+        name.to_owned()
+    }
+
+    pub(super) fn status(&mut self) -> Option<JobStatus> {
+        const FIELD: &str = "status";
+        let word = self.text(FIELD)?;
+        let status = parse_status(word);
+        if status.is_none() {
+            let message = format!("Input should be {WORDS}");
+            self.refuse("literal_error", FIELD, &message, &json!(word), json!({"expected": WORDS}));
+        }
+        status
+    }
+
+    /// Stage and progress. The old service bounded neither: what is too long or too much is cut.
+    pub(super) fn news(&mut self) -> News {
+        let mut cuts = Vec::new();
+        let stage = self.text("stage").map(|stage| fit_stage(stage, &mut cuts));
+        let progress = self.get("progress").and_then(|value| {
+            // As pydantic does, a text that is a number is one.
+            let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n: &f64| n.is_finite());
+            if number.is_none() {
+                self.refuse("int_type", "progress", "Input should be a valid integer", value, Value::Null);
+            }
+            number.map(|number| fit_progress(number, &mut cuts))
+        });
+        News { stage, progress, ..News::default() }
+    }
+
+    /// The result to the letter.
+    pub(super) fn result(&mut self) -> Option<Json> {
+        #[derive(Deserialize)]
+        struct Letters<'a> {
+            #[serde(borrow)]
+            result: Option<&'a RawValue>,
+        }
+        const FIELD: &str = "result";
+        let value = self.get(FIELD)?;
+        let letters: Letters<'_> = serde_json::from_str(self.text).ok()?;
+        match check_json(letters.result?.get()) {
+            Ok(json) => Some(json),
+            Err(unfit) => {
+                self.refuse_value(FIELD, &unfit.to_string(), value);
+                None
+            }
+        }
+    }
+
+    pub(super) fn error(&mut self) -> Option<String> {
+        let error = self.text("error")?;
+        Some(fit_text("error", error, &mut Vec::new()).to_string())
+    }
+}

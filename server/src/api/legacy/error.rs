@@ -1,0 +1,96 @@
+//! What goes wrong, as FastAPI says it.
+
+use std::time::Duration;
+
+use axum::{
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use super::{
+    super::{request::ORG_HEADER, status::ApiError},
+    answer,
+};
+use crate::{domain::transition::TransitionError, legacy::old_word};
+
+/// An answer that is an error: `{"detail": …}`.
+#[derive(Debug)]
+pub(super) struct Problem {
+    code: StatusCode,
+    detail: Value,
+    retry: Option<Duration>,
+}
+
+impl Problem {
+    /// One that is told in a sentence.
+    pub(super) fn text(code: StatusCode, detail: impl Into<String>) -> Self {
+        Self { code, detail: Value::String(detail.into()), retry: None }
+    }
+
+    /// A request that is not what it must be: a list of what is wrong with it.
+    pub(super) fn invalid(errors: Vec<Value>) -> Self {
+        Self { code: StatusCode::UNPROCESSABLE_ENTITY, detail: Value::Array(errors), retry: None }
+    }
+
+    pub(super) fn no_uuid(place: [&str; 2], text: &str, error: &uuid::Error) -> Self {
+        let error = error.to_string();
+        let message = format!("Input should be a valid UUID, {error}");
+        Self::invalid(vec![
+            json!({"type": "uuid_parsing", "loc": place, "msg": message, "input": text, "ctx": {"error": error}}),
+        ])
+    }
+
+    pub(super) fn no_org(headers: &HeaderMap) -> Self {
+        let text = headers.get(ORG_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
+        match uuid::Uuid::try_parse(&text) {
+            Err(error) => Self::no_uuid(["header", ORG_HEADER], &text, &error),
+            Ok(_) => Self::text(StatusCode::UNPROCESSABLE_ENTITY, format!("{ORG_HEADER} must be a UUID")),
+        }
+    }
+
+    /// The state machine says no to a status, given in the old words.
+    pub(super) fn refused(refused: &TransitionError, wanted: Option<&str>) -> Self {
+        let detail = match (refused, wanted) {
+            (TransitionError::InvalidTransition { current }, Some(wanted)) => {
+                format!("The job is {}, and can't become {wanted}", old_word(*current))
+            }
+            (TransitionError::InvalidTransition { current }, None) => {
+                format!("The job is {}, and nobody works on it", old_word(*current))
+            }
+            (TransitionError::LeaseLost, _) => {
+                "The job is held by a worker under a lease, and only that worker may report on it".to_owned()
+            }
+            (TransitionError::EtagMismatch { .. }, _) => refused.to_string(),
+        };
+        Self::text(StatusCode::CONFLICT, detail)
+    }
+}
+
+impl From<ApiError> for Problem {
+    fn from(error: ApiError) -> Self {
+        let (code, message, retry) = error.in_short();
+        let code = match code {
+            // In the old service's words.
+            Code::NotFound => return Self::text(StatusCode::NOT_FOUND, "Job not found"),
+            Code::InvalidArgument => StatusCode::UNPROCESSABLE_ENTITY,
+            Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
+            Code::ResourceExhausted | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { retry, ..Self::text(code, message) }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = answer(self.code, &json!({ "detail": self.detail }));
+        if let Some(wait) = self.retry {
+            let seconds = wait.as_secs_f64().ceil() as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}

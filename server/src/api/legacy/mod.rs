@@ -1,0 +1,167 @@
+//! The REST calls of the service that jobledger replaces, for clients that were written for it: its paths, its words, its JSON, and
+//! its errors, which are FastAPI's.
+
+mod body;
+mod error;
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::{any, get, post},
+};
+use jobledger_proto::v1 as pb;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tonic::metadata::MetadataMap;
+use uuid::Uuid;
+
+use self::{
+    body::{Body, Fields},
+    error::Problem,
+};
+use super::{
+    request::{self, OldReport},
+    status::{ApiError, MAX_REQUEST_BYTES},
+};
+use crate::{
+    domain::{
+        id::{JobId, OrgId},
+        job::{Job, JobContents},
+        json::Json,
+        status::JobStatus,
+    },
+    ledger::{JobReply, Ledger, LedgerError},
+    legacy::{isoformat, old_word},
+};
+
+/// The old calls.
+pub(crate) fn legacy(ledger: Ledger) -> Router {
+    let not_allowed = || async { Problem::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").into_response() };
+    Router::new()
+        .route("/jobs", post(create))
+        .route("/jobs/{job_id}", get(read))
+        .route("/jobs/{job_id}/status", post(update))
+        .method_not_allowed_fallback(not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .with_state(ledger)
+}
+
+/// What their callers are told where they are off.
+pub(crate) fn no_legacy() -> Router {
+    let off = || async {
+        let detail = "Not Found: the old REST calls are off; the server's --legacy-http turns them on";
+        Problem::text(StatusCode::NOT_FOUND, detail).into_response()
+    };
+    Router::new().route("/jobs", any(off)).route("/jobs/{*rest}", any(off))
+}
+
+/// `POST /jobs`: `{"type": …}`.
+async fn create(State(ledger): State<Ledger>, headers: HeaderMap, bytes: Bytes) -> Result<Response, Problem> {
+    #[derive(Serialize)]
+    struct Created {
+        job_id: String,
+    }
+    let org = org(&headers)?;
+    let body = Body::read(&headers, &bytes)?;
+    let mut fields = Fields::of(&body)?;
+    let job_type = fields.job_type();
+    fields.finish()?;
+    let command = request::create(pb::CreateJobRequest { r#type: job_type, ..Default::default() })?;
+    let JobReply { job, .. } = ledger.submit(org, command).await.map_err(ApiError::from)?;
+    Ok(answer(StatusCode::OK, &Created { job_id: job.id.to_string() }))
+}
+
+/// `GET /jobs/{job_id}`.
+async fn read(
+    State(ledger): State<Ledger>,
+    Path(job_id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (org, id) = (org(&headers)?, job_id_of(&job_id)?);
+    let record = ledger.job(org, id).await.map_err(ApiError::from)?;
+    Ok(job_as_it_was(&record.job, &record.contents))
+}
+
+/// `POST /jobs/{job_id}/status`: what a worker says, with the arguments of the old `_update_job_status`.
+async fn update(
+    State(ledger): State<Ledger>,
+    Path(job_id): Path<String>,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Result<Response, Problem> {
+    let (org, id) = (org(&headers)?, job_id_of(&job_id)?);
+    let body = Body::read(&headers, &bytes)?;
+    let mut fields = Fields::of(&body)?;
+    let (status, news) = (fields.status(), fields.news());
+    let (result, error) = (fields.result(), fields.error());
+    fields.finish()?;
+    if result.is_some() && !matches!(status, Some(JobStatus::Succeeded | JobStatus::Failed)) {
+        let detail = "a result comes with the end of a job: with the status completed or failed";
+        return Err(Problem::text(StatusCode::CONFLICT, detail));
+    }
+    // Of a dead letter they have no word of their own.
+    let wanted = status.map(|status| if status == JobStatus::DeadLetter { status.as_str() } else { old_word(status) });
+    let command = request::reach(id, OldReport { status, news, result, error });
+    let job = match ledger.submit(org, command).await {
+        Ok(reply) => reply.job,
+        Err(LedgerError::Transition(refused)) => return Err(Problem::refused(&refused, wanted)),
+        Err(error) => return Err(ApiError::from(error).into()),
+    };
+    let mut contents = JobContents::default();
+    if job.result_at.is_some() {
+        let found = ledger.contents(org, &[id]).await.map_err(ApiError::from)?;
+        contents = found.into_iter().next().map(|(_, contents)| contents).unwrap_or_default();
+    }
+    Ok(job_as_it_was(&job, &contents))
+}
+
+fn org(headers: &HeaderMap) -> Result<OrgId, Problem> {
+    request::org(&MetadataMap::from_headers(headers.clone())).map_err(|_| Problem::no_org(headers))
+}
+
+fn job_id_of(text: &str) -> Result<JobId, Problem> {
+    Uuid::try_parse(text).map(JobId).map_err(|error| Problem::no_uuid(["path", "job_id"], text, &error))
+}
+
+/// A job in the old words: the fields and their order are those of the old `JobStatusResponse`.
+fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
+    #[derive(Serialize)]
+    struct JobStatusResponse<'a> {
+        id: String,
+        status: &'static str,
+        stage: Option<&'a str>,
+        progress: u8,
+        result: Option<&'a RawValue>,
+        error: Option<&'a str>,
+        created_at: String,
+        updated_at: String,
+    }
+    // To the letter: numbers keep all their digits.
+    let raw = |json: &'_ Json| serde_json::from_str::<Box<RawValue>>(json.as_str()).ok();
+    let result = contents.result.as_ref().and_then(raw);
+    let error = job.last_error.as_ref().map(|error| {
+        // Of the ledger's own errors there is always a message; others may have a code alone.
+        if error.message.is_empty() { &*error.code } else { &*error.message }
+    });
+    answer(
+        StatusCode::OK,
+        &JobStatusResponse {
+            id: job.id.to_string(),
+            status: old_word(job.status),
+            stage: job.stage.as_deref(),
+            progress: job.progress.unwrap_or_default(),
+            result: result.as_deref(),
+            error,
+            created_at: isoformat(job.created_at),
+            updated_at: isoformat(job.updated_at),
+        },
+    )
+}
+
+fn answer(code: StatusCode, body: &impl Serialize) -> Response {
+    let text = serde_json::to_string(body).expect("strings, numbers and raw JSON serialise");
+    (code, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
