@@ -19,7 +19,7 @@ ifeq ($(FOUND_POSTGRES)$(JOBLEDGER_TEST_DATABASE_URL),)
 TEST_POSTGRES := $(POSTGRES)
 endif
 
-.PHONY: all test test-long check fmt clippy doc proto deny bench bench-snapshot bench-streams bench-workers tools
+.PHONY: all test test-long check fmt clippy doc proto deny bench bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -52,6 +52,10 @@ deny: $(TOOLS)/bin/cargo-deny
 ## CreateJob with 256 calls in flight on both databases, beside what it is held against.
 bench: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench create
+
+## An import of 400,000 rows into both databases.
+bench-import: $(TEST_POSTGRES)
+	cargo bench -p jobledger-server --bench import
 
 ## Small batches under an old snapshot: six minutes.
 bench-snapshot: $(TEST_POSTGRES)

@@ -78,8 +78,11 @@ impl JobState {
     /// The fold of a job's events.
     fn apply(&mut self, event: JobEvent) {
         let (kind, status) = (event.kind(), event.next_status());
-        if matches!(kind, JobEventKind::Claimed | JobEventKind::Started) {
+        if matches!(kind, JobEventKind::Claimed | JobEventKind::Started | JobEventKind::Imported) {
             self.result = None;
+        }
+        if kind == JobEventKind::Imported {
+            self.scheduled_at = None;
         }
         if status == JobStatus::Queued {
             self.scheduled_at = event.scheduled_at;
@@ -87,7 +90,10 @@ impl JobState {
         if event.result.is_some() {
             self.result = event.result;
         }
-        if kind == JobEventKind::Failed || !event.error_code.is_empty() || !event.error_message.is_empty() {
+        if matches!(kind, JobEventKind::Failed | JobEventKind::Imported)
+            || !event.error_code.is_empty()
+            || !event.error_message.is_empty()
+        {
             self.last_error_code = event.error_code;
             self.last_error_message = event.error_message;
         }

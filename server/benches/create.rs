@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::common::{
-    CONNECTIONS, Result, Server,
+    BARE_LANE, CONNECTIONS, Result, Server,
     cluster::{self, Cluster, Durability},
     last_of, median, pgbench, rate,
 };
@@ -83,24 +83,6 @@ WITH job AS (
 )
 INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
 SELECT '00000000-0000-0000-0000-00000000000b', last_seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM job;
-";
-
-/// A batch of 256 jobs on a log of its own.
-const BARE_LANE: &str = "
-BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
-WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
-job AS (
-    INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,
-        last_job_seq, last_seq, last_recorded_at)
-    SELECT '00000000-0000-0000-0000-00000000000c', id, 'bench', 1000000, 2, 600000000, now(), seq, 1, seq, now() FROM made
-), event AS (
-    INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
-    SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM made
-)
-INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, now(), '{\"bench\": [256, 0, 0, 0, 0, 0]}');
-COMMIT;
 ";
 
 /// Jobs a second on SQLite: batched, one by one, and the empty RPC.

@@ -40,6 +40,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    #[allow(dead_code, reason = "some run another command of the program")]
     pub(crate) async fn start(database_url: &str, max_batch: u16) -> Result<Self> {
         let mut process = Command::new(env!("CARGO_BIN_EXE_jobledger"))
             .args(["--listen", "127.0.0.1:0", "--log", "warn", "--database-url", database_url])
@@ -120,6 +121,25 @@ where
     }
     Ok(done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64())
 }
+
+/// A batch of 256 jobs on a log of its own.
+#[allow(dead_code, reason = "some have other yardsticks")]
+pub(crate) const BARE_LANE: &str = "
+BEGIN;
+SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
+WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
+job AS (
+    INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,
+        last_job_seq, last_seq, last_recorded_at)
+    SELECT '00000000-0000-0000-0000-00000000000c', id, 'bench', 1000000, 2, 600000000, now(), seq, 1, seq, now() FROM made
+), event AS (
+    INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
+    SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM made
+)
+INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
+VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, now(), '{\"bench\": [256, 0, 0, 0, 0, 0]}');
+COMMIT;
+";
 
 /// Transactions a second of a pgbench script.
 #[allow(dead_code, reason = "some have no yardstick in SQL")]

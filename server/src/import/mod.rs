@@ -8,7 +8,13 @@ mod mapping;
 mod source;
 mod summary;
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::Future,
+    pin::Pin,
+    time::Duration,
+};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -35,8 +41,8 @@ use crate::{
 
 /// Pages that are read ahead.
 const PAGES_AHEAD: usize = 2;
-/// Rows whose commands are under way together, at most: a few batches.
-const COMMANDS_AT_ONCE: usize = 2_048;
+/// Pages of one org each whose commands are in its lane: while one batch commits, the next gathers.
+const MOST_IN_FLIGHT: usize = 2;
 /// How often a page is tried again where the ledger is busy or out of reach.
 const TRIES: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -146,47 +152,71 @@ pub async fn run(
     let rows = source.count().await?.iter().map(|(_, n)| n).sum();
     observer.begin(source.tables(), rows);
     let duplicates = source.duplicate_keys().await?;
-    let mut summary = Summary::default();
     let (send, mut pages) = mpsc::channel(PAGES_AHEAD);
+    let org = request.org;
+    // Reading and mapping go on while what came before is written.
     let reading = tokio::spawn(async move {
         loop {
             let page = source.next().await;
             let is_last = !matches!(page, Ok(Some(_)));
+            let page = page.map(|page| page.map(|page| MappedPage::of(page, org, &duplicates)));
             if send.send(page).await.is_err() || is_last {
                 return source;
             }
         }
     });
-    let mut importer = Importer { request, ledger, observer, duplicates, summary: &mut summary };
+    let mut importer = Importer { request, ledger, observer, in_flight: VecDeque::new(), summary: Summary::default() };
     while let Some(page) = pages.recv().await {
         let Some(page) = page? else { break };
         importer.bring(page).await?;
     }
+    let mut summary = importer.finish().await?;
     let mut source = reading.await.map_err(|ended| ImportError::Source(ended.to_string()))?;
     summary.of_source(source.count().await?);
     source.close().await;
     Ok(summary)
 }
 
+/// A page's rows as jobs, as far as they are.
+struct MappedPage {
+    rows: Vec<(Row, Result<Mapped, Refusal>)>,
+    superseded: u64,
+}
+
+impl MappedPage {
+    /// Of a row with a key that another before it has, the ledger would have to take the key away.
+    fn of(page: Page, org: OrgId, duplicates: &HashMap<Uuid, Uuid>) -> Self {
+        let map = |row: Row| {
+            let mapped = match duplicates.get(&row.id) {
+                Some(first) => Err(Refusal(format!("job {first} has its idempotency_key, and a key is one job's"))),
+                None => mapping::map(&row, org, page.now),
+            };
+            (row, mapped)
+        };
+        Self { rows: page.rows.into_iter().map(map).collect(), superseded: page.superseded }
+    }
+}
+
+/// Rows of one org whose commands are in its lane.
+struct InFlight<'a> {
+    org: OrgId,
+    rows: Vec<(Row, Mapped)>,
+    replies: Pin<Box<dyn Future<Output = Vec<Result<Imported, LedgerError>>> + Send + 'a>>,
+}
+
 struct Importer<'a> {
     request: &'a ImportRequest,
     ledger: Option<&'a Ledger>,
     observer: &'a mut dyn Observer,
-    /// Rows with a key that another row before them has.
-    duplicates: HashMap<Uuid, Uuid>,
-    summary: &'a mut Summary,
+    in_flight: VecDeque<InFlight<'a>>,
+    summary: Summary,
 }
 
-impl Importer<'_> {
-    async fn bring(&mut self, page: Page) -> Result<(), ImportError> {
+impl<'a> Importer<'a> {
+    async fn bring(&mut self, page: MappedPage) -> Result<(), ImportError> {
         self.summary.superseded += page.superseded;
         let mut of_orgs: Vec<(OrgId, Vec<(Row, Mapped)>)> = Vec::new();
-        let rows = page.rows.len() as u64;
-        for row in page.rows {
-            let mapped = match self.duplicates.get(&row.id) {
-                Some(first) => Err(Refusal(format!("job {first} has its idempotency_key, and a key is one job's"))),
-                None => mapping::map(&row, self.request.org, page.now),
-            };
+        for (row, mapped) in page.rows {
             match mapped {
                 Err(refusal) => self.refuse(&row, refusal)?,
                 Ok(mapped) => match of_orgs.iter_mut().find(|(org, _)| *org == mapped.org) {
@@ -195,38 +225,55 @@ impl Importer<'_> {
                 },
             }
         }
-        for (org, mut rows) in of_orgs {
-            while !rows.is_empty() {
-                let rest = rows.split_off(rows.len().min(COMMANDS_AT_ONCE));
-                self.submit(org, rows).await?;
-                rows = rest;
+        for (org, rows) in of_orgs {
+            let Some(ledger) = self.ledger else {
+                for (row, mapped) in &rows {
+                    self.summary.would_bring(mapped.import.state.status);
+                    self.observer.advance(1);
+                    self.note(row, &mapped.notes)?;
+                }
+                continue;
+            };
+            // In the order of the rows: a lane takes what comes first.
+            let replies = self.submit(ledger, org, &rows);
+            self.in_flight.push_back(InFlight { org, rows, replies });
+            if self.in_flight.len() > MOST_IN_FLIGHT {
+                self.settle_first().await?;
             }
         }
-        self.observer.advance(rows);
         Ok(())
     }
 
-    async fn submit(&mut self, org: OrgId, rows: Vec<(Row, Mapped)>) -> Result<(), ImportError> {
-        let Some(ledger) = self.ledger else {
-            for (row, mapped) in &rows {
-                self.summary.would_bring(mapped.import.state.status);
-                self.note(row, &mapped.notes)?;
-            }
-            return Ok(());
-        };
-        let mut waiting = rows;
+    async fn finish(mut self) -> Result<Summary, ImportError> {
+        while !self.in_flight.is_empty() {
+            self.settle_first().await?;
+        }
+        Ok(self.summary)
+    }
+
+    fn submit(
+        &self,
+        ledger: &'a Ledger,
+        org: OrgId,
+        rows: &[(Row, Mapped)],
+    ) -> Pin<Box<dyn Future<Output = Vec<Result<Imported, LedgerError>>> + Send + 'a>> {
+        let is_dry_run = self.request.is_dry_run;
+        let wanted = rows.iter().map(|(_, mapped)| Import { job: mapped.import.clone(), is_dry_run }).collect();
+        let n = rows.len();
+        match ledger.import_all(org, wanted) {
+            Ok(replies) => Box::pin(replies),
+            Err(error) => Box::pin(async move { vec![Err(error); n] }),
+        }
+    }
+
+    /// Waits for the answers to the rows that were submitted first; what may go well when it is tried again is.
+    async fn settle_first(&mut self) -> Result<(), ImportError> {
+        let (Some(first), Some(ledger)) = (self.in_flight.pop_front(), self.ledger) else { return Ok(()) };
+        let InFlight { org, mut rows, mut replies } = first;
         let mut pause = FIRST_PAUSE;
         for tries in 1.. {
-            let wanted = waiting
-                .iter()
-                .map(|(_, mapped)| Import { job: mapped.import.clone(), is_dry_run: self.request.is_dry_run })
-                .collect();
-            let replies = match ledger.import_all(org, wanted).await {
-                Ok(replies) => replies,
-                Err(error) => waiting.iter().map(|_| Err(error.clone())).collect(),
-            };
             let mut again = Vec::new();
-            for ((row, mapped), reply) in waiting.into_iter().zip(replies) {
+            for ((row, mapped), reply) in rows.into_iter().zip(replies.await) {
                 match reply {
                     // What is known to be in the ledger already is left alone when it comes again.
                     Err(error) if is_passing(&error) && tries < TRIES => again.push((row, mapped)),
@@ -241,9 +288,10 @@ impl Importer<'_> {
             if again.is_empty() {
                 break;
             }
-            waiting = again;
             sleep(pause).await;
             pause *= 2;
+            replies = self.submit(ledger, org, &again);
+            rows = again;
         }
         Ok(())
     }
@@ -257,6 +305,7 @@ impl Importer<'_> {
     ) -> Result<(), ImportError> {
         let status = mapped.import.state.status;
         self.summary.brought(outcome, status, job.map_or(status, |job| job.status));
+        self.observer.advance(1);
         self.note(row, &mapped.notes)
     }
 
@@ -270,6 +319,7 @@ impl Importer<'_> {
 
     fn refuse(&mut self, row: &Row, refusal: Refusal) -> Result<(), ImportError> {
         self.summary.refused(mapping::status_of(row));
+        self.observer.advance(1);
         self.report(row, RowVerdict::Refused, &[refusal.0])
     }
 

@@ -170,26 +170,29 @@ impl Ledger {
         Ok(replies)
     }
 
-    /// Brings in jobs of another system: an answer for each, in order.
+    /// Brings in jobs of another system. They are in the lane at once; the future has an answer for each, in order.
     ///
     /// # Errors
     ///
     /// If not even one of them was accepted.
-    pub async fn import_all(
+    pub fn import_all(
         &self,
         org: OrgId,
         jobs: Vec<Import>,
-    ) -> Result<Vec<Result<Imported, LedgerError>>, LedgerError> {
+    ) -> Result<impl Future<Output = Vec<Result<Imported, LedgerError>>> + Send + use<>, LedgerError> {
         let commands = jobs.into_iter().map(|import| Command::Import(Box::new(import))).collect();
-        let mut replies = Vec::new();
-        for answer in self.lanes.enqueue(org, commands)? {
-            let answered = answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown));
-            replies.push(answered.and_then(|answered| match answered.reply {
-                Reply::Imported(imported) => Ok(*imported),
-                _ => Err(LedgerError::Refused),
-            }));
-        }
-        Ok(replies)
+        let answers = self.lanes.enqueue(org, commands)?;
+        Ok(async move {
+            let mut replies = Vec::with_capacity(answers.len());
+            for answer in answers {
+                let answered = answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown));
+                replies.push(answered.and_then(|answered| match answered.reply {
+                    Reply::Imported(imported) => Ok(*imported),
+                    _ => Err(LedgerError::Refused),
+                }));
+            }
+            replies
+        })
     }
 
     /// Does what is due in one org: to as many jobs as one batch may.

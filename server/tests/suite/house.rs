@@ -43,6 +43,8 @@ fn dependencies_point_one_way() {
         ),
         ("api", &["sqlx", "store::", "dyn Store", "maintenance"]),
         ("verify", &["ledger::", "api::", "maintenance", "tonic", "prost", "sqlx", "store::sqlite", "store::postgres"]),
+        ("legacy", &["store::", "ledger::", "api::", "tonic", "sqlx", "tokio", "async fn"]),
+        ("import", &["api::", "maintenance", "tonic", "prost", "jobledger_proto", "store::"]),
         ("maintenance", &["api::", "tonic", "prost", "jobledger_proto", "sqlx", "store::sqlite", "store::postgres"]),
     ] {
         let sources = sources(&server.join(part));
@@ -78,4 +80,25 @@ fn files_fit_in_the_head() {
             assert!(lines <= 600, "{path} has {lines} lines: split it by what changes together");
         }
     }
+}
+
+/// A link whose text is `module::test` leads to that test.
+#[test]
+fn tests_that_documents_name_are_there() {
+    let mut named = 0;
+    for entry in fs::read_dir(root().join("docs")).expect("the folder exists") {
+        let path = entry.expect("the folder is readable").path();
+        let text = fs::read_to_string(&path).expect("documents are text");
+        for link in text.split('[').filter_map(|part| part.split_once(')')).map(|(link, _)| link) {
+            let Some((name, target)) = link.split_once("](") else { continue };
+            let Some((module, test)) = name.split_once("::") else { continue };
+            let file = root().join("docs").join(target);
+            let source =
+                fs::read_to_string(&file).unwrap_or_else(|error| panic!("{name}: {}: {error}", file.display()));
+            assert!(target.ends_with(&format!("/{module}.rs")), "{name} is said to be in {target}");
+            assert!(source.contains(&format!("fn {test}(")), "{target} has no {test}");
+            named += 1;
+        }
+    }
+    assert!(named > 20, "{named} were found");
 }

@@ -26,6 +26,8 @@ on_both_databases! {
     an_import_that_was_killed_goes_on_to_the_same_end,
     a_dry_run_says_what_would_be_and_writes_nothing,
     an_import_runs_beside_a_server_whose_subscribers_see_it,
+    a_view_follows_what_is_brought_in,
+    what_goes_on_meanwhile_comes_with_the_next_run,
     rows_of_both_tables_are_taken_once,
     what_is_exported_is_the_old_table_and_comes_back_unchanged,
 }
@@ -471,6 +473,81 @@ async fn an_import_runs_beside_a_server_whose_subscribers_see_it(database: Datab
     assert!(program.end_by("TERM").success());
 }
 
+async fn a_view_follows_what_is_brought_in(database: Database) {
+    let legacy = three_jobs().await;
+    legacy.run(&format!("UPDATE job SET status = 'failed', last_error_message = 'no' WHERE id = '{DONE}'")).await;
+    let (server, client) = TestServer::on(&database).await;
+    let mut view = client.view(Follow::org()).await.unwrap();
+    import(&legacy, &database, &[]);
+    // What was a failure with a result is neither any more.
+    legacy
+        .run(&format!(
+            "UPDATE job SET status = 'queued', last_error_message = NULL, updated_at = now() WHERE id = '{DONE}';
+             INSERT INTO job_event (job_id, prev_status, next_status) VALUES ('{DONE}', 'failed', 'queued')"
+        ))
+        .await;
+    import(&legacy, &database, &[]);
+    let head = client.statistics(&[]).await.unwrap().as_of_seq;
+    while view.as_of_seq() < head {
+        tokio::time::timeout(Duration::from_secs(60), view.next()).await.expect("it follows").unwrap().unwrap();
+    }
+    assert_eq!(view.len(), 3);
+    for id in [RUNNING, QUEUED, DONE] {
+        assert_eq!(view.get(id), Some(&client.get(id).await.unwrap().into()));
+    }
+    server.stop().await;
+}
+
+async fn what_goes_on_meanwhile_comes_with_the_next_run(database: Database) {
+    let legacy = LegacyDatabase::with_rows(1_000).await;
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    // The old service: it creates jobs, and ends others, in both tables.
+    let mut connection = legacy.connect().await;
+    let service = tokio::spawn(async move {
+        use sqlx::Executor as _;
+        let mut n = 0;
+        while stopped.try_recv().is_err() {
+            n += 1;
+            let sql = format!(
+                "INSERT INTO jobs (id, status, progress, created_at, updated_at) VALUES (gen_random_uuid(), 'pending', 0, now(), now());
+                 UPDATE jobs SET status = 'completed', updated_at = now() WHERE id = md5('jobs ' || {n})::uuid AND status = 'pending';
+                 WITH ended AS (UPDATE job SET status = 'succeeded', finished_at = now(), updated_at = now()
+                    WHERE id = md5('job ' || {n})::uuid AND status = 'running' RETURNING id)
+                 INSERT INTO job_event (job_id, prev_status, next_status, detail_json)
+                    SELECT id, 'running', 'succeeded', '{{\"progress\": 100}}' FROM ended"
+            );
+            connection.execute(sqlx::AssertSqlSafe(sql)).await.expect("it goes on");
+        }
+        n
+    });
+    let background = |legacy: &LegacyDatabase| {
+        let (from, url) = (legacy.url(), database.url());
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("r.jsonl").display().to_string();
+        let mut command = command(&["import", "--from", &from, "--database-url", &url, "--refused", &path]);
+        tokio::task::spawn_blocking(move || (folder, command.output().unwrap()))
+    };
+    for _ in 0..2 {
+        background(&legacy).await.unwrap();
+    }
+    stop.send(()).unwrap();
+    assert!(service.await.unwrap() > 10, "something went on");
+    let last = import(&legacy, &database, &[]);
+    let again = import(&legacy, &database, &[]);
+    assert!(again.said().contains(" 0 new, 0 updated, "), "{}", again.said());
+    assert_eq!(last.line("all"), again.line("all"));
+    assert_eq!(last.line("all")[4], 0);
+    let (jobs, _) = everything(&database).await;
+    let mut expected = expected(&legacy).await;
+    for of in expected.values_mut() {
+        of.result = of.result.take().map(doubles);
+    }
+    assert_eq!(jobs.len(), expected.len());
+    for (id, job) in &jobs {
+        assert_eq!(Some(&found(job)), expected.get(id), "{id}");
+    }
+}
+
 async fn rows_of_both_tables_are_taken_once(database: Database) {
     let legacy = three_jobs().await;
     legacy
@@ -540,7 +617,9 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
         assert_eq!(restored[&id], row);
     }
     let again = import(&legacy, &database, &[]);
-    assert!(again.said().contains(" 0 new, 0 updated, ") && again.said().contains(" 0 refused"), "{}", again.said());
+    assert!(again.said().contains(" 0 new, ") && again.said().contains(" 0 refused"), "{}", again.said());
+    let report = Report::succeeded(&created.job.id);
+    client.update(report).await.expect("the ledger's own job was left alone");
     server.stop().await;
 }
 

@@ -159,11 +159,11 @@ impl Job {
                 let outcome = if is_ahead { ImportOutcome::Ahead } else { ImportOutcome::Unchanged };
                 return Ok((outcome, job.unchanged()));
             }
+            Some((job, Some(mark))) if job.last_seq == mark.seq => (job, mark),
             // As when what was written back to the other system is brought in.
             Some((job, _)) if import.state.is_of(job) => return Ok((ImportOutcome::Unchanged, job.unchanged())),
             Some((_, None)) => return Err(ImportRefusal::Own),
-            Some((job, Some(mark))) if job.last_seq != mark.seq => return Err(ImportRefusal::BothChanged),
-            Some((job, Some(mark))) => (job, mark),
+            Some((_, Some(_))) => return Err(ImportRefusal::BothChanged),
         };
         if *job.spec != *import.spec {
             return Err(ImportRefusal::OtherSpec);
