@@ -12,12 +12,15 @@ use crate::{
         id::{JobId, OrgId},
         job::{Job, JobContents},
     },
-    legacy::{isoformat, old_word},
+    legacy::{error_text, isoformat, old_word},
     store::{JobFilter, ListQuery, Store, StoreError},
 };
 
-/// Jobs that are listed at once, and rows of one INSERT.
+/// Jobs that are listed at once.
 const PAGE_JOBS: usize = 256;
+/// Rows and bytes of one INSERT, about.
+const INSERT_ROWS: usize = 256;
+const INSERT_BYTES: usize = 1 << 20;
 /// Results that are read at once: each may take a mebibyte.
 const RESULTS_AT_ONCE: usize = 8;
 /// Orgs that are listed at once.
@@ -49,20 +52,16 @@ pub async fn to_old_table(
     let table = format!("\"{}\".jobs", schema.replace('"', "\"\""));
     writeln!(out, "{}", BEGIN.replace("$jobs", &table))?;
     let mut query = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: PAGE_JOBS };
+    let mut rows = Rows { table, text: String::new(), n: 0 };
     let mut exported = 0;
     loop {
         let page = store.list(org, &query).await?;
-        if !page.jobs.is_empty() {
-            let mut results = results(store, org, &page.jobs).await?;
-            writeln!(
-                out,
-                "INSERT INTO {table} (id, status, stage, progress, result, error, created_at, updated_at) VALUES"
-            )?;
-            for (n, job) in page.jobs.iter().enumerate() {
-                let separator = if n == 0 { "    " } else { ",\n    " };
-                write!(out, "{separator}{}", row(job, &results.remove(&job.id).unwrap_or_default()))?;
+        for jobs in page.jobs.chunks(RESULTS_AT_ONCE) {
+            let mut results = results(store, org, jobs).await?;
+            for job in jobs {
+                rows.add(&row(job, &results.remove(&job.id).unwrap_or_default()));
             }
-            writeln!(out, "\n{}", UPSERT.replace("$jobs", &table))?;
+            rows.write(out, INSERT_BYTES)?;
         }
         exported += page.jobs.len() as u64;
         match page.next {
@@ -70,9 +69,41 @@ pub async fn to_old_table(
             None => break,
         }
     }
+    rows.write(out, 0)?;
     writeln!(out, "COMMIT;")?;
     out.flush()?;
     Ok(exported)
+}
+
+/// Rows of the next INSERT.
+struct Rows {
+    table: String,
+    text: String,
+    n: usize,
+}
+
+impl Rows {
+    fn add(&mut self, row: &str) {
+        self.text.push_str(if self.n == 0 { "    " } else { ",\n    " });
+        self.text.push_str(row);
+        self.n += 1;
+    }
+
+    /// Writes them once they take so much, or are many.
+    fn write(&mut self, out: &mut (dyn Write + Send), bytes: usize) -> io::Result<()> {
+        if self.n == 0 || self.text.len() < bytes && self.n < INSERT_ROWS {
+            return Ok(());
+        }
+        let table = &self.table;
+        writeln!(
+            out,
+            "INSERT INTO {table} (id, status, stage, progress, result, error, created_at, updated_at) VALUES"
+        )?;
+        writeln!(out, "{}\n{}", self.text, UPSERT.replace("$jobs", table))?;
+        self.text.clear();
+        self.n = 0;
+        Ok(())
+    }
 }
 
 /// How many other orgs have a log.
@@ -133,7 +164,7 @@ fn row(job: &Job, contents: &JobContents) -> String {
         text(job.stage.as_deref()),
         job.progress.unwrap_or_default(),
         text(contents.result.as_ref().map(|result| result.as_str())),
-        text(job.last_error.as_ref().map(|error| &*error.message)),
+        text(job.last_error.as_ref().map(error_text)),
         isoformat(job.created_at),
         isoformat(job.updated_at),
     )

@@ -50,7 +50,7 @@ pub(crate) fn import(args: ImportArgs) -> ExitCode {
 #[tokio::main]
 async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
     let began = Instant::now();
-    let mut progress = Progress::new(args.refused.clone(), args.dry_run)?;
+    let mut progress = Progress::new(args.refused.clone(), args.dry_run);
     let store = open_target(&args.database.database_url, args.dry_run).await?;
     let request = ImportRequest {
         url: args.from,
@@ -90,7 +90,7 @@ async fn open_target(url: &DatabaseUrl, is_dry_run: bool) -> Result<Option<Arc<d
     }
     let is_there = match url {
         DatabaseUrl::Sqlite(path) => Path::new(path).exists(),
-        DatabaseUrl::Postgres(_) => {
+        DatabaseUrl::Postgres(_) | DatabaseUrl::Other => {
             let applied = migrations::status(url).await?;
             applied.iter().any(|migration| migration.state == MigrationState::Applied)
         }
@@ -127,11 +127,6 @@ fn print_summary(summary: &Summary, refused: &Path, is_dry_run: bool, took: Dura
         if is_dry_run { 0.0 } else { written as f64 / seconds }
     )?;
     writeln!(out)?;
-    writeln!(
-        out,
-        "{:<12}{:>12}{:>12}{:>12}{:>12}{:>12}",
-        "status", "source", "ledger", "ahead", "refused", "difference"
-    )?;
     write!(out, "{summary}")?;
     if !summary.is_reconciled() {
         writeln!(out, "rows came or changed while they were read: run it again")?;
@@ -151,17 +146,12 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(path: PathBuf, is_dry_run: bool) -> io::Result<Self> {
-        // What an earlier run has written is told again, or is no longer true.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    fn new(path: PathBuf, is_dry_run: bool) -> Self {
         let is_terminal = io::stderr().is_terminal();
         let style =
             ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {per_sec}, {eta} left").expect("a valid template");
         let bar = ProgressBar::new(0).with_style(style);
-        Ok(Self { bar, is_terminal, next: Instant::now() + PAUSE, path, file: None, is_dry_run })
+        Self { bar, is_terminal, next: Instant::now() + PAUSE, path, file: None, is_dry_run }
     }
 
     fn clear(&self) {
@@ -175,10 +165,16 @@ impl Progress {
 }
 
 impl Observer for Progress {
-    fn begin(&mut self, tables: &[Table], rows: u64) {
+    fn begin(&mut self, tables: &[Table], rows: u64) -> io::Result<()> {
+        // What an earlier run has written is told again, or is no longer true.
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
         eprintln!("{rows} rows in {}", names.join(" and "));
         self.bar.set_length(rows);
+        Ok(())
     }
 
     fn advance(&mut self, rows: u64) {
@@ -199,7 +195,8 @@ impl Observer for Progress {
             file.write_all(b"\n")?;
         }
         if self.is_dry_run && row.verdict == RowVerdict::Refused {
-            self.bar.suspend(|| println!("{} {}: {}", row.table.name(), row.id, row.reasons.join("; ")));
+            let line = format!("{} {}: {}", row.table.name(), row.id, row.reasons.join("; "));
+            self.bar.suspend(|| writeln!(io::stdout(), "{line}"))?;
         }
         Ok(())
     }

@@ -12,6 +12,17 @@ use super::{
     status::JobStatus,
 };
 
+/// Characters of a type.
+pub const MAX_TYPE_CHARS: usize = 100;
+/// Characters of whatever names somebody or something: a key, a requester, a worker.
+pub const MAX_NAME_CHARS: usize = 255;
+/// Characters of a stage.
+pub const MAX_STAGE_CHARS: usize = 100;
+/// Characters of an error's code.
+pub const MAX_ERROR_CODE_CHARS: usize = 100;
+/// A priority is no higher than this, and no lower than as much below zero.
+pub const MAX_PRIORITY: i32 = 1_000;
+
 /// What a creator calls a job, by key. Shared by the job and its events.
 pub type Labels = Arc<BTreeMap<String, String>>;
 

@@ -1,9 +1,12 @@
 //! Rows of the old tables as jobs to be brought in.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Datelike as _};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -17,7 +20,7 @@ use crate::{
         clock::Time,
         event::JobError,
         id::{Digest, JobId, OrgId},
-        job::{Idempotency, JobSpec, Labels},
+        job::{Idempotency, JobSpec, Labels, MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS, MAX_PRIORITY, MAX_TYPE_CHARS},
         json::Json,
         retry::RetryPolicy,
         status::JobStatus,
@@ -26,11 +29,8 @@ use crate::{
     legacy::{DEFAULT_TYPE, check_json, fit_progress, fit_stage, fit_text, parse_status},
 };
 
-const MAX_TYPE_CHARS: usize = 100;
-const MAX_NAME_CHARS: usize = 255;
-const MAX_PRIORITY: i64 = 1_000;
-/// More of one job would take longer than a batch may: the last of them are brought in.
-const MAX_PAST: usize = 50_000;
+/// Nobody tries more often: an attempt always has a next one.
+const MAX_ATTEMPT: i64 = 1_000_000;
 
 /// A row as a job to be brought in.
 #[derive(Debug)]
@@ -41,8 +41,9 @@ pub(super) struct Mapped {
     pub(super) notes: Vec<String>,
 }
 
-/// A row of either table, as `to_jsonb` prints it. What a table lacks is null.
-#[derive(Deserialize)]
+/// A row of either table, as `to_jsonb` prints it. What a table lacks is null. Printed again it is what a job's digest is of: other
+/// columns may come and go.
+#[derive(Serialize, Deserialize)]
 struct Columns<'a> {
     status: Option<String>,
     org_id: Option<String>,
@@ -65,8 +66,8 @@ struct Columns<'a> {
     finished_at: Option<String>,
 }
 
-/// A row of `job_event`.
-#[derive(Deserialize)]
+/// A row of `job_event`, to the same ends.
+#[derive(Serialize, Deserialize)]
 struct EventColumns<'a> {
     id: Option<String>,
     ts: Option<String>,
@@ -111,10 +112,13 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
     };
     let spec = spec(&columns, &mut notes)?;
     let Times { created_at, updated_at, started_at, finished_at } = Times::of(&columns, now, &mut notes);
-    let old = match row.table {
-        Table::Jobs => Vec::new(),
-        Table::Job => past_of(row, created_at, now, &mut notes)?,
-    };
+    if let Some(time) = finished_at.filter(|_| !status.is_terminal()) {
+        notes.push(format!("finished_at was {time}, of a job that has not ended"));
+    }
+    let mut digest = Sha256::new();
+    hash(&mut digest, row.table.name());
+    hash(&mut digest, &columns);
+    let old = past_of(row, created_at, now, &mut digest, &mut notes)?;
     // Where a row has no events, it holds all that there is; where it has, the last of them has what is not in the row.
     let latest = match old.last() {
         Some(last) => Detail {
@@ -130,10 +134,11 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
         || matches!(status, JobStatus::Running | JobStatus::Succeeded | JobStatus::Failed | JobStatus::DeadLetter)
         || status == JobStatus::Canceled
             && (latest.stage.is_some() || latest.progress > Some(0) || latest.result.is_some());
-    let attempt = match columns.attempt {
-        Some(attempt) => i32::try_from(attempt.max(0)).unwrap_or(i32::MAX),
-        None => i32::from(has_run),
-    };
+    let wanted = columns.attempt.unwrap_or_else(|| i64::from(has_run));
+    let attempt = wanted.clamp(0, MAX_ATTEMPT) as i32;
+    if i64::from(attempt) != wanted {
+        notes.push(format!("attempt was {wanted}"));
+    }
     let state = State {
         status,
         attempt,
@@ -147,21 +152,15 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
         finished_at,
     };
     let past = if old.is_empty() { proven(&state, has_run) } else { old };
-    let import = Import { id: JobId(row.id), spec, state, past, digest: row.digest() };
+    let import = Import { id: JobId(row.id), spec, state, past, digest: Digest(digest.finalize().into()) };
     Ok(Mapped { org, import, notes })
 }
 
-impl Row {
-    /// Of all that the old tables have of the job.
-    fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        hash.update(self.table.name());
-        for text in std::iter::once(&self.text).chain(&self.events) {
-            hash.update(text.len().to_le_bytes());
-            hash.update(text);
-        }
-        Digest(hash.finalize().into())
-    }
+/// Takes more of what the old tables have of a job.
+fn hash(digest: &mut Sha256, value: impl Serialize) {
+    let text = serde_json::to_vec(&value).expect("texts, numbers and raw JSON serialise");
+    digest.update(text.len().to_le_bytes());
+    digest.update(text);
 }
 
 fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, Refusal> {
@@ -187,13 +186,13 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
         return Err(Refusal::new(format!("its requested_by is longer than {MAX_NAME_CHARS} characters")));
     }
     let wanted = columns.priority.unwrap_or_default();
-    let priority = wanted.clamp(-MAX_PRIORITY, MAX_PRIORITY);
-    if priority != wanted {
+    let priority = wanted.clamp(i64::from(-MAX_PRIORITY), i64::from(MAX_PRIORITY)) as i32;
+    if i64::from(priority) != wanted {
         notes.push(format!("priority was {wanted}"));
     }
     Ok(Arc::new(JobSpec {
         job_type: job_type.into(),
-        priority: priority as i32,
+        priority,
         max_attempts: 1,
         retry_policy: RetryPolicy::default(),
         idempotency: key.map(|key| Idempotency { key: key.into(), digest: None }),
@@ -220,10 +219,8 @@ impl Times {
         let started_at = read("started_at", &columns.started_at);
         let finished_at = read("finished_at", &columns.finished_at);
         for (name, time) in [("created_at", created_at), ("updated_at", updated_at)] {
-            match time {
-                None => notes.push(format!("{name} was missing")),
-                Some(time) if time > now => notes.push(format!("{name} was {time}, ahead of the database's clock")),
-                Some(_) => {}
+            if time.is_none() {
+                notes.push(format!("{name} was missing"));
             }
         }
         let either = created_at.or(updated_at).unwrap_or(now);
@@ -245,13 +242,15 @@ fn time(name: &str, text: &str, notes: &mut Vec<String>) -> Option<Time> {
 fn error_of(columns: &Columns<'_>, notes: &mut Vec<String>) -> Option<JobError> {
     let message = columns.error.as_deref().or(columns.last_error_message.as_deref());
     let code = columns.last_error_code.as_deref();
-    if message.is_none() && code.is_none() {
-        return None;
+    (message.is_some() || code.is_some()).then(|| error(code.unwrap_or_default(), message.unwrap_or_default(), notes))
+}
+
+fn error(code: &str, message: &str, notes: &mut Vec<String>) -> JobError {
+    let end = code.char_indices().nth(MAX_ERROR_CODE_CHARS).map(|(end, _)| end);
+    if end.is_some() {
+        notes.push(format!("error code of {} characters was cut", code.chars().count()));
     }
-    Some(JobError {
-        code: code.unwrap_or_default().into(),
-        message: fit_text("error", message.unwrap_or_default(), notes),
-    })
+    JobError { code: code[..end.unwrap_or(code.len())].into(), message: fit_text("error", message, notes) }
 }
 
 impl Detail {
@@ -299,10 +298,7 @@ impl Detail {
         let code = rest.remove("error_code").map(in_words);
         let message = rest.remove("error_message").or_else(|| rest.remove("error")).map(in_words);
         if code.is_some() || message.is_some() {
-            detail.error = Some(JobError {
-                code: code.unwrap_or_default().chars().take(MAX_TYPE_CHARS).collect::<String>().into(),
-                message: fit_text("error", &message.unwrap_or_default(), notes),
-            });
+            detail.error = Some(error(&code.unwrap_or_default(), &message.unwrap_or_default(), notes));
         }
         detail.message = match remark(rest) {
             Some(remark) => fit_text("detail_json", &remark, notes),
@@ -345,25 +341,26 @@ fn result(text: &RawValue) -> Result<Json, Refusal> {
 
 /// What happened to a job that has no events, as far as its row proves it.
 fn proven(state: &State, has_run: bool) -> Vec<Past> {
-    let mut past = vec![bare(state.created_at, None, JobStatus::Queued)];
+    let mut past = vec![inferred(state.created_at, None, JobStatus::Queued)];
     let mut prev = JobStatus::Queued;
     if has_run {
         let ts = state.started_at.unwrap_or(state.updated_at);
-        past.push(Past { attempt: state.attempt, ..bare(ts, Some(prev), JobStatus::Running) });
+        past.push(Past { attempt: state.attempt, ..inferred(ts, Some(prev), JobStatus::Running) });
         prev = JobStatus::Running;
     }
     if state.status.is_terminal() {
         let ts = state.finished_at.unwrap_or(state.updated_at);
         let error = state.error.clone();
-        past.push(Past { attempt: state.attempt, error, ..bare(ts, Some(prev), state.status) });
+        past.push(Past { attempt: state.attempt, error, ..inferred(ts, Some(prev), state.status) });
     }
     past
 }
 
-/// Something that happened, and nothing more is known of it.
-fn bare(ts: Time, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past {
+/// Something that must have happened, and nothing more is known of it.
+fn inferred(ts: Time, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past {
     Past {
         ts,
+        is_inferred: true,
         prev_status,
         next_status,
         attempt: 0,
@@ -376,11 +373,18 @@ fn bare(ts: Time, prev_status: Option<JobStatus>, next_status: JobStatus) -> Pas
 }
 
 /// The events of a job in their old order, from its creation on.
-fn past_of(row: &Row, created_at: Time, now: Time, notes: &mut Vec<String>) -> Result<Vec<Past>, Refusal> {
+fn past_of(
+    row: &Row,
+    created_at: Time,
+    now: Time,
+    digest: &mut Sha256,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Past>, Refusal> {
     let mut found = Vec::with_capacity(row.events.len());
     for text in &row.events {
         let columns: EventColumns<'_> =
             serde_json::from_str(text).map_err(|error| Refusal::new(format!("an event can't be read: {error}")))?;
+        hash(digest, &columns);
         let id = columns.id.unwrap_or_default();
         let (prev, next) = (columns.prev_status.as_deref(), columns.next_status.as_deref().unwrap_or_default());
         let Some(next_status) = parse_status(next) else {
@@ -391,22 +395,22 @@ fn past_of(row: &Row, created_at: Time, now: Time, notes: &mut Vec<String>) -> R
         if prev_status.is_none() && prev.is_some() {
             notes.push(format!("event {id}: its prev_status {prev:?} is unknown"));
         }
-        let ts = columns.ts.as_deref().and_then(|text| time("ts of an event", text, notes)).unwrap_or(now);
+        let ts = columns.ts.as_deref().and_then(|text| time("ts of an event", text, notes));
         let detail = columns.detail_json.map(|text| Detail::of_event(text, notes)).transpose()?.unwrap_or_default();
         let Detail { stage, progress, message, result, error } = detail;
-        let past = Past { stage, progress, message, result, error, ..bare(ts, prev_status, next_status) };
-        found.push((prev.is_some(), past));
+        let is_inferred = ts.is_none();
+        let past = inferred(ts.unwrap_or(now), prev_status, next_status);
+        found.push(Past { is_inferred, stage, progress, message, result, error, ..past });
+    }
+    if row.left_out > 0 {
+        notes.push(format!("the first {} of its events were left out: it has too many", row.left_out));
     }
     if found.is_empty() {
         return Ok(Vec::new());
     }
     let mut past = in_order(found);
-    if past.len() > MAX_PAST {
-        notes.push(format!("the first {} of {} events were left out", past.len() - MAX_PAST, past.len()));
-        past.drain(..past.len() - MAX_PAST);
-    }
     if past[0].prev_status.is_some() {
-        past.insert(0, bare(created_at, None, JobStatus::Queued));
+        past.insert(0, inferred(created_at, None, JobStatus::Queued));
     }
     let (mut status, mut attempt) = (None, 0);
     for event in &mut past {
@@ -420,22 +424,58 @@ fn past_of(row: &Row, created_at: Time, now: Time, notes: &mut Vec<String>) -> R
 }
 
 /// Events by their time. Those of one transaction have the same time: of such, the one comes next that begins where the last has
-/// led. With each comes whether it says what it begins with.
-fn in_order(mut events: Vec<(bool, Past)>) -> Vec<Past> {
-    events.sort_by_key(|(has_prev, past)| (past.ts, *has_prev));
+/// led, and first those that lead nowhere else.
+fn in_order(mut events: Vec<Past>) -> Vec<Past> {
+    events.sort_by_key(|past| past.ts);
     let mut ordered: Vec<Past> = Vec::with_capacity(events.len());
     let mut rest = events.into_iter().peekable();
-    while let Some((_, first)) = rest.next() {
+    while let Some(first) = rest.next() {
         let ts = first.ts;
-        let mut same = vec![first];
-        while let Some((_, next)) = rest.next_if(|(_, next)| next.ts == ts) {
-            same.push(next);
+        // Those of one time by where they lead from and to; of the same, in the order in which they were read.
+        let mut same: BTreeMap<(Option<JobStatus>, JobStatus), VecDeque<Past>> = BTreeMap::new();
+        let mut next = Some(first);
+        while let Some(past) = next {
+            same.entry((past.prev_status, past.next_status)).or_default().push_back(past);
+            next = rest.next_if(|next| next.ts == ts);
         }
         while !same.is_empty() {
             let status = ordered.last().map(|last| last.next_status);
-            let next = same.iter().position(|past| past.prev_status == status).unwrap_or_default();
-            ordered.push(same.remove(next));
+            let stays = status.map(|status| (Some(status), status)).filter(|way| same.contains_key(way));
+            let leads_on = || same.keys().find(|(prev, _)| *prev == status).copied();
+            let Some(way) = stays.or_else(leads_on).or_else(|| same.keys().next().copied()) else { break };
+            let of_way = same.entry(way).or_default();
+            ordered.extend(of_way.pop_front());
+            if of_way.is_empty() {
+                same.remove(&way);
+            }
         }
     }
     ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn events_of_one_time_follow_from_each_other() {
+        use JobStatus::{Queued, Running, Succeeded};
+        let at = |seconds| DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
+        let events = [
+            (5, Some(Running), Succeeded, "done"),
+            (5, Some(Running), Running, "b"),
+            (5, Some(Queued), Running, "a"),
+            (5, Some(Running), Running, "c"),
+            (1, None, Queued, ""),
+            (9, Some(Queued), Running, "odd"),
+        ];
+        let past = events.map(|(seconds, prev, next, stage)| Past {
+            stage: Some(stage.into()),
+            ..inferred(at(seconds), prev, next)
+        });
+        let stages: Vec<_> = in_order(past.into()).into_iter().filter_map(|past| past.stage).collect();
+        assert_eq!(stages.iter().map(|stage| &**stage).collect::<Vec<_>>(), ["", "a", "b", "c", "done", "odd"]);
+    }
 }

@@ -9,7 +9,7 @@ mod source;
 mod summary;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     future::Future,
     pin::Pin,
@@ -32,17 +32,20 @@ pub use self::{
 };
 use crate::{
     domain::{
+        clock::Time,
         id::OrgId,
         job::Job,
-        transition::{ImportOutcome, ImportRefusal},
+        transition::{self, ImportOutcome, ImportRefusal},
     },
-    ledger::{Import, Imported, Ledger, LedgerError},
+    ledger::{Import, Imported, Ledger, LedgerError, StatisticsQuery},
 };
 
 /// Pages that are read ahead.
 const PAGES_AHEAD: usize = 2;
 /// Pages of one org each whose commands are in its lane: while one batch commits, the next gathers.
 const MOST_IN_FLIGHT: usize = 2;
+/// Orgs whose jobs the ledger is asked to count in the end, at most.
+const COUNTED_ORGS: usize = 1_000;
 /// How often a page is tried again where the ledger is busy or out of reach.
 const TRIES: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -90,7 +93,11 @@ impl fmt::Debug for ImportRequest {
 /// Who hears how it goes.
 pub trait Observer: Send {
     /// So many rows there are.
-    fn begin(&mut self, tables: &[Table], rows: u64);
+    ///
+    /// # Errors
+    ///
+    /// If it can't take reports: the import then ends before it begins.
+    fn begin(&mut self, tables: &[Table], rows: u64) -> std::io::Result<()>;
 
     /// So many more were looked at.
     fn advance(&mut self, rows: u64);
@@ -150,7 +157,7 @@ pub async fn run(
 ) -> Result<Summary, ImportError> {
     let mut source = Source::open(&request.url, &request.schema).await?;
     let rows = source.count().await?.iter().map(|(_, n)| n).sum();
-    observer.begin(source.tables(), rows);
+    observer.begin(source.tables(), rows)?;
     let duplicates = source.duplicate_keys().await?;
     let (send, mut pages) = mpsc::channel(PAGES_AHEAD);
     let org = request.org;
@@ -165,12 +172,24 @@ pub async fn run(
             }
         }
     });
-    let mut importer = Importer { request, ledger, observer, in_flight: VecDeque::new(), summary: Summary::default() };
+    let mut importer = Importer {
+        request,
+        ledger,
+        observer,
+        in_flight: VecDeque::new(),
+        summary: Summary::default(),
+        orgs: BTreeSet::new(),
+    };
     while let Some(page) = pages.recv().await {
         let Some(page) = page? else { break };
         importer.bring(page).await?;
     }
-    let mut summary = importer.finish().await?;
+    let (mut summary, orgs) = importer.finish().await?;
+    if let Some(ledger) = ledger.filter(|_| orgs.len() <= COUNTED_ORGS) {
+        for org in orgs {
+            summary.of_ledger(&ledger.statistics(org, &StatisticsQuery::of(&[])).await?);
+        }
+    }
     let mut source = reading.await.map_err(|ended| ImportError::Source(ended.to_string()))?;
     summary.of_source(source.count().await?);
     source.close().await;
@@ -210,6 +229,8 @@ struct Importer<'a> {
     observer: &'a mut dyn Observer,
     in_flight: VecDeque<InFlight<'a>>,
     summary: Summary,
+    /// Those that rows are of.
+    orgs: BTreeSet<OrgId>,
 }
 
 impl<'a> Importer<'a> {
@@ -235,6 +256,7 @@ impl<'a> Importer<'a> {
                 continue;
             };
             // In the order of the rows: a lane takes what comes first.
+            self.orgs.insert(org);
             let replies = self.submit(ledger, org, &rows);
             self.in_flight.push_back(InFlight { org, rows, replies });
             if self.in_flight.len() > MOST_IN_FLIGHT {
@@ -244,11 +266,11 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    async fn finish(mut self) -> Result<Summary, ImportError> {
+    async fn finish(mut self) -> Result<(Summary, BTreeSet<OrgId>), ImportError> {
         while !self.in_flight.is_empty() {
             self.settle_first().await?;
         }
-        Ok(self.summary)
+        Ok((self.summary, self.orgs))
     }
 
     fn submit(
@@ -304,9 +326,14 @@ impl<'a> Importer<'a> {
         job: Option<Job>,
     ) -> Result<(), ImportError> {
         let status = mapped.import.state.status;
-        self.summary.brought(outcome, status, job.map_or(status, |job| job.status));
+        let here = job.as_ref().map_or(status, |job| job.status);
+        self.summary.brought(outcome, status, here);
         self.observer.advance(1);
-        self.note(row, &mapped.notes)
+        let mut notes = mapped.notes.clone();
+        if let Some(job) = job.filter(|_| outcome != ImportOutcome::Ahead) {
+            notes.extend(differences(&mapped.import, &job));
+        }
+        self.note(row, &notes)
     }
 
     fn note(&mut self, row: &Row, notes: &[String]) -> Result<(), ImportError> {
@@ -329,6 +356,31 @@ impl<'a> Importer<'a> {
     }
 }
 
+/// In what the ledger's job differs from what was brought in: its clock may be behind, and what its creator asked for stays.
+fn differences(import: &transition::Import, job: &Job) -> Vec<String> {
+    let state = &import.state;
+    let mut differences = Vec::new();
+    let mut differ = |name: &str, there: Option<Time>, here: Option<Time>| {
+        if let (Some(there), Some(here)) = (there, here)
+            && there > here
+        {
+            differences.push(format!("{name} was {there}, ahead of the ledger's clock"));
+        }
+    };
+    differ("created_at", Some(state.created_at), Some(job.created_at));
+    differ("updated_at", Some(state.updated_at), Some(job.updated_at));
+    differ("started_at", state.started_at, job.started_at);
+    differ("finished_at", state.finished_at, job.finished_at);
+    let (there, here) = (&import.spec, &job.spec);
+    if there.priority != here.priority {
+        differences.push(format!("priority is {} there, and stays {} here", there.priority, here.priority));
+    }
+    if there.requested_by != here.requested_by {
+        differences.push("requested_by is another there, and stays as it was here".to_owned());
+    }
+    differences
+}
+
 /// True of what may go well when it is tried again.
 fn is_passing(error: &LedgerError) -> bool {
     matches!(error, LedgerError::Overloaded | LedgerError::Unavailable | LedgerError::OutcomeUnknown)
@@ -349,8 +401,6 @@ fn in_words(refusal: ImportRefusal) -> &'static str {
     match refusal {
         ImportRefusal::BothChanged => "it has changed on both sides since it was brought in",
         ImportRefusal::Own => "the ledger has a job of its own with this id",
-        ImportRefusal::OtherSpec => {
-            "its type, priority, idempotency_key or requested_by has changed since it was brought in"
-        }
+        ImportRefusal::OtherSpec => "its type or idempotency_key has changed since it was brought in",
     }
 }

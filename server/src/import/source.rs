@@ -5,8 +5,8 @@ use std::{collections::HashMap, fmt::Write as _, str::FromStr, time::Duration};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, FromRow, PgConnection,
-    postgres::{PgConnectOptions, PgRow},
+    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection,
+    postgres::PgConnectOptions,
     types::chrono::{DateTime, Utc},
 };
 use tokio::time::timeout;
@@ -20,6 +20,12 @@ const PAGE_ROWS: i64 = 1_000;
 /// What the rows of a page may have of events and of bytes, unless it is a single row.
 const PAGE_EVENTS: i64 = 20_000;
 const PAGE_BYTES: i64 = 8 << 20;
+/// A row's own events, at most: more would take longer than a batch may, or more memory than a queue has.
+const ROW_EVENTS: i64 = 50_000;
+const ROW_BYTES: i64 = 16 << 20;
+/// It only reads; a row that a policy hides is an error, not a row that is missing; and times look the same whoever reads them.
+const SESSION: [(&str, &str); 4] =
+    [("default_transaction_read_only", "on"), ("row_security", "off"), ("TimeZone", "UTC"), ("DateStyle", "ISO")];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A table that jobs come from.
@@ -40,15 +46,14 @@ impl Table {
             Self::Job => "job",
         }
     }
-
-    /// Columns without which it is something else.
-    const fn needs(self) -> &'static [&'static str] {
-        match self {
-            Self::Jobs => &["id", "status", "stage", "progress", "result", "error", "created_at", "updated_at"],
-            Self::Job => &["id", "org_id", "type", "status", "created_at", "updated_at"],
-        }
-    }
 }
+
+/// Columns without which a table is something else.
+const NEEDED: [(&str, &[&str]); 3] = [
+    ("jobs", &["id", "status", "stage", "progress", "result", "error", "created_at", "updated_at"]),
+    ("job", &["id", "org_id", "type", "status", "idempotency_key", "created_at", "updated_at"]),
+    ("job_event", &["job_id", "ts", "prev_status", "next_status", "detail_json"]),
+];
 
 /// A row of a table, as JSON, with its events.
 #[derive(Debug)]
@@ -56,8 +61,10 @@ pub(super) struct Row {
     pub(super) table: Table,
     pub(super) id: Uuid,
     pub(super) text: String,
-    /// By their time.
+    /// By their time; the last of them, where they are too many.
     pub(super) events: Vec<String>,
+    /// How many are not among these.
+    pub(super) left_out: i64,
 }
 
 /// Some rows, and the time of the snapshot that they are of.
@@ -118,12 +125,16 @@ type Candidate = (Uuid, Option<String>, i64);
 impl Source {
     /// Opens it, and looks which of the old tables it has.
     pub(super) async fn open(url: &str, schema: &str) -> Result<Self, ImportError> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            // Without repeating it: it may hold a password.
+            return Err(ImportError::Source("expected postgres://USER@HOST/NAME".to_owned()));
+        }
         let unusable = |error: sqlx::Error| ImportError::Source(format!("not a PostgreSQL URL: {error}"));
         let options = PgConnectOptions::from_str(url)
             .map_err(unusable)?
             .disable_statement_logging()
             .application_name("jobledger-import")
-            .options([("default_transaction_read_only", "on"), ("TimeZone", "UTC"), ("DateStyle", "ISO")]);
+            .options(SESSION);
         let host = options.get_host().to_owned();
         let fail = |reason: String| ImportError::Source(format!("can't connect to PostgreSQL at {host}: {reason}"));
         let connected = timeout(CONNECT_TIMEOUT, options.connect()).await;
@@ -147,59 +158,68 @@ impl Source {
     }
 
     async fn recognise(&mut self, schema: &str) -> Result<(), ImportError> {
-        let found: Vec<(String, String, String)> = sqlx::query_as(
-            "/* recognise */ SELECT table_name::text, column_name::text, udt_name::text FROM information_schema.columns
-             WHERE table_schema = $1 AND table_name IN ('jobs', 'job', 'job_event')",
+        let refuse = |reason: String| Err(ImportError::Source(reason));
+        // From the catalog, which hides nothing: what the role may not read is an error then, not a table that is missing.
+        let found: Vec<(String, String, String, bool)> = sqlx::query_as(
+            "/* recognise */ SELECT c.relname::text, a.attname::text, t.typname::text, a.attnotnull
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+             JOIN pg_type t ON t.oid = a.atttypid
+             WHERE n.nspname = $1 AND c.relname IN ('jobs', 'job', 'job_event') AND c.relkind IN ('r', 'p', 'v', 'm', 'f')",
         )
         .bind(schema)
         .fetch_all(&mut self.connection)
         .await?;
-        let mut columns: HashMap<&str, HashMap<&str, &str>> = HashMap::new();
-        for (table, column, kind) in &found {
-            columns.entry(table).or_default().insert(column, kind);
+        let mut tables: HashMap<&str, HashMap<&str, (&str, bool)>> = HashMap::new();
+        for (table, column, kind, is_not_null) in &found {
+            tables.entry(table).or_default().insert(column, (kind, *is_not_null));
         }
-        if columns.get("job").is_some_and(|columns| columns.contains_key("created_seq")) {
-            return Err(ImportError::Source(format!(
-                "schema {schema} is jobledger's own; --schema names that of the old tables"
-            )));
+        if tables.get("job").is_some_and(|columns| columns.contains_key("created_seq")) {
+            return refuse(format!("schema {schema} is jobledger's own; --schema names that of the old tables"));
         }
-        for table in [Table::Jobs, Table::Job] {
-            let Some(columns) = columns.get(table.name()) else { continue };
-            let missing: Vec<_> = table.needs().iter().filter(|name| !columns.contains_key(**name)).copied().collect();
+        for (name, columns) in &tables {
+            let needed = NEEDED.iter().find(|(table, _)| table == name).map_or(&[][..], |(_, columns)| columns);
+            let missing: Vec<_> = needed.iter().filter(|column| !columns.contains_key(**column)).copied().collect();
             if !missing.is_empty() {
-                let (name, missing) = (table.name(), missing.join(", "));
-                return Err(ImportError::Source(format!("{schema}.{name} is not the old table: it has no {missing}")));
+                return refuse(format!("{schema}.{name} is not the old table: it has no {}", missing.join(", ")));
             }
-            for (column, kind) in [("id", "uuid"), ("created_at", "timestamptz"), ("updated_at", "timestamptz")] {
-                if columns[column] != kind {
-                    let (name, found) = (table.name(), columns[column]);
-                    return Err(ImportError::Source(format!("{schema}.{name}.{column} is a {found}, not a {kind}")));
+            for (column, (kind, _)) in columns {
+                let wanted = match *column {
+                    "id" | "job_id" | "org_id" => "uuid",
+                    "ts" | "created_at" | "updated_at" | "started_at" | "finished_at" => "timestamptz",
+                    _ => continue,
+                };
+                if *kind != wanted {
+                    return refuse(format!("{schema}.{name}.{column} is a {kind}, not a {wanted}"));
                 }
             }
-            self.tables.push(table);
         }
+        self.tables = [Table::Jobs, Table::Job].into_iter().filter(|table| tables.contains_key(table.name())).collect();
         if self.tables.is_empty() {
-            return Err(ImportError::Source(format!(
+            return refuse(format!(
                 "schema {schema} has neither a table jobs nor a table job: --schema names that of the old tables"
-            )));
+            ));
         }
-        self.has_events = columns.contains_key("job_event");
+        self.has_events = tables.contains_key("job_event");
         self.has_both = self.tables.len() > 1;
         for table in self.tables.clone() {
+            let columns = &tables[table.name()];
+            let is_whole = |wanted: &[&str]| wanted.iter().all(|column| columns[column].1);
             // A job that was created long ago comes first, as far as an index tells.
-            let leading = self.indexes(table).await?;
+            let indexes = self.indexes(table).await?;
             let has = |wanted: &[&str]| {
                 let begins = |columns: &Vec<String>| wanted.iter().eq(columns.iter().take(wanted.len()));
-                leading.iter().any(begins)
+                indexes.iter().any(begins)
             };
             let way = if has(&["created_at"]) {
                 Way::ByTime
-            } else if table == Table::Job && has(&["org_id", "status", "created_at"]) {
+            } else if table == Table::Job && has(&["org_id", "status", "created_at"]) && is_whole(&["org_id", "status"])
+            {
                 Way::ByStatus
             } else {
                 Way::ById
             };
-            if way != Way::ById {
+            if way != Way::ById && !is_whole(&["created_at"]) {
                 self.ways.push((table, Way::Timeless));
             }
             self.ways.push((table, way));
@@ -208,13 +228,14 @@ impl Source {
         Ok(())
     }
 
-    /// The columns of each whole index of a table, in their order.
+    /// The columns by which each whole index of a table gives an order.
     async fn indexes(&mut self, table: Table) -> Result<Vec<Vec<String>>, ImportError> {
         let found: Vec<(Vec<String>,)> = sqlx::query_as(
             "/* indexes */ SELECT (SELECT array_agg(coalesce(a.attname::text, '') ORDER BY k.n)
                 FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, n)
-                LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum)
-             FROM pg_index i WHERE i.indrelid = $1::regclass AND i.indpred IS NULL AND i.indisvalid",
+                LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE k.n <= i.indnkeyatts)
+             FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+             WHERE i.indrelid = $1::regclass AND i.indpred IS NULL AND i.indisvalid AND m.amname = 'btree'",
         )
         .bind(format!("{}.{}", self.schema, table.name()))
         .fetch_all(&mut self.connection)
@@ -246,7 +267,9 @@ impl Source {
         }
         let is_unique: (bool,) = sqlx::query_as(
             "/* duplicate_keys */ SELECT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $1::regclass AND i.indisunique
-                AND i.indisvalid AND (SELECT array_agg(a.attname::text ORDER BY k.n)
+                AND i.indisvalid
+                AND coalesce(pg_get_expr(i.indpred, i.indrelid), '') IN ('', '(idempotency_key IS NOT NULL)')
+                AND (SELECT array_agg(a.attname::text ORDER BY k.n)
                     FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, n)
                     JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum) = ARRAY['org_id', 'idempotency_key'])",
         )
@@ -320,6 +343,10 @@ impl Source {
         let mut page = self.fetch(table, ids).await?;
         if !of_events.is_empty() {
             self.fetch_events(ids, &mut page.rows).await?;
+            for row in &mut page.rows {
+                let (n, _) = of_events.get(&row.id).copied().unwrap_or_default();
+                row.left_out = n - row.events.len() as i64;
+            }
         }
         if let Some((id, created_at, _)) = candidates.get(n - 1) {
             self.key =
@@ -409,20 +436,26 @@ impl Source {
         let (now,): (DateTime<Utc>,) =
             sqlx::query_as("/* fetch */ SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
         let superseded = (ids.len() - found.len().min(ids.len())) as u64;
-        let rows = found.into_iter().map(|(id, text)| Row { table, id, text, events: Vec::new() }).collect();
+        let rows =
+            found.into_iter().map(|(id, text)| Row { table, id, text, events: Vec::new(), left_out: 0 }).collect();
         Ok(Page { rows, now, superseded })
     }
 
+    /// Events as JSON, of each row by their time. A row that is a page by itself may have more than there is room for.
     async fn fetch_events(&mut self, ids: &[Uuid], rows: &mut [Row]) -> Result<(), ImportError> {
         let sql = format!(
-            "/* fetch_events */ SELECT e.job_id, to_jsonb(e)::text FROM {}.job_event e
-             WHERE e.job_id = ANY ($1) ORDER BY e.job_id, e.ts, to_jsonb(e) ->> 'id'",
+            "/* fetch_events */ SELECT e.job_id, e.text FROM (
+                SELECT e.job_id, e.ts, to_jsonb(e) ->> 'id' AS id, to_jsonb(e)::text AS text, row_number() OVER last AS n,
+                    sum(coalesce(octet_length(e.detail_json::text), 0)) OVER last AS bytes
+                FROM {}.job_event e WHERE e.job_id = ANY ($1)
+                WINDOW last AS (PARTITION BY e.job_id ORDER BY e.ts DESC, to_jsonb(e) ->> 'id' DESC)
+             ) e WHERE e.n <= {ROW_EVENTS} AND e.bytes <= {ROW_BYTES} ORDER BY e.job_id, e.ts, e.id",
             self.schema
         );
         let places: HashMap<_, _> = rows.iter().enumerate().map(|(n, row)| (row.id, n)).collect();
-        let found: Vec<PgRow> = sqlx::query(AssertSqlSafe(sql)).bind(ids).fetch_all(&mut self.connection).await?;
-        for row in &found {
-            let (job, text) = <(Uuid, String)>::from_row(row)?;
+        let found: Vec<(Uuid, String)> =
+            sqlx::query_as(AssertSqlSafe(sql)).bind(ids).fetch_all(&mut self.connection).await?;
+        for (job, text) in found {
             if let Some(place) = places.get(&job) {
                 rows[*place].events.push(text);
             }

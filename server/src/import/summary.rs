@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use crate::{
     domain::{status::JobStatus, transition::ImportOutcome},
+    ledger::{Statistics, StatusCounts},
     legacy::parse_status,
 };
 
@@ -24,6 +25,8 @@ pub struct Summary {
     pub events: u64,
     /// Rows of `jobs` that `job` has too, which counts.
     pub superseded: u64,
+    /// Jobs of the orgs in question as the ledger counts them in the end, whatever they came from; `None` where it was not asked.
+    pub counted: Option<StatusCounts>,
     /// By the status in the old database; `None` is one that is unknown there.
     pub of_statuses: BTreeMap<Option<JobStatus>, OfStatus>,
 }
@@ -33,7 +36,7 @@ pub struct Summary {
 pub struct OfStatus {
     /// Rows in the old database, counted by a statement of its own after all were read.
     pub source: u64,
-    /// Those in the ledger in the same status.
+    /// Those that the ledger has in the same status, as of its answer.
     pub ledger: u64,
     /// Those in the ledger in another, since they have gone on there.
     pub ahead: u64,
@@ -99,6 +102,11 @@ impl Summary {
         }
     }
 
+    pub(super) fn of_ledger(&mut self, statistics: &Statistics) {
+        let counted = self.counted.get_or_insert_default();
+        statistics.types.iter().for_each(|of_type| counted.add_all(&of_type.counts));
+    }
+
     fn of(&mut self, status: Option<JobStatus>) -> &mut OfStatus {
         self.of_statuses.entry(status).or_default()
     }
@@ -107,16 +115,25 @@ impl Summary {
 /// The table of statuses, the old database against the ledger.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = |name: &str, of: &OfStatus| {
+        writeln!(
+            f,
+            "{:<12}{:>12}{:>12}{:>12}{:>12}{:>12}{:>18}",
+            "status", "source", "ledger", "ahead", "refused", "difference", "ledger's counter"
+        )?;
+        let mut line = |name: &str, of: &OfStatus, counted: Option<i64>| {
             let (source, ledger, ahead, refused) = (of.source, of.ledger, of.ahead, of.refused);
-            writeln!(f, "{name:<12}{source:>12}{ledger:>12}{ahead:>12}{refused:>12}{:>12}", of.difference())
+            let counted = counted.map_or_else(|| "-".to_owned(), |n| n.to_string());
+            let difference = of.difference();
+            writeln!(f, "{name:<12}{source:>12}{ledger:>12}{ahead:>12}{refused:>12}{difference:>12}{counted:>18}")
         };
-        for (status, of_status) in self.of_statuses.iter().filter(|(status, _)| status.is_some()) {
-            line(status.map_or("", JobStatus::as_str), of_status)?;
+        for status in JobStatus::ALL {
+            let of_status = self.of_statuses.get(&Some(status)).copied().unwrap_or_default();
+            line(status.as_str(), &of_status, self.counted.map(|counts| counts.get(status)))?;
         }
         if let Some(unknown) = self.of_statuses.get(&None) {
-            line("(unknown)", unknown)?;
+            line("(unknown)", unknown, None)?;
         }
-        line("all", &self.total())
+        let counted = self.counted.map(|counts| JobStatus::ALL.into_iter().map(|status| counts.get(status)).sum());
+        line("all", &self.total(), counted)
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-/// As for every stage.
-pub const MAX_STAGE_CHARS: usize = 100;
+use crate::domain::job::MAX_STAGE_CHARS;
+
 /// Of an error or a remark: room for a long traceback, and few enough that pages of events stay small.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
 

@@ -2,7 +2,7 @@
 
 use chrono::{SecondsFormat, Timelike as _};
 
-use crate::domain::{clock::Time, status::JobStatus};
+use crate::domain::{clock::Time, event::JobError, status::JobStatus};
 
 /// The type of jobs whose table knew none.
 pub const DEFAULT_TYPE: &str = "mock_process";
@@ -26,6 +26,11 @@ pub fn parse_status(word: &str) -> Option<JobStatus> {
         "completed" => Some(JobStatus::Succeeded),
         other => JobStatus::parse(other),
     }
+}
+
+/// An error as old clients know it, who have no codes: where there is no message, the code is it.
+pub fn error_text(error: &JobError) -> &str {
+    if error.message.is_empty() { &error.code } else { &error.message }
 }
 
 /// A time as Python's `datetime.isoformat` prints it: no fraction where there is none, and else six digits.

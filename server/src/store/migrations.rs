@@ -107,6 +107,7 @@ pub async fn status(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreErro
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::migrations::status(path.as_ref()).await,
         DatabaseUrl::Postgres(url) => postgres::migrations::status(url).await,
+        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
 }
 
@@ -119,6 +120,7 @@ pub async fn up(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::migrations::up(path.as_ref()).await,
         DatabaseUrl::Postgres(url) => postgres::migrations::up(url).await,
+        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
 }
 
@@ -131,6 +133,7 @@ pub async fn down(url: &DatabaseUrl, target: i64) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::migrations::down(path.as_ref(), target).await,
         DatabaseUrl::Postgres(url) => postgres::migrations::down(url, target).await,
+        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
 }
 

@@ -61,6 +61,7 @@ pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Sto
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(Path::new(path), options).await?)),
         DatabaseUrl::Postgres(url) => Ok(Arc::new(postgres::PostgresStore::open(url, options).await?)),
+        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
 }
 
@@ -75,6 +76,7 @@ pub async fn renew_log_id(url: &DatabaseUrl) -> Result<LogId, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::migrations::renew_log_id(path.as_ref(), log_id).await?,
         DatabaseUrl::Postgres(url) => postgres::migrations::renew_log_id(url, log_id).await?,
+        DatabaseUrl::Other => return Err(DatabaseUrl::refused()),
     }
     Ok(log_id)
 }
@@ -128,6 +130,18 @@ pub enum DatabaseUrl {
     Sqlite(String),
     /// A database of a PostgreSQL server, `postgres://USER:PASSWORD@HOST:PORT/NAME`, as a whole URL.
     Postgres(String),
+    /// Something else with a user in it, and so perhaps a password: refused when it is opened, since what is wrong with an argument
+    /// is said together with the argument.
+    Other,
+}
+
+const EXPECTED_URL: &str = "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db";
+
+impl DatabaseUrl {
+    /// That of another kind can't be opened.
+    fn refused() -> StoreError {
+        StoreError::Unusable(EXPECTED_URL.to_owned())
+    }
 }
 
 /// Without the password that a URL may hold.
@@ -136,6 +150,7 @@ impl fmt::Debug for DatabaseUrl {
         match self {
             Self::Sqlite(path) => f.debug_tuple("Sqlite").field(path).finish(),
             Self::Postgres(_) => f.write_str("Postgres(…)"),
+            Self::Other => f.write_str("Other"),
         }
     }
 }
@@ -145,14 +160,11 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(url: &str) -> Result<Self, String> {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            // Looked at when it is opened: what is wrong with an argument is said together with the argument, and this
-            // one may hold a password.
+            // Looked at when it is opened, as what is something else.
             return Ok(Self::Postgres(url.to_owned()));
         }
         let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
-            return Err(
-                "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db".to_owned()
-            );
+            return if url.contains('@') { Ok(Self::Other) } else { Err(EXPECTED_URL.to_owned()) };
         };
         if path.is_empty() || path == ":memory:" || path == "memory:" {
             return Err("a ledger needs a file: an SQLite database in memory would lose acknowledged jobs".to_owned());

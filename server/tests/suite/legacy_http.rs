@@ -168,7 +168,21 @@ async fn a_report_takes_the_job_wherever_it_says(database: Database) {
     use JobEventKind::{Canceled, Created, Failed, Progress, Released, Requeued, Started, Succeeded};
     let legacy = Legacy::on(&database).await;
     // Reports one after the other, the status after the last, and all events.
-    let ways: [(Vec<Value>, &str, Vec<JobEventKind>); 12] = [
+    let ways: [(Vec<Value>, &str, Vec<JobEventKind>); 14] = [
+        (
+            vec![json!({"status": "pending", "stage": null, "progress": 0}), json!({"progress": 0})],
+            "pending",
+            vec![Created],
+        ),
+        (
+            vec![
+                json!({"status": "failed", "error": "x"}),
+                json!({"status": "pending", "stage": "waiting"}),
+                json!({"status": "failed", "error": "x"}),
+            ],
+            "failed",
+            vec![Created, Started, Failed, Requeued, Started, Failed],
+        ),
         (vec![json!({"status": "completed"})], "completed", vec![Created, Started, Succeeded]),
         (vec![json!({"status": "succeeded"})], "completed", vec![Created, Started, Succeeded]),
         (vec![json!({"status": "failed", "error": ""})], "failed", vec![Created, Started, Failed]),
@@ -352,7 +366,7 @@ async fn bad_requests_are_told_as_fastapi_tells_them(database: Database) {
         [
             (&json!("literal_error"), &at("status")),
             (&json!("string_type"), &at("stage")),
-            (&json!("int_type"), &at("progress")),
+            (&json!("int_parsing"), &at("progress")),
             (&json!("value_error"), &at("result")),
             (&json!("string_type"), &at("error")),
         ]
@@ -369,7 +383,18 @@ async fn bad_requests_are_told_as_fastapi_tells_them(database: Database) {
     let answer = legacy.ask("DELETE /jobs", "").await;
     assert_eq!((answer.code, answer.json()), (405, json!({"detail": "Method Not Allowed"})));
     let answer = legacy.ask("POST /jobs", &format!("{{\"type\":\"{}\"}}", "x".repeat(5 << 20))).await;
-    assert_eq!(answer.code, 413);
+    assert_eq!((answer.code, answer.json()["detail"].is_string()), (413, true));
+    for (request, code, expected) in [
+        ("POST /jobs/", 307, "location: /jobs\r"),
+        ("GET /jobs/42/", 307, "location: /jobs/42\r"),
+        ("GET /jobs/42/other", 404, "content-type: application/json"),
+    ] {
+        let answer = legacy.ask(request, "").await;
+        assert_eq!(answer.code, code, "{answer:?}");
+        assert!(format!("{}\r", answer.headers.to_lowercase()).contains(expected), "{answer:?}");
+    }
+    let page = http(&address, "POST /jobs", &["Origin: http://evil.example"], "{\"type\":\"t\"}").await;
+    assert_eq!(page.code, 422, "a page of another site may not: {page:?}");
     legacy.server.stop().await;
 }
 

@@ -44,7 +44,10 @@ fn help_names_every_option_with_its_default_and_variable() {
         "--write-connections",
         "--read-connections",
         "postgres://",
+        "--legacy-http",
         "migrate",
+        "import",
+        "export",
     ] {
         assert!(help.contains(text), "{text} is missing in:\n{help}");
     }
@@ -58,6 +61,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--database-url", "sqlite://:memory:"], "would lose acknowledged jobs"),
         (vec!["--max-batch", "0"], "not in 1..=4096"),
         (vec!["--database-url", "postgres://u:secret@h:x/d"], "not a PostgreSQL URL"),
+        (vec!["--database-url", "postgresql+psycopg2://u:secret@h/d"], "expected sqlite://PATH"),
         (vec!["--database-url", "postgres://nobody@127.0.0.1:1/d"], "can't connect to PostgreSQL at 127.0.0.1"),
         (vec!["--retain-finished", "running=3d"], "is no status in which jobs end"),
         (vec!["--retain-finished", "soon"], "\"soon\""),

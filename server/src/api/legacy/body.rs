@@ -1,16 +1,16 @@
 //! What a body has to be, told as pydantic tells it where it is not.
 
+use std::{borrow::Cow, collections::HashMap};
+
 use axum::http::{HeaderMap, header};
-use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::error::Problem;
 use crate::{
-    domain::{json::Json, status::JobStatus, transition::News},
+    domain::{job::MAX_TYPE_CHARS, json::Json, status::JobStatus, transition::News},
     legacy::{check_json, fit_progress, fit_stage, fit_text, parse_status},
 };
 
-const MAX_TYPE_CHARS: usize = 100;
 /// The words that a status may be given in.
 const WORDS: &str =
     "'pending', 'processing', 'completed', 'failed', 'canceled', 'queued', 'running', 'succeeded' or 'dead_letter'";
@@ -22,16 +22,16 @@ pub(super) struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// Reads it, if it says that it is JSON, or says nothing. A browser sends anything else across sites without asking.
+    /// Reads it, if it says that it is JSON, or says nothing and no page of another site sends it: a browser lets those send
+    /// anything but JSON without asking.
     pub(super) fn read(headers: &HeaderMap, bytes: &'a [u8]) -> Result<Self, Problem> {
         if bytes.is_empty() {
-            return Err(Problem::invalid(vec![
-                json!({"type": "missing", "loc": ["body"], "msg": "Field required", "input": null}),
-            ]));
+            return Err(missing());
         }
         let text = str::from_utf8(bytes).map_err(|error| malformed(error.valid_up_to(), "Invalid UTF-8"))?;
         let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or_default());
-        let is_json = kind.is_none_or(|kind| {
+        let is_of_browser = headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
+        let is_json = kind.map_or(!is_of_browser, |kind| {
             let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
             kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json")
         });
@@ -39,8 +39,15 @@ impl<'a> Body<'a> {
             return Err(no_object(Value::String(text.to_owned())));
         }
         let value = serde_json::from_str(text).map_err(|error| malformed(place(text, &error), &error.to_string()))?;
+        if value == Value::Null {
+            return Err(missing());
+        }
         Ok(Self { text, value })
     }
+}
+
+fn missing() -> Problem {
+    Problem::invalid(vec![json!({"type": "missing", "loc": ["body"], "msg": "Field required", "input": null})])
 }
 
 /// Where in a text an error is, in characters.
@@ -154,9 +161,19 @@ impl<'a> Fields<'a> {
         let stage = self.text("stage").map(|stage| fit_stage(stage, &mut cuts));
         let progress = self.get("progress").and_then(|value| {
             // As pydantic does, a text that is a number is one.
-            let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok()).filter(|n: &f64| n.is_finite());
+            let number = match value {
+                Value::Bool(value) => Some(f64::from(*value)),
+                Value::String(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
+                other => other.as_f64(),
+            };
             if number.is_none() {
-                self.refuse("int_type", "progress", "Input should be a valid integer", value, Value::Null);
+                let (kind, message) = match value {
+                    Value::String(_) => {
+                        ("int_parsing", "Input should be a valid integer, unable to parse string as an integer")
+                    }
+                    _ => ("int_type", "Input should be a valid integer"),
+                };
+                self.refuse(kind, "progress", message, value, Value::Null);
             }
             number.map(|number| fit_progress(number, &mut cuts))
         });
@@ -165,15 +182,11 @@ impl<'a> Fields<'a> {
 
     /// The result to the letter.
     pub(super) fn result(&mut self) -> Option<Json> {
-        #[derive(Deserialize)]
-        struct Letters<'a> {
-            #[serde(borrow)]
-            result: Option<&'a RawValue>,
-        }
         const FIELD: &str = "result";
         let value = self.get(FIELD)?;
-        let letters: Letters<'_> = serde_json::from_str(self.text).ok()?;
-        match check_json(letters.result?.get()) {
+        // The last of a name counts, as it does in Python.
+        let letters: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(self.text).ok()?;
+        match check_json(letters.get(FIELD)?.get()) {
             Ok(json) => Some(json),
             Err(unfit) => {
                 self.refuse_value(FIELD, &unfit.to_string(), value);

@@ -7,8 +7,8 @@ mod error;
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, State},
-    http::{HeaderMap, StatusCode, header},
+    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{any, get, post},
 };
@@ -34,8 +34,11 @@ use crate::{
         status::JobStatus,
     },
     ledger::{JobReply, Ledger, LedgerError},
-    legacy::{isoformat, old_word},
+    legacy::{error_text, isoformat, old_word},
 };
+
+/// A body, if it came whole and is not too large.
+type Received = Result<Bytes, BytesRejection>;
 
 /// The old calls.
 pub(crate) fn legacy(ledger: Ledger) -> Router {
@@ -44,6 +47,10 @@ pub(crate) fn legacy(ledger: Ledger) -> Router {
         .route("/jobs", post(create))
         .route("/jobs/{job_id}", get(read))
         .route("/jobs/{job_id}/status", post(update))
+        .route("/jobs/", any(|| redirect(String::from("/jobs"))))
+        .route("/jobs/{job_id}/", any(|Path(id): Path<String>| redirect(format!("/jobs/{id}"))))
+        .route("/jobs/{job_id}/status/", any(|Path(id): Path<String>| redirect(format!("/jobs/{id}/status"))))
+        .route("/jobs/{job_id}/{*rest}", any(nowhere))
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .with_state(ledger)
@@ -55,16 +62,30 @@ pub(crate) fn no_legacy() -> Router {
         let detail = "Not Found: the old REST calls are off; the server's --legacy-http turns them on";
         Problem::text(StatusCode::NOT_FOUND, detail).into_response()
     };
-    Router::new().route("/jobs", any(off)).route("/jobs/{*rest}", any(off))
+    Router::new().route("/jobs", any(off)).route("/jobs/", any(off)).route("/jobs/{*rest}", any(off))
+}
+
+/// As FastAPI does with a slash too many.
+async fn redirect(to: String) -> Response {
+    // What can't be in a header can't be a job's id.
+    match HeaderValue::try_from(to) {
+        Ok(to) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response(),
+        Err(_) => nowhere().await,
+    }
+}
+
+async fn nowhere() -> Response {
+    Problem::text(StatusCode::NOT_FOUND, "Not Found").into_response()
 }
 
 /// `POST /jobs`: `{"type": …}`.
-async fn create(State(ledger): State<Ledger>, headers: HeaderMap, bytes: Bytes) -> Result<Response, Problem> {
+async fn create(State(ledger): State<Ledger>, headers: HeaderMap, bytes: Received) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Created {
         job_id: String,
     }
     let org = org(&headers)?;
+    let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
     let body = Body::read(&headers, &bytes)?;
     let mut fields = Fields::of(&body)?;
     let job_type = fields.job_type();
@@ -90,9 +111,10 @@ async fn update(
     State(ledger): State<Ledger>,
     Path(job_id): Path<String>,
     headers: HeaderMap,
-    bytes: Bytes,
+    bytes: Received,
 ) -> Result<Response, Problem> {
     let (org, id) = (org(&headers)?, job_id_of(&job_id)?);
+    let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
     let body = Body::read(&headers, &bytes)?;
     let mut fields = Fields::of(&body)?;
     let (status, news) = (fields.status(), fields.news());
@@ -142,10 +164,6 @@ fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
     // To the letter: numbers keep all their digits.
     let raw = |json: &'_ Json| serde_json::from_str::<Box<RawValue>>(json.as_str()).ok();
     let result = contents.result.as_ref().and_then(raw);
-    let error = job.last_error.as_ref().map(|error| {
-        // Of the ledger's own errors there is always a message; others may have a code alone.
-        if error.message.is_empty() { &*error.code } else { &*error.message }
-    });
     answer(
         StatusCode::OK,
         &JobStatusResponse {
@@ -154,7 +172,7 @@ fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
             stage: job.stage.as_deref(),
             progress: job.progress.unwrap_or_default(),
             result: result.as_deref(),
-            error,
+            error: job.last_error.as_ref().map(error_text),
             created_at: isoformat(job.created_at),
             updated_at: isoformat(job.updated_at),
         },

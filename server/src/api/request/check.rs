@@ -16,6 +16,7 @@ use crate::domain::{
     clock::Time,
     event::JobError,
     id::{Digest, JobId},
+    job::{MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS, MAX_STAGE_CHARS, MAX_TYPE_CHARS},
     json::Json,
     lease::LeaseToken,
     retry::RetryPolicy,
@@ -23,12 +24,8 @@ use crate::domain::{
     transition::{Ending, News, Outcome, Step},
 };
 
-pub(super) const MAX_TYPE_CHARS: usize = 100;
-pub(super) const MAX_NAME_CHARS: usize = 255;
 const MAX_LABELS: usize = 32;
 const MAX_LABEL_CHARS: usize = 63;
-const MAX_STAGE_CHARS: usize = 100;
-const MAX_ERROR_CODE_CHARS: usize = 100;
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 /// Counted in bytes of the encoded `Value`, as received.
 const MAX_VALUE_BYTES: usize = 1 << 20;

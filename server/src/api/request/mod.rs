@@ -24,7 +24,7 @@ use super::status::ApiError;
 use crate::{
     domain::{
         id::{JobId, OrgId},
-        job::{Idempotency, JobSpec},
+        job::{Idempotency, JobSpec, MAX_PRIORITY},
         transition::{self, Cancel, Report, Retry},
     },
     ledger::{Command, Create},
@@ -33,7 +33,6 @@ use crate::{
 /// The metadata that names the org.
 pub(super) const ORG_HEADER: &str = "x-org-id";
 
-const MAX_PRIORITY: i32 = 1_000;
 const MAX_ATTEMPTS: i32 = 100;
 const RUN_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(365 * 24 * 3_600)];
 /// Items of one batch.

@@ -15,6 +15,7 @@ use crate::domain::{
 fn past(ts: i64, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past {
     Past {
         ts: time(ts),
+        is_inferred: false,
         prev_status,
         next_status,
         attempt: 0,
@@ -110,10 +111,30 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
     // What was written back, and changed no more since, is what the ledger has.
     let mut written_back = later.clone();
     written_back.state.updated_at = own.updated_at;
+    (written_back.state.stage, written_back.state.progress) = (own.stage.clone(), own.progress);
+    written_back.state.result = own.result_at.map(|_| Json::from_trusted("1"));
     for known in [Some(&known), None] {
         let (outcome, transition) = bring(&written_back, Some((&own, known)), tick(3, 5));
         assert_eq!((outcome, transition.is_changed), (ImportOutcome::Unchanged, false));
     }
+
+    // Of what nobody has dated, another date makes no difference.
+    let mut inferred = import.clone();
+    inferred.past.iter_mut().for_each(|past| past.is_inferred = true);
+    let mut redated = inferred.clone();
+    redated.digest = Digest([3; 32]);
+    redated.state = state(JobStatus::Failed, -60);
+    redated.past[1].ts = time(-60);
+    redated.past.push(Past { is_inferred: true, ..past(-60, Some(JobStatus::Running), JobStatus::Failed) });
+    let transition = bring(&redated, Some((&job, Some(&known))), tick(3, 4)).1;
+    let kinds: Vec<_> = transition.events.iter().map(|event| (event.kind, event.prev_status)).collect();
+    let running = Some(JobStatus::Running);
+    assert_eq!(kinds, [(EventKind::Failed, running), (EventKind::Imported, running)]);
+    // And where there is nothing but a row, the same row is the same job.
+    let mut same = inferred.clone();
+    same.digest = Digest([4; 32]);
+    let (outcome, transition) = bring(&same, Some((&job, Some(&known))), tick(3, 4));
+    assert_eq!((outcome, transition.is_changed), (ImportOutcome::Unchanged, false));
 
     let mut other = later.clone();
     other.spec = Arc::new(JobSpec { job_type: "other".into(), ..(*import.spec).clone() });

@@ -59,6 +59,8 @@ pub struct State {
 pub struct Past {
     /// When.
     pub ts: Time,
+    /// Nobody has written down when, or that it happened: it follows from something else, and may be dated otherwise next time.
+    pub is_inferred: bool,
     /// As in [`JobEvent`].
     pub prev_status: Option<JobStatus>,
     /// As in [`JobEvent`].
@@ -111,7 +113,7 @@ pub enum ImportRefusal {
     BothChanged,
     /// It was not brought in, but created here, and is another than that.
     Own,
-    /// What its creator asked for is something else than when it was brought in.
+    /// Its type or its key is another than when it was brought in.
     OtherSpec,
 }
 
@@ -159,13 +161,20 @@ impl Job {
                 let outcome = if is_ahead { ImportOutcome::Ahead } else { ImportOutcome::Unchanged };
                 return Ok((outcome, job.unchanged()));
             }
-            Some((job, Some(mark))) if job.last_seq == mark.seq => (job, mark),
-            // As when what was written back to the other system is brought in.
-            Some((job, _)) if import.state.is_of(job) => return Ok((ImportOutcome::Unchanged, job.unchanged())),
+            // As when what was written back to the other system is brought in. Where that has nothing but where the job stands, this
+            // is all that could have changed.
+            Some((job, known))
+                if import.state.is_of(job)
+                    && (import.is_bare() || known.is_none_or(|mark| job.last_seq != mark.seq)) =>
+            {
+                return Ok((ImportOutcome::Unchanged, job.unchanged()));
+            }
             Some((_, None)) => return Err(ImportRefusal::Own),
-            Some((_, Some(_))) => return Err(ImportRefusal::BothChanged),
+            Some((job, Some(mark))) if job.last_seq != mark.seq => return Err(ImportRefusal::BothChanged),
+            Some((job, Some(mark))) => (job, mark),
         };
-        if *job.spec != *import.spec {
+        let (spec, wanted) = (&job.spec, &import.spec);
+        if (&spec.job_type, &spec.idempotency) != (&wanted.job_type, &wanted.idempotency) {
             return Err(ImportRefusal::OtherSpec);
         }
         Ok((ImportOutcome::Updated, import.bring(job.clone(), &before.past, at)))
@@ -183,33 +192,65 @@ impl State {
     /// True if a job of the ledger's stands there, as far as old clients can tell.
     fn is_of(&self, job: &Job) -> bool {
         let in_old_words = |status| if status == JobStatus::DeadLetter { JobStatus::Failed } else { status };
-        job.updated_at == self.updated_at && in_old_words(job.status) == in_old_words(self.status)
+        (job.created_at, job.updated_at) == (self.created_at, self.updated_at)
+            && in_old_words(job.status) == in_old_words(self.status)
+            && job.stage == self.stage
+            && job.progress.unwrap_or_default() == self.progress.unwrap_or_default()
+            && job.result_at.is_some() == self.result.is_some()
     }
 }
 
 impl Import {
-    /// Appends what happened elsewhere and is not in the log yet, and then where that has led.
-    fn bring(&self, mut job: Job, known: &[PastKey], at: Tick) -> Transition {
-        let mut counts: HashMap<PastKey, usize> = HashMap::new();
+    /// True if the other system has nothing of the job but where it stands.
+    fn is_bare(&self) -> bool {
+        self.past.iter().all(|past| past.is_inferred)
+    }
+
+    /// What happened elsewhere and is not among the events that are known.
+    fn unknown(&self, known: &[PastKey]) -> Vec<&Past> {
+        let mut dated: HashMap<PastKey, usize> = HashMap::new();
         for key in known {
-            *counts.entry(*key).or_default() += 1;
+            *dated.entry(*key).or_default() += 1;
         }
-        let new = self.past.iter().filter(|past| match counts.get_mut(&past.key()) {
+        let mut take = |key: PastKey| match dated.get_mut(&key) {
             Some(n) if *n > 0 => {
                 *n -= 1;
-                false
+                true
             }
-            _ => true,
-        });
+            _ => false,
+        };
+        let is_known: Vec<_> = self.past.iter().map(|past| !past.is_inferred && take(past.key())).collect();
+        // Of what is inferred, the date says nothing.
+        let mut undated: HashMap<_, usize> = HashMap::new();
+        for ((_, prev, next), n) in dated {
+            *undated.entry((prev, next)).or_default() += n;
+        }
+        let mut is_inferred_known = |past: &Past| match undated.get_mut(&(past.prev_status, past.next_status)) {
+            Some(n) if past.is_inferred && *n > 0 => {
+                *n -= 1;
+                true
+            }
+            _ => false,
+        };
+        let unknown = self.past.iter().zip(is_known).filter(|(past, is_known)| !is_known && !is_inferred_known(past));
+        unknown.map(|(past, _)| past).collect()
+    }
+
+    /// Appends what happened elsewhere and is not in the log yet, and then where that has led.
+    fn bring(&self, mut job: Job, known: &[PastKey], at: Tick) -> Transition {
+        let new = self.unknown(known);
         let mut events = Vec::with_capacity(self.past.len() + 1);
         let before = job.last_job_seq;
         let mut push = |event: JobEvent| {
             let n = events.len() as i64;
             events.push(JobEvent { seq: at.next_seq + n, job_seq: before + n + 1, ..event });
         };
+        // Who follows the status that the job had here is told that it leaves it.
         let mut status = (before > 0).then_some(job.status);
         for past in new {
-            status = Some(past.next_status);
+            if before == 0 {
+                status = Some(past.next_status);
+            }
             push(JobEvent {
                 // What happens at the very time of its writing would count as the ledger's own.
                 ts: if past.ts == at.now { past.ts - TimeDelta::microseconds(1) } else { past.ts },

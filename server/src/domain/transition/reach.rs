@@ -67,16 +67,19 @@ impl Job {
 
         use JobStatus::{Canceled, DeadLetter, Failed, Queued, Running, Succeeded};
         Ok(match (self.status, &reach.to) {
+            // Where somebody has asked for the job to run again, the same end is another.
             (_, Some(Target::Ended(ending)))
-                if self.repeats_outcome(&report(Some(Step::End(ending.clone())), news)) =>
+                if (self.status != Queued || self.failures > 0)
+                    && self.repeats_outcome(&report(Some(Step::End(ending.clone())), news)) =>
             {
                 Vec::new()
             }
-            // Who tells of a stage works on it.
-            (Queued, None) if self.has_news(news) => vec![say(Some(Step::Run))],
+            // Who tells of a stage or of progress works on it.
+            (Queued, None) if tells_of_work(news) => vec![say(Some(Step::Run))],
+            (Queued, None) => Vec::new(),
             (_, None) => vec![say(None)],
 
-            (Queued, Some(Target::Queued(_))) if self.has_news(news) => return refused,
+            // Of a job that waits there is no stage.
             (Queued, Some(Target::Queued(_))) => Vec::new(),
             (Running, Some(Target::Queued(ending))) => vec![end(ending)],
             (Failed | DeadLetter | Canceled, Some(Target::Queued(_))) => vec![retry()],
@@ -95,4 +98,9 @@ impl Job {
             (Succeeded, Some(_)) | (_, Some(Target::DeadLetter)) => return refused,
         })
     }
+}
+
+/// True of what nobody says who has not begun: old workers send a progress of 0 with whatever they say.
+fn tells_of_work(news: &News) -> bool {
+    news.stage.as_ref().is_some_and(|stage| !stage.is_empty()) || news.progress.is_some_and(|progress| progress > 0)
 }
