@@ -98,11 +98,13 @@ struct Key {
     id: Uuid,
     /// What an order of rows begins with: `>=` before the first.
     after: &'static str,
+    /// There was none after it.
+    is_last: bool,
 }
 
 impl Key {
     fn first_of(org: Uuid) -> Self {
-        Self { org, created_at: "-infinity".to_owned(), id: Uuid::nil(), after: ">=" }
+        Self { org, created_at: "-infinity".to_owned(), id: Uuid::nil(), after: ">=", is_last: false }
     }
 }
 
@@ -321,7 +323,7 @@ impl Source {
     }
 
     async fn read(&mut self, table: Table, way: Way) -> Result<Option<Page>, ImportError> {
-        let mut candidates = self.candidates(table, way).await?;
+        let mut candidates = if self.key.is_last { Vec::new() } else { self.candidates(table, way).await? };
         while candidates.is_empty() {
             if way != Way::ByStatus || !self.next_org().await? {
                 return Ok(None);
@@ -349,8 +351,10 @@ impl Source {
             }
         }
         if let Some((id, created_at, _)) = candidates.get(n - 1) {
-            self.key =
-                Key { created_at: created_at.clone().unwrap_or_default(), id: *id, after: ">", org: self.key.org };
+            let created_at = created_at.clone().unwrap_or_default();
+            // What comes now comes with the next run: else it would never end where rows keep coming.
+            let is_last = n == candidates.len() && (n as i64) < PAGE_ROWS;
+            self.key = Key { created_at, id: *id, after: ">", org: self.key.org, is_last };
         }
         Ok(Some(page))
     }
