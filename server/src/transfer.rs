@@ -29,6 +29,8 @@ use crate::cli::{ExportArgs, ImportArgs};
 const INCOMPLETE: u8 = 1;
 /// It could not go through.
 const FAILED: u8 = 2;
+/// A server that waits for its SQLite file looks every 25 to 100 ms whether it is free.
+const BREATHER: Duration = Duration::from_millis(25);
 /// How often something is said where nobody watches.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -57,6 +59,7 @@ async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
         schema: args.schema,
         org: OrgId(args.org.unwrap_or(Uuid::nil())),
         is_dry_run: args.dry_run,
+        breather: if store::is_served(&args.database.database_url)? { BREATHER } else { Duration::ZERO },
     };
     let imported = match store {
         None => import::run(&request, None, &mut progress).await,

@@ -81,6 +81,9 @@ pub struct ImportRequest {
     pub org: OrgId,
     /// Whether to say only what would become of each row.
     pub is_dry_run: bool,
+    /// How long to leave the ledger's database to others after each page: where they have to wait for it, they look for it
+    /// now and then only.
+    pub breather: Duration,
 }
 
 /// Without the password that the URL may hold.
@@ -259,7 +262,11 @@ impl<'a> Importer<'a> {
             self.orgs.insert(org);
             let replies = self.submit(ledger, org, &rows);
             self.in_flight.push_back(InFlight { org, rows, replies });
-            if self.in_flight.len() > MOST_IN_FLIGHT {
+            let breather = self.request.breather;
+            if !breather.is_zero() {
+                self.settle_first().await?;
+                sleep(breather).await;
+            } else if self.in_flight.len() > MOST_IN_FLIGHT {
                 self.settle_first().await?;
             }
         }

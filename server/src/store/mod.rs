@@ -65,6 +65,18 @@ pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Sto
     }
 }
 
+/// True of an SQLite file that a server has: whoever writes to it meanwhile keeps that server waiting.
+///
+/// # Errors
+///
+/// If it can't be told.
+pub fn is_served(url: &DatabaseUrl) -> Result<bool, StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::is_served(path.as_ref()),
+        DatabaseUrl::Postgres(_) | DatabaseUrl::Other => Ok(false),
+    }
+}
+
 /// Gives the database's log another identity, and says which: to be done once after it was restored from a backup, while no
 /// server is on it. Cursors of before are void then, instead of skipping what is written anew.
 ///

@@ -138,6 +138,11 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     try_lock(path)?.ok_or_else(in_use)
 }
 
+/// True if a server has the file.
+pub(super) fn is_served(path: &Path) -> Result<bool, StoreError> {
+    Ok(path.exists() && try_lock(&resolve(path)?)?.is_none())
+}
+
 /// Takes the same lock, if it is free; `None` where a server has it. The kernel drops it with the process,
 /// however that ends.
 fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
