@@ -219,11 +219,14 @@ impl MappedPage {
     }
 }
 
+/// The answers to some commands, in order, once they are there.
+type Replies<'a> = Pin<Box<dyn Future<Output = Vec<Result<Imported, LedgerError>>> + Send + 'a>>;
+
 /// Rows of one org whose commands are in its lane.
 struct InFlight<'a> {
     org: OrgId,
     rows: Vec<(Row, Mapped)>,
-    replies: Pin<Box<dyn Future<Output = Vec<Result<Imported, LedgerError>>> + Send + 'a>>,
+    replies: Replies<'a>,
 }
 
 struct Importer<'a> {
@@ -280,12 +283,7 @@ impl<'a> Importer<'a> {
         Ok((self.summary, self.orgs))
     }
 
-    fn submit(
-        &self,
-        ledger: &'a Ledger,
-        org: OrgId,
-        rows: &[(Row, Mapped)],
-    ) -> Pin<Box<dyn Future<Output = Vec<Result<Imported, LedgerError>>> + Send + 'a>> {
+    fn submit(&self, ledger: &'a Ledger, org: OrgId, rows: &[(Row, Mapped)]) -> Replies<'a> {
         let is_dry_run = self.request.is_dry_run;
         let wanted = rows.iter().map(|(_, mapped)| Import { job: mapped.import.clone(), is_dry_run }).collect();
         let n = rows.len();

@@ -6,9 +6,8 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use jobledger_client::{
-    Client, Error, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, Report, from_value, proto as v1,
+    Client, Error, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, Report, proto as v1,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -17,6 +16,7 @@ use uuid::Uuid;
 use crate::{
     harness::{Database, Program, TestServer, command, on_both_databases, short_or_long},
     legacy_database::LegacyDatabase,
+    legacy_rows::{Expected, expected, found},
 };
 
 on_both_databases! {
@@ -129,105 +129,6 @@ async fn history(client: &Client, id: &str) -> Vec<JobEvent> {
     history
 }
 
-/// What a row of either table should be in the ledger, told by SQL: no code of the import's.
-#[derive(Debug, PartialEq)]
-struct Expected {
-    status: String,
-    job_type: String,
-    attempt: i32,
-    priority: i32,
-    key: String,
-    requested_by: String,
-    stage: Option<String>,
-    progress: Option<i32>,
-    result: Option<Value>,
-    error: (String, String),
-    times: [Option<DateTime<Utc>>; 4],
-}
-
-/// A row of this has the id and [`Expected`] as JSON.
-const EXPECTED: &str = r#"
-    SELECT o.id::text, jsonb_build_object(
-        'status', CASE o.status WHEN 'pending' THEN 'queued' WHEN 'processing' THEN 'running' WHEN 'completed' THEN 'succeeded' ELSE o.status END,
-        'type', 'mock_process', 'attempt', (o.status NOT IN ('pending', 'canceled')
-            OR o.status = 'canceled' AND (o.stage IS NOT NULL OR coalesce(o.progress, 0) > 0))::integer,
-        'priority', 0, 'key', '', 'by', '', 'stage', o.stage, 'progress', CASE WHEN o.progress IS NOT NULL THEN greatest(0, least(100, o.progress)) END,
-        'result', nullif(o.result, 'null'), 'code', '', 'message', coalesce(o.error, ''),
-        'times', jsonb_build_array(o.created_at, coalesce(o.updated_at, o.created_at), NULL,
-            CASE WHEN o.status IN ('completed', 'failed', 'canceled') THEN coalesce(o.updated_at, o.created_at) END))
-    FROM jobs o WHERE o.status IN ('pending', 'processing', 'completed', 'failed', 'canceled')
-    UNION ALL
-    SELECT o.id::text, jsonb_build_object(
-        'status', o.status, 'type', o.type, 'attempt', o.attempt, 'priority', least(o.priority, 1000),
-        'key', coalesce(o.idempotency_key, ''), 'by', coalesce(o.requested_by, ''),
-        'stage', e.detail_json -> 'stage', 'progress', CASE WHEN e.detail_json ->> 'progress' IS NOT NULL THEN greatest(0, least(100, (e.detail_json ->> 'progress')::integer)) END,
-        'result', e.detail_json -> 'result', 'code', coalesce(o.last_error_code, ''), 'message', coalesce(o.last_error_message, ''),
-        'times', jsonb_build_array(o.created_at, o.updated_at, o.started_at,
-            CASE WHEN o.status NOT IN ('queued', 'running') THEN coalesce(o.finished_at, o.updated_at) END))
-    FROM job o LEFT JOIN LATERAL (
-        SELECT CASE jsonb_typeof(e.detail_json) WHEN 'object' THEN e.detail_json END AS detail_json
-        FROM job_event e WHERE e.job_id = o.id AND e.next_status <> 'resting'
-        -- Of those of one time, the one comes later that begins where the other has led.
-        ORDER BY e.ts DESC, (e.prev_status = 'running') DESC NULLS LAST LIMIT 1
-    ) e ON true
-    WHERE o.status <> 'archived'
-        AND NOT EXISTS (SELECT FROM job d WHERE d.org_id = o.org_id AND d.idempotency_key = o.idempotency_key
-            AND (d.created_at, d.id) < (o.created_at, o.id))"#;
-
-async fn expected(legacy: &LegacyDatabase) -> BTreeMap<String, Expected> {
-    let sql = format!("SELECT id, row::text FROM ({EXPECTED}) rows (id, row)");
-    let mut connection = legacy.connect().await;
-    let rows: Vec<(String, String)> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut connection).await.expect("the SQL runs");
-    let rows: Vec<(String, Value)> =
-        rows.into_iter().map(|(id, row)| (id, serde_json::from_str(&row).expect("JSON"))).collect();
-    let time = |value: &Value| value.as_str().map(|time| DateTime::parse_from_rfc3339(time).unwrap().to_utc());
-    let number = |value: &Value| i32::try_from(value.as_i64().expect("a number")).unwrap();
-    let expected = |row: Value| Expected {
-        status: text(&row["status"]),
-        job_type: text(&row["type"]),
-        attempt: number(&row["attempt"]),
-        priority: number(&row["priority"]),
-        key: text(&row["key"]),
-        requested_by: text(&row["by"]),
-        stage: row["stage"].as_str().map(str::to_owned),
-        progress: Some(&row["progress"]).filter(|progress| !progress.is_null()).map(number),
-        result: Some(&row["result"]).filter(|result| !result.is_null()).cloned(),
-        error: (text(&row["code"]), text(&row["message"])),
-        times: std::array::from_fn(|n| time(&row["times"][n])),
-    };
-    rows.into_iter().map(|(id, row)| (id, expected(row))).collect()
-}
-
-fn found(job: &Job) -> Expected {
-    let time = |time: Option<prost_types::Timestamp>| {
-        time.map(|time| DateTime::from_timestamp(time.seconds, time.nanos as u32).expect("a valid time"))
-    };
-    Expected {
-        status: job.status().as_str_name().trim_start_matches("JOB_STATUS_").to_lowercase(),
-        job_type: job.r#type.clone(),
-        attempt: job.attempt,
-        priority: job.priority,
-        key: job.idempotency_key.clone(),
-        requested_by: job.requested_by.clone(),
-        stage: job.stage.clone(),
-        progress: job.progress,
-        result: job.result.as_ref().map(|value| from_value::<Value>(Some(value)).expect("JSON")).map(doubles),
-        error: (job.last_error_code.clone(), job.last_error_message.clone()),
-        times: [job.created_at, job.updated_at, job.started_at, job.finished_at].map(time),
-    }
-}
-
-/// Numbers as a `google.protobuf.Value` has them.
-fn doubles(value: Value) -> Value {
-    match value {
-        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
-        Value::Array(items) => items.into_iter().map(doubles).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, doubles(value))).collect(),
-        other => other,
-    }
-}
-
 async fn every_row_is_brought_in_as_it_was_or_refused_with_a_reason(database: Database) {
     let n = short_or_long(1_500, 200_000);
     let legacy = LegacyDatabase::with_rows(n).await;
@@ -236,10 +137,7 @@ async fn every_row_is_brought_in_as_it_was_or_refused_with_a_reason(database: Da
     assert_eq!(first.code(), 1, "some were refused");
 
     let (jobs, heads) = everything(&database).await;
-    let mut expected = expected(&legacy).await;
-    for of in expected.values_mut() {
-        of.result = of.result.take().map(doubles);
-    }
+    let expected = expected(&legacy).await;
     assert_eq!(jobs.len(), expected.len());
     for (id, job) in &jobs {
         assert_eq!(Some(&found(job)), expected.get(id), "{id}");
@@ -610,10 +508,7 @@ async fn what_goes_on_meanwhile_comes_with_the_next_run(database: Database) {
     assert_eq!(last.line("all"), again.line("all"));
     assert_eq!(last.line("all")[4], 0);
     let (jobs, _) = everything(&database).await;
-    let mut expected = expected(&legacy).await;
-    for of in expected.values_mut() {
-        of.result = of.result.take().map(doubles);
-    }
+    let expected = expected(&legacy).await;
     assert_eq!(jobs.len(), expected.len());
     for (id, job) in &jobs {
         assert_eq!(Some(&found(job)), expected.get(id), "{id}");
@@ -669,9 +564,9 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
     legacy.run(&sql).await;
     let restored: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
 
-    let parse = |text: &str| -> BTreeMap<String, Value> {
-        let rows: Vec<Value> = serde_json::from_str(text).unwrap();
-        rows.into_iter().map(|row| (text_of(&row, "id"), row)).collect()
+    let parse = |rows: &str| -> BTreeMap<String, Value> {
+        let rows: Vec<Value> = serde_json::from_str(rows).unwrap();
+        rows.into_iter().map(|row| (text(&row["id"]), row)).collect()
     };
     let (before, upserted, restored) = (parse(&before), parse(&upserted), parse(&restored));
     let own = &restored[&created.job.id];
@@ -696,10 +591,6 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
     let report = Report::succeeded(&created.job.id);
     client.update(report).await.expect("the ledger's own job was left alone");
     server.stop().await;
-}
-
-fn text_of(row: &Value, name: &str) -> String {
-    text(&row[name])
 }
 
 #[tokio::test]

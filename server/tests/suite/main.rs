@@ -24,6 +24,7 @@ mod leases;
 mod ledger;
 mod legacy_database;
 mod legacy_http;
+mod legacy_rows;
 mod legacy_tables;
 mod lists;
 mod memory;
