@@ -32,6 +32,12 @@ use crate::{
 /// Nobody tries more often: an attempt always has a next one.
 const MAX_ATTEMPT: i64 = 1_000_000;
 
+/// The first instant of the year 1, the oldest that the contract has room for.
+const FIRST: Time = match DateTime::from_timestamp(-62_135_596_800, 0) {
+    Some(time) => time,
+    None => DateTime::UNIX_EPOCH,
+};
+
 /// A row as a job to be brought in.
 #[derive(Debug)]
 pub(super) struct Mapped {
@@ -127,7 +133,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
             result: last.result.clone(),
             ..Detail::default()
         },
-        None => Detail::of_row(&columns, &mut notes)?,
+        None => Detail::of_row(&columns, &mut notes),
     };
     let error = error_of(&columns, &mut notes);
     let has_run = started_at.is_some()
@@ -255,17 +261,17 @@ fn error(code: &str, message: &str, notes: &mut Vec<String>) -> JobError {
 
 impl Detail {
     /// What a row of the old table has beside its status.
-    fn of_row(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Self, Refusal> {
-        Ok(Self {
+    fn of_row(columns: &Columns<'_>, notes: &mut Vec<String>) -> Self {
+        Self {
             stage: columns.stage.as_deref().map(|stage| fit_stage(stage, notes)),
             progress: columns.progress.map(|progress| fit_progress(progress, notes)),
-            result: columns.result.map(result).transpose()?,
+            result: columns.result.and_then(|text| result(text, notes)),
             ..Self::default()
-        })
+        }
     }
 
     /// What an event's `detail_json` has. What is none of the ledger's fields becomes its remark.
-    fn of_event(text: &RawValue, notes: &mut Vec<String>) -> Result<Self, Refusal> {
+    fn of_event(text: &RawValue, notes: &mut Vec<String>) -> Self {
         /// The parts that are kept to the letter.
         #[derive(Deserialize)]
         struct Letters<'a> {
@@ -273,17 +279,19 @@ impl Detail {
             result: Option<&'a RawValue>,
         }
         let mut detail = Self::default();
-        let unreadable = |error| Refusal::new(format!("an event's detail_json can't be read: {error}"));
-        let mut rest = match serde_json::from_str::<Value>(text.get()).map_err(unreadable)? {
-            Value::Null => return Ok(detail),
-            Value::Object(fields) => fields,
-            other => {
-                detail.message = fit_text("detail_json", &other.to_string(), notes);
-                return Ok(detail);
-            }
+        // What is no object, or holds what no double does, is kept as a text.
+        let as_text =
+            |notes: &mut Vec<String>| Self { message: fit_text("detail_json", text.get(), notes), ..Self::default() };
+        let Ok(letters) = serde_json::from_str::<Letters<'_>>(text.get()) else { return as_text(notes) };
+        let mut rest = match serde_json::from_str::<Value>(text.get()) {
+            Ok(Value::Null) => return detail,
+            Ok(Value::Object(fields)) => fields,
+            Ok(_) => return as_text(notes),
+            // If it is the result, that is left out and told.
+            Err(_) if letters.result.is_some() => Map::new(),
+            Err(_) => return as_text(notes),
         };
-        let letters: Letters<'_> = serde_json::from_str(text.get()).map_err(unreadable)?;
-        detail.result = letters.result.map(result).transpose()?;
+        detail.result = letters.result.and_then(|text| result(text, notes));
         rest.remove("result");
         // What is null says nothing.
         rest.retain(|_, value| !value.is_null());
@@ -304,7 +312,7 @@ impl Detail {
             Some(remark) => fit_text("detail_json", &remark, notes),
             None => Arc::default(),
         };
-        Ok(detail)
+        detail
     }
 }
 
@@ -335,8 +343,9 @@ fn in_words(value: Value) -> String {
     }
 }
 
-fn result(text: &RawValue) -> Result<Json, Refusal> {
-    check_json(text.get()).map_err(|unfit| Refusal::new(format!("its result: {unfit}")))
+/// A result; one that the ledger can't hold is left out: a job without it is more than none.
+fn result(text: &RawValue, notes: &mut Vec<String>) -> Option<Json> {
+    check_json(text.get()).map_err(|unfit| notes.push(format!("its result was left out: {unfit}"))).ok()
 }
 
 /// What happened to a job that has no events, as far as its row proves it.
@@ -395,8 +404,13 @@ fn past_of(
         if prev_status.is_none() && prev.is_some() {
             notes.push(format!("event {id}: its prev_status {prev:?} is unknown"));
         }
-        let ts = columns.ts.as_deref().and_then(|text| time("ts of an event", text, notes));
-        let detail = columns.detail_json.map(|text| Detail::of_event(text, notes)).transpose()?.unwrap_or_default();
+        let ts = columns.ts.as_deref().and_then(|text| match text {
+            // Before all others, as where they were ordered.
+            "-infinity" => Some(FIRST),
+            text if text.ends_with(" BC") => Some(FIRST),
+            text => time("ts of an event", text, notes),
+        });
+        let detail = columns.detail_json.map(|text| Detail::of_event(text, notes)).unwrap_or_default();
         let Detail { stage, progress, message, result, error } = detail;
         let is_inferred = ts.is_none();
         let past = inferred(ts.unwrap_or(now), prev_status, next_status);

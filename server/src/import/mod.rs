@@ -66,7 +66,10 @@ pub enum ImportError {
 
 impl From<sqlx::Error> for ImportError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Source(error.to_string())
+        match error.as_database_error() {
+            Some(said) => Self::Source(said.message().to_owned()),
+            None => Self::Source(error.to_string()),
+        }
     }
 }
 
@@ -380,8 +383,17 @@ fn differences(import: &transition::Import, job: &Job) -> Vec<String> {
     if there.priority != here.priority {
         differences.push(format!("priority is {} there, and stays {} here", there.priority, here.priority));
     }
-    if there.requested_by != here.requested_by {
-        differences.push("requested_by is another there, and stays as it was here".to_owned());
+    for (name, is_same) in [
+        ("type", there.job_type == here.job_type),
+        ("idempotency_key", there.idempotency == here.idempotency),
+        ("requested_by", there.requested_by == here.requested_by),
+    ] {
+        if !is_same {
+            differences.push(format!("{name} is another there now, and stays as it was here"));
+        }
+    }
+    if state.created_at < job.created_at {
+        differences.push(format!("created_at is {} there now, and stays as it was here", state.created_at));
     }
     differences
 }
@@ -406,6 +418,5 @@ fn in_words(refusal: ImportRefusal) -> &'static str {
     match refusal {
         ImportRefusal::BothChanged => "it has changed on both sides since it was brought in",
         ImportRefusal::Own => "the ledger has a job of its own with this id",
-        ImportRefusal::OtherSpec => "its type or idempotency_key has changed since it was brought in",
     }
 }

@@ -23,9 +23,8 @@ const PAGE_BYTES: i64 = 8 << 20;
 /// A row's own events, at most: more would take longer than a batch may, or more memory than a queue has.
 const ROW_EVENTS: i64 = 50_000;
 const ROW_BYTES: i64 = 16 << 20;
-/// It only reads; a row that a policy hides is an error, not a row that is missing; and times look the same whoever reads them.
-const SESSION: [(&str, &str); 4] =
-    [("default_transaction_read_only", "on"), ("row_security", "off"), ("TimeZone", "UTC"), ("DateStyle", "ISO")];
+/// It only reads; a row that a policy hides is an error, not a row that is missing.
+const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("row_security", "off")];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A table that jobs come from.
@@ -203,6 +202,9 @@ impl Source {
             ));
         }
         self.has_events = tables.contains_key("job_event");
+        if self.tables.contains(&Table::Job) && !self.has_events {
+            return refuse(format!("schema {schema} has job without job_event, which has results and histories"));
+        }
         self.has_both = self.tables.len() > 1;
         for table in self.tables.clone() {
             let columns = &tables[table.name()];
@@ -257,8 +259,10 @@ impl Source {
             "/* count */ SELECT status, count(*) FROM ({}) all_rows GROUP BY status",
             parts.join(" UNION ALL ")
         );
+        self.begin().await?;
         let found: Vec<(Option<String>, i64)> =
             sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await?;
+        self.end().await?;
         Ok(found.into_iter().map(|(status, n)| (status, n.unsigned_abs())).collect())
     }
 
@@ -281,6 +285,7 @@ impl Source {
         if is_unique.0 {
             return Ok(HashMap::new());
         }
+        self.begin().await?;
         let has_key: Vec<(Vec<Uuid>,)> = sqlx::query_as(AssertSqlSafe(format!(
             "/* duplicate_keys */ SELECT array_agg(o.id ORDER BY o.created_at, o.id) FROM {}.job o
              WHERE o.idempotency_key <> '' GROUP BY o.org_id, o.idempotency_key HAVING count(*) > 1",
@@ -288,6 +293,7 @@ impl Source {
         )))
         .fetch_all(&mut self.connection)
         .await?;
+        self.end().await?;
         let mut others = HashMap::new();
         for (ids,) in has_key {
             others.extend(ids.iter().skip(1).map(|id| (*id, ids[0])));
@@ -307,9 +313,9 @@ impl Source {
     pub(super) async fn next(&mut self) -> Result<Option<Page>, ImportError> {
         loop {
             let Some((table, way)) = self.ways.last().copied() else { return Ok(None) };
-            sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut self.connection).await?;
+            self.begin().await?;
             let page = self.read(table, way).await;
-            let ended = sqlx::raw_sql("COMMIT").execute(&mut self.connection).await;
+            let ended = self.end().await;
             let page = page?;
             ended?;
             match page {
@@ -320,6 +326,23 @@ impl Source {
                 }
             }
         }
+    }
+
+    /// Begins a snapshot. Said with each, since a pooler may not pass on what was said when the connection was made.
+    async fn begin(&mut self) -> Result<(), ImportError> {
+        sqlx::raw_sql(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC';
+             SET LOCAL DateStyle = 'ISO'; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
+             SET LOCAL idle_in_transaction_session_timeout = 0",
+        )
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), ImportError> {
+        sqlx::raw_sql("COMMIT").execute(&mut self.connection).await?;
+        Ok(())
     }
 
     async fn read(&mut self, table: Table, way: Way) -> Result<Option<Page>, ImportError> {
@@ -453,7 +476,7 @@ impl Source {
                     sum(coalesce(octet_length(e.detail_json::text), 0)) OVER last AS bytes
                 FROM {}.job_event e WHERE e.job_id = ANY ($1)
                 WINDOW last AS (PARTITION BY e.job_id ORDER BY e.ts DESC, to_jsonb(e) ->> 'id' DESC)
-             ) e WHERE e.n <= {ROW_EVENTS} AND e.bytes <= {ROW_BYTES} ORDER BY e.job_id, e.ts, e.id",
+             ) e WHERE e.n = 1 OR e.n <= {ROW_EVENTS} AND e.bytes <= {ROW_BYTES} ORDER BY e.job_id, e.ts, e.id",
             self.schema
         );
         let places: HashMap<_, _> = rows.iter().enumerate().map(|(n, row)| (row.id, n)).collect();

@@ -113,8 +113,6 @@ pub enum ImportRefusal {
     BothChanged,
     /// It was not brought in, but created here, and is another than that.
     Own,
-    /// Its type or its key is another than when it was brought in.
-    OtherSpec,
 }
 
 impl Past {
@@ -161,22 +159,12 @@ impl Job {
                 let outcome = if is_ahead { ImportOutcome::Ahead } else { ImportOutcome::Unchanged };
                 return Ok((outcome, job.unchanged()));
             }
-            // As when what was written back to the other system is brought in. Where that has nothing but where the job stands, this
-            // is all that could have changed.
-            Some((job, known))
-                if import.state.is_of(job)
-                    && (import.is_bare() || known.is_none_or(|mark| job.last_seq != mark.seq)) =>
-            {
-                return Ok((ImportOutcome::Unchanged, job.unchanged()));
-            }
+            Some((job, Some(mark))) if job.last_seq == mark.seq => (job, mark),
+            // As when what was written back to the other system is brought in.
+            Some((job, _)) if import.state.is_of(job) => return Ok((ImportOutcome::Unchanged, job.unchanged())),
             Some((_, None)) => return Err(ImportRefusal::Own),
-            Some((job, Some(mark))) if job.last_seq != mark.seq => return Err(ImportRefusal::BothChanged),
-            Some((job, Some(mark))) => (job, mark),
+            Some((_, Some(_))) => return Err(ImportRefusal::BothChanged),
         };
-        let (spec, wanted) = (&job.spec, &import.spec);
-        if (&spec.job_type, &spec.idempotency) != (&wanted.job_type, &wanted.idempotency) {
-            return Err(ImportRefusal::OtherSpec);
-        }
         Ok((ImportOutcome::Updated, import.bring(job.clone(), &before.past, at)))
     }
 
@@ -201,11 +189,6 @@ impl State {
 }
 
 impl Import {
-    /// True if the other system has nothing of the job but where it stands.
-    fn is_bare(&self) -> bool {
-        self.past.iter().all(|past| past.is_inferred)
-    }
-
     /// What happened elsewhere and is not among the events that are known.
     fn unknown(&self, known: &[PastKey]) -> Vec<&Past> {
         let mut dated: HashMap<PastKey, usize> = HashMap::new();
@@ -316,8 +299,11 @@ impl Import {
     /// Puts the job where it stands in the other system. What that is ahead in time counts as now.
     fn enter(&self, job: &mut Job, at: Tick) {
         let State { status, attempt, stage, progress, error, updated_at, started_at, finished_at, .. } = &self.state;
+        // What the other system does not know, or not any more, stays.
+        let started_at = started_at.or(job.started_at);
+        let finished_at = finished_at.or(job.finished_at.filter(|_| job.status == *status));
         job.status = *status;
-        job.attempt = *attempt;
+        job.attempt = job.attempt.max(*attempt);
         // One failure uses the budget up: the other system did not try again by itself.
         job.failures = i32::from(matches!(status, JobStatus::Failed | JobStatus::DeadLetter));
         job.stage.clone_from(stage);
