@@ -115,7 +115,7 @@ fn print_summary(summary: &Summary, refused: &Path, is_dry_run: bool, took: Dura
         summary.refused_rows()
     )?;
     if *superseded > 0 {
-        writeln!(out, "{superseded} rows of jobs are in job too, and were taken from there")?;
+        writeln!(out, "{superseded} rows of jobs are in job too, and came as one with those")?;
     }
     if *adjusted > 0 || summary.refused_rows() > 0 {
         let file = refused.display();

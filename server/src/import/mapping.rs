@@ -70,6 +70,8 @@ struct Columns<'a> {
     updated_at: Option<String>,
     started_at: Option<String>,
     finished_at: Option<String>,
+    /// Where it stands is said by its twin in `jobs`.
+    of_jobs: Option<bool>,
 }
 
 /// A row of `job_event`, to the same ends.
@@ -124,9 +126,9 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
     let mut digest = Sha256::new();
     hash(&mut digest, row.table.name());
     hash(&mut digest, &columns);
-    let old = past_of(row, created_at, now, &mut digest, &mut notes)?;
+    let mut old = past_of(row, created_at, now, &mut digest, &mut notes)?;
     // Where a row has no events, it holds all that there is; where it has, the last of them has what is not in the row.
-    let latest = match old.last() {
+    let latest = match old.last().filter(|_| columns.of_jobs.is_none()) {
         Some(last) => Detail {
             stage: last.stage.clone(),
             progress: last.progress,
@@ -157,6 +159,11 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
         started_at,
         finished_at,
     };
+    if let Some(last) = old.last().filter(|last| columns.of_jobs.is_some() && last.next_status != status) {
+        // It went on where nobody wrote down how.
+        let (prev, attempt) = (Some(last.next_status), last.attempt);
+        old.push(Past { attempt, error: state.error.clone(), ..inferred(updated_at, prev, status) });
+    }
     let past = if old.is_empty() { proven(&state, has_run) } else { old };
     let import = Import { id: JobId(row.id), spec, state, past, digest: Digest(digest.finalize().into()) };
     Ok(Mapped { org, import, notes })

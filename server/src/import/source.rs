@@ -71,7 +71,7 @@ pub(super) struct Row {
 pub(super) struct Page {
     pub(super) rows: Vec<Row>,
     pub(super) now: Time,
-    /// Rows of `jobs` that `job` has too, which counts.
+    /// Rows of `jobs` that `job` has too: they come as one.
     pub(super) superseded: u64,
 }
 
@@ -251,7 +251,15 @@ impl Source {
     pub(super) async fn count(&mut self) -> Result<Vec<(Option<String>, u64)>, ImportError> {
         let mut parts = Vec::new();
         for table in &self.tables {
-            let mut part = format!("SELECT o.status::text AS status FROM {}.{} o", self.schema, table.name());
+            let (schema, name) = (&self.schema, table.name());
+            let mut part = if self.has_both && *table == Table::Job {
+                format!(
+                    "SELECT CASE WHEN t.updated_at > o.updated_at THEN t.status ELSE o.status END::text AS status
+                     FROM {schema}.job o LEFT JOIN {schema}.jobs t ON t.id = o.id"
+                )
+            } else {
+                format!("SELECT o.status::text AS status FROM {schema}.{name} o")
+            };
             self.leave_superseded_out(*table, &mut part, "WHERE");
             parts.push(part);
         }
@@ -450,10 +458,26 @@ impl Source {
 
     /// Rows as JSON, in the order of their ids' places.
     async fn fetch(&mut self, table: Table, ids: &[Uuid]) -> Result<Page, ImportError> {
+        let schema = &self.schema;
+        // A row of `job` whose twin in `jobs` was changed later is where that is; and one without events has of it what only events have.
+        let (row, twin) = if self.has_both && table == Table::Job {
+            (
+                format!(
+                    "to_jsonb(o) || CASE WHEN t.updated_at > o.updated_at THEN jsonb_build_object('of_jobs', true,
+                        'status', t.status, 'stage', t.stage, 'progress', t.progress, 'result', t.result, 'error', t.error,
+                        'updated_at', t.updated_at, 'finished_at', NULL, 'last_error_code', NULL, 'last_error_message', NULL)
+                     WHEN t.id IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.job_event e WHERE e.job_id = o.id)
+                     THEN jsonb_build_object('of_jobs', true, 'stage', t.stage, 'progress', t.progress, 'result', t.result,
+                        'error', coalesce(o.last_error_message, t.error)) ELSE '{{}}' END"
+                ),
+                format!("LEFT JOIN {schema}.jobs t ON t.id = o.id"),
+            )
+        } else {
+            ("to_jsonb(o)".to_owned(), String::new())
+        };
         let mut sql = format!(
-            "/* fetch */ SELECT o.id, to_jsonb(o)::text FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (id, n)
-             JOIN {}.{} o ON o.id = wanted.id",
-            self.schema,
+            "/* fetch */ SELECT o.id, ({row})::text FROM unnest($1::uuid[]) WITH ORDINALITY AS wanted (id, n)
+             JOIN {schema}.{} o ON o.id = wanted.id {twin}",
             table.name()
         );
         self.leave_superseded_out(table, &mut sql, "WHERE");

@@ -23,7 +23,7 @@ pub struct Summary {
     pub adjusted: u64,
     /// Events that were written.
     pub events: u64,
-    /// Rows of `jobs` that `job` has too, which counts.
+    /// Rows of `jobs` that `job` has too: they came as one.
     pub superseded: u64,
     /// Jobs of the orgs in question as the ledger counts them in the end, whatever they came from; `None` where it was not asked.
     pub counted: Option<StatusCounts>,

@@ -521,7 +521,18 @@ async fn rows_of_both_tables_are_taken_once(database: Database) {
         .run(&format!(
             "INSERT INTO jobs (id, status, created_at, updated_at) VALUES
                 ('{DONE}', 'pending', '2025-10-29 12:00:00+00', '2025-10-29 12:00:00+00'),
+                -- Changed there later, as after a way back; and copied from there without its events.
+                ('{RUNNING}', 'completed', '2025-10-29 12:00:00+00', '2025-10-29 13:00:00+00'),
+                ('55555555-5555-5555-5555-555555555555', 'completed', '2025-10-29 12:00:00+00', '2025-10-29 12:00:00+00'),
                 ('44444444-4444-4444-4444-444444444444', 'canceled', '2025-10-29 12:00:00+00', '2025-10-29 12:00:00+00')"
+        ))
+        .await;
+    legacy
+        .run(&format!(
+            "UPDATE jobs SET result = '{{\"frames\": 3}}', progress = 100 WHERE status = 'completed';
+             INSERT INTO job (id, org_id, type, status, created_at, updated_at)
+                SELECT id, '{}', 'mock_process', 'succeeded', created_at, updated_at FROM jobs WHERE id::text LIKE '5%'",
+            Uuid::nil()
         ))
         .await;
     // As after pg_dump and pg_restore beside something else.
@@ -530,11 +541,17 @@ async fn rows_of_both_tables_are_taken_once(database: Database) {
     let org = ORGS[2].to_string();
     for _ in 0..2 {
         let run = import(&legacy, &database, &["--schema", "old Times", "--org", &org]);
-        assert_eq!((run.code(), run.line("all")), (0, vec![4, 4, 0, 0, 0]));
-        assert!(run.said().contains("1 rows of jobs are in job too"), "{}", run.said());
+        assert_eq!((run.code(), run.line("all")), (0, vec![5, 5, 0, 0, 0]));
+        assert_eq!(run.line("succeeded"), [3, 3, 0, 0, 0]);
+        assert!(run.said().contains("3 rows of jobs are in job too"), "{}", run.said());
     }
     let (server, client) = TestServer::on(&database).await;
     assert_eq!(client.get(DONE).await.unwrap().status(), JobStatus::Succeeded);
+    for id in [RUNNING, "55555555-5555-5555-5555-555555555555"] {
+        let job = client.get(id).await.unwrap();
+        let result: Value = jobledger_client::from_value(job.result.as_ref()).unwrap();
+        assert_eq!((job.status(), job.progress, &result["frames"]), (JobStatus::Succeeded, Some(100), &3.into()));
+    }
     let canceled = client_of(&server, ORGS[2]).get("44444444-4444-4444-4444-444444444444").await.unwrap();
     assert_eq!((canceled.status(), canceled.r#type.as_str()), (JobStatus::Canceled, "mock_process"));
     server.stop().await;
