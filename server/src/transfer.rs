@@ -169,11 +169,9 @@ impl Progress {
 
 impl Observer for Progress {
     fn begin(&mut self, tables: &[Table], rows: u64) -> io::Result<()> {
-        // What an earlier run has written is told again, or is no longer true.
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let cannot = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
+        // What an earlier run has written is told again, or is no longer true. That a file can be made is seen before it is needed.
+        File::create(&self.path).and_then(|_| fs::remove_file(&self.path)).map_err(cannot)?;
         let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
         eprintln!("{rows} rows in {}", names.join(" and "));
         self.bar.set_length(rows);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
@@ -53,6 +53,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let started = Instant::now();
+        let is_grpc = is_grpc(request.headers());
         let rpc = request.uri().path().to_owned();
         let org_id = request.headers().get(ORG_HEADER).and_then(|org| org.to_str().ok()).map(str::to_owned);
         let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
@@ -78,12 +79,31 @@ where
                 Some(error) => Status::from(error).into_http(),
                 None => response,
             };
+            if !is_grpc
+                && Status::from_header_map(response.headers())
+                    .is_some_and(|status| status.code() == Code::Unimplemented)
+            {
+                return Ok(nowhere());
+            }
             let status = response.headers().get(Status::GRPC_STATUS).and_then(|status| status.to_str().ok());
             let elapsed_us = started.elapsed().as_micros() as u64;
             tracing::debug!(rpc, org_id, grpc_status = status, elapsed_us, "call");
             Ok(response)
         })
     }
+}
+
+/// True of a call of gRPC, or its kin for browsers; anything else is plain HTTP.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// What is answered to plain HTTP at a path where nothing is: tonic would say 200, and the rest in a header of gRPC's.
+fn nowhere() -> Response<Body> {
+    let mut response = Response::new(Body::new(r#"{"detail":"Not Found"}"#.to_owned()));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// The contract's error for one that tonic gave by itself, before a request reached the service.

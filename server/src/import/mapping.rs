@@ -52,7 +52,6 @@ pub(super) struct Mapped {
 #[derive(Serialize, Deserialize)]
 struct Columns<'a> {
     status: Option<String>,
-    org_id: Option<String>,
     #[serde(rename = "type")]
     job_type: Option<String>,
     attempt: Option<i64>,
@@ -104,20 +103,32 @@ pub(super) fn status_of(row: &Row) -> Option<JobStatus> {
     serde_json::from_str::<Status>(&row.text).ok()?.status.as_deref().and_then(parse_status)
 }
 
+/// Whose a row is; `None` where it names nobody.
+pub(super) fn org_of(row: &Row, default_org: OrgId) -> Option<OrgId> {
+    #[derive(Deserialize)]
+    struct Org {
+        org_id: Option<String>,
+    }
+    match row.table {
+        Table::Jobs => Some(default_org),
+        Table::Job => {
+            let org = serde_json::from_str::<Org>(&row.text).ok()?.org_id?;
+            Uuid::try_parse(&org).ok().map(OrgId)
+        }
+    }
+}
+
 /// A row as a job; rows that name no org are of `default_org`. `now` stands for a time that the row lacks.
 pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Refusal> {
+    if let Some(reason) = &row.unreadable {
+        return Err(Refusal::new(format!("its row can't be read: {reason}")));
+    }
     let columns: Columns<'_> =
         serde_json::from_str(&row.text).map_err(|error| Refusal::new(format!("its row can't be read: {error}")))?;
     let mut notes = Vec::new();
     let word = columns.status.as_deref().ok_or_else(|| Refusal::new("it has no status"))?;
     let status = parse_status(word).ok_or_else(|| Refusal::new(format!("its status {word:?} is unknown")))?;
-    let org = match row.table {
-        Table::Jobs => default_org,
-        Table::Job => {
-            let org = columns.org_id.as_deref().and_then(|text| Uuid::try_parse(text).ok());
-            OrgId(org.ok_or_else(|| Refusal::new("it has no org_id, or one that is no UUID"))?)
-        }
-    };
+    let org = org_of(row, default_org).ok_or_else(|| Refusal::new("it has no org_id, or one that is no UUID"))?;
     let spec = spec(&columns, &mut notes)?;
     let Times { created_at, updated_at, started_at, finished_at } = Times::of(&columns, now, &mut notes);
     if let Some(time) = finished_at.filter(|_| !status.is_terminal()) {
@@ -404,11 +415,14 @@ fn past_of(
         let id = columns.id.unwrap_or_default();
         let (prev, next) = (columns.prev_status.as_deref(), columns.next_status.as_deref().unwrap_or_default());
         let Some(next_status) = parse_status(next) else {
-            notes.push(format!("event {id} was left out: its next_status {next:?} is unknown"));
+            let detail = columns.detail_json.map_or("null", RawValue::get);
+            notes.push(format!(
+                "event {id} was left out: its next_status {next:?} is unknown; its detail_json: {detail}"
+            ));
             continue;
         };
         let prev_status = prev.and_then(parse_status);
-        if prev_status.is_none() && prev.is_some() {
+        if let (None, Some(prev)) = (prev_status, prev) {
             notes.push(format!("event {id}: its prev_status {prev:?} is unknown"));
         }
         let ts = columns.ts.as_deref().and_then(|text| match text {

@@ -33,7 +33,7 @@ pub use self::{
 use crate::{
     domain::{
         clock::Time,
-        id::OrgId,
+        id::{JobId, OrgId},
         job::Job,
         transition::{self, ImportOutcome, ImportRefusal},
     },
@@ -66,11 +66,12 @@ pub enum ImportError {
 
 impl From<sqlx::Error> for ImportError {
     fn from(error: sqlx::Error) -> Self {
-        match error.as_database_error() {
-            Some(said) => Self::Source(said.message().to_owned()),
-            None => Self::Source(error.to_string()),
-        }
+        Self::Source(in_words(&error))
     }
+}
+
+fn in_words(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |said| said.message().to_owned())
 }
 
 /// What to bring in.
@@ -137,7 +138,7 @@ pub struct ReportedRow<'a> {
 pub enum RowVerdict {
     /// It is in the ledger, with the differences named.
     Adjusted,
-    /// It is not.
+    /// It is not, or still as it came before.
     Refused,
 }
 
@@ -248,7 +249,7 @@ impl<'a> Importer<'a> {
         let mut of_orgs: Vec<(OrgId, Vec<(Row, Mapped)>)> = Vec::new();
         for (row, mapped) in page.rows {
             match mapped {
-                Err(refusal) => self.refuse(&row, refusal)?,
+                Err(refusal) => self.refuse(&row, refusal).await?,
                 Ok(mapped) => match of_orgs.iter_mut().find(|(org, _)| *org == mapped.org) {
                     Some((_, of_org)) => of_org.push((row, mapped)),
                     None => of_orgs.push((mapped.org, vec![(row, mapped)])),
@@ -307,12 +308,12 @@ impl<'a> Importer<'a> {
                 match reply {
                     // What is known to be in the ledger already is left alone when it comes again.
                     Err(error) if is_passing(&error) && tries < TRIES => again.push((row, mapped)),
-                    Err(error) => self.refuse(&row, refusal(error)?)?,
+                    Err(error) => self.refuse(&row, refusal(error)?).await?,
                     Ok(Imported { outcome: Ok(outcome), job, events }) => {
                         self.summary.events += events as u64;
                         self.brought(&row, &mapped, outcome, job)?;
                     }
-                    Ok(Imported { outcome: Err(reason), .. }) => self.refuse(&row, Refusal::new(in_words(reason)))?,
+                    Ok(Imported { outcome: Err(reason), .. }) => self.refuse(&row, Refusal::new(why(reason))).await?,
                 }
             }
             if again.is_empty() {
@@ -352,10 +353,16 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    fn refuse(&mut self, row: &Row, refusal: Refusal) -> Result<(), ImportError> {
+    async fn refuse(&mut self, row: &Row, refusal: Refusal) -> Result<(), ImportError> {
         self.summary.refused(mapping::status_of(row));
         self.observer.advance(1);
-        self.report(row, RowVerdict::Refused, &[refusal.0])
+        let mut reasons = vec![refusal.0];
+        if let (Some(ledger), Some(org)) = (self.ledger, mapping::org_of(row, self.request.org))
+            && let Ok(record) = ledger.job(org, JobId(row.id)).await
+        {
+            reasons.push(format!("the ledger still has it, {}", record.job.status));
+        }
+        self.report(row, RowVerdict::Refused, &reasons)
     }
 
     fn report(&mut self, row: &Row, verdict: RowVerdict, reasons: &[String]) -> Result<(), ImportError> {
@@ -414,7 +421,7 @@ fn refusal(error: LedgerError) -> Result<Refusal, ImportError> {
     }
 }
 
-fn in_words(refusal: ImportRefusal) -> &'static str {
+fn why(refusal: ImportRefusal) -> &'static str {
     match refusal {
         ImportRefusal::BothChanged => "it has changed on both sides since it was brought in",
         ImportRefusal::Own => "the ledger has a job of its own with this id",

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fmt::Write as _, str::FromStr, time::Duration};
 
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection,
     postgres::PgConnectOptions,
@@ -12,7 +12,7 @@ use sqlx::{
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::ImportError;
+use super::{ImportError, in_words};
 use crate::domain::clock::Time;
 
 /// Rows of one page, with their events.
@@ -64,6 +64,8 @@ pub(super) struct Row {
     pub(super) events: Vec<String>,
     /// How many are not among these.
     pub(super) left_out: i64,
+    /// Why it can't be read, where that is so: the text then has only what could be.
+    pub(super) unreadable: Option<String>,
 }
 
 /// Some rows, and the time of the snapshot that they are of.
@@ -117,6 +119,8 @@ pub(super) struct Source {
     /// What is still to be read, the last first.
     ways: Vec<(Table, Way)>,
     key: Key,
+    /// Rows of the next page: fewer, down to one, where a row among them can't be read.
+    page_rows: i64,
     tables: Vec<Table>,
 }
 
@@ -147,6 +151,7 @@ impl Source {
             has_both: false,
             ways: Vec::new(),
             key: Key::first_of(Uuid::nil()),
+            page_rows: PAGE_ROWS,
             tables: Vec::new(),
         };
         source.recognise(schema).await?;
@@ -323,12 +328,17 @@ impl Source {
             let Some((table, way)) = self.ways.last().copied() else { return Ok(None) };
             self.begin().await?;
             let page = self.read(table, way).await;
-            let ended = self.end().await;
-            let page = page?;
-            ended?;
+            self.end().await?;
             match page {
-                Some(page) => return Ok(Some(page)),
-                None => {
+                Ok(Some(page)) => {
+                    self.page_rows = PAGE_ROWS.min(self.page_rows * 2);
+                    return Ok(Some(page));
+                }
+                // One row that can't be read must not keep the others from coming.
+                Err(error) if self.page_rows > 1 && is_of_rows(&error) => self.page_rows = (self.page_rows / 8).max(1),
+                Err(error) if is_of_rows(&error) => return self.unreadable(table, way, error).await.map(Some),
+                Err(error) => return Err(error.into()),
+                Ok(None) => {
                     self.ways.pop();
                     self.key = Key::first_of(Uuid::nil());
                 }
@@ -353,13 +363,17 @@ impl Source {
         Ok(())
     }
 
-    async fn read(&mut self, table: Table, way: Way) -> Result<Option<Page>, ImportError> {
-        let mut candidates = if self.key.is_last { Vec::new() } else { self.candidates(table, way).await? };
+    async fn read(&mut self, table: Table, way: Way) -> sqlx::Result<Option<Page>> {
+        let bytes = match table {
+            Table::Jobs => "coalesce(octet_length(o.result::text), 0) + coalesce(octet_length(o.error), 0)",
+            Table::Job => "coalesce(octet_length(to_jsonb(o) ->> 'last_error_message'), 0)",
+        };
+        let mut candidates = if self.key.is_last { Vec::new() } else { self.candidates(table, way, bytes).await? };
         while candidates.is_empty() {
             if way != Way::ByStatus || !self.next_org().await? {
                 return Ok(None);
             }
-            candidates = self.candidates(table, way).await?;
+            candidates = self.candidates(table, way, bytes).await?;
         }
         let ids: Vec<_> = candidates.iter().map(|(id, ..)| *id).collect();
         let of_events =
@@ -381,22 +395,49 @@ impl Source {
                 row.left_out = n - row.events.len() as i64;
             }
         }
-        if let Some((id, created_at, _)) = candidates.get(n - 1) {
-            let created_at = created_at.clone().unwrap_or_default();
+        if let Some(last) = candidates.get(n - 1) {
             // What comes now comes with the next run: else it would never end where rows keep coming.
-            let is_last = n == candidates.len() && (n as i64) < PAGE_ROWS;
-            self.key = Key { created_at, id: *id, after: ">", org: self.key.org, is_last };
+            let is_last = n == candidates.len() && (n as i64) < self.page_rows;
+            self.go_on_after(last, is_last);
         }
         Ok(Some(page))
     }
 
+    fn go_on_after(&mut self, (id, created_at, _): &Candidate, is_last: bool) {
+        let created_at = created_at.clone().unwrap_or_default();
+        self.key = Key { created_at, id: *id, after: ">", org: self.key.org, is_last };
+    }
+
+    /// The next row, of which `error` came: its id, and of the rest what can be read.
+    async fn unreadable(&mut self, table: Table, way: Way, error: sqlx::Error) -> Result<Page, ImportError> {
+        let Some(row) = self.candidates(table, way, "0").await?.pop() else { return Err(error.into()) };
+        let mut columns = Map::from_iter([("id".to_owned(), row.0.to_string().into())]);
+        for name in ["status", "org_id"].into_iter().take(if table == Table::Job { 2 } else { 1 }) {
+            let sql = format!(
+                "/* unreadable */ SELECT o.{name}::text FROM {}.{} o WHERE o.id = $1",
+                self.schema,
+                table.name()
+            );
+            let read = sqlx::query_scalar(AssertSqlSafe(sql)).bind(row.0).fetch_one(&mut self.connection).await;
+            columns.insert(name.to_owned(), read.unwrap_or(None::<String>).into());
+        }
+        let (now,): (DateTime<Utc>,) =
+            sqlx::query_as("/* unreadable */ SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
+        self.go_on_after(&row, false);
+        let rows = vec![Row {
+            table,
+            id: row.0,
+            text: Value::Object(columns).to_string(),
+            events: Vec::new(),
+            left_out: 0,
+            unreadable: Some(in_words(&error)),
+        }];
+        Ok(Page { rows, now, superseded: 0 })
+    }
+
     /// The next rows on a way, by their ids, with what they take.
-    async fn candidates(&mut self, table: Table, way: Way) -> Result<Vec<Candidate>, ImportError> {
+    async fn candidates(&mut self, table: Table, way: Way, bytes: &str) -> sqlx::Result<Vec<Candidate>> {
         let from = format!("{}.{}", self.schema, table.name());
-        let bytes = match table {
-            Table::Jobs => "coalesce(octet_length(o.result::text), 0) + coalesce(octet_length(o.error), 0)",
-            Table::Job => "coalesce(octet_length(to_jsonb(o) ->> 'last_error_message'), 0)",
-        };
         let columns = format!("o.id, o.created_at::text AS created_at, ({bytes})::bigint AS bytes");
         let after = self.key.after;
         let sql = match way {
@@ -422,18 +463,18 @@ impl Source {
             ),
         };
         let sql = format!("/* candidates */ SELECT {sql} LIMIT $2");
-        let mut query = sqlx::query_as(AssertSqlSafe(sql)).bind(self.key.id).bind(PAGE_ROWS);
+        let mut query = sqlx::query_as(AssertSqlSafe(sql)).bind(self.key.id).bind(self.page_rows);
         if matches!(way, Way::ByTime | Way::ByStatus) {
             query = query.bind(&self.key.created_at);
         }
         if way == Way::ByStatus {
             query = query.bind(self.key.org);
         }
-        Ok(query.fetch_all(&mut self.connection).await?)
+        query.fetch_all(&mut self.connection).await
     }
 
     /// Goes on to the next org; false after the last.
-    async fn next_org(&mut self) -> Result<bool, ImportError> {
+    async fn next_org(&mut self) -> sqlx::Result<bool> {
         let sql = format!(
             "/* next_org */ SELECT o.org_id FROM {}.job o WHERE o.org_id > $1 ORDER BY o.org_id LIMIT 1",
             self.schema
@@ -445,7 +486,7 @@ impl Source {
         Ok(true)
     }
 
-    async fn count_events(&mut self, ids: &[Uuid]) -> Result<HashMap<Uuid, (i64, i64)>, ImportError> {
+    async fn count_events(&mut self, ids: &[Uuid]) -> sqlx::Result<HashMap<Uuid, (i64, i64)>> {
         let sql = format!(
             "/* count_events */ SELECT e.job_id, count(*), coalesce(sum(octet_length(e.detail_json::text)), 0)::bigint
              FROM {}.job_event e WHERE e.job_id = ANY ($1) GROUP BY e.job_id",
@@ -457,7 +498,7 @@ impl Source {
     }
 
     /// Rows as JSON, in the order of their ids' places.
-    async fn fetch(&mut self, table: Table, ids: &[Uuid]) -> Result<Page, ImportError> {
+    async fn fetch(&mut self, table: Table, ids: &[Uuid]) -> sqlx::Result<Page> {
         let schema = &self.schema;
         // A row of `job` whose twin in `jobs` was changed later is where that is; and one without events has of it what only events have.
         let (row, twin) = if self.has_both && table == Table::Job {
@@ -487,13 +528,15 @@ impl Source {
         let (now,): (DateTime<Utc>,) =
             sqlx::query_as("/* fetch */ SELECT clock_timestamp()").fetch_one(&mut self.connection).await?;
         let superseded = (ids.len() - found.len().min(ids.len())) as u64;
-        let rows =
-            found.into_iter().map(|(id, text)| Row { table, id, text, events: Vec::new(), left_out: 0 }).collect();
+        let rows = found
+            .into_iter()
+            .map(|(id, text)| Row { table, id, text, events: Vec::new(), left_out: 0, unreadable: None })
+            .collect();
         Ok(Page { rows, now, superseded })
     }
 
     /// Events as JSON, of each row by their time. A row that is a page by itself may have more than there is room for.
-    async fn fetch_events(&mut self, ids: &[Uuid], rows: &mut [Row]) -> Result<(), ImportError> {
+    async fn fetch_events(&mut self, ids: &[Uuid], rows: &mut [Row]) -> sqlx::Result<()> {
         let sql = format!(
             "/* fetch_events */ SELECT e.job_id, e.text FROM (
                 SELECT e.job_id, e.ts, to_jsonb(e) ->> 'id' AS id, to_jsonb(e)::text AS text, row_number() OVER last AS n,
@@ -524,6 +567,17 @@ impl Row {
     /// The row as it is written down for those who mend it.
     pub(super) fn raw(&self) -> Option<&RawValue> {
         serde_json::from_str(&self.text).ok()
+    }
+}
+
+/// True of what rows are the reason of: bytes that are no text, a value that is too long, or one that was damaged.
+fn is_of_rows(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(said) => {
+            said.code().is_some_and(|code| ["22", "54", "XX"].iter().any(|class| code.starts_with(class)))
+        }
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => true,
+        _ => false,
     }
 }
 

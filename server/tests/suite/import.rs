@@ -32,6 +32,8 @@ on_both_databases! {
     a_view_follows_what_is_brought_in,
     what_goes_on_meanwhile_comes_with_the_next_run,
     rows_of_both_tables_are_taken_once,
+    a_row_that_cannot_be_read_keeps_no_other_from_coming,
+    imports_at_once_bring_each_row_once,
     what_is_exported_is_the_old_table_and_comes_back_unchanged,
 }
 
@@ -316,6 +318,8 @@ async fn what_changes_on_one_side_is_taken_over_and_on_both_is_refused(database:
         run.said()
     );
     let both = "it has changed on both sides since it was brought in".to_owned();
+    let refused = run.reported.iter().find(|line| line["verdict"] == "refused").expect("there is one");
+    assert_eq!(refused["reasons"][1], "the ledger still has it, succeeded");
     assert_eq!(run.refused(), HashMap::from([(RUNNING.to_owned(), both)]));
     assert_eq!(run.line("queued"), [1, 0, 1, 0, 0]);
 
@@ -557,6 +561,50 @@ async fn rows_of_both_tables_are_taken_once(database: Database) {
     server.stop().await;
 }
 
+async fn a_row_that_cannot_be_read_keeps_no_other_from_coming(database: Database) {
+    let legacy = LegacyDatabase::empty().await;
+    // As of damaged storage: whoever looks at the error of one of them gets another.
+    legacy
+        .run(
+            "INSERT INTO jobs (id, status, created_at, updated_at)
+                SELECT lpad(n::text, 32, '0')::uuid, 'pending', now(), now() FROM generate_series(1, 2500) n;
+             ALTER TABLE jobs RENAME TO stored;
+             CREATE VIEW jobs AS SELECT id, status, stage, progress, result, created_at, updated_at,
+                CASE WHEN id::text ~ '0000(7|2400)$' THEN (1 / progress)::text END AS error FROM stored;
+             UPDATE stored SET progress = 0",
+        )
+        .await;
+    let unreadable = ["0007", "2400"].map(|n| format!("00000000-0000-0000-0000-00000000{n}"));
+    for is_dry_run in [true, false] {
+        let run = import(&legacy, &database, if is_dry_run { &["--dry-run"] } else { &[] });
+        assert_eq!((run.code(), run.line("queued")), (1, vec![2_500, 2_498, 0, 2, 0]), "{}", run.said());
+        let mut refused: Vec<_> = run.refused().into_iter().collect();
+        refused.sort_unstable();
+        let reason = "its row can't be read: division by zero".to_owned();
+        assert_eq!(refused, unreadable.clone().map(|id| (id, reason.clone())));
+    }
+    legacy.run("UPDATE stored SET progress = 1").await;
+    assert_eq!(import(&legacy, &database, &[]).line("queued"), [2_500, 2_500, 0, 0, 0]);
+}
+
+async fn imports_at_once_bring_each_row_once(database: Database) {
+    let legacy = LegacyDatabase::with_rows(300).await;
+    std::thread::scope(|scope| {
+        let runs = [(); 8].map(|()| scope.spawn(|| import(&legacy, &database, &[])));
+        for run in runs {
+            assert_eq!(run.join().unwrap().line("all")[4], 0);
+        }
+    });
+    let again = import(&legacy, &database, &[]);
+    assert!(again.said().contains(" 0 new, 0 updated, "), "{}", again.said());
+    let (jobs, _) = everything(&database).await;
+    let expected = expected(&legacy).await;
+    assert_eq!(jobs.len(), expected.len());
+    for (id, job) in &jobs {
+        assert_eq!(Some(&found(job)), expected.get(id), "{id}");
+    }
+}
+
 async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Database) {
     let legacy = LegacyDatabase::with_rows(300).await;
     legacy.run("DELETE FROM jobs WHERE status IS NULL OR status = 'archived'").await;
@@ -644,6 +692,11 @@ async fn what_is_no_old_database_is_said() {
         assert!(said.contains(expected), "{said}");
         assert!(!said.contains("secret"), "a password stays unsaid: {said}");
     }
+    let arguments =
+        ["import", "--from", &url, "--database-url", &database.url(), "--refused", "/nowhere/refused.jsonl"];
+    let output = command(&arguments).output().expect("the program starts");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && said.contains("/nowhere/refused.jsonl: No such file"), "{said}");
     // What the role may not see is an error, not missing.
     let role = "CREATE ROLE import_reader LOGIN; GRANT SELECT ON jobs, job TO import_reader";
     legacy.run(role).await;

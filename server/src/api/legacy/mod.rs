@@ -8,7 +8,7 @@ use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
     routing::{any, get, post},
 };
@@ -47,9 +47,9 @@ pub(crate) fn legacy(ledger: Ledger) -> Router {
         .route("/jobs", post(create))
         .route("/jobs/{job_id}", get(read))
         .route("/jobs/{job_id}/status", post(update))
-        .route("/jobs/", any(|| redirect(String::from("/jobs"))))
-        .route("/jobs/{job_id}/", any(|Path(id): Path<String>| redirect(format!("/jobs/{id}"))))
-        .route("/jobs/{job_id}/status/", any(|Path(id): Path<String>| redirect(format!("/jobs/{id}/status"))))
+        .route("/jobs/", any(redirect))
+        .route("/jobs/{job_id}/", any(redirect))
+        .route("/jobs/{job_id}/status/", any(redirect))
         .route("/jobs/{job_id}/{*rest}", any(nowhere))
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
@@ -66,8 +66,9 @@ pub(crate) fn no_legacy() -> Router {
 }
 
 /// As FastAPI does with a slash too many.
-async fn redirect(to: String) -> Response {
-    // What can't be in a header can't be a job's id.
+async fn redirect(uri: Uri) -> Response {
+    let path = uri.path().trim_end_matches('/');
+    let to = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
     match HeaderValue::try_from(to) {
         Ok(to) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response(),
         Err(_) => nowhere().await,
@@ -172,7 +173,8 @@ fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
             stage: job.stage.as_deref(),
             progress: job.progress.unwrap_or_default(),
             result: result.as_deref(),
-            error: job.last_error.as_ref().map(error_text),
+            // Of a failure that says nothing there is none.
+            error: job.last_error.as_ref().map(error_text).filter(|text| !text.is_empty()),
             created_at: isoformat(job.created_at),
             updated_at: isoformat(job.updated_at),
         },

@@ -137,6 +137,22 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
     assert_eq!(transition.job.spec, job.spec, "what was asked for stays, where the job stands does not");
 }
 
+#[test]
+fn an_old_worker_may_say_again_how_a_job_ended_elsewhere() {
+    let mut import = running();
+    import.state = State { result: Some(Json::from_trusted("1")), ..state(JobStatus::Succeeded, -70) };
+    let job = bring(&import, None, tick(0, 1)).1.job;
+    let reach = |outcome| {
+        let Some(Step::End(ending)) = ending(outcome) else { unreachable!("it is an ending") };
+        job.apply(&Command::Reach(Reach { to: Some(Target::Ended(ending)), news: News::default() }), tick(1, 4))
+    };
+    for same in [Some(Json::from_trusted("1")), None] {
+        assert!(!reach(Outcome::Succeeded { result: same }).unwrap().is_changed);
+    }
+    let refused = Err(TransitionError::InvalidTransition { current: JobStatus::Succeeded });
+    assert_eq!(reach(Outcome::Failed { result: None, error: error(), retryable: true, retry_after: None }), refused);
+}
+
 fn any_status() -> impl Strategy<Value = JobStatus> {
     prop::sample::select(&JobStatus::ALL[..])
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Cancel, Command, Ending, News, Report, Retry, Step, Tick, Transition, TransitionError};
+use super::{Cancel, Command, Ending, News, Outcome, Report, Retry, Step, Tick, Transition, TransitionError};
 use crate::domain::{job::Job, status::JobStatus};
 
 /// Says where a job is.
@@ -74,6 +74,7 @@ impl Job {
             {
                 Vec::new()
             }
+            (_, Some(Target::Ended(ending))) if self.has_ended_by(&ending.outcome) => Vec::new(),
             // Who tells of a stage or of progress works on it.
             (Queued, None) if tells_of_work(news) => vec![say(Some(Step::Run))],
             (Queued, None) => Vec::new(),
@@ -97,6 +98,25 @@ impl Job {
 
             (Succeeded, Some(_)) | (_, Some(Target::DeadLetter)) => return refused,
         })
+    }
+}
+
+impl Job {
+    /// True if it has ended in this way, and nothing is said of it but what it has: what is absent stays as it is. A job that was
+    /// brought in has ended by a report that is not known; its result is known by its being there.
+    fn has_ended_by(&self, outcome: &Outcome) -> bool {
+        use JobStatus::{DeadLetter, Failed, Succeeded};
+        let has = |result: &Option<_>| result.is_none() || self.outcome.is_none() && self.result_at.is_some();
+        match outcome {
+            Outcome::Succeeded { result } => self.status == Succeeded && has(result),
+            Outcome::Failed { result, error, .. } => {
+                let last = self.last_error.as_ref();
+                matches!(self.status, Failed | DeadLetter)
+                    && has(result)
+                    && (error.message.is_empty() || last.is_some_and(|last| last.message == error.message))
+            }
+            Outcome::Released { .. } | Outcome::Canceled { .. } => false,
+        }
     }
 }
 

@@ -43,9 +43,15 @@ pub(in crate::store) async fn status(path: &Path) -> Result<Vec<MigrationStatus>
     read_status(&mut connect(path, false).await?).await
 }
 
+/// True of a file that lacks nothing.
+pub(super) async fn is_current(path: &Path) -> bool {
+    let status = if path.exists() { status(path).await.ok() } else { None };
+    status.and_then(|status| migrations::missing(status).ok()).is_some_and(|missing| missing.is_empty())
+}
+
 pub(in crate::store) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
     let path = &resolve(path)?;
-    let _held = lock(path)?;
+    let _held = lock(path).await?;
     let mut connection = connect(path, true).await?;
     let missing = migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.up(&mut connection).await?;
@@ -54,7 +60,7 @@ pub(in crate::store) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, St
 
 pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), StoreError> {
     let path = &resolve(path)?;
-    let _held = lock(path)?;
+    let _held = lock(path).await?;
     let mut connection = connect(path, false).await?;
     migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.down(&mut connection, target).await
@@ -63,7 +69,7 @@ pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), Store
 /// Gives the log another identity, of which no server may know yet.
 pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     let path = &resolve(path)?;
-    let _held = lock(path)?;
+    let _held = lock(path).await?;
     let mut connection = connect(path, false).await?;
     prepare(&mut connection, false).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE ledger SET log_id = $1").bind(log_id.0);

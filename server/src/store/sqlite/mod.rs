@@ -27,7 +27,7 @@ use sqlx::{
     ConnectOptions, Connection, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::sleep};
 
 use self::error::store_error;
 use super::{
@@ -55,6 +55,9 @@ const WRITER_CACHE: &str = "-65536";
 /// The log grows to so many pages (64 MiB) before they go into the database: what is written often goes there once. With SQLite's
 /// 1,000 nearly every large batch would have it done.
 const CHECKPOINT_PAGES: &str = "16384";
+/// How often who needs the file's lock looks for it, and how long it waits in between: in all for a second.
+const LOOKS: u32 = 40;
+const LOOK_PAUSE: Duration = Duration::from_millis(25);
 /// Orgs whose batches share one transaction, and so one fsync.
 const ORGS_PER_TRANSACTION: usize = 64;
 
@@ -78,8 +81,8 @@ impl SqliteStore {
     pub async fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let path = &resolve(path)?;
         let lock = match options.file_use {
-            FileUse::Serve => Some(lock(path)?),
-            FileUse::Prepare => try_lock(path)?,
+            FileUse::Serve => Some(lock(path).await?),
+            FileUse::Prepare => prepare(path).await?,
             FileUse::Beside => None,
         };
         let may_change = lock.is_some();
@@ -133,9 +136,27 @@ fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Takes the lock that keeps a second server off the file.
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let in_use = || StoreError::Unusable(format!("{} is in use by another jobledger server", path.display()));
-    try_lock(path)?.ok_or_else(in_use)
+async fn lock(path: &Path) -> Result<File, StoreError> {
+    // Who only looks whether somebody has it, has it for a moment.
+    for _ in 0..LOOKS {
+        if let Some(lock) = try_lock(path)? {
+            return Ok(lock);
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+    Err(StoreError::Unusable(format!("{} is in use by another jobledger server", path.display())))
+}
+
+/// Takes the same lock, to create and migrate the file; `None` where whoever has it has done that, or takes too long.
+async fn prepare(path: &Path) -> Result<Option<File>, StoreError> {
+    for _ in 0..LOOKS {
+        let lock = try_lock(path)?;
+        if lock.is_some() || migrations::is_current(path).await {
+            return Ok(lock);
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+    Ok(None)
 }
 
 /// True if a server has the file.
