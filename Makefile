@@ -19,7 +19,7 @@ ifeq ($(FOUND_POSTGRES)$(JOBLEDGER_TEST_DATABASE_URL),)
 TEST_POSTGRES := $(POSTGRES)
 endif
 
-.PHONY: all test test-long check fmt clippy doc proto deny bench bench-import bench-snapshot bench-streams bench-workers tools
+.PHONY: all test test-long check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -49,23 +49,27 @@ proto: $(TOOLS)/node_modules/.bin/buf
 deny: $(TOOLS)/bin/cargo-deny
 	$< check licenses bans sources
 
-## CreateJob with 256 calls in flight on both databases, beside what it is held against.
+## Every call on both databases, beside what it is held against; BENCH=… chooses parts: docs/performance.md.
 bench: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench create
+	cargo bench -p jobledger-server --bench performance -- $(BENCH)
+
+## The same beside a million finished jobs and ten million events.
+bench-growth: $(TEST_POSTGRES)
+	cargo bench -p jobledger-server --bench performance -- growth
 
 ## An import of 400,000 rows into both databases.
 bench-import: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench import
 
-## Small batches under an old snapshot: six minutes.
+## Whole lives and small batches under an old snapshot: seven minutes.
 bench-snapshot: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench create -- snapshot
+	cargo bench -p jobledger-server --bench performance -- snapshot
 
 ## How soon events are with many subscribers, what idle ones cost, and statistics of a million jobs.
 bench-streams: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench streams
 
-## How soon waiting claims get jobs, claims beside a long history, and the whole life of jobs.
+## How soon waiting claims get jobs, and claims beside a long history.
 bench-workers: $(TEST_POSTGRES)
 	cargo bench -p jobledger-server --bench workers
 

@@ -1,4 +1,4 @@
-//! What workers see: how soon a waiting claim has a new job, whether claims slow down with history, and the whole life of jobs.
+//! What workers see: how soon a waiting claim has a new job, and whether claims slow down with history.
 //!
 //! ```sh
 //! make bench-workers
@@ -12,21 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jobledger_client::{
-    Claim, Client, NewJob,
-    worker::{Context, Worker},
-};
+use jobledger_client::{Claim, Client, NewJob};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _};
 use tempfile::TempDir;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::common::{
     Result, Server,
     cluster::{self, Cluster, Durability},
-    last_of, median, pgbench, rate,
+    last_of, median, rate,
 };
 
 mod common;
@@ -47,13 +41,6 @@ const CLAIM_ROUND: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 5;
 /// How much of the small table's rate has to be left in the large one.
 const HISTORY_BAR: f64 = 0.8;
-
-/// Jobs that live from create to completion.
-const LIVES: usize = 30_000;
-const CREATED_AT_ONCE: usize = 500;
-const SLOTS: usize = 400;
-/// How much of the bare lane's rate has to be left.
-const LIFE_BAR: f64 = 0.35;
 
 /// How soon a job that is created is in the hands of one of many workers that wait.
 async fn handover(name: &str, url: &str) -> Result<()> {
@@ -178,135 +165,15 @@ async fn history(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Jobs a second from create to completion, by a worker of the client crate.
-async fn lives(server: &Server) -> Result<f64> {
-    let client = Client::new(&server.endpoint)?;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let (ended, mut ends) = mpsc::unbounded_channel();
-    let handler = move |_: Context, (): ()| {
-        let _ = ended.send(());
-        async { Ok(()) }
-    };
-    let worker = Worker::builder(client.clone()).handle("bench", handler).concurrency(SLOTS).build();
-    let since = Instant::now();
-    let working = tokio::spawn(worker.run(async {
-        let _ = stopped.await;
-    }));
-    let creating = tokio::spawn(async move {
-        for _ in 0..LIVES / CREATED_AT_ONCE {
-            for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new("bench"))).await? {
-                created?;
-            }
-        }
-        Result::Ok(())
-    });
-    for _ in 0..LIVES {
-        ends.recv().await.ok_or("the worker is gone")?;
-    }
-    creating.await??;
-    // It ends once the last report is taken.
-    drop(stop);
-    working.await??;
-    Ok(LIVES as f64 / since.elapsed().as_secs_f64())
-}
-
-/// Batches of 256 jobs that are created, claimed and completed, on a log of its own.
-const BARE_LIVES: &str = "
-BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
-WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
-job AS (
-    INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,
-        idempotency_key, request_digest, last_job_seq, last_seq, last_recorded_at)
-    SELECT '00000000-0000-0000-0000-00000000000c', id, 'bench', 1000000, 2, 600000000, now(), seq, id::text,
-        sha256(id::text::bytea), 1, seq, now() FROM made
-), event AS (
-    INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
-    SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM made
-)
-INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, now(), '{\"bench\": [256, 0, 0, 0, 0, 0]}');
-COMMIT;
-BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
-WITH ready AS MATERIALIZED (
-    SELECT id FROM jobledger.job
-    WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'queued' AND due_at IS NULL
-    ORDER BY priority DESC, ready_at, created_seq LIMIT 256
-), taken AS MATERIALIZED (SELECT id, :head + row_number() OVER () AS seq FROM ready),
-job AS (
-    UPDATE jobledger.job j SET status = 'running', attempt = 1, updated_at = now(), started_at = now(),
-        attempt_started_at = now(), lease_worker = 'w', lease_granted = 30000000, lease_request = 'r',
-        lease_expires_at = now() + interval '30 s', lease_epoch = 1, due_at = now() + interval '30 s', last_job_seq = 2,
-        last_seq = t.seq, last_recorded_at = now()
-    FROM taken t WHERE j.org_id = '00000000-0000-0000-0000-00000000000c' AND j.id = t.id
-), event AS (
-    INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, prev_status, next_status, attempt,
-        actor, job_type, bytes)
-    SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 2, now(), now(), 'claimed', 'queued', 'running', 1, 'w', 'bench', 256
-    FROM taken
-)
-INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, now(), '{\"bench\": [-256, 256, 0, 0, 0, 0]}');
-COMMIT;
-BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
-WITH held AS MATERIALIZED (
-    SELECT id FROM jobledger.job
-    WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'running' LIMIT 256
-), done AS MATERIALIZED (SELECT id, :head + row_number() OVER () AS seq FROM held),
-job AS (
-    UPDATE jobledger.job j SET status = 'succeeded', updated_at = now(), finished_at = now(), lease_worker = NULL,
-        lease_granted = NULL, lease_request = NULL, lease_expires_at = NULL, due_at = NULL,
-        outcome_digest = sha256('done'), outcome_epoch = 1, last_job_seq = 3, last_seq = d.seq, last_recorded_at = now()
-    FROM done d WHERE j.org_id = '00000000-0000-0000-0000-00000000000c' AND j.id = d.id
-), event AS (
-    INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, prev_status, next_status, attempt,
-        actor, job_type, bytes)
-    SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 3, now(), now(), 'succeeded', 'running', 'succeeded', 1, 'w', 'bench', 256
-    FROM done
-)
-INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, now(), '{\"bench\": [0, -256, 256, 0, 0, 0]}');
-COMMIT;
-";
-
-async fn whole_life(cluster: &Cluster, database: &str) -> Result<()> {
-    let server = Server::start(&cluster.url(database, cluster::SERVER), 512).await?;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    let mut connection = cluster.connect(database, "postgres").await;
-    // The lane's first batches are planned without statistics.
-    pgbench(cluster, database, BARE_LIVES, 1, Duration::from_secs(1))?;
-    for _ in 0..ROUNDS {
-        ours.push(lives(&server).await?);
-        // Neither shall pay for what the other left behind.
-        connection.execute("VACUUM ANALYZE").await?;
-        bare.push(pgbench(cluster, database, BARE_LIVES, 1, Duration::from_secs(3))? * 256.0);
-        println!("  round: {}", last_of([&ours, &bare]));
-    }
-    let (ours, bare) = (median(ours), median(bare));
-    println!("PostgreSQL: {ours:.0} jobs/s from create to completion; {bare:.0} jobs/s as bare lanes");
-    println!("  {:.2} of the bare lanes (bar: {LIFE_BAR})", ours / bare);
-    if ours < bare * LIFE_BAR {
-        return Err("the whole life of jobs is below its bar".into());
-    }
-    Ok(())
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
-    // `cargo bench --bench workers -- life` measures that alone.
+    // `cargo bench --bench workers -- handover` measures that alone.
     let only: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name| only.is_empty() || only.iter().any(|wanted| wanted == name);
     let folder = TempDir::new()?;
     let file = |name: &str| folder.path().join(format!("{name}.db"));
     let sqlite = |name| format!("sqlite://{}", file(name).display());
     let cluster = Cluster::alone(Durability::Full).await;
-    if is_wanted("life") {
-        whole_life(&cluster, &cluster.create_database().await).await?;
-        let server = Server::start(&sqlite("life"), 512).await?;
-        println!("SQLite: {:.0} jobs/s from create to completion", lives(&server).await?);
-    }
     if is_wanted("handover") {
         handover("SQLite", &sqlite("handover")).await?;
         let database = cluster.create_database().await;

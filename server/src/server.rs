@@ -107,8 +107,7 @@ impl Server {
             tokio::join!(reporting, maintenance);
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
-        let mut routes = Routes::new(api::WireService::new(service))
-            .add_service(health_service)
+        let mut routes = Routes::new(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
         let router = routes.axum_router_mut();
@@ -122,6 +121,7 @@ impl Server {
             .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
             .max_concurrent_streams(CALLS_PER_CONNECTION)
             .layer(api::CallLayer)
+            .layer(api::WireLayer(api::WireService::new(service)))
             .add_routes(routes);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
         let mut serving =

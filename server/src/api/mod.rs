@@ -18,5 +18,5 @@ pub(crate) use self::{
     http::probes,
     legacy::{legacy, no_legacy},
     service::Service,
-    wire::WireService,
+    wire::{WireLayer, WireService},
 };

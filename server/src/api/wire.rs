@@ -13,9 +13,10 @@ use tonic::{
     body::Body,
     codec::{BufferSettings, Codec, EncodeBuf, Encoder},
     codegen::{BoxFuture, Service as TowerService, http},
-    server::{Grpc, NamedService, ServerStreamingService},
+    server::{Grpc, ServerStreamingService},
 };
 use tonic_prost::ProstCodec;
+use tower::Layer;
 
 use super::{
     convert,
@@ -27,6 +28,8 @@ use crate::domain::event::JobEvent;
 
 /// The call that is not served as generated.
 const STREAM_JOB_EVENTS: &str = "/jobledger.v1.JobService/StreamJobEvents";
+/// How the paths of all its calls begin.
+const OF_SERVICE: &str = "/jobledger.v1.JobService/";
 
 /// See the module.
 #[derive(Clone)]
@@ -41,10 +44,6 @@ impl WireService {
         let generated = JobServiceServer::from_arc(Arc::clone(&service)).max_decoding_message_size(MAX_REQUEST_BYTES);
         Self { service, generated }
     }
-}
-
-impl NamedService for WireService {
-    const NAME: &'static str = JobServiceServer::<Service>::NAME;
 }
 
 impl TowerService<http::Request<Body>> for WireService {
@@ -65,6 +64,47 @@ impl TowerService<http::Request<Body>> for WireService {
             let mut grpc = Grpc::new(EventCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
             Ok(grpc.server_streaming(streaming, request).await)
         })
+    }
+}
+
+/// Hands calls of the service to it, and others on: past the router, whose way costs as much as a small call.
+#[derive(Clone)]
+pub(crate) struct WireLayer(pub(crate) WireService);
+
+impl<S> Layer<S> for WireLayer {
+    type Service = Front<S>;
+
+    fn layer(&self, others: S) -> Front<S> {
+        Front { service: self.0.clone(), others }
+    }
+}
+
+/// See [`WireLayer`].
+#[derive(Clone)]
+pub(crate) struct Front<S> {
+    service: WireService,
+    others: S,
+}
+
+impl<S> TowerService<http::Request<Body>> for Front<S>
+where
+    S: TowerService<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.others.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path().starts_with(OF_SERVICE) {
+            self.service.call(request)
+        } else {
+            Box::pin(self.others.call(request))
+        }
     }
 }
 

@@ -77,6 +77,14 @@ pub(super) struct OrgBatch {
     pub(super) commands: Vec<Pending>,
 }
 
+/// What a transaction can still take.
+struct Room {
+    commands: usize,
+    bytes: usize,
+    /// It has nothing yet: a command that is larger than all of it is taken alone.
+    is_empty: bool,
+}
+
 /// A transaction's worth of work.
 pub(super) type Turn = Vec<OrgBatch>;
 
@@ -198,6 +206,17 @@ impl Lanes {
         }
     }
 
+    /// Takes what has come since an org's batch was taken, as far as there is room in it.
+    pub(super) fn top_up(&self, batch: &mut OrgBatch) {
+        let taken: usize = batch.commands.iter().map(|pending| pending.weight).sum();
+        let mut room = Room {
+            commands: self.limits.batch_commands.saturating_sub(batch.commands.len()),
+            bytes: self.limits.batch_bytes.saturating_sub(taken),
+            is_empty: batch.commands.is_empty(),
+        };
+        self.state().take(batch.org, &mut room, &mut batch.commands);
+    }
+
     /// Ends the turn of these orgs: those with more commands queue up again.
     pub(super) fn finish_turn(&self, orgs: &[OrgId]) {
         let mut state = self.state();
@@ -221,28 +240,15 @@ impl Lanes {
 impl State {
     /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.
     fn take_turn(&mut self, max_orgs: usize, limits: &Limits) -> Turn {
-        let (mut commands_left, mut bytes_left) = (limits.batch_commands, limits.batch_bytes);
+        let mut room = Room { commands: limits.batch_commands, bytes: limits.batch_bytes, is_empty: true };
         let mut turn = Turn::new();
         while turn.len() < max_orgs
-            && commands_left > 0
+            && room.commands > 0
             && let Some(org) = self.ready.pop_front()
         {
+            let mut commands = Vec::new();
+            self.take(org, &mut room, &mut commands);
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
-            let mut commands = Vec::with_capacity(lane.waiting.len().min(commands_left));
-            while commands_left > 0
-                && let Some(next) = lane.waiting.pop_front_if(|next| {
-                    next.is_abandoned() || next.weight <= bytes_left || bytes_left == limits.batch_bytes
-                })
-            {
-                self.commands -= 1;
-                self.bytes -= next.weight;
-                if next.is_abandoned() {
-                    continue;
-                }
-                commands_left -= 1;
-                bytes_left = bytes_left.saturating_sub(next.weight);
-                commands.push(next);
-            }
             if commands.is_empty() {
                 if lane.waiting.is_empty() {
                     // No caller is left.
@@ -257,6 +263,26 @@ impl State {
             turn.push(OrgBatch { org, commands });
         }
         turn
+    }
+
+    /// Takes commands of an org as far as there is room; those whose callers are gone take none.
+    fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>) {
+        let Some(lane) = self.lanes.get_mut(&org) else { return };
+        commands.reserve(lane.waiting.len().min(room.commands));
+        while room.commands > 0
+            && let Some(next) =
+                lane.waiting.pop_front_if(|next| next.is_abandoned() || next.weight <= room.bytes || room.is_empty)
+        {
+            self.commands -= 1;
+            self.bytes -= next.weight;
+            if next.is_abandoned() {
+                continue;
+            }
+            room.commands -= 1;
+            room.bytes = room.bytes.saturating_sub(next.weight);
+            room.is_empty = false;
+            commands.push(next);
+        }
     }
 
     /// Ends an org's turn: it queues up again if more commands are waiting.

@@ -8,6 +8,7 @@ mod follower;
 mod hub;
 mod lanes;
 mod places;
+mod reads;
 mod shared;
 mod subscription;
 mod waiting;
@@ -31,6 +32,7 @@ use self::{
     hub::Hub,
     lanes::{Answered, Lanes},
     places::Places,
+    reads::Reads,
     subscription::Source,
     waiting::Waiting,
     writer::Writer,
@@ -97,6 +99,7 @@ impl Default for Limits {
 #[derive(Clone)]
 pub struct Ledger {
     store: Arc<dyn Store>,
+    reads: Arc<Reads>,
     lanes: Arc<Lanes>,
     waiting: Arc<Waiting>,
     hub: Arc<Hub>,
@@ -118,6 +121,7 @@ impl Ledger {
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting));
         let writer =
             Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), limits);
+        let reads = Reads::new(Arc::clone(&store));
         let places = Arc::new(Places::new(limits.streams));
         let summaries = Arc::new(Semaphore::new(limits.catch_up_reads));
         let work = async move {
@@ -129,6 +133,7 @@ impl Ledger {
         (
             Self {
                 store,
+                reads,
                 lanes,
                 waiting,
                 hub,
@@ -231,7 +236,7 @@ impl Ledger {
     ///
     /// [`LedgerError::JobNotFound`], or that of the database.
     pub async fn job(&self, org: OrgId, id: JobId) -> Result<JobRecord, LedgerError> {
-        self.store.job(org, id).await?.ok_or(LedgerError::JobNotFound { job: id })
+        self.reads.job(org, id).await
     }
 
     /// Reads the payloads and results of some jobs, in no order; without those that don't exist.

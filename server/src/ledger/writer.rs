@@ -87,17 +87,17 @@ impl Writer {
     }
 
     /// Commits a turn and answers everyone in it.
-    async fn commit(self: &Arc<Self>, turn: Turn) {
-        match self.attempt(&turn).await {
-            Ok(decisions) => self.answer(turn, decisions),
+    async fn commit(self: &Arc<Self>, mut turn: Turn) {
+        match self.attempt(&mut turn, true).await {
+            Ok(decisions) => self.finish(turn, decisions),
             // The database refused data that validation let through: only the culprit shall hear of it.
             Err(StoreError::Refused(reason)) if turn.iter().map(|batch| batch.commands.len()).sum::<usize>() > 1 => {
                 tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
                 for OrgBatch { org, commands } in turn {
                     for pending in commands {
-                        let alone = vec![OrgBatch { org, commands: vec![pending] }];
-                        match self.attempt(&alone).await {
-                            Ok(decisions) => self.answer(alone, decisions),
+                        let mut alone = vec![OrgBatch { org, commands: vec![pending] }];
+                        match self.attempt(&mut alone, false).await {
+                            Ok(decisions) => self.finish(alone, decisions),
                             Err(error) => refuse(alone, error),
                         }
                     }
@@ -108,12 +108,14 @@ impl Writer {
     }
 
     /// Runs a turn as one transaction. On success everything is durable and the subscribers have it.
-    async fn attempt(self: &Arc<Self>, turn: &[OrgBatch]) -> Result<Vec<Decision>, StoreError> {
+    async fn attempt(self: &Arc<Self>, turn: &mut [OrgBatch], mut may_grow: bool) -> Result<Vec<Decision>, StoreError> {
         // A broken commit that never happened is run again, once; one that got in the way of another, a few times.
         let mut may_run_again = true;
         let mut conflicts = 0;
         loop {
-            let prepared = bounded(self.prepare(turn)).await;
+            // What was begun from memory in vain is begun by looking.
+            let prepared = bounded(self.prepare(turn, conflicts == 0 && may_run_again, may_grow)).await;
+            may_grow = false;
             let (batch, decisions) = match prepared {
                 Err(StoreError::Conflict(reason)) if conflicts < MAX_CONFLICTS => {
                     tracing::debug!(reason, "a batch got in the way of another transaction; running it again");
@@ -141,7 +143,6 @@ impl Writer {
                     // Memory does not have these events.
                     self.send_to_database(turn);
                     if was_committed {
-                        self.announce(turn, &decisions);
                         return Ok(decisions);
                     }
                     if !may_run_again {
@@ -199,9 +200,32 @@ impl Writer {
     }
 
     /// Everything up to the commit: lock, load, decide, write.
-    async fn prepare(&self, turn: &[OrgBatch]) -> Result<(Box<dyn Batch>, Vec<Decision>), StoreError> {
-        let orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
-        let mut batch = self.store.begin(&orgs).await?;
+    async fn prepare(
+        &self,
+        turn: &mut [OrgBatch],
+        may_recall: bool,
+        may_grow: bool,
+    ) -> Result<(Box<dyn Batch>, Vec<Decision>), StoreError> {
+        let recalled = match &*turn {
+            [OrgBatch { org, commands }] if may_recall => {
+                let needs = needs(commands.iter().map(|pending| &pending.command));
+                self.store.recall(*org, &needs, commands.len())
+            }
+            _ => None,
+        };
+        let mut batch = match recalled {
+            Some(batch) => batch,
+            None => {
+                let batch = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await?;
+                // The head may have been long to win.
+                if let [of_org] = &mut *turn
+                    && may_grow
+                {
+                    self.lanes.top_up(of_org);
+                }
+                batch
+            }
+        };
         let began = std::time::Instant::now();
         let mut decisions = Vec::with_capacity(turn.len());
         for OrgBatch { org, commands } in turn {
@@ -260,19 +284,19 @@ impl Writer {
         for (batch, decision) in turn.iter().zip(decisions) {
             self.hub.publish(batch.org, &decision.changes.events);
         }
-        self.announce(turn, decisions);
     }
 
-    /// Tells waiting claims what has become ready, and other servers how far the logs have come.
-    fn announce(&self, turn: &[OrgBatch], decisions: &[Decision]) {
+    /// Answers everyone, wakes claims that wait for what has become ready, and then tells other servers how far the logs have come.
+    fn finish(&self, turn: Turn, decisions: Vec<Decision>) {
         let mut reaches = Vec::with_capacity(turn.len());
-        for (batch, decision) in turn.iter().zip(decisions) {
+        for (batch, decision) in turn.iter().zip(&decisions) {
             let Some(head) = decision.changes.head else { continue };
             reaches.push((batch.org, head.reach()));
             if !decision.ready.is_empty() {
                 self.waiting.became_ready(batch.org, head.ready_gen, &decision.ready);
             }
         }
+        self.answer(turn, decisions);
         if !reaches.is_empty() {
             self.store.announce(&reaches);
         }

@@ -26,7 +26,8 @@ macro_rules! scripts {
             (1, "ledger", "0001_ledger"),
             (2, "labels_retention", "0002_labels_retention"),
             (3, "workers", "0003_workers"),
-            (4, "streams_statistics", "0004_streams_statistics")
+            (4, "streams_statistics", "0004_streams_statistics"),
+            (5, "reads", "0005_reads")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

@@ -32,6 +32,7 @@ mod audit;
 mod detail;
 mod imports;
 pub mod migrations;
+mod parts;
 pub mod postgres;
 mod query;
 mod rows;
@@ -40,6 +41,7 @@ pub mod sqlite;
 
 pub use self::{
     audit::{About, Audit, Scheduled, Stretch},
+    parts::{Changed, Parts},
     query::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
         StatisticsQuery, TypeStatistics,
@@ -188,6 +190,21 @@ impl FromStr for DatabaseUrl {
     }
 }
 
+/// What payload and result of a job may have together, in bytes, to be read with others.
+pub const LARGE_JOB: i32 = 64 << 10;
+
+/// What is found where one of several jobs should be.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum FoundJob {
+    /// No such job.
+    #[default]
+    Nothing,
+    /// The job.
+    Whole(Box<JobRecord>),
+    /// It is there, and more than [`LARGE_JOB`]: to be read alone.
+    Large,
+}
+
 /// A database that keeps logs.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -197,8 +214,19 @@ pub trait Store: Send + Sync + 'static {
     /// Begins a transaction that holds the heads of these orgs until it ends, and reads the clock once they are held.
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
 
+    /// Begins a transaction on one org from memory alone, where these are all the needs of so many commands, and this server was the
+    /// last to write the log as far as it knows. If the log has moved on, or what is written takes more, writing or committing it
+    /// is a [`StoreError::Conflict`], and nothing has happened.
+    fn recall(&self, org: OrgId, needs: &Needs, commands: usize) -> Option<Box<dyn Batch>> {
+        let _ = (org, needs, commands);
+        None
+    }
+
     /// Reads one job with payload and result.
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError>;
+
+    /// Reads some jobs, of any orgs, in the order in which they are named; without those that are [large](FoundJob::Large).
+    async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError>;
 
     /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
     async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError>;
@@ -447,6 +475,23 @@ pub struct Loaded {
     pub marks: HashMap<JobId, Mark>,
 }
 
+impl Loaded {
+    /// A log's end, and types, and nothing else.
+    pub(crate) fn end(head: Head, types: Vec<String>) -> Self {
+        Self {
+            head,
+            types,
+            jobs: Vec::new(),
+            expired: Vec::new(),
+            histories: HashMap::new(),
+            next_expiry: None,
+            due: Vec::new(),
+            next_due: None,
+            marks: HashMap::new(),
+        }
+    }
+}
+
 /// What a batch changes in one org.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -455,7 +500,7 @@ pub struct Changes {
     /// Jobs that are new.
     pub created: Vec<Job>,
     /// Jobs that were there and have changed, as they are now. Each once.
-    pub changed: Vec<Job>,
+    pub changed: Vec<Changed>,
     /// Jobs that go, with their events.
     pub removed: Vec<Job>,
     /// When to look again for finished jobs that are kept no longer, if that is known now.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{StoreError, detail};
+use super::{FoundJob, StoreError, detail};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobError, JobEvent, Position},
@@ -215,6 +215,20 @@ fn lease<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Lease>, StoreError
 /// Reads what [`job`] does, then the payload, and the detail of the event that brought the result.
 pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
     Ok(JobRecord { job: job(columns)?, contents: contents(columns)? })
+}
+
+/// Reads jobs that are among so many wanted ones: the place of each, whether it is large, and what [`job_record`] reads.
+pub(super) fn found_jobs<'r, C: Columns<'r>>(
+    wanted: usize,
+    rows: impl Iterator<Item = C>,
+) -> Result<Vec<FoundJob>, StoreError> {
+    let mut found = vec![FoundJob::Nothing; wanted];
+    for mut columns in rows {
+        let place = usize::try_from(columns.long()?).ok().and_then(|n| found.get_mut(n));
+        let place = place.ok_or_else(|| damaged("place"))?;
+        *place = if columns.flag()? { FoundJob::Large } else { FoundJob::Whole(Box::new(job_record(&mut columns)?)) };
+    }
+    Ok(found)
 }
 
 /// Reads the payload, and the detail of the event that brought the result.

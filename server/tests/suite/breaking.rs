@@ -16,8 +16,8 @@ use jobledger_server::{
         job::{JobContents, JobRecord},
     },
     store::{
-        About, Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, Loaded,
-        Needs, Reach, Statistics, StatisticsQuery, Store, StoreError,
+        About, Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, ListQuery, Listener,
+        Loaded, Needs, Reach, Statistics, StatisticsQuery, Store, StoreError,
     },
 };
 use tokio::{sync::watch, time::timeout};
@@ -131,6 +131,10 @@ impl Store for Breaking {
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
         self.inner.job(org, id).await
+    }
+
+    async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
+        self.inner.jobs(names).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

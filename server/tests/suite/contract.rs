@@ -12,7 +12,7 @@ use jobledger_server::{
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{Changes, EventFilter, EventQuery, Head, Needs, StatisticsQuery, Store, StoreError},
+    store::{Changed, Changes, EventFilter, EventQuery, Head, Needs, StatisticsQuery, Store, StoreError},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -171,7 +171,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     let quiet = JobEvent { kind: EventKind::Requeued, prev_status: Some(JobStatus::Failed), ..event(&later, 2) };
     let changes = Changes {
         head: head(2),
-        changed: vec![later.clone()],
+        changed: vec![later.clone().into()],
         events: vec![Arc::new(quiet.clone())],
         ..Changes::default()
     };
@@ -439,7 +439,19 @@ async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
             changed.push(long.clone())
         }
         let events = events.into_iter().map(Arc::new).collect();
-        write(&*store, org, &Changes { head, events, created, changed, ..Changes::default() }).await.unwrap();
+        write(
+            &*store,
+            org,
+            &Changes {
+                head,
+                events,
+                created,
+                changed: changed.into_iter().map(Changed::from).collect(),
+                ..Changes::default()
+            },
+        )
+        .await
+        .unwrap();
         jobs.push(short.id);
     }
     for after in 0..=9 {
@@ -508,7 +520,13 @@ async fn the_longest_wait_is_found_among_ready_jobs(store: Arc<dyn Store>) {
     let third_ready_at = jobs[2].ready_at;
     let tallies = tallies("t", moved);
     let head = Some(load(&*store, org, Needs::default()).await.head);
-    write(&*store, org, &Changes { head, changed: jobs, tallies, ..Changes::default() }).await.unwrap();
+    write(
+        &*store,
+        org,
+        &Changes { head, changed: jobs.into_iter().map(Changed::from).collect(), tallies, ..Changes::default() },
+    )
+    .await
+    .unwrap();
     let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!(statistics.types[0].oldest_ready_at, Some(third_ready_at));
 }

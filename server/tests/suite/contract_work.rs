@@ -8,13 +8,16 @@ use std::{
 
 use jobledger_server::{
     domain::{
-        id::{JobId, OrgId},
-        job::{Job, JobSpec},
+        event::{JobError, JobEvent, Position},
+        id::{Digest, JobId, OrgId},
+        job::{Ended, Job, JobSpec},
         json::Json,
         lease::Lease,
         status::JobStatus,
     },
-    store::{Changes, DueWork, JobFilter, ListQuery, Needs, NextDue, Ready, Store},
+    store::{
+        Changed, Changes, DueWork, FoundJob, Head, JobFilter, LARGE_JOB, ListQuery, Needs, NextDue, Parts, Ready, Store,
+    },
 };
 use uuid::Uuid;
 
@@ -31,6 +34,104 @@ contract! {
     an_org_is_due_no_later_than_its_jobs,
     a_change_without_an_event_leaves_the_log_as_it_is,
     contents_are_read_for_many_and_lists_go_on_where_they_stopped,
+    jobs_of_any_orgs_are_read_together,
+    what_changes_of_a_job_is_written_whatever_stays,
+}
+
+async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) {
+    let at = Some(time(77));
+    type Change = fn(&mut Job);
+    let changes: [(Parts, Change); 19] = [
+        (Parts::LOG, |job| job.last_job_seq = 9),
+        (Parts::STATUS, |job| job.status = JobStatus::Running),
+        (Parts::STATUS, |job| job.attempt = 3),
+        (Parts::STATUS, |job| job.failures = 2),
+        (Parts::STATUS, |job| job.started_at = Some(time(5))),
+        (Parts::STATUS, |job| job.attempt_started_at = Some(time(6))),
+        (Parts::STATUS, |job| job.finished_at = Some(time(7))),
+        (Parts::STATUS, |job| job.scheduled_at = Some(time(8))),
+        (Parts::STATUS, |job| job.ready_at = time(99)),
+        (Parts::LEASE, |job| job.lease_epoch = 4),
+        (Parts::LEASE, |job| job.due_at = Some(time(3))),
+        (Parts::LEASE, |job| {
+            job.lease = Some(Lease {
+                worker: "w".into(),
+                granted: Duration::from_secs(9),
+                expires_at: time(10),
+                request: Some("r".into()),
+                is_confirmed: true,
+            });
+        }),
+        (Parts::OUTCOME, |job| job.cancel_requested = true),
+        (Parts::OUTCOME, |job| job.retry_request = Some("again".into())),
+        (Parts::OUTCOME, |job| job.outcome = Some(Ended { digest: Digest([7; 32]), epoch: Some(2) })),
+        (Parts::OUTCOME, |job| job.last_error = Some(JobError { code: "E".into(), message: "m".into() })),
+        (Parts::OUTCOME, |job| job.result_at = Some(Position { seq: 1, recorded_at: time(1) })),
+        (Parts::ALL, |job| (job.status, job.lease_epoch, job.cancel_requested) = (JobStatus::Running, 5, true)),
+        (Parts::LOG, |_| {}),
+    ];
+    let written = async |org: OrgId, before: &[Job], which: &[usize]| {
+        let mut changed = Vec::new();
+        for n in which {
+            let mut job = before[*n].clone();
+            (job.updated_at, job.last_recorded_at) = (time(77), time(77));
+            changes[*n].1(&mut job);
+            let parts = Parts::between(&before[*n], &job);
+            assert_eq!(parts, changes[*n].0, "{n}");
+            changed.push(Changed { job, parts });
+        }
+        let expected: Vec<_> = changed.iter().map(|changed| changed.job.clone()).collect();
+        let head = Head { recorded_at: at, ..head(before.len() as i64).unwrap() };
+        write(store.as_ref(), org, &Changes { head: Some(head), changed, ..Changes::default() }).await.unwrap();
+        let mut found = load(&*store, org, Needs { jobs: ids(&expected), ..Needs::default() }).await.jobs;
+        found.sort_by_key(|job| job.created_seq);
+        assert_eq!(found, expected, "{which:?}");
+    };
+    let nothing: &dyn Fn(&mut Job) = &|_| {};
+    let (org, before) = queued(&*store, &[nothing; 19]).await;
+    for n in 0..before.len() {
+        written(org, &before, &[n]).await;
+    }
+    let (org, before) = queued(&*store, &[nothing; 19]).await;
+    written(org, &before, &(0..before.len()).collect::<Vec<_>>()).await;
+}
+
+async fn jobs_of_any_orgs_are_read_together(store: Arc<dyn Store>) {
+    let text = |bytes: usize| Json::from_trusted(format!("\"{}\"", "x".repeat(bytes)));
+    let mut written = Vec::new();
+    for payload in [None, Some(text(7)), Some(text(LARGE_JOB as usize))] {
+        let org = org();
+        let mut jobs = [job(org, "t", 1), job(org, "t", 2)];
+        spec(&mut jobs[0]).payload_bytes = payload.as_ref().map_or(0, |payload| payload.as_str().len() as u32);
+        // The second has a result of the same size.
+        jobs[1].result_at = payload.as_ref().map(|_| Position { seq: 2, recorded_at: time(2) });
+        let with_result = JobEvent { result: payload.clone(), ..event(&jobs[1], 2) };
+        let changes = Changes {
+            head: head(2),
+            created: jobs.to_vec(),
+            payloads: payload.iter().map(|payload| (jobs[0].id, payload.clone())).collect(),
+            events: vec![Arc::new(event(&jobs[0], 1)), Arc::new(with_result)],
+            ..Changes::default()
+        };
+        write(&*store, org, &changes).await.unwrap();
+        written.extend(jobs);
+    }
+    let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|n| (written[n].org_id, written[n].id));
+    // Not in the order of their orgs, one of them twice, and two that are nobody's: one is another org's.
+    let names = [f, a, d, (a.0, c.1), c, b, a, e, (org(), JobId(Uuid::now_v7()))];
+    let found = store.jobs(&names).await.unwrap();
+    let large = [0, 7];
+    for (n, (name, found)) in names.iter().zip(found).enumerate() {
+        let alone = store.job(name.0, name.1).await.unwrap();
+        let expected = match alone {
+            None => FoundJob::Nothing,
+            Some(_) if large.contains(&n) => FoundJob::Large,
+            Some(record) => FoundJob::Whole(Box::new(record)),
+        };
+        assert_eq!(found, expected, "{n}");
+        assert_eq!(found == FoundJob::Nothing, [3, 8].contains(&n));
+    }
+    assert!(store.jobs(&[]).await.unwrap().is_empty());
 }
 
 /// Queued jobs of a new org, made by these changes from a plain one.
@@ -159,7 +260,7 @@ async fn a_change_without_an_event_leaves_the_log_as_it_is(store: Arc<dyn Store>
     let before = load(&*store, org, Needs::default()).await.head;
     let mut changed = jobs[1].clone();
     hold(&mut changed, "a");
-    write(&*store, org, &Changes { changed: vec![changed.clone()], ..Changes::default() }).await.unwrap();
+    write(&*store, org, &Changes { changed: vec![changed.clone().into()], ..Changes::default() }).await.unwrap();
     assert_eq!(load(&*store, org, Needs::default()).await.head, before);
     assert_eq!(store.job(org, changed.id).await.unwrap().unwrap().job, changed);
     // What became ready is told without an event, too.

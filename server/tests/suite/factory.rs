@@ -148,18 +148,32 @@ pub(crate) async fn begin_create(store: &dyn Store, org: OrgId, n: usize) -> Box
     batch_of(store, org, false, n).await
 }
 
+/// The same from memory, if the store would.
+pub(crate) async fn recall_create(store: &dyn Store, org: OrgId, n: usize) -> Option<Box<dyn Batch>> {
+    let needs = Needs { types: vec!["t".into()], ..Needs::default() };
+    Some(create_in(store.recall(org, &needs, n)?, org, false, n).await)
+}
+
 async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
-    let mut batch = store.begin(&[org]).await.expect("the head is free");
+    let batch = store.begin(&[org]).await.expect("the head is free");
+    create_in(batch, org, is_keyed, n).await
+}
+
+async fn create_in(mut batch: Box<dyn Batch>, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
     let key = |n: i64| Arc::<str>::from(format!("key {n}"));
     let keys = (0..n as i64).filter(|_| is_keyed).map(key).collect();
     let before = batch.load(org, &Needs { keys, types: vec!["t".into()], ..Needs::default() }).await.expect("it loads");
     let first = before.head.seq + 1;
     let last = first + n as i64 - 1;
-    let jobs: Vec<_> = (first..=last).map(|seq| job(org, "t", seq)).collect();
+    let now = batch.now();
+    let made =
+        |seq| Job { created_at: now, updated_at: now, ready_at: now, last_recorded_at: now, ..job(org, "t", seq) };
+    let jobs: Vec<_> = (first..=last).map(made).collect();
     let types = before.head.types + i64::from(before.types.is_empty());
+    let record = |job: &Job| JobEvent { ts: now, recorded_at: now, ..event(job, job.last_seq) };
     let changes = Changes {
-        head: Some(Head { seq: last, recorded_at: Some(time(last)), types, ..before.head }),
-        events: jobs.iter().map(|job| Arc::new(event(job, job.last_seq))).collect(),
+        head: Some(Head { seq: last, recorded_at: Some(now), types, ..before.head }),
+        events: jobs.iter().map(|job| Arc::new(record(job))).collect(),
         tallies: tallies("t", counts(JobStatus::Queued, n as i64)),
         created: jobs,
         ..Changes::default()

@@ -22,6 +22,7 @@ on_both_databases! {
     orgs_see_only_what_is_theirs,
     statistics_list_a_thousand_types_and_count_them_all,
     a_raw_client_speaks_for_the_same_org,
+    reads_that_come_at_once_each_get_their_own,
 }
 
 async fn history(client: &Client, follow: Follow) -> Vec<JobEvent> {
@@ -213,6 +214,37 @@ async fn statistics_are_what_counting_gives(database: Database) {
     assert_eq!((a.types.len(), counts.queued, counts.running, counts.succeeded), (1, 2, 1, 1));
     let later = client.statistics(&["later"]).await.unwrap();
     assert_eq!((later.counts.unwrap().queued, later.oldest_queued_age), (1, None), "its time is yet to come");
+    server.stop().await;
+}
+
+async fn reads_that_come_at_once_each_get_their_own(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let other = Client::builder(server.endpoint()).org(Uuid::new_v4()).build().unwrap();
+    let mut known = Vec::new();
+    for (n, client) in [&client, &other].into_iter().cycle().take(30).enumerate() {
+        // Some with more than is read together with others.
+        let payload = "x".repeat(if n % 5 == 0 { 200_000 } else { n });
+        let job = client.create(NewJob::new("t").payload(&payload).unwrap()).await.unwrap().job;
+        known.push((client.clone(), job.id, Some(payload)));
+        known.push((client.clone(), Uuid::now_v7().to_string(), None));
+    }
+    let mut reads = JoinSet::new();
+    for (client, id, payload) in known.iter().cycle().take(600).cloned() {
+        reads.spawn(async move {
+            match (client.get(&id).await, payload) {
+                (Ok(job), Some(payload)) => {
+                    assert_eq!(job.id, id);
+                    let read: String = jobledger_client::from_value(job.payload.as_ref()).unwrap();
+                    assert!(read == payload, "{} characters instead of {}", read.len(), payload.len());
+                }
+                (Err(Error::JobNotFound { job_id }), None) => assert_eq!(job_id, id),
+                (answer, _) => panic!("{id}: {answer:?}"),
+            }
+        });
+    }
+    while let Some(read) = reads.join_next().await {
+        read.unwrap();
+    }
     server.stop().await;
 }
 

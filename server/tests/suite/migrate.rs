@@ -27,34 +27,39 @@ fn there_and_back(url: &str) {
     let status = || run(&["migrate", "status"], url).1;
     assert_eq!(
         status(),
-        "0001 ledger: missing\n0002 labels_retention: missing\n0003 workers: missing\n0004 streams_statistics: missing\n"
+        "0001 ledger: missing\n0002 labels_retention: missing\n0003 workers: missing\n0004 streams_statistics: missing\n0005 reads: missing\n"
     );
     let (refused, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], url);
     assert!(
         !refused
             && said.contains(
-                "lacks the migrations 0001 ledger, 0002 labels_retention, 0003 workers, 0004 streams_statistics"
+                "lacks the migrations 0001 ledger, 0002 labels_retention, 0003 workers, 0004 streams_statistics, 0005 reads"
             ),
         "{said}"
     );
     assert!(said.contains("jobledger migrate up"), "{said}");
 
-    let applied =
-        "applied 0001 ledger\napplied 0002 labels_retention\napplied 0003 workers\napplied 0004 streams_statistics\n";
+    let applied = "applied 0001 ledger\napplied 0002 labels_retention\napplied 0003 workers\napplied 0004 streams_statistics\napplied 0005 reads\n";
     assert_eq!(run(&["migrate", "up"], url), (true, applied.to_owned()));
     assert_eq!(run(&["migrate", "up"], url).1, "nothing to do: the database is up to date\n");
     assert_eq!(
         status(),
-        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: applied\n"
+        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: applied\n0005 reads: applied\n"
     );
 
-    let (done, said) = run(&["migrate", "down"], url);
-    assert!(!done && said.contains("undoing 0004 streams_statistics loses what happened over time"), "{said}");
+    let (done, said) = run(&["migrate", "down", "--to", "3"], url);
+    assert!(
+        !done
+            && said.contains(
+                "undoing 0005 reads loses nothing\nundoing 0004 streams_statistics loses what happened over time"
+            ),
+        "{said}"
+    );
     assert!(said.contains("nothing was done: add --yes"), "{said}");
     assert!(run(&["migrate", "down", "--yes"], url).0);
     assert_eq!(
         status(),
-        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: missing\n"
+        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: applied\n0005 reads: missing\n"
     );
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
     assert!(done && said.contains("loses every job") && said.ends_with("undone 0001 ledger\n"), "{said}");

@@ -10,8 +10,8 @@ use jobledger_server::{
     },
     ledger::Retention,
     store::{
-        DueWork, EventFilter, EventQuery, Expired, JobFilter, ListQuery, Needs, Ready, SeriesKind, StatisticsQuery,
-        Store,
+        DueWork, EventFilter, EventQuery, Expired, FoundJob, JobFilter, ListQuery, Needs, Ready, SeriesKind,
+        StatisticsQuery, Store,
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
@@ -289,6 +289,8 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("connecting and job");
     assert!(store.job(o, job(57)).await.unwrap().is_some());
     note("job");
+    assert!(store.jobs(&[(o, job(57))]).await.unwrap().iter().all(|found| matches!(found, FoundJob::Whole(_))));
+    note("jobs");
     assert_eq!(store.events(o, &events(EventFilter::default(), 100)).await.unwrap().events.len(), 256);
     note("page");
     assert!(!store.events(o, &events(of_type, 100)).await.unwrap().events.is_empty());

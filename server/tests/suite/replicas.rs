@@ -13,7 +13,7 @@ use jobledger_client::{Client, Follow, Item, JobStatus, NewJob, Report, Subscrip
 use jobledger_server::{
     Config,
     domain::id::OrgId,
-    store::{self, EventFilter, EventQuery, OpenOptions, Store},
+    store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, OpenOptions, Store, StoreError},
 };
 use sqlx::Executor as _;
 use tokio::{
@@ -284,8 +284,65 @@ async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
     assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
 }
 
+/// Creates of a batch that begins from memory, where the store has just written the log.
+async fn recalled(store: &dyn Store, org: OrgId, n: usize) -> Box<dyn Batch> {
+    // The first batch of a minute begins otherwise.
+    for _ in 0..5 {
+        crate::factory::create(store, org, false, 1).await;
+        if let Some(batch) = crate::factory::recall_create(store, org, n).await {
+            return batch;
+        }
+    }
+    panic!("it remembers nothing");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_takes_three_or_four_round_trips_whatever_its_size() {
+async fn a_log_that_has_moved_on_is_not_where_memory_has_it() {
+    let database = Database::postgres().await;
+    let mut admin = database.connect_as("postgres").await;
+    let waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    for isolation in ["read committed", "repeatable read"] {
+        let sql = format!("ALTER DATABASE {} SET default_transaction_isolation = '{isolation}'", database.name());
+        admin.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+        let (ours, theirs) = (database.open().await, database.open().await);
+        // Theirs goes on while ours waits; has gone on; and has only made something ready, which is no event.
+        for case in 0..3 {
+            let org = OrgId(Uuid::new_v4());
+            let create = async |store: &dyn Store| crate::factory::create(store, org, false, 1).await;
+            let recalled = recalled(&*ours, org, 2).await;
+            let before = crate::factory::load(&*theirs, org, Needs::default()).await.head;
+            let outcome = match case {
+                0 => {
+                    let other = crate::factory::begin_create(&*theirs, org, 3).await;
+                    let waiting = tokio::spawn(recalled.commit());
+                    let is_waiting = async { while admin.fetch_optional(waits).await.unwrap().is_none() {} };
+                    timeout(PATIENCE, is_waiting).await.expect("it waits for the head");
+                    other.commit().await.unwrap();
+                    waiting.await.unwrap()
+                }
+                1 => {
+                    create(&*theirs).await;
+                    recalled.commit().await
+                }
+                _ => {
+                    let head = Some(Head { ready_gen: before.ready_gen + 1, ..before });
+                    crate::factory::write(&*theirs, org, &Changes { head, ..Changes::default() }).await.unwrap();
+                    recalled.commit().await
+                }
+            };
+            assert!(matches!(outcome, Err(StoreError::Conflict(_))), "{isolation}, {case}: {outcome:?}");
+            assert!(crate::factory::recall_create(&*ours, org, 1).await.is_none(), "others write it");
+            create(&*ours).await;
+            let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 100, max_bytes: usize::MAX };
+            let events = ours.events(org, &query).await.unwrap().events;
+            let expected = before.seq + [4, 2, 1][case];
+            assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), (1..=expected).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
     let (_database, proxy, config) = behind_a_proxy().await;
     let options = OpenOptions { write_connections: 1, ..config.open_options() };
     let store: Arc<dyn Store> = store::open(&config.database_url, options).await.unwrap();
@@ -300,6 +357,17 @@ async fn a_batch_takes_three_or_four_round_trips_whatever_its_size() {
         }
         least
     };
+    for n in [1, 400] {
+        // The first of them prepares the statement.
+        let mut least = usize::MAX;
+        for _ in 0..3 {
+            let recalled = recalled(&*store, org, n).await;
+            let before = proxy.round_trips();
+            recalled.commit().await.unwrap();
+            least = least.min(proxy.round_trips() - before);
+        }
+        assert_eq!(least, 1, "plain creates where the last batch has left the log");
+    }
     assert_eq!(trips(false, 1).await, 3, "a plain create");
     assert_eq!(trips(true, 1).await, 4, "a create with a key");
     assert_eq!(trips(true, 400).await, 4, "many");

@@ -4,7 +4,7 @@ mod import;
 mod retain;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     sync::Arc,
     time::Instant,
 };
@@ -24,7 +24,7 @@ use crate::{
         status::JobStatus,
         transition::{self, Heartbeat, Look, Mark, News, Tick, Transition},
     },
-    store::{Changes, Head, Loaded, Needs, NextDue, Tally, told_since},
+    store::{Changed, Changes, Head, Loaded, Needs, NextDue, Parts, Tally, told_since},
 };
 
 /// Jobs that one batch looks at because they are due, at most.
@@ -81,6 +81,13 @@ enum Before {
     Scheduled,
     /// There, and not waiting.
     Other,
+}
+
+/// What a batch has done to a job.
+#[derive(Debug, Clone, Copy)]
+struct Touched {
+    before: Before,
+    parts: Parts,
 }
 
 impl Before {
@@ -183,7 +190,7 @@ struct Log {
     told_since: Time,
     next_expiry: Option<Time>,
     /// Jobs that are other than they were, each with what it was.
-    touched: HashMap<JobId, Before>,
+    touched: HashMap<JobId, Touched>,
     changes: Changes,
 }
 
@@ -376,9 +383,17 @@ impl Log {
                 timeline.follow(&Milestone::of(event), &mut tally.flow);
             }
         }
-        self.touched.entry(job.id).or_insert(before);
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
-        self.jobs.insert(job.id, job);
+        let touched = self.touched.entry(job.id).or_insert(Touched { before, parts: Parts::LOG });
+        match self.jobs.entry(job.id) {
+            Entry::Occupied(mut known) => {
+                touched.parts |= Parts::between(known.get(), &job);
+                known.insert(job);
+            }
+            Entry::Vacant(place) => {
+                place.insert(job);
+            }
+        }
     }
 
     /// What the batch does to the statistics of a job's type.
@@ -398,7 +413,7 @@ impl Log {
     /// How many jobs of each type may be claimed and couldn't before this batch.
     fn ready_now(&self) -> BTreeMap<Arc<str>, usize> {
         let mut ready: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        let became = self.touched.iter().filter(|(_, before)| **before != Before::Ready);
+        let became = self.touched.iter().filter(|(_, touched)| touched.before != Before::Ready);
         for job in became.filter_map(|(id, _)| self.jobs.get(id)).filter(|job| job.is_ready()) {
             match ready.get_mut(&job.spec.job_type) {
                 Some(n) => *n += 1,
@@ -427,15 +442,16 @@ impl Log {
             let touched = &self.touched;
             for job in self.jobs.into_values() {
                 match touched.get(&job.id) {
-                    Some(Before::Nothing) => self.changes.created.push(job),
-                    Some(Before::Ready | Before::Scheduled | Before::Other) => self.changes.changed.push(job),
+                    Some(Touched { before: Before::Nothing, .. }) => self.changes.created.push(job),
+                    Some(Touched { parts, .. }) => self.changes.changed.push(Changed { job, parts: *parts }),
                     None => {}
                 }
             }
             // In the order of the table: neighbours in the database are written one after the other.
             self.changes.created.sort_unstable_by_key(|job| job.id);
-            self.changes.changed.sort_unstable_by_key(|job| job.id);
-            let written = self.changes.created.iter().chain(&self.changes.changed);
+            self.changes.changed.sort_unstable_by_key(|changed| changed.job.id);
+            let changed = self.changes.changed.iter().map(|changed| &changed.job);
+            let written = self.changes.created.iter().chain(changed);
             let due = written.filter_map(|job| job.due_at).min();
             self.changes.next_due = match (self.changes.next_due, due) {
                 (Some(NextDue::At(next)), due) => Some(NextDue::At(next.into_iter().chain(due).min())),

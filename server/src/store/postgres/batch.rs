@@ -8,7 +8,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
 };
 
 use async_trait::async_trait;
@@ -18,7 +18,9 @@ use super::{
     columns::{Columns, job_columns},
     connections::{Connection, Connections, arguments},
     error::{commit_error, is_lost, store_error},
-    import, write,
+    import,
+    memory::{End, Memory},
+    write,
 };
 use crate::{
     domain::{
@@ -43,8 +45,9 @@ pub(super) struct PostgresBatch {
     /// Up to here the batches are folded into the head row and the counters.
     folded: i64,
     now: Time,
-    has_written: bool,
-    types: Arc<KnownTypes>,
+    memory: Arc<Memory>,
+    /// Where the log ends once this batch is committed, if it has written.
+    end: Option<End>,
     /// Types that are known to exist once this batch is committed.
     new_types: Vec<Arc<str>>,
 }
@@ -53,7 +56,7 @@ pub(super) struct PostgresBatch {
 pub(super) async fn begin(
     writers: &Arc<Connections>,
     org: OrgId,
-    types: Arc<KnownTypes>,
+    memory: Arc<Memory>,
 ) -> Result<PostgresBatch, StoreError> {
     let mut connection = writers.take().await?;
     // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones. Whatever the
@@ -80,7 +83,8 @@ pub(super) async fn begin(
         ready_gen: columns.long()?,
     };
     let (folded, now) = (columns.long()?, columns.time()?);
-    Ok(PostgresBatch { connection, org, head, folded, now, has_written: false, types, new_types: Vec::new() })
+    memory.found(org, End { head, folded }, now);
+    Ok(PostgresBatch { connection, org, head, folded, now, end: None, memory, new_types: Vec::new() })
 }
 
 #[async_trait]
@@ -98,13 +102,13 @@ impl Batch for PostgresBatch {
             Some(limit) => self.load_due(limit).await?,
             None => (Vec::new(), None),
         };
-        let (mut types, unknown) = self.types.part(self.org, &needs.types);
+        let (mut types, unknown) = self.memory.part(self.org, &needs.types);
         let mut jobs = Vec::new();
         let ids: Vec<_> = needs.jobs.iter().chain(&expired).chain(&due).map(|id| id.0).collect();
         let has_names = !(needs.keys.is_empty() && needs.requests.is_empty() && unknown.is_empty());
         if !ids.is_empty() || has_names {
             let (found, found_types) = self.load_jobs(ids, needs, &unknown).await?;
-            self.types.add(self.org, found_types.iter().map(|name| Arc::from(name.as_str())));
+            self.memory.add_types(self.org, found_types.iter().map(|name| Arc::from(name.as_str())));
             types.extend(found_types);
             jobs = found;
         }
@@ -126,9 +130,11 @@ impl Batch for PostgresBatch {
         if changes.is_empty() {
             return Ok(());
         }
-        self.has_written = true;
         let after = changes.head;
         let log = write::Log { org: self.org, before: self.head, folded: self.folded, after, now: self.now };
+        let head = after.unwrap_or(self.head);
+        let folded = if log.shall_fold(changes) { head.seq } else { self.folded };
+        self.end = Some(End { head, folded });
         for (sql, arguments) in write::statements(&log, changes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
@@ -139,16 +145,21 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, org, has_written, types, new_types, .. } = *self;
+        let Self { mut connection, org, end, memory, new_types, .. } = *self;
         // Where nothing was written, the head row of an org without a log shall not stay.
         // No time-out for the commit: cut short while it waits for a synchronous standby it would count as done. This side
         // gives up by itself, and looks.
-        let sql =
-            if has_written { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" } else { "/* commit */ ROLLBACK" };
+        let sql = if end.is_some() {
+            "/* commit */ SET LOCAL statement_timeout = 0; COMMIT"
+        } else {
+            "/* commit */ ROLLBACK"
+        };
+        memory.forget(org);
         sqlx::raw_sql(sql).execute(&mut *connection).await.map_err(commit_error)?;
         connection.give_back();
-        if has_written {
-            types.add(org, new_types.into_iter());
+        if let Some(end) = end {
+            memory.left(org, end, None);
+            memory.add_types(org, new_types.into_iter());
         }
         Ok(())
     }
@@ -335,33 +346,3 @@ static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
         "ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT $2::bigint",
     )
 });
-
-/// Types that are known to exist, of all orgs: once there, a type stays. Spares most creates a look.
-#[derive(Default)]
-pub(super) struct KnownTypes(Mutex<HashMap<OrgId, HashSet<Arc<str>>>>);
-
-impl KnownTypes {
-    /// Orgs remembered before all are forgotten, which costs each a look.
-    const MAX_ORGS: usize = 10_000;
-
-    /// Parts some types into those known to exist and the others.
-    fn part(&self, org: OrgId, types: &[Arc<str>]) -> (Vec<String>, Vec<Arc<str>>) {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_org = known.get(&org);
-        let (known, unknown): (Vec<_>, Vec<_>) =
-            types.iter().cloned().partition(|name| of_org.is_some_and(|types| types.contains(name)));
-        (known.iter().map(|name| name.to_string()).collect(), unknown)
-    }
-
-    fn add(&self, org: OrgId, types: impl Iterator<Item = Arc<str>>) {
-        let mut types = types.peekable();
-        if types.peek().is_none() {
-            return;
-        }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= Self::MAX_ORGS && !known.contains_key(&org) {
-            known.clear();
-        }
-        known.entry(org).or_default().extend(types);
-    }
-}

@@ -11,9 +11,11 @@ mod connections;
 mod error;
 mod import;
 mod list;
+mod memory;
 pub(super) mod migrations;
 mod notify;
 mod read;
+mod recalled;
 mod roles;
 mod series;
 mod statement;
@@ -27,10 +29,10 @@ use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
 pub use self::roles::role_sql;
-use self::{batch::KnownTypes, connections::Connections, error::store_error, notify::Announcer};
+use self::{connections::Connections, error::store_error, memory::Memory, notify::Announcer};
 use super::{
-    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, JobPage, ListQuery, Listener, OpenOptions, Reach,
-    Statistics, StatisticsQuery, Store, StoreError,
+    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FoundJob, JobPage, ListQuery, Listener, Needs,
+    OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
     id::{JobId, OrgId},
@@ -44,7 +46,9 @@ const MONTHS_AHEAD: i32 = 3;
 
 /// What every session is told: how long anything may take, and to notice a peer that has vanished. A server that goes away
 /// while it holds an org's head blocks that org for no longer.
-const SESSION: [(&str, &str); 9] = [
+const SESSION: [(&str, &str); 10] = [
+    // Whatever the database's default is: a statement that has waited for a lock must see what was committed meanwhile.
+    ("default_transaction_isolation", "read committed"),
     ("statement_timeout", "10s"),
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "5s"),
@@ -75,7 +79,7 @@ pub struct PostgresStore {
     write_connections: usize,
     options: PgConnectOptions,
     announcer: Announcer,
-    types: Arc<KnownTypes>,
+    memory: Arc<Memory>,
 }
 
 fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
@@ -119,7 +123,7 @@ impl PostgresStore {
             write_connections: options.write_connections as usize,
             announcer: Announcer::start(base.clone().application_name("jobledger-notify")),
             options: base,
-            types: Arc::default(),
+            memory: Arc::default(),
         };
         store.maintain().await.map_err(|error| match error {
             StoreError::Unusable(reason) => StoreError::Unusable(format!(
@@ -151,11 +155,20 @@ impl Store for PostgresStore {
         let [org] = orgs else {
             return Err(StoreError::Unusable("a transaction holds one org".to_owned()));
         };
-        Ok(Box::new(batch::begin(&self.writers, *org, Arc::clone(&self.types)).await?))
+        Ok(Box::new(batch::begin(&self.writers, *org, Arc::clone(&self.memory)).await?))
+    }
+
+    fn recall(&self, org: OrgId, needs: &Needs, commands: usize) -> Option<Box<dyn Batch>> {
+        let batch = recalled::recall(&self.writers, &self.memory, org, needs, commands)?;
+        Some(Box::new(batch))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
         read::job(&self.readers, org, id).await
+    }
+
+    async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
+        read::jobs(&self.readers, names).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

@@ -16,8 +16,8 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        About, DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, StoreError,
-        rows::{self, Columns as _, EVENT_COLUMNS},
+        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, Reach, SCAN_WINDOW, StoreError,
+        rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS},
     },
 };
 
@@ -31,6 +31,38 @@ static JOB: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
     let found = readers.fetch(JOB.as_str(), arguments![org.0, id.0]).await?;
     found.first().map(|row| rows::job_record(&mut Columns::of(row))).transpose()
+}
+
+static JOBS: LazyLock<String> = LazyLock::new(|| {
+    let columns = JOB_COLUMNS.map(|column| format!("r.{column}")).join(", ");
+    format!(
+        "/* jobs */ SELECT r.n, r.is_large, {columns}, r.stage, r.progress, r.payload, r.result_detail
+         FROM jobledger.read_jobs($1, $2, $3, $4) r"
+    )
+});
+
+pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
+    // By org: the function is in one after the other.
+    let mut places: Vec<_> = (0..names.len()).collect();
+    places.sort_by_key(|place| names[*place].0);
+    let (mut orgs, mut ends) = (Vec::new(), Vec::new());
+    for (n, place) in places.iter().enumerate() {
+        if n == 0 || names[places[n - 1]].0 != names[*place].0 {
+            orgs.push(names[*place].0.0);
+            ends.push(0);
+        }
+        if let Some(end) = ends.last_mut() {
+            *end = n as i32 + 1;
+        }
+    }
+    let ids: Vec<_> = places.iter().map(|place| names[*place].1.0).collect();
+    let found = readers.fetch(JOBS.as_str(), arguments![orgs, ends, ids, LARGE_JOB]).await?;
+    let mut sorted = rows::found_jobs(names.len(), found.iter().map(Columns::of))?;
+    let mut found = vec![FoundJob::Nothing; names.len()];
+    for (n, place) in places.into_iter().enumerate() {
+        found[place] = std::mem::take(&mut sorted[n]);
+    }
+    Ok(found)
 }
 
 fn events_sql(name: &str, call: &str) -> String {

@@ -14,6 +14,8 @@ use crate::{domain::id::OrgId, store::StoreError};
 pub(super) struct Statement {
     text: String,
     has_parts: bool,
+    /// Nothing is written unless the log ends where it is said to.
+    is_guarded: bool,
     arguments: PgArguments,
 }
 
@@ -47,15 +49,34 @@ impl Column {
 
 impl Statement {
     pub(super) fn new(name: &str, org: OrgId) -> Result<Self, StoreError> {
-        let mut statement =
-            Self { text: format!("/* {name} */ WITH "), has_parts: false, arguments: PgArguments::default() };
+        let text = format!("/* {name} */ WITH ");
+        let mut statement = Self { text, has_parts: false, is_guarded: false, arguments: PgArguments::default() };
         statement.bind(org.0)?;
         Ok(statement)
     }
 
+    /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless the log ends here. Each
+    /// part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a table may do so before. It brings
+    /// the clock.
+    pub(super) fn resuming(name: &str, org: OrgId, seq: i64, ready_gen: i64) -> Result<Self, StoreError> {
+        let mut statement = Self::new(name, org)?;
+        let (seq, ready_gen) = (statement.bind(seq)?, statement.bind(ready_gen)?);
+        statement.part(
+            "guard",
+            format_args!("MATERIALIZED (SELECT jobledger.resume_batch($1, {seq}, {ready_gen}) AS clock)"),
+        );
+        statement.is_guarded = true;
+        Ok(statement)
+    }
+
     pub(super) fn finish(mut self) -> (String, PgArguments) {
-        self.text.push_str(" SELECT");
+        self.text.push_str(if self.is_guarded { " SELECT clock FROM guard" } else { " SELECT" });
         (self.text, self.arguments)
+    }
+
+    /// What a part takes its rows from besides its set, after `before`.
+    pub(super) fn guard(&self, before: &str) -> String {
+        if self.is_guarded { format!("{before} guard") } else { String::new() }
     }
 
     pub(super) fn part(&mut self, name: &str, sql: std::fmt::Arguments<'_>) {
@@ -111,9 +132,10 @@ impl Statement {
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let values: Vec<_> = columns.iter().map(Column::value).collect();
         let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
+        let guard = self.guard(" CROSS JOIN");
         self.part(
             part,
-            format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows})"),
+            format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows}{guard})"),
         );
     }
 }

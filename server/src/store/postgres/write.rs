@@ -1,5 +1,7 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
+use std::collections::BTreeSet;
+
 use chrono::Datelike as _;
 use sqlx::{
     postgres::PgArguments,
@@ -7,13 +9,14 @@ use sqlx::{
 };
 
 use super::{
+    memory::End,
     series,
     statement::{Column, Statement, all_same, unnest},
 };
 use crate::{
-    domain::{clock::Time, id::OrgId, job::Job, status::JobStatus},
+    domain::{clock::Time, flow::Width, id::OrgId, job::Job, status::JobStatus},
     store::{
-        Changes, Head, NextDue, StoreError, detail,
+        Changed, Changes, Head, NextDue, Parts, StoreError, detail,
         rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, labels_json, non_empty},
     },
 };
@@ -35,6 +38,55 @@ pub(super) struct Log {
     pub(super) after: Option<Head>,
     /// The database's clock.
     pub(super) now: Time,
+}
+
+impl Log {
+    /// True of a batch that folds itself and those before it into the head and the counters.
+    pub(super) fn shall_fold(&self, changes: &Changes) -> bool {
+        let Some(after) = &self.after else { return false };
+        after.types != self.before.types
+            || after.floor != self.before.floor
+            || changes.new_minute.is_some()
+            || changes.events.is_empty()
+            || !changes.removed.is_empty()
+            || after.seq - self.folded >= fold_after(changes.events.len())
+    }
+
+    /// True of a batch that is its org's first in a month.
+    fn begins_month(&self, changes: &Changes) -> bool {
+        let first = changes.events.first();
+        first.is_some_and(|first| self.before.recorded_at.map(month_of) != Some(month_of(first.recorded_at)))
+    }
+}
+
+/// How far a batch of so many events lets the log come beyond what is folded.
+fn fold_after(events: usize) -> i64 {
+    if events >= LARGE { FOLD_LARGE_AFTER } else { FOLD_AFTER }
+}
+
+/// True if a batch of so many events that begins here will have more to do than to add rows.
+pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
+    let minute = |time| Width::Minute.start(time);
+    end.head.seq + events as i64 - end.folded >= fold_after(events)
+        || end.head.recorded_at.is_none_or(|last| minute(last) != minute(now.max(last)))
+}
+
+/// The statement that writes a batch's changes by itself, if they are rows to be added, and nothing else.
+pub(super) fn resuming(log: &Log, changes: &Changes) -> Result<Option<(String, PgArguments)>, StoreError> {
+    let Some(after) = &log.after else { return Ok(None) };
+    let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+    let has_due = changes.next_retention.is_some() || changes.next_due.is_some();
+    let has_others = !changes.changed.is_empty() || !changes.removed.is_empty() || is_first || has_due;
+    if has_others || log.begins_month(changes) || log.shall_fold(changes) {
+        return Ok(None);
+    }
+    let mut write = Statement::resuming("resume", log.org, log.before.seq, log.before.ready_gen)?;
+    write.created_jobs(&changes.created)?;
+    write.payloads(changes)?;
+    write.labels(&changes.created)?;
+    write.events(changes)?;
+    write.log(log, after, changes)?;
+    Ok(Some(write.finish()))
 }
 
 /// The statements that write a batch's changes: one, and another for what retention removes.
@@ -76,7 +128,7 @@ impl Statement {
         if !others.is_empty() {
             let mut columns = self.fixed_columns(&others)?;
             columns.push(self.column("created_seq", &others, |job| job.created_seq)?);
-            columns.extend(self.changing_columns(&others)?);
+            columns.extend(self.changing_columns(&others, Parts::ALL)?);
             self.insert("created_jobs", "job", &columns);
         }
         Ok(())
@@ -100,13 +152,18 @@ impl Statement {
         Ok(columns)
     }
 
-    fn changed_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
-        if jobs.is_empty() {
+    fn changed_jobs(&mut self, changed: &[Changed]) -> Result<(), StoreError> {
+        if changed.is_empty() {
             return Ok(());
         }
-        let jobs: Vec<_> = jobs.iter().collect();
+        let jobs: Vec<_> = changed.iter().map(|changed| &changed.job).collect();
+        // All that any of them has changed in: few texts.
+        let mut parts = Parts::LOG;
+        changed.iter().for_each(|changed| parts |= changed.parts);
         let id = self.column("id", &jobs, |job| job.id.0)?;
-        let columns = self.changing_columns(&jobs)?;
+        let columns = self.changing_columns(&jobs, parts)?;
+        // It has no default, and so something has to be in the row that would be new.
+        let (ready_at, ready) = if parts.contain(Parts::STATUS) { ("", "") } else { ("ready_at, ", "now(), ") };
         let set: Vec<_> = columns.iter().map(|column| format!("{0} = excluded.{0}", column.name)).collect();
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let values: Vec<_> = columns.iter().map(Column::value).collect();
@@ -117,8 +174,8 @@ impl Statement {
         self.part(
             "changed_jobs",
             format_args!(
-                "(INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, {names})
-                 SELECT $1, u.id, '', 0, 0, 0, {values} FROM {rows}
+                "(INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
+                 SELECT $1, u.id, '', 0, 0, 0, {ready}{values} FROM {rows}
                  ON CONFLICT (org_id, id) DO UPDATE SET {set})"
             ),
         );
@@ -175,57 +232,76 @@ impl Statement {
         Ok(columns)
     }
 
-    /// The columns of `job` that change.
-    fn changing_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
+    /// The columns of `job` that change, of these parts.
+    fn changing_columns(&mut self, jobs: &[&Job], parts: Parts) -> Result<Vec<Column>, StoreError> {
         let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
-        let lease_is_same = all_same(jobs, |job| (&job.lease, job.due_at));
+        let mut columns = vec![
+            self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
+            self.column("last_job_seq", jobs, |job| job.last_job_seq)?,
+            self.column("last_seq", jobs, |job| job.last_seq)?,
+            self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
+        ];
         // What most jobs never have.
         let is_plain = all_same(jobs, |job| (job.attempt, job.failures, job.cancel_requested, job.scheduled_at))
             && jobs
                 .iter()
                 .all(|job| job.last_error.is_none() && job.result_at.is_none() && job.retry_request.is_none());
-        let error = |job: &&Job| job.last_error.clone();
-        let lease = |job: &&Job| job.lease.clone();
-        let columns = vec![
-            self.column("status", jobs, |job| job.status.as_str())?,
-            self.either(is_plain, "attempt", jobs, |job| job.attempt)?,
-            self.either(is_plain, "failures", jobs, |job| job.failures)?,
-            self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
-            self.column("started_at", jobs, |job| job.started_at)?,
-            self.column("attempt_started_at", jobs, |job| job.attempt_started_at)?,
-            self.column("finished_at", jobs, |job| job.finished_at)?,
-            self.either(is_plain, "scheduled_at", jobs, |job| job.scheduled_at)?,
-            self.column("ready_at", jobs, |job| job.ready_at)?,
-            self.either(is_plain, "cancel_requested", jobs, |job| job.cancel_requested)?,
-            self.column("outcome_digest", jobs, |job| job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]))?,
-            self.column("outcome_epoch", jobs, |job| job.outcome.and_then(|outcome| outcome.epoch))?,
-            self.either(lease_is_same, "lease_worker", jobs, |job| lease(job).map(|lease| lease.worker.to_string()))?,
-            self.either(lease_is_same, "lease_granted", jobs, |job| {
-                job.lease.as_ref().map(|lease| lease.granted.as_micros() as i64)
-            })?,
-            self.either(lease_is_same, "lease_expires_at", jobs, |job| {
-                job.lease.as_ref().map(|lease| lease.expires_at)
-            })?,
-            self.either(lease_is_same, "lease_request", jobs, |job| {
-                lease(job).and_then(|lease| lease.request).map(|request| request.to_string())
-            })?,
-            self.either(lease_is_same, "lease_confirmed", jobs, |job| {
-                job.lease.as_ref().is_some_and(|lease| lease.is_confirmed)
-            })?,
-            self.column("lease_epoch", jobs, |job| job.lease_epoch)?,
-            self.either(is_plain, "retry_request", jobs, |job| {
-                job.retry_request.as_ref().map(|request| request.to_string())
-            })?,
-            self.either(lease_is_same, "due_at", jobs, |job| job.due_at)?,
-            self.either(is_plain, "last_error_code", jobs, |job| error(job).map(|error| error.code.to_string()))?,
-            self.either(is_plain, "last_error_message", jobs, |job| error(job).map(|error| error.message.to_string()))?,
-            self.either(is_plain, "result_seq", jobs, |job| job.result_at.map(|at| at.seq))?,
-            self.either(is_plain, "result_recorded_at", jobs, |job| job.result_at.map(|at| at.recorded_at))?,
-            self.column("last_job_seq", jobs, |job| job.last_job_seq)?,
-            self.column("last_seq", jobs, |job| job.last_seq)?,
-            self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
-        ];
-        debug_assert!(columns.iter().map(|column| column.name).eq(JOB_COLUMNS[JOB_FIXED_COLUMNS..].iter().copied()));
+        if parts.contain(Parts::STATUS) {
+            columns.extend([
+                self.column("status", jobs, |job| job.status.as_str())?,
+                self.either(is_plain, "attempt", jobs, |job| job.attempt)?,
+                self.either(is_plain, "failures", jobs, |job| job.failures)?,
+                self.column("started_at", jobs, |job| job.started_at)?,
+                self.column("attempt_started_at", jobs, |job| job.attempt_started_at)?,
+                self.column("finished_at", jobs, |job| job.finished_at)?,
+                self.either(is_plain, "scheduled_at", jobs, |job| job.scheduled_at)?,
+                self.column("ready_at", jobs, |job| job.ready_at)?,
+            ]);
+        }
+        if parts.contain(Parts::LEASE) {
+            let is_same = all_same(jobs, |job| (&job.lease, job.due_at));
+            let lease = |job: &&Job| job.lease.clone();
+            columns.extend([
+                self.either(is_same, "lease_worker", jobs, |job| lease(job).map(|lease| lease.worker.to_string()))?,
+                self.either(is_same, "lease_granted", jobs, |job| {
+                    job.lease.as_ref().map(|lease| lease.granted.as_micros() as i64)
+                })?,
+                self.either(is_same, "lease_expires_at", jobs, |job| job.lease.as_ref().map(|lease| lease.expires_at))?,
+                self.either(is_same, "lease_request", jobs, |job| {
+                    lease(job).and_then(|lease| lease.request).map(|request| request.to_string())
+                })?,
+                self.either(is_same, "lease_confirmed", jobs, |job| {
+                    job.lease.as_ref().is_some_and(|lease| lease.is_confirmed)
+                })?,
+                self.column("lease_epoch", jobs, |job| job.lease_epoch)?,
+                self.either(is_same, "due_at", jobs, |job| job.due_at)?,
+            ]);
+        }
+        if parts.contain(Parts::OUTCOME) {
+            let error = |job: &&Job| job.last_error.clone();
+            columns.extend([
+                self.either(is_plain, "cancel_requested", jobs, |job| job.cancel_requested)?,
+                self.column("outcome_digest", jobs, |job| job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]))?,
+                self.column("outcome_epoch", jobs, |job| job.outcome.and_then(|outcome| outcome.epoch))?,
+                self.either(is_plain, "retry_request", jobs, |job| {
+                    job.retry_request.as_ref().map(|request| request.to_string())
+                })?,
+                self.either(is_plain, "last_error_code", jobs, |job| error(job).map(|error| error.code.to_string()))?,
+                self.either(is_plain, "last_error_message", jobs, |job| {
+                    error(job).map(|error| error.message.to_string())
+                })?,
+                self.either(is_plain, "result_seq", jobs, |job| job.result_at.map(|at| at.seq))?,
+                self.either(is_plain, "result_recorded_at", jobs, |job| job.result_at.map(|at| at.recorded_at))?,
+            ]);
+        }
+        debug_assert_eq!(
+            columns.iter().map(|column| column.name).collect::<BTreeSet<_>>(),
+            JOB_COLUMNS[JOB_FIXED_COLUMNS..]
+                .iter()
+                .copied()
+                .filter(|name| parts.contain(Parts::of_column(name)))
+                .collect()
+        );
         Ok(columns)
     }
 
@@ -301,11 +377,10 @@ impl Statement {
     /// Notes where a month begins, if this batch is the org's first in it.
     fn month(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
         let Some(first) = changes.events.first() else { return Ok(()) };
-        let month = month_of(first.recorded_at);
-        if log.before.recorded_at.is_some_and(|before| month_of(before) == month) {
+        if !log.begins_month(changes) {
             return Ok(());
         }
-        let (month, seq) = (self.bind(month)?, self.bind(first.seq)?);
+        let (month, seq) = (self.bind(month_of(first.recorded_at))?, self.bind(first.seq)?);
         self.part(
             "month",
             format_args!(
@@ -322,22 +397,13 @@ impl Statement {
         let seq = self.bind(after.seq)?;
         let recorded_at = self.bind(after.recorded_at)?;
         let ready_gen = self.bind(after.ready_gen)?;
-        let has_new_types = after.types != log.before.types;
-        let has_new_floor = after.floor != log.before.floor;
-        let is_new_minute = changes.new_minute.is_some();
-        let fold_after = if changes.events.len() >= LARGE { FOLD_LARGE_AFTER } else { FOLD_AFTER };
-        let shall_fold = has_new_types
-            || has_new_floor
-            || is_new_minute
-            || changes.events.is_empty()
-            || !changes.removed.is_empty()
-            || after.seq - log.folded >= fold_after;
-        if !shall_fold {
+        if !log.shall_fold(changes) {
+            let guard = self.guard(" FROM");
             self.part(
                 "batch",
                 format_args!(
                     "(INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts, ready_gen)
-                     VALUES ($1, {seq}::bigint, {recorded_at}::timestamptz, {counts}::jsonb, {ready_gen}::bigint))"
+                     SELECT $1, {seq}::bigint, {recorded_at}::timestamptz, {counts}::jsonb, {ready_gen}::bigint{guard})"
                 ),
             );
             return Ok(());

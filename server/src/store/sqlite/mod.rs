@@ -13,7 +13,9 @@ mod load;
 pub(super) mod migrations;
 mod read;
 mod series;
+mod set;
 mod statistics;
+mod write;
 
 use std::{
     fs::{File, TryLockError},
@@ -31,8 +33,8 @@ use tokio::{sync::Mutex, time::sleep};
 
 use self::error::store_error;
 use super::{
-    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, JobPage, ListQuery, Listener, OpenOptions,
-    Reach, Statistics, StatisticsQuery, Store, StoreError,
+    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery, Listener,
+    OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
     clock::Clock,
@@ -42,14 +44,19 @@ use crate::domain::{
 
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
 const OLDEST_SQLITE: &str = "3.51.3";
-/// Readers; two more than the ledger lets catch-up reads have, so that point reads never queue behind them.
+/// Readers; two more than the ledger lets catch-up reads have, so that other reads never queue behind them.
 const READ_CONNECTIONS: u32 = 4;
+/// Readers of jobs by their ids: as many as there are processors worth keeping busy with them.
+const JOB_CONNECTIONS: u32 = 2;
 /// How long a reader waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a transaction waits for another process that writes (an import, a backup).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rows that travel ahead of their reader: few, since an event may hold a mebibyte.
+/// Rows that travel ahead of their reader: few, since an event may hold a mebibyte. Where there are no more of them, SQLite's thread
+/// waits.
 const ROW_BUFFER: usize = 8;
+/// The same of jobs without what is large, for batches and for reads of several jobs.
+const JOB_BUFFER: usize = 1_024;
 /// SQLite's page cache for the writer: −KiB.
 const WRITER_CACHE: &str = "-65536";
 /// The log grows to so many pages (64 MiB) before they go into the database: what is written often goes there once. With SQLite's
@@ -67,6 +74,7 @@ pub struct SqliteStore {
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     write_options: SqliteConnectOptions,
     readers: SqlitePool,
+    job_readers: SqlitePool,
     clock: Arc<dyn Clock>,
     /// Held until the store is closed, so that a second server on the same file is refused.
     lock: std::sync::Mutex<Option<File>>,
@@ -94,6 +102,7 @@ impl SqliteStore {
         let write_options = base
             .clone()
             .create_if_missing(may_change)
+            .row_buffer_size(JOB_BUFFER)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", WRITER_CACHE)
@@ -102,16 +111,16 @@ impl SqliteStore {
         let mut writer = write_options.connect().await.map_err(unusable)?;
         assert_version(&mut writer).await?;
         migrations::prepare(&mut writer, options.migrate && may_change).await?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READ_CONNECTIONS)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(base.read_only(true))
-            .await
-            .map_err(unusable)?;
+        let base = base.read_only(true);
+        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+        let of_jobs = base.clone().row_buffer_size(JOB_BUFFER);
+        let job_readers = pool(JOB_CONNECTIONS).connect_with(of_jobs).await.map_err(unusable)?;
+        let readers = pool(READ_CONNECTIONS).connect_with(base).await.map_err(unusable)?;
         Ok(Self {
             writer: Arc::new(Mutex::new(Some(writer))),
             write_options,
             readers,
+            job_readers,
             clock: options.clock,
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
@@ -212,6 +221,10 @@ impl Store for SqliteStore {
         read::job(&self.readers, org, id).await
     }
 
+    async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
+        read::jobs(&self.job_readers, names).await
+    }
+
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
         read::events(&self.readers, org, query).await
     }
@@ -266,6 +279,7 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.readers.close().await;
+        self.job_readers.close().await;
         if let Some(writer) = self.writer.lock().await.take()
             && let Err(error) = writer.close().await
         {

@@ -19,7 +19,7 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        About, DueWork, EventPage, EventQuery, Reach, SCAN_WINDOW, StoreError,
+        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, Reach, SCAN_WINDOW, StoreError,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -40,6 +40,31 @@ pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Opti
     let query = sqlx::query(AssertSqlSafe(JOB.as_str())).bind(org.0).bind(id.0);
     let row = query.fetch_optional(pool).await.map_err(store_error)?;
     row.map(|row| rows::job_record(&mut Columns::of(&row))).transpose()
+}
+
+/// Each by its place among those that are wanted.
+static JOBS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* jobs */ SELECT n, is_large, {}, stage, progress, iif(is_large, NULL, payload), iif(is_large, NULL, result_detail)
+        FROM (
+            SELECT w.key AS n, j.*, e.detail_json ->> '$.stage' AS stage, e.detail_json ->> '$.progress' AS progress,
+                p.payload AS payload, r.detail_json AS result_detail,
+                j.payload_bytes + coalesce(octet_length(r.detail_json), 0) > $2 AS is_large
+            FROM json_each($1) w
+            CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33))
+            LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
+            LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
+            LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id
+        ) f",
+        job_columns("f")
+    )
+});
+
+pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
+    let wanted: Vec<_> = names.iter().map(|(org, id)| format!("{}{}", org.0.simple(), id.0.simple())).collect();
+    let query = sqlx::query(AssertSqlSafe(JOBS.as_str())).bind(rows::json_text(&wanted)).bind(LARGE_JOB);
+    let found = query.fetch_all(pool).await.map_err(store_error)?;
+    rows::found_jobs(names.len(), found.iter().map(Columns::of))
 }
 
 /// The outer join brings the head and floor of the same snapshot even where no event matches.

@@ -2,15 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     sync::{Arc, LazyLock},
 };
 
-use sqlx::SqliteConnection;
+use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::{
-    batch::{Rows, Statement},
     columns::{Columns, micros},
     error::store_error,
+    set::Statement,
 };
 use crate::{
     domain::{
@@ -139,4 +140,46 @@ fn bind_bucket<'q>(query: Statement<'q>, org: OrgId, removed: bool, bucket: &'q 
     let query = query.bind(org.0).bind(bucket.width.seconds()).bind(micros(bucket.start)).bind(&*bucket.job_type);
     let query = flow.counts().into_iter().fold(query.bind(removed), |query, count| query.bind(count));
     query.bind(rows::json_text(&flow.waits.counts())).bind(rows::json_text(&flow.runs.counts()))
+}
+
+/// Rows that one statement writes at most, and the smaller numbers that make up the rest: few texts, so that each is
+/// prepared once, and few statements a batch.
+const CHUNKS: [usize; 3] = [64, 8, 1];
+
+/// One statement that writes many rows, in a text for each size of [`CHUNKS`].
+struct Rows([String; CHUNKS.len()]);
+
+impl Rows {
+    fn new(head: &str, columns: usize, tail: &str) -> Self {
+        Self(CHUNKS.map(|rows| {
+            let mut sql = format!("{head} VALUES ");
+            for row in 0..rows {
+                let separator = if row == 0 { "" } else { ", " };
+                let marks = vec!["?"; columns].join(", ");
+                write!(sql, "{separator}({marks})").expect("writing to a string");
+            }
+            sql.push_str(tail);
+            sql
+        }))
+    }
+
+    async fn run<T>(
+        &'static self,
+        connection: &mut SqliteConnection,
+        mut rows: &[T],
+        bind: impl for<'q> Fn(Statement<'q>, &'q T) -> Result<Statement<'q>, StoreError>,
+    ) -> Result<(), StoreError> {
+        for (size, sql) in CHUNKS.iter().zip(&self.0) {
+            while rows.len() >= *size {
+                let (chunk, rest) = rows.split_at(*size);
+                let mut query = sqlx::query(AssertSqlSafe(sql.as_str()));
+                for row in chunk {
+                    query = bind(query, row)?;
+                }
+                query.execute(&mut *connection).await.map_err(store_error)?;
+                rows = rest;
+            }
+        }
+        Ok(())
+    }
 }

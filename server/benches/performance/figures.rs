@@ -1,0 +1,109 @@
+//! What was measured: a table for people, lines of JSON for machines.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// How a ratio has to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Bar {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bar {
+    fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtLeast(bar) => ratio >= bar,
+            Self::AtMost(bar) => ratio <= bar,
+        }
+    }
+}
+
+/// A number, and what it is held against.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Figure {
+    name: String,
+    unit: &'static str,
+    value: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<f64>,
+    /// What it is a ratio of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    of: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_met: Option<bool>,
+    #[serde(skip)]
+    bar: Option<Bar>,
+}
+
+impl Figure {
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self { name: name.into(), unit, value, ratio: None, of: None, is_met: None, bar: None }
+    }
+
+    /// The value is so many times another of the same run.
+    pub(crate) fn of(mut self, what: impl Into<String>, other: f64) -> Self {
+        self.ratio = Some(self.value / other);
+        self.of = Some(what.into());
+        self
+    }
+
+    pub(crate) fn at_least(self, bar: f64) -> Self {
+        self.held_to(Bar::AtLeast(bar))
+    }
+
+    pub(crate) fn at_most(self, bar: f64) -> Self {
+        self.held_to(Bar::AtMost(bar))
+    }
+
+    /// Holds the ratio to a bar; without a ratio, the value.
+    fn held_to(mut self, bar: Bar) -> Self {
+        self.is_met = Some(bar.is_met(self.ratio.unwrap_or(self.value)));
+        self.bar = Some(bar);
+        self
+    }
+}
+
+/// All figures of a run.
+#[derive(Default)]
+pub(crate) struct Figures(Vec<Figure>);
+
+impl Figures {
+    pub(crate) fn add(&mut self, figure: Figure) {
+        eprintln!("{}", line(&figure));
+        self.0.push(figure);
+    }
+
+    /// One line of JSON each.
+    pub(crate) fn json(&self) -> String {
+        let line = |figure| serde_json::to_string(figure).expect("numbers and texts serialise") + "\n";
+        self.0.iter().map(line).collect()
+    }
+
+    pub(crate) fn table(&self) -> String {
+        self.0.iter().fold(String::new(), |table, figure| table + &line(figure) + "\n")
+    }
+
+    /// Those that are below their bars.
+    pub(crate) fn missed(&self) -> Vec<&str> {
+        self.0.iter().filter(|figure| figure.is_met == Some(false)).map(|figure| &*figure.name).collect()
+    }
+}
+
+fn line(figure: &Figure) -> String {
+    let Figure { name, unit, value, ratio, of, .. } = figure;
+    let value = if *value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+    let mut line = format!("{name:<58} {value:>9} {unit:<7}");
+    if let (Some(ratio), Some(of)) = (ratio, of) {
+        write!(line, " {ratio:>6.2} of {of}").expect("writing to a string");
+    }
+    if let (Some(bar), Some(is_met)) = (figure.bar, figure.is_met) {
+        let (word, bar) = match bar {
+            Bar::AtLeast(bar) => ("at least", bar),
+            Bar::AtMost(bar) => ("at most", bar),
+        };
+        write!(line, " ({word} {bar}{})", if is_met { "" } else { ": MISSED" }).expect("writing to a string");
+    }
+    line
+}

@@ -1,0 +1,152 @@
+//! The whole life of jobs, by a worker of the client crate.
+
+use std::time::{Duration, Instant};
+
+use jobledger_client::{
+    Client, NewJob,
+    worker::{Context, Worker},
+};
+use sqlx::Executor as _;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    common::{
+        Result, Server,
+        cluster::{self, Cluster},
+    },
+    figures::{Figure, Figures},
+    load::{self, Load},
+    rounds::{Measure, medians},
+    yardsticks::Yardsticks,
+};
+
+/// Jobs of one round.
+const LIVES: usize = 20_000;
+const BARE: Duration = Duration::from_secs(3);
+const CREATED_AT_ONCE: usize = 500;
+const SLOTS: usize = 400;
+/// Between two reports of a job's progress, so that each is told.
+const PACE: Duration = Duration::from_millis(5);
+/// Calls in flight that make small batches.
+const SMALL: usize = 4;
+/// How old the other's snapshot gets.
+const SNAPSHOT: Duration = Duration::from_secs(300);
+
+/// Jobs a second from create to completion.
+pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f64> {
+    let client = Client::new(&server.endpoint)?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let handler = move |context: Context, (): ()| {
+        let ended = ended.clone();
+        async move {
+            for n in 1..=reports {
+                context.progress(100 / reports * n);
+                tokio::time::sleep(PACE).await;
+            }
+            let _ = ended.send(());
+            Ok(())
+        }
+    };
+    let worker = Worker::builder(client.clone()).handle("life", handler).concurrency(SLOTS).progress_interval(PACE / 5);
+    let since = Instant::now();
+    let working = tokio::spawn(worker.build().run(async {
+        let _ = stopped.await;
+    }));
+    let creating = tokio::spawn(async move {
+        for _ in 0..jobs / CREATED_AT_ONCE {
+            for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new("life"))).await? {
+                created?;
+            }
+        }
+        Result::Ok(())
+    });
+    for _ in 0..jobs {
+        ends.recv().await.ok_or("the worker is gone")?;
+    }
+    creating.await??;
+    // It ends once the last report is taken.
+    drop(stop);
+    working.await??;
+    Ok(jobs as f64 / since.elapsed().as_secs_f64())
+}
+
+/// Whole lives on both databases.
+pub(crate) async fn whole(figures: &mut Figures, cluster: &Cluster, rounds: usize) -> Result<()> {
+    let database = cluster.create_database().await;
+    let yardsticks = Yardsticks::on(cluster, &database).await?;
+    let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
+    // What is there at first is planned without statistics.
+    yardsticks.bare_lives(Duration::from_secs(1))?;
+    let [plain, told, bare] = medians(
+        rounds,
+        [
+            Measure::new("lives", async || lives(&server, LIVES, 0).await),
+            Measure::new("with 5 reports", async || lives(&server, LIVES / 2, 5).await),
+            Measure::new("bare lives", async || {
+                yardsticks.vacuum().await?;
+                yardsticks.bare_lives(BARE)
+            }),
+        ],
+    )
+    .await?;
+    figures.add(
+        Figure::new("PostgreSQL: whole lives by an SDK worker", "/s", plain).of("bare life lane", bare).at_least(0.6),
+    );
+    figures.add(Figure::new("PostgreSQL: the same with 5 progress reports", "/s", told).of("those without", plain));
+    drop(server);
+
+    let folder = TempDir::new()?;
+    let server = Server::start(&format!("sqlite://{}", folder.path().join("lives.db").display()), 512).await?;
+    let [plain, told] = medians(
+        rounds,
+        [
+            Measure::new("lives", async || lives(&server, LIVES, 0).await),
+            Measure::new("with 5 reports", async || lives(&server, LIVES / 2, 5).await),
+        ],
+    )
+    .await?;
+    figures.add(Figure::new("SQLite: whole lives by an SDK worker", "/s", plain));
+    figures.add(Figure::new("SQLite: the same with 5 progress reports", "/s", told).of("those without", plain));
+    Ok(())
+}
+
+/// What is left after five minutes under somebody else's snapshot, which keeps PostgreSQL from clearing away what was overwritten
+/// since: of whole lives, and of small batches.
+pub(crate) async fn snapshot(figures: &mut Figures, cluster: &Cluster) -> Result<()> {
+    let database = cluster.create_database().await;
+    let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
+    let load = Load::on(&server)?;
+    lives(&server, LIVES, 0).await?;
+    let [lived, created] = medians(
+        3,
+        [
+            Measure::new("lives", async || lives(&server, LIVES, 0).await),
+            Measure::new("creates, 4 in flight", async || Ok(load::create(&load, SMALL, BARE).await?.rate)),
+        ],
+    )
+    .await?;
+    let mut other = cluster.connect(&database, "postgres").await;
+    other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+    other.execute("SELECT count(*) FROM jobledger.org_head").await?;
+    let since = Instant::now();
+    while since.elapsed() < SNAPSHOT {
+        let rate = lives(&server, LIVES, 0).await?;
+        load::create(&load, SMALL, BARE).await?;
+        eprintln!("  after {:.0?}: {rate:.0}", since.elapsed());
+    }
+    let [lived_since, created_since] = medians(
+        3,
+        [
+            Measure::new("lives", async || lives(&server, LIVES, 0).await),
+            Measure::new("creates, 4 in flight", async || Ok(load::create(&load, SMALL, BARE).await?.rate)),
+        ],
+    )
+    .await?;
+    let name = "PostgreSQL: whole lives after 5 minutes under a snapshot";
+    figures.add(Figure::new(name, "/s", lived_since).of("before", lived).at_least(0.6));
+    let name = "PostgreSQL: CreateJob, 4 in flight, the same";
+    figures.add(Figure::new(name, "/s", created_since).of("before", created).at_least(0.6));
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! How fast the service is, on both databases, against what the transport, the database and the machine can do.
+//!
+//! ```sh
+//! make bench
+//! ```
+//!
+//! Servers run in processes of their own, on this machine, beside this load generator, which is made of the client crate;
+//! PostgreSQL is a throw-away cluster with `fsync` and `synchronous_commit` on. What is a ratio was measured in one run, in turn
+//! with what it is a ratio of, and is that of the medians of several rounds. docs/performance.md explains each number.
+
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+use crate::{
+    common::{
+        Result,
+        cluster::{Cluster, Durability},
+    },
+    figures::Figures,
+    unary::Scale,
+};
+
+#[path = "../common/mod.rs"]
+mod common;
+mod curves;
+mod figures;
+mod growth;
+mod lives;
+mod load;
+mod plot;
+mod rounds;
+mod unary;
+mod yardsticks;
+
+/// The parts, in their order; those in the second list only on request, since they take long.
+const PARTS: [&str; 5] = ["sqlite", "postgres", "lives", "replicas", "curves"];
+const LONG_PARTS: [&str; 2] = ["growth", "snapshot"];
+
+const HELP: &str = "cargo bench --bench performance -- [PART …] [--json FILE] [--plots FOLDER] [--rounds N] [--round SECONDS]
+
+Parts: sqlite, postgres, lives, replicas, curves; and growth and snapshot, which take many minutes. Without any: the first five.
+--json writes a line of JSON a figure, --plots two plots. The exit code is 1 if a figure is below its bar.";
+
+struct Options {
+    parts: Vec<String>,
+    json: Option<String>,
+    plots: Option<PathBuf>,
+    scale: Scale,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options {
+        parts: Vec::new(),
+        json: None,
+        plots: None,
+        scale: Scale { rounds: 5, round: Duration::from_secs(2) },
+    };
+    // Cargo adds --bench.
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+        match &*argument {
+            "--json" => options.json = Some(value()?),
+            "--plots" => options.plots = Some(value()?.into()),
+            "--rounds" => options.scale.rounds = value()?.parse::<usize>()?.max(1),
+            "--round" => options.scale.round = Duration::from_secs(value()?.parse::<u64>()?.max(1)),
+            part if PARTS.contains(&part) || LONG_PARTS.contains(&part) => options.parts.push(part.to_owned()),
+            _ => return Err(HELP.into()),
+        }
+    }
+    if options.parts.is_empty() {
+        options.parts = PARTS.map(str::to_owned).into();
+    }
+    Ok(options)
+}
+
+async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
+    let is_wanted = |part: &str| options.parts.iter().any(|wanted| wanted == part);
+    if is_wanted("sqlite") {
+        unary::sqlite(figures, options.scale).await?;
+    }
+    if options.parts.iter().all(|part| part == "sqlite") {
+        return Ok(());
+    }
+    let cluster = Cluster::alone(Durability::Full).await;
+    if is_wanted("postgres") {
+        unary::postgres(figures, &cluster, options.scale).await?;
+    }
+    if is_wanted("lives") {
+        lives::whole(figures, &cluster, options.scale.rounds).await?;
+    }
+    if is_wanted("replicas") {
+        growth::replicas(figures, &cluster, options.scale).await?;
+    }
+    if is_wanted("curves") {
+        curves::curves(figures, &cluster, options.plots.as_deref()).await?;
+    }
+    if is_wanted("growth") {
+        growth::growth(figures, &cluster, options.scale).await?;
+    }
+    if is_wanted("snapshot") {
+        lives::snapshot(figures, &cluster).await?;
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let options = match options() {
+        Ok(options) => options,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let mut figures = Figures::default();
+    let measured = measure(&options, &mut figures).await;
+    // What was measured until then is not lost.
+    print!("{}", figures.table());
+    if let Some(path) = &options.json {
+        fs::write(path, figures.json())?;
+    }
+    measured?;
+    let missed = figures.missed();
+    if missed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("below their bars: {}", missed.join("; "));
+    Ok(ExitCode::from(1))
+}

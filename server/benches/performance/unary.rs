@@ -1,0 +1,314 @@
+//! Calls one at a time and many in flight, on one database, against the transport and against what the database can do.
+
+use std::time::Duration;
+
+use jobledger_client::proto::{self as pb, stream_job_events_response::Item};
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
+use sqlx::{Executor as _, PgConnection, Row as _};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::{
+    common::{
+        Result, Server,
+        cluster::{self, Cluster},
+    },
+    figures::{Figure, Figures},
+    load::{self, Load},
+    rounds::{Measure, medians},
+    yardsticks::Yardsticks,
+};
+
+/// Calls in flight.
+const MANY: usize = 256;
+const SOME: usize = 64;
+/// How long one call follows the other, alone.
+const ALONE: Duration = Duration::from_secs(3);
+const BATCH: usize = 500;
+/// Batches in flight: one commits, one gathers, two are on the way.
+const BATCHES: usize = 4;
+/// Jobs that are read and updated.
+const JOBS: usize = 1_000;
+const HUNDRED: usize = 100;
+/// Creates a second while events are timed.
+const STEADY: u32 = 500;
+const STEADY_TIME: Duration = Duration::from_secs(8);
+
+/// How often, and how long each time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale {
+    pub(crate) rounds: usize,
+    pub(crate) round: Duration,
+}
+
+/// A server, its load, and what the figures call it.
+struct Subject<'a> {
+    name: &'static str,
+    server: &'a Server,
+    load: Load,
+    scale: Scale,
+}
+
+impl Subject<'_> {
+    fn named(&self, what: &str) -> String {
+        format!("{}: {what}", self.name)
+    }
+
+    async fn empty(&self, callers: usize) -> Result<f64> {
+        Ok(load::empty(self.server, callers, self.scale.round).await?.rate)
+    }
+
+    async fn create(&self) -> Result<f64> {
+        Ok(load::create(&self.load, MANY, self.scale.round).await?.rate)
+    }
+
+    async fn batches(&self) -> Result<f64> {
+        load::batch_create(&self.load, BATCHES, BATCH, self.scale.round).await
+    }
+
+    /// GetJob, which on each database is held to a part of what the transport can do.
+    async fn reads(&self, figures: &mut Figures, bar: f64) -> Result<()> {
+        let jobs = load::running_jobs(&self.load, JOBS).await?;
+        let [read, empty, asked] = medians(
+            self.scale.rounds,
+            [
+                Measure::new("GetJob", async || Ok(load::get(&self.load, &jobs, SOME, self.scale.round).await?.rate)),
+                Measure::new("empty RPC", async || self.empty(SOME).await),
+                Measure::new("GetStatistics", async || {
+                    Ok(load::statistics(&self.load, SOME, self.scale.round).await?.rate)
+                }),
+            ],
+        )
+        .await?;
+        figures.add(
+            Figure::new(self.named("GetJob, 64 in flight"), "/s", read)
+                .of("empty RPC, 64 in flight", empty)
+                .at_least(bar),
+        );
+        figures.add(Figure::new(self.named("GetStatistics, 64 in flight"), "/s", asked).of("the same", empty));
+        Ok(())
+    }
+
+    /// From before the commit to the receipt, at a steady rate, beside what the creates themselves take.
+    async fn events(&self, figures: &mut Figures) -> Result<()> {
+        let org = Uuid::new_v4();
+        let load = Load::new(&self.server.endpoint, org)?;
+        // So that the stream has a log to be at the head of.
+        load::create(&load, 1, Duration::from_millis(100)).await?;
+        let mut stream = load.client(1).stream_job_events(pb::StreamJobEventsRequest::default()).await?.into_inner();
+        let receiving = tokio::spawn(async move {
+            let mut took = Vec::new();
+            while let Ok(Some(message)) = stream.message().await {
+                let Some(Item::Event(event)) = message.item else { continue };
+                let recorded_at = event.recorded_at.unwrap_or_default();
+                let recorded_at = recorded_at.seconds * 1_000_000 + i64::from(recorded_at.nanos) / 1_000;
+                took.push((SystemClock.now().timestamp_micros() - recorded_at) as f64 / 1e3);
+                if took.len() == (STEADY_TIME.as_secs() * u64::from(STEADY)) as usize {
+                    break;
+                }
+            }
+            took
+        });
+        let creates = load.offered(STEADY, STEADY_TIME, load::create_one).await?;
+        let mut took = receiving.await?;
+        took.sort_by(f64::total_cmp);
+        let at = |part: f64| took[((took.len() as f64 * part) as usize).min(took.len() - 1)];
+        figures.add(
+            Figure::new(self.named("event, from before the commit to its receipt, p50"), "ms", at(0.5))
+                .of("CreateJob's p50 at 500/s", creates.at(0.5))
+                .at_most(1.0),
+        );
+        figures.add(Figure::new(self.named("the same, p99"), "ms", at(0.99)).of("its p99", creates.at(0.99)));
+        Ok(())
+    }
+
+    /// What a hundred orgs get together, each with a few calls in flight.
+    async fn hundred_orgs(&self, figures: &mut Figures, alone: f64) -> Result<()> {
+        let loads = (0..HUNDRED).map(|n| Load::new(&self.server.endpoint, Uuid::from_u128(0x100 + n as u128)));
+        let loads = loads.collect::<Result<Vec<_>>>()?;
+        let measured = self.load.calls(MANY, self.scale.round, move |_, caller, n| {
+            load::create_one(loads[caller % HUNDRED].client(caller / HUNDRED), caller, n)
+        });
+        let rate = measured.await?.rate;
+        figures.add(Figure::new(self.named("CreateJob of 100 orgs, 256 in flight"), "/s", rate).of("one org", alone));
+        Ok(())
+    }
+
+    /// Processor time and memory of the server while it creates.
+    async fn cost(&self, figures: &mut Figures, wal: Option<&mut PgConnection>) -> Result<()> {
+        let mut position = Position(wal);
+        let (cpu, before) = (self.server.cpu()?, position.look().await?);
+        let measured = load::create(&self.load, MANY, ALONE).await?;
+        let jobs = measured.rate * ALONE.as_secs_f64();
+        let cpu = (self.server.cpu()? - cpu).as_secs_f64() / jobs * 1e6;
+        figures.add(Figure::new(self.named("CreateJob, processor time of the server"), "µs/job", cpu));
+        if let (Some(before), Some(after)) = (before, position.look().await?) {
+            let wal = (after.0 - before.0) / jobs;
+            figures.add(Figure::new(self.named("the same, write-ahead log"), "B/job", wal));
+            let commits = (after.1 - before.1) / jobs;
+            figures.add(Figure::new(self.named("the same, round trips, three a commit"), "/job", commits * 3.0));
+        }
+        let resident = self.server.resident()? as f64 / f64::from(1 << 20);
+        figures.add(Figure::new(self.named("the same, resident memory"), "MiB", resident));
+        Ok(())
+    }
+}
+
+/// How far PostgreSQL's log and its count of commits have come.
+struct Position<'a>(Option<&'a mut PgConnection>);
+
+impl Position<'_> {
+    async fn look(&mut self) -> Result<Option<(f64, f64)>> {
+        let Some(connection) = &mut self.0 else { return Ok(None) };
+        // Sessions tell what they have done after a second.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let sql = "SELECT (pg_current_wal_lsn() - '0/0')::float8, xact_commit::float8 FROM pg_stat_database
+                   WHERE datname = current_database()";
+        let row = connection.fetch_one(sql).await?;
+        Ok(Some((row.get(0), row.get(1))))
+    }
+}
+
+/// What a server takes that has nothing to do.
+async fn idle(figures: &mut Figures, name: &str, server: &Server) -> Result<()> {
+    // It has started, looked after its database once, and answered a probe.
+    load::empty(server, 1, Duration::from_secs(2)).await?;
+    let resident = server.resident()? as f64 / f64::from(1 << 20);
+    figures.add(Figure::new(format!("{name}: idle server, resident memory"), "MiB", resident).at_most(30.0));
+    Ok(())
+}
+
+/// Calls on PostgreSQL.
+pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Scale) -> Result<()> {
+    let database = cluster.create_database().await;
+    let yardsticks = Yardsticks::on(cluster, &database).await?;
+    let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
+    let subject = Subject { name: "PostgreSQL", server: &server, load: Load::on(&server)?, scale };
+    idle(figures, subject.name, &server).await?;
+
+    let [create, by_8, by_32, empty, lane, batches] = medians(
+        scale.rounds,
+        [
+            Measure::new("CreateJob", async || subject.create().await),
+            Measure::new("statement by 8", async || yardsticks.single_jobs(8, scale.round)),
+            Measure::new("by 32", async || yardsticks.single_jobs(32, scale.round)),
+            Measure::new("empty RPC", async || subject.empty(MANY).await),
+            Measure::new("bare lane", async || yardsticks.bare_lane(scale.round)),
+            Measure::new("BatchCreateJobs", async || subject.batches().await),
+        ],
+    )
+    .await?;
+    let statement = by_8.max(by_32);
+    let name = |what: &str| subject.named(what);
+    figures.add(
+        Figure::new(name("CreateJob, 256 in flight"), "/s", create)
+            .of("3.5 × single-job statement or 0.40 × empty RPC", (statement * 3.5).min(empty * 0.40))
+            .at_least(1.0),
+    );
+    figures.add(Figure::new(name("the same"), "/s", create).of("single-job statement by pgbench", statement));
+    figures.add(Figure::new(name("the same"), "/s", create).of("empty RPC, 256 in flight", empty));
+    figures.add(Figure::new(name("the same"), "/s", create).of("bare lane", lane));
+    figures.add(Figure::new(name("BatchCreateJobs of 500, jobs"), "/s", batches).of("bare lane", lane).at_least(0.7));
+    subject.hundred_orgs(figures, create).await?;
+
+    let [create, statement] = medians(
+        scale.rounds,
+        [
+            Measure::new("CreateJob, 1 in flight, ms", async || {
+                Ok(load::create(&subject.load, 1, scale.round).await?.at(0.5))
+            }),
+            Measure::new("statement by 1, ms", async || Ok(1e3 / yardsticks.single_jobs(1, scale.round)?)),
+        ],
+    )
+    .await?;
+    figures.add(
+        Figure::new(name("CreateJob, 1 in flight, p50"), "ms", create)
+            .of("single-job statement, 1 client", statement)
+            .at_most(2.5),
+    );
+
+    subject.reads(figures, 0.45).await?;
+
+    let jobs = load::running_jobs(&subject.load, MANY).await?;
+    let hot = load::running_jobs(&subject.load, 1).await?;
+    yardsticks.vacuum().await?;
+    let [update, on_one, by_8, by_32, empty] = medians(
+        scale.rounds,
+        [
+            Measure::new("UpdateJobStatus", async || {
+                Ok(load::update(&subject.load, &jobs, MANY, scale.round).await?.rate)
+            }),
+            Measure::new("on one job", async || Ok(load::update(&subject.load, &hot, MANY, scale.round).await?.rate)),
+            Measure::new("statement by 8", async || yardsticks.single_updates(8, scale.round)),
+            Measure::new("by 32", async || yardsticks.single_updates(32, scale.round)),
+            Measure::new("empty RPC", async || subject.empty(MANY).await),
+        ],
+    )
+    .await?;
+    let statement = by_8.max(by_32);
+    figures.add(
+        Figure::new(name("UpdateJobStatus on 256 jobs, 256 in flight"), "/s", update)
+            .of("3.0 × single update and event or 0.35 × empty RPC", (statement * 3.0).min(empty * 0.35))
+            .at_least(1.0),
+    );
+    figures.add(Figure::new(name("the same"), "/s", update).of("single update and event by pgbench", statement));
+    figures.add(Figure::new(name("the same"), "/s", update).of("empty RPC, 256 in flight", empty));
+    figures.add(Figure::new(name("UpdateJobStatus on one job, 256 in flight"), "/s", on_one).of("256 jobs", update));
+
+    subject.events(figures).await?;
+    let mut connection = cluster.connect(&database, "postgres").await;
+    subject.cost(figures, Some(&mut connection)).await
+}
+
+/// Calls on SQLite.
+pub(crate) async fn sqlite(figures: &mut Figures, scale: Scale) -> Result<()> {
+    let folder = TempDir::new()?;
+    let url = |name: &str| format!("sqlite://{}", folder.path().join(name).display());
+    let server = Server::start(&url("batched.db"), 512).await?;
+    let single = Server::start(&url("single.db"), 1).await?;
+    let subject = Subject { name: "SQLite", server: &server, load: Load::on(&server)?, scale };
+    let one_by_one = Subject { name: "SQLite", server: &single, load: Load::on(&single)?, scale };
+    idle(figures, subject.name, &server).await?;
+
+    let [create, alone, empty, batches] = medians(
+        scale.rounds,
+        [
+            Measure::new("CreateJob", async || subject.create().await),
+            Measure::new("one by one", async || one_by_one.create().await),
+            Measure::new("empty RPC", async || subject.empty(MANY).await),
+            Measure::new("BatchCreateJobs", async || subject.batches().await),
+        ],
+    )
+    .await?;
+    let name = |what: &str| subject.named(what);
+    figures.add(
+        Figure::new(name("CreateJob, 256 in flight"), "/s", create)
+            .of("empty RPC, 256 in flight", empty)
+            .at_least(0.45),
+    );
+    figures.add(Figure::new(name("the same"), "/s", create).of("batches of one", alone).at_least(4.0));
+    figures.add(Figure::new(name("BatchCreateJobs of 500, jobs"), "/s", batches).of("CreateJob", create));
+    subject.hundred_orgs(figures, create).await?;
+    subject.reads(figures, 0.6).await?;
+
+    let jobs = load::running_jobs(&subject.load, MANY).await?;
+    let hot = load::running_jobs(&subject.load, 1).await?;
+    let [update, on_one, empty] = medians(
+        scale.rounds,
+        [
+            Measure::new("UpdateJobStatus", async || {
+                Ok(load::update(&subject.load, &jobs, MANY, scale.round).await?.rate)
+            }),
+            Measure::new("on one job", async || Ok(load::update(&subject.load, &hot, MANY, scale.round).await?.rate)),
+            Measure::new("empty RPC", async || subject.empty(MANY).await),
+        ],
+    )
+    .await?;
+    figures.add(
+        Figure::new(name("UpdateJobStatus on 256 jobs, 256 in flight"), "/s", update)
+            .of("empty RPC, 256 in flight", empty),
+    );
+    figures.add(Figure::new(name("UpdateJobStatus on one job, 256 in flight"), "/s", on_one).of("256 jobs", update));
+    subject.events(figures).await?;
+    subject.cost(figures, None).await
+}

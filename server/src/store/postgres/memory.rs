@@ -1,0 +1,146 @@
+//! What this server remembers of the logs that it writes, so that a batch which needs nothing else begins where the last one ended,
+//! without asking; and the database's clock, carried on in between.
+//!
+//! Nothing rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::SubsecRound as _;
+
+use crate::{
+    domain::{clock::Time, id::OrgId},
+    store::Head,
+};
+
+/// Orgs remembered before all are forgotten, which costs each a look.
+const MAX_ORGS: usize = 10_000;
+/// How long a reading of the clock is carried on by that of this machine.
+const CARRIED: Duration = Duration::from_secs(1);
+/// How long an org's log that others write, too, is not taken to be where this server left it.
+const SHARED: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Memory(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    orgs: HashMap<OrgId, Org>,
+    reading: Option<Reading>,
+}
+
+#[derive(Default)]
+struct Org {
+    /// Types known to exist: once there, a type stays.
+    types: HashSet<Arc<str>>,
+    /// Where this server's last batch has left the log.
+    end: Option<End>,
+    /// Others write it, too, as far as is known.
+    shared_until: Option<Instant>,
+}
+
+/// Where a log ends, and up to where its batches are folded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct End {
+    pub(super) head: Head,
+    pub(super) folded: i64,
+}
+
+/// The database's clock, as it was heard of at some instant of this machine's.
+#[derive(Clone, Copy)]
+struct Reading {
+    heard: Instant,
+    time: Time,
+}
+
+impl Reading {
+    fn carried_on(&self) -> Time {
+        // The database keeps microseconds.
+        (self.time + self.heard.elapsed()).trunc_subsecs(6)
+    }
+}
+
+impl Memory {
+    /// Parts some types into those known to exist and the others.
+    pub(super) fn part(&self, org: OrgId, types: &[Arc<str>]) -> (Vec<String>, Vec<Arc<str>>) {
+        let state = self.state();
+        let known = state.orgs.get(&org);
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            types.iter().cloned().partition(|name| known.is_some_and(|known| known.types.contains(name)));
+        (known.iter().map(|name| name.to_string()).collect(), unknown)
+    }
+
+    /// These types exist.
+    pub(super) fn add_types(&self, org: OrgId, types: impl Iterator<Item = Arc<str>>) {
+        let mut types = types.peekable();
+        if types.peek().is_some() {
+            self.state().org(org).types.extend(types);
+        }
+    }
+
+    /// A batch has found the log's end, with its head locked, and the clock.
+    pub(super) fn found(&self, org: OrgId, found: End, clock: Time) {
+        let mut state = self.state();
+        state.heard(clock);
+        let org = state.org(org);
+        let expected = org.end.replace(found);
+        if expected.is_some_and(|expected| expected != found) {
+            org.shared_until = Some(Instant::now() + SHARED);
+        }
+    }
+
+    /// A batch was committed that has left the log so.
+    pub(super) fn left(&self, org: OrgId, end: End, clock: Option<Time>) {
+        let mut state = self.state();
+        state.org(org).end = Some(end);
+        if let Some(clock) = clock {
+            state.heard(clock);
+        }
+    }
+
+    /// The log is about to move.
+    pub(super) fn forget(&self, org: OrgId) {
+        self.state().org(org).end = None;
+    }
+
+    /// The log was not where this server had left it.
+    pub(super) fn missed(&self, org: OrgId) {
+        self.state().org(org).shared_until = Some(Instant::now() + SHARED);
+    }
+
+    /// Where the log should end, and what the clock should say; if this server has written it last, as far as it knows.
+    pub(super) fn recall(&self, org: OrgId) -> Option<(End, Time)> {
+        let state = self.state();
+        let org = state.orgs.get(&org)?;
+        if org.shared_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let reading = state.reading.filter(|reading| reading.heard.elapsed() < CARRIED)?;
+        Some((org.end?, reading.carried_on()))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn org(&mut self, org: OrgId) -> &mut Org {
+        if self.orgs.len() >= MAX_ORGS && !self.orgs.contains_key(&org) {
+            self.orgs.clear();
+        }
+        self.orgs.entry(org).or_default()
+    }
+
+    /// What was heard is as old as its way here took: of some readings that which says the most is the best.
+    fn heard(&mut self, time: Time) {
+        let is_better = |known: &Reading| time >= known.carried_on() || known.heard.elapsed() >= CARRIED;
+        if self.reading.as_ref().is_none_or(is_better) {
+            self.reading = Some(Reading { heard: Instant::now(), time });
+        }
+    }
+}
