@@ -17,6 +17,7 @@ pub mod telemetry;
 pub mod verify;
 
 mod api;
+mod generations;
 mod in_process;
 mod maintenance;
 mod readiness;

@@ -36,6 +36,7 @@ const SNAPSHOT: Duration = Duration::from_secs(300);
 /// Jobs a second from create to completion.
 pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f64> {
     let client = Client::new(&server.endpoint)?;
+    let asked = client.clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let (ended, mut ends) = mpsc::unbounded_channel();
     let handler = move |context: Context, (): ()| {
@@ -66,10 +67,17 @@ pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f
         ends.recv().await.ok_or("the worker is gone")?;
     }
     creating.await??;
-    // It ends once the last report is taken.
+    // The last reports are still on their way.
+    loop {
+        let counts = asked.statistics(&["life"]).await?.counts.ok_or("no counts")?;
+        if counts.queued + counts.running == 0 {
+            break;
+        }
+    }
+    let rate = jobs as f64 / since.elapsed().as_secs_f64();
     drop(stop);
     working.await??;
-    Ok(jobs as f64 / since.elapsed().as_secs_f64())
+    Ok(rate)
 }
 
 /// Whole lives on both databases.

@@ -143,6 +143,15 @@ impl Job {
         self.status == JobStatus::Queued && self.due_at.is_some()
     }
 
+    /// What its creator's and reporters' texts take in memory, about, in bytes.
+    pub fn text_bytes(&self) -> usize {
+        let spec = &self.spec;
+        let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+        let key = spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len());
+        let error = self.last_error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
+        labels + key + spec.requested_by.len() + error
+    }
+
     /// What proves the hold on the job; `None` where nobody holds it.
     pub fn lease_token(&self) -> Option<LeaseToken> {
         self.lease.as_ref().map(|_| LeaseToken { job: self.id, attempt: self.attempt, epoch: self.lease_epoch })

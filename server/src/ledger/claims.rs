@@ -101,9 +101,5 @@ impl Candidates {
 /// What a job takes in an answer, about.
 fn weight(job: &Job) -> usize {
     const FIXED: usize = 1_024;
-    let spec = &job.spec;
-    let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-    let key = spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len());
-    let error = job.last_error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
-    FIXED + spec.payload_bytes as usize + labels + key + spec.requested_by.len() + error
+    FIXED + job.spec.payload_bytes as usize + job.text_bytes()
 }

@@ -235,7 +235,7 @@ impl Ledger {
     /// # Errors
     ///
     /// [`LedgerError::JobNotFound`], or that of the database.
-    pub async fn job(&self, org: OrgId, id: JobId) -> Result<JobRecord, LedgerError> {
+    pub async fn job(&self, org: OrgId, id: JobId) -> Result<Arc<JobRecord>, LedgerError> {
         self.reads.job(org, id).await
     }
 

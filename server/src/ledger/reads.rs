@@ -1,7 +1,8 @@
-//! Reads of single jobs: those that come while others are on their way gather, and go together. A lone one goes at once.
+//! Reads of single jobs: those that come while others are on their way gather, and go together. A lone one goes at once. A job
+//! that was read before is only asked for whether it has changed since.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,6 +14,7 @@ use crate::{
         id::{JobId, OrgId},
         job::JobRecord,
     },
+    generations::Generations,
     store::{FoundJob, Store, StoreError},
 };
 
@@ -21,10 +23,15 @@ const ON_THE_WAY: usize = 4;
 /// Jobs that one of them brings, at most; another begins beside those that are on their way once so many wait.
 const TOGETHER: usize = 64;
 
+/// Jobs that are remembered, at most, and what the texts of one of them may take, in bytes.
+const REMEMBERED: usize = 4_096;
+const REMEMBERED_TEXT: usize = 4 << 10;
+
 /// Those who wait for a job, and the reads that are on their way.
 pub(super) struct Reads {
     store: Arc<dyn Store>,
     state: Mutex<State>,
+    read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
 }
 
 #[derive(Default)]
@@ -42,11 +49,11 @@ struct Wanted {
 
 impl Reads {
     pub(super) fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store, state: Mutex::default() })
+        Arc::new(Self { store, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
     }
 
     /// Reads one job; it may be the work of another's call.
-    pub(super) async fn job(self: &Arc<Self>, org: OrgId, id: JobId) -> Result<JobRecord, LedgerError> {
+    pub(super) async fn job(self: &Arc<Self>, org: OrgId, id: JobId) -> Result<Arc<JobRecord>, LedgerError> {
         let (answer, answered) = oneshot::channel();
         let may_go = {
             let mut state = self.state();
@@ -60,11 +67,49 @@ impl Reads {
             tokio::spawn(OnTheWay { reads: Arc::clone(self), is_counted: true }.read());
         }
         let record = match answered.await.unwrap_or(Err(LedgerError::Unavailable))? {
-            FoundJob::Whole(record) => Some(*record),
-            FoundJob::Large => self.store.job(org, id).await?,
+            FoundJob::Whole(record) => Some(record),
+            FoundJob::Large => self.store.job(org, id).await?.map(Arc::new),
             FoundJob::Nothing => None,
         };
         record.ok_or(LedgerError::JobNotFound { job: id })
+    }
+
+    /// What is found of each.
+    async fn find(&self, wanted: &[Wanted]) -> Result<Vec<FoundJob>, StoreError> {
+        let names: Vec<_> = wanted.iter().map(|wanted| (wanted.org, wanted.id)).collect();
+        let mut found = vec![FoundJob::Nothing; names.len()];
+        let known: Vec<_> = {
+            let mut read_before = self.read_before();
+            names.iter().enumerate().filter_map(|(n, name)| Some((n, Arc::clone(read_before.get(name)?)))).collect()
+        };
+        let mut rest: BTreeSet<_> = (0..names.len()).collect();
+        if !known.is_empty() {
+            let jobs: Vec<_> = known.iter().map(|(_, record)| &record.job).collect();
+            let unchanged = self.store.unchanged(&jobs).await?;
+            for ((n, record), _) in known.into_iter().zip(unchanged).filter(|(_, is_unchanged)| *is_unchanged) {
+                rest.remove(&n);
+                found[n] = FoundJob::Whole(record);
+            }
+        }
+        if !rest.is_empty() {
+            let rest: Vec<_> = rest.into_iter().collect();
+            let read = self.store.jobs(&rest.iter().map(|n| names[*n]).collect::<Vec<_>>()).await?;
+            let mut read_before = self.read_before();
+            for (n, job) in rest.into_iter().zip(read) {
+                match &job {
+                    FoundJob::Whole(record) if record.job.text_bytes() + record.contents.len() <= REMEMBERED_TEXT => {
+                        read_before.insert(names[n], Arc::clone(record));
+                    }
+                    _ => read_before.remove(&names[n]),
+                }
+                found[n] = job;
+            }
+        }
+        Ok(found)
+    }
+
+    fn read_before(&self) -> MutexGuard<'_, Generations<(OrgId, JobId), Arc<JobRecord>>> {
+        self.read_before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next that go together. With none left there is, from the same moment on, one read fewer on its way.
@@ -103,8 +148,7 @@ impl Drop for OnTheWay {
 impl OnTheWay {
     async fn read(mut self) {
         while let Some(together) = self.reads.take() {
-            let names: Vec<_> = together.iter().map(|wanted| (wanted.org, wanted.id)).collect();
-            match self.reads.store.jobs(&names).await {
+            match self.reads.find(&together).await {
                 Ok(found) => {
                     for (wanted, found) in together.into_iter().zip(found) {
                         let _ = wanted.answer.send(Ok(found));

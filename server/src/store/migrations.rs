@@ -27,7 +27,8 @@ macro_rules! scripts {
             (2, "labels_retention", "0002_labels_retention"),
             (3, "workers", "0003_workers"),
             (4, "streams_statistics", "0004_streams_statistics"),
-            (5, "reads", "0005_reads")
+            (5, "reads", "0005_reads"),
+            (6, "recent", "0006_recent")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

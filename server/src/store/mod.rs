@@ -35,6 +35,7 @@ pub mod migrations;
 mod parts;
 pub mod postgres;
 mod query;
+mod recent;
 mod rows;
 mod series;
 pub mod sqlite;
@@ -200,7 +201,7 @@ pub enum FoundJob {
     #[default]
     Nothing,
     /// The job.
-    Whole(Box<JobRecord>),
+    Whole(Arc<JobRecord>),
     /// It is there, and more than [`LARGE_JOB`]: to be read alone.
     Large,
 }
@@ -215,8 +216,8 @@ pub trait Store: Send + Sync + 'static {
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
 
     /// Begins a transaction on one org from memory alone, where these are all the needs of so many commands, and this server was the
-    /// last to write the log as far as it knows. If the log has moved on, or what is written takes more, writing or committing it
-    /// is a [`StoreError::Conflict`], and nothing has happened.
+    /// last to write the log and the jobs as far as it knows. If they are not as it has left them, or what is written takes more,
+    /// writing or committing it is a [`StoreError::Conflict`], and nothing has happened.
     fn recall(&self, org: OrgId, needs: &Needs, commands: usize) -> Option<Box<dyn Batch>> {
         let _ = (org, needs, commands);
         None
@@ -227,6 +228,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Reads some jobs, of any orgs, in the order in which they are named; without those that are [large](FoundJob::Large).
     async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError>;
+
+    /// Which of these jobs, of any orgs, are still there as they are here: no event of theirs has come, and no lease was extended.
+    async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError>;
 
     /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
     async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError>;

@@ -226,7 +226,16 @@ pub(super) fn found_jobs<'r, C: Columns<'r>>(
     for mut columns in rows {
         let place = usize::try_from(columns.long()?).ok().and_then(|n| found.get_mut(n));
         let place = place.ok_or_else(|| damaged("place"))?;
-        *place = if columns.flag()? { FoundJob::Large } else { FoundJob::Whole(Box::new(job_record(&mut columns)?)) };
+        *place = if columns.flag()? { FoundJob::Large } else { FoundJob::Whole(Arc::new(job_record(&mut columns)?)) };
+    }
+    Ok(found)
+}
+
+/// True at these places among so many.
+pub(super) fn at(wanted: usize, places: impl IntoIterator<Item = usize>) -> Result<Vec<bool>, StoreError> {
+    let mut found = vec![false; wanted];
+    for place in places {
+        *found.get_mut(place).ok_or_else(|| damaged("place"))? = true;
     }
     Ok(found)
 }

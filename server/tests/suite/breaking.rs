@@ -13,7 +13,7 @@ use jobledger_server::{
     domain::{
         clock::Time,
         id::{JobId, OrgId},
-        job::{JobContents, JobRecord},
+        job::{Job, JobContents, JobRecord},
     },
     store::{
         About, Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, ListQuery, Listener,
@@ -135,6 +135,10 @@ impl Store for Breaking {
 
     async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
         self.inner.jobs(names).await
+    }
+
+    async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
+        self.inner.unchanged(jobs).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 use chrono::TimeDelta;
@@ -12,10 +13,14 @@ use jobledger_server::{
         event::{EventKind, JobEvent},
         id::{JobId, OrgId},
         job::{Job, JobSpec, Labels},
+        lease::Lease,
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, StatusCounts, Store, StoreError, Tally},
+    store::{
+        self, Batch, Changed, Changes, EventFilter, EventQuery, Head, Needs, Parts, Ready, StatusCounts, Store,
+        StoreError, Tally,
+    },
 };
 use uuid::Uuid;
 
@@ -136,6 +141,46 @@ pub(crate) async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) 
     };
     write(store, org, &changes).await.expect("the batch is written");
     jobs
+}
+
+/// Creates a job and hands it out, in two batches; the job as it is then.
+pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
+    create(store, org, false, 1).await;
+    let mut batch = store.begin(&[org]).await.expect("the head is free");
+    let loaded = batch.load(org, &Needs { ready: Ready { all: 1, ..Ready::default() }, ..Needs::default() }).await;
+    let loaded = loaded.expect("it loads");
+    let mut job = loaded.jobs[0].clone();
+    let (now, seq) = (batch.now(), loaded.head.seq + 1);
+    (job.status, job.attempt, job.lease_epoch) = (JobStatus::Running, 1, 1);
+    (job.last_job_seq, job.last_seq, job.last_recorded_at, job.updated_at) = (2, seq, now, now);
+    let expires_at = now + TimeDelta::minutes(1);
+    let (worker, granted) = ("w".into(), Duration::from_secs(60));
+    job.lease = Some(Lease { worker, granted, expires_at, request: None, is_confirmed: false });
+    job.due_at = Some(expires_at);
+    let event = JobEvent { ts: now, recorded_at: now, kind: EventKind::Claimed, ..event(&job, seq) };
+    let changes = Changes {
+        head: Some(Head { seq, recorded_at: Some(now), ..loaded.head }),
+        changed: vec![job.clone().into()],
+        events: vec![Arc::new(event)],
+        ..Changes::default()
+    };
+    batch.write(org, &changes).await.expect("it is written");
+    batch.commit().await.expect("it is committed");
+    job
+}
+
+/// A report of progress on a job, at the end of a log that ends here.
+pub(crate) fn progress(job: &Job, head: &Head) -> Changes {
+    let (now, seq) = (job.last_recorded_at, head.seq + 1);
+    let (last_job_seq, progress) = (job.last_job_seq + 1, Some(50));
+    let job = Job { last_job_seq, progress, last_seq: seq, ..job.clone() };
+    let event = JobEvent { ts: now, recorded_at: now, kind: EventKind::Progress, progress, ..event(&job, seq) };
+    Changes {
+        head: Some(Head { seq, recorded_at: Some(now), ..*head }),
+        changed: vec![Changed { job, parts: Parts::LOG }],
+        events: vec![Arc::new(event)],
+        ..Changes::default()
+    }
 }
 
 /// Creates `n` jobs in one batch, as the ledger does it.

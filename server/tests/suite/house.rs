@@ -86,8 +86,9 @@ fn files_fit_in_the_head() {
 #[test]
 fn tests_that_documents_name_are_there() {
     let mut named = 0;
-    for entry in fs::read_dir(root().join("docs")).expect("the folder exists") {
-        let path = entry.expect("the folder is readable").path();
+    let entries = fs::read_dir(root().join("docs")).expect("the folder exists");
+    let paths = entries.map(|entry| entry.expect("the folder is readable").path());
+    for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
         let text = fs::read_to_string(&path).expect("documents are text");
         for link in text.split('[').filter_map(|part| part.split_once(')')).map(|(link, _)| link) {
             let Some((name, target)) = link.split_once("](") else { continue };

@@ -34,6 +34,7 @@ mod probes;
 mod program;
 mod proxy;
 mod python;
+mod recent;
 mod replicas;
 mod retention;
 mod rls;

@@ -22,45 +22,38 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
+const MIGRATIONS: [&str; 6] =
+    ["0001 ledger", "0002 labels_retention", "0003 workers", "0004 streams_statistics", "0005 reads", "0006 recent"];
+
+/// What `status` says where the first so many are applied.
+fn applied(n: usize) -> String {
+    let line = |(place, name): (usize, &&str)| format!("{name}: {}\n", if place < n { "applied" } else { "missing" });
+    MIGRATIONS.iter().enumerate().map(line).collect()
+}
+
 /// Up, down and up again, as a person does it.
 fn there_and_back(url: &str) {
     let status = || run(&["migrate", "status"], url).1;
-    assert_eq!(
-        status(),
-        "0001 ledger: missing\n0002 labels_retention: missing\n0003 workers: missing\n0004 streams_statistics: missing\n0005 reads: missing\n"
-    );
+    assert_eq!(status(), applied(0));
     let (refused, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], url);
-    assert!(
-        !refused
-            && said.contains(
-                "lacks the migrations 0001 ledger, 0002 labels_retention, 0003 workers, 0004 streams_statistics, 0005 reads"
-            ),
-        "{said}"
-    );
+    assert!(!refused && said.contains(&format!("lacks the migrations {}", MIGRATIONS.join(", "))), "{said}");
     assert!(said.contains("jobledger migrate up"), "{said}");
 
-    let applied = "applied 0001 ledger\napplied 0002 labels_retention\napplied 0003 workers\napplied 0004 streams_statistics\napplied 0005 reads\n";
-    assert_eq!(run(&["migrate", "up"], url), (true, applied.to_owned()));
+    assert_eq!(run(&["migrate", "up"], url), (true, MIGRATIONS.map(|name| format!("applied {name}\n")).concat()));
     assert_eq!(run(&["migrate", "up"], url).1, "nothing to do: the database is up to date\n");
-    assert_eq!(
-        status(),
-        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: applied\n0005 reads: applied\n"
-    );
+    assert_eq!(status(), applied(6));
 
     let (done, said) = run(&["migrate", "down", "--to", "3"], url);
     assert!(
         !done
             && said.contains(
-                "undoing 0005 reads loses nothing\nundoing 0004 streams_statistics loses what happened over time"
+                "undoing 0006 recent loses nothing\nundoing 0005 reads loses nothing\nundoing 0004 streams_statistics loses what happened over time"
             ),
         "{said}"
     );
     assert!(said.contains("nothing was done: add --yes"), "{said}");
     assert!(run(&["migrate", "down", "--yes"], url).0);
-    assert_eq!(
-        status(),
-        "0001 ledger: applied\n0002 labels_retention: applied\n0003 workers: applied\n0004 streams_statistics: applied\n0005 reads: missing\n"
-    );
+    assert_eq!(status(), applied(5));
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
     assert!(done && said.contains("loses every job") && said.ends_with("undone 0001 ledger\n"), "{said}");
     assert_eq!(run(&["migrate", "down", "--yes"], url).1, "nothing to do: no migration above 0 is applied\n");

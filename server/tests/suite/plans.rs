@@ -289,7 +289,9 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("connecting and job");
     assert!(store.job(o, job(57)).await.unwrap().is_some());
     note("job");
-    assert!(store.jobs(&[(o, job(57))]).await.unwrap().iter().all(|found| matches!(found, FoundJob::Whole(_))));
+    let found = store.jobs(&[(o, job(57))]).await.unwrap();
+    let FoundJob::Whole(record) = &found[0] else { panic!("{found:?}") };
+    assert_eq!(store.unchanged(&[&record.job]).await.unwrap(), [true]);
     note("jobs");
     assert_eq!(store.events(o, &events(EventFilter::default(), 100)).await.unwrap().events.len(), 256);
     note("page");

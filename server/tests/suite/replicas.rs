@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::TimeDelta;
 use jobledger_client::{Client, Follow, Item, JobStatus, NewJob, Report, Subscription, proto::CreateJobRequest};
 use jobledger_server::{
     Config,
-    domain::id::OrgId,
+    domain::{id::OrgId, job::Job},
     store::{self, Batch, Changes, EventFilter, EventQuery, Head, Needs, OpenOptions, Store, StoreError},
 };
 use sqlx::Executor as _;
@@ -341,6 +342,59 @@ async fn a_log_that_has_moved_on_is_not_where_memory_has_it() {
     }
 }
 
+/// A job that is held, as a batch of `store` has just left it; and one that begins from memory, with the job's next event.
+async fn recalled_report(store: &dyn Store, org: OrgId) -> (Job, Box<dyn Batch>) {
+    for _ in 0..5 {
+        let held = crate::factory::hold_one(store, org).await;
+        let needs = Needs { jobs: vec![held.id], ..Needs::default() };
+        let Some(mut batch) = store.recall(org, &needs, 1) else { continue };
+        let loaded = batch.load(org, &needs).await.unwrap();
+        assert_eq!(loaded.jobs, [held.clone()]);
+        batch.write(org, &crate::factory::progress(&held, &loaded.head)).await.unwrap();
+        return (held, batch);
+    }
+    panic!("it remembers nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_another_server_has_changed_is_not_as_memory_has_it() {
+    let database = Database::postgres().await;
+    let (ours, theirs) = (database.open().await, database.open().await);
+    // None of them moves the log on.
+    type Change = fn(&mut Job);
+    let changes: [Option<Change>; 5] = [
+        Some(|job| job.lease.as_mut().unwrap().expires_at += TimeDelta::seconds(1)),
+        Some(|job| job.lease.as_mut().unwrap().is_confirmed = true),
+        Some(|job| job.due_at = None),
+        Some(|_| {}),
+        None,
+    ];
+    for (case, change) in changes.into_iter().enumerate() {
+        let org = OrgId(Uuid::new_v4());
+        let (held, recalled) = recalled_report(&*ours, org).await;
+        let before = crate::factory::load(&*theirs, org, Needs::default()).await.head;
+        let mut job = held.clone();
+        let theirs_did = match change {
+            Some(change) => {
+                change(&mut job);
+                Changes { changed: vec![job.clone().into()], ..Changes::default() }
+            }
+            None => Changes { head: Some(before), removed: vec![job.clone()], ..Changes::default() },
+        };
+        crate::factory::write(&*theirs, org, &theirs_did).await.unwrap();
+        let outcome = recalled.commit().await;
+        let stored = theirs.job(org, held.id).await.unwrap().map(|found| found.job);
+        if case == 3 {
+            outcome.expect("it is as it was");
+            assert_eq!(stored.map(|job| (job.last_seq, job.progress)), Some((before.seq + 1, Some(50))));
+        } else {
+            assert!(matches!(outcome, Err(StoreError::Conflict(_))), "{case}: {outcome:?}");
+            assert_eq!(stored, change.map(|_| job), "{case}");
+            assert_eq!(crate::factory::load(&*theirs, org, Needs::default()).await.head, before, "{case}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
     let (_database, proxy, config) = behind_a_proxy().await;
@@ -367,6 +421,14 @@ async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
             least = least.min(proxy.round_trips() - before);
         }
         assert_eq!(least, 1, "plain creates where the last batch has left the log");
+        let mut least = usize::MAX;
+        for _ in 0..3 {
+            let (_, recalled) = recalled_report(&*store, org).await;
+            let before = proxy.round_trips();
+            recalled.commit().await.unwrap();
+            least = least.min(proxy.round_trips() - before);
+        }
+        assert_eq!(least, 1, "a report on a job that it has changed itself");
     }
     assert_eq!(trips(false, 1).await, 3, "a plain create");
     assert_eq!(trips(true, 1).await, 4, "a create with a key");

@@ -450,9 +450,10 @@ impl Log {
             // In the order of the table: neighbours in the database are written one after the other.
             self.changes.created.sort_unstable_by_key(|job| job.id);
             self.changes.changed.sort_unstable_by_key(|changed| changed.job.id);
-            let changed = self.changes.changed.iter().map(|changed| &changed.job);
-            let written = self.changes.created.iter().chain(changed);
-            let due = written.filter_map(|job| job.due_at).min();
+            // What a job waits for is on record unless that has changed.
+            let changed = self.changes.changed.iter().filter(|changed| changed.parts.contain(Parts::LEASE));
+            let waiting = self.changes.created.iter().chain(changed.map(|changed| &changed.job));
+            let due = waiting.filter_map(|job| job.due_at).min();
             self.changes.next_due = match (self.changes.next_due, due) {
                 (Some(NextDue::At(next)), due) => Some(NextDue::At(next.into_iter().chain(due).min())),
                 (_, Some(due)) => Some(NextDue::By(due)),

@@ -31,6 +31,7 @@ use crate::{
     },
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
+        recent::{Left, Recent},
         rows::{self, Columns as _},
         series::told_by_series,
     },
@@ -46,8 +47,8 @@ pub(super) struct PostgresBatch {
     folded: i64,
     now: Time,
     memory: Arc<Memory>,
-    /// Where the log ends once this batch is committed, if it has written.
-    end: Option<End>,
+    /// Where the log ends once this batch is committed, and how its jobs are then, if it has written.
+    end: Option<(End, Left)>,
     /// Types that are known to exist once this batch is committed.
     new_types: Vec<Arc<str>>,
 }
@@ -134,7 +135,7 @@ impl Batch for PostgresBatch {
         let log = write::Log { org: self.org, before: self.head, folded: self.folded, after, now: self.now };
         let head = after.unwrap_or(self.head);
         let folded = if log.shall_fold(changes) { head.seq } else { self.folded };
-        self.end = Some(End { head, folded });
+        self.end = Some((End { head, folded }, Recent::leaving(self.org, Some(self.head), changes)));
         for (sql, arguments) in write::statements(&log, changes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
@@ -145,7 +146,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, org, end, memory, new_types, .. } = *self;
+        let Self { mut connection, org, mut end, memory, new_types, .. } = *self;
         // Where nothing was written, the head row of an org without a log shall not stay.
         // No time-out for the commit: cut short while it waits for a synchronous standby it would count as done. This side
         // gives up by itself, and looks.
@@ -154,11 +155,13 @@ impl Batch for PostgresBatch {
         } else {
             "/* commit */ ROLLBACK"
         };
-        memory.forget(org);
+        if let Some((_, jobs)) = &mut end {
+            memory.committing(org, jobs);
+        }
         sqlx::raw_sql(sql).execute(&mut *connection).await.map_err(commit_error)?;
         connection.give_back();
-        if let Some(end) = end {
-            memory.left(org, end, None);
+        if let Some((end, jobs)) = end {
+            memory.left(org, end, jobs, None);
             memory.add_types(org, new_types.into_iter());
         }
         Ok(())

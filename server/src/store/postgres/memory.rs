@@ -1,7 +1,8 @@
-//! What this server remembers of the logs that it writes, so that a batch which needs nothing else begins where the last one ended,
-//! without asking; and the database's clock, carried on in between.
+//! What this server remembers of the logs that it writes and their jobs, so that a batch which needs nothing else begins where the
+//! last one ended, without asking; and the database's clock, carried on in between.
 //!
-//! Nothing rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on.
+//! Nothing rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on, or one
+//! of the jobs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,8 +13,15 @@ use std::{
 use chrono::SubsecRound as _;
 
 use crate::{
-    domain::{clock::Time, id::OrgId},
-    store::Head,
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::Job,
+    },
+    store::{
+        Head,
+        recent::{Left, Recent},
+    },
 };
 
 /// Orgs remembered before all are forgotten, which costs each a look.
@@ -25,7 +33,10 @@ const SHARED: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Memory(Mutex<State>);
+pub(super) struct Memory {
+    state: Mutex<State>,
+    jobs: Recent,
+}
 
 #[derive(Default)]
 struct State {
@@ -94,7 +105,8 @@ impl Memory {
     }
 
     /// A batch was committed that has left the log so.
-    pub(super) fn left(&self, org: OrgId, end: End, clock: Option<Time>) {
+    pub(super) fn left(&self, org: OrgId, end: End, jobs: Left, clock: Option<Time>) {
+        self.jobs.left(jobs);
         let mut state = self.state();
         state.org(org).end = Some(end);
         if let Some(clock) = clock {
@@ -102,9 +114,10 @@ impl Memory {
         }
     }
 
-    /// The log is about to move.
-    pub(super) fn forget(&self, org: OrgId) {
+    /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more but types.
+    pub(super) fn committing(&self, org: OrgId, jobs: &mut Left) {
         self.state().org(org).end = None;
+        self.jobs.committing(jobs);
     }
 
     /// The log was not where this server had left it.
@@ -123,8 +136,13 @@ impl Memory {
         Some((org.end?, reading.carried_on()))
     }
 
+    /// Those of these jobs that are remembered, as they are in a log that ends here, but for what no log tells.
+    pub(super) fn jobs(&self, org: OrgId, end: &End, ids: &[JobId]) -> Vec<Job> {
+        self.jobs.jobs(org, &end.head, ids)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::domain::{
     id::{JobId, OrgId},
-    job::{JobContents, JobRecord},
+    job::{Job, JobContents, JobRecord},
 };
 
 /// The oldest PostgreSQL that is supported, as `server_version_num` has it.
@@ -169,6 +169,10 @@ impl Store for PostgresStore {
 
     async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
         read::jobs(&self.readers, names).await
+    }
+
+    async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
+        read::unchanged(&self.readers, jobs).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

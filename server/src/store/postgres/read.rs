@@ -5,14 +5,17 @@ use std::{
     time::Duration,
 };
 
+use uuid::Uuid;
+
 use super::{
     columns::{Columns, job_columns},
     connections::{Connections, arguments},
+    statement::untold,
 };
 use crate::{
     domain::{
         id::{JobId, LogId, OrgId},
-        job::{JobContents, JobRecord},
+        job::{Job, JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
@@ -41,20 +44,35 @@ static JOBS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
-    // By org: the function is in one after the other.
-    let mut places: Vec<_> = (0..names.len()).collect();
-    places.sort_by_key(|place| names[*place].0);
-    let (mut orgs, mut ends) = (Vec::new(), Vec::new());
-    for (n, place) in places.iter().enumerate() {
-        if n == 0 || names[places[n - 1]].0 != names[*place].0 {
-            orgs.push(names[*place].0.0);
-            ends.push(0);
+/// What belongs to some orgs, by org: a function is in one after the other.
+struct ByOrg {
+    /// The places of what is wanted, those of an org one after the other.
+    places: Vec<usize>,
+    orgs: Vec<Uuid>,
+    /// How many of the places are those of an org and the ones before it.
+    ends: Vec<i32>,
+}
+
+impl ByOrg {
+    fn of(wanted: usize, org: impl Fn(usize) -> OrgId) -> Self {
+        let mut places: Vec<_> = (0..wanted).collect();
+        places.sort_by_key(|place| org(*place));
+        let (mut orgs, mut ends) = (Vec::new(), Vec::new());
+        for (n, place) in places.iter().enumerate() {
+            if n == 0 || org(places[n - 1]) != org(*place) {
+                orgs.push(org(*place).0);
+                ends.push(0);
+            }
+            if let Some(end) = ends.last_mut() {
+                *end = n as i32 + 1;
+            }
         }
-        if let Some(end) = ends.last_mut() {
-            *end = n as i32 + 1;
-        }
+        Self { places, orgs, ends }
     }
+}
+
+pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
+    let ByOrg { places, orgs, ends } = ByOrg::of(names.len(), |n| names[n].0);
     let ids: Vec<_> = places.iter().map(|place| names[*place].1.0).collect();
     let found = readers.fetch(JOBS.as_str(), arguments![orgs, ends, ids, LARGE_JOB]).await?;
     let mut sorted = rows::found_jobs(names.len(), found.iter().map(Columns::of))?;
@@ -63,6 +81,18 @@ pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -
         found[place] = std::mem::take(&mut sorted[n]);
     }
     Ok(found)
+}
+
+pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
+    let ByOrg { places, orgs, ends } = ByOrg::of(jobs.len(), |n| jobs[n].org_id);
+    let in_order: Vec<_> = places.iter().map(|place| jobs[*place]).collect();
+    let (ids, expire, confirmed, due) = untold(in_order.iter().copied());
+    let seqs: Vec<_> = in_order.iter().map(|job| job.last_seq).collect();
+    let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7) n";
+    let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, expire, confirmed, due]).await?;
+    let place = |row| Ok(usize::try_from(Columns::of(row).long()?).ok().and_then(|n| places.get(n)).copied());
+    let found = found.iter().map(place).collect::<Result<Option<Vec<_>>, StoreError>>()?;
+    rows::at(jobs.len(), found.ok_or_else(|| rows::damaged("place"))?)
 }
 
 fn events_sql(name: &str, call: &str) -> String {

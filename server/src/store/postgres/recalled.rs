@@ -1,5 +1,6 @@
 //! A batch that begins where this server's last one on the org has left the log: one round trip, which locks the head, sees that
-//! the log is still there, writes, and commits. Only for batches that add rows and need none.
+//! the log is still there and the jobs as they were left, writes, and commits. Only for batches that need nothing but jobs that
+//! are remembered.
 
 use std::sync::Arc;
 
@@ -14,8 +15,12 @@ use super::{
     write,
 };
 use crate::{
-    domain::{clock::Time, id::OrgId},
-    store::{Batch, Changes, Loaded, Needs, StoreError, rows::Columns as _},
+    domain::{clock::Time, id::OrgId, job::Job},
+    store::{
+        Batch, Changes, Loaded, Needs, StoreError,
+        recent::{Left, Recent},
+        rows::Columns as _,
+    },
 };
 
 /// The code of `jobledger.resume_batch` where the log has moved on.
@@ -29,8 +34,9 @@ pub(super) struct RecalledBatch {
     end: End,
     now: Time,
     types: Vec<String>,
-    /// What the commit runs, and where it leaves the log.
-    statement: Option<(String, PgArguments, End)>,
+    jobs: Vec<Job>,
+    /// What the commit runs, and where it leaves the log and the jobs.
+    statement: Option<(String, PgArguments, End, Left)>,
 }
 
 /// Begins such a batch, if these needs can be met from memory.
@@ -42,11 +48,10 @@ pub(super) fn recall(
     commands: usize,
 ) -> Option<RecalledBatch> {
     let Needs { jobs, types, keys, requests, ready, expired, due, imports } = needs;
-    let needs_rows =
-        !(jobs.is_empty() && keys.is_empty() && requests.is_empty() && ready.is_empty() && imports.is_empty())
-            || expired.is_some()
-            || due.is_some();
-    if needs_rows || types.is_empty() {
+    let needs_more = !(keys.is_empty() && requests.is_empty() && ready.is_empty() && imports.is_empty())
+        || expired.is_some()
+        || due.is_some();
+    if needs_more || types.is_empty() && jobs.is_empty() {
         return None;
     }
     let (known, unknown) = memory.part(org, types);
@@ -54,8 +59,13 @@ pub(super) fn recall(
     if write::is_time_to_fold(&end, now, commands) {
         return None;
     }
+    let wanted = jobs.len();
+    let jobs = memory.jobs(org, &end, jobs);
+    if jobs.len() < wanted {
+        return None;
+    }
     let (writers, memory) = (Arc::clone(writers), Arc::clone(memory));
-    Some(RecalledBatch { writers, memory, org, end, now, types: known, statement: None })
+    Some(RecalledBatch { writers, memory, org, end, now, types: known, jobs, statement: None })
 }
 
 #[async_trait]
@@ -65,34 +75,34 @@ impl Batch for RecalledBatch {
     }
 
     async fn load(&mut self, _org: OrgId, _needs: &Needs) -> Result<Loaded, StoreError> {
-        Ok(Loaded::end(self.end.head, std::mem::take(&mut self.types)))
+        Ok(Loaded { jobs: self.jobs.clone(), ..Loaded::end(self.end.head, std::mem::take(&mut self.types)) })
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
-        if changes.is_empty() {
+        // What is answered by how the jobs are rests on their being so.
+        if changes.is_empty() && self.jobs.is_empty() {
             return Ok(());
         }
         let End { head, folded } = self.end;
         let log = write::Log { org, before: head, folded, after: changes.head, now: self.now };
-        let written = write::resuming(&log, changes)?;
-        let Some((after, (sql, arguments))) = changes.head.zip(written) else {
-            return Err(StoreError::Conflict("what is written takes more than adding rows".to_owned()));
+        let Some((sql, arguments)) = write::resuming(&log, changes, &self.jobs)? else {
+            return Err(StoreError::Conflict("what is written takes more than one statement".to_owned()));
         };
-        self.statement = Some((sql, arguments, End { head: after, folded }));
+        let after = End { head: changes.head.unwrap_or(head), folded };
+        self.statement = Some((sql, arguments, after, Recent::leaving(org, Some(head), changes)));
         Ok(())
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         let Self { writers, memory, org, statement, .. } = *self;
-        let Some((sql, arguments, end)) = statement else { return Ok(()) };
-        // Until it is known how it went.
-        memory.forget(org);
+        let Some((sql, arguments, end, mut jobs)) = statement else { return Ok(()) };
+        memory.committing(org, &mut jobs);
         let mut connection = writers.take().await?;
         let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
         match query.fetch_one(&mut *connection).await {
             Ok(row) => {
                 connection.give_back();
-                memory.left(org, end, Columns::of(&row).optional_time()?);
+                memory.left(org, end, jobs, Columns::of(&row).optional_time()?);
                 Ok(())
             }
             Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some(MOVED_ON) => {

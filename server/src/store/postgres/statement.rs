@@ -7,8 +7,13 @@ use std::fmt::Write as _;
 
 use sqlx::{Arguments as _, Encode, Postgres, Type, postgres::PgArguments};
 
+use uuid::Uuid;
+
 use super::connections::not_encoded;
-use crate::{domain::id::OrgId, store::StoreError};
+use crate::{
+    domain::{clock::Time, id::OrgId, job::Job},
+    store::StoreError,
+};
 
 /// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
 pub(super) struct Statement {
@@ -55,18 +60,29 @@ impl Statement {
         Ok(statement)
     }
 
-    /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless the log ends here. Each
-    /// part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a table may do so before. It brings
-    /// the clock.
-    pub(super) fn resuming(name: &str, org: OrgId, seq: i64, ready_gen: i64) -> Result<Self, StoreError> {
+    /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless the log ends here and
+    /// these jobs are as they are here. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a
+    /// table may do so before. It brings the clock.
+    pub(super) fn resuming(name: &str, org: OrgId, seq: i64, ready_gen: i64, jobs: &[Job]) -> Result<Self, StoreError> {
         let mut statement = Self::new(name, org)?;
-        let (seq, ready_gen) = (statement.bind(seq)?, statement.bind(ready_gen)?);
-        statement.part(
-            "guard",
-            format_args!("MATERIALIZED (SELECT jobledger.resume_batch($1, {seq}, {ready_gen}) AS clock)"),
-        );
+        let mut places = vec!["$1".to_owned(), statement.bind(seq)?, statement.bind(ready_gen)?];
+        if !jobs.is_empty() {
+            let (ids, expire, confirmed, due) = untold(jobs);
+            places.extend([
+                statement.bind(ids)?,
+                statement.bind(expire)?,
+                statement.bind(confirmed)?,
+                statement.bind(due)?,
+            ]);
+        }
+        let places = places.join(", ");
+        statement.part("guard", format_args!("MATERIALIZED (SELECT jobledger.resume_batch({places}) AS clock)"));
         statement.is_guarded = true;
         Ok(statement)
+    }
+
+    pub(super) fn is_guarded(&self) -> bool {
+        self.is_guarded
     }
 
     pub(super) fn finish(mut self) -> (String, PgArguments) {
@@ -138,6 +154,19 @@ impl Statement {
             format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows}{guard})"),
         );
     }
+}
+
+/// The ids of some jobs, and what of them may change without an event: when the lease ends, whether its holder was heard of, and when
+/// the job is due.
+pub(super) fn untold<'a>(
+    jobs: impl IntoIterator<Item = &'a Job>,
+) -> (Vec<Uuid>, Vec<Option<Time>>, Vec<bool>, Vec<Option<Time>>) {
+    let of = |job: &Job| {
+        let lease = job.lease.as_ref();
+        let is_confirmed = lease.is_some_and(|lease| lease.is_confirmed);
+        (job.id.0, lease.map(|lease| lease.expires_at), is_confirmed, job.due_at)
+    };
+    jobs.into_iter().map(of).collect()
 }
 
 /// The columns that differ from row to row, as a table `u`.

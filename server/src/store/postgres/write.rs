@@ -71,21 +71,29 @@ pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
         || end.head.recorded_at.is_none_or(|last| minute(last) != minute(now.max(last)))
 }
 
-/// The statement that writes a batch's changes by itself, if they are rows to be added, and nothing else.
-pub(super) fn resuming(log: &Log, changes: &Changes) -> Result<Option<(String, PgArguments)>, StoreError> {
-    let Some(after) = &log.after else { return Ok(None) };
+/// The statement that writes a batch's changes by itself, if that is all it takes. It rests on these jobs' being as they were
+/// loaded.
+pub(super) fn resuming(
+    log: &Log,
+    changes: &Changes,
+    loaded: &[Job],
+) -> Result<Option<(String, PgArguments)>, StoreError> {
     let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-    let has_due = changes.next_retention.is_some() || changes.next_due.is_some();
-    let has_others = !changes.changed.is_empty() || !changes.removed.is_empty() || is_first || has_due;
-    if has_others || log.begins_month(changes) || log.shall_fold(changes) {
+    let has_others = !changes.removed.is_empty() || changes.next_retention.is_some() || is_first;
+    let has_looked = matches!(changes.next_due, Some(NextDue::At(_)));
+    if has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes) {
         return Ok(None);
     }
-    let mut write = Statement::resuming("resume", log.org, log.before.seq, log.before.ready_gen)?;
+    let mut write = Statement::resuming("resume", log.org, log.before.seq, log.before.ready_gen, loaded)?;
     write.created_jobs(&changes.created)?;
+    write.changed_jobs(&changes.changed)?;
     write.payloads(changes)?;
     write.labels(&changes.created)?;
     write.events(changes)?;
-    write.log(log, after, changes)?;
+    if let Some(after) = &log.after {
+        write.log(log, after, changes)?;
+    }
+    write.due(log, changes)?;
     Ok(Some(write.finish()))
 }
 
@@ -169,13 +177,14 @@ impl Statement {
         let values: Vec<_> = columns.iter().map(Column::value).collect();
         let (set, names, values) = (set.join(", "), names.join(", "), values.join(", "));
         let rows = unnest(std::iter::once(&id).chain(&columns));
+        let guard = self.guard(" CROSS JOIN");
         // The rows are there, and so none is inserted. It is written like this because it looks each up by its key, whatever
         // PostgreSQL takes the table for: an UPDATE that was planned while it was small goes on walking the org's rows.
         self.part(
             "changed_jobs",
             format_args!(
                 "(INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
-                 SELECT $1, u.id, '', 0, 0, 0, {ready}{values} FROM {rows}
+                 SELECT $1, u.id, '', 0, 0, 0, {ready}{values} FROM {rows}{guard}
                  ON CONFLICT (org_id, id) DO UPDATE SET {set})"
             ),
         );
@@ -456,6 +465,20 @@ impl Statement {
                     "(INSERT INTO jobledger.org_due (org_id, next_due_at, work_due_at)
                      VALUES ($1, {retention}::timestamptz, {due}::timestamptz)
                      ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at, work_due_at = excluded.work_due_at)"
+                ),
+            );
+            return Ok(());
+        }
+        if let (true, Some(NextDue::By(due))) = (self.is_guarded(), changes.next_due) {
+            let (due, guard) = (self.bind(due)?, self.guard(" FROM"));
+            // The row is there: its org has a log.
+            self.part(
+                "due",
+                format_args!(
+                    "(INSERT INTO jobledger.org_due AS d (org_id, next_due_at, work_due_at)
+                     SELECT $1, {due}::timestamptz, {due}::timestamptz{guard}
+                     ON CONFLICT (org_id) DO UPDATE SET work_due_at = excluded.work_due_at
+                     WHERE d.work_due_at IS NULL OR d.work_due_at > excluded.work_due_at)"
                 ),
             );
             return Ok(());

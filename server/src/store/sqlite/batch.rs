@@ -1,6 +1,9 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
@@ -15,7 +18,11 @@ use super::{
 };
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job},
-    store::{Batch, Changes, Head, Loaded, Needs, NextDue, StoreError, series::told_by_series},
+    store::{
+        Batch, Changes, Head, Loaded, Needs, NextDue, StoreError,
+        recent::{Left, Recent},
+        series::told_by_series,
+    },
 };
 
 /// An open write transaction.
@@ -23,6 +30,11 @@ pub(super) struct SqliteBatch {
     slot: OwnedMutexGuard<Option<SqliteConnection>>,
     connection: SqliteConnection,
     now: Time,
+    recent: Arc<Recent>,
+    /// The heads as they were found.
+    heads: HashMap<OrgId, Head>,
+    /// What is to be remembered once this batch is committed.
+    left: Vec<Left>,
 }
 
 impl SqliteBatch {
@@ -31,8 +43,9 @@ impl SqliteBatch {
         slot: OwnedMutexGuard<Option<SqliteConnection>>,
         connection: SqliteConnection,
         now: Time,
+        recent: Arc<Recent>,
     ) -> Self {
-        Self { slot, connection, now }
+        Self { slot, connection, now, recent, heads: HashMap::new(), left: Vec::new() }
     }
 }
 
@@ -45,6 +58,7 @@ impl Batch for SqliteBatch {
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
         let connection = &mut self.connection;
         let (head, types) = load_head(connection, org, needs).await?;
+        self.heads.insert(org, head);
         let (expired, next_expiry) = match &needs.expired {
             Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
             None => (Vec::new(), None),
@@ -53,12 +67,18 @@ impl Batch for SqliteBatch {
             Some(limit) => load_due(connection, org, limit, self.now).await?,
             None => (Vec::new(), None),
         };
-        let ids: Vec<_> = needs.jobs.iter().chain(&expired).chain(&due).copied().collect();
+        // Others leave their mark on the head with whatever they write: an import, beside this server.
+        let known = self.recent.jobs(org, &head, &needs.jobs);
+        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
+        let ids = needs.jobs.iter().chain(&expired).chain(&due).filter(|id| !is_known.contains(id));
+        let ids: Vec<_> = ids.copied().collect();
         let mut jobs = if ids.is_empty() && needs.keys.is_empty() && needs.requests.is_empty() {
             Vec::new()
         } else {
             load_jobs(connection, org, &ids, &needs.keys, &needs.requests).await?
         };
+        jobs.retain(|job| !is_known.contains(&job.id));
+        jobs.extend(known);
         if !needs.ready.is_empty() {
             let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
             let ready = load_ready(connection, org, &needs.ready).await?;
@@ -74,6 +94,7 @@ impl Batch for SqliteBatch {
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
         let connection = &mut self.connection;
+        self.left.push(Recent::leaving(org, self.heads.get(&org).copied(), changes));
         if !changes.is_empty() {
             // First, since a key that goes with its job may be used again by a new one.
             if !changes.removed.is_empty() {
@@ -98,10 +119,12 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, .. } = *self;
+        let Self { mut slot, mut connection, recent, mut left, .. } = *self;
+        left.iter_mut().for_each(|left| recent.committing(left));
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
+                left.into_iter().for_each(|left| recent.left(left));
                 Ok(())
             }
             Err(error) => Err(match store_error(error) {

@@ -36,10 +36,13 @@ use super::{
     About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery, Listener,
     OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
-use crate::domain::{
-    clock::Clock,
-    id::{JobId, OrgId},
-    job::{JobContents, JobRecord},
+use crate::{
+    domain::{
+        clock::Clock,
+        id::{JobId, OrgId},
+        job::{Job, JobContents, JobRecord},
+    },
+    store::recent::Recent,
 };
 
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
@@ -76,6 +79,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     job_readers: SqlitePool,
     clock: Arc<dyn Clock>,
+    recent: Arc<Recent>,
     /// Held until the store is closed, so that a second server on the same file is refused.
     lock: std::sync::Mutex<Option<File>>,
 }
@@ -122,6 +126,7 @@ impl SqliteStore {
             readers,
             job_readers,
             clock: options.clock,
+            recent: Arc::default(),
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
     }
@@ -214,7 +219,7 @@ impl Store for SqliteStore {
         };
         // All heads at once: SQLite has one writer.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
-        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now())))
+        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), Arc::clone(&self.recent))))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -223,6 +228,10 @@ impl Store for SqliteStore {
 
     async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
         read::jobs(&self.job_readers, names).await
+    }
+
+    async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
+        read::unchanged(&self.job_readers, jobs).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

@@ -13,9 +13,9 @@ use super::{
 };
 use crate::{
     domain::{
-        clock::Clock,
+        clock::{Clock, Time},
         id::{JobId, LogId, OrgId},
-        job::{JobContents, JobRecord},
+        job::{Job, JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
@@ -65,6 +65,27 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     let query = sqlx::query(AssertSqlSafe(JOBS.as_str())).bind(rows::json_text(&wanted)).bind(LARGE_JOB);
     let found = query.fetch_all(pool).await.map_err(store_error)?;
     rows::found_jobs(names.len(), found.iter().map(Columns::of))
+}
+
+/// Each by its place, and by all that a job may have been changed in.
+const UNCHANGED: &str = "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
+    CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
+    WHERE substr(w.value, 65) = concat_ws(',', j.last_seq, ifnull(j.lease_expires_at, ''), j.lease_confirmed, ifnull(j.due_at, ''))";
+
+pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
+    let micros = |time: Option<Time>| time.map_or_else(String::new, |time| micros(time).to_string());
+    let name = |job: &&Job| {
+        let lease = job.lease.as_ref();
+        let (expires_at, is_confirmed) =
+            (micros(lease.map(|lease| lease.expires_at)), lease.is_some_and(|lease| lease.is_confirmed));
+        let (org, id, is_confirmed) = (job.org_id.0.simple(), job.id.0.simple(), u8::from(is_confirmed));
+        format!("{org}{id}{},{expires_at},{is_confirmed},{}", job.last_seq, micros(job.due_at))
+    };
+    let wanted: Vec<_> = jobs.iter().map(name).collect();
+    let places: String =
+        sqlx::query_scalar(UNCHANGED).bind(rows::json_text(&wanted)).fetch_one(pool).await.map_err(store_error)?;
+    let places: Vec<usize> = serde_json::from_str(&places).map_err(|_| rows::damaged("place"))?;
+    rows::at(jobs.len(), places)
 }
 
 /// The outer join brings the head and floor of the same snapshot even where no event matches.

@@ -1,0 +1,3 @@
+-- loses: nothing
+DROP FUNCTION jobledger.resume_batch(UUID, BIGINT, BIGINT, UUID[], TIMESTAMPTZ[], BOOLEAN[], TIMESTAMPTZ[]);
+DROP FUNCTION jobledger.unchanged_jobs(UUID[], INTEGER[], UUID[], BIGINT[], TIMESTAMPTZ[], BOOLEAN[], TIMESTAMPTZ[]);

@@ -1,0 +1,1 @@
+-- What is remembered of jobs is made sure of with what there is: it needs nothing in the database. On PostgreSQL it is functions.

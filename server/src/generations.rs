@@ -1,0 +1,57 @@
+//! A map that keeps what was used last.
+
+use std::{collections::HashMap, hash::Hash};
+
+/// What was used last, of two generations: when the young ones fill theirs, the old ones go, and the young ones are the old ones.
+#[derive(Debug)]
+pub(crate) struct Generations<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
+    most: usize,
+}
+
+impl<K: Eq + Hash, V> Generations<K, V> {
+    /// Keeps this many at most.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), most }
+    }
+
+    pub(crate) fn get(&mut self, key: &K) -> Option<&V> {
+        if let Some((key, value)) = self.old.remove_entry(key) {
+            self.insert(key, value);
+        }
+        self.young.get(key)
+    }
+
+    pub(crate) fn insert(&mut self, key: K, value: V) {
+        if self.young.len() >= self.most / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.old.remove(&key);
+        self.young.insert(key, value);
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Generations;
+
+    #[test]
+    fn what_is_used_stays_and_the_rest_goes() {
+        let mut kept = Generations::new(8);
+        for n in 0..100 {
+            kept.insert(n, n);
+            assert_eq!(kept.get(&0), Some(&0), "{n}");
+            assert!(kept.young.len() + kept.old.len() <= 8);
+        }
+        assert_eq!([99, 98, 50].map(|n| kept.get(&n).copied()), [Some(99), Some(98), None]);
+        kept.insert(98, 7);
+        kept.remove(&99);
+        assert_eq!([98, 99].map(|n| kept.get(&n).copied()), [Some(7), None]);
+    }
+}

@@ -1,0 +1,78 @@
+//! What a server remembers of jobs that it has written, seen over the wire: it answers as if it had read them.
+
+use std::time::Duration;
+
+use jobledger_client::{
+    Claim, Client, HeartbeatRequest, Job, LeaseHeartbeat, ListJobsRequest, NewJob, Report, RetryPolicy,
+};
+
+use crate::harness::{Database, TestServer, on_both_databases};
+
+on_both_databases! {
+    what_is_answered_is_what_is_stored,
+}
+
+const JOBS: usize = 6;
+const STEPS: u64 = 400;
+
+/// All jobs as the database has them, the first created first, without what a list leaves out.
+async fn stored(client: &Client) -> Vec<Job> {
+    let mut jobs = client.list(ListJobsRequest::default()).await.unwrap().jobs;
+    jobs.reverse();
+    jobs
+}
+
+async fn what_is_answered_is_what_is_stored(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let short = jobledger_client::prost_types::Duration { seconds: 0, nanos: 1_000_000 };
+    let policy = RetryPolicy { initial_backoff: Some(short), max_backoff: Some(short), ..RetryPolicy::default() };
+    let mut ids = Vec::new();
+    for _ in 0..JOBS {
+        let job = NewJob::new("t").max_attempts(100).retry_policy(policy).label("team", "red");
+        ids.push(client.create(job).await.unwrap().job.id);
+    }
+    let mut tokens = vec![String::new(); JOBS];
+    let (mut answered, mut random) = (0, 7_u64);
+    for step in 0..STEPS {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (n, what) = ((random >> 33) as usize % JOBS, (random >> 43) % 12);
+        let (id, token) = (ids[n].clone(), tokens[n].clone());
+        let beat = async |beat: LeaseHeartbeat| {
+            let beat = LeaseHeartbeat { lease_token: token.clone(), ..beat };
+            let extend_by = Some(jobledger_client::prost_types::Duration { seconds: 60 + step as i64, nanos: 0 });
+            let request = HeartbeatRequest { worker_id: "w".to_owned(), leases: vec![beat], extend_by };
+            client.heartbeat(request).await.map(|_| None)
+        };
+        let report = async |report: Report| client.update(report.lease(&token)).await.map(|updated| Some(updated.job));
+        let answer = match what {
+            0..3 => {
+                let leases = client.claim(Claim::new("w").lease(Duration::from_secs(60))).await.unwrap();
+                for lease in leases {
+                    let job = lease.job.expect("it comes with its job");
+                    let n = ids.iter().position(|id| *id == job.id).expect("it is one of these");
+                    tokens[n] = lease.lease_token;
+                }
+                Ok(None)
+            }
+            3 => beat(LeaseHeartbeat::default()).await,
+            4 => beat(LeaseHeartbeat { stage: Some(format!("stage {step}")), ..LeaseHeartbeat::default() }).await,
+            5 => report(Report::progress(&id).percent((step % 100) as i32).message("on")).await,
+            6 => report(Report::succeeded(&id).result(&step).unwrap()).await,
+            7 => report(Report::failed(&id, "E", "x".repeat(if step % 2 == 0 { 3_000 } else { 3 }))).await,
+            8 => report(Report::failed(&id, "E", "for good").permanent()).await,
+            9 => report(Report::released(&id)).await,
+            10 => client.cancel(&id, "why").await.map(Some),
+            _ => client.retry(&id).await.map(Some),
+        };
+        let stored = stored(&client).await;
+        if let Ok(Some(answer)) = answer {
+            answered += 1;
+            assert_eq!(Job { payload: None, result: None, ..answer }, stored[n], "step {step}: {what}");
+        }
+        // What is read alone is what is read with others.
+        let read = client.get(&ids[n]).await.unwrap();
+        assert_eq!(Job { payload: None, result: None, ..read }, stored[n], "step {step}: {what}");
+    }
+    assert!(answered > STEPS / 8, "{answered}");
+    server.stop().await;
+}
