@@ -20,6 +20,7 @@ use super::{
     error::{commit_error, is_lost, store_error},
     import,
     memory::{End, Memory},
+    statement::untold,
     write,
 };
 use crate::{
@@ -32,7 +33,7 @@ use crate::{
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
         recent::{Left, Recent},
-        rows::{self, Columns as _},
+        rows::{self, Columns as _, JOB_COLUMNS},
         series::told_by_series,
     },
 };
@@ -105,13 +106,26 @@ impl Batch for PostgresBatch {
         };
         let (mut types, unknown) = self.memory.part(self.org, &needs.types);
         let mut jobs = Vec::new();
-        let ids: Vec<_> = needs.jobs.iter().chain(&expired).chain(&due).map(|id| id.0).collect();
+        let known = self.memory.jobs(self.org, &self.end(), &needs.jobs);
+        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
+        let ids = needs.jobs.iter().chain(&expired).chain(&due).filter(|id| !is_known.contains(id));
+        let ids: Vec<_> = ids.map(|id| id.0).collect();
         let has_names = !(needs.keys.is_empty() && needs.requests.is_empty() && unknown.is_empty());
-        if !ids.is_empty() || has_names {
-            let (found, found_types) = self.load_jobs(ids, needs, &unknown).await?;
-            self.memory.add_types(self.org, found_types.iter().map(|name| Arc::from(name.as_str())));
-            types.extend(found_types);
-            jobs = found;
+        if !ids.is_empty() || has_names || !known.is_empty() {
+            let found = self.load_jobs(ids, needs, &unknown, &known).await?;
+            self.memory.add_types(self.org, found.types.iter().map(|name| Arc::from(name.as_str())));
+            types.extend(found.types);
+            jobs = found.jobs;
+            let (same, others): (Vec<_>, Vec<_>) =
+                known.into_iter().zip(found.is_known).partition(|(_, is_as_known)| *is_as_known);
+            if !others.is_empty() {
+                let ids = others.iter().map(|(job, _)| job.id.0).collect();
+                jobs.extend(self.load_jobs(ids, &Needs::default(), &[], &[]).await?.jobs);
+            }
+            // Those that were found by another name, too, are there once.
+            let same: HashMap<_, _> = same.into_iter().map(|(job, _)| (job.id, job)).collect();
+            jobs.retain(|job| !same.contains_key(&job.id));
+            jobs.extend(same.into_values());
         }
         if !needs.ready.is_empty() {
             let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
@@ -168,6 +182,8 @@ impl Batch for PostgresBatch {
     }
 }
 
+/// The first row has the types, and which of the jobs that are known are as they are known; each other row is a job.
+///
 /// OFFSET 0 has PostgreSQL look each row up by its whole key. Left free, it plans while the tables are empty to walk an org's
 /// rows for the wanted ones, and keeps to that until they have been analysed.
 static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
@@ -180,41 +196,66 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
                 SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.lease_request = wanted.request OFFSET 0) j
         )
         SELECT (SELECT array_agg(c.type::text) FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = ANY ($4::text[])),
-            {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
-        FROM (VALUES (1)) one LEFT JOIN (wanted
-            CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = $1 AND j.id = wanted.id OFFSET 0) j
-            LEFT JOIN LATERAL (
-                SELECT e.detail_json FROM jobledger.job_event e
-                WHERE e.org_id = $1 AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
-        ) ON true",
+            (SELECT array_agg(known.n) FROM unnest($6::uuid[], $7::timestamptz[], $8::boolean[], $9::timestamptz[])
+                WITH ORDINALITY AS known (id, expires_at, is_confirmed, due_at, n)
+             CROSS JOIN LATERAL (SELECT FROM jobledger.job j WHERE j.org_id = $1 AND j.id = known.id
+                AND j.lease_expires_at IS NOT DISTINCT FROM known.expires_at
+                AND j.lease_confirmed = known.is_confirmed
+                AND j.due_at IS NOT DISTINCT FROM known.due_at OFFSET 0) same),
+            {}, NULL, NULL
+        UNION ALL
+        SELECT NULL, NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+        FROM wanted
+        CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = $1 AND j.id = wanted.id OFFSET 0) j
+        LEFT JOIN LATERAL (
+            SELECT e.detail_json FROM jobledger.job_event e
+            WHERE e.org_id = $1 AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
+        JOB_COLUMNS.map(|_| "NULL").join(", "),
         job_columns("j")
     )
 });
 
+/// What [`LOAD_JOBS`] finds.
+#[derive(Default)]
+struct Found {
+    jobs: Vec<Job>,
+    types: Vec<String>,
+    /// Of each of the jobs that are known, whether it is as it is known.
+    is_known: Vec<bool>,
+}
+
 impl PostgresBatch {
+    /// Where the log was found to end.
+    fn end(&self) -> End {
+        End { head: self.head, folded: self.folded }
+    }
+
     async fn load_jobs(
         &mut self,
         ids: Vec<uuid::Uuid>,
         needs: &Needs,
         types: &[Arc<str>],
-    ) -> Result<(Vec<Job>, Vec<String>), StoreError> {
+        known: &[Job],
+    ) -> Result<Found, StoreError> {
         let texts = |texts: &[Arc<str>]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let arguments = arguments![self.org.0, ids, texts(&needs.keys), texts(types), texts(&needs.requests)];
+        let (known_ids, expire, confirmed, due) = untold(known);
+        let (keys, types, requests) = (texts(&needs.keys), texts(types), texts(&needs.requests));
+        let arguments = arguments![self.org.0, ids, keys, types, requests, known_ids, expire, confirmed, due];
         let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments);
-        let found = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
-        let (mut jobs, mut known) = (Vec::with_capacity(found.len()), Vec::new());
-        for (n, row) in found.iter().enumerate() {
+        let rows = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
+        let mut found = Found::default();
+        for row in &rows {
             let mut columns = Columns::of(row);
-            let types: Option<Vec<String>> = columns.get()?;
-            if n == 0 {
-                known = types.unwrap_or_default();
-            }
+            let (types, same): (Option<Vec<String>>, Option<Vec<i64>>) = (columns.get()?, columns.get()?);
             if columns.peek_is_null()? {
-                break;
+                found.types = types.unwrap_or_default();
+                let places = same.unwrap_or_default().into_iter().map(|n| usize::try_from(n - 1).unwrap_or(usize::MAX));
+                found.is_known = rows::at(known.len(), places)?;
+            } else {
+                found.jobs.push(rows::job(&mut columns)?);
             }
-            jobs.push(rows::job(&mut columns)?);
         }
-        Ok((jobs, known))
+        Ok(found)
     }
 
     async fn load_expired(&mut self, wanted: &Expired) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
