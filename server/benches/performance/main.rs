@@ -82,6 +82,7 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::alone(Durability::Full).await;
+    yardsticks::settle(&cluster).await?;
     if is_wanted("postgres") {
         unary::postgres(figures, &cluster, options.scale).await?;
     }

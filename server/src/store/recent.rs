@@ -4,13 +4,15 @@
 //! database has it so.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Changes, Head};
 use crate::{
     domain::{
+        clock::Time,
         id::{JobId, OrgId},
         job::Job,
     },
@@ -32,11 +34,30 @@ struct State {
 }
 
 /// Where this server has left a log.
-#[derive(Clone, Copy)]
 struct End {
     head: Head,
     /// Which of the stretches ends here that no other server has written into.
     stretch: u64,
+    /// Of some types, where the first of the jobs that may be claimed stands, or before it.
+    fronts: HashMap<Arc<str>, Place>,
+}
+
+/// Types of an org whose fronts are remembered, at most.
+const MAX_FRONTS: usize = 256;
+
+/// Where a job stands among those of its type that may be claimed: the least is claimed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// The highest comes first.
+    pub(super) priority: Reverse<i32>,
+    pub(super) ready_at: Time,
+    pub(super) created_seq: i64,
+}
+
+impl Place {
+    pub(super) fn of(job: &Job) -> Self {
+        Self { priority: Reverse(job.spec.priority), ready_at: job.ready_at, created_seq: job.created_seq }
+    }
 }
 
 struct Kept {
@@ -63,6 +84,12 @@ impl Recent {
         ids.iter().filter_map(&mut known).collect()
     }
 
+    /// Before this place no job of the type may be claimed, in a log that ends here.
+    pub(super) fn front(&self, org: OrgId, end: &Head, job_type: &Arc<str>) -> Option<Place> {
+        let state = self.state();
+        state.orgs.get(&org).filter(|left| left.head == *end)?.fronts.get(job_type).copied()
+    }
+
     /// What a batch that begins here leaves, for when it is committed; nothing for sure where it has not looked for the head.
     pub(super) fn leaving(org: OrgId, before: Option<Head>, changes: &Changes) -> Left {
         let changed = changes.changed.iter().map(|changed| &changed.job);
@@ -70,7 +97,17 @@ impl Recent {
         let gone = changes.removed.iter().chain(heavy).map(|job| job.id).collect();
         let after = before.map(|before| changes.head.unwrap_or(before));
         let jobs = light.into_iter().map(|job| Box::new(job.clone())).collect();
-        Left { org, before, after, jobs, gone, end: None }
+        let changed = changes.changed.iter().map(|changed| &changed.job);
+        let ready = changes.created.iter().chain(changed).filter(|job| job.is_ready());
+        let mut may_be_claimed: HashMap<_, Place> = HashMap::new();
+        for job in ready {
+            let place = Place::of(job);
+            match may_be_claimed.get_mut(&job.spec.job_type) {
+                Some(first) => *first = place.min(*first),
+                None => _ = may_be_claimed.insert(Arc::clone(&job.spec.job_type), place),
+            }
+        }
+        Left { org, before, after, jobs, gone, fronts: HashMap::new(), may_be_claimed, end: None }
     }
 
     /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more.
@@ -81,19 +118,28 @@ impl Recent {
     /// It was committed.
     pub(super) fn left(&self, left: Left) {
         let state = &mut *self.state();
-        let Left { org, before, after, jobs, gone, end } = left;
+        let Left { org, before, after, jobs, gone, fronts: found, may_be_claimed, end } = left;
         let Some((before, after)) = before.zip(after) else { return };
-        let stretch = end.filter(|end| end.head == before).map_or_else(
-            || {
+        let (stretch, mut fronts) = match end.filter(|end| end.head == before) {
+            Some(end) => (end.stretch, end.fronts),
+            None => {
                 state.stretches += 1;
-                state.stretches
-            },
-            |end| end.stretch,
-        );
+                (state.stretches, HashMap::new())
+            }
+        };
+        if fronts.len() + found.len() > MAX_FRONTS {
+            fronts.clear();
+        }
+        fronts.extend(found);
+        for (job_type, place) in may_be_claimed {
+            if let Some(front) = fronts.get_mut(&job_type) {
+                *front = place.min(*front);
+            }
+        }
         if state.orgs.len() >= MAX_JOBS {
             state.orgs.clear();
         }
-        state.orgs.insert(org, End { head: after, stretch });
+        state.orgs.insert(org, End { head: after, stretch, fronts });
         for id in gone {
             state.jobs.remove(&(org, id));
         }
@@ -114,6 +160,10 @@ pub(super) struct Left {
     after: Option<Head>,
     jobs: Vec<Box<Job>>,
     gone: Vec<JobId>,
+    /// Where the first jobs of some types that could be claimed were found to stand.
+    pub(super) fronts: HashMap<Arc<str>, Place>,
+    /// Where the first jobs stand that this batch leaves to be claimed.
+    may_be_claimed: HashMap<Arc<str>, Place>,
     /// Where the log was left before.
     end: Option<End>,
 }

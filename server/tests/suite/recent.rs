@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jobledger_client::{
-    Claim, Client, HeartbeatRequest, Job, LeaseHeartbeat, ListJobsRequest, NewJob, Report, RetryPolicy,
+    Claim, Client, HeartbeatRequest, Job, JobStatus, LeaseHeartbeat, ListJobsRequest, NewJob, Report, RetryPolicy,
 };
 
 use crate::harness::{Database, TestServer, on_both_databases};
@@ -29,10 +29,11 @@ async fn what_is_answered_is_what_is_stored(database: Database) {
     let mut ids = Vec::new();
     for _ in 0..JOBS {
         let job = NewJob::new("t").max_attempts(100).retry_policy(policy).label("team", "red");
+        let job = job.priority(ids.len() as i32 % 3);
         ids.push(client.create(job).await.unwrap().job.id);
     }
     let mut tokens = vec![String::new(); JOBS];
-    let (mut answered, mut random) = (0, 7_u64);
+    let (mut answered, mut claimed, mut random) = (0, 0, 7_u64);
     for step in 0..STEPS {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (n, what) = ((random >> 33) as usize % JOBS, (random >> 43) % 12);
@@ -46,9 +47,16 @@ async fn what_is_answered_is_what_is_stored(database: Database) {
         let report = async |report: Report| client.update(report.lease(&token)).await.map(|updated| Some(updated.job));
         let answer = match what {
             0..3 => {
-                let leases = client.claim(Claim::new("w").lease(Duration::from_secs(60))).await.unwrap();
+                let before = stored(&client).await;
+                let is_ready = |job: &&Job| job.status() == JobStatus::Queued && job.scheduled_at.is_none();
+                let first = before.iter().filter(is_ready).map(|job| job.priority).max();
+                let claim = Claim::new("w").types(["t"]).lease(Duration::from_secs(60));
+                let leases = client.claim(claim).await.unwrap();
+                assert!(first.is_none() || leases.len() == 1, "step {step}: one is left behind");
                 for lease in leases {
                     let job = lease.job.expect("it comes with its job");
+                    assert!(first.is_none_or(|first| job.priority >= first), "step {step}: one comes before it");
+                    claimed += 1;
                     let n = ids.iter().position(|id| *id == job.id).expect("it is one of these");
                     tokens[n] = lease.lease_token;
                 }
@@ -73,6 +81,6 @@ async fn what_is_answered_is_what_is_stored(database: Database) {
         let read = client.get(&ids[n]).await.unwrap();
         assert_eq!(Job { payload: None, result: None, ..read }, stored[n], "step {step}: {what}");
     }
-    assert!(answered > STEPS / 8, "{answered}");
+    assert!(answered > 40 && claimed > 15, "{answered}, {claimed}");
     server.stop().await;
 }

@@ -32,7 +32,7 @@ use crate::{
     },
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
-        recent::{Left, Recent},
+        recent::{Left, Place, Recent},
         rows::{self, Columns as _, JOB_COLUMNS},
         series::told_by_series,
     },
@@ -52,6 +52,8 @@ pub(super) struct PostgresBatch {
     end: Option<(End, Left)>,
     /// Types that are known to exist once this batch is committed.
     new_types: Vec<Arc<str>>,
+    /// Where the first jobs of some types that may be claimed were found to stand.
+    fronts: HashMap<Arc<str>, Place>,
 }
 
 /// Begins a transaction and locks the org's head.
@@ -86,7 +88,17 @@ pub(super) async fn begin(
     };
     let (folded, now) = (columns.long()?, columns.time()?);
     memory.found(org, End { head, folded }, now);
-    Ok(PostgresBatch { connection, org, head, folded, now, end: None, memory, new_types: Vec::new() })
+    Ok(PostgresBatch {
+        connection,
+        org,
+        head,
+        folded,
+        now,
+        end: None,
+        memory,
+        new_types: Vec::new(),
+        fronts: HashMap::new(),
+    })
 }
 
 #[async_trait]
@@ -149,7 +161,9 @@ impl Batch for PostgresBatch {
         let log = write::Log { org: self.org, before: self.head, folded: self.folded, after, now: self.now };
         let head = after.unwrap_or(self.head);
         let folded = if log.shall_fold(changes) { head.seq } else { self.folded };
-        self.end = Some((End { head, folded }, Recent::leaving(self.org, Some(self.head), changes)));
+        let mut left = Recent::leaving(self.org, Some(self.head), changes);
+        left.fronts = std::mem::take(&mut self.fronts);
+        self.end = Some((End { head, folded }, left));
         for (sql, arguments) in write::statements(&log, changes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
@@ -334,8 +348,19 @@ impl PostgresBatch {
         if !wanted.of.is_empty() {
             let names: Vec<_> = wanted.of.keys().map(|name| name.to_string()).collect();
             let limits: Vec<_> = wanted.of.values().map(|limit| *limit as i64).collect();
-            let arguments = arguments![self.org.0, names, limits];
+            let front = |name| self.memory.front(self.org, &self.end(), name);
+            let fronts: Vec<_> = wanted.of.keys().map(front).collect();
+            let priorities: Vec<_> =
+                fronts.iter().map(|front| front.map_or(i32::MAX, |front| front.priority.0)).collect();
+            let ready: Vec<_> = fronts.iter().map(|front| front.map(|front| front.ready_at)).collect();
+            let seqs: Vec<_> = fronts.iter().map(|front| front.map(|front| front.created_seq)).collect();
+            let arguments = arguments![self.org.0, names, limits, priorities, ready, seqs];
             jobs.extend(self.fetch_jobs(&LOAD_READY, arguments).await?);
+            for job in &jobs {
+                let (place, name) = (Place::of(job), &job.spec.job_type);
+                let front = self.fronts.entry(Arc::clone(name)).or_insert(place);
+                *front = place.min(*front);
+            }
         }
         if wanted.all > 0 {
             jobs.extend(self.fetch_jobs(&LOAD_ALL_READY, arguments![self.org.0, wanted.all as i64]).await?);
@@ -363,8 +388,28 @@ fn load_ready(wanted: &str, tail: &str) -> String {
     )
 }
 
+/// The same from a place on. Of jobs that are claimed the index keeps what stood there for as long as anybody has an older
+/// snapshot: beginning at its front, each claim would wade through all of them. Where no place is known the priority is above all.
 static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
-    load_ready("/* load_ready */ WITH wanted (type, most) AS (SELECT * FROM unnest($2::text[], $3::bigint[]))", "")
+    let first = |condition: &str, order: &str| {
+        format!(
+            "(SELECT j.* FROM jobledger.job j
+              WHERE j.org_id = $1 AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL AND {condition}
+              ORDER BY {order}j.ready_at, j.created_seq LIMIT wanted.most)"
+        )
+    };
+    format!(
+        "/* load_ready */ WITH wanted (type, most, priority, ready_at, created_seq) AS (
+            SELECT * FROM unnest($2::text[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::bigint[])
+        )
+        SELECT {}, NULL::text, NULL::integer FROM wanted CROSS JOIN LATERAL ({} UNION ALL {} LIMIT wanted.most) j",
+        job_columns("j"),
+        first(
+            "j.priority = wanted.priority AND (j.ready_at, j.created_seq) >= (wanted.ready_at, wanted.created_seq)",
+            ""
+        ),
+        first("j.priority < wanted.priority", "j.priority DESC, ")
+    )
 });
 
 /// The types of which a job may be claimed, one after the other, from one place in the index to the next. The first so many

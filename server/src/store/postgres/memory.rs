@@ -20,7 +20,7 @@ use crate::{
     },
     store::{
         Head,
-        recent::{Left, Recent},
+        recent::{Left, Place, Recent},
     },
 };
 
@@ -139,6 +139,11 @@ impl Memory {
     /// Those of these jobs that are remembered, as they are in a log that ends here, but for what no log tells.
     pub(super) fn jobs(&self, org: OrgId, end: &End, ids: &[JobId]) -> Vec<Job> {
         self.jobs.jobs(org, &end.head, ids)
+    }
+
+    /// Before this place no job of the type may be claimed, in a log that ends here.
+    pub(super) fn front(&self, org: OrgId, end: &End, job_type: &Arc<str>) -> Option<Place> {
+        self.jobs.front(org, &end.head, job_type)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
