@@ -96,7 +96,7 @@ impl Recent {
         let (light, heavy): (Vec<_>, Vec<_>) = changed.partition(|job| job.text_bytes() <= MAX_TEXT);
         let gone = changes.removed.iter().chain(heavy).map(|job| job.id).collect();
         let after = before.map(|before| changes.head.unwrap_or(before));
-        let jobs = light.into_iter().map(|job| Box::new(job.clone())).collect();
+        let jobs = light.into_iter().cloned().collect();
         let changed = changes.changed.iter().map(|changed| &changed.job);
         let ready = changes.created.iter().chain(changed).filter(|job| job.is_ready());
         let mut may_be_claimed: HashMap<_, Place> = HashMap::new();
@@ -144,7 +144,7 @@ impl Recent {
             state.jobs.remove(&(org, id));
         }
         for job in jobs {
-            state.jobs.insert((org, job.id), Kept { job, stretch });
+            state.jobs.insert((org, job.id), Kept { job: Box::new(job), stretch });
         }
     }
 
@@ -158,7 +158,7 @@ pub(super) struct Left {
     org: OrgId,
     before: Option<Head>,
     after: Option<Head>,
-    jobs: Vec<Box<Job>>,
+    jobs: Vec<Job>,
     gone: Vec<JobId>,
     /// Where the first jobs of some types that could be claimed were found to stand.
     pub(super) fronts: HashMap<Arc<str>, Place>,

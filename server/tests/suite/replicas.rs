@@ -349,7 +349,7 @@ async fn recalled_report(store: &dyn Store, org: OrgId) -> (Job, Box<dyn Batch>)
         let needs = Needs { jobs: vec![held.id], ..Needs::default() };
         let Some(mut batch) = store.recall(org, &needs, 1) else { continue };
         let loaded = batch.load(org, &needs).await.unwrap();
-        assert_eq!(loaded.jobs, [held.clone()]);
+        assert_eq!(loaded.jobs, std::slice::from_ref(&held));
         batch.write(org, &crate::factory::progress(&held, &loaded.head)).await.unwrap();
         return (held, batch);
     }

@@ -20,7 +20,7 @@ use super::{
     error::{commit_error, is_lost, store_error},
     import,
     memory::{End, Memory},
-    statement::untold,
+    statement::Untold,
     write,
 };
 use crate::{
@@ -252,7 +252,7 @@ impl PostgresBatch {
         known: &[Job],
     ) -> Result<Found, StoreError> {
         let texts = |texts: &[Arc<str>]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let (known_ids, expire, confirmed, due) = untold(known);
+        let Untold { ids: known_ids, expire, confirmed, due } = Untold::of(known);
         let (keys, types, requests) = (texts(&needs.keys), texts(types), texts(&needs.requests));
         let arguments = arguments![self.org.0, ids, keys, types, requests, known_ids, expire, confirmed, due];
         let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments);

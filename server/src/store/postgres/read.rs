@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     columns::{Columns, job_columns},
     connections::{Connections, arguments},
-    statement::untold,
+    statement::Untold,
 };
 use crate::{
     domain::{
@@ -86,7 +86,7 @@ pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -
 pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
     let ByOrg { places, orgs, ends } = ByOrg::of(jobs.len(), |n| jobs[n].org_id);
     let in_order: Vec<_> = places.iter().map(|place| jobs[*place]).collect();
-    let (ids, expire, confirmed, due) = untold(in_order.iter().copied());
+    let Untold { ids, expire, confirmed, due } = Untold::of(in_order.iter().copied());
     let seqs: Vec<_> = in_order.iter().map(|job| job.last_seq).collect();
     let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7) n";
     let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, expire, confirmed, due]).await?;

@@ -67,7 +67,7 @@ impl Statement {
         let mut statement = Self::new(name, org)?;
         let mut places = vec!["$1".to_owned(), statement.bind(seq)?, statement.bind(ready_gen)?];
         if !jobs.is_empty() {
-            let (ids, expire, confirmed, due) = untold(jobs);
+            let Untold { ids, expire, confirmed, due } = Untold::of(jobs);
             places.extend([
                 statement.bind(ids)?,
                 statement.bind(expire)?,
@@ -156,17 +156,29 @@ impl Statement {
     }
 }
 
-/// The ids of some jobs, and what of them may change without an event: when the lease ends, whether its holder was heard of, and when
-/// the job is due.
-pub(super) fn untold<'a>(
-    jobs: impl IntoIterator<Item = &'a Job>,
-) -> (Vec<Uuid>, Vec<Option<Time>>, Vec<bool>, Vec<Option<Time>>) {
-    let of = |job: &Job| {
-        let lease = job.lease.as_ref();
-        let is_confirmed = lease.is_some_and(|lease| lease.is_confirmed);
-        (job.id.0, lease.map(|lease| lease.expires_at), is_confirmed, job.due_at)
-    };
-    jobs.into_iter().map(of).collect()
+/// What of some jobs may change without an event, a column each.
+#[derive(Default)]
+pub(super) struct Untold {
+    pub(super) ids: Vec<Uuid>,
+    /// When the leases end.
+    pub(super) expire: Vec<Option<Time>>,
+    /// Whether the holders were heard of.
+    pub(super) confirmed: Vec<bool>,
+    pub(super) due: Vec<Option<Time>>,
+}
+
+impl Untold {
+    pub(super) fn of<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Self {
+        let mut untold = Self::default();
+        for job in jobs {
+            let lease = job.lease.as_ref();
+            untold.ids.push(job.id.0);
+            untold.expire.push(lease.map(|lease| lease.expires_at));
+            untold.confirmed.push(lease.is_some_and(|lease| lease.is_confirmed));
+            untold.due.push(job.due_at);
+        }
+        untold
+    }
 }
 
 /// The columns that differ from row to row, as a table `u`.
