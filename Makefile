@@ -19,17 +19,28 @@ ifeq ($(FOUND_POSTGRES)$(JOBLEDGER_TEST_DATABASE_URL),)
 TEST_POSTGRES := $(POSTGRES)
 endif
 
-.PHONY: all test test-long check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
+# Tests that measure rates and latencies, which nothing else is to disturb.
+ALONE := hostile:: noisy::
+
+.PHONY: all test test-long test-faults check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
 ## Everything that a change must pass, in the short forms.
 test: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
-	cargo test --workspace
+	cargo test --workspace -- $(ALONE:%=--skip %)
+	cargo test -p jobledger-server --test suite -- --test-threads=1 $(ALONE)
 
-## The same with the long forms: more kills, more files.
+## The same with the long forms: more kills, more files. Faults have long forms of their own.
 test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
-	JOBLEDGER_TEST_LONG=1 cargo test --workspace -- --nocapture --test-threads=1
+	JOBLEDGER_TEST_LONG=1 cargo test --workspace -- --nocapture --test-threads=1 --skip faults:: $(ALONE:%=--skip %)
+
+## Faults and hostile clients, in the long forms, against the program as it is served: about an hour. JOBLEDGER_TEST_SEED=… for what an
+## earlier run did.
+test-faults: $(TEST_POSTGRES)
+	cargo build --release -p jobledger-server
+	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
+		cargo test -p jobledger-server --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
 
 ## Formatting, lints, documentation, the contract and the dependencies' licences.
 check: fmt clippy doc proto deny

@@ -4,73 +4,27 @@ use std::{future::Future, time::Duration};
 
 use jobledger_proto::v1::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
-    StreamJobEventsRequest, UpdateJobStatusRequest, job_service_client::JobServiceClient,
+    StreamJobEventsRequest, UpdateJobStatusRequest,
 };
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{
-    Request, Response, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    Error, Follow, Item, View,
+    ClientBuilder, Error, Follow, Item, RawClient, View,
     retry::Backoff,
     subscription::{Subscription, may_pass},
 };
 
-/// The metadata that names the org.
-const ORG_HEADER: &str = "x-org-id";
 /// The metadata of a stream's answer that names the log.
 const LOG_ID_HEADER: &str = "jobledger-log-id";
-/// How long one connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent server is asked for a sign of life this often, and given up after the same time again.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-/// What the server may send ahead on one call or stream.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for all of a connection's together: out of reach, else one stream that is not read would stop every call
-/// beside it. The windows of the streams bound the memory.
-const CONNECTION_WINDOW: u32 = 1 << 30;
-/// As good as none, and far from what a clock can't add.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(366 * 86_400);
-/// What a call may take with all its tries, unless said otherwise.
-const TIMEOUT: Duration = Duration::from_secs(30);
-
 /// The statuses in which jobs end.
 const FINISHED: [JobStatus; 4] = [JobStatus::Succeeded, JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter];
-
-/// The generated client, with the org of the [`Client`] that it comes from.
-pub type RawClient = JobServiceClient<InterceptedService<Channel, WithOrg>>;
-
-/// Names the org in every request.
-#[derive(Debug, Clone)]
-pub struct WithOrg(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for WithOrg {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(org) = &self.0 {
-            request.metadata_mut().insert(ORG_HEADER, org.clone());
-        }
-        Ok(request)
-    }
-}
 
 /// A client of one server or cluster. Cheap to clone; clones share the connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     service: RawClient,
-    timeout: Duration,
-}
-
-/// How to connect.
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct ClientBuilder {
-    endpoint: String,
-    org: Option<Uuid>,
     timeout: Duration,
 }
 
@@ -92,61 +46,25 @@ pub struct Updated {
     pub cancel_requested: bool,
 }
 
-impl ClientBuilder {
-    /// The org that calls are about. Default: that of the server, the nil UUID.
-    pub fn org(mut self, org: Uuid) -> Self {
-        self.org = Some(org);
-        self
-    }
-
-    /// What a call may take with all its tries. Default 30 s.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout.min(LONGEST_TIMEOUT);
-        self
-    }
-
-    /// The client. Nothing is connected before the first call.
-    ///
-    /// Needs to be called within a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Endpoint`] if the endpoint is not of the form `http://HOST:PORT`.
-    pub fn build(self) -> Result<Client, Error> {
-        let invalid = |reason: &str| Error::Endpoint(format!("{}: {reason}", self.endpoint));
-        if !self.endpoint.starts_with("http://") {
-            return Err(invalid("expected http://HOST:PORT"));
-        }
-        let channel = Endpoint::from_shared(self.endpoint.clone())
-            .map_err(|error| invalid(&error.to_string()))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
-        let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
-        Ok(Client { service: JobServiceClient::with_interceptor(channel, WithOrg(org)), timeout: self.timeout })
-    }
-}
-
 impl Client {
+    pub(crate) fn of(service: RawClient, timeout: Duration) -> Self {
+        Self { service, timeout }
+    }
+
     /// A client of the server at this URL, with the defaults. Nothing is connected before the first call.
     ///
     /// Needs to be called within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if it is not of the form `http://HOST:PORT`.
+    /// [`Error::Endpoint`] if it is not of the form `http://HOST:PORT` or `https://HOST:PORT`.
     pub fn new(endpoint: impl Into<String>) -> Result<Self, Error> {
         Self::builder(endpoint).build()
     }
 
     /// A client of the server at this URL, to be configured.
     pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
-        ClientBuilder { endpoint: endpoint.into(), org: None, timeout: TIMEOUT }
+        ClientBuilder::new(endpoint.into())
     }
 
     /// Creates a job, once. Without an idempotency key it gets a random one, so that trying again is safe.
@@ -378,8 +296,14 @@ mod tests {
 
     #[tokio::test]
     async fn an_endpoint_that_can_not_work_is_refused_at_once() {
-        for endpoint in ["127.0.0.1:50051", "https://localhost:1", "http://", "http://a b"] {
+        for endpoint in ["127.0.0.1:50051", "ftp://localhost:1", "http://", "http://a b"] {
             assert!(matches!(Client::new(endpoint), Err(Error::Endpoint(_))), "{endpoint}");
+        }
+        for builder in [
+            Client::builder("http://localhost:1").ca("…"),
+            Client::builder("https://localhost:1").ca("…").identity("…", "…"),
+        ] {
+            assert!(matches!(builder.build(), Err(Error::Endpoint(_))));
         }
     }
 }

@@ -91,8 +91,21 @@ pub enum Error {
         /// What came next.
         found_seq: i64,
     },
-    /// Something is used up: queues, streams, types, disk (`OVERLOADED`, `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`,
-    /// `STORAGE_FULL`).
+    /// The service doesn't know who calls, or no longer (`UNAUTHENTICATED`): a [`Token`](crate::Token) is missing, has expired or
+    /// was revoked.
+    #[error("unauthenticated: {message}")]
+    Unauthenticated {
+        /// For people.
+        message: String,
+    },
+    /// Who calls may not do this (`PERMISSION_DENIED`).
+    #[error("permission denied: {message}")]
+    PermissionDenied {
+        /// For people.
+        message: String,
+    },
+    /// Something is used up: queues, streams, types, disk, or what the org may take at a time (`OVERLOADED`, `RATE_LIMITED`,
+    /// `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`, `STORAGE_FULL`).
     #[error("{reason}: {message}")]
     Exhausted {
         /// The service's reason.
@@ -131,7 +144,10 @@ pub enum Error {
     /// The text is not that of a [`Cursor`](crate::Cursor).
     #[error("{0:?} is not a cursor: expected LOG_ID:SEQ")]
     Cursor(String),
-    /// The endpoint is not of the form `http://HOST:PORT`.
+    /// The token has characters that no token has.
+    #[error("that is no token: it has characters that a header can't have")]
+    Token,
+    /// The endpoint is not of the form `http://HOST:PORT` or `https://HOST:PORT`, or its certificates can't be used.
     #[error("invalid endpoint {0}")]
     Endpoint(String),
 }
@@ -228,6 +244,8 @@ impl From<Status> for Error {
                 Self::CursorExpired { oldest_seq: facts.number("oldest_seq"), head_seq: facts.number("head_seq") }
             }
             (_, "EPOCH_CHANGED") => Self::EpochChanged { log_id: facts.text("log_id") },
+            (Code::Unauthenticated, _) => Self::Unauthenticated { message },
+            (Code::PermissionDenied, _) => Self::PermissionDenied { message },
             (Code::ResourceExhausted, _) => Self::Exhausted { reason, message, retry_after },
             (Code::Unavailable, _) => Self::Unavailable { reason, message, retry_after },
             (Code::DeadlineExceeded, _) => Self::DeadlineExceeded,

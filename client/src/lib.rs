@@ -51,6 +51,22 @@
 //!
 //! [`Client::wait_for`] waits for one job to finish, and [`Client::view`] keeps a local copy of many.
 //!
+//! # Who calls
+//!
+//! A server that asks who calls is given an API token or a JWT ([`ClientBuilder::token`]), which can be replaced while it is used, or a
+//! certificate ([`ClientBuilder::identity`]):
+//!
+//! ```no_run
+//! # fn example(api_token: String) -> Result<(), jobledger_client::Error> {
+//! use jobledger_client::{Client, Token};
+//!
+//! let token = Token::new(&api_token)?;
+//! let client = Client::builder("https://jobs.example.com:50051").token(token.clone()).build()?;
+//! // Later: token.replace(&another)?
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Time-outs and retries
 //!
 //! Every call carries a deadline ([`ClientBuilder::timeout`], 30 s by default) that bounds all its tries together. What
@@ -72,6 +88,7 @@
 
 mod batch;
 mod client;
+mod connect;
 mod cursor;
 mod error;
 mod json;
@@ -93,7 +110,8 @@ pub use jobledger_proto::v1::{
 pub use prost_types;
 
 pub use self::{
-    client::{Client, ClientBuilder, Created, RawClient, Updated, WithOrg},
+    client::{Client, Created, Updated},
+    connect::{ClientBuilder, RawClient, Token, WithCaller},
     cursor::Cursor,
     error::{Error, Violation},
     json::{from_value, to_value},

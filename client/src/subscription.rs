@@ -168,7 +168,9 @@ async fn follow(
             Ok(()) => Error::from(Status::unavailable("the stream was cut")),
             Err(error) => error,
         };
-        if !error.is_unavailable() {
+        // The token may have been replaced since the stream was opened; if not, that is said when it is opened again.
+        let may_be_known_again = matches!(error, Error::Unauthenticated { .. });
+        if !error.is_unavailable() && !may_be_known_again {
             // A consumer that is gone needs no error.
             let _ = sender.send(Err(error)).await;
             return;

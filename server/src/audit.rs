@@ -1,8 +1,9 @@
-//! `jobledger verify` and `jobledger renew-log-id`.
+//! `jobledger verify`, `jobledger backup` and `jobledger renew-log-id`.
 
 use std::{
     error::Error,
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -45,7 +46,10 @@ async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<Found, Box<dyn Err
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(url, options).await?;
     let mut display = Display::new();
-    let verified = verify::verify(&*store, org.map(OrgId), |progress| display.show(progress)).await;
+    let verified = verify::verify(&*store, org.map(OrgId), |Progress { org, orgs, jobs }| {
+        display.show(|| format!("{orgs} orgs and {jobs} jobs verified, in org {org}"));
+    })
+    .await;
     display.clear();
     store.close().await;
     let verified = verified?;
@@ -86,14 +90,13 @@ impl Display {
         if is_terminal { Duration::from_millis(200) } else { Duration::from_secs(10) }
     }
 
-    fn show(&mut self, progress: Progress) {
+    fn show(&mut self, how_far: impl FnOnce() -> String) {
         if Instant::now() < self.next {
             return;
         }
         self.next = Instant::now() + Self::pause(self.is_terminal);
-        let Progress { org, orgs, jobs } = progress;
         let (before, after) = if self.is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
-        eprint!("{before}{orgs} orgs and {jobs} jobs verified, in org {org}{after}");
+        eprint!("{before}{}{after}", how_far());
     }
 
     fn clear(&self) {
@@ -101,6 +104,25 @@ impl Display {
             eprint!("\r\x1b[K");
         }
     }
+}
+
+/// Copies a database to a file.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut display = Display::new();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let log_id = store::backup(url, file, |written, of| {
+        display.show(|| format!("{:.1} of about {:.1} MiB written", mib(written), mib(of)));
+    })
+    .await?;
+    display.clear();
+    let bytes = std::fs::metadata(file)?.len();
+    println!(
+        "{}: {:.1} MiB; its log is {log_id}, so cursors of today are void where it is restored",
+        file.display(),
+        mib(bytes)
+    );
+    Ok(())
 }
 
 /// Renews the log's identity.

@@ -3,8 +3,11 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
+    access::AccessConfig,
+    api::CallLimits,
     domain::clock::{Clock, SystemClock},
     ledger::Limits,
+    net::{ConnectionLimits, TlsConfig},
     store::{DatabaseUrl, OpenOptions, Retention},
 };
 
@@ -31,6 +34,14 @@ pub struct Config {
     pub read_connections: u32,
     /// How long finished jobs are kept.
     pub retention: Retention,
+    /// What lets callers in.
+    pub access: AccessConfig,
+    /// The certificates to serve with; `None`: without TLS.
+    pub tls: Option<TlsConfig>,
+    /// What connections may take.
+    pub connections: ConnectionLimits,
+    /// What calls may take.
+    pub calls: CallLimits,
     /// Whether the REST calls of the service that jobledger replaces are answered.
     pub legacy_http: bool,
 }
@@ -43,7 +54,7 @@ impl Config {
         Self {
             database_url,
             limits: Limits::default(),
-            shutdown_grace: Duration::from_secs(10),
+            shutdown_grace: Duration::from_secs(20),
             slow_consumer_after: Duration::from_secs(30),
             clock,
             migrate: options.migrate,
@@ -51,6 +62,10 @@ impl Config {
             write_connections: options.write_connections,
             read_connections: options.read_connections,
             retention: Retention::default(),
+            access: AccessConfig::default(),
+            tls: None,
+            connections: ConnectionLimits::default(),
+            calls: CallLimits::default(),
             legacy_http: false,
         }
     }
@@ -74,6 +89,10 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("database_url", &self.database_url)
             .field("limits", &self.limits)
+            .field("access", &self.access)
+            .field("tls", &self.tls)
+            .field("connections", &self.connections)
+            .field("calls", &self.calls)
             .field("shutdown_grace", &self.shutdown_grace)
             .field("slow_consumer_after", &self.slow_consumer_after)
             .finish_non_exhaustive()

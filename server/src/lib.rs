@@ -6,6 +6,7 @@
 //!
 //! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
 
+pub mod access;
 pub mod config;
 pub mod domain;
 pub mod export;
@@ -20,11 +21,14 @@ mod api;
 mod generations;
 mod in_process;
 mod maintenance;
+mod net;
 mod readiness;
 mod server;
 
 pub use self::{
+    api::CallLimits,
     config::Config,
     in_process::InProcess,
+    net::{ConnectionLimits, Tls, TlsConfig, TlsError},
     server::{ServeError, Server},
 };

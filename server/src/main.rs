@@ -4,6 +4,7 @@ mod audit;
 mod cli;
 mod demo;
 mod migrate;
+mod token;
 mod transfer;
 
 use std::{
@@ -30,9 +31,11 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Demo(args) => demo::run(args),
         Command::Verify { database, org } => return audit::verify(&database.database_url, org),
+        Command::Backup { database, file } => audit::backup(&database.database_url, &file),
         Command::RenewLogId(database) => audit::renew_log_id(&database.database_url),
         Command::Import(args) => return transfer::import(*args),
         Command::Export(args) => transfer::export(args),
+        Command::Token { command } => token::run(command),
         Command::Migrate { command } => migrate::run(command),
     };
     match done {
@@ -53,11 +56,17 @@ async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     let listener = TcpListener::bind(&args.listen)
         .await
         .map_err(|error| format!("can't listen on {}: {error} (expected ADDR:PORT)", args.listen))?;
-    let server = Server::open(listener, args.config()).await?;
-    let address = server.local_addr()?;
+    let config = args.config();
+    let address = listener.local_addr()?;
+    raise_file_limit(config.connections.connections as u64);
+    let (is_guarded, has_tls) = (config.access.is_on(address.ip().is_loopback()), config.tls.is_some());
+    let server = Server::open(listener, config).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "serving");
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "anyone who reaches this address may read and change every job: there is no authentication");
+    if !is_guarded && !address.ip().is_loopback() {
+        tracing::warn!(%address, "whoever reaches this address may read and change every job: nobody is asked who they are");
+    }
+    if is_guarded && !has_tls && !address.ip().is_loopback() {
+        tracing::warn!(%address, "credentials travel in the clear: give a certificate with --tls-cert, or put a proxy in front");
     }
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on {address}")?;
@@ -69,6 +78,23 @@ async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::select! {
         ended = server.run(first.next()) => Ok(ended?),
         () = again => Err("stopped at once by a second signal; what was acknowledged is safe".into()),
+    }
+}
+
+/// Files that a server needs beside those of its connections: databases, logs, certificates.
+const OTHER_FILES: u64 = 300;
+
+/// Many systems let a process begin with fewer files than it may have.
+fn raise_file_limit(connections: u64) {
+    let needed = connections + OTHER_FILES;
+    match rlimit::increase_nofile_limit(needed) {
+        Ok(files) if files < needed => tracing::warn!(
+            files,
+            needed,
+            "there may be fewer files than connections: raise RLIMIT_NOFILE, or lower --max-connections"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on open files stays as it is"),
     }
 }
 

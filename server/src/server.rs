@@ -11,25 +11,23 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::{server::NamedService, service::Routes, transport::server::TcpIncoming};
+use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::ServiceBuilder;
 
 use crate::{
+    access::{Access, AccessError},
     api,
     config::Config,
     ledger::Ledger,
     maintenance,
+    net::{self, Tls, TlsError},
     readiness::Readiness,
     store::{self, Store, StoreError},
 };
 
-/// A silent peer is asked for a sign of life this often, and given up after the same time again.
-const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Calls that one connection may have open, streams included.
-const CALLS_PER_CONNECTION: u32 = 4_096;
-/// Requests reset by us, for a protocol error, before the connection is closed.
-const MAX_ERROR_RESETS: usize = 1_024;
-
+/// What is left of the grace period, at most, for callers to hear what became of what was cut off.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Closing the database may take this long even where the grace period is over: it saves the next start a replay.
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 
@@ -49,9 +47,12 @@ pub enum ServeError {
     /// The listener failed.
     #[error("the listener failed: {0}")]
     Listener(#[from] io::Error),
-    /// The transport failed.
-    #[error("serving failed: {0}")]
-    Transport(#[from] tonic::transport::Error),
+    /// Nobody can be let in.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// TLS can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The reflection service can't be built.
     #[error("the contract's descriptors can't be served: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -93,6 +94,12 @@ impl Server {
     /// If serving fails, or can't begin.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { listener, config, store } = self;
+        let is_open = config.access.is_on(listener.local_addr()?.ip().is_loopback());
+        let access = match is_open {
+            true => Some(Arc::new(Access::open(&config.access, Arc::clone(&store), Arc::clone(&config.clock)).await?)),
+            false => None,
+        };
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let (ledger, lanes) = Ledger::new(Arc::clone(&store), config.limits);
         let mut lanes = tokio::spawn(lanes);
         let draining = CancellationToken::new();
@@ -103,36 +110,29 @@ impl Server {
         report(&health, ServingStatus::Serving).await;
         let reporting = report_readiness(health.clone(), watched.clone());
         let maintenance = maintenance::run(ledger.clone(), Arc::clone(&store), config.retention, readiness.clone());
+        let watching = watch_credentials(access.clone(), tls.clone());
         let maintenance = AbortOnDropHandle::new(tokio::spawn(async {
-            tokio::join!(reporting, maintenance);
+            tokio::join!(reporting, maintenance, watching);
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
         let mut routes = Routes::new(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
         let router = routes.axum_router_mut();
-        let legacy = if config.legacy_http { api::legacy(ledger.clone()) } else { api::no_legacy() };
+        let legacy =
+            if config.legacy_http { api::legacy(ledger.clone(), config.calls.request_bytes) } else { api::no_legacy() };
         *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy);
-        let router = tonic::transport::Server::builder()
-            // For probes and the old REST calls.
-            .accept_http1(true)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
-            .max_concurrent_streams(CALLS_PER_CONNECTION)
-            .layer(api::CallLayer)
-            .layer(api::WireLayer(api::WireService::new(service)))
-            .add_routes(routes);
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
-        let mut serving =
-            tokio::spawn(router.serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned()));
+        let layers = ServiceBuilder::new()
+            .layer(api::CallLayer(config.calls))
+            .layer(api::AccessLayer(access))
+            .layer(api::LimitsLayer::new(config.calls, draining.clone()))
+            .layer(api::WireLayer(api::WireService::new(service, config.calls.request_bytes)));
+        let served = layers.service(routes.prepare());
+        let mut serving = tokio::spawn(net::serve(listener, tls, served, config.connections, draining.clone()));
 
-        let mut outcome = tokio::select! {
+        let outcome = tokio::select! {
             () = shutdown => Ok(()),
-            ended = &mut serving => Err(match ended {
-                Ok(Err(error)) => ServeError::Transport(error),
-                Ok(Ok(())) | Err(_) => ServeError::Listener(io::Error::other("it ended by itself")),
-            }),
+            _ = &mut serving => Err(ServeError::Listener(io::Error::other("it ended by itself"))),
             _ = &mut lanes => Err(ServeError::LedgerStopped),
         };
 
@@ -147,10 +147,18 @@ impl Server {
         let deadline = Instant::now() + config.shutdown_grace;
         ledger.close();
         draining.cancel();
-        if let Some(Err(error)) = finish(serving, deadline, "connections").await {
-            outcome = outcome.and(Err(ServeError::Transport(error)));
+        let mut serving = AbortOnDropHandle::new(serving);
+        // Calls end with what they wait for, or are told that it was cut off.
+        let last_words = deadline - LAST_WORDS.min(config.shutdown_grace / 10);
+        if timeout_at(last_words, &mut serving).await.is_err() {
+            finish(lanes, last_words, "accepted commands").await;
+            if timeout_at(deadline, &mut serving).await.is_err() {
+                tracing::warn!("the grace period is over; cutting off the connections that are left");
+            }
+        } else {
+            finish(lanes, deadline, "accepted commands").await;
         }
-        finish(lanes, deadline, "accepted commands").await;
+        drop(serving);
         if timeout_at(deadline.max(Instant::now() + CLOSE_AT_LEAST), store.close()).await.is_err() {
             tracing::warn!("the database was not closed in time; its log is replayed at the next start");
         }
@@ -180,18 +188,26 @@ async fn report_readiness(health: HealthReporter, mut readiness: watch::Receiver
     }
 }
 
-/// Waits for a task until the deadline, then cuts it off. One that has ended already is nothing to wait for.
-async fn finish<T>(mut task: JoinHandle<T>, deadline: Instant, what: &'static str) -> Option<T> {
-    if task.is_finished() {
-        return None;
-    }
-    match timeout_at(deadline, &mut task).await {
-        Ok(ended) => ended.ok(),
-        Err(_) => {
-            tracing::warn!(what, "the grace period is over; cutting off what is left");
-            task.abort();
-            None
+/// Looks whether callers may still be let in, and with which certificates to serve.
+async fn watch_credentials(access: Option<Arc<Access>>, tls: Option<Arc<Tls>>) {
+    let access = async {
+        if let Some(access) = access {
+            access.watch().await;
         }
+    };
+    let tls = async {
+        if let Some(tls) = tls {
+            tls.watch().await;
+        }
+    };
+    tokio::join!(access, tls);
+}
+
+/// Waits for a task until the deadline, then cuts it off. One that has ended already is nothing to wait for.
+async fn finish(mut task: JoinHandle<()>, deadline: Instant, what: &'static str) {
+    if !task.is_finished() && timeout_at(deadline, &mut task).await.is_err() {
+        tracing::warn!(what, "the grace period is over; cutting off what is left");
+        task.abort();
     }
 }
 

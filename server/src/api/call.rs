@@ -2,31 +2,41 @@
 
 use std::{
     future::Future,
+    panic::AssertUnwindSafe,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCEPT, ALLOW, CONTENT_TYPE},
+};
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
+use uuid::Uuid;
 
-use super::{request::ORG_HEADER, status::ApiError};
+use super::{
+    limits::CallLimits,
+    request::ORG_HEADER,
+    status::{ApiError, plain},
+};
 
 /// tonic answers an expired deadline with CANCELLED, from a timer outside of every layer. This much earlier, ours
 /// answers with DEADLINE_EXCEEDED.
 const AHEAD_OF_TONIC: Duration = Duration::from_millis(1);
 
-/// Bounds each call by its `grpc-timeout` and logs it. A server stream is bounded up to its first message.
+/// Bounds each call by its `grpc-timeout`, and by what any may take; logs it; and makes of what else answers, or doesn't, an answer
+/// of the contract. A server stream is bounded up to its first message.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct CallLayer;
+pub(crate) struct CallLayer(pub(crate) CallLimits);
 
 impl<S> Layer<S> for CallLayer {
     type Service = Call<S>;
 
     fn layer(&self, inner: S) -> Call<S> {
-        Call { inner }
+        Call { inner, limits: self.0 }
     }
 }
 
@@ -34,6 +44,7 @@ impl<S> Layer<S> for CallLayer {
 #[derive(Debug, Clone)]
 pub(crate) struct Call<S> {
     inner: S,
+    limits: CallLimits,
 }
 
 type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
@@ -41,7 +52,7 @@ type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>
 impl<S, B> Service<Request<B>> for Call<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
+    S::Future: Send + Unpin + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -52,33 +63,48 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let started = Instant::now();
+        let (started, limits) = (Instant::now(), self.limits);
         let is_grpc = is_grpc(request.headers());
         let rpc = request.uri().path().to_owned();
         let org_id = request.headers().get(ORG_HEADER).and_then(|org| org.to_str().ok()).map(str::to_owned);
         let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
-            None => None,
-            Some(Some(allowed)) => started.checked_add(allowed.saturating_sub(AHEAD_OF_TONIC)),
+            None => started + limits.call_within,
+            Some(Some(allowed)) => started + allowed.saturating_sub(AHEAD_OF_TONIC).min(limits.call_within),
             Some(None) => {
                 let description = "must be at most 8 digits and a unit (H, M, S, m, u or n)";
                 let status = Status::from(ApiError::invalid("grpc-timeout", description));
                 return Box::pin(async move { Ok(status.into_http()) });
             }
         };
-        let answer = self.inner.call(request);
+        if is_of_grpc(&rpc) && (request.method() != Method::POST || !is_grpc) {
+            let answer = match request.method() {
+                &Method::POST => nothing_but(StatusCode::UNSUPPORTED_MEDIA_TYPE, ACCEPT, "application/grpc"),
+                _ => nothing_but(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST"),
+            };
+            return Box::pin(async move { Ok(answer) });
+        }
+        let answer = CatchPanic(self.inner.call(request));
         Box::pin(async move {
-            let response = match deadline {
-                None => answer.await?,
-                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(response) => response?,
-                    Err(_) => Status::from(ApiError::DeadlineExceeded).into_http(),
-                },
+            let failed = match tokio::time::timeout_at(deadline, answer).await {
+                Ok(Ok(response)) => Ok(response?),
+                Ok(Err(())) => {
+                    let id = Uuid::new_v4();
+                    tracing::error!(error_id = %id, rpc, org_id, "a call panicked");
+                    Err(ApiError::Panicked { id })
+                }
+                Err(_) => Err(ApiError::DeadlineExceeded),
+            };
+            let response = match failed {
+                Ok(response) => response,
+                Err(error) if is_grpc => Status::from(error).into_http(),
+                Err(error) => plain(error),
             };
             // A status in the headers is an error; success comes in the trailers.
-            let response = match Status::from_header_map(response.headers()).and_then(|status| in_contract(&status)) {
-                Some(error) => Status::from(error).into_http(),
-                None => response,
-            };
+            let response =
+                match Status::from_header_map(response.headers()).and_then(|status| in_contract(&status, &limits)) {
+                    Some(error) => Status::from(error).into_http(),
+                    None => response,
+                };
             if !is_grpc
                 && Status::from_header_map(response.headers())
                     .is_some_and(|status| status.code() == Code::Unimplemented)
@@ -94,8 +120,37 @@ where
 }
 
 /// True of a call of gRPC, or its kin for browsers; anything else is plain HTTP.
-fn is_grpc(headers: &HeaderMap) -> bool {
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// What is answered to plain HTTP where gRPC is spoken.
+fn nothing_but(code: StatusCode, header: HeaderName, value: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = code;
+    response.headers_mut().insert(header, HeaderValue::from_static(value));
+    response
+}
+
+/// True of a path at which services of gRPC are: `/package.Service/Method`.
+fn is_of_grpc(path: &str) -> bool {
+    let mut parts = path.split('/').skip(1);
+    parts.next().is_some_and(|service| service.contains('.')) && parts.next().is_some_and(|method| !method.is_empty())
+}
+
+/// A future whose panic is an answer like any other: what it shares with others is theirs to keep whole.
+struct CatchPanic<F>(F);
+
+impl<F: Future + Unpin> Future for CatchPanic<F> {
+    type Output = Result<F::Output, ()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match std::panic::catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(context))) {
+            Ok(polled) => polled.map(Ok),
+            // The hook has logged what it says.
+            Err(_) => Poll::Ready(Err(())),
+        }
+    }
 }
 
 /// What is answered to plain HTTP at a path where nothing is: tonic would say 200, and the rest in a header of gRPC's.
@@ -107,7 +162,7 @@ fn nowhere() -> Response<Body> {
 }
 
 /// The contract's error for one that tonic gave by itself, before a request reached the service.
-fn in_contract(status: &Status) -> Option<ApiError> {
+fn in_contract(status: &Status, limits: &CallLimits) -> Option<ApiError> {
     if !status.details().is_empty() {
         return None;
     }
@@ -115,7 +170,11 @@ fn in_contract(status: &Status) -> Option<ApiError> {
         Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
             Some(ApiError::invalid("(message)", "is not a message of the contract, or nested too deep"))
         }
-        Code::OutOfRange => Some(ApiError::MessageTooLarge),
+        Code::OutOfRange => Some(ApiError::MessageTooLarge { limit: limits.request_bytes }),
+        // The codec, of a message that does not come whole, or is compressed.
+        Code::Internal | Code::Unknown => Some(ApiError::invalid("(message)", "can't be read")),
+        Code::Unimplemented if status.message().contains("compressed") => Some(ApiError::UnsupportedEncoding),
+        Code::Unimplemented => Some(ApiError::NoSuchCall),
         _ => None,
     }
 }

@@ -1,10 +1,13 @@
 //! The gRPC side: validates and converts requests, asks the [ledger](crate::ledger), converts answers. Knows no store.
 
+mod access;
 mod call;
+mod caller;
 mod convert;
 mod http;
 mod json;
 mod legacy;
+mod limits;
 mod listing;
 mod request;
 mod service;
@@ -13,10 +16,13 @@ mod status;
 mod stream;
 mod wire;
 
+pub use self::limits::CallLimits;
 pub(crate) use self::{
+    access::AccessLayer,
     call::CallLayer,
     http::probes,
     legacy::{legacy, no_legacy},
+    limits::LimitsLayer,
     service::Service,
     wire::{WireLayer, WireService},
 };

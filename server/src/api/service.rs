@@ -8,13 +8,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 
 use super::{
+    caller::Caller,
     convert, listing, request, statistics,
     status::{ApiError, item_error},
     stream::{self, EventStream},
 };
 use crate::{
-    domain::{id::OrgId, transition::TransitionError},
+    domain::transition::TransitionError,
     ledger::{Command, JobReply, Ledger, LedgerError},
+    net::Peer,
 };
 
 /// The metadata of a stream's answer that names the log.
@@ -37,15 +39,23 @@ impl Service {
         &self,
         request: Request<pb::StreamJobEventsRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let org = request::org(request.metadata())?;
-        let peer = request.remote_addr();
+        let caller = Caller::of(request.extensions())?;
+        let peer = request.extensions().get::<Peer>().cloned();
         let wanted = request::subscribe(request.into_inner())?;
+        if wanted.filter.job.is_none() {
+            caller.may_follow_all()?;
+        }
         if self.draining.is_cancelled() {
             return Err(ApiError::from(LedgerError::Draining).into());
         }
-        let subscription = self.ledger.subscribe(org, peer, wanted).await.map_err(ApiError::from)?;
+        let subscription = self
+            .ledger
+            .subscribe(caller.org(), peer.as_ref().map(|peer| peer.address), wanted)
+            .await
+            .map_err(ApiError::from)?;
+        let cut = peer.map(|peer| peer.cut).unwrap_or_default();
         let log_id = MetadataValue::try_from(subscription.log_id().to_string());
-        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone());
+        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone(), cut);
         let mut answer = Response::new(stream);
         if let Ok(log_id) = log_id {
             answer.metadata_mut().insert(LOG_ID_HEADER, log_id);
@@ -56,14 +66,14 @@ impl Service {
     /// Has the items of a batch decided that are well-formed; an answer for each, in order.
     async fn submit_all(
         &self,
-        org: OrgId,
+        caller: &Caller,
         items: impl Iterator<Item = Result<Command, ApiError>>,
     ) -> Result<Vec<Result<JobReply, tonic_types::Status>>, ApiError> {
         let (mut commands, mut refused) = (Vec::new(), Vec::new());
         for item in items {
             refused.push(item.map(|command| commands.push(command)).err());
         }
-        let mut replies = self.ledger.submit_all(org, commands).await?.into_iter();
+        let mut replies = self.ledger.submit_all(caller.by.clone(), commands).await?.into_iter();
         let mut answer = |refused: Option<ApiError>| match refused {
             Some(error) => Err(item_error(error)),
             None => replies.next().unwrap_or(Err(LedgerError::OutcomeUnknown)).map_err(item_error),
@@ -78,9 +88,9 @@ impl JobService for Service {
         &self,
         request: Request<pb::CreateJobRequest>,
     ) -> Result<Response<pb::CreateJobResponse>, Status> {
-        let org = request::org(request.metadata())?;
-        let command = request::create(request.into_inner())?;
-        let JobReply { job, deduplicated } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let caller = Caller::of(request.extensions())?;
+        let command = request::create(request.into_inner(), &caller)?;
+        let JobReply { job, deduplicated } = self.ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::CreateJobResponse { job: Some(convert::job(&job)), deduplicated }))
     }
 
@@ -88,10 +98,11 @@ impl JobService for Service {
         &self,
         request: Request<pb::BatchCreateJobsRequest>,
     ) -> Result<Response<pb::BatchCreateJobsResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let requests = request.into_inner().requests;
         request::items("requests", requests.len())?;
-        let replies = self.submit_all(org, requests.into_iter().map(request::create)).await?;
+        let replies =
+            self.submit_all(&caller, requests.into_iter().map(|request| request::create(request, &caller))).await?;
         let result = |reply| match reply {
             Ok(JobReply { job, deduplicated }) => {
                 pb::BatchCreateJobsResult { job: Some(convert::brief_job(&job)), deduplicated, error: None }
@@ -102,18 +113,18 @@ impl JobService for Service {
     }
 
     async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let listing = request::list(request.into_inner())?;
-        Ok(Response::new(listing::answer(&self.ledger, org, listing).await?))
+        Ok(Response::new(listing::answer(&self.ledger, caller.org(), listing).await?))
     }
 
     async fn claim_jobs(
         &self,
         request: Request<pb::ClaimJobsRequest>,
     ) -> Result<Response<pb::ClaimJobsResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let (claim, wait) = request::claim(request.into_inner())?;
-        let leases = self.ledger.claim(org, claim, wait).await.map_err(ApiError::from)?;
+        let leases = self.ledger.claim(caller.by, claim, wait).await.map_err(ApiError::from)?;
         let answer = pb::ClaimJobsResponse { leases: leases.jobs().iter().map(convert::lease).collect() };
         leases.deliver();
         Ok(Response::new(answer))
@@ -123,11 +134,11 @@ impl JobService for Service {
         &self,
         request: Request<pb::HeartbeatRequest>,
     ) -> Result<Response<pb::HeartbeatResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let commands = request::heartbeat(request.into_inner())?;
         let held: Vec<_> = commands.iter().map(Option::is_some).collect();
         let commands = commands.into_iter().flatten().collect();
-        let mut replies = self.ledger.submit_all(org, commands).await.map_err(ApiError::from)?.into_iter();
+        let mut replies = self.ledger.submit_all(caller.by, commands).await.map_err(ApiError::from)?.into_iter();
         let mut results = Vec::with_capacity(held.len());
         for is_held in held {
             let reply = if is_held { replies.next() } else { None };
@@ -148,23 +159,23 @@ impl JobService for Service {
         &self,
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let command = request::cancel(request.into_inner())?;
-        let JobReply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let JobReply { job, .. } = self.ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::CancelJobResponse { job: Some(convert::job(&job)) }))
     }
 
     async fn retry_job(&self, request: Request<pb::RetryJobRequest>) -> Result<Response<pb::RetryJobResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let command = request::retry(request.into_inner())?;
-        let JobReply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let JobReply { job, .. } = self.ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::RetryJobResponse { job: Some(convert::job(&job)) }))
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let id = request::get(request.get_ref())?;
-        let record = self.ledger.job(org, id).await.map_err(ApiError::from)?;
+        let record = self.ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::GetJobResponse { job: Some(convert::job_record(&record)) }))
     }
 
@@ -172,9 +183,9 @@ impl JobService for Service {
         &self,
         request: Request<pb::UpdateJobStatusRequest>,
     ) -> Result<Response<pb::UpdateJobStatusResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let command = request::update(request.into_inner())?;
-        let JobReply { job, .. } = self.ledger.submit(org, command).await.map_err(ApiError::from)?;
+        let JobReply { job, .. } = self.ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::UpdateJobStatusResponse {
             cancel_requested: job.cancel_requested,
             job: Some(convert::job(&job)),
@@ -185,10 +196,10 @@ impl JobService for Service {
         &self,
         request: Request<pb::BatchUpdateJobStatusRequest>,
     ) -> Result<Response<pb::BatchUpdateJobStatusResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let updates = request.into_inner().updates;
         request::items("updates", updates.len())?;
-        let replies = self.submit_all(org, updates.into_iter().map(request::update)).await?;
+        let replies = self.submit_all(&caller, updates.into_iter().map(request::update)).await?;
         let result = |reply: Result<JobReply, _>| match reply {
             Ok(JobReply { job, .. }) => pb::BatchUpdateJobStatusResult {
                 job: Some(convert::brief_job(&job)),
@@ -214,9 +225,9 @@ impl JobService for Service {
         &self,
         request: Request<pb::GetStatisticsRequest>,
     ) -> Result<Response<pb::GetStatisticsResponse>, Status> {
-        let org = request::org(request.metadata())?;
+        let caller = Caller::of(request.extensions())?;
         let query = request::statistics(request.into_inner())?;
-        let found = self.ledger.statistics(org, &query).await.map_err(ApiError::from)?;
+        let found = self.ledger.statistics(caller.org(), &query).await.map_err(ApiError::from)?;
         Ok(Response::new(statistics::answer(found, &query)))
     }
 }

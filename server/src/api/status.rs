@@ -2,19 +2,23 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use http::{
+    HeaderValue, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+};
 use prost::Message as _;
-use tonic::{Code, Status};
+use serde_json::json;
+use tonic::{Code, Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt};
+use uuid::Uuid;
 
 use super::convert;
-use crate::{domain::transition::TransitionError, ledger::LedgerError};
+use crate::{access::Refusal, domain::transition::TransitionError, ledger::LedgerError};
 
 /// The domain of every ErrorInfo.
 const DOMAIN: &str = "jobledger";
 /// When a client should come back to a server that is busy, or whose database is away.
 const RETRY_SOON: Duration = Duration::from_millis(250);
-/// Bytes of a request: a value at its limit and plenty to spare; gRPC's own default.
-pub(crate) const MAX_REQUEST_BYTES: usize = 4 << 20;
 /// Details travel in trailers, which should stay under 4 KiB: no more violations than this are listed.
 pub(super) const MAX_VIOLATIONS: usize = 16;
 
@@ -29,7 +33,25 @@ pub(super) enum ApiError {
     /// A payload or result over its limit.
     TooLarge { field: &'static str, limit: usize, size: usize },
     /// A request that is larger than the server reads.
-    MessageTooLarge,
+    MessageTooLarge { limit: usize },
+    /// A request that did not come whole in time.
+    RequestTooSlow,
+    /// Nobody calls, or nobody who is let in.
+    Refused(Refusal),
+    /// Who calls may not.
+    Denied(&'static str),
+    /// Nothing is there to be called.
+    NoSuchCall,
+    /// A message that is compressed in a way that this server doesn't know.
+    UnsupportedEncoding,
+    /// As many calls are under way as may be: of the server, of the org, or of requests in bytes.
+    Overloaded { scope: &'static str, limit: usize },
+    /// An org calls more often than it may.
+    TooFast { rate: u32, after: Duration },
+    /// A defect: somebody panicked. The log has more under this id.
+    Panicked { id: Uuid },
+    /// A defect.
+    Internal,
     /// What the ledger said.
     Ledger(LedgerError),
     /// The deadline has passed.
@@ -57,6 +79,49 @@ impl ApiError {
     pub(super) fn in_short(self) -> (Code, String, Option<Duration>) {
         let Answer { code, message, retry, .. } = Answer::of(self);
         (code, message, retry)
+    }
+}
+
+/// The same to plain HTTP: what has gone wrong, in a line of JSON.
+pub(super) fn plain(error: ApiError) -> http::Response<Body> {
+    let Answer { code, message, retry, violations, .. } = Answer::of(error);
+    let asks_who = code == Code::Unauthenticated;
+    let code = http_code(code);
+    let violation = |Violation { field, description }| json!({ "type": "value_error", "loc": ["header", field], "msg": description });
+    let detail = match violations.is_empty() {
+        true => json!(message),
+        false => violations.into_iter().map(violation).collect(),
+    };
+    let mut response = http::Response::new(Body::new(json!({ "detail": detail }).to_string()));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if asks_who {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    if let Some(wait) = retry {
+        headers.insert(RETRY_AFTER, (wait.as_secs_f64().ceil() as u64).into());
+    }
+    response
+}
+
+/// What a code of gRPC is to HTTP.
+pub(super) fn http_code(code: Code) -> StatusCode {
+    match code {
+        Code::InvalidArgument => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::NotFound | Code::Unimplemented => StatusCode::NOT_FOUND,
+        Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
+        Code::ResourceExhausted | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
@@ -134,10 +199,47 @@ impl Answer {
                     .with("limit", limit)
                     .with("size", size)
             }
-            ApiError::MessageTooLarge => {
-                let message = format!("the request takes more than {MAX_REQUEST_BYTES} bytes");
-                Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).with("limit", MAX_REQUEST_BYTES)
+            ApiError::MessageTooLarge { limit } => {
+                let message = format!("the request takes more than {limit} bytes");
+                Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).with("limit", limit)
             }
+            ApiError::RequestTooSlow => {
+                Self::new(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", "the request did not come whole in time")
+            }
+            ApiError::Refused(Refusal::Busy) => {
+                Self::new(Code::ResourceExhausted, "OVERLOADED", Refusal::Busy.to_string()).retry()
+            }
+            ApiError::Refused(Refusal::Unavailable) => {
+                Self::new(Code::Unavailable, "DATABASE_UNAVAILABLE", Refusal::Unavailable.to_string()).retry()
+            }
+            ApiError::Refused(refusal) => Self::new(Code::Unauthenticated, "UNAUTHENTICATED", refusal.to_string()),
+            ApiError::Denied(why) => Self::new(Code::PermissionDenied, "PERMISSION_DENIED", why),
+            ApiError::NoSuchCall => Self::new(Code::Unimplemented, "NO_SUCH_CALL", "there is no such call"),
+            ApiError::UnsupportedEncoding => {
+                Self::new(Code::Unimplemented, "UNSUPPORTED_ENCODING", "messages may not be compressed")
+            }
+            ApiError::Overloaded { scope, limit } => {
+                let message = match scope {
+                    "requests" => format!("requests of more than {limit} bytes are under way; try again shortly"),
+                    scope => {
+                        format!("this {scope} has {limit} calls under way, and may not have more; try again shortly")
+                    }
+                };
+                Self::new(Code::ResourceExhausted, "OVERLOADED", message)
+                    .retry()
+                    .with("scope", scope)
+                    .with("limit", limit)
+            }
+            ApiError::TooFast { rate, after } => {
+                let message = format!("the org may make {rate} calls a second; try again shortly");
+                let answer = Self::new(Code::ResourceExhausted, "RATE_LIMITED", message).with("limit", rate);
+                Self { retry: Some(after), ..answer }
+            }
+            ApiError::Panicked { id } => {
+                let message = "a defect of the server; its log has more under the error_id";
+                Self::new(Code::Internal, "INTERNAL", message).with("error_id", id)
+            }
+            ApiError::Internal => Self::new(Code::Internal, "INTERNAL", "a defect of the server"),
             ApiError::DeadlineExceeded => Self::new(
                 Code::DeadlineExceeded,
                 "DEADLINE_EXCEEDED",
@@ -189,7 +291,12 @@ impl Answer {
             LedgerError::Draining => Self::new(Code::Unavailable, "DRAINING", message).retry(),
             LedgerError::Unavailable => Self::new(Code::Unavailable, "DATABASE_UNAVAILABLE", message).retry(),
             LedgerError::OutcomeUnknown => Self::new(Code::Unavailable, "OUTCOME_UNKNOWN", message).retry(),
-            LedgerError::Refused => Self::new(Code::Internal, "REFUSED_BY_DATABASE", message),
+            LedgerError::Refused => {
+                // The ledger has logged what was said.
+                let id = Uuid::new_v4();
+                tracing::error!(error_id = %id, "a request was refused that should not have been");
+                Self::new(Code::Internal, "REFUSED_BY_DATABASE", message).with("error_id", id)
+            }
         }
     }
 }

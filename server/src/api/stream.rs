@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -11,7 +11,10 @@ use std::{
 };
 
 use jobledger_proto::v1::{self as pb, stream_job_events_response::Item};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -19,7 +22,7 @@ use tonic::Status;
 use super::{convert, status::ApiError};
 use crate::{
     domain::{id::LogId, job::JobRecord},
-    ledger::{Delivery, LedgerError, SharedEvent, StreamPlace, Subscription},
+    ledger::{Delivery, LedgerError, PageMemory, PageShare, SharedEvent, StreamPlace, Subscription},
 };
 
 /// Pages that wait for the caller beside the one it is taking from. A page is bounded in events and in bytes, and its
@@ -27,10 +30,16 @@ use crate::{
 /// takes from, one in the hands of the task, and what the transport buffers.
 const QUEUE: usize = 1;
 
+/// How long a caller may take nothing where there is little room left for pages.
+const WHERE_TIGHT: Duration = Duration::from_secs(1);
+
+/// How often as long as it takes to be a slow consumer a caller may leave the end of its stream unread.
+const CUT_AFTER: u32 = 10;
+
 /// What waits for the caller.
 enum Page {
-    Events(std::vec::IntoIter<Arc<SharedEvent>>),
-    Jobs(std::vec::IntoIter<JobRecord>),
+    Events(std::vec::IntoIter<Arc<SharedEvent>>, PageShare),
+    Jobs(std::vec::IntoIter<JobRecord>, PageShare),
     Bookmark {
         seq: i64,
         caught_up: bool,
@@ -45,10 +54,15 @@ enum Page {
 
 /// The page that is being taken.
 enum Taking {
-    Events(std::vec::IntoIter<Arc<SharedEvent>>),
-    Jobs(std::vec::IntoIter<JobRecord>),
+    /// Nothing, for now.
+    Nothing,
+    Events(std::vec::IntoIter<Arc<SharedEvent>>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
+    Jobs(std::vec::IntoIter<JobRecord>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
     /// Nothing but how it ended.
-    Ended(Result<(), ApiError>),
+    End {
+        bookmark: Option<i64>,
+        ended: Result<(), ApiError>,
+    },
 }
 
 /// A message to be sent.
@@ -67,72 +81,92 @@ impl Outgoing {
 
 /// The answer of StreamJobEvents.
 pub(crate) struct EventStream {
-    queue: mpsc::Receiver<Page>,
-    taking: Taking,
-    log_id: LogId,
+    held: Arc<Mutex<Held>>,
     /// How many messages the caller has taken.
     taken: Arc<AtomicU64>,
-    /// Kept for as long as pages may be held here.
+    /// Kept for as long as the stream is there.
     _place: StreamPlace,
 }
 
-impl EventStream {
+/// What is held for the caller.
+struct Held {
+    queue: mpsc::Receiver<Page>,
+    taking: Taking,
+    log_id: LogId,
+}
+
+impl Held {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Outgoing, Status>>> {
+        loop {
+            let next = match &mut self.taking {
+                Taking::Nothing => None,
+                Taking::Events(page, _) => page.next().map(Outgoing::Event),
+                Taking::Jobs(page, _) => {
+                    page.next().map(|job| Outgoing::of(Item::Snapshot(Box::new(convert::job_record(&job)))))
+                }
+                Taking::End { bookmark, ended } => match bookmark.take() {
+                    Some(seq) => return Poll::Ready(Some(Ok(self.bookmark(seq, false)))),
+                    None => {
+                        let ended = std::mem::replace(ended, Ok(()));
+                        return Poll::Ready(ended.err().map(|error| Err(error.into())));
+                    }
+                },
+            };
+            if let Some(item) = next {
+                return Poll::Ready(Some(Ok(item)));
+            }
+            self.taking = Taking::Nothing;
+            match ready!(self.queue.poll_recv(context)) {
+                Some(Page::Events(page, taken)) => self.taking = Taking::Events(page, taken),
+                Some(Page::Jobs(page, taken)) => self.taking = Taking::Jobs(page, taken),
+                Some(Page::Bookmark { seq, caught_up }) => return Poll::Ready(Some(Ok(self.bookmark(seq, caught_up)))),
+                Some(Page::End { bookmark, ended }) => self.taking = Taking::End { bookmark, ended },
+                None => {
+                    self.taking = Taking::End { bookmark: None, ended: Err(LedgerError::Unavailable.into()) };
+                }
+            }
+        }
+    }
+
     fn bookmark(&self, seq: i64, caught_up: bool) -> Outgoing {
         Outgoing::of(Item::Bookmark(pb::Bookmark { seq, caught_up, log_id: self.log_id.to_string() }))
+    }
+
+    /// Lets go of everything but the end: the caller has what it has taken, up to the last bookmark or event.
+    fn let_go(&mut self, ended: ApiError) {
+        self.queue.close();
+        while self.queue.try_recv().is_ok() {}
+        self.taking = Taking::End { bookmark: None, ended: Err(ended) };
     }
 }
 
 impl Stream for EventStream {
     type Item = Result<Outgoing, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = loop {
-            let next = match &mut self.taking {
-                Taking::Events(page) => page.next().map(Outgoing::Event),
-                Taking::Jobs(page) => {
-                    page.next().map(|job| Outgoing::of(Item::Snapshot(Box::new(convert::job_record(&job)))))
-                }
-                Taking::Ended(ended) => {
-                    let ended = std::mem::replace(ended, Ok(()));
-                    return Poll::Ready(ended.err().map(|error| Err(error.into())));
-                }
-            };
-            if let Some(item) = next {
-                break item;
-            }
-            match ready!(self.queue.poll_recv(context)) {
-                Some(Page::Events(page)) => self.taking = Taking::Events(page),
-                Some(Page::Jobs(page)) => self.taking = Taking::Jobs(page),
-                Some(Page::Bookmark { seq, caught_up }) => break self.bookmark(seq, caught_up),
-                Some(Page::End { bookmark, ended }) => {
-                    self.taking = Taking::Ended(ended);
-                    if let Some(seq) = bookmark {
-                        break self.bookmark(seq, false);
-                    }
-                }
-                None => self.taking = Taking::Ended(Err(LedgerError::Unavailable.into())),
-            }
-        };
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        Poll::Ready(Some(Ok(item)))
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = ready!(lock(&self.held).poll_next(context));
+        if matches!(item, Some(Ok(_))) {
+            self.taken.fetch_add(1, Ordering::Relaxed);
+        }
+        Poll::Ready(item)
     }
 }
 
-/// Starts moving a subscription. The task ends with the subscription, the caller or the server, whichever is first.
+/// Starts moving a subscription. The task ends with the subscription, the caller or the server, whichever is first. A caller that does
+/// not take the end of it either has what is held for it dropped, and then its connection cut: nothing else ends a stream that nobody
+/// reads.
 pub(super) fn start(
     subscription: Subscription,
     slow_consumer_after: Duration,
     draining: CancellationToken,
+    cut: CancellationToken,
 ) -> EventStream {
     let (queue, receiver) = mpsc::channel(QUEUE + 1);
     let taken = Arc::new(AtomicU64::new(0));
-    let stream = EventStream {
-        queue: receiver,
-        taking: Taking::Events(Vec::new().into_iter()),
-        log_id: subscription.log_id(),
-        taken: Arc::clone(&taken),
-        _place: subscription.place(),
-    };
+    let held = Arc::new(Mutex::new(Held { queue: receiver, taking: Taking::Nothing, log_id: subscription.log_id() }));
+    let left = Arc::downgrade(&held);
+    let patience = Patience { taken: Arc::clone(&taken), slow_consumer_after, memory: subscription.page_memory() };
+    let stream = EventStream { held, taken: Arc::clone(&taken), _place: subscription.place() };
     tokio::spawn(async move {
         // One place is kept for the end, so that it reaches even a caller whose queue is full.
         let Ok(last) = queue.clone().try_reserve_owned() else {
@@ -142,7 +176,7 @@ pub(super) fn start(
         let ended = tokio::select! {
             () = queue.closed() => return,
             () = draining.cancelled() => Err(LedgerError::Draining.into()),
-            ended = deliver(subscription, &queue, &mut sent, &taken, slow_consumer_after) => ended,
+            ended = deliver(subscription, &queue, &mut sent, &patience) => ended,
         };
         if let Err(error) = &ended {
             tracing::debug!(?error, "a stream ends early");
@@ -152,8 +186,50 @@ pub(super) fn start(
             Err(ApiError::SlowConsumer | ApiError::Ledger(LedgerError::Draining | LedgerError::Unavailable))
         );
         last.send(Page::End { bookmark: sent.filter(|_| goes_on_elsewhere), ended });
+        tokio::select! {
+            // All is taken, or the caller has gone.
+            () = queue.closed() => return,
+            () = patience.runs_out() => {}
+        }
+        if let Some(held) = left.upgrade() {
+            lock(&held).let_go(ApiError::SlowConsumer);
+        }
+        sleep(slow_consumer_after * CUT_AFTER).await;
+        if left.strong_count() > 0 {
+            tracing::debug!("cutting a connection on which the end of a stream is not read");
+            cut.cancel();
+        }
     });
     stream
+}
+
+/// How long a caller may take nothing: not long where others have no room for what they take.
+struct Patience {
+    taken: Arc<AtomicU64>,
+    slow_consumer_after: Duration,
+    memory: PageMemory,
+}
+
+impl Patience {
+    /// Waits until it has taken nothing for so long.
+    async fn runs_out(&self) {
+        let mut last = (self.taken.load(Ordering::Relaxed), Instant::now());
+        loop {
+            sleep(WHERE_TIGHT.min(self.slow_consumer_after)).await;
+            let taken = self.taken.load(Ordering::Relaxed);
+            let allowed = if self.memory.is_tight() { WHERE_TIGHT } else { self.slow_consumer_after };
+            if taken != last.0 {
+                last = (taken, Instant::now());
+            } else if last.1.elapsed() >= allowed.min(self.slow_consumer_after) {
+                return;
+            }
+        }
+    }
+}
+
+/// It stays whole whatever panics beside it.
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps in `sent` up to where everything was put into the queue; `None` where there is no such place yet.
@@ -161,28 +237,23 @@ async fn deliver(
     mut subscription: Subscription,
     queue: &mpsc::Sender<Page>,
     sent: &mut Option<i64>,
-    taken: &AtomicU64,
-    slow_consumer_after: Duration,
+    patience: &Patience,
 ) -> Result<(), ApiError> {
     loop {
         let page = match subscription.next().await? {
-            Delivery::Events(events) => Page::Events(events.into_iter()),
-            Delivery::Snapshot(jobs) => Page::Jobs(jobs.into_iter()),
+            Delivery::Events(events, room) => Page::Events(events.into_iter(), room),
+            Delivery::Snapshot(jobs, room) => Page::Jobs(jobs.into_iter(), room),
             Delivery::Bookmark { seq, caught_up } => Page::Bookmark { seq, caught_up },
             Delivery::End => return Ok(()),
         };
-        let room = queue.reserve();
-        tokio::pin!(room);
-        loop {
-            let before = taken.load(Ordering::Relaxed);
-            match timeout(slow_consumer_after, &mut room).await {
-                Ok(Ok(room)) => break room.send(page),
+        tokio::select! {
+            biased;
+            room = queue.reserve() => match room {
+                Ok(room) => room.send(page),
                 // The caller is gone.
-                Ok(Err(_)) => return Ok(()),
-                Err(_) if taken.load(Ordering::Relaxed) == before => return Err(ApiError::SlowConsumer),
-                // Slow, but taking.
-                Err(_) => {}
-            }
+                Err(_) => return Ok(()),
+            },
+            () = patience.runs_out() => return Err(ApiError::SlowConsumer),
         }
         *sent = subscription.cursor();
     }

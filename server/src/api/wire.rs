@@ -21,7 +21,6 @@ use tower::Layer;
 use super::{
     convert,
     service::Service,
-    status::MAX_REQUEST_BYTES,
     stream::{EventStream, Outgoing},
 };
 use crate::domain::event::JobEvent;
@@ -36,13 +35,15 @@ const OF_SERVICE: &str = "/jobledger.v1.JobService/";
 pub(crate) struct WireService {
     service: Arc<Service>,
     generated: JobServiceServer<Service>,
+    request_bytes: usize,
 }
 
 impl WireService {
-    pub(crate) fn new(service: Service) -> Self {
+    /// Reads no longer requests than this.
+    pub(crate) fn new(service: Service, request_bytes: usize) -> Self {
         let service = Arc::new(service);
-        let generated = JobServiceServer::from_arc(Arc::clone(&service)).max_decoding_message_size(MAX_REQUEST_BYTES);
-        Self { service, generated }
+        let generated = JobServiceServer::from_arc(Arc::clone(&service)).max_decoding_message_size(request_bytes);
+        Self { service, generated, request_bytes }
     }
 }
 
@@ -59,9 +60,9 @@ impl TowerService<http::Request<Body>> for WireService {
         if request.uri().path() != STREAM_JOB_EVENTS {
             return self.generated.call(request);
         }
-        let streaming = Streaming(Arc::clone(&self.service));
+        let (streaming, request_bytes) = (Streaming(Arc::clone(&self.service)), self.request_bytes);
         Box::pin(async move {
-            let mut grpc = Grpc::new(EventCodec).max_decoding_message_size(MAX_REQUEST_BYTES);
+            let mut grpc = Grpc::new(EventCodec).max_decoding_message_size(request_bytes);
             Ok(grpc.server_streaming(streaming, request).await)
         })
     }

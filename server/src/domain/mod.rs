@@ -3,6 +3,7 @@
 //! [`Job::create`](job::Job::create) and [`Job::apply`](job::Job::apply) are the only places where a job changes; see
 //! [`transition`].
 
+pub mod access;
 pub mod clock;
 pub mod event;
 pub mod flow;

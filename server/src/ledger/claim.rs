@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Ledger, LedgerError,
-    command::{Claim, Claimed, Command, Reply},
+    command::{By, Claim, Claimed, Command, Reply},
     lanes::Lanes,
 };
 use crate::domain::{
@@ -71,11 +71,13 @@ impl Ledger {
     /// # Errors
     ///
     /// As for [`Ledger::submit`]; [`LedgerError::Overloaded`] also where too many claims wait.
-    pub async fn claim(&self, org: OrgId, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
+    pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
+        let by = by.into();
+        let org = by.org;
         let until = Instant::now() + wait;
         let mut visit = self.waiting.enter(org, Arc::clone(&claim.types))?;
         loop {
-            let (claimed, undelivered) = self.look_for_work(org, &claim).await?;
+            let (claimed, undelivered) = self.look_for_work(&by, &claim).await?;
             visit.found(claimed.ready_gen, claimed.has_more);
             if !claimed.jobs.is_empty() {
                 drop(visit);
@@ -94,8 +96,8 @@ impl Ledger {
         }
     }
 
-    async fn look_for_work(&self, org: OrgId, claim: &Claim) -> Result<(Claimed, Option<Undelivered>), LedgerError> {
-        let answered = self.ask(org, Command::Claim(Box::new(claim.clone()))).await?;
+    async fn look_for_work(&self, by: &By, claim: &Claim) -> Result<(Claimed, Option<Undelivered>), LedgerError> {
+        let answered = self.ask(by.clone(), Command::Claim(Box::new(claim.clone()))).await?;
         match answered.reply {
             Reply::Claimed(claimed) => Ok((claimed, answered.undelivered)),
             _ => Err(LedgerError::Refused),

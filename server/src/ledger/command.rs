@@ -7,12 +7,28 @@ use std::{
 
 use crate::domain::{
     clock::Time,
-    id::JobId,
+    id::{JobId, OrgId},
     job::{Job, JobSpec},
     json::Json,
     transition::{self, ImportOutcome, ImportRefusal, Look, News, Outcome, Past, Step, Target},
 };
 use crate::store::Retention;
+
+/// Whose command it is.
+#[derive(Debug, Clone)]
+pub struct By {
+    /// The org.
+    pub org: OrgId,
+    /// Who the events say that it was, but for what the ledger does by itself. Where nobody is known: the worker or the creator that
+    /// the command names.
+    pub actor: Option<Arc<str>>,
+}
+
+impl From<OrgId> for By {
+    fn from(org: OrgId) -> Self {
+        Self { org, actor: None }
+    }
+}
 
 /// One command on one org's log.
 #[derive(Debug, Clone)]

@@ -3,7 +3,12 @@
 //! It listens to what they announce, looks for itself every few seconds in case an announcement was lost, and reads what the
 //! tails lack: each org's log once, however many follow it.
 
-use std::{collections::HashSet, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::pending,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
@@ -69,11 +74,28 @@ impl Follower {
 
     /// Asks the database how far the logs reach that are followed here, or in which claims wait here.
     async fn look(&self) {
-        let orgs: HashSet<_> = self.hub.orgs().into_iter().chain(self.waiting.orgs()).collect();
+        // Before the database is asked: it has at least what was there then.
+        let ends: HashMap<_, _> = self.hub.ends().into_iter().collect();
+        let orgs: HashSet<_> = ends.keys().copied().chain(self.waiting.orgs()).collect();
         for orgs in Vec::from_iter(orgs).chunks(ORGS_PER_LOOK) {
             match self.store.reaches(orgs).await {
-                Ok(reaches) => self.heard(reaches),
+                Ok(reaches) => {
+                    self.look_back(orgs, &ends, &reaches);
+                    self.heard(reaches);
+                }
                 Err(error) => return tracing::debug!(%error, "can't look for what others have committed"),
+            }
+        }
+    }
+
+    /// Has subscribers see for themselves where a log ends before what they were told of: a standby took over that lacks commits.
+    fn look_back(&self, orgs: &[OrgId], ends: &HashMap<OrgId, Option<i64>>, reaches: &[(OrgId, Reach)]) {
+        let reaches: HashMap<_, _> = reaches.iter().map(|(org, reach)| (org, reach.seq)).collect();
+        for org in orgs {
+            let seq = reaches.get(org).copied().unwrap_or_default();
+            if ends.get(org).copied().flatten().is_some_and(|end| seq < end) {
+                tracing::error!(org_id = %org, seq, "a log is not as far as it was: its subscribers are told");
+                self.hub.restart(*org);
             }
         }
     }

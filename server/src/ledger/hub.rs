@@ -145,6 +145,13 @@ impl Hub {
         lock(&self.channels).keys().copied().collect()
     }
 
+    /// The same, with where each tail ends, as far as that is known.
+    pub(super) fn ends(&self) -> Vec<(OrgId, Option<i64>)> {
+        let channels: Vec<_> =
+            lock(&self.channels).iter().filter_map(|(org, slot)| Some((*org, slot.upgrade()?))).collect();
+        channels.into_iter().map(|(org, channel)| (org, lock(&channel.tail).end)).collect()
+    }
+
     /// Takes back what was heard of an org's log, which ends here.
     pub(super) fn correct(&self, org: OrgId, head: i64) {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
@@ -181,7 +188,8 @@ impl Hub {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
         channel.change_tail(Tail::forget);
-        channel.signal.send_modify(|signal| signal.restarts += 1);
+        // The log may end before where the tail did.
+        channel.signal.send_modify(|signal| *signal = Signal { head: 0, restarts: signal.restarts + 1 });
     }
 }
 
@@ -227,7 +235,7 @@ impl Drop for Channel {
 /// How far an org's subscribers can be brought.
 #[derive(Debug, Clone, Copy, Default)]
 struct Signal {
-    /// Where the tail ended last; 0 before its first event.
+    /// Where the tail ended last; 0 before its first event, and once it was forgotten.
     head: i64,
     /// How often the tail was forgotten.
     restarts: u64,

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,9 +17,12 @@ use tokio::{
 use super::{
     LedgerError, Limits,
     claim::Undelivered,
-    command::{Command, Reply},
+    command::{By, Command, Reply},
 };
 use crate::domain::id::OrgId;
+
+/// One lane may take a part of what all may, in bytes: this is how many such parts there are.
+const ORG_SHARE: usize = 4;
 
 /// What the caller of a command is told.
 pub(super) type Answer = Result<Answered, LedgerError>;
@@ -54,18 +57,32 @@ struct State {
 #[derive(Default)]
 struct Lane {
     waiting: VecDeque<Pending>,
+    /// What those take that wait.
+    bytes: usize,
     is_busy: bool,
 }
 
 /// A command and who waits for its answer.
 pub(super) struct Pending {
     pub(super) command: Command,
+    /// See [`By`].
+    pub(super) actor: Option<Arc<str>>,
     weight: usize,
+    since: Instant,
     /// `None`: nobody waits for it, and it is decided all the same.
     pub(super) answer: Option<oneshot::Sender<Answer>>,
 }
 
 impl Pending {
+    fn new(command: Command, actor: Option<Arc<str>>, answer: Option<oneshot::Sender<Answer>>) -> Self {
+        Self { weight: command.weight(), command, actor, since: Instant::now(), answer }
+    }
+
+    /// True of one that has waited longer than it may.
+    fn is_late(&self, limits: &Limits) -> bool {
+        self.answer.is_some() && self.since.elapsed() > limits.queued_within
+    }
+
     fn is_abandoned(&self) -> bool {
         self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
@@ -94,34 +111,34 @@ impl Lanes {
     }
 
     /// Puts a command at the end of its org's lane.
-    pub(super) fn enqueue_one(&self, org: OrgId, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
+    pub(super) fn enqueue_one(&self, by: By, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
         let (answer, receiver) = oneshot::channel();
-        let pending = Pending { weight: command.weight(), command, answer: Some(answer) };
-        let state = self.admit(1, pending.weight)?;
-        self.push(state, org, [pending]);
+        let pending = Pending::new(command, by.actor, Some(answer));
+        let state = self.admit(by.org, 1, pending.weight)?;
+        self.push(state, by.org, [pending]);
         Ok(receiver)
     }
 
     /// Puts commands at the end of their org's lane: all of them, or none.
     pub(super) fn enqueue(
         &self,
-        org: OrgId,
+        by: &By,
         commands: Vec<Command>,
     ) -> Result<Vec<oneshot::Receiver<Answer>>, LedgerError> {
         let (mut pending, mut receivers) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
         for command in commands {
             let (answer, receiver) = oneshot::channel();
-            pending.push(Pending { weight: command.weight(), command, answer: Some(answer) });
+            pending.push(Pending::new(command, by.actor.clone(), Some(answer)));
             receivers.push(receiver);
         }
         let weight: usize = pending.iter().map(|pending| pending.weight).sum();
-        let state = self.admit(pending.len(), weight)?;
-        self.push(state, org, pending);
+        let state = self.admit(by.org, pending.len(), weight)?;
+        self.push(state, by.org, pending);
         Ok(receivers)
     }
 
     /// The state, if there is room in it for so many commands that take so much.
-    fn admit(&self, commands: usize, weight: usize) -> Result<MutexGuard<'_, State>, LedgerError> {
+    fn admit(&self, org: OrgId, commands: usize, weight: usize) -> Result<MutexGuard<'_, State>, LedgerError> {
         let state = self.state();
         if state.is_closed {
             return Err(LedgerError::Draining);
@@ -130,13 +147,20 @@ impl Lanes {
         if is_full || state.bytes + weight > self.limits.queued_bytes {
             return Err(LedgerError::Overloaded);
         }
+        if let Some(lane) = state.lanes.get(&org) {
+            let is_full = lane.waiting.len() + commands > self.limits.queued_commands_per_org;
+            // One that is larger by itself is taken where there is nothing else.
+            if is_full || lane.bytes > 0 && lane.bytes + weight > self.limits.queued_bytes / ORG_SHARE {
+                return Err(LedgerError::Overloaded);
+            }
+        }
         Ok(state)
     }
 
     /// Puts commands at the end of their org's lane that nobody waits for. They follow from what was accepted before, so they
     /// are taken beyond the bounds, and while the lanes are being emptied.
     pub(super) fn enqueue_unasked(&self, org: OrgId, commands: impl IntoIterator<Item = Command>) {
-        let pending = |command: Command| Pending { weight: command.weight(), command, answer: None };
+        let pending = |command: Command| Pending::new(command, None, None);
         self.push(self.state(), org, commands.into_iter().map(pending));
     }
 
@@ -154,6 +178,7 @@ impl Lanes {
         for pending in pending {
             state.commands += 1;
             state.bytes += pending.weight;
+            lane.bytes += pending.weight;
             lane.waiting.push_back(pending);
         }
         if is_first {
@@ -214,7 +239,7 @@ impl Lanes {
             bytes: self.limits.batch_bytes.saturating_sub(taken),
             is_empty: batch.commands.is_empty(),
         };
-        self.state().take(batch.org, &mut room, &mut batch.commands);
+        self.state().take(batch.org, &mut room, &mut batch.commands, &self.limits);
     }
 
     /// Ends the turn of these orgs: those with more commands queue up again.
@@ -247,7 +272,7 @@ impl State {
             && let Some(org) = self.ready.pop_front()
         {
             let mut commands = Vec::new();
-            self.take(org, &mut room, &mut commands);
+            self.take(org, &mut room, &mut commands, limits);
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
             if commands.is_empty() {
                 if lane.waiting.is_empty() {
@@ -266,16 +291,24 @@ impl State {
     }
 
     /// Takes commands of an org as far as there is room; those whose callers are gone take none.
-    fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>) {
+    fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
         let Some(lane) = self.lanes.get_mut(&org) else { return };
         commands.reserve(lane.waiting.len().min(room.commands));
         while room.commands > 0
-            && let Some(next) =
-                lane.waiting.pop_front_if(|next| next.is_abandoned() || next.weight <= room.bytes || room.is_empty)
+            && let Some(next) = lane.waiting.pop_front_if(|next| {
+                next.is_abandoned() || next.is_late(limits) || next.weight <= room.bytes || room.is_empty
+            })
         {
             self.commands -= 1;
             self.bytes -= next.weight;
+            lane.bytes -= next.weight;
             if next.is_abandoned() {
+                continue;
+            }
+            if next.is_late(limits) {
+                if let Some(answer) = next.answer {
+                    let _ = answer.send(Err(LedgerError::Overloaded));
+                }
                 continue;
             }
             room.commands -= 1;

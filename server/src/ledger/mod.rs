@@ -7,6 +7,7 @@ mod decide;
 mod follower;
 mod hub;
 mod lanes;
+mod page_memory;
 mod places;
 mod reads;
 mod shared;
@@ -21,7 +22,8 @@ use tokio::sync::Semaphore;
 
 pub use self::{
     claim::Leases,
-    command::{Asked, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
+    command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
+    page_memory::{PageMemory, PageShare},
     places::{StreamLimits, StreamPlace},
     shared::SharedEvent,
     subscription::{Delivery, SubscribeRequest, Subscription},
@@ -59,16 +61,24 @@ pub struct Limits {
     pub batch_bytes: usize,
     /// Commands waiting in all lanes together.
     pub queued_commands: usize,
-    /// Bytes of commands waiting in all lanes together.
+    /// Commands waiting in one lane.
+    pub queued_commands_per_org: usize,
+    /// Bytes of commands waiting in all lanes together; of one lane, a quarter of it.
     pub queued_bytes: usize,
+    /// How long a command may wait to be decided; those of the ledger itself wait as long as it takes.
+    pub queued_within: Duration,
     /// Distinct types of jobs in one org.
     pub types_per_org: usize,
     /// Bytes of recent events kept for live subscribers, shared by the orgs that have any; each gets at least 16 KiB.
     pub tail_bytes: usize,
     /// Event streams that may be open.
     pub streams: StreamLimits,
+    /// Bytes of the past that were read for streams and not taken yet.
+    pub stream_bytes: usize,
     /// Claims that may be under way, most of them waiting for work.
     pub claims: usize,
+    /// The same of one org.
+    pub claims_per_org: usize,
     /// Reads of past events that may be under way at the same time, and as many of statistics.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
@@ -83,12 +93,17 @@ impl Default for Limits {
             batch_commands: 512,
             batch_bytes: 4 << 20,
             queued_commands: 65_536,
+            queued_commands_per_org: 16_384,
             queued_bytes: 64 << 20,
+            queued_within: Duration::from_secs(10),
             types_per_org: 10_000,
             tail_bytes: 64 << 20,
             streams: StreamLimits { in_all: 20_000, per_org: 10_000, per_connection: 1_000 },
+            stream_bytes: 128 << 20,
             claims: 20_000,
-            catch_up_reads: 2,
+            claims_per_org: 10_000,
+            // Half the machine at most is for the past.
+            catch_up_reads: (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, 2),
             bookmark_interval: Duration::from_secs(15),
             resolve_within: Duration::from_secs(10),
         }
@@ -105,6 +120,7 @@ pub struct Ledger {
     hub: Arc<Hub>,
     catch_up: Arc<Semaphore>,
     places: Arc<Places>,
+    page_memory: PageMemory,
     /// Statistics that may be read at the same time: with many types they take their time.
     summaries: Arc<Semaphore>,
     bookmark_interval: Duration,
@@ -117,12 +133,13 @@ impl Ledger {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
-        let waiting = Waiting::new(limits.claims);
+        let waiting = Waiting::new(limits.claims, limits.claims_per_org);
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting));
         let writer =
             Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), limits);
         let reads = Reads::new(Arc::clone(&store));
         let places = Arc::new(Places::new(limits.streams));
+        let page_memory = PageMemory::new(limits.stream_bytes);
         let summaries = Arc::new(Semaphore::new(limits.catch_up_reads));
         let work = async move {
             tokio::select! {
@@ -139,6 +156,7 @@ impl Ledger {
                 hub,
                 catch_up,
                 places,
+                page_memory,
                 summaries,
                 bookmark_interval: limits.bookmark_interval,
             },
@@ -154,8 +172,8 @@ impl Ledger {
     /// # Errors
     ///
     /// The command's own, after the commit of its batch; or that of the database or of an overload.
-    pub async fn submit(&self, org: OrgId, command: Command) -> Result<JobReply, LedgerError> {
-        of_job(self.ask(org, command).await)
+    pub async fn submit(&self, by: impl Into<By>, command: Command) -> Result<JobReply, LedgerError> {
+        of_job(self.ask(by.into(), command).await)
     }
 
     /// The same with many commands on one org at once: an answer for each, in order. They may be decided in several batches.
@@ -165,11 +183,11 @@ impl Ledger {
     /// If not even one of them was accepted.
     pub async fn submit_all(
         &self,
-        org: OrgId,
+        by: impl Into<By>,
         commands: Vec<Command>,
     ) -> Result<Vec<Result<JobReply, LedgerError>>, LedgerError> {
         let mut replies = Vec::with_capacity(commands.len());
-        for answer in self.lanes.enqueue(org, commands)? {
+        for answer in self.lanes.enqueue(&by.into(), commands)? {
             replies.push(of_job(answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))));
         }
         Ok(replies)
@@ -186,7 +204,7 @@ impl Ledger {
         jobs: Vec<Import>,
     ) -> Result<impl Future<Output = Vec<Result<Imported, LedgerError>>> + Send + use<>, LedgerError> {
         let commands = jobs.into_iter().map(|import| Command::Import(Box::new(import))).collect();
-        let answers = self.lanes.enqueue(org, commands)?;
+        let answers = self.lanes.enqueue(&org.into(), commands)?;
         Ok(async move {
             let mut replies = Vec::with_capacity(answers.len());
             for answer in answers {
@@ -206,7 +224,7 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`].
     pub async fn look(&self, org: OrgId, asked: Asked) -> Result<Looked, LedgerError> {
-        match self.ask(org, Command::Look(asked)).await?.reply {
+        match self.ask(org.into(), Command::Look(asked)).await?.reply {
             Reply::Looked(looked) => Ok(looked),
             _ => Err(LedgerError::Refused),
         }
@@ -218,14 +236,14 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`].
     pub async fn retain(&self, org: OrgId, retention: Retention) -> Result<Removed, LedgerError> {
-        match self.ask(org, Command::Retain(retention)).await?.reply {
+        match self.ask(org.into(), Command::Retain(retention)).await?.reply {
             Reply::Removed(removed) => Ok(removed),
             _ => Err(LedgerError::Refused),
         }
     }
 
-    async fn ask(&self, org: OrgId, command: Command) -> Result<Answered, LedgerError> {
-        let answer = self.lanes.enqueue_one(org, command)?;
+    async fn ask(&self, by: By, command: Command) -> Result<Answered, LedgerError> {
+        let answer = self.lanes.enqueue_one(by, command)?;
         // Lanes answer everything they took, unless a stop cuts them off in the middle of it.
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
@@ -287,6 +305,7 @@ impl Ledger {
         let source = Source {
             store: Arc::clone(&self.store),
             catch_up: Arc::clone(&self.catch_up),
+            page_memory: self.page_memory.clone(),
             listener: self.hub.listen(org),
             org,
             log_id: about.log_id,

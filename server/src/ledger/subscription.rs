@@ -11,6 +11,7 @@ use tokio::{
 use super::{
     LedgerError,
     hub::{Listener, Recent},
+    page_memory::{PageMemory, PageShare},
     places::StreamPlace,
     shared::SharedEvent,
 };
@@ -27,6 +28,8 @@ use crate::{
 const PAGE_EVENTS: usize = 256;
 /// Bytes of a page of the past; one event more than that, at most.
 const PAGE_BYTES: usize = 1 << 20;
+/// What a job of a page takes besides its texts, about.
+const JOB_BYTES: usize = 1 << 10;
 /// Jobs of a page of a snapshot.
 const PAGE_JOBS: usize = 64;
 /// Jobs whose payloads and results are read at once, at most: each may be at its limit.
@@ -51,9 +54,9 @@ pub struct SubscribeRequest {
 #[derive(Debug)]
 pub enum Delivery {
     /// Events, in the order of `seq`; never empty.
-    Events(Vec<Arc<SharedEvent>>),
+    Events(Vec<Arc<SharedEvent>>, PageShare),
     /// Jobs of the snapshot; never none.
-    Snapshot(Vec<JobRecord>),
+    Snapshot(Vec<JobRecord>, PageShare),
     /// Every matching event up to `seq` was delivered.
     Bookmark {
         /// The cursor to go on from.
@@ -70,6 +73,8 @@ pub(super) struct Source {
     pub(super) store: Arc<dyn Store>,
     /// Reads of the past that may be under way at the same time.
     pub(super) catch_up: Arc<Semaphore>,
+    /// What pages of it may take.
+    pub(super) page_memory: PageMemory,
     pub(super) listener: Listener,
     pub(super) org: OrgId,
     /// The log that the subscription's cursor belongs to.
@@ -172,6 +177,11 @@ impl Subscription {
         self.source.log_id
     }
 
+    /// What its pages take their page_memory from.
+    pub fn page_memory(&self) -> PageMemory {
+        self.source.page_memory.clone()
+    }
+
     /// Up to where everything that matches was delivered; `None` while a snapshot is.
     pub fn cursor(&self) -> Option<i64> {
         (!matches!(self.mode, Mode::Snapshot { .. })).then_some(self.cursor)
@@ -189,23 +199,24 @@ impl Subscription {
             }
             if let Mode::Snapshot { before } = self.mode {
                 // No bookmark: there is no cursor to go on from until it is complete.
-                let jobs = self.snapshot(before).await?;
+                let (jobs, taken) = self.snapshot(before).await?;
                 if !jobs.is_empty() {
-                    return Ok(Delivery::Snapshot(jobs));
+                    return Ok(Delivery::Snapshot(jobs, taken));
                 }
                 continue;
             }
             if self.owes_bookmark || Instant::now() >= self.next_bookmark {
                 return Ok(self.bookmark());
             }
-            let events = match self.mode {
+            let (events, taken) = match self.mode {
                 Mode::Snapshot { .. } => continue,
                 Mode::Ended => return Ok(Delivery::End),
                 Mode::Past => self.past().await?,
-                Mode::Live => self.live().await,
+                // What is in memory anyway takes none.
+                Mode::Live => (self.live().await, PageShare::default()),
             };
             if !events.is_empty() {
-                return Ok(Delivery::Events(events));
+                return Ok(Delivery::Events(events, taken));
             }
         }
     }
@@ -219,8 +230,9 @@ impl Subscription {
     }
 
     /// Reads the next jobs of the snapshot, and turns to what came after it once there are no more.
-    async fn snapshot(&mut self, before: i64) -> Result<Vec<JobRecord>, LedgerError> {
-        let Source { store, catch_up, org, .. } = &self.source;
+    async fn snapshot(&mut self, before: i64) -> Result<(Vec<JobRecord>, PageShare), LedgerError> {
+        let Source { store, catch_up, page_memory, org, .. } = &self.source;
+        let mut taken = page_memory.take(PAGE_BYTES).await?;
         let _turn = catch_up.acquire().await.map_err(|_| LedgerError::Draining)?;
         let (jobs, next) = match self.filter.job {
             Some(job) => {
@@ -252,11 +264,13 @@ impl Subscription {
         self.mode = next.map_or(Mode::Past, |before| Mode::Snapshot { before });
         // It says where the snapshot belongs.
         self.owes_bookmark = next.is_none();
-        Ok(jobs)
+        taken.shrink(jobs.iter().map(|job| job.job.text_bytes() + job.contents.len() + JOB_BYTES).sum());
+        Ok((jobs, taken))
     }
 
     /// Reads a page from the database.
-    async fn past(&mut self) -> Result<Vec<Arc<SharedEvent>>, LedgerError> {
+    async fn past(&mut self) -> Result<(Vec<Arc<SharedEvent>>, PageShare), LedgerError> {
+        let mut taken = self.source.page_memory.take(PAGE_BYTES).await?;
         let restarts = self.source.listener.restarts();
         let query = EventQuery {
             filter: self.filter.clone(),
@@ -270,6 +284,10 @@ impl Subscription {
         };
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
+        }
+        // What was delivered is not there any more: a standby took over that had not got it.
+        if self.cursor > page.head {
+            return Err(LedgerError::CursorAhead { oldest: page.floor, head: page.head });
         }
         if let Some(job) = self.filter.job
             && page.job_status.is_none()
@@ -299,7 +317,8 @@ impl Subscription {
                 self.end();
             }
         }
-        Ok(events.into_iter().map(SharedEvent::new).collect())
+        taken.shrink(events.iter().map(|event| event.weight()).sum());
+        Ok((events.into_iter().map(SharedEvent::new).collect(), taken))
     }
 
     /// Takes what the hub has, or waits for it. Comes back empty when something else is due first.

@@ -27,6 +27,7 @@ pub(super) struct Waiting {
     orgs: Mutex<HashMap<OrgId, Weak<Org>>>,
     state: Mutex<State>,
     limit: usize,
+    per_org: usize,
 }
 
 #[derive(Default)]
@@ -81,8 +82,9 @@ impl Queue {
 }
 
 impl Waiting {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { orgs: Mutex::default(), state: Mutex::default(), limit })
+    /// With room for so many claims, and for so many of one org.
+    pub(super) fn new(limit: usize, per_org: usize) -> Arc<Self> {
+        Arc::new(Self { orgs: Mutex::default(), state: Mutex::default(), limit, per_org })
     }
 
     /// Enters with a claim, before it looks for the first time: from here on what becomes ready is heard of.
@@ -103,6 +105,12 @@ impl Waiting {
             *slot = Arc::downgrade(&org);
             org
         });
+        drop(orgs);
+        // Each claim holds it, and nothing else for long.
+        if Arc::strong_count(&org) > self.per_org {
+            lock(&self.state).claims -= 1;
+            return Err(LedgerError::Overloaded);
+        }
         let heard_before = lock(&org.queues).heard;
         Ok(Visit { room: Arc::clone(self), org, types, is_woken: false, heard_before })
     }
@@ -359,7 +367,7 @@ mod tests {
 
     #[test]
     fn as_many_are_woken_as_jobs_became_ready() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let mut visits: Vec<_> = (0..5).map(|_| enter(&waiting, &["a"])).collect();
         let mut others = [enter(&waiting, &["b"]), enter(&waiting, &[]), enter(&waiting, &["a", "b"])];
         let mut of_a: Vec<_> = visits.iter_mut().map(|visit| sleep(visit, 0)).collect();
@@ -373,7 +381,7 @@ mod tests {
 
     #[test]
     fn news_from_elsewhere_wakes_one_and_it_wakes_more_if_there_is_more() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let mut visits: Vec<_> = (0..6).map(|_| enter(&waiting, &["a"])).collect();
         let (first, rest) = visits.split_first_mut().unwrap();
         let mut one = sleep(first, 0);
@@ -390,7 +398,7 @@ mod tests {
 
     #[test]
     fn what_is_heard_while_somebody_looks_is_looked_into_after() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let (mut first, mut second) = (enter(&waiting, &["a"]), enter(&waiting, &["a"]));
         let mut one = sleep(&mut first, 0);
         let mut other = sleep(&mut second, 0);
@@ -406,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_claim_hears_of_what_came_between_its_look_and_its_wait() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let mut visit = enter(&waiting, &["a"]);
         waiting.became_ready(ORG, 1, &ready(&[("a", 1)]));
         visit.found(0, false);
@@ -416,7 +424,7 @@ mod tests {
 
     #[test]
     fn what_one_queue_has_seen_is_news_to_another() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let mut of_b = enter(&waiting, &["b"]);
         let mut news = sleep(&mut of_b, 4);
         // Another server's batch is seen by a look for other types before it is announced.
@@ -427,7 +435,7 @@ mod tests {
 
     #[test]
     fn news_that_is_not_true_is_looked_into_once() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let mut visit = enter(&waiting, &["a"]);
         let mut news = sleep(&mut visit, 4);
         waiting.heard(ORG, 1_000);
@@ -440,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_generation_that_was_skipped_is_looked_into() {
-        let waiting = Waiting::new(100);
+        let waiting = Waiting::new(100, 100);
         let mut visit = enter(&waiting, &["a"]);
         let mut news = sleep(&mut visit, 0);
         // Another server's batch made a job ready as of 1; of this one's it is known that it is no concern of the claim's.
@@ -457,7 +465,7 @@ mod tests {
     fn whoever_was_woken_and_goes_hands_the_news_on() {
         // Before it noticed, after it noticed, and one after the other.
         for notices in [false, true] {
-            let waiting = Waiting::new(100);
+            let waiting = Waiting::new(100, 100);
             let mut visits: Vec<_> = (0..3).map(|_| enter(&waiting, &["a"])).collect();
             let mut last = visits.pop().unwrap();
             let mut stays = visits.pop().unwrap();
@@ -480,7 +488,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_of_claims_that_are_gone() {
-        let waiting = Waiting::new(2);
+        let waiting = Waiting::new(2, 2);
         let (mut first, second) = (enter(&waiting, &["a"]), enter(&waiting, &[]));
         assert!(matches!(waiting.enter(ORG, types(&[])), Err(LedgerError::Overloaded)));
         let news = sleep(&mut first, 0);
@@ -494,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_stop_sends_everyone_away() {
-        let waiting = Waiting::new(10);
+        let waiting = Waiting::new(10, 10);
         let mut visit = enter(&waiting, &["a"]);
         let mut news = sleep(&mut visit, 0);
         waiting.close();

@@ -5,10 +5,12 @@
 use std::{
     collections::HashSet,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use chrono::TimeDelta;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
@@ -18,7 +20,7 @@ use super::{
     LedgerError, Limits,
     claim::Undelivered,
     command::Reply,
-    decide::{Decision, Times, decide, needs},
+    decide::{Decision, Ordered, Times, decide, needs},
     hub::Hub,
     lanes::{Answered, Lanes, OrgBatch, Turn},
     waiting::Waiting,
@@ -36,6 +38,10 @@ const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 /// How often a batch is run again for getting in the way of another transaction.
 const MAX_CONFLICTS: u32 = 3;
 
+/// How far the clock may be behind the log's last event before that is said, and how often it is.
+const CLOCK_BEHIND: TimeDelta = TimeDelta::seconds(5);
+const SAY_BEHIND: Duration = Duration::from_secs(60);
+
 /// What moves the lanes.
 pub(super) struct Writer {
     store: Arc<dyn Store>,
@@ -44,6 +50,8 @@ pub(super) struct Writer {
     waiting: Arc<Waiting>,
     limits: Limits,
     undecided: Mutex<Undecided>,
+    /// When it was last said that the clock is behind.
+    said_behind: Mutex<Option<std::time::Instant>>,
 }
 
 /// Orgs whose last commit may or may not have happened.
@@ -61,7 +69,7 @@ impl Writer {
         waiting: Arc<Waiting>,
         limits: Limits,
     ) -> Self {
-        Self { store, hub, lanes, waiting, limits, undecided: Mutex::default() }
+        Self { store, hub, lanes, waiting, limits, undecided: Mutex::default(), said_behind: Mutex::default() }
     }
 
     /// Moves the lanes until they are closed and empty.
@@ -229,15 +237,36 @@ impl Writer {
         let began = std::time::Instant::now();
         let mut decisions = Vec::with_capacity(turn.len());
         for OrgBatch { org, commands } in turn {
-            let commands = || commands.iter().map(|pending| &pending.command);
-            let needs = needs(commands());
+            let needs = needs(commands.iter().map(|pending| &pending.command));
             let loaded = batch.load(*org, &needs).await?;
             let times = Times { clock: batch.now(), began };
-            let decision = decide(*org, commands(), &needs, loaded, times, self.limits.types_per_org);
+            if let Some(last) = loaded.head.recorded_at {
+                self.compare_clocks(last - times.clock);
+            }
+            let commands =
+                commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
+            // A defect in what decides is its command's alone: where there are several, they are run one by one.
+            let decision = catch_unwind(AssertUnwindSafe(|| {
+                decide(*org, commands, &needs, loaded, times, self.limits.types_per_org)
+            }))
+            .map_err(|_| StoreError::Refused("a decision panicked".to_owned()))?;
             batch.write(*org, &decision.changes).await?;
             decisions.push(decision);
         }
         Ok((batch, decisions))
+    }
+
+    /// Says so where the clock was set back: until it has caught up with the log the log's time stands still.
+    fn compare_clocks(&self, behind: TimeDelta) {
+        if behind < CLOCK_BEHIND {
+            return;
+        }
+        let mut said = self.said_behind.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= SAY_BEHIND) {
+            *said = Some(std::time::Instant::now());
+            let seconds = behind.num_seconds();
+            tracing::error!(seconds, "the database's clock is behind the log: leases and waits end late by as much");
+        }
     }
 
     /// Whether a turn whose commit broke was committed: its first event is in the log, or it isn't.

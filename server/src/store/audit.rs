@@ -20,6 +20,8 @@ pub struct About {
     pub series_since: Time,
     /// Retention is to wait.
     pub is_retention_paused: bool,
+    /// Raised whenever an API token is made or revoked; 0 if there has never been one.
+    pub credentials: i64,
 }
 
 /// Events of a stretch of a log.

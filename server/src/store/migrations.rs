@@ -28,7 +28,8 @@ macro_rules! scripts {
             (3, "workers", "0003_workers"),
             (4, "streams_statistics", "0004_streams_statistics"),
             (5, "reads", "0005_reads"),
-            (6, "recent", "0006_recent")
+            (6, "recent", "0006_recent"),
+            (7, "access", "0007_access")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

@@ -6,9 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
     path::Path,
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -18,6 +16,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::domain::{
+    access::ApiToken,
     clock::{Clock, Time},
     event::JobEvent,
     flow::Milestone,
@@ -39,6 +38,8 @@ mod recent;
 mod rows;
 mod series;
 pub mod sqlite;
+pub mod tokens;
+mod url;
 
 pub use self::{
     audit::{About, Audit, Scheduled, Stretch},
@@ -48,6 +49,7 @@ pub use self::{
         StatisticsQuery, TypeStatistics,
     },
     series::{Bucket, RemovedFlow, Series, Tally, told_since},
+    url::DatabaseUrl,
 };
 use self::{
     imports::{of_imported, other_than},
@@ -96,6 +98,24 @@ pub async fn renew_log_id(url: &DatabaseUrl) -> Result<LogId, StoreError> {
     Ok(log_id)
 }
 
+/// Copies the database, as of one moment, to a file that is not there yet, and says which log the copy has: another, so that cursors of
+/// what is written after this are void where the copy is restored. Servers go on meanwhile. `progress` is told now and then how many
+/// bytes are written of about how many. SQLite only.
+///
+/// # Errors
+///
+/// If the file is there, or can't be written; if the database lacks migrations; on PostgreSQL.
+pub async fn backup(url: &DatabaseUrl, to: &Path, progress: impl FnMut(u64, u64)) -> Result<LogId, StoreError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::backup(path.as_ref(), to, progress).await,
+        DatabaseUrl::Postgres(_) => Err(StoreError::Unusable(
+            "PostgreSQL has its own ways to be backed up, pg_dump and pg_basebackup among them: docs/postgresql.md"
+                .to_owned(),
+        )),
+        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
+    }
+}
+
 /// How to open a store.
 #[derive(Clone)]
 pub struct OpenOptions {
@@ -135,59 +155,6 @@ impl OpenOptions {
             read_connections: 8,
             file_use: FileUse::Serve,
         }
-    }
-}
-
-/// Which database to use.
-#[derive(Clone, PartialEq, Eq)]
-pub enum DatabaseUrl {
-    /// An SQLite file, `sqlite://PATH`.
-    Sqlite(String),
-    /// A database of a PostgreSQL server, `postgres://USER:PASSWORD@HOST:PORT/NAME`, as a whole URL.
-    Postgres(String),
-    /// Something else with a user in it, and so perhaps a password: refused when it is opened, since what is wrong with an argument
-    /// is said together with the argument.
-    Other,
-}
-
-const EXPECTED_URL: &str = "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db";
-
-impl DatabaseUrl {
-    /// That of another kind can't be opened.
-    fn refused() -> StoreError {
-        StoreError::Unusable(EXPECTED_URL.to_owned())
-    }
-}
-
-/// Without the password that a URL may hold.
-impl fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sqlite(path) => f.debug_tuple("Sqlite").field(path).finish(),
-            Self::Postgres(_) => f.write_str("Postgres(…)"),
-            Self::Other => f.write_str("Other"),
-        }
-    }
-}
-
-impl FromStr for DatabaseUrl {
-    type Err = String;
-
-    fn from_str(url: &str) -> Result<Self, String> {
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            // Looked at when it is opened, as what is something else.
-            return Ok(Self::Postgres(url.to_owned()));
-        }
-        let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
-            return if url.contains('@') { Ok(Self::Other) } else { Err(EXPECTED_URL.to_owned()) };
-        };
-        if path.is_empty() || path == ":memory:" || path == "memory:" {
-            return Err("a ledger needs a file: an SQLite database in memory would lose acknowledged jobs".to_owned());
-        }
-        if path.contains('?') {
-            return Err("parameters are not supported in a sqlite:// URL".to_owned());
-        }
-        Ok(Self::Sqlite(path.to_owned()))
     }
 }
 
@@ -259,6 +226,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes up to `limit` orgs in which something is due, and leaves them to the caller for as long as `hold`.
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
+
+    /// The API token of an org, or of none, whose secret has this SHA-256.
+    async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError>;
 
     /// Reads what the database says of itself.
     async fn about(&self) -> Result<About, StoreError>;
@@ -339,6 +309,11 @@ pub struct Head {
 impl Head {
     /// The head of a log without events.
     pub const EMPTY: Self = Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0 };
+
+    /// True if a log that was so far before can't have come to be as it is now: it has lost events.
+    pub fn has_gone_back_from(&self, before: &Self) -> bool {
+        self.seq < before.seq || self.seq == before.seq && self.recorded_at != before.recorded_at
+    }
 
     /// What others are told of it.
     pub const fn reach(&self) -> Reach {

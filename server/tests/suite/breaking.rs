@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -11,8 +11,9 @@ use std::{
 use async_trait::async_trait;
 use jobledger_server::{
     domain::{
+        access::ApiToken,
         clock::Time,
-        id::{JobId, OrgId},
+        id::{Digest, JobId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
     store::{
@@ -54,19 +55,30 @@ pub(crate) struct Breaking {
     looks_for_work: Arc<AtomicUsize>,
     /// How often a page of a log was asked for.
     reads_of_logs: AtomicUsize,
+    /// The next reading of statistics panics.
+    panics: AtomicBool,
 }
+
+/// A batch that creates a job of this type is told that the log can't go on: deciding it panics.
+pub(crate) const IMPOSSIBLE: &str = "impossible";
 
 impl Breaking {
     pub(crate) fn new(inner: Arc<dyn Store>, breaks: &[Break]) -> Arc<Self> {
         let next = Arc::new(Mutex::new(breaks.iter().rev().copied().collect()));
         let (is_away, late, looks_for_work) = (Arc::default(), Arc::default(), Arc::default());
         let (begun, reads_of_logs) = (watch::Sender::new(0), AtomicUsize::new(0));
-        Arc::new(Self { inner, next, is_away, late, begun, looks_for_work, reads_of_logs })
+        let panics = AtomicBool::new(false);
+        Arc::new(Self { inner, next, is_away, late, begun, looks_for_work, reads_of_logs, panics })
     }
 
     /// How often jobs that may be claimed were asked for.
     pub(crate) fn looks_for_work(&self) -> usize {
         self.looks_for_work.load(Ordering::SeqCst)
+    }
+
+    /// The next reading of statistics panics.
+    pub(crate) fn panic_in_statistics(&self) {
+        self.panics.store(true, Ordering::SeqCst);
     }
 
     /// How often a page of a log was asked for.
@@ -147,6 +159,7 @@ impl Store for Breaking {
     }
 
     async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError> {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "a deliberate panic");
         self.inner.statistics(org, query).await
     }
 
@@ -176,6 +189,10 @@ impl Store for Breaking {
 
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         self.inner.take_due(what, limit, hold).await
+    }
+
+    async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {
+        self.inner.token(org, digest).await
     }
 
     async fn about(&self) -> Result<About, StoreError> {
@@ -210,7 +227,11 @@ impl Batch for BreakingBatch {
 
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
         self.looks_for_work.fetch_add(usize::from(!needs.ready.is_empty()), Ordering::SeqCst);
-        self.batch.load(org, needs).await
+        let mut loaded = self.batch.load(org, needs).await?;
+        if needs.types.iter().any(|name| &**name == IMPOSSIBLE) {
+            loaded.head.seq = i64::MAX;
+        }
+        Ok(loaded)
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {

@@ -38,6 +38,8 @@ pub(crate) struct Cluster {
 struct Own {
     bin: PathBuf,
     folder: PathBuf,
+    /// A library that it is run with.
+    preloaded: Option<PathBuf>,
     /// Ends the cluster and removes its folder when this program ends, however it does.
     _keeper: Child,
 }
@@ -52,7 +54,7 @@ pub(crate) enum Durability {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment where PostgreSQL is")]
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -118,56 +120,64 @@ pub(crate) async fn newest() -> &'static Cluster {
 impl Cluster {
     /// A cluster of its own, with the template in it.
     pub(crate) async fn alone(durability: Durability) -> Self {
-        let cluster = Self::start(&installations()[0], durability);
+        Self::alone_in(&std::env::temp_dir(), durability).await
+    }
+
+    /// The same, with a library before the system's own.
+    pub(crate) async fn alone_with(library: &Path) -> Self {
+        let mut own = Own::prepare(&std::env::temp_dir(), &installations()[0]);
+        own.preloaded = Some(library.to_owned());
+        let cluster = Self::init(own, Durability::None);
+        cluster.prepare().await;
+        cluster
+    }
+
+    /// The same, with its files below some folder.
+    pub(crate) async fn alone_in(parent: &Path, durability: Durability) -> Self {
+        let cluster = Self::init(Own::prepare(parent, &installations()[0]), durability);
         cluster.prepare().await;
         cluster
     }
 
     fn start(bin: &Path, durability: Durability) -> Self {
-        let folder = TempDir::with_prefix("jobledger-pg-").expect("a temporary directory").keep();
-        let mut bin = bin.to_owned();
-        if let Some((user, group)) = unprivileged() {
-            chown(&folder, Some(user), Some(group)).expect("root may");
-            // Whoever runs it may have to be let in: a checkout can be in a folder that is closed to others.
-            let can_run = as_user(&bin.join("postgres"), (user, group)).arg("--version").stdout(Stdio::null()).status();
-            if !can_run.is_ok_and(|status| status.success()) {
-                let copy = folder.join("installation");
-                let from = bin.parent().expect("programs are in a folder of their installation");
-                let copied = Command::new("cp").arg("-r").arg(from).arg(&copy).status().expect("cp runs");
-                assert!(copied.success());
-                bin = copy.join("bin");
-            }
-        }
-        // Waits for the end of this program, which closes the pipe, and cleans up. In a group of its own, so that ^C
-        // doesn't end it first.
-        let clean_up = r#"read -r _; pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null)
-            if [ -n "$pid" ]; then kill -QUIT "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done; fi
-            rm -rf "$0""#;
-        let keeper = Command::new("sh")
-            .args(["-c", clean_up])
-            .arg(&folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("a shell");
-        let own = Own { bin, folder, _keeper: keeper };
+        Self::init(Own::prepare(&std::env::temp_dir(), bin), durability)
+    }
+
+    fn init(own: Own, durability: Durability) -> Self {
         own.run("initdb", &["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         let mut settings = "listen_addresses = ''\nmax_connections = 300\nmax_wal_size = 4GB\n".to_owned();
-        settings += &format!("unix_socket_directories = '{}'\n", own.folder.display());
         if durability == Durability::Full {
             // As somebody would who has the memory; the default is for machines of another age.
             settings += "shared_buffers = 1GB\n";
         } else {
             settings += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n";
         }
-        let file = own.folder.join("data/postgresql.conf");
-        let mut text = String::new();
-        fs::File::open(&file).and_then(|mut file| file.read_to_string(&mut text)).expect("initdb wrote it");
-        fs::write(&file, text + &settings).expect("the configuration is written");
+        own.configure(&settings);
+        Self::up(own)
+    }
+
+    fn up(own: Own) -> Self {
+        own.configure(&format!("unix_socket_directories = '{}'\n", own.folder.display()));
         own.up();
         Self { admin: format!("postgres://postgres@localhost/postgres?host={}", own.folder.display()), own: Some(own) }
+    }
+
+    /// Another cluster that follows this one.
+    pub(crate) fn standby(&self) -> Self {
+        let own = Own::prepare(&std::env::temp_dir(), &self.own().bin);
+        let primary = format!("host={} user=postgres application_name=standby", self.own().folder.display());
+        own.run("pg_basebackup", &["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &primary]);
+        Self::up(own)
+    }
+
+    /// Ends it, in order.
+    pub(crate) fn stop(&self) {
+        self.own().run("pg_ctl", &["--silent", "--wait", "--mode=fast", "stop"]);
+    }
+
+    /// Makes a primary of a standby.
+    pub(crate) fn promote(&self) {
+        self.own().run("pg_ctl", &["--silent", "--wait", "promote"]);
     }
 
     /// The roles and the template.
@@ -234,14 +244,20 @@ impl Cluster {
     }
 
     /// The process of the server.
-    fn postmaster(&self) -> u32 {
+    pub(crate) fn postmaster(&self) -> u32 {
         let file = fs::read_to_string(self.own().folder.join("data/postmaster.pid")).expect("it runs");
         file.lines().next().and_then(|line| line.parse().ok()).expect("a process id")
     }
 
     /// kill -9 of the postmaster and all its children, and waits until they are gone.
     pub(crate) fn kill(&self) {
-        let postmaster = self.postmaster().to_string();
+        self.kill_processes(self.postmaster());
+        self.clean_up_after_kill();
+    }
+
+    /// kill -9 of a postmaster and all its children.
+    pub(crate) fn kill_processes(&self, postmaster: u32) {
+        let postmaster = postmaster.to_string();
         let send = |signal: &str, processes: &[&str]| {
             // One that has ended by itself meanwhile is as good.
             let _ = Command::new("kill").arg(signal).args(processes).stderr(Stdio::null()).status().expect("kill runs");
@@ -261,9 +277,12 @@ impl Cluster {
                 std::thread::yield_now();
             }
         }
-        // Until somebody collects its exit code the process seems to be there, and another would not start.
+    }
+
+    /// Until somebody collects its exit code a killed process seems to be there, and another would not start.
+    pub(crate) fn clean_up_after_kill(&self) {
         for left_behind in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
-            fs::remove_file(self.own().folder.join(left_behind)).expect("it had no time to clean up");
+            let _ = fs::remove_file(self.own().folder.join(left_behind));
         }
     }
 
@@ -271,21 +290,85 @@ impl Cluster {
     pub(crate) fn start_again(&self) {
         self.own().up();
     }
+
+    /// Starts it if it has ended by itself.
+    pub(crate) fn start_if_down(&self) {
+        if self.own().try_run("pg_ctl", &["status"]).is_err() {
+            self.start_again();
+        }
+    }
+
+    /// The same of one that may be beyond that: true if it is up.
+    pub(crate) fn try_start_again(&self) -> bool {
+        self.own().try_up().is_ok()
+    }
 }
 
 impl Own {
+    /// A folder for it, and whoever cleans up.
+    fn prepare(parent: &Path, bin: &Path) -> Self {
+        let folder = TempDir::with_prefix_in("jobledger-pg-", parent).expect("a temporary directory").keep();
+        let mut bin = bin.to_owned();
+        if let Some((user, group)) = unprivileged() {
+            chown(&folder, Some(user), Some(group)).expect("root may");
+            // Whoever runs it may have to be let in: a checkout can be in a folder that is closed to others.
+            let can_run = as_user(&bin.join("postgres"), (user, group)).arg("--version").stdout(Stdio::null()).status();
+            if !can_run.is_ok_and(|status| status.success()) {
+                let copy = folder.join("installation");
+                let from = bin.parent().expect("programs are in a folder of their installation");
+                let copied = Command::new("cp").arg("-r").arg(from).arg(&copy).status().expect("cp runs");
+                assert!(copied.success());
+                bin = copy.join("bin");
+            }
+        }
+        // Waits for the end of this program, which closes the pipe, and cleans up. In a group of its own, so that ^C
+        // doesn't end it first.
+        let clean_up = r#"read -r _; pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null)
+            if [ -n "$pid" ]; then kill -QUIT "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done; fi
+            rm -rf "$0""#;
+        let keeper = Command::new("sh")
+            .args(["-c", clean_up])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        Own { bin, folder, preloaded: None, _keeper: keeper }
+    }
+
+    /// Adds settings.
+    fn configure(&self, settings: &str) {
+        let file = self.folder.join("data/postgresql.conf");
+        let mut text = String::new();
+        fs::File::open(&file).and_then(|mut file| file.read_to_string(&mut text)).expect("initdb wrote it");
+        fs::write(&file, text + settings).expect("the configuration is written");
+    }
+
     fn up(&self) {
-        let log = self.folder.join("log");
-        self.run("pg_ctl", &["--silent", "--wait", "--timeout=120", &format!("--log={}", log.display()), "start"]);
+        self.try_up().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn try_up(&self) -> Result<(), String> {
+        let log = format!("--log={}", self.folder.join("log").display());
+        self.try_run("pg_ctl", &["--silent", "--wait", "--timeout=120", &log, "start"])
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) {
+        self.try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Runs one of PostgreSQL's programs on the data, as somebody that it accepts.
-    fn run(&self, program: &str, arguments: &[&str]) {
+    fn try_run(&self, program: &str, arguments: &[&str]) -> Result<(), String> {
         let program = self.bin.join(program);
         let mut command = match unprivileged() {
             None => Command::new(&program),
             Some(who) => as_user(&program, who),
         };
+        if let Some(library) = &self.preloaded {
+            command.env("LD_PRELOAD", library);
+        }
         command.arg("-D").arg(self.folder.join("data")).args(arguments);
         // Its own folder: those of this process may be closed to it.
         command.current_dir(&self.folder).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
@@ -295,7 +378,7 @@ impl Own {
         let said = fs::read_to_string(&log).unwrap_or_default();
         let told = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
         let told = told.lines().rev().take(5).collect::<Vec<_>>().join("\n");
-        assert!(status.success(), "{}: {status}: {said}{told}", program.display());
+        status.success().then_some(()).ok_or_else(|| format!("{}: {status}: {said}{told}", program.display()))
     }
 }
 

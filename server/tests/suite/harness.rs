@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
@@ -84,6 +84,8 @@ pub(crate) struct Database {
 enum Place {
     /// A file in a directory of its own.
     Sqlite(TempDir),
+    /// A file in somebody's directory.
+    SqliteAt(PathBuf),
     /// A database of a cluster, by name.
     Postgres(&'static Cluster, String),
 }
@@ -91,6 +93,16 @@ enum Place {
 impl Database {
     pub(crate) fn sqlite() -> Self {
         Self::at(Place::Sqlite(TempDir::new().expect("a temporary directory")))
+    }
+
+    /// A file in a directory of the test's.
+    pub(crate) fn sqlite_at(folder: PathBuf) -> Self {
+        Self::at(Place::SqliteAt(folder))
+    }
+
+    /// The same database, on another cluster.
+    pub(crate) fn moved_to(&self, cluster: &'static Cluster) -> Self {
+        Self::at(Place::Postgres(cluster, self.name().to_owned()))
     }
 
     /// On the cluster that tests share.
@@ -110,6 +122,7 @@ impl Database {
     pub(crate) fn path(&self) -> PathBuf {
         match &*self.place {
             Place::Sqlite(folder) => folder.path().join("ledger.db"),
+            Place::SqliteAt(folder) => folder.join("ledger.db"),
             Place::Postgres(..) => panic!("a database server's files are its own"),
         }
     }
@@ -117,7 +130,7 @@ impl Database {
     /// The URL for whoever serves.
     pub(crate) fn url(&self) -> String {
         match &*self.place {
-            Place::Sqlite(_) => format!("sqlite://{}", self.path().display()),
+            Place::Sqlite(_) | Place::SqliteAt(_) => format!("sqlite://{}", self.path().display()),
             Place::Postgres(cluster, name) => cluster.url(name, cluster::SERVER),
         }
     }
@@ -125,7 +138,7 @@ impl Database {
     /// The URL for a cluster's role; a file has none.
     pub(crate) fn url_as(&self, role: &str) -> String {
         match &*self.place {
-            Place::Sqlite(_) => self.url(),
+            Place::Sqlite(_) | Place::SqliteAt(_) => self.url(),
             Place::Postgres(cluster, name) => cluster.url(name, role),
         }
     }
@@ -185,7 +198,7 @@ impl Database {
     /// A connection beside the server's, as a role of the cluster's.
     pub(crate) async fn connect_as(&self, role: &str) -> sqlx::PgConnection {
         match &*self.place {
-            Place::Sqlite(_) => panic!("SQLite has no roles"),
+            Place::Sqlite(_) | Place::SqliteAt(_) => panic!("SQLite has no roles"),
             Place::Postgres(cluster, name) => cluster.connect(name, role).await,
         }
     }
@@ -201,7 +214,7 @@ impl Database {
         use sqlx::Executor as _;
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
         match &*self.place {
-            Place::Sqlite(_) => self.connect().await.execute(sql).await.map(|_| ()),
+            Place::Sqlite(_) | Place::SqliteAt(_) => self.connect().await.execute(sql).await.map(|_| ()),
             Place::Postgres(..) => {
                 let mut connection = self.connect_as("postgres").await;
                 connection.execute("SET search_path = jobledger").await.expect("a setting");
@@ -214,7 +227,7 @@ impl Database {
     /// The directory of a cluster's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         match &*self.place {
-            Place::Sqlite(_) => panic!("SQLite has no socket"),
+            Place::Sqlite(_) | Place::SqliteAt(_) => panic!("SQLite has no socket"),
             Place::Postgres(cluster, _) => cluster.socket(),
         }
     }
@@ -222,7 +235,7 @@ impl Database {
     /// The name of a cluster's database.
     pub(crate) fn name(&self) -> &str {
         match &*self.place {
-            Place::Sqlite(_) => panic!("a file has a path"),
+            Place::Sqlite(_) | Place::SqliteAt(_) => panic!("a file has a path"),
             Place::Postgres(_, name) => name,
         }
     }
@@ -372,12 +385,30 @@ impl Program {
     }
 
     fn run(address: &str, database: &Database, more: &[&str]) -> Self {
-        let mut process = command(&["--listen", address, "--database-url", &database.url()])
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
+        Self::serve(address, &database.url(), more)
+    }
+
+    /// Starts it on a free port, with no more files than these.
+    pub(crate) fn with_files(database: &Database, files: usize) -> Self {
+        let served = command(&["--listen", "127.0.0.1:0", "--database-url", &database.url(), "--log", "error"]);
+        let mut limited = Command::new("sh");
+        limited.arg("-c").arg(format!(r#"ulimit -n {files} && exec "$0" "$@""#)).arg(served.get_program());
+        Self::run_command(limited.args(served.get_args()))
+    }
+
+    /// Starts it on an address and a database's URL.
+    pub(crate) fn serve(address: &str, url: &str, more: &[&str]) -> Self {
+        Self::serve_in(address, url, more, &[])
+    }
+
+    /// The same in an environment.
+    pub(crate) fn serve_in(address: &str, url: &str, more: &[&str], environment: &[(&str, &Path)]) -> Self {
+        let mut served = command(&["--listen", address, "--database-url", url]);
+        Self::run_command(served.args(more).envs(environment.iter().copied()))
+    }
+
+    fn run_command(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
         let mut line = String::new();
         BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("the program prints");
         let address = line.trim().strip_prefix("listening on ").expect("the program serves").to_owned();
@@ -400,9 +431,14 @@ impl Program {
 
     /// Sends a signal by name and waits for the end.
     pub(crate) fn end_by(mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
+        self.process.wait().expect("the program ends")
+    }
+
+    /// Sends a signal by name.
+    pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([&format!("-{signal}"), &self.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
-        self.process.wait().expect("the program ends")
     }
 }
 
@@ -415,23 +451,12 @@ impl Drop for Program {
 
 /// The program with these arguments, unaffected by the environment of the tests.
 pub(crate) fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jobledger"));
-    for name in [
-        "LISTEN",
-        "DATABASE_URL",
-        "NO_MIGRATE",
-        "REQUIRE_RLS",
-        "WRITE_CONNECTIONS",
-        "READ_CONNECTIONS",
-        "RETAIN_FINISHED",
-        "LOG",
-        "LOG_FORMAT",
-        "SHUTDOWN_GRACE",
-        "MAX_BATCH",
-        "LEGACY_HTTP",
-        "IMPORT_FROM",
-    ] {
-        command.env_remove(format!("JOBLEDGER_{name}"));
+    // Long tests may be run against a build as it is served.
+    let program = cluster::environment("JOBLEDGER_TEST_PROGRAM");
+    let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_jobledger")));
+    let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOBLEDGER_"));
+    for (name, _) in ours {
+        command.env_remove(name);
     }
     command.args(arguments);
     command
@@ -457,4 +482,11 @@ impl Clock for ManualClock {
     fn now(&self) -> Time {
         DateTime::from_timestamp_micros(self.now.fetch_add(self.step, Ordering::SeqCst)).expect("a valid time")
     }
+}
+
+/// Resident memory of a process, in KiB.
+pub(crate) fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux reports it");
+    line.trim().strip_suffix(" kB").and_then(|number| number.parse().ok()).expect("a number of KiB")
 }

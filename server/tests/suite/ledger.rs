@@ -243,8 +243,8 @@ async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone(database:
     drop(held);
     loop {
         match timeout(PATIENCE, subscription.next()).await.expect("the event comes").unwrap() {
-            Delivery::Events(events) => break assert_eq!(events[0].job_type.as_ref(), "taken"),
-            Delivery::Snapshot(_) | Delivery::Bookmark { .. } => {}
+            Delivery::Events(events, _) => break assert_eq!(events[0].job_type.as_ref(), "taken"),
+            Delivery::Snapshot(..) | Delivery::Bookmark { .. } => {}
             Delivery::End => panic!("the org's stream does not end"),
         }
     }
@@ -359,8 +359,8 @@ async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated(data
         let delivered = async {
             loop {
                 match subscription.next().await.unwrap() {
-                    Delivery::Events(events) => break events.iter().map(|event| event.seq).collect::<Vec<_>>(),
-                    Delivery::Snapshot(_) | Delivery::Bookmark { .. } => {}
+                    Delivery::Events(events, _) => break events.iter().map(|event| event.seq).collect::<Vec<_>>(),
+                    Delivery::Snapshot(..) | Delivery::Bookmark { .. } => {}
                     Delivery::End => panic!("the org's stream does not end"),
                 }
             }
@@ -413,7 +413,7 @@ async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided(database: Da
     store.come_back().await;
     let heard = async {
         loop {
-            if let Delivery::Events(events) = subscription.next().await.unwrap() {
+            if let Delivery::Events(events, _) = subscription.next().await.unwrap() {
                 break events[0].seq;
             }
         }
@@ -431,7 +431,7 @@ async fn a_reader_that_retention_overtakes_is_told(database: Database) {
     }
     let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
     let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
-    assert!(matches!(subscription.next().await.unwrap(), Delivery::Events(events) if events.len() == 256));
+    assert!(matches!(subscription.next().await.unwrap(), Delivery::Events(events, _) if events.len() == 256));
     database.tamper("UPDATE org_head SET floor_seq = 280").await;
     let expired = subscription.next().await.unwrap_err();
     assert_eq!(expired, LedgerError::CursorExpired { oldest: 280, head: 300 });
@@ -478,7 +478,7 @@ async fn a_history_ends_where_the_log_did_when_it_was_asked_for(database: Databa
     let request = SubscribeRequest { after: Some(1), history_only: true, ..SubscribeRequest::default() };
     let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     created(ledger.submit(org, create("t")).await);
-    let Delivery::Events(events) = subscription.next().await.unwrap() else { panic!("no events") };
+    let Delivery::Events(events, _) = subscription.next().await.unwrap() else { panic!("no events") };
     assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3]);
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 3, caught_up: true }));
     assert!(matches!(subscription.next().await.unwrap(), Delivery::End));

@@ -6,18 +6,11 @@ use jobledger_client::{Follow, Item, NewJob, Report, proto::StreamJobEventsReque
 use serde_json::json;
 use tokio::time::{interval, timeout};
 
-use crate::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long};
+use crate::harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long};
 
 on_both_databases! {
     subscribers_that_stop_reading_do_not_grow_the_server,
     a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_memory,
-}
-
-/// Resident memory in KiB.
-fn resident(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux reports it");
-    line.trim().strip_suffix(" kB").and_then(|number| number.parse().ok()).expect("a number of KiB")
 }
 
 /// Open files whose name begins with this.

@@ -225,7 +225,7 @@ async fn a_reader_of_a_job_that_is_removed_is_told(database: Database) {
     let filter = EventFilter { job: Some(job), ..EventFilter::default() };
     let mut reader =
         ledger.subscribe(org, None, SubscribeRequest { filter, ..SubscribeRequest::default() }).await.unwrap();
-    assert!(matches!(reader.next().await.unwrap(), Delivery::Events(events) if events.len() == 256));
+    assert!(matches!(reader.next().await.unwrap(), Delivery::Events(events, _) if events.len() == 256));
     assert_eq!(ledger.retain(org, keep(JobStatus::Succeeded, Duration::ZERO)).await.unwrap().jobs, 1);
     assert_eq!(reader.next().await.map(|_| ()), Err(LedgerError::JobNotFound { job }));
 }

@@ -9,8 +9,18 @@ use crate::{
     harness::{Database, TestServer, command},
 };
 
-const TENANT_TABLES: [&str; 9] =
-    ["org_head", "org_batch", "org_counter", "org_series", "org_month", "job", "job_payload", "job_label", "job_event"];
+const TENANT_TABLES: [&str; 10] = [
+    "org_head",
+    "org_batch",
+    "org_counter",
+    "org_series",
+    "org_month",
+    "job",
+    "job_payload",
+    "job_label",
+    "job_event",
+    "api_token",
+];
 
 async fn count(connection: &mut PgConnection, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM jobledger.{table}");
@@ -21,7 +31,10 @@ async fn count(connection: &mut PgConnection, table: &str) -> i64 {
 async fn two_orgs(database: &Database) -> [Uuid; 2] {
     let (server, client) = TestServer::on(database).await;
     let orgs = [Uuid::new_v4(), Uuid::new_v4()];
+    let url = database.url_as(OWNER);
     for org in orgs {
+        let made = command(&["token", "create", "--role", "worker", "--org", &org.to_string()]);
+        assert!({ made }.env("JOBLEDGER_DATABASE_URL", &url).output().unwrap().status.success());
         let client = jobledger_client::Client::builder(server.endpoint()).org(org).build().unwrap();
         for n in 0..3 {
             let job = NewJob::new("t").label("n", n.to_string()).payload(&n).unwrap();
@@ -78,6 +91,7 @@ async fn the_serving_role_can_neither_write_for_others_nor_go_around_the_parent_
         (format!("INSERT INTO jobledger.org_head (org_id) VALUES ('{}')", Uuid::new_v4()), "row-level security"),
         (format!("UPDATE jobledger.job SET org_id = '{theirs}'"), "row-level security"),
         (format!("INSERT INTO jobledger.job_label VALUES ('{theirs}', 'k', 'v', '{theirs}', 1)"), "row-level security"),
+        ("UPDATE jobledger.api_token SET roles = 'admin'".to_owned(), "permission denied"),
         ("UPDATE jobledger.job_event SET actor = 'x'".to_owned(), "permission denied"),
         ("TRUNCATE jobledger.job".to_owned(), "permission denied"),
         (format!("SELECT count(*) FROM {partition}"), "permission denied"),

@@ -1,9 +1,18 @@
 //! Stopping with work under way, and what a client hears when the database fails in the middle of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use jobledger_client::{
+    NewJob,
+    proto::{ClaimJobsRequest, StreamJobEventsRequest, stream_job_events_response},
+};
 use jobledger_server::{Config, domain::id::OrgId, store};
-use tokio::time::timeout;
+use prost::Message as _;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tonic::{Code, Status, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt as _;
@@ -11,13 +20,15 @@ use tonic_types::StatusExt as _;
 use crate::{
     breaking::{Break, Breaking},
     errors::{assert_error, new_job},
-    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
+    raw::{DATA, END_STREAM, Raw, frame},
 };
 
 on_both_databases! {
     a_stop_answers_what_was_accepted,
     what_does_not_end_within_the_grace_period_is_cut_off,
     whoever_watches_the_health_is_told_and_does_not_hold_up_a_stop,
+    whatever_clients_do_it_is_gone_within_its_grace,
     an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire,
 }
 
@@ -99,5 +110,66 @@ async fn an_unknown_outcome_and_a_full_disk_have_their_codes_on_the_wire(databas
     assert_retry(&away, Code::Unavailable, "DATABASE_UNAVAILABLE", true);
     store.come_back().await;
     service.create_job(new_job()).await.expect("the service heals by itself");
+    server.stop().await;
+}
+
+async fn whatever_clients_do_it_is_gone_within_its_grace(database: Database) {
+    const GRACE: Duration = Duration::from_secs(4);
+    let program = Program::start_with(&database, &["--shutdown-grace", "4"]);
+    let client = program.client();
+    let address: SocketAddr = program.address.parse().unwrap();
+    for _ in 0..50 {
+        client.create(NewJob::new("t").payload(&"x".repeat(100_000)).unwrap()).await.unwrap();
+    }
+    // Those who behave: a subscriber, and a worker that waits.
+    let mut stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+    let bookmark = stream.message().await.unwrap().expect("where it begins");
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        let claim = ClaimJobsRequest {
+            worker_id: "w".to_owned(),
+            types: vec!["none".to_owned()],
+            wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+            ..Default::default()
+        };
+        async move { client.raw().claim_jobs(claim).await.map(|_| ()) }
+    });
+    // And those who don't: who says nothing, who half says something, by either protocol; who reads nothing of what comes.
+    let silent = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
+    let mut idle = Raw::over(TcpStream::connect(address).await.unwrap()).await;
+    idle.is_served().await;
+    let mut receiving = Raw::over(TcpStream::connect(address).await.unwrap()).await;
+    receiving.is_served().await;
+    let call = receiving.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
+    receiving.send(DATA, 0, call, &[0, 0, 0, 1]).await.unwrap();
+    // A window of nothing: RFC 9113, 6.5.2.
+    let mut unread = Raw::with_settings(TcpStream::connect(address).await.unwrap(), &[0, 4, 0, 0, 0, 0]).await;
+    unread.is_served().await;
+    let from_the_beginning = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() };
+    let call = unread.call("/jobledger.v1.JobService/StreamJobEvents", 0).await.unwrap();
+    unread.send(DATA, END_STREAM, call, &frame(&from_the_beginning.encode_to_vec())).await.unwrap();
+    unread.is_served().await;
+
+    let began = Instant::now();
+    let ended = tokio::task::spawn_blocking(move || program.end_by("TERM"));
+    let mut last = None;
+    let status = loop {
+        match timeout(PATIENCE, stream.message()).await.expect("it is told") {
+            Ok(message) => last = message.and_then(|message| message.item),
+            Err(status) => break status,
+        }
+    };
+    assert_retry(&status, Code::Unavailable, "DRAINING", true);
+    assert!(matches!(last, Some(stream_job_events_response::Item::Bookmark(_))), "{bookmark:?}, then {last:?}");
+    assert_retry(&waiting.await.unwrap().unwrap_err(), Code::Unavailable, "DRAINING", true);
+    assert!(ended.await.unwrap().success(), "a stop is no failure");
+    let took = began.elapsed();
+    assert!(took < GRACE + Duration::from_secs(1), "{took:?}");
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
+    drop((silent, half, idle, receiving, unread));
+    let server = TestServer::start(database.config()).await;
+    assert_eq!(server.client().list(Default::default()).await.unwrap().jobs.len(), 50);
     server.stop().await;
 }

@@ -54,7 +54,7 @@ async fn a_snapshot_is_consistent_whatever_happens_between_its_pages(database: D
     let request = SubscribeRequest { filter: filter.clone(), with_snapshot: true, ..SubscribeRequest::default() };
     let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     let mut folded = Folded::new();
-    let Delivery::Snapshot(first) = next(&mut subscription).await else { panic!("jobs come first") };
+    let Delivery::Snapshot(first, _) = next(&mut subscription).await else { panic!("jobs come first") };
     assert!(first.iter().all(|record| record.job.created_seq > 60));
     take(&mut folded, first);
     // Of those that were sent and of those that are still to be: some leave, some enter, one is new.
@@ -67,7 +67,7 @@ async fn a_snapshot_is_consistent_whatever_happens_between_its_pages(database: D
     let head = as_of + 6;
     let bookmark = loop {
         match next(&mut subscription).await {
-            Delivery::Snapshot(jobs) => take(&mut folded, jobs),
+            Delivery::Snapshot(jobs, _) => take(&mut folded, jobs),
             Delivery::Bookmark { seq, caught_up } => break (seq, caught_up),
             other => panic!("{other:?} within a snapshot"),
         }
@@ -76,7 +76,7 @@ async fn a_snapshot_is_consistent_whatever_happens_between_its_pages(database: D
     let mut last = as_of;
     while last < head {
         match next(&mut subscription).await {
-            Delivery::Events(events) => {
+            Delivery::Events(events, _) => {
                 for event in events {
                     assert!(event.seq > last && filter.matches(&event));
                     last = event.seq;

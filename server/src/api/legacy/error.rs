@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use axum::{
-    http::{HeaderMap, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 use tonic::Code;
 
 use super::{
-    super::{request::ORG_HEADER, status::ApiError},
+    super::status::{ApiError, http_code},
     answer,
 };
 use crate::{domain::transition::TransitionError, legacy::old_word};
@@ -42,14 +42,6 @@ impl Problem {
         ])
     }
 
-    pub(super) fn no_org(headers: &HeaderMap) -> Self {
-        let text = headers.get(ORG_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes())).unwrap_or_default();
-        match uuid::Uuid::try_parse(&text) {
-            Err(error) => Self::no_uuid(["header", ORG_HEADER], &text, &error),
-            Ok(_) => Self::text(StatusCode::UNPROCESSABLE_ENTITY, format!("{ORG_HEADER} must be a UUID")),
-        }
-    }
-
     /// The state machine says no to a status, given in the old words.
     pub(super) fn refused(refused: &TransitionError, wanted: Option<&str>) -> Self {
         let detail = match (refused, wanted) {
@@ -71,16 +63,11 @@ impl Problem {
 impl From<ApiError> for Problem {
     fn from(error: ApiError) -> Self {
         let (code, message, retry) = error.in_short();
-        let code = match code {
+        if code == Code::NotFound {
             // In the old service's words.
-            Code::NotFound => return Self::text(StatusCode::NOT_FOUND, "Job not found"),
-            Code::InvalidArgument => StatusCode::UNPROCESSABLE_ENTITY,
-            Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => StatusCode::CONFLICT,
-            Code::ResourceExhausted | Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-            Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self { retry, ..Self::text(code, message) }
+            return Self::text(StatusCode::NOT_FOUND, "Job not found");
+        }
+        Self { retry, ..Self::text(http_code(code), message) }
     }
 }
 

@@ -5,7 +5,7 @@ mod body;
 mod error;
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
@@ -15,7 +15,6 @@ use axum::{
 use jobledger_proto::v1 as pb;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use self::{
@@ -23,12 +22,13 @@ use self::{
     error::Problem,
 };
 use super::{
+    caller::Caller,
     request::{self, OldReport},
-    status::{ApiError, MAX_REQUEST_BYTES},
+    status::ApiError,
 };
 use crate::{
     domain::{
-        id::{JobId, OrgId},
+        id::JobId,
         job::{Job, JobContents},
         json::Json,
         status::JobStatus,
@@ -41,7 +41,7 @@ use crate::{
 type Received = Result<Bytes, BytesRejection>;
 
 /// The old calls.
-pub(crate) fn legacy(ledger: Ledger) -> Router {
+pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
     let not_allowed = || async { Problem::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").into_response() };
     Router::new()
         .route("/jobs", post(create))
@@ -52,7 +52,7 @@ pub(crate) fn legacy(ledger: Ledger) -> Router {
         .route("/jobs/{job_id}/status/", any(redirect))
         .route("/jobs/{job_id}/{*rest}", any(nowhere))
         .method_not_allowed_fallback(not_allowed)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
+        .layer(DefaultBodyLimit::max(request_bytes))
         .with_state(ledger)
 }
 
@@ -80,41 +80,46 @@ async fn nowhere() -> Response {
 }
 
 /// `POST /jobs`: `{"type": …}`.
-async fn create(State(ledger): State<Ledger>, headers: HeaderMap, bytes: Received) -> Result<Response, Problem> {
+async fn create(
+    State(ledger): State<Ledger>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    bytes: Received,
+) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Created {
         job_id: String,
     }
-    let org = org(&headers)?;
     let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
     let body = Body::read(&headers, &bytes)?;
     let mut fields = Fields::of(&body)?;
     let job_type = fields.job_type();
     fields.finish()?;
-    let command = request::create(pb::CreateJobRequest { r#type: job_type, ..Default::default() })?;
-    let JobReply { job, .. } = ledger.submit(org, command).await.map_err(ApiError::from)?;
+    let command = request::create(pb::CreateJobRequest { r#type: job_type, ..Default::default() }, &caller)?;
+    let JobReply { job, .. } = ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
     Ok(answer(StatusCode::OK, &Created { job_id: job.id.to_string() }))
 }
 
 /// `GET /jobs/{job_id}`.
 async fn read(
     State(ledger): State<Ledger>,
+    Extension(caller): Extension<Caller>,
     Path(job_id): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let (org, id) = (org(&headers)?, job_id_of(&job_id)?);
-    let record = ledger.job(org, id).await.map_err(ApiError::from)?;
+    let id = job_id_of(&job_id)?;
+    let record = ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
     Ok(job_as_it_was(&record.job, &record.contents))
 }
 
 /// `POST /jobs/{job_id}/status`: what a worker says, with the arguments of the old `_update_job_status`.
 async fn update(
     State(ledger): State<Ledger>,
+    Extension(caller): Extension<Caller>,
     Path(job_id): Path<String>,
     headers: HeaderMap,
     bytes: Received,
 ) -> Result<Response, Problem> {
-    let (org, id) = (org(&headers)?, job_id_of(&job_id)?);
+    let (org, id) = (caller.org(), job_id_of(&job_id)?);
     let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
     let body = Body::read(&headers, &bytes)?;
     let mut fields = Fields::of(&body)?;
@@ -128,7 +133,7 @@ async fn update(
     // Of a dead letter they have no word of their own.
     let wanted = status.map(|status| if status == JobStatus::DeadLetter { status.as_str() } else { old_word(status) });
     let command = request::reach(id, OldReport { status, news, result, error });
-    let job = match ledger.submit(org, command).await {
+    let job = match ledger.submit(caller.by, command).await {
         Ok(reply) => reply.job,
         Err(LedgerError::Transition(refused)) => return Err(Problem::refused(&refused, wanted)),
         Err(error) => return Err(ApiError::from(error).into()),
@@ -139,10 +144,6 @@ async fn update(
         contents = found.into_iter().next().map(|(_, contents)| contents).unwrap_or_default();
     }
     Ok(job_as_it_was(&job, &contents))
-}
-
-fn org(headers: &HeaderMap) -> Result<OrgId, Problem> {
-    request::org(&MetadataMap::from_headers(headers.clone())).map_err(|_| Problem::no_org(headers))
 }
 
 fn job_id_of(text: &str) -> Result<JobId, Problem> {

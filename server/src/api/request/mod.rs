@@ -10,7 +10,6 @@ use std::{sync::Arc, time::Duration};
 
 use jobledger_proto::v1 as pb;
 use prost::Message as _;
-use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use self::check::{Check, digest};
@@ -20,10 +19,10 @@ pub(super) use self::{
     read::{statistics, subscribe},
     work::{claim, heartbeat},
 };
-use super::status::ApiError;
+use super::{caller::Caller, status::ApiError};
 use crate::{
     domain::{
-        id::{JobId, OrgId},
+        id::JobId,
         job::{Idempotency, JobSpec, MAX_PRIORITY},
         transition::{self, Cancel, Report, Retry},
     },
@@ -46,19 +45,6 @@ pub(super) fn items(field: &str, n: usize) -> Result<(), ApiError> {
     Err(ApiError::invalid(field, format!("must be 1 to {MAX_ITEMS}, not {n}")))
 }
 
-/// The org that a call is about.
-pub(super) fn org(metadata: &MetadataMap) -> Result<OrgId, ApiError> {
-    let Some(value) = metadata.get(ORG_HEADER) else {
-        return Ok(OrgId::DEFAULT);
-    };
-    value
-        .to_str()
-        .ok()
-        .and_then(|text| Uuid::try_parse(text).ok())
-        .map(OrgId)
-        .ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
-}
-
 pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
     let mut check = Check::default();
     let id = check.job_id(&request.job_id);
@@ -66,7 +52,7 @@ pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
     Ok(id)
 }
 
-pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiError> {
+pub(super) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Result<Command, ApiError> {
     let mut check = Check::default();
     let key = std::mem::take(&mut request.idempotency_key);
     // The request without its key, as it came: two that differ in a default only are not the same.
@@ -86,6 +72,10 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
     let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
     let run_timeout =
         request.run_timeout.as_ref().and_then(|timeout| check.duration("run_timeout", timeout, RUN_TIMEOUT));
+    let requested_by = match caller.name() {
+        Some(name) if request.requested_by.is_empty() => Arc::clone(name),
+        _ => request.requested_by.into(),
+    };
     let payload = check.value("payload", request.payload.as_ref());
     let payload_bytes = request.payload.as_ref().map_or(0, |payload| payload.encoded_len() as u32);
     check.finish()?;
@@ -97,7 +87,7 @@ pub(super) fn create(mut request: pb::CreateJobRequest) -> Result<Command, ApiEr
             max_attempts,
             retry_policy,
             idempotency,
-            requested_by: request.requested_by.into(),
+            requested_by,
             labels: Arc::new(request.labels),
             run_timeout,
             payload_bytes,

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
-        event::JobEvent,
+        event::{ACTOR_LEDGER, JobEvent},
         flow::{Milestone, Timeline, Width},
         id::{JobId, OrgId},
         job::Job,
@@ -109,6 +109,13 @@ pub(super) struct Times {
     pub(super) began: Instant,
 }
 
+/// A command, and who is said to have caused its events.
+#[derive(Clone, Copy)]
+pub(super) struct Ordered<'a> {
+    pub(super) command: &'a Command,
+    pub(super) by: Option<&'a Arc<str>>,
+}
+
 /// What became of a batch: an answer for each command in order, and what to write before any of them is given.
 pub(super) struct Decision {
     pub(super) replies: Vec<Result<Reply, LedgerError>>,
@@ -121,7 +128,7 @@ pub(super) struct Decision {
 /// Each sees what those before it did; an error is its caller's alone.
 pub(super) fn decide<'a>(
     org: OrgId,
-    commands: impl IntoIterator<Item = &'a Command> + Clone,
+    commands: impl IntoIterator<Item = Ordered<'a>> + Clone,
     needs: &Needs,
     loaded: Loaded,
     times: Times,
@@ -129,17 +136,19 @@ pub(super) fn decide<'a>(
 ) -> Decision {
     let mut candidates = (!needs.ready.is_empty()).then(|| Candidates::new(&needs.ready, &loaded));
     let mut log = Log::new(org, loaded, times, max_types);
-    let mut replies: Vec<_> = commands.clone().into_iter().map(|command| log.decide(command)).collect();
+    let mut replies: Vec<_> = commands.clone().into_iter().map(|ordered| log.decide(ordered)).collect();
     if let Some(candidates) = &mut candidates {
         candidates.fill(log.jobs.values().filter(|job| job.is_ready()));
-        for (command, reply) in commands.clone().into_iter().zip(&mut replies) {
+        for (Ordered { command, by }, reply) in commands.clone().into_iter().zip(&mut replies) {
             if let Command::Claim(claim) = command {
+                log.by = by.cloned();
                 *reply = log.claim(claim, candidates);
             }
         }
     }
     let seen_by_claims = (!needs.ready.is_empty()).then(|| log.ready_now());
-    for (command, reply) in commands.into_iter().zip(&mut replies) {
+    log.by = None;
+    for (Ordered { command, .. }, reply) in commands.into_iter().zip(&mut replies) {
         if let Command::Apply { job, command } = command
             && is_last(command)
         {
@@ -166,6 +175,8 @@ fn is_last(command: &transition::Command) -> bool {
 /// The part of an org's log that a batch touches.
 struct Log {
     org: OrgId,
+    /// Whose command is being decided.
+    by: Option<Arc<str>>,
     now: Time,
     began: Instant,
     head: Head,
@@ -209,6 +220,7 @@ impl Log {
         }
         Self {
             org,
+            by: None,
             // `recorded_at` never falls along `seq`, whatever the clock does.
             now: loaded.head.recorded_at.map_or(times.clock, |last| last.max(times.clock)),
             began: times.began,
@@ -232,7 +244,8 @@ impl Log {
         }
     }
 
-    fn decide(&mut self, command: &Command) -> Result<Reply, LedgerError> {
+    fn decide(&mut self, Ordered { command, by }: Ordered<'_>) -> Result<Reply, LedgerError> {
+        self.by = by.cloned();
         match command {
             Command::Create(create) => self.create(create),
             // Decided when everything else is.
@@ -366,7 +379,12 @@ impl Log {
 
     /// Takes over what a transition made of a job, and appends its events to the log.
     fn append(&mut self, status: Option<JobStatus>, before: Before, mut timeline: Timeline, transition: Transition) {
-        let Transition { job, events, .. } = transition;
+        let Transition { job, mut events, .. } = transition;
+        if let Some(by) = &self.by {
+            for event in events.iter_mut().filter(|event| &*event.actor != ACTOR_LEDGER) {
+                event.actor = Arc::clone(by);
+            }
+        }
         if !events.is_empty() {
             self.head.seq += events.len() as i64;
             self.head.recorded_at = Some(self.now);

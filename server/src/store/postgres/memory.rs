@@ -50,6 +50,8 @@ struct Org {
     types: HashSet<Arc<str>>,
     /// Where this server's last batch has left the log.
     end: Option<End>,
+    /// How far it had come the last time that a batch found it, or left it.
+    last: Option<Head>,
     /// Others write it, too, as far as is known.
     shared_until: Option<Instant>,
 }
@@ -97,7 +99,14 @@ impl Memory {
     pub(super) fn found(&self, org: OrgId, found: End, clock: Time) {
         let mut state = self.state();
         state.heard(clock);
+        let id = org;
         let org = state.org(org);
+        if org.last.replace(found.head).is_some_and(|last| found.head.has_gone_back_from(&last)) {
+            tracing::error!(org_id = %id, seq = found.head.seq, "a log is not as far as it was: its database was replaced by one \
+                that lacks commits; run `jobledger renew-log-id`, so that subscribers are told");
+            // Nor is it sure which types there are.
+            *org = Org { last: org.last, ..Org::default() };
+        }
         let expected = org.end.replace(found);
         if expected.is_some_and(|expected| expected != found) {
             org.shared_until = Some(Instant::now() + SHARED);
@@ -108,7 +117,8 @@ impl Memory {
     pub(super) fn left(&self, org: OrgId, end: End, jobs: Left, clock: Option<Time>) {
         self.jobs.left(jobs);
         let mut state = self.state();
-        state.org(org).end = Some(end);
+        let org = state.org(org);
+        (org.end, org.last) = (Some(end), Some(end.head));
         if let Some(clock) = clock {
             state.heard(clock);
         }

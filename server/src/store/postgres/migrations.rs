@@ -59,16 +59,23 @@ async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), Sto
     Ok(())
 }
 
-async fn open(url: &str) -> Result<PgConnection, StoreError> {
+async fn connect_to(url: &str) -> Result<PgConnection, StoreError> {
     connect(&connect_options(url)?.application_name("jobledger-migrate")).await
 }
 
+/// A connection to a database that lacks nothing.
+pub(super) async fn open(url: &str, may_migrate: bool) -> Result<PgConnection, StoreError> {
+    let mut connection = connect_to(url).await?;
+    prepare(&mut connection, may_migrate).await?;
+    Ok(connection)
+}
+
 pub(in crate::store) async fn status(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
-    read_status(&mut open(url).await?).await
+    read_status(&mut connect_to(url).await?).await
 }
 
 pub(in crate::store) async fn up(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
-    let mut connection = open(url).await?;
+    let mut connection = connect_to(url).await?;
     let applied = apply(&mut connection).await?;
     // Ends the session, and with it whatever it holds.
     let _ = connection.close().await;
@@ -76,7 +83,7 @@ pub(in crate::store) async fn up(url: &str) -> Result<Vec<MigrationStatus>, Stor
 }
 
 pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreError> {
-    let mut connection = open(url).await?;
+    let mut connection = connect_to(url).await?;
     lock(&mut connection).await?;
     migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.down(&mut connection, target).await?;
@@ -86,8 +93,7 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
 
 /// Gives the log another identity.
 pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
-    let mut connection = open(url).await?;
-    prepare(&mut connection, false).await?;
+    let mut connection = open(url, false).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);
     query.execute(&mut connection).await.map_err(store_error)?;
     let _ = connection.close().await;

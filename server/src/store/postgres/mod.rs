@@ -20,6 +20,7 @@ mod roles;
 mod series;
 mod statement;
 mod statistics;
+pub(super) mod tokens;
 mod write;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
@@ -35,7 +36,8 @@ use super::{
     OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
-    id::{JobId, OrgId},
+    access::ApiToken,
+    id::{Digest, JobId, OrgId},
     job::{Job, JobContents, JobRecord},
 };
 
@@ -210,6 +212,10 @@ impl Store for PostgresStore {
 
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         read::take_due(&self.readers, what, limit, hold).await
+    }
+
+    async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {
+        tokens::find(&self.readers, org, digest).await
     }
 
     async fn about(&self) -> Result<About, StoreError> {

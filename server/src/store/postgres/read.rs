@@ -87,9 +87,9 @@ pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Resu
     let ByOrg { places, orgs, ends } = ByOrg::of(jobs.len(), |n| jobs[n].org_id);
     let in_order: Vec<_> = places.iter().map(|place| jobs[*place]).collect();
     let Untold { ids, expire, confirmed, due } = Untold::of(in_order.iter().copied());
-    let seqs: Vec<_> = in_order.iter().map(|job| job.last_seq).collect();
-    let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7) n";
-    let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, expire, confirmed, due]).await?;
+    let (seqs, recorded): (Vec<_>, Vec<_>) = in_order.iter().map(|job| (job.last_seq, job.last_recorded_at)).unzip();
+    let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7, $8) n";
+    let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, recorded, expire, confirmed, due]).await?;
     let place = |row| Ok(usize::try_from(Columns::of(row).long()?).ok().and_then(|n| places.get(n)).copied());
     let found = found.iter().map(place).collect::<Result<Option<Vec<_>>, StoreError>>()?;
     rows::at(jobs.len(), found.ok_or_else(|| rows::damaged("place"))?)
@@ -195,12 +195,12 @@ pub(super) async fn reaches(readers: &Arc<Connections>, orgs: &[OrgId]) -> Resul
 }
 
 pub(super) async fn about(readers: &Arc<Connections>) -> Result<About, StoreError> {
-    let sql =
-        "/* about */ SELECT log_id, series_since, retention_paused_until > clock_timestamp() FROM jobledger.ledger";
+    let sql = "/* about */ SELECT log_id, series_since, retention_paused_until > clock_timestamp(), credentials
+        FROM jobledger.ledger";
     let found = readers.fetch(sql, arguments![]).await?;
     let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
     let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
-    Ok(About { log_id, series_since, is_retention_paused: columns.flag()? })
+    Ok(About { log_id, series_since, is_retention_paused: columns.flag()?, credentials: columns.long()? })
 }
 
 pub(super) async fn orgs(

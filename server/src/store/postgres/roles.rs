@@ -20,6 +20,8 @@ END $$;
 -- How it authenticates is yours to say, for instance: \password {name}
 GRANT USAGE ON SCHEMA jobledger TO {name};
 GRANT SELECT ON jobledger.migration, jobledger.ledger TO {name};
+-- To look tokens up, not to make any.
+GRANT SELECT ON jobledger.api_token TO {name};
 -- A verification has retention wait for it.
 GRANT UPDATE (retention_paused_until) ON jobledger.ledger TO {name};
 GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_counter, jobledger.org_due TO {name};

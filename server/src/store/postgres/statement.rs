@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::connections::not_encoded;
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job},
-    store::StoreError,
+    store::{Head, StoreError},
 };
 
 /// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
@@ -63,9 +63,12 @@ impl Statement {
     /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless the log ends here and
     /// these jobs are as they are here. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a
     /// table may do so before. It brings the clock.
-    pub(super) fn resuming(name: &str, org: OrgId, seq: i64, ready_gen: i64, jobs: &[Job]) -> Result<Self, StoreError> {
+    pub(super) fn resuming(name: &str, org: OrgId, end: &Head, jobs: &[Job]) -> Result<Self, StoreError> {
         let mut statement = Self::new(name, org)?;
-        let mut places = vec!["$1".to_owned(), statement.bind(seq)?, statement.bind(ready_gen)?];
+        let mut places = vec!["$1".to_owned()];
+        places.push(statement.bind(end.seq)?);
+        places.push(statement.bind(end.recorded_at)?);
+        places.push(statement.bind(end.ready_gen)?);
         if !jobs.is_empty() {
             let Untold { ids, expire, confirmed, due } = Untold::of(jobs);
             places.extend([

@@ -84,7 +84,7 @@ pub(super) fn resuming(
     if has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes) {
         return Ok(None);
     }
-    let mut write = Statement::resuming("resume", log.org, log.before.seq, log.before.ready_gen, loaded)?;
+    let mut write = Statement::resuming("resume", log.org, &log.before, loaded)?;
     write.created_jobs(&changes.created)?;
     write.changed_jobs(&changes.changed)?;
     write.payloads(changes)?;

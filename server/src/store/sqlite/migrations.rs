@@ -4,7 +4,7 @@ use std::{path::Path, sync::LazyLock};
 
 use sqlx::{ConnectOptions, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{error::store_error, lock, resolve};
+use super::{BUSY_TIMEOUT, error::store_error, lock, resolve};
 use crate::{
     domain::id::LogId,
     store::{
@@ -32,7 +32,7 @@ async fn read_status(connection: &mut SqliteConnection) -> Result<Vec<MigrationS
 }
 
 async fn connect(path: &Path, may_create: bool) -> Result<SqliteConnection, StoreError> {
-    let options = SqliteConnectOptions::new().filename(path).create_if_missing(may_create);
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(may_create).busy_timeout(BUSY_TIMEOUT);
     options.connect().await.map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
 }
 
@@ -66,10 +66,22 @@ pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), Store
     MIGRATIONS.down(&mut connection, target).await
 }
 
+/// A connection beside a server's, if there is one, to a file that lacks nothing.
+pub(super) async fn beside(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let mut connection = connect(&resolve(path)?, false).await?;
+    prepare(&mut connection, false).await?;
+    Ok(connection)
+}
+
 /// Gives the log another identity, of which no server may know yet.
 pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     let path = &resolve(path)?;
     let _held = lock(path).await?;
+    rename_log(path, log_id).await
+}
+
+/// The same with a file that nobody else knows of.
+pub(super) async fn rename_log(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     let mut connection = connect(path, false).await?;
     prepare(&mut connection, false).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE ledger SET log_id = $1").bind(log_id.0);

@@ -4,6 +4,7 @@
 //! writer commits, and `synchronous=FULL` makes a commit survive a power cut.
 
 mod audit;
+mod backup;
 mod batch;
 mod columns;
 mod error;
@@ -15,6 +16,7 @@ mod read;
 mod series;
 mod set;
 mod statistics;
+pub(super) mod tokens;
 mod write;
 
 use std::{
@@ -31,6 +33,7 @@ use sqlx::{
 };
 use tokio::{sync::Mutex, time::sleep};
 
+pub(super) use self::backup::backup;
 use self::error::store_error;
 use super::{
     About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery, Listener,
@@ -38,8 +41,9 @@ use super::{
 };
 use crate::{
     domain::{
+        access::ApiToken,
         clock::Clock,
-        id::{JobId, OrgId},
+        id::{Digest, JobId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
     store::recent::Recent,
@@ -267,6 +271,10 @@ impl Store for SqliteStore {
 
     async fn take_due(&self, what: DueWork, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         read::due(&self.readers, &*self.clock, what, limit).await
+    }
+
+    async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {
+        tokens::find(&self.readers, org, digest).await
     }
 
     async fn about(&self) -> Result<About, StoreError> {

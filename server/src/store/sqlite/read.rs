@@ -70,7 +70,7 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
 /// Each by its place, and by all that a job may have been changed in.
 const UNCHANGED: &str = "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
     CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
-    WHERE substr(w.value, 65) = concat_ws(',', j.last_seq, ifnull(j.lease_expires_at, ''), j.lease_confirmed, ifnull(j.due_at, ''))";
+    WHERE substr(w.value, 65) = concat_ws(',', j.last_seq, j.last_recorded_at, ifnull(j.lease_expires_at, ''), j.lease_confirmed, ifnull(j.due_at, ''))";
 
 pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
     let micros = |time: Option<Time>| time.map_or_else(String::new, |time| micros(time).to_string());
@@ -79,7 +79,8 @@ pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bo
         let (expires_at, is_confirmed) =
             (micros(lease.map(|lease| lease.expires_at)), lease.is_some_and(|lease| lease.is_confirmed));
         let (org, id, is_confirmed) = (job.org_id.0.simple(), job.id.0.simple(), u8::from(is_confirmed));
-        format!("{org}{id}{},{expires_at},{is_confirmed},{}", job.last_seq, micros(job.due_at))
+        let (recorded_at, due_at) = (micros(Some(job.last_recorded_at)), micros(job.due_at));
+        format!("{org}{id}{},{recorded_at},{expires_at},{is_confirmed},{due_at}", job.last_seq)
     };
     let wanted: Vec<_> = jobs.iter().map(name).collect();
     let places: String =
@@ -183,11 +184,12 @@ pub(super) async fn reaches(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(Or
 }
 
 pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<About, StoreError> {
-    let sql = "/* about */ SELECT log_id, series_since, retention_paused_until FROM ledger";
+    let sql = "/* about */ SELECT log_id, series_since, retention_paused_until, credentials FROM ledger";
     let row = sqlx::query(sql).fetch_one(pool).await.map_err(store_error)?;
     let mut columns = Columns::of(&row);
     let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
-    Ok(About { log_id, series_since, is_retention_paused: columns.long()? > micros(clock.now()) })
+    let is_retention_paused = columns.long()? > micros(clock.now());
+    Ok(About { log_id, series_since, is_retention_paused, credentials: columns.long()? })
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {

@@ -1,11 +1,15 @@
 //! The command line.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+mod access;
+mod limits;
+mod serve;
+
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use jobledger_server::{
-    Config, domain::status::JobStatus, ledger::StreamLimits, store::DatabaseUrl, telemetry::LogFormat,
-};
+use jobledger_server::{domain::access::Role, store::DatabaseUrl};
+
+pub(crate) use self::serve::ServeArgs;
 
 /// A durable, ordered record of background jobs, served over gRPC.
 ///
@@ -36,6 +40,14 @@ pub(crate) enum Command {
         #[arg(long, value_name = "UUID")]
         org: Option<uuid::Uuid>,
     },
+    /// Copy an SQLite database, as it is at one moment, to a file that can be served in its place. Servers go on meanwhile. The copy has
+    /// a log id of its own: where it is restored, subscribers that were further on are told so.
+    Backup {
+        /// The copy; it must not be there yet.
+        file: PathBuf,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
     /// Give the log another identity, after its database was restored from a backup: subscribers that were further on are told so,
     /// instead of missing what is written anew. Run it before a server is started on the database, as its owner.
     RenewLogId(DatabaseArgs),
@@ -45,10 +57,62 @@ pub(crate) enum Command {
     Import(Box<ImportArgs>),
     /// Write jobs back as SQL for the service that jobledger replaces: `jobledger export --legacy | psql …`.
     Export(ExportArgs),
+    /// Make API tokens, list and revoke them. Servers know of it within seconds.
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
     /// Bring a database to this program's schema, or back.
     Migrate {
         #[command(subcommand)]
         command: Migrate,
+    },
+}
+
+/// What to do with API tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token, and print it: it can't be read again. Of the roles, `producer` creates, cancels and retries jobs, `worker` claims
+    /// them and reports, `observer` sees all there is, `admin` may do all of that within its org, `operator` in any org.
+    Create {
+        /// Whose it is, by the organisation's UUID. An operator's is nobody's.
+        #[arg(long, value_name = "UUID", required_unless_present = "operator", conflicts_with = "operator")]
+        org: Option<uuid::Uuid>,
+        /// What its holder may do, within the org: producer, worker, observer, admin; several with commas between.
+        #[arg(
+            long,
+            value_name = "ROLE",
+            value_delimiter = ',',
+            required_unless_present = "operator",
+            conflicts_with = "operator"
+        )]
+        role: Vec<Role>,
+        /// Make an operator's: all may be done with it, in any org that a call names with x-org-id.
+        #[arg(long)]
+        operator: bool,
+        /// Who calls with it, as jobs and events tell; by default a name made of its id.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// From when on it is refused: a time as 2027-01-31T00:00:00Z, or how long from now, as 90d. By default never.
+        #[arg(long, value_name = "WHEN")]
+        expires: Option<String>,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// List tokens, without their secrets.
+    List {
+        /// Only those of this organisation, by its UUID.
+        #[arg(long, value_name = "UUID")]
+        org: Option<uuid::Uuid>,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// Have every server refuse a token from now on, and end what is being called with it.
+    Revoke {
+        /// Its id, as `list` has it.
+        id: uuid::Uuid,
+        #[command(flatten)]
+        database: DatabaseArgs,
     },
 }
 
@@ -159,127 +223,12 @@ impl Cli {
     }
 }
 
-/// How long finished jobs are kept: `30d`, or `failed=90d` for one status.
-#[derive(Debug, Clone, Copy)]
-struct Keep {
-    /// `None`: all in which jobs end.
-    status: Option<JobStatus>,
-    time: Duration,
-}
-
-impl FromStr for Keep {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (status, time) = match text.split_once('=') {
-            None => (None, text),
-            Some((name, time)) => {
-                let status = JobStatus::parse(name).filter(|status| status.is_terminal());
-                let known = "succeeded, failed, canceled or dead_letter";
-                (Some(status.ok_or_else(|| format!("{name:?} is no status in which jobs end: {known}"))?), time)
-            }
-        };
-        let time = humantime::parse_duration(time).map_err(|error| format!("{time:?}: {error}"))?;
-        if time < MIN_RETENTION || time > MAX_RETENTION {
-            return Err("jobs can be kept for a second at least, and a hundred years at most".to_owned());
-        }
-        Ok(Self { status, time })
+/// A time as in 90d, 12h or 500ms, within bounds.
+fn time(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if bounds.contains(&time) {
+        return Ok(time);
     }
-}
-
-/// Shorter, a worker could hardly read what it has done.
-const MIN_RETENTION: Duration = Duration::from_secs(1);
-const MAX_RETENTION: Duration = Duration::from_secs(100 * 366 * 86_400);
-
-/// How to serve.
-#[derive(Debug, Args)]
-pub(crate) struct ServeArgs {
-    /// Address and port to listen on; port 0 takes a free one.
-    #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
-    pub(crate) listen: String,
-
-    #[command(flatten)]
-    database: DatabaseArgs,
-
-    /// Refuse a database that lacks migrations, instead of applying them.
-    #[arg(long, env = "JOBLEDGER_NO_MIGRATE")]
-    no_migrate: bool,
-
-    /// Refuse to serve as a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
-    #[arg(long, env = "JOBLEDGER_REQUIRE_RLS")]
-    require_rls: bool,
-
-    /// Connections that write, and so orgs that may commit at the same time: 1 to 100. PostgreSQL only.
-    #[arg(long, env = "JOBLEDGER_WRITE_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
-    write_connections: u32,
-
-    /// Connections that read: 1 to 100. PostgreSQL only.
-    #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
-    read_connections: u32,
-
-    /// Remove finished jobs, with their events, once they have been finished for so long, as in 30d or 12h. By status with
-    /// succeeded=7d, failed=90d, canceled=… or dead_letter=…; may be given several times. By default all are kept.
-    #[arg(long, env = "JOBLEDGER_RETAIN_FINISHED", value_name = "[STATUS=]TIME", value_delimiter = ',')]
-    retain_finished: Vec<Keep>,
-
-    /// Answer the REST calls of the service that jobledger replaces, on the same port: POST /jobs, GET /jobs/ID, POST
-    /// /jobs/ID/status.
-    #[arg(long, env = "JOBLEDGER_LEGACY_HTTP")]
-    legacy_http: bool,
-
-    /// What to log: a level (error, warn, info, debug, trace), or levels by module as in `info,jobledger_server=debug`.
-    #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "info")]
-    pub(crate) log: String,
-
-    /// How log lines look.
-    #[arg(long, env = "JOBLEDGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
-    pub(crate) log_format: LogFormat,
-
-    /// Seconds that a stop may take: to answer what was accepted and to end streams.
-    #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3_600))]
-    shutdown_grace: u64,
-
-    /// Event streams that may be open on this server: 1 to 1,000,000.
-    #[arg(long, env = "JOBLEDGER_MAX_STREAMS", value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    max_streams: u32,
-
-    /// Event streams that one organisation may have open on this server.
-    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    max_streams_per_org: u32,
-
-    /// Event streams that one connection may have open: 1 to 4,000.
-    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=4_000))]
-    max_streams_per_connection: u32,
-
-    /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
-    #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=4_096))]
-    max_batch: u16,
-}
-
-impl ServeArgs {
-    /// The server's configuration.
-    pub(crate) fn config(&self) -> Config {
-        let mut config = Config::new(self.database.database_url.clone());
-        config.migrate = !self.no_migrate;
-        config.require_rls = self.require_rls;
-        config.write_connections = self.write_connections;
-        config.read_connections = self.read_connections;
-        // What is said of one status counts more than what is said of all.
-        let (all, some): (Vec<&Keep>, Vec<&Keep>) = self.retain_finished.iter().partition(|keep| keep.status.is_none());
-        for keep in all.into_iter().chain(some) {
-            let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
-            for status in ends.filter(|status| keep.status.is_none_or(|only| only == *status)) {
-                config.retention.set(status, keep.time);
-            }
-        }
-        config.legacy_http = self.legacy_http;
-        config.shutdown_grace = Duration::from_secs(self.shutdown_grace);
-        config.limits.batch_commands = usize::from(self.max_batch);
-        config.limits.streams = StreamLimits {
-            in_all: self.max_streams as usize,
-            per_org: self.max_streams_per_org as usize,
-            per_connection: self.max_streams_per_connection as usize,
-        };
-        config
-    }
+    let [least, most] = [bounds.start(), bounds.end()].map(|bound| humantime::format_duration(*bound));
+    Err(format!("must be {least} to {most}"))
 }

@@ -1,0 +1,3 @@
+-- loses: every API token
+ALTER TABLE ledger DROP COLUMN credentials;
+DROP TABLE api_token;

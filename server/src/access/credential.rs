@@ -1,0 +1,91 @@
+//! What was found of a credential.
+
+use std::{fmt, sync::Arc};
+
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use crate::domain::{access::Roles, clock::Time, event::ACTOR_LEDGER, id::OrgId};
+
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// By which jobs and events tell who it was: 1 to 255 characters.
+    pub name: Arc<str>,
+    /// Whose it is; `None` for operators, who name an org with each call.
+    pub org: Option<OrgId>,
+    /// What it may do.
+    pub roles: Roles,
+    /// From when on it may not.
+    pub expires_at: Option<Time>,
+}
+
+impl Principal {
+    /// What a name may be: 1 to 255 characters, none of them control characters, and not the ledger's own.
+    pub fn is_name(name: &str) -> bool {
+        (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) && name != ACTOR_LEDGER
+    }
+}
+
+/// A principal, for as long as its credential holds.
+pub struct Credential {
+    /// Who it lets in.
+    pub principal: Principal,
+    ended: CancellationToken,
+}
+
+impl Credential {
+    pub(super) fn new(principal: Principal) -> Arc<Self> {
+        Arc::new(Self { principal, ended: CancellationToken::new() })
+    }
+
+    /// It lets nobody in any more.
+    pub(super) fn end(&self) {
+        self.ended.cancel();
+    }
+
+    /// Done once it was ended.
+    pub(super) fn ended(&self) -> WaitForCancellationFuture<'_> {
+        self.ended.cancelled()
+    }
+}
+
+/// Why a call is not let in. None of it says anything about what is in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It presents nothing.
+    Nothing,
+    /// What it presents is nothing that lets anybody in.
+    Malformed,
+    /// This server doesn't take credentials of the kind.
+    NotTaken(&'static str),
+    /// It is not known, or says it is somebody who is not.
+    Unknown,
+    /// Its time is over.
+    Expired,
+    /// It was revoked.
+    Revoked,
+    /// It is a JWT that does not hold.
+    Jwt(&'static str),
+    /// Too many unknown ones are being looked up.
+    Busy,
+    /// Nobody can tell: the database doesn't answer.
+    Unavailable,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => {
+                f.write_str("credentials are needed: authorization: Bearer TOKEN, or a client certificate")
+            }
+            Self::Malformed => f.write_str("the authorization header must be: Bearer, and an API token or a JWT"),
+            Self::NotTaken(kind) => write!(f, "this server takes no {kind}"),
+            Self::Unknown => f.write_str("the credential is unknown"),
+            Self::Expired => f.write_str("the credential has expired"),
+            Self::Revoked => f.write_str("the credential was revoked"),
+            Self::Jwt(why) => write!(f, "the JWT does not hold: {why}"),
+            Self::Busy => f.write_str("too many credentials are being looked up; try again shortly"),
+            Self::Unavailable => f.write_str("the database is not available to look the credential up; try again"),
+        }
+    }
+}

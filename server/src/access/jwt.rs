@@ -1,0 +1,182 @@
+//! JWTs (RFC 7519): verified with the key that they name, by the one algorithm that this key is for.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use chrono::DateTime;
+use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::{
+    AccessError,
+    config::JwtConfig,
+    credential::{Credential, Principal, Refusal},
+    keys::Keys,
+};
+use crate::{
+    domain::{
+        access::{NO_ORG, Role, Roles},
+        id::{Digest, OrgId},
+    },
+    generations::Generations,
+};
+
+/// No longer one is looked at.
+const MAX_TOKEN: usize = 8 << 10;
+/// JWTs that are remembered, at most: verifying one takes longer than many a call.
+const REMEMBERED: usize = 10_000;
+
+/// See the module.
+pub(super) struct Jwt {
+    config: JwtConfig,
+    keys: Keys,
+    state: Mutex<State>,
+}
+
+struct State {
+    known: Generations<Digest, Verified>,
+    /// All that somebody calls with, by the key that they were verified with.
+    held: HashMap<Digest, (Digest, Weak<Credential>)>,
+}
+
+/// One that holds as long as its key does.
+#[derive(Clone)]
+struct Verified {
+    credential: Arc<Credential>,
+}
+
+impl Jwt {
+    pub(super) async fn open(config: &JwtConfig) -> Result<Self, AccessError> {
+        let state = Mutex::new(State { known: Generations::new(REMEMBERED), held: HashMap::new() });
+        Ok(Self { config: config.clone(), keys: Keys::open(config).await?, state })
+    }
+
+    /// Who a JWT says it is, whose digest this is; if it holds.
+    pub(super) fn credential(&self, text: &str, digest: Digest) -> Result<Arc<Credential>, Refusal> {
+        if let Some(known) = self.state().known.get(&digest) {
+            return Ok(Arc::clone(&known.credential));
+        }
+        let keys = self.keys.now();
+        let (principal, key) = self.verify(text)?;
+        let mut state = self.state();
+        let credential = Credential::new(principal);
+        // Where the keys have changed meanwhile, it counts for this call alone.
+        if Arc::ptr_eq(&keys, &self.keys.now()) {
+            if state.held.len() > 2 * REMEMBERED {
+                state.held.retain(|_, (_, held)| held.strong_count() > 0);
+            }
+            state.held.insert(digest, (key, Arc::downgrade(&credential)));
+            state.known.insert(digest, Verified { credential: Arc::clone(&credential) });
+        }
+        Ok(credential)
+    }
+
+    /// Has JWTs verified again when keys change, and ends the calls of those whose key is gone.
+    pub(super) async fn watch(&self) {
+        self.keys
+            .watch(|keys| {
+                let mut state = self.state();
+                state.known = Generations::new(REMEMBERED);
+                for (_, (key, held)) in std::mem::take(&mut state.held) {
+                    if let Some(held) = held.upgrade()
+                        && keys.iter().all(|known| known.digest != key)
+                    {
+                        held.end();
+                    }
+                }
+            })
+            .await;
+    }
+
+    /// Who it is, and by which key.
+    fn verify(&self, text: &str) -> Result<(Principal, Digest), Refusal> {
+        if text.len() > MAX_TOKEN {
+            return Err(Refusal::Jwt("it is too long"));
+        }
+        let header = decode_header(text).map_err(|_| Refusal::Jwt("its header can't be read"))?;
+        // RFC 7515, 4.1.11: what must be understood, and is not.
+        if header.crit.is_some() {
+            return Err(Refusal::Jwt("it has critical headers"));
+        }
+        let key = self.keys.find(header.kid.as_deref(), header.alg).ok_or(Refusal::Jwt("its key is unknown"))?;
+        let mut rules = Validation::new(key.algorithm);
+        rules.set_required_spec_claims(&["exp", "iss", "aud"]);
+        rules.set_issuer(&[&self.config.issuer]);
+        rules.set_audience(&[&self.config.audience]);
+        rules.validate_nbf = true;
+        rules.leeway = self.config.leeway.as_secs();
+        let claims =
+            decode::<Map<String, Value>>(text, &key.decoding, &rules).map_err(|error| refused(error.kind()))?;
+        Ok((self.principal(&Value::Object(claims.claims))?, key.digest))
+    }
+
+    fn principal(&self, claims: &Value) -> Result<Principal, Refusal> {
+        let JwtConfig { org_claim, subject_claim, roles_claim, leeway, .. } = &self.config;
+        let name = claim(claims, subject_claim).and_then(Value::as_str).unwrap_or_default();
+        if !Principal::is_name(name) {
+            return Err(Refusal::Jwt("it does not say who it is"));
+        }
+        let org = match claim(claims, org_claim) {
+            None | Some(Value::Null) => None,
+            Some(org) => {
+                let org = org.as_str().and_then(|org| Uuid::try_parse(org).ok()).filter(|org| *org != NO_ORG);
+                Some(org.ok_or(Refusal::Jwt("its org is no UUID"))?)
+            }
+        };
+        let named = self.roles(claim(claims, roles_claim));
+        // An operator is one without an org.
+        let roles = if org.is_some() { named.without(Role::Operator) } else { named };
+        if org.is_none() && !roles.has(Role::Operator) {
+            return Err(Refusal::Jwt("it does not say whose it is"));
+        }
+        let end = claims
+            .get("exp")
+            .and_then(Value::as_f64)
+            .map(|end| end as i64)
+            .and_then(|end| DateTime::from_timestamp(end, 0));
+        let expires_at = end.and_then(|end| end.checked_add_signed(chrono::TimeDelta::from_std(*leeway).ok()?));
+        Ok(Principal { name: name.into(), org: org.map(OrgId), roles, expires_at })
+    }
+
+    /// The roles that a claim names, as they are called there.
+    fn roles(&self, claim: Option<&Value>) -> Roles {
+        let words: Vec<&str> = match claim {
+            Some(Value::String(words)) => words.split_whitespace().collect(),
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        let mut roles = Vec::new();
+        for word in words {
+            if self.config.roles.is_empty() {
+                roles.extend(Role::parse(word));
+            }
+            roles.extend(self.config.roles.iter().filter(|(name, _)| name == word).map(|(_, role)| *role));
+        }
+        roles.into_iter().collect()
+    }
+
+    /// The maps stay whole whatever panics beside them.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A claim by its name, or by a JSON pointer.
+fn claim<'a>(claims: &'a Value, name: &str) -> Option<&'a Value> {
+    if name.starts_with('/') { claims.pointer(name) } else { claims.get(name) }
+}
+
+fn refused(error: &ErrorKind) -> Refusal {
+    match error {
+        ErrorKind::ExpiredSignature => Refusal::Expired,
+        ErrorKind::ImmatureSignature => Refusal::Jwt("it is not valid yet"),
+        ErrorKind::InvalidIssuer => Refusal::Jwt("it is another issuer's"),
+        ErrorKind::InvalidAudience => Refusal::Jwt("it is for another audience"),
+        ErrorKind::MissingRequiredClaim(_) => Refusal::Jwt("it lacks exp, iss or aud"),
+        ErrorKind::InvalidSignature => Refusal::Jwt("its signature is wrong"),
+        _ => Refusal::Jwt("it can't be read"),
+    }
+}

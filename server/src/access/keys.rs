@@ -1,0 +1,248 @@
+//! Public keys of those who issue JWTs, from a file or a URL, read again when they may have changed.
+
+use std::{
+    path::Path,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use jsonwebtoken::{
+    Algorithm, DecodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse},
+};
+use prost::bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    AccessError,
+    config::{JwtConfig, KeySource},
+    file,
+};
+use crate::domain::id::Digest;
+
+/// How long reading from a URL may take.
+const FETCH_WITHIN: Duration = Duration::from_secs(10);
+/// How often a URL is read at most, whatever unknown keys are named.
+const FETCH_PAUSE: Duration = Duration::from_secs(10);
+/// What a set may take.
+const MAX_BYTES: usize = 1 << 20;
+/// RFC 7518, 3.2: a key of the size of the hash, at least.
+const MIN_SECRET: usize = 32;
+
+/// A key, and the one algorithm that it is for: what a JWT says of its algorithm chooses nothing.
+pub(super) struct Key {
+    kid: Option<String>,
+    pub(super) algorithm: Algorithm,
+    pub(super) decoding: DecodingKey,
+    /// By which it is known when the set is read again.
+    pub(super) digest: Digest,
+}
+
+/// The keys at one time.
+pub(super) type KeySet = Arc<Vec<Arc<Key>>>;
+
+/// The keys, now.
+pub(super) struct Keys {
+    source: Option<KeySource>,
+    secret: Option<Arc<Key>>,
+    secret_file: Option<std::path::PathBuf>,
+    refresh: Duration,
+    client: Option<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>>,
+    now: RwLock<KeySet>,
+    /// Somebody has named a key that is not there.
+    missing: Notify,
+}
+
+impl Keys {
+    pub(super) async fn open(config: &JwtConfig) -> Result<Self, AccessError> {
+        let secret = match &config.hs256_secret {
+            Some(path) => Some(Arc::new(secret_key(path)?)),
+            None => None,
+        };
+        let client = match &config.keys {
+            Some(KeySource::Url(_)) => Some(client()?),
+            _ => None,
+        };
+        let keys = Self {
+            source: config.keys.clone(),
+            secret,
+            secret_file: config.hs256_secret.clone(),
+            refresh: config.refresh,
+            client,
+            now: RwLock::default(),
+            missing: Notify::new(),
+        };
+        let (read, _) = keys.read().await.map_err(AccessError::Unusable)?;
+        keys.set(read);
+        Ok(keys)
+    }
+
+    pub(super) fn now(&self) -> KeySet {
+        Arc::clone(&self.now.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    fn set(&self, keys: KeySet) {
+        *self.now.write().unwrap_or_else(std::sync::PoisonError::into_inner) = keys;
+    }
+
+    /// The key that a JWT names; one that names none can only be of a key that has no name.
+    pub(super) fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Arc<Key>> {
+        let keys = self.now();
+        let found = keys.iter().find(|key| key.kid.as_deref() == kid && key.algorithm == algorithm);
+        if found.is_none() && kid.is_some() {
+            self.missing.notify_one();
+        }
+        found.cloned()
+    }
+
+    /// Reads the set again when it may have changed, and says so when it has.
+    pub(super) async fn watch(&self, mut changed: impl FnMut(&KeySet)) {
+        let is_url = matches!(self.source, Some(KeySource::Url(_)));
+        let mut read_at = Instant::now();
+        let mut last = None;
+        loop {
+            if is_url {
+                let _ = timeout(self.refresh, self.missing.notified()).await;
+                sleep(FETCH_PAUSE.saturating_sub(read_at.elapsed())).await;
+            } else {
+                sleep(file::LOOK).await;
+            }
+            read_at = Instant::now();
+            match self.read().await {
+                Ok((_, digest)) if last == Some(digest) => {}
+                Ok((keys, digest)) => {
+                    let is_first = last.replace(digest).is_none();
+                    let is_new = keys.iter().map(|key| key.digest).ne(self.now().iter().map(|key| key.digest));
+                    if is_new {
+                        tracing::info!(keys = keys.len(), "the keys of JWTs have changed");
+                        self.set(Arc::clone(&keys));
+                        changed(&keys);
+                    } else if is_first {
+                        tracing::debug!("the keys of JWTs were read again");
+                    }
+                }
+                Err(error) => tracing::warn!(error, "the keys of JWTs can't be read; those of before are kept"),
+            }
+        }
+    }
+
+    /// The keys where they are kept, and the digest of what was read.
+    async fn read(&self) -> Result<(KeySet, Digest), String> {
+        let text = match &self.source {
+            None => Vec::new(),
+            Some(KeySource::File(path)) => {
+                file::read_aside(path).await.map_err(|error| format!("can't read {}: {error}", path.display()))?
+            }
+            Some(KeySource::Url(url)) => {
+                let fetched = timeout(FETCH_WITHIN, self.fetch(url)).await;
+                fetched
+                    .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+                    .map_err(|error| format!("{url}: {error}"))?
+            }
+        };
+        let mut keys = match &self.source {
+            None => Vec::new(),
+            Some(_) => parse(&text)?,
+        };
+        let mut digest = Sha256::new();
+        digest.update(&text);
+        let secret = match &self.secret_file {
+            Some(path) => Some(Arc::new(secret_key(path).map_err(|error| error.to_string())?)),
+            None => self.secret.clone(),
+        };
+        if let Some(secret) = secret {
+            digest.update(secret.digest.0);
+            keys.push(secret);
+        }
+        Ok((Arc::new(keys), Digest(digest.finalize().into())))
+    }
+
+    async fn fetch(&self, url: &str) -> Result<Vec<u8>, String> {
+        let client = self.client.as_ref().ok_or("no client")?;
+        let url = url.parse().map_err(|error| format!("not a URL: {error}"))?;
+        let answer = client.get(url).await.map_err(|error| chain(&error))?;
+        if !answer.status().is_success() {
+            return Err(format!("HTTP {}", answer.status()));
+        }
+        let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await.map_err(|error| error.to_string())?;
+        Ok(body.to_bytes().to_vec())
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn client() -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, AccessError> {
+    let connector = HttpsConnectorBuilder::new()
+        .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+        .map_err(|error| AccessError::Unusable(format!("the system's certificates can't be read: {error}")))?
+        .https_or_http()
+        .enable_http1()
+        .build();
+    Ok(Client::builder(TokioExecutor::new()).build(connector))
+}
+
+fn secret_key(path: &Path) -> Result<Key, AccessError> {
+    let shown = || path.display().to_string();
+    let mut bytes = file::read(path).map_err(|error| AccessError::File { path: shown(), error })?;
+    // The end of the line that editors leave.
+    while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+        bytes.pop();
+    }
+    if bytes.len() < MIN_SECRET {
+        return Err(AccessError::Unusable(format!(
+            "{}: a secret for HS256 takes {MIN_SECRET} bytes at least",
+            shown()
+        )));
+    }
+    let digest = Digest(Sha256::digest(&bytes).into());
+    Ok(Key { kid: None, algorithm: Algorithm::HS256, decoding: DecodingKey::from_secret(&bytes), digest })
+}
+
+/// The keys of a set that can be used: others are left out, as RFC 7517 (5) has it.
+fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, String> {
+    let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("not a JWKS: {error}"))?;
+    let keys: Vec<_> = set.keys.iter().filter_map(|jwk| key(jwk).map(Arc::new)).collect();
+    if keys.is_empty() {
+        return Err("the JWKS has no key for RS256, ES256 or EdDSA".to_owned());
+    }
+    Ok(keys)
+}
+
+fn key(jwk: &Jwk) -> Option<Key> {
+    let common = &jwk.common;
+    let algorithm = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
+        AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+        // A secret is none where public keys are kept.
+        _ => return None,
+    };
+    let is_named = |name: &str| name.eq_ignore_ascii_case(&format!("{algorithm:?}"));
+    let is_for_this = common.key_algorithm.is_none_or(|named| is_named(&named.to_string()));
+    let signs = common.public_key_use.as_ref().is_none_or(|purpose| *purpose == PublicKeyUse::Signature)
+        && common.key_operations.as_ref().is_none_or(|operations| operations.contains(&KeyOperations::Verify));
+    if !is_for_this || !signs {
+        return None;
+    }
+    let decoding = DecodingKey::from_jwk(jwk).ok()?;
+    let digest = Digest(Sha256::digest(serde_json::to_vec(jwk).ok()?).into());
+    Some(Key { kid: common.key_id.clone(), algorithm, decoding, digest })
+}

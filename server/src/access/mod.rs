@@ -1,0 +1,203 @@
+//! Who calls, and what they may do.
+//!
+//! A call presents an API token (`tokens.rs`), a JWT (`jwt.rs`, whose keys `keys.rs` keeps) or, by its connection, a client certificate
+//! (`certificate.rs`). What was found of a credential is remembered for as long as it may be; [`Access::watch`] looks whether it still may.
+
+mod certificate;
+mod config;
+mod credential;
+mod file;
+mod jwt;
+mod keys;
+mod token;
+mod tokens;
+
+use std::{io, sync::Arc};
+
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+
+pub(crate) use self::file::{LOOK, read, read_aside};
+use self::{certificate::Identities, jwt::Jwt, tokens::Tokens};
+pub use self::{
+    certificate::PeerCertificate,
+    config::{AccessConfig, Authentication, JwtConfig, KeySource},
+    credential::{Credential, Principal, Refusal},
+    token::{Secret, TokenText},
+};
+use crate::{
+    domain::{clock::Clock, id::Digest},
+    store::{Store, StoreError},
+};
+
+/// What all servers of a process need to know who calls.
+pub struct Access {
+    tokens: Tokens,
+    jwt: Option<Jwt>,
+    identities: Option<Identities>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Why nobody may call yet.
+#[derive(Debug, Error)]
+pub enum AccessError {
+    /// Nobody could.
+    #[error(
+        "there are no credentials: make a token with `jobledger token create`, or configure --jwt-keys or --client-identities; \
+         to let everybody in who reaches this address, --insecure-no-auth"
+    )]
+    NoCredentials,
+    /// A file can't be read.
+    #[error("can't read {path}: {error}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// What was configured can't be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// The database doesn't say.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a call presents.
+pub enum Presented {
+    /// An API token.
+    Token(TokenText),
+    /// A JWT, and its SHA-256.
+    Jwt(String, Digest),
+    /// A client certificate.
+    Certificate(Arc<PeerCertificate>),
+}
+
+impl Presented {
+    /// What is in an `authorization` header, or else the certificate of the connection.
+    ///
+    /// # Errors
+    ///
+    /// If there is neither, or the header is not what it must be.
+    pub fn of(authorization: Option<&[u8]>, certificate: Option<&Arc<PeerCertificate>>) -> Result<Self, Refusal> {
+        let Some(header) = authorization else {
+            let certificate = certificate.ok_or(Refusal::Nothing)?;
+            return Ok(Self::Certificate(Arc::clone(certificate)));
+        };
+        let text = str::from_utf8(header).map_err(|_| Refusal::Malformed)?;
+        let (scheme, credential) = text.split_once(' ').ok_or(Refusal::Malformed)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(Refusal::Malformed);
+        }
+        let credential = credential.trim();
+        if credential.starts_with(token::PREFIX) {
+            return TokenText::parse(credential).map(Self::Token).ok_or(Refusal::Malformed);
+        }
+        if credential.split('.').count() != 3 {
+            return Err(Refusal::Malformed);
+        }
+        Ok(Self::Jwt(credential.to_owned(), Digest(Sha256::digest(credential).into())))
+    }
+}
+
+impl Access {
+    /// Reads what is configured.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be used, or lets nobody in.
+    pub async fn open(
+        config: &AccessConfig,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AccessError> {
+        let jwt = match &config.jwt {
+            Some(jwt) => Some(Jwt::open(jwt).await?),
+            None => None,
+        };
+        let identities = config.client_identities.as_deref().map(Identities::open).transpose()?;
+        let tokens = Tokens::open(store).await?;
+        if jwt.is_none() && identities.is_none() && !tokens.were_made() {
+            return Err(AccessError::NoCredentials);
+        }
+        Ok(Self { tokens, jwt, identities, clock })
+    }
+
+    /// Whose it is, if that is known without asking anybody else.
+    ///
+    /// # Errors
+    ///
+    /// If it is not to be let in.
+    pub fn known(&self, presented: &Presented) -> Result<Option<Arc<Credential>>, Refusal> {
+        let found = match presented {
+            Presented::Token(token) => self.tokens.known(token),
+            Presented::Jwt(text, digest) => {
+                Some(self.jwt.as_ref().ok_or(Refusal::NotTaken("JWTs"))?.credential(text, *digest)?)
+            }
+            Presented::Certificate(certificate) => {
+                if self.clock.now() > certificate.not_after {
+                    return Err(Refusal::Expired);
+                }
+                let identities = self.identities.as_ref().ok_or(Refusal::NotTaken("client certificates"))?;
+                Some(identities.find(certificate).ok_or(Refusal::Unknown)?)
+            }
+        };
+        found.map(|found| self.in_time(found)).transpose()
+    }
+
+    /// Whose it is; asks whoever knows.
+    ///
+    /// # Errors
+    ///
+    /// If it is not to be let in, or that can't be told.
+    pub async fn find(&self, presented: &Presented) -> Result<Arc<Credential>, Refusal> {
+        if let Some(known) = self.known(presented)? {
+            return Ok(known);
+        }
+        match presented {
+            Presented::Token(token) => self.in_time(self.tokens.find(token).await?),
+            Presented::Jwt(..) | Presented::Certificate(_) => Err(Refusal::Unknown),
+        }
+    }
+
+    fn in_time(&self, found: Arc<Credential>) -> Result<Arc<Credential>, Refusal> {
+        if found.principal.expires_at.is_some_and(|end| self.clock.now() >= end) {
+            return Err(Refusal::Expired);
+        }
+        Ok(found)
+    }
+
+    /// Done once a credential no longer lets anybody in: it was revoked, or its time is over.
+    pub async fn end_of(&self, credential: &Credential) {
+        let over = async {
+            match credential.principal.expires_at {
+                None => std::future::pending().await,
+                Some(end) => {
+                    let left = (end - self.clock.now()).to_std().unwrap_or_default();
+                    tokio::time::sleep(left).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = over => {}
+            () = credential.ended() => {}
+        }
+    }
+
+    /// Looks whether what is known still holds, for as long as it is polled.
+    pub async fn watch(&self) {
+        let jwt = async {
+            match &self.jwt {
+                Some(jwt) => jwt.watch().await,
+                None => std::future::pending().await,
+            }
+        };
+        let identities = async {
+            match &self.identities {
+                Some(identities) => identities.watch().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(self.tokens.watch(), jwt, identities);
+    }
+}

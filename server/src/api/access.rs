@@ -1,0 +1,309 @@
+//! What stands before every service: who calls, whether they may, and which org it is about. What is not in the list below is refused.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body::{Frame, SizeHint};
+use prost::bytes::Bytes;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+use uuid::Uuid;
+
+use super::{
+    call::is_grpc,
+    caller::Caller,
+    request::ORG_HEADER,
+    status::{ApiError, plain},
+};
+use crate::{
+    access::{Access, Credential, Presented, Refusal},
+    domain::{
+        access::{NO_ORG, Role, Roles},
+        id::OrgId,
+    },
+    ledger::By,
+    net::Peer,
+};
+
+/// Who may call something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum May {
+    /// Anybody: it says nothing of any org, and costs nothing.
+    Anybody,
+    /// Whoever says who they are.
+    AnyRole,
+    /// Those with one of these roles, about one org.
+    Of(Roles),
+}
+
+/// Those who see jobs.
+const READERS: May = May::Of(Roles::of(&[Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator]));
+const PRODUCERS: May = May::Of(Roles::of(&[Role::Producer, Role::Admin, Role::Operator]));
+const WORKERS: May = May::Of(Roles::of(&[Role::Worker, Role::Admin, Role::Operator]));
+const OBSERVERS: May = May::Of(Roles::of(&[Role::Observer, Role::Admin, Role::Operator]));
+
+/// How long a call may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// About as long as a commit.
+    Shortly,
+    /// So long that its credential may end before it does.
+    Long,
+}
+
+/// All that can be called by gRPC.
+const CALLS: [(&str, May, Lasts); 16] = [
+    ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/GetJob", READERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/ListJobs", READERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/ClaimJobs", WORKERS, Lasts::Long),
+    ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly),
+    ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly),
+    // Of all jobs it is for observers alone: the service looks, when it knows what is asked for.
+    ("/jobledger.v1.JobService/StreamJobEvents", READERS, Lasts::Long),
+    ("/jobledger.v1.JobService/GetStatistics", OBSERVERS, Lasts::Shortly),
+    ("/grpc.health.v1.Health/Check", May::Anybody, Lasts::Shortly),
+    ("/grpc.health.v1.Health/Watch", May::AnyRole, Lasts::Long),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long),
+];
+
+/// Who may call this; `None` for what is not there.
+fn right(method: &Method, path: &str) -> Option<(May, Lasts)> {
+    if let Some((_, may, lasts)) = CALLS.iter().find(|(call, ..)| *call == path) {
+        return Some((*may, *lasts));
+    }
+    let may = match path {
+        "/healthz" | "/readyz" => May::Anybody,
+        // The old REST calls: a report is a worker's, any other POST a producer's.
+        path if path.starts_with("/jobs") => match *method {
+            Method::POST if path.trim_end_matches('/').ends_with("/status") => WORKERS,
+            Method::POST => PRODUCERS,
+            _ => READERS,
+        },
+        _ => return None,
+    };
+    Some((may, Lasts::Shortly))
+}
+
+/// Lets calls pass whose callers may; or all, where authentication is off.
+#[derive(Clone)]
+pub(crate) struct AccessLayer(pub(crate) Option<Arc<Access>>);
+
+impl<S> Layer<S> for AccessLayer {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { access: self.0.clone(), inner }
+    }
+}
+
+/// See [`AccessLayer`].
+#[derive(Clone)]
+pub(crate) struct Guarded<S> {
+    access: Option<Arc<Access>>,
+    inner: S,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer> + Clone + Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Answer {
+        let right = right(request.method(), request.uri().path());
+        let Some(access) = &self.access else {
+            if let Some((May::Of(_), _)) = right {
+                match asked_org(request.headers()) {
+                    Ok(org) => request.extensions_mut().insert(Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
+                    Err(error) => return refuse(error, request.headers()),
+                };
+            }
+            return self.inner.call(request);
+        };
+        if let Some((May::Anybody, _)) = right {
+            return self.inner.call(request);
+        }
+        let peer = request.extensions().get::<Peer>();
+        let certificate = peer.and_then(|peer| peer.certificate.clone());
+        let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let presented = match Presented::of(authorization, certificate.as_ref()) {
+            Ok(presented) => presented,
+            Err(refusal) => return refuse(refusal.into(), request.headers()),
+        };
+        match access.known(&presented) {
+            Err(refusal) => refuse(refusal.into(), request.headers()),
+            Ok(Some(credential)) => enter(access, &mut self.inner, right, credential, request),
+            Ok(None) => {
+                let (access, mut inner) = (Arc::clone(access), self.inner.clone());
+                Box::pin(async move {
+                    match access.find(&presented).await {
+                        Ok(credential) => enter(&access, &mut inner, right, credential, request).await,
+                        Err(refusal) => refuse(refusal.into(), request.headers()).await,
+                    }
+                })
+            }
+        }
+    }
+}
+
+/// Passes a call on whose caller is known, if it may.
+fn enter<S>(
+    access: &Arc<Access>,
+    inner: &mut S,
+    right: Option<(May, Lasts)>,
+    credential: Arc<Credential>,
+    mut request: Request<Body>,
+) -> Answer
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+{
+    let Some((may, lasts)) = right else { return refuse(ApiError::NoSuchCall, request.headers()) };
+    if let May::Of(roles) = may {
+        match caller(&credential, roles, request.headers()) {
+            Ok(caller) => request.extensions_mut().insert(caller),
+            Err(error) => return refuse(error, request.headers()),
+        };
+    }
+    let answer = inner.call(request);
+    if lasts == Lasts::Shortly {
+        return answer;
+    }
+    let access = Arc::clone(access);
+    Box::pin(async move {
+        let end = {
+            let credential = Arc::clone(&credential);
+            async move { access.end_of(&credential).await }
+        };
+        let mut end: End = Box::pin(end);
+        let answer = tokio::select! {
+            answer = answer => answer?,
+            () = &mut end => return Ok(Status::from(ApiError::from(Refusal::Revoked)).into_http()),
+        };
+        Ok(answer.map(|body| Body::new(WhileLetIn { body, end, is_over: false })))
+    })
+}
+
+/// Who calls, about which org: its own, but for operators, who name one.
+fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    let principal = &credential.principal;
+    let asked = asked_org(headers)?;
+    let org = match (principal.org, asked) {
+        (Some(org), None) => org,
+        (Some(org), Some(asked)) if org == asked => org,
+        (Some(_), Some(_)) => return Err(ApiError::Denied("x-org-id names another org than the credential's")),
+        (None, Some(asked)) => asked,
+        (None, None) => return Err(ApiError::invalid(ORG_HEADER, "is needed: an operator's credential has no org")),
+    };
+    if !principal.roles.meets(roles) {
+        return Err(ApiError::Denied("the credential's roles don't allow this call"));
+    }
+    let by = By { org, actor: Some(Arc::clone(&principal.name)) };
+    Ok(Caller { by, roles: principal.roles })
+}
+
+/// The org that a call names.
+fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
+    let Some(value) = headers.get(ORG_HEADER) else { return Ok(None) };
+    let org = value.to_str().ok().and_then(|text| Uuid::try_parse(text).ok()).filter(|org| *org != NO_ORG);
+    org.map(|org| Some(OrgId(org))).ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
+}
+
+fn refuse(error: ApiError, headers: &HeaderMap) -> Answer {
+    let answer = if is_grpc(headers) { Status::from(error).into_http() } else { plain(error) };
+    Box::pin(std::future::ready(Ok(answer)))
+}
+
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// An answer that ends with its caller's credential.
+struct WhileLetIn {
+    body: Body,
+    end: End,
+    is_over: bool,
+}
+
+impl http_body::Body for WhileLetIn {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        if self.end.as_mut().poll(context).is_ready() {
+            self.is_over = true;
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(Some(match Status::from(ApiError::from(Refusal::Revoked)).add_header(&mut trailers) {
+                Ok(()) => Ok(Frame::trailers(trailers)),
+                Err(error) => Err(error),
+            }));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use jobledger_proto::FILE_DESCRIPTOR_SET;
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn every_call_of_the_contract_has_its_rights() {
+        let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
+        let mut calls = 0;
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let (may, lasts) = right(&Method::POST, &path).unwrap_or_else(|| panic!("{path} has none"));
+                    assert!(matches!(may, May::Of(_)), "{path} is about an org");
+                    assert!(lasts == Lasts::Long || !method.server_streaming(), "{path} streams");
+                    calls += 1;
+                }
+            }
+        }
+        assert_eq!(calls, 12);
+    }
+
+    #[test]
+    fn what_is_not_there_is_nobodys() {
+        for path in ["/", "/x", "/jobledger.v1.JobService/createjob", "/jobledger.v1.JobService/", "/healthz/"] {
+            assert_eq!(right(&Method::POST, path), None, "{path}");
+        }
+        assert_eq!(Code::Unimplemented, Status::from(ApiError::NoSuchCall).code());
+        assert_eq!(plain(ApiError::NoSuchCall).status(), StatusCode::NOT_FOUND);
+    }
+}

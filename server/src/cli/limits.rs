@@ -1,0 +1,173 @@
+//! What callers may take.
+
+use std::time::Duration;
+
+use clap::{Args, builder::RangedU64ValueParser, value_parser};
+use jobledger_server::{
+    CallLimits, ConnectionLimits,
+    ledger::{Limits, StreamLimits},
+};
+
+/// A number of things, or of bytes: 1 to 2³² − 1.
+fn many() -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn short(text: &str) -> Result<Duration, String> {
+    super::time(text, Duration::from_millis(100)..=Duration::from_secs(3_600))
+}
+
+fn long(text: &str) -> Result<Duration, String> {
+    super::time(text, Duration::from_secs(1)..=Duration::from_secs(30 * 86_400))
+}
+
+/// See the module. Beyond a bound callers are told so (RESOURCE_EXHAUSTED, and when to come back), or turned away.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What callers may take")]
+pub(super) struct LimitArgs {
+    /// Connections at the same time.
+    #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS", value_name = "N", default_value_t = 20_000, value_parser = many())]
+    max_connections: u32,
+
+    /// Connections from one address; of IPv6, from one network of 64 bits. Behind a proxy, as many as it has.
+    #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = 2_000, value_parser = many())]
+    max_connections_per_address: u32,
+
+    /// Calls that one connection may have under way, streams among them.
+    #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_CONNECTION", value_name = "N", default_value_t = 4_096, value_parser = many())]
+    max_calls_per_connection: u32,
+
+    /// Bytes of a call's headers: 4,096 to 1,048,576.
+    #[arg(long, env = "JOBLEDGER_MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16_384, value_parser = value_parser!(u32).range(4_096..=1_048_576))]
+    max_header_bytes: u32,
+
+    /// Calls that a connection may reset before they were begun, or have reset for its mistakes, before it is closed.
+    #[arg(long, env = "JOBLEDGER_MAX_RESETS", value_name = "N", default_value_t = 200, value_parser = many())]
+    max_resets: u32,
+
+    /// How long a connection may take for its first bytes, and for the handshake of TLS.
+    #[arg(long, env = "JOBLEDGER_FIRST_BYTES_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = short)]
+    first_bytes_timeout: Duration,
+
+    /// How long a connection may have no call.
+    #[arg(long, env = "JOBLEDGER_IDLE_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = long)]
+    idle_timeout: Duration,
+
+    /// How often a connection that says nothing is asked for a sign of life; without one for as long again it is closed.
+    #[arg(long, env = "JOBLEDGER_KEEPALIVE", value_name = "TIME", default_value = "20s", value_parser = long)]
+    keepalive: Duration,
+
+    /// Calls under way, of all organisations; claims and event streams are counted apart.
+    #[arg(long, env = "JOBLEDGER_MAX_CALLS", value_name = "N", default_value_t = 16_384, value_parser = many())]
+    max_calls: u32,
+
+    /// Calls under way of one organisation.
+    #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_ORG", value_name = "N", default_value_t = 8_192, value_parser = many())]
+    max_calls_per_org: u32,
+
+    /// Calls a second of one organisation, on this server. By default as many as there come.
+    #[arg(long, env = "JOBLEDGER_MAX_RATE_PER_ORG", value_name = "N", value_parser = many())]
+    max_rate_per_org: Option<u32>,
+
+    /// Bytes of one request: 65,536 to 67,108,864.
+    #[arg(long, env = "JOBLEDGER_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = value_parser!(u32).range(65_536..=67_108_864))]
+    max_request_bytes: u32,
+
+    /// Bytes of all requests that are being received or decided. What is read of them may take twenty times as much.
+    #[arg(long, env = "JOBLEDGER_MAX_REQUEST_MEMORY", value_name = "BYTES", default_value_t = 64 << 20, value_parser = many())]
+    max_request_memory: u32,
+
+    /// How long a request may take to come whole.
+    #[arg(long, env = "JOBLEDGER_REQUEST_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = short)]
+    request_timeout: Duration,
+
+    /// How long a call may take, whatever its deadline; event streams excepted.
+    #[arg(long, env = "JOBLEDGER_CALL_TIMEOUT", value_name = "TIME", default_value = "2m", value_parser = long)]
+    call_timeout: Duration,
+
+    /// Claims that may be under way, most of them waiting for work.
+    #[arg(long, env = "JOBLEDGER_MAX_CLAIMS", value_name = "N", default_value_t = 20_000, value_parser = many())]
+    max_claims: u32,
+
+    /// The same of one organisation.
+    #[arg(long, env = "JOBLEDGER_MAX_CLAIMS_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
+    max_claims_per_org: u32,
+
+    /// Event streams that may be open on this server.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS", value_name = "N", default_value_t = 20_000, value_parser = many())]
+    max_streams: u32,
+
+    /// Event streams that one organisation may have open on this server.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
+    max_streams_per_org: u32,
+
+    /// Event streams that one connection may have open.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 1_000, value_parser = many())]
+    max_streams_per_connection: u32,
+
+    /// Bytes of past events and jobs that were read for streams and are not taken yet: 8,388,608 or more. Where little is left, who takes
+    /// nothing of them for a second is ended with SLOW_CONSUMER.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(8_388_608..))]
+    max_stream_memory: u32,
+
+    /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
+    #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = value_parser!(u16).range(1..=4_096))]
+    max_batch: u16,
+
+    /// Commands that wait to be decided, of all organisations.
+    #[arg(long, env = "JOBLEDGER_MAX_QUEUED", value_name = "N", default_value_t = 65_536, value_parser = many())]
+    max_queued: u32,
+
+    /// Commands of one organisation that wait to be decided.
+    #[arg(long, env = "JOBLEDGER_MAX_QUEUED_PER_ORG", value_name = "N", default_value_t = 16_384, value_parser = many())]
+    max_queued_per_org: u32,
+
+    /// How long a command may wait to be decided; one that has waited longer is refused undecided.
+    #[arg(long, env = "JOBLEDGER_QUEUE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = short)]
+    queue_timeout: Duration,
+}
+
+impl LimitArgs {
+    pub(super) fn connections(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            connections: self.max_connections as usize,
+            connections_per_address: self.max_connections_per_address as usize,
+            calls_per_connection: self.max_calls_per_connection,
+            header_bytes: self.max_header_bytes,
+            resets: self.max_resets as usize,
+            first_bytes_within: self.first_bytes_timeout,
+            idle: self.idle_timeout,
+            keepalive: self.keepalive,
+        }
+    }
+
+    pub(super) fn calls(&self) -> CallLimits {
+        CallLimits {
+            calls: self.max_calls as usize,
+            calls_per_org: self.max_calls_per_org as usize,
+            rate_per_org: self.max_rate_per_org,
+            request_bytes: self.max_request_bytes as usize,
+            request_memory: self.max_request_memory as usize,
+            request_within: self.request_timeout,
+            call_within: self.call_timeout,
+        }
+    }
+
+    pub(super) fn ledger(&self) -> Limits {
+        Limits {
+            batch_commands: usize::from(self.max_batch),
+            queued_commands: self.max_queued as usize,
+            queued_commands_per_org: self.max_queued_per_org as usize,
+            queued_within: self.queue_timeout,
+            claims: self.max_claims as usize,
+            claims_per_org: self.max_claims_per_org as usize,
+            streams: StreamLimits {
+                in_all: self.max_streams as usize,
+                per_org: self.max_streams_per_org as usize,
+                per_connection: self.max_streams_per_connection as usize,
+            },
+            stream_bytes: self.max_stream_memory as usize,
+            ..Limits::default()
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! How to serve.
+
+use std::{str::FromStr, time::Duration};
+
+use clap::Args;
+use jobledger_server::{Config, domain::status::JobStatus, telemetry::LogFormat};
+
+use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs};
+
+/// How to serve.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
+    pub(crate) listen: String,
+
+    #[command(flatten)]
+    database: DatabaseArgs,
+
+    /// Refuse a database that lacks migrations, instead of applying them.
+    #[arg(long, env = "JOBLEDGER_NO_MIGRATE")]
+    no_migrate: bool,
+
+    /// Refuse to serve as a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_REQUIRE_RLS")]
+    require_rls: bool,
+
+    /// Connections that write, and so orgs that may commit at the same time: 1 to 100. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_WRITE_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    write_connections: u32,
+
+    /// Connections that read: 1 to 100. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
+    read_connections: u32,
+
+    /// Remove finished jobs, with their events, once they have been finished for so long, as in 30d or 12h. By status with
+    /// succeeded=7d, failed=90d, canceled=… or dead_letter=…; may be given several times. By default all are kept.
+    #[arg(long, env = "JOBLEDGER_RETAIN_FINISHED", value_name = "[STATUS=]TIME", value_delimiter = ',')]
+    retain_finished: Vec<Keep>,
+
+    /// Answer the REST calls of the service that jobledger replaces, on the same port: POST /jobs, GET /jobs/ID, POST
+    /// /jobs/ID/status.
+    #[arg(long, env = "JOBLEDGER_LEGACY_HTTP")]
+    legacy_http: bool,
+
+    /// What to log: a level (error, warn, info, debug, trace), or levels by module as in `info,jobledger_server=debug`.
+    #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "info")]
+    pub(crate) log: String,
+
+    /// How log lines look.
+    #[arg(long, env = "JOBLEDGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// Seconds that a stop may take: to answer what was accepted and to end streams.
+    #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    shutdown_grace: u64,
+
+    #[command(flatten)]
+    access: AccessArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+impl ServeArgs {
+    /// The server's configuration.
+    pub(crate) fn config(&self) -> Config {
+        let mut config = Config::new(self.database.database_url.clone());
+        config.migrate = !self.no_migrate;
+        config.require_rls = self.require_rls;
+        config.write_connections = self.write_connections;
+        config.read_connections = self.read_connections;
+        // What is said of one status counts more than what is said of all.
+        let (all, some): (Vec<&Keep>, Vec<&Keep>) = self.retain_finished.iter().partition(|keep| keep.status.is_none());
+        for keep in all.into_iter().chain(some) {
+            let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
+            for status in ends.filter(|status| keep.status.is_none_or(|only| only == *status)) {
+                config.retention.set(status, keep.time);
+            }
+        }
+        config.legacy_http = self.legacy_http;
+        config.shutdown_grace = Duration::from_secs(self.shutdown_grace);
+        config.limits = self.limits.ledger();
+        config.calls = self.limits.calls();
+        config.connections = self.limits.connections();
+        config.access = self.access.access();
+        config.tls = self.access.tls();
+        config
+    }
+}
+
+/// How long finished jobs are kept: `30d`, or `failed=90d` for one status.
+#[derive(Debug, Clone, Copy)]
+struct Keep {
+    /// `None`: all in which jobs end.
+    status: Option<JobStatus>,
+    time: Duration,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (status, time) = match text.split_once('=') {
+            None => (None, text),
+            Some((name, time)) => {
+                let status = JobStatus::parse(name).filter(|status| status.is_terminal());
+                let known = "succeeded, failed, canceled or dead_letter";
+                (Some(status.ok_or_else(|| format!("{name:?} is no status in which jobs end: {known}"))?), time)
+            }
+        };
+        let time = humantime::parse_duration(time).map_err(|error| format!("{time:?}: {error}"))?;
+        if time < MIN_RETENTION || time > MAX_RETENTION {
+            return Err("jobs can be kept for a second at least, and a hundred years at most".to_owned());
+        }
+        Ok(Self { status, time })
+    }
+}
+
+/// Shorter, a worker could hardly read what it has done.
+const MIN_RETENTION: Duration = Duration::from_secs(1);
+const MAX_RETENTION: Duration = Duration::from_secs(100 * 366 * 86_400);

@@ -1,0 +1,118 @@
+//! Takes connections in, as many as there are places for.
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tower::Service;
+
+use super::{
+    ConnectionLimits, Tls, connection,
+    places::{Full, Place, Places},
+};
+
+/// How long to wait where the system has nothing left for another connection.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is said that connections are turned away.
+const SAID: Duration = Duration::from_secs(10);
+
+/// Serves connections until it is told to drain, and then those that are open until they end. Dropped, it cuts them off.
+pub(crate) async fn serve<S>(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    service: S,
+    limits: ConnectionLimits,
+    draining: CancellationToken,
+) where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin + 'static,
+{
+    let places = Places::new(limits.connections, limits.connections_per_address);
+    let mut connections = JoinSet::new();
+    let mut turned_away = TurnedAway::default();
+    loop {
+        let accepted = tokio::select! {
+            () = draining.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_one(&error) => continue,
+            Err(error) => {
+                turned_away.say(&format!("no connection can be accepted: {error}"));
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        match places.take(address.ip()) {
+            Ok(place) => {
+                let tls = tls.clone();
+                connections.spawn(run(stream, address, place, tls, service.clone(), limits, draining.clone()));
+            }
+            Err(Full::Server) => turned_away.say("the server has as many connections as it may have"),
+            Err(Full::Address) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
+        }
+    }
+    // Nobody else is let in, nor kept waiting.
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn run<S>(
+    stream: TcpStream,
+    address: std::net::SocketAddr,
+    _place: Place,
+    tls: Option<Arc<Tls>>,
+    service: S,
+    limits: ConnectionLimits,
+    draining: CancellationToken,
+) where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin + 'static,
+{
+    // Answers are small, and wait for nobody.
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => connection::run(stream, address, None, service, limits, draining).await,
+        Some(tls) => match timeout(limits.first_bytes_within, tls.accept(stream)).await {
+            Ok(Ok((stream, certificate))) => {
+                connection::run(stream, address, certificate, service, limits, draining).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%address, %error, "the handshake of TLS failed"),
+            Err(_) => tracing::debug!(%address, "the handshake of TLS took too long"),
+        },
+    }
+}
+
+/// True of what concerns one connection alone, which was gone before it was accepted.
+fn is_of_one(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    ) || error.kind() == io::ErrorKind::Interrupted
+}
+
+/// Says that connections are turned away, now and then.
+#[derive(Default)]
+struct TurnedAway {
+    said: Option<Instant>,
+    since: u64,
+}
+
+impl TurnedAway {
+    fn say(&mut self, reason: &str) {
+        self.since += 1;
+        if self.said.is_none_or(|said| said.elapsed() >= SAID) {
+            tracing::warn!(reason, connections = self.since, "connections are turned away");
+            self.said = Some(Instant::now());
+            self.since = 0;
+        }
+    }
+}

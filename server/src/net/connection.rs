@@ -1,0 +1,284 @@
+//! One connection, from its first bytes to its last.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use hyper::{body::Incoming, service::Service as HyperService};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use prost::bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, body::Body};
+use tower::Service;
+
+use super::{ConnectionLimits, Peer};
+use crate::access::PeerCertificate;
+
+/// What a connection says first: the preface of HTTP/2 (RFC 9113, 3.4). No request of HTTP/1 that means anything is shorter.
+const PREFACE: u64 = 24;
+/// What a stream holds of what its caller has not taken.
+const SEND_BUFFER: usize = 64 << 10;
+/// What a connection and a stream may have under way to the server before it has read them.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const STREAM_WINDOW: u32 = 256 << 10;
+/// Headers of HTTP/1, in number.
+const HEADERS: usize = 64;
+/// The least that a connection of HTTP/1 may hold of a request's head.
+const LEAST_BUFFER: usize = 8 << 10;
+/// How long a connection may go on without a call that was told to end: for having none, and for the stop of the server. A peer that
+/// listens ends it before.
+const LAST_CALLS: Duration = Duration::from_secs(20);
+const LAST_CALLS_AT_STOP: Duration = Duration::from_secs(1);
+
+/// How often it is seen to that an idle connection ends, in its time.
+const LOOKS: u32 = 8;
+
+/// Serves a connection to its end.
+pub(super) async fn run<IO, S>(
+    io: IO,
+    address: SocketAddr,
+    certificate: Option<PeerCertificate>,
+    service: S,
+    limits: ConnectionLimits,
+    draining: CancellationToken,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin + 'static,
+{
+    let cut = CancellationToken::new();
+    let calls = Arc::new(Calls::default());
+    let read = Arc::new(AtomicU64::new(0));
+    let peer = Peer { address, certificate: certificate.map(Arc::new), cut: cut.clone() };
+    let service = Counting { service, peer, calls: Arc::clone(&calls) };
+    let io = TokioIo::new(Counted { io, read: Arc::clone(&read) });
+    let builder = builder(&limits);
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut silent = pin!(silent(&read, limits.first_bytes_within));
+    let mut idle = pin!(idle(&calls, limits.idle));
+    let (mut is_draining, mut is_ending) = (false, false);
+    let (mut last_calls, mut pause) = (pin!(sleep(Duration::MAX)), LAST_CALLS);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%address, %error, "a connection broke");
+                }
+                return;
+            }
+            () = &mut silent => {
+                tracing::debug!(%address, "a connection said nothing");
+                return;
+            }
+            () = cut.cancelled() => return,
+            () = draining.cancelled(), if !is_draining => {
+                (is_draining, is_ending, pause) = (true, true, LAST_CALLS_AT_STOP);
+                last_calls.as_mut().reset(Instant::now() + pause);
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut idle, if !is_ending => {
+                is_ending = true;
+                last_calls.as_mut().reset(Instant::now() + pause);
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut last_calls, if is_ending => {
+                // A call that came at the last moment goes on.
+                if calls.open.load(Ordering::Relaxed) == 0 {
+                    return;
+                }
+                last_calls.as_mut().reset(Instant::now() + pause);
+            }
+        }
+    }
+}
+
+fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    let header_bytes = usize::try_from(limits.header_bytes).unwrap_or(usize::MAX);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.first_bytes_within)
+        .max_headers(HEADERS)
+        .max_buf_size(header_bytes.max(LEAST_BUFFER));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .max_concurrent_streams(limits.calls_per_connection)
+        .max_header_list_size(limits.header_bytes)
+        .max_pending_accept_reset_streams(limits.resets)
+        .max_local_error_reset_streams(limits.resets)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(limits.keepalive)
+        .keep_alive_timeout(limits.keepalive);
+    builder
+}
+
+/// Done if a connection has not said what it is in time.
+async fn silent(read: &AtomicU64, within: Duration) {
+    sleep(within).await;
+    if read.load(Ordering::Relaxed) >= PREFACE {
+        std::future::pending().await
+    }
+}
+
+/// Done once a connection has had no call for so long.
+async fn idle(calls: &Calls, after: Duration) {
+    let mut since = (Instant::now(), calls.begun.load(Ordering::Relaxed));
+    loop {
+        sleep_until(Instant::now() + after / LOOKS).await;
+        let begun = calls.begun.load(Ordering::Relaxed);
+        if begun != since.1 || calls.open.load(Ordering::Relaxed) > 0 {
+            since = (Instant::now(), begun);
+        } else if since.0.elapsed() >= after {
+            return;
+        }
+    }
+}
+
+/// The calls of a connection.
+#[derive(Default)]
+struct Calls {
+    open: AtomicUsize,
+    begun: AtomicU64,
+}
+
+/// Counts what is read.
+struct Counted<IO> {
+    io: IO,
+    read: Arc<AtomicU64>,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        self.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+}
+
+/// Says of each call whom it is from, and counts it until its answer is through.
+struct Counting<S> {
+    service: S,
+    peer: Peer,
+    calls: Arc<Calls>,
+}
+
+impl<S> HyperService<Request<Incoming>> for Counting<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+    S::Future: Unpin,
+{
+    type Response = Response<UntilThrough>;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.peer.clone());
+        self.calls.open.fetch_add(1, Ordering::Relaxed);
+        self.calls.begun.fetch_add(1, Ordering::Relaxed);
+        // Nothing behind it is ever not ready.
+        let answer = self.service.clone().call(request);
+        Answering { answer, open: Some(Open(Arc::clone(&self.calls))) }
+    }
+}
+
+/// A call that is open.
+struct Open(Arc<Calls>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer to come.
+struct Answering<F> {
+    answer: F,
+    open: Option<Open>,
+}
+
+impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for Answering<F> {
+    type Output = Result<Response<UntilThrough>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) else { return Poll::Pending };
+        let open = self.open.take();
+        Poll::Ready(answer.map(|answer| answer.map(|body| UntilThrough { body, _open: open })))
+    }
+}
+
+/// An answer's body, which keeps its call open.
+struct UntilThrough {
+    body: Body,
+    _open: Option<Open>,
+}
+
+impl http_body::Body for UntilThrough {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

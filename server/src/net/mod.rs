@@ -1,0 +1,61 @@
+//! Connections: how many there may be, how long one may be silent, and what it may hold. Knows nothing of what is served.
+
+mod accept;
+mod connection;
+mod places;
+mod tls;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::accept::serve;
+pub use self::tls::{Tls, TlsConfig, TlsError};
+use crate::access::PeerCertificate;
+
+/// What connections may take. Every bound has a flag of the same name.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Connections from one address; of IPv6 from one network of 64 bits.
+    pub connections_per_address: usize,
+    /// Calls that one connection may have under way, streams among them.
+    pub calls_per_connection: u32,
+    /// Bytes of a call's headers, names included.
+    pub header_bytes: u32,
+    /// Calls that a caller may reset before they were begun, and that the server may have to reset for a caller's mistakes, before
+    /// the connection is closed.
+    pub resets: usize,
+    /// How long a new connection may take for its first bytes, and for the handshake of TLS.
+    pub first_bytes_within: Duration,
+    /// How long a connection may have no call before it is closed.
+    pub idle: Duration,
+    /// A peer that says nothing is asked for a sign of life this often, and given up after the same time again.
+    pub keepalive: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            connections_per_address: 2_000,
+            calls_per_connection: 4_096,
+            header_bytes: 16 << 10,
+            resets: 200,
+            first_bytes_within: Duration::from_secs(10),
+            idle: Duration::from_secs(600),
+            keepalive: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Whom a call came from: an extension of its request.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// Its certificate, where it has shown one that was verified.
+    pub(crate) certificate: Option<Arc<PeerCertificate>>,
+    /// Cancelled, the connection is closed with all that is on it.
+    pub(crate) cut: CancellationToken,
+}

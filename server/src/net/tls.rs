@@ -1,0 +1,177 @@
+//! TLS by rustls: versions 1.2 and 1.3, with certificates that are read again when their files change.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+use thiserror::Error;
+use tokio::{net::TcpStream, time::sleep};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use crate::access::{LOOK, PeerCertificate, read, read_aside};
+
+/// Where the certificates are.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// The server's certificate, and those that lead to its root: PEM.
+    pub certificate: PathBuf,
+    /// Its private key: PEM.
+    pub key: PathBuf,
+    /// Who issues certificates of clients: PEM. Without it none is asked for.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Why TLS can't be used.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file can't be read.
+    #[error("can't read {path}: {error}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file is not what it must be.
+    #[error("{path}: {reason}")]
+    Content {
+        /// Which.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// TLS as it is configured now.
+pub struct Tls {
+    config: TlsConfig,
+    now: RwLock<Arc<ServerConfig>>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// What was in the files.
+#[derive(PartialEq)]
+struct Files {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read, or don't fit each other.
+    pub fn open(config: TlsConfig) -> Result<Self, TlsError> {
+        let file = |path: &Path| read(path).map_err(|error| TlsError::File { path: path.display().to_string(), error });
+        let files = Files {
+            certificate: file(&config.certificate)?,
+            key: file(&config.key)?,
+            client_ca: config.client_ca.as_deref().map(file).transpose()?,
+        };
+        let now = RwLock::new(Arc::new(server_config(&config, &files)?));
+        Ok(Self { config, now })
+    }
+
+    fn now(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The handshake with a client; its certificate, if it has shown one.
+    pub(super) async fn accept(
+        &self,
+        stream: TcpStream,
+    ) -> io::Result<(TlsStream<TcpStream>, Option<PeerCertificate>)> {
+        let stream = TlsAcceptor::from(self.now()).accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = shown.and_then(|certificate| PeerCertificate::read(certificate));
+        Ok((stream, certificate))
+    }
+
+    /// Reads the files again when they change, for connections to come; for as long as it is polled.
+    pub(crate) async fn watch(&self) {
+        let mut last = None;
+        loop {
+            sleep(LOOK).await;
+            let files = match self.read_again().await {
+                Ok(files) if last.as_ref() == Some(&files) => continue,
+                Ok(files) => files,
+                Err(error) => {
+                    tracing::warn!(%error, "the certificates can't be read; those of before are kept");
+                    continue;
+                }
+            };
+            let is_first = last.is_none();
+            match server_config(&self.config, &files) {
+                Ok(config) => {
+                    *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                    if !is_first {
+                        tracing::info!("new certificates are used from now on");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the certificates can't be used; those of before are kept"),
+            }
+            last = Some(files);
+        }
+    }
+
+    async fn read_again(&self) -> io::Result<Files> {
+        let TlsConfig { certificate, key, client_ca } = &self.config;
+        let client_ca = match client_ca {
+            Some(path) => Some(read_aside(path).await?),
+            None => None,
+        };
+        Ok(Files { certificate: read_aside(certificate).await?, key: read_aside(key).await?, client_ca })
+    }
+}
+
+fn server_config(config: &TlsConfig, files: &Files) -> Result<ServerConfig, TlsError> {
+    let wrong = |path: &Path, reason: String| TlsError::Content { path: path.display().to_string(), reason };
+    let chain = certificates(&files.certificate).map_err(|reason| wrong(&config.certificate, reason))?;
+    let key = PrivateKeyDer::from_pem_slice(&files.key)
+        .map_err(|error| wrong(&config.key, format!("no private key in PEM: {error}")))?;
+    let provider = Arc::new(default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(&config.certificate, error.to_string()))?;
+    let builder = match config.client_ca.as_deref().zip(files.client_ca.as_deref()) {
+        None => builder.with_no_client_auth(),
+        Some((path, pem)) => {
+            let mut roots = RootCertStore::empty();
+            for root in certificates(pem).map_err(|reason| wrong(path, reason))? {
+                roots.add(root).map_err(|error| wrong(path, error.to_string()))?;
+            }
+            // A client may say who it is in another way.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| wrong(path, error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut server = builder
+        .with_single_cert(chain, key)
+        .map_err(|error| wrong(&config.certificate, format!("can't be used with {}: {error}", config.key.display())))?;
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(server)
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|error| format!("not PEM: {error}"))?;
+    if found.is_empty() { Err("no certificate in PEM".to_owned()) } else { Ok(found) }
+}

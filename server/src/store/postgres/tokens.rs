@@ -1,0 +1,79 @@
+//! API tokens. Row-level security lets the owner of the tables see all of them, and a server that of the org which it names.
+
+use std::sync::{Arc, LazyLock};
+
+use sqlx::{Connection as _, PgConnection};
+use uuid::Uuid;
+
+use super::{
+    columns::Columns,
+    connections::{Connections, arguments},
+    error::store_error,
+    migrations,
+};
+use crate::{
+    domain::{
+        access::ApiToken,
+        clock::Time,
+        id::{Digest, OrgId},
+    },
+    store::{
+        StoreError,
+        tokens::{TOKEN_COLUMNS, key_of, token},
+    },
+};
+
+static FIND: LazyLock<String> =
+    LazyLock::new(|| format!("/* find */ SELECT {TOKEN_COLUMNS} FROM jobledger.read_token($1, $2)"));
+
+/// The token of an org with this digest.
+pub(super) async fn find(
+    readers: &Arc<Connections>,
+    org: Option<OrgId>,
+    digest: Digest,
+) -> Result<Option<ApiToken>, StoreError> {
+    let found = readers.fetch(FIND.as_str(), arguments![key_of(org), digest.0.to_vec()]).await?;
+    found.first().map(|row| token(&mut Columns::of(row))).transpose()
+}
+
+pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), StoreError> {
+    const SQL: &str =
+        "/* make */ INSERT INTO jobledger.api_token (id, org_id, digest, name, roles, created_at, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let mut connection = migrations::open(url, true).await?;
+    let mut transaction = connection.begin().await.map_err(store_error)?;
+    let query = sqlx::query(SQL).bind(token.id).bind(key_of(token.org)).bind(token.digest.0.to_vec());
+    let query = query.bind(&token.name).bind(token.roles.to_string()).bind(token.created_at).bind(token.expires_at);
+    query.execute(&mut *transaction).await.map_err(store_error)?;
+    tell(&mut transaction).await?;
+    transaction.commit().await.map_err(store_error)?;
+    let _ = connection.close().await;
+    Ok(())
+}
+
+pub(in crate::store) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> =
+        LazyLock::new(|| format!("/* list */ SELECT {TOKEN_COLUMNS} FROM jobledger.api_token"));
+    let mut connection = migrations::open(url, false).await?;
+    let found = sqlx::query(SQL.as_str()).fetch_all(&mut connection).await.map_err(store_error)?;
+    let _ = connection.close().await;
+    found.iter().map(|row| token(&mut Columns::of(row))).collect()
+}
+
+pub(in crate::store) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bool, StoreError> {
+    const SQL: &str = "/* revoke */ UPDATE jobledger.api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
+    let mut connection = migrations::open(url, false).await?;
+    let mut transaction = connection.begin().await.map_err(store_error)?;
+    let revoked = sqlx::query(SQL).bind(id).bind(at).execute(&mut *transaction).await.map_err(store_error)?;
+    tell(&mut transaction).await?;
+    transaction.commit().await.map_err(store_error)?;
+    let _ = connection.close().await;
+    Ok(revoked.rows_affected() > 0)
+}
+
+/// Has servers look again.
+async fn tell(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let sql = "/* tell */ UPDATE jobledger.ledger SET credentials = credentials + 1";
+    sqlx::query(sql).execute(connection).await.map_err(store_error)?;
+    Ok(())
+}

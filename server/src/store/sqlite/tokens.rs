@@ -1,0 +1,80 @@
+//! API tokens.
+
+use std::{path::Path, sync::LazyLock};
+
+use sqlx::{Connection as _, SqliteConnection, SqlitePool};
+use uuid::Uuid;
+
+use super::{
+    columns::{Columns, micros},
+    error::store_error,
+    migrations,
+};
+use crate::{
+    domain::{
+        access::ApiToken,
+        clock::Time,
+        id::{Digest, OrgId},
+    },
+    store::{
+        StoreError,
+        tokens::{TOKEN_COLUMNS, key_of, token},
+    },
+};
+
+/// The token of an org with this digest.
+pub(super) async fn find(
+    readers: &SqlitePool,
+    org: Option<OrgId>,
+    digest: Digest,
+) -> Result<Option<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> =
+        LazyLock::new(|| format!("/* find */ SELECT {TOKEN_COLUMNS} FROM api_token WHERE org_id = $1 AND digest = $2"));
+    let query = sqlx::query(SQL.as_str()).bind(key_of(org)).bind(digest.0.to_vec());
+    let found = query.fetch_optional(readers).await.map_err(store_error)?;
+    found.map(|row| token(&mut Columns::of(&row))).transpose()
+}
+
+pub(in crate::store) async fn make(path: &Path, token: &ApiToken) -> Result<(), StoreError> {
+    const SQL: &str = "/* make */ INSERT INTO api_token (id, org_id, digest, name, roles, created_at, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    if !migrations::is_current(path).await {
+        migrations::up(path).await?;
+    }
+    let mut connection = migrations::beside(path).await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+    let query = sqlx::query(SQL).bind(token.id).bind(key_of(token.org)).bind(token.digest.0.to_vec());
+    let query = query.bind(&token.name).bind(token.roles.to_string());
+    let query = query.bind(micros(token.created_at)).bind(token.expires_at.map(micros));
+    query.execute(&mut *transaction).await.map_err(store_error)?;
+    tell(&mut transaction).await?;
+    transaction.commit().await.map_err(store_error)?;
+    connection.close().await.map_err(store_error)
+}
+
+pub(in crate::store) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| format!("/* list */ SELECT {TOKEN_COLUMNS} FROM api_token"));
+    let mut connection = migrations::beside(path).await?;
+    let found = sqlx::query(SQL.as_str()).fetch_all(&mut connection).await.map_err(store_error)?;
+    connection.close().await.map_err(store_error)?;
+    found.iter().map(|row| token(&mut Columns::of(row))).collect()
+}
+
+pub(in crate::store) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<bool, StoreError> {
+    const SQL: &str = "/* revoke */ UPDATE api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
+    let mut connection = migrations::beside(path).await?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+    let query = sqlx::query(SQL).bind(id).bind(micros(at));
+    let revoked = query.execute(&mut *transaction).await.map_err(store_error)?;
+    tell(&mut transaction).await?;
+    transaction.commit().await.map_err(store_error)?;
+    connection.close().await.map_err(store_error)?;
+    Ok(revoked.rows_affected() > 0)
+}
+
+/// Has a server look again.
+async fn tell(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let sql = "/* tell */ UPDATE ledger SET credentials = credentials + 1";
+    sqlx::query(sql).execute(connection).await.map_err(store_error)?;
+    Ok(())
+}

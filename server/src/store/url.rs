@@ -1,0 +1,58 @@
+//! Which database to use.
+
+use std::{fmt, str::FromStr};
+
+use super::StoreError;
+
+/// Which database to use.
+#[derive(Clone, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    /// An SQLite file, `sqlite://PATH`.
+    Sqlite(String),
+    /// A database of a PostgreSQL server, `postgres://USER:PASSWORD@HOST:PORT/NAME`, as a whole URL.
+    Postgres(String),
+    /// Something else with a user in it, and so perhaps a password: refused when it is opened, since what is wrong with an argument
+    /// is said together with the argument.
+    Other,
+}
+
+const EXPECTED_URL: &str = "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db";
+
+impl DatabaseUrl {
+    /// That of another kind can't be opened.
+    pub(super) fn refused() -> StoreError {
+        StoreError::Unusable(EXPECTED_URL.to_owned())
+    }
+}
+
+/// Without the password that a URL may hold.
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => f.debug_tuple("Sqlite").field(path).finish(),
+            Self::Postgres(_) => f.write_str("Postgres(…)"),
+            Self::Other => f.write_str("Other"),
+        }
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            // Looked at when it is opened, as what is something else.
+            return Ok(Self::Postgres(url.to_owned()));
+        }
+        let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
+            return if url.contains('@') { Ok(Self::Other) } else { Err(EXPECTED_URL.to_owned()) };
+        };
+        if path.is_empty() || path == ":memory:" || path == "memory:" {
+            return Err("a ledger needs a file: an SQLite database in memory would lose acknowledged jobs".to_owned());
+        }
+        if path.contains('?') {
+            return Err("parameters are not supported in a sqlite:// URL".to_owned());
+        }
+        Ok(Self::Sqlite(path.to_owned()))
+    }
+}

@@ -1,0 +1,98 @@
+//! `jobledger token`.
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use jobledger_server::{
+    access::{Principal, Secret},
+    domain::{
+        access::{ApiToken, NO_ORG, Role, Roles},
+        clock::{Clock as _, SystemClock, Time},
+        id::OrgId,
+    },
+    store::tokens,
+};
+use uuid::Uuid;
+
+use crate::cli::TokenCommand;
+
+/// Does what was asked.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut out = io::stdout().lock();
+    let now = SystemClock.now();
+    match command {
+        TokenCommand::Create { org, role, operator, name, expires, database } => {
+            if org == Some(NO_ORG) {
+                return Err(format!("{NO_ORG} is no org").into());
+            }
+            if role.contains(&Role::Operator) {
+                return Err("an operator's token is nobody's: --operator instead of --org and --role".into());
+            }
+            let org = org.map(OrgId);
+            let roles = if operator { Roles::of(&[Role::Operator]) } else { role.into_iter().collect() };
+            let id = Uuid::now_v7();
+            let name = name.unwrap_or_else(|| format!("token-{}", &id.simple().to_string()[20..]));
+            if !Principal::is_name(&name) {
+                return Err("a name is 1 to 255 characters, none of them control characters, and not jobledger".into());
+            }
+            let expires_at = expires.map(|when| parse(&when, now)).transpose()?;
+            let secret = Secret::generate(org)?;
+            let token = ApiToken {
+                id,
+                org,
+                digest: secret.digest(),
+                name,
+                roles,
+                created_at: now,
+                expires_at,
+                revoked_at: None,
+            };
+            tokens::make(&database.database_url, &token).await?;
+            eprintln!("token {} ({}): keep it, it can't be read again", token.id, describe(&token, now));
+            writeln!(out, "{}", secret.text())?;
+        }
+        TokenCommand::List { org, database } => {
+            for token in tokens::list(&database.database_url, org.map(OrgId)).await? {
+                writeln!(out, "{}  {}", token.id, describe(&token, now))?;
+            }
+        }
+        TokenCommand::Revoke { id, database } => {
+            if !tokens::revoke(&database.database_url, id, now).await? {
+                return Err(format!("there is no token {id}: `jobledger token list` lists them").into());
+            }
+            writeln!(out, "revoked {id}")?;
+        }
+    }
+    Ok(())
+}
+
+/// A token in a line.
+fn describe(token: &ApiToken, now: Time) -> String {
+    let shown = |time: Time| time.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let org = token.org.map_or_else(|| "no org".to_owned(), |org| format!("org {org}"));
+    let holds = match (token.revoked_at, token.expires_at) {
+        (Some(at), _) => format!("revoked at {}", shown(at)),
+        (None, Some(at)) if at <= now => format!("expired at {}", shown(at)),
+        (None, Some(at)) => format!("expires at {}", shown(at)),
+        (None, None) => "does not expire".to_owned(),
+    };
+    format!("{}, {org}, {}, made at {}, {holds}", token.name, token.roles, shown(token.created_at))
+}
+
+/// A time, or how long from now.
+fn parse(when: &str, now: Time) -> Result<Time, String> {
+    let expected =
+        || format!("--expires {when}: expected a time as 2027-01-31T00:00:00Z, or how long from now, as 90d");
+    let time = match DateTime::parse_from_rfc3339(when) {
+        Ok(time) => time.with_timezone(&Utc),
+        Err(_) => now + humantime::parse_duration(when).map_err(|_| expected())?,
+    };
+    if time <= now {
+        return Err(format!("--expires {when}: that is over"));
+    }
+    Ok(time)
+}

@@ -1,0 +1,146 @@
+//! A primary dies, and its standby takes over: one that had everything, and one that had not.
+
+use std::time::Duration;
+
+use jobledger_client::{Client, Error, Follow, Item, NewJob, Subscription};
+use sqlx::Executor as _;
+use tokio::{task::block_in_place, time::timeout};
+
+use super::{
+    history::Callers,
+    link::{Fault, Link, Peer},
+};
+use crate::{
+    cluster::{Cluster, Durability, OWNER, SERVER},
+    harness::{Database, PATIENCE, Program, command},
+};
+
+/// A primary, its standby, and servers that reach whichever of them the link leads to.
+struct Pair {
+    primary: &'static Cluster,
+    standby: &'static Cluster,
+    database: Database,
+    link: Link,
+    programs: Vec<Program>,
+}
+
+impl Pair {
+    async fn start(servers: usize) -> Self {
+        let primary: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
+        let database = Database::postgres_on(primary).await;
+        let standby: &'static Cluster = Box::leak(Box::new(block_in_place(|| primary.standby())));
+        let link = Link::to(Peer::Postgres(primary.socket())).await;
+        let mut pair = Self { primary, standby, database, link, programs: Vec::new() };
+        pair.programs = (0..servers).map(|_| pair.program()).collect();
+        pair
+    }
+
+    fn program(&self) -> Program {
+        let url = format!("postgres://{SERVER}@{}/{}", self.link.address, self.database.name());
+        block_in_place(|| Program::serve("127.0.0.1:0", &url, &["--log", "error"]))
+    }
+
+    fn clients(&self) -> Vec<Client> {
+        self.programs.iter().map(Program::client).collect()
+    }
+
+    /// Everybody is led to the standby, which is a primary from now on.
+    fn take_over(&mut self) {
+        block_in_place(|| self.standby.promote());
+        self.link.lead_to(Peer::Postgres(self.standby.socket()));
+        self.database = self.database.moved_to(self.standby);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_synchronous_standby_takes_over_without_a_loss() {
+    let mut pair = Pair::start(2).await;
+    let mut admin = pair.database.connect_as("postgres").await;
+    admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await.expect("a superuser may");
+    admin.execute("SELECT pg_reload_conf()").await.expect("a superuser may");
+    drop(admin);
+    let mut callers = Callers::start(&pair.clients(), 4);
+    callers.go_on().await;
+    callers.go_on().await;
+    block_in_place(|| pair.primary.kill());
+    pair.take_over();
+    callers.go_on().await;
+    callers.end().await;
+    println!("{:?}", callers.check(&pair.database).await);
+}
+
+/// Reads on until an event of this place, or an error.
+async fn read_to(events: &mut Subscription, seq: i64) -> Result<(), Error> {
+    let read = async {
+        while let Some(item) = events.next().await {
+            if matches!(item?, Item::Event(event) if event.seq == seq) {
+                break;
+            }
+        }
+        Ok(())
+    };
+    timeout(PATIENCE, read).await.expect("it comes")
+}
+
+async fn create(client: &Client, jobs: usize) {
+    for _ in 0..jobs {
+        client.create(NewJob::new("t")).await.expect("it is created");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cursors_of_a_log_that_lost_its_end_are_void() {
+    let mut pair = Pair::start(1).await;
+    let client = pair.clients().remove(0);
+    create(&client, 10).await;
+    let mut admin = pair.database.connect_as("postgres").await;
+    let replayed = "SELECT count(*) = 1 FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_lsn()";
+    let is_there = async {
+        while !sqlx::query_scalar::<_, bool>(replayed).fetch_one(&mut admin).await.expect("a superuser may") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, is_there).await.expect("the standby follows");
+    drop(admin);
+    block_in_place(|| pair.standby.stop());
+    // These are acknowledged, and nobody else has them.
+    create(&client, 10).await;
+    let mut follower = client.subscribe(Follow::org().after(0)).await.unwrap();
+    read_to(&mut follower, 20).await.expect("all is there");
+    let cursor = follower.cursor().expect("it was told of something").clone();
+
+    block_in_place(|| {
+        pair.primary.kill();
+        pair.standby.start_again();
+    });
+    pair.link.set(Fault::Cut);
+    pair.take_over();
+    pair.link.set(Fault::None);
+    // Whoever follows is told at once that the log is not the one it was.
+    let told = timeout(PATIENCE, async {
+        loop {
+            match follower.next().await.expect("it doesn't end by itself") {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        }
+    });
+    let told = told.await.expect("it is told");
+    assert!(matches!(told, Error::CursorAhead { head_seq: 10, .. }), "{told:?}");
+    // As the operator is to do; before that, a cursor is known to be of another log only for as long as it is beyond it.
+    for program in pair.programs.drain(..) {
+        assert!(program.end_by("TERM").success());
+    }
+    let renewed = command(&["renew-log-id", "--database-url", &pair.database.url_as(OWNER)]).output().unwrap();
+    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+    pair.programs.push(pair.program());
+    let client = pair.clients().remove(0);
+    create(&client, 20).await;
+    let refused = client.subscribe(Follow::org().resume(&cursor)).await;
+    let told = match refused {
+        Err(error) => error,
+        Ok(mut events) => read_to(&mut events, i64::MAX).await.expect_err("the log is another"),
+    };
+    assert!(matches!(told, Error::EpochChanged { .. }), "{told:?}");
+    pair.database.verify().await;
+}

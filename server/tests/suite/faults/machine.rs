@@ -1,0 +1,281 @@
+//! The machine fails: its disk is full, its clock jumps, it has no more files to give, another process has the database.
+
+use std::{
+    fs::{File, Permissions},
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use jobledger_client::{Error, NewJob};
+use jobledger_server::{
+    domain::id::OrgId,
+    store::{EventFilter, EventQuery},
+};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpStream,
+    task::block_in_place,
+    time::{sleep, timeout},
+};
+
+use super::{PRELOADED, history::Callers, preloaded, volume::Volume};
+use crate::{
+    cluster::{Cluster, Durability},
+    harness::{Database, PATIENCE, Program, on_both_databases, short_or_long},
+    seeded::Seeded,
+};
+
+on_both_databases! {
+    who_takes_all_files_keeps_nobody_else_out_for_longer,
+}
+
+/// The machine's clock for some programs, which can be moved.
+struct Clock {
+    folder: TempDir,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let clock = Self { folder: tempfile::tempdir().expect("a temporary directory") };
+        clock.move_to(0);
+        // Whoever PostgreSQL runs as may look.
+        std::fs::set_permissions(clock.folder.path(), Permissions::from_mode(0o755)).expect("it is ours");
+        let text = format!(
+            r#"#define _GNU_SOURCE
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static long moved(void) {{
+    static volatile long *by;
+    if (!by) {{
+        int file = open("{}", O_RDONLY);
+        if (file < 0) return 0;
+        by = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
+        close(file);
+    }}
+    return by == MAP_FAILED ? 0 : *by;
+}}
+
+int clock_gettime(clockid_t id, struct timespec *time) {{
+    int failed = syscall(SYS_clock_gettime, id, time);
+    if (!failed && id == CLOCK_REALTIME) time->tv_sec += moved();
+    return failed;
+}}
+
+int gettimeofday(struct timeval *time, void *zone) {{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    time->tv_sec = now.tv_sec;
+    time->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}}
+"#,
+            clock.file().display()
+        );
+        preloaded(clock.folder.path(), &text);
+        clock
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("seconds")
+    }
+
+    /// What a program is to be run with.
+    fn library(&self) -> PathBuf {
+        self.folder.path().join(PRELOADED)
+    }
+
+    /// Is so many seconds ahead from now on.
+    fn move_to(&self, seconds: i64) {
+        let mut file = File::options().create(true).write(true).truncate(false).open(self.file()).expect("it is ours");
+        file.write_all(&seconds.to_ne_bytes()).expect("there is room");
+    }
+}
+
+/// Moves the clock of whoever decides about time again and again, under callers.
+async fn jump(clock: &Clock, database: &Database, program: Program) {
+    let mut random = Seeded::new(Seeded::from_environment("a clock that jumps"));
+    let mut callers = Callers::start(&[program.client()], 3);
+    for n in 0..short_or_long(6, 60) {
+        callers.go_on().await;
+        let seconds = if n == 0 { 86_400 } else { random.below(2 * 86_400) as i64 - 86_400 };
+        println!("the clock is {seconds} s ahead");
+        clock.move_to(seconds);
+    }
+    callers.go_on().await;
+    callers.end().await;
+    assert!(program.end_by("TERM").success());
+    println!("{:?}", callers.check(database).await);
+    let store = database.open().await;
+    let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: usize::MAX, max_bytes: usize::MAX };
+    let events = store.events(OrgId::DEFAULT, &query).await.expect("it answers").events;
+    assert!(events.is_sorted_by_key(|event| event.recorded_at), "time never falls along the log");
+    let moved = events.last().expect("there are events").recorded_at - events[0].recorded_at;
+    assert!(moved > TimeDelta::hours(1), "the clock was moved, as far as the log knows");
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_jumps_costs_sqlite_nothing_that_was_acknowledged() {
+    let (clock, database) = (Clock::new(), Database::sqlite());
+    let preload = [("LD_PRELOAD", &*clock.library())];
+    let program = Program::serve_in("127.0.0.1:0", &database.url(), &["--log", "error"], &preload);
+    jump(&clock, &database, program).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_jumps_costs_postgres_nothing_that_was_acknowledged() {
+    let clock = Clock::new();
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone_with(&clock.library()).await));
+    let database = Database::postgres_on(cluster).await;
+    let program = Program::start_with(&database, &["--log", "error"]);
+    jump(&clock, &database, program).await;
+}
+
+/// What a process has spent of processors so far.
+fn processor_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
+    let fields: Vec<_> = stat.rsplit(") ").next().expect("a name in parentheses").split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number");
+    // Linux counts hundredths, whatever the kernel's own ticks are.
+    Duration::from_millis(ticks * 10)
+}
+
+async fn who_takes_all_files_keeps_nobody_else_out_for_longer(database: Database) {
+    const FILES: usize = 160;
+    let program = Program::with_files(&database, FILES);
+    let client = program.client();
+    client.create(NewJob::new("t")).await.expect("it is created");
+    let mut silent = Vec::new();
+    for _ in 0..2 * FILES {
+        silent.push(TcpStream::connect(&program.address).await.expect("the system takes it"));
+    }
+    client.create(NewJob::new("t")).await.expect("who is there already goes on");
+    // What it takes to wait for files.
+    let (before, time) = (processor_time(program.id()), Duration::from_secs(2));
+    sleep(time).await;
+    let spent = processor_time(program.id()) - before;
+    assert!(spent < time / 4, "{spent:?} of processors in {time:?}");
+    drop(silent);
+    let late = program.client();
+    timeout(PATIENCE, late.create(NewJob::new("t"))).await.expect("there are files again").expect("it is created");
+    assert!(program.end_by("TERM").success());
+    database.verify().await;
+}
+
+/// Takes all the room there is, until it is dropped.
+struct Ballast<'a>(&'a Path);
+
+impl<'a> Ballast<'a> {
+    fn fill(path: &'a Path) -> Self {
+        let mut file = std::fs::File::create(path).expect("the volume is there");
+        let chunk = vec![7; 64 << 10];
+        while file.write_all(&chunk).is_ok() {}
+        let _ = file.sync_all();
+        Self(path)
+    }
+}
+
+impl Drop for Ballast<'_> {
+    fn drop(&mut self) {
+        std::fs::remove_file(self.0).expect("it is there");
+    }
+}
+
+/// Fills the disk under a server, and makes room again.
+async fn fill_the_disk(volume: &Volume, database: &Database, mut make_good: impl FnMut()) {
+    let program = Program::start_with(database, &["--log", "error"]);
+    let client = program.client();
+    let mut callers = Callers::start(std::slice::from_ref(&client), 3);
+    callers.go_on().await;
+    let path = volume.path().join("ballast");
+    let ballast = Ballast::fill(&path);
+    // Until somebody is told; what is there can be read for as long as the database answers at all.
+    let mut bare = client.raw();
+    let told = async {
+        loop {
+            let payload = jobledger_client::to_value(&"x".repeat(200_000)).expect("it has a JSON form");
+            let request = jobledger_client::proto::CreateJobRequest {
+                r#type: "t".to_owned(),
+                payload: Some(payload),
+                ..Default::default()
+            };
+            if let Err(status) = bare.create_job(request).await {
+                break Error::from(status);
+            }
+        }
+    };
+    let told = timeout(PATIENCE, told).await.expect("somebody is told");
+    println!("a caller was told {told:?}");
+    assert!(matches!(told, Error::Exhausted { .. } | Error::Unavailable { .. }), "{told:?}");
+    drop(ballast);
+    block_in_place(&mut make_good);
+    callers.go_on().await;
+    callers.end().await;
+    assert!(program.end_by("TERM").success());
+    println!("{:?}", callers.check(database).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_sqlite_nothing_that_was_acknowledged() {
+    let Some(volume) = Volume::new(48) else { return };
+    let database = Database::sqlite_at(volume.path());
+    for _ in 0..short_or_long(1, 10) {
+        fill_the_disk(&volume, &database, || {}).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_postgres_nothing_that_was_acknowledged() {
+    let Some(volume) = Volume::new(400) else { return };
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone_in(&volume.path(), Durability::Full).await));
+    let database = Database::postgres_on(cluster).await;
+    for _ in 0..short_or_long(1, 5) {
+        fill_the_disk(&volume, &database, || cluster.start_if_down()).await;
+    }
+    block_in_place(|| cluster.kill());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_that_locks_the_file_is_waited_for() {
+    let database = Database::sqlite();
+    let program = Program::start_with(&database, &["--log", "error"]);
+    let mut callers = Callers::start(&[program.client()], 3);
+    let mut random = Seeded::new(Seeded::from_environment("another process that locks the file"));
+    for _ in 0..short_or_long(2, 20) {
+        callers.go_on().await;
+        let hold = "import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute('PRAGMA busy_timeout = 60000')
+connection.execute('BEGIN IMMEDIATE')
+print('locked', flush=True)
+sys.stdin.read()";
+        let mut holder = Command::new("python3")
+            .args(["-c", hold])
+            .arg(database.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python runs");
+        let mut said = String::new();
+        let output = holder.stdout.take().expect("a pipe");
+        block_in_place(|| BufReader::new(output).read_line(&mut said)).expect("it says so");
+        assert_eq!(said.trim(), "locked");
+        // Shorter than the server waits, and longer.
+        sleep(Duration::from_millis(500 + random.below(9_000))).await;
+        drop(holder.stdin.take());
+        assert!(block_in_place(|| holder.wait()).expect("it ends").success());
+    }
+    callers.go_on().await;
+    callers.end().await;
+    assert!(program.end_by("TERM").success());
+    println!("{:?}", callers.check(&database).await);
+}

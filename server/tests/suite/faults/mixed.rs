@@ -1,0 +1,224 @@
+//! Everything at once: three servers on PostgreSQL or one on a file, callers of both kinds, and one fault after the other.
+
+use std::time::{Duration, Instant};
+
+use jobledger_client::Client;
+use sqlx::{Connection as _, Executor as _};
+use tokio::task::block_in_place;
+
+use super::{
+    history::Callers,
+    link::{Fault, Link, Peer},
+};
+use crate::{
+    cluster::{Cluster, Durability, SERVER},
+    harness::{Database, PATIENCE, Program, fixed_address, resident, short_or_long},
+    seeded::Seeded,
+};
+
+const SERVERS: usize = 3;
+/// Callers of each kind on each server.
+const CALLERS: usize = 3;
+/// What a server may take, whatever happened to it, in KiB: of a build without optimisation.
+const MEMORY: u64 = 256 << 10;
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy)]
+enum Wrong {
+    /// kill -9 of a server.
+    Kill(usize),
+    /// A server stands still.
+    Stop(usize),
+    /// Between a server and its callers.
+    Callers(usize, Fault),
+    /// Between a server and its database.
+    Database(usize, Fault),
+    /// All of a database's connections are ended, again and again.
+    Storm,
+    /// kill -9 of the database.
+    KillDatabase,
+    /// Somebody holds a lock that everybody needs.
+    Lock,
+    /// The database has no connections left to give.
+    NoConnections,
+}
+
+/// Something for so many servers; of one that has its database in a file nothing is wrong between them.
+fn draw(random: &mut Seeded, servers: usize) -> Wrong {
+    let n = random.below(servers as u64) as usize;
+    let fault = match random.below(5) {
+        0 => Fault::Latency(Duration::from_millis(5 + random.below(100))),
+        1 => Fault::Cut,
+        2 => Fault::BlackHole,
+        3 => Fault::Unanswered,
+        _ => Fault::HalfOpen,
+    };
+    match random.below(if servers > 1 { 10 } else { 6 }) {
+        0 | 1 => Wrong::Kill(n),
+        2 => Wrong::Stop(n),
+        3 | 4 => Wrong::Callers(n, fault),
+        5 => Wrong::Lock,
+        6 => Wrong::Database(n, fault),
+        7 => Wrong::Storm,
+        8 => Wrong::KillDatabase,
+        _ => Wrong::NoConnections,
+    }
+}
+
+/// A server and what lies around it.
+struct Replica {
+    address: String,
+    url: String,
+    program: Option<Program>,
+    callers: Link,
+    /// To a database that is reached by the network.
+    database: Option<Link>,
+}
+
+impl Replica {
+    async fn start(database: &Database) -> Self {
+        let address = fixed_address();
+        let link = match database.is_postgres() {
+            true => Some(Link::to(Peer::Postgres(database.socket())).await),
+            false => None,
+        };
+        let url = match &link {
+            Some(link) => format!("postgres://{SERVER}@{}/{}", link.address, database.name()),
+            None => database.url(),
+        };
+        let callers = Link::to(Peer::Tcp(address.clone())).await;
+        let mut replica = Self { address, url, program: None, callers, database: link };
+        replica.run();
+        replica
+    }
+
+    fn run(&mut self) {
+        let limits = ["--log", "error"];
+        self.program = Some(block_in_place(|| Program::serve(&self.address, &self.url, &limits)));
+    }
+
+    fn signal(&self, signal: &str) {
+        self.program.as_ref().expect("it runs").signal(signal);
+    }
+
+    fn client(&self) -> Client {
+        Client::builder(format!("http://{}", self.callers.address)).timeout(PATIENCE).build().expect("a valid endpoint")
+    }
+}
+
+/// The database of the run, and who does it harm.
+struct Scene {
+    cluster: Option<&'static Cluster>,
+    database: Database,
+    replicas: Vec<Replica>,
+}
+
+impl Scene {
+    async fn do_harm(&mut self, wrong: Wrong, time: Duration) {
+        match wrong {
+            Wrong::Kill(n) => {
+                self.replicas[n].program.take().expect("it runs").kill();
+                tokio::time::sleep(time / 4).await;
+                self.replicas[n].run();
+            }
+            Wrong::Stop(n) => {
+                self.replicas[n].signal("STOP");
+                tokio::time::sleep(time).await;
+                self.replicas[n].signal("CONT");
+            }
+            Wrong::Callers(n, fault) => during(&self.replicas[n].callers, fault, time).await,
+            Wrong::Database(n, fault) => {
+                during(self.replicas[n].database.as_ref().expect("a network"), fault, time).await;
+            }
+            Wrong::Storm => {
+                let ends = Instant::now() + time;
+                let mut admin = self.database.connect_as("postgres").await;
+                while Instant::now() < ends {
+                    admin.execute(TERMINATE).await.expect("a superuser may");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                admin.close().await.expect("it ends");
+            }
+            Wrong::KillDatabase => {
+                let cluster = self.cluster.expect("a server of databases");
+                block_in_place(|| cluster.kill());
+                tokio::time::sleep(time / 4).await;
+                block_in_place(|| cluster.start_again());
+            }
+            Wrong::Lock => {
+                let blocked = self.database.block_writes().await;
+                tokio::time::sleep(time).await;
+                blocked.end().await;
+            }
+            Wrong::NoConnections => {
+                let mut admin = self.database.connect_as("postgres").await;
+                let limit = |limit: i32| {
+                    sqlx::AssertSqlSafe(format!("ALTER DATABASE {} CONNECTION LIMIT {limit}", self.database.name()))
+                };
+                admin.execute(limit(0)).await.expect("a superuser may");
+                admin.execute(TERMINATE).await.expect("a superuser may");
+                tokio::time::sleep(time).await;
+                admin.execute(limit(-1)).await.expect("a superuser may");
+                admin.close().await.expect("it ends");
+            }
+        }
+    }
+}
+
+const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()";
+
+async fn during(link: &Link, fault: Fault, time: Duration) {
+    link.set(fault);
+    tokio::time::sleep(time).await;
+    link.set(Fault::None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_servers_hold_what_they_acknowledged_whatever_goes_wrong() {
+    let time = Duration::from_secs(short_or_long(120, 30 * 60));
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
+    run(Some(cluster), Database::postgres_on(cluster).await, SERVERS, time).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_on_a_file_holds_what_it_acknowledged_whatever_goes_wrong() {
+    let time = Duration::from_secs(short_or_long(30, 10 * 60));
+    run(None, Database::sqlite(), 1, time).await;
+}
+
+async fn run(cluster: Option<&'static Cluster>, database: Database, servers: usize, time: Duration) {
+    let mut random = Seeded::new(Seeded::from_environment("mixed faults"));
+    let mut scene = Scene { cluster, database: database.clone(), replicas: Vec::new() };
+    for _ in 0..servers {
+        scene.replicas.push(Replica::start(&database).await);
+    }
+    let clients: Vec<_> = scene.replicas.iter().map(Replica::client).collect();
+    let mut callers = Callers::start(&clients, CALLERS);
+    callers.go_on().await;
+    let began = Instant::now();
+    let (mut faults, mut most) = (0, 0);
+    while began.elapsed() < time {
+        let wrong = draw(&mut random, servers);
+        // As often shorter than leases and time-outs as longer.
+        let lasts = Duration::from_millis([200, 1_000, 4_000, 12_000][random.below(4) as usize] + random.below(1_000));
+        println!("{:6.1} s: {wrong:?} for {:.1} s", began.elapsed().as_secs_f64(), lasts.as_secs_f64());
+        scene.do_harm(wrong, lasts).await;
+        faults += 1;
+        let ended = Instant::now();
+        callers.go_on().await;
+        let memory: Vec<_> =
+            scene.replicas.iter().map(|replica| resident(replica.program.as_ref().expect("it runs").id())).collect();
+        most = most.max(*memory.iter().max().expect("there are servers"));
+        println!("         all go on after {:.1} s; {memory:?} KiB", ended.elapsed().as_secs_f64());
+        assert!(most < MEMORY, "a server takes {most} KiB");
+    }
+    callers.end().await;
+    let took = began.elapsed();
+    for replica in &mut scene.replicas {
+        assert!(replica.program.take().expect("it runs").end_by("TERM").success());
+    }
+    let summary = callers.check(&database).await;
+    println!("{faults} faults in {:.0} s, {most} KiB at most: {summary:?}", took.as_secs_f64());
+    assert!(faults > 0);
+}

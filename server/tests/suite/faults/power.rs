@@ -1,0 +1,158 @@
+//! The power is cut: what was acknowledged is there, for as long as the database is durable; and where it is not, the test tells.
+
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use jobledger_client::{Client, NewJob, proto::CreateJobRequest};
+use sqlx::Executor as _;
+use tokio::{
+    sync::watch,
+    task::{JoinSet, block_in_place},
+    time::timeout,
+};
+
+use super::{preloaded, volume::Volume};
+use crate::{
+    cluster::{Cluster, Durability},
+    crash::verify,
+    harness::{Database, PATIENCE, Program, short_or_long},
+};
+
+/// Creates jobs until something breaks; those that were acknowledged.
+struct Writers {
+    acknowledged: Arc<Mutex<HashSet<String>>>,
+    tasks: JoinSet<()>,
+    count: watch::Receiver<usize>,
+}
+
+impl Writers {
+    fn start(client: &Client) -> Self {
+        let (acknowledged, mut tasks) = (Arc::<Mutex<HashSet<String>>>::default(), JoinSet::new());
+        let (counter, count) = watch::channel(0);
+        for _ in 0..16 {
+            let (mut service, acknowledged, counter) = (client.raw(), Arc::clone(&acknowledged), counter.clone());
+            tasks.spawn(async move {
+                let request = CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };
+                while let Ok(answer) = service.create_job(request.clone()).await {
+                    acknowledged.lock().unwrap().insert(answer.into_inner().job.expect("a job").id);
+                    counter.send_modify(|count| *count += 1);
+                }
+            });
+        }
+        Self { acknowledged, tasks, count }
+    }
+
+    async fn until(&mut self, count: usize) {
+        timeout(PATIENCE, self.count.wait_for(|so_far| *so_far >= count)).await.expect("they write").unwrap();
+    }
+
+    async fn end(mut self) -> HashSet<String> {
+        self.tasks.shutdown().await;
+        std::mem::take(&mut self.acknowledged.lock().unwrap())
+    }
+}
+
+/// How many of those that were acknowledged are not there.
+async fn lost(database: &Database, acknowledged: &HashSet<String>) -> usize {
+    let events = verify(database, &Default::default()).await;
+    let kept: HashSet<_> = events.iter().map(|event| event.job_id.to_string()).collect();
+    acknowledged.difference(&kept).count()
+}
+
+/// Cuts the power of a server on a file while it is written to. How many of how many acknowledged jobs are lost.
+async fn cut_power_of_sqlite(volume: &Volume, database: &Database, environment: &[(&str, &Path)]) -> (usize, usize) {
+    let program = Program::serve_in("127.0.0.1:0", &database.url(), &["--log", "error"], environment);
+    // Something is left in any case.
+    program.client().create(NewJob::new("t")).await.expect("it is created");
+    volume.sync();
+    let mut writers = Writers::start(&program.client());
+    writers.until(short_or_long(500, 5_000)).await;
+    volume.cut_power();
+    let acknowledged = writers.end().await;
+    program.kill();
+    volume.power_up();
+    // A server mends what the cut has left before anybody reads it.
+    let program = Program::start(database);
+    assert!(program.end_by("TERM").success());
+    (lost(database, &acknowledged).await, acknowledged.len())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_takes_nothing_that_sqlite_acknowledged() {
+    let Some(volume) = Volume::new(256) else { return };
+    let database = Database::sqlite_at(volume.path());
+    for _ in 0..short_or_long(2, 20) {
+        let (lost, of) = cut_power_of_sqlite(&volume, &database, &[]).await;
+        println!("{lost} of {of} are lost");
+        assert_eq!(lost, 0, "of {of}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_is_noticed_where_sqlite_is_not_durable() {
+    let Some(volume) = Volume::new(256) else { return };
+    let tools = tempfile::tempdir().expect("a temporary directory");
+    // Nothing is durable for a program that is run with this.
+    let text = "int fsync(int fd) { return 0; }\nint fdatasync(int fd) { return 0; }\n";
+    let library = preloaded(tools.path(), text);
+    let database = Database::sqlite_at(volume.path());
+    let (lost, of) = cut_power_of_sqlite(&volume, &database, &[("LD_PRELOAD", &library)]).await;
+    println!("{lost} of {of} are lost");
+    assert!(lost > 0, "nothing of {of} is lost");
+}
+
+/// The same of PostgreSQL. `None` where it doesn't even start any more.
+async fn cut_power_of_postgres(
+    volume: &Volume,
+    cluster: &'static Cluster,
+    database: &Database,
+) -> Option<(usize, usize)> {
+    let program = Program::start_with(database, &["--log", "error"]);
+    program.client().create(NewJob::new("t")).await.expect("it is created");
+    database.connect_as("postgres").await.execute("CHECKPOINT").await.expect("a superuser may");
+    volume.sync();
+    let mut writers = Writers::start(&program.client());
+    writers.until(short_or_long(500, 5_000)).await;
+    let postmaster = cluster.postmaster();
+    volume.cut_power();
+    let acknowledged = writers.end().await;
+    program.kill();
+    let is_up = block_in_place(|| {
+        cluster.kill_processes(postmaster);
+        volume.power_up();
+        cluster.clean_up_after_kill();
+        cluster.try_start_again()
+    });
+    if !is_up {
+        return None;
+    }
+    Some((lost(database, &acknowledged).await, acknowledged.len()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_takes_nothing_that_postgres_acknowledged() {
+    let Some(volume) = Volume::new(2_048) else { return };
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone_in(&volume.path(), Durability::Full).await));
+    let database = Database::postgres_on(cluster).await;
+    for _ in 0..short_or_long(2, 20) {
+        let (lost, of) = cut_power_of_postgres(&volume, cluster, &database).await.expect("it starts again");
+        println!("{lost} of {of} are lost");
+        assert_eq!(lost, 0, "of {of}");
+    }
+    block_in_place(|| cluster.kill());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_is_noticed_where_postgres_is_not_durable() {
+    let Some(volume) = Volume::new(2_048) else { return };
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone_in(&volume.path(), Durability::None).await));
+    let database = Database::postgres_on(cluster).await;
+    let outcome = cut_power_of_postgres(&volume, cluster, &database).await;
+    println!("{outcome:?} are lost");
+    let Some((lost, of)) = outcome else { return };
+    assert!(lost > 0, "nothing of {of} is lost");
+    block_in_place(|| cluster.kill());
+}

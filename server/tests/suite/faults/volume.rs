@@ -1,0 +1,84 @@
+//! A file system of its own, in an image: it can be full, and its power can be cut.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+/// See the module. Unmounted when dropped, and when this program ends, however it does.
+pub(super) struct Volume {
+    folder: PathBuf,
+    _keeper: Child,
+}
+
+impl Volume {
+    /// One of so many MiB. `None` where nobody may mount one: that is said.
+    pub(super) fn new(mib: u32) -> Option<Self> {
+        let folder = TempDir::with_prefix("jobledger-volume-").expect("a temporary directory").keep();
+        let clean_up = r#"read -r _; umount -l "$0/mounted" 2>/dev/null; rm -rf "$0""#;
+        let keeper = Command::new("sh")
+            .args(["-c", clean_up])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        let volume = Self { folder, _keeper: keeper };
+        std::fs::create_dir(volume.path()).expect("the folder is there");
+        run("truncate", &["-s", &format!("{mib}M")], &volume.image());
+        run("mkfs.ext4", &["-q", "-F", "-m", "0"], &volume.image());
+        volume.mount().then_some(volume)
+    }
+
+    /// Where its files are.
+    pub(super) fn path(&self) -> PathBuf {
+        self.folder.join("mounted")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.join("image")
+    }
+
+    /// Its journal is written only when somebody asks for it, or after a minute: not by chance.
+    fn mount(&self) -> bool {
+        let mounted = Command::new("mount").args(["-o", "loop,commit=60"]).arg(self.image()).arg(self.path()).output();
+        let mounted = mounted.is_ok_and(|output| output.status.success());
+        if !mounted {
+            println!("left out: a file system can be mounted by root only");
+        }
+        mounted
+    }
+
+    /// What is in memory alone is lost, at once: nothing is written any more.
+    pub(super) fn cut_power(&self) {
+        // EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH, as file systems are tested with.
+        let cut = "import fcntl, os, struct, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+        run("python3", &["-c", cut], &self.path());
+    }
+
+    /// Mounts it again as it is on the disk, when nobody uses it any more.
+    pub(super) fn power_up(&self) {
+        run("umount", &[], &self.path());
+        assert!(self.mount());
+    }
+
+    /// Everything so far is on the disk.
+    pub(super) fn sync(&self) {
+        run("sync", &["-f"], &self.path());
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).stderr(Stdio::null()).status();
+    }
+}
+
+fn run(program: &str, arguments: &[&str], path: &Path) {
+    let output = Command::new(program).args(arguments).arg(path).output().expect("the machine has it");
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,359 @@
+//! What callers may take: beyond each bound they are told so, with when to come back, and others go on.
+
+use std::time::Duration;
+
+use jobledger_client::{Claim, Client, Error, Follow, NewJob, proto::GetJobRequest};
+use jobledger_server::{Config, domain::id::OrgId, store};
+use prost::bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+use crate::{
+    breaking::Breaking,
+    errors::{assert_error, new_job, text},
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    raw::{Answer, DATA, Raw, WINDOW_UPDATE, frame},
+};
+
+on_both_databases! {
+    an_org_may_have_so_many_calls_under_way_and_others_go_on,
+    an_org_may_call_so_often_and_others_go_on,
+    an_org_may_have_so_many_claims_waiting_and_others_go_on,
+    what_has_waited_too_long_is_refused_undecided,
+    a_call_takes_no_longer_than_any_may,
+}
+
+fn client_of(server: &TestServer, org: u128) -> Client {
+    Client::builder(server.endpoint()).org(Uuid::from_u128(org)).timeout(PATIENCE).build().unwrap()
+}
+
+/// Asserts that a call was refused for what was under way, and says when to come back; of what there was too much.
+#[track_caller]
+fn assert_overloaded(status: &Status) -> String {
+    let facts = assert_error(status, Code::ResourceExhausted, "OVERLOADED");
+    assert!(status.get_details_retry_info().is_some_and(|retry| retry.retry_delay.is_some()), "{status:?}");
+    facts.get("scope").cloned().unwrap_or_default()
+}
+
+/// A server over a store whose heads can be held.
+async fn held(config: Config) -> (std::sync::Arc<Breaking>, TestServer) {
+    let inner = store::open(&config.database_url, config.open_options()).await.unwrap();
+    let store = Breaking::new(inner, &[]);
+    let server = TestServer::start_with(config, std::sync::Arc::clone(&store) as _).await;
+    (store, server)
+}
+
+/// Creates a job; where others have the org's places just then, again.
+async fn create_once_there_is_room(client: Client) -> Result<(), Status> {
+    loop {
+        match client.raw().create_job(new_job()).await {
+            Err(status) if status.get_details_error_info().is_some_and(|info| info.metadata.contains_key("scope")) => {}
+            done => return done.map(|_| ()),
+        }
+    }
+}
+
+/// Asks for a job until a call is refused: those that were made before are under way by then.
+async fn has_no_room(client: &Client) -> Status {
+    let request = GetJobRequest { job_id: Uuid::now_v7().to_string() };
+    let refused = async {
+        loop {
+            let refused = client.raw().get_job(request.clone()).await.expect_err("there is no such job");
+            if refused.code() != Code::NotFound {
+                return refused;
+            }
+        }
+    };
+    timeout(PATIENCE, refused).await.expect("they are under way")
+}
+
+async fn an_org_may_have_so_many_calls_under_way_and_others_go_on(database: Database) {
+    let mut config = database.config();
+    (config.calls.calls, config.calls.calls_per_org) = (3, 2);
+    let (store, server) = held(config).await;
+    let head = store.inner.begin(&[OrgId(Uuid::from_u128(1))]).await.unwrap();
+    let mut waiting = JoinSet::new();
+    let one = client_of(&server, 1);
+    // Streams and claims are counted apart.
+    let _stream = one.subscribe(Follow::org()).await.unwrap();
+    for _ in 0..2 {
+        waiting.spawn(create_once_there_is_room(one.clone()));
+    }
+    assert_eq!(assert_overloaded(&has_no_room(&one).await), "org");
+    assert_eq!(assert_overloaded(&one.raw().create_job(new_job()).await.unwrap_err()), "org");
+    let mut other = client_of(&server, 2).raw();
+    waiting.spawn(async move { other.create_job(new_job()).await.map(|_| ()) });
+    drop(head);
+    for done in waiting.join_all().await {
+        done.expect("what was let in is done");
+    }
+    one.create(NewJob::new("t")).await.expect("there is room again");
+    server.stop().await;
+}
+
+async fn an_org_may_call_so_often_and_others_go_on(database: Database) {
+    let mut config = database.config();
+    config.calls.rate_per_org = Some(5);
+    let server = TestServer::start(config).await;
+    let mut service = client_of(&server, 1).raw();
+    let refused = async {
+        loop {
+            if let Err(status) = service.create_job(new_job()).await {
+                return status;
+            }
+        }
+    };
+    let refused = timeout(PATIENCE, refused).await.expect("it is too often");
+    let facts = assert_error(&refused, Code::ResourceExhausted, "RATE_LIMITED");
+    assert_eq!(facts["limit"], "5");
+    let wait = refused.get_details_retry_info().and_then(|retry| retry.retry_delay).expect("when to come back");
+    assert!(wait <= Duration::from_millis(200), "{wait:?}");
+    let other = client_of(&server, 2);
+    for _ in 0..5 {
+        other.create(NewJob::new("t")).await.expect("another org's are not fewer for it");
+    }
+    let again = async { while service.create_job(new_job()).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("a second later there are more");
+    server.stop().await;
+}
+
+async fn an_org_may_have_so_many_claims_waiting_and_others_go_on(database: Database) {
+    let mut config = database.config();
+    (config.limits.claims, config.limits.claims_per_org) = (3, 2);
+    let server = TestServer::start(config).await;
+    let mut waiting = JoinSet::new();
+    let claim = |org| {
+        let client = client_of(&server, org);
+        async move {
+            loop {
+                // Those who ask whether there is room take it for a moment.
+                match client.claim(Claim::new("w").wait(PATIENCE)).await {
+                    Err(Error::Exhausted { .. }) => {}
+                    claimed => return claimed,
+                }
+            }
+        }
+    };
+    for _ in 0..2 {
+        waiting.spawn(claim(1));
+    }
+    let refused = async {
+        loop {
+            let once = jobledger_client::proto::ClaimJobsRequest { worker_id: "w".to_owned(), ..Default::default() };
+            if let Err(status) = client_of(&server, 1).raw().claim_jobs(once).await {
+                return status;
+            }
+        }
+    };
+    assert_overloaded(&timeout(PATIENCE, refused).await.expect("both wait by then"));
+    waiting.spawn(claim(2));
+    for org in [1, 1, 2] {
+        client_of(&server, org).create(NewJob::new("t")).await.unwrap();
+    }
+    for claimed in waiting.join_all().await {
+        assert_eq!(claimed.expect("it was let in").len(), 1);
+    }
+    server.stop().await;
+}
+
+async fn what_has_waited_too_long_is_refused_undecided(database: Database) {
+    let mut config = database.config();
+    config.limits.queued_within = Duration::from_millis(50);
+    config.calls.calls_per_org = 2;
+    let (store, server) = held(config).await;
+    let org = OrgId(Uuid::from_u128(1));
+    let head = store.inner.begin(&[org]).await.unwrap();
+    let client = client_of(&server, 1);
+    let mut service = client.raw();
+    let taken = tokio::spawn(async move { service.create_job(new_job()).await });
+    store.has_begun(1).await;
+    let late = tokio::spawn(create_once_there_is_room(client.clone()));
+    has_no_room(&client).await;
+    let since = std::time::Instant::now();
+    while since.elapsed() < Duration::from_millis(60) {
+        tokio::task::yield_now().await;
+    }
+    drop(head);
+    taken.await.unwrap().expect("what was taken is decided, however long it took");
+    assert_overloaded(&late.await.unwrap().expect_err("it has waited too long"));
+    assert_eq!(client.list(Default::default()).await.unwrap().jobs.len(), 1, "it never happened");
+    server.stop().await;
+}
+
+async fn a_call_takes_no_longer_than_any_may(database: Database) {
+    let mut config = database.config();
+    config.calls.call_within = Duration::from_millis(100);
+    let (store, server) = held(config).await;
+    let head = store.inner.begin(&[OrgId::DEFAULT]).await.unwrap();
+    let message = frame(&prost::Message::encode_to_vec(&new_job()));
+    for deadline in [None, Some("1H")] {
+        let mut headers = Vec::new();
+        headers.extend(deadline.map(|deadline| ("grpc-timeout", deadline)));
+        let answer = Answer::to(&server, "jobledger.v1.JobService/CreateJob", &headers, message.clone()).await;
+        assert_error(&answer.status(), Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    }
+    drop(head);
+    server.stop().await;
+}
+
+/// Reads until the other side closes; an error where it does so rudely is as good.
+async fn is_closed(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it is closed");
+}
+
+async fn from(address: [u8; 4], server: &TestServer) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((address, 0).into()).unwrap();
+    socket.connect(server.address).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_connections_are_served_in_all_and_from_one_address() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    (config.connections.connections, config.connections.connections_per_address) = (4, 3);
+    let server = TestServer::start(config).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(Raw::over(from([127, 0, 0, 2], &server).await).await);
+        open.last_mut().unwrap().is_served().await;
+    }
+    is_closed(&mut from([127, 0, 0, 2], &server).await).await;
+    let mut other = Raw::over(from([127, 0, 0, 3], &server).await).await;
+    other.is_served().await;
+    is_closed(&mut from([127, 0, 0, 4], &server).await).await;
+    drop(open);
+    // Once the server has seen that they are gone.
+    let again = async { while server.client().create(NewJob::new("t")).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("there is room again");
+    other.is_served().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_says_nothing_is_closed() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.connections.first_bytes_within = Duration::from_millis(200);
+    let server = TestServer::start(config).await;
+    is_closed(&mut TcpStream::connect(server.address).await.unwrap()).await;
+    for half in ["PRI * HTTP/2.0\r\n", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nHost: a-long-name.example.com\r\n"]
+    {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        is_closed(&mut stream).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_without_calls_is_closed_and_one_with_a_stream_is_not() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.connections.idle = Duration::from_millis(300);
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    let mut stream = client.subscribe(Follow::org()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let mut idle = Raw::to(&server).await;
+    idle.is_served().await;
+    timeout(PATIENCE, idle.goes_away()).await.expect("it is told to go");
+    // Longer than an idle one lives, the stream is there: on the same connection as before.
+    let other = server.client();
+    let id = other.create(NewJob::new("t")).await.unwrap().job.id;
+    let seen = async {
+        while !matches!(stream.next().await.unwrap().unwrap(), jobledger_client::Item::Event(event) if event.job_id == id)
+        {
+        }
+    };
+    timeout(PATIENCE, seen).await.expect("it goes on");
+    // A client whose connection was closed meanwhile notices nothing.
+    let mut idle = Raw::to(&server).await;
+    timeout(PATIENCE, idle.goes_away()).await.expect("another one's time is over, too");
+    other.create(NewJob::new("t")).await.unwrap();
+    server.stop().await;
+}
+
+/// A call of which a part has come, and been read.
+async fn begun(server: &TestServer, bytes: usize) -> Raw {
+    /// What the server may have read without a word.
+    const UNSAID: usize = 256 << 10;
+    let mut raw = Raw::to(server).await;
+    // By then the server's settings hold.
+    raw.is_served().await;
+    let stream = raw.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
+    let mut message = vec![0];
+    message.extend(4_000_000_u32.to_be_bytes());
+    message.resize(bytes, b'x');
+    let (mut sent, mut may_send, mut said) = (0, 256 << 10, 0);
+    while said + UNSAID < bytes || sent < bytes {
+        while sent < bytes && sent < may_send {
+            let next = bytes.min(may_send).min(sent + 16_384);
+            raw.send(DATA, 0, stream, &message[sent..next]).await.unwrap();
+            sent = next;
+        }
+        let (kind, _, of, payload) = timeout(PATIENCE, raw.receive()).await.expect("it reads").expect("it is open");
+        if kind == WINDOW_UPDATE && of == stream {
+            let more = u32::from_be_bytes(payload.try_into().unwrap()) as usize;
+            (may_send, said) = (may_send + more, said + more);
+        }
+    }
+    raw
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_find_room_in_memory() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.calls.request_memory = 2 << 20;
+    let server = TestServer::start(config).await;
+    let large = jobledger_client::proto::CreateJobRequest { payload: text(900_000), ..new_job() };
+    server.client().raw().create_job(large.clone()).await.expect("there is room");
+    let refused = async {
+        loop {
+            // Whichever finds no room is refused: where its end has not been read yet, that may be this one.
+            let half = begun(&server, 1_700_000).await;
+            if let Err(status) = server.client().raw().create_job(large.clone()).await {
+                return (status, half);
+            }
+        }
+    };
+    let (status, half) = timeout(PATIENCE, refused).await.expect("there is none left");
+    assert_eq!(assert_overloaded(&status), "requests");
+    drop(half);
+    let again = async { while server.client().raw().create_job(large.clone()).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("there is room again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_come_whole_in_time() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.calls.request_within = Duration::from_millis(200);
+    let server = TestServer::start(config).await;
+    let (half, _sender) =
+        Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", Bytes::from_static(&[0, 0, 0]));
+    let answer = timeout(PATIENCE, half).await.expect("it is not waited for").unwrap();
+    assert_error(&answer.status(), Code::DeadlineExceeded, "REQUEST_TOO_SLOW");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_are_bounded() {
+    let database = Database::sqlite();
+    let (server, client) = TestServer::on(&database).await;
+    let long = "x".repeat(20_000);
+    let answer = Answer::to(&server, "jobledger.v1.JobService/GetJob", &[("x-long", &long)], frame(&[])).await;
+    assert_eq!(answer.http, 431, "{answer:?}");
+    client.create(NewJob::new("t")).await.expect("others go on");
+    server.stop().await;
+}

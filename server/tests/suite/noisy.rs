@@ -1,0 +1,94 @@
+//! An organisation that calls ten times as often as it may: others don't wait for it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jobledger_client::{Client, Error, NewJob};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use uuid::Uuid;
+
+use crate::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long};
+
+on_both_databases! {
+    an_org_at_ten_times_its_rate_does_not_slow_another_one_down,
+}
+
+/// Where latencies are no more than noise.
+const FLOOR: Duration = Duration::from_millis(10);
+
+/// An org's client, without the patience of the SDK: what is refused is not tried again.
+fn of(program: &Program) -> Client {
+    let builder = Client::builder(format!("http://{}", program.address)).timeout(PATIENCE);
+    builder.org(Uuid::new_v4()).build().expect("a valid endpoint")
+}
+
+/// Creates jobs at a rate, whether they are answered or not. How long each took from when it was due, and how many were refused.
+async fn create(client: Client, rate: u32, time: Duration) -> (Vec<Duration>, usize) {
+    let (took, refused) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let mut due = interval(Duration::from_secs(1) / rate);
+    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let (mut calls, began) = (JoinSet::new(), Instant::now());
+    while began.elapsed() < time {
+        let since = due.tick().await.into_std();
+        let (mut service, took, refused) = (client.raw(), Arc::clone(&took), Arc::clone(&refused));
+        calls.spawn(async move {
+            let request: jobledger_client::proto::CreateJobRequest = NewJob::new("t").into();
+            match service.create_job(request).await.map_err(Error::from) {
+                Ok(_) => took.lock().unwrap().push(since.elapsed()),
+                Err(Error::Exhausted { reason, retry_after, .. }) => {
+                    assert_eq!(reason, "RATE_LIMITED");
+                    assert!(retry_after.is_some(), "it is told when to come back");
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        });
+        while let Some(ended) = calls.try_join_next() {
+            ended.expect("nothing else is answered");
+        }
+    }
+    timeout(PATIENCE, calls.join_all()).await.expect("all are answered");
+    let took = std::mem::take(&mut *took.lock().unwrap());
+    (took, refused.load(Ordering::Relaxed))
+}
+
+fn p99(mut took: Vec<Duration>) -> Duration {
+    took.sort();
+    took[took.len() * 99 / 100]
+}
+
+async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: Database) {
+    let share = short_or_long(50, 300);
+    let (rounds, time) = (4, Duration::from_secs(short_or_long(2, 10)));
+    let program = Program::start_with(&database, &["--log", "error", "--max-rate-per-org", &share.to_string()]);
+    let (quiet, noisy) = (of(&program), of(&program));
+    create(quiet.clone(), share * 4 / 5, time).await;
+    let (mut alone, mut beside, mut let_in, mut refused) = (Vec::new(), Vec::new(), 0, 0);
+    // In turns, so that it is the same day for both.
+    for _ in 0..rounds {
+        alone.extend(create(quiet.clone(), share * 4 / 5, time).await.0);
+        let (of_quiet, of_noisy) =
+            tokio::join!(create(quiet.clone(), share * 4 / 5, time), create(noisy.clone(), share * 10, time));
+        assert_eq!(of_quiet.1, 0, "who keeps to its rate is never refused");
+        beside.extend(of_quiet.0);
+        let_in += of_noisy.0.len();
+        refused += of_noisy.1;
+    }
+    let most = (rounds * time.as_secs() as usize + rounds) * share as usize;
+    assert!(let_in <= most, "{let_in} calls of the noisy org were let in, of {most} that may be");
+    assert!(refused > let_in * 4, "{refused} were refused");
+    let (alone, beside) = (p99(alone), p99(beside));
+    println!(
+        "p99 is {alone:?} alone and {beside:?} beside the noisy org, of which {let_in} are let in and {refused} refused"
+    );
+    assert!(beside <= 2 * alone.max(FLOOR), "{beside:?} beside it, {alone:?} alone");
+    assert!(program.end_by("TERM").success());
+}
