@@ -36,6 +36,7 @@ mod limits;
 mod lists;
 mod memory;
 mod migrate;
+mod model;
 mod noisy;
 mod plans;
 mod probes;
