@@ -22,7 +22,7 @@ endif
 # Tests that measure rates and latencies, which nothing else is to disturb.
 ALONE := hostile:: noisy::
 
-.PHONY: all test test-long test-faults check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
+.PHONY: all test test-long test-faults fuzz check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -41,6 +41,15 @@ test-faults: $(TEST_POSTGRES)
 	cargo build --release -p jobledger-server
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
 		cargo test -p jobledger-server --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
+
+## Coverage-guided fuzzing of what comes from outside, FUZZ_SECONDS for each target. Takes a nightly toolchain and cargo-fuzz.
+FUZZ_SECONDS ?= 60
+fuzz:
+	@for target in request page_token lease_token api_token jwt legacy_json; do \
+		echo "$$target:"; found=server/fuzz/target/corpus/$$target; mkdir -p $$found; \
+		JOBLEDGER_FUZZ=$$target cargo +nightly fuzz run --fuzz-dir server/fuzz target $$found server/fuzz/corpus/$$target \
+			-- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
 
 ## Formatting, lints, documentation, the contract and the dependencies' licences.
 check: fmt clippy doc proto deny

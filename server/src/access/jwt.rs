@@ -54,6 +54,12 @@ impl Jwt {
         Ok(Self { config: config.clone(), keys: Keys::open(config).await?, state })
     }
 
+    /// With a secret for HS256 alone.
+    pub(super) fn with_secret(config: JwtConfig, secret: &[u8]) -> Self {
+        let state = Mutex::new(State { known: Generations::new(REMEMBERED), held: HashMap::new() });
+        Self { config, keys: Keys::of_secret(secret), state }
+    }
+
     /// Who a JWT says it is, whose digest this is; if it holds.
     pub(super) fn credential(&self, text: &str, digest: Digest) -> Result<Arc<Credential>, Refusal> {
         if let Some(known) = self.state().known.get(&digest) {

@@ -87,6 +87,19 @@ impl Keys {
         Ok(keys)
     }
 
+    /// One secret, and nothing to read again.
+    pub(super) fn of_secret(secret: &[u8]) -> Self {
+        Self {
+            source: None,
+            secret: None,
+            secret_file: None,
+            refresh: Duration::MAX,
+            client: None,
+            now: RwLock::new(Arc::new(vec![Arc::new(hs256_key(secret))])),
+            missing: Notify::new(),
+        }
+    }
+
     pub(super) fn now(&self) -> KeySet {
         Arc::clone(&self.now.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
@@ -212,8 +225,12 @@ fn secret_key(path: &Path) -> Result<Key, AccessError> {
             shown()
         )));
     }
-    let digest = Digest(Sha256::digest(&bytes).into());
-    Ok(Key { kid: None, algorithm: Algorithm::HS256, decoding: DecodingKey::from_secret(&bytes), digest })
+    Ok(hs256_key(&bytes))
+}
+
+fn hs256_key(secret: &[u8]) -> Key {
+    let digest = Digest(Sha256::digest(secret).into());
+    Key { kid: None, algorithm: Algorithm::HS256, decoding: DecodingKey::from_secret(secret), digest }
 }
 
 /// The keys of a set that can be used: others are left out, as RFC 7517 (5) has it.

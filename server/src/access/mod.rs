@@ -7,6 +7,7 @@ mod certificate;
 mod config;
 mod credential;
 mod file;
+pub(crate) mod fuzzing;
 mod jwt;
 mod keys;
 mod token;

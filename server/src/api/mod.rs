@@ -4,6 +4,7 @@ mod access;
 mod call;
 mod caller;
 mod convert;
+pub(crate) mod fuzzing;
 mod http;
 mod json;
 mod legacy;

@@ -18,6 +18,7 @@ mod factory;
 mod faults;
 mod fencing;
 mod fields;
+mod fuzz;
 mod grpcurl;
 mod harness;
 mod hostile;

@@ -91,13 +91,35 @@ async fn create(
         job_id: String,
     }
     let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
-    let body = Body::read(&headers, &bytes)?;
-    let mut fields = Fields::of(&body)?;
-    let job_type = fields.job_type();
-    fields.finish()?;
+    let job_type = read_create(&headers, &bytes)?;
     let command = request::create(pb::CreateJobRequest { r#type: job_type, ..Default::default() }, &caller)?;
     let JobReply { job, .. } = ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
     Ok(answer(StatusCode::OK, &Created { job_id: job.id.to_string() }))
+}
+
+/// What the body of `POST /jobs` says.
+fn read_create(headers: &HeaderMap, bytes: &[u8]) -> Result<String, Problem> {
+    let body = Body::read(headers, bytes)?;
+    let mut fields = Fields::of(&body)?;
+    let job_type = fields.job_type();
+    fields.finish()?;
+    Ok(job_type)
+}
+
+/// What that of `POST /jobs/{job_id}/status` says.
+fn read_update(headers: &HeaderMap, bytes: &[u8]) -> Result<OldReport, Problem> {
+    let body = Body::read(headers, bytes)?;
+    let mut fields = Fields::of(&body)?;
+    let (status, news) = (fields.status(), fields.news());
+    let (result, error) = (fields.result(), fields.error());
+    fields.finish()?;
+    Ok(OldReport { status, news, result, error })
+}
+
+/// Reads bytes as each of these bodies, and says how those are refused that are.
+pub(super) fn read_any(headers: &HeaderMap, bytes: &[u8]) -> [Result<(), StatusCode>; 2] {
+    [read_create(headers, bytes).map(|_| ()), read_update(headers, bytes).map(|_| ())]
+        .map(|read| read.map_err(|problem| problem.into_response().status()))
 }
 
 /// `GET /jobs/{job_id}`.
@@ -121,18 +143,15 @@ async fn update(
 ) -> Result<Response, Problem> {
     let (org, id) = (caller.org(), job_id_of(&job_id)?);
     let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
-    let body = Body::read(&headers, &bytes)?;
-    let mut fields = Fields::of(&body)?;
-    let (status, news) = (fields.status(), fields.news());
-    let (result, error) = (fields.result(), fields.error());
-    fields.finish()?;
-    if result.is_some() && !matches!(status, Some(JobStatus::Succeeded | JobStatus::Failed)) {
+    let report = read_update(&headers, &bytes)?;
+    let status = report.status;
+    if report.result.is_some() && !matches!(status, Some(JobStatus::Succeeded | JobStatus::Failed)) {
         let detail = "a result comes with the end of a job: with the status completed or failed";
         return Err(Problem::text(StatusCode::CONFLICT, detail));
     }
     // Of a dead letter they have no word of their own.
     let wanted = status.map(|status| if status == JobStatus::DeadLetter { status.as_str() } else { old_word(status) });
-    let command = request::reach(id, OldReport { status, news, result, error });
+    let command = request::reach(id, report);
     let job = match ledger.submit(caller.by, command).await {
         Ok(reply) => reply.job,
         Err(LedgerError::Transition(refused)) => return Err(Problem::refused(&refused, wanted)),

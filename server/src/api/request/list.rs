@@ -61,13 +61,18 @@ pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing
 impl Listing {
     /// The token of the page with the jobs created before that `seq`.
     pub(in super::super) fn token(&self, before: i64, as_of_seq: i64) -> String {
-        format!("{before}.{as_of_seq}.{}", self.fingerprint)
+        token((before, as_of_seq), &self.fingerprint)
     }
 }
 
-fn parse(token: &str, fingerprint: &str) -> Option<(i64, i64)> {
-    let mut parts = token.split('.');
+fn token((before, as_of_seq): (i64, i64), fingerprint: &str) -> String {
+    format!("{before}.{as_of_seq}.{fingerprint}")
+}
+
+/// The place of a token in its one form.
+fn parse(text: &str, fingerprint: &str) -> Option<(i64, i64)> {
+    let mut parts = text.split('.');
     let mut seq = || parts.next()?.parse().ok().filter(|seq| *seq >= 0);
     let place = (seq()?, seq()?);
-    (parts.next() == Some(fingerprint) && parts.next().is_none()).then_some(place)
+    (token(place, fingerprint) == text).then_some(place)
 }

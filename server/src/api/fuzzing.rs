@@ -1,0 +1,74 @@
+//! What requests go through before the ledger sees them, with bytes for requests.
+
+use http::{HeaderMap, StatusCode};
+use jobledger_proto::v1 as pb;
+use prost::Message;
+use tonic::{Code, Status};
+
+use super::{caller::Caller, legacy, request, status::ApiError};
+use crate::domain::id::OrgId;
+
+/// A message of the kind that the first byte chooses, read and checked as its call does. What is refused is refused as the contract says.
+pub fn request(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else { return };
+    let caller = Caller::anybody(OrgId::DEFAULT);
+    match kind % 11 {
+        0 => read(bytes, |message| request::create(message, &caller)),
+        1 => read(bytes, |message: pb::BatchCreateJobsRequest| {
+            request::items("requests", message.requests.len())?;
+            message.requests.into_iter().map(|message| request::create(message, &caller)).collect::<Result<Vec<_>, _>>()
+        }),
+        2 => read(bytes, request::update),
+        3 => read(bytes, |message: pb::BatchUpdateJobStatusRequest| {
+            request::items("updates", message.updates.len())?;
+            message.updates.into_iter().map(request::update).collect::<Result<Vec<_>, _>>()
+        }),
+        4 => read(bytes, request::claim),
+        5 => read(bytes, request::heartbeat),
+        6 => read(bytes, request::cancel),
+        7 => read(bytes, request::retry),
+        8 => read(bytes, request::list),
+        9 => read(bytes, request::subscribe),
+        _ => read(bytes, request::statistics),
+    }
+}
+
+/// The same message is read the same way, and what is wrong with it is said in few words.
+fn read<M: Message + Default, T>(bytes: &[u8], check: impl Fn(M) -> Result<T, ApiError>) {
+    let Ok(message) = M::decode(bytes) else { return };
+    let again = M::decode(&*message.encode_to_vec()).expect("what was read can be written and read");
+    let [first, second] = [message, again].map(|message| check(message).err().map(Status::from));
+    assert_eq!(first.as_ref().map(Status::code), second.as_ref().map(Status::code));
+    if let Some(refused) = first {
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        assert!(refused.message().len() < 8 << 10, "{} bytes of message", refused.message().len());
+    }
+}
+
+/// A page token: refused, or a place to go on from, which has one form.
+pub fn page_token(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    // The same list as the token's says that it is of, so that more than its fingerprint is looked at.
+    let request = pb::ListJobsRequest::default();
+    let fingerprint = request::list(request.clone()).expect("a list of everything").token(0, 0);
+    let fingerprint = fingerprint.rsplit('.').next().unwrap_or_default();
+    let page_token = text.replace("{list}", fingerprint);
+    if let Ok(listing) = request::list(pb::ListJobsRequest { page_token: page_token.clone(), ..request })
+        && !page_token.is_empty()
+    {
+        let as_of_seq = listing.as_of_seq.expect("a page that is not the first has one");
+        assert_eq!(listing.token(listing.query.before, as_of_seq), page_token);
+    }
+}
+
+/// A body of the old REST calls: refused as they were, or read.
+pub fn legacy_json(bytes: &[u8]) {
+    let (from_browser, bytes) = bytes.split_first().map_or((false, bytes), |(first, rest)| (*first == b'!', rest));
+    let mut headers = HeaderMap::new();
+    if from_browser {
+        headers.insert("origin", http::HeaderValue::from_static("https://example.com"));
+    }
+    for status in legacy::read_any(&headers, bytes).into_iter().filter_map(Result::err) {
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
+}
