@@ -4,7 +4,7 @@
 //! any number of times in one process, which is how the tests do it. [`InProcess`] is a server for the tests of those who use
 //! jobledger.
 //!
-//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `api`, `net` → `access` → `store`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
+//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `api` → `net` → `access` → `store`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
 
 pub mod access;
 pub mod config;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -16,7 +17,6 @@ use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse},
 };
-use prost::bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::Notify,

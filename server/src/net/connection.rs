@@ -15,12 +15,12 @@ use std::{
 
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
+use hyper::body::Bytes;
 use hyper::{body::Incoming, service::Service as HyperService};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use prost::bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, sleep, sleep_until},

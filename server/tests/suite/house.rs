@@ -56,7 +56,7 @@ fn dependencies_point_one_way() {
             ],
         ),
         ("net", &["ledger::", "api::", "store::", "domain::", "maintenance", "prost", "sqlx"]),
-        ("api", &["sqlx", "store::", "dyn Store", "maintenance", "net::"]),
+        ("api", &["sqlx", "store::", "dyn Store", "maintenance"]),
         ("verify", &["ledger::", "api::", "maintenance", "tonic", "prost", "sqlx", "store::sqlite", "store::postgres"]),
         ("legacy", &["store::", "ledger::", "api::", "tonic", "sqlx", "tokio", "async fn"]),
         ("import", &["api::", "maintenance", "tonic", "prost", "jobledger_proto", "store::"]),

@@ -71,7 +71,7 @@ enum Call {
 /// What it was told.
 #[derive(Debug, Clone)]
 enum Told {
-    Job(Job),
+    Job(Box<Job>),
     Leases(Vec<Job>),
     /// The lease is held until then.
     Until(Time),
@@ -98,6 +98,11 @@ struct Shared {
     acknowledged: AtomicI64,
     made: Mutex<Vec<Made>>,
     is_over: AtomicBool,
+}
+
+/// What a call was told of a job.
+fn job(told: Option<Job>) -> Told {
+    Told::Job(Box::new(told.expect("a job")))
 }
 
 fn forget_but(last: usize, of: &mut Vec<impl Sized>) {
@@ -138,7 +143,7 @@ impl Shared {
         let mut service = self.client.raw();
         let mut update = async |report: Report, held: &Held| {
             let request: UpdateJobStatusRequest = report.lease(&held.token).into();
-            Ok(Told::Job(service.update_job_status(request).await?.into_inner().job.expect("a job")))
+            Ok(job(service.update_job_status(request).await?.into_inner().job))
         };
         match call {
             Call::Progress(held, stage) => update(Report::progress(&held.job).stage(stage), held).await,
@@ -149,7 +154,7 @@ impl Shared {
                 let soon = jobledger_client::prost_types::Duration { seconds: 0, nanos: 1_000_000 };
                 let policy = RetryPolicy { initial_backoff: Some(soon), max_backoff: Some(soon), ..Default::default() };
                 let request: CreateJobRequest = NewJob::new("t").max_attempts(2).retry_policy(policy).into();
-                Ok(Told::Job(service.create_job(request).await?.into_inner().job.expect("a job")))
+                Ok(job(service.create_job(request).await?.into_inner().job))
             }
             Call::Claim => {
                 let request: ClaimJobsRequest = Claim::new("w").lease(LEASE).max_jobs(2).into();
@@ -173,17 +178,17 @@ impl Shared {
                     Told::Until(Time::from_timestamp(end.seconds, nanos).expect("a valid time"))
                 }))
             }
-            Call::Cancel(job) => {
-                let request = CancelJobRequest { job_id: job.clone(), ..Default::default() };
-                Ok(Told::Job(service.cancel_job(request).await?.into_inner().job.expect("a job")))
+            Call::Cancel(id) => {
+                let request = CancelJobRequest { job_id: id.clone(), ..Default::default() };
+                Ok(job(service.cancel_job(request).await?.into_inner().job))
             }
-            Call::Retry(job) => {
-                let request = RetryJobRequest { job_id: job.clone(), ..Default::default() };
-                Ok(Told::Job(service.retry_job(request).await?.into_inner().job.expect("a job")))
+            Call::Retry(id) => {
+                let request = RetryJobRequest { job_id: id.clone(), ..Default::default() };
+                Ok(job(service.retry_job(request).await?.into_inner().job))
             }
-            Call::Get(job) => {
-                let request = GetJobRequest { job_id: job.clone() };
-                Ok(Told::Job(service.get_job(request).await?.into_inner().job.expect("a job")))
+            Call::Get(id) => {
+                let request = GetJobRequest { job_id: id.clone() };
+                Ok(job(service.get_job(request).await?.into_inner().job))
             }
         }
     }
@@ -201,7 +206,7 @@ impl Shared {
             };
             let ended = Instant::now();
             let told_of: &[Job] = match &told {
-                Told::Job(job) => std::slice::from_ref(job),
+                Told::Job(job) => std::slice::from_ref(&**job),
                 Told::Leases(jobs) => jobs,
                 _ => &[],
             };
