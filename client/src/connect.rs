@@ -21,8 +21,10 @@ use crate::{Client, Error};
 const ORG_HEADER: &str = "x-org-id";
 /// How long one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent server is asked for a sign of life this often, and given up after the same time again.
-const KEEPALIVE: Duration = Duration::from_secs(20);
+/// A silent server is asked for a sign of life this often, and given up if there is none within a while: together half of a lease of the
+/// default length, so that a network that has swallowed a connection costs no worker its job.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_WITHIN: Duration = Duration::from_secs(5);
 /// What the server may send ahead on one call or stream.
 const STREAM_WINDOW: u32 = 256 << 10;
 /// The same for all of a connection's together: out of reach, else one stream that is not read would stop every call
@@ -169,7 +171,7 @@ impl ClientBuilder {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_WITHIN)
             .keep_alive_while_idle(true);
         if is_tls {
             let tls = ClientTlsConfig::new();

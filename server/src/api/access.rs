@@ -16,10 +16,10 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use super::{
-    call::is_grpc,
     caller::Caller,
+    refusal::{Answer, refuse},
     request::ORG_HEADER,
-    status::{ApiError, plain},
+    status::ApiError,
 };
 use crate::{
     access::{Access, Credential, Presented, Refusal},
@@ -115,8 +115,6 @@ pub(crate) struct Guarded<S> {
     inner: S,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
 impl<S> Service<Request<Body>> for Guarded<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer> + Clone + Send + 'static,
@@ -135,7 +133,7 @@ where
             if let Some((May::Of(_), _)) = right {
                 match asked_org(request.headers()) {
                     Ok(org) => request.extensions_mut().insert(Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
-                    Err(error) => return refuse(error, request.headers()),
+                    Err(error) => return refuse(error, request),
                 };
             }
             return self.inner.call(request);
@@ -148,17 +146,17 @@ where
         let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
         let presented = match Presented::of(authorization, certificate.as_ref()) {
             Ok(presented) => presented,
-            Err(refusal) => return refuse(refusal.into(), request.headers()),
+            Err(refusal) => return refuse(refusal.into(), request),
         };
         match access.known(&presented) {
-            Err(refusal) => refuse(refusal.into(), request.headers()),
+            Err(refusal) => refuse(refusal.into(), request),
             Ok(Some(credential)) => enter(access, &mut self.inner, right, credential, request),
             Ok(None) => {
                 let (access, mut inner) = (Arc::clone(access), self.inner.clone());
                 Box::pin(async move {
                     match access.find(&presented).await {
                         Ok(credential) => enter(&access, &mut inner, right, credential, request).await,
-                        Err(refusal) => refuse(refusal.into(), request.headers()).await,
+                        Err(refusal) => refuse(refusal.into(), request).await,
                     }
                 })
             }
@@ -177,11 +175,11 @@ fn enter<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
 {
-    let Some((may, lasts)) = right else { return refuse(ApiError::NoSuchCall, request.headers()) };
+    let Some((may, lasts)) = right else { return refuse(ApiError::NoSuchCall, request) };
     if let May::Of(roles) = may {
         match caller(&credential, roles, request.headers()) {
             Ok(caller) => request.extensions_mut().insert(caller),
-            Err(error) => return refuse(error, request.headers()),
+            Err(error) => return refuse(error, request),
         };
     }
     let answer = inner.call(request);
@@ -226,11 +224,6 @@ fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
     let Some(value) = headers.get(ORG_HEADER) else { return Ok(None) };
     let org = value.to_str().ok().and_then(|text| Uuid::try_parse(text).ok()).filter(|org| *org != NO_ORG);
     org.map(|org| Some(OrgId(org))).ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
-}
-
-fn refuse(error: ApiError, headers: &HeaderMap) -> Answer {
-    let answer = if is_grpc(headers) { Status::from(error).into_http() } else { plain(error) };
-    Box::pin(std::future::ready(Ok(answer)))
 }
 
 type End = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -278,7 +271,7 @@ mod tests {
     use prost_types::FileDescriptorSet;
     use tonic::Code;
 
-    use super::*;
+    use super::{super::status::plain, *};
 
     #[test]
     fn every_call_of_the_contract_has_its_rights() {

@@ -20,7 +20,7 @@ use std::{
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use prost::bytes::Bytes;
-use tokio::time::sleep;
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -28,7 +28,8 @@ use tower::{Layer, Service};
 use super::{
     call::is_grpc,
     caller::Caller,
-    status::{ApiError, plain},
+    refusal::{Answer, refuse},
+    status::ApiError,
 };
 use crate::{domain::id::OrgId, ledger::LedgerError};
 
@@ -58,7 +59,7 @@ impl Default for CallLimits {
             calls_per_org: 8_192,
             rate_per_org: None,
             request_bytes: 4 << 20,
-            request_memory: 128 << 20,
+            request_memory: 64 << 20,
             request_within: Duration::from_secs(30),
             call_within: Duration::from_secs(120),
         }
@@ -67,6 +68,9 @@ impl Default for CallLimits {
 
 /// Orgs whose rates are remembered before those that do nothing are forgotten.
 const ORGS: usize = 10_000;
+
+/// How long a request may take to come whole where there is little room left for others.
+const WHERE_TIGHT: Duration = Duration::from_secs(1);
 
 /// Lets as many calls pass as may.
 #[derive(Clone)]
@@ -154,6 +158,19 @@ impl Limiter {
         Ok(Some(Entered { limiter: Arc::clone(self), org }))
     }
 
+    /// Waits for as long as a request may take to come whole: not long where others would find no room.
+    async fn patience_ends(&self) {
+        let CallLimits { request_within, request_memory, .. } = self.limits;
+        let began = tokio::time::Instant::now();
+        loop {
+            sleep_until((tokio::time::Instant::now() + WHERE_TIGHT).min(began + request_within)).await;
+            let is_tight = self.held.load(Ordering::Relaxed) > request_memory / 2;
+            if is_tight || began.elapsed() >= request_within {
+                return;
+            }
+        }
+    }
+
     /// The map stays whole whatever panics beside it.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -180,8 +197,6 @@ impl Drop for Entered {
     }
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
 impl<S> Service<Request<Body>> for Limited<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
@@ -203,10 +218,7 @@ where
             !request.uri().path().ends_with("/StreamJobEvents") && !request.uri().path().ends_with("/ClaimJobs");
         let entered = match self.limiter.enter(org, is_counted) {
             Ok(entered) => entered,
-            Err(error) => {
-                let answer = if is_grpc(request.headers()) { Status::from(error).into_http() } else { plain(error) };
-                return Box::pin(std::future::ready(Ok(answer)));
-            }
+            Err(error) => return refuse(error, request),
         };
         let held = Arc::new(Held { limiter: Arc::clone(&self.limiter), bytes: AtomicUsize::new(0) });
         let receiving = Arc::clone(&held);
@@ -332,12 +344,12 @@ impl Receiving {
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Self { held, late, .. } = self;
         let late = late.get_or_insert_with(|| {
-            let (within, draining) = (held.limiter.limits.request_within, held.limiter.draining.clone());
+            let limiter = Arc::clone(&held.limiter);
             Box::pin(async move {
                 tokio::select! {
-                    () = sleep(within) => ApiError::RequestTooSlow,
+                    () = limiter.patience_ends() => ApiError::RequestTooSlow,
                     // What has not come whole was not accepted.
-                    () = draining.cancelled() => LedgerError::Draining.into(),
+                    () = limiter.draining.cancelled() => LedgerError::Draining.into(),
                 }
             })
         });

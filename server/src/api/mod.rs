@@ -10,6 +10,7 @@ mod json;
 mod legacy;
 mod limits;
 mod listing;
+mod refusal;
 mod request;
 mod service;
 mod statistics;

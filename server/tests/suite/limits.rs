@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jobledger_client::{Claim, Client, Error, Follow, NewJob, proto::GetJobRequest};
 use jobledger_server::{Config, domain::id::OrgId, store};
-use prost::bytes::Bytes;
+use prost::{Message as _, bytes::Bytes};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -331,6 +331,69 @@ async fn requests_find_room_in_memory() {
     drop(half);
     let again = async { while server.client().raw().create_job(large.clone()).await.is_err() {} };
     timeout(PATIENCE, again).await.expect("there is room again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_request_gives_way_where_others_find_no_room() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.calls.request_memory = 2 << 20;
+    // Without the lack of room it would be waited for.
+    config.calls.request_within = 2 * PATIENCE;
+    let server = TestServer::start(config).await;
+    let _half = begun(&server, 1_700_000).await;
+    let large = jobledger_client::proto::CreateJobRequest { payload: text(900_000), ..new_job() };
+    let room = async { while server.client().raw().create_job(large.clone()).await.is_err() {} };
+    timeout(PATIENCE, room).await.expect("there is room again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_often_keeps_its_connection() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.calls.rate_per_org = Some(1);
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    // Large enough for its end to be on its way when its beginning is refused.
+    let job = jobledger_client::proto::CreateJobRequest { payload: text(100_000), ..new_job() };
+    let mut calls = JoinSet::new();
+    for _ in 0..1_000 {
+        let (mut service, job) = (client.raw(), job.clone());
+        calls.spawn(async move { service.create_job(job).await });
+    }
+    let mut refused = 0;
+    while let Some(answer) = timeout(PATIENCE, calls.join_next()).await.expect("they are answered") {
+        if let Err(status) = answer.unwrap() {
+            assert_error(&status, Code::ResourceExhausted, "RATE_LIMITED");
+            refused += 1;
+        }
+    }
+    assert!(refused > 900, "{refused} were refused");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_may_come_in_any_pieces() {
+    let database = Database::sqlite();
+    let server = TestServer::start(database.config()).await;
+    let message = frame(&jobledger_client::proto::CreateJobRequest { payload: text(300), ..new_job() }.encode_to_vec());
+    for size in [1, 4, 5, 6, message.len()] {
+        let (answer, sender) = Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", Bytes::new());
+        for piece in message.chunks(size) {
+            sender.send(Bytes::copy_from_slice(piece)).unwrap();
+        }
+        drop(sender);
+        let answer = timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+        assert_eq!(answer.status().code(), Code::Ok, "in pieces of {size}: {:?}", answer.status());
+    }
+    // One that ends before it should is no message.
+    let (answer, sender) =
+        Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", Bytes::from(message).slice(..100));
+    drop(sender);
+    let answer = timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+    assert_error(&answer.status(), Code::InvalidArgument, "INVALID_FIELD");
     server.stop().await;
 }
 

@@ -19,6 +19,8 @@ use crate::{
 const SERVERS: usize = 3;
 /// Callers of each kind on each server.
 const CALLERS: usize = 3;
+/// Everybody finds their way back within this.
+const BACK_WITHIN: Duration = Duration::from_secs(30);
 /// What a server may take, whatever happened to it, in KiB: of a build without optimisation.
 const MEMORY: u64 = 256 << 10;
 
@@ -211,6 +213,7 @@ async fn run(cluster: Option<&'static Cluster>, database: Database, servers: usi
             scene.replicas.iter().map(|replica| resident(replica.program.as_ref().expect("it runs").id())).collect();
         most = most.max(*memory.iter().max().expect("there are servers"));
         println!("         all go on after {:.1} s; {memory:?} KiB", ended.elapsed().as_secs_f64());
+        assert!(ended.elapsed() < BACK_WITHIN, "{wrong:?} is over, and somebody does not go on");
         assert!(most < MEMORY, "a server takes {most} KiB");
     }
     callers.end().await;

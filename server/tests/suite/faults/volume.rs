@@ -29,8 +29,12 @@ impl Volume {
         let volume = Self { folder, _keeper: keeper };
         std::fs::create_dir(volume.path()).expect("the folder is there");
         run("truncate", &["-s", &format!("{mib}M")], &volume.image());
-        run("mkfs.ext4", &["-q", "-F", "-m", "0"], &volume.image());
-        volume.mount().then_some(volume)
+        let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(volume.image()).status();
+        let is_there = made.is_ok_and(|status| status.success()) && volume.mount();
+        if !is_there {
+            println!("left out: it takes root, mkfs.ext4 and loop devices");
+        }
+        is_there.then_some(volume)
     }
 
     /// Where its files are.
@@ -45,11 +49,7 @@ impl Volume {
     /// Its journal is written only when somebody asks for it, or after a minute: not by chance.
     fn mount(&self) -> bool {
         let mounted = Command::new("mount").args(["-o", "loop,commit=60"]).arg(self.image()).arg(self.path()).output();
-        let mounted = mounted.is_ok_and(|output| output.status.success());
-        if !mounted {
-            println!("left out: a file system can be mounted by root only");
-        }
-        mounted
+        mounted.is_ok_and(|output| output.status.success())
     }
 
     /// What is in memory alone is lost, at once: nothing is written any more.
