@@ -78,7 +78,13 @@ pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
     pub(crate) fn new(limits: CallLimits, draining: CancellationToken) -> Self {
-        Self(Arc::new(Limiter { limits, state: Mutex::default(), held: AtomicUsize::new(0), draining }))
+        Self(Arc::new(Limiter {
+            limits,
+            state: Mutex::default(),
+            held: AtomicUsize::new(0),
+            awaited: AtomicUsize::new(0),
+            draining,
+        }))
     }
 }
 
@@ -102,6 +108,8 @@ struct Limiter {
     state: Mutex<State>,
     /// Bytes of requests.
     held: AtomicUsize,
+    /// Requests that are waited for.
+    awaited: AtomicUsize,
     draining: CancellationToken,
 }
 
@@ -158,13 +166,15 @@ impl Limiter {
         Ok(Some(Entered { limiter: Arc::clone(self), org }))
     }
 
-    /// Waits for as long as a request may take to come whole: not long where others would find no room.
-    async fn patience_ends(&self) {
-        let CallLimits { request_within, request_memory, .. } = self.limits;
+    /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
+    async fn patience_ends(self: Arc<Self>) {
+        let CallLimits { request_within, request_memory, calls_per_org, .. } = self.limits;
+        let _awaited = Awaited::new(&self);
         let began = tokio::time::Instant::now();
         loop {
             sleep_until((tokio::time::Instant::now() + WHERE_TIGHT).min(began + request_within)).await;
-            let is_tight = self.held.load(Ordering::Relaxed) > request_memory / 2;
+            let is_tight = self.held.load(Ordering::Relaxed) > request_memory / 2
+                || self.awaited.load(Ordering::Relaxed) > calls_per_org / 4;
             if is_tight || began.elapsed() >= request_within {
                 return;
             }
@@ -174,6 +184,22 @@ impl Limiter {
     /// The map stays whole whatever panics beside it.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is waited for.
+struct Awaited<'a>(&'a Limiter);
+
+impl<'a> Awaited<'a> {
+    fn new(limiter: &'a Limiter) -> Self {
+        limiter.awaited.fetch_add(1, Ordering::Relaxed);
+        Self(limiter)
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.0.awaited.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -347,7 +373,7 @@ impl Receiving {
             let limiter = Arc::clone(&held.limiter);
             Box::pin(async move {
                 tokio::select! {
-                    () = limiter.patience_ends() => ApiError::RequestTooSlow,
+                    () = Arc::clone(&limiter).patience_ends() => ApiError::RequestTooSlow,
                     // What has not come whole was not accepted.
                     () = limiter.draining.cancelled() => LedgerError::Draining.into(),
                 }

@@ -351,6 +351,25 @@ async fn half_a_request_gives_way_where_others_find_no_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_do_not_come_give_way_where_others_find_no_place() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.calls.calls_per_org = 8;
+    config.calls.request_within = 2 * PATIENCE;
+    let server = TestServer::start(config).await;
+    let mut raw = Raw::to(&server).await;
+    raw.is_served().await;
+    for _ in 0..8 {
+        raw.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
+    }
+    raw.is_served().await;
+    has_no_room(&server.client()).await;
+    let place = async { while server.client().raw().create_job(new_job()).await.is_err() {} };
+    timeout(PATIENCE / 3, place).await.expect("there is a place again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_refused_often_keeps_its_connection() {
     let database = Database::sqlite();
     let mut config = database.config();

@@ -66,7 +66,7 @@ fn p99(mut took: Vec<Duration>) -> Duration {
 }
 
 async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: Database) {
-    let share = short_or_long(50, 300);
+    let share = short_or_long(50, 100);
     let (rounds, time) = (4, Duration::from_secs(short_or_long(2, 10)));
     let program = Program::start_with(&database, &["--log", "error", "--max-rate-per-org", &share.to_string()]);
     let (quiet, noisy) = (of(&program), of(&program));
