@@ -29,7 +29,7 @@ all: check test
 ## Everything that a change must pass, in the short forms.
 test: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 	cargo test --workspace -- $(ALONE:%=--skip %)
-	cargo test -p jobledger-server --test suite -- --test-threads=1 $(ALONE)
+	cargo test --workspace --test suite -- --test-threads=1 $(ALONE)
 
 ## The same with the long forms: more kills, more files. Faults have long forms of their own.
 test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
@@ -40,7 +40,7 @@ test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 test-faults: $(TEST_POSTGRES)
 	cargo build --release -p jobledger-server
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
-		cargo test -p jobledger-server --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
+		cargo test --workspace --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
 
 ## Coverage-guided fuzzing of what comes from outside, FUZZ_SECONDS for each target. Takes a nightly toolchain and cargo-fuzz.
 FUZZ_SECONDS ?= 60
