@@ -120,7 +120,12 @@ impl SqliteStore {
         assert_version(&mut writer).await?;
         migrations::prepare(&mut writer, options.migrate && may_change).await?;
         let base = base.read_only(true);
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+        let pool = |most| {
+            let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+            // Readers stay. A writer whose commit failed is opened anew; were it the only connection, SQLite would then read its whole log
+            // again, and take for committed what no fsync has brought to the disk.
+            pool.idle_timeout(None).max_lifetime(None)
+        };
         let of_jobs = base.clone().row_buffer_size(JOB_BUFFER);
         let job_readers = pool(JOB_CONNECTIONS).connect_with(of_jobs).await.map_err(unusable)?;
         let readers = pool(READ_CONNECTIONS).connect_with(base).await.map_err(unusable)?;

@@ -245,6 +245,34 @@ async fn a_full_disk_costs_postgres_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fails_to_sync_costs_sqlite_nothing_that_was_acknowledged() {
+    let tools = tempfile::tempdir().expect("a temporary directory");
+    // Where fsync fails, what it was to write may be anywhere: it must not count. The first ones are those of the start.
+    let text = "#include <errno.h>
+static int fails(void) {
+    static unsigned calls;
+    unsigned call = __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);
+    if (call < 40 || call % 11 != 10) return 0;
+    errno = EIO;
+    return -1;
+}
+int fsync(int file) { return fails(); }
+int fdatasync(int file) { return fails(); }
+";
+    let library = preloaded(tools.path(), text);
+    let database = Database::sqlite();
+    let preload = [("LD_PRELOAD", &*library)];
+    let program = Program::serve_in("127.0.0.1:0", &database.url(), &["--log", "off"], &preload);
+    let mut callers = Callers::start(&[program.client()], 3);
+    for _ in 0..short_or_long(60, 2_000) {
+        callers.go_on().await;
+    }
+    callers.end().await;
+    assert!(program.end_by("TERM").success());
+    println!("{:?}", callers.check(&database).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_process_that_locks_the_file_is_waited_for() {
     let database = Database::sqlite();
     let program = Program::start_with(&database, &["--log", "error"]);

@@ -5,6 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use jobledger_server::domain::clock::Time;
 use tempfile::TempDir;
 
 /// See the module. Unmounted when dropped, and when this program ends, however it does.
@@ -52,12 +53,15 @@ impl Volume {
         mounted.is_ok_and(|output| output.status.success())
     }
 
-    /// What is in memory alone is lost, at once: nothing is written any more.
-    pub(super) fn cut_power(&self) {
+    /// What is in memory alone is lost, at once: nothing is written any more. When that began.
+    pub(super) fn cut_power(&self) -> Time {
         // EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH, as file systems are tested with.
-        let cut = "import fcntl, os, struct, sys
-fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
-        run("python3", &["-c", cut], &self.path());
+        let cut = "import fcntl, os, struct, sys, time
+volume = os.open(sys.argv[1], os.O_RDONLY)
+print(time.time_ns())
+fcntl.ioctl(volume, 0x8004587d, struct.pack('I', 2))";
+        let said = run("python3", &["-c", cut], &self.path());
+        Time::from_timestamp_nanos(said.trim().parse().expect("it says when"))
     }
 
     /// Mounts it again as it is on the disk, when nobody uses it any more.
@@ -78,7 +82,8 @@ impl Drop for Volume {
     }
 }
 
-fn run(program: &str, arguments: &[&str], path: &Path) {
+fn run(program: &str, arguments: &[&str], path: &Path) -> String {
     let output = Command::new(program).args(arguments).arg(path).output().expect("the machine has it");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
