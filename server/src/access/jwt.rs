@@ -68,7 +68,9 @@ impl Jwt {
         let keys = self.keys.now();
         let (principal, key) = self.verify(text)?;
         let mut state = self.state();
-        let credential = Credential::new(principal);
+        // One for all who call with it, so that all of their calls end with its key.
+        let held = state.held.get(&digest).filter(|(by, _)| *by == key).and_then(|(_, held)| held.upgrade());
+        let credential = held.unwrap_or_else(|| Credential::new(principal));
         // Where the keys have changed meanwhile, it counts for this call alone.
         if Arc::ptr_eq(&keys, &self.keys.now()) {
             if state.held.len() > 2 * REMEMBERED {
@@ -86,13 +88,14 @@ impl Jwt {
             .watch(|keys| {
                 let mut state = self.state();
                 state.known = Generations::new(REMEMBERED);
-                for (_, (key, held)) in std::mem::take(&mut state.held) {
-                    if let Some(held) = held.upgrade()
-                        && keys.iter().all(|known| known.digest != key)
-                    {
+                state.held.retain(|_, (key, held)| {
+                    let Some(held) = held.upgrade() else { return false };
+                    let holds = keys.iter().any(|known| known.digest == *key);
+                    if !holds {
                         held.end();
                     }
-                }
+                    holds
+                });
             })
             .await;
     }

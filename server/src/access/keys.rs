@@ -70,7 +70,12 @@ impl Keys {
             None => None,
         };
         let client = match &config.keys {
-            Some(KeySource::Url(_)) => Some(client()?),
+            Some(KeySource::Url(url)) => {
+                if url.starts_with("http://") {
+                    tracing::warn!(url, "keys come without TLS: whoever is on their way can put in others");
+                }
+                Some(client()?)
+            }
             _ => None,
         };
         let keys = Self {

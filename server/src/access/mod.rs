@@ -75,16 +75,23 @@ pub enum Presented {
 }
 
 impl Presented {
-    /// What is in an `authorization` header, or else the certificate of the connection.
+    /// What is in the `authorization` headers, or else the certificate of the connection.
     ///
     /// # Errors
     ///
-    /// If there is neither, or the header is not what it must be.
-    pub fn of(authorization: Option<&[u8]>, certificate: Option<&Arc<PeerCertificate>>) -> Result<Self, Refusal> {
-        let Some(header) = authorization else {
+    /// If there is neither, or the header is not what it must be, or is there twice: whoever passes calls on may look at another one.
+    pub fn of<'a>(
+        authorization: impl IntoIterator<Item = &'a [u8]>,
+        certificate: Option<&Arc<PeerCertificate>>,
+    ) -> Result<Self, Refusal> {
+        let mut headers = authorization.into_iter();
+        let Some(header) = headers.next() else {
             let certificate = certificate.ok_or(Refusal::Nothing)?;
             return Ok(Self::Certificate(Arc::clone(certificate)));
         };
+        if headers.next().is_some() {
+            return Err(Refusal::Malformed);
+        }
         let text = str::from_utf8(header).map_err(|_| Refusal::Malformed)?;
         let (scheme, credential) = text.split_once(' ').ok_or(Refusal::Malformed)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
@@ -168,10 +175,14 @@ impl Access {
         Ok(found)
     }
 
-    /// Done once a credential no longer lets anybody in: it was revoked, or its time is over.
-    pub async fn end_of(&self, credential: &Credential) {
+    /// Done once what was presented no longer lets anybody in: it was revoked, or its time is over.
+    pub async fn end_of(&self, presented: &Presented, credential: &Credential) {
+        let end = match presented {
+            Presented::Certificate(certificate) => Some(certificate.not_after),
+            Presented::Token(_) | Presented::Jwt(..) => credential.principal.expires_at,
+        };
         let over = async {
-            match credential.principal.expires_at {
+            match end {
                 None => std::future::pending().await,
                 Some(end) => {
                     let left = (end - self.clock.now()).to_std().unwrap_or_default();

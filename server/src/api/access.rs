@@ -143,19 +143,19 @@ where
         }
         let peer = request.extensions().get::<Peer>();
         let certificate = peer.and_then(|peer| peer.certificate.clone());
-        let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let authorization = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         let presented = match Presented::of(authorization, certificate.as_ref()) {
             Ok(presented) => presented,
             Err(refusal) => return refuse(refusal.into(), request),
         };
         match access.known(&presented) {
             Err(refusal) => refuse(refusal.into(), request),
-            Ok(Some(credential)) => enter(access, &mut self.inner, right, credential, request),
+            Ok(Some(credential)) => enter(access, &mut self.inner, right, presented, credential, request),
             Ok(None) => {
                 let (access, mut inner) = (Arc::clone(access), self.inner.clone());
                 Box::pin(async move {
                     match access.find(&presented).await {
-                        Ok(credential) => enter(&access, &mut inner, right, credential, request).await,
+                        Ok(credential) => enter(&access, &mut inner, right, presented, credential, request).await,
                         Err(refusal) => refuse(refusal.into(), request).await,
                     }
                 })
@@ -169,6 +169,7 @@ fn enter<S>(
     access: &Arc<Access>,
     inner: &mut S,
     right: Option<(May, Lasts)>,
+    presented: Presented,
     credential: Arc<Credential>,
     mut request: Request<Body>,
 ) -> Answer
@@ -188,11 +189,7 @@ where
     }
     let access = Arc::clone(access);
     Box::pin(async move {
-        let end = {
-            let credential = Arc::clone(&credential);
-            async move { access.end_of(&credential).await }
-        };
-        let mut end: End = Box::pin(end);
+        let mut end: End = Box::pin(async move { access.end_of(&presented, &credential).await });
         let answer = tokio::select! {
             answer = answer => answer?,
             () = &mut end => return Ok(Status::from(ApiError::from(Refusal::Revoked)).into_http()),
@@ -221,7 +218,11 @@ fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<
 
 /// The org that a call names.
 fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
-    let Some(value) = headers.get(ORG_HEADER) else { return Ok(None) };
+    let mut values = headers.get_all(ORG_HEADER).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::invalid(ORG_HEADER, "must be there once"));
+    }
     let org = value.to_str().ok().and_then(|text| Uuid::try_parse(text).ok()).filter(|org| *org != NO_ORG);
     org.map(|org| Some(OrgId(org))).ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
 }

@@ -314,6 +314,16 @@ async fn a_key_that_is_gone_lets_nobody_in_and_a_new_one_does() {
     // What can't be read changes nothing.
     fs::write(&file, "{").unwrap();
     create(&old).await.unwrap();
+    // Nor does a key that is added, for whoever has another.
+    let mut more = before.jwks();
+    let mut added = after.jwks()["keys"][2].clone();
+    added["kid"] = json!("added");
+    more["keys"].as_array_mut().unwrap().push(added);
+    fs::write(&file, more.to_string()).unwrap();
+    let by_added = after.sign(Algorithm::EdDSA, |head| head.kid = Some("added".to_owned()), &claims());
+    let by_added = client_with(&server, &by_added);
+    timeout(PATIENCE, async { while create(&by_added).await.is_err() {} }).await.expect("it is known");
+    create(&old).await.unwrap();
     fs::write(&file, after.jwks().to_string()).unwrap();
     let ended = async {
         loop {

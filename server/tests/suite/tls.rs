@@ -1,9 +1,22 @@
 //! TLS, and clients that are let in by their certificates.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use jobledger_client::{Client, Error, Follow, NewJob};
-use jobledger_server::{Config, TlsConfig, access::Authentication, domain::access::Role};
+use chrono::{DurationRound as _, TimeDelta};
+use jobledger_client::{Client, Error, Follow, NewJob, proto::StreamJobEventsRequest};
+use jobledger_server::{
+    Config, TlsConfig,
+    access::Authentication,
+    domain::{
+        access::Role,
+        clock::{Clock as _, SystemClock},
+    },
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
     date_time_ymd,
@@ -17,10 +30,12 @@ use rustls::{
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
+use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
-    access::token,
+    access::{end_of, token},
+    errors::assert_error,
     harness::{Database, PATIENCE, TestServer, command},
 };
 
@@ -197,6 +212,28 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
     for version in [&TLS12, &TLS13] {
         shake_hands(&server, &authority, version).await.expect("both versions are spoken");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_called_with_a_certificate_ends_with_it() {
+    let database = Database::sqlite();
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let files = Files::new(&database, &authority.server(), &clients);
+    files.write("identities", &format!("uri:spiffe://example.com/worker {OURS} admin\n"));
+    let server = TestServer::start(files.config.clone()).await;
+    // In whole seconds, as certificates have it.
+    let end = (SystemClock.now() + Duration::from_secs(3)).duration_trunc(TimeDelta::seconds(1)).unwrap();
+    let short = clients.issue(|params| {
+        params.subject_alt_names = vec![uri("spiffe://example.com/worker")];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after = SystemTime::from(end).into();
+    });
+    let client = client(&server, &authority, Some(&short));
+    let stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+    assert_error(&end_of(stream).await, Code::Unauthenticated, "UNAUTHENTICATED");
+    assert!(SystemClock.now() >= end);
+    assert!(matches!(create(&client).await, Err(Error::Unauthenticated { .. })), "on the same connection");
     server.stop().await;
 }
 
