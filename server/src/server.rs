@@ -115,9 +115,9 @@ impl Server {
             tokio::join!(reporting, maintenance, watching);
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
-        let mut routes = Routes::new(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+        let mut routes = Routes::new(health_service.max_decoding_message_size(api::ABOUT_NO_ORG))
+            .add_service(reflection().build_v1()?.max_decoding_message_size(api::ABOUT_NO_ORG))
+            .add_service(reflection().build_v1alpha()?.max_decoding_message_size(api::ABOUT_NO_ORG));
         let router = routes.axum_router_mut();
         let legacy =
             if config.legacy_http { api::legacy(ledger.clone(), config.calls.request_bytes) } else { api::no_legacy() };

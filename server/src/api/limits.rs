@@ -1,42 +1,37 @@
-//! What calls may take: how many may be under way, of all orgs and of one, how often an org may call, and what requests may hold
-//! while they are received and decided.
+//! What calls may take: how many may be under way, of all orgs, of one and about none, and how often an org may call. What requests may
+//! hold is in `receiving.rs`.
 //!
 //! Claims that wait and event streams have bounds of their own (`ledger/waiting.rs`, `ledger/places.rs`): they are not counted here,
 //! but for how often they are called.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     convert::Infallible,
-    future::Future,
-    pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
-use prost::bytes::Bytes;
-use tokio::time::sleep_until;
+use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
     call::is_grpc,
     caller::Caller,
+    receiving::{Kind, Requests},
     refusal::{Answer, refuse},
     status::ApiError,
 };
-use crate::{domain::id::OrgId, ledger::LedgerError};
+use crate::domain::id::OrgId;
 
 /// What calls may take. Every bound has a flag of the same name.
 #[derive(Debug, Clone, Copy)]
 pub struct CallLimits {
-    /// Calls under way, of all orgs.
+    /// Calls under way, of all orgs; as many again that are about none: checks of the health, and streams of health and reflection.
     pub calls: usize,
     /// Calls under way of one org.
     pub calls_per_org: usize,
@@ -69,8 +64,11 @@ impl Default for CallLimits {
 /// Orgs whose rates are remembered before those that do nothing are forgotten.
 const ORGS: usize = 10_000;
 
-/// How long a request may take to come whole where there is little room left for others.
-const WHERE_TIGHT: Duration = Duration::from_secs(1);
+/// Calls of orgs that have bounds of their own.
+const BOUNDED_ELSEWHERE: [&str; 2] = ["/StreamJobEvents", "/ClaimJobs"];
+/// Calls about no org that go on for as long as their callers like.
+const WATCH: &str = "/Watch";
+const REFLECTION: &str = "/ServerReflectionInfo";
 
 /// Lets as many calls pass as may.
 #[derive(Clone)]
@@ -78,12 +76,14 @@ pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
     pub(crate) fn new(limits: CallLimits, draining: CancellationToken) -> Self {
+        let places = || Arc::new(Semaphore::new(limits.calls));
+        let (short, long) = (places(), places());
         Self(Arc::new(Limiter {
             limits,
             state: Mutex::default(),
-            held: AtomicUsize::new(0),
-            awaited: AtomicUsize::new(0),
-            draining,
+            short,
+            long,
+            requests: Requests::new(limits, draining),
         }))
     }
 }
@@ -106,11 +106,10 @@ pub(crate) struct Limited<S> {
 struct Limiter {
     limits: CallLimits,
     state: Mutex<State>,
-    /// Bytes of requests.
-    held: AtomicUsize,
-    /// Requests that are waited for.
-    awaited: AtomicUsize,
-    draining: CancellationToken,
+    /// Places for what is about no org. Checks of the health are anybody's, and take none from streams, whose callers are known.
+    short: Arc<Semaphore>,
+    long: Arc<Semaphore>,
+    requests: Arc<Requests>,
 }
 
 #[derive(Default)]
@@ -166,40 +165,9 @@ impl Limiter {
         Ok(Some(Entered { limiter: Arc::clone(self), org }))
     }
 
-    /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
-    async fn patience_ends(self: Arc<Self>) {
-        let CallLimits { request_within, request_memory, calls_per_org, .. } = self.limits;
-        let _awaited = Awaited::new(&self);
-        let began = tokio::time::Instant::now();
-        loop {
-            sleep_until((tokio::time::Instant::now() + WHERE_TIGHT).min(began + request_within)).await;
-            let is_tight = self.held.load(Ordering::Relaxed) > request_memory / 2
-                || self.awaited.load(Ordering::Relaxed) > calls_per_org / 4;
-            if is_tight || began.elapsed() >= request_within {
-                return;
-            }
-        }
-    }
-
     /// The map stays whole whatever panics beside it.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A request that is waited for.
-struct Awaited<'a>(&'a Limiter);
-
-impl<'a> Awaited<'a> {
-    fn new(limiter: &'a Limiter) -> Self {
-        limiter.awaited.fetch_add(1, Ordering::Relaxed);
-        Self(limiter)
-    }
-}
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        self.0.awaited.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -236,23 +204,20 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Answer {
-        // What is about no org costs nothing.
+        let is_grpc = is_grpc(request.headers());
         let Some(org) = request.extensions().get::<Caller>().map(Caller::org) else {
-            return self.inner.call(request);
+            // Probes by plain HTTP have no request to speak of, and are answered whatever else goes on.
+            return if is_grpc { self.about_no_org(request) } else { self.inner.call(request) };
         };
-        let is_counted =
-            !request.uri().path().ends_with("/StreamJobEvents") && !request.uri().path().ends_with("/ClaimJobs");
+        let path = request.uri().path();
+        let is_counted = !BOUNDED_ELSEWHERE.iter().any(|call| path.ends_with(call));
         let entered = match self.limiter.enter(org, is_counted) {
             Ok(entered) => entered,
             Err(error) => return refuse(error, request),
         };
-        let held = Arc::new(Held { limiter: Arc::clone(&self.limiter), bytes: AtomicUsize::new(0) });
-        let receiving = Arc::clone(&held);
-        let is_whole = !is_grpc(request.headers());
-        let answer =
-            self.inner.call(request.map(|body| {
-                Body::new(Receiving { body, held: receiving, late: None, message: Message::new(is_whole) })
-            }));
+        let kind = if is_grpc { Kind::Call } else { Kind::Plain };
+        let (request, held) = self.limiter.requests.receive(request, kind);
+        let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await;
             drop((entered, held));
@@ -261,124 +226,32 @@ where
     }
 }
 
-/// What a request holds, until it is answered.
-struct Held {
-    limiter: Arc<Limiter>,
-    bytes: AtomicUsize,
-}
-
-impl Held {
-    /// True if there is room for more.
-    fn take(&self, bytes: usize) -> bool {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.limiter.held.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.limiter.limits.request_memory
+impl<S> Limited<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+{
+    /// Passes on a call about no org. One that goes on holds its place until its answer is through.
+    fn about_no_org(&mut self, request: Request<Body>) -> Answer {
+        let path = request.uri().path();
+        let kind = if path.ends_with(REFLECTION) { Kind::Dialogue } else { Kind::AboutNoOrg };
+        let is_long = kind == Kind::Dialogue || path.ends_with(WATCH);
+        let places = if is_long { &self.limiter.long } else { &self.limiter.short };
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+            return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
+        };
+        let (request, held) = self.limiter.requests.receive(request, kind);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            drop(held);
+            Ok(if is_long { answer.map(|body| until_through(body, place)) } else { answer })
+        })
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.limiter.held.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
-    }
-}
-
-/// A request's body, which has to come in time, and to find room.
-struct Receiving {
-    body: Body,
-    held: Arc<Held>,
-    /// From the first wait on.
-    late: Option<Pin<Box<dyn Future<Output = ApiError> + Send>>>,
-    message: Message,
-}
-
-/// A gRPC message, held back until it is there: whoever decodes it makes room for all that its first bytes promise.
-struct Message {
-    frames: VecDeque<Frame<Bytes>>,
-    /// Its first bytes: whether it is compressed, and its length.
-    prefix: [u8; Message::PREFIX],
-    received: usize,
-    /// All of it is there, or will never be, or nobody wants it.
-    is_whole: bool,
-}
-
-impl Message {
-    /// The length of the first bytes.
-    const PREFIX: usize = 5;
-
-    fn new(is_whole: bool) -> Self {
-        Self { frames: VecDeque::new(), prefix: [0; Self::PREFIX], received: 0, is_whole }
-    }
-
-    /// Learns from what has come whether that is all.
-    fn receive(&mut self, data: &[u8], most: usize) {
-        for (place, byte) in self.prefix.iter_mut().skip(self.received).zip(data) {
-            *place = *byte;
-        }
-        self.received += data.len();
-        if self.received >= Self::PREFIX {
-            let [_, length @ ..] = self.prefix;
-            let length = u32::from_be_bytes(length) as usize;
-            // What is too long is refused for what it promises.
-            self.is_whole |= length > most || self.received >= Self::PREFIX + length;
-        }
-    }
-}
-
-impl http_body::Body for Receiving {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        loop {
-            if self.message.is_whole
-                && let Some(frame) = self.message.frames.pop_front()
-            {
-                return Poll::Ready(Some(Ok(frame)));
-            }
-            match Pin::new(&mut self.body).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let CallLimits { request_memory: limit, request_bytes, .. } = self.held.limiter.limits;
-                    if let Some(data) = frame.data_ref() {
-                        if !self.held.take(data.len()) {
-                            return Poll::Ready(Some(Err(ApiError::Overloaded { scope: "requests", limit }.into())));
-                        }
-                        self.message.receive(data, request_bytes);
-                    }
-                    if self.message.is_whole && self.message.frames.is_empty() {
-                        return Poll::Ready(Some(Ok(frame)));
-                    }
-                    self.message.frames.push_back(frame);
-                }
-                // Cut short: that is for whoever decodes it to say.
-                Poll::Ready(None) if !self.message.is_whole => self.message.is_whole = true,
-                Poll::Pending => return self.poll_late(context),
-                ended => return ended,
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.message.frames.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        if self.message.frames.is_empty() { self.body.size_hint() } else { SizeHint::default() }
-    }
-}
-
-impl Receiving {
-    /// It has not come; but it had to by now?
-    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { held, late, .. } = self;
-        let late = late.get_or_insert_with(|| {
-            let limiter = Arc::clone(&held.limiter);
-            Box::pin(async move {
-                tokio::select! {
-                    () = Arc::clone(&limiter).patience_ends() => ApiError::RequestTooSlow,
-                    // What has not come whole was not accepted.
-                    () = limiter.draining.cancelled() => LedgerError::Draining.into(),
-                }
-            })
-        });
-        late.as_mut().poll(context).map(|error| Some(Err(error.into())))
-    }
+fn until_through(body: Body, place: OwnedSemaphorePermit) -> Body {
+    Body::new(body.map_frame(move |frame| {
+        let _place = &place;
+        frame
+    }))
 }

@@ -10,6 +10,7 @@ mod json;
 mod legacy;
 mod limits;
 mod listing;
+mod receiving;
 mod refusal;
 mod request;
 mod service;
@@ -25,6 +26,7 @@ pub(crate) use self::{
     http::probes,
     legacy::{legacy, no_legacy},
     limits::LimitsLayer,
+    receiving::ABOUT_NO_ORG,
     service::Service,
     wire::{WireLayer, WireService},
 };

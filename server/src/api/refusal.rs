@@ -5,7 +5,7 @@ use std::{convert::Infallible, future::Future, pin::Pin, time::Duration};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use prost::bytes::Bytes;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Status, body::Body};
 
 use super::{
@@ -16,9 +16,11 @@ use super::{
 /// What layers answer with.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-/// What is let come of a request that is refused, and how long.
+/// What is let come of a request that is refused, how long, and of how many at a time: whoever sends more of them, and halves, counts as
+/// one who resets.
 const MOST: usize = 4 << 20;
-const WITHIN: Duration = Duration::from_secs(5);
+const WITHIN: Duration = Duration::from_secs(2);
+static PLACES: Semaphore = Semaphore::const_new(1_024);
 
 /// Refuses a request, once what was on its way of it has come: a stream that is reset before counts against its connection, and a caller
 /// who is refused often, for calling too often, would lose that.
@@ -34,7 +36,9 @@ pub(super) fn refuse(error: ApiError, request: Request<Body>) -> Answer {
                 bytes += frame.data_ref().map_or(0, Bytes::len);
             }
         };
-        let _ = timeout(WITHIN, come).await;
+        if let Ok(_place) = PLACES.try_acquire() {
+            let _ = timeout(WITHIN, come).await;
+        }
         Ok(answer)
     })
 }

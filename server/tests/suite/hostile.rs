@@ -39,6 +39,8 @@ const NORMAL: usize = 8;
 
 const CREATE: &str = "/jobledger.v1.JobService/CreateJob";
 const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
+/// What anybody may call.
+const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// Connects from one of many addresses of this machine.
 async fn connect(to: SocketAddr, from: u32) -> std::io::Result<TcpStream> {
@@ -130,11 +132,16 @@ async fn oversize(to: SocketAddr, from: u32, every: Duration) -> std::io::Result
     let mut pace = interval(every);
     for n in 0.. {
         pace.tick().await;
-        let stream = raw.call(CREATE, 0).await?;
-        let length: u32 = if n % 2 == 0 { u32::MAX } else { 4 << 20 };
+        let (path, length, sent) = match n % 4 {
+            0 => (CREATE, u32::MAX, 4_096),
+            1 => (CREATE, 4 << 20, 4_096),
+            2 => (CHECK, 4 << 20, 4_096),
+            _ => (CHECK, 4 << 20, 5),
+        };
+        let stream = raw.call(path, 0).await?;
         let mut bytes = vec![0];
         bytes.extend(length.to_be_bytes());
-        bytes.resize(4_096, 0xff);
+        bytes.resize(sent, 0xff);
         raw.send(DATA, 0, stream, &bytes).await?;
         if !raw.drain(Duration::ZERO).await {
             return Ok(());

@@ -68,6 +68,12 @@ async fn messages_that_are_none_have_codes_of_the_contract() {
         let facts = assert_error(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
         assert_eq!(facts["limit"], (4 << 20).to_string());
     }
+    // Requests about no org are anybody's, and small.
+    for call in ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"] {
+        let status = Answer::to(&server, call, &[], vec![0, 0, 0x40, 0, 0]).await.status();
+        let facts = assert_error(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+        assert_eq!(facts["limit"], "4096");
+    }
     let answer = Answer::to(&server, CREATE, &[("grpc-encoding", "gzip")], good.clone()).await;
     assert_error(&answer.status(), Code::Unimplemented, "UNSUPPORTED_ENCODING");
     for timeout in ["", "5", "x", "123456789S", "1 S", "-1S"] {
