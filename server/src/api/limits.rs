@@ -20,13 +20,17 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
+    answers::whole,
     call::is_grpc,
     caller::Caller,
     receiving::{Kind, Requests},
     refusal::{Answer, refuse},
     status::ApiError,
 };
-use crate::domain::id::OrgId;
+use crate::{
+    domain::id::OrgId,
+    net::{Peer, Share},
+};
 
 /// What calls may take. Every bound has a flag of the same name.
 #[derive(Debug, Clone, Copy)]
@@ -64,8 +68,9 @@ impl Default for CallLimits {
 /// Orgs whose rates are remembered before those that do nothing are forgotten.
 const ORGS: usize = 10_000;
 
-/// Calls of orgs that have bounds of their own.
-const BOUNDED_ELSEWHERE: [&str; 2] = ["/StreamJobEvents", "/ClaimJobs"];
+/// Calls of orgs that have bounds of their own, and the one whose answer goes on, which has bounds for that, too.
+const CLAIMS: &str = "/ClaimJobs";
+const STREAM: &str = "/StreamJobEvents";
 /// Calls about no org that go on for as long as their callers like.
 const WATCH: &str = "/Watch";
 const REFLECTION: &str = "/ServerReflectionInfo";
@@ -210,8 +215,9 @@ where
             return if is_grpc { self.about_no_org(request) } else { self.inner.call(request) };
         };
         let path = request.uri().path();
-        let is_counted = !BOUNDED_ELSEWHERE.iter().any(|call| path.ends_with(call));
-        let entered = match self.limiter.enter(org, is_counted) {
+        let (goes_on, claims) = (path.ends_with(STREAM), path.ends_with(CLAIMS));
+        let unread = share(&request);
+        let entered = match self.limiter.enter(org, !goes_on && !claims) {
             Ok(entered) => entered,
             Err(error) => return refuse(error, request),
         };
@@ -219,11 +225,17 @@ where
         let (request, held) = self.limiter.requests.receive(request, kind);
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = answer.await;
+            let answer = answer.await?;
+            let answer = if goes_on { answer } else { whole(answer, unread).await };
             drop((entered, held));
-            answer
+            Ok(answer)
         })
     }
+}
+
+/// Where its connection's answers are counted.
+fn share(request: &Request<Body>) -> Option<Share> {
+    request.extensions().get::<Peer>().map(|peer| peer.unread.clone())
 }
 
 impl<S> Limited<S>
@@ -239,12 +251,13 @@ where
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
         };
+        let unread = share(&request);
         let (request, held) = self.limiter.requests.receive(request, kind);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
             drop(held);
-            Ok(if is_long { answer.map(|body| until_through(body, place)) } else { answer })
+            Ok(if is_long { answer.map(|body| until_through(body, place)) } else { whole(answer, unread).await })
         })
     }
 }

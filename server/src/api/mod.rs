@@ -1,6 +1,7 @@
 //! The gRPC side: validates and converts requests, asks the [ledger](crate::ledger), converts answers. Knows no store.
 
 mod access;
+mod answers;
 mod call;
 mod caller;
 mod convert;

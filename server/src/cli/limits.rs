@@ -57,6 +57,11 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_KEEPALIVE", value_name = "TIME", default_value = "20s", value_parser = long)]
     keepalive: Duration,
 
+    /// Bytes of answers that callers have not taken, event streams excepted: 16,777,216 or more. Beyond that, the connection with most of
+    /// them is closed.
+    #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(16_777_216..))]
+    max_answer_memory: u32,
+
     /// Calls under way, of all organisations; claims and event streams are counted apart.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_calls: u32,
@@ -138,6 +143,7 @@ impl LimitArgs {
             first_bytes_within: self.first_bytes_timeout,
             idle: self.idle_timeout,
             keepalive: self.keepalive,
+            unread: self.max_answer_memory as usize,
         }
     }
 

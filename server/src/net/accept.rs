@@ -13,8 +13,9 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::{
-    ConnectionLimits, Tls, connection,
+    ConnectionLimits, Peer, Tls, connection,
     places::{Full, Place, Places},
+    unread::Unread,
 };
 
 /// How long to wait where the system has nothing left for another connection.
@@ -34,6 +35,7 @@ pub(crate) async fn serve<S>(
     S::Future: Send + Unpin + 'static,
 {
     let places = Places::new(limits.connections, limits.connections_per_address);
+    let unread = Unread::new(limits.unread);
     let mut connections = JoinSet::new();
     let mut turned_away = TurnedAway::default();
     loop {
@@ -53,8 +55,9 @@ pub(crate) async fn serve<S>(
         };
         match places.take(address.ip()) {
             Ok(place) => {
-                let tls = tls.clone();
-                connections.spawn(run(stream, address, place, tls, service.clone(), limits, draining.clone()));
+                let (tls, cut) = (tls.clone(), CancellationToken::new());
+                let peer = Peer { address, certificate: None, unread: unread.share(address, cut.clone()), cut };
+                connections.spawn(run(stream, peer, place, tls, service.clone(), limits, draining.clone()));
             }
             Err(Full::Server) => turned_away.say("the server has as many connections as it may have"),
             Err(Full::Address) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
@@ -67,7 +70,7 @@ pub(crate) async fn serve<S>(
 
 async fn run<S>(
     stream: TcpStream,
-    address: std::net::SocketAddr,
+    mut peer: Peer,
     _place: Place,
     tls: Option<Arc<Tls>>,
     service: S,
@@ -80,13 +83,14 @@ async fn run<S>(
     // Answers are small, and wait for nobody.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => connection::run(stream, address, None, service, limits, draining).await,
+        None => connection::run(stream, peer, service, limits, draining).await,
         Some(tls) => match timeout(limits.first_bytes_within, tls.accept(stream)).await {
             Ok(Ok((stream, certificate))) => {
-                connection::run(stream, address, certificate, service, limits, draining).await;
+                peer.certificate = certificate.map(Arc::new);
+                connection::run(stream, peer, service, limits, draining).await;
             }
-            Ok(Err(error)) => tracing::debug!(%address, %error, "the handshake of TLS failed"),
-            Err(_) => tracing::debug!(%address, "the handshake of TLS took too long"),
+            Ok(Err(error)) => tracing::debug!(address = %peer.address, %error, "the handshake of TLS failed"),
+            Err(_) => tracing::debug!(address = %peer.address, "the handshake of TLS took too long"),
         },
     }
 }

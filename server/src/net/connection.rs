@@ -3,7 +3,6 @@
 use std::{
     convert::Infallible,
     future::Future,
-    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -30,7 +29,6 @@ use tonic::{Status, body::Body};
 use tower::Service;
 
 use super::{ConnectionLimits, Peer};
-use crate::access::PeerCertificate;
 
 /// What a connection says first: the preface of HTTP/2 (RFC 9113, 3.4). No request of HTTP/1 that means anything is shorter.
 const PREFACE: u64 = 24;
@@ -52,22 +50,15 @@ const LAST_CALLS_AT_STOP: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 8;
 
 /// Serves a connection to its end.
-pub(super) async fn run<IO, S>(
-    io: IO,
-    address: SocketAddr,
-    certificate: Option<PeerCertificate>,
-    service: S,
-    limits: ConnectionLimits,
-    draining: CancellationToken,
-) where
+pub(super) async fn run<IO, S>(io: IO, peer: Peer, service: S, limits: ConnectionLimits, draining: CancellationToken)
+where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin + 'static,
 {
-    let cut = CancellationToken::new();
+    let (address, cut) = (peer.address, peer.cut.clone());
     let calls = Arc::new(Calls::default());
     let read = Arc::new(AtomicU64::new(0));
-    let peer = Peer { address, certificate: certificate.map(Arc::new), cut: cut.clone() };
     let service = Counting { service, peer, calls: Arc::clone(&calls) };
     let io = TokioIo::new(Counted { io, read: Arc::clone(&read) });
     let builder = builder(&limits);

@@ -4,6 +4,7 @@ mod accept;
 mod connection;
 mod places;
 mod tls;
+mod unread;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::accept::serve;
 pub use self::tls::{Tls, TlsConfig, TlsError};
+pub(crate) use self::unread::{Holding, Share};
 use crate::access::PeerCertificate;
 
 /// What connections may take. Every bound has a flag of the same name.
@@ -33,6 +35,8 @@ pub struct ConnectionLimits {
     pub idle: Duration,
     /// A peer that says nothing is asked for a sign of life this often, and given up after the same time again.
     pub keepalive: Duration,
+    /// Bytes of answers that callers have not taken, event streams excepted; beyond that, the connection with most of them is closed.
+    pub unread: usize,
 }
 
 impl Default for ConnectionLimits {
@@ -46,16 +50,19 @@ impl Default for ConnectionLimits {
             first_bytes_within: Duration::from_secs(10),
             idle: Duration::from_secs(600),
             keepalive: Duration::from_secs(20),
+            unread: 128 << 20,
         }
     }
 }
 
 /// Whom a call came from: an extension of its request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// Its certificate, where it has shown one that was verified.
     pub(crate) certificate: Option<Arc<PeerCertificate>>,
     /// Cancelled, the connection is closed with all that is on it.
     pub(crate) cut: CancellationToken,
+    /// What its answers take that are not taken yet.
+    pub(crate) unread: Share,
 }

@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jobledger_client::{Client, Error, NewJob, Report, proto::StreamJobEventsRequest};
+use jobledger_client::{
+    Client, Error, NewJob, Report,
+    proto::{JobView, ListJobsRequest, StreamJobEventsRequest},
+};
 use prost::Message as _;
 use tokio::{
     io::AsyncWriteExt as _,
@@ -38,6 +41,7 @@ const MEMORY_MIB: u64 = 512;
 const NORMAL: usize = 8;
 
 const CREATE: &str = "/jobledger.v1.JobService/CreateJob";
+const LIST: &str = "/jobledger.v1.JobService/ListJobs";
 const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
 /// What anybody may call.
 const CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -102,6 +106,22 @@ async fn zero_window(to: SocketAddr, from: u32) -> std::io::Result<()> {
     }
     while raw.drain(Duration::from_secs(1)).await {}
     Ok(())
+}
+
+/// Large answers, and no window for any of them. They are work for the server whoever asks: ten a second.
+async fn untaken(to: SocketAddr, from: u32) -> std::io::Result<()> {
+    let mut raw = Raw::with_settings(connect(to, from).await?, &[0, 4, 0, 0, 0, 0]).await;
+    raw.is_served().await;
+    let request = frame(&ListJobsRequest { view: JobView::Full.into(), ..Default::default() }.encode_to_vec());
+    let mut pace = interval(Duration::from_millis(400));
+    loop {
+        pace.tick().await;
+        let stream = raw.call(LIST, 0).await?;
+        raw.send(DATA, END_STREAM, stream, &request).await?;
+        if !raw.drain(Duration::ZERO).await {
+            return Ok(());
+        }
+    }
 }
 
 /// The first bytes of a connection, one after the other; by either protocol.
@@ -212,12 +232,13 @@ async fn hostile_clients_take_neither_others_rate_nor_memory(database: Database)
         normal.spawn(work(program.client(), Arc::clone(&done), Arc::clone(&is_over)));
     }
     rate(&done, Duration::from_secs(1)).await;
-    let attacks: [(&str, usize, Attack); 8] = [
+    let attacks: [(&str, usize, Attack); 9] = [
         ("rapid resets", 4, |to, from, pace| Box::pin(async move { drop(reset(to, from, pace.every).await) })),
         ("headers without end", 4, |to, from, pace| {
             Box::pin(async move { drop(headers_without_end(to, from, pace.every).await) })
         }),
         ("windows of nothing", 4, |to, from, _| Box::pin(async move { drop(zero_window(to, from).await) })),
+        ("untaken answers", 4, |to, from, _| Box::pin(async move { drop(untaken(to, from).await) })),
         ("slow headers", 200, |to, from, _| Box::pin(async move { drop(slowly(to, from).await) })),
         ("silent sockets", many, |to, from, _| Box::pin(async move { drop(silent(to, from).await) })),
         ("huge messages", 4, |to, from, pace| Box::pin(async move { drop(oversize(to, from, pace.every).await) })),

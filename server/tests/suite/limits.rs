@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use jobledger_client::{Claim, Client, Error, Follow, NewJob, proto::GetJobRequest};
+use jobledger_client::{
+    Claim, Client, Error, Follow, NewJob,
+    proto::{GetJobRequest, JobView, ListJobsRequest},
+};
 use jobledger_server::{Config, domain::id::OrgId, store};
 use prost::{Message as _, bytes::Bytes};
 use tokio::{
@@ -374,6 +377,40 @@ async fn requests_that_do_not_come_give_way_where_others_find_no_place() {
     assert_eq!(timeout(PATIENCE, fill).await.expect("they take all places"), "org");
     let place = async { while server.client().raw().create_job(new_job()).await.is_err() {} };
     timeout(PATIENCE / 3, place).await.expect("there is a place again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_no_answers_loses_its_connection_and_nobody_else_does() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.connections.unread = 10 << 20;
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    for _ in 0..5 {
+        client.create(NewJob::new("t").payload(&"x".repeat(900_000)).unwrap()).await.unwrap();
+    }
+    // A page of 4 MiB in each answer, and no window for it.
+    let request = ListJobsRequest { view: JobView::Full.into(), ..Default::default() };
+    let untaken = async |answers: usize| {
+        let stream = TcpStream::connect(&server.address).await.unwrap();
+        let mut raw = Raw::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await;
+        raw.is_served().await;
+        for _ in 0..answers {
+            let stream = raw.call("/jobledger.v1.JobService/ListJobs", 0).await.unwrap();
+            raw.send(DATA, END_STREAM, stream, &frame(&request.encode_to_vec())).await.unwrap();
+        }
+        raw
+    };
+    let mut one = untaken(1).await;
+    let mut many = untaken(3).await;
+    timeout(PATIENCE, async { while many.receive().await.is_some() {} }).await.expect("it is cut");
+    one.is_served().await;
+    // Whoever takes them may have any number.
+    for _ in 0..5 {
+        assert_eq!(client.raw().list_jobs(request.clone()).await.unwrap().into_inner().jobs.len(), 4);
+    }
+    drop((one, many));
     server.stop().await;
 }
 

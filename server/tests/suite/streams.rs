@@ -204,20 +204,26 @@ async fn bookmarks_come_while_nothing_matches(database: Database) {
 
 async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database) {
     let mut config = database.config();
-    config.slow_consumer_after = Duration::from_millis(100);
+    // Ten times as long as this the error waits to be read.
+    let slow_after = Duration::from_millis(500);
+    config.slow_consumer_after = slow_after;
     let address = fixed_address();
     let server = TestServer::start_on(&address, config).await;
     let client = server.client();
     let raw = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() };
     let mut stream = client.raw().stream_job_events(raw.clone()).await.unwrap().into_inner();
     let mut patient = client.subscribe(Follow::org().after(0)).await.unwrap();
-    // More than the transport and the server's queue hold.
-    const JOBS: i64 = 60;
+    // More than the transport and the server's queue hold, and then for long enough.
+    const ENOUGH: i64 = 60;
     let result = json!("x".repeat(200_000));
-    for _ in 0..JOBS {
+    let (mut jobs, mut full) = (0, None);
+    while full.is_none_or(|full: Instant| full.elapsed() < 3 * slow_after) {
         let id = create(&client, "t").await;
         client.update(Report::start(&id)).await.unwrap();
-        client.update(Report::succeeded(&id).result(&result).unwrap()).await.unwrap();
+        let report = Report::succeeded(&id);
+        client.update(if full.is_none() { report.result(&result).unwrap() } else { report }).await.unwrap();
+        jobs += 1;
+        full = full.or_else(|| (jobs == ENOUGH).then(Instant::now));
     }
     // The one that reads late finds an unbroken beginning, then the error; the SDK would go on from there.
     let mut last = 0;
@@ -237,7 +243,7 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database)
     assert_eq!(error.code(), Code::Unavailable);
     assert_eq!(error.get_details_error_info().unwrap().reason, "SLOW_CONSUMER");
     assert!(error.get_details_retry_info().is_some());
-    assert!(last < JOBS * 3, "it was slow");
+    assert!(last < jobs * 3, "it was slow");
     // The SDK's subscription was not read either, and resumes by itself, here on a server with more patience.
     server.stop().await;
     let server = TestServer::start_on(&address, database.config()).await;
@@ -249,8 +255,8 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database)
             last = event.seq;
         }
     }
-    assert_eq!(last, JOBS * 3);
-    for expected in 1..=JOBS * 3 {
+    assert_eq!(last, jobs * 3);
+    for expected in 1..=jobs * 3 {
         assert_eq!(next_event(&mut patient).await.seq, expected);
     }
     server.stop().await;
