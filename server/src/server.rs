@@ -31,11 +31,14 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Closing the database may take this long even where the grace period is over: it saves the next start a replay.
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// A server whose database is open and whose listener is bound.
+/// A server whose database is open, whose listener is bound, and that knows whom to let in.
 pub struct Server {
     listener: TcpListener,
     config: Config,
     store: Arc<dyn Store>,
+    /// `None`: nobody is asked who they are.
+    access: Option<Arc<Access>>,
+    tls: Option<Arc<Tls>>,
 }
 
 /// Why a server can't start, or stopped.
@@ -62,19 +65,28 @@ pub enum ServeError {
 }
 
 impl Server {
-    /// Opens the database, creating and migrating it where needed.
+    /// Opens the database, creating and migrating it where needed, and reads the keys and certificates.
     ///
     /// # Errors
     ///
-    /// [`ServeError::Store`] if the database can't be used.
+    /// [`ServeError::Store`] if the database can't be used; else as for [`Server::with_store`].
     pub async fn open(listener: TcpListener, config: Config) -> Result<Self, ServeError> {
         let store = store::open(&config.database_url, config.open_options()).await?;
-        Ok(Self::with_store(listener, config, store))
+        Self::with_store(listener, config, store).await
     }
 
     /// A server on a store that is open already; the configuration's database and clock are not used.
-    pub fn with_store(listener: TcpListener, config: Config, store: Arc<dyn Store>) -> Self {
-        Self { listener, config, store }
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::Access`] if nobody could be let in, or keys can't be used; [`ServeError::Tls`] if certificates can't.
+    pub async fn with_store(listener: TcpListener, config: Config, store: Arc<dyn Store>) -> Result<Self, ServeError> {
+        let access = match config.access.is_on(listener.local_addr()?.ip().is_loopback()) {
+            true => Some(Arc::new(Access::open(&config.access, Arc::clone(&store), Arc::clone(&config.clock)).await?)),
+            false => None,
+        };
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        Ok(Self { listener, config, store, access, tls })
     }
 
     /// Where the server listens.
@@ -91,15 +103,9 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If serving fails, or can't begin.
+    /// If serving fails.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { listener, config, store } = self;
-        let is_open = config.access.is_on(listener.local_addr()?.ip().is_loopback());
-        let access = match is_open {
-            true => Some(Arc::new(Access::open(&config.access, Arc::clone(&store), Arc::clone(&config.clock)).await?)),
-            false => None,
-        };
-        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let Self { listener, config, store, access, tls } = self;
         let (ledger, lanes) = Ledger::new(Arc::clone(&store), config.limits);
         let mut lanes = tokio::spawn(lanes);
         let draining = CancellationToken::new();

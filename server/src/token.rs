@@ -13,7 +13,7 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         id::OrgId,
     },
-    store::tokens,
+    store::{DatabaseUrl, tokens},
 };
 use uuid::Uuid;
 
@@ -52,7 +52,13 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
                 revoked_at: None,
             };
             tokens::make(&database.database_url, &token).await?;
-            eprintln!("token {} ({}): keep it, it can't be read again", token.id, describe(&token, now));
+            // Where it is wrong that is seen here, and not by those who are refused.
+            let place = match &database.database_url {
+                DatabaseUrl::Sqlite(path) => format!(" in {path}"),
+                DatabaseUrl::Postgres(_) | DatabaseUrl::Other => String::new(),
+            };
+            let what = describe(&token, now);
+            eprintln!("made token {}{place} ({what}): keep it, it can't be read again", token.id);
             writeln!(out, "{}", secret.text())?;
         }
         TokenCommand::List { org, database } => {

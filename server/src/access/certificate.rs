@@ -98,7 +98,8 @@ impl Identities {
             match read {
                 Ok(read) => self.change(read),
                 Err(error) => {
-                    tracing::warn!(path = %self.path.display(), error, "can't be read; what it said before is kept");
+                    let path = self.path.display();
+                    tracing::warn!(%path, error, "who clients are can't be read; what was there before is kept");
                 }
             }
         }

@@ -175,8 +175,8 @@ impl Access {
         Ok(found)
     }
 
-    /// Done once what was presented no longer lets anybody in: it was revoked, or its time is over.
-    pub async fn end_of(&self, presented: &Presented, credential: &Credential) {
+    /// Done once what was presented no longer lets anybody in: why.
+    pub async fn end_of(&self, presented: &Presented, credential: &Credential) -> Refusal {
         let end = match presented {
             Presented::Certificate(certificate) => Some(certificate.not_after),
             Presented::Token(_) | Presented::Jwt(..) => credential.principal.expires_at,
@@ -191,8 +191,8 @@ impl Access {
             }
         };
         tokio::select! {
-            () = over => {}
-            () = credential.ended() => {}
+            () = over => Refusal::Expired,
+            () = credential.ended() => Refusal::Revoked,
         }
     }
 

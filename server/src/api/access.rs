@@ -192,7 +192,7 @@ where
         let mut end: End = Box::pin(async move { access.end_of(&presented, &credential).await });
         let answer = tokio::select! {
             answer = answer => answer?,
-            () = &mut end => return Ok(Status::from(ApiError::from(Refusal::Revoked)).into_http()),
+            why = &mut end => return Ok(Status::from(ApiError::from(why)).into_http()),
         };
         Ok(answer.map(|body| Body::new(WhileLetIn { body, end, is_over: false })))
     })
@@ -227,7 +227,7 @@ fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
     org.map(|org| Some(OrgId(org))).ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))
 }
 
-type End = Pin<Box<dyn Future<Output = ()> + Send>>;
+type End = Pin<Box<dyn Future<Output = Refusal> + Send>>;
 
 /// An answer that ends with its caller's credential.
 struct WhileLetIn {
@@ -244,10 +244,10 @@ impl http_body::Body for WhileLetIn {
         if self.is_over {
             return Poll::Ready(None);
         }
-        if self.end.as_mut().poll(context).is_ready() {
+        if let Poll::Ready(why) = self.end.as_mut().poll(context) {
             self.is_over = true;
             let mut trailers = HeaderMap::new();
-            return Poll::Ready(Some(match Status::from(ApiError::from(Refusal::Revoked)).add_header(&mut trailers) {
+            return Poll::Ready(Some(match Status::from(ApiError::from(why)).add_header(&mut trailers) {
                 Ok(()) => Ok(Frame::trailers(trailers)),
                 Err(error) => Err(error),
             }));

@@ -124,6 +124,11 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// True of a call of reflection, whose caller says more only once it was answered.
+pub(super) fn is_dialogue(path: &str) -> bool {
+    path.ends_with("/ServerReflectionInfo")
+}
+
 /// What is answered to plain HTTP where gRPC is spoken.
 fn nothing_but(code: StatusCode, header: HeaderName, value: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::empty());

@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 
 use super::{
     answers::whole,
-    call::is_grpc,
+    call::{is_dialogue, is_grpc},
     caller::Caller,
     receiving::{Kind, Requests},
     refusal::{Answer, refuse},
@@ -71,9 +71,8 @@ const ORGS: usize = 10_000;
 /// Calls of orgs that have bounds of their own, and the one whose answer goes on, which has bounds for that, too.
 const CLAIMS: &str = "/ClaimJobs";
 const STREAM: &str = "/StreamJobEvents";
-/// Calls about no org that go on for as long as their callers like.
+/// The call about no org that goes on for as long as its caller likes, but for those of reflection.
 const WATCH: &str = "/Watch";
-const REFLECTION: &str = "/ServerReflectionInfo";
 
 /// Lets as many calls pass as may.
 #[derive(Clone)]
@@ -245,7 +244,7 @@ where
     /// Passes on a call about no org. One that goes on holds its place until its answer is through.
     fn about_no_org(&mut self, request: Request<Body>) -> Answer {
         let path = request.uri().path();
-        let kind = if path.ends_with(REFLECTION) { Kind::Dialogue } else { Kind::AboutNoOrg };
+        let kind = if is_dialogue(path) { Kind::Dialogue } else { Kind::AboutNoOrg };
         let is_long = kind == Kind::Dialogue || path.ends_with(WATCH);
         let places = if is_long { &self.limiter.long } else { &self.limiter.short };
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {

@@ -9,7 +9,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Status, body::Body};
 
 use super::{
-    call::is_grpc,
+    call::{is_dialogue, is_grpc},
     status::{ApiError, plain},
 };
 
@@ -26,6 +26,9 @@ static PLACES: Semaphore = Semaphore::const_new(1_024);
 /// who is refused often, for calling too often, would lose that.
 pub(super) fn refuse(error: ApiError, request: Request<Body>) -> Answer {
     let answer = if is_grpc(request.headers()) { Status::from(error).into_http() } else { plain(error) };
+    if is_dialogue(request.uri().path()) {
+        return Box::pin(async { Ok(answer) });
+    }
     Box::pin(async move {
         let mut body = request.into_body();
         let come = async {

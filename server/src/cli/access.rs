@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use jobledger_server::{
     TlsConfig,
     access::{AccessConfig, Authentication, JwtConfig, KeySource},
@@ -11,9 +11,10 @@ use jobledger_server::{
 
 /// See the module.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Who is let in")]
+#[command(next_help_heading = "Who is let in", group(ArgGroup::new("keys_of_jwts").multiple(true)))]
 pub(super) struct AccessArgs {
-    /// Ask callers who they are also where only this machine can reach the server. Elsewhere they always are.
+    /// Ask callers who they are also where only this machine can reach the server. Elsewhere they always are, and wherever JWTs or client
+    /// certificates are configured.
     #[arg(long, env = "JOBLEDGER_REQUIRE_AUTH", conflicts_with = "insecure_no_auth")]
     require_auth: bool,
 
@@ -23,19 +24,19 @@ pub(super) struct AccessArgs {
 
     /// Take JWTs that are signed with these keys, by RS256, ES256 or EdDSA: a JWKS in a file, which is read again when it changes, or
     /// at a URL, which is read again now and then and when a new key is named.
-    #[arg(long, env = "JOBLEDGER_JWT_KEYS", value_name = "FILE|URL", requires_all = ["jwt_issuer", "jwt_audience"])]
+    #[arg(long, env = "JOBLEDGER_JWT_KEYS", value_name = "FILE|URL", group = "keys_of_jwts", requires_all = ["jwt_issuer", "jwt_audience"])]
     jwt_keys: Option<Keys>,
 
     /// Take JWTs that are signed with the secret in this file, by HS256: 32 bytes or more.
-    #[arg(long, env = "JOBLEDGER_JWT_HS256_SECRET_FILE", value_name = "FILE", requires_all = ["jwt_issuer", "jwt_audience"])]
+    #[arg(long, env = "JOBLEDGER_JWT_HS256_SECRET_FILE", value_name = "FILE", group = "keys_of_jwts", requires_all = ["jwt_issuer", "jwt_audience"])]
     jwt_hs256_secret_file: Option<PathBuf>,
 
     /// What the claim `iss` of a JWT must be.
-    #[arg(long, env = "JOBLEDGER_JWT_ISSUER", value_name = "TEXT")]
+    #[arg(long, env = "JOBLEDGER_JWT_ISSUER", value_name = "TEXT", requires = "keys_of_jwts")]
     jwt_issuer: Option<String>,
 
     /// What the claim `aud` of a JWT must be, or have among others.
-    #[arg(long, env = "JOBLEDGER_JWT_AUDIENCE", value_name = "TEXT")]
+    #[arg(long, env = "JOBLEDGER_JWT_AUDIENCE", value_name = "TEXT", requires = "keys_of_jwts")]
     jwt_audience: Option<String>,
 
     /// The claim that says whose a JWT is, by the organisation's UUID: its name, or a JSON pointer as /app/org.
@@ -50,13 +51,14 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "JOBLEDGER_JWT_ROLES_CLAIM", value_name = "CLAIM", default_value = "roles")]
     jwt_roles_claim: String,
 
-    /// What a role is called in that claim, as in `job-admins=admin`; may be given several times. By default as here.
+    /// What a role is called in that claim, as in `job-admins=admin`; may be given several times; names that are not given are nothing then.
+    /// By default roles are called as here.
     #[arg(long, env = "JOBLEDGER_JWT_ROLE", value_name = "NAME=ROLE", value_delimiter = ',', value_parser = named_role)]
     jwt_role: Vec<(String, Role)>,
 
-    /// By how many seconds the clocks of issuers may differ: 0 to 300.
-    #[arg(long, env = "JOBLEDGER_JWT_LEEWAY", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=300))]
-    jwt_leeway: u64,
+    /// By how much the clocks of issuers may differ: 0s to 5m.
+    #[arg(long, env = "JOBLEDGER_JWT_LEEWAY", value_name = "TIME", default_value = "30s", value_parser = leeway)]
+    jwt_leeway: Duration,
 
     /// How often keys are read from a URL: 10s to 24h.
     #[arg(long, env = "JOBLEDGER_JWT_REFRESH", value_name = "TIME", default_value = "5m", value_parser = refresh)]
@@ -97,7 +99,7 @@ impl AccessArgs {
             subject_claim: self.jwt_subject_claim.clone(),
             roles_claim: self.jwt_roles_claim.clone(),
             roles: self.jwt_role.clone(),
-            leeway: Duration::from_secs(self.jwt_leeway),
+            leeway: self.jwt_leeway,
             refresh: self.jwt_refresh,
         });
         AccessConfig { authentication, jwt, client_identities: self.client_identities.clone() }
@@ -128,6 +130,10 @@ impl FromStr for Keys {
 fn named_role(text: &str) -> Result<(String, Role), String> {
     let (name, role) = text.split_once('=').ok_or("expected NAME=ROLE")?;
     Ok((name.to_owned(), role.parse()?))
+}
+
+fn leeway(text: &str) -> Result<Duration, String> {
+    super::seconds(text, Duration::ZERO..=Duration::from_secs(300))
 }
 
 fn refresh(text: &str) -> Result<Duration, String> {

@@ -37,7 +37,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         database: DatabaseArgs,
         /// Only this organisation, by its UUID. By default all.
-        #[arg(long, value_name = "UUID")]
+        #[arg(long, value_name = "UUID", value_parser = id)]
         org: Option<uuid::Uuid>,
     },
     /// Copy an SQLite database, as it is at one moment, to a file that can be served in its place. Servers go on meanwhile. The copy has
@@ -76,7 +76,7 @@ pub(crate) enum TokenCommand {
     /// them and reports, `observer` sees all there is, `admin` may do all of that within its org, `operator` in any org.
     Create {
         /// Whose it is, by the organisation's UUID. An operator's is nobody's.
-        #[arg(long, value_name = "UUID", required_unless_present = "operator", conflicts_with = "operator")]
+        #[arg(long, value_name = "UUID", value_parser = id, required_unless_present = "operator", conflicts_with = "operator")]
         org: Option<uuid::Uuid>,
         /// What its holder may do, within the org: producer, worker, observer, admin; several with commas between.
         #[arg(
@@ -102,7 +102,7 @@ pub(crate) enum TokenCommand {
     /// List tokens, without their secrets.
     List {
         /// Only those of this organisation, by its UUID.
-        #[arg(long, value_name = "UUID")]
+        #[arg(long, value_name = "UUID", value_parser = id)]
         org: Option<uuid::Uuid>,
         #[command(flatten)]
         database: DatabaseArgs,
@@ -110,6 +110,7 @@ pub(crate) enum TokenCommand {
     /// Have every server refuse a token from now on, and end what is being called with it.
     Revoke {
         /// Its id, as `list` has it.
+        #[arg(value_parser = id)]
         id: uuid::Uuid,
         #[command(flatten)]
         database: DatabaseArgs,
@@ -153,7 +154,7 @@ pub(crate) struct ImportArgs {
     pub(crate) schema: String,
     /// Whose the rows of the old `jobs` table are, by the organisation's UUID; by default 00000000-0000-0000-0000-000000000000.
     /// Rows of `job` say it themselves.
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "UUID", value_parser = id)]
     pub(crate) org: Option<uuid::Uuid>,
     /// Say what would be done, and name each row that would be refused; write nothing.
     #[arg(long)]
@@ -172,7 +173,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, required = true)]
     pub(crate) legacy: bool,
     /// Whose jobs, by the organisation's UUID; by default 00000000-0000-0000-0000-000000000000.
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, value_name = "UUID", value_parser = id)]
     pub(crate) org: Option<uuid::Uuid>,
     /// The schema that the old table is in.
     #[arg(long, value_name = "NAME", default_value = "public")]
@@ -221,6 +222,16 @@ impl Cli {
     pub(crate) fn into_command(self) -> Command {
         self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve)))
     }
+}
+
+/// A UUID, as organisations and tokens have.
+fn id(text: &str) -> Result<uuid::Uuid, String> {
+    text.parse().map_err(|_| "expected a UUID, as 6ba7b810-9dad-11d1-80b4-00c04fd430c8".to_owned())
+}
+
+/// A time as in 20s or 500ms, where seconds need no unit, within bounds.
+fn seconds(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { time(&format!("{text}s"), bounds) } else { time(text, bounds) }
 }
 
 /// A time as in 90d, 12h or 500ms, within bounds.

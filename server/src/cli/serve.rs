@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use clap::Args;
 use jobledger_server::{Config, domain::status::JobStatus, telemetry::LogFormat};
 
-use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs};
+use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs, seconds};
 
 /// How to serve.
 #[derive(Debug, Args)]
@@ -51,9 +51,9 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
-    /// Seconds that a stop may take: to answer what was accepted and to end streams.
-    #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=3_600))]
-    shutdown_grace: u64,
+    /// How long a stop may take, to answer what was accepted and to end streams: 0s to 1h.
+    #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "TIME", default_value = "20s", value_parser = grace)]
+    shutdown_grace: Duration,
 
     #[command(flatten)]
     access: AccessArgs,
@@ -79,7 +79,7 @@ impl ServeArgs {
             }
         }
         config.legacy_http = self.legacy_http;
-        config.shutdown_grace = Duration::from_secs(self.shutdown_grace);
+        config.shutdown_grace = self.shutdown_grace;
         config.limits = self.limits.ledger();
         config.calls = self.limits.calls();
         config.connections = self.limits.connections();
@@ -87,6 +87,10 @@ impl ServeArgs {
         config.tls = self.access.tls();
         config
     }
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    seconds(text, Duration::ZERO..=Duration::from_secs(3_600))
 }
 
 /// How long finished jobs are kept: `30d`, or `failed=90d` for one status.

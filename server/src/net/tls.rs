@@ -111,7 +111,7 @@ impl Tls {
                 Ok(files) if last.as_ref() == Some(&files) => continue,
                 Ok(files) => files,
                 Err(error) => {
-                    tracing::warn!(%error, "the certificates can't be read; those of before are kept");
+                    tracing::warn!(%error, "the certificates can't be used; those of before are kept");
                     continue;
                 }
             };

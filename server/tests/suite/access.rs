@@ -31,6 +31,7 @@ use crate::{
     errors::assert_error,
     harness::{Database, PATIENCE, TestServer, command, on_both_databases, root},
     legacy_http::http,
+    raw::Answer,
 };
 
 on_both_databases! {
@@ -242,6 +243,11 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     expect("two orgs".to_owned(), caller.call(call, &[org, known, org], &[]).await, |code| {
         code == Code::InvalidArgument
     });
+    // Who asks for reflection says more only once it was answered.
+    let reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let (refused, _open) = Answer::streamed(&server, reflection, Bytes::new());
+    let refused = timeout(Duration::from_millis(1_900), refused).await.expect("before its request ends").unwrap();
+    assert_error(&refused.status(), Code::Unauthenticated, "UNAUTHENTICATED");
     // Nothing else is there, whoever asks.
     for call in ["jobledger.v1.JobService/DropJobs", "jobledger.v2.JobService/CreateJob", "x.Y/Z"] {
         let headers = [("authorization", &*format!("Bearer {admin}"))];
@@ -379,6 +385,7 @@ async fn a_token_ends_with_its_time(database: Database) {
     let ended = end_of(stream).await;
     assert!(SystemClock.now() >= end);
     assert_error(&ended, Code::Unauthenticated, "UNAUTHENTICATED");
+    assert!(ended.message().contains("expired"), "{ended:?}");
     let refused = client.statistics(&["t"]).await;
     assert!(matches!(&refused, Err(Error::Unauthenticated { message }) if message.contains("expired")), "{refused:?}");
     server.stop().await;
@@ -533,8 +540,20 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
     assert!(run(&database, &["token", "revoke", id]).0);
     assert!(run(&database, &["token", "list", "--org", &org]).1.contains("revoked at"));
     let unknown = Uuid::now_v7().to_string();
+    if database.is_postgres() {
+        // The role to serve as sees what is its business, which is not to be taken for all.
+        for arguments in [&["token", "list"][..], &["token", "revoke", id], &["renew-log-id"]] {
+            let output = command(arguments).env("JOBLEDGER_DATABASE_URL", database.url()).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                !output.status.success() && said.contains("takes the owner of the tables"),
+                "{arguments:?}: {said}"
+            );
+        }
+    }
     for (arguments, expected) in [
         (&["token", "revoke", &unknown][..], "there is no token"),
+        (&["token", "revoke", "ci"], "expected a UUID"),
         (&["token", "create", "--role", "admin"], "--org <UUID>"),
         (&["token", "create", "--org", &org, "--role", "root"], "\"root\" is no role"),
         (&["token", "create", "--org", &org, "--role", "operator"], "--operator instead"),
@@ -551,8 +570,7 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
 async fn a_server_that_others_reach_asks_who_they_are(database: Database) {
     let start = || async {
         let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-        let server = Server::open(listener, database.config()).await.unwrap();
-        server.run(std::future::ready(())).await
+        Server::open(listener, database.config()).await?.run(std::future::ready(())).await
     };
     let refused = start().await.expect_err("nobody could call").to_string();
     for way in ["jobledger token create", "--jwt-keys", "--client-identities", "--insecure-no-auth"] {

@@ -317,7 +317,7 @@ impl TestServer {
     /// A server on a free port and a store that is open already.
     pub(crate) async fn start_with(config: Config, store: Arc<dyn Store>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        Self::run(Server::with_store(listener, config, store))
+        Self::run(Server::with_store(listener, config, store).await.expect("it can be served"))
     }
 
     fn run(server: Server) -> Self {

@@ -409,7 +409,11 @@ fn keys_that_can_not_be_used_are_told_at_the_start() {
         let output = command(&all).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(expected), "{expected}: {said}");
+        assert_eq!(output.stdout, b"", "it does not say that it listens");
     }
-    let output = command(&["--listen", "127.0.0.1:0", "--jwt-keys", &none]).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--jwt-issuer"));
+    for (alone, lacks) in [(["--jwt-keys", &none], "--jwt-issuer"), (["--jwt-issuer", "i"], "--jwt-keys")] {
+        let output = command(&[&["--listen", "127.0.0.1:0"][..], &alone].concat()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(lacks), "{said}");
+    }
 }

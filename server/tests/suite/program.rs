@@ -68,7 +68,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--retain-finished", "0s"], "for a second at least"),
         (vec!["--write-connections", "0"], "not in 1..=100"),
         (vec!["migrate"], "migrate <COMMAND>"),
-        (vec!["--shutdown-grace", "18446744073709551615"], "not in 0..=3600"),
+        (vec!["--shutdown-grace", "18446744073709551615"], "must be 0s to 1h"),
         (vec!["--listen", "nowhere:x"], "can't listen on nowhere:x"),
         (vec!["--log", "a=b=c"], "invalid log filter \"a=b=c\""),
         (vec!["--log", "chatty"], "\"chatty\" is no level"),

@@ -231,7 +231,9 @@ async fn what_is_called_with_a_certificate_ends_with_it() {
     });
     let client = client(&server, &authority, Some(&short));
     let stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
-    assert_error(&end_of(stream).await, Code::Unauthenticated, "UNAUTHENTICATED");
+    let ended = end_of(stream).await;
+    assert_error(&ended, Code::Unauthenticated, "UNAUTHENTICATED");
+    assert!(ended.message().contains("expired"), "{ended:?}");
     assert!(SystemClock.now() >= end);
     assert!(matches!(create(&client).await, Err(Error::Unauthenticated { .. })), "on the same connection");
     server.stop().await;
@@ -328,5 +330,6 @@ fn files_that_can_not_be_used_are_told_at_the_start() {
         let output = command(&all).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(expected), "{expected}: {said}");
+        assert_eq!(output.stdout, b"", "it does not say that it listens");
     }
 }

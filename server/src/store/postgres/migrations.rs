@@ -91,9 +91,22 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
     Ok(())
 }
 
+/// Connects to a database that has all migrations, as the owner of its tables: row-level security shows others nothing, or a part.
+pub(super) async fn open_as_owner(url: &str, may_migrate: bool) -> Result<PgConnection, StoreError> {
+    let mut connection = open(url, may_migrate).await?;
+    let sql = "/* owner */ SELECT pg_has_role(relowner, 'MEMBER'), current_user::text, pg_get_userbyid(relowner)::text
+        FROM pg_class WHERE oid = 'jobledger.ledger'::regclass";
+    let (owns, user, owner): (bool, String, String) =
+        sqlx::query_as(sql).fetch_one(&mut connection).await.map_err(store_error)?;
+    if !owns {
+        return Err(StoreError::Unusable(format!("this takes the owner of the tables, {owner}: {user} is not")));
+    }
+    Ok(connection)
+}
+
 /// Gives the log another identity.
 pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
-    let mut connection = open(url, false).await?;
+    let mut connection = open_as_owner(url, false).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);
     query.execute(&mut connection).await.map_err(store_error)?;
     let _ = connection.close().await;

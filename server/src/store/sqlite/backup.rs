@@ -23,7 +23,9 @@ pub(in crate::store) async fn backup(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<LogId, StoreError> {
     let failed = |error: std::io::Error| StoreError::Unusable(format!("can't write {}: {error}", to.display()));
-    let exists = || failed(std::io::ErrorKind::AlreadyExists.into());
+    let exists = || StoreError::Unusable(format!("{} is there already", to.display()));
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).map_err(failed)?;
     let name = to.file_name().ok_or_else(|| failed(std::io::ErrorKind::InvalidFilename.into()))?;
     if to.try_exists().map_err(failed)? {
         return Err(exists());
@@ -52,11 +54,13 @@ pub(in crate::store) async fn backup(
     connection.close().await.map_err(store_error)?;
     let log_id = LogId(Uuid::new_v4());
     migrations::rename_log(&partial.0, log_id).await?;
-    File::open(&partial.0).and_then(|file| file.sync_all()).map_err(failed)?;
+    let file = File::open(&partial.0).map_err(failed)?;
+    // Whoever may not read the one may not read the other.
+    let permissions = std::fs::metadata(path).and_then(|of| file.set_permissions(of.permissions()));
+    permissions.and_then(|()| file.sync_all()).map_err(failed)?;
     // Unlike a rename, it replaces nothing.
     std::fs::hard_link(&partial.0, to).map_err(failed)?;
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    folder.sync_all().map_err(failed)?;
     Ok(log_id)
 }
 

@@ -21,6 +21,8 @@ mod write;
 
 use std::{
     fs::{File, TryLockError},
+    io::ErrorKind,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -102,6 +104,9 @@ impl SqliteStore {
             FileUse::Beside => None,
         };
         let may_change = lock.is_some();
+        if may_change {
+            create(path)?;
+        }
         let base = SqliteConnectOptions::new()
             .filename(path)
             .busy_timeout(BUSY_TIMEOUT)
@@ -109,7 +114,6 @@ impl SqliteStore {
             .disable_statement_logging();
         let write_options = base
             .clone()
-            .create_if_missing(may_change)
             .row_buffer_size(JOB_BUFFER)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -180,6 +184,16 @@ async fn prepare(path: &Path) -> Result<Option<File>, StoreError> {
         sleep(LOOK_PAUSE).await;
     }
     Ok(None)
+}
+
+/// Creates the file where there is none, for its owner alone: payloads are in it. What SQLite puts beside it is for the same.
+fn create(path: &Path) -> Result<(), StoreError> {
+    match File::options().create_new(true).write(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(StoreError::Unusable(format!("can't create {}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// True if a server has the file.
