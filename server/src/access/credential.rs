@@ -43,6 +43,11 @@ impl Credential {
         self.ended.cancel();
     }
 
+    /// True once it lets nobody in any more for another reason than its time.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
     /// Done once it was ended.
     pub(super) fn ended(&self) -> WaitForCancellationFuture<'_> {
         self.ended.cancelled()

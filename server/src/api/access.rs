@@ -139,6 +139,9 @@ where
             return self.inner.call(request);
         };
         if let Some((May::Anybody, _)) = right {
+            // Nobody looks at its headers, which may be many, while the rest of it is waited for.
+            let kind = request.headers_mut().remove(header::CONTENT_TYPE);
+            *request.headers_mut() = kind.into_iter().map(|kind| (header::CONTENT_TYPE, kind)).collect();
             return self.inner.call(request);
         }
         let peer = request.extensions().get::<Peer>();
@@ -183,6 +186,7 @@ where
             Err(error) => return refuse(error, request),
         };
     }
+    request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
     if lasts == Lasts::Shortly {
         return answer;

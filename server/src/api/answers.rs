@@ -1,4 +1,4 @@
-//! Answers that were made and are not taken yet: encoded, so that they take what their bytes do, and counted, so that there is a bound.
+//! Answers that were made and are not taken yet: encoded, so that they take what their bytes do, which are counted.
 
 use std::{
     collections::VecDeque,
@@ -12,11 +12,11 @@ use http_body_util::BodyExt as _;
 use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
 
-use crate::net::{Holding, Share};
+use crate::net::AnswerBytes;
 
 /// The answer, all of it made.
-pub(super) async fn whole(answer: Response<Body>, share: Option<Share>) -> Response<Body> {
-    let (parts, mut body) = answer.into_parts();
+pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
+    let (mut parts, mut body) = answer.into_parts();
     if http_body::Body::is_end_stream(&body) {
         return Response::from_parts(parts, body);
     }
@@ -26,14 +26,13 @@ pub(super) async fn whole(answer: Response<Body>, share: Option<Share>) -> Respo
         bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
         frames.push_back(frame);
     }
-    let holding = share.map(|share| share.hold(bytes));
-    Response::from_parts(parts, Body::new(Whole { frames, _holding: holding }))
+    parts.extensions.insert(AnswerBytes(bytes));
+    Response::from_parts(parts, Body::new(Whole { frames }))
 }
 
 /// See [`whole`].
 struct Whole {
     frames: VecDeque<Result<Frame<Bytes>, Status>>,
-    _holding: Option<Holding>,
 }
 
 impl http_body::Body for Whole {

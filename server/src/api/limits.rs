@@ -27,10 +27,7 @@ use super::{
     refusal::{Answer, refuse},
     status::ApiError,
 };
-use crate::{
-    domain::id::OrgId,
-    net::{Peer, Share},
-};
+use crate::{domain::id::OrgId, net::GoesOn};
 
 /// What calls may take. Every bound has a flag of the same name.
 #[derive(Debug, Clone, Copy)]
@@ -215,7 +212,6 @@ where
         };
         let path = request.uri().path();
         let (goes_on, claims) = (path.ends_with(STREAM), path.ends_with(CLAIMS));
-        let unread = share(&request);
         let entered = match self.limiter.enter(org, !goes_on && !claims) {
             Ok(entered) => entered,
             Err(error) => return refuse(error, request),
@@ -225,16 +221,17 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            let answer = if goes_on { answer } else { whole(answer, unread).await };
+            let answer = if goes_on { on(answer) } else { whole(answer).await };
             drop((entered, held));
             Ok(answer)
         })
     }
 }
 
-/// Where its connection's answers are counted.
-fn share(request: &Request<Body>) -> Option<Share> {
-    request.extensions().get::<Peer>().map(|peer| peer.unread.clone())
+/// An answer that goes on, with bounds of its own.
+fn on(mut answer: Response<Body>) -> Response<Body> {
+    answer.extensions_mut().insert(GoesOn);
+    answer
 }
 
 impl<S> Limited<S>
@@ -250,13 +247,12 @@ where
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
         };
-        let unread = share(&request);
         let (request, held) = self.limiter.requests.receive(request, kind);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
             drop(held);
-            Ok(if is_long { answer.map(|body| until_through(body, place)) } else { whole(answer, unread).await })
+            Ok(if is_long { on(answer.map(|body| until_through(body, place))) } else { whole(answer).await })
         })
     }
 }

@@ -1,7 +1,6 @@
 //! Requests on their way in: what they may hold until they are answered, and how long they may take to come whole.
 
 use std::{
-    collections::VecDeque,
     future::Future,
     pin::Pin,
     sync::{
@@ -14,13 +13,16 @@ use std::{
 
 use http::Request;
 use http_body::{Frame, SizeHint};
-use prost::bytes::Bytes;
+use prost::bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
 use super::{limits::CallLimits, status::ApiError};
-use crate::ledger::LedgerError;
+use crate::{
+    access::{Credential, Refusal},
+    ledger::LedgerError,
+};
 
 /// What the name of a service or a symbol may take, in bytes: requests about no org are no more than that.
 pub(crate) const ABOUT_NO_ORG: usize = 4 << 10;
@@ -49,35 +51,57 @@ impl Kind {
 /// All requests.
 pub(super) struct Requests {
     limits: CallLimits,
-    /// Bytes of requests.
-    held: AtomicUsize,
-    /// Requests that are waited for, about orgs and about none: neither hurries the other.
-    awaited: [AtomicUsize; 2],
+    /// Those about orgs, and those about none, which are anybody's: neither takes room from the other, nor hurries it.
+    about_orgs: Pool,
+    about_none: Pool,
     draining: CancellationToken,
+}
+
+/// What some requests take.
+struct Pool {
+    /// Bytes, and how many there may be.
+    held: AtomicUsize,
+    memory: usize,
+    /// Requests that are waited for.
+    awaited: AtomicUsize,
+}
+
+impl Pool {
+    fn new(memory: usize) -> Self {
+        Self { held: AtomicUsize::new(0), memory, awaited: AtomicUsize::new(0) }
+    }
 }
 
 impl Requests {
     pub(super) fn new(limits: CallLimits, draining: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { limits, held: AtomicUsize::new(0), awaited: Default::default(), draining })
+        let memory = limits.request_memory;
+        Arc::new(Self { limits, about_orgs: Pool::new(memory), about_none: Pool::new(memory / 4), draining })
+    }
+
+    fn pool(&self, kind: Kind) -> &Pool {
+        if kind.is_about_no_org() { &self.about_none } else { &self.about_orgs }
     }
 
     /// The request as it is to be read, and what it holds until that is dropped.
     pub(super) fn receive(self: &Arc<Self>, request: Request<Body>, kind: Kind) -> (Request<Body>, Arc<Held>) {
-        let held = Arc::new(Held { requests: Arc::clone(self), bytes: AtomicUsize::new(0) });
-        let (receiving, message) = (Arc::clone(&held), Message::new(kind == Kind::Plain));
-        let request = request.map(|body| Body::new(Receiving { body, kind, held: receiving, late: None, message }));
+        let held = Arc::new(Held { requests: Arc::clone(self), kind, bytes: AtomicUsize::new(0) });
+        let credential = request.extensions().get::<Arc<Credential>>().cloned();
+        let receiving = Arc::clone(&held);
+        let request = request.map(|body| {
+            Body::new(Receiving { body, kind, credential, held: receiving, late: None, message: Message::default() })
+        });
         (request, held)
     }
 
     /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
     async fn patience_ends(&self, kind: Kind) {
-        let CallLimits { request_within, request_memory, calls_per_org, .. } = self.limits;
-        let awaited = Awaited::new(&self.awaited[usize::from(kind.is_about_no_org())]);
+        let CallLimits { request_within, calls_per_org, .. } = self.limits;
+        let pool = self.pool(kind);
+        let awaited = Awaited::new(&pool.awaited);
         let began = Instant::now();
         loop {
             sleep_until((Instant::now() + WHERE_TIGHT).min(began + request_within)).await;
-            let is_tight =
-                self.held.load(Ordering::Relaxed) > request_memory / 2 || awaited.in_all() > calls_per_org / 4;
+            let is_tight = pool.held.load(Ordering::Relaxed) > pool.memory / 2 || awaited.in_all() > calls_per_org / 4;
             if is_tight || began.elapsed() >= request_within {
                 return;
             }
@@ -108,20 +132,25 @@ impl Drop for Awaited<'_> {
 /// What a request holds, until it is answered.
 pub(super) struct Held {
     requests: Arc<Requests>,
+    kind: Kind,
     bytes: AtomicUsize,
 }
 
 impl Held {
-    /// True if there is room for more.
-    fn take(&self, bytes: usize) -> bool {
+    /// Room for more, if there is any.
+    fn take(&self, bytes: usize) -> Result<(), ApiError> {
+        let pool = self.requests.pool(self.kind);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.requests.held.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.requests.limits.request_memory
+        if pool.held.fetch_add(bytes, Ordering::Relaxed) + bytes > pool.memory {
+            return Err(ApiError::Overloaded { scope: "requests", limit: pool.memory });
+        }
+        Ok(())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.requests.held.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        self.requests.pool(self.kind).held.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -129,47 +158,68 @@ impl Drop for Held {
 struct Receiving {
     body: Body,
     kind: Kind,
+    /// Whose it is. It may end while the request is waited for.
+    credential: Option<Arc<Credential>>,
     held: Arc<Held>,
     /// From the first wait on.
     late: Option<Pin<Box<dyn Future<Output = ApiError> + Send>>>,
     message: Message,
 }
 
-/// A gRPC message, held back until it is there: whoever decodes it makes room for all that its first bytes promise.
+/// What has come of a message, held back until it is whole: whoever decodes it makes room for all that its first bytes promise. In one
+/// piece, since a piece for each of its bytes takes a hundred times as much as they do.
+#[derive(Default)]
 struct Message {
-    frames: VecDeque<Frame<Bytes>>,
-    /// Its first bytes: whether it is compressed, and its length.
-    prefix: [u8; Message::PREFIX],
-    received: usize,
-    /// All of it is there, or will never be, or nobody wants it.
+    /// The first piece, as it came: mostly it is all.
+    first: Bytes,
+    /// With those that followed it.
+    rest: BytesMut,
+    /// What came after all of it.
+    trailers: Option<Frame<Bytes>>,
+    /// All of it is there, or will never be; it has been passed on.
     is_whole: bool,
 }
 
 impl Message {
-    /// The length of the first bytes.
+    /// Whether it is compressed, and its length: the first bytes (gRPC over HTTP/2, Length-Prefixed-Message).
     const PREFIX: usize = 5;
 
-    fn new(is_whole: bool) -> Self {
-        Self { frames: VecDeque::new(), prefix: [0; Self::PREFIX], received: 0, is_whole }
+    fn data(&self) -> &[u8] {
+        if self.rest.is_empty() { &self.first } else { &self.rest }
     }
 
-    /// Learns from what has come whether that is all. An error if it promises more than it may.
-    fn receive(&mut self, data: &[u8], limit: usize) -> Result<(), ApiError> {
-        for (place, byte) in self.prefix.iter_mut().skip(self.received).zip(data) {
-            *place = *byte;
+    fn add(&mut self, data: Bytes) {
+        if self.data().is_empty() {
+            self.first = data;
+            return;
         }
-        self.received += data.len();
-        if self.received >= Self::PREFIX && !self.is_whole {
-            let [flag, length @ ..] = self.prefix;
-            let length = u32::from_be_bytes(length) as usize;
-            // What is no message is not too long a one: whoever decodes it says so, without making room.
-            self.is_whole = flag != 0 || self.received >= Self::PREFIX + length;
-            if flag == 0 && length > limit {
-                return Err(ApiError::MessageTooLarge { limit });
-            }
+        if self.rest.is_empty() {
+            self.rest.extend_from_slice(&std::mem::take(&mut self.first));
         }
-        Ok(())
+        self.rest.extend_from_slice(&data);
     }
+
+    /// All that has come, at once.
+    fn take(&mut self) -> Bytes {
+        self.is_whole = true;
+        if self.rest.is_empty() { std::mem::take(&mut self.first) } else { std::mem::take(&mut self.rest).freeze() }
+    }
+
+    /// How long it says that it is, prefix included; `None` until it has. An error if that is more than it may be.
+    fn length(&self, limit: usize) -> Result<Option<usize>, ApiError> {
+        let Some(&[flag, a, b, c, d]) = self.data().first_chunk::<{ Self::PREFIX }>() else { return Ok(None) };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        match (flag, length > limit) {
+            (0, true) => Err(ApiError::MessageTooLarge { limit }),
+            (0, false) => Ok(Some(Self::PREFIX + length)),
+            // What is no message, or compressed, is for whoever decodes it to say, without making room.
+            _ => Ok(Some(self.data().len())),
+        }
+    }
+}
+
+fn more_than_one() -> ApiError {
+    ApiError::invalid("(message)", "must be one, and nothing after it")
 }
 
 impl http_body::Body for Receiving {
@@ -179,24 +229,30 @@ impl http_body::Body for Receiving {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if self.message.is_whole
-                && let Some(frame) = self.message.frames.pop_front()
+                && let Some(trailers) = self.message.trailers.take()
             {
-                return Poll::Ready(Some(Ok(frame)));
+                return Poll::Ready(Some(Ok(trailers)));
             }
             match Pin::new(&mut self.body).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Some(data) = frame.data_ref()
-                        && let Err(error) = self.receive(data)
-                    {
-                        return Poll::Ready(Some(Err(error.into())));
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => match self.receive(data) {
+                        Ok(None) => {}
+                        Ok(Some(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                        Err(error) => return Poll::Ready(Some(Err(error.into()))),
+                    },
+                    Err(trailers) if self.message.is_whole => return Poll::Ready(Some(Ok(trailers))),
+                    Err(trailers) => {
+                        self.message.trailers = Some(trailers);
+                        return Poll::Ready(Some(Ok(Frame::data(self.message.take()))));
                     }
-                    if self.message.is_whole && self.message.frames.is_empty() {
-                        return Poll::Ready(Some(Ok(frame)));
-                    }
-                    self.message.frames.push_back(frame);
-                }
+                },
                 // Cut short: that is for whoever decodes it to say.
-                Poll::Ready(None) if !self.message.is_whole => self.message.is_whole = true,
+                Poll::Ready(None) if !self.message.is_whole => {
+                    return Poll::Ready(Some(Ok(Frame::data(self.message.take()))));
+                }
+                Poll::Ready(None) if self.late.is_some() => {
+                    return Poll::Ready(self.still_holds().err().map(|error| Err(error.into())));
+                }
                 Poll::Pending if self.kind == Kind::Dialogue && self.message.is_whole => return Poll::Pending,
                 Poll::Pending => return self.poll_late(context),
                 ended => return ended,
@@ -205,26 +261,55 @@ impl http_body::Body for Receiving {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.message.frames.is_empty() && self.body.is_end_stream()
+        self.message.data().is_empty() && self.message.trailers.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.message.frames.is_empty() { self.body.size_hint() } else { SizeHint::default() }
+        if self.message.data().is_empty() { self.body.size_hint() } else { SizeHint::default() }
     }
 }
 
 impl Receiving {
-    fn receive(&mut self, data: &[u8]) -> Result<(), ApiError> {
-        let CallLimits { request_memory, request_bytes, .. } = self.held.requests.limits;
-        if self.kind == Kind::Dialogue && self.message.is_whole {
-            // Whoever reads it bounds it, and holds one at a time.
-            return Ok(());
+    /// Takes in what has come; what is to be passed on, if there is anything.
+    fn receive(&mut self, data: Bytes) -> Result<Option<Bytes>, ApiError> {
+        let request_bytes = self.held.requests.limits.request_bytes;
+        match (self.kind, self.message.is_whole) {
+            // Whoever reads it bounds it, and holds one message at a time.
+            (Kind::Dialogue, true) => return Ok(Some(data)),
+            (Kind::Call | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
+            (Kind::Call | Kind::AboutNoOrg, true) => return Err(more_than_one()),
+            (Kind::Plain, true) => {
+                self.held.take(data.len())?;
+                return Ok(Some(data));
+            }
+            (_, false) => {}
         }
-        let limit = if self.kind.is_about_no_org() { ABOUT_NO_ORG } else { request_bytes };
-        self.message.receive(data, limit)?;
-        match self.held.take(data.len()) {
-            true => Ok(()),
-            false => Err(ApiError::Overloaded { scope: "requests", limit: request_memory }),
+        self.held.take(data.len())?;
+        self.message.add(data);
+        let has = self.message.data().len();
+        let is_whole = match self.kind {
+            // It is whole when it ends; what is too long is refused by whoever reads it.
+            Kind::Plain => has > request_bytes,
+            kind => {
+                let limit = if kind.is_about_no_org() { ABOUT_NO_ORG } else { request_bytes };
+                match self.message.length(limit)? {
+                    Some(length) if has > length && kind != Kind::Dialogue => return Err(more_than_one()),
+                    length => length.is_some_and(|length| has >= length),
+                }
+            }
+        };
+        if !is_whole {
+            return Ok(None);
+        }
+        self.still_holds()?;
+        Ok(Some(self.message.take()))
+    }
+
+    /// An error if whose it is was revoked while it came.
+    fn still_holds(&self) -> Result<(), ApiError> {
+        match &self.credential {
+            Some(credential) if credential.has_ended() => Err(Refusal::Revoked.into()),
+            _ => Ok(()),
         }
     }
 

@@ -15,7 +15,7 @@ use tower::Service;
 use super::{
     ConnectionLimits, Peer, Tls, connection,
     places::{Full, Place, Places},
-    unread::Unread,
+    unread::{Share, Unread},
 };
 
 /// How long to wait where the system has nothing left for another connection.
@@ -56,8 +56,10 @@ pub(crate) async fn serve<S>(
         match places.take(address.ip()) {
             Ok(place) => {
                 let (tls, cut) = (tls.clone(), CancellationToken::new());
-                let peer = Peer { address, certificate: None, unread: unread.share(address, cut.clone()), cut };
-                connections.spawn(run(stream, peer, place, tls, service.clone(), limits, draining.clone()));
+                let unread = unread.share(address, cut.clone());
+                let peer = Peer { address, certificate: None, cut };
+                let draining = draining.clone();
+                connections.spawn(run(stream, peer, (place, unread), tls, service.clone(), limits, draining));
             }
             Err(Full::Server) => turned_away.say("the server has as many connections as it may have"),
             Err(Full::Address) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
@@ -71,7 +73,7 @@ pub(crate) async fn serve<S>(
 async fn run<S>(
     stream: TcpStream,
     mut peer: Peer,
-    _place: Place,
+    (_place, unread): (Place, Share),
     tls: Option<Arc<Tls>>,
     service: S,
     limits: ConnectionLimits,
@@ -83,11 +85,11 @@ async fn run<S>(
     // Answers are small, and wait for nobody.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => connection::run(stream, peer, service, limits, draining).await,
+        None => connection::run(stream, peer, unread, service, limits, draining).await,
         Some(tls) => match timeout(limits.first_bytes_within, tls.accept(stream)).await {
             Ok(Ok((stream, certificate))) => {
                 peer.certificate = certificate.map(Arc::new);
-                connection::run(stream, peer, service, limits, draining).await;
+                connection::run(stream, peer, unread, service, limits, draining).await;
             }
             Ok(Err(error)) => tracing::debug!(address = %peer.address, %error, "the handshake of TLS failed"),
             Err(_) => tracing::debug!(address = %peer.address, "the handshake of TLS took too long"),

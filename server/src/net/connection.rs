@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::{ConnectionLimits, Peer};
+use super::{
+    ConnectionLimits, Peer,
+    unread::{AnswerBytes, GoesOn, Holding, Share},
+};
 
 /// What a connection says first: the preface of HTTP/2 (RFC 9113, 3.4). No request of HTTP/1 that means anything is shorter.
 const PREFACE: u64 = 24;
@@ -50,8 +53,14 @@ const LAST_CALLS_AT_STOP: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 8;
 
 /// Serves a connection to its end.
-pub(super) async fn run<IO, S>(io: IO, peer: Peer, service: S, limits: ConnectionLimits, draining: CancellationToken)
-where
+pub(super) async fn run<IO, S>(
+    io: IO,
+    peer: Peer,
+    unread: Share,
+    service: S,
+    limits: ConnectionLimits,
+    draining: CancellationToken,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin + 'static,
@@ -59,7 +68,7 @@ where
     let (address, cut) = (peer.address, peer.cut.clone());
     let calls = Arc::new(Calls::default());
     let read = Arc::new(AtomicU64::new(0));
-    let service = Counting { service, peer, calls: Arc::clone(&calls) };
+    let service = Counting { service, peer, unread, calls: Arc::clone(&calls) };
     let io = TokioIo::new(Counted { io, read: Arc::clone(&read) });
     let builder = builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));
@@ -203,6 +212,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
 struct Counting<S> {
     service: S,
     peer: Peer,
+    unread: Share,
     calls: Arc<Calls>,
 }
 
@@ -222,7 +232,7 @@ where
         self.calls.begun.fetch_add(1, Ordering::Relaxed);
         // Nothing behind it is ever not ready.
         let answer = self.service.clone().call(request);
-        Answering { answer, open: Some(Open(Arc::clone(&self.calls))) }
+        Answering { answer, unread: self.unread.clone(), open: Some(Open(Arc::clone(&self.calls))) }
     }
 }
 
@@ -238,6 +248,7 @@ impl Drop for Open {
 /// An answer to come.
 struct Answering<F> {
     answer: F,
+    unread: Share,
     open: Option<Open>,
 }
 
@@ -247,14 +258,20 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) else { return Poll::Pending };
         let open = self.open.take();
-        Poll::Ready(answer.map(|answer| answer.map(|body| UntilThrough { body, _open: open })))
+        Poll::Ready(answer.map(|mut answer| {
+            let extensions = answer.extensions_mut();
+            let bytes = extensions.remove::<AnswerBytes>().map_or(0, |AnswerBytes(bytes)| bytes);
+            let holding = extensions.remove::<GoesOn>().is_none().then(|| self.unread.hold(bytes));
+            answer.map(|body| UntilThrough { body, _open: open, _holding: holding })
+        }))
     }
 }
 
-/// An answer's body, which keeps its call open.
+/// An answer's body, which keeps its call open, and counts.
 struct UntilThrough {
     body: Body,
     _open: Option<Open>,
+    _holding: Option<Holding>,
 }
 
 impl http_body::Body for UntilThrough {

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::accept::serve;
 pub use self::tls::{Tls, TlsConfig, TlsError};
-pub(crate) use self::unread::{Holding, Share};
+pub(crate) use self::unread::{AnswerBytes, GoesOn};
 use crate::access::PeerCertificate;
 
 /// What connections may take. Every bound has a flag of the same name.
@@ -35,7 +35,7 @@ pub struct ConnectionLimits {
     pub idle: Duration,
     /// A peer that says nothing is asked for a sign of life this often, and given up after the same time again.
     pub keepalive: Duration,
-    /// Bytes of answers that callers have not taken, event streams excepted; beyond that, the connection with most of them is closed.
+    /// Bytes of answers that callers have not taken, but for those that go on; beyond that, the connection with most of them is closed.
     pub unread: usize,
 }
 
@@ -63,6 +63,4 @@ pub(crate) struct Peer {
     pub(crate) certificate: Option<Arc<PeerCertificate>>,
     /// Cancelled, the connection is closed with all that is on it.
     pub(crate) cut: CancellationToken,
-    /// What its answers take that are not taken yet.
-    pub(crate) unread: Share,
 }

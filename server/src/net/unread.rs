@@ -34,9 +34,17 @@ struct Connection {
     cut: CancellationToken,
 }
 
+/// How many bytes an answer has, for one that is all made: an extension of the response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AnswerBytes(pub(crate) usize);
+
+/// An answer that goes on and has bounds of its own, and so is not counted: an extension of the response.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GoesOn;
+
 /// Of one connection.
 #[derive(Clone)]
-pub(crate) struct Share {
+pub(super) struct Share {
     all: Arc<Unread>,
     id: u64,
     address: SocketAddr,
@@ -61,7 +69,7 @@ impl Unread {
 
 impl Share {
     /// Counts an answer for as long as what is returned is kept.
-    pub(crate) fn hold(&self, bytes: usize) -> Holding {
+    pub(super) fn hold(&self, bytes: usize) -> Holding {
         let mut state = self.all.state();
         let is_cut = self.cut.is_cancelled();
         let bytes = if is_cut { 0 } else { bytes + OF_EACH };
@@ -90,7 +98,7 @@ impl State {
 }
 
 /// An answer that is not taken yet.
-pub(crate) struct Holding {
+pub(super) struct Holding {
     share: Share,
     bytes: usize,
 }

@@ -28,10 +28,10 @@ use uuid::Uuid;
 
 use crate::{
     cluster::OWNER,
-    errors::assert_error,
+    errors::{assert_error, new_job},
     harness::{Database, PATIENCE, TestServer, command, on_both_databases, root},
     legacy_http::http,
-    raw::Answer,
+    raw::{Answer, frame},
 };
 
 on_both_databases! {
@@ -245,7 +245,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     });
     // Who asks for reflection says more only once it was answered.
     let reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
-    let (refused, _open) = Answer::streamed(&server, reflection, Bytes::new());
+    let (refused, _open) = Answer::streamed(&server, reflection, &[], Bytes::new());
     let refused = timeout(Duration::from_millis(1_900), refused).await.expect("before its request ends").unwrap();
     assert_error(&refused.status(), Code::Unauthenticated, "UNAUTHENTICATED");
     // Nothing else is there, whoever asks.
@@ -349,6 +349,20 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
             stays,
         ));
     }
+    let message = frame(&new_job().encode_to_vec());
+    let bearer = format!("Bearer {}", text.trim());
+    let begun: Vec<_> = servers
+        .iter()
+        .map(|server| {
+            let headers = [("authorization", &*bearer)];
+            let half = Bytes::copy_from_slice(&message[..message.len() / 2]);
+            Answer::streamed(server, "jobledger.v1.JobService/CreateJob", &headers, half)
+        })
+        .collect();
+    for server in &servers {
+        // They have come, as what is asked after them has.
+        client_with(server, &text).create(NewJob::new("t")).await.unwrap();
+    }
     let revoked = std::time::Instant::now();
     assert!(tokens::revoke(&owner_url(&database), id, SystemClock.now()).await.unwrap());
     for ((stream, server), (claim, mut stays)) in streams.into_iter().zip(&servers).zip(claims) {
@@ -371,6 +385,13 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
         timeout(PATIENCE, seen).await.expect("it is heard of");
     }
     assert!(revoked.elapsed() < Duration::from_secs(5), "{:?}", revoked.elapsed());
+    // What was begun before is not done any more.
+    for (answer, sender) in begun {
+        sender.send(Bytes::copy_from_slice(&message[message.len() / 2..])).unwrap();
+        drop(sender);
+        let answer = timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+        assert_error(&answer.status(), Code::Unauthenticated, "UNAUTHENTICATED");
+    }
     for server in servers {
         server.stop().await;
     }

@@ -68,6 +68,11 @@ async fn messages_that_are_none_have_codes_of_the_contract() {
         let facts = assert_error(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
         assert_eq!(facts["limit"], (4 << 20).to_string());
     }
+    // One message is all that they take.
+    let two = [good.clone(), good.clone()].concat();
+    for (call, body) in [(CREATE, two), ("grpc.health.v1.Health/Check", [[0; 5], [0; 5]].concat())] {
+        assert_fields(&Answer::to(&server, call, &[], body).await.status(), &["(message)"]);
+    }
     // Requests about no org are anybody's, and small.
     for call in ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"] {
         let status = Answer::to(&server, call, &[], vec![0, 0, 0x40, 0, 0]).await.status();

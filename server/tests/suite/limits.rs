@@ -445,7 +445,7 @@ async fn a_message_may_come_in_any_pieces() {
     let server = TestServer::start(database.config()).await;
     let message = frame(&jobledger_client::proto::CreateJobRequest { payload: text(300), ..new_job() }.encode_to_vec());
     for size in [1, 4, 5, 6, message.len()] {
-        let (answer, sender) = Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", Bytes::new());
+        let (answer, sender) = Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", &[], Bytes::new());
         for piece in message.chunks(size) {
             sender.send(Bytes::copy_from_slice(piece)).unwrap();
         }
@@ -455,7 +455,7 @@ async fn a_message_may_come_in_any_pieces() {
     }
     // One that ends before it should is no message.
     let (answer, sender) =
-        Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", Bytes::from(message).slice(..100));
+        Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", &[], Bytes::from(message).slice(..100));
     drop(sender);
     let answer = timeout(PATIENCE, answer).await.expect("an answer").unwrap();
     assert_error(&answer.status(), Code::InvalidArgument, "INVALID_FIELD");
@@ -469,7 +469,7 @@ async fn requests_come_whole_in_time() {
     config.calls.request_within = Duration::from_millis(200);
     let server = TestServer::start(config).await;
     let (half, _sender) =
-        Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", Bytes::from_static(&[0, 0, 0]));
+        Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", &[], Bytes::from_static(&[0, 0, 0]));
     let answer = timeout(PATIENCE, half).await.expect("it is not waited for").unwrap();
     assert_error(&answer.status(), Code::DeadlineExceeded, "REQUEST_TOO_SLOW");
     server.stop().await;

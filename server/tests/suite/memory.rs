@@ -4,9 +4,16 @@ use std::{fs, time::Duration};
 
 use jobledger_client::{Follow, Item, NewJob, Report, proto::StreamJobEventsRequest};
 use serde_json::json;
-use tokio::time::{interval, timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    time::{interval, timeout},
+};
 
-use crate::harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long};
+use crate::{
+    harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long},
+    raw::{DATA, Raw},
+};
 
 on_both_databases! {
     subscribers_that_stop_reading_do_not_grow_the_server,
@@ -109,6 +116,29 @@ async fn a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_
         "resident before {events} events for a slow subscriber: {before} MiB, at most {most} MiB, then {after} MiB"
     );
     assert!(most < before + 40, "grew from {before} MiB to {most} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_in_many_pieces_takes_what_its_bytes_do() {
+    const MIB: u64 = 1 << 10;
+    // As much as a stream may send before the server says so.
+    const PIECES: usize = 250_000;
+    let database = Database::sqlite();
+    let program = Program::start(&database);
+    let mut raw = Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
+    raw.is_served().await;
+    let before = resident(program.id());
+    let stream = raw.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
+    raw.send(DATA, 0, stream, &[0, 0, 0x10, 0, 0]).await.unwrap();
+    let piece: Vec<_> = [&[0, 0, 1, DATA, 0][..], &stream.to_be_bytes(), b"x"].concat();
+    for _ in 0..PIECES / 100 {
+        raw.stream.write_all(&piece.repeat(100)).await.unwrap();
+        // Not so many at once as to be taken for a flood.
+        raw.is_served().await;
+    }
+    let after = resident(program.id());
+    println!("resident before a message in {PIECES} pieces: {} MiB, with it {} MiB", before / MIB, after / MIB);
+    assert!(after < before + 12 * MIB, "grew from {} MiB to {} MiB", before / MIB, after / MIB);
 }
 
 #[tokio::test]

@@ -66,16 +66,19 @@ impl Answer {
     pub(crate) fn streamed(
         server: &TestServer,
         call: &str,
+        headers: &[(&str, &str)],
         first: Bytes,
     ) -> (impl Future<Output = Result<Self, String>> + use<>, mpsc::UnboundedSender<Bytes>) {
         let (sender, rest) = mpsc::unbounded_channel();
         sender.send(first).unwrap();
         let frames = UnboundedReceiverStream::new(rest).map(|bytes| Ok(http_body::Frame::data(bytes)));
-        let request = http::Request::post(format!("{}/{call}", server.endpoint()))
+        let mut request = http::Request::post(format!("{}/{call}", server.endpoint()))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(BodyExt::boxed(StreamBody::new(frames)))
-            .unwrap();
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(BodyExt::boxed(StreamBody::new(frames))).unwrap();
         let answered = tokio::spawn(answer(request));
         (async move { answered.await.unwrap() }, sender)
     }
