@@ -22,7 +22,7 @@ use crate::{
     breaking::Breaking,
     errors::{assert_error, new_job, text},
     harness::{Database, PATIENCE, TestServer, on_both_databases},
-    raw::{Answer, DATA, END_STREAM, Raw, WINDOW_UPDATE, frame},
+    raw::{Answer, DATA, END_HEADERS, END_STREAM, HEADERS, Raw, WINDOW_UPDATE, frame, literals},
 };
 
 on_both_databases! {
@@ -411,6 +411,24 @@ async fn who_takes_no_answers_loses_its_connection_and_nobody_else_does() {
         assert_eq!(client.raw().list_jobs(request.clone()).await.unwrap().into_inner().jobs.len(), 4);
     }
     drop((one, many));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_that_nobody_reads_are_counted_too() {
+    let database = Database::sqlite();
+    let mut config = database.config();
+    config.connections.unread = 64 << 10;
+    let server = TestServer::start(config).await;
+    let stream = TcpStream::connect(&server.address).await.unwrap();
+    let mut raw = Raw::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await;
+    raw.is_served().await;
+    let probe = [(":method", "GET"), (":scheme", "http"), (":path", "/healthz"), (":authority", "localhost")];
+    for _ in 0..40 {
+        let stream = raw.next_stream();
+        raw.send(HEADERS, END_HEADERS | END_STREAM, stream, &literals(&probe)).await.unwrap();
+    }
+    timeout(PATIENCE, async { while raw.receive().await.is_some() {} }).await.expect("it is cut");
     server.stop().await;
 }
 

@@ -208,7 +208,7 @@ impl Raw {
     }
 }
 
-/// The headers of a call, each a literal that no table remembers (RFC 7541, 6.2.2).
+/// The headers of a call.
 pub(crate) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
@@ -218,8 +218,13 @@ pub(crate) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ];
+    literals(&[&usual, more].concat())
+}
+
+/// Headers, each a literal that no table remembers (RFC 7541, 6.2.2).
+pub(crate) fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
-    for (name, value) in usual.iter().chain(more) {
+    for (name, value) in headers {
         block.push(0);
         for text in [name, value] {
             length(&mut block, text.len());
