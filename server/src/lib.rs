@@ -24,6 +24,7 @@ mod generations;
 mod in_process;
 mod maintenance;
 mod net;
+mod places;
 mod readiness;
 mod server;
 

@@ -16,7 +16,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::ServiceBuilder;
 
 use crate::{
-    access::{Access, AccessError},
+    access::{Access, AccessError, Authentication},
     api,
     config::Config,
     ledger::Ledger,
@@ -83,7 +83,14 @@ impl Server {
     pub async fn with_store(listener: TcpListener, config: Config, store: Arc<dyn Store>) -> Result<Self, ServeError> {
         let access = match config.access.is_on(listener.local_addr()?.ip().is_loopback()) {
             true => Some(Arc::new(Access::open(&config.access, Arc::clone(&store), Arc::clone(&config.clock)).await?)),
-            false => None,
+            false => {
+                if config.access.authentication != Authentication::Off && store.about().await?.credentials > 0 {
+                    tracing::warn!(
+                        "API tokens were made, and nobody is asked for one on loopback: --require-auth does"
+                    );
+                }
+                None
+            }
         };
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         Ok(Self { listener, config, store, access, tls })

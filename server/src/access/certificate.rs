@@ -17,7 +17,7 @@ use x509_parser::{
 
 use super::{
     AccessError,
-    credential::{Credential, Principal},
+    credential::{Credential, Principal, Refusal},
     file,
 };
 use crate::domain::{
@@ -67,6 +67,10 @@ impl Identities {
         let shown = || path.display().to_string();
         let bytes = file::read(path).map_err(|error| AccessError::File { path: shown(), error })?;
         let read = parse(&bytes).map_err(|error| AccessError::Unusable(format!("{}: {error}", shown())))?;
+        // Later it may be: nobody is left to be let in.
+        if read.is_empty() {
+            return Err(AccessError::Unusable(format!("{}: it names nobody", shown())));
+        }
         let now = read.into_iter().map(|(name, principal)| (name, Credential::new(principal))).collect();
         Ok(Self { path: path.to_owned(), now: RwLock::new(Arc::new(now)) })
     }
@@ -119,7 +123,7 @@ impl Identities {
             .collect();
         for (name, known) in &*before {
             if now.get(name).is_none_or(|credential| !Arc::ptr_eq(credential, known)) {
-                known.end();
+                known.end(Refusal::Unknown);
             }
         }
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
@@ -140,9 +144,6 @@ fn parse(bytes: &[u8]) -> Result<HashMap<String, Principal>, String> {
         if identities.insert(name.clone(), principal).is_some() {
             return Err(format!("line {}: {name} is there twice", n + 1));
         }
-    }
-    if identities.is_empty() {
-        return Err("it names nobody".to_owned());
     }
     Ok(identities)
 }

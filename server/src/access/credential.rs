@@ -1,8 +1,11 @@
 //! What was found of a credential.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
-use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::{access::Roles, clock::Time, event::ACTOR_LEDGER, id::OrgId};
 
@@ -31,26 +34,30 @@ pub struct Credential {
     /// Who it lets in.
     pub principal: Principal,
     ended: CancellationToken,
+    why: OnceLock<Refusal>,
 }
 
 impl Credential {
     pub(super) fn new(principal: Principal) -> Arc<Self> {
-        Arc::new(Self { principal, ended: CancellationToken::new() })
+        Arc::new(Self { principal, ended: CancellationToken::new(), why: OnceLock::new() })
     }
 
     /// It lets nobody in any more.
-    pub(super) fn end(&self) {
+    pub(super) fn end(&self, why: Refusal) {
+        // The first reason counts.
+        let _ = self.why.set(why);
         self.ended.cancel();
     }
 
-    /// True once it lets nobody in any more for another reason than its time.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.is_cancelled()
+    /// Why it lets nobody in any more, for another reason than its time; `None` as long as it does.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        self.why.get().copied()
     }
 
-    /// Done once it was ended.
-    pub(super) fn ended(&self) -> WaitForCancellationFuture<'_> {
-        self.ended.cancelled()
+    /// Done once it was ended: why.
+    pub(super) async fn ended(&self) -> Refusal {
+        self.ended.cancelled().await;
+        self.refusal().unwrap_or(Refusal::Revoked)
     }
 }
 

@@ -65,21 +65,24 @@ impl Jwt {
         if let Some(known) = self.state().known.get(&digest) {
             return Ok(Arc::clone(&known.credential));
         }
-        let keys = self.keys.now();
-        let (principal, key) = self.verify(text)?;
-        let mut state = self.state();
-        // One for all who call with it, so that all of their calls end with its key.
-        let held = state.held.get(&digest).filter(|(by, _)| *by == key).and_then(|(_, held)| held.upgrade());
-        let credential = held.unwrap_or_else(|| Credential::new(principal));
-        // Where the keys have changed meanwhile, it counts for this call alone.
-        if Arc::ptr_eq(&keys, &self.keys.now()) {
+        loop {
+            let keys = self.keys.now();
+            let (principal, key) = self.verify(text)?;
+            let mut state = self.state();
+            if !Arc::ptr_eq(&keys, &self.keys.now()) {
+                // Its key may be gone.
+                continue;
+            }
+            // One for all who call with it, so that all of their calls end with its key.
+            let held = state.held.get(&digest).filter(|(by, _)| *by == key).and_then(|(_, held)| held.upgrade());
+            let credential = held.unwrap_or_else(|| Credential::new(principal));
             if state.held.len() > 2 * REMEMBERED {
                 state.held.retain(|_, (_, held)| held.strong_count() > 0);
             }
             state.held.insert(digest, (key, Arc::downgrade(&credential)));
             state.known.insert(digest, Verified { credential: Arc::clone(&credential) });
+            return Ok(credential);
         }
-        Ok(credential)
     }
 
     /// Has JWTs verified again when keys change, and ends the calls of those whose key is gone.
@@ -92,7 +95,7 @@ impl Jwt {
                     let Some(held) = held.upgrade() else { return false };
                     let holds = keys.iter().any(|known| known.digest == *key);
                     if !holds {
-                        held.end();
+                        held.end(Refusal::Revoked);
                     }
                     holds
                 });

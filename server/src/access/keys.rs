@@ -72,7 +72,10 @@ impl Keys {
         let client = match &config.keys {
             Some(KeySource::Url(url)) => {
                 if url.starts_with("http://") {
-                    tracing::warn!(url, "keys come without TLS: whoever is on their way can put in others");
+                    tracing::warn!(
+                        url = shown(url),
+                        "keys come without TLS: whoever is on their way can put in others"
+                    );
                 }
                 Some(client()?)
             }
@@ -88,6 +91,10 @@ impl Keys {
             missing: Notify::new(),
         };
         let (read, _) = keys.read().await.map_err(AccessError::Unusable)?;
+        // Later it may be: then none is left to be taken.
+        if read.is_empty() {
+            return Err(AccessError::Unusable("the JWKS has no key for RS256, ES256 or EdDSA".to_owned()));
+        }
         keys.set(read);
         Ok(keys)
     }
@@ -165,7 +172,7 @@ impl Keys {
                 let fetched = timeout(FETCH_WITHIN, self.fetch(url)).await;
                 fetched
                     .unwrap_or_else(|_| Err("no answer in time".to_owned()))
-                    .map_err(|error| format!("{url}: {error}"))?
+                    .map_err(|error| format!("{}: {error}", shown(url)))?
             }
         };
         let mut keys = match &self.source {
@@ -195,6 +202,15 @@ impl Keys {
         let body = Limited::new(answer.into_body(), MAX_BYTES).collect().await.map_err(|error| error.to_string())?;
         Ok(body.to_bytes().to_vec())
     }
+}
+
+/// A URL without what may be a secret in it.
+fn shown(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -242,9 +258,6 @@ fn hs256_key(secret: &[u8]) -> Key {
 fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, String> {
     let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("not a JWKS: {error}"))?;
     let keys: Vec<_> = set.keys.iter().filter_map(|jwk| key(jwk).map(Arc::new)).collect();
-    if keys.is_empty() {
-        return Err("the JWKS has no key for RS256, ES256 or EdDSA".to_owned());
-    }
     Ok(keys)
 }
 
@@ -267,4 +280,20 @@ fn key(jwk: &Jwk) -> Option<Key> {
     let decoding = DecodingKey::from_jwk(jwk).ok()?;
     let digest = Digest(Sha256::digest(serde_json::to_vec(jwk).ok()?).into());
     Some(Key { kid: common.key_id.clone(), algorithm, decoding, digest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn a_url_is_shown_without_its_secrets() {
+        for (url, expected) in [
+            ("https://example.com/jwks.json", "https://example.com/jwks.json"),
+            ("https://user:pass@example.com:8443/a/b?token=x#y", "https://example.com:8443/a/b"),
+            ("http://example.com?token=x/y@z", "http://example.com"),
+        ] {
+            assert_eq!(shown(url), expected);
+        }
+    }
 }

@@ -13,7 +13,7 @@ mod keys;
 mod token;
 mod tokens;
 
-use std::{io, sync::Arc};
+use std::{io, net::IpAddr, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -153,17 +153,17 @@ impl Access {
         found.map(|found| self.in_time(found)).transpose()
     }
 
-    /// Whose it is; asks whoever knows.
+    /// Whose it is, as it comes from this address; asks whoever knows.
     ///
     /// # Errors
     ///
     /// If it is not to be let in, or that can't be told.
-    pub async fn find(&self, presented: &Presented) -> Result<Arc<Credential>, Refusal> {
+    pub async fn find(&self, presented: &Presented, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
         if let Some(known) = self.known(presented)? {
             return Ok(known);
         }
         match presented {
-            Presented::Token(token) => self.in_time(self.tokens.find(token).await?),
+            Presented::Token(token) => self.in_time(self.tokens.find(token, from).await?),
             Presented::Jwt(..) | Presented::Certificate(_) => Err(Refusal::Unknown),
         }
     }
@@ -192,7 +192,7 @@ impl Access {
         };
         tokio::select! {
             () = over => Refusal::Expired,
-            () = credential.ended() => Refusal::Revoked,
+            why = credential.ended() => why,
         }
     }
 

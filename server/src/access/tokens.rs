@@ -1,14 +1,16 @@
 //! API tokens that were looked up, for as long as nobody has made or revoked one since.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use tokio::{
-    sync::{Semaphore, TryAcquireError},
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    sync::{Notify, Semaphore},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -18,6 +20,7 @@ use super::{
 use crate::{
     domain::access::{ApiToken, Role},
     generations::Generations,
+    places::Places,
     store::{Store, StoreError},
 };
 
@@ -26,37 +29,83 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What is known counts no longer than this after the last look: a revoked token is refused within 5 s even where the database
 /// can't be asked.
 const HOLDS: Duration = Duration::from_secs(4);
+/// How long it may take, once one was made or revoked, to be sure of each that is known: what can't be made sure of counts no more.
+const SURE_WITHIN: Duration = Duration::from_secs(2);
+/// How long one look may take then, and how soon one that failed is tried again.
+const ONE_WITHIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(200);
 /// Tokens that are remembered, at most.
 const REMEMBERED: usize = 10_000;
-/// Tokens that are looked up at the same time, and that may wait for it: who makes tokens up must not keep the database from others.
+/// Tokens that are looked up at the same time, and that may wait for it, in all and for one address: who makes tokens up must not keep
+/// the database from others, nor others from being looked up.
 const LOOKED_UP: usize = 2;
 const MAY_WAIT: usize = 64;
+const MAY_WAIT_OF_ADDRESS: usize = 16;
 
 /// See the module.
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
     state: Mutex<State>,
-    places: Semaphore,
+    places: Arc<Places>,
     turns: Semaphore,
+    /// There is something to be made sure of.
+    doubted: Notify,
 }
 
 struct State {
     known: Generations<TokenText, Arc<Credential>>,
     /// All that somebody calls with, known or forgotten.
     held: HashMap<TokenText, Weak<Credential>>,
+    /// Those to be looked at again.
+    doubts: HashMap<TokenText, Doubt>,
     /// What the database said the last time that it was asked, and when that was.
     revision: i64,
     looked_at: Instant,
+}
+
+/// A token that may have been revoked.
+#[derive(Clone)]
+struct Doubt {
+    credential: Arc<Credential>,
+    /// As of which revision.
+    revision: i64,
+    since: Instant,
+}
+
+impl State {
+    /// Doubts all that is known.
+    fn doubt_all(&mut self, revision: i64) {
+        let since = Instant::now();
+        let held = self.held.iter().filter_map(|(token, held)| Some((*token, held.upgrade()?)));
+        let known = self.known.iter().map(|(token, known)| (*token, Arc::clone(known)));
+        for (token, credential) in held.chain(known).collect::<Vec<_>>() {
+            let doubt = self.doubts.entry(token).or_insert(Doubt { credential, revision, since });
+            doubt.revision = revision;
+        }
+    }
+
+    /// It holds, as of a revision.
+    fn make_sure(&mut self, token: &TokenText, revision: i64) {
+        if self.doubts.get(token).is_some_and(|doubt| doubt.revision == revision) {
+            self.doubts.remove(token);
+        }
+    }
+
+    fn forget(&mut self, token: &TokenText) {
+        self.doubts.remove(token);
+        self.known.remove(token);
+        self.held.remove(token);
+    }
 }
 
 impl Tokens {
     pub(super) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let looked_at = Instant::now();
         let revision = store.about().await?.credentials;
-        let known = Generations::new(REMEMBERED);
-        let state = Mutex::new(State { known, held: HashMap::new(), revision, looked_at });
-        let (places, turns) = (Semaphore::new(LOOKED_UP + MAY_WAIT), Semaphore::new(LOOKED_UP));
-        Ok(Self { store, state, places, turns })
+        let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
+        let state = Mutex::new(State { known, held, doubts, revision, looked_at });
+        let places = Places::new(LOOKED_UP + MAY_WAIT, MAY_WAIT_OF_ADDRESS);
+        Ok(Self { store, state, places, turns: Semaphore::new(LOOKED_UP), doubted: Notify::new() })
     }
 
     /// True if there has ever been one.
@@ -73,11 +122,9 @@ impl Tokens {
         state.known.get(token).cloned()
     }
 
-    /// Looks a token up.
-    pub(super) async fn find(&self, token: &TokenText) -> Result<Arc<Credential>, Refusal> {
-        let _place = self.places.try_acquire().map_err(|error| match error {
-            TryAcquireError::NoPermits | TryAcquireError::Closed => Refusal::Busy,
-        })?;
+    /// Looks a token up, for somebody at this address.
+    pub(super) async fn find(&self, token: &TokenText, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
+        let _place = self.places.take(from).map_err(|_| Refusal::Busy)?;
         let _turn = self.turns.acquire().await.map_err(|_| Refusal::Busy)?;
         // Another may have looked it up meanwhile.
         if let Some(known) = self.known(token) {
@@ -114,31 +161,64 @@ impl Tokens {
 
     /// Looks now and then whether tokens were made or revoked, and ends the calls of those that were.
     pub(super) async fn watch(&self) {
+        tokio::join!(self.look_for_changes(), self.make_sure());
+    }
+
+    async fn look_for_changes(&self) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
             let looked_at = Instant::now();
             let Ok(Ok(about)) = timeout(HOLDS, self.store.about()).await else { continue };
-            let held: Vec<_> = {
-                let mut state = self.state();
-                state.held.retain(|_, held| held.strong_count() > 0);
-                state.looked_at = looked_at;
-                if state.revision == about.credentials {
-                    continue;
-                }
+            let mut state = self.state();
+            state.held.retain(|_, held| held.strong_count() > 0);
+            state.looked_at = looked_at;
+            if state.revision != about.credentials {
                 state.revision = about.credentials;
-                state.known = Generations::new(REMEMBERED);
-                state.held.iter().filter_map(|(token, held)| Some((*token, held.upgrade()?))).collect()
-            };
-            tracing::info!(calls = held.len(), "API tokens were made or revoked; looking again");
-            for (token, credential) in held {
-                if let Err(Refusal::Revoked | Refusal::Unknown) = self.look(&token).await {
-                    credential.end();
-                    self.state().held.remove(&token);
-                }
+                state.doubt_all(about.credentials);
+                tracing::info!(known = state.doubts.len(), "API tokens were made or revoked; looking again");
+                self.doubted.notify_one();
             }
         }
+    }
+
+    /// Looks at what is doubted until it is sure, or has been in doubt for too long.
+    async fn make_sure(&self) {
+        loop {
+            let mut doubts: Vec<_> = self.state().doubts.iter().map(|(token, doubt)| (*token, doubt.clone())).collect();
+            if doubts.is_empty() {
+                self.doubted.notified().await;
+                continue;
+            }
+            // Those with open calls first: each holds its credential.
+            doubts.sort_by_key(|(_, doubt)| Reverse(Arc::strong_count(&doubt.credential)));
+            let queue = Mutex::new(doubts.into_iter());
+            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let lane = async || {
+                while let Some((token, doubt)) = next() {
+                    self.settle(&token, &doubt).await;
+                }
+            };
+            tokio::join!(lane(), lane(), lane(), lane());
+            if !self.state().doubts.is_empty() {
+                sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Looks at one that is doubted.
+    async fn settle(&self, token: &TokenText, doubt: &Doubt) {
+        let looked = timeout(ONE_WITHIN, self.look(token)).await.unwrap_or(Err(Refusal::Unavailable));
+        let mut state = self.state();
+        match looked {
+            Ok(_) => return state.make_sure(token, doubt.revision),
+            Err(Refusal::Revoked | Refusal::Unknown) => {}
+            Err(_) if doubt.since.elapsed() < SURE_WITHIN => return,
+            Err(_) => tracing::warn!("an API token can't be looked up; what is called with it ends"),
+        }
+        state.forget(token);
+        doubt.credential.end(looked.err().unwrap_or(Refusal::Unavailable));
     }
 
     /// The maps stay whole whatever panics beside them.

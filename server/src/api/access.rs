@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    net::Ipv4Addr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -130,6 +131,13 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Answer {
         let right = right(request.method(), request.uri().path());
         let Some(access) = &self.access else {
+            // A page that somebody looks at on this machine may call whatever answers there.
+            if [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|of| request.headers().contains_key(*of)) {
+                return refuse(
+                    ApiError::Denied("browsers may not call a server that asks nobody who they are"),
+                    request,
+                );
+            }
             if let Some((May::Of(_), _)) = right {
                 match asked_org(request.headers()) {
                     Ok(org) => request.extensions_mut().insert(Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
@@ -145,6 +153,7 @@ where
             return self.inner.call(request);
         }
         let peer = request.extensions().get::<Peer>();
+        let from = peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
         let certificate = peer.and_then(|peer| peer.certificate.clone());
         let authorization = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         let presented = match Presented::of(authorization, certificate.as_ref()) {
@@ -157,7 +166,7 @@ where
             Ok(None) => {
                 let (access, mut inner) = (Arc::clone(access), self.inner.clone());
                 Box::pin(async move {
-                    match access.find(&presented).await {
+                    match access.find(&presented, from).await {
                         Ok(credential) => enter(&access, &mut inner, right, presented, credential, request).await,
                         Err(refusal) => refuse(refusal.into(), request).await,
                     }

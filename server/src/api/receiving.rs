@@ -19,10 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
 use super::{limits::CallLimits, status::ApiError};
-use crate::{
-    access::{Credential, Refusal},
-    ledger::LedgerError,
-};
+use crate::{access::Credential, ledger::LedgerError};
 
 /// What the name of a service or a symbol may take, in bytes: requests about no org are no more than that.
 pub(crate) const ABOUT_NO_ORG: usize = 4 << 10;
@@ -307,10 +304,8 @@ impl Receiving {
 
     /// An error if whose it is was revoked while it came.
     fn still_holds(&self) -> Result<(), ApiError> {
-        match &self.credential {
-            Some(credential) if credential.has_ended() => Err(Refusal::Revoked.into()),
-            _ => Ok(()),
-        }
+        let refusal = self.credential.as_ref().and_then(|credential| credential.refusal());
+        refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
     /// It has not come; but it had to by now?

@@ -77,8 +77,8 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "JOBLEDGER_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
-    /// Ask clients for certificates that were issued by these, in PEM. Read again when it changes.
-    #[arg(long, env = "JOBLEDGER_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    /// Ask clients for certificates that were issued by these, in PEM. Read again when it changes, for new connections.
+    #[arg(long, env = "JOBLEDGER_TLS_CLIENT_CA", value_name = "FILE", requires_all = ["tls_cert", "client_identities"])]
     tls_client_ca: Option<PathBuf>,
 }
 

@@ -14,9 +14,9 @@ use tower::Service;
 
 use super::{
     ConnectionLimits, Peer, Tls, connection,
-    places::{Full, Place, Places},
     unread::{Share, Unread},
 };
+use crate::places::{Full, Place, Places};
 
 /// How long to wait where the system has nothing left for another connection.
 const PAUSE: Duration = Duration::from_millis(100);

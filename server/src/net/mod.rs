@@ -2,7 +2,6 @@
 
 mod accept;
 mod connection;
-mod places;
 mod tls;
 mod unread;
 

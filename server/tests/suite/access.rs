@@ -1,6 +1,6 @@
 //! Who may call what, with which credentials: a table of every call, every role and every way to be wrong.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
@@ -19,7 +19,7 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         id::OrgId,
     },
-    store::{DatabaseUrl, tokens},
+    store::{self, DatabaseUrl, tokens},
 };
 use prost::{Message as _, bytes::Bytes};
 use tokio::{net::TcpListener, time::timeout};
@@ -27,6 +27,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
+    breaking::Breaking,
     cluster::OWNER,
     errors::{assert_error, new_job},
     harness::{Database, PATIENCE, TestServer, command, on_both_databases, root},
@@ -38,6 +39,7 @@ on_both_databases! {
     every_call_is_for_its_roles_in_their_own_org,
     old_calls_are_for_the_same_roles,
     a_token_that_is_revoked_ends_what_is_called_with_it,
+    a_token_that_can_not_be_looked_up_when_others_change_does_not_go_on_for_that,
     a_token_ends_with_its_time,
     who_calls_is_who_the_events_name,
     another_orgs_job_and_an_unknown_one_are_told_the_same,
@@ -395,6 +397,32 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
     for server in servers {
         server.stop().await;
     }
+}
+
+async fn a_token_that_can_not_be_looked_up_when_others_change_does_not_go_on_for_that(database: Database) {
+    let (text, id) = token_with(&database, Some(OURS), &[Role::Observer], |_| {}).await;
+    let other = token(&database, Some(OURS), Role::Observer).await;
+    let config = guarded(&database);
+    let inner = store::open(&config.database_url, config.open_options()).await.unwrap();
+    let breaking = Breaking::new(inner, &[]);
+    let server = TestServer::start_with(config, Arc::clone(&breaking) as _).await;
+    let follow = async |text: &str| {
+        let client = client_with(&server, text);
+        let mut stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+        stream.message().await.unwrap().expect("a bookmark");
+        stream
+    };
+    let (revoked, stays) = (follow(&text).await, follow(&other).await);
+    breaking.fail_tokens(3);
+    assert!(tokens::revoke(&owner_url(&database), id, SystemClock.now()).await.unwrap());
+    assert_error(&end_of(revoked).await, Code::Unauthenticated, "UNAUTHENTICATED");
+    // Nobody can tell of the other one.
+    breaking.fail_tokens(usize::MAX);
+    token(&database, Some(OURS), Role::Observer).await;
+    assert_eq!(end_of(stays).await.code(), Code::Unavailable, "to be tried again");
+    breaking.fail_tokens(0);
+    follow(&other).await;
+    server.stop().await;
 }
 
 async fn a_token_ends_with_its_time(database: Database) {

@@ -57,6 +57,8 @@ pub(crate) struct Breaking {
     reads_of_logs: AtomicUsize,
     /// The next reading of statistics panics.
     panics: AtomicBool,
+    /// So many look-ups of tokens fail.
+    failing_tokens: AtomicUsize,
 }
 
 /// A batch that creates a job of this type is told that the log can't go on: deciding it panics.
@@ -67,8 +69,8 @@ impl Breaking {
         let next = Arc::new(Mutex::new(breaks.iter().rev().copied().collect()));
         let (is_away, late, looks_for_work) = (Arc::default(), Arc::default(), Arc::default());
         let (begun, reads_of_logs) = (watch::Sender::new(0), AtomicUsize::new(0));
-        let panics = AtomicBool::new(false);
-        Arc::new(Self { inner, next, is_away, late, begun, looks_for_work, reads_of_logs, panics })
+        let (panics, failing_tokens) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Arc::new(Self { inner, next, is_away, late, begun, looks_for_work, reads_of_logs, panics, failing_tokens })
     }
 
     /// How often jobs that may be claimed were asked for.
@@ -79,6 +81,11 @@ impl Breaking {
     /// The next reading of statistics panics.
     pub(crate) fn panic_in_statistics(&self) {
         self.panics.store(true, Ordering::SeqCst);
+    }
+
+    /// The next look-ups of tokens fail, so many.
+    pub(crate) fn fail_tokens(&self, times: usize) {
+        self.failing_tokens.store(times, Ordering::SeqCst);
     }
 
     /// How often a page of a log was asked for.
@@ -192,6 +199,10 @@ impl Store for Breaking {
     }
 
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {
+        let less = |left: usize| left.checked_sub(1);
+        if self.failing_tokens.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
+            return Err(StoreError::Unavailable("look-ups fail for now".to_owned()));
+        }
         self.inner.token(org, digest).await
     }
 

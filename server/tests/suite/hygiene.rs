@@ -81,6 +81,11 @@ async fn messages_that_are_none_have_codes_of_the_contract() {
     }
     let answer = Answer::to(&server, CREATE, &[("grpc-encoding", "gzip")], good.clone()).await;
     assert_error(&answer.status(), Code::Unimplemented, "UNSUPPORTED_ENCODING");
+    // Nobody is asked who they are here: what a browser does is not what its user does.
+    for header in ["origin", "sec-fetch-site"] {
+        let answer = Answer::to(&server, CREATE, &[(header, "http://localhost:3000")], good.clone()).await;
+        assert_error(&answer.status(), Code::PermissionDenied, "PERMISSION_DENIED");
+    }
     for timeout in ["", "5", "x", "123456789S", "1 S", "-1S"] {
         let answer = Answer::to(&server, CREATE, &[("grpc-timeout", timeout)], good.clone()).await;
         assert_fields(&answer.status(), &["grpc-timeout"]);

@@ -338,6 +338,9 @@ async fn a_key_that_is_gone_lets_nobody_in_and_a_new_one_does() {
     assert!(matches!(ended, Error::Unauthenticated { .. }), "{ended:?}");
     create(&new).await.expect("the new key is known");
     assert!(matches!(create(&old).await, Err(Error::Unauthenticated { .. })));
+    // The last one goes, too.
+    fs::write(&file, r#"{"keys":[]}"#).unwrap();
+    timeout(PATIENCE, async { while create(&new).await.is_ok() {} }).await.expect("it lets nobody in");
     server.stop().await;
 }
 

@@ -260,7 +260,8 @@ async fn certificates_and_identities_are_read_again() {
     create(&client).await.unwrap();
     let second = authority.server();
     files.put(&second);
-    files.write("identities", &format!("# nobody\nuri:spiffe://example.com/else {OURS} worker\n"));
+    // The last one goes.
+    files.write("identities", "# nobody\n");
     let ended = async {
         loop {
             if let Err(error) = stream.next().await.expect("an error") {
@@ -300,6 +301,7 @@ fn files_that_can_not_be_used_are_told_at_the_start() {
     let other_key = files.write("other.key", &other.key).display().to_string();
     let nothing = files.write("nothing", "nothing\n").display().to_string();
     let bad = |name: &str, line: &str| files.write(name, &format!("\n# who\n{line}\n")).display().to_string();
+    let (good, nobody) = (bad("i0", &format!("dns:worker {OURS} worker")), bad("i7", "# nobody"));
     let no_kind = bad("i1", &format!("worker {OURS} worker"));
     let no_role = bad("i2", &format!("dns:worker {OURS} root"));
     let no_org = bad("i3", "dns:worker acme worker");
@@ -315,7 +317,9 @@ fn files_that_can_not_be_used_are_told_at_the_start() {
         (alone(&["--tls-cert", &nothing, "--tls-key", &key]), "no certificate in PEM"),
         (alone(&["--tls-cert", &cert, "--tls-key", &nothing]), "no private key in PEM"),
         (alone(&["--tls-cert", &cert, "--tls-key", &other_key]), "can't be used with"),
-        (with(&["--tls-client-ca", &nothing]), "no certificate in PEM"),
+        (with(&["--tls-client-ca", &ca]), "--client-identities <FILE>"),
+        (with(&["--tls-client-ca", &nothing, "--client-identities", &good]), "no certificate in PEM"),
+        (with(&["--tls-client-ca", &ca, "--client-identities", &nobody]), "it names nobody"),
         (with(&["--client-identities", &no_kind]), "--tls-client-ca <FILE>"),
         (with(&["--tls-client-ca", &ca, "--client-identities", &no_kind]), "line 3: \"worker\" is no name"),
         (with(&["--tls-client-ca", &ca, "--client-identities", &no_role]), "line 3: \"root\" is no role"),

@@ -1,4 +1,4 @@
-//! Places for connections: so many in all, and from one address.
+//! Places, for connections or else: so many in all, and for one address.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,7 @@ use std::{
 };
 
 /// All places.
-pub(super) struct Places {
+pub(crate) struct Places {
     in_all: usize,
     per_address: usize,
     taken: Mutex<Taken>,
@@ -21,24 +21,24 @@ struct Taken {
 
 /// Why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(crate) enum Full {
     Server,
     Address,
 }
 
 /// A place, for as long as it is held.
-pub(super) struct Place {
+pub(crate) struct Place {
     places: Arc<Places>,
     address: IpAddr,
 }
 
 impl Places {
-    pub(super) fn new(in_all: usize, per_address: usize) -> Arc<Self> {
+    pub(crate) fn new(in_all: usize, per_address: usize) -> Arc<Self> {
         Arc::new(Self { in_all, per_address, taken: Mutex::default() })
     }
 
     /// Takes a place for a connection from an address.
-    pub(super) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
         let address = network(address);
         let mut taken = self.taken();
         if taken.in_all >= self.in_all {
