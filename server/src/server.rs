@@ -83,14 +83,7 @@ impl Server {
     pub async fn with_store(listener: TcpListener, config: Config, store: Arc<dyn Store>) -> Result<Self, ServeError> {
         let access = match config.access.is_on(listener.local_addr()?.ip().is_loopback()) {
             true => Some(Arc::new(Access::open(&config.access, Arc::clone(&store), Arc::clone(&config.clock)).await?)),
-            false => {
-                if config.access.authentication != Authentication::Off && store.about().await?.credentials > 0 {
-                    tracing::warn!(
-                        "API tokens were made, and nobody is asked for one on loopback: --require-auth does"
-                    );
-                }
-                None
-            }
+            false => None,
         };
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         Ok(Self { listener, config, store, access, tls })
@@ -124,8 +117,10 @@ impl Server {
         let reporting = report_readiness(health.clone(), watched.clone());
         let maintenance = maintenance::run(ledger.clone(), Arc::clone(&store), config.retention, readiness.clone());
         let watching = watch_credentials(access.clone(), tls.clone());
+        let is_deliberate = access.is_some() || config.access.authentication == Authentication::Off;
+        let warning = warn_of_tokens((!is_deliberate).then(|| Arc::clone(&store)));
         let maintenance = AbortOnDropHandle::new(tokio::spawn(async {
-            tokio::join!(reporting, maintenance, watching);
+            tokio::join!(reporting, maintenance, watching, warning);
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
         let mut routes = Routes::new(health_service.max_decoding_message_size(api::ABOUT_NO_ORG))
@@ -198,6 +193,15 @@ async fn report_readiness(health: HealthReporter, mut readiness: watch::Receiver
             Readiness::Ready => report(&health, ServingStatus::Serving).await,
             Readiness::NoDatabase | Readiness::Stalled => report(&health, ServingStatus::NotServing).await,
         }
+    }
+}
+
+/// Somebody made tokens, and may believe that they are asked for.
+async fn warn_of_tokens(store: Option<Arc<dyn Store>>) {
+    if let Some(store) = store
+        && store.about().await.is_ok_and(|about| about.credentials > 0)
+    {
+        tracing::warn!("API tokens were made, and nobody is asked for one on loopback: --require-auth does");
     }
 }
 

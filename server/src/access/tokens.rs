@@ -4,7 +4,10 @@ use std::{
     cmp::Reverse,
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -116,7 +119,8 @@ impl Tokens {
     /// Whose a token is, if that is remembered and still holds.
     pub(super) fn known(&self, token: &TokenText) -> Option<Arc<Credential>> {
         let mut state = self.state();
-        if state.looked_at.elapsed() > HOLDS {
+        let is_unsure = state.doubts.get(token).is_some_and(|doubt| doubt.since.elapsed() > SURE_WITHIN);
+        if state.looked_at.elapsed() > HOLDS || is_unsure {
             return None;
         }
         state.known.get(token).cloned()
@@ -138,6 +142,7 @@ impl Tokens {
                 // It may have been revoked since.
                 continue;
             }
+            state.make_sure(token, revision);
             let held = state.held.get(token).and_then(Weak::upgrade);
             let credential = held.unwrap_or_else(|| Credential::new(principal(found)));
             state.held.insert(*token, Arc::downgrade(&credential));
@@ -195,30 +200,41 @@ impl Tokens {
             doubts.sort_by_key(|(_, doubt)| Reverse(Arc::strong_count(&doubt.credential)));
             let queue = Mutex::new(doubts.into_iter());
             let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let unsure = AtomicUsize::new(0);
             let lane = async || {
                 while let Some((token, doubt)) = next() {
-                    self.settle(&token, &doubt).await;
+                    if !self.settle(&token, &doubt).await {
+                        unsure.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
             };
             tokio::join!(lane(), lane(), lane(), lane());
+            let tokens = unsure.into_inner();
+            if tokens > 0 {
+                tracing::warn!(tokens, "API tokens can't be looked up; what is called with them ends");
+            }
             if !self.state().doubts.is_empty() {
                 sleep(AGAIN).await;
             }
         }
     }
 
-    /// Looks at one that is doubted.
-    async fn settle(&self, token: &TokenText, doubt: &Doubt) {
+    /// Looks at one that is doubted; false if it ends for want of an answer.
+    async fn settle(&self, token: &TokenText, doubt: &Doubt) -> bool {
         let looked = timeout(ONE_WITHIN, self.look(token)).await.unwrap_or(Err(Refusal::Unavailable));
         let mut state = self.state();
-        match looked {
-            Ok(_) => return state.make_sure(token, doubt.revision),
-            Err(Refusal::Revoked | Refusal::Unknown) => {}
-            Err(_) if doubt.since.elapsed() < SURE_WITHIN => return,
-            Err(_) => tracing::warn!("an API token can't be looked up; what is called with it ends"),
-        }
+        let why = match looked {
+            Ok(_) => {
+                state.make_sure(token, doubt.revision);
+                return true;
+            }
+            Err(why @ (Refusal::Revoked | Refusal::Unknown)) => why,
+            Err(_) if doubt.since.elapsed() < SURE_WITHIN => return true,
+            Err(_) => Refusal::Unavailable,
+        };
         state.forget(token);
-        doubt.credential.end(looked.err().unwrap_or(Refusal::Unavailable));
+        doubt.credential.end(why);
+        why != Refusal::Unavailable
     }
 
     /// The maps stay whole whatever panics beside them.
