@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -37,7 +38,7 @@ impl Places {
         Arc::new(Self { in_all, per_address, taken: Mutex::default() })
     }
 
-    /// Takes a place for a connection from an address.
+    /// Takes a place for somebody at this address.
     pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
         let address = network(address);
         let mut taken = self.taken();
@@ -63,11 +64,16 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.taken();
         taken.in_all -= 1;
-        if let Some(n) = taken.addresses.get_mut(&self.address) {
-            *n -= 1;
-            if *n == 0 {
-                taken.addresses.remove(&self.address);
-            }
+        leave(&mut taken.addresses, &self.address);
+    }
+}
+
+/// Gives one of a key's places back; nothing is kept of a key that has none.
+pub(crate) fn leave<K: Hash + Eq>(taken: &mut HashMap<K, usize>, key: &K) {
+    if let Some(n) = taken.get_mut(key) {
+        *n -= 1;
+        if *n == 0 {
+            taken.remove(key);
         }
     }
 }

@@ -257,8 +257,7 @@ fn hs256_key(secret: &[u8]) -> Key {
 /// The keys of a set that can be used: others are left out, as RFC 7517 (5) has it.
 fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, String> {
     let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("not a JWKS: {error}"))?;
-    let keys: Vec<_> = set.keys.iter().filter_map(|jwk| key(jwk).map(Arc::new)).collect();
-    Ok(keys)
+    Ok(set.keys.iter().filter_map(|jwk| key(jwk).map(Arc::new)).collect())
 }
 
 fn key(jwk: &Jwk) -> Option<Key> {

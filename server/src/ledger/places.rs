@@ -2,13 +2,12 @@
 
 use std::{
     collections::HashMap,
-    hash::Hash,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::LedgerError;
-use crate::domain::id::OrgId;
+use crate::{domain::id::OrgId, places::leave};
 
 /// How many streams may be open.
 #[derive(Debug, Clone, Copy)]
@@ -89,15 +88,6 @@ impl Drop for Place {
         leave(&mut taken.orgs, &self.org);
         if let Some(peer) = &self.connection {
             leave(&mut taken.connections, peer);
-        }
-    }
-}
-
-fn leave<K: Hash + Eq>(taken: &mut HashMap<K, usize>, key: &K) {
-    if let Some(n) = taken.get_mut(key) {
-        *n -= 1;
-        if *n == 0 {
-            taken.remove(key);
         }
     }
 }

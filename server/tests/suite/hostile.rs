@@ -97,8 +97,7 @@ async fn headers_without_end(to: SocketAddr, from: u32, every: Duration) -> std:
 
 /// Streams of everything there is, and no window for any of it.
 async fn zero_window(to: SocketAddr, from: u32) -> std::io::Result<()> {
-    let mut raw = Raw::with_settings(connect(to, from).await?, &[0, 4, 0, 0, 0, 0]).await;
-    raw.is_served().await;
+    let mut raw = Raw::without_window(connect(to, from).await?).await;
     let request = frame(&StreamJobEventsRequest { after_seq: Some(0), ..Default::default() }.encode_to_vec());
     for _ in 0..short_or_long(5, 50) {
         let stream = raw.call(STREAM, 0).await?;
@@ -110,8 +109,7 @@ async fn zero_window(to: SocketAddr, from: u32) -> std::io::Result<()> {
 
 /// Large answers, and no window for any of them. They are work for the server whoever asks: ten a second.
 async fn untaken(to: SocketAddr, from: u32) -> std::io::Result<()> {
-    let mut raw = Raw::with_settings(connect(to, from).await?, &[0, 4, 0, 0, 0, 0]).await;
-    raw.is_served().await;
+    let mut raw = Raw::without_window(connect(to, from).await?).await;
     let request = frame(&ListJobsRequest { view: JobView::Full.into(), ..Default::default() }.encode_to_vec());
     let mut pace = interval(Duration::from_millis(400));
     loop {

@@ -394,8 +394,7 @@ async fn who_takes_no_answers_loses_its_connection_and_nobody_else_does() {
     let request = ListJobsRequest { view: JobView::Full.into(), ..Default::default() };
     let untaken = async |answers: usize| {
         let stream = TcpStream::connect(&server.address).await.unwrap();
-        let mut raw = Raw::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await;
-        raw.is_served().await;
+        let mut raw = Raw::without_window(stream).await;
         for _ in 0..answers {
             let stream = raw.call("/jobledger.v1.JobService/ListJobs", 0).await.unwrap();
             raw.send(DATA, END_STREAM, stream, &frame(&request.encode_to_vec())).await.unwrap();
@@ -421,8 +420,7 @@ async fn probes_that_nobody_reads_are_counted_too() {
     config.connections.unread = 64 << 10;
     let server = TestServer::start(config).await;
     let stream = TcpStream::connect(&server.address).await.unwrap();
-    let mut raw = Raw::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await;
-    raw.is_served().await;
+    let mut raw = Raw::without_window(stream).await;
     let probe = [(":method", "GET"), (":scheme", "http"), (":path", "/healthz"), (":authority", "localhost")];
     for _ in 0..40 {
         let stream = raw.next_stream();

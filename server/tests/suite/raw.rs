@@ -144,6 +144,13 @@ impl Raw {
         raw
     }
 
+    /// Has no room for any byte of an answer: SETTINGS_INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2).
+    pub(crate) async fn without_window(stream: TcpStream) -> Self {
+        let mut raw = Self::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await;
+        raw.is_served().await;
+        raw
+    }
+
     pub(crate) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> std::io::Result<()> {
         let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         bytes.extend([kind, flags]);
