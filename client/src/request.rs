@@ -66,6 +66,13 @@ impl NewJob {
         self
     }
 
+    /// How many attempts may be lost, 0 to 100, because their leases expire: what a worker that is killed costs. Each one beyond that
+    /// is a failure. Default 3. With 0, and one attempt, work that was begun is never begun again.
+    pub fn max_lost_attempts(mut self, attempts: i32) -> Self {
+        self.0.max_lost_attempts = Some(attempts);
+        self
+    }
+
     /// How long to wait between attempts.
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.0.retry_policy = Some(policy);

@@ -38,6 +38,7 @@ fn kind(kind: EventKind) -> pb::JobEventKind {
         EventKind::DeadLettered => pb::JobEventKind::DeadLettered,
         EventKind::Requeued => pb::JobEventKind::Requeued,
         EventKind::Imported => pb::JobEventKind::Imported,
+        EventKind::Lost => pb::JobEventKind::Lost,
     }
 }
 
@@ -81,6 +82,9 @@ pub(super) fn job(job: &Job) -> pb::Job {
         etag: job.etag(),
         last_seq: job.last_seq,
         run_timeout: spec.run_timeout.map(duration),
+        failures: job.failures,
+        lost_attempts: job.lost_attempts,
+        max_lost_attempts: spec.max_lost_attempts,
     }
 }
 

@@ -80,14 +80,14 @@ fn counts(counts: &StatusCounts) -> pb::StatusCounts {
 }
 
 fn happened(flow: &Flow) -> pb::Happened {
-    let [created, started, succeeded, failed, retried, canceled] = flow.counts();
-    pb::Happened { created, started, succeeded, failed, retried, canceled }
+    let [created, started, succeeded, failed, retried, canceled, lost] = flow.counts();
+    pb::Happened { created, started, succeeded, failed, retried, canceled, lost }
 }
 
 fn per_minute(flow: &Flow, window: TimeDelta) -> pb::RatesPerMinute {
     let minutes = window.as_seconds_f64() / 60.0;
-    let [created, started, succeeded, failed, retried, canceled] = flow.counts().map(|n| n as f64 / minutes);
-    pb::RatesPerMinute { created, started, succeeded, failed, retried, canceled }
+    let [created, started, succeeded, failed, retried, canceled, lost] = flow.counts().map(|n| n as f64 / minutes);
+    pb::RatesPerMinute { created, started, succeeded, failed, retried, canceled, lost }
 }
 
 fn durations(histogram: &Histogram) -> pb::Durations {

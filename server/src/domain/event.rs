@@ -42,11 +42,13 @@ pub enum EventKind {
     Requeued,
     /// Brought in from another system.
     Imported,
+    /// running → queued, because the lease expired.
+    Lost,
 }
 
 impl EventKind {
     /// Every kind, in the order of the contract.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Created,
         Self::Claimed,
         Self::Started,
@@ -60,6 +62,7 @@ impl EventKind {
         Self::DeadLettered,
         Self::Requeued,
         Self::Imported,
+        Self::Lost,
     ];
 
     /// The name in the database.
@@ -78,6 +81,7 @@ impl EventKind {
             Self::DeadLettered => "dead_lettered",
             Self::Requeued => "requeued",
             Self::Imported => "imported",
+            Self::Lost => "lost",
         }
     }
 

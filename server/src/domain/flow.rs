@@ -90,6 +90,9 @@ impl Histogram {
     }
 }
 
+/// How many counts a [`Flow`] has beside its durations.
+pub const FLOW_COUNTS: usize = 7;
+
 /// What happened to some jobs within some time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flow {
@@ -105,29 +108,32 @@ pub struct Flow {
     pub retried: i64,
     /// Jobs canceled.
     pub canceled: i64,
+    /// Attempts that were lost: their leases expired.
+    pub lost: i64,
     /// From when a job was ready to when an attempt began.
     pub waits: Histogram,
-    /// From when an attempt began to when it succeeded, failed or was canceled. One that is given back is not counted.
+    /// From when an attempt began to when it succeeded, failed or was canceled. One that is given back or lost is not counted.
     pub runs: Histogram,
 }
 
 impl Flow {
     /// The names of the counts, in the order of [`Flow::counts`].
-    pub const NAMES: [&'static str; 6] = ["created", "started", "succeeded", "failed", "retried", "canceled"];
+    pub const NAMES: [&'static str; FLOW_COUNTS] =
+        ["created", "started", "succeeded", "failed", "retried", "canceled", "lost"];
 
     /// The counts but for the durations.
-    pub const fn counts(&self) -> [i64; 6] {
-        [self.created, self.started, self.succeeded, self.failed, self.retried, self.canceled]
+    pub const fn counts(&self) -> [i64; FLOW_COUNTS] {
+        [self.created, self.started, self.succeeded, self.failed, self.retried, self.canceled, self.lost]
     }
 
     /// With these counts, and no durations.
-    pub fn of_counts([created, started, succeeded, failed, retried, canceled]: [i64; 6]) -> Self {
-        Self { created, started, succeeded, failed, retried, canceled, ..Self::default() }
+    pub fn of_counts([created, started, succeeded, failed, retried, canceled, lost]: [i64; FLOW_COUNTS]) -> Self {
+        Self { created, started, succeeded, failed, retried, canceled, lost, ..Self::default() }
     }
 
     /// True if nothing happened.
     pub fn is_empty(&self) -> bool {
-        self.counts() == [0; 6] && self.waits.is_empty() && self.runs.is_empty()
+        self.counts() == [0; FLOW_COUNTS] && self.waits.is_empty() && self.runs.is_empty()
     }
 
     /// Takes what happened elsewhere, or at another time.
@@ -138,6 +144,7 @@ impl Flow {
         self.failed += other.failed;
         self.retried += other.retried;
         self.canceled += other.canceled;
+        self.lost += other.lost;
         self.waits.add_all(&other.waits);
         self.runs.add_all(&other.runs);
     }
@@ -200,6 +207,7 @@ impl Timeline {
             EventKind::Failed => flow.failed += own,
             EventKind::RetryScheduled | EventKind::Requeued => flow.retried += own,
             EventKind::Canceled => flow.canceled += own,
+            EventKind::Lost => flow.lost += own,
             EventKind::Progress
             | EventKind::Released
             | EventKind::CancelRequested
@@ -207,7 +215,11 @@ impl Timeline {
             | EventKind::Imported => {}
         }
         match event.kind {
-            EventKind::Created | EventKind::RetryScheduled | EventKind::Requeued | EventKind::Released => {
+            EventKind::Created
+            | EventKind::RetryScheduled
+            | EventKind::Requeued
+            | EventKind::Released
+            | EventKind::Lost => {
                 self.ready_at = Some(event.scheduled_at.map_or(event.ts, |time| time.max(event.ts)));
                 self.attempt_started_at = None;
             }

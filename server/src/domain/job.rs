@@ -23,6 +23,9 @@ pub const MAX_ERROR_CODE_CHARS: usize = 100;
 /// A priority is no higher than this, and no lower than as much below zero.
 pub const MAX_PRIORITY: i32 = 1_000;
 
+/// How many attempts may be lost without counting as failures, where the creator doesn't say.
+pub const DEFAULT_MAX_LOST_ATTEMPTS: i32 = 3;
+
 /// What a creator calls a job, by key. Shared by the job and its events.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
@@ -35,6 +38,8 @@ pub struct JobSpec {
     pub priority: i32,
     /// How many failures until the job stops being retried; at least 1.
     pub max_attempts: i32,
+    /// How many lost attempts don't count as failures.
+    pub max_lost_attempts: i32,
     /// How long to wait between attempts.
     pub retry_policy: RetryPolicy,
     /// The creator's key, with the digest of the request that came with it.
@@ -82,6 +87,8 @@ pub struct Job {
     pub attempt: i32,
     /// What counts against `max_attempts`.
     pub failures: i32,
+    /// Attempts whose leases expired, and that did not count as failures: at most `max_lost_attempts`.
+    pub lost_attempts: i32,
     /// What the worker is doing, in its own words.
     pub stage: Option<Arc<str>>,
     /// How far the attempt is, in per cent.

@@ -22,6 +22,10 @@ pub struct Replay {
     /// As in [`Job`].
     pub attempt: i32,
     /// As in [`Job`].
+    pub failures: i32,
+    /// As in [`Job`].
+    pub lost_attempts: i32,
+    /// As in [`Job`].
     pub stage: Option<Arc<str>>,
     /// As in [`Job`].
     pub progress: Option<u8>,
@@ -77,6 +81,8 @@ impl Replay {
         Self {
             status: job.status,
             attempt: job.attempt,
+            failures: job.failures,
+            lost_attempts: job.lost_attempts,
             stage: job.stage.clone(),
             progress: job.progress,
             result_at: job.result_at,
@@ -110,6 +116,8 @@ impl Replay {
         Self {
             status: first.next_status,
             attempt: 0,
+            failures: 0,
+            lost_attempts: 0,
             stage: None,
             progress: None,
             result_at: None,
@@ -131,6 +139,29 @@ impl Replay {
         forward && event.prev_status == (self.last_job_seq > 0).then_some(self.status)
     }
 
+    /// Counts how attempts ended, against the job's budgets.
+    fn count_attempt(&mut self, event: &JobEvent) {
+        match event.kind {
+            EventKind::Failed => self.failures += 1,
+            EventKind::Lost => self.lost_attempts += 1,
+            EventKind::Requeued => (self.failures, self.lost_attempts) = (0, 0),
+            EventKind::Imported => {
+                let has_failed = matches!(event.next_status, JobStatus::Failed | JobStatus::DeadLetter);
+                (self.failures, self.lost_attempts) = (i32::from(has_failed), 0);
+            }
+            EventKind::Created
+            | EventKind::Claimed
+            | EventKind::Started
+            | EventKind::Progress
+            | EventKind::Succeeded
+            | EventKind::RetryScheduled
+            | EventKind::Released
+            | EventKind::CancelRequested
+            | EventKind::Canceled
+            | EventKind::DeadLettered => {}
+        }
+    }
+
     fn take(&mut self, event: &JobEvent) {
         if let Some(origin) = &event.origin {
             self.created_at = origin.created_at;
@@ -141,6 +172,7 @@ impl Replay {
         }
         self.status = event.next_status;
         self.attempt = event.attempt;
+        self.count_attempt(event);
         self.stage.clone_from(&event.stage);
         self.progress = event.progress;
         if matches!(event.kind, EventKind::Claimed | EventKind::Started) {

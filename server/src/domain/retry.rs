@@ -1,4 +1,4 @@
-//! How long a failed job waits for its next attempt.
+//! How long a job whose attempt failed or was lost waits for the next one.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The delay after a job's `failures`-th failure (from 1): drawn evenly between zero and the upper end.
+    /// The delay after a job's `failures`-th failure or lost attempt (from 1): drawn evenly between zero and the upper end.
     ///
     /// The draw depends on the job and the failure alone, so that deciding the same again gives the same.
     pub fn delay(&self, job: JobId, failures: i32) -> Duration {

@@ -98,9 +98,10 @@ impl<'a> Detail<'a> {
     }
 }
 
-/// An event's `detail_json`; null when there is nothing to say.
-pub(super) fn write(event: &JobEvent) -> Result<Option<String>, StoreError> {
-    let raw = event.result.as_ref().map(|result| serde_json::from_str::<&RawValue>(result.as_str()));
+/// An event's `detail_json`, with a result of at most `max_result` bytes; null when there is nothing to say.
+pub(super) fn write(event: &JobEvent, max_result: usize) -> Result<Option<String>, StoreError> {
+    let result = event.result.as_ref().filter(|result| result.len() <= max_result);
+    let raw = result.map(|result| serde_json::from_str::<&RawValue>(result.as_str()));
     let detail = Detail {
         stage: event.stage.as_deref().map(Into::into),
         progress: event.progress,

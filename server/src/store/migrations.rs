@@ -29,7 +29,8 @@ macro_rules! scripts {
             (4, "streams_statistics", "0004_streams_statistics"),
             (5, "reads", "0005_reads"),
             (6, "recent", "0006_recent"),
-            (7, "access", "0007_access")
+            (7, "access", "0007_access"),
+            (8, "lost_and_text", "0008_lost_and_text")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

@@ -25,7 +25,7 @@ impl Parts {
     pub fn between(before: &Job, after: &Job) -> Self {
         let status = |job: &Job| {
             let times = (job.started_at, job.attempt_started_at, job.finished_at, job.scheduled_at, job.ready_at);
-            (job.status, job.attempt, job.failures, times)
+            (job.status, job.attempt, job.failures, job.lost_attempts, times)
         };
         let mut parts = Self::LOG;
         if status(before) != status(after) {
@@ -54,8 +54,8 @@ impl Parts {
     pub(super) fn of_column(name: &str) -> Self {
         match name {
             "updated_at" | "last_job_seq" | "last_seq" | "last_recorded_at" => Self::LOG,
-            "status" | "attempt" | "failures" | "started_at" | "attempt_started_at" | "finished_at"
-            | "scheduled_at" | "ready_at" => Self::STATUS,
+            "status" | "attempt" | "failures" | "lost_attempts" | "started_at" | "attempt_started_at"
+            | "finished_at" | "scheduled_at" | "ready_at" => Self::STATUS,
             "due_at" => Self::LEASE,
             name if name.starts_with("lease_") => Self::LEASE,
             _ => Self::OUTCOME,

@@ -20,11 +20,12 @@ use crate::domain::{
 };
 
 /// The columns of `job`, in the order in which they are written and read.
-pub(super) const JOB_COLUMNS: [&str; 43] = [
+pub(super) const JOB_COLUMNS: [&str; 45] = [
     "org_id",
     "id",
     "type",
     "max_attempts",
+    "max_lost_attempts",
     "priority",
     "idempotency_key",
     "request_digest",
@@ -41,6 +42,7 @@ pub(super) const JOB_COLUMNS: [&str; 43] = [
     "status",
     "attempt",
     "failures",
+    "lost_attempts",
     "updated_at",
     "started_at",
     "attempt_started_at",
@@ -68,7 +70,7 @@ pub(super) const JOB_COLUMNS: [&str; 43] = [
 ];
 
 /// How many of [`JOB_COLUMNS`] never change.
-pub(super) const JOB_FIXED_COLUMNS: usize = 16;
+pub(super) const JOB_FIXED_COLUMNS: usize = 17;
 
 /// The columns of `job_event`, in the order in which they are written and read.
 pub(super) const EVENT_COLUMNS: [&str; 14] = [
@@ -100,6 +102,10 @@ pub(super) trait Columns<'r> {
     fn optional_text(&mut self) -> Result<Option<&'r str>, StoreError>;
     fn optional_bytes(&mut self) -> Result<Option<&'r [u8]>, StoreError>;
     fn optional_time(&mut self) -> Result<Option<Time>, StoreError>;
+    /// The result that an event brought, exactly.
+    fn result(&mut self) -> Result<Option<Json>, StoreError>;
+    /// The same after [`EVENT_COLUMNS`], where it has a column of its own; `None` where `detail_json` has it.
+    fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError>;
 
     fn time(&mut self) -> Result<Time, StoreError> {
         self.optional_time()?.ok_or_else(|| damaged("time"))
@@ -134,6 +140,7 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
     let id = JobId(columns.uuid()?);
     let job_type = columns.text()?.into();
     let max_attempts = columns.int()?;
+    let max_lost_attempts = columns.int()?;
     let priority = columns.int()?;
     let key = columns.optional_text()?;
     let digest = columns.digest()?;
@@ -148,6 +155,7 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
         job_type,
         priority,
         max_attempts,
+        max_lost_attempts,
         retry_policy,
         idempotency: key.map(|key| Idempotency { key: key.into(), digest }),
         requested_by,
@@ -164,6 +172,7 @@ pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError>
         status: columns.status()?,
         attempt: columns.int()?,
         failures: columns.int()?,
+        lost_attempts: columns.int()?,
         updated_at: columns.time()?,
         started_at: columns.optional_time()?,
         attempt_started_at: columns.optional_time()?,
@@ -212,7 +221,7 @@ fn lease<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Lease>, StoreError
     }))
 }
 
-/// Reads what [`job`] does, then the payload, and the detail of the event that brought the result.
+/// Reads what [`job`] does, then payload and result.
 pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
     Ok(JobRecord { job: job(columns)?, contents: contents(columns)? })
 }
@@ -240,12 +249,9 @@ pub(super) fn at(wanted: usize, places: impl IntoIterator<Item = usize>) -> Resu
     Ok(found)
 }
 
-/// Reads the payload, and the detail of the event that brought the result.
+/// Reads payload and result.
 pub(super) fn contents<'r>(columns: &mut impl Columns<'r>) -> Result<JobContents, StoreError> {
-    Ok(JobContents {
-        payload: columns.optional_text()?.map(Json::from_trusted),
-        result: columns.optional_text()?.map(detail::result).transpose()?.flatten(),
-    })
+    Ok(JobContents { payload: columns.optional_text()?.map(Json::from_trusted), result: columns.result()? })
 }
 
 /// Reads what a timeline needs to know of an event, with the job.
@@ -272,7 +278,7 @@ pub(super) fn past_key<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Pas
     Ok((job, (ts, columns.optional_text()?.map(status).transpose()?, columns.status()?)))
 }
 
-/// Reads [`EVENT_COLUMNS`].
+/// Reads [`EVENT_COLUMNS`], and the result where it lies beside them.
 pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, StoreError> {
     let mut event = JobEvent {
         org_id: OrgId(columns.uuid()?),
@@ -300,6 +306,9 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         detail::read(text, &mut event)?;
     }
     event.labels = labels_of(columns.optional_text()?)?;
+    if let Some(result) = columns.result_beside_detail()? {
+        event.result = Some(result);
+    }
     Ok(event)
 }
 

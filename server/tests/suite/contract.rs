@@ -99,6 +99,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
         job_type: text.into(),
         priority: -7,
         max_attempts: 9,
+        max_lost_attempts: 7,
         retry_policy: RetryPolicy {
             initial_backoff: Duration::from_micros(1_500_001),
             multiplier: 1.7,
@@ -111,7 +112,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
         payload_bytes: 1 << 20,
     });
     full.status = JobStatus::Failed;
-    (full.attempt, full.failures) = (3, 2);
+    (full.attempt, full.failures, full.lost_attempts) = (3, 2, 5);
     (full.stage, full.progress) = (Some(text.into()), Some(100));
     full.result_at = Some(Position { seq: 1, recorded_at: time(1) });
     full.last_error = Some(JobError { code: "".into(), message: "".into() });

@@ -69,7 +69,7 @@ fn count(to: u32, every_ms: u64) -> NewJob {
         ..RetryPolicy::default()
     };
     let job = NewJob::new("count").payload(&json!({"to": to, "every_ms": every_ms})).expect("it has a JSON form");
-    job.max_attempts(100).retry_policy(soon)
+    job.max_lost_attempts(100).retry_policy(soon)
 }
 
 async fn a_worker_that_stood_still_can_not_overwrite_the_next_one(database: Database) {
@@ -79,7 +79,7 @@ async fn a_worker_that_stood_still_can_not_overwrite_the_next_one(database: Data
     let job = client.create(count(600, 100)).await.unwrap().job.id;
     await_kind(&client, &job, JobEventKind::Progress).await;
     stalled.signal("STOP");
-    await_kind(&client, &job, JobEventKind::RetryScheduled).await;
+    await_kind(&client, &job, JobEventKind::Lost).await;
     let claim = Claim::new("next").wait(Duration::from_secs(60)).lease(Duration::from_secs(60));
     let lease = timeout(PATIENCE, client.claim(claim)).await.unwrap().unwrap().remove(0);
     let done = Report::succeeded(&job).lease(&lease.lease_token).result(&"by the next").unwrap();

@@ -45,6 +45,7 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
             max_backoff: Some(prost_types::Duration { seconds: 8 * 24 * 3_600, nanos: 0 }),
         }),
         run_timeout: Some(prost_types::Duration { seconds: 0, nanos: 999_999_999 }),
+        max_lost_attempts: Some(101),
     };
     let all = [
         "idempotency_key",
@@ -54,6 +55,7 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
         "labels[]",
         "priority",
         "max_attempts",
+        "max_lost_attempts",
         "retry_policy.initial_backoff",
         "retry_policy.max_backoff",
         "retry_policy.multiplier",
@@ -67,6 +69,10 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
         CreateJobRequest { r#type: "a\0".to_owned(), ..new_job() },
     ] {
         assert_fields(&refused(bad).await, &["type"]);
+    }
+    for lost in [-1, i32::MAX] {
+        let request = CreateJobRequest { max_lost_attempts: Some(lost), ..new_job() };
+        assert_fields(&refused(request).await, &["max_lost_attempts"]);
     }
     for priority in [-1_001, i32::MIN, i32::MAX] {
         assert_fields(&refused(CreateJobRequest { priority, ..new_job() }).await, &["priority"]);
@@ -87,6 +93,7 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
         requested_by: "é".repeat(255),
         labels,
         max_attempts: 100,
+        max_lost_attempts: Some(100),
         ..new_job()
     };
     service.create_job(most).await.unwrap();

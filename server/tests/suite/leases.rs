@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use jobledger_client::{
-    Claim, Client, Error, Follow, HeartbeatRequest, HeartbeatResult, Item, JobEventKind, JobStatus, Lease,
-    LeaseHeartbeat, NewJob, Report,
+    Claim, Client, Error, Follow, HeartbeatRequest, HeartbeatResult, Item, Job, JobEventKind, JobStatus, Lease,
+    LeaseHeartbeat, ListJobsRequest, NewJob, Report, RetryPolicy, prost_types, proto::GetStatisticsRequest,
 };
 use tokio::time::timeout;
 
 use crate::harness::{Database, PATIENCE, TestServer, await_kind, on_both_databases};
 
 on_both_databases! {
-    a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed,
+    a_lost_attempt_is_no_failure_and_the_next_holder_is_not_disturbed,
+    attempts_are_lost_as_often_as_the_job_allows_and_counted_everywhere,
     heartbeats_keep_a_lease_and_bring_news_both_ways,
     a_job_that_is_held_is_canceled_by_its_holder,
     a_job_that_nobody_holds_is_canceled_at_once,
@@ -50,15 +51,16 @@ async fn kinds(client: &Client, id: &str) -> Vec<JobEventKind> {
     kinds
 }
 
-async fn a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed(database: Database) {
+async fn a_lost_attempt_is_no_failure_and_the_next_holder_is_not_disturbed(database: Database) {
     let (server, client) = TestServer::on(&database).await;
-    let job = client.create(NewJob::new("t").max_attempts(2)).await.unwrap().job.id;
+    let job = client.create(NewJob::new("t")).await.unwrap().job.id;
     let (_, stale) = claim_one(&client, SHORT).await;
     // Nothing is heard of the first: the second gets it, after the backoff.
     let (id, lease) = claim_one(&client, Duration::from_secs(3_600)).await;
     assert_eq!(id, job);
-    let failed = client.get(&job).await.unwrap();
-    assert_eq!((failed.last_error_code.as_str(), failed.attempt), ("LEASE_EXPIRED", 2));
+    let lost = client.get(&job).await.unwrap();
+    assert_eq!((lost.last_error_code.as_str(), lost.attempt), ("LEASE_EXPIRED", 2));
+    assert_eq!((lost.failures, lost.max_attempts, lost.lost_attempts, lost.max_lost_attempts), (0, 1, 1, 3));
 
     assert!(
         beat(&client, vec![of(&stale), of(&lease)], None)
@@ -78,13 +80,53 @@ async fn a_lease_that_ends_is_a_failure_and_the_next_holder_is_not_disturbed(dat
     let expected = [
         JobEventKind::Created,
         JobEventKind::Claimed,
-        JobEventKind::Failed,
-        JobEventKind::RetryScheduled,
+        JobEventKind::Lost,
         JobEventKind::Claimed,
         JobEventKind::Succeeded,
     ];
     assert_eq!(kinds(&client, &job).await, expected);
     server.stop().await;
+}
+
+async fn attempts_are_lost_as_often_as_the_job_allows_and_counted_everywhere(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let soon = RetryPolicy {
+        initial_backoff: Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 }),
+        ..RetryPolicy::default()
+    };
+    let once = client.create(NewJob::new("once").max_lost_attempts(0)).await.unwrap().job.id;
+    let job = NewJob::new("often").max_attempts(2).max_lost_attempts(2).retry_policy(soon);
+    let often = client.create(job).await.unwrap().job.id;
+    let claim = |name: &str| Claim::new("w").types([name]).lease(SHORT).wait(Duration::from_secs(60));
+    client.claim(claim("once")).await.unwrap();
+    await_kind(&client, &once, JobEventKind::Failed).await;
+    // Lost, lost, and then failures up to the budget.
+    for _ in 0..4 {
+        assert_eq!(client.claim(claim("often")).await.unwrap().len(), 1);
+    }
+    await_kind(&client, &often, JobEventKind::DeadLettered).await;
+    use JobEventKind::{Claimed, Created, DeadLettered, Failed, Lost, RetryScheduled};
+    assert_eq!(kinds(&client, &once).await, [Created, Claimed, Failed]);
+    let expected =
+        [Created, Claimed, Lost, Claimed, Lost, Claimed, Failed, RetryScheduled, Claimed, Failed, DeadLettered];
+    assert_eq!(kinds(&client, &often).await, expected);
+
+    let counts = |job: &Job| (job.status(), job.attempt, job.failures, job.lost_attempts);
+    let listed = client.list(ListJobsRequest::default()).await.unwrap().jobs;
+    let expected = [(JobStatus::DeadLetter, 4, 2, 2), (JobStatus::Failed, 1, 1, 0)];
+    assert_eq!(listed.iter().map(counts).collect::<Vec<_>>(), expected);
+    let window = Some(prost_types::Duration { seconds: 3_600, nanos: 0 });
+    let request = GetStatisticsRequest { types: Vec::new(), window, series: true };
+    let statistics = client.statistics_of(request).await.unwrap();
+    let happened = statistics.happened.unwrap();
+    assert_eq!((happened.started, happened.failed, happened.lost), (5, 3, 2));
+    assert!(statistics.per_minute.unwrap().lost > 0.0);
+    let of_points = statistics.series[0].points.iter().filter_map(|point| point.happened);
+    assert_eq!(of_points.map(|happened| happened.lost).sum::<i64>(), 2);
+    let again = client.retry(&often).await.unwrap();
+    assert_eq!(counts(&again), (JobStatus::Queued, 4, 0, 0), "a fresh budget of both");
+    server.stop().await;
+    database.verify().await;
 }
 
 async fn heartbeats_keep_a_lease_and_bring_news_both_ways(database: Database) {
@@ -114,7 +156,7 @@ async fn heartbeats_keep_a_lease_and_bring_news_both_ways(database: Database) {
     );
 
     // The other one is not kept, and ends: by then the first would have, too.
-    await_kind(&client, &dropped, JobEventKind::Failed).await;
+    await_kind(&client, &dropped, JobEventKind::Lost).await;
     assert_eq!(client.get(&kept).await.unwrap().status(), JobStatus::Running);
     let results = beat(&client, vec![of(&lost), of(&held)], None).await;
     assert_eq!(results[1].expires_at, job.lease_expires_at, "a heartbeat never shortens a lease");

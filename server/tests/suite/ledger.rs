@@ -95,6 +95,7 @@ pub(crate) fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option
             job_type: job_type.into(),
             priority: 0,
             max_attempts: 1,
+            max_lost_attempts: 3,
             retry_policy: RetryPolicy::default(),
             idempotency,
             requested_by: "".into(),

@@ -252,7 +252,7 @@ impl State {
             EventKind::Progress | EventKind::Succeeded => status == Status::Running,
             EventKind::CancelRequested => status == Status::Running && !cancel_requested,
             // What ends the attempt of one that is to be canceled cancels it.
-            EventKind::Failed | EventKind::Released => status == Status::Running && !cancel_requested,
+            EventKind::Failed | EventKind::Released | EventKind::Lost => status == Status::Running && !cancel_requested,
             EventKind::RetryScheduled => status == Status::Failed && failures < 2,
             EventKind::DeadLettered => status == Status::Failed && failures == 2,
             EventKind::Canceled => status == Status::Queued || status == Status::Running && cancel_requested,
@@ -268,7 +268,9 @@ impl State {
             EventKind::CancelRequested => Self { status: Status::Running, cancel_requested: true, ..next },
             EventKind::Succeeded => Self { status: Status::Succeeded, ..next },
             EventKind::Failed => Self { status: Status::Failed, failures: failures + 1, ..next },
-            EventKind::Released | EventKind::RetryScheduled => Self { status: Status::Queued, ..next },
+            EventKind::Released | EventKind::RetryScheduled | EventKind::Lost => {
+                Self { status: Status::Queued, ..next }
+            }
             EventKind::DeadLettered => Self { status: Status::DeadLetter, ..next },
             EventKind::Canceled => Self { status: Status::Canceled, ..next },
             _ => Self { status: Status::Queued, failures: 0, cancel_requested: false, ..next },
@@ -370,7 +372,7 @@ impl Model {
             (Call::Heartbeat(held), Told::Until(end)) => {
                 // Nobody may say that it is over before.
                 let expired = self
-                    .of_attempt(held, &[EventKind::Failed])
+                    .of_attempt(held, &[EventKind::Failed, EventKind::Lost])
                     .into_iter()
                     .find(|event| event.error.as_ref().is_some_and(|error| &*error.code == "LEASE_EXPIRED"));
                 expired.is_none_or(|event| event.recorded_at >= *end)

@@ -18,11 +18,11 @@ async fn of(client: &Client, request: GetStatisticsRequest) -> Statistics {
     client.statistics_of(request).await.unwrap()
 }
 
-/// Created, started, succeeded, failed, retried, canceled.
-fn counts(happened: Option<&jobledger_client::proto::Happened>) -> [i64; 6] {
+/// Created, started, succeeded, failed, retried, canceled, lost.
+fn counts(happened: Option<&jobledger_client::proto::Happened>) -> [i64; 7] {
     let happened = happened.expect("it is always told");
     let of = happened;
-    [of.created, of.started, of.succeeded, of.failed, of.retried, of.canceled]
+    [of.created, of.started, of.succeeded, of.failed, of.retried, of.canceled, of.lost]
 }
 
 async fn what_happened_is_counted_by_type_and_in_all(database: Database) {
@@ -45,10 +45,10 @@ async fn what_happened_is_counted_by_type_and_in_all(database: Database) {
     client.update(Report::released(&given_back)).await.unwrap();
 
     let statistics = of(&client, GetStatisticsRequest::default()).await;
-    let expected = [[2, 3, 1, 2, 2, 0], [2, 1, 0, 0, 0, 1]];
+    let expected = [[2, 3, 1, 2, 2, 0, 0], [2, 1, 0, 0, 0, 1, 0]];
     let of_types: Vec<_> = statistics.types.iter().map(|of_type| counts(of_type.happened.as_ref())).collect();
     assert_eq!(of_types, expected);
-    assert_eq!(counts(statistics.happened.as_ref()), [4, 4, 1, 2, 2, 1]);
+    assert_eq!(counts(statistics.happened.as_ref()), [4, 4, 1, 2, 2, 1, 0]);
     let durations: Vec<_> = [&statistics.types[0], &statistics.types[1]]
         .map(|of_type| (of_type.waits.unwrap().count, of_type.runs.unwrap().count))
         .into_iter()
@@ -113,7 +113,7 @@ async fn a_series_adds_up_to_what_happened(database: Database) {
             let request = GetStatisticsRequest { types, window, series: true };
             let statistics = of(&client, request).await;
             assert_eq!(statistics.series_width.unwrap().seconds, width);
-            let mut sums: BTreeMap<&str, [i64; 6]> = BTreeMap::new();
+            let mut sums: BTreeMap<&str, [i64; 7]> = BTreeMap::new();
             for series in &statistics.series {
                 let mut last = 0;
                 for point in &series.points {
@@ -126,9 +126,9 @@ async fn a_series_adds_up_to_what_happened(database: Database) {
                     }
                 }
             }
-            let expected = if names.len() == 1 { [30, 30, 10, 0, 0, 0] } else { [15, 15, 5, 0, 0, 0] };
+            let expected = if names.len() == 1 { [30, 30, 10, 0, 0, 0, 0] } else { [15, 15, 5, 0, 0, 0, 0] };
             assert_eq!(sums, names.into_iter().map(|name| (name, expected)).collect());
-            assert_eq!(counts(statistics.happened.as_ref()), [30, 30, 10, 0, 0, 0]);
+            assert_eq!(counts(statistics.happened.as_ref()), [30, 30, 10, 0, 0, 0, 0]);
         }
     }
     let none = of(&client, GetStatisticsRequest::default()).await;

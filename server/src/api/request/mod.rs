@@ -23,7 +23,7 @@ use super::{caller::Caller, status::ApiError};
 use crate::{
     domain::{
         id::JobId,
-        job::{Idempotency, JobSpec, MAX_PRIORITY},
+        job::{DEFAULT_MAX_LOST_ATTEMPTS, Idempotency, JobSpec, MAX_PRIORITY},
         transition::{self, Cancel, Report, Retry},
     },
     ledger::{Command, Create},
@@ -33,6 +33,7 @@ use crate::{
 pub(super) const ORG_HEADER: &str = "x-org-id";
 
 const MAX_ATTEMPTS: i32 = 100;
+const MAX_LOST_ATTEMPTS: i32 = 100;
 const RUN_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(365 * 24 * 3_600)];
 /// Items of one batch.
 const MAX_ITEMS: usize = 1_000;
@@ -68,6 +69,10 @@ pub(super) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Resu
     });
     let max_attempts = if request.max_attempts == 0 { 1 } else { request.max_attempts };
     check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || format!("must be 1 to {MAX_ATTEMPTS}"));
+    let max_lost_attempts = request.max_lost_attempts.unwrap_or(DEFAULT_MAX_LOST_ATTEMPTS);
+    check.that("max_lost_attempts", (0..=MAX_LOST_ATTEMPTS).contains(&max_lost_attempts), || {
+        format!("must be 0 to {MAX_LOST_ATTEMPTS}")
+    });
     let retry_policy = check.retry_policy(request.retry_policy.as_ref());
     let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
     let run_timeout =
@@ -85,6 +90,7 @@ pub(super) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Resu
             job_type: request.r#type.into(),
             priority: request.priority,
             max_attempts,
+            max_lost_attempts,
             retry_policy,
             idempotency,
             requested_by,

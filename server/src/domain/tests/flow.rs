@@ -48,7 +48,7 @@ fn waits_and_runs_are_measured_between_the_right_events() {
     let (_, more) = after(&job, Command::Report(report(succeeded())), 33);
     events.extend(more);
     let flow = flow_of(&events);
-    assert_eq!(flow.counts(), [1, 3, 1, 1, 1, 0]);
+    assert_eq!(flow.counts(), [1, 3, 1, 1, 1, 0, 0]);
     let expected = |seconds: &[u64]| {
         let mut histogram = Histogram::default();
         seconds.iter().for_each(|seconds| histogram.add(Duration::from_secs(*seconds)));
@@ -59,6 +59,17 @@ fn waits_and_runs_are_measured_between_the_right_events() {
 }
 
 #[test]
+fn a_lost_attempt_is_counted_as_such_and_has_not_run() {
+    let held = job_held(1, false);
+    let lost = held.apply(&look(), tick(31, 100)).unwrap();
+    let flow = flow_after(&held, &lost.events);
+    assert_eq!((flow.counts(), flow.runs.total()), ([0, 0, 0, 0, 0, 0, 1], 0));
+    let mut timeline = Timeline::of(&held);
+    timeline.follow(&Milestone::of(&lost.events[0]), &mut Flow::default());
+    assert!(timeline.is_of(&lost.job), "its wait begins when the delay is over");
+}
+
+#[test]
 fn what_happened_elsewhere_is_not_counted_but_followed() {
     let created = create(1);
     let started = created.job.apply(&Command::Report(report(Some(Step::Run))), tick(5, 2)).unwrap();
@@ -66,7 +77,7 @@ fn what_happened_elsewhere_is_not_counted_but_followed() {
     let brought_in = |event: &JobEvent| JobEvent { recorded_at: time(100), ..event.clone() };
     let events = [brought_in(&created.events[0]), brought_in(&started.events[0]), ended.events[0].clone()];
     let flow = flow_of(&events);
-    assert_eq!((flow.counts(), flow.waits.total(), flow.runs.total()), ([0, 0, 1, 0, 0, 0], 0, 1));
+    assert_eq!((flow.counts(), flow.waits.total(), flow.runs.total()), ([0, 0, 1, 0, 0, 0, 0], 0, 1));
 }
 
 #[test]

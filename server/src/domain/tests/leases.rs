@@ -48,29 +48,58 @@ fn a_heartbeat_extends_and_never_shortens() {
 }
 
 #[test]
-fn a_lease_that_ends_is_a_failure_that_is_retried() {
-    let mut job = job_held(2, false);
+fn an_attempt_whose_lease_expires_is_lost_and_followed_by_another() {
+    let mut job = job_held(1, false);
     let early = job.apply(&look(), tick(30, 100)).unwrap();
     assert!(!early.is_changed);
     let token = job.lease_token();
     let expired = job.apply(&look(), tick(31, 100)).unwrap();
-    assert_eq!(cell(&Ok(expired.clone())), "failed+retry_scheduled");
-    assert_eq!(&*expired.job.last_error.as_ref().unwrap().code, LEASE_EXPIRED);
-    assert_eq!(&*expired.events[0].actor, ACTOR_LEDGER);
-    assert!(expired.job.lease_epoch > job.lease_epoch && expired.job.failures == 1);
+    let [event] = &expired.events[..] else { panic!("one event: {:?}", expired.events) };
+    assert_eq!((event.kind, event.next_status, &*event.actor), (EventKind::Lost, JobStatus::Queued, ACTOR_LEDGER));
+    assert_eq!(&*event.error.as_ref().unwrap().code, LEASE_EXPIRED);
+    assert_eq!(expired.job.last_error, event.error);
+    assert!(expired.job.lease_epoch > job.lease_epoch && expired.job.lease.is_none());
+    assert_eq!((expired.job.failures, expired.job.lost_attempts), (0, 1));
+    let delay = job.spec.retry_policy.delay(job.id, 1);
+    assert_eq!(expired.job.scheduled_at, Some(time(31) + delay));
     for step in [succeeded(), failed(true), released()] {
         let late = Report { lease: token, ..report(step) };
         assert_eq!(expired.job.apply(&Command::Report(late), tick(32, 102)), Err(TransitionError::LeaseLost));
     }
+    // The delays of failures and lost attempts are of one row, and never the same draw.
+    job.failures = 2;
+    job.lost_attempts = 1;
+    let third = job.apply(&look(), tick(31, 100)).unwrap().job;
+    assert_eq!(third.scheduled_at, Some(time(31) + job.spec.retry_policy.delay(job.id, 4)));
     job.cancel_requested = true;
     let canceled = job.apply(&look(), tick(31, 100)).unwrap();
     assert_eq!(cell(&Ok(canceled.clone())), "canceled");
+    assert_eq!(canceled.job.lost_attempts, 1, "what cancels is not lost");
     assert_eq!(&*canceled.job.last_error.unwrap().code, LEASE_EXPIRED);
 
     // Extended since it was noted when to look: looked at again when it really ends.
     job.lease.as_mut().unwrap().expires_at = time(60);
     let later = job.apply(&look(), tick(31, 100)).unwrap();
     assert_eq!((cell(&Ok(later.clone())).as_str(), later.job.due_at), ("quietly", Some(time(60))));
+}
+
+#[test]
+fn beyond_the_budget_of_lost_attempts_each_is_a_failure() {
+    for (max_attempts, failures, expected) in
+        [(1, 0, "failed"), (3, 1, "failed+retry_scheduled"), (3, 2, "failed+dead_lettered")]
+    {
+        let mut job = job_held(max_attempts, false);
+        (job.failures, job.lost_attempts) = (failures, job.spec.max_lost_attempts);
+        let expired = job.apply(&look(), tick(31, 100)).unwrap();
+        assert_eq!(cell(&Ok(expired.clone())), expected);
+        assert_eq!((expired.job.failures, expired.job.lost_attempts), (failures + 1, job.spec.max_lost_attempts));
+        assert_eq!(&*expired.job.last_error.unwrap().code, LEASE_EXPIRED);
+    }
+    let mut once = job_held(1, false);
+    once.spec = Arc::new(JobSpec { max_lost_attempts: 0, ..(*once.spec).clone() });
+    assert_eq!(cell(&once.apply(&look(), tick(31, 100))), "failed", "work that must not be begun twice");
+    let again = Job { lost_attempts: 3, ..job_in(JobStatus::Failed, 1, false) };
+    assert_eq!(again.apply(&Command::Retry(retry()), tick(10, 100)).unwrap().job.lost_attempts, 0);
 }
 
 #[test]
@@ -81,18 +110,18 @@ fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     let at_90 = job.apply(&since_90(90), tick(90, 100)).unwrap();
     assert_eq!((cell(&Ok(at_90.clone())).as_str(), at_90.job.due_at), ("quietly", Some(time(100))));
     assert_eq!(cell(&job.apply(&since_90(99), tick(99, 100))), "quietly");
-    assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "failed+retry_scheduled");
+    assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "lost");
     // Given once: another outage in the meantime does not add to it.
     let again = Command::Look(Look { reachable_for: Duration::ZERO });
-    assert_eq!(cell(&at_90.job.apply(&again, tick(100, 101))), "failed+retry_scheduled");
+    assert_eq!(cell(&at_90.job.apply(&again, tick(100, 101))), "lost");
     // One that ends shortly after is given as much; one that ends later had its time.
     let mut ends_at_95 = job.clone();
     ends_at_95.lease.as_mut().unwrap().expires_at = time(95);
     assert_eq!(cell(&ends_at_95.apply(&since_90(104), tick(104, 100))), "quietly");
-    assert_eq!(cell(&ends_at_95.apply(&since_90(105), tick(105, 100))), "failed+retry_scheduled");
+    assert_eq!(cell(&ends_at_95.apply(&since_90(105), tick(105, 100))), "lost");
     let mut ends_at_101 = job;
     ends_at_101.lease.as_mut().unwrap().expires_at = time(101);
-    assert_eq!(cell(&ends_at_101.apply(&since_90(101), tick(101, 100))), "failed+retry_scheduled");
+    assert_eq!(cell(&ends_at_101.apply(&since_90(101), tick(101, 100))), "lost");
 }
 
 #[test]

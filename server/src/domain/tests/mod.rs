@@ -39,6 +39,7 @@ fn spec(max_attempts: i32) -> Arc<JobSpec> {
         job_type: "test".into(),
         priority: 0,
         max_attempts,
+        max_lost_attempts: 3,
         retry_policy: RetryPolicy::default(),
         idempotency: None,
         requested_by: "tester".into(),

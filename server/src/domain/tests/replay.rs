@@ -104,11 +104,13 @@ proptest! {
     #[test]
     fn a_row_is_the_fold_of_its_events(
         max_attempts in 1i32..5,
+        max_lost_attempts in 0i32..3,
         run_timeout in prop::option::of(1u64..60),
         steps in prop::collection::vec((any_command(), 0i64..20), 0..60),
     ) {
         let mut spec = (*spec(max_attempts)).clone();
         spec.run_timeout = run_timeout.map(Duration::from_secs);
+        spec.max_lost_attempts = max_lost_attempts;
         let first = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, Arc::new(spec), None, tick(0, 1));
         let Transition { mut job, mut events, .. } = first;
         let (mut now, mut next_seq) = (0, 2);
@@ -135,7 +137,7 @@ proptest! {
             prop_assert_eq!(job.attempt - before.attempt, begun);
             prop_assert_eq!(job.finished_at.is_some(), job.status.is_terminal());
             prop_assert_eq!(job.started_at.is_some(), job.attempt > 0);
-            prop_assert!(job.failures <= max_attempts);
+            prop_assert!(job.failures <= max_attempts && job.lost_attempts <= max_lost_attempts);
             prop_assert!(job.started_at.is_none_or(|started| job.created_at <= started));
             prop_assert!(job.finished_at.is_none_or(|finished| job.started_at.is_none_or(|started| started <= finished)));
             prop_assert!(job.attempt_started_at >= job.started_at);

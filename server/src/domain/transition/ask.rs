@@ -66,6 +66,7 @@ impl Job {
         }
         let mut path = Path::new(self, &retry.actor, at);
         path.job.failures = 0;
+        path.job.lost_attempts = 0;
         path.job.cancel_requested = false;
         path.job.retry_request.clone_from(&retry.request);
         path.take(EventKind::Requeued, JobStatus::Queued, Detail::default());

@@ -47,7 +47,7 @@ impl Job {
             path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));
         } else if lease_end.is_some_and(|end| end <= at.now) {
             let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
-            path.give_up(error(LEASE_EXPIRED, format!("nothing was heard of worker {worker} before its lease ended")));
+            path.lose(error(LEASE_EXPIRED, format!("nothing was heard of worker {worker} before its lease ended")));
         } else {
             path.change(|job| job.due_at = run_end.into_iter().chain(lease_end).min());
         }

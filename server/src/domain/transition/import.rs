@@ -306,6 +306,7 @@ impl Import {
         job.attempt = job.attempt.max(*attempt);
         // One failure uses the budget up: the other system did not try again by itself.
         job.failures = i32::from(matches!(status, JobStatus::Failed | JobStatus::DeadLetter));
+        job.lost_attempts = 0;
         job.stage.clone_from(stage);
         job.progress = *progress;
         job.last_error.clone_from(error);

@@ -4,15 +4,16 @@
 //!            create          claim, or report running           succeeded
 //!   (none) ─────────▶ queued ─────────────────────────▶ running ──────────▶ succeeded
 //!                     │ ▲  ▲                           │ │ │  ▲
-//!              cancel │ │  └───────── give back ───────┘ │ │  └─ progress, cancel requested
+//!              cancel │ │  └──── give back, lost ──────┘ │ │  └─ progress, cancel requested
 //!                     │ │                                │ │
 //!                     ▼ │ retry                          │ └──▶ canceled   (at once where nobody holds the job; else every
 //!              canceled │                                ▼                  exit but success, after it was requested)
-//!                       └────────────────────────────  failed              failed, lease expired, run timed out
+//!                       └────────────────────────────  failed              failed, run timed out, lost too often
 //!                         by itself while the budget     │
 //!                         lasts, or on request           └──▶ dead_letter   a budget of more than one attempt is used up
 //! ```
 //!
+//! An attempt is lost when its lease expires; `max_lost_attempts` of them don't count as failures.
 //! dead_letter and canceled lead back to queued on request, as failed does.
 //! A job that is brought in from another system ([`Job::import`]) is where it was there.
 //! Each arrow is exactly one event. A failure that is retried, or that uses the budget up, takes two arrows at once.
@@ -122,6 +123,7 @@ impl Job {
             status: JobStatus::Queued,
             attempt: 0,
             failures: 0,
+            lost_attempts: 0,
             stage: None,
             progress: None,
             result_at: None,

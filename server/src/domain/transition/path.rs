@@ -146,12 +146,34 @@ impl Path {
         self.take(EventKind::Released, JobStatus::Queued, Detail { scheduled_at, ..detail });
     }
 
-    /// Ends the attempt for the ledger's own reason. Whoever worked on it is no longer listened to.
+    /// running → queued, because the lease expired; a failure once `max_lost_attempts` are used up.
+    pub(super) fn lose(&mut self, error: JobError) {
+        if self.job.cancel_requested || self.job.lost_attempts >= self.job.spec.max_lost_attempts {
+            return self.give_up(error);
+        }
+        self.revoke_lease();
+        self.job.lost_attempts += 1;
+        let scheduled_at = Some(self.at.now + self.backoff());
+        self.take(EventKind::Lost, JobStatus::Queued, Detail { error: Some(error), scheduled_at, ..Detail::default() });
+    }
+
+    /// Ends the attempt as a failure for the ledger's own reason.
     pub(super) fn give_up(&mut self, error: JobError) {
-        self.job.lease_epoch = self.next_epoch();
-        self.job.outcome = None;
+        self.revoke_lease();
         let (result, retryable, retry_after) = (None, true, None);
         self.end_attempt(&Outcome::Failed { result, error, retryable, retry_after }, Detail::default());
+    }
+
+    /// Reports of whoever worked on the job are refused from now on.
+    fn revoke_lease(&mut self) {
+        self.job.lease_epoch = self.next_epoch();
+        self.job.outcome = None;
+    }
+
+    /// The retry policy's delay before the next attempt.
+    fn backoff(&self) -> Duration {
+        let job = &self.job;
+        job.spec.retry_policy.delay(job.id, job.failures + job.lost_attempts)
     }
 
     /// An epoch that no lease on the job has had: not even one that was granted by a database which has been restored to
@@ -174,7 +196,7 @@ impl Path {
         let (failures, budget) = (self.job.failures, self.job.spec.max_attempts);
         self.actor = Arc::from(ACTOR_LEDGER);
         if failures < budget {
-            let wait = retry_after.unwrap_or_else(|| self.job.spec.retry_policy.delay(self.job.id, failures));
+            let wait = retry_after.unwrap_or_else(|| self.backoff());
             let scheduled_at = Some(self.at.now + wait);
             self.take(EventKind::RetryScheduled, JobStatus::Queued, Detail { scheduled_at, ..Detail::default() });
         } else if budget > 1 {

@@ -20,13 +20,14 @@ use crate::{
 static SERIES: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* series */ SELECT head_seq, recorded_at, width::bigint, start, type, removed, {}, waits, runs
-        FROM jobledger.read_series($1, $2)",
+        FROM jobledger.series_of($1, $2)",
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
     )
 });
 
 static HISTORIES: LazyLock<String> = LazyLock::new(|| {
-    format!("/* histories */ SELECT {} FROM jobledger.read_histories($1, $2, $3, $4, $5)", EVENT_COLUMNS.join(", "))
+    let columns = EVENT_COLUMNS.join(", ");
+    format!("/* histories */ SELECT {columns}, result FROM jobledger.histories_of($1, $2, $3, $4, $5)")
 });
 
 #[async_trait]

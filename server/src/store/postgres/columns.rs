@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::error::store_error;
 use crate::{
-    domain::clock::Time,
+    domain::{clock::Time, json::Json},
     store::{
         StoreError,
         rows::{self, JOB_COLUMNS},
@@ -76,6 +76,15 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
 
     fn optional_bytes(&mut self) -> Result<Option<&'r [u8]>, StoreError> {
         self.get()
+    }
+
+    /// A column of its own, as it was written: `jsonb` prints numbers at full length.
+    fn result(&mut self) -> Result<Option<Json>, StoreError> {
+        Ok(self.optional_text()?.map(Json::from_trusted))
+    }
+
+    fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError> {
+        self.result()
     }
 
     fn optional_time(&mut self) -> Result<Option<Time>, StoreError> {

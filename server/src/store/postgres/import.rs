@@ -15,7 +15,7 @@ use crate::{
     store::{StoreError, of_imported, other_than, rows},
 };
 
-const LOAD_MARKS: &str = "/* load_marks */ SELECT wanted.id, e.seq, e.detail_json::text
+const LOAD_MARKS: &str = "/* load_marks */ SELECT wanted.id, e.seq, (e.detail_json - 'result')::text
     FROM unnest($2::uuid[], $3::timestamptz[], $4::timestamptz[]) AS wanted (id, since, until) CROSS JOIN LATERAL (
         SELECT e.seq, e.detail_json FROM jobledger.job_event e
         WHERE e.org_id = $1 AND e.job_id = wanted.id AND e.recorded_at >= wanted.since AND e.recorded_at <= wanted.until

@@ -26,7 +26,7 @@ use crate::{
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result_detail FROM jobledger.get_job($1, $2) r",
+        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result FROM jobledger.job_of($1, $2) r",
         job_columns("(r.job)")
     )
 });
@@ -39,8 +39,8 @@ pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Re
 static JOBS: LazyLock<String> = LazyLock::new(|| {
     let columns = JOB_COLUMNS.map(|column| format!("r.{column}")).join(", ");
     format!(
-        "/* jobs */ SELECT r.n, r.is_large, {columns}, r.stage, r.progress, r.payload, r.result_detail
-         FROM jobledger.read_jobs($1, $2, $3, $4) r"
+        "/* jobs */ SELECT r.n, r.is_large, {columns}, r.stage, r.progress, r.payload, r.result
+         FROM jobledger.jobs_of($1, $2, $3, $4) r"
     )
 });
 
@@ -97,15 +97,15 @@ pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Resu
 
 fn events_sql(name: &str, call: &str) -> String {
     format!(
-        "/* {name} */ SELECT head_seq, floor_seq, job_status, bytes_through, {} FROM jobledger.{call}",
+        "/* {name} */ SELECT head_seq, floor_seq, job_status, bytes_through, {}, result FROM jobledger.{call}",
         EVENT_COLUMNS.join(", ")
     )
 }
 
 static ORG_EVENTS: LazyLock<String> =
-    LazyLock::new(|| events_sql("org_events", "page_of_log($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
+    LazyLock::new(|| events_sql("org_events", "log_page($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
 static JOB_EVENTS: LazyLock<String> =
-    LazyLock::new(|| events_sql("job_events", "page_of_job($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
+    LazyLock::new(|| events_sql("job_events", "job_page($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
 
 pub(super) async fn events(
     readers: &Arc<Connections>,
@@ -174,7 +174,7 @@ pub(super) async fn contents(
     ids: &[JobId],
 ) -> Result<Vec<(JobId, JobContents)>, StoreError> {
     let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
-    let sql = "/* contents */ SELECT id, payload, result_detail FROM jobledger.read_contents($1, $2)";
+    let sql = "/* contents */ SELECT id, payload, result FROM jobledger.contents_of($1, $2)";
     let found = readers.fetch(sql, arguments![org.0, ids]).await?;
     let contents = |row| {
         let mut columns = Columns::of(row);

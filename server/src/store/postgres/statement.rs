@@ -198,7 +198,8 @@ pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> Strin
 fn type_of(column: &str) -> &'static str {
     match column {
         "id" | "job_id" => "uuid",
-        "attempt" | "max_attempts" | "failures" | "priority" | "bytes" | "payload_bytes" => "int4",
+        "attempt" | "max_attempts" | "max_lost_attempts" | "failures" | "lost_attempts" => "int4",
+        "priority" | "bytes" | "payload_bytes" => "int4",
         "seq" | "job_seq" | "retry_initial" | "retry_max" | "run_timeout" | "lease_granted" => "int8",
         "outcome_epoch" | "lease_epoch" => "int8",
         name if name.ends_with("_seq") => "int8",
@@ -214,7 +215,7 @@ fn type_of(column: &str) -> &'static str {
 /// What makes a column's type of that in which it travels, where that is another.
 fn cast(column: &str) -> &'static str {
     match column {
-        "labels" | "payload" | "detail_json" => "::jsonb",
+        "labels" | "detail_json" => "::jsonb",
         _ => "",
     }
 }

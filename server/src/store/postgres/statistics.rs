@@ -10,7 +10,7 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
-        flow::{Flow, Histogram, Width, Window},
+        flow::{FLOW_COUNTS, Flow, Histogram, Width, Window},
         id::OrgId,
         status::JobStatus,
     },
@@ -23,7 +23,7 @@ use crate::{
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* statistics */ SELECT head_seq, clock, since, type, bucket, {}, scheduled, oldest_ready_at, {}, waits, runs
-        FROM jobledger.summarize($1, $2, $3 * interval '1 microsecond', $4, $5)",
+        FROM jobledger.summary_of($1, $2, $3 * interval '1 microsecond', $4, $5)",
         JobStatus::ALL.map(JobStatus::as_str).join(", "),
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
     )
@@ -69,7 +69,7 @@ pub(super) async fn statistics(
 
 /// Reads the counts of a flow, then its durations. Nothing is null where nothing happened.
 pub(super) fn flow(columns: &mut Columns<'_>) -> Result<Flow, StoreError> {
-    let mut counts = [0; 6];
+    let mut counts = [0; FLOW_COUNTS];
     for count in &mut counts {
         *count = columns.optional_long()?.unwrap_or_default();
     }

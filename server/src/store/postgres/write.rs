@@ -14,7 +14,7 @@ use super::{
     statement::{Column, Statement, all_same, unnest},
 };
 use crate::{
-    domain::{clock::Time, flow::Width, id::OrgId, job::Job, status::JobStatus},
+    domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
         Changed, Changes, Head, NextDue, Parts, StoreError, detail,
         rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, labels_json, non_empty},
@@ -27,6 +27,8 @@ const FOLD_AFTER: i64 = 512;
 /// The same for a batch of many events: of such there are few until then.
 const FOLD_LARGE_AFTER: i64 = 2_048;
 const LARGE: usize = 64;
+/// A result of no more than this stands in `detail_json` too, for those who read the table by themselves.
+const MAX_DETAIL_RESULT: usize = 64 << 10;
 
 /// Where a batch stands in its org's log.
 pub(super) struct Log {
@@ -199,13 +201,15 @@ impl Statement {
         let rest_is_same = all_same(jobs, |job| {
             let spec = &job.spec;
             let ways = (&spec.retry_policy, spec.run_timeout);
-            (spec.max_attempts, spec.priority, &spec.requested_by, &spec.labels, ways)
+            let attempts = (spec.max_attempts, spec.max_lost_attempts);
+            (attempts, spec.priority, &spec.requested_by, &spec.labels, ways)
         });
         let time_is_same = all_same(jobs, |job| job.created_at);
         let mut columns = vec![
             self.column("id", jobs, |job| job.id.0)?,
             self.either(type_is_same, "type", jobs, |job| &*job.spec.job_type)?,
             self.either(rest_is_same, "max_attempts", jobs, |job| job.spec.max_attempts)?,
+            self.either(rest_is_same, "max_lost_attempts", jobs, |job| job.spec.max_lost_attempts)?,
             self.either(rest_is_same, "priority", jobs, |job| job.spec.priority)?,
             self.either(rest_is_same, "requested_by", jobs, |job| non_empty(&job.spec.requested_by))?,
             self.either(rest_is_same, "labels", jobs, |job| labels_json(&job.spec.labels))?,
@@ -251,15 +255,17 @@ impl Statement {
             self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
         ];
         // What most jobs never have.
-        let is_plain = all_same(jobs, |job| (job.attempt, job.failures, job.cancel_requested, job.scheduled_at))
-            && jobs
-                .iter()
-                .all(|job| job.last_error.is_none() && job.result_at.is_none() && job.retry_request.is_none());
+        let is_plain = all_same(jobs, |job| {
+            (job.attempt, job.failures, job.lost_attempts, job.cancel_requested, job.scheduled_at)
+        }) && jobs
+            .iter()
+            .all(|job| job.last_error.is_none() && job.result_at.is_none() && job.retry_request.is_none());
         if parts.contain(Parts::STATUS) {
             columns.extend([
                 self.column("status", jobs, |job| job.status.as_str())?,
                 self.either(is_plain, "attempt", jobs, |job| job.attempt)?,
                 self.either(is_plain, "failures", jobs, |job| job.failures)?,
+                self.either(is_plain, "lost_attempts", jobs, |job| job.lost_attempts)?,
                 self.column("started_at", jobs, |job| job.started_at)?,
                 self.column("attempt_started_at", jobs, |job| job.attempt_started_at)?,
                 self.column("finished_at", jobs, |job| job.finished_at)?,
@@ -354,7 +360,8 @@ impl Statement {
         if events.is_empty() {
             return Ok(());
         }
-        let details = events.iter().map(|event| detail::write(event)).collect::<Result<Vec<_>, _>>()?;
+        let details =
+            events.iter().map(|event| detail::write(event, MAX_DETAIL_RESULT)).collect::<Result<Vec<_>, _>>()?;
         let time_is_same = all_same(events, |event| (event.ts, event.recorded_at));
         let kind_is_same = all_same(events, |event| {
             let path = (event.kind, event.prev_status, event.next_status, event.attempt, event.job_seq);
@@ -362,7 +369,7 @@ impl Statement {
         });
         let labels_are_same = all_same(events, |event| &event.labels);
         let says_nothing = details.iter().all(Option::is_none);
-        let columns = [
+        let mut columns = vec![
             self.column("seq", events, |event| event.seq)?,
             self.column("job_id", events, |event| event.job_id.0)?,
             self.either(kind_is_same, "job_seq", events, |event| event.job_seq)?,
@@ -379,6 +386,9 @@ impl Statement {
             self.either(kind_is_same, "bytes", events, |event| i32::try_from(event.weight()).unwrap_or(i32::MAX))?,
         ];
         debug_assert!(columns.iter().map(|column| column.name).take(13).eq(EVENT_COLUMNS[1..].iter().copied()));
+        if events.iter().any(|event| event.result.is_some()) {
+            columns.push(self.column("result", events, |event| event.result.as_ref().map(Json::as_str))?);
+        }
         self.insert("events", "job_event", &columns);
         Ok(())
     }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     domain::{
         event::JobEvent,
-        flow::Flow,
+        flow::{FLOW_COUNTS, Flow},
         id::{JobId, OrgId},
     },
     store::{
@@ -81,7 +81,7 @@ impl Audit for SqliteStore {
             let Some(seconds) = columns.optional_long()? else { break };
             let place = (seconds, columns.time()?, columns.text()?);
             let is_removed = columns.flag()?;
-            let mut counts = [0; 6];
+            let mut counts = [0; FLOW_COUNTS];
             for count in &mut counts {
                 *count = columns.long()?;
             }

@@ -6,9 +6,9 @@ use uuid::Uuid;
 
 use super::error::store_error;
 use crate::{
-    domain::clock::Time,
+    domain::{clock::Time, json::Json},
     store::{
-        StoreError,
+        StoreError, detail,
         rows::{self, JOB_COLUMNS, damaged},
     },
 };
@@ -76,6 +76,15 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
 
     fn optional_bytes(&mut self) -> Result<Option<&'r [u8]>, StoreError> {
         self.get()
+    }
+
+    /// In the detail of its event, which is text and keeps it as it was written.
+    fn result(&mut self) -> Result<Option<Json>, StoreError> {
+        self.optional_text()?.map(detail::result).transpose().map(Option::flatten)
+    }
+
+    fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError> {
+        Ok(None)
     }
 
     fn optional_time(&mut self) -> Result<Option<Time>, StoreError> {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::{
         clock::{Clock, Time},
-        flow::{Flow, Width, Window},
+        flow::{FLOW_COUNTS, Flow, Width, Window},
         id::OrgId,
         status::JobStatus,
     },
@@ -23,14 +23,15 @@ use crate::{
     },
 };
 
-/// Part 0 has a row for each type, with its counters; parts 60 and 3600 one for each bucket of that width.
+/// Part 0 has a row for each type, with its counters; parts 60 and 3600 one for each bucket of that width, with its flow: both have
+/// seven counts.
 pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     let counts = JobStatus::ALL.map(|status| format!("c.{status}")).join(", ");
     let flow = Flow::NAMES.map(|name| format!("s.{name}")).join(", ");
     let wanted = |row: &str| format!("($2 IS NULL OR {row}.type IN (SELECT value FROM json_each($2)))");
     let part = |width: i64, until: &str| {
         format!(
-            "UNION ALL SELECT h.seq, NULL, s.width, s.type, s.start, {flow}, NULL, s.waits, s.runs
+            "UNION ALL SELECT h.seq, NULL, s.width, s.type, s.start, {flow}, s.waits, s.runs
             FROM org_head h CROSS JOIN org_series s ON s.org_id = h.org_id AND s.width = {width} {until} AND s.removed = 0
                 AND {} WHERE h.org_id = $1",
             wanted("s")
@@ -84,13 +85,13 @@ pub(super) async fn statistics(
         let (width, job_type) = (columns.long()?, columns.optional_text()?);
         let Some(job_type) = job_type.map(str::to_owned) else { continue };
         let time = columns.optional_time()?;
-        let mut counts = [0; 6];
+        let mut counts = [0; FLOW_COUNTS];
         for count in &mut counts {
             *count = columns.long()?;
         }
-        let scheduled = columns.optional_long()?;
-        if let Some(scheduled) = scheduled {
-            let counts = StatusCounts::new(counts);
+        if width == 0 {
+            let [statuses @ .., scheduled] = counts;
+            let counts = StatusCounts::new(statuses);
             let of_type = TypeStatistics { job_type, counts, scheduled, oldest_ready_at: time, flow: Flow::default() };
             statistics.types.push(of_type);
             continue;

@@ -99,6 +99,7 @@ fn job_values(job: &Job) -> Vec<Value<'_>> {
         job.id.0.as_bytes().into(),
         (&*spec.job_type).into(),
         spec.max_attempts.into(),
+        spec.max_lost_attempts.into(),
         spec.priority.into(),
         Value::or_null(idempotency.map(|idempotency| &*idempotency.key)),
         Value::or_null(idempotency.and_then(|idempotency| idempotency.digest.as_ref()).map(|digest| &digest.0)),
@@ -114,6 +115,7 @@ fn job_values(job: &Job) -> Vec<Value<'_>> {
         job.status.as_str().into(),
         job.attempt.into(),
         job.failures.into(),
+        job.lost_attempts.into(),
         time(job.updated_at),
         or_null(job.started_at.map(time)),
         or_null(job.attempt_started_at.map(time)),
@@ -156,7 +158,7 @@ fn event_values(event: &JobEvent) -> Result<Vec<Value<'_>>, StoreError> {
         event.attempt.into(),
         Value::or_null(rows::non_empty(&event.actor)),
         (&*event.job_type).into(),
-        Value::or_null(detail::write(event)?),
+        Value::or_null(detail::write(event, usize::MAX)?),
         Value::or_null(rows::labels_json(&event.labels)),
     ])
 }

@@ -48,7 +48,7 @@ pub(super) struct Summary {
     /// Completions that were sent twice with different results, of which one was accepted at most.
     contested: usize,
     events: usize,
-    leases_that_ended: usize,
+    lost_attempts: usize,
 }
 
 /// The callers of one run, and what they were told.
@@ -172,7 +172,7 @@ impl Callers {
             completed: told.results.len(),
             contested: *self.contested.lock().unwrap(),
             events: events.len(),
-            leases_that_ended: events.iter().filter(|event| event.kind == EventKind::Failed).count(),
+            lost_attempts: events.iter().filter(|event| event.kind == EventKind::Lost).count(),
         }
     }
 }
