@@ -141,6 +141,15 @@ pub enum Error {
     /// A payload or result is not what it was taken for.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// A payload or result holds a number that may arrive as another: the contract's numbers are doubles, which tell whole numbers
+    /// apart up to ±2⁵³. Send it as a string.
+    #[error("{path}: {number} is beyond ±2^53, where a double may not give it back; send it as a string")]
+    Number {
+        /// Where it is, as `payload.items[2].id`.
+        path: String,
+        /// The number.
+        number: String,
+    },
     /// The text is not that of a [`Cursor`](crate::Cursor).
     #[error("{0:?} is not a cursor: expected LOG_ID:SEQ")]
     Cursor(String),

@@ -6,14 +6,54 @@ use serde_json::{Number, Value as Json};
 
 use crate::Error;
 
-/// Anything serialisable as the contract's JSON value. Numbers become doubles: whole ones are exact up to 2⁵³; NaN and
-/// the infinities, which JSON lacks, become null.
+/// A double holds every whole number up to here.
+const EXACT: u64 = 1 << 53;
+
+/// Anything serialisable as the contract's JSON value. Numbers become doubles; NaN and the infinities, which JSON lacks, become
+/// null.
 ///
 /// # Errors
 ///
-/// [`Error::Json`] if it has no JSON form, for instance a map with keys that aren't strings.
+/// [`Error::Json`] if it has no JSON form, for instance a map with keys that aren't strings; [`Error::Number`] if it holds a number
+/// beyond ±2⁵³, where a double no longer tells whole numbers apart: send it as a string.
 pub fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
-    Ok(encode(serde_json::to_value(value)?))
+    let json = serde_json::to_value(value)?;
+    if let Some((path, number)) = inexact(&json) {
+        return Err(Error::Number { path, number });
+    }
+    Ok(encode(json))
+}
+
+/// The same for a field of a request: an error names the place within it.
+pub(crate) fn to_field<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Value, Error> {
+    to_value(value).map_err(|error| match error {
+        Error::Number { path, number } => Error::Number { path: format!("{field}{path}"), number },
+        error => error,
+    })
+}
+
+/// The place of the first number that the contract's doubles may not give back, as `.items[2].id`, and the number.
+fn inexact(json: &Json) -> Option<(String, String)> {
+    match json {
+        Json::Number(number) => {
+            let is_exact = match (number.as_i64(), number.as_u64(), number.as_f64()) {
+                (Some(whole), _, _) => whole.unsigned_abs() <= EXACT,
+                (None, Some(whole), _) => whole <= EXACT,
+                (None, None, Some(double)) => double.abs() <= EXACT as f64,
+                (None, None, None) => false,
+            };
+            (!is_exact).then(|| (String::new(), number.to_string()))
+        }
+        Json::Array(items) => items.iter().enumerate().find_map(|(n, item)| {
+            let (path, number) = inexact(item)?;
+            Some((format!("[{n}]{path}"), number))
+        }),
+        Json::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let (path, number) = inexact(value)?;
+            Some((format!(".{key}{path}"), number))
+        }),
+        Json::Null | Json::Bool(_) | Json::String(_) => None,
+    }
 }
 
 /// The contract's JSON value as a Rust value. Whole numbers read as integers; an absent value reads as null.
@@ -53,9 +93,8 @@ fn decode(value: &Value) -> Json {
 }
 
 fn decode_number(number: f64) -> Json {
-    /// Up to here a double holds every whole number.
-    const EXACT: f64 = (1u64 << 53) as f64;
-    if number.fract() == 0.0 && number.abs() <= EXACT {
+    let is_negative_zero = number == 0.0 && number.is_sign_negative();
+    if number.fract() == 0.0 && number.abs() <= EXACT as f64 && !is_negative_zero {
         Json::from(number as i64)
     } else {
         Number::from_f64(number).map_or(Json::Null, Json::Number)
@@ -70,7 +109,7 @@ mod tests {
 
     #[test]
     fn json_survives_the_way_there_and_back() {
-        let json = json!({"text": "a", "list": [1, -2.5, null, true], "nested": {"empty": {}}, "big": 1e300});
+        let json = json!({"text": "a", "list": [1, -2.5, null, true], "nested": {"empty": {}}, "small": 5e-324});
         let value = to_value(&json).unwrap();
         assert_eq!(from_value::<Json>(Some(&value)).unwrap(), json);
     }
@@ -80,6 +119,25 @@ mod tests {
         let value = to_value(&7u64).unwrap();
         assert_eq!(from_value::<u32>(Some(&value)).unwrap(), 7);
         assert!(matches!(from_value::<u32>(Some(&to_value(&7.5).unwrap())), Err(Error::Json(_))));
+    }
+
+    #[test]
+    fn numbers_that_a_double_may_not_give_back_are_refused_by_name() {
+        let refused = |json: Json| match to_field("payload", &json) {
+            Err(Error::Number { path, number }) => (path, number),
+            other => panic!("{other:?}"),
+        };
+        let id = 9_007_199_254_740_993u64;
+        assert_eq!(refused(json!(id)), ("payload".to_owned(), id.to_string()));
+        assert_eq!(refused(json!([0, {"ids": [1, id]}])).0, "payload[1].ids[1]");
+        assert_eq!(refused(json!({"a": -9_007_199_254_740_993i64})).0, "payload.a");
+        assert_eq!(refused(json!(u64::MAX)).1, u64::MAX.to_string());
+        assert_eq!(refused(json!(1e300)).0, "payload");
+        for exact in [json!(EXACT), json!(-(EXACT as i64)), json!(0.1), json!(5e-324)] {
+            assert_eq!(from_value::<Json>(Some(&to_value(&exact).unwrap())).unwrap(), exact);
+        }
+        let negative_zero: f64 = from_value(Some(&to_value(&-0.0).unwrap())).unwrap();
+        assert!(negative_zero == 0.0 && negative_zero.is_sign_negative());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use jobledger_proto::v1::{
 };
 use serde::Serialize;
 
-use crate::{Cursor, Error, to_value};
+use crate::{Cursor, Error, json::to_field};
 
 /// A job to create.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,9 +24,9 @@ impl NewJob {
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if it has no JSON form.
+    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number beyond ±2⁵³.
     pub fn payload<T: Serialize + ?Sized>(mut self, payload: &T) -> Result<Self, Error> {
-        self.0.payload = Some(to_value(payload)?);
+        self.0.payload = Some(to_field("payload", payload)?);
         Ok(self)
     }
 
@@ -161,9 +161,9 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if it has no JSON form.
+    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number beyond ±2⁵³.
     pub fn result<T: Serialize + ?Sized>(mut self, result: &T) -> Result<Self, Error> {
-        self.0.result = Some(to_value(result)?);
+        self.0.result = Some(to_field("result", result)?);
         Ok(self)
     }
 

@@ -10,7 +10,7 @@ use super::{
     Context,
     error::{Error, INVALID_PAYLOAD, INVALID_RESULT},
 };
-use crate::{from_value, to_value};
+use crate::{from_value, json::to_field};
 
 /// A result; `None` where there is nothing to say.
 pub(super) type Output = Result<Option<Value>, Error>;
@@ -36,8 +36,8 @@ impl Handler {
                 let input = from_value(job.payload.as_ref())
                     .map_err(|error| Error::permanent(format!("the payload: {error}")).code(INVALID_PAYLOAD))?;
                 let output = handler(context, input).await?;
-                let value = to_value(&output)
-                    .map_err(|error| Error::permanent(format!("the result: {error}")).code(INVALID_RESULT))?;
+                let value =
+                    to_field("result", &output).map_err(|error| Error::permanent(error).code(INVALID_RESULT))?;
                 // `()` is null.
                 Ok(Some(value).filter(|value| !matches!(value.kind, Some(Kind::NullValue(_)))))
             })

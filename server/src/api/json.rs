@@ -15,6 +15,8 @@ use crate::domain::json::Json;
 pub(super) enum Unstorable {
     /// NaN or an infinity: JSON has none.
     Number,
+    /// A number beyond ±2^53, where a double no longer tells whole numbers apart: what the caller meant may be another.
+    Inexact,
     /// The NUL character, which PostgreSQL's text can't hold.
     Nul,
     /// A `Value` message in which nothing is set.
@@ -27,6 +29,9 @@ impl fmt::Display for Unstorable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Number => "must not hold NaN or an infinity",
+            Self::Inexact => {
+                "must not hold a number beyond ±2^53, which may not be what was meant: send it as a string"
+            }
             Self::Nul => "must not hold the NUL character",
             Self::TooDeep => "must not nest lists and objects more than 32 deep",
             Self::Empty => "must not hold a google.protobuf.Value without a kind",
@@ -41,6 +46,9 @@ pub(super) fn to_json(value: &Value) -> Result<Json, Unstorable> {
     Ok(Json::from_trusted(text))
 }
 
+/// A double holds every whole number up to here, and none but whole numbers beyond.
+const EXACT: f64 = (1u64 << 53) as f64;
+
 /// How deep lists and objects may nest. A level takes up to three nested messages, and decoders give up at a hundred:
 /// what is stored has to be readable where a message nests it deeper than the request did.
 const MAX_DEPTH: usize = 32;
@@ -51,7 +59,9 @@ fn check(value: &Value, depth: usize) -> Result<(), Unstorable> {
     }
     match value.kind.as_ref().ok_or(Unstorable::Empty)? {
         Kind::NullValue(_) | Kind::BoolValue(_) => Ok(()),
-        Kind::NumberValue(number) => number.is_finite().then_some(()).ok_or(Unstorable::Number),
+        Kind::NumberValue(number) if !number.is_finite() => Err(Unstorable::Number),
+        Kind::NumberValue(number) if number.abs() > EXACT => Err(Unstorable::Inexact),
+        Kind::NumberValue(_) => Ok(()),
         Kind::StringValue(text) => check_text(text),
         Kind::ListValue(list) => list.values.iter().try_for_each(|value| check(value, depth + 1)),
         Kind::StructValue(object) => object.fields.iter().try_for_each(|(key, value)| {
@@ -70,13 +80,12 @@ struct Text<'a>(&'a Value);
 
 impl Serialize for Text<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        /// Whole numbers up to here are exact in a double, and shorter without their ".0".
-        const EXACT: f64 = (1u64 << 53) as f64;
         match &self.0.kind {
             None | Some(Kind::NullValue(_)) => serializer.serialize_unit(),
             Some(Kind::BoolValue(value)) => serializer.serialize_bool(*value),
             Some(Kind::NumberValue(number)) => {
                 let is_negative_zero = *number == 0.0 && number.is_sign_negative();
+                // Shorter without its ".0".
                 if number.fract() == 0.0 && number.abs() <= EXACT && !is_negative_zero {
                     serializer.serialize_i64(*number as i64)
                 } else {
@@ -176,12 +185,12 @@ mod tests {
     use super::*;
 
     fn any_value() -> impl Strategy<Value = Value> {
-        let number = any::<f64>().prop_filter("finite", |number| number.is_finite());
+        let number = any::<f64>().prop_filter("storable", |number| number.abs() <= EXACT);
         let whole = any::<i32>().prop_map(f64::from);
         let leaf = prop_oneof![
             Just(Kind::NullValue(0)),
             any::<bool>().prop_map(Kind::BoolValue),
-            prop_oneof![number, whole, Just(-0.0), Just(9_007_199_254_740_993.0)].prop_map(Kind::NumberValue),
+            prop_oneof![number, whole, Just(-0.0), Just(EXACT), Just(5e-324)].prop_map(Kind::NumberValue),
             "[^\0]{0,12}".prop_map(Kind::StringValue),
         ]
         .prop_map(value);
@@ -210,6 +219,9 @@ mod tests {
         let nested = |kind| value(Kind::ListValue(ListValue { values: vec![value(kind)] }));
         assert_eq!(to_json(&nested(Kind::NumberValue(f64::NAN))), Err(Unstorable::Number));
         assert_eq!(to_json(&nested(Kind::NumberValue(f64::NEG_INFINITY))), Err(Unstorable::Number));
+        for number in [EXACT + 2.0, -EXACT - 2.0, 1e300] {
+            assert_eq!(to_json(&nested(Kind::NumberValue(number))), Err(Unstorable::Inexact), "{number}");
+        }
         assert_eq!(to_json(&nested(Kind::StringValue("a\0b".into()))), Err(Unstorable::Nul));
         assert_eq!(to_json(&Value { kind: None }), Err(Unstorable::Empty));
         let fields = BTreeMap::from([("\0".to_owned(), value(Kind::BoolValue(true)))]);
@@ -222,6 +234,7 @@ mod tests {
         assert_eq!(json(3.0), "3");
         assert_eq!(json(0.5), "0.5");
         assert_eq!(json(-0.0), "-0.0");
-        assert_eq!(json(1e300), "1e+300");
+        assert_eq!(json(-EXACT), "-9007199254740992");
+        assert_eq!(json(1e-300), "1e-300");
     }
 }

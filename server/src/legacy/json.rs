@@ -8,6 +8,8 @@ use crate::domain::json::Json;
 
 /// As for every payload and result, in bytes of the `google.protobuf.Value` that readers get.
 const MAX_BYTES: usize = 1 << 20;
+/// Of the text, in bytes: what is kept and sent is bounded as what is encoded.
+const MAX_TEXT: usize = MAX_BYTES;
 /// As for every payload and result: what nests deeper can't be read where a message nests it.
 const MAX_DEPTH: usize = 32;
 
@@ -44,6 +46,8 @@ pub fn check_json(text: &str) -> Result<Json, Unfit> {
     let value: Value = serde_json::from_str(text).map_err(|error| Unfit::Malformed(error.to_string()))?;
     match encoded_len(&value, 0)? {
         bytes if bytes > MAX_BYTES => Err(Unfit::TooLarge(bytes)),
+        // A number takes nine bytes encoded, and may have hundreds of digits here.
+        _ if text.len() > MAX_TEXT => Err(Unfit::TooLarge(text.len())),
         _ => Ok(Json::from_trusted(text)),
     }
 }
@@ -111,6 +115,8 @@ mod tests {
         // An element of a list takes eleven bytes.
         let many = |n: usize| format!("[{}1]", "1,".repeat(n - 1));
         assert!(check_json(&many(95_000)).is_ok());
+        let long = format!("[{}1]", format!("{}.5,", "1".repeat(300)).repeat(3_500));
+        assert_eq!(check_json(&long), Err(Unfit::TooLarge(long.len())), "35 kB encoded");
         assert_eq!(check_json(&many(96_000)), Err(Unfit::TooLarge(96_000 * 11 + 4)));
     }
 

@@ -39,6 +39,7 @@ mod memory;
 mod migrate;
 mod model;
 mod noisy;
+mod numbers;
 mod plans;
 mod probes;
 mod program;
