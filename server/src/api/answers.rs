@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -12,7 +13,7 @@ use http_body_util::BodyExt as _;
 use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
 
-use crate::net::AnswerBytes;
+use crate::{ledger::LeaseDelivery, net::AnswerBytes};
 
 /// The answer, all of it made.
 pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
@@ -27,12 +28,31 @@ pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
         frames.push_back(frame);
     }
     parts.extensions.insert(AnswerBytes(bytes));
-    Response::from_parts(parts, Body::new(Whole { frames }))
+    let on_taken = parts.extensions.remove();
+    Response::from_parts(parts, Body::new(Whole { frames, on_taken }))
 }
 
 /// See [`whole`].
 struct Whole {
     frames: VecDeque<Result<Frame<Bytes>, Status>>,
+    on_taken: Option<OnTaken>,
+}
+
+/// An extension of an answer with claimed jobs: they are the caller's once its connection has taken the last of the answer, and given
+/// back if the caller goes away before.
+#[derive(Clone)]
+pub(super) struct OnTaken(Arc<Mutex<Option<LeaseDelivery>>>);
+
+impl OnTaken {
+    pub(super) fn new(delivery: LeaseDelivery) -> Self {
+        Self(Arc::new(Mutex::new(Some(delivery))))
+    }
+
+    fn taken(self) {
+        if let Some(delivery) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            delivery.deliver();
+        }
+    }
 }
 
 impl http_body::Body for Whole {
@@ -40,7 +60,13 @@ impl http_body::Body for Whole {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Poll::Ready(self.frames.pop_front())
+        let frame = self.frames.pop_front();
+        if self.frames.is_empty()
+            && let Some(on_taken) = self.on_taken.take()
+        {
+            on_taken.taken();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

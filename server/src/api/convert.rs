@@ -131,6 +131,7 @@ pub(super) fn heartbeat(held: Option<&Job>) -> pb::HeartbeatResult {
         expires_at: held.and_then(lease_end),
         cancel_requested: held.is_some_and(|job| job.cancel_requested),
         lease_lost: held.is_none(),
+        error: None,
     }
 }
 

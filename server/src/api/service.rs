@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 
 use super::{
+    answers::OnTaken,
     caller::Caller,
     convert, listing, request, statistics,
     status::{ApiError, item_error},
@@ -126,8 +127,9 @@ impl JobService for Service {
         let (claim, wait) = request::claim(request.into_inner())?;
         let leases = self.ledger.claim(caller.by, claim, wait).await.map_err(ApiError::from)?;
         let answer = pb::ClaimJobsResponse { leases: leases.jobs().iter().map(convert::lease).collect() };
-        leases.deliver();
-        Ok(Response::new(answer))
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(OnTaken::new(leases.into_delivery()));
+        Ok(response)
     }
 
     async fn heartbeat(
@@ -135,23 +137,32 @@ impl JobService for Service {
         request: Request<pb::HeartbeatRequest>,
     ) -> Result<Response<pb::HeartbeatResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let commands = request::heartbeat(request.into_inner())?;
+        let beats = request::heartbeat(request.into_inner())?;
+        let (commands, refusals): (Vec<_>, Vec<_>) = beats.into_iter().map(|beat| (beat.command, beat.refusal)).unzip();
         let held: Vec<_> = commands.iter().map(Option::is_some).collect();
         let commands = commands.into_iter().flatten().collect();
         let mut replies = self.ledger.submit_all(caller.by, commands).await.map_err(ApiError::from)?.into_iter();
-        let mut results = Vec::with_capacity(held.len());
-        for is_held in held {
+        let result = |(is_held, refusal): (bool, Option<ApiError>)| {
             let reply = if is_held { replies.next() } else { None };
-            results.push(match reply {
+            let mut result = match reply {
                 Some(Ok(reply)) => convert::heartbeat(Some(&reply.job)),
+                // Its token can't be one: of which lease it is is not known.
+                None if refusal.is_some() => pb::HeartbeatResult::default(),
                 None
                 | Some(Err(LedgerError::JobNotFound { .. } | LedgerError::Transition(TransitionError::LeaseLost))) => {
                     convert::heartbeat(None)
                 }
-                // Of no lease it is known that it is lost: to be tried again, as a whole.
-                Some(Err(error)) => return Err(ApiError::from(error).into()),
-            });
-        }
+                // That the lease is lost is not known.
+                Some(Err(error)) => {
+                    pb::HeartbeatResult { error: Some(item_error(ApiError::from(error))), ..Default::default() }
+                }
+            };
+            if result.error.is_none() && !result.lease_lost {
+                result.error = refusal.map(item_error);
+            }
+            result
+        };
+        let results = held.into_iter().zip(refusals).map(result).collect();
         Ok(Response::new(pb::HeartbeatResponse { results }))
     }
 

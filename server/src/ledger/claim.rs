@@ -50,14 +50,34 @@ pub struct Leases {
 }
 
 impl Leases {
+    fn none() -> Self {
+        Self { jobs: Vec::new(), undelivered: None }
+    }
+
     /// The jobs, the most urgent first, each held under its lease.
     pub fn jobs(&self) -> &[JobRecord] {
         &self.jobs
     }
 
-    /// Says that the worker has them, or that its call has been answered.
+    /// Says that the worker has them.
+    pub fn deliver(self) {
+        self.into_delivery().deliver();
+    }
+
+    /// What is left once the jobs are in an answer: whether its caller takes it.
+    pub fn into_delivery(self) -> LeaseDelivery {
+        LeaseDelivery(self.undelivered)
+    }
+}
+
+/// Whether an answer with claimed jobs is taken. Dropped before it is they are given back.
+#[must_use]
+pub struct LeaseDelivery(Option<Undelivered>);
+
+impl LeaseDelivery {
+    /// Says that the answer was taken.
     pub fn deliver(mut self) {
-        if let Some(mut undelivered) = self.undelivered.take() {
+        if let Some(undelivered) = &mut self.0 {
             undelivered.tokens.clear();
         }
     }
@@ -66,15 +86,29 @@ impl Leases {
 impl Ledger {
     /// Takes jobs that are ready, under leases; where there are none, waits for them as long as `wait`.
     ///
-    /// Dropped while it waits it takes nothing.
+    /// Dropped while it waits it takes nothing. A later call with the same worker and `request_id` ends it without any; and one with a
+    /// `request_id` looks once more before it answers with none, since an earlier call of it, at another server, may have taken jobs
+    /// meanwhile.
     ///
     /// # Errors
     ///
     /// As for [`Ledger::submit`]; [`LedgerError::Overloaded`] also where too many claims wait.
     pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let by = by.into();
+        let Some(latest) = self.waiting.supersede(by.org, &claim) else {
+            return self.await_work(by, claim, wait).await;
+        };
+        tokio::select! {
+            biased;
+            () = latest.superseded() => Ok(Leases::none()),
+            found = self.await_work(by, claim, wait) => found,
+        }
+    }
+
+    async fn await_work(&self, by: By, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let org = by.org;
         let until = Instant::now() + wait;
+        let mut is_last = wait.is_zero();
         let mut visit = self.waiting.enter(org, Arc::clone(&claim.types))?;
         loop {
             let (claimed, undelivered) = self.look_for_work(&by, &claim).await?;
@@ -86,12 +120,13 @@ impl Ledger {
             if claimed.has_more {
                 continue;
             }
-            if Instant::now() >= until {
-                return Ok(Leases { jobs: Vec::new(), undelivered: None });
+            if is_last {
+                return Ok(Leases::none());
             }
             match timeout_at(until, visit.news(claimed.ready_gen)).await {
                 Ok(news) => news?,
-                Err(_) => return Ok(Leases { jobs: Vec::new(), undelivered: None }),
+                Err(_) if claim.request.is_some() => is_last = true,
+                Err(_) => return Ok(Leases::none()),
             }
         }
     }

@@ -21,7 +21,7 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 
 pub use self::{
-    claim::Leases,
+    claim::{LeaseDelivery, Leases},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
     page_memory::{PageMemory, PageShare},
     places::{StreamLimits, StreamPlace},

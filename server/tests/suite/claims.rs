@@ -3,7 +3,9 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
-use jobledger_client::{Claim, Client, Error, JobStatus, Lease, NewJob, Report};
+use jobledger_client::{
+    Claim, Client, Error, JobStatus, Lease, NewJob, Report, RetryPolicy, prost_types, proto::ClaimJobsRequest,
+};
 use jobledger_server::{
     domain::{
         clock::{Clock as _, SystemClock},
@@ -20,7 +22,8 @@ use tokio::{
 
 use crate::{
     breaking::Breaking,
-    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    faults::link::{Fault, Link, Peer},
+    harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
     ledger as lanes,
 };
 
@@ -28,6 +31,9 @@ on_both_databases! {
     jobs_are_claimed_by_priority_and_then_by_how_long_they_are_ready,
     of_many_claimers_each_job_goes_to_one,
     the_same_claim_again_gets_the_same_leases,
+    a_claim_that_comes_again_takes_the_place_of_the_one_before,
+    a_claim_looks_once_more_for_what_the_one_before_has_taken_elsewhere,
+    of_jobs_claimed_by_calls_that_are_cut_off_none_fails,
     whatever_makes_a_job_ready_ends_a_wait,
     an_answer_is_cut_by_bytes,
     a_claim_that_waits_for_nothing_ends_empty,
@@ -124,6 +130,106 @@ async fn the_same_claim_again_gets_the_same_leases(database: Database) {
     let fresh = client.claim(claim).await.unwrap();
     assert!(fresh.len() == 2 && tokens(&fresh).is_disjoint(&tokens(&first)));
     server.stop().await;
+}
+
+async fn a_claim_that_comes_again_takes_the_place_of_the_one_before(database: Database) {
+    let program = Program::start(&database);
+    let link = Link::to(Peer::Tcp(program.address.clone())).await;
+    let behind = Client::builder(format!("http://{}", link.address)).timeout(PATIENCE).build().unwrap();
+    let client = program.client();
+    behind.statistics(&[]).await.unwrap();
+    let claim = || Claim::new("w").wait(Duration::from_secs(60)).request_id("r");
+    let request: ClaimJobsRequest = claim().into();
+    let older = tokio::spawn({
+        let mut service = behind.raw();
+        async move { service.claim_jobs(request).await }
+    });
+    // On one connection calls are taken in order: it waits by then.
+    behind.statistics(&[]).await.unwrap();
+    // Its caller is gone, and nobody tells the server.
+    link.set(Fault::BlackHole);
+    let newer = tokio::spawn(async move { client.claim(claim()).await });
+    let other = program.client();
+    // The newer one waits, too: a claim that came after it is answered.
+    assert!(other.claim(Claim::new("v").types(["none"])).await.unwrap().is_empty());
+    let job = create(&other, NewJob::new("t")).await;
+    let leases = timeout(Duration::from_secs(20), newer).await.expect("it is woken").unwrap().unwrap();
+    assert_eq!(ids(&leases), [job.as_str()]);
+    let token = &leases[0].lease_token;
+    other.update(Report::succeeded(&job).lease(token)).await.unwrap();
+    assert_eq!(other.get(&job).await.unwrap().attempt, 1, "nobody else had it");
+    older.abort();
+    assert!(program.end_by("TERM").success());
+}
+
+async fn a_claim_looks_once_more_for_what_the_one_before_has_taken_elsewhere(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    // On PostgreSQL the later call comes to another server, which can't know of the earlier one.
+    let other = if database.is_postgres() { Some(TestServer::start(database.config()).await) } else { None };
+    let elsewhere = other.as_ref().map_or_else(|| client.clone(), TestServer::client);
+    client.statistics(&[]).await.unwrap();
+    let claim = |seconds| Claim::new("w").wait(Duration::from_secs(seconds)).request_id("r").types(["t"]);
+    let request: ClaimJobsRequest = claim(60).into();
+    let mut service = client.raw();
+    let earlier = tokio::spawn(async move { service.claim_jobs(request).await });
+    client.statistics(&[]).await.unwrap();
+    let later = tokio::spawn(async move { elsewhere.claim(claim(3)).await });
+    let job = create(&client, NewJob::new("t")).await;
+    let leases = timeout(PATIENCE, later).await.unwrap().unwrap().unwrap();
+    assert_eq!(ids(&leases), [job.as_str()], "whoever took it, the later call has it");
+    client.update(Report::succeeded(&job).lease(&leases[0].lease_token)).await.unwrap();
+    earlier.abort();
+    if let Some(other) = other {
+        other.stop().await;
+    }
+    server.stop().await;
+}
+
+async fn of_jobs_claimed_by_calls_that_are_cut_off_none_fails(database: Database) {
+    let program = Program::start(&database);
+    let client = program.client();
+    let soon = RetryPolicy {
+        initial_backoff: Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 }),
+        ..RetryPolicy::default()
+    };
+    client.create_all((0..600).map(|_| NewJob::new("t").retry_policy(soon))).await.unwrap();
+    // Callers without an id, that wait for no more than a moment: what they are answered goes nowhere.
+    let mut cut_off = JoinSet::new();
+    for n in 0..8u64 {
+        let mut service = program.client().raw();
+        cut_off.spawn(async move {
+            let lease = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+            let claim = ClaimJobsRequest {
+                worker_id: "gone".to_owned(),
+                max_jobs: 5,
+                lease_duration: lease,
+                ..Default::default()
+            };
+            for round in 0..40 {
+                let patience = Duration::from_millis(2 + (n * 40 + round) * 7 % 49);
+                drop(timeout(patience, service.claim_jobs(claim.clone())).await);
+            }
+        });
+    }
+    cut_off.join_all().await;
+    let mut done = HashSet::new();
+    let all = async {
+        while done.len() < 600 {
+            let claim = Claim::new("w").max_jobs(100).wait(Duration::from_secs(10));
+            for lease in client.claim(claim).await.unwrap() {
+                let id = lease.job.unwrap().id;
+                client.update(Report::succeeded(&id).lease(&lease.lease_token)).await.unwrap();
+                done.insert(id);
+            }
+        }
+    };
+    timeout(PATIENCE, all).await.unwrap();
+    let statistics = client.statistics(&[]).await.unwrap();
+    let (counts, happened) = (statistics.counts.unwrap(), statistics.happened.unwrap());
+    assert_eq!((counts.succeeded, counts.failed, happened.failed), (600, 0, 0));
+    println!("{} attempts were lost, {} given back", happened.lost, happened.started - 600 - happened.lost);
+    assert!(program.end_by("TERM").success());
+    database.verify().await;
 }
 
 async fn whatever_makes_a_job_ready_ends_a_wait(database: Database) {

@@ -14,6 +14,7 @@ on_both_databases! {
     a_lost_attempt_is_no_failure_and_the_next_holder_is_not_disturbed,
     attempts_are_lost_as_often_as_the_job_allows_and_counted_everywhere,
     heartbeats_keep_a_lease_and_bring_news_both_ways,
+    bad_news_of_one_lease_costs_no_lease_anything,
     a_job_that_is_held_is_canceled_by_its_holder,
     a_job_that_nobody_holds_is_canceled_at_once,
     an_attempt_takes_no_longer_than_it_may,
@@ -165,6 +166,39 @@ async fn heartbeats_keep_a_lease_and_bring_news_both_ways(database: Database) {
     client.cancel(&kept, "no longer wanted").await.unwrap();
     let results = beat(&client, vec![of(&held)], None).await;
     assert!(results[0].cancel_requested && !results[0].lease_lost);
+    server.stop().await;
+}
+
+async fn bad_news_of_one_lease_costs_no_lease_anything(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    client.create_all((0..3).map(|_| NewJob::new("t"))).await.unwrap();
+    let leases = client.claim(Claim::new("w").max_jobs(3).lease(Duration::from_secs(2))).await.unwrap();
+    let mut beats: Vec<_> = leases.iter().map(of).collect();
+    beats[0].progress = Some(10);
+    beats[1].stage = Some("x".repeat(120));
+    beats[1].progress = Some(101);
+    beats[2].message = "\0".to_owned();
+    let endless = LeaseHeartbeat { lease_token: "x".repeat(300), ..LeaseHeartbeat::default() };
+    beats.push(endless);
+    let results = beat(&client, beats, Some(3_600)).await;
+    let fields = |n: usize| match results[n].error.clone().map(Error::from) {
+        Some(Error::InvalidRequest { violations, .. }) => {
+            violations.into_iter().map(|violation| violation.field).collect()
+        }
+        Some(other) => panic!("{other}"),
+        None => Vec::new(),
+    };
+    assert!(fields(0).is_empty());
+    assert_eq!(fields(1), ["leases[1].stage", "leases[1].progress"]);
+    assert_eq!(fields(2), ["leases[2].message"]);
+    assert_eq!(fields(3), ["leases[3].lease_token"]);
+    for (lease, result) in leases.iter().zip(&results) {
+        assert!(!result.lease_lost && result.expires_at.unwrap().seconds > lease.expires_at.unwrap().seconds + 3_000);
+        let job = client.get(&lease.job.as_ref().unwrap().id).await.unwrap();
+        assert_eq!((job.status(), job.lease_expires_at), (JobStatus::Running, result.expires_at));
+        assert_eq!(job.stage, None, "of refused news nothing is kept");
+    }
+    assert!(!results[3].lease_lost && results[3].expires_at.is_none());
     server.stop().await;
 }
 

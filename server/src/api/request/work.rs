@@ -12,7 +12,7 @@ use super::{
 use crate::{
     domain::{
         lease::LeaseToken,
-        transition::{self, Heartbeat},
+        transition::{self, Heartbeat, News},
     },
     ledger::{Claim, Command},
 };
@@ -41,22 +41,33 @@ pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, D
     Ok((claim, wait.unwrap_or_default()))
 }
 
-/// Heartbeats, each `None` where its token is nobody's.
-pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<Option<Command>>, ApiError> {
+/// One lease's part of a heartbeat.
+pub(in super::super) struct Beat {
+    /// `None` where its token is nobody's, or can't be one.
+    pub(in super::super) command: Option<Command>,
+    /// Why its news is not taken; the lease is extended all the same.
+    pub(in super::super) refusal: Option<ApiError>,
+}
+
+/// Heartbeats by lease. What is wrong with one of them is nothing to its neighbours.
+pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<Beat>, ApiError> {
     items("leases", request.leases.len())?;
     let mut check = Check::default();
     check.required_name("worker_id", &request.worker_id);
     let extend_by = request.extend_by.as_ref().and_then(|by| check.duration("extend_by", by, LEASE));
-    let mut commands = Vec::with_capacity(request.leases.len());
-    for (n, lease) in request.leases.into_iter().enumerate() {
+    check.finish()?;
+    let beat = |(n, lease): (usize, pb::LeaseHeartbeat)| {
+        let mut check = Check::default();
         let prefix = format!("leases[{n}].");
         let token = check.lease_token(&format!("{prefix}lease_token"), lease.lease_token);
         let news = check.news(&prefix, lease.stage, lease.progress, lease.message);
-        commands.push(token.filter(|token| *token != LeaseToken::NOBODYS).map(|token| Command::Apply {
+        let refusal = check.finish().err();
+        let news = if refusal.is_none() { news } else { News::default() };
+        let command = token.filter(|token| *token != LeaseToken::NOBODYS).map(|token| Command::Apply {
             job: token.job,
             command: Box::new(transition::Command::Heartbeat(Heartbeat { token, news, extend_by })),
-        }));
-    }
-    check.finish()?;
-    Ok(commands)
+        });
+        Beat { command, refusal }
+    };
+    Ok(request.leases.into_iter().enumerate().map(beat).collect())
 }

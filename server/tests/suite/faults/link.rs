@@ -10,7 +10,7 @@ use tokio::{
 
 /// What lies behind a link.
 #[derive(Clone)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     Tcp(String),
     /// The socket of a PostgreSQL server in this directory.
     Postgres(PathBuf),
@@ -18,7 +18,7 @@ pub(super) enum Peer {
 
 /// What happens to what passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Nothing.
     None,
     /// Each piece takes so long, both ways.
@@ -34,14 +34,14 @@ pub(super) enum Fault {
 }
 
 /// See the module. Ends with the test's runtime.
-pub(super) struct Link {
-    pub(super) address: SocketAddr,
+pub(crate) struct Link {
+    pub(crate) address: SocketAddr,
     fault: watch::Sender<Fault>,
     peer: watch::Sender<Peer>,
 }
 
 impl Link {
-    pub(super) async fn to(peer: Peer) -> Self {
+    pub(crate) async fn to(peer: Peer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let (fault, faults) = watch::channel(Fault::None);
@@ -55,12 +55,12 @@ impl Link {
         Self { address, fault, peer }
     }
 
-    pub(super) fn set(&self, fault: Fault) {
+    pub(crate) fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
 
     /// Leads new connections elsewhere.
-    pub(super) fn lead_to(&self, peer: Peer) {
+    pub(crate) fn lead_to(&self, peer: Peer) {
         self.peer.send_replace(peer);
     }
 }

@@ -5,7 +5,7 @@
 
 mod failover;
 mod history;
-mod link;
+pub(crate) mod link;
 mod machine;
 mod mixed;
 mod power;
