@@ -23,7 +23,9 @@ use std::{
 
 use clap::Parser;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
-use jobledger_client::{Client, Follow, Item, JobEvent, JobEventKind, JobStatus, NewJob, Report, StatusCounts};
+use jobledger_client::{
+    Client, Follow, Item, JobEvent, JobEventKind, JobStatus, NewJob, Report, StatusCounts, shutdown_signal,
+};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -98,7 +100,13 @@ const FIRST_CALL: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Args::parse()).await {
+    let done = async {
+        tokio::select! {
+            done = run(Args::parse()) => done,
+            () = shutdown_signal()? => Err("interrupted; run it again to go on".into()),
+        }
+    };
+    match done.await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("digest_files: {error}");

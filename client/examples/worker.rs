@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use clap::Parser;
 use jobledger_client::{
-    Client,
+    Client, shutdown_signal,
     worker::{Context, Error, Worker},
 };
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-/// Works on jobs of the type `count`, until SIGINT.
+/// Works on jobs of the type `count`, until SIGTERM or SIGINT; what is running then is finished, or given back after 30 s.
 #[derive(Parser)]
 struct Args {
-    /// The server.
+    /// The server; or several on one database, separated by commas: what does not reach one goes to the next.
     #[arg(long, env = "JOBLEDGER_SERVER", default_value = "http://127.0.0.1:50051")]
     server: String,
     /// Jobs to work on at the same time.
@@ -55,13 +56,12 @@ async fn count(context: Context, job: Count) -> Result<Counted, Error> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let worker = Worker::builder(Client::new(args.server)?)
         .handle("count", count)
         .concurrency(args.concurrency)
         .lease(Duration::from_secs(args.lease))
-        .build();
-    let interrupted = async {
-        let _ = tokio::signal::ctrl_c().await;
-    };
-    Ok(worker.run(interrupted).await?)
+        .build()?;
+    Ok(worker.run(shutdown_signal()?).await?)
 }

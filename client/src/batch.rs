@@ -81,8 +81,10 @@ impl Client {
         loop {
             let failed: Vec<usize> = (0..items.len())
                 .filter(|n| {
-                    let may_pass = |answer: &Result<T, Error>| answer.as_ref().is_err_and(Error::is_unavailable);
-                    answers.get(*n).and_then(Option::as_ref).is_some_and(may_pass) && is_repeatable(&items[*n])
+                    let error = answers.get(*n).and_then(Option::as_ref).and_then(|answer| answer.as_ref().err());
+                    error.is_some_and(|error| {
+                        error.is_unavailable() && is_repeatable(&items[*n]) || error.is_refused_for_now()
+                    })
                 })
                 .collect();
             let wait = backoff.next(None);

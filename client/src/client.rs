@@ -1,6 +1,6 @@
 //! The connection and its calls.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use jobledger_proto::v1::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
@@ -11,9 +11,8 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    ClientBuilder, Error, Follow, Item, RawClient, View,
-    retry::Backoff,
-    subscription::{Subscription, may_pass},
+    ClientBuilder, Endpoints, Error, Follow, Item, RawClient, View, failover::Connections, retry::Backoff,
+    subscription::Subscription,
 };
 
 /// The metadata of a stream's answer that names the log.
@@ -25,7 +24,10 @@ const FINISHED: [JobStatus; 4] = [JobStatus::Succeeded, JobStatus::Failed, JobSt
 #[derive(Debug, Clone)]
 pub struct Client {
     service: RawClient,
+    connections: Connections,
     timeout: Duration,
+    /// How it was made, to connect anew elsewhere.
+    builder: Arc<ClientBuilder>,
 }
 
 /// What came of a create.
@@ -47,24 +49,49 @@ pub struct Updated {
 }
 
 impl Client {
-    pub(crate) fn of(service: RawClient, timeout: Duration) -> Self {
-        Self { service, timeout }
+    pub(crate) fn of(service: RawClient, connections: Connections, timeout: Duration, builder: ClientBuilder) -> Self {
+        Self { service, connections, timeout, builder: Arc::new(builder) }
     }
 
-    /// A client of the server at this URL, with the defaults. Nothing is connected before the first call.
-    ///
-    /// Needs to be called within a tokio runtime.
+    /// The same client with connections of its own, which belong to the runtime that this is called in.
+    pub(crate) fn reconnected(&self) -> Result<Self, Error> {
+        ClientBuilder::clone(&self.builder).build()
+    }
+
+    /// The endpoints that it goes to, in turn.
+    pub(crate) fn endpoints(&self) -> &[String] {
+        self.builder.endpoints()
+    }
+
+    /// Bounds a call in time. A server that has not answered by then is left for the next one.
+    pub(crate) async fn bounded<T>(
+        &self,
+        until: Instant,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Error> {
+        let server = self.connections.current();
+        match timeout_at(until, call).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => {
+                self.connections.leave(server, &Error::DeadlineExceeded);
+                Err(Error::DeadlineExceeded)
+            }
+        }
+    }
+
+    /// A client with the defaults, as [`Client::builder`] has it. Nothing is connected before the first call.
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if it is not of the form `http://HOST:PORT` or `https://HOST:PORT`.
-    pub fn new(endpoint: impl Into<String>) -> Result<Self, Error> {
-        Self::builder(endpoint).build()
+    /// As for [`ClientBuilder::build`].
+    pub fn new(endpoints: impl Into<Endpoints>) -> Result<Self, Error> {
+        Self::builder(endpoints).build()
     }
 
-    /// A client of the server at this URL, to be configured.
-    pub fn builder(endpoint: impl Into<String>) -> ClientBuilder {
-        ClientBuilder::new(endpoint.into())
+    /// A client, to be configured, of the server at this URL; or of one of several servers on the same database, given as a list or
+    /// separated by commas: a call that does not reach one of them goes to the next.
+    pub fn builder(endpoints: impl Into<Endpoints>) -> ClientBuilder {
+        ClientBuilder::new(endpoints.into())
     }
 
     /// Creates a job, once. Without an idempotency key it gets a random one, so that trying again is safe.
@@ -157,7 +184,7 @@ impl Client {
                 Err(error) => error,
             };
             let has_other_log = matches!(error, Error::EpochChanged { .. } | Error::CursorAhead { .. });
-            if !(may_pass(&error) || has_other_log) {
+            if !(error.is_transient() || has_other_log) {
                 return Err(error);
             }
             tracing::debug!(%error, job_id, "waiting on");
@@ -243,13 +270,13 @@ impl Client {
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let error = match timeout_at(deadline, send(self.service.clone(), request)).await {
-                Err(_) => return Err(Error::DeadlineExceeded),
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Error::from(status),
+            let error = match self.bounded(deadline, send(self.service.clone(), request)).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(error) => error,
             };
             let wait = backoff.next(error.retry_after());
-            if !repeatable || !error.is_unavailable() || Instant::now() + wait >= deadline {
+            let may_repeat = repeatable && error.is_unavailable() || error.is_refused_for_now();
+            if !may_repeat || Instant::now() + wait >= deadline {
                 return Err(error);
             }
             tracing::debug!(%error, wait_ms = wait.as_millis() as u64, "trying again");
@@ -294,11 +321,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn outside_a_runtime_a_client_is_an_error() {
+        let error = Client::new("http://localhost:1").unwrap_err();
+        assert!(matches!(&error, Error::Runtime(reason) if reason.contains("tokio runtime")), "{error}");
+        assert!(crate::shutdown_signal().is_err());
+    }
+
     #[tokio::test]
     async fn an_endpoint_that_can_not_work_is_refused_at_once() {
         for endpoint in ["127.0.0.1:50051", "ftp://localhost:1", "http://", "http://a b"] {
             assert!(matches!(Client::new(endpoint), Err(Error::Endpoint(_))), "{endpoint}");
         }
+        for endpoints in [vec![], vec!["http://localhost:1", "localhost:2"]] {
+            assert!(matches!(Client::new(endpoints), Err(Error::Endpoint(_))));
+        }
+        let several = Client::new("http://localhost:1, http://localhost:2").unwrap();
+        assert_eq!(several.endpoints(), ["http://localhost:1", "http://localhost:2"]);
         for builder in [
             Client::builder("http://localhost:1").ca("…"),
             Client::builder("https://localhost:1").ca("…").identity("…", "…"),

@@ -11,11 +11,11 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
 };
 use uuid::Uuid;
 
-use crate::{Client, Error};
+use crate::{Client, Error, failover::Connections, shutdown::in_runtime};
 
 /// The metadata that names the org.
 const ORG_HEADER: &str = "x-org-id";
@@ -36,7 +36,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(366 * 86_400);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The generated client, with the org and the token of the [`Client`] that it comes from.
-pub type RawClient = JobServiceClient<InterceptedService<Channel, WithCaller>>;
+pub type RawClient = JobServiceClient<InterceptedService<Connections, WithCaller>>;
 
 /// Says in every request who calls, and about which org.
 #[derive(Debug, Clone)]
@@ -100,11 +100,52 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Where servers are: URLs of the form `http://HOST:PORT` or `https://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoints(Vec<String>);
+
+impl From<&str> for Endpoints {
+    /// One, or several that are separated by commas.
+    fn from(text: &str) -> Self {
+        text.split(',').map(str::trim).collect()
+    }
+}
+
+impl From<String> for Endpoints {
+    fn from(text: String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+impl From<&String> for Endpoints {
+    fn from(text: &String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+impl<S: Into<String>> From<Vec<S>> for Endpoints {
+    fn from(endpoints: Vec<S>) -> Self {
+        endpoints.into_iter().collect()
+    }
+}
+
+impl<S: Into<String>, const N: usize> From<[S; N]> for Endpoints {
+    fn from(endpoints: [S; N]) -> Self {
+        endpoints.into_iter().collect()
+    }
+}
+
+impl<S: Into<String>> FromIterator<S> for Endpoints {
+    fn from_iter<I: IntoIterator<Item = S>>(endpoints: I) -> Self {
+        Self(endpoints.into_iter().map(Into::into).collect())
+    }
+}
+
 /// How to connect.
 #[derive(Clone)]
 #[must_use]
 pub struct ClientBuilder {
-    endpoint: String,
+    endpoints: Endpoints,
     org: Option<Uuid>,
     token: Option<Token>,
     ca: Option<Vec<u8>>,
@@ -113,8 +154,8 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    pub(crate) fn new(endpoint: String) -> Self {
-        Self { endpoint, org: None, token: None, ca: None, identity: None, timeout: TIMEOUT }
+    pub(crate) fn new(endpoints: Endpoints) -> Self {
+        Self { endpoints, org: None, token: None, ca: None, identity: None, timeout: TIMEOUT }
     }
 
     /// The org that calls are about. Default: that of the token, or where the server asks for none the nil UUID.
@@ -147,24 +188,40 @@ impl ClientBuilder {
         self
     }
 
+    pub(crate) fn endpoints(&self) -> &[String] {
+        &self.endpoints.0
+    }
+
     /// The client. Nothing is connected before the first call.
-    ///
-    /// Needs to be called within a tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if the endpoint is not of the form `http://HOST:PORT` or `https://HOST:PORT`, or the certificates can't be
-    /// used.
+    /// [`Error::Endpoint`] if there is no endpoint, one is not of the form `http://HOST:PORT` or `https://HOST:PORT`, or the
+    /// certificates can't be used; [`Error::Runtime`] outside a tokio runtime.
     pub fn build(self) -> Result<Client, Error> {
-        let invalid = |reason: &str| Error::Endpoint(format!("{}: {reason}", self.endpoint));
-        let is_tls = self.endpoint.starts_with("https://");
-        if !is_tls && !self.endpoint.starts_with("http://") {
+        in_runtime()?;
+        if self.endpoints.0.is_empty() {
+            return Err(Error::Endpoint("there is none".to_owned()));
+        }
+        let connect = |url: &String| Ok((url.clone(), self.endpoint(url)?.connect_lazy()));
+        let connections = Connections::new(self.endpoints.0.iter().map(connect).collect::<Result<Vec<_>, Error>>()?);
+        let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
+        let caller = WithCaller { org, token: self.token.clone() };
+        let service = JobServiceClient::with_interceptor(connections.clone(), caller);
+        Ok(Client::of(service, connections, self.timeout, self))
+    }
+
+    /// How one server is connected to.
+    fn endpoint(&self, url: &str) -> Result<Endpoint, Error> {
+        let invalid = |reason: &str| Error::Endpoint(format!("{url}: {reason}"));
+        let is_tls = url.starts_with("https://");
+        if !is_tls && !url.starts_with("http://") {
             return Err(invalid("expected http://HOST:PORT or https://HOST:PORT"));
         }
         if !is_tls && (self.ca.is_some() || self.identity.is_some()) {
             return Err(invalid("certificates are for https://HOST:PORT"));
         }
-        let mut endpoint = Endpoint::from_shared(self.endpoint.clone())
+        let mut endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(|error| invalid(&error.to_string()))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -185,10 +242,7 @@ impl ClientBuilder {
             };
             endpoint = endpoint.tls_config(tls).map_err(|error| invalid(&error.to_string()))?;
         }
-        let channel = endpoint.connect_lazy();
-        let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
-        let service = JobServiceClient::with_interceptor(channel, WithCaller { org, token: self.token });
-        Ok(Client::of(service, self.timeout))
+        Ok(endpoint)
     }
 }
 
@@ -196,7 +250,7 @@ impl ClientBuilder {
 impl fmt::Debug for ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientBuilder")
-            .field("endpoint", &self.endpoint)
+            .field("endpoints", &self.endpoints.0)
             .field("org", &self.org)
             .finish_non_exhaustive()
     }

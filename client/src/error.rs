@@ -1,6 +1,6 @@
 //! What can go wrong, by what to do about it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jobledger_proto::v1::JobStatus;
 use prost::Message as _;
@@ -12,7 +12,7 @@ use tonic_types::StatusExt;
 const DOMAIN: &str = "jobledger";
 
 /// Why a call failed. Built from the google.rpc.ErrorInfo that every error of the service carries.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The request breaks the contract (`INVALID_FIELD`): correct it.
@@ -140,7 +140,7 @@ pub enum Error {
     },
     /// A payload or result is not what it was taken for.
     #[error("JSON: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(#[source] Arc<serde_json::Error>),
     /// A payload or result holds a number that may arrive as another: the contract's numbers are doubles, which tell whole numbers
     /// apart up to ±2⁵³. Send it as a string.
     #[error("{path}: {number} is beyond ±2^53, where a double may not give it back; send it as a string")]
@@ -156,6 +156,12 @@ pub enum Error {
     /// The token has characters that no token has.
     #[error("that is no token: it has characters that a header can't have")]
     Token,
+    /// There is no tokio runtime, or it can't do what is asked of it.
+    #[error("{0}")]
+    Runtime(String),
+    /// A worker can't be made so: it has no handler, or two for one type.
+    #[error("{0}")]
+    Worker(String),
     /// The endpoint is not of the form `http://HOST:PORT` or `https://HOST:PORT`, or its certificates can't be used.
     #[error("invalid endpoint {0}")]
     Endpoint(String),
@@ -171,7 +177,43 @@ pub struct Violation {
 }
 
 impl Error {
-    /// True if the same call may go through later: the service was away or the connection broke.
+    /// True if the same call may go through later though nothing is changed: the service was away or overloaded, the connection broke,
+    /// or something in between answered in its place. Whether repeating it is safe is another question.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::DeadlineExceeded => true,
+            Self::Exhausted { reason, .. } => !matches!(reason.as_str(), "TOO_MANY_TYPES" | "MESSAGE_TOO_LARGE"),
+            // The service gives a reason for whatever it says: its own defects don't mend themselves.
+            Self::Other { code, reason, .. } => reason.is_empty() && may_come_from_between(*code),
+            Self::InvalidRequest { .. }
+            | Self::PayloadTooLarge { .. }
+            | Self::JobNotFound { .. }
+            | Self::IdempotencyKeyReused { .. }
+            | Self::InvalidTransition { .. }
+            | Self::LeaseLost
+            | Self::EtagMismatch { .. }
+            | Self::CursorAhead { .. }
+            | Self::CursorExpired { .. }
+            | Self::EpochChanged { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Unauthenticated { .. }
+            | Self::PermissionDenied { .. }
+            | Self::Json(_)
+            | Self::Number { .. }
+            | Self::Cursor(_)
+            | Self::Token
+            | Self::Endpoint(_)
+            | Self::Runtime(_)
+            | Self::Worker(_) => false,
+        }
+    }
+
+    /// True if nothing was decided, and the service said when to come back: repeating the call is safe, whatever it is.
+    pub(crate) fn is_refused_for_now(&self) -> bool {
+        matches!(self, Self::Exhausted { retry_after: Some(_), .. })
+    }
+
+    /// True if the service was away or the connection broke.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
@@ -190,8 +232,35 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } | Self::Exhausted { retry_after, .. } => *retry_after,
-            _ => None,
+            Self::InvalidRequest { .. }
+            | Self::PayloadTooLarge { .. }
+            | Self::JobNotFound { .. }
+            | Self::IdempotencyKeyReused { .. }
+            | Self::InvalidTransition { .. }
+            | Self::LeaseLost
+            | Self::EtagMismatch { .. }
+            | Self::CursorAhead { .. }
+            | Self::CursorExpired { .. }
+            | Self::EpochChanged { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Unauthenticated { .. }
+            | Self::PermissionDenied { .. }
+            | Self::DeadlineExceeded
+            | Self::Other { .. }
+            | Self::Json(_)
+            | Self::Number { .. }
+            | Self::Cursor(_)
+            | Self::Token
+            | Self::Endpoint(_)
+            | Self::Runtime(_)
+            | Self::Worker(_) => None,
         }
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(Arc::new(error))
     }
 }
 
@@ -212,6 +281,9 @@ impl From<Status> for Error {
         let Some(info) = info else {
             return match code {
                 Code::DeadlineExceeded => Self::DeadlineExceeded,
+                Code::Unauthenticated => Self::Unauthenticated { message },
+                Code::PermissionDenied => Self::PermissionDenied { message },
+                Code::ResourceExhausted => Self::Exhausted { reason: String::new(), message, retry_after },
                 // The service gives a reason for whatever it says. Unknown is what tonic makes of a stream that was cut.
                 Code::Unavailable | Code::Unknown => Self::Unavailable { reason: String::new(), message, retry_after },
                 // tonic's own timer was quicker than ours.
@@ -260,6 +332,29 @@ impl From<Status> for Error {
             (Code::DeadlineExceeded, _) => Self::DeadlineExceeded,
             _ => Self::Other { code, reason, message },
         }
+    }
+}
+
+/// True of what a proxy may say of a server that it does not reach.
+fn may_come_from_between(code: Code) -> bool {
+    match code {
+        Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::NotFound
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::Ok
+        | Code::InvalidArgument
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unauthenticated => false,
     }
 }
 

@@ -69,9 +69,9 @@
 //!
 //! # Time-outs and retries
 //!
-//! Every call carries a deadline ([`ClientBuilder::timeout`], 30 s by default) that bounds all its tries together. What
-//! fails with UNAVAILABLE, or because the connection broke, is tried again with jittered backoff until then, if repeating
-//! it is safe:
+//! Every call carries a deadline ([`ClientBuilder::timeout`], 30 s by default) that bounds all its tries together. What was refused for
+//! now (RESOURCE_EXHAUSTED with a time to come back after) is tried again until then. What fails with UNAVAILABLE, or because the
+//! connection broke, is tried again with jittered backoff, at the next endpoint where there are several, if repeating it is safe:
 //!
 //! | call | repeated |
 //! |---|---|
@@ -91,9 +91,11 @@ mod client;
 mod connect;
 mod cursor;
 mod error;
+mod failover;
 mod json;
 mod request;
 mod retry;
+mod shutdown;
 mod subscription;
 mod view;
 mod work;
@@ -111,11 +113,13 @@ pub use prost_types;
 
 pub use self::{
     client::{Client, Created, Updated},
-    connect::{ClientBuilder, RawClient, Token, WithCaller},
+    connect::{ClientBuilder, Endpoints, RawClient, Token, WithCaller},
     cursor::Cursor,
     error::{Error, Violation},
+    failover::Connections,
     json::{from_value, to_value},
     request::{Claim, Follow, NewJob, Report},
+    shutdown::shutdown_signal,
     subscription::{Item, Subscription},
     view::{Change, JobState, View},
 };

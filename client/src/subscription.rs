@@ -170,7 +170,7 @@ async fn follow(
         };
         // The token may have been replaced since the stream was opened; if not, that is said when it is opened again.
         let may_be_known_again = matches!(error, Error::Unauthenticated { .. });
-        if !error.is_unavailable() && !may_be_known_again {
+        if !error.is_transient() && !may_be_known_again {
             // A consumer that is gone needs no error.
             let _ = sender.send(Err(error)).await;
             return;
@@ -184,7 +184,7 @@ async fn follow(
         stream = loop {
             match place.connect(client).await {
                 Ok(stream) => break stream,
-                Err(error) if may_pass(&error) => {
+                Err(error) if error.is_transient() => {
                     let wait = backoff.next(error.retry_after());
                     tracing::warn!(%error, after_seq = place.request.after_seq, "can't resume yet");
                     sleep(wait).await;
@@ -196,11 +196,6 @@ async fn follow(
             }
         };
     }
-}
-
-/// A server that is away may take longer than one call's deadline to return, and be crowded when it does.
-pub(crate) fn may_pass(error: &Error) -> bool {
-    error.is_unavailable() || matches!(error, Error::DeadlineExceeded | Error::Exhausted { retry_after: Some(_), .. })
 }
 
 /// Moves the items of one stream. `Ok` at its proper end.
@@ -254,7 +249,7 @@ impl Place {
             let mut stream = self.connect(client).await?;
             match stream.message().await.map_err(Error::from) {
                 Ok(first) => return Ok((stream, first.and_then(|message| message.item))),
-                Err(error) if error.is_unavailable() => sleep(backoff.next(error.retry_after())).await,
+                Err(error) if error.is_transient() => sleep(backoff.next(error.retry_after())).await,
                 Err(error) => return Err(error),
             }
         }

@@ -6,7 +6,7 @@ use jobledger_proto::v1::{Job, JobEvent, JobEventKind, JobStatus, StreamJobEvent
 use prost_types::{Timestamp, Value};
 use tokio::time::{Instant, sleep_until};
 
-use crate::{Client, Error, Item, Subscription, retry::Backoff, subscription::may_pass};
+use crate::{Client, Error, Item, Subscription, retry::Backoff};
 
 /// A job as its events tell of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -282,7 +282,7 @@ impl View {
                     Err(error) => error,
                 },
             };
-            if !(is_void(&error) || matches!(self.state, State::Building(_)) && may_pass(&error)) {
+            if !(is_void(&error) || matches!(self.state, State::Building(_)) && error.is_transient()) {
                 self.state = State::Ended;
                 return Some(Err(error));
             }

@@ -133,7 +133,10 @@ impl Server {
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))
             .layer(api::AccessLayer(access))
-            .layer(api::LimitsLayer::new(config.calls, draining.clone()))
+            .layer(api::LimitsLayer::new(config.calls, draining.clone(), {
+                let ledger = ledger.clone();
+                move || ledger.is_stalled()
+            }))
             .layer(api::WireLayer(api::WireService::new(service, config.calls.request_bytes)));
         let served = layers.service(routes.prepare());
         let mut serving = tokio::spawn(net::serve(listener, tls, served, config.connections, draining.clone()));

@@ -32,7 +32,7 @@ async fn orders_are_charged_and_empty_ones_refused() -> Result<(), Box<dyn std::
     let server = InProcess::start().await?;
     let client = Client::new(server.endpoint())?;
     let (stop, stopped) = oneshot::channel::<()>();
-    let worker = tokio::spawn(Worker::builder(client.clone()).handle("charge", charge).build().run(async {
+    let worker = tokio::spawn(Worker::builder(client.clone()).handle("charge", charge).build().unwrap().run(async {
         let _ = stopped.await;
     }));
 

@@ -9,7 +9,7 @@ use std::{
 use jobledger_proto::v1::{HeartbeatRequest, HeartbeatResult, LeaseHeartbeat};
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -19,8 +19,10 @@ use crate::{Client, Error, retry::Backoff};
 const AT_ONCE: usize = 1_000;
 /// Bytes in one call, about: the service takes 4 MiB.
 const BYTES: usize = 2 << 20;
-/// What one call may take: another may have better luck.
+/// What one call may take: another, at another server, may have better luck.
 const CALL: Duration = Duration::from_secs(5);
+/// A lease that could not be extended is tried again after this.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// What a handler said last, and was not reported yet.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -72,7 +74,18 @@ struct State {
     news_at: Instant,
     /// When a sign of life has to be sent.
     beat_at: Instant,
+    /// The lease ends no sooner than this, for all that is known.
+    alive_until: Instant,
     stop: Option<Stop>,
+}
+
+impl State {
+    /// What was on its way is told again, then.
+    fn put_back(&mut self, at: Instant) {
+        let on_its_way = std::mem::take(&mut self.on_its_way);
+        self.news = std::mem::take(&mut self.news).or(on_its_way);
+        (self.news_at, self.beat_at) = (at, at);
+    }
 }
 
 impl Held {
@@ -109,6 +122,11 @@ impl Held {
         self.token.cancel();
     }
 
+    /// True while the lease may live. It may live on after that: it ends by an event in the log.
+    pub(super) fn may_be_alive(&self) -> bool {
+        Instant::now() <= lock(&self.state).alive_until
+    }
+
     pub(super) fn stopped(&self) -> Option<Stop> {
         lock(&self.state).stop
     }
@@ -118,6 +136,7 @@ impl Held {
 pub(super) struct Keeper {
     client: Client,
     worker_id: String,
+    lease: Duration,
     beat_interval: Duration,
     news_interval: Duration,
     held: Mutex<HashMap<String, Arc<Held>>>,
@@ -129,6 +148,7 @@ impl Keeper {
         Arc::new(Self {
             client,
             worker_id,
+            lease,
             beat_interval: lease / 3,
             news_interval,
             held: Mutex::default(),
@@ -140,7 +160,8 @@ impl Keeper {
     pub(super) fn hold(self: &Arc<Self>, lease_token: String) -> Arc<Held> {
         let now = Instant::now();
         let (news, on_its_way) = Default::default();
-        let state = State { news, on_its_way, news_at: now, beat_at: now + self.beat_interval, stop: None };
+        let (beat_at, alive_until) = (now + self.beat_interval, now + self.lease);
+        let state = State { news, on_its_way, news_at: now, beat_at, alive_until, stop: None };
         let held = Arc::new(Held {
             keeper: Arc::downgrade(self),
             lease_token: lease_token.clone(),
@@ -178,25 +199,24 @@ impl Keeper {
             });
             let worker_id = self.worker_id.clone();
             let beat = HeartbeatRequest { worker_id, leases: leases.collect(), extend_by: None };
+            let sent_at = Instant::now();
             // No longer than until the next one is due.
-            let answer = timeout(CALL.min(self.beat_interval), self.client.heartbeat(beat)).await;
-            match answer.unwrap_or(Err(Error::DeadlineExceeded)) {
+            let until = sent_at + CALL.min(self.beat_interval);
+            let mut service = self.client.raw();
+            let answer = self.client.bounded(until, async { service.heartbeat(beat).await }).await;
+            match answer.map(|answer| answer.into_inner().results) {
                 Ok(results) => {
                     backoff.reset();
                     for ((held, _), result) in due.iter().zip(results) {
-                        lock(&held.state).on_its_way = News::default();
-                        self.heard(held, &result);
+                        self.heard(held, result, sent_at);
                     }
                 }
                 Err(error) => {
-                    let wait = backoff.next(None);
+                    let wait = backoff.next(error.retry_after());
                     tracing::warn!(%error, leases = due.len(), wait_ms = wait.as_millis() as u64, "heartbeat failed");
                     let again = Instant::now() + wait;
                     for (held, _) in due {
-                        let mut state = lock(&held.state);
-                        let on_its_way = std::mem::take(&mut state.on_its_way);
-                        state.news = std::mem::take(&mut state.news).or(on_its_way);
-                        (state.news_at, state.beat_at) = (again, again);
+                        lock(&held.state).put_back(again);
                     }
                 }
             }
@@ -238,7 +258,21 @@ impl Keeper {
         (due, next)
     }
 
-    fn heard(&self, held: &Held, result: &HeartbeatResult) {
+    fn heard(&self, held: &Held, result: HeartbeatResult, sent_at: Instant) {
+        let error = result.error.map(Error::from);
+        let mut state = lock(&held.state);
+        match (&result.expires_at, &error) {
+            (Some(_), _) => {
+                state.on_its_way = News::default();
+                state.alive_until = sent_at + self.lease;
+            }
+            (None, Some(_)) => state.put_back(Instant::now() + AGAIN),
+            (None, None) => {}
+        }
+        drop(state);
+        if let Some(error) = error {
+            tracing::warn!(%error, "a heartbeat was refused of one lease, or its news");
+        }
         if result.lease_lost {
             // One whose outcome was accepted meanwhile has been let go of.
             if lock(&self.held).contains_key(&held.lease_token) {

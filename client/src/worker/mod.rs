@@ -27,7 +27,7 @@
 //! # mod tokio { pub mod fs { pub async fn read(_: &str) -> std::io::Result<Vec<u8>> { Ok(vec![]) } } }
 //! # async fn example(shutdown: impl Future<Output = ()>) -> Result<(), jobledger_client::Error> {
 //! let client = Client::new("http://127.0.0.1:50051")?;
-//! Worker::builder(client).handle("thumbnail", scale).concurrency(8).build().run(shutdown).await
+//! Worker::builder(client).handle("thumbnail", scale).concurrency(8).build()?.run(shutdown).await
 //! # }
 //! ```
 //!
@@ -48,12 +48,15 @@
 //! | returns more than 1 MiB encoded, or what JSON or the service don't take | fails for good with [`INVALID_RESULT`] |
 //! | is asked to stop ([`Context::canceled`]) because the job was canceled | is canceled, whatever it returns; after [`WorkerBuilder::cancel_grace`] it is dropped, and the job canceled |
 //! | has lost the lease (the ledger took the worker for dead, or the run time-out is over) | belongs to others: what it returns is discarded; after the same time it is dropped |
+//! | dies with its process | is queued again once the lease expires: the attempt is lost, which is no failure up to `max_lost_attempts` |
 //! | never returns | goes on as long as its worker sends heartbeats, if it has no run time-out |
 //! | is still running when a stop's grace is over | goes back to the queue, and none of its budget is used |
 //!
 //! A handler is dropped where it awaits; one that never does, such as a long computation, goes on until it does, but nobody
-//! listens to it any more: use `tokio::task::spawn_blocking` and look at [`Context::is_canceled`].
+//! listens to it any more: use `tokio::task::spawn_blocking` and look at [`Context::is_canceled`]. Heartbeats have a thread of their
+//! own, which no handler can hold up.
 
+mod attempt;
 mod context;
 mod error;
 mod handler;
@@ -102,6 +105,8 @@ pub struct WorkerBuilder {
     client: Client,
     options: Options,
     handlers: BTreeMap<String, Handler>,
+    /// A type that two handlers were given for.
+    twice: Option<String>,
 }
 
 impl Worker {
@@ -117,16 +122,18 @@ impl Worker {
             cancel_grace: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(30),
         };
-        WorkerBuilder { client, options, handlers: BTreeMap::new() }
+        WorkerBuilder { client, options, handlers: BTreeMap::new(), twice: None }
     }
 
-    /// Works until `shutdown` is done; then claims no more, lets the handlers that are running finish within the grace period, and
+    /// Works until `shutdown` is done, [`shutdown_signal`](crate::shutdown_signal) for instance; then claims no more, lets the handlers that are running finish within the grace period, and
     /// gives the jobs of the others back. A server that is away is waited for, for as long as it takes. Dropped, it asks handlers to
     /// stop and drops them where they await; their leases end.
     ///
     /// # Errors
     ///
-    /// If the service refuses its claims, for instance because of a type that can't be one; or, at the first, the caller.
+    /// If the service refuses its claims, for instance because of a type that can't be one; or, at the first, the caller
+    /// ([`Error::Unauthenticated`](crate::Error::Unauthenticated), [`Error::PermissionDenied`](crate::Error::PermissionDenied)). Outside a
+    /// tokio runtime, [`Error::Runtime`](crate::Error::Runtime).
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), crate::Error> {
         run::run(self, shutdown).await
     }
@@ -153,7 +160,12 @@ impl WorkerBuilder {
         Out: Serialize + Send + 'static,
     {
         let handler = Handler::new(handler);
-        self.handlers.extend(types.into_iter().map(|name| (name.into(), handler.clone())));
+        for name in types {
+            let name = name.into();
+            if self.handlers.insert(name.clone(), handler.clone()).is_some() {
+                self.twice.get_or_insert(name);
+            }
+        }
         self
     }
 
@@ -196,11 +208,16 @@ impl WorkerBuilder {
 
     /// The worker. It does nothing before [`Worker::run`].
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If it has no handler.
-    pub fn build(self) -> Worker {
-        assert!(!self.handlers.is_empty(), "a worker needs a handler");
-        Worker { client: self.client, options: self.options, handlers: Arc::new(self.handlers) }
+    /// [`Error::Worker`](crate::Error::Worker) if it has no handler, or two for one type.
+    pub fn build(self) -> Result<Worker, crate::Error> {
+        if let Some(name) = self.twice {
+            return Err(crate::Error::Worker(format!("the worker has two handlers for jobs of the type {name:?}")));
+        }
+        if self.handlers.is_empty() {
+            return Err(crate::Error::Worker("the worker has no handler".to_owned()));
+        }
+        Ok(Worker { client: self.client, options: self.options, handlers: Arc::new(self.handlers) })
     }
 }

@@ -2,17 +2,16 @@
 //!
 //! A report is repeated until the service has taken it, or said that it never will: under its lease's token that is safe.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jobledger_proto::v1::{BatchUpdateJobStatusRequest, UpdateJobStatusRequest};
 use prost::Message as _;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use tonic::Status;
-
+use super::keeper::Held;
 use crate::{Client, Error, retry::Backoff};
 
 /// Reports in one call, at most.
@@ -26,6 +25,7 @@ const LONGEST_CALL: Duration = Duration::from_secs(120);
 /// A report, and who waits for it to be settled.
 struct Report {
     update: UpdateJobStatusRequest,
+    held: Arc<Held>,
     settled: oneshot::Sender<Result<(), Error>>,
 }
 
@@ -34,11 +34,11 @@ struct Report {
 pub(super) struct Desk(mpsc::UnboundedSender<Report>);
 
 impl Desk {
-    /// Reports, and waits until it is settled: taken, or refused for good.
-    pub(super) async fn report(&self, update: UpdateJobStatusRequest) -> Result<(), Error> {
+    /// Reports under a lease, and waits until it is settled: taken, or refused for good.
+    pub(super) async fn report(&self, update: UpdateJobStatusRequest, held: &Arc<Held>) -> Result<(), Error> {
         let (settled, answer) = oneshot::channel();
         // Without a reporter there is nobody to say it to: the worker is gone, and the lease will end.
-        let _ = self.0.send(Report { update, settled });
+        let _ = self.0.send(Report { update, held: Arc::clone(held), settled });
         answer.await.unwrap_or(Err(Error::LeaseLost))
     }
 }
@@ -74,7 +74,7 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
         let mut again = Vec::new();
         for (report, answer) in waiting.into_iter().zip(answers) {
             match answer {
-                Err(error) if may_pass(&error) => {
+                Err(error) if may_be_taken_later(&error, &report.held) => {
                     again.push(report);
                     failed = Some(error);
                 }
@@ -108,39 +108,40 @@ fn fitting(reports: &[Report], most: usize) -> usize {
 async fn send_or_split(client: &Client, reports: &[Report], time: Duration) -> Vec<Result<(), Error>> {
     match send(client, reports, time).await {
         Ok(answers) => answers,
-        Err(status) if reports.len() > 1 && !may_pass(&Error::from(status.clone())) => {
+        Err(error) if reports.len() > 1 && !may_pass(&error) => {
             let mut answers = Vec::with_capacity(reports.len());
             for report in reports {
                 let alone = send(client, std::slice::from_ref(report), time).await;
-                answers.push(alone.map_or_else(|status| Err(status.into()), |mut answers| answers.remove(0)));
+                answers.push(alone.and_then(|mut answers| answers.remove(0)));
             }
             answers
         }
-        Err(status) => reports.iter().map(|_| Err(status.clone().into())).collect(),
+        Err(error) => vec![Err(error); reports.len()],
     }
 }
 
 /// An answer for each report, or one for the call.
-async fn send(client: &Client, reports: &[Report], time: Duration) -> Result<Vec<Result<(), Error>>, Status> {
+async fn send(client: &Client, reports: &[Report], time: Duration) -> Result<Vec<Result<(), Error>>, Error> {
     let updates = reports.iter().map(|report| report.update.clone()).collect();
-    let call = async {
-        let mut service = client.raw();
-        service.batch_update_job_status(BatchUpdateJobStatusRequest { updates }).await
-    };
-    let answer = timeout(time, call).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))?;
-    let results = answer.into_inner().results;
+    let mut service = client.raw();
+    let call = async { service.batch_update_job_status(BatchUpdateJobStatusRequest { updates }).await };
+    let results = client.bounded(Instant::now() + time, call).await?.into_inner().results;
     if results.len() != reports.len() {
-        return Err(Status::internal("the answer has another number of results"));
+        return Err(Error::without("a result for each report"));
     }
     Ok(results.into_iter().map(|result| result.error.map_or(Ok(()), |error| Err(error.into()))).collect())
 }
 
-/// True if the same report may be taken later.
+/// True if a call may pass that failed as a whole.
 fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Unavailable { .. } | Error::DeadlineExceeded | Error::Exhausted { .. } => true,
-        // A defect of the service, or one that is newer: to be told again is better than to be lost.
-        Error::Other { code, .. } => *code != tonic::Code::InvalidArgument && *code != tonic::Code::Unimplemented,
-        _ => false,
-    }
+    error.is_transient() || is_lapse(error)
+}
+
+/// True if the same report may be taken later. That a token lapses may pass, until the lease ends.
+fn may_be_taken_later(error: &Error, held: &Held) -> bool {
+    error.is_transient() || is_lapse(error) && held.may_be_alive()
+}
+
+fn is_lapse(error: &Error) -> bool {
+    matches!(error, Error::Unauthenticated { .. } | Error::PermissionDenied { .. })
 }

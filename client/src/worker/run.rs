@@ -1,60 +1,115 @@
 //! A worker at work.
+//!
+//! Claims, heartbeats and reports have a thread and connections of their own, and handlers the runtime of whoever runs the worker: a
+//! handler that computes without awaiting can occupy every thread of that, and costs no job its lease.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, panic, pin::pin, sync::Arc, thread, time::Duration};
 
-use jobledger_proto::v1::{ClaimJobsRequest, JobStatus, Lease, UpdateJobStatusRequest};
-use prost::Message as _;
-use prost_types::{Value, value::Kind};
+use jobledger_proto::v1::{ClaimJobsRequest, Lease};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::{JoinError, JoinHandle, JoinSet},
+    runtime::{Builder, Handle},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
+use tracing::dispatcher;
 use uuid::Uuid;
 
 use super::{
-    Context, Worker,
-    error::{Error, HANDLER_FAILED, INVALID_RESULT, Kind as ErrorKind, PANIC},
-    handler::Output,
-    keeper::{Held, Keeper, Stop},
+    Worker,
+    attempt::{LAST_WORDS, work_on},
+    keeper::Keeper,
     reporter::{self, Desk},
 };
-use crate::{Claim, Report, request, retry::Backoff};
+use crate::{Claim, Report, retry::Backoff, shutdown::in_runtime};
 
 /// Jobs in one claim, at most.
 const CLAIM_AT_ONCE: usize = 100;
-/// What a result may take, encoded, and how deep it may nest.
-const MAX_RESULT_BYTES: usize = 1 << 20;
-const MAX_RESULT_DEPTH: usize = 32;
-/// The longest wait that the contract takes.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(365 * 86_400);
 /// A claim that is under way at a stop is waited for so long: what it brings is given back rather than left to its lease.
 const LAST_CLAIM: Duration = Duration::from_secs(2);
-/// A handler that is asked to stop at the end of the grace period has so long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// After the grace period, reports have so long to be taken.
 const LAST_REPORTS: Duration = Duration::from_secs(10);
 
 /// What the jobs of a worker share.
-struct Shared {
-    worker: Worker,
-    keeper: Arc<Keeper>,
-    desk: Desk,
+pub(super) struct Shared {
+    pub(super) worker: Worker,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) desk: Desk,
+    /// Where handlers run.
+    pub(super) handlers: Handle,
     /// The grace period of a stop is over.
-    out_of_time: CancellationToken,
+    pub(super) out_of_time: CancellationToken,
 }
 
+/// Runs a worker until the shutdown is done. Dropped, everything ends that it does.
 pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> Result<(), crate::Error> {
+    let handlers = in_runtime()?;
+    let (stop, abandoned) = (CancellationToken::new(), CancellationToken::new());
+    let (done, ended) = oneshot::channel();
+    let working = {
+        let (stop, abandoned) = (stop.clone(), abandoned.clone());
+        let logs = dispatcher::get_default(Clone::clone);
+        let work = move || {
+            dispatcher::with_default(&logs, || {
+                let ended = on_own_thread(worker, handlers, stop, abandoned);
+                // Nobody may wait any more.
+                let _ = done.send(ended);
+            });
+        };
+        thread::Builder::new().name("jobledger-worker".to_owned()).spawn(work)
+    };
+    let working = working.map_err(|error| crate::Error::Runtime(format!("can't start a thread: {error}")))?;
+    let _abandoned = abandoned.drop_guard();
+    let mut ended = pin!(ended);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut ended => ended,
+        () = shutdown => {
+            stop.cancel();
+            ended.await
+        }
+    };
+    ended.unwrap_or_else(|_| match working.join() {
+        // It has ended without a word: a panic is whoever runs it to hear of.
+        Err(panic) => panic::resume_unwind(panic),
+        Ok(()) => Err(crate::Error::Runtime("the worker's thread ended".to_owned())),
+    })
+}
+
+fn on_own_thread(
+    mut worker: Worker,
+    handlers: Handle,
+    stop: CancellationToken,
+    abandoned: CancellationToken,
+) -> Result<(), crate::Error> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| crate::Error::Runtime(format!("can't start a runtime: {error}")))?;
+    runtime.block_on(async {
+        // Connections belong to the runtime that they are made in.
+        worker.client = worker.client.reconnected()?;
+        tokio::select! {
+            ended = work(worker, handlers, stop) => ended,
+            () = abandoned.cancelled() => Ok(()),
+        }
+    })
+}
+
+async fn work(worker: Worker, handlers: Handle, stop: CancellationToken) -> Result<(), crate::Error> {
     let options = worker.options.clone();
+    let (worker_id, concurrency) = (&options.worker_id, options.concurrency);
+    let (types, endpoints) = (worker.handlers.keys().collect::<Vec<_>>(), worker.client.endpoints());
+    tracing::info!(worker_id, ?types, ?endpoints, concurrency, "worker started");
     let keeper =
         Keeper::new(worker.client.clone(), options.worker_id.clone(), options.lease, options.progress_interval);
     let (desk, carry) = reporter::open(worker.client.clone());
-    let shared = Arc::new(Shared { worker, keeper: Arc::clone(&keeper), desk, out_of_time: CancellationToken::new() });
+    let out_of_time = CancellationToken::new();
+    let shared = Arc::new(Shared { worker, keeper: Arc::clone(&keeper), desk, handlers, out_of_time });
     let work = async {
         let mut jobs = JoinSet::new();
-        let ended = claim_and_start(&shared, &mut jobs, shutdown).await;
+        let ended = claim_and_start(&shared, &mut jobs, &stop).await;
+        tracing::info!(jobs = jobs.len(), "claiming no more; finishing what is running");
         if timeout(options.shutdown_grace, finish(&mut jobs)).await.is_err() {
             tracing::warn!(jobs = jobs.len(), "the grace period is over; giving the jobs that are still running back");
             shared.out_of_time.cancel();
@@ -62,6 +117,7 @@ pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> R
                 tracing::error!(jobs = jobs.len(), "could not give all jobs back; their leases will end");
             }
         }
+        tracing::info!("worker stopped");
         ended
     };
     tokio::select! {
@@ -75,15 +131,14 @@ async fn finish(jobs: &mut JoinSet<()>) {
     while jobs.join_next().await.is_some() {}
 }
 
-/// Claims as many jobs as there is room for, and starts them, until the shutdown.
+/// Claims as many jobs as there is room for, and starts them, until the stop.
 async fn claim_and_start(
     shared: &Arc<Shared>,
     jobs: &mut JoinSet<()>,
-    shutdown: impl Future<Output = ()>,
+    stop: &CancellationToken,
 ) -> Result<(), crate::Error> {
     let options = &shared.worker.options;
     let room = Arc::new(Semaphore::new(options.concurrency.min(Semaphore::MAX_PERMITS)));
-    let mut shutdown = pin!(shutdown);
     let mut backoff = Backoff::default();
     // Until it is answered a claim is the same, however long that takes: what it has taken meanwhile is still there for it.
     let mut request_id = Uuid::new_v4();
@@ -91,7 +146,7 @@ async fn claim_and_start(
     loop {
         let mut permits = tokio::select! {
             biased;
-            () = &mut shutdown => return Ok(()),
+            () = stop.cancelled() => return Ok(()),
             permits = take_room(&room) => permits,
         };
         while jobs.try_join_next().is_some() {}
@@ -106,7 +161,7 @@ async fn claim_and_start(
         let claimed = tokio::select! {
             biased;
             claimed = &mut claim => claimed,
-            () = &mut shutdown => {
+            () = stop.cancelled() => {
                 if let Ok(Ok(leases)) = timeout(LAST_CLAIM, claim).await {
                     give_back(shared, leases).await;
                 }
@@ -126,7 +181,7 @@ async fn claim_and_start(
                 let wait = backoff.next(error.retry_after());
                 tracing::warn!(%error, wait_ms = wait.as_millis() as u64, "can't claim jobs; trying again");
                 tokio::select! {
-                    () = &mut shutdown => return Ok(()),
+                    () = stop.cancelled() => return Ok(()),
                     () = sleep(wait) => {}
                 }
             }
@@ -135,14 +190,33 @@ async fn claim_and_start(
 }
 
 /// True of an error that waiting doesn't mend. What is refused because of who asks, or where, is taken for that only as long as
-/// no claim was ever answered.
+/// no claim was ever answered: later a token may have lapsed, and be replaced.
 fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
+    use crate::Error;
     match error {
-        crate::Error::InvalidRequest { .. } | crate::Error::Other { code: Code::InvalidArgument, .. } => true,
-        crate::Error::Other { code: Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented, .. } => {
-            !has_claimed
-        }
-        _ => false,
+        Error::Unauthenticated { .. } | Error::PermissionDenied { .. } => !has_claimed,
+        Error::Other { code: Code::Unimplemented, .. } => !has_claimed,
+        Error::Unavailable { .. } | Error::DeadlineExceeded | Error::Exhausted { .. } => false,
+        // A defect of the service, or of something in between: another server may not have it.
+        Error::Other { code, .. } => *code == Code::InvalidArgument,
+        Error::InvalidRequest { .. }
+        | Error::PayloadTooLarge { .. }
+        | Error::JobNotFound { .. }
+        | Error::IdempotencyKeyReused { .. }
+        | Error::InvalidTransition { .. }
+        | Error::LeaseLost
+        | Error::EtagMismatch { .. }
+        | Error::CursorAhead { .. }
+        | Error::CursorExpired { .. }
+        | Error::EpochChanged { .. }
+        | Error::OutOfOrder { .. }
+        | Error::Json(_)
+        | Error::Number { .. }
+        | Error::Cursor(_)
+        | Error::Token
+        | Error::Endpoint(_)
+        | Error::Runtime(_)
+        | Error::Worker(_) => true,
     }
 }
 
@@ -157,176 +231,9 @@ async fn give_back(shared: &Shared, leases: Vec<Lease>) {
     let mut reports = JoinSet::new();
     for lease in leases {
         let Some(job) = lease.job else { continue };
-        let (desk, report) = (shared.desk.clone(), Report::released(job.id).lease(lease.lease_token));
-        reports.spawn(async move { desk.report(report.into()).await });
+        let held = shared.keeper.hold(lease.lease_token);
+        let (desk, report) = (shared.desk.clone(), Report::released(job.id).lease(held.lease_token()));
+        reports.spawn(async move { desk.report(report.into(), &held).await });
     }
     let _ = timeout(LAST_REPORTS, reports.join_all()).await;
-}
-
-/// A handler at work. Dropped, it is asked to stop, and dropped where it awaits.
-struct Attempt<'a> {
-    handler: JoinHandle<Output>,
-    held: &'a Held,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        self.held.token().cancel();
-        self.handler.abort();
-    }
-}
-
-/// One attempt at one job, up to the point where the ledger knows what became of it.
-async fn work_on(shared: Arc<Shared>, lease: Lease, _room: OwnedSemaphorePermit) {
-    let Some(mut job) = lease.job else { return };
-    let held = shared.keeper.hold(lease.lease_token);
-    let handler = shared.worker.handlers.get(&job.r#type).cloned();
-    let job_id = job.id.clone();
-    let Some(handler) = handler else {
-        // Not asked for.
-        let back = Report::released(job_id).lease(held.lease_token());
-        let _ = shared.desk.report(back.into()).await;
-        return shared.keeper.let_go(&held);
-    };
-    let payload = job.payload.take();
-    let context = Context::new(job.clone(), Arc::clone(&held));
-    job.payload = payload;
-    let attempt = Attempt { handler: tokio::spawn(handler.run(context, job)), held: &held };
-    let ended = await_end(&shared, &held, attempt).await;
-    if let Some(report) = outcome(&job_id, &held, ended) {
-        settle(&shared, &held, &job_id, report).await;
-    }
-    shared.keeper.let_go(&held);
-}
-
-/// How the handler ended; `None`: it was asked to stop, did not in time, and was dropped.
-async fn await_end(shared: &Shared, held: &Held, mut attempt: Attempt<'_>) -> Option<Result<Output, JoinError>> {
-    let grace = tokio::select! {
-        ended = &mut attempt.handler => return Some(ended),
-        () = held.token().cancelled() => shared.worker.options.cancel_grace,
-        () = shared.out_of_time.cancelled() => {
-            held.stop(Stop::Shutdown);
-            LAST_WORDS
-        }
-    };
-    let patience = async {
-        tokio::select! {
-            () = sleep(grace) => {}
-            () = shared.out_of_time.cancelled(), if grace > LAST_WORDS => sleep(LAST_WORDS).await,
-        }
-    };
-    tokio::select! {
-        ended = &mut attempt.handler => Some(ended),
-        () = patience => None,
-    }
-}
-
-/// The report on an attempt that ended so; `None` where there is nothing to report, since the job is others'.
-fn outcome(job_id: &str, held: &Held, ended: Option<Result<Output, JoinError>>) -> Option<UpdateJobStatusRequest> {
-    let ended = ended.map(|ended| {
-        ended.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => Err(Error::new(panic_message(&*panic)).code(PANIC)),
-            Err(error) => Err(Error::new(error)),
-        })
-    });
-    let report = match (held.stopped(), ended) {
-        (Some(Stop::Lost), _) => {
-            tracing::warn!(job_id, "the lease is lost; what its handler did is discarded");
-            return None;
-        }
-        (Some(Stop::Canceled), Some(Err(error))) if error.kind != ErrorKind::GiveBack => {
-            let mut report: UpdateJobStatusRequest = Report::canceled(job_id).into();
-            (report.error_code, report.error_message) = (error.code, error.message);
-            report
-        }
-        (Some(Stop::Canceled), _) => Report::canceled(job_id).into(),
-        (_, Some(Ok(result))) => succeeded(job_id, result),
-        (Some(Stop::Shutdown), _) | (None, None) => Report::released(job_id).into(),
-        (None, Some(Err(error))) => failed(job_id, error),
-    };
-    let news = held.take_news();
-    Some(bounded(UpdateJobStatusRequest {
-        stage: news.stage,
-        progress: news.progress,
-        message: news.message,
-        lease_token: held.lease_token().to_owned(),
-        ..report
-    }))
-}
-
-fn succeeded(job_id: &str, result: Option<Value>) -> UpdateJobStatusRequest {
-    let size = result.as_ref().map_or(0, Value::encoded_len);
-    if result.as_ref().is_some_and(|result| !is_shallow(result, MAX_RESULT_DEPTH)) {
-        let message = format!("the result nests lists and objects deeper than {MAX_RESULT_DEPTH}");
-        return failed(job_id, Error::permanent(message).code(INVALID_RESULT));
-    }
-    if size > MAX_RESULT_BYTES {
-        let message = format!("the result takes {size} bytes encoded; the limit is {MAX_RESULT_BYTES}");
-        return failed(job_id, Error::permanent(message).code(INVALID_RESULT));
-    }
-    UpdateJobStatusRequest { result, ..Report::succeeded(job_id).into() }
-}
-
-/// True if a value nests lists and objects no deeper than this.
-fn is_shallow(value: &Value, depth: usize) -> bool {
-    match &value.kind {
-        Some(Kind::ListValue(list)) => depth > 0 && list.values.iter().all(|value| is_shallow(value, depth - 1)),
-        Some(Kind::StructValue(object)) => {
-            depth > 0 && object.fields.values().all(|value| is_shallow(value, depth - 1))
-        }
-        _ => true,
-    }
-}
-
-fn failed(job_id: &str, error: Error) -> UpdateJobStatusRequest {
-    let retry_after = error.retry_after.map(|wait| request::duration(wait.min(LONGEST_RETRY_AFTER)));
-    match error.kind {
-        ErrorKind::GiveBack => UpdateJobStatusRequest { retry_after, ..Report::released(job_id).into() },
-        ErrorKind::Retryable => {
-            UpdateJobStatusRequest { retry_after, ..Report::failed(job_id, error.code, error.message).into() }
-        }
-        ErrorKind::Permanent => Report::failed(job_id, error.code, error.message).permanent().into(),
-    }
-}
-
-/// What handlers say of errors, cut to what the contract takes.
-fn bounded(mut report: UpdateJobStatusRequest) -> UpdateJobStatusRequest {
-    const MAX_CODE_CHARS: usize = 100;
-    const MAX_MESSAGE_BYTES: usize = 4 << 10;
-    report.error_code = report.error_code.chars().filter(|c| *c != '\0').take(MAX_CODE_CHARS).collect();
-    report.error_message.retain(|c| c != '\0');
-    report.error_message.truncate(report.error_message.floor_char_boundary(MAX_MESSAGE_BYTES));
-    report
-}
-
-/// Has the ledger take a report.
-async fn settle(shared: &Shared, held: &Held, job_id: &str, report: UpdateJobStatusRequest) {
-    let status = report.status();
-    let error = match shared.desk.report(report).await {
-        Ok(()) => return,
-        Err(error @ (crate::Error::LeaseLost | crate::Error::JobNotFound { .. })) => {
-            held.stop(Stop::Lost);
-            return tracing::warn!(job_id, %error, "the lease was lost before the report; it is discarded");
-        }
-        Err(error) => error,
-    };
-    tracing::error!(job_id, %error, "the service refused a report; saying less");
-    let bare = match status {
-        // Only the result can be what it takes offence at.
-        JobStatus::Succeeded => {
-            failed(job_id, Error::permanent(format!("the result was refused: {error}")).code(INVALID_RESULT))
-        }
-        JobStatus::Queued => Report::released(job_id).into(),
-        JobStatus::Canceled => Report::canceled(job_id).into(),
-        _ => failed(job_id, Error::new(format!("the report was refused: {error}")).code(HANDLER_FAILED)),
-    };
-    let bare = bounded(UpdateJobStatusRequest { lease_token: held.lease_token().to_owned(), ..bare });
-    if let Err(error) = shared.desk.report(bare).await {
-        tracing::error!(job_id, %error, "the service refused that, too; the lease will end");
-    }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the handler panicked: {}", text.unwrap_or("without a message"))
 }

@@ -52,7 +52,7 @@ pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f
     };
     let worker = Worker::builder(client.clone()).handle("life", handler).concurrency(SLOTS).progress_interval(PACE / 5);
     let since = Instant::now();
-    let working = tokio::spawn(worker.build().run(async {
+    let working = tokio::spawn(worker.build().expect("it has a handler").run(async {
         let _ = stopped.await;
     }));
     let creating = tokio::spawn(async move {

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     caller::Caller,
+    limits::Sort,
     refusal::{Answer, refuse},
     request::ORG_HEADER,
     status::ApiError,
@@ -59,42 +60,42 @@ enum Lasts {
 }
 
 /// All that can be called by gRPC.
-const CALLS: [(&str, May, Lasts); 16] = [
-    ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/GetJob", READERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/ListJobs", READERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/ClaimJobs", WORKERS, Lasts::Long),
-    ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly),
-    ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly),
+const CALLS: [(&str, May, Lasts, Sort); 16] = [
+    ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/GetJob", READERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/ListJobs", READERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly, Sort::FollowUp),
+    ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly, Sort::FollowUp),
+    ("/jobledger.v1.JobService/ClaimJobs", WORKERS, Lasts::Long, Sort::Claim),
+    ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly, Sort::FollowUp),
+    ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
     // Of all jobs it is for observers alone: the service looks, when it knows what is asked for.
-    ("/jobledger.v1.JobService/StreamJobEvents", READERS, Lasts::Long),
-    ("/jobledger.v1.JobService/GetStatistics", OBSERVERS, Lasts::Shortly),
-    ("/grpc.health.v1.Health/Check", May::Anybody, Lasts::Shortly),
-    ("/grpc.health.v1.Health/Watch", May::AnyRole, Lasts::Long),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long),
+    ("/jobledger.v1.JobService/StreamJobEvents", READERS, Lasts::Long, Sort::Stream),
+    ("/jobledger.v1.JobService/GetStatistics", OBSERVERS, Lasts::Shortly, Sort::Plain),
+    ("/grpc.health.v1.Health/Check", May::Anybody, Lasts::Shortly, Sort::Plain),
+    ("/grpc.health.v1.Health/Watch", May::AnyRole, Lasts::Long, Sort::Plain),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long, Sort::Plain),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long, Sort::Plain),
 ];
 
-/// Who may call this; `None` for what is not there.
-fn right(method: &Method, path: &str) -> Option<(May, Lasts)> {
-    if let Some((_, may, lasts)) = CALLS.iter().find(|(call, ..)| *call == path) {
-        return Some((*may, *lasts));
+/// Who may call this, and within which bounds; `None` for what is not there.
+fn right(method: &Method, path: &str) -> Option<(May, Lasts, Sort)> {
+    if let Some((_, may, lasts, sort)) = CALLS.iter().find(|(call, ..)| *call == path) {
+        return Some((*may, *lasts, *sort));
     }
-    let may = match path {
-        "/healthz" | "/readyz" => May::Anybody,
+    let (may, sort) = match path {
+        "/healthz" | "/readyz" => (May::Anybody, Sort::Plain),
         // The old REST calls: a report is a worker's, any other POST a producer's.
         path if path.starts_with("/jobs") => match *method {
-            Method::POST if path.trim_end_matches('/').ends_with("/status") => WORKERS,
-            Method::POST => PRODUCERS,
-            _ => READERS,
+            Method::POST if path.trim_end_matches('/').ends_with("/status") => (WORKERS, Sort::FollowUp),
+            Method::POST => (PRODUCERS, Sort::Plain),
+            _ => (READERS, Sort::Plain),
         },
         _ => return None,
     };
-    Some((may, Lasts::Shortly))
+    Some((may, Lasts::Shortly, sort))
 }
 
 /// Lets calls pass whose callers may; or all, where authentication is off.
@@ -130,6 +131,9 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Answer {
         let right = right(request.method(), request.uri().path());
+        if let Some((.., sort)) = right {
+            request.extensions_mut().insert(sort);
+        }
         let Some(access) = &self.access else {
             // A page that somebody looks at on this machine may call whatever answers there.
             if [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|of| request.headers().contains_key(*of)) {
@@ -138,7 +142,7 @@ where
                     request,
                 );
             }
-            if let Some((May::Of(_), _)) = right {
+            if let Some((May::Of(_), ..)) = right {
                 match asked_org(request.headers()) {
                     Ok(org) => request.extensions_mut().insert(Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
                     Err(error) => return refuse(error, request),
@@ -146,7 +150,7 @@ where
             }
             return self.inner.call(request);
         };
-        if let Some((May::Anybody, _)) = right {
+        if let Some((May::Anybody, ..)) = right {
             // Nobody looks at its headers, which may be many, while the rest of it is waited for.
             let kind = request.headers_mut().remove(header::CONTENT_TYPE);
             *request.headers_mut() = kind.into_iter().map(|kind| (header::CONTENT_TYPE, kind)).collect();
@@ -180,7 +184,7 @@ where
 fn enter<S>(
     access: &Arc<Access>,
     inner: &mut S,
-    right: Option<(May, Lasts)>,
+    right: Option<(May, Lasts, Sort)>,
     presented: Presented,
     credential: Arc<Credential>,
     mut request: Request<Body>,
@@ -188,7 +192,7 @@ fn enter<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
 {
-    let Some((may, lasts)) = right else { return refuse(ApiError::NoSuchCall, request) };
+    let Some((may, lasts, _)) = right else { return refuse(ApiError::NoSuchCall, request) };
     if let May::Of(roles) = may {
         match caller(&credential, roles, request.headers()) {
             Ok(caller) => request.extensions_mut().insert(caller),
@@ -295,7 +299,7 @@ mod tests {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    let (may, lasts) = right(&Method::POST, &path).unwrap_or_else(|| panic!("{path} has none"));
+                    let (may, lasts, _) = right(&Method::POST, &path).unwrap_or_else(|| panic!("{path} has none"));
                     assert!(matches!(may, May::Of(_)), "{path} is about an org");
                     assert!(lasts == Lasts::Long || !method.server_streaming(), "{path} streams");
                     calls += 1;

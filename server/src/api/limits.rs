@@ -1,5 +1,5 @@
 //! What calls may take: how many may be under way, of all orgs, of one and about none, and how often an org may call. What requests may
-//! hold is in `receiving.rs`.
+//! hold is in `receiving.rs`. Calls that follow on claims find room where creates find none, so that no job is lost to a flood of them.
 //!
 //! Claims that wait and event streams have bounds of their own (`ledger/waiting.rs`, `ledger/places.rs`): they are not counted here,
 //! but for how often they are called.
@@ -27,7 +27,11 @@ use super::{
     refusal::{Answer, refuse},
     status::ApiError,
 };
-use crate::{domain::id::OrgId, net::GoesOn};
+use crate::{
+    domain::id::OrgId,
+    ledger::{LedgerError, with_reserve},
+    net::GoesOn,
+};
 
 /// What calls may take. Every bound has a flag of the same name.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +40,8 @@ pub struct CallLimits {
     pub calls: usize,
     /// Calls under way of one org.
     pub calls_per_org: usize,
-    /// Calls a second of one org, with as many at once as a second allows; `None`: as many as there come.
+    /// Calls a second of one org, with as many at once as a second allows; as many again of claims, and of what follows on them.
+    /// `None`: as many as there come.
     pub rate_per_org: Option<u32>,
     /// Bytes of one request's message.
     pub request_bytes: usize,
@@ -62,12 +67,39 @@ impl Default for CallLimits {
     }
 }
 
+/// What bounds a call has: an extension of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sort {
+    /// Those of most calls.
+    Plain,
+    /// A claim, which may wait.
+    Claim,
+    /// What follows on claims: heartbeats and reports. They keep jobs alive or end them.
+    FollowUp,
+    /// A stream of events.
+    Stream,
+}
+
+impl Sort {
+    /// How many rates an org has.
+    const COUNT: usize = 3;
+
+    /// Which of an org's rates it counts against.
+    const fn bucket(self) -> usize {
+        match self {
+            Self::Plain | Self::Stream => 0,
+            Self::Claim => 1,
+            Self::FollowUp => 2,
+        }
+    }
+}
+
+/// Tells whether the database is away.
+pub(super) type Stalled = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Orgs whose rates are remembered before those that do nothing are forgotten.
 const ORGS: usize = 10_000;
 
-/// Calls of orgs that have bounds of their own, and the one whose answer goes on, which has bounds for that, too.
-const CLAIMS: &str = "/ClaimJobs";
-const STREAM: &str = "/StreamJobEvents";
 /// The call about no org that goes on for as long as its caller likes, but for those of reflection.
 const WATCH: &str = "/Watch";
 
@@ -76,7 +108,13 @@ const WATCH: &str = "/Watch";
 pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
-    pub(crate) fn new(limits: CallLimits, draining: CancellationToken) -> Self {
+    /// `is_stalled` tells whether the database is away: who finds no room then is told so.
+    pub(crate) fn new(
+        limits: CallLimits,
+        draining: CancellationToken,
+        is_stalled: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let is_stalled: Stalled = Arc::new(is_stalled);
         let places = || Arc::new(Semaphore::new(limits.calls));
         let (short, long) = (places(), places());
         Self(Arc::new(Limiter {
@@ -84,7 +122,8 @@ impl LimitsLayer {
             state: Mutex::default(),
             short,
             long,
-            requests: Requests::new(limits, draining),
+            requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
+            is_stalled,
         }))
     }
 }
@@ -111,6 +150,7 @@ struct Limiter {
     short: Arc<Semaphore>,
     long: Arc<Semaphore>,
     requests: Arc<Requests>,
+    is_stalled: Stalled,
 }
 
 #[derive(Default)]
@@ -122,41 +162,50 @@ struct State {
 /// What an org does.
 struct Org {
     calls: usize,
-    /// Calls that it may make at once, as of then.
-    allowed: f64,
+    /// Calls that it may make at once, as of then: of each sort as many as its rate.
+    allowed: [f64; Sort::COUNT],
     as_of: Instant,
 }
 
 impl Limiter {
     /// Lets a call in, if there is room for it.
-    fn enter(self: &Arc<Self>, org: OrgId, is_counted: bool) -> Result<Option<Entered>, ApiError> {
+    fn enter(self: &Arc<Self>, org: OrgId, sort: Sort) -> Result<Option<Entered>, ApiError> {
         let CallLimits { calls, calls_per_org, rate_per_org, .. } = self.limits;
+        // Claims that wait and streams have bounds of their own.
+        let is_counted = matches!(sort, Sort::Plain | Sort::FollowUp);
+        let most = |limit| if sort == Sort::FollowUp { with_reserve(limit) } else { limit };
         let mut state = self.state();
         let state = &mut *state;
-        if is_counted && state.calls >= calls {
-            return Err(ApiError::Overloaded { scope: "server", limit: calls });
+        if is_counted && state.calls >= most(calls) {
+            return Err(self.overloaded("server", calls));
         }
         if state.orgs.len() >= ORGS {
             let full = f64::from(rate_per_org.unwrap_or_default());
-            state.orgs.retain(|_, org| org.calls > 0 || org.allowed + full * org.as_of.elapsed().as_secs_f64() < full);
+            let is_full = |org: &Org| {
+                let more = full * org.as_of.elapsed().as_secs_f64();
+                org.allowed.iter().all(|allowed| allowed + more >= full)
+            };
+            state.orgs.retain(|_, org| org.calls > 0 || !is_full(org));
         }
         let of_org = state.orgs.entry(org).or_insert_with(|| Org {
             calls: 0,
-            allowed: f64::from(rate_per_org.unwrap_or_default()),
+            allowed: [f64::from(rate_per_org.unwrap_or_default()); Sort::COUNT],
             as_of: Instant::now(),
         });
-        if is_counted && of_org.calls >= calls_per_org {
-            return Err(ApiError::Overloaded { scope: "org", limit: calls_per_org });
+        if is_counted && of_org.calls >= most(calls_per_org) {
+            return Err(self.overloaded("org", calls_per_org));
         }
         if let Some(rate) = rate_per_org {
             let (rate, now) = (f64::from(rate), Instant::now());
-            of_org.allowed = (of_org.allowed + rate * (now - of_org.as_of).as_secs_f64()).min(rate);
+            let more = rate * (now - of_org.as_of).as_secs_f64();
+            of_org.allowed = of_org.allowed.map(|allowed| (allowed + more).min(rate));
             of_org.as_of = now;
-            if of_org.allowed < 1.0 {
-                let after = Duration::from_secs_f64((1.0 - of_org.allowed) / rate);
+            let allowed = &mut of_org.allowed[sort.bucket()];
+            if *allowed < 1.0 {
+                let after = Duration::from_secs_f64((1.0 - *allowed) / rate);
                 return Err(ApiError::TooFast { rate: rate as u32, after });
             }
-            of_org.allowed -= 1.0;
+            *allowed -= 1.0;
         }
         if !is_counted {
             return Ok(None);
@@ -164,6 +213,11 @@ impl Limiter {
         state.calls += 1;
         of_org.calls += 1;
         Ok(Some(Entered { limiter: Arc::clone(self), org }))
+    }
+
+    /// Why a call finds no room: too many are under way, or none ends because the database is away.
+    fn overloaded(&self, scope: &'static str, limit: usize) -> ApiError {
+        if (self.is_stalled)() { LedgerError::Unavailable.into() } else { ApiError::Overloaded { scope, limit } }
     }
 
     /// The map stays whole whatever panics beside it.
@@ -210,13 +264,17 @@ where
             // Probes by plain HTTP have no request to speak of, and are answered whatever else goes on.
             return if is_grpc { self.about_no_org(request) } else { self.inner.call(request) };
         };
-        let path = request.uri().path();
-        let (goes_on, claims) = (path.ends_with(STREAM), path.ends_with(CLAIMS));
-        let entered = match self.limiter.enter(org, !goes_on && !claims) {
+        let sort = request.extensions().get::<Sort>().copied().unwrap_or(Sort::Plain);
+        let entered = match self.limiter.enter(org, sort) {
             Ok(entered) => entered,
             Err(error) => return refuse(error, request),
         };
-        let kind = if is_grpc { Kind::Call } else { Kind::Plain };
+        let goes_on = sort == Sort::Stream;
+        let kind = match (is_grpc, sort) {
+            (true, Sort::FollowUp) => Kind::FollowUp,
+            (true, Sort::Plain | Sort::Claim | Sort::Stream) => Kind::Call,
+            (false, _) => Kind::Plain,
+        };
         let (request, held) = self.limiter.requests.receive(request, kind);
         let answer = self.inner.call(request);
         Box::pin(async move {

@@ -18,8 +18,14 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 
-use super::{limits::CallLimits, status::ApiError};
-use crate::{access::Credential, ledger::LedgerError};
+use super::{
+    limits::{CallLimits, Stalled},
+    status::ApiError,
+};
+use crate::{
+    access::Credential,
+    ledger::{LedgerError, with_reserve},
+};
 
 /// What the name of a service or a symbol may take, in bytes: requests about no org are no more than that.
 pub(crate) const ABOUT_NO_ORG: usize = 4 << 10;
@@ -31,6 +37,8 @@ const WHERE_TIGHT: Duration = Duration::from_secs(1);
 pub(super) enum Kind {
     /// A call about an org.
     Call,
+    /// One that follows on a claim: there is a quarter more room for those.
+    FollowUp,
     /// A call about none: small.
     AboutNoOrg,
     /// One that goes on with further messages.
@@ -52,6 +60,8 @@ pub(super) struct Requests {
     about_orgs: Pool,
     about_none: Pool,
     draining: CancellationToken,
+    /// Requests are not answered while the database is away: that there is no room is then not their callers' fault.
+    is_stalled: Stalled,
 }
 
 /// What some requests take.
@@ -70,9 +80,10 @@ impl Pool {
 }
 
 impl Requests {
-    pub(super) fn new(limits: CallLimits, draining: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(limits: CallLimits, draining: CancellationToken, is_stalled: Stalled) -> Arc<Self> {
         let memory = limits.request_memory;
-        Arc::new(Self { limits, about_orgs: Pool::new(memory), about_none: Pool::new(memory / 4), draining })
+        let (about_orgs, about_none) = (Pool::new(memory), Pool::new(memory / 4));
+        Arc::new(Self { limits, about_orgs, about_none, draining, is_stalled })
     }
 
     fn pool(&self, kind: Kind) -> &Pool {
@@ -138,7 +149,11 @@ impl Held {
     fn take(&self, bytes: usize) -> Result<(), ApiError> {
         let pool = self.requests.pool(self.kind);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if pool.held.fetch_add(bytes, Ordering::Relaxed) + bytes > pool.memory {
+        let most = if self.kind == Kind::FollowUp { with_reserve(pool.memory) } else { pool.memory };
+        if pool.held.fetch_add(bytes, Ordering::Relaxed) + bytes > most {
+            if !self.kind.is_about_no_org() && (self.requests.is_stalled)() {
+                return Err(LedgerError::Unavailable.into());
+            }
             return Err(ApiError::Overloaded { scope: "requests", limit: pool.memory });
         }
         Ok(())
@@ -273,8 +288,8 @@ impl Receiving {
         match (self.kind, self.message.is_whole) {
             // Whoever reads it bounds it, and holds one message at a time.
             (Kind::Dialogue, true) => return Ok(Some(data)),
-            (Kind::Call | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
-            (Kind::Call | Kind::AboutNoOrg, true) => return Err(more_than_one()),
+            (Kind::Call | Kind::FollowUp | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
+            (Kind::Call | Kind::FollowUp | Kind::AboutNoOrg, true) => return Err(more_than_one()),
             (Kind::Plain, true) => {
                 self.held.take(data.len())?;
                 return Ok(Some(data));

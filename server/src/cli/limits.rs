@@ -62,7 +62,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(16_777_216..))]
     max_answer_memory: u32,
 
-    /// Calls under way, of all organisations; claims and event streams are counted apart.
+    /// Calls under way, of all organisations, and a quarter more of heartbeats and reports; claims and event streams are counted apart.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_calls: u32,
 
@@ -70,7 +70,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_ORG", value_name = "N", default_value_t = 8_192, value_parser = many())]
     max_calls_per_org: u32,
 
-    /// Calls a second of one organisation, on this server. By default as many as there come.
+    /// Calls a second of one organisation, on this server; as many again of claims, and of heartbeats and reports. By default as many as
+    /// there come.
     #[arg(long, env = "JOBLEDGER_MAX_RATE_PER_ORG", value_name = "N", value_parser = many())]
     max_rate_per_org: Option<u32>,
 

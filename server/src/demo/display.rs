@@ -1,8 +1,8 @@
-//! What a run shows while it goes on: progress bars in a terminal, a line now and then in a pipe.
+//! What a run shows while it goes on, on stderr: progress bars in a terminal, a line now and then in a pipe.
 
 use std::{
     collections::HashMap,
-    io::{IsTerminal as _, stderr},
+    io::{IsTerminal as _, Write as _, stderr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -50,7 +50,9 @@ impl Display {
         self.whole.inc(1);
         let mut last_line = lock(&self.last_line);
         if last_line.is_some_and(|last| last.elapsed() >= LINE_EVERY) {
-            println!("{} of {} files", self.whole.position(), self.whole.length().unwrap_or_default());
+            let (done, of) = (self.whole.position(), self.whole.length().unwrap_or_default());
+            // Whoever reads it may have gone.
+            let _ = writeln!(stderr(), "{done} of {of} files");
             *last_line = Some(Instant::now());
         }
     }

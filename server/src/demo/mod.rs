@@ -16,11 +16,11 @@ use std::{
 };
 
 use jobledger_client::{
-    Client, Follow, Item, JobEventKind, JobStatus, NewJob, Statistics, StatusCounts, Subscription, worker::Worker,
+    Client, Follow, Item, JobEventKind, JobStatus, NewJob, Statistics, StatusCounts, Subscription, shutdown_signal,
+    worker::Worker,
 };
 use jobledger_server::{Config, InProcess, store::DatabaseUrl, telemetry};
 use tokio::{
-    signal::ctrl_c,
     sync::{mpsc, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
 };
@@ -56,7 +56,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<()> {
         .concurrency(args.workers.into())
         .worker_id("demo")
         .shutdown_grace(Duration::from_secs(2))
-        .build();
+        .build()?;
     let working = tokio::spawn(worker.run(async {
         let _ = worker_stopped.await;
     }));
@@ -64,7 +64,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<()> {
     let done = tokio::select! {
         done = work(&client, root, &args) => done,
         ended = &mut working => Err(format!("the worker stopped: {ended:?}").into()),
-        _ = ctrl_c() => Err("interrupted; what was done is kept where the database is".into()),
+        () = shutdown_signal()? => Err("interrupted; what was done is kept where the database is".into()),
     };
     // Nothing changes any more once it has stopped.
     drop(stop_worker);

@@ -194,6 +194,25 @@ impl Reply {
 }
 
 impl Command {
+    /// True of a command that keeps a running job alive, ends or begins one: a report, a heartbeat, a cancellation, a claim, a sweep. It
+    /// goes before creates and finds room where those find none.
+    pub(super) fn is_vital(&self) -> bool {
+        match self {
+            Self::Claim(_) | Self::Look(_) => true,
+            Self::Apply { command, .. } => match &**command {
+                transition::Command::Report(_)
+                | transition::Command::Reach(_)
+                | transition::Command::Claim(_)
+                | transition::Command::Heartbeat(_)
+                | transition::Command::Abandon(_)
+                | transition::Command::Cancel(_)
+                | transition::Command::Look(_) => true,
+                transition::Command::Retry(_) => false,
+            },
+            Self::Create(_) | Self::Import(_) | Self::Retain(_) => false,
+        }
+    }
+
     /// About how many bytes the command takes in memory, which is what queues and batches are bounded by.
     pub fn weight(&self) -> usize {
         const FIXED: usize = 512;

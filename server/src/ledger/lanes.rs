@@ -1,7 +1,8 @@
 //! The lanes: one queue of commands for each org, taken in turn.
 //!
 //! An org with commands waiting is ready; one whose batch is under way is busy, and never ready at the same time: that
-//! makes its log serial. Queues are bounded in commands and in bytes, over all lanes together.
+//! makes its log serial. Queues are bounded in commands and in bytes, over all lanes together; what keeps running jobs alive or
+//! ends them has a quarter more room than the rest, and is taken first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,12 +18,22 @@ use tokio::{
 use super::{
     LedgerError, Limits,
     claim::Undelivered,
-    command::{By, Command, Reply},
+    command::{Asked, By, Command, Reply},
 };
 use crate::domain::id::OrgId;
 
 /// One lane may take a part of what all may, in bytes: this is how many such parts there are.
 const ORG_SHARE: usize = 4;
+/// A turn takes milliseconds: one that takes longer than this, or is refused, tells of an outage of the database.
+pub(super) const OUTAGE: Duration = Asked::OUTAGE;
+/// So long after such a turn others are expected to end alike.
+const AFTER_OUTAGE: Duration = Duration::from_secs(1);
+
+/// A bound with a quarter more, for what keeps running jobs alive or ends them: where there is room for nothing else, there is for that.
+pub const fn with_reserve(limit: usize) -> usize {
+    let reserve = limit / 4;
+    limit.saturating_add(if reserve == 0 { 1 } else { reserve })
+}
 
 /// What the caller of a command is told.
 pub(super) type Answer = Result<Answered, LedgerError>;
@@ -52,14 +63,29 @@ struct State {
     is_closed: bool,
     /// When a turn last ended, or commands began to wait after none had.
     moved_at: Option<Instant>,
+    /// When a turn last ended because the database did not answer, or only after [`OUTAGE`].
+    outage_at: Option<Instant>,
 }
 
 #[derive(Default)]
 struct Lane {
-    waiting: VecDeque<Pending>,
+    /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
+    vital: VecDeque<Pending>,
+    /// All others.
+    rest: VecDeque<Pending>,
     /// What those take that wait.
     bytes: usize,
     is_busy: bool,
+}
+
+impl Lane {
+    fn waiting(&self) -> usize {
+        self.vital.len() + self.rest.len()
+    }
+
+    fn queue(&mut self, is_vital: bool) -> &mut VecDeque<Pending> {
+        if is_vital { &mut self.vital } else { &mut self.rest }
+    }
 }
 
 /// A command and who waits for its answer.
@@ -114,7 +140,7 @@ impl Lanes {
     pub(super) fn enqueue_one(&self, by: By, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
         let (answer, receiver) = oneshot::channel();
         let pending = Pending::new(command, by.actor, Some(answer));
-        let state = self.admit(by.org, 1, pending.weight)?;
+        let state = self.admit(by.org, 1, pending.weight, pending.command.is_vital())?;
         self.push(state, by.org, [pending]);
         Ok(receiver)
     }
@@ -132,26 +158,34 @@ impl Lanes {
             receivers.push(receiver);
         }
         let weight: usize = pending.iter().map(|pending| pending.weight).sum();
-        let state = self.admit(by.org, pending.len(), weight)?;
+        let is_vital = pending.iter().all(|pending| pending.command.is_vital());
+        let state = self.admit(by.org, pending.len(), weight, is_vital)?;
         self.push(state, by.org, pending);
         Ok(receivers)
     }
 
     /// The state, if there is room in it for so many commands that take so much.
-    fn admit(&self, org: OrgId, commands: usize, weight: usize) -> Result<MutexGuard<'_, State>, LedgerError> {
+    fn admit(
+        &self,
+        org: OrgId,
+        commands: usize,
+        weight: usize,
+        is_vital: bool,
+    ) -> Result<MutexGuard<'_, State>, LedgerError> {
+        let most = |limit| if is_vital { with_reserve(limit) } else { limit };
         let state = self.state();
         if state.is_closed {
             return Err(LedgerError::Draining);
         }
-        let is_full = state.commands + commands > self.limits.queued_commands;
-        if is_full || state.bytes + weight > self.limits.queued_bytes {
-            return Err(LedgerError::Overloaded);
+        let is_full = state.commands + commands > most(self.limits.queued_commands);
+        if is_full || state.bytes + weight > most(self.limits.queued_bytes) {
+            return Err(state.refusal(Instant::now()));
         }
         if let Some(lane) = state.lanes.get(&org) {
-            let is_full = lane.waiting.len() + commands > self.limits.queued_commands_per_org;
+            let is_full = lane.waiting() + commands > most(self.limits.queued_commands_per_org);
             // One that is larger by itself is taken where there is nothing else.
-            if is_full || lane.bytes > 0 && lane.bytes + weight > self.limits.queued_bytes / ORG_SHARE {
-                return Err(LedgerError::Overloaded);
+            if is_full || lane.bytes > 0 && lane.bytes + weight > most(self.limits.queued_bytes / ORG_SHARE) {
+                return Err(state.refusal(Instant::now()));
             }
         }
         Ok(state)
@@ -174,12 +208,12 @@ impl Lanes {
             return;
         }
         let lane = state.lanes.entry(org).or_default();
-        let is_first = lane.waiting.is_empty() && !lane.is_busy;
+        let is_first = lane.waiting() == 0 && !lane.is_busy;
         for pending in pending {
             state.commands += 1;
             state.bytes += pending.weight;
             lane.bytes += pending.weight;
-            lane.waiting.push_back(pending);
+            lane.queue(pending.command.is_vital()).push_back(pending);
         }
         if is_first {
             state.ready.push_back(org);
@@ -193,6 +227,11 @@ impl Lanes {
         let state = self.state();
         let moved_at = state.moved_at.filter(|_| state.commands > 0);
         moved_at.map_or(Duration::ZERO, |moved_at| moved_at.elapsed())
+    }
+
+    /// True while the database does not answer: what finds no room then is not the callers' fault.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.state().is_out(Instant::now())
     }
 
     /// Refuses new commands; those that wait are still taken.
@@ -242,10 +281,15 @@ impl Lanes {
         self.state().take(batch.org, &mut room, &mut batch.commands, &self.limits);
     }
 
-    /// Ends the turn of these orgs: those with more commands queue up again.
-    pub(super) fn finish_turn(&self, orgs: &[OrgId]) {
+    /// Ends the turn of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or took longer
+    /// than [`OUTAGE`].
+    pub(super) fn finish_turn(&self, orgs: &[OrgId], is_outage: bool) {
         let mut state = self.state();
-        state.moved_at = Some(Instant::now());
+        let now = Instant::now();
+        state.moved_at = Some(now);
+        if is_outage {
+            state.outage_at = Some(now);
+        }
         for org in orgs {
             state.release(*org);
         }
@@ -263,6 +307,18 @@ impl Lanes {
 }
 
 impl State {
+    /// Why a command is refused that has waited since then, or finds no room: the database was away, or there are too many.
+    fn refusal(&self, since: Instant) -> LedgerError {
+        let was_out = self.outage_at.is_some_and(|at| at >= since);
+        if was_out || self.is_out(Instant::now()) { LedgerError::Unavailable } else { LedgerError::Overloaded }
+    }
+
+    /// True while commands wait and no turn ends, or just after one that the database did not answer.
+    fn is_out(&self, now: Instant) -> bool {
+        let is_stuck = self.commands > 0 && self.moved_at.is_some_and(|moved_at| now - moved_at >= OUTAGE);
+        is_stuck || self.outage_at.is_some_and(|at| now - at < AFTER_OUTAGE)
+    }
+
     /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.
     fn take_turn(&mut self, max_orgs: usize, limits: &Limits) -> Turn {
         let mut room = Room { commands: limits.batch_commands, bytes: limits.batch_bytes, is_empty: true };
@@ -275,7 +331,7 @@ impl State {
             self.take(org, &mut room, &mut commands, limits);
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
             if commands.is_empty() {
-                if lane.waiting.is_empty() {
+                if lane.waiting() == 0 {
                     // No caller is left.
                     self.lanes.remove(&org);
                     continue;
@@ -292,22 +348,41 @@ impl State {
 
     /// Takes commands of an org as far as there is room; those whose callers are gone take none.
     fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
-        let Some(lane) = self.lanes.get_mut(&org) else { return };
-        commands.reserve(lane.waiting.len().min(room.commands));
-        while room.commands > 0
-            && let Some(next) = lane.waiting.pop_front_if(|next| {
+        let Some(lane) = self.lanes.get(&org) else { return };
+        commands.reserve(lane.waiting().min(room.commands));
+        // The rest has a quarter of each batch, however many vital commands wait.
+        let kept = lane.rest.len().min(room.commands / 4);
+        self.take_of(org, true, kept, room, commands, limits);
+        self.take_of(org, false, 0, room, commands, limits);
+        self.take_of(org, true, 0, room, commands, limits);
+    }
+
+    /// The same of one of an org's queues, leaving room for so many others.
+    fn take_of(
+        &mut self,
+        org: OrgId,
+        is_vital: bool,
+        kept: usize,
+        room: &mut Room,
+        commands: &mut Vec<Pending>,
+        limits: &Limits,
+    ) {
+        while room.commands > kept {
+            let Some(lane) = self.lanes.get_mut(&org) else { return };
+            let next = lane.queue(is_vital).pop_front_if(|next| {
                 next.is_abandoned() || next.is_late(limits) || next.weight <= room.bytes || room.is_empty
-            })
-        {
+            });
+            let Some(next) = next else { return };
+            lane.bytes -= next.weight;
             self.commands -= 1;
             self.bytes -= next.weight;
-            lane.bytes -= next.weight;
             if next.is_abandoned() {
                 continue;
             }
             if next.is_late(limits) {
+                let refusal = self.refusal(next.since);
                 if let Some(answer) = next.answer {
-                    let _ = answer.send(Err(LedgerError::Overloaded));
+                    let _ = answer.send(Err(refusal));
                 }
                 continue;
             }
@@ -322,7 +397,7 @@ impl State {
     fn release(&mut self, org: OrgId) {
         let Some(lane) = self.lanes.get_mut(&org) else { return };
         lane.is_busy = false;
-        if lane.waiting.is_empty() {
+        if lane.waiting() == 0 {
             self.lanes.remove(&org);
         } else {
             self.ready.push_back(org);

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 pub use self::{
     claim::{LeaseDelivery, Leases},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
+    lanes::with_reserve,
     page_memory::{PageMemory, PageShare},
     places::{StreamLimits, StreamPlace},
     shared::SharedEvent,
@@ -59,7 +60,7 @@ pub struct Limits {
     pub batch_commands: usize,
     /// Bytes of commands in one batch, unless a single one is larger.
     pub batch_bytes: usize,
-    /// Commands waiting in all lanes together.
+    /// Commands waiting in all lanes together; here and below, a quarter more of what keeps running jobs alive or ends them.
     pub queued_commands: usize,
     /// Commands waiting in one lane.
     pub queued_commands_per_org: usize,
@@ -321,6 +322,11 @@ impl Ledger {
     /// How long commands have been waiting while none was decided; zero if none waits.
     pub fn stalled_for(&self) -> Duration {
         self.lanes.stalled_for()
+    }
+
+    /// True while the database does not answer commands: what finds no room then is told so, not that it is too much.
+    pub fn is_stalled(&self) -> bool {
+        self.lanes.is_stalled()
     }
 
     /// Refuses new commands, and sends claims that wait away; what was accepted is still decided.

@@ -22,7 +22,7 @@ use super::{
     command::Reply,
     decide::{Decision, Ordered, Times, decide, needs},
     hub::Hub,
-    lanes::{Answered, Lanes, OrgBatch, Turn},
+    lanes::{Answered, Lanes, OUTAGE, OrgBatch, Turn},
     waiting::Waiting,
 };
 use crate::{
@@ -89,27 +89,33 @@ impl Writer {
     async fn write(self: Arc<Self>) {
         while let Some(turn) = self.lanes.next_turn(self.store.capacity().orgs).await {
             let orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
-            self.commit(turn).await;
-            self.lanes.finish_turn(&orgs);
+            let began = Instant::now();
+            let is_outage = self.commit(turn).await;
+            self.lanes.finish_turn(&orgs, is_outage || began.elapsed() >= OUTAGE);
         }
     }
 
-    /// Commits a turn and answers everyone in it.
-    async fn commit(self: &Arc<Self>, mut turn: Turn) {
+    /// Commits a turn and answers everyone in it. True if the database did not answer.
+    async fn commit(self: &Arc<Self>, mut turn: Turn) -> bool {
         match self.attempt(&mut turn, true).await {
-            Ok(decisions) => self.finish(turn, decisions),
+            Ok(decisions) => {
+                self.finish(turn, decisions);
+                false
+            }
             // The database refused data that validation let through: only the culprit shall hear of it.
             Err(StoreError::Refused(reason)) if turn.iter().map(|batch| batch.commands.len()).sum::<usize>() > 1 => {
                 tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
+                let mut is_outage = false;
                 for OrgBatch { org, commands } in turn {
                     for pending in commands {
                         let mut alone = vec![OrgBatch { org, commands: vec![pending] }];
                         match self.attempt(&mut alone, false).await {
                             Ok(decisions) => self.finish(alone, decisions),
-                            Err(error) => refuse(alone, error),
+                            Err(error) => is_outage |= refuse(alone, error),
                         }
                     }
                 }
+                is_outage
             }
             Err(error) => refuse(turn, error),
         }
@@ -355,12 +361,18 @@ async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
         .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {UNIT_OF_WORK:?}"))))
 }
 
-fn refuse(turn: Turn, error: StoreError) {
+/// Answers everyone in a turn with an error. True if it is that the database did not answer.
+fn refuse(turn: Turn, error: StoreError) -> bool {
     for batch in &turn {
         tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");
     }
+    let is_outage = match &error {
+        StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) => true,
+        StoreError::Conflict(_) | StoreError::Refused(_) | StoreError::Full(_) | StoreError::Unusable(_) => false,
+    };
     let error = LedgerError::from(error);
     for answer in turn.into_iter().flat_map(|batch| batch.commands).filter_map(|pending| pending.answer) {
         let _ = answer.send(Err(error.clone()));
     }
+    is_outage
 }

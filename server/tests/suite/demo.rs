@@ -1,15 +1,17 @@
 //! `jobledger demo`, in a pipe.
 
-use std::fs;
+use std::{fs, process::Output};
 
 use jobledger_client::ListJobsRequest;
 
 use crate::harness::{Database, TestServer, command};
 
+/// Whether it went well, and what it said: of one that did on stdout, where nothing but the outcome is.
 fn demo(arguments: &[&str]) -> (bool, String) {
-    let output = command(&[&["demo"], arguments].concat()).output().expect("the program starts");
-    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("it prints text");
-    (output.status.success(), said)
+    let Output { status, stdout, stderr } =
+        command(&[&["demo"], arguments].concat()).output().expect("the program starts");
+    let said = if status.success() { stdout } else { stderr };
+    (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
 #[tokio::test]

@@ -235,7 +235,7 @@ async fn an_outage_of_the_database_costs_no_healthy_worker_its_lease(database: D
             }
         }
     };
-    let worker = Worker::builder(client.clone()).handle("t", handler).concurrency(40).lease(lease).build();
+    let worker = Worker::builder(client.clone()).handle("t", handler).concurrency(40).lease(lease).build().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let working = tokio::spawn(worker.run(async {
         let _ = stopped.await;

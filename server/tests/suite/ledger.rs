@@ -37,6 +37,7 @@ on_both_databases! {
     a_command_that_was_taken_is_decided_though_its_caller_is_gone,
     what_gathers_while_a_head_is_won_goes_with_its_batch,
     queues_are_bounded_in_commands_and_in_bytes,
+    what_keeps_jobs_alive_goes_before_creates_and_finds_room,
     batches_are_bounded_and_orgs_take_turns,
     batches_are_bounded_in_bytes_but_one_large_command_goes_through,
     one_command_that_the_database_refuses_fails_alone,
@@ -268,6 +269,33 @@ async fn queues_are_bounded_in_commands_and_in_bytes(database: Database) {
     let large = Json::from_trusted(format!("\"{}\"", "x".repeat(100_000)));
     assert_eq!(ledger.submit(org, create_with("t", Some(large))).await, Err(LedgerError::Overloaded));
     created(ledger.submit(org, create("t")).await);
+}
+
+async fn what_keeps_jobs_alive_goes_before_creates_and_finds_room(database: Database) {
+    let store = database.open().await;
+    let org = OrgId::DEFAULT;
+    let limits = Limits { queued_commands: 4, batch_commands: 1, ..Limits::default() };
+    let (store, ledger) = breaking_with(store, &[], limits);
+    let work = Work { ledger: &ledger, org };
+    let running = work.create().await;
+    work.begin(running).await;
+    let held = store.inner.begin(&[org]).await.unwrap();
+    let taken = submit(&ledger, org, create("t"));
+    store.has_begun(2 + 1).await;
+    let waiting: Vec<_> = (0..4).map(|_| submit(&ledger, org, create("t"))).collect();
+    assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::Overloaded));
+    let progress = |percent| {
+        let report = Report { news: News { progress: Some(percent), ..News::default() }, ..report(None) };
+        Command::Apply { job: running, command: Box::new(transition::Command::Report(report)) }
+    };
+    let report = submit(&ledger, org, progress(50));
+    assert_eq!(ledger.submit(org, progress(60)).await, Err(LedgerError::Overloaded), "its room is bounded, too");
+    drop(held);
+    created(taken.await.unwrap());
+    let reported = report.await.unwrap().unwrap().job.last_seq;
+    for answer in waiting {
+        assert!(created(answer.await.unwrap()).created_seq > reported, "whatever was there before");
+    }
 }
 
 async fn batches_are_bounded_and_orgs_take_turns(database: Database) {

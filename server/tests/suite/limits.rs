@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jobledger_client::{
-    Claim, Client, Error, Follow, NewJob,
+    Claim, Client, Error, Follow, NewJob, Report,
     proto::{GetJobRequest, JobView, ListJobsRequest},
 };
 use jobledger_server::{Config, domain::id::OrgId, store};
@@ -28,6 +28,7 @@ use crate::{
 on_both_databases! {
     an_org_may_have_so_many_calls_under_way_and_others_go_on,
     an_org_may_call_so_often_and_others_go_on,
+    what_follows_on_claims_has_room_where_creates_find_none,
     an_org_may_have_so_many_claims_waiting_and_others_go_on,
     what_has_waited_too_long_is_refused_undecided,
     a_call_takes_no_longer_than_any_may,
@@ -124,6 +125,47 @@ async fn an_org_may_call_so_often_and_others_go_on(database: Database) {
     }
     let again = async { while service.create_job(new_job()).await.is_err() {} };
     timeout(PATIENCE, again).await.expect("a second later there are more");
+    server.stop().await;
+}
+
+async fn what_follows_on_claims_has_room_where_creates_find_none(database: Database) {
+    let mut config = database.config();
+    (config.calls.calls, config.calls.calls_per_org) = (2, 2);
+    let (store, server) = held(config).await;
+    let client = client_of(&server, 1);
+    let job = client.create(NewJob::new("t")).await.unwrap().job.id;
+    let lease = client.claim(Claim::new("w")).await.unwrap().remove(0).lease_token;
+    let head = store.inner.begin(&[OrgId(Uuid::from_u128(1))]).await.unwrap();
+    let mut waiting = JoinSet::new();
+    for _ in 0..2 {
+        waiting.spawn(create_once_there_is_room(client.clone()));
+    }
+    assert_overloaded(&has_no_room(&client).await);
+    // It is let in, and waits for the head as they do.
+    let report = Report::succeeded(&job).lease(lease);
+    let mut reporting = Box::pin(client.update(report));
+    assert!(timeout(Duration::from_millis(200), &mut reporting).await.is_err());
+    drop(head);
+    reporting.await.expect("it was let in");
+    for done in waiting.join_all().await {
+        done.unwrap();
+    }
+    server.stop().await;
+
+    // Rates are counted apart, too.
+    let mut config = database.config();
+    config.calls.rate_per_org = Some(5);
+    let server = TestServer::start(config).await;
+    let client = client_of(&server, 2);
+    client.create(NewJob::new("t")).await.unwrap();
+    let mut service = client.raw();
+    let spent = async { while service.create_job(new_job()).await.is_ok() {} };
+    timeout(PATIENCE, spent).await.unwrap();
+    let claim = jobledger_client::proto::ClaimJobsRequest { worker_id: "w".to_owned(), ..Default::default() };
+    let lease = service.claim_jobs(claim).await.expect("claims have a rate of their own").into_inner().leases.remove(0);
+    let report: jobledger_client::proto::UpdateJobStatusRequest =
+        Report::succeeded(lease.job.unwrap().id).lease(lease.lease_token).into();
+    service.update_job_status(report).await.expect("and so have reports");
     server.stop().await;
 }
 
@@ -331,6 +373,12 @@ async fn requests_find_room_in_memory() {
     };
     let (status, half) = timeout(PATIENCE, refused).await.expect("there is none left");
     assert_eq!(assert_overloaded(&status), "requests");
+    let heartbeat = jobledger_client::proto::HeartbeatRequest {
+        worker_id: "w".to_owned(),
+        leases: vec![jobledger_client::LeaseHeartbeat::default()],
+        extend_by: None,
+    };
+    server.client().raw().heartbeat(heartbeat).await.expect("there is more room for what keeps jobs alive");
     drop(half);
     let again = async { while server.client().raw().create_job(large.clone()).await.is_err() {} };
     timeout(PATIENCE, again).await.expect("there is room again");

@@ -40,6 +40,7 @@ mod migrate;
 mod model;
 mod noisy;
 mod numbers;
+mod overload;
 mod plans;
 mod probes;
 mod program;

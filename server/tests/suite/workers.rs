@@ -59,7 +59,7 @@ struct Working {
 impl Working {
     fn start(worker: WorkerBuilder) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let running = tokio::spawn(worker.build().run(async {
+        let running = tokio::spawn(worker.build().unwrap().run(async {
             let _ = stopped.await;
         }));
         Self { stop, running }
