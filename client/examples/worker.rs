@@ -5,7 +5,7 @@
 //! grpcurl -plaintext -d '{"type": "count", "payload": {"to": 20, "every_ms": 250}}' 127.0.0.1:50051 jobledger.v1.JobService/CreateJob
 //! ```
 
-use std::time::Duration;
+use std::{io::IsTerminal as _, time::Duration};
 
 use clap::Parser;
 use jobledger_client::{
@@ -57,7 +57,8 @@ async fn count(context: Context, job: Count) -> Result<Counted, Error> {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let is_terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr).init();
     let worker = Worker::builder(Client::new(args.server)?)
         .handle("count", count)
         .concurrency(args.concurrency)

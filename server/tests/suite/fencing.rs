@@ -207,8 +207,8 @@ async fn every_job_ends_once_though_workers_are_killed_all_the_time(database: Da
         assert!(server.end_by("TERM").success());
     }
     let history = verify(&database, &HashMap::new()).await;
-    let expired = history.iter().filter(|event| event.kind.as_str() == "failed").count();
-    println!("{jobs} jobs ended once each, with {kills} kills and {expired} leases that ended");
+    let lost = history.iter().filter(|event| event.kind.as_str() == "lost").count();
+    println!("{jobs} jobs ended once each, with {kills} kills and {lost} attempts lost");
 }
 
 async fn an_outage_of_the_database_costs_no_healthy_worker_its_lease(database: Database) {

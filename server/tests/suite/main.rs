@@ -12,6 +12,7 @@ mod contract_series;
 mod contract_work;
 mod crash;
 mod demo;
+mod deploys;
 mod errors;
 mod example;
 mod factory;
