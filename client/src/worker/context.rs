@@ -44,6 +44,17 @@ impl Context {
         self.job.attempt
     }
 
+    /// How many attempts before this one have failed, of the job's `max_attempts`.
+    pub fn failures(&self) -> i32 {
+        self.job.failures
+    }
+
+    /// How many attempts before this one were lost, because their workers' leases expired: they may have done some of the work, or all
+    /// of it.
+    pub fn lost_attempts(&self) -> i32 {
+        self.job.lost_attempts
+    }
+
     /// When the job's run time-out ends the attempt, if it has one.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline

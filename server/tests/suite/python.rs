@@ -1,44 +1,84 @@
-//! The code of docs/python.md, run as it stands there.
+//! docs/python.md: its commands, its programs and its code, run as they stand.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     env, fs,
-    io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
+use jobledger_client::{Client, Follow, Item, JobEventKind, JobStatus, NewJob, Token};
+use jobledger_server::domain::access::Role;
 use serde_json::{Deserializer, Value};
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::{
+    sync::mpsc::{self, UnboundedReceiver},
+    task::JoinSet,
+    time::timeout,
+};
+use uuid::Uuid;
 
 use crate::{
+    access::token,
     grpcurl::grpcurl,
-    harness::{Database, Program, on_both_databases, root},
+    harness::{Database, PATIENCE, Program, await_kind, fixed_address, on_both_databases, root},
     legacy_http::http,
 };
 
 on_both_databases! {
     the_worker_completes_what_old_clients_create_while_grpcurl_follows,
     jobs_are_created_and_followed_and_errors_read,
+    every_outcome_is_taken_where_calls_are_limited,
+    a_result_that_the_service_refuses_fails_the_job_for_good,
+    a_worker_that_is_stopped_finishes_its_jobs_or_gives_them_back,
+    a_worker_with_a_wrong_token_ends_at_once,
+    a_follower_goes_on_when_its_server_was_killed,
 }
 
-/// The page's code and what it needs to run.
+/// The page, and a folder for what its programs need: stubs, handlers, and what they leave.
 struct Page {
     folder: TempDir,
+    /// Its lines of shell, in order.
+    commands: Vec<String>,
     /// Its blocks of Python, in order.
     code: Vec<String>,
 }
 
-/// Python, as the Makefile names it, with the packages that `make tools` brings.
-fn python(stubs: &Path) -> Command {
-    #[expect(clippy::disallowed_methods, reason = "the Makefile says which Python, and where its packages are")]
-    let (python, packages) = (env::var("PYTHON"), env::var("GRPCIO"));
+/// A handler, in the module `tested`, that does what the payload says, and notes that it ran.
+const HANDLER: &str = r#"
+import os
+import time
+
+from jobledger_client import from_value
+
+
+def handle(job, report, canceled):
+    with open(os.environ["RUNS"], "a") as runs:
+        runs.write(job.id + "\n")
+    how = from_value(job.payload)
+    if how == "wait":
+        report(stage="waiting")
+        while not os.path.exists(os.environ["DONE"]):
+            time.sleep(0.02)
+    return "a\0b" if how == "return NUL" else how
+"#;
+
+/// Python, as the Makefile names it.
+fn python() -> String {
+    #[expect(clippy::disallowed_methods, reason = "the Makefile says which Python")]
+    let python = env::var("PYTHON");
+    python.unwrap_or_else(|_| "python3".to_owned())
+}
+
+/// The packages that `make tools` brings.
+fn packages() -> PathBuf {
+    #[expect(clippy::disallowed_methods, reason = "the Makefile says where they are")]
+    let packages = env::var("GRPCIO");
     let packages = packages.map_or_else(|_| root().join(".tools/grpcio"), PathBuf::from);
     assert!(packages.join("grpc").exists(), "no grpcio in {}: run `make tools`", packages.display());
-    let mut command = Command::new(python.unwrap_or_else(|_| "python3".to_owned()));
-    command.env("PYTHONPATH", env::join_paths([stubs, &packages]).expect("paths"));
-    command
+    packages
 }
 
 impl Page {
@@ -49,63 +89,164 @@ impl Page {
             let blocks = text.split(&fence).skip(1);
             blocks.map(|block| block.split("```").next().expect("a block ends").to_owned()).collect()
         };
-        let page = Self { folder: TempDir::new().expect("a temporary directory"), code: blocks("python") };
-        let stubs = page.folder.path().join("stubs");
-        fs::create_dir(&stubs).expect("it is new");
-        // The page's own command, on files of this folder.
-        let commands = blocks("sh").remove(0);
-        let generate = commands.lines().find(|line| line.contains("grpc_tools.protoc")).expect("it says how");
-        let arguments = generate.split_whitespace().skip(1).flat_map(|word| match word.strip_suffix("*.proto") {
-            None => vec![word.replace("=stubs", &format!("={}", stubs.display()))],
-            Some(folder) => {
-                let files = fs::read_dir(root().join(folder)).expect("the contract is there");
-                files.map(|file| file.expect("a file").path().display().to_string()).collect()
-            }
-        });
-        let arguments: Vec<_> = arguments.map(|word| word.replace(&format!("{}/", root().display()), "")).collect();
-        let generated = python(&stubs).args(arguments).current_dir(root()).output().expect("python runs");
+        let commands = blocks("sh").iter().flat_map(|block| block.lines()).map(str::to_owned).collect();
+        let page = Self { folder: TempDir::new().expect("a temporary directory"), commands, code: blocks("python") };
+        fs::create_dir(page.path("stubs")).expect("it is new");
+        page.write("tested.py", HANDLER);
+        let generate =
+            page.command("grpc_tools.protoc").replace("=stubs", &format!("={}", page.path("stubs").display()));
+        let generated = page.shell(&generate).output().expect("a shell runs");
         assert!(generated.status.success(), "{}", String::from_utf8_lossy(&generated.stderr));
         page
     }
 
-    /// Runs a file of code in the folder.
-    fn run(&self, name: &str, code: &str, arguments: &[&str]) -> Child {
-        let path = self.folder.path().join(name);
-        fs::File::create(&path).and_then(|mut file| file.write_all(code.as_bytes())).expect("it is written");
-        let mut command = python(&self.folder.path().join("stubs"));
-        command.arg("-u").arg(path).args(arguments).stdout(Stdio::piped());
-        command.spawn().expect("python runs")
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).expect("it can be written");
+    }
+
+    /// The line of shell that says this.
+    fn command(&self, part: &str) -> &str {
+        self.commands.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("the page has no {part}"))
+    }
+
+    /// A line of shell, to be run where the page says.
+    fn shell(&self, line: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("exec {}", line.replacen("python3", &python(), 1)));
+        self.prepare(command)
+    }
+
+    /// The page's line that says this, for the server at this address.
+    fn line(&self, part: &str, address: &str) -> Running {
+        self.start(self.shell(&self.command(part).replace("127.0.0.1:50051", address)))
+    }
+
+    /// A program of the page's.
+    fn program(&self, name: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(python());
+        command.arg(root().join("docs/python").join(name)).args(arguments);
+        self.prepare(command)
+    }
+
+    /// A worker on jobs of the type `t`, with the handler above.
+    fn worker(&self, address: &str, more: &[&str]) -> Command {
+        let mut command = self.program("worker.py", &[address, "t", "--handler", "tested:handle"]);
+        command.args(more);
+        command
+    }
+
+    fn prepare(&self, mut command: Command) -> Command {
+        let folder = self.folder.path().to_owned();
+        let paths = [self.path("stubs"), packages(), folder, root().join("docs/python")];
+        let paths = env::join_paths(paths).expect("no colon is in them");
+        command.current_dir(root()).env("PYTHONPATH", paths).env_remove("JOBLEDGER_TOKEN");
+        // Nothing is left beside the programs, and output comes as it is made.
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
+        command.env("RUNS", self.path("runs")).env("DONE", self.path("done"));
+        command
+    }
+
+    fn start(&self, mut command: Command) -> Running {
+        let log = self.path(&Uuid::new_v4().to_string());
+        let errors = fs::File::create(&log).expect("it is new");
+        let process = command.stdout(Stdio::piped()).stderr(errors).spawn().expect("python runs");
+        Running { process, log }
+    }
+
+    /// The ids of jobs in the order in which the handler above ran.
+    fn runs(&self) -> Vec<String> {
+        let runs = fs::read_to_string(self.path("runs")).expect("the handler ran");
+        runs.lines().map(str::to_owned).collect()
     }
 }
 
 /// A process that is killed when it is dropped.
-struct Running(Child);
+struct Running {
+    process: Child,
+    /// What it says on standard error.
+    log: PathBuf,
+}
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl Running {
+    /// What it prints, line by line.
+    fn lines(&mut self) -> UnboundedReceiver<String> {
+        let output = BufReader::new(self.process.stdout.take().expect("a pipe"));
+        let (sender, lines) = mpsc::unbounded_channel();
+        // It ends when the process does.
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        lines
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([&format!("-{signal}"), &self.process.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits for its end, and kills it where that does not come.
+    async fn end(mut self) -> ExitStatus {
+        let id = self.process.id().to_string();
+        let waiting = tokio::task::spawn_blocking(move || self.process.wait());
+        let Ok(ended) = timeout(PATIENCE, waiting).await else {
+            let _ = Command::new("kill").args(["-KILL", &id]).status();
+            panic!("it does not end");
+        };
+        ended.expect("nothing panics").expect("it was started")
+    }
+
+    /// Tells it to stop, as a supervisor does.
+    async fn stop(self) {
+        self.signal("TERM");
+        assert!(self.end().await.success());
     }
 }
 
-const JOBS: usize = 1_000;
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The next line with this in it.
+async fn line_with(part: &str, lines: &mut UnboundedReceiver<String>) -> String {
+    let found = async {
+        loop {
+            let line = lines.recv().await.unwrap_or_else(|| panic!("it ended before {part}"));
+            if line.contains(part) {
+                return line;
+            }
+        }
+    };
+    timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{part} does not come"))
+}
+
+const OLD_JOBS: usize = 1_000;
 
 async fn the_worker_completes_what_old_clients_create_while_grpcurl_follows(database: Database) {
     let page = Page::open();
-    let worker = &page.code[0];
-    assert!(worker.lines().count() <= 40, "a worker of {} lines", worker.lines().count());
     let program = Program::start_with(&database, &["--legacy-http"]);
     let follow =
         ["-plaintext", "-d", "{\"after_seq\": 0}", &program.address, "jobledger.v1.JobService/StreamJobEvents"];
-    let grpcurl = Command::new(grpcurl()).args(follow).stdout(Stdio::piped()).spawn().expect("grpcurl runs");
-    let mut grpcurl = Running(grpcurl);
-    let worker = Running(page.run("worker.py", worker, &[&program.address, "mock_process", "16"]));
+    let mut command = Command::new(grpcurl());
+    command.args(follow);
+    let mut grpcurl = page.start(command);
+    let worker = page.start(page.program("worker.py", &[&program.address, "mock_process", "--slots", "16"]));
 
     let mut creating = JoinSet::new();
     for _ in 0..8 {
         let address = program.address.clone();
         creating.spawn(async move {
-            for _ in 0..JOBS / 8 {
+            for _ in 0..OLD_JOBS / 8 {
                 let headers = ["Content-Type: application/json"];
                 let answer = http(&address, "POST /jobs", &headers, r#"{"type": "mock_process"}"#).await;
                 assert_eq!(answer.code, 200, "{answer:?}");
@@ -113,7 +254,7 @@ async fn the_worker_completes_what_old_clients_create_while_grpcurl_follows(data
         });
     }
     let reading = tokio::task::spawn_blocking({
-        let output = grpcurl.0.stdout.take().expect("a pipe");
+        let output = grpcurl.process.stdout.take().expect("a pipe");
         move || {
             let (mut seq, mut ends, mut kinds) = (0, HashMap::new(), HashMap::new());
             for message in Deserializer::from_reader(BufReader::new(output)).into_iter::<Value>() {
@@ -125,7 +266,7 @@ async fn the_worker_completes_what_old_clients_create_while_grpcurl_follows(data
                 assert_ne!(event["kind"], "JOB_EVENT_KIND_FAILED", "{event}");
                 if event["kind"] == "JOB_EVENT_KIND_SUCCEEDED" {
                     ends.insert(event["jobId"].as_str().unwrap().to_owned(), event["result"].clone());
-                    if ends.len() == JOBS {
+                    if ends.len() == OLD_JOBS {
                         return (ends, kinds);
                     }
                 }
@@ -136,49 +277,164 @@ async fn the_worker_completes_what_old_clients_create_while_grpcurl_follows(data
     while let Some(ended) = creating.join_next().await {
         ended.unwrap();
     }
-    let (ends, kinds) =
-        tokio::time::timeout(crate::harness::PATIENCE, reading).await.expect("they are completed").unwrap();
+    let (ends, kinds) = timeout(PATIENCE, reading).await.expect("they are completed").unwrap();
     for kind in ["CREATED", "CLAIMED", "SUCCEEDED"] {
-        assert_eq!(kinds[&format!("JOB_EVENT_KIND_{kind}")], JOBS, "{kinds:?}");
+        assert_eq!(kinds[&format!("JOB_EVENT_KIND_{kind}")], OLD_JOBS, "{kinds:?}");
     }
     let (id, result) = ends.into_iter().next().unwrap();
     assert_eq!(result["sum"], 0, "it found no numbers");
     let answer = http(&program.address, &format!("GET /jobs/{id}"), &[], "").await;
     assert!(answer.text.contains(r#""status":"completed""#), "{answer:?}");
     drop(grpcurl);
-    // It stops when it is told to.
-    let mut worker = worker;
-    assert!(Command::new("kill").args(["-TERM", &worker.0.id().to_string()]).status().unwrap().success());
-    assert!(tokio::task::spawn_blocking(move || worker.0.wait()).await.unwrap().unwrap().success());
+    worker.stop().await;
     assert!(program.end_by("TERM").success());
 }
 
 async fn jobs_are_created_and_followed_and_errors_read(database: Database) {
     let page = Page::open();
     let program = Program::start(&database);
-    let _worker = Running(page.run("worker.py", &page.code[0], &[&program.address, "sum"]));
-    let code = page.code[1].replace("127.0.0.1:50051", &program.address);
-    let mut following = Running(page.run("follow.py", &code, &[]));
-    let id = tokio::task::spawn_blocking(move || {
-        for line in BufReader::new(following.0.stdout.take().expect("a pipe")).lines() {
-            let line = line.expect("it prints text");
-            if line.contains("JOB_STATUS_SUCCEEDED") {
-                assert!(line.ends_with("{'sum': 6.5}"), "{line}");
-                return line.split(' ').nth(1).expect("an id").to_owned();
+    let address = &program.address;
+    let worker = page.line("worker.py 127.0.0.1:50051 sum --slots", address);
+    let mut follower = page.line("follow --after 0", address);
+    let mut events = follower.lines();
+    let mut creator = page.line("create sum", address);
+    let created = line_with(" created", &mut creator.lines()).await;
+    assert!(creator.end().await.success());
+    let (id, _) = created.split_once(' ').expect("an id comes first");
+    let event = line_with("JOB_STATUS_SUCCEEDED", &mut events).await;
+    assert!(event.contains(id) && event.ends_with(r#"{"sum": 6.5}"#), "{event}");
+    let mut again = page.line("create sum", address);
+    assert_eq!(line_with("known", &mut again.lines()).await, format!("{id} known from before"));
+    worker.stop().await;
+
+    // The page's own handler, and its client.
+    page.write("sums.py", &page.code[0]);
+    let worker = page.line("--handler sums:handle", address);
+    let client = program.client();
+    let nothing = NewJob::new("sum").payload(&serde_json::json!({"numbers": []})).unwrap().max_attempts(3);
+    let nothing = client.create(nothing).await.unwrap().job.id;
+    let job = timeout(PATIENCE, client.wait_for(&nothing)).await.expect("it ends").unwrap();
+    assert_eq!((job.status(), job.attempt, job.last_error_code.as_str()), (JobStatus::Failed, 1, "EMPTY"));
+    page.write("client.py", &page.code[1].replace("127.0.0.1:50051", address));
+    let mut command = Command::new(python());
+    command.arg(page.path("client.py"));
+    let mut running = page.start(page.prepare(command));
+    let mut printed = running.lines();
+    line_with("JOB_STATUS_SUCCEEDED {'sum': 6.5}", &mut printed).await;
+    let refused = line_with("IDEMPOTENCY_KEY_REUSED", &mut printed).await;
+    assert!(refused.starts_with("StatusCode.ALREADY_EXISTS") && refused.contains("'existing_job_id': '"), "{refused}");
+    assert!(running.end().await.success());
+    worker.stop().await;
+    assert!(program.end_by("TERM").success());
+}
+
+async fn every_outcome_is_taken_where_calls_are_limited(database: Database) {
+    const JOBS: usize = 60;
+    let page = Page::open();
+    let program = Program::start(&database);
+    let jobs = (0..JOBS).map(|n| NewJob::new("t").payload(&n).unwrap().max_attempts(2));
+    for created in program.client().create_all(jobs).await.unwrap() {
+        created.unwrap();
+    }
+    assert!(program.end_by("TERM").success());
+    let program = Program::start_with(&database, &["--max-rate-per-org", "8"]);
+    let mut events = program.client().subscribe(Follow::org().after(0)).await.unwrap();
+    let worker = page.start(page.worker(&program.address, &[]));
+    let mut kinds = HashMap::new();
+    let all = async {
+        while kinds.get(&JobEventKind::Succeeded) != Some(&JOBS) {
+            if let Item::Event(event) = events.next().await.expect("it goes on").unwrap() {
+                *kinds.entry(event.kind()).or_insert(0) += 1;
             }
         }
-        panic!("the events ended");
-    })
-    .await
-    .unwrap();
-    let (creating, _) = code.split_once("\ndef follow").expect("it creates a job first");
-    let errors = format!(
-        "{}\n{}\ntry:\n    stub.CreateJob(api.CreateJobRequest(type='sum', idempotency_key='sum@1'))\n\
-         except grpc.RpcError as error:\n    print(reason(error))\n",
-        creating, page.code[2]
-    );
-    let output = page.run("errors.py", &errors, &[]).wait_with_output().expect("python runs");
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(printed.trim(), format!("('IDEMPOTENCY_KEY_REUSED', {{'existing_job_id': '{id}'}})"));
+    };
+    timeout(PATIENCE, all).await.expect("all end");
+    let expected = [JobEventKind::Created, JobEventKind::Claimed, JobEventKind::Succeeded].map(|kind| (kind, JOBS));
+    assert_eq!(kinds, HashMap::from(expected));
+    let runs = page.runs();
+    assert_eq!((runs.len(), runs.iter().collect::<HashSet<_>>().len()), (JOBS, JOBS), "each ran once");
+    let said = fs::read_to_string(&worker.log).unwrap();
+    assert!(said.contains("RATE_LIMITED"), "there was something to bear: {said}");
+    worker.stop().await;
+    assert!(program.end_by("TERM").success());
+}
+
+async fn a_result_that_the_service_refuses_fails_the_job_for_good(database: Database) {
+    let page = Page::open();
+    let program = Program::start(&database);
+    let client = program.client();
+    let worker = page.start(page.worker(&program.address, &[]));
+    let job = NewJob::new("t").payload("return NUL").unwrap().max_attempts(2);
+    let id = client.create(job).await.unwrap().job.id;
+    let job = timeout(PATIENCE, client.wait_for(&id)).await.expect("it ends").unwrap();
+    assert_eq!((job.status(), job.attempt), (JobStatus::Failed, 1), "{job:?}");
+    assert_eq!(job.last_error_code, "INVALID_RESULT");
+    assert!(job.last_error_message.contains("NUL"), "{job:?}");
+    assert_eq!(page.runs(), [id]);
+    worker.stop().await;
+    assert!(program.end_by("TERM").success());
+}
+
+async fn a_worker_that_is_stopped_finishes_its_jobs_or_gives_them_back(database: Database) {
+    let page = Page::open();
+    let program = Program::start(&database);
+    let client = program.client();
+    for (signal, grace, status) in [("TERM", "60", JobStatus::Succeeded), ("INT", "1", JobStatus::Queued)] {
+        let id = client.create(NewJob::new("t").payload("wait").unwrap()).await.unwrap().job.id;
+        let worker = page.start(page.worker(&program.address, &["--grace", grace]));
+        // The handler is at work.
+        await_kind(&client, &id, JobEventKind::Progress).await;
+        worker.signal(signal);
+        if status == JobStatus::Succeeded {
+            page.write("done", "");
+        }
+        assert!(worker.end().await.success(), "{signal}");
+        let job = client.get(&id).await.unwrap();
+        assert_eq!((job.status(), job.attempt, job.failures), (status, 1, 0), "{job:?}");
+        assert_eq!(job.last_error_code, "", "{job:?}");
+        let _ = fs::remove_file(page.path("done"));
+    }
+    assert!(program.end_by("TERM").success());
+}
+
+async fn a_worker_with_a_wrong_token_ends_at_once(database: Database) {
+    let page = Page::open();
+    let secret = token(&database, Some(Uuid::nil()), Role::Admin).await;
+    let program = Program::start_with(&database, &["--require-auth"]);
+    let started = Instant::now();
+    let mut command = page.worker(&program.address, &[]);
+    command.env("JOBLEDGER_TOKEN", "jl_wrong");
+    let worker = page.start(command);
+    let log = worker.log.clone();
+    assert_eq!(worker.end().await.code(), Some(1));
+    assert!(started.elapsed() < Duration::from_secs(20), "after {:?}", started.elapsed());
+    let said = fs::read_to_string(log).unwrap();
+    assert!(said.contains("the claim is refused: UNAUTHENTICATED"), "{said}");
+
+    page.write("token", &format!("{secret}\n"));
+    let file = page.path("token");
+    let worker = page.start(page.worker(&program.address, &["--token-file", file.to_str().expect("text")]));
+    let client = Client::builder(format!("http://{}", program.address)).token(Token::new(&secret).unwrap());
+    let client = client.timeout(PATIENCE).build().unwrap();
+    let id = client.create(NewJob::new("t")).await.unwrap().job.id;
+    let job = timeout(PATIENCE, client.wait_for(&id)).await.expect("it ends").unwrap();
+    assert_eq!(job.status(), JobStatus::Succeeded, "{job:?}");
+    worker.stop().await;
+    assert!(program.end_by("TERM").success());
+}
+
+async fn a_follower_goes_on_when_its_server_was_killed(database: Database) {
+    let page = Page::open();
+    let address = fixed_address();
+    let mut program = Program::start_on(&address, &database);
+    let mut follower = page.start(page.program("jobs.py", &[&address, "follow", "--after", "0"]));
+    let mut lines = follower.lines();
+    for seq in 1..4 {
+        let id = program.client().create(NewJob::new("t")).await.unwrap().job.id;
+        let line = timeout(PATIENCE, lines.recv()).await.expect("it goes on").expect("for ever");
+        assert!(line.starts_with(&format!("{seq} {id} ")), "{line}");
+        program.kill();
+        program = Program::start_on(&address, &database);
+    }
     assert!(program.end_by("TERM").success());
 }
