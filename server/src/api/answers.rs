@@ -22,14 +22,32 @@ pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
         return Response::from_parts(parts, body);
     }
     // A message, and the trailers.
-    let (mut frames, mut bytes) = (VecDeque::with_capacity(2), 0);
+    let (mut frames, mut bytes) = (VecDeque::with_capacity(3), 0);
     while let Some(frame) = body.frame().await {
-        bytes += frame.as_ref().ok().and_then(Frame::data_ref).map_or(0, Bytes::len);
-        frames.push_back(frame);
+        match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => {
+                bytes += data.len();
+                in_pieces(data, |piece| frames.push_back(Ok(Frame::data(piece))));
+            }
+            Ok(Err(frame)) => frames.push_back(Ok(frame)),
+            Err(error) => frames.push_back(Err(error)),
+        }
     }
     parts.extensions.insert(AnswerBytes(bytes));
     let on_taken = parts.extensions.remove();
     Response::from_parts(parts, Body::new(Whole { frames, on_taken }))
+}
+
+/// What a caller's window has no room for is kept by HTTP/2, in bytes of one piece at most.
+const PIECE: usize = 16 << 10;
+
+/// Hands data on in pieces. A connection asks for the next one once the caller's window had room for a byte of the one before: so
+/// the last byte is a piece of its own, and what follows it is asked for once the window has had room for all that was before.
+fn in_pieces(mut data: Bytes, mut push: impl FnMut(Bytes)) {
+    while data.len() > 1 {
+        push(data.split_to(PIECE.min(data.len() - 1)));
+    }
+    push(data);
 }
 
 /// See [`whole`].

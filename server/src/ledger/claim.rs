@@ -12,8 +12,7 @@ use super::{
 use crate::domain::{
     id::OrgId,
     job::{Job, JobRecord},
-    lease::LeaseToken,
-    transition,
+    transition::{self, Abandon},
 };
 
 /// Jobs that were claimed and are not delivered yet. Dropped, they are given back at once, unless something was heard of
@@ -21,24 +20,28 @@ use crate::domain::{
 pub(super) struct Undelivered {
     lanes: Arc<Lanes>,
     org: OrgId,
-    tokens: Vec<LeaseToken>,
+    answered: Vec<Abandon>,
 }
 
 impl Undelivered {
     /// `None` where nothing was claimed.
     pub(super) fn of(lanes: &Arc<Lanes>, org: OrgId, claimed: &[Job]) -> Option<Self> {
-        let tokens: Vec<_> = claimed.iter().filter_map(Job::lease_token).collect();
-        (!tokens.is_empty()).then(|| Self { lanes: Arc::clone(lanes), org, tokens })
+        let answer = |job: &Job| {
+            let expires_at = job.lease.as_ref()?.expires_at;
+            Some(Abandon { token: job.lease_token()?, expires_at })
+        };
+        let answered: Vec<_> = claimed.iter().filter_map(answer).collect();
+        (!answered.is_empty()).then(|| Self { lanes: Arc::clone(lanes), org, answered })
     }
 }
 
 impl Drop for Undelivered {
     fn drop(&mut self) {
-        let give_back = |token: LeaseToken| Command::Apply {
-            job: token.job,
-            command: Box::new(transition::Command::Abandon(token)),
+        let give_back = |abandon: Abandon| Command::Apply {
+            job: abandon.token.job,
+            command: Box::new(transition::Command::Abandon(abandon)),
         };
-        self.lanes.enqueue_unasked(self.org, self.tokens.drain(..).map(give_back));
+        self.lanes.enqueue_unasked(self.org, self.answered.drain(..).map(give_back));
     }
 }
 
@@ -78,7 +81,7 @@ impl LeaseDelivery {
     /// Says that the answer was taken.
     pub fn deliver(mut self) {
         if let Some(undelivered) = &mut self.0 {
-            undelivered.tokens.clear();
+            undelivered.answered.clear();
         }
     }
 }

@@ -195,7 +195,7 @@ impl Reply {
 
 impl Command {
     /// True of a command that keeps a running job alive, ends or begins one: a report, a heartbeat, a cancellation, a claim, a sweep. It
-    /// goes before creates and finds room where those find none.
+    /// goes before creates and finds room where those find none, as do the calls that bring it (`api/access.rs`).
     pub(super) fn is_vital(&self) -> bool {
         match self {
             Self::Claim(_) | Self::Look(_) => true,
@@ -204,6 +204,7 @@ impl Command {
                 | transition::Command::Reach(_)
                 | transition::Command::Claim(_)
                 | transition::Command::Heartbeat(_)
+                | transition::Command::Renew(_)
                 | transition::Command::Abandon(_)
                 | transition::Command::Cancel(_)
                 | transition::Command::Look(_) => true,
@@ -244,6 +245,7 @@ impl Command {
                     transition::Command::Heartbeat(heartbeat) => news_weight(&heartbeat.news),
                     transition::Command::Cancel(cancel) => cancel.reason.len(),
                     transition::Command::Claim(_)
+                    | transition::Command::Renew(_)
                     | transition::Command::Abandon(_)
                     | transition::Command::Retry(_)
                     | transition::Command::Look(_) => 0,

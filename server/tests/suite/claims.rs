@@ -25,6 +25,7 @@ use crate::{
     faults::link::{Fault, Link, Peer},
     harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
     ledger as lanes,
+    raw::{DATA, END_STREAM, Raw, WINDOW_UPDATE, frame},
 };
 
 on_both_databases! {
@@ -39,6 +40,8 @@ on_both_databases! {
     a_claim_that_waits_for_nothing_ends_empty,
     a_caller_that_goes_away_has_claimed_nothing,
     what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once,
+    what_a_claim_that_came_again_has_taken_is_given_back_too,
+    a_caller_that_has_room_for_no_more_than_a_byte_has_taken_nothing,
     a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one,
     a_stop_sends_claims_that_wait_away,
 }
@@ -362,6 +365,51 @@ async fn what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once(datab
             timeout(PATIENCE, given_back).await.unwrap();
         }
     }
+}
+
+async fn what_a_claim_that_came_again_has_taken_is_given_back_too(database: Database) {
+    let (_, ledger) = lanes::breaking(&database, &[]).await;
+    let org = OrgId::DEFAULT;
+    let job = lanes::Work { ledger: &ledger, org }.create().await;
+    let first = ledger.claim(org, claim("w", &[]), Duration::ZERO).await.unwrap();
+    let second = ledger.claim(org, claim("w", &[]), Duration::ZERO).await.unwrap();
+    assert_eq!(first.jobs()[0].job.lease_token(), second.jobs()[0].job.lease_token());
+    // Both answers are lost, in either order.
+    drop(second);
+    drop(first);
+    let next =
+        timeout(PATIENCE, ledger.claim(org, claim("v", &[]), PATIENCE)).await.expect("it is free again").unwrap();
+    assert_eq!((next.jobs()[0].job.id, next.jobs()[0].job.attempt), (job, 2));
+    next.deliver();
+}
+
+async fn a_caller_that_has_room_for_no_more_than_a_byte_has_taken_nothing(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let job = create(&client, NewJob::new("t").payload(&"x".repeat(900_000)).unwrap()).await;
+    for room in [1u32, 30_000] {
+        let stream = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+        let mut raw = Raw::without_window(stream).await;
+        let request = ClaimJobsRequest { worker_id: "gone".to_owned(), ..Default::default() };
+        let stream = raw.call("/jobledger.v1.JobService/ClaimJobs", 0).await.unwrap();
+        raw.send(DATA, END_STREAM, stream, &frame(&prost::Message::encode_to_vec(&request))).await.unwrap();
+        raw.send(WINDOW_UPDATE, 0, stream, &room.to_be_bytes()).await.unwrap();
+        let taken = async { while client.get(&job).await.unwrap().status() != JobStatus::Running {} };
+        timeout(PATIENCE, taken).await.expect("it is claimed");
+        // What there is room for comes; then it is gone.
+        let mut came = 0;
+        while came < room as usize {
+            came += match timeout(PATIENCE, raw.receive()).await.expect("as much comes") {
+                Some((DATA, _, _, payload)) => payload.len(),
+                Some(_) => 0,
+                None => panic!("the connection is open"),
+            };
+        }
+        drop(raw);
+        let back = async { while client.get(&job).await.unwrap().status() != JobStatus::Queued {} };
+        timeout(PATIENCE, back).await.expect("it is given back");
+        assert_eq!(client.get(&job).await.unwrap().lost_attempts, 0);
+    }
+    server.stop().await;
 }
 
 async fn a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one(database: Database) {

@@ -452,6 +452,13 @@ async fn who_takes_no_answers_loses_its_connection_and_nobody_else_does() {
     let mut one = untaken(1).await;
     let mut many = untaken(3).await;
     timeout(PATIENCE, async { while many.receive().await.is_some() {} }).await.expect("it is cut");
+    // Room for a byte of each is no more than that.
+    let mut tricky = untaken(3).await;
+    for stream in [1u32, 3, 5] {
+        // It may have been cut by then.
+        let _ = tricky.send(WINDOW_UPDATE, 0, stream, &1u32.to_be_bytes()).await;
+    }
+    timeout(PATIENCE, async { while tricky.receive().await.is_some() {} }).await.expect("it is cut, too");
     one.is_served().await;
     // Whoever takes them may have any number.
     for _ in 0..5 {

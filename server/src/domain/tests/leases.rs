@@ -14,7 +14,7 @@ fn a_claim_takes_the_job_under_a_lease_of_its_own() {
 
     // Given back and claimed again in the same instant, it is another lease.
     let token = held.lease_token();
-    let back = held.apply(&Command::Abandon(token.unwrap()), tick(10, 101)).unwrap().job;
+    let back = held.apply(&abandon(held, token.unwrap()), tick(10, 101)).unwrap().job;
     let again = back.apply(&Command::Claim(claim()), tick(10, 102)).unwrap().job;
     assert!(again.lease_epoch > held.lease_epoch);
     let late = Report { lease: token, ..report(succeeded()) };
@@ -43,8 +43,26 @@ fn a_heartbeat_extends_and_never_shortens() {
     assert_eq!((with_news.job.progress, &*with_news.events[0].actor), (Some(7), "holder"));
     // After its end, until that is decided, it still works.
     assert_eq!(beat(&job, 50, None, News::default()).job.lease.unwrap().expires_at, time(80));
-    let abandoned = extended.job.apply(&Command::Abandon(token), tick(11, 100)).unwrap();
+    let abandoned = extended.job.apply(&abandon(&extended.job, token), tick(11, 100)).unwrap();
     assert!(!abandoned.is_changed, "something was heard of it");
+}
+
+#[test]
+fn of_the_answers_to_one_claim_the_last_gives_back() {
+    let queued = job_in(JobStatus::Queued, 1, false);
+    let first = queued.apply(&Command::Claim(claim()), tick(10, 100)).unwrap().job;
+    let token = first.lease_token().unwrap();
+    // In the same batch, and later.
+    for at in [10, 20] {
+        let second = first.apply(&renew(token), tick(at, 101)).unwrap().job;
+        assert_eq!(second.lease_token(), Some(token), "the same lease");
+        assert!(second.lease.as_ref().unwrap().expires_at > first.lease.as_ref().unwrap().expires_at);
+        assert!(!second.apply(&abandon(&first, token), tick(at, 101)).unwrap().is_changed, "the second is on its way");
+        let back = second.apply(&abandon(&second, token), tick(at, 101)).unwrap();
+        assert_eq!((cell(&Ok(back.clone())).as_str(), back.job.status), ("released", JobStatus::Queued));
+        let heard = second.apply(&Command::Heartbeat(heartbeat(token)), tick(at, 101)).unwrap().job;
+        assert!(!heard.apply(&abandon(&heard, token), tick(at, 101)).unwrap().is_changed);
+    }
 }
 
 #[test]

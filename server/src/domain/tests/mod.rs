@@ -21,8 +21,8 @@ use super::{
     retry::RetryPolicy,
     status::JobStatus,
     transition::{
-        Cancel, Claim, Command, Ending, Heartbeat, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT, Reach, Report,
-        Retry, Step, Target, Tick, Transition, TransitionError,
+        Abandon, Cancel, Claim, Command, Ending, Heartbeat, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT, Reach,
+        Renew, Report, Retry, Step, Target, Tick, Transition, TransitionError,
     },
 };
 
@@ -103,6 +103,16 @@ fn heartbeat(token: LeaseToken) -> Heartbeat {
     Heartbeat { token, news: News::default(), extend_by: None }
 }
 
+fn renew(token: LeaseToken) -> Command {
+    Command::Renew(Renew { token, lease: Duration::from_secs(30) })
+}
+
+/// Gives back what was answered with the job as it is.
+fn abandon(job: &Job, token: LeaseToken) -> Command {
+    let expires_at = job.lease.as_ref().map_or(time(0), |lease| lease.expires_at);
+    Command::Abandon(Abandon { token, expires_at })
+}
+
 fn cancel() -> Cancel {
     Cancel { reason: Arc::default(), etag: None, actor: "boss".into() }
 }
@@ -176,7 +186,7 @@ fn every_status_answers_every_command_as_the_table_says() {
     let with_news = |step| Report { news: news(50), ..report(step) };
     // Where canceling makes a difference: not asked for | asked for.
     #[rustfmt::skip]
-    let table: [(&str, i32, Make<'_>, [&str; 7]); 27] = [
+    let table: [(&str, i32, Make<'_>, [&str; 7]); 28] = [
         //                                                      queued     running               held                 succeeded failed     canceled   dead_letter
         ("nothing",             1, by_reporter(report(None)),           ["same",    "same",               "lost",              "same",    "same",     "same",     "same"]),
         ("news",                1, by_reporter(with_news(None)),        ["invalid", "progress",           "lost",              "invalid", "invalid",  "invalid",  "invalid"]),
@@ -201,7 +211,8 @@ fn every_status_answers_every_command_as_the_table_says() {
         ("claim",               1, Box::new(|_| Command::Claim(claim())),                            ["claimed", "invalid", "invalid", "invalid", "invalid", "invalid", "invalid"]),
         ("heartbeat",           1, Box::new(|job| Command::Heartbeat(heartbeat(token(job)))),        ["lost", "lost", "quietly", "lost", "lost", "lost", "lost"]),
         ("stale heartbeat",     1, Box::new(|job| Command::Heartbeat(heartbeat(stale(job)))),        ["lost", "lost", "lost", "lost", "lost", "lost", "lost"]),
-        ("abandon",             1, Box::new(|job| Command::Abandon(token(job))),                     ["same", "same", "released|canceled", "same", "same", "same", "same"]),
+        ("renew",               1, Box::new(|job| renew(token(job))),                                ["lost", "lost", "quietly", "lost", "lost", "lost", "lost"]),
+        ("abandon",             1, Box::new(|job| abandon(job, token(job))),                         ["same", "same", "released|canceled", "same", "same", "same", "same"]),
         ("cancel",              1, Box::new(|_| Command::Cancel(cancel())),                          ["canceled", "canceled|same", "cancel_requested|same", "invalid", "invalid", "same", "invalid"]),
         ("retry",               1, Box::new(|_| Command::Retry(retry())),                            ["invalid", "invalid", "invalid", "invalid", "requeued", "requeued", "requeued"]),
         ("look",                1, Box::new(|_| look()),                                             ["same", "same", "same", "same", "same", "same", "same"]),

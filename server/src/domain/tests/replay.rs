@@ -39,7 +39,8 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         2 => prop::option::of(0u8..=100).prop_map(|progress| {
             Command::Heartbeat(Heartbeat { news: News { progress, ..News::default() }, ..heartbeat(LeaseToken::NOBODYS) })
         }),
-        1 => Just(Command::Abandon(LeaseToken::NOBODYS)),
+        1 => Just(renew(LeaseToken::NOBODYS)),
+        1 => Just(Command::Abandon(Abandon { token: LeaseToken::NOBODYS, expires_at: time(0) })),
         1 => Just(Command::Cancel(cancel())),
         3 => (any_target(), any_report()).prop_map(|(to, report)| Command::Reach(Reach { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
@@ -72,7 +73,8 @@ pub(super) fn held_by_its_holder(command: Command, job: &Job) -> Command {
     match command {
         Command::Report(report) => Command::Report(Report { lease: Some(token), ..report }),
         Command::Heartbeat(heartbeat) => Command::Heartbeat(Heartbeat { token, ..heartbeat }),
-        Command::Abandon(_) => Command::Abandon(token),
+        Command::Renew(_) => renew(token),
+        Command::Abandon(_) => abandon(job, token),
         other => other,
     }
 }

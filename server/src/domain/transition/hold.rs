@@ -2,11 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::TimeDelta;
+
 use super::{
     News, Tick, Transition, TransitionError,
     path::{Detail, Path},
 };
 use crate::domain::{
+    clock::Time,
     event::{ACTOR_LEDGER, EventKind},
     job::Job,
     lease::{Lease, LeaseToken},
@@ -22,6 +25,24 @@ pub struct Claim {
     pub lease: Duration,
     /// By what the claim is known when it comes again.
     pub request: Option<Arc<str>>,
+}
+
+/// A claim that came again: takes the lease that it took before, in another answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renew {
+    /// What the claim holds.
+    pub token: LeaseToken,
+    /// For how long from now, at least.
+    pub lease: Duration,
+}
+
+/// Gives back a lease whose answer nobody took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abandon {
+    /// The lease.
+    pub token: LeaseToken,
+    /// When it was to end, as the answer says: a later answer to the same claim says otherwise.
+    pub expires_at: Time,
 }
 
 /// Says that the holder still works on the job.
@@ -73,10 +94,27 @@ impl Job {
         Ok(path.finish())
     }
 
-    /// Gives back what its claimer never took delivery of, unless something was heard of it since.
-    pub(super) fn abandon(&self, token: LeaseToken, at: Tick) -> Transition {
-        let is_unheard_of = self.lease.as_ref().is_some_and(|lease| !lease.is_confirmed);
-        if self.lease_token() != Some(token) || !is_unheard_of {
+    /// Extends the lease for another answer with it, of which it is not known either whether anybody takes it: whatever else an answer says,
+    /// no two say the same end.
+    pub(super) fn renew(&self, renew: Renew, at: Tick) -> Result<Transition, TransitionError> {
+        let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(renew.token)) else {
+            return Err(TransitionError::LeaseLost);
+        };
+        let mut path = Path::new(self, &lease.worker, at);
+        let expires_at = (at.now + renew.lease).max(lease.expires_at + TimeDelta::microseconds(1));
+        path.change(|job| {
+            if let Some(lease) = &mut job.lease {
+                lease.expires_at = expires_at;
+            }
+        });
+        Ok(path.finish())
+    }
+
+    /// Gives back what its claimer never took delivery of, unless something was heard of it since, or there is a later answer with it.
+    pub(super) fn abandon(&self, abandon: Abandon, at: Tick) -> Transition {
+        let is_as_answered =
+            self.lease.as_ref().is_some_and(|lease| !lease.is_confirmed && lease.expires_at == abandon.expires_at);
+        if self.lease_token() != Some(abandon.token) || !is_as_answered {
             return self.unchanged();
         }
         let mut path = Path::new(self, &Arc::from(ACTOR_LEDGER), at);

@@ -35,7 +35,7 @@ use self::path::{Detail, Path};
 pub use self::{
     ask::{Cancel, Retry},
     due::{LEASE_EXPIRED, Look, RUN_TIMEOUT},
-    hold::{Claim, Heartbeat},
+    hold::{Abandon, Claim, Heartbeat, Renew},
     import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
     reach::{Reach, Target},
     report::{Ending, News, Outcome, Report, Step},
@@ -45,7 +45,6 @@ use super::{
     event::{EventKind, JobEvent},
     id::{JobId, OrgId},
     job::{Job, JobSpec},
-    lease::LeaseToken,
     status::JobStatus,
 };
 
@@ -69,8 +68,10 @@ pub enum Command {
     Claim(Claim),
     /// A worker goes on holding it.
     Heartbeat(Heartbeat),
+    /// A worker takes again what it has taken: its first answer was lost.
+    Renew(Renew),
     /// The worker that was given this lease never heard of it.
-    Abandon(LeaseToken),
+    Abandon(Abandon),
     /// Somebody asks for the job to end.
     Cancel(Cancel),
     /// Somebody asks for it to run again.
@@ -163,7 +164,8 @@ impl Job {
             Command::Reach(reach) => self.reach(reach, at),
             Command::Claim(claim) => self.claim(claim, at),
             Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat, at),
-            Command::Abandon(token) => Ok(self.abandon(*token, at)),
+            Command::Renew(renew) => self.renew(*renew, at),
+            Command::Abandon(abandon) => Ok(self.abandon(*abandon, at)),
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
             Command::Look(look) => Ok(self.look(*look, at)),

@@ -22,7 +22,7 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
-        transition::{self, Heartbeat, Look, Mark, News, Tick, Transition},
+        transition::{self, Look, Mark, Renew, Tick, Transition},
     },
     store::{Changed, Changes, Head, Loaded, Needs, NextDue, Parts, Tally, told_since},
 };
@@ -323,8 +323,7 @@ impl Log {
             return None;
         }
         let token = job.lease_token()?;
-        let heartbeat = Heartbeat { token, news: News::default(), extend_by: Some(claim.lease) };
-        self.apply(id, &transition::Command::Heartbeat(heartbeat)).ok()
+        self.apply(id, &transition::Command::Renew(Renew { token, lease: claim.lease })).ok()
     }
 
     fn create(&mut self, create: &Create) -> Result<Reply, LedgerError> {
