@@ -6,8 +6,8 @@ use serde_json::{Number, Value as Json};
 
 use crate::Error;
 
-/// A double holds every whole number up to here.
-const EXACT: u64 = 1 << 53;
+/// Up to here no other whole number becomes the same double: 2⁵³ is also what 2⁵³ + 1 becomes.
+const EXACT: u64 = (1 << 53) - 1;
 
 /// Anything serialisable as the contract's JSON value. Numbers become doubles; NaN and the infinities, which JSON lacks, become
 /// null.
@@ -15,7 +15,7 @@ const EXACT: u64 = 1 << 53;
 /// # Errors
 ///
 /// [`Error::Json`] if it has no JSON form, for instance a map with keys that aren't strings; [`Error::Number`] if it holds a number
-/// beyond ±2⁵³, where a double no longer tells whole numbers apart: send it as a string.
+/// of ±2⁵³ or beyond, where a double no longer tells whole numbers apart: send it as a string.
 pub fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
     let json = serde_json::to_value(value)?;
     if let Some((path, number)) = inexact(&json) {

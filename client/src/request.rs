@@ -24,7 +24,7 @@ impl NewJob {
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number beyond ±2⁵³.
+    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number of ±2⁵³ or beyond.
     pub fn payload<T: Serialize + ?Sized>(mut self, payload: &T) -> Result<Self, Error> {
         self.0.payload = Some(to_field("payload", payload)?);
         Ok(self)
@@ -161,7 +161,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number beyond ±2⁵³.
+    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number of ±2⁵³ or beyond.
     pub fn result<T: Serialize + ?Sized>(mut self, result: &T) -> Result<Self, Error> {
         self.0.result = Some(to_field("result", result)?);
         Ok(self)

@@ -24,8 +24,8 @@ PASSING = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.RESO
 LASTING = ("MESSAGE_TOO_LARGE", "TOO_MANY_TYPES")
 CREDENTIAL = (StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED)
 CODES = {code.value[0]: code for code in StatusCode}
-# A double holds every whole number up to here.
-EXACT = 2**53
+# Up to here no other whole number becomes the same double: 2**53 is also what 2**53 + 1 becomes.
+EXACT = 2**53 - 1
 # How deep the service lets payloads and results nest.
 MAX_DEPTH = 32
 
@@ -210,11 +210,13 @@ def fill(value, json, path, depth):
         value.bool_value = json
     elif isinstance(json, int):
         if abs(json) > EXACT:
-            raise ValueError(f"{path} is a whole number beyond 2**53, which a double can't hold: make it a string")
+            raise ValueError(f"{path} is 2**53 or beyond, where a double may not give it back: make it a string")
         value.number_value = json
     elif isinstance(json, float):
         if not math.isfinite(json):
             raise ValueError(f"{path} is {json}, which JSON does not have")
+        if abs(json) > EXACT:
+            raise ValueError(f"{path} is 2**53 or beyond, where a double may not give it back: make it a string")
         value.number_value = json
     elif isinstance(json, str):
         value.string_value = json

@@ -1,4 +1,4 @@
--- loses: which attempts were lost (the log then says that they were given back), and how numbers in payloads and results were written
+-- loses: which attempts were lost (the log then says that they were given back), how many may be, and how numbers in payloads and results were written
 DROP FUNCTION jobledger.job_page(UUID, UUID, BIGINT, TEXT[], TEXT[], BOOLEAN, JSONB, BIGINT, BIGINT);
 DROP FUNCTION jobledger.log_page(UUID, BIGINT, BIGINT, TEXT[], TEXT[], BOOLEAN, JSONB, BIGINT, BIGINT);
 DROP FUNCTION jobledger.histories_of(UUID, UUID[], BIGINT, BIGINT, BIGINT);

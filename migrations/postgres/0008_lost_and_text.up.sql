@@ -1,8 +1,10 @@
 -- Lost attempts, and payloads and results as the text that they were given as: jsonb prints 1e308 with 309 digits.
 
 ALTER TABLE jobledger.job
-    ADD COLUMN max_lost_attempts INTEGER NOT NULL DEFAULT 3,
+    -- Whoever created the jobs that are there counted on each expired lease as a failure.
+    ADD COLUMN max_lost_attempts INTEGER NOT NULL DEFAULT 0,
     ADD COLUMN lost_attempts     INTEGER NOT NULL DEFAULT 0;    -- expired leases that did not count as failures
+ALTER TABLE jobledger.job ALTER COLUMN max_lost_attempts SET DEFAULT 3;
 ALTER TABLE jobledger.org_series ADD COLUMN lost BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE jobledger.job_payload ALTER COLUMN payload TYPE TEXT USING payload::text;
 -- Exact. detail_json has a result of up to 64 KiB too, for those who read the table.

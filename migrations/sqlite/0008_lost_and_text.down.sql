@@ -1,4 +1,4 @@
--- loses: which attempts were lost (the log then says that they were given back)
+-- loses: which attempts were lost (the log then says that they were given back), and how many may be
 UPDATE job_event SET kind = 'released' WHERE kind = 'lost';
 ALTER TABLE org_series DROP COLUMN lost;
 ALTER TABLE job DROP COLUMN lost_attempts;

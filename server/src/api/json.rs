@@ -15,7 +15,7 @@ use crate::domain::json::Json;
 pub(super) enum Unstorable {
     /// NaN or an infinity: JSON has none.
     Number,
-    /// A number beyond ±2^53, where a double no longer tells whole numbers apart: what the caller meant may be another.
+    /// A number of ±2^53 or beyond, where a double no longer tells whole numbers apart: what the caller meant may be another.
     Inexact,
     /// The NUL character, which PostgreSQL's text can't hold.
     Nul,
@@ -30,7 +30,7 @@ impl fmt::Display for Unstorable {
         f.write_str(match self {
             Self::Number => "must not hold NaN or an infinity",
             Self::Inexact => {
-                "must not hold a number beyond ±2^53, which may not be what was meant: send it as a string"
+                "must not hold a number of ±2^53 or beyond, which may not be what was meant: send it as a string"
             }
             Self::Nul => "must not hold the NUL character",
             Self::TooDeep => "must not nest lists and objects more than 32 deep",
@@ -46,8 +46,8 @@ pub(super) fn to_json(value: &Value) -> Result<Json, Unstorable> {
     Ok(Json::from_trusted(text))
 }
 
-/// A double holds every whole number up to here, and none but whole numbers beyond.
-const EXACT: f64 = (1u64 << 53) as f64;
+/// Up to here no other whole number becomes the same double: 2^53 is also what 2^53 + 1 becomes.
+const EXACT: f64 = ((1u64 << 53) - 1) as f64;
 
 /// How deep lists and objects may nest. A level takes up to three nested messages, and decoders give up at a hundred:
 /// what is stored has to be readable where a message nests it deeper than the request did.
@@ -142,11 +142,12 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_i64<E: de::Error>(self, v: i64) -> Result<Value, E> {
-        self.visit_f64(v as f64)
+        // What came as text may have digits that a double has not.
+        if v.unsigned_abs() as f64 <= EXACT { self.visit_f64(v as f64) } else { self.visit_string(v.to_string()) }
     }
 
     fn visit_u64<E: de::Error>(self, v: u64) -> Result<Value, E> {
-        self.visit_f64(v as f64)
+        if v as f64 <= EXACT { self.visit_f64(v as f64) } else { self.visit_string(v.to_string()) }
     }
 
     fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
@@ -219,7 +220,7 @@ mod tests {
         let nested = |kind| value(Kind::ListValue(ListValue { values: vec![value(kind)] }));
         assert_eq!(to_json(&nested(Kind::NumberValue(f64::NAN))), Err(Unstorable::Number));
         assert_eq!(to_json(&nested(Kind::NumberValue(f64::NEG_INFINITY))), Err(Unstorable::Number));
-        for number in [EXACT + 2.0, -EXACT - 2.0, 1e300] {
+        for number in [EXACT + 1.0, -EXACT - 1.0, 1e300] {
             assert_eq!(to_json(&nested(Kind::NumberValue(number))), Err(Unstorable::Inexact), "{number}");
         }
         assert_eq!(to_json(&nested(Kind::StringValue("a\0b".into()))), Err(Unstorable::Nul));
@@ -229,12 +230,21 @@ mod tests {
     }
 
     #[test]
+    fn digits_that_a_double_has_not_are_told_as_text() {
+        let read = |text: &str| from_json(&Json::from_trusted(text)).kind.unwrap();
+        for digits in ["9007199254740993", "-9007199254740993", "18446744073709551615"] {
+            assert_eq!(read(digits), Kind::StringValue(digits.to_owned()));
+        }
+        assert_eq!(read("9007199254740991"), Kind::NumberValue(EXACT));
+    }
+
+    #[test]
     fn whole_numbers_are_written_without_a_fraction() {
         let json = |number| to_json(&value(Kind::NumberValue(number))).unwrap().as_str().to_owned();
         assert_eq!(json(3.0), "3");
         assert_eq!(json(0.5), "0.5");
         assert_eq!(json(-0.0), "-0.0");
-        assert_eq!(json(-EXACT), "-9007199254740992");
+        assert_eq!(json(-EXACT), "-9007199254740991");
         assert_eq!(json(1e-300), "1e-300");
     }
 }

@@ -1,10 +1,10 @@
 //! `jobledger migrate`, and what servers do with a database that is not at their schema.
 
-use std::{collections::BTreeMap, process::Output};
+use std::{collections::BTreeMap, process::Output, time::Duration};
 
 use chrono::TimeDelta;
 use jobledger_client::{
-    NewJob,
+    Claim, NewJob, Report,
     proto::{ClaimJobsRequest, ListJobsRequest},
 };
 use jobledger_server::domain::clock::{Clock as _, SystemClock};
@@ -145,8 +145,27 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         assert_eq!(claimed, [created[2].clone(), created[0].clone()], "one has its time still to come");
         server.stop().await;
         database.verify().await;
-        // Undone alone, and done again, with batches that are not folded.
+        // Undone alone, and done again, with batches that are not folded: a result, a lost attempt, and a bound of those.
+        let (server, client) = TestServer::on(&database).await;
+        let job = NewJob::new("u").max_lost_attempts(7).max_attempts(2);
+        let lost = client.create(job).await.unwrap().job.id;
+        let claim = Claim::new("w").types(["u"]).lease(Duration::from_secs(1)).wait(Duration::from_secs(60));
+        client.claim(claim.clone()).await.unwrap();
+        let lease = client.claim(claim).await.unwrap().remove(0);
+        let result = serde_json::json!({"zero": -0.0, "text": "x".repeat(70_000), "id": [1, 2.5]});
+        let report = Report::succeeded(&lost).lease(lease.lease_token).result(&result).unwrap();
+        client.update(report).await.unwrap();
+        let before = client.get(&lost).await.unwrap();
+        assert_eq!((before.lost_attempts, before.max_lost_attempts), (1, 7));
+        server.stop().await;
         down_and_up(&database, &[]).await;
+        let (server, client) = TestServer::on(&database).await;
+        let after = client.get(&lost).await.unwrap();
+        assert_eq!((after.lost_attempts, after.max_lost_attempts, after.attempt), (0, 0, 2), "as `loses` says");
+        assert_eq!(after.result, before.result);
+        let fresh = client.create(NewJob::new("u")).await.unwrap().job;
+        assert_eq!(fresh.max_lost_attempts, 3);
+        server.stop().await;
         database.verify().await;
     }
 }
