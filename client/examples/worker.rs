@@ -57,6 +57,8 @@ async fn count(context: Context, job: Count) -> Result<Counted, Error> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
+    // From here on a signal ends nothing by itself.
+    let shutdown = shutdown_signal()?;
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     let is_terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr).init();
@@ -65,5 +67,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .concurrency(args.concurrency)
         .lease(Duration::from_secs(args.lease))
         .build()?;
-    Ok(worker.run(shutdown_signal()?).await?)
+    Ok(worker.run(shutdown).await?)
 }

@@ -87,7 +87,8 @@ impl Client {
                     })
                 })
                 .collect();
-            let wait = backoff.next(None);
+            let errors = failed.iter().filter_map(|n| answers[*n].as_ref()?.as_ref().err());
+            let wait = backoff.next(errors.filter_map(Error::retry_after).max());
             if failed.is_empty() || Instant::now() + wait >= deadline {
                 return Ok(answers.into_iter().flatten().collect());
             }

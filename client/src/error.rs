@@ -142,8 +142,8 @@ pub enum Error {
     #[error("JSON: {0}")]
     Json(#[source] Arc<serde_json::Error>),
     /// A payload or result holds a number that may arrive as another: the contract's numbers are doubles, which tell whole numbers
-    /// apart up to ±2⁵³. Send it as a string.
-    #[error("{path}: {number} is beyond ±2^53, where a double may not give it back; send it as a string")]
+    /// apart below ±2⁵³. Send it as a string.
+    #[error("{path}: {number} is ±2^53 or beyond, where a double may not give it back; send it as a string")]
     Number {
         /// Where it is, as `payload.items[2].id`.
         path: String,
@@ -225,7 +225,8 @@ impl Error {
 
     /// The same, of anything.
     pub(crate) fn without(what: &str) -> Self {
-        Self::Other { code: Code::Internal, reason: String::new(), message: format!("the answer is without {what}") }
+        let (reason, message) = ("INVALID_ANSWER".to_owned(), format!("the answer is without {what}"));
+        Self::Other { code: Code::Internal, reason, message }
     }
 
     /// When the service said to come back.
@@ -281,9 +282,6 @@ impl From<Status> for Error {
         let Some(info) = info else {
             return match code {
                 Code::DeadlineExceeded => Self::DeadlineExceeded,
-                Code::Unauthenticated => Self::Unauthenticated { message },
-                Code::PermissionDenied => Self::PermissionDenied { message },
-                Code::ResourceExhausted => Self::Exhausted { reason: String::new(), message, retry_after },
                 // The service gives a reason for whatever it says. Unknown is what tonic makes of a stream that was cut.
                 Code::Unavailable | Code::Unknown => Self::Unavailable { reason: String::new(), message, retry_after },
                 // tonic's own timer was quicker than ours.
@@ -292,6 +290,9 @@ impl From<Status> for Error {
                 _ if std::error::Error::source(&status).is_some() => {
                     Self::Unavailable { reason: String::new(), message, retry_after }
                 }
+                Code::Unauthenticated => Self::Unauthenticated { message },
+                Code::PermissionDenied => Self::PermissionDenied { message },
+                Code::ResourceExhausted => Self::Exhausted { reason: String::new(), message, retry_after },
                 _ => Self::Other { code, reason: String::new(), message },
             };
         };
@@ -341,16 +342,16 @@ fn may_come_from_between(code: Code) -> bool {
         Code::Cancelled
         | Code::Unknown
         | Code::DeadlineExceeded
-        | Code::NotFound
         | Code::ResourceExhausted
         | Code::Aborted
-        | Code::Unimplemented
         | Code::Internal
         | Code::Unavailable
         | Code::DataLoss => true,
         Code::Ok
         | Code::InvalidArgument
+        | Code::NotFound
         | Code::AlreadyExists
+        | Code::Unimplemented
         | Code::PermissionDenied
         | Code::FailedPrecondition
         | Code::OutOfRange

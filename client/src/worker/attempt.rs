@@ -16,6 +16,7 @@ use super::{
     error::{Error, HANDLER_FAILED, INVALID_RESULT, Kind as ErrorKind, PANIC},
     handler::Output,
     keeper::{Held, Stop},
+    reporter::is_about_report,
     run::Shared,
 };
 use crate::{Report, request};
@@ -88,11 +89,11 @@ async fn await_end(shared: &Shared, held: &Held, mut attempt: Attempt<'_>) -> Op
 /// The report on an attempt that ended so; `None` where there is nothing to report, since the job is others'.
 fn outcome(job: &Job, held: &Held, ended: Option<Result<Output, JoinError>>) -> Option<UpdateJobStatusRequest> {
     let job_id = job.id.as_str();
-    let ended = ended.map(|ended| {
-        ended.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => Err(Error::new(panic_message(&*panic)).code(PANIC)),
-            Err(error) => Err(Error::new(error)),
-        })
+    let ended = ended.and_then(|ended| match ended.map_err(JoinError::try_into_panic) {
+        Ok(output) => Some(output),
+        Err(Ok(panic)) => Some(Err(Error::new(panic_message(&*panic)).code(PANIC))),
+        // The runtime that it ran on has ended: its process does.
+        Err(Err(_)) => None,
     });
     let report = match (held.stopped(), ended) {
         (Some(Stop::Lost), _) => {
@@ -180,13 +181,10 @@ async fn settle(shared: &Shared, held: &Arc<Held>, job_id: &str, report: UpdateJ
             held.stop(Stop::Lost);
             return tracing::warn!(job_id, %error, "the lease was lost before the report; it is discarded");
         }
-        Err(error @ (crate::Error::Unauthenticated { .. } | crate::Error::PermissionDenied { .. })) => {
-            return tracing::error!(
-                job_id, %error,
-                "the lease has ended, and reports were refused until then; the job will be run again"
-            );
+        Err(error) if is_about_report(&error) => error,
+        Err(error) => {
+            return tracing::error!(job_id, %error, "a report was not taken in time; the lease ends, and the job is run again");
         }
-        Err(error) => error,
     };
     tracing::error!(job_id, %error, "the service refused a report; saying less");
     let refused = |code, what: &str| Report::failed(job_id, code, format!("{what} was refused: {error}"));

@@ -62,6 +62,7 @@ pub(super) enum Stop {
 pub(super) struct Held {
     keeper: Weak<Keeper>,
     lease_token: String,
+    lease: Duration,
     token: CancellationToken,
     state: Mutex<State>,
 }
@@ -91,8 +92,14 @@ impl State {
 impl Held {
     /// Takes note of what the handler says.
     pub(super) fn tell(&self, say: impl FnOnce(&mut News)) {
-        say(&mut lock(&self.state).news);
-        if let Some(keeper) = self.keeper.upgrade() {
+        let is_first = {
+            let mut state = lock(&self.state);
+            let is_first = state.news.is_empty();
+            say(&mut state.news);
+            is_first
+        };
+        // What follows on news that is not told yet goes with it: a handler may say more than there are heartbeats.
+        if is_first && let Some(keeper) = self.keeper.upgrade() {
             keeper.wake.notify_one();
         }
     }
@@ -120,6 +127,11 @@ impl Held {
         }
         drop(state);
         self.token.cancel();
+    }
+
+    /// How long the lease goes on without a heartbeat.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease
     }
 
     /// True while the lease may live. It may live on after that: it ends by an event in the log.
@@ -165,6 +177,7 @@ impl Keeper {
         let held = Arc::new(Held {
             keeper: Arc::downgrade(self),
             lease_token: lease_token.clone(),
+            lease: self.lease,
             token: CancellationToken::new(),
             state: Mutex::new(state),
         });

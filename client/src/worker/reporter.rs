@@ -10,6 +10,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep},
 };
+use tonic::Code;
 
 use super::keeper::Held;
 use crate::{Client, Error, retry::Backoff};
@@ -26,6 +27,8 @@ const LONGEST_CALL: Duration = Duration::from_secs(120);
 struct Report {
     update: UpdateJobStatusRequest,
     held: Arc<Held>,
+    /// Since when it is refused for a reason that is neither its own nor an outage.
+    refused_since: Option<Instant>,
     settled: oneshot::Sender<Result<(), Error>>,
 }
 
@@ -38,7 +41,7 @@ impl Desk {
     pub(super) async fn report(&self, update: UpdateJobStatusRequest, held: &Arc<Held>) -> Result<(), Error> {
         let (settled, answer) = oneshot::channel();
         // Without a reporter there is nobody to say it to: the worker is gone, and the lease will end.
-        let _ = self.0.send(Report { update, held: Arc::clone(held), settled });
+        let _ = self.0.send(Report { update, held: Arc::clone(held), refused_since: None, settled });
         answer.await.unwrap_or(Err(Error::LeaseLost))
     }
 }
@@ -72,9 +75,9 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
         }
         let mut failed = None;
         let mut again = Vec::new();
-        for (report, answer) in waiting.into_iter().zip(answers) {
+        for (mut report, answer) in waiting.into_iter().zip(answers) {
             match answer {
-                Err(error) if may_be_taken_later(&error, &report.held) => {
+                Err(error) if report.goes_again(&error) => {
                     again.push(report);
                     failed = Some(error);
                 }
@@ -108,7 +111,7 @@ fn fitting(reports: &[Report], most: usize) -> usize {
 async fn send_or_split(client: &Client, reports: &[Report], time: Duration) -> Vec<Result<(), Error>> {
     match send(client, reports, time).await {
         Ok(answers) => answers,
-        Err(error) if reports.len() > 1 && !may_pass(&error) => {
+        Err(error) if reports.len() > 1 && !concerns_all(&error) => {
             let mut answers = Vec::with_capacity(reports.len());
             for report in reports {
                 let alone = send(client, std::slice::from_ref(report), time).await;
@@ -132,16 +135,53 @@ async fn send(client: &Client, reports: &[Report], time: Duration) -> Result<Vec
     Ok(results.into_iter().map(|result| result.error.map_or(Ok(()), |error| Err(error.into()))).collect())
 }
 
-/// True if a call may pass that failed as a whole.
-fn may_pass(error: &Error) -> bool {
-    error.is_transient() || is_lapse(error)
+/// True of an error that says what is wrong with a report: another one may be taken.
+pub(super) fn is_about_report(error: &Error) -> bool {
+    match error {
+        Error::InvalidRequest { .. } | Error::PayloadTooLarge { .. } | Error::InvalidTransition { .. } => true,
+        Error::Exhausted { reason, .. } => reason == "MESSAGE_TOO_LARGE",
+        Error::Other { code, .. } => *code == Code::InvalidArgument,
+        Error::JobNotFound { .. }
+        | Error::LeaseLost
+        | Error::EtagMismatch { .. }
+        | Error::Unauthenticated { .. }
+        | Error::PermissionDenied { .. }
+        | Error::Unavailable { .. }
+        | Error::DeadlineExceeded
+        | Error::IdempotencyKeyReused { .. }
+        | Error::CursorAhead { .. }
+        | Error::CursorExpired { .. }
+        | Error::EpochChanged { .. }
+        | Error::OutOfOrder { .. }
+        | Error::Json(_)
+        | Error::Number { .. }
+        | Error::Cursor(_)
+        | Error::Token
+        | Error::Endpoint(_)
+        | Error::Runtime(_)
+        | Error::Worker(_) => false,
+    }
 }
 
-/// True if the same report may be taken later. That a token lapses may pass, until the lease ends.
-fn may_be_taken_later(error: &Error, held: &Held) -> bool {
-    error.is_transient() || is_lapse(error) && held.may_be_alive()
+/// True of an error that has nothing to do with what is reported.
+fn concerns_all(error: &Error) -> bool {
+    error.is_transient() || matches!(error, Error::Unauthenticated { .. } | Error::PermissionDenied { .. })
 }
 
-fn is_lapse(error: &Error) -> bool {
-    matches!(error, Error::Unauthenticated { .. } | Error::PermissionDenied { .. })
+/// True of an error that settles a report: it is wrong, or too late.
+fn is_settled(error: &Error) -> bool {
+    is_about_report(error) || matches!(error, Error::LeaseLost | Error::JobNotFound { .. } | Error::EtagMismatch { .. })
+}
+
+impl Report {
+    /// True if it is to be sent again after this error. While the service is away, for as long as that takes. A token that lapsed may be
+    /// replaced, and a defect of the service mended, while the lease lives: for one more lease, since heartbeats may go on.
+    fn goes_again(&mut self, error: &Error) -> bool {
+        if error.is_transient() {
+            return true;
+        }
+        let now = Instant::now();
+        let refused_since = *self.refused_since.get_or_insert(now);
+        !is_settled(error) && self.held.may_be_alive() && now - refused_since < self.held.lease()
+    }
 }

@@ -69,7 +69,7 @@ const CALLS: [(&str, May, Lasts, Sort); 16] = [
     ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly, Sort::FollowUp),
     ("/jobledger.v1.JobService/ClaimJobs", WORKERS, Lasts::Long, Sort::Claim),
     ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly, Sort::FollowUp),
-    ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly, Sort::Cancel),
     ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
     // Of all jobs it is for observers alone: the service looks, when it knows what is asked for.
     ("/jobledger.v1.JobService/StreamJobEvents", READERS, Lasts::Long, Sort::Stream),

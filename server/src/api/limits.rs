@@ -76,13 +76,15 @@ pub(super) enum Sort {
     Claim,
     /// What follows on claims: heartbeats and reports. They keep jobs alive or end them.
     FollowUp,
+    /// A cancellation: it may end a running job, and is a producer's.
+    Cancel,
     /// A stream of events.
     Stream,
 }
 
 impl Sort {
     /// How many rates an org has.
-    const COUNT: usize = 3;
+    const COUNT: usize = 4;
 
     /// Which of an org's rates it counts against.
     const fn bucket(self) -> usize {
@@ -90,6 +92,15 @@ impl Sort {
             Self::Plain | Self::Stream => 0,
             Self::Claim => 1,
             Self::FollowUp => 2,
+            Self::Cancel => 3,
+        }
+    }
+
+    /// True of calls that find room where creates find none, as their commands do (`Command::is_vital`).
+    const fn has_reserve(self) -> bool {
+        match self {
+            Self::FollowUp | Self::Cancel => true,
+            Self::Plain | Self::Claim | Self::Stream => false,
         }
     }
 }
@@ -172,8 +183,8 @@ impl Limiter {
     fn enter(self: &Arc<Self>, org: OrgId, sort: Sort) -> Result<Option<Entered>, ApiError> {
         let CallLimits { calls, calls_per_org, rate_per_org, .. } = self.limits;
         // Claims that wait and streams have bounds of their own.
-        let is_counted = matches!(sort, Sort::Plain | Sort::FollowUp);
-        let most = |limit| if sort == Sort::FollowUp { with_reserve(limit) } else { limit };
+        let is_counted = matches!(sort, Sort::Plain | Sort::FollowUp | Sort::Cancel);
+        let most = |limit| if sort.has_reserve() { with_reserve(limit) } else { limit };
         let mut state = self.state();
         let state = &mut *state;
         if is_counted && state.calls >= most(calls) {
@@ -270,12 +281,8 @@ where
             Err(error) => return refuse(error, request),
         };
         let goes_on = sort == Sort::Stream;
-        let kind = match (is_grpc, sort) {
-            (true, Sort::FollowUp) => Kind::FollowUp,
-            (true, Sort::Plain | Sort::Claim | Sort::Stream) => Kind::Call,
-            (false, _) => Kind::Plain,
-        };
-        let (request, held) = self.limiter.requests.receive(request, kind);
+        let kind = if is_grpc { Kind::Call } else { Kind::Plain };
+        let (request, held) = self.limiter.requests.receive(request, kind, sort.has_reserve());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
@@ -305,7 +312,7 @@ where
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
         };
-        let (request, held) = self.limiter.requests.receive(request, kind);
+        let (request, held) = self.limiter.requests.receive(request, kind, false);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;

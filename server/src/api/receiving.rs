@@ -37,8 +37,6 @@ const WHERE_TIGHT: Duration = Duration::from_secs(1);
 pub(super) enum Kind {
     /// A call about an org.
     Call,
-    /// One that follows on a claim: there is a quarter more room for those.
-    FollowUp,
     /// A call about none: small.
     AboutNoOrg,
     /// One that goes on with further messages.
@@ -90,9 +88,15 @@ impl Requests {
         if kind.is_about_no_org() { &self.about_none } else { &self.about_orgs }
     }
 
-    /// The request as it is to be read, and what it holds until that is dropped.
-    pub(super) fn receive(self: &Arc<Self>, request: Request<Body>, kind: Kind) -> (Request<Body>, Arc<Held>) {
-        let held = Arc::new(Held { requests: Arc::clone(self), kind, bytes: AtomicUsize::new(0) });
+    /// The request as it is to be read, and what it holds until that is dropped. With a reserve there is a quarter more room for it, and
+    /// others don't hurry it before they take of that.
+    pub(super) fn receive(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        kind: Kind,
+        has_reserve: bool,
+    ) -> (Request<Body>, Arc<Held>) {
+        let held = Arc::new(Held { requests: Arc::clone(self), kind, has_reserve, bytes: AtomicUsize::new(0) });
         let credential = request.extensions().get::<Arc<Credential>>().cloned();
         let receiving = Arc::clone(&held);
         let request = request.map(|body| {
@@ -102,14 +106,16 @@ impl Requests {
     }
 
     /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
-    async fn patience_ends(&self, kind: Kind) {
+    async fn patience_ends(&self, kind: Kind, has_reserve: bool) {
         let CallLimits { request_within, calls_per_org, .. } = self.limits;
         let pool = self.pool(kind);
         let awaited = Awaited::new(&pool.awaited);
         let began = Instant::now();
         loop {
             sleep_until((Instant::now() + WHERE_TIGHT).min(began + request_within)).await;
-            let is_tight = pool.held.load(Ordering::Relaxed) > pool.memory / 2 || awaited.in_all() > calls_per_org / 4;
+            let (much, many) =
+                if has_reserve { (pool.memory, calls_per_org) } else { (pool.memory / 2, calls_per_org / 4) };
+            let is_tight = pool.held.load(Ordering::Relaxed) > much || awaited.in_all() > many;
             if is_tight || began.elapsed() >= request_within {
                 return;
             }
@@ -141,6 +147,7 @@ impl Drop for Awaited<'_> {
 pub(super) struct Held {
     requests: Arc<Requests>,
     kind: Kind,
+    has_reserve: bool,
     bytes: AtomicUsize,
 }
 
@@ -149,7 +156,7 @@ impl Held {
     fn take(&self, bytes: usize) -> Result<(), ApiError> {
         let pool = self.requests.pool(self.kind);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let most = if self.kind == Kind::FollowUp { with_reserve(pool.memory) } else { pool.memory };
+        let most = if self.has_reserve { with_reserve(pool.memory) } else { pool.memory };
         if pool.held.fetch_add(bytes, Ordering::Relaxed) + bytes > most {
             if !self.kind.is_about_no_org() && (self.requests.is_stalled)() {
                 return Err(LedgerError::Unavailable.into());
@@ -288,8 +295,8 @@ impl Receiving {
         match (self.kind, self.message.is_whole) {
             // Whoever reads it bounds it, and holds one message at a time.
             (Kind::Dialogue, true) => return Ok(Some(data)),
-            (Kind::Call | Kind::FollowUp | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
-            (Kind::Call | Kind::FollowUp | Kind::AboutNoOrg, true) => return Err(more_than_one()),
+            (Kind::Call | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
+            (Kind::Call | Kind::AboutNoOrg, true) => return Err(more_than_one()),
             (Kind::Plain, true) => {
                 self.held.take(data.len())?;
                 return Ok(Some(data));
@@ -327,10 +334,10 @@ impl Receiving {
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Self { held, late, kind, .. } = self;
         let late = late.get_or_insert_with(|| {
-            let (requests, kind) = (Arc::clone(&held.requests), *kind);
+            let (requests, kind, has_reserve) = (Arc::clone(&held.requests), *kind, held.has_reserve);
             Box::pin(async move {
                 tokio::select! {
-                    () = requests.patience_ends(kind) => ApiError::RequestTooSlow,
+                    () = requests.patience_ends(kind, has_reserve) => ApiError::RequestTooSlow,
                     // What has not come whole was not accepted.
                     () = requests.draining.cancelled() => LedgerError::Draining.into(),
                 }

@@ -73,6 +73,8 @@ struct Lane {
     vital: VecDeque<Pending>,
     /// All others.
     rest: VecDeque<Pending>,
+    /// The first of the rest was passed over for its size: it is next, before anything else.
+    is_rest_due: bool,
     /// What those take that wait.
     bytes: usize,
     is_busy: bool,
@@ -126,6 +128,17 @@ struct Room {
     bytes: usize,
     /// It has nothing yet: a command that is larger than all of it is taken alone.
     is_empty: bool,
+}
+
+/// Room that is left for others.
+#[derive(Clone, Copy)]
+struct Kept {
+    commands: usize,
+    bytes: usize,
+}
+
+impl Kept {
+    const NOTHING: Self = Self { commands: 0, bytes: 0 };
 }
 
 /// A transaction's worth of work.
@@ -350,29 +363,44 @@ impl State {
     fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
         let Some(lane) = self.lanes.get(&org) else { return };
         commands.reserve(lane.waiting().min(room.commands));
+        if lane.is_rest_due
+            && !self.take_of(org, false, Kept { commands: room.commands - 1, bytes: 0 }, room, commands, limits)
+        {
+            // There is not enough room yet: others have taken of it.
+            return;
+        }
         // The rest has a quarter of each batch, however many vital commands wait.
-        let kept = lane.rest.len().min(room.commands / 4);
+        let Some(lane) = self.lanes.get(&org) else { return };
+        let kept = match lane.rest.len() {
+            0 => Kept::NOTHING,
+            waiting => Kept { commands: waiting.min(room.commands / 4), bytes: room.bytes / 4 },
+        };
         self.take_of(org, true, kept, room, commands, limits);
-        self.take_of(org, false, 0, room, commands, limits);
-        self.take_of(org, true, 0, room, commands, limits);
+        let is_all = self.take_of(org, false, Kept::NOTHING, room, commands, limits);
+        if let Some(lane) = self.lanes.get_mut(&org) {
+            lane.is_rest_due = !is_all;
+        }
+        self.take_of(org, true, Kept::NOTHING, room, commands, limits);
     }
 
-    /// The same of one of an org's queues, leaving room for so many others.
+    /// The same of one of an org's queues, leaving some room for others. False if one is passed over for its size.
     fn take_of(
         &mut self,
         org: OrgId,
         is_vital: bool,
-        kept: usize,
+        kept: Kept,
         room: &mut Room,
         commands: &mut Vec<Pending>,
         limits: &Limits,
-    ) {
-        while room.commands > kept {
-            let Some(lane) = self.lanes.get_mut(&org) else { return };
-            let next = lane.queue(is_vital).pop_front_if(|next| {
-                next.is_abandoned() || next.is_late(limits) || next.weight <= room.bytes || room.is_empty
+    ) -> bool {
+        while room.commands > kept.commands {
+            let Some(lane) = self.lanes.get_mut(&org) else { return true };
+            let queue = lane.queue(is_vital);
+            let next = queue.pop_front_if(|next| {
+                let fits = next.weight + kept.bytes <= room.bytes || room.is_empty;
+                fits || next.is_abandoned() || next.is_late(limits)
             });
-            let Some(next) = next else { return };
+            let Some(next) = next else { return queue.is_empty() };
             lane.bytes -= next.weight;
             self.commands -= 1;
             self.bytes -= next.weight;
@@ -391,6 +419,7 @@ impl State {
             room.is_empty = false;
             commands.push(next);
         }
+        true
     }
 
     /// Ends an org's turn: it queues up again if more commands are waiting.

@@ -2,9 +2,12 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -86,10 +89,15 @@ async fn a_rolling_deploy_fails_no_job_and_counts_what_was_lost(database: Databa
     let endpoint = format!("http://{}", program.address);
     let start = || {
         let mut counter = Counter::start(&endpoint, &["--concurrency", "4", "--lease", "1"]);
-        // Nobody else reads what it says.
-        let mut said = counter.0.stderr.take().unwrap();
-        std::thread::spawn(move || said.read_to_end(&mut Vec::new()));
-        counter
+        // Before that it has not heard of signals, and holds no job.
+        let has_started = Arc::new(AtomicBool::new(false));
+        let (said, started) = (BufReader::new(counter.0.stderr.take().unwrap()), Arc::clone(&has_started));
+        std::thread::spawn(move || {
+            for line in said.lines().map_while(Result::ok) {
+                started.fetch_or(line.contains("worker started"), Ordering::Relaxed);
+            }
+        });
+        (counter, has_started)
     };
     let mut workers: Vec<_> = (0..10).map(|_| start()).collect();
     let mut events = client.subscribe(Follow::org().after(0).statuses([JobStatus::Succeeded])).await.unwrap();
@@ -102,7 +110,10 @@ async fn a_rolling_deploy_fails_no_job_and_counts_what_was_lost(database: Databa
                 () = sleep_until(next) => {
                     next = Instant::now() + Duration::from_millis(200);
                     let n = (ended + killed) % workers.len();
-                    let mut old = std::mem::replace(&mut workers[n], start());
+                    if !workers[n].1.load(Ordering::Relaxed) {
+                        continue;
+                    }
+                    let (mut old, _) = std::mem::replace(&mut workers[n], start());
                     if (ended + killed) % 2 == 0 {
                         old.signal("TERM");
                         leaving.spawn_blocking(move || old.0.wait().expect("it ends"));
