@@ -28,7 +28,8 @@ impl Client {
         Ok(self.call_within(timeout, request, true, send).await?.leases)
     }
 
-    /// Extends leases, and brings news of their jobs along: how each stands, in order.
+    /// Extends leases, and brings news of their jobs along: how each stands, in order. What is wrong with one of them is in its own
+    /// result (`error`), and costs the others nothing.
     ///
     /// # Errors
     ///

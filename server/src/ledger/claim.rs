@@ -98,7 +98,7 @@ impl Ledger {
     /// As for [`Ledger::submit`]; [`LedgerError::Overloaded`] also where too many claims wait.
     pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let by = by.into();
-        let Some(latest) = self.waiting.supersede(by.org, &claim) else {
+        let Some(latest) = self.repeats.supersede(by.org, &claim) else {
             return self.await_work(by, claim, wait).await;
         };
         tokio::select! {

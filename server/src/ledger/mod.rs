@@ -10,6 +10,7 @@ mod lanes;
 mod page_memory;
 mod places;
 mod reads;
+mod repeats;
 mod shared;
 mod subscription;
 mod waiting;
@@ -36,6 +37,7 @@ use self::{
     lanes::{Answered, Lanes},
     places::Places,
     reads::Reads,
+    repeats::Repeats,
     subscription::Source,
     waiting::Waiting,
     writer::Writer,
@@ -118,6 +120,7 @@ pub struct Ledger {
     reads: Arc<Reads>,
     lanes: Arc<Lanes>,
     waiting: Arc<Waiting>,
+    repeats: Arc<Repeats>,
     hub: Arc<Hub>,
     catch_up: Arc<Semaphore>,
     places: Arc<Places>,
@@ -154,6 +157,7 @@ impl Ledger {
                 reads,
                 lanes,
                 waiting,
+                repeats: Arc::default(),
                 hub,
                 catch_up,
                 places,

@@ -12,9 +12,8 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
-use super::{LedgerError, command::Claim};
+use super::LedgerError;
 use crate::domain::id::OrgId;
 
 /// The types that a claim wants; empty: all.
@@ -23,15 +22,10 @@ pub(super) type Types = Arc<[Arc<str>]>;
 /// How many are woken by one that found work and left some.
 const WOKEN_BY_ONE: usize = 2;
 
-/// By what a claim is known when it comes again.
-type RepeatKey = (OrgId, Arc<str>, Arc<str>);
-
 /// All claims that wait, or may have to.
 pub(super) struct Waiting {
     orgs: Mutex<HashMap<OrgId, Weak<Org>>>,
     state: Mutex<State>,
-    /// The latest call of each repeated claim, by the org, its worker and its `request_id`.
-    repeated: Mutex<HashMap<RepeatKey, CancellationToken>>,
     limit: usize,
     per_org: usize,
 }
@@ -90,7 +84,7 @@ impl Queue {
 impl Waiting {
     /// With room for so many claims, and for so many of one org.
     pub(super) fn new(limit: usize, per_org: usize) -> Arc<Self> {
-        Arc::new(Self { orgs: Mutex::default(), state: Mutex::default(), repeated: Mutex::default(), limit, per_org })
+        Arc::new(Self { orgs: Mutex::default(), state: Mutex::default(), limit, per_org })
     }
 
     /// Enters with a claim, before it looks for the first time: from here on what becomes ready is heard of.
@@ -119,20 +113,6 @@ impl Waiting {
         }
         let heard_before = lock(&org.queues).heard;
         Ok(Visit { room: Arc::clone(self), org, types, is_woken: false, heard_before })
-    }
-
-    /// Takes the place of an earlier call of the same claim, which ends: its caller has given it up, and a job that it took now would
-    /// be held by nobody. `None` of a claim without a `request_id`.
-    pub(super) fn supersede(self: &Arc<Self>, org: OrgId, claim: &Claim) -> Option<Latest> {
-        let request = claim.request.as_ref()?;
-        let key = (org, Arc::clone(&claim.worker), Arc::clone(request));
-        let superseded = CancellationToken::new();
-        let mut repeated = lock(&self.repeated);
-        if let Some(earlier) = repeated.insert(key.clone(), superseded.clone()) {
-            earlier.cancel();
-        }
-        drop(repeated);
-        Some(Latest { room: Arc::clone(self), key, superseded })
     }
 
     /// Takes note that a batch of this server made so many jobs of these types ready.
@@ -211,30 +191,6 @@ impl Drop for Org {
         let mut orgs = lock(&room.orgs);
         if orgs.get(&self.id).is_some_and(|slot| slot.strong_count() == 0) {
             orgs.remove(&self.id);
-        }
-    }
-}
-
-/// The latest call of a claim that may be repeated, for as long as it is under way.
-pub(super) struct Latest {
-    room: Arc<Waiting>,
-    key: RepeatKey,
-    superseded: CancellationToken,
-}
-
-impl Latest {
-    /// Waits until a later call has taken its place.
-    pub(super) async fn superseded(&self) {
-        self.superseded.cancelled().await;
-    }
-}
-
-impl Drop for Latest {
-    fn drop(&mut self) {
-        let mut repeated = lock(&self.room.repeated);
-        // The place of one that was superseded is another's.
-        if !self.superseded.is_cancelled() {
-            repeated.remove(&self.key);
         }
     }
 }

@@ -104,6 +104,8 @@ pub(crate) fn found(job: &Job) -> Expected {
 /// Numbers as a `google.protobuf.Value` has them.
 fn doubles(value: Value) -> Value {
     match value {
+        // Digits that a double has not are told as text.
+        Value::Number(number) if number.as_u64().is_some_and(|whole| whole >= 1 << 53) => number.to_string().into(),
         Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
         Value::Array(items) => items.into_iter().map(doubles).collect(),
         Value::Object(fields) => fields.into_iter().map(|(key, value)| (key, doubles(value))).collect(),
