@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import threading
 import time
 
 import grpc
@@ -93,20 +94,41 @@ class Service:
     """The service's calls, each with the caller's credential. Failures are CallErrors."""
 
     def __init__(self, address, tls=False, ca=None, cert=None, key=None, token=None, token_file=None, org=None):
+        self.addresses = [part.strip() for part in address.split(",")]
+        self.credentials = None
+        if tls or ca or cert:
+            self.credentials = grpc.ssl_channel_credentials(*(read(path) if path else None for path in (ca, key, cert)))
+        self.token, self.token_file, self.org = token, token_file, org
+        self.lock, self.current = threading.Lock(), 0
+        self.stub = self.connect()
+
+    def connect(self):
         options = [
             ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
             ("grpc.max_reconnect_backoff_ms", int(LONGEST_WAIT * 1000)),
-            ("grpc.keepalive_time_ms", 20_000),  # Notices a server that is gone without a word.
+            ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.use_local_subchannel_pool", 1),  # A new channel has a connection of its own.
         ]
-        if tls or ca or cert:
-            files = (read(path) if path else None for path in (ca, key, cert))
-            channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(*files), options)
+        address = self.addresses[self.current % len(self.addresses)]
+        if self.credentials:
+            channel = grpc.secure_channel(address, self.credentials, options)
         else:
             channel = grpc.insecure_channel(address, options)
-        self.stub = job_service_pb2_grpc.JobServiceStub(channel)
-        self.token, self.token_file, self.org = token, token_file, org
+        return job_service_pb2_grpc.JobServiceStub(channel)
+
+    def leave(self, stub, error):
+        """Connects anew, to the next address, after a call that was not answered in time, or not at all.
+
+        Keepalive notices a silent connection too, but after more than a minute: leases would have ended by then.
+        """
+        is_silent = error.code is StatusCode.DEADLINE_EXCEEDED and not error.reason
+        is_away = error.code is StatusCode.UNAVAILABLE and len(self.addresses) > 1
+        with self.lock:
+            if (is_silent or is_away) and self.stub is stub:
+                self.current += 1
+                self.stub = self.connect()
 
     @classmethod
     def of(cls, options):
@@ -117,11 +139,13 @@ class Service:
 
     def call(self, name, request, timeout=15):
         """Makes one call."""
-        metadata = self.metadata()
+        metadata, stub = self.metadata(), self.stub
         try:
-            return getattr(self.stub, name)(request, timeout=timeout, metadata=metadata)
-        except grpc.RpcError as error:
-            raise CallError.of_call(error) from None
+            return getattr(stub, name)(request, timeout=timeout, metadata=metadata)
+        except grpc.RpcError as failed:
+            error = CallError.of_call(failed)
+            self.leave(stub, error)
+            raise error from None
 
     def repeat(self, name, request, patience=60):
         """Makes a call that is safe to repeat. Repeats it after errors that may pass, for `patience` seconds."""
@@ -144,9 +168,10 @@ class Service:
         request = api.StreamJobEventsRequest(after_seq=after_seq, **filters)
         backoff, answered = Backoff(), False
         while True:
+            stub = self.stub
             try:
                 # A stream has no deadline.
-                for answer in self.stub.StreamJobEvents(request, metadata=self.metadata()):
+                for answer in stub.StreamJobEvents(request, metadata=self.metadata()):
                     answered = True
                     backoff.reset()
                     item = answer.WhichOneof("item")
@@ -158,6 +183,7 @@ class Service:
                 return
             except grpc.RpcError as failed:
                 error = CallError.of_call(failed)
+                self.leave(stub, error)
             except CallError as failed:
                 error = failed
             is_forbidden = error.reason and error.code is StatusCode.PERMISSION_DENIED
@@ -181,7 +207,7 @@ class Service:
 
 def add_arguments(parser):
     """The arguments that say where the service is, and who calls."""
-    parser.add_argument("address", help="the service's HOST:PORT")
+    parser.add_argument("address", help="the service's HOST:PORT; several on one database are separated by commas")
     parser.add_argument("--tls", action="store_true", help="use TLS, and trust the public certificate authorities")
     parser.add_argument("--tls-ca", metavar="FILE", help="use TLS, and trust these certificates (PEM)")
     parser.add_argument("--tls-cert", metavar="FILE", help="use TLS, and show this client certificate (PEM)")
@@ -245,5 +271,6 @@ def from_value(value):
         return {key: from_value(item) for key, item in value.struct_value.fields.items()}
     if kind == "number_value":
         number = value.number_value
-        return int(number) if number.is_integer() and abs(number) <= EXACT else number
+        is_negative_zero = number == 0 and math.copysign(1, number) < 0
+        return int(number) if number.is_integer() and abs(number) <= EXACT and not is_negative_zero else number
     return None if kind in (None, "null_value") else getattr(value, kind)

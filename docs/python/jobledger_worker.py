@@ -108,7 +108,7 @@ class Worker:
         with self.changed:
             self.stopping.set()
             self.changed.notify_all()
-        self.end_claim()
+        self.end_claim(deadline)
         self.ended.wait(CLAIM_WAIT + 1)
         with self.changed:
             self.changed.wait_for(lambda: not self.held, max(0, deadline - time.monotonic()))
@@ -166,7 +166,7 @@ class Worker:
             self.changed.wait_for(lambda: self.stopping.is_set() or len(self.held) < self.options.slots)
             return 0 if self.stopping.is_set() else self.options.slots - len(self.held)
 
-    def end_claim(self):
+    def end_claim(self, deadline):
         """Ends the claim under way, at a stop, and gives back what it brings.
 
         If it were canceled, the jobs of an answer on its way would stay held until their leases end. The same claim
@@ -178,11 +178,19 @@ class Worker:
         again = api.ClaimJobsRequest()
         again.CopyFrom(request)
         again.ClearField("wait")
-        try:
-            for lease in self.service.call("ClaimJobs", again, timeout=2).leases:
-                self.start(Held(self, lease))
-        except CallError as error:
-            logging.warning("the last claim is left to itself: %s", error)
+        backoff = Backoff()
+        while True:
+            try:
+                leases = self.service.call("ClaimJobs", again, timeout=5).leases
+                break
+            except CallError as error:
+                wait = backoff.next(error)
+                if not error.may_pass(answered=True) or time.monotonic() + wait > deadline:
+                    logging.warning("the last claim is left to itself: %s", error)
+                    return
+                time.sleep(wait)
+        for lease in leases:
+            self.start(Held(self, lease))
 
     def start(self, held):
         with self.changed:

@@ -27,8 +27,6 @@ use crate::{Claim, Report, retry::Backoff, shutdown::in_runtime};
 
 /// Jobs in one claim, at most.
 const CLAIM_AT_ONCE: usize = 100;
-/// A claim that is under way at a stop is waited for so long: what it brings is given back rather than left to its lease.
-const LAST_CLAIM: Duration = Duration::from_secs(2);
 /// After the grace period, reports have so long to be taken.
 const LAST_REPORTS: Duration = Duration::from_secs(10);
 
@@ -157,14 +155,14 @@ async fn claim_and_start(
             .wait(options.wait)
             .request_id(request_id)
             .into();
+        // What it has taken is there for the same claim again, which need not wait.
+        let again = ClaimJobsRequest { wait: None, ..claim.clone() };
         let mut claim = pin!(shared.worker.client.claim(claim));
         let claimed = tokio::select! {
             biased;
             claimed = &mut claim => claimed,
             () = stop.cancelled() => {
-                if let Ok(Ok(leases)) = timeout(LAST_CLAIM, claim).await {
-                    give_back(shared, leases).await;
-                }
+                jobs.spawn(end_claim(Arc::clone(shared), again));
                 return Ok(());
             }
         };
@@ -181,7 +179,10 @@ async fn claim_and_start(
                 let wait = backoff.next(error.retry_after());
                 tracing::warn!(%error, wait_ms = wait.as_millis() as u64, "can't claim jobs; trying again");
                 tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
+                    () = stop.cancelled() => {
+                        jobs.spawn(end_claim(Arc::clone(shared), again));
+                        return Ok(());
+                    }
                     () = sleep(wait) => {}
                 }
             }
@@ -225,6 +226,18 @@ async fn take_room(room: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit> {
     let first = Arc::clone(room).acquire_owned().await.expect("it is never closed");
     let more = std::iter::from_fn(|| Arc::clone(room).try_acquire_owned().ok());
     std::iter::once(first).chain(more).take(CLAIM_AT_ONCE).collect()
+}
+
+/// Ends a claim that was not answered before the stop: makes it again until it is, and gives back what it has taken.
+async fn end_claim(shared: Arc<Shared>, claim: ClaimJobsRequest) {
+    let mut backoff = Backoff::default();
+    loop {
+        match shared.worker.client.claim(claim.clone()).await {
+            Ok(leases) => return give_back(&shared, leases).await,
+            Err(error) if error.is_transient() => sleep(backoff.next(error.retry_after())).await,
+            Err(error) => return tracing::warn!(%error, "the last claim is refused"),
+        }
+    }
 }
 
 async fn give_back(shared: &Shared, leases: Vec<Lease>) {

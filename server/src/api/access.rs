@@ -65,10 +65,10 @@ const CALLS: [(&str, May, Lasts, Sort); 16] = [
     ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly, Sort::Plain),
     ("/jobledger.v1.JobService/GetJob", READERS, Lasts::Shortly, Sort::Plain),
     ("/jobledger.v1.JobService/ListJobs", READERS, Lasts::Shortly, Sort::Plain),
-    ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly, Sort::FollowUp),
-    ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly, Sort::FollowUp),
+    ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly, Sort::Report),
+    ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly, Sort::Reports),
     ("/jobledger.v1.JobService/ClaimJobs", WORKERS, Lasts::Long, Sort::Claim),
-    ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly, Sort::FollowUp),
+    ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly, Sort::Heartbeat),
     ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly, Sort::Cancel),
     ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
     // Of all jobs it is for observers alone: the service looks, when it knows what is asked for.
@@ -89,7 +89,7 @@ fn right(method: &Method, path: &str) -> Option<(May, Lasts, Sort)> {
         "/healthz" | "/readyz" => (May::Anybody, Sort::Plain),
         // The old REST calls: a report is a worker's, any other POST a producer's.
         path if path.starts_with("/jobs") => match *method {
-            Method::POST if path.trim_end_matches('/').ends_with("/status") => (WORKERS, Sort::FollowUp),
+            Method::POST if path.trim_end_matches('/').ends_with("/status") => (WORKERS, Sort::Report),
             Method::POST => (PRODUCERS, Sort::Plain),
             _ => (READERS, Sort::Plain),
         },

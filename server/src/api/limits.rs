@@ -40,8 +40,8 @@ pub struct CallLimits {
     pub calls: usize,
     /// Calls under way of one org.
     pub calls_per_org: usize,
-    /// Calls a second of one org, with as many at once as a second allows; as many again of claims, and of what follows on them.
-    /// `None`: as many as there come.
+    /// Calls a second of one org, with as many at once as a second allows; as many again of claims, of heartbeats, of reports, of batches of
+    /// reports and of cancellations, so that none of these waits for another. `None`: as many as there come.
     pub rate_per_org: Option<u32>,
     /// Bytes of one request's message.
     pub request_bytes: usize,
@@ -74,8 +74,12 @@ pub(super) enum Sort {
     Plain,
     /// A claim, which may wait.
     Claim,
-    /// What follows on claims: heartbeats and reports. They keep jobs alive or end them.
-    FollowUp,
+    /// A heartbeat: it keeps jobs alive.
+    Heartbeat,
+    /// A report.
+    Report,
+    /// Many reports, as workers send the outcomes of their jobs.
+    Reports,
     /// A cancellation: it may end a running job, and is a producer's.
     Cancel,
     /// A stream of events.
@@ -84,22 +88,24 @@ pub(super) enum Sort {
 
 impl Sort {
     /// How many rates an org has.
-    const COUNT: usize = 4;
+    const COUNT: usize = 6;
 
     /// Which of an org's rates it counts against.
     const fn bucket(self) -> usize {
         match self {
             Self::Plain | Self::Stream => 0,
             Self::Claim => 1,
-            Self::FollowUp => 2,
-            Self::Cancel => 3,
+            Self::Heartbeat => 2,
+            Self::Report => 3,
+            Self::Reports => 4,
+            Self::Cancel => 5,
         }
     }
 
     /// True of calls that find room where creates find none, as their commands do (`Command::is_vital`).
     const fn has_reserve(self) -> bool {
         match self {
-            Self::FollowUp | Self::Cancel => true,
+            Self::Heartbeat | Self::Report | Self::Reports | Self::Cancel => true,
             Self::Plain | Self::Claim | Self::Stream => false,
         }
     }
@@ -183,7 +189,7 @@ impl Limiter {
     fn enter(self: &Arc<Self>, org: OrgId, sort: Sort) -> Result<Option<Entered>, ApiError> {
         let CallLimits { calls, calls_per_org, rate_per_org, .. } = self.limits;
         // Claims that wait and streams have bounds of their own.
-        let is_counted = matches!(sort, Sort::Plain | Sort::FollowUp | Sort::Cancel);
+        let is_counted = !matches!(sort, Sort::Claim | Sort::Stream);
         let most = |limit| if sort.has_reserve() { with_reserve(limit) } else { limit };
         let mut state = self.state();
         let state = &mut *state;

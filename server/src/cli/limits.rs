@@ -70,8 +70,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_ORG", value_name = "N", default_value_t = 8_192, value_parser = many())]
     max_calls_per_org: u32,
 
-    /// Calls a second of one organisation, on this server; as many again of claims, and of heartbeats and reports. By default as many as
-    /// there come.
+    /// Calls a second of one organisation, on this server; as many again of claims, of heartbeats, of reports, of batches of reports and of
+    /// cancellations. By default as many as there come.
     #[arg(long, env = "JOBLEDGER_MAX_RATE_PER_ORG", value_name = "N", value_parser = many())]
     max_rate_per_org: Option<u32>,
 

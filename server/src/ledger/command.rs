@@ -84,8 +84,8 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// The wait from which on it tells of an outage: a batch takes milliseconds.
-    pub const OUTAGE: Duration = Duration::from_secs(3);
+    /// The wait from which on it tells of an outage: a batch takes milliseconds. No longer than the shortest lease.
+    pub const OUTAGE: Duration = Duration::from_secs(1);
 
     /// The look, in a batch that begins now.
     pub(super) fn look(self, now: Instant) -> Look {

@@ -18,14 +18,14 @@ use tokio::{
 use super::{
     LedgerError, Limits,
     claim::Undelivered,
-    command::{Asked, By, Command, Reply},
+    command::{By, Command, Reply},
 };
 use crate::domain::id::OrgId;
 
 /// One lane may take a part of what all may, in bytes: this is how many such parts there are.
 const ORG_SHARE: usize = 4;
 /// A turn takes milliseconds: one that takes longer than this, or is refused, tells of an outage of the database.
-pub(super) const OUTAGE: Duration = Asked::OUTAGE;
+pub(super) const OUTAGE: Duration = Duration::from_secs(3);
 /// So long after such a turn others are expected to end alike.
 const AFTER_OUTAGE: Duration = Duration::from_secs(1);
 
@@ -361,7 +361,7 @@ impl State {
 
     /// Takes commands of an org as far as there is room; those whose callers are gone take none.
     fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
-        let Some(lane) = self.lanes.get(&org) else { return };
+        let Some(lane) = self.lanes.get(&org).filter(|_| room.commands > 0) else { return };
         commands.reserve(lane.waiting().min(room.commands));
         if lane.is_rest_due
             && !self.take_of(org, false, Kept { commands: room.commands - 1, bytes: 0 }, room, commands, limits)

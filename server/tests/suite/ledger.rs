@@ -300,33 +300,35 @@ async fn what_keeps_jobs_alive_goes_before_creates_and_finds_room(database: Data
 }
 
 async fn a_large_create_is_not_passed_over_for_ever(database: Database) {
-    let store = database.open().await;
-    let org = OrgId::DEFAULT;
-    let limits = Limits { batch_bytes: 10_000, ..Limits::default() };
-    let (store, ledger) = breaking_with(store, &[], limits);
-    let work = Work { ledger: &ledger, org };
-    let running = work.create().await;
-    work.begin(running).await;
-    let progress = |percent: u8| {
-        let message = "x".repeat(2_000).into();
-        let news = News { progress: Some(percent), message, ..News::default() };
-        let report = Report { news, ..report(None) };
-        Command::Apply { job: running, command: Box::new(transition::Command::Report(report)) }
-    };
-    let held = store.inner.begin(&[org]).await.unwrap();
-    let first = submit(&ledger, org, create("t"));
-    store.has_begun(3).await;
-    let large = Json::from_trusted(format!("\"{}\"", "x".repeat(9_000)));
-    let large = submit(&ledger, org, create_with("t", Some(large)));
-    let reports: Vec<_> = (0..20).map(|n| submit(&ledger, org, progress(n))).collect();
-    drop(held);
-    created(first.await.unwrap());
-    let created_at = created(large.await.unwrap()).created_seq;
-    let mut after = 0;
-    for answer in reports {
-        after += usize::from(answer.await.unwrap().unwrap().job.last_seq > created_at);
+    // Batches that are full of bytes, and of commands.
+    for (batch_commands, message_bytes) in [(512, 2_000), (4, 0)] {
+        let limits = Limits { batch_bytes: 10_000, batch_commands, ..Limits::default() };
+        let (store, ledger) = breaking_with(database.open().await, &[], limits);
+        let org = OrgId(Uuid::now_v7());
+        let work = Work { ledger: &ledger, org };
+        let running = work.create().await;
+        work.begin(running).await;
+        let progress = |percent: u8| {
+            let message = "x".repeat(message_bytes).into();
+            let report = Report { news: News { progress: Some(percent), message, ..News::default() }, ..report(None) };
+            Command::Apply { job: running, command: Box::new(transition::Command::Report(report)) }
+        };
+        let held = store.inner.begin(&[org]).await.unwrap();
+        let first = submit(&ledger, org, create("t"));
+        store.has_begun(3).await;
+        let large = Json::from_trusted(format!("\"{}\"", "x".repeat(9_000)));
+        let large = submit(&ledger, org, create_with("t", Some(large)));
+        let reports: Vec<_> = (0..20).map(|n| submit(&ledger, org, progress(n))).collect();
+        drop(held);
+        created(first.await.unwrap());
+        let created_at = created(large.await.unwrap()).created_seq;
+        let mut after = 0;
+        for answer in reports {
+            after += usize::from(answer.await.unwrap().unwrap().job.last_seq > created_at);
+        }
+        assert!(after >= 10, "it waited for two batches at most, and {after} reports came after it");
+        store.inner.close().await;
     }
-    assert!(after >= 10, "it waited for two batches at most, and {after} reports came after it");
 }
 
 async fn batches_are_bounded_and_orgs_take_turns(database: Database) {

@@ -164,6 +164,27 @@ fn an_attempt_takes_no_longer_than_it_may_whatever_its_worker_says() {
 }
 
 #[test]
+fn an_attempt_that_takes_too_long_is_lost_where_its_worker_is_silent() {
+    // The lease of 30 s began at 1.
+    for (run_timeout, heard_at, expected) in [
+        (20, None, EventKind::Lost),
+        (19, None, EventKind::Failed),
+        (25, Some(10), EventKind::Failed),
+        (45, Some(20), EventKind::Lost),
+    ] {
+        let mut job = job_held(1, false);
+        job.spec = Arc::new(JobSpec { run_timeout: Some(Duration::from_secs(run_timeout)), ..(*job.spec).clone() });
+        job.due_at = Some(time(1 + run_timeout as i64).min(time(31)));
+        if let Some(at) = heard_at {
+            let beat = Command::Heartbeat(heartbeat(job.lease_token().unwrap()));
+            job = job.apply(&beat, tick(at, 50)).unwrap().job;
+        }
+        let ended = job.apply(&look(), tick(1 + run_timeout as i64, 100)).unwrap();
+        assert_eq!(ended.events[0].kind, expected, "{run_timeout} s, heard at {heard_at:?}");
+    }
+}
+
+#[test]
 fn a_wait_that_is_over_makes_the_job_ready_without_an_event() {
     let job = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(1), Some(time(50)), tick(0, 1)).job;
     assert!(!job.is_ready() && job.due_at == Some(time(50)));

@@ -14,7 +14,9 @@ use crate::domain::{
 pub const LEASE_EXPIRED: &str = "LEASE_EXPIRED";
 /// The error code of an attempt that took longer than it may.
 pub const RUN_TIMEOUT: &str = "RUN_TIMEOUT";
-/// Whoever could not be heard for a while is given no more time than this to be heard again.
+/// Whoever could not be heard for a while is given no less and no more time than this to be heard again: clients wait a few seconds
+/// between tries.
+const SHORTEST_GRACE: Duration = Duration::from_secs(5);
 const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Does what is due.
@@ -42,12 +44,14 @@ impl Job {
         };
         let run_end = self.run_ends_at().map(|end| settle(end, self.spec.run_timeout.unwrap_or_default()));
         let lease_end = self.lease.as_ref().map(|lease| settle(lease.expires_at, lease.granted));
-        if run_end.is_some_and(|end| end <= at.now) {
-            let allowed = self.spec.run_timeout.unwrap_or_default();
-            path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));
-        } else if lease_end.is_some_and(|end| end <= at.now) {
+        let has_run_out = |end: Option<Time>| end.is_some_and(|end| end <= at.now);
+        // Of a worker that isn't heard of any more it is not known that it took too long.
+        if has_run_out(lease_end) || has_run_out(run_end) && self.is_silent(at.now) {
             let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
             path.lose(error(LEASE_EXPIRED, format!("nothing was heard of worker {worker} before its lease ended")));
+        } else if has_run_out(run_end) {
+            let allowed = self.spec.run_timeout.unwrap_or_default();
+            path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));
         } else {
             path.change(|job| job.due_at = run_end.into_iter().chain(lease_end).min());
         }
@@ -55,11 +59,18 @@ impl Job {
     }
 }
 
+impl Job {
+    /// True of a job that is held, by a worker of which nothing was heard for two thirds of the lease: heartbeats come every third.
+    fn is_silent(&self, now: Time) -> bool {
+        self.lease.as_ref().is_some_and(|lease| now + lease.granted / 3 >= lease.expires_at)
+    }
+}
+
 impl Look {
-    /// When something that ends at `end`, and was to take `length`, really ends: a third of its length later if those who
+    /// When something that ends at `end`, and was to take `length`, really ends: a third of its length later, 5 s to a minute, if those who
     /// could have kept it going, or reported that it is done, could not be heard until then.
     fn settle(self, end: Time, length: Duration, now: Time) -> Time {
-        let grace = (length / 3).min(LONGEST_GRACE);
+        let grace = (length / 3).clamp(SHORTEST_GRACE, LONGEST_GRACE);
         let reachable_since = now - self.reachable_for;
         if end < reachable_since + grace { end.max(reachable_since) + grace } else { end }
     }
