@@ -4,7 +4,7 @@
 //! which it did, and waits until a higher one is heard of: from this server's own commits, which tell the types too, or from
 //! another's. Claims for the same types stand in one queue, and of a queue no more are woken than there is news for: as many
 //! as jobs became ready here; one when all that is known is that something did somewhere else, and two more by each that
-//! found work and left some. Whoever is woken and goes away without having looked hands the news on.
+//! found work and left some. The call that came last is woken first. Whoever is woken and goes away without having looked hands the news on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,8 +32,9 @@ pub(super) struct Waiting {
 
 #[derive(Default)]
 struct State {
-    /// Claims that are here.
+    /// Claims that are here, and how many there were ever.
     claims: usize,
+    entered: u64,
     is_closed: bool,
 }
 
@@ -58,16 +59,15 @@ struct Queue {
     exhausted: i64,
     /// Claims that were woken and have not come back yet.
     woken: usize,
-    /// In the order of their arrival.
+    /// In the order in which their calls came.
     sleeping: BTreeMap<u64, oneshot::Sender<()>>,
-    next_id: u64,
 }
 
 impl Queue {
-    /// Wakes up to so many.
+    /// Wakes up to so many, those first whose calls came last: of a worker that stands still, or is gone without a word, the call is old.
     fn wake(&mut self, n: usize) {
         for _ in 0..n {
-            let Some((_, wake)) = self.sleeping.pop_first() else { return };
+            let Some((_, wake)) = self.sleeping.pop_last() else { return };
             // One that leaves takes itself out of the queue, under the same lock: it is there to be woken.
             self.woken += usize::from(wake.send(()).is_ok());
         }
@@ -97,6 +97,8 @@ impl Waiting {
             return Err(LedgerError::Overloaded);
         }
         state.claims += 1;
+        state.entered += 1;
+        let order = state.entered;
         drop(state);
         let mut orgs = lock(&self.orgs);
         let slot = orgs.entry(org).or_default();
@@ -112,7 +114,7 @@ impl Waiting {
             return Err(LedgerError::Overloaded);
         }
         let heard_before = lock(&org.queues).heard;
-        Ok(Visit { room: Arc::clone(self), org, types, is_woken: false, heard_before })
+        Ok(Visit { room: Arc::clone(self), org, types, order, is_woken: false, heard_before })
     }
 
     /// Takes note that a batch of this server made so many jobs of these types ready.
@@ -200,6 +202,8 @@ pub(super) struct Visit {
     room: Arc<Waiting>,
     org: Arc<Org>,
     types: Types,
+    /// When its call came, among all others.
+    order: u64,
     /// Whether it was woken, and has not said yet what it found.
     is_woken: bool,
     /// What had been heard when it began to look.
@@ -252,10 +256,8 @@ impl Visit {
                 return Ok(());
             }
             let (wake, woken) = oneshot::channel();
-            let id = queue.next_id;
-            queue.next_id += 1;
-            queue.sleeping.insert(id, wake);
-            (id, woken)
+            queue.sleeping.insert(self.order, wake);
+            (self.order, woken)
         };
         let mut sleep = Sleep { visit: self, id, woken: Some(woken) };
         let woken = sleep.woken.as_mut().expect("it is taken below only");
@@ -373,8 +375,8 @@ mod tests {
         let mut of_a: Vec<_> = visits.iter_mut().map(|visit| sleep(visit, 0)).collect();
         let mut others: Vec<_> = others.iter_mut().map(|visit| sleep(visit, 0)).collect();
         waiting.became_ready(ORG, 1, &ready(&[("a", 2), ("c", 9)]));
-        assert_eq!(awake(&mut of_a[..2]), [true, true]);
-        assert_eq!(awake(&mut of_a[2..]), [false; 3]);
+        assert_eq!(awake(&mut of_a[..3]), [false; 3]);
+        assert_eq!(awake(&mut of_a[3..]), [true, true], "who came last");
         assert_eq!(awake(&mut others), [false, true, true], "one queue for each set of types");
         assert_eq!(waiting.sleeping(), 4);
     }
@@ -383,23 +385,23 @@ mod tests {
     fn news_from_elsewhere_wakes_one_and_it_wakes_more_if_there_is_more() {
         let waiting = Waiting::new(100, 100);
         let mut visits: Vec<_> = (0..6).map(|_| enter(&waiting, &["a"])).collect();
-        let (first, rest) = visits.split_first_mut().unwrap();
-        let mut one = sleep(first, 0);
+        let (last, rest) = visits.split_last_mut().unwrap();
+        let mut one = sleep(last, 0);
         let mut others: Vec<_> = rest.iter_mut().map(|visit| sleep(visit, 0)).collect();
         waiting.heard(ORG, 3);
         waiting.heard(ORG, 2);
         assert!(is_awake(&mut one));
         assert_eq!(awake(&mut others), [false; 5]);
         drop(one);
-        first.found(3, true);
-        assert_eq!(awake(&mut others[..2]), [true, true]);
-        assert_eq!(awake(&mut others[2..]), [false; 3]);
+        last.found(3, true);
+        assert_eq!(awake(&mut others[..3]), [false; 3]);
+        assert_eq!(awake(&mut others[3..]), [true, true]);
     }
 
     #[test]
     fn what_is_heard_while_somebody_looks_is_looked_into_after() {
         let waiting = Waiting::new(100, 100);
-        let (mut first, mut second) = (enter(&waiting, &["a"]), enter(&waiting, &["a"]));
+        let (mut second, mut first) = (enter(&waiting, &["a"]), enter(&waiting, &["a"]));
         let mut one = sleep(&mut first, 0);
         let mut other = sleep(&mut second, 0);
         waiting.heard(ORG, 1);
@@ -467,9 +469,9 @@ mod tests {
         for notices in [false, true] {
             let waiting = Waiting::new(100, 100);
             let mut visits: Vec<_> = (0..3).map(|_| enter(&waiting, &["a"])).collect();
-            let mut last = visits.pop().unwrap();
-            let mut stays = visits.pop().unwrap();
             let mut goes = visits.pop().unwrap();
+            let mut stays = visits.pop().unwrap();
+            let mut last = visits.pop().unwrap();
             let mut going = sleep(&mut goes, 0);
             let mut going_too = sleep(&mut stays, 0);
             let mut staying = sleep(&mut last, 0);

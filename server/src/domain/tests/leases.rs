@@ -167,9 +167,9 @@ fn an_attempt_takes_no_longer_than_it_may_whatever_its_worker_says() {
 fn an_attempt_that_takes_too_long_is_lost_where_its_worker_is_silent() {
     // The lease of 30 s began at 1.
     for (run_timeout, heard_at, expected) in [
-        (20, None, EventKind::Lost),
-        (19, None, EventKind::Failed),
-        (25, Some(10), EventKind::Failed),
+        (15, None, EventKind::Lost),
+        (14, None, EventKind::Failed),
+        (20, Some(10), EventKind::Failed),
         (45, Some(20), EventKind::Lost),
     ] {
         let mut job = job_held(1, false);

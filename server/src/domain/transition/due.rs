@@ -48,7 +48,10 @@ impl Job {
         // Of a worker that isn't heard of any more it is not known that it took too long.
         if has_run_out(lease_end) || has_run_out(run_end) && self.is_silent(at.now) {
             let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
-            path.lose(error(LEASE_EXPIRED, format!("nothing was heard of worker {worker} before its lease ended")));
+            path.lose(error(
+                LEASE_EXPIRED,
+                format!("nothing was heard of worker {worker} before its lease, or its time, ended"),
+            ));
         } else if has_run_out(run_end) {
             let allowed = self.spec.run_timeout.unwrap_or_default();
             path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));
@@ -60,9 +63,9 @@ impl Job {
 }
 
 impl Job {
-    /// True of a job that is held, by a worker of which nothing was heard for two thirds of the lease: heartbeats come every third.
+    /// True of a job that is held, by a worker of which nothing was heard for half of the lease: heartbeats come every third.
     fn is_silent(&self, now: Time) -> bool {
-        self.lease.as_ref().is_some_and(|lease| now + lease.granted / 3 >= lease.expires_at)
+        self.lease.as_ref().is_some_and(|lease| now + lease.granted / 2 >= lease.expires_at)
     }
 }
 
