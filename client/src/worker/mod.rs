@@ -125,9 +125,9 @@ impl Worker {
         WorkerBuilder { client, options, handlers: BTreeMap::new(), twice: None }
     }
 
-    /// Works until `shutdown` is done, [`shutdown_signal`](crate::shutdown_signal) for instance; then claims no more, lets the handlers that are running finish within the grace period, and
-    /// gives the jobs of the others back. A server that is away is waited for, for as long as it takes. Dropped, it asks handlers to
-    /// stop and drops them where they await; their leases end.
+    /// Works until `shutdown` is done, [`shutdown_signal`](crate::shutdown_signal) for instance; then claims no more, lets the handlers
+    /// that are running finish within the grace period, and gives the jobs of the others back. A server that is away is waited for, for
+    /// as long as it takes. Dropped, it asks handlers to stop and drops them where they await; their leases end.
     ///
     /// # Errors
     ///
