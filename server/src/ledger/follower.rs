@@ -14,6 +14,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{
     hub::{Gap, Hub},
+    own_commits::OwnCommits,
     waiting::Waiting,
 };
 use crate::{
@@ -38,11 +39,12 @@ pub(super) struct Follower {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
     waiting: Arc<Waiting>,
+    own: Arc<OwnCommits>,
 }
 
 impl Follower {
-    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, waiting: Arc<Waiting>) -> Self {
-        Self { store, hub, waiting }
+    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, waiting: Arc<Waiting>, own: Arc<OwnCommits>) -> Self {
+        Self { store, hub, waiting, own }
     }
 
     /// Follows for as long as it is polled.
@@ -55,7 +57,7 @@ impl Follower {
         let listener: &mut dyn Listener = &mut *listener;
         loop {
             match listener.next().await {
-                News::Reaches(reaches) => self.heard(reaches),
+                News::Reaches(reaches) => self.own.heard(reaches),
                 News::Missed => self.look().await,
             }
         }
@@ -81,7 +83,7 @@ impl Follower {
             match self.store.reaches(orgs).await {
                 Ok(reaches) => {
                     self.look_back(orgs, &ends, &reaches);
-                    self.heard(reaches);
+                    self.own.heard(reaches);
                 }
                 Err(error) => return tracing::debug!(%error, "can't look for what others have committed"),
             }
@@ -97,13 +99,6 @@ impl Follower {
                 tracing::error!(org_id = %org, seq, "a log is not as far as it was: its subscribers are told");
                 self.hub.restart(*org);
             }
-        }
-    }
-
-    fn heard(&self, reaches: Vec<(OrgId, Reach)>) {
-        for (org, Reach { seq, ready_gen }) in reaches {
-            self.hub.heard(org, seq);
-            self.waiting.heard(org, ready_gen);
         }
     }
 

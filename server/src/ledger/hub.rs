@@ -365,14 +365,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use chrono::DateTime;
     use uuid::Uuid;
 
     use super::*;
     use crate::domain::{event::EventKind, id::JobId, job::Labels, status::JobStatus};
 
-    fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<JobEvent>> {
+    pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<JobEvent>> {
         let event = |seq| JobEvent {
             org_id: OrgId::DEFAULT,
             seq,

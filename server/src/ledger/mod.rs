@@ -7,6 +7,7 @@ mod decide;
 mod follower;
 mod hub;
 mod lanes;
+mod own_commits;
 mod page_memory;
 mod places;
 mod reads;
@@ -35,6 +36,7 @@ use self::{
     follower::Follower,
     hub::Hub,
     lanes::{Answered, Lanes},
+    own_commits::OwnCommits,
     places::Places,
     reads::Reads,
     repeats::Repeats,
@@ -138,9 +140,10 @@ impl Ledger {
         let lanes = Arc::new(Lanes::new(limits));
         let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
         let waiting = Waiting::new(limits.claims, limits.claims_per_org);
-        let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting));
+        let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
+        let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting), Arc::clone(&own));
         let writer =
-            Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), limits);
+            Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), own, limits);
         let reads = Reads::new(Arc::clone(&store));
         let places = Arc::new(Places::new(limits.streams));
         let page_memory = PageMemory::new(limits.stream_bytes);

@@ -23,11 +23,12 @@ use super::{
     decide::{Decision, Ordered, Times, decide, needs},
     hub::Hub,
     lanes::{Answered, Lanes, OUTAGE, OrgBatch, Turn},
+    own_commits::OwnCommits,
     waiting::Waiting,
 };
 use crate::{
     domain::id::OrgId,
-    store::{Batch, EventFilter, EventQuery, Store, StoreError},
+    store::{Batch, EventFilter, EventQuery, Reach, Store, StoreError},
 };
 
 /// How long loading and writing, or committing, may take before the connection is given up.
@@ -48,6 +49,7 @@ pub(super) struct Writer {
     hub: Arc<Hub>,
     lanes: Arc<Lanes>,
     waiting: Arc<Waiting>,
+    own: Arc<OwnCommits>,
     limits: Limits,
     undecided: Mutex<Undecided>,
     /// When it was last said that the clock is behind.
@@ -67,9 +69,10 @@ impl Writer {
         hub: Arc<Hub>,
         lanes: Arc<Lanes>,
         waiting: Arc<Waiting>,
+        own: Arc<OwnCommits>,
         limits: Limits,
     ) -> Self {
-        Self { store, hub, lanes, waiting, limits, undecided: Mutex::default(), said_behind: Mutex::default() }
+        Self { store, hub, lanes, waiting, own, limits, undecided: Mutex::default(), said_behind: Mutex::default() }
     }
 
     /// Moves the lanes until they are closed and empty.
@@ -138,9 +141,11 @@ impl Writer {
                 }
                 prepared => prepared?,
             };
+            let under_way = self.own.begin(reaches(turn, &decisions));
             let reason = match timeout(UNIT_OF_WORK, batch.commit()).await {
                 Ok(Ok(())) => {
                     self.publish(turn, &decisions);
+                    self.wake(turn, &decisions);
                     return Ok(decisions);
                 }
                 Ok(Err(StoreError::OutcomeUnknown(reason))) => reason,
@@ -151,12 +156,14 @@ impl Writer {
                 Ok(Err(error)) => return Err(error),
                 Err(_) => "the commit took too long".to_owned(),
             };
+            drop(under_way);
             tracing::warn!(reason, "a commit broke; looking for its outcome");
             match self.resolve(turn, &decisions).await {
                 Ok(was_committed) => {
                     // Memory does not have these events.
                     self.send_to_database(turn);
                     if was_committed {
+                        self.wake(turn, &decisions);
                         return Ok(decisions);
                     }
                     if !may_run_again {
@@ -321,16 +328,20 @@ impl Writer {
         }
     }
 
-    /// Answers everyone, wakes claims that wait for what has become ready, and then tells other servers how far the logs have come.
-    fn finish(&self, turn: Turn, decisions: Vec<Decision>) {
-        let mut reaches = Vec::with_capacity(turn.len());
-        for (batch, decision) in turn.iter().zip(&decisions) {
-            let Some(head) = decision.changes.head else { continue };
-            reaches.push((batch.org, head.reach()));
-            if !decision.ready.is_empty() {
+    /// Wakes claims that wait for what has become ready.
+    fn wake(&self, turn: &[OrgBatch], decisions: &[Decision]) {
+        for (batch, decision) in turn.iter().zip(decisions) {
+            if let Some(head) = decision.changes.head
+                && !decision.ready.is_empty()
+            {
                 self.waiting.became_ready(batch.org, head.ready_gen, &decision.ready);
             }
         }
+    }
+
+    /// Answers everyone, and then tells other servers how far the logs have come.
+    fn finish(&self, turn: Turn, decisions: Vec<Decision>) {
+        let reaches: Vec<_> = reaches(&turn, &decisions).collect();
         self.answer(turn, decisions);
         if !reaches.is_empty() {
             self.store.announce(&reaches);
@@ -352,6 +363,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// How far a turn takes the logs that it changes.
+fn reaches(turn: &[OrgBatch], decisions: &[Decision]) -> impl Iterator<Item = (OrgId, Reach)> {
+    turn.iter().zip(decisions).filter_map(|(batch, decision)| Some((batch.org, decision.changes.head?.reach())))
 }
 
 /// Bounds a unit of work before its commit. Given up, it never happened.
