@@ -12,6 +12,7 @@ use std::{
 use jobledger_server::{
     domain::{clock::SystemClock, id::OrgId},
     store::{self, DatabaseUrl, FileUse, OpenOptions},
+    telemetry::{self, Stderr},
     verify::{self, Progress},
 };
 use uuid::Uuid;
@@ -35,7 +36,7 @@ pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
         Ok(Found::Differences) => DIFFERENT.into(),
         Ok(Found::Untold) => UNVERIFIED.into(),
         Err(error) => {
-            eprintln!("jobledger: {error}");
+            telemetry::say(&format!("jobledger: {error}"));
             UNVERIFIED.into()
         }
     }
@@ -96,13 +97,18 @@ impl Display {
         }
         self.next = Instant::now() + Self::pause(self.is_terminal);
         let (before, after) = if self.is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
-        eprint!("{before}{}{after}", how_far());
+        self.draw(&format!("{before}{}{after}", how_far()));
     }
 
     fn clear(&self) {
         if self.is_terminal {
-            eprint!("\r\x1b[K");
+            self.draw("\r\x1b[K");
         }
+    }
+
+    fn draw(&self, text: &str) {
+        // It takes everything, or drops it.
+        let _ = Stderr.write_all(text.as_bytes());
     }
 }
 
@@ -117,11 +123,12 @@ pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn
     .await?;
     display.clear();
     let bytes = std::fs::metadata(file)?.len();
-    println!(
+    writeln!(
+        io::stdout(),
         "{}: {:.1} MiB; its log is {log_id}, so cursors of today are void where it is restored",
         file.display(),
         mib(bytes)
-    );
+    )?;
     Ok(())
 }
 
@@ -129,6 +136,6 @@ pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn renew_log_id(url: &DatabaseUrl) -> Result<(), Box<dyn Error + Send + Sync>> {
     let log_id = store::renew_log_id(url).await?;
-    println!("the log is {log_id} from now on: cursors of before are void");
+    writeln!(io::stdout(), "the log is {log_id} from now on: cursors of before are void")?;
     Ok(())
 }

@@ -4,13 +4,15 @@ mod audit;
 mod cli;
 mod demo;
 mod migrate;
+mod terminal;
 mod token;
 mod transfer;
 
 use std::{
-    error::Error,
     io::{self, Write as _},
+    net::SocketAddr,
     process::ExitCode,
+    thread,
 };
 
 use clap::Parser as _;
@@ -27,8 +29,15 @@ use crate::cli::{Cli, Command, ServeArgs};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let _written = match telemetry::open() {
+        Ok(open) => open,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "jobledger: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let done = match Cli::parse().into_command() {
-        Command::Serve(args) => serve(&args),
+        Command::Serve(args) => terminal::block_on(serve(&args)),
         Command::Demo(args) => demo::run(args),
         Command::Verify { database, org } => return audit::verify(&database.database_url, org),
         Command::Backup { database, file } => audit::backup(&database.database_url, &file),
@@ -41,14 +50,13 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("jobledger: {error}");
+            telemetry::say(&format!("jobledger: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
-#[tokio::main]
-async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
+async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     telemetry::init(&args.log, args.log_format)?;
     // Before anything is opened: a signal that comes early is not lost.
     let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);
@@ -60,7 +68,13 @@ async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     let address = listener.local_addr()?;
     raise_file_limit(config.connections.connections as u64);
     let (is_guarded, has_tls) = (config.access.is_on(address.ip().is_loopback()), config.tls.is_some());
-    let server = Server::open(listener, config).await?;
+    let server = tokio::select! {
+        opened = Server::open(listener, config) => opened?,
+        () = first.next() => {
+            tracing::info!("stopped by a signal before the database was open");
+            return Ok(());
+        }
+    };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "serving");
     if !is_guarded && !address.ip().is_loopback() {
         tracing::warn!(%address, "whoever reaches this address may read and change every job: nobody is asked who they are");
@@ -68,9 +82,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
     if is_guarded && !has_tls && !address.ip().is_loopback() {
         tracing::warn!(%address, "credentials travel in the clear: give a certificate with --tls-cert, or put a proxy in front");
     }
-    let mut stdout = io::stdout();
-    writeln!(stdout, "listening on {address}")?;
-    stdout.flush()?;
+    say_where(address)?;
     let again = async {
         second.next().await;
         second.next().await;
@@ -79,6 +91,17 @@ async fn serve(args: &ServeArgs) -> Result<(), Box<dyn Error + Send + Sync>> {
         ended = server.run(first.next()) => Ok(ended?),
         () = again => Err("stopped at once by a second signal; what was acknowledged is safe".into()),
     }
+}
+
+/// Prints where it listens. Nobody has to read it.
+fn say_where(address: SocketAddr) -> io::Result<()> {
+    let print = move || {
+        let mut stdout = io::stdout();
+        if let Err(error) = writeln!(stdout, "listening on {address}").and_then(|()| stdout.flush()) {
+            tracing::debug!(%error, "standard output takes nothing");
+        }
+    };
+    thread::Builder::new().name("stdout".to_owned()).spawn(print).map(drop)
 }
 
 /// Files that a server needs beside those of its connections: databases, logs, certificates.

@@ -14,6 +14,7 @@ use jobledger_server::{
         id::OrgId,
     },
     store::{DatabaseUrl, tokens},
+    telemetry,
 };
 use uuid::Uuid;
 
@@ -58,7 +59,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
                 DatabaseUrl::Postgres(_) | DatabaseUrl::Other => String::new(),
             };
             let what = describe(&token, now);
-            eprintln!("made token {}{place} ({what}): keep it, it can't be read again", token.id);
+            telemetry::say(&format!("made token {}{place} ({what}): keep it, it can't be read again", token.id));
             writeln!(out, "{}", secret.text())?;
         }
         TokenCommand::List { org, database } => {

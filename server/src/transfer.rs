@@ -2,8 +2,9 @@
 
 use std::{
     error::Error,
+    fmt::{self, Write as _},
     fs::{self, File},
-    io::{self, BufWriter, IsTerminal as _, Write},
+    io::{self, BufWriter, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
+use jobledger_client::shutdown_signal;
 use jobledger_server::{
     domain::{clock::SystemClock, id::OrgId},
     export,
@@ -20,10 +22,15 @@ use jobledger_server::{
         self, DatabaseUrl, FileUse, OpenOptions, Store,
         migrations::{self, MigrationState},
     },
+    telemetry,
 };
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use crate::cli::{ExportArgs, ImportArgs};
+use crate::{
+    cli::{ExportArgs, ImportArgs},
+    terminal,
+};
 
 /// Some row is not in the ledger.
 const INCOMPLETE: u8 = 1;
@@ -38,41 +45,56 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// Brings the old jobs in, and says what became of them.
 pub(crate) fn import(args: ImportArgs) -> ExitCode {
-    match bring_in(args) {
+    match terminal::block_on(bring_in(args)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => INCOMPLETE.into(),
         Err(error) => {
-            eprintln!("jobledger: {error}");
+            telemetry::say(&format!("jobledger: {error}"));
             FAILED.into()
         }
     }
 }
 
 /// True if every row is in the ledger.
-#[tokio::main]
 async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
     let began = Instant::now();
-    let mut progress = Progress::new(args.refused.clone(), args.dry_run);
-    let store = open_target(&args.database.database_url, args.dry_run).await?;
-    let request = ImportRequest {
-        url: args.from,
-        schema: args.schema,
-        org: OrgId(args.org.unwrap_or(Uuid::nil())),
-        is_dry_run: args.dry_run,
-        breather: if store::is_served(&args.database.database_url)? { BREATHER } else { Duration::ZERO },
-    };
+    let progress = Progress::new(args.refused.clone(), args.dry_run);
+    let (bar, interrupted) = (progress.bar.clone(), shutdown_signal()?);
+    // On its own, so that a signal is heard where what it prints is not read.
+    let mut work = AbortOnDropHandle::new(tokio::spawn(async move {
+        let store = open_target(&args.database.database_url, args.dry_run).await?;
+        let request = ImportRequest {
+            url: args.from,
+            schema: args.schema,
+            org: OrgId(args.org.unwrap_or(Uuid::nil())),
+            is_dry_run: args.dry_run,
+            breather: if store::is_served(&args.database.database_url)? { BREATHER } else { Duration::ZERO },
+        };
+        let summary = import_into(store, &request, progress).await?;
+        let shown = in_words(&summary, &args.refused, args.dry_run, began.elapsed())?;
+        terminal::print(shown).await?;
+        Ok(summary.is_reconciled() && summary.refused_rows() == 0)
+    }));
+    tokio::select! {
+        done = &mut work => done?,
+        () = interrupted => {
+            bar.finish_and_clear();
+            Err("interrupted: what was brought in stays, and the next run goes on".into())
+        }
+    }
+}
+
+async fn import_into(
+    store: Option<Arc<dyn Store>>,
+    request: &ImportRequest,
+    mut progress: Progress,
+) -> Result<Summary, Failure> {
     let imported = match store {
-        None => import::run(&request, None, &mut progress).await,
+        None => import::run(request, None, &mut progress).await,
         Some(store) => {
             let (ledger, lanes) = Ledger::new(Arc::clone(&store), Limits::default());
             let lanes = tokio::spawn(lanes);
-            let imported = tokio::select! {
-                imported = import::run(&request, Some(&ledger), &mut progress) => imported,
-                _ = tokio::signal::ctrl_c() => {
-                    progress.clear();
-                    return Err("interrupted: what was brought in stays, and the next run goes on".into());
-                }
-            };
+            let imported = import::run(request, Some(&ledger), &mut progress).await;
             ledger.close();
             lanes.await?;
             store.close().await;
@@ -80,9 +102,7 @@ async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
         }
     };
     progress.finish()?;
-    let summary = imported?;
-    print_summary(&summary, &args.refused, args.dry_run, began.elapsed())?;
-    Ok(summary.is_reconciled() && summary.refused_rows() == 0)
+    Ok(imported?)
 }
 
 /// Opens what to import into, as a server would; `None` where a dry run finds nothing.
@@ -104,8 +124,8 @@ async fn open_target(url: &DatabaseUrl, is_dry_run: bool) -> Result<Option<Arc<d
     Ok(Some(store::open(url, OpenOptions { migrate: false, file_use: FileUse::Beside, ..options }).await?))
 }
 
-fn print_summary(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+fn in_words(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration) -> Result<String, fmt::Error> {
+    let mut out = String::new();
     let Summary { new, updated, unchanged, ahead, adjusted, superseded, events, .. } = summary;
     let rows = summary.total().refused + new + updated + unchanged + ahead;
     let would = if is_dry_run { "would be " } else { "" };
@@ -134,7 +154,7 @@ fn print_summary(summary: &Summary, refused: &Path, is_dry_run: bool, took: Dura
     if !summary.is_reconciled() {
         writeln!(out, "rows came or changed while they were read: run it again")?;
     }
-    out.flush()
+    Ok(out)
 }
 
 /// How far an import is, and what becomes of rows that are not as they were.
@@ -153,7 +173,7 @@ impl Progress {
         let is_terminal = io::stderr().is_terminal();
         let style =
             ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {per_sec}, {eta} left").expect("a valid template");
-        let bar = ProgressBar::new(0).with_style(style);
+        let bar = ProgressBar::with_draw_target(Some(0), terminal::bars()).with_style(style);
         Self { bar, is_terminal, next: Instant::now() + PAUSE, path, file: None, is_dry_run }
     }
 
@@ -173,7 +193,7 @@ impl Observer for Progress {
         // What an earlier run has written is told again, or is no longer true. That a file can be made is seen before it is needed.
         File::create(&self.path).and_then(|_| fs::remove_file(&self.path)).map_err(cannot)?;
         let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
-        eprintln!("{rows} rows in {}", names.join(" and "));
+        telemetry::say(&format!("{rows} rows in {}", names.join(" and ")));
         self.bar.set_length(rows);
         Ok(())
     }
@@ -183,7 +203,8 @@ impl Observer for Progress {
         if !self.is_terminal && Instant::now() >= self.next {
             self.next = Instant::now() + PAUSE;
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
-            eprintln!("{done} of {all} rows, {:.0}/s, {:.0?} left", self.bar.per_sec(), self.bar.eta());
+            let (rate, left) = (self.bar.per_sec(), self.bar.eta());
+            telemetry::say(&format!("{done} of {all} rows, {rate:.0}/s, {left:.0?} left"));
         }
     }
 
@@ -209,7 +230,7 @@ pub(crate) async fn export(args: ExportArgs) -> Result<(), Failure> {
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(&args.database.database_url, options).await?;
     let org = OrgId(args.org.unwrap_or(Uuid::nil()));
-    let mut out: Box<dyn Write + Send> = match &args.output {
+    let mut out: Box<dyn io::Write + Send> = match &args.output {
         Some(path) => Box::new(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?),
         None => Box::new(io::stdout()),
     };
@@ -217,10 +238,12 @@ pub(crate) async fn export(args: ExportArgs) -> Result<(), Failure> {
     let others = export::other_orgs(&*store, org).await;
     store.close().await;
     let jobs = exported?;
-    eprintln!("{jobs} jobs exported");
+    telemetry::say(&format!("{jobs} jobs exported"));
     match others? {
         0 => {}
-        n => eprintln!("{n} other orgs have jobs, too: the old table has no room for them, --org exports one"),
+        n => telemetry::say(&format!(
+            "{n} other orgs have jobs, too: the old table has no room for them, --org exports one"
+        )),
     }
     Ok(())
 }

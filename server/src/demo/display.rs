@@ -2,15 +2,17 @@
 
 use std::{
     collections::HashMap,
-    io::{IsTerminal as _, Write as _, stderr},
+    io::{IsTerminal as _, stderr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jobledger_client::{JobEvent, JobStatus};
+use jobledger_server::telemetry;
 
 use super::lock;
+use crate::terminal;
 
 /// Between two lines in a pipe.
 const LINE_EVERY: Duration = Duration::from_secs(1);
@@ -27,7 +29,7 @@ pub(super) struct Display {
 
 impl Display {
     pub(super) fn new() -> Self {
-        let bars = MultiProgress::new();
+        let bars = MultiProgress::with_draw_target(terminal::bars());
         let style = ProgressStyle::with_template(
             "{elapsed_precise} [{wide_bar}] {human_pos}/{human_len} files, {per_sec}, ETA {eta}",
         );
@@ -51,8 +53,7 @@ impl Display {
         let mut last_line = lock(&self.last_line);
         if last_line.is_some_and(|last| last.elapsed() >= LINE_EVERY) {
             let (done, of) = (self.whole.position(), self.whole.length().unwrap_or_default());
-            // Whoever reads it may have gone.
-            let _ = writeln!(stderr(), "{done} of {of} files");
+            telemetry::say(&format!("{done} of {of} files"));
             *last_line = Some(Instant::now());
         }
     }

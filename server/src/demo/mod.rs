@@ -10,7 +10,9 @@ mod files;
 use std::{
     collections::HashSet,
     error::Error,
+    fmt::Write as _,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -29,7 +31,7 @@ use self::{
     display::Display,
     files::{Found, JOB_TYPE},
 };
-use crate::cli::DemoArgs;
+use crate::{cli::DemoArgs, terminal};
 
 /// Jobs that are created with one call.
 const CREATED_AT_ONCE: usize = 500;
@@ -40,9 +42,13 @@ const FAILURES_LISTED: usize = 10;
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
-#[tokio::main]
-pub(crate) async fn run(args: DemoArgs) -> Result<()> {
+pub(crate) fn run(args: DemoArgs) -> Result<()> {
+    terminal::block_on(show(args))
+}
+
+async fn show(args: DemoArgs) -> Result<()> {
     telemetry::init(&args.log, telemetry::LogFormat::Text)?;
+    let mut interrupted = pin!(shutdown_signal()?);
     let root = args.path.canonicalize().map_err(|error| format!("{}: {error}", args.path.display()))?;
     let server = match &args.database_url {
         None => InProcess::start().await?,
@@ -64,7 +70,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<()> {
     let done = tokio::select! {
         done = work(&client, root, &args) => done,
         ended = &mut working => Err(format!("the worker stopped: {ended:?}").into()),
-        () = shutdown_signal()? => Err("interrupted; what was done is kept where the database is".into()),
+        () = &mut interrupted => Err("interrupted; what was done is kept where the database is".into()),
     };
     // Nothing changes any more once it has stopped.
     drop(stop_worker);
@@ -76,7 +82,12 @@ pub(crate) async fn run(args: DemoArgs) -> Result<()> {
         Err(error) => Err(error),
     };
     server.stop().await?;
-    shown
+    let (shown, verdict) = shown?;
+    tokio::select! {
+        printed = terminal::print(shown) => printed?,
+        () = interrupted => {}
+    }
+    verdict
 }
 
 /// What the server's events said of this run.
@@ -147,8 +158,8 @@ async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
 }
 
 impl Done {
-    /// Says what was done, and compares it with the server's statistics.
-    async fn conclude(self, client: &Client, args: &DemoArgs) -> Result<()> {
+    /// What was done, in words, and whether the server's statistics are the same.
+    async fn conclude(self, client: &Client, args: &DemoArgs) -> Result<(String, Result<()>)> {
         let Self { before, display, seen, mut through, watching, known, known_failed, skipped } = self;
         // The events up to the statistics' place in the log are what lies between them and the first ones.
         let after = client.statistics(&[JOB_TYPE]).await?;
@@ -161,30 +172,33 @@ impl Done {
         let (succeeded, failed) = (of_ours(&seen.succeeded), of_ours(&seen.failed));
         // What an earlier run had left behind may have been done before its file was found.
         let known = known.len() as i64;
-        println!(
+        let mut out = String::new();
+        writeln!(
+            out,
             "{} files: {succeeded} digested, {failed} failed, {known} known from before",
             succeeded + failed + known
-        );
+        )?;
         if known_failed > 0 {
             println!("{known_failed} more are known to have failed before; they are tried again once they change");
         }
         if succeeded + failed + known + known_failed == 0 {
-            println!("{} holds no regular file", args.path.display());
+            writeln!(out, "{} holds no regular file", args.path.display())?;
         }
         for failure in &seen.failures {
-            println!("failed {failure}");
+            writeln!(out, "failed {failure}")?;
         }
         for (path, reason) in skipped {
-            println!("skipped {}: {reason}", path.display());
+            writeln!(out, "skipped {}: {reason}", path.display())?;
         }
         let (was, is) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
-        println!("server, as of seq {}: {}", after.as_of_seq, in_words(&is));
+        writeln!(out, "server, as of seq {}: {}", after.as_of_seq, in_words(&is))?;
         let by_server = (is.succeeded - was.succeeded, is.failed + is.dead_letter - was.failed - was.dead_letter);
         if by_server != (seen.succeeded.len() as i64, seen.failed.len() as i64) {
-            return Err(format!("the server's statistics differ: before they were {}", in_words(&was)).into());
+            let differ = format!("the server's statistics differ: before they were {}", in_words(&was));
+            return Ok((out, Err(differ.into())));
         }
-        println!("the server's statistics equal what was processed");
-        Ok(())
+        writeln!(out, "the server's statistics equal what was processed")?;
+        Ok((out, Ok(())))
     }
 }
 

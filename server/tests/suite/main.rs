@@ -41,6 +41,7 @@ mod migrate;
 mod model;
 mod noisy;
 mod numbers;
+mod output;
 mod overload;
 mod plans;
 mod probes;

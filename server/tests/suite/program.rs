@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use jobledger_client::{Follow, NewJob};
@@ -140,7 +140,8 @@ async fn logs_are_json_on_request_and_hold_no_payload() {
     let address = line.trim().strip_prefix("listening on ").unwrap();
     let client = jobledger_client::Client::new(format!("http://{address}")).unwrap();
     client.create(NewJob::new("t").payload("a-secret-of-the-caller").unwrap()).await.unwrap();
-    process.kill().unwrap();
+    // Its last lines are written when it ends.
+    assert!(Command::new("kill").args(["-TERM", &process.id().to_string()]).status().unwrap().success());
     process.wait().unwrap();
     let text = reading.join().unwrap();
     let ours: Vec<serde_json::Value> = text

@@ -1,9 +1,13 @@
-//! Structured logs on standard error.
+//! Structured logs on standard error, and what else is said there.
+
+mod lines;
 
 use std::io::IsTerminal as _;
 
 use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+pub use self::lines::{Open, Stderr, dropped, open, say};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,11 +22,11 @@ fn is_level(word: &str) -> bool {
     word.parse::<LevelFilter>().is_ok()
 }
 
-/// Starts logging for the whole process.
+/// Starts logging for the whole process. Where standard error doesn't take lines they are dropped and counted: see [`dropped`].
 ///
 /// # Errors
 ///
-/// If the filter is malformed, or logging was started before.
+/// If the filter is malformed, logging was started before, or [`open`] fails.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // A lone word is taken for a module's name, which would silence everything else.
     if let Some(word) = filter.split(',').map(str::trim).find(|word| !word.contains(['=', ':', '[']) && !is_level(word))
@@ -32,11 +36,14 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::E
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("invalid log filter {filter:?}: {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Json => {
+            lines::say_notices_in_json();
+            builder.json().try_init()
+        }
     }?;
     // A panic is a line of the log like any other.
     std::panic::set_hook(Box::new(|panic| {

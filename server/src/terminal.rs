@@ -1,0 +1,110 @@
+//! What commands show and print, such that nothing they do waits for it.
+
+use std::{
+    error::Error,
+    future::Future,
+    io::{self, IsTerminal as _, Write as _},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use console::Term;
+use indicatif::{ProgressDrawTarget, TermLike};
+use jobledger_server::telemetry::Stderr;
+use tokio::{runtime::Runtime, task::spawn_blocking};
+
+/// How long the end of a command waits for threads that stand still, as in a write to a pipe that nobody reads.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs a command that hears signals itself: what stands still, as a write to standard output, doesn't keep it from its end.
+pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = Runtime::new()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_WORDS);
+    done
+}
+
+/// Prints on standard output. May be given up while its reader takes its time.
+pub(crate) async fn print(text: String) -> io::Result<()> {
+    let print = move || {
+        let mut out = io::stdout();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    };
+    spawn_blocking(print).await?
+}
+
+/// Where progress bars are drawn: on standard error, if that is a terminal.
+pub(crate) fn bars() -> ProgressDrawTarget {
+    if io::stderr().is_terminal() {
+        ProgressDrawTarget::term_like(Box::new(Bars { term: Term::stderr(), drawn: Mutex::default() }))
+    } else {
+        ProgressDrawTarget::hidden()
+    }
+}
+
+/// Gathers what is drawn, and hands it on as a whole.
+#[derive(Debug)]
+struct Bars {
+    /// For its size alone.
+    term: Term,
+    drawn: Mutex<String>,
+}
+
+impl Bars {
+    fn draw(&self, text: &str) -> io::Result<()> {
+        self.drawn.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+        Ok(())
+    }
+
+    /// An ANSI sequence that moves the cursor.
+    fn moved(&self, n: usize, way: char) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.draw(&format!("\x1b[{n}{way}")) }
+    }
+}
+
+impl TermLike for Bars {
+    fn width(&self) -> u16 {
+        self.term.size().1
+    }
+
+    fn height(&self) -> u16 {
+        self.term.size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'A')
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'B')
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'C')
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'D')
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.draw(text)?;
+        self.draw("\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.draw(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.draw("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let drawn = std::mem::take(&mut *self.drawn.lock().unwrap_or_else(PoisonError::into_inner));
+        Stderr.write_all(drawn.as_bytes())
+    }
+}
