@@ -165,6 +165,8 @@ pub struct JobEvent {
     pub scheduled_at: Option<Time>,
     /// What was brought in, of an [`EventKind::Imported`] event.
     pub origin: Option<Arc<Origin>>,
+    /// It happened in the system from which the job was brought in.
+    pub is_past: bool,
 }
 
 impl JobEvent {

@@ -159,6 +159,8 @@ pub struct Milestone {
     pub ts: Time,
     /// When it was written.
     pub recorded_at: Time,
+    /// Whether it happened in the system from which the job was brought in.
+    pub is_past: bool,
     /// For an event that leads to queued: the time before which the job is not to be worked on.
     pub scheduled_at: Option<Time>,
 }
@@ -166,7 +168,8 @@ pub struct Milestone {
 impl Milestone {
     /// What an event says of it.
     pub fn of(event: &JobEvent) -> Self {
-        Self { kind: event.kind, ts: event.ts, recorded_at: event.recorded_at, scheduled_at: event.scheduled_at }
+        let JobEvent { kind, ts, recorded_at, is_past, scheduled_at, .. } = *event;
+        Self { kind, ts, recorded_at, is_past, scheduled_at }
     }
 }
 
@@ -198,7 +201,7 @@ impl Timeline {
     /// Follows the job through its next event, and adds to the flow what it tells. What happened before it was written,
     /// in the system from which it was brought in, moves the job along and is not counted.
     pub fn follow(&mut self, event: &Milestone, flow: &mut Flow) {
-        let is_own = event.ts == event.recorded_at && event.kind != EventKind::Imported;
+        let is_own = !event.is_past && event.kind != EventKind::Imported;
         let own = i64::from(is_own);
         match event.kind {
             EventKind::Created => flow.created += own,

@@ -135,7 +135,8 @@ impl Replay {
 
     /// True if the event begins where the job stands, and goes neither back in the log nor in time.
     fn leads_to(&self, event: &JobEvent) -> bool {
-        let forward = event.seq > self.last_seq && event.ts >= self.updated_at && event.attempt >= self.attempt;
+        let forward =
+            event.seq > self.last_seq && event.recorded_at >= self.last_recorded_at && event.attempt >= self.attempt;
         forward && event.prev_status == (self.last_job_seq > 0).then_some(self.status)
     }
 

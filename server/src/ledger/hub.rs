@@ -394,6 +394,7 @@ pub(super) mod tests {
             error: None,
             scheduled_at: None,
             origin: None,
+            is_past: false,
         };
         seqs.into_iter().map(|seq| Arc::new(event(seq))).collect()
     }

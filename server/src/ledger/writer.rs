@@ -269,7 +269,7 @@ impl Writer {
         Ok((batch, decisions))
     }
 
-    /// Says so where the clock was set back: until it has caught up with the log the log's time stands still.
+    /// Says so where the clock was set back: until it has caught up with the log `recorded_at` stands still.
     fn compare_clocks(&self, behind: TimeDelta) {
         if behind < CLOCK_BEHIND {
             return;
@@ -278,7 +278,10 @@ impl Writer {
         if said.is_none_or(|said| said.elapsed() >= SAY_BEHIND) {
             *said = Some(std::time::Instant::now());
             let seconds = behind.num_seconds();
-            tracing::error!(seconds, "the database's clock is behind the log: leases and waits end late by as much");
+            tracing::error!(
+                seconds,
+                "the database's clock is behind the log: recorded_at stands still until it has caught up"
+            );
         }
     }
 

@@ -35,6 +35,9 @@ struct Detail<'a> {
     scheduled_at: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     origin: Option<OriginText<'a>>,
+    /// It happened elsewhere, before the job was brought in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    past: bool,
 }
 
 /// What was brought in.
@@ -95,6 +98,7 @@ impl<'a> Detail<'a> {
             && self.error_code.is_none()
             && self.scheduled_at.is_none()
             && self.origin.is_none()
+            && !self.past
     }
 }
 
@@ -111,6 +115,7 @@ pub(super) fn write(event: &JobEvent, max_result: usize) -> Result<Option<String
         error_message: event.error.as_ref().and_then(|error| non_empty(&error.message)).map(Into::into),
         scheduled_at: event.scheduled_at.map(|time| rfc3339(time).into()),
         origin: event.origin.as_deref().map(OriginText::of),
+        past: event.is_past,
     };
     Ok((!detail.is_empty()).then(|| json_text(&detail)))
 }
@@ -129,6 +134,7 @@ pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
         message: detail.error_message.unwrap_or_default().into_owned().into(),
     });
     event.scheduled_at = detail.scheduled_at.as_deref().map(time).transpose()?;
+    event.is_past = detail.past;
     event.origin = detail.origin.map(|origin| origin.read().map(Arc::new)).transpose()?;
     Ok(())
 }

@@ -260,7 +260,7 @@ pub(super) fn milestone<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Mi
     let kind = EventKind::parse(columns.text()?).ok_or_else(|| damaged("kind"))?;
     let (ts, recorded_at) = (columns.time()?, columns.time()?);
     let scheduled_at = columns.optional_text()?.map(detail::time).transpose()?;
-    Ok((job, Milestone { kind, ts, recorded_at, scheduled_at }))
+    Ok((job, Milestone { kind, ts, recorded_at, is_past: columns.flag()?, scheduled_at }))
 }
 
 /// Reads what was brought in of a job last: its id, the `seq` of the event that says so, and that event's detail.
@@ -301,6 +301,7 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         error: None,
         scheduled_at: None,
         origin: None,
+        is_past: false,
     };
     if let Some(text) = columns.optional_text()? {
         detail::read(text, &mut event)?;

@@ -100,6 +100,7 @@ pub(crate) fn event(job: &Job, seq: i64) -> JobEvent {
         error: None,
         scheduled_at: None,
         origin: None,
+        is_past: false,
     }
 }
 

@@ -74,7 +74,7 @@ fn what_happened_elsewhere_is_not_counted_but_followed() {
     let created = create(1);
     let started = created.job.apply(&Command::Report(report(Some(Step::Run))), tick(5, 2)).unwrap();
     let ended = started.job.apply(&Command::Report(report(succeeded())), tick(9, 3)).unwrap();
-    let brought_in = |event: &JobEvent| JobEvent { recorded_at: time(100), ..event.clone() };
+    let brought_in = |event: &JobEvent| JobEvent { recorded_at: time(100), is_past: true, ..event.clone() };
     let events = [brought_in(&created.events[0]), brought_in(&started.events[0]), ended.events[0].clone()];
     let flow = flow_of(&events);
     assert_eq!((flow.counts(), flow.waits.total(), flow.runs.total()), ([0, 0, 1, 0, 0, 0, 0], 0, 1));

@@ -31,7 +31,7 @@ fn time(seconds: i64) -> Time {
 }
 
 fn tick(seconds: i64, next_seq: i64) -> Tick {
-    Tick { now: time(seconds), next_seq }
+    Tick { now: time(seconds), recorded_at: time(seconds), next_seq }
 }
 
 fn spec(max_attempts: i32) -> Arc<JobSpec> {

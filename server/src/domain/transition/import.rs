@@ -2,8 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use chrono::TimeDelta;
-
 use super::{Tick, Transition};
 use crate::domain::{
     clock::Time,
@@ -235,8 +233,8 @@ impl Import {
                 status = Some(past.next_status);
             }
             push(JobEvent {
-                // What happens at the very time of its writing would count as the ledger's own.
-                ts: if past.ts == at.now { past.ts - TimeDelta::microseconds(1) } else { past.ts },
+                ts: past.ts,
+                is_past: true,
                 kind: past.kind(),
                 prev_status: past.prev_status,
                 next_status: past.next_status,
@@ -264,7 +262,7 @@ impl Import {
         });
         job.last_job_seq += events.len() as i64;
         job.last_seq = at.next_seq + events.len() as i64 - 1;
-        job.last_recorded_at = at.now;
+        job.last_recorded_at = at.recorded_at;
         job.result_at =
             self.state.result.is_some().then_some(Position { seq: job.last_seq, recorded_at: job.last_recorded_at });
         Transition { job, events, is_changed: true }
@@ -278,7 +276,7 @@ impl Import {
             job_id: job.id,
             job_seq: 0,
             ts: at.now,
-            recorded_at: at.now,
+            recorded_at: at.recorded_at,
             kind: EventKind::Imported,
             prev_status: None,
             next_status: job.status,
@@ -293,6 +291,7 @@ impl Import {
             error: job.last_error.clone(),
             scheduled_at: None,
             origin: None,
+            is_past: false,
         }
     }
 

@@ -51,8 +51,10 @@ use super::{
 /// The place in the org's log at which a command is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tick {
-    /// The time of the batch, never before that of the log's last event.
+    /// What the clock says, as it is: leases, waits and time-outs go by it, and it is when events happen.
     pub now: Time,
+    /// When the events are written: never before the log's last one, even where the clock was set back since.
+    pub recorded_at: Time,
     /// The `seq` of the next event.
     pub next_seq: i64,
 }
@@ -145,7 +147,7 @@ impl Job {
             created_seq: at.next_seq,
             last_job_seq: 0,
             last_seq: 0,
-            last_recorded_at: at.now,
+            last_recorded_at: at.recorded_at,
         };
         let mut path = Path::new(&job, &actor, at);
         path.take(EventKind::Created, JobStatus::Queued, Detail { scheduled_at, ..Detail::default() });

@@ -74,9 +74,9 @@ impl Path {
         job.updated_at = self.at.now;
         job.last_job_seq += 1;
         job.last_seq = seq;
-        job.last_recorded_at = self.at.now;
+        job.last_recorded_at = self.at.recorded_at;
         if detail.result.is_some() {
-            job.result_at = Some(Position { seq, recorded_at: self.at.now });
+            job.result_at = Some(Position { seq, recorded_at: self.at.recorded_at });
         }
         if let Some(error) = &detail.error {
             job.last_error = Some(error.clone());
@@ -97,7 +97,7 @@ impl Path {
             job_id: job.id,
             job_seq: job.last_job_seq,
             ts: self.at.now,
-            recorded_at: self.at.now,
+            recorded_at: self.at.recorded_at,
             kind,
             prev_status: Some(prev),
             next_status: next,
@@ -112,6 +112,7 @@ impl Path {
             error: detail.error,
             scheduled_at: detail.scheduled_at,
             origin: None,
+            is_past: false,
         });
     }
 

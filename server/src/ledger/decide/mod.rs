@@ -177,7 +177,10 @@ struct Log {
     org: OrgId,
     /// Whose command is being decided.
     by: Option<Arc<str>>,
+    /// What the clock says.
     now: Time,
+    /// When what this batch does is written.
+    recorded_at: Time,
     began: Instant,
     head: Head,
     loaded_head: Head,
@@ -221,8 +224,9 @@ impl Log {
         Self {
             org,
             by: None,
-            // `recorded_at` never falls along `seq`, whatever the clock does.
-            now: loaded.head.recorded_at.map_or(times.clock, |last| last.max(times.clock)),
+            now: times.clock,
+            // It never falls along `seq`, whatever the clock does.
+            recorded_at: loaded.head.recorded_at.map_or(times.clock, |last| last.max(times.clock)),
             began: times.began,
             head: loaded.head,
             loaded_head: loaded.head,
@@ -277,11 +281,13 @@ impl Log {
     fn look(&mut self, look: Look) -> Looked {
         let due = std::mem::take(&mut self.due);
         let has_more = due.len() >= DUE_JOBS;
+        // The others fell due no sooner.
+        let last = due.last().and_then(|id| self.jobs.get(id)?.due_at);
         for id in due {
             // A job that this batch has changed is judged as it is now; one that is not due any more, or has gone, stays so.
             let _ = self.apply(id, &transition::Command::Look(look));
         }
-        self.changes.next_due = Some(NextDue::At(if has_more { Some(self.now) } else { self.next_due }));
+        self.changes.next_due = Some(NextDue::At(if has_more { last } else { self.next_due }));
         Looked { has_more }
     }
 
@@ -373,7 +379,7 @@ impl Log {
     }
 
     fn tick(&self) -> Tick {
-        Tick { now: self.now, next_seq: self.head.seq + 1 }
+        Tick { now: self.now, recorded_at: self.recorded_at, next_seq: self.head.seq + 1 }
     }
 
     /// Takes over what a transition made of a job, and appends its events to the log.
@@ -386,7 +392,7 @@ impl Log {
         }
         if !events.is_empty() {
             self.head.seq += events.len() as i64;
-            self.head.recorded_at = Some(self.now);
+            self.head.recorded_at = Some(self.recorded_at);
         }
         let scheduled = i64::from(job.is_scheduled()) - i64::from(before == Before::Scheduled);
         if !events.is_empty() || scheduled != 0 {

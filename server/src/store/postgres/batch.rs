@@ -304,7 +304,8 @@ impl PostgresBatch {
         told: &[JobId],
     ) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
         const SQL: &str =
-            "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at'
+            "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at',
+                COALESCE(e.detail_json ? 'past', false)
             FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, n) CROSS JOIN LATERAL (
                 SELECT * FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = wanted.id
                     AND e.recorded_at >= $3 AND e.recorded_at <= $4 AND e.kind NOT IN ('progress', 'cancel_requested')

@@ -173,7 +173,8 @@ pub(super) fn ids_json<'a>(ids: impl IntoIterator<Item = &'a JobId>) -> String {
 }
 
 pub(super) const LOAD_HISTORIES: &str =
-    "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> '$.scheduled_at'
+    "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> '$.scheduled_at',
+        json_type(e.detail_json, '$.past') IS NOT NULL
      FROM json_each($2) wanted
      CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
      WHERE e.kind NOT IN ('progress', 'cancel_requested')";
