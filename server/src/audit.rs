@@ -1,4 +1,4 @@
-//! `jobledger verify`, `jobledger backup` and `jobledger renew-log-id`.
+//! `jobledger verify`, `jobledger backup`, `jobledger renew-log-id` and `jobledger confirm-clock`.
 
 use std::{
     error::Error,
@@ -129,6 +129,22 @@ pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn
         file.display(),
         mib(bytes)
     )?;
+    Ok(())
+}
+
+/// Says that the clock is right.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn confirm_clock(url: &DatabaseUrl) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
+    let store = store::open(url, options).await?;
+    let confirmed = async {
+        store.note_clock().await?;
+        store.audit().confirm_clock().await?;
+        store.ping().await
+    };
+    let confirmed = confirmed.await;
+    store.close().await;
+    writeln!(io::stdout(), "the clock says {} and is taken for right: retention goes on", confirmed?.to_rfc3339())?;
     Ok(())
 }
 

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Command::Verify { database, org } => return audit::verify(&database.database_url, org),
         Command::Backup { database, file } => audit::backup(&database.database_url, &file),
         Command::RenewLogId(database) => audit::renew_log_id(&database.database_url),
+        Command::ConfirmClock(database) => audit::confirm_clock(&database.database_url),
         Command::Import(args) => return transfer::import(*args),
         Command::Export(args) => transfer::export(args),
         Command::Token { command } => token::run(command),

@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Give the log another identity, after its database was restored from a backup: subscribers that were further on are told so,
     /// instead of missing what is written anew. Run it before a server is started on the database, as its owner.
     RenewLogId(DatabaseArgs),
+    /// Say that the database's clock is right after it was set, or after no server had seen it for long: retention, which then waits for an
+    /// hour, goes on.
+    ConfirmClock(DatabaseArgs),
     /// Bring in the jobs of the service that jobledger replaces, from its PostgreSQL database: the old `jobs` table, or `job` and
     /// `job_event`. It is only read. Runs beside servers, and as often as you like: what has changed there since is brought up to
     /// date. Exits with 0 if every row is in the ledger, with 1 if some are not, with 2 if it could not go through.

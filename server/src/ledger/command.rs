@@ -10,7 +10,7 @@ use crate::domain::{
     id::{JobId, OrgId},
     job::{Job, JobSpec},
     json::Json,
-    transition::{self, ImportOutcome, ImportRefusal, Look, News, Outcome, Past, Step, Target},
+    transition::{self, ImportOutcome, ImportRefusal, Jump, Look, News, Outcome, Past, Step, Target},
 };
 use crate::store::Retention;
 
@@ -88,9 +88,9 @@ impl Asked {
     pub const OUTAGE: Duration = Duration::from_secs(1);
 
     /// The look, in a batch that begins now.
-    pub(super) fn look(self, now: Instant) -> Look {
+    pub(super) fn look(self, now: Instant, jump: Option<Jump>) -> Look {
         let has_waited = now - self.at >= Self::OUTAGE;
-        Look { reachable_for: if has_waited { Duration::ZERO } else { now - self.reachable_since } }
+        Look { reachable_for: if has_waited { Duration::ZERO } else { now - self.reachable_since }, jump }
     }
 }
 

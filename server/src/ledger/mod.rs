@@ -2,6 +2,7 @@
 
 mod claim;
 mod claims;
+mod clock_watch;
 pub mod command;
 mod decide;
 mod follower;
@@ -24,6 +25,7 @@ use tokio::sync::Semaphore;
 
 pub use self::{
     claim::{LeaseDelivery, Leases},
+    clock_watch::{ClockStep, Moment, Reading},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
     lanes::with_reserve,
     page_memory::{PageMemory, PageShare},
@@ -32,6 +34,7 @@ pub use self::{
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
+    clock_watch::ClockWatch,
     command::Reply,
     follower::Follower,
     hub::Hub,
@@ -124,6 +127,7 @@ pub struct Ledger {
     waiting: Arc<Waiting>,
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
+    watch: Arc<ClockWatch>,
     catch_up: Arc<Semaphore>,
     places: Arc<Places>,
     page_memory: PageMemory,
@@ -142,8 +146,16 @@ impl Ledger {
         let waiting = Waiting::new(limits.claims, limits.claims_per_org);
         let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting), Arc::clone(&own));
-        let writer =
-            Writer::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&lanes), Arc::clone(&waiting), own, limits);
+        let watch = Arc::<ClockWatch>::default();
+        let writer = Writer::new(
+            Arc::clone(&store),
+            Arc::clone(&hub),
+            Arc::clone(&lanes),
+            Arc::clone(&waiting),
+            own,
+            Arc::clone(&watch),
+            limits,
+        );
         let reads = Reads::new(Arc::clone(&store));
         let places = Arc::new(Places::new(limits.streams));
         let page_memory = PageMemory::new(limits.stream_bytes);
@@ -162,6 +174,7 @@ impl Ledger {
                 waiting,
                 repeats: Arc::default(),
                 hub,
+                watch,
                 catch_up,
                 places,
                 page_memory,
@@ -248,6 +261,21 @@ impl Ledger {
             Reply::Removed(removed) => Ok(removed),
             _ => Err(LedgerError::Refused),
         }
+    }
+
+    /// Takes note of what the database's clock said. Batches do so by themselves.
+    pub fn observe_clock(&self, reading: Reading) {
+        self.watch.observe(reading);
+    }
+
+    /// Waits until somebody sets the database's clock. One caller at a time is told.
+    pub async fn clock_step(&self) -> ClockStep {
+        self.watch.step().await
+    }
+
+    /// Says that retention is known to wait since the last jump of the clock: until then batches remove nothing.
+    pub fn retention_waits(&self) {
+        self.watch.retention_waits();
     }
 
     async fn ask(&self, by: By, command: Command) -> Result<Answered, LedgerError> {

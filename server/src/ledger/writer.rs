@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     LedgerError, Limits,
     claim::Undelivered,
+    clock_watch::{ClockWatch, Moment, Reading, Trust},
     command::Reply,
     decide::{Decision, Ordered, Times, decide, needs},
     hub::Hub,
@@ -50,6 +51,7 @@ pub(super) struct Writer {
     lanes: Arc<Lanes>,
     waiting: Arc<Waiting>,
     own: Arc<OwnCommits>,
+    watch: Arc<ClockWatch>,
     limits: Limits,
     undecided: Mutex<Undecided>,
     /// When it was last said that the clock is behind.
@@ -70,9 +72,20 @@ impl Writer {
         lanes: Arc<Lanes>,
         waiting: Arc<Waiting>,
         own: Arc<OwnCommits>,
+        watch: Arc<ClockWatch>,
         limits: Limits,
     ) -> Self {
-        Self { store, hub, lanes, waiting, own, limits, undecided: Mutex::default(), said_behind: Mutex::default() }
+        Self {
+            store,
+            hub,
+            lanes,
+            waiting,
+            own,
+            watch,
+            limits,
+            undecided: Mutex::default(),
+            said_behind: Mutex::default(),
+        }
     }
 
     /// Moves the lanes until they are closed and empty.
@@ -234,8 +247,10 @@ impl Writer {
             }
             _ => None,
         };
-        let mut batch = match recalled {
-            Some(batch) => batch,
+        let asked = Moment::now();
+        let (mut batch, trust) = match recalled {
+            // What it takes for the time is carried on from an earlier reading.
+            Some(batch) => (batch, Trust::default()),
             None => {
                 let batch = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await?;
                 // The head may have been long to win.
@@ -244,7 +259,8 @@ impl Writer {
                 {
                     self.lanes.top_up(of_org);
                 }
-                batch
+                let reading = Reading { asked, clock: batch.now(), heard: Moment::now() };
+                (batch, self.watch.observe(reading))
             }
         };
         let began = std::time::Instant::now();
@@ -252,7 +268,7 @@ impl Writer {
         for OrgBatch { org, commands } in turn {
             let needs = needs(commands.iter().map(|pending| &pending.command));
             let loaded = batch.load(*org, &needs).await?;
-            let times = Times { clock: batch.now(), began };
+            let times = Times { clock: batch.now(), began, trust };
             if let Some(last) = loaded.head.recorded_at {
                 self.compare_clocks(last - times.clock);
             }

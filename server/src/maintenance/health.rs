@@ -7,7 +7,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use crate::{ledger::Ledger, readiness::Readiness, store::Store};
+use crate::{
+    ledger::{Ledger, Moment, Reading},
+    readiness::Readiness,
+    store::Store,
+};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -21,9 +25,12 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, readiness: &watch::S
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
+        let asked = Moment::now();
         let found = match timeout(ANSWER_WITHIN, store.ping()).await {
-            Ok(Ok(())) if ledger.stalled_for() > STALLED_AFTER => Readiness::Stalled,
-            Ok(Ok(())) => Readiness::Ready,
+            Ok(Ok(clock)) => {
+                ledger.observe_clock(Reading { asked, clock, heard: Moment::now() });
+                if ledger.stalled_for() > STALLED_AFTER { Readiness::Stalled } else { Readiness::Ready }
+            }
             Ok(Err(_)) | Err(_) => Readiness::NoDatabase,
         };
         readiness.send_if_modified(|readiness| {

@@ -1,5 +1,6 @@
 //! What a server does by itself: one file a service. Each runs until it is dropped, on every server alike: there is no leader.
 
+mod clock;
 mod due;
 mod health;
 mod retention;
@@ -23,9 +24,13 @@ pub(crate) async fn run(
     readiness: watch::Sender<Readiness>,
 ) {
     tokio::join!(
+        clock::run(&ledger, &*store),
         due::run(&ledger, &store),
         health::run(&ledger, &*store, &readiness),
-        retention::run(&ledger, &*store, retention),
+        async {
+            clock::after_absence(&*store).await;
+            retention::run(&ledger, &*store, retention).await;
+        },
         upkeep::run(&*store),
     );
 }

@@ -11,6 +11,10 @@ use crate::domain::{
     id::{JobId, LogId, OrgId},
 };
 
+/// Retention waits no longer than this without being told again. Where it was told to wait until later than that, the clock was ahead
+/// then, and has been set back since.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(3_900);
+
 /// What a database says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct About {
@@ -45,8 +49,11 @@ pub struct Scheduled {
 /// The reads of a verification. None holds a snapshot for longer than one statement.
 #[async_trait]
 pub trait Audit: Send + Sync {
-    /// Has every server's retention wait for so long, at least.
+    /// Has every server's retention wait for so long, at least; no longer than [`LONGEST_PAUSE`].
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError>;
+
+    /// Says that the clock is right: retention waits no longer.
+    async fn confirm_clock(&self) -> Result<(), StoreError>;
 
     /// Reads the whole series of some types of an org, as of one place in its log.
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError>;

@@ -30,7 +30,8 @@ macro_rules! scripts {
             (5, "reads", "0005_reads"),
             (6, "recent", "0006_recent"),
             (7, "access", "0007_access"),
-            (8, "lost_and_text", "0008_lost_and_text")
+            (8, "lost_and_text", "0008_lost_and_text"),
+            (9, "clock", "0009_clock")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

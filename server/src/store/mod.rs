@@ -12,6 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -42,7 +43,7 @@ pub mod tokens;
 mod url;
 
 pub use self::{
-    audit::{About, Audit, Scheduled, Stretch},
+    audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},
     parts::{Changed, Parts},
     query::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
@@ -239,8 +240,11 @@ pub trait Store: Send + Sync + 'static {
     /// Does what the database itself needs now and then: partitions of the months to come, and none that is empty and past.
     async fn maintain(&self) -> Result<(), StoreError>;
 
-    /// Asks for a sign of life, without touching a table.
-    async fn ping(&self) -> Result<(), StoreError>;
+    /// Asks for a sign of life, and what the clock says; without touching a table.
+    async fn ping(&self) -> Result<Time, StoreError>;
+
+    /// Notes that the clock was seen, and tells how far it has come since any server did last; `None` if none has.
+    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError>;
 
     /// Lets go of the database. Nothing may be asked of the store afterwards.
     async fn close(&self);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use jobledger_server::{
     domain::{
         access::ApiToken,
@@ -218,7 +219,11 @@ impl Store for Breaking {
         self.inner.maintain().await
     }
 
-    async fn ping(&self) -> Result<(), StoreError> {
+    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
+        self.inner.note_clock().await
+    }
+
+    async fn ping(&self) -> Result<Time, StoreError> {
         if *self.is_away.lock().unwrap() {
             return Err(StoreError::Unavailable("away".to_owned()));
         }

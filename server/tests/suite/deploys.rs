@@ -162,7 +162,7 @@ async fn a_handler_that_never_awaits_keeps_its_job(database: Database) {
     let program = Program::start(&database);
     let client = program.client();
     client.create_all((0..4).map(|_| NewJob::new("spin"))).await.unwrap();
-    let lease = Duration::from_secs(1);
+    let lease = Duration::from_secs(2);
     let endpoint = format!("http://{}", program.address);
     let (stop, stopped) = oneshot::channel::<()>();
     // A runtime of two threads, each of which a handler has for itself.
@@ -181,8 +181,11 @@ async fn a_handler_that_never_awaits_keeps_its_job(database: Database) {
         });
     });
     let done = async {
-        while client.statistics(&[]).await.unwrap().counts.unwrap().succeeded < 4 {
-            tokio::task::yield_now().await;
+        let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
+        let mut succeeded = 0;
+        while succeeded < 4 {
+            let item = events.next().await.expect("it is live").unwrap();
+            succeeded += usize::from(matches!(item, Item::Event(event) if event.kind() == JobEventKind::Succeeded));
         }
     };
     timeout(PATIENCE, done).await.expect("they are worked on");

@@ -22,7 +22,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     "0001 ledger",
     "0002 labels_retention",
     "0003 workers",
@@ -31,6 +31,7 @@ const MIGRATIONS: [&str; 8] = [
     "0006 recent",
     "0007 access",
     "0008 lost_and_text",
+    "0009 clock",
 ];
 
 /// What `status` says where the first so many are applied.
@@ -49,13 +50,13 @@ fn there_and_back(url: &str) {
 
     assert_eq!(run(&["migrate", "up"], url), (true, MIGRATIONS.map(|name| format!("applied {name}\n")).concat()));
     assert_eq!(run(&["migrate", "up"], url).1, "nothing to do: the database is up to date\n");
-    assert_eq!(status(), applied(8));
+    assert_eq!(status(), applied(9));
 
     let (done, said) = run(&["migrate", "down", "--to", "3"], url);
     assert!(
         !done
             && said.contains(
-                "undoing 0008 lost_and_text loses which attempts were lost"
+                "undoing 0009 clock loses when a server last saw the clock\nundoing 0008 lost_and_text loses which attempts were lost"
             ) && said.contains(
                 "undoing 0007 access loses every API token\nundoing 0006 recent loses nothing\nundoing 0005 reads loses nothing\nundoing 0004 streams_statistics loses what happened over time"
             ),
@@ -63,7 +64,7 @@ fn there_and_back(url: &str) {
     );
     assert!(said.contains("nothing was done: add --yes"), "{said}");
     assert!(run(&["migrate", "down", "--yes"], url).0);
-    assert_eq!(status(), applied(7));
+    assert_eq!(status(), applied(8));
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
     assert!(done && said.contains("loses every job") && said.ends_with("undone 0001 ledger\n"), "{said}");
     assert_eq!(run(&["migrate", "down", "--yes"], url).1, "nothing to do: no migration above 0 is applied\n");

@@ -124,13 +124,13 @@ fn beyond_the_budget_of_lost_attempts_each_is_a_failure() {
 fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     let job = job_held(2, false);
     // The lease ended at 31; the ledger can be reached since 90.
-    let since_90 = |now| Command::Look(Look { reachable_for: Duration::from_secs(now as u64 - 90) });
+    let since_90 = |now| Command::Look(Look { reachable_for: Duration::from_secs(now as u64 - 90), jump: None });
     let at_90 = job.apply(&since_90(90), tick(90, 100)).unwrap();
     assert_eq!((cell(&Ok(at_90.clone())).as_str(), at_90.job.due_at), ("quietly", Some(time(100))));
     assert_eq!(cell(&job.apply(&since_90(99), tick(99, 100))), "quietly");
     assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "lost");
     // Given once: another outage in the meantime does not add to it.
-    let again = Command::Look(Look { reachable_for: Duration::ZERO });
+    let again = Command::Look(Look { reachable_for: Duration::ZERO, jump: None });
     assert_eq!(cell(&at_90.job.apply(&again, tick(100, 101))), "lost");
     // One that ends shortly after is given as much; one that ends later had its time.
     let mut ends_at_95 = job.clone();

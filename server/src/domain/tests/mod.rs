@@ -21,8 +21,8 @@ use super::{
     retry::RetryPolicy,
     status::JobStatus,
     transition::{
-        Abandon, Cancel, Claim, Command, Ending, Heartbeat, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT, Reach,
-        Renew, Report, Retry, Step, Target, Tick, Transition, TransitionError,
+        Abandon, Cancel, Claim, Command, Ending, Heartbeat, Jump, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT,
+        Reach, Renew, Report, Retry, Step, Target, Tick, Transition, TransitionError,
     },
 };
 
@@ -123,7 +123,7 @@ fn retry() -> Retry {
 
 /// By somebody who has been reachable all the while.
 fn look() -> Command {
-    Command::Look(Look { reachable_for: Duration::from_secs(3_600) })
+    Command::Look(Look { reachable_for: Duration::from_secs(3_600), jump: None })
 }
 
 fn ending(outcome: Outcome) -> Option<Step> {

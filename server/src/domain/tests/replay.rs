@@ -1,5 +1,6 @@
 //! A row against the fold of its events, over random histories.
 
+use chrono::TimeDelta;
 use proptest::prelude::*;
 
 use super::{
@@ -44,7 +45,10 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         1 => Just(Command::Cancel(cancel())),
         3 => (any_target(), any_report()).prop_map(|(to, report)| Command::Reach(Reach { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
-        3 => (0u64..100).prop_map(|since| Command::Look(Look { reachable_for: Duration::from_secs(since) })),
+        3 => (0u64..100, clock_step()).prop_map(|(since, by)| {
+            let jump = (by > 0).then(|| Jump { at: time(by), by: TimeDelta::seconds(by) });
+            Command::Look(Look { reachable_for: Duration::from_secs(since), jump })
+        }),
     ];
     (command, prop::bool::weighted(0.8))
 }

@@ -2,11 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::TimeDelta;
+
 use super::{Tick, Transition, path::Path};
 use crate::domain::{
     clock::Time,
     event::{ACTOR_LEDGER, JobError},
     job::Job,
+    lease::Lease,
     status::JobStatus,
 };
 
@@ -24,6 +27,17 @@ const LONGEST_GRACE: Duration = Duration::from_secs(60);
 pub struct Look {
     /// For how long workers have been able to reach the ledger through whoever looks: since its start, or the end of an outage.
     pub reachable_for: Duration,
+    /// When the clock jumped ahead last, as far as is known: what it jumped over is no time that anybody had.
+    pub jump: Option<Jump>,
+}
+
+/// The clock was found ahead of where it should have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Jump {
+    /// What it said then.
+    pub at: Time,
+    /// By how much it was ahead.
+    pub by: TimeDelta,
 }
 
 impl Job {
@@ -45,8 +59,9 @@ impl Job {
         let run_end = self.run_ends_at().map(|end| settle(end, self.spec.run_timeout.unwrap_or_default()));
         let lease_end = self.lease.as_ref().map(|lease| settle(lease.expires_at, lease.granted));
         let has_run_out = |end: Option<Time>| end.is_some_and(|end| end <= at.now);
+        let is_silent = self.lease.as_ref().zip(lease_end).is_some_and(|(lease, end)| lease.is_silent(end, at.now));
         // Of a worker that isn't heard of any more it is not known that it took too long.
-        if has_run_out(lease_end) || has_run_out(run_end) && self.is_silent(at.now) {
+        if has_run_out(lease_end) || has_run_out(run_end) && is_silent {
             let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
             path.lose(error(
                 LEASE_EXPIRED,
@@ -62,10 +77,10 @@ impl Job {
     }
 }
 
-impl Job {
-    /// True of a job that is held, by a worker of which nothing was heard for half of the lease: heartbeats come every third.
-    fn is_silent(&self, now: Time) -> bool {
-        self.lease.as_ref().is_some_and(|lease| now + lease.granted / 2 >= lease.expires_at)
+impl Lease {
+    /// True if nothing was heard of the holder for half of the lease, which ends then: heartbeats come every third.
+    fn is_silent(&self, end: Time, now: Time) -> bool {
+        now + self.granted / 2 >= end
     }
 }
 
@@ -73,9 +88,19 @@ impl Look {
     /// When something that ends at `end`, and was to take `length`, really ends: a third of its length later, 5 s to a minute, if those who
     /// could have kept it going, or reported that it is done, could not be heard until then.
     fn settle(self, end: Time, length: Duration, now: Time) -> Time {
+        let end = self.jump.map_or(end, |jump| jump.carry(end, length));
         let grace = (length / 3).clamp(SHORTEST_GRACE, LONGEST_GRACE);
         let reachable_since = now - self.reachable_for;
         if end < reachable_since + grace { end.max(reachable_since) + grace } else { end }
+    }
+}
+
+impl Jump {
+    /// When something that ends at `end`, and was to take `length`, ends if it began before the jump: that much later, and no later than
+    /// if it began after it.
+    fn carry(self, end: Time, length: Duration) -> Time {
+        let latest = self.at + length;
+        if end < latest { latest.min(end + self.by) } else { end }
     }
 }
 

@@ -34,7 +34,7 @@ use thiserror::Error;
 use self::path::{Detail, Path};
 pub use self::{
     ask::{Cancel, Retry},
-    due::{LEASE_EXPIRED, Look, RUN_TIMEOUT},
+    due::{Jump, LEASE_EXPIRED, Look, RUN_TIMEOUT},
     hold::{Abandon, Claim, Heartbeat, Renew},
     import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
     reach::{Reach, Target},

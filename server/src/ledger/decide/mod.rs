@@ -12,6 +12,7 @@ use std::{
 use super::{
     LedgerError,
     claims::{self, Candidates},
+    clock_watch::Trust,
     command::{Claim, Command, Create, Looked, Reply},
 };
 use crate::{
@@ -107,6 +108,8 @@ pub(super) struct Times {
     pub(super) clock: Time,
     /// By this process's, to tell how long something took here.
     pub(super) began: Instant,
+    /// What is known of the clock.
+    pub(super) trust: Trust,
 }
 
 /// A command, and who is said to have caused its events.
@@ -182,6 +185,7 @@ struct Log {
     /// When what this batch does is written.
     recorded_at: Time,
     began: Instant,
+    trust: Trust,
     head: Head,
     loaded_head: Head,
     max_types: usize,
@@ -228,6 +232,7 @@ impl Log {
             // It never falls along `seq`, whatever the clock does.
             recorded_at: loaded.head.recorded_at.map_or(times.clock, |last| last.max(times.clock)),
             began: times.began,
+            trust: times.trust,
             head: loaded.head,
             loaded_head: loaded.head,
             max_types,
@@ -260,7 +265,7 @@ impl Log {
                 Ok(Reply::of_job(job, false))
             }
             Command::Import(import) => self.import(import),
-            Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began)))),
+            Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began, self.trust.jump)))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
     }

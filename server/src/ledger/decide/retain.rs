@@ -36,6 +36,10 @@ impl Log {
     /// Removes finished jobs that are kept no longer. A job that this batch has changed is judged as it is now.
     pub(super) fn retain(&mut self, retention: &Retention) -> Removed {
         let candidates = std::mem::take(&mut self.expired);
+        if self.trust.is_retention_barred {
+            // It stays due, and whoever asked waits before asking again.
+            return Removed { jobs: 0, has_more: false };
+        }
         let mut has_more = candidates.len() >= REMOVED_JOBS;
         let (mut jobs, mut events) = (0, 0);
         for id in candidates {

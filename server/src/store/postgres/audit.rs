@@ -12,7 +12,7 @@ use crate::{
         id::{JobId, OrgId},
     },
     store::{
-        Audit, Scheduled, Series, StoreError, Stretch,
+        Audit, LONGEST_PAUSE, Scheduled, Series, StoreError, Stretch,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -34,8 +34,17 @@ static HISTORIES: LazyLock<String> = LazyLock::new(|| {
 impl Audit for PostgresStore {
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
         let sql = "/* pause_retention */ UPDATE jobledger.ledger
-            SET retention_paused_until = greatest(retention_paused_until, clock_timestamp() + $1 * interval '1 second')";
-        self.readers.fetch(sql, arguments![time.as_secs_f64()]).await?;
+            SET retention_paused_until = CASE
+                WHEN retention_paused_until > clock_timestamp() + $2 * interval '1 second'
+                THEN clock_timestamp() + $1 * interval '1 second'
+                ELSE greatest(retention_paused_until, clock_timestamp() + $1 * interval '1 second') END";
+        self.readers.fetch(sql, arguments![time.as_secs_f64(), LONGEST_PAUSE.as_secs_f64()]).await?;
+        Ok(())
+    }
+
+    async fn confirm_clock(&self) -> Result<(), StoreError> {
+        let sql = "/* confirm_clock */ UPDATE jobledger.ledger SET retention_paused_until = '-infinity'";
+        self.readers.fetch(sql, arguments![]).await?;
         Ok(())
     }
 

@@ -168,7 +168,7 @@ impl Batch for PostgresBatch {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
                 .await
-                .map_err(store_error)?;
+                .map_err(|error| self.memory.failed(error, store_error))?;
         }
         Ok(())
     }

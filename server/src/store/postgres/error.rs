@@ -7,7 +7,7 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     let text = error.to_string();
     match &error {
         sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
-            // Rows that belong into a partition which isn't there: not the data's fault.
+            // Not the data's fault.
             "23514" if database.constraint().is_none() => StoreError::Unavailable(text),
             // Data exceptions, integrity constraints, program limits.
             code if is_class(code, &["22", "23", "54"]) => StoreError::Refused(text),
@@ -23,6 +23,12 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
         sqlx::Error::Encode(_) => StoreError::Refused(text),
         _ => StoreError::Unavailable(text),
     }
+}
+
+/// True if rows belong into a partition that isn't there.
+pub(super) fn lacks_partition(error: &sqlx::Error) -> bool {
+    let said = error.as_database_error();
+    said.is_some_and(|said| said.code().as_deref() == Some("23514") && said.constraint().is_none())
 }
 
 /// What an error in answer to COMMIT means: that nothing was committed is certain only where the server says why.

@@ -6,11 +6,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use chrono::SubsecRound as _;
+
+use super::error::lacks_partition;
 
 use crate::{
     domain::{
@@ -19,7 +24,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Head,
+        Head, StoreError,
         recent::{Left, Place, Recent},
     },
 };
@@ -36,6 +41,8 @@ const SHARED: Duration = Duration::from_secs(1);
 pub(super) struct Memory {
     state: Mutex<State>,
     jobs: Recent,
+    /// A batch found no partition for its events.
+    lacks_partition: AtomicBool,
 }
 
 #[derive(Default)]
@@ -78,6 +85,20 @@ impl Reading {
 }
 
 impl Memory {
+    /// A batch failed. If that is because there is no partition for the month that the clock says, it shall be run again once there is.
+    pub(super) fn failed(&self, error: sqlx::Error, meaning: fn(sqlx::Error) -> StoreError) -> StoreError {
+        if lacks_partition(&error) {
+            self.lacks_partition.store(true, Ordering::Relaxed);
+            return StoreError::Conflict(error.to_string());
+        }
+        meaning(error)
+    }
+
+    /// Whether partitions have to be made first. The caller makes them.
+    pub(super) fn takes_partitions(&self) -> bool {
+        self.lacks_partition.swap(false, Ordering::Relaxed)
+    }
+
     /// Parts some types into those known to exist and the others.
     pub(super) fn part(&self, org: OrgId, types: &[Arc<str>]) -> (Vec<String>, Vec<Arc<str>>) {
         let state = self.state();

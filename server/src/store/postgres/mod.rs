@@ -26,6 +26,7 @@ mod write;
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
@@ -37,6 +38,7 @@ use super::{
 };
 use crate::domain::{
     access::ApiToken,
+    clock::Time,
     id::{Digest, JobId, OrgId},
     job::{Job, JobContents, JobRecord},
 };
@@ -158,6 +160,9 @@ impl Store for PostgresStore {
         let [org] = orgs else {
             return Err(StoreError::Unusable("a transaction holds one org".to_owned()));
         };
+        if self.memory.takes_partitions() {
+            read::make_partitions(&self.readers, MONTHS_AHEAD).await?;
+        }
         Ok(Box::new(batch::begin(&self.writers, *org, Arc::clone(&self.memory)).await?))
     }
 
@@ -230,8 +235,12 @@ impl Store for PostgresStore {
         read::maintain(&self.readers, MONTHS_AHEAD).await
     }
 
-    async fn ping(&self) -> Result<(), StoreError> {
+    async fn ping(&self) -> Result<Time, StoreError> {
         read::ping(&self.readers).await
+    }
+
+    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
+        read::note_clock(&self.readers).await
     }
 
     async fn close(&self) {

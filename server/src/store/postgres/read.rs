@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::{
@@ -14,12 +15,13 @@ use super::{
 };
 use crate::{
     domain::{
+        clock::Time,
         id::{JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
-        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, Reach, SCAN_WINDOW, StoreError,
+        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
         rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS},
     },
 };
@@ -195,12 +197,13 @@ pub(super) async fn reaches(readers: &Arc<Connections>, orgs: &[OrgId]) -> Resul
 }
 
 pub(super) async fn about(readers: &Arc<Connections>) -> Result<About, StoreError> {
-    let sql = "/* about */ SELECT log_id, series_since, retention_paused_until > clock_timestamp(), credentials
+    let sql = "/* about */ SELECT log_id, series_since, credentials,
+            retention_paused_until > clock_timestamp() AND retention_paused_until <= clock_timestamp() + $1 * interval '1 second'
         FROM jobledger.ledger";
-    let found = readers.fetch(sql, arguments![]).await?;
+    let found = readers.fetch(sql, arguments![LONGEST_PAUSE.as_secs_f64()]).await?;
     let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
     let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
-    Ok(About { log_id, series_since, is_retention_paused: columns.flag()?, credentials: columns.long()? })
+    Ok(About { log_id, series_since, credentials: columns.long()?, is_retention_paused: columns.flag()? })
 }
 
 pub(super) async fn orgs(
@@ -243,8 +246,13 @@ pub(super) async fn take_due(
     found.iter().map(|row| Ok(OrgId(Columns::of(row).uuid()?))).collect()
 }
 
+pub(super) async fn make_partitions(readers: &Arc<Connections>, months_ahead: i32) -> Result<(), StoreError> {
+    readers.fetch("/* make_partitions */ SELECT jobledger.make_partitions($1)", arguments![months_ahead]).await?;
+    Ok(())
+}
+
 pub(super) async fn maintain(readers: &Arc<Connections>, months_ahead: i32) -> Result<(), StoreError> {
-    readers.fetch("/* maintain */ SELECT jobledger.make_partitions($1)", arguments![months_ahead]).await?;
+    make_partitions(readers, months_ahead).await?;
     // Nothing depends on it: there is another time.
     match readers.fetch("/* maintain */ SELECT jobledger.drop_empty_partitions()", arguments![]).await {
         Ok(dropped) => {
@@ -258,7 +266,17 @@ pub(super) async fn maintain(readers: &Arc<Connections>, months_ahead: i32) -> R
     Ok(())
 }
 
-pub(super) async fn ping(readers: &Arc<Connections>) -> Result<(), StoreError> {
-    readers.fetch("/* ping */ SELECT 1", arguments![]).await?;
-    Ok(())
+pub(super) async fn ping(readers: &Arc<Connections>) -> Result<Time, StoreError> {
+    let found = readers.fetch("/* ping */ SELECT clock_timestamp()", arguments![]).await?;
+    Columns::of(found.first().ok_or_else(|| rows::damaged("clock"))?).time()
+}
+
+pub(super) async fn note_clock(readers: &Arc<Connections>) -> Result<Option<TimeDelta>, StoreError> {
+    let sql = "/* note_clock */ WITH before AS MATERIALIZED (SELECT clock_seen_at FROM jobledger.ledger)
+        UPDATE jobledger.ledger SET clock_seen_at = clock_timestamp() FROM before
+        RETURNING before.clock_seen_at, ledger.clock_seen_at";
+    let found = readers.fetch(sql, arguments![]).await?;
+    let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
+    let (before, now) = (columns.optional_time()?, columns.time()?);
+    Ok(before.map(|before| now - before))
 }

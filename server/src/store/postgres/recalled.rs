@@ -110,7 +110,7 @@ impl Batch for RecalledBatch {
                 memory.missed(org);
                 Err(StoreError::Conflict(said.message().to_owned()))
             }
-            Err(error) => Err(commit_error(error)),
+            Err(error) => Err(memory.failed(error, commit_error)),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         id::{JobId, OrgId},
     },
     store::{
-        Audit, Scheduled, Series, StoreError, Stretch,
+        Audit, LONGEST_PAUSE, Scheduled, Series, StoreError, Stretch,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -53,16 +53,14 @@ pub(super) static HISTORIES: LazyLock<String> = LazyLock::new(|| {
 #[async_trait]
 impl Audit for SqliteStore {
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
-        // On the writer, which may belong to another process than the server.
-        let mut slot = self.writer.lock().await;
-        if slot.is_none() {
-            *slot = Some(self.connect_writer().await?);
-        }
-        let until = micros(self.clock.now() + time);
-        let sql = "/* pause_retention */ UPDATE ledger SET retention_paused_until = max(retention_paused_until, $1)";
-        let Some(writer) = slot.as_mut() else { return Ok(()) };
-        sqlx::query(sql).bind(until).execute(writer).await.map_err(store_error)?;
-        Ok(())
+        let now = self.clock.now();
+        let sql = "/* pause_retention */ UPDATE ledger SET retention_paused_until = CASE
+            WHEN retention_paused_until > $2 THEN $1 ELSE max(retention_paused_until, $1) END";
+        self.write(sqlx::query(sql).bind(micros(now + time)).bind(micros(now + LONGEST_PAUSE))).await
+    }
+
+    async fn confirm_clock(&self) -> Result<(), StoreError> {
+        self.write(sqlx::query("/* confirm_clock */ UPDATE ledger SET retention_paused_until = 0")).await
     }
 
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {

@@ -29,14 +29,19 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use sqlx::{
-    ConnectOptions, Connection, SqliteConnection, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::{sync::Mutex, time::sleep};
 
 pub(super) use self::backup::backup;
-use self::error::store_error;
+use self::{
+    columns::{Columns, micros},
+    error::store_error,
+};
 use super::{
     About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery, Listener,
     OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
@@ -44,11 +49,11 @@ use super::{
 use crate::{
     domain::{
         access::ApiToken,
-        clock::Clock,
+        clock::{Clock, Time},
         id::{Digest, JobId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
-    store::recent::Recent,
+    store::{recent::Recent, rows::Columns as _},
 };
 
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
@@ -142,6 +147,17 @@ impl SqliteStore {
             recent: Arc::default(),
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
+    }
+
+    /// Runs a statement by itself on the writer, which may belong to another process than the server.
+    async fn write(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<(), StoreError> {
+        let mut slot = self.writer.lock().await;
+        if slot.is_none() {
+            *slot = Some(self.connect_writer().await?);
+        }
+        let Some(writer) = slot.as_mut() else { return Ok(()) };
+        query.execute(writer).await.map_err(store_error)?;
+        Ok(())
     }
 
     async fn connect_writer(&self) -> Result<SqliteConnection, StoreError> {
@@ -308,9 +324,18 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn ping(&self) -> Result<(), StoreError> {
+    async fn ping(&self) -> Result<Time, StoreError> {
         sqlx::query("/* ping */ SELECT 1").execute(&self.readers).await.map_err(store_error)?;
-        Ok(())
+        Ok(self.clock.now())
+    }
+
+    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
+        let sql = "/* note_clock */ SELECT clock_seen_at FROM ledger";
+        let row = sqlx::query(sql).fetch_one(&self.readers).await.map_err(store_error)?;
+        let (before, now) = (Columns::of(&row).optional_time()?, self.clock.now());
+        let sql = "/* note_clock */ UPDATE ledger SET clock_seen_at = $1";
+        self.write(sqlx::query(sql).bind(micros(now))).await?;
+        Ok(before.map(|before| now - before))
     }
 
     async fn close(&self) {

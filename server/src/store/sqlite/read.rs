@@ -19,7 +19,7 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, Reach, SCAN_WINDOW, StoreError,
+        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -188,7 +188,8 @@ pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<About,
     let row = sqlx::query(sql).fetch_one(pool).await.map_err(store_error)?;
     let mut columns = Columns::of(&row);
     let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
-    let is_retention_paused = columns.long()? > micros(clock.now());
+    let now = clock.now();
+    let is_retention_paused = (micros(now) + 1..=micros(now + LONGEST_PAUSE)).contains(&columns.long()?);
     Ok(About { log_id, series_since, is_retention_paused, credentials: columns.long()? })
 }
 

@@ -1,28 +1,20 @@
-//! The machine fails: its disk is full, its clock jumps, it has no more files to give, another process has the database.
+//! The machine fails: its disk is full, it has no more files to give, another process has the database.
 
 use std::{
-    fs::{File, Permissions},
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use chrono::TimeDelta;
 use jobledger_client::{Error, NewJob};
-use jobledger_server::{
-    domain::id::OrgId,
-    store::{EventFilter, EventQuery},
-};
-use tempfile::TempDir;
 use tokio::{
     net::TcpStream,
     task::block_in_place,
     time::{sleep, timeout},
 };
 
-use super::{PRELOADED, history::Callers, preloaded, volume::Volume};
+use super::{history::Callers, preloaded, volume::Volume};
 use crate::{
     cluster::{Cluster, Durability},
     harness::{Database, PATIENCE, Program, on_both_databases, short_or_long},
@@ -31,113 +23,6 @@ use crate::{
 
 on_both_databases! {
     who_takes_all_files_keeps_nobody_else_out_for_longer,
-}
-
-/// The machine's clock for some programs, which can be moved.
-struct Clock {
-    folder: TempDir,
-}
-
-impl Clock {
-    fn new() -> Self {
-        let clock = Self { folder: tempfile::tempdir().expect("a temporary directory") };
-        clock.move_to(0);
-        // Whoever PostgreSQL runs as may look.
-        std::fs::set_permissions(clock.folder.path(), Permissions::from_mode(0o755)).expect("it is ours");
-        let text = format!(
-            r#"#define _GNU_SOURCE
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-static long moved(void) {{
-    static volatile long *by;
-    if (!by) {{
-        int file = open("{}", O_RDONLY);
-        if (file < 0) return 0;
-        by = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
-        close(file);
-    }}
-    return by == MAP_FAILED ? 0 : *by;
-}}
-
-int clock_gettime(clockid_t id, struct timespec *time) {{
-    int failed = syscall(SYS_clock_gettime, id, time);
-    if (!failed && id == CLOCK_REALTIME) time->tv_sec += moved();
-    return failed;
-}}
-
-int gettimeofday(struct timeval *time, void *zone) {{
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    time->tv_sec = now.tv_sec;
-    time->tv_usec = now.tv_nsec / 1000;
-    return 0;
-}}
-"#,
-            clock.file().display()
-        );
-        preloaded(clock.folder.path(), &text);
-        clock
-    }
-
-    fn file(&self) -> PathBuf {
-        self.folder.path().join("seconds")
-    }
-
-    /// What a program is to be run with.
-    fn library(&self) -> PathBuf {
-        self.folder.path().join(PRELOADED)
-    }
-
-    /// Is so many seconds ahead from now on.
-    fn move_to(&self, seconds: i64) {
-        let mut file = File::options().create(true).write(true).truncate(false).open(self.file()).expect("it is ours");
-        file.write_all(&seconds.to_ne_bytes()).expect("there is room");
-    }
-}
-
-/// Moves the clock of whoever decides about time again and again, under callers.
-async fn jump(clock: &Clock, database: &Database, program: Program) {
-    let mut random = Seeded::new(Seeded::from_environment("a clock that jumps"));
-    let mut callers = Callers::start(&[program.client()], 3);
-    for n in 0..short_or_long(6, 60) {
-        callers.go_on().await;
-        let seconds = if n == 0 { 86_400 } else { random.below(2 * 86_400) as i64 - 86_400 };
-        println!("the clock is {seconds} s ahead");
-        clock.move_to(seconds);
-    }
-    callers.go_on().await;
-    callers.end().await;
-    assert!(program.end_by("TERM").success());
-    println!("{:?}", callers.check(database).await);
-    let store = database.open().await;
-    let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: usize::MAX, max_bytes: usize::MAX };
-    let events = store.events(OrgId::DEFAULT, &query).await.expect("it answers").events;
-    assert!(events.is_sorted_by_key(|event| event.recorded_at), "time never falls along the log");
-    let moved = events.last().expect("there are events").recorded_at - events[0].recorded_at;
-    assert!(moved > TimeDelta::hours(1), "the clock was moved, as far as the log knows");
-    store.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_jumps_costs_sqlite_nothing_that_was_acknowledged() {
-    let (clock, database) = (Clock::new(), Database::sqlite());
-    let preload = [("LD_PRELOAD", &*clock.library())];
-    let program = Program::serve_in("127.0.0.1:0", &database.url(), &["--log", "error"], &preload);
-    jump(&clock, &database, program).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_jumps_costs_postgres_nothing_that_was_acknowledged() {
-    let clock = Clock::new();
-    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone_with(&clock.library()).await));
-    let database = Database::postgres_on(cluster).await;
-    let program = Program::start_with(&database, &["--log", "error"]);
-    jump(&clock, &database, program).await;
 }
 
 /// What a process has spent of processors so far.

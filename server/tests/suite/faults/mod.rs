@@ -3,6 +3,7 @@
 //! Each test prints its seed, and does the same again with it in JOBLEDGER_TEST_SEED. `make test` runs the short forms,
 //! `make test-faults` the long ones.
 
+mod clock;
 mod failover;
 mod history;
 pub(crate) mod link;
