@@ -6,6 +6,9 @@ use uuid::Uuid;
 
 use super::{clock::Time, id::JobId};
 
+/// No lease is granted, or extended, for longer.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3_600);
+
 /// A worker's hold on a running job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {

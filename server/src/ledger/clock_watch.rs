@@ -26,13 +26,17 @@ pub struct Moment(Duration);
 
 impl Moment {
     /// This one.
+    #[cfg(target_os = "linux")]
     pub fn now() -> Self {
-        #[cfg(target_os = "linux")]
-        let id = rustix::time::ClockId::Boottime;
-        #[cfg(not(target_os = "linux"))]
-        let id = rustix::time::ClockId::Monotonic;
-        let now = rustix::time::clock_gettime(id);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Self(Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32))
+    }
+
+    /// This one. Here the time that the machine sleeps is not in it, and looks like a jump.
+    #[cfg(not(target_os = "linux"))]
+    pub fn now() -> Self {
+        static FIRST: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+        Self(FIRST.elapsed())
     }
 
     /// From the other to this one; below zero if that is later.

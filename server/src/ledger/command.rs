@@ -48,6 +48,8 @@ pub enum Command {
     Claim(Box<Claim>),
     /// Do what is due, to as many jobs as one batch may.
     Look(Asked),
+    /// Date anew what a clock that was ahead has put off, as many jobs as one batch may.
+    Redate,
     /// Remove finished jobs that are kept no longer, as many as one batch may.
     Retain(Retention),
 }
@@ -198,7 +200,7 @@ impl Command {
     /// goes before creates and finds room where those find none, as do the calls that bring it (`api/access.rs`).
     pub(super) fn is_vital(&self) -> bool {
         match self {
-            Self::Claim(_) | Self::Look(_) => true,
+            Self::Claim(_) | Self::Look(_) | Self::Redate => true,
             Self::Apply { command, .. } => match &**command {
                 transition::Command::Report(_)
                 | transition::Command::Reach(_)
@@ -207,7 +209,8 @@ impl Command {
                 | transition::Command::Renew(_)
                 | transition::Command::Abandon(_)
                 | transition::Command::Cancel(_)
-                | transition::Command::Look(_) => true,
+                | transition::Command::Look(_)
+                | transition::Command::Redate => true,
                 transition::Command::Retry(_) => false,
             },
             Self::Create(_) | Self::Import(_) | Self::Retain(_) => false,
@@ -248,7 +251,8 @@ impl Command {
                     | transition::Command::Renew(_)
                     | transition::Command::Abandon(_)
                     | transition::Command::Retry(_)
-                    | transition::Command::Look(_) => 0,
+                    | transition::Command::Look(_)
+                    | transition::Command::Redate => 0,
                 },
                 Self::Import(import) => {
                     let spec = &import.job.spec;
@@ -261,7 +265,7 @@ impl Command {
                         + error.map_or(0, |error| error.message.len())
                 }
                 Self::Claim(claim) => claim.types.iter().map(|name| name.len()).sum(),
-                Self::Look(_) | Self::Retain(_) => 0,
+                Self::Look(_) | Self::Redate | Self::Retain(_) => 0,
             }
     }
 }

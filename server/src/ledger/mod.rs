@@ -251,6 +251,18 @@ impl Ledger {
         }
     }
 
+    /// Dates anew, in one org, leases and waits that a clock that was ahead has put off: of as many jobs as one batch may.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Ledger::submit`].
+    pub async fn redate(&self, org: OrgId) -> Result<Looked, LedgerError> {
+        match self.ask(org.into(), Command::Redate).await?.reply {
+            Reply::Looked(looked) => Ok(looked),
+            _ => Err(LedgerError::Refused),
+        }
+    }
+
     /// Removes finished jobs of one org that are kept no longer, with their events: as many as one batch may.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use tokio::time::sleep;
 
 use crate::{
-    ledger::{ClockStep, Ledger},
+    ledger::{ClockStep, Ledger, LedgerError},
     store::{Store, StoreError},
 };
 
@@ -17,6 +17,8 @@ const DOUBT: Duration = Duration::from_secs(3_600);
 const UNSEEN: TimeDelta = TimeDelta::hours(1);
 /// How often it is noted that it was seen.
 const NOTE: Duration = Duration::from_secs(60);
+/// Orgs looked at in one go.
+const ORGS: usize = 100;
 /// The wait after something that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -34,7 +36,12 @@ pub(super) async fn after_absence(store: &dyn Store) {
 
 /// Watches the clock.
 pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
-    tokio::join!(react(ledger, store), note(store));
+    let react = async {
+        // It may have been ahead, and have been set back, when no server was there to see it.
+        redate_all(ledger, store).await;
+        react(ledger, store).await;
+    };
+    tokio::join!(react, note(store));
 }
 
 async fn react(ledger: &Ledger, store: &dyn Store) {
@@ -51,6 +58,30 @@ async fn react(ledger: &Ledger, store: &dyn Store) {
             }
             ClockStep::Back(by) => {
                 tracing::error!(seconds = by.num_seconds(), "the database's clock was set back");
+                redate_all(ledger, store).await;
+            }
+        }
+    }
+}
+
+/// Has every org's leases and waits dated anew that were dated by a clock that was ahead.
+async fn redate_all(ledger: &Ledger, store: &dyn Store) {
+    let mut after = None;
+    loop {
+        let orgs = insist("can't look for what a clock that was ahead has put off", || store.orgs(after, ORGS)).await;
+        let Some(last) = orgs.last() else { return };
+        after = Some(*last);
+        for org in orgs {
+            loop {
+                match ledger.redate(org).await {
+                    Ok(done) if !done.has_more => break,
+                    Ok(_) => {}
+                    Err(LedgerError::Draining) => return,
+                    Err(error) => {
+                        tracing::warn!(org_id = %org, %error, "can't date anew what a clock that was ahead has put off; trying again");
+                        sleep(RETRY).await;
+                    }
+                }
             }
         }
     }

@@ -368,6 +368,8 @@ pub struct Needs {
     pub ready: Ready,
     /// Jobs that are due: those that were so first, no more than this many.
     pub due: Option<usize>,
+    /// Jobs whose lease, or wait that the ledger has set, was dated by a clock that was ahead: no more than this many.
+    pub misdated: Option<usize>,
     /// What was brought in of these of the jobs before, and if that is other than this, what is in the log of them.
     pub imports: Vec<(JobId, Digest)>,
 }
@@ -454,6 +456,8 @@ pub struct Loaded {
     pub due: Vec<JobId>,
     /// When the next of the others is due, if jobs that are were asked for.
     pub next_due: Option<Time>,
+    /// Of the jobs, those that were dated by a clock that was ahead.
+    pub misdated: Vec<JobId>,
     /// What was brought in before of the jobs of which that was asked.
     pub marks: HashMap<JobId, Mark>,
 }
@@ -470,6 +474,7 @@ impl Loaded {
             next_expiry: None,
             due: Vec::new(),
             next_due: None,
+            misdated: Vec::new(),
             marks: HashMap::new(),
         }
     }

@@ -146,7 +146,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         assert_eq!(claimed, [created[2].clone(), created[0].clone()], "one has its time still to come");
         server.stop().await;
         database.verify().await;
-        // Undone alone, and done again, with batches that are not folded: a result, a lost attempt, and a bound of those.
+        // Undone, and done again, with batches that are not folded: a result, a lost attempt, and a bound of those.
         let (server, client) = TestServer::on(&database).await;
         let job = NewJob::new("u").max_lost_attempts(7).max_attempts(2);
         let lost = client.create(job).await.unwrap().job.id;
@@ -159,7 +159,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let before = client.get(&lost).await.unwrap();
         assert_eq!((before.lost_attempts, before.max_lost_attempts), (1, 7));
         server.stop().await;
-        down_and_up(&database, &[]).await;
+        down_and_up(&database, &["--to", "7"]).await;
         let (server, client) = TestServer::on(&database).await;
         let after = client.get(&lost).await.unwrap();
         assert_eq!((after.lost_attempts, after.max_lost_attempts, after.attempt), (0, 0, 2), "as `loses` says");

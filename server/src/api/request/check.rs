@@ -18,7 +18,7 @@ use crate::domain::{
     id::{Digest, JobId},
     job::{MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS, MAX_STAGE_CHARS, MAX_TYPE_CHARS},
     json::Json,
-    lease::LeaseToken,
+    lease::{LONGEST_LEASE, LeaseToken},
     retry::RetryPolicy,
     status::JobStatus,
     transition::{Ending, News, Outcome, Step},
@@ -34,7 +34,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3_600);
 const INITIAL_BACKOFF: [Duration; 2] = [Duration::from_millis(1), Duration::from_secs(24 * 3_600)];
 const MAX_BACKOFF: Duration = Duration::from_secs(7 * 24 * 3_600);
 const MULTIPLIER: [f64; 2] = [1.0, 100.0];
-pub(super) const LEASE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(24 * 3_600)];
+pub(super) const LEASE: [Duration; 2] = [Duration::from_secs(1), LONGEST_LEASE];
 /// No lease token, etag or page token of ours is longer.
 const MAX_TOKEN_CHARS: usize = 255;
 

@@ -121,6 +121,30 @@ fn beyond_the_budget_of_lost_attempts_each_is_a_failure() {
 }
 
 #[test]
+fn what_a_clock_that_was_ahead_has_put_off_is_dated_anew() {
+    const DAY: i64 = 86_400;
+    let redate = |job: &Job, seconds| job.apply(&Command::Redate, tick(seconds, 200)).unwrap();
+    let held = job_in(JobStatus::Queued, 3, false).apply(&Command::Claim(claim()), tick(DAY, 100)).unwrap().job;
+    let right = redate(&held, 10);
+    assert_eq!((right.job.lease.as_ref().unwrap().expires_at, right.job.due_at), (time(40), Some(time(40))));
+    assert!(right.events.is_empty() && !redate(&right.job, 20).is_changed, "once is enough");
+    assert!(!redate(&held, DAY + 1).is_changed, "it is not ahead");
+    // Only extended by such a clock: no lease is that long.
+    let mut extended = job_in(JobStatus::Queued, 3, false).apply(&Command::Claim(claim()), tick(5, 100)).unwrap().job;
+    extended.lease.as_mut().unwrap().expires_at = time(2 * DAY);
+    assert_eq!(redate(&extended, 10).job.lease.unwrap().expires_at, time(40));
+
+    let lost = held.apply(&look(), tick(DAY + 30, 101)).unwrap().job;
+    let wait = lost.due_at.unwrap() - time(DAY + 30);
+    let right = redate(&lost, 10).job;
+    assert_eq!((right.due_at, right.scheduled_at), (Some(time(10) + wait), lost.scheduled_at));
+    assert!(!redate(&right, 11).is_changed);
+    // What somebody wants tomorrow waits until tomorrow.
+    let tomorrow = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(1), Some(time(DAY)), tick(5, 1)).job;
+    assert!(!redate(&tomorrow, 1).is_changed);
+}
+
+#[test]
 fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     let job = job_held(2, false);
     // The lease ended at 31; the ledger can be reached since 90.

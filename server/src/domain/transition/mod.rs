@@ -25,6 +25,7 @@ mod hold;
 mod import;
 mod path;
 mod reach;
+mod redate;
 mod report;
 
 use std::sync::Arc;
@@ -80,6 +81,8 @@ pub enum Command {
     Retry(Retry),
     /// Time has passed.
     Look(Look),
+    /// The clock was ahead, and was set back since.
+    Redate,
 }
 
 /// What a command does: the job after it, and the events that say so.
@@ -171,6 +174,7 @@ impl Job {
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
             Command::Look(look) => Ok(self.look(*look, at)),
+            Command::Redate => Ok(self.redate(at)),
         }
     }
 

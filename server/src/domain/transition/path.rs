@@ -208,7 +208,7 @@ impl Path {
 
 impl Job {
     /// When time ends the attempt: its lease's, or that which it may take.
-    fn attempt_ends_at(&self) -> Option<Time> {
+    pub(super) fn attempt_ends_at(&self) -> Option<Time> {
         let lease_end = self.lease.as_ref().map(|lease| lease.expires_at);
         lease_end.into_iter().chain(self.run_ends_at()).min()
     }

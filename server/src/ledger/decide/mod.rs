@@ -33,7 +33,7 @@ const DUE_JOBS: usize = 1_000;
 /// What the commands of a batch name.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
-    let (mut expired, mut due, mut claims, mut imports) = (None, None, Vec::new(), Vec::new());
+    let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
     for command in commands {
         match command {
             Command::Create(create) => {
@@ -54,6 +54,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             }
             Command::Claim(claim) => claims.push(&**claim),
             Command::Look(_) => due = Some(DUE_JOBS),
+            Command::Redate => misdated = Some(DUE_JOBS),
             Command::Retain(retention) => {
                 expired = Some(retain::expired(retention));
             }
@@ -67,6 +68,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
         requests: claims.iter().filter_map(|claim| claim.request.clone()).collect(),
         ready: claims::ready(&claims),
         due,
+        misdated,
         imports,
     }
 }
@@ -197,6 +199,8 @@ struct Log {
     /// Jobs that are due, and when the next of the others is.
     due: Vec<JobId>,
     next_due: Option<Time>,
+    /// Jobs that a clock that was ahead has put off.
+    misdated: Vec<JobId>,
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
     histories: HashMap<JobId, Vec<Milestone>>,
@@ -242,6 +246,7 @@ impl Log {
             requests,
             due: loaded.due,
             next_due: loaded.next_due,
+            misdated: loaded.misdated,
             expired: loaded.expired,
             histories: loaded.histories,
             marks: loaded.marks,
@@ -266,6 +271,7 @@ impl Log {
             }
             Command::Import(import) => self.import(import),
             Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began, self.trust.jump)))),
+            Command::Redate => Ok(Reply::Looked(self.redate())),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
     }
@@ -293,6 +299,16 @@ impl Log {
             let _ = self.apply(id, &transition::Command::Look(look));
         }
         self.changes.next_due = Some(NextDue::At(if has_more { last } else { self.next_due }));
+        Looked { has_more }
+    }
+
+    /// Dates anew what a clock that was ahead has put off.
+    fn redate(&mut self) -> Looked {
+        let misdated = std::mem::take(&mut self.misdated);
+        let has_more = misdated.len() >= DUE_JOBS;
+        for id in misdated {
+            let _ = self.apply(id, &transition::Command::Redate);
+        }
         Looked { has_more }
     }
 

@@ -29,6 +29,7 @@ use crate::{
         flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
+        lease::LONGEST_LEASE,
     },
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
@@ -116,11 +117,15 @@ impl Batch for PostgresBatch {
             Some(limit) => self.load_due(limit).await?,
             None => (Vec::new(), None),
         };
+        let misdated = match needs.misdated {
+            Some(limit) => self.load_misdated(limit).await?,
+            None => Vec::new(),
+        };
         let (mut types, unknown) = self.memory.part(self.org, &needs.types);
         let mut jobs = Vec::new();
         let known = self.memory.jobs(self.org, &self.end(), &needs.jobs);
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
-        let ids = needs.jobs.iter().chain(&expired).chain(&due).filter(|id| !is_known.contains(id));
+        let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).filter(|id| !is_known.contains(id));
         let ids: Vec<_> = ids.map(|id| id.0).collect();
         let has_names = !(needs.keys.is_empty() && needs.requests.is_empty() && unknown.is_empty());
         if !ids.is_empty() || has_names || !known.is_empty() {
@@ -149,7 +154,7 @@ impl Batch for PostgresBatch {
         let told = told_by_series(&self.head, &jobs, &expired, needs.expired.as_ref());
         let histories = self.load_histories(&jobs, &told).await?;
         let marks = import::load_marks(&mut self.connection, self.org, &jobs, &needs.imports).await?;
-        Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due, marks })
+        Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due, misdated, marks })
     }
 
     async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {
@@ -342,6 +347,19 @@ impl PostgresBatch {
             next = columns.optional_time()?;
         }
         Ok((due, next))
+    }
+
+    async fn load_misdated(&mut self, limit: usize) -> Result<Vec<JobId>, StoreError> {
+        const SQL: &str =
+            "/* load_misdated */ SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND (
+                j.status = 'running' AND j.lease_expires_at > $2 + j.lease_granted * interval '1 microsecond'
+                    AND (j.updated_at > $2 OR j.lease_expires_at > $2 + $3 * interval '1 second')
+                OR j.status = 'queued' AND j.attempt > 0 AND j.updated_at > $2
+                    AND j.due_at > $2 + (j.scheduled_at - j.updated_at)
+            ) LIMIT $4";
+        let arguments = arguments![self.org.0, self.now, LONGEST_LEASE.as_secs_f64(), limit as i64];
+        let found = sqlx::query_with(SQL, arguments).fetch_all(&mut *self.connection).await.map_err(store_error)?;
+        found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
     }
 
     async fn load_ready(&mut self, wanted: &Ready) -> Result<Vec<Job>, StoreError> {

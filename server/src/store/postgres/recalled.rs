@@ -47,10 +47,11 @@ pub(super) fn recall(
     needs: &Needs,
     commands: usize,
 ) -> Option<RecalledBatch> {
-    let Needs { jobs, types, keys, requests, ready, expired, due, imports } = needs;
+    let Needs { jobs, types, keys, requests, ready, expired, due, misdated, imports } = needs;
     let needs_more = !(keys.is_empty() && requests.is_empty() && ready.is_empty() && imports.is_empty())
         || expired.is_some()
-        || due.is_some();
+        || due.is_some()
+        || misdated.is_some();
     if needs_more || types.is_empty() && jobs.is_empty() {
         return None;
     }

@@ -13,7 +13,7 @@ use super::{
     columns::micros,
     error::store_error,
     import::load_marks,
-    load::{ids_json, load_due, load_expired, load_head, load_histories, load_jobs, load_ready},
+    load::{ids_json, load_due, load_expired, load_head, load_histories, load_jobs, load_misdated, load_ready},
     series, write,
 };
 use crate::{
@@ -67,10 +67,14 @@ impl Batch for SqliteBatch {
             Some(limit) => load_due(connection, org, limit, self.now).await?,
             None => (Vec::new(), None),
         };
+        let misdated = match needs.misdated {
+            Some(limit) => load_misdated(connection, org, limit, self.now).await?,
+            None => Vec::new(),
+        };
         // Others leave their mark on the head with whatever they write: an import, beside this server.
         let known = self.recent.jobs(org, &head, &needs.jobs);
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
-        let ids = needs.jobs.iter().chain(&expired).chain(&due).filter(|id| !is_known.contains(id));
+        let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).filter(|id| !is_known.contains(id));
         let ids: Vec<_> = ids.copied().collect();
         let mut jobs = if ids.is_empty() && needs.keys.is_empty() && needs.requests.is_empty() {
             Vec::new()
@@ -89,7 +93,7 @@ impl Batch for SqliteBatch {
             load_histories(connection, org, &told).await?
         };
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
-        Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due, marks })
+        Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due, misdated, marks })
     }
 
     async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {

@@ -19,6 +19,7 @@ use crate::{
         flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
+        lease::LONGEST_LEASE,
     },
     store::{
         Expired, Head, Needs, Ready, StoreError,
@@ -165,6 +166,23 @@ pub(super) async fn load_due(
     let query = sqlx::query(LOAD_NEXT_DUE).bind(org.0).bind(micros(now));
     let next = query.fetch_one(connection).await.map_err(store_error)?;
     Ok((due.into_iter().map(JobId).collect(), Columns::of(&next).optional_time()?))
+}
+
+pub(super) const LOAD_MISDATED: &str =
+    "/* load_misdated */ SELECT id FROM job WHERE org_id = $1 AND due_at IS NOT NULL AND (
+        status = 'running' AND lease_expires_at > $2 + lease_granted AND (updated_at > $2 OR lease_expires_at > $3)
+        OR status = 'queued' AND attempt > 0 AND updated_at > $2 AND due_at > $2 + scheduled_at - updated_at
+     ) LIMIT $4";
+
+pub(super) async fn load_misdated(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    limit: usize,
+    now: Time,
+) -> Result<Vec<JobId>, StoreError> {
+    let query = sqlx::query_scalar::<_, Uuid>(LOAD_MISDATED).bind(org.0).bind(micros(now));
+    let query = query.bind(micros(now + LONGEST_LEASE)).bind(limit as i64);
+    Ok(query.fetch_all(connection).await.map_err(store_error)?.into_iter().map(JobId).collect())
 }
 
 /// Ids as a JSON array of hexadecimal digits, for `unhex(value) FROM json_each(…)`.

@@ -254,6 +254,7 @@ mod tests {
             load::READY_TYPES,
             load::LOAD_DUE,
             load::LOAD_NEXT_DUE,
+            load::LOAD_MISDATED,
             load::LOAD_HEAD,
         ];
         for sql in statements {

@@ -204,6 +204,10 @@ async fn a_jump_ahead_costs_no_lease_and_keeps_none_alive(clocked: Clocked) {
     const LEASE: Duration = Duration::from_secs(3);
     let program = clocked.serve(&[]);
     let client = program.client();
+    // A server that has just started gives time to be heard, whatever the clock does: this one has been there for longer than the jump.
+    client.create(NewJob::new("first")).await.unwrap();
+    let first = claim_and_die(&client, "first", 4 * LEASE).await;
+    until_lost(&client, &first).await;
     client.create_all((0..2).map(|_| NewJob::new("long"))).await.unwrap();
     client.create(NewJob::new("dead")).await.unwrap();
     client.create(NewJob::new("timed").run_timeout(3 * LEASE)).await.unwrap();
@@ -221,7 +225,7 @@ async fn a_jump_ahead_costs_no_lease_and_keeps_none_alive(clocked: Clocked) {
         await_event(&mut events, JobEventKind::Claimed).await;
     }
     let dead = claim_and_die(&client, "dead", LEASE).await;
-    clocked.clock.move_to(45);
+    clocked.clock.move_to(6);
     let took = until_lost(&client, &dead).await;
     assert!(took >= LEASE / 2, "what is left of a lease is not taken away: {took:?}");
     let done = async {
@@ -233,7 +237,7 @@ async fn a_jump_ahead_costs_no_lease_and_keeps_none_alive(clocked: Clocked) {
     drop(stop);
     working.await.unwrap().unwrap();
     let happened = client.statistics(&[]).await.unwrap().happened.unwrap();
-    assert_eq!((happened.started, happened.lost, happened.failed), (4, 1, 0));
+    assert_eq!((happened.started, happened.lost, happened.failed), (5, 2, 0));
     assert!(program.end_by("TERM").success());
     clocked.database.verify().await;
 }
@@ -245,15 +249,25 @@ async fn a_day_ahead_for_a_moment_makes_nothing_late(clocked: Clocked) {
         let client = program.client();
         let before = client.create(NewJob::new("t")).await.unwrap().job;
         clocked.clock.move_to(86_400);
-        let ahead = client.create(NewJob::new("t")).await.unwrap().job;
+        let later = client.create(NewJob::new("t")).await.unwrap().job;
         let apart = |job: &jobledger_client::Job| job.created_at.unwrap().seconds - before.created_at.unwrap().seconds;
-        assert!(apart(&ahead) > 80_000);
+        assert!(apart(&later) > 80_000);
+        // A lease, and the wait before another attempt, are granted by the day after.
+        let [ahead, again] = ["ahead", "again"].map(|name| format!("{name} {is_restarted}"));
+        client.create(NewJob::new(&ahead)).await.unwrap();
+        let held = claim_and_die(&client, &ahead, LEASE).await;
+        client.create(NewJob::new(&again).max_attempts(2)).await.unwrap();
+        let lease = client.claim(Claim::new("w").types([&again])).await.unwrap().remove(0);
+        let failed = Report::failed(&lease.job.unwrap().id, "X", "y").retry_after(Duration::from_secs(1));
+        client.update(failed.lease(&lease.lease_token)).await.unwrap();
         clocked.clock.move_to(0);
         if is_restarted {
             assert!(program.end_by("TERM").success());
             program = clocked.serve(&[]);
         }
         let client = program.client();
+        assert!(until_lost(&client, &held).await < PATIENCE);
+        claim_when_ready(&client, &again).await;
         let after = client.create(NewJob::new("dead")).await.unwrap().job;
         assert!(apart(&after) < 1_000, "when it happened the clock says");
         let dead = claim_and_die(&client, "dead", LEASE).await;
