@@ -3,10 +3,17 @@
 use std::time::Duration;
 
 use jobledger_client::{
-    Claim, Client, HeartbeatRequest, Job, JobStatus, LeaseHeartbeat, ListJobsRequest, NewJob, Report, RetryPolicy,
+    Claim, Client, Error, HeartbeatRequest, Job, JobStatus, LeaseHeartbeat, ListJobsRequest, NewJob, Report,
+    RetryPolicy,
 };
+use jobledger_server::Config;
+use tokio::time::timeout;
 
-use crate::harness::{Database, TestServer, on_both_databases};
+use crate::{
+    cluster::SERVER,
+    faults::link::{Fault, Link, Peer},
+    harness::{Database, TestServer, on_both_databases},
+};
 
 on_both_databases! {
     what_is_answered_is_what_is_stored,
@@ -83,4 +90,32 @@ async fn what_is_answered_is_what_is_stored(database: Database) {
     }
     assert!(answered > 40 && claimed > 15, "{answered}, {claimed}");
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_remembered_is_no_answer_where_the_database_gives_none() {
+    let database = Database::postgres().await;
+    let link = Link::to(Peer::Postgres(database.socket())).await;
+    let url = format!("postgres://{SERVER}@{}/{}", link.address, database.name());
+    let server = TestServer::start(Config::new(url.parse().unwrap())).await;
+    let (other, elsewhere) = TestServer::on(&database).await;
+    let client = server.client();
+    for _ in 0..3 {
+        let id = client.create(NewJob::new("t")).await.unwrap().job.id;
+        let first = client.claim(Claim::new("first")).await.unwrap().remove(0);
+        // Elsewhere it is given back, and taken by another. Here the first is remembered to hold it.
+        elsewhere.update(Report::released(&id).lease(&first.lease_token)).await.unwrap();
+        let second = elsewhere.claim(Claim::new("second")).await.unwrap().remove(0);
+        link.set(Fault::Cut);
+        let report = Report::succeeded(&id).lease(&second.lease_token);
+        match timeout(Duration::from_secs(2), client.update(report.clone())).await {
+            Err(_) | Ok(Ok(_) | Err(Error::Unavailable { .. })) => {}
+            Ok(Err(error)) => panic!("its holder is told: {error}"),
+        }
+        link.set(Fault::None);
+        client.update(report).await.unwrap();
+    }
+    server.stop().await;
+    other.stop().await;
+    database.verify().await;
 }
