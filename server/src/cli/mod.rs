@@ -123,7 +123,7 @@ pub(crate) enum TokenCommand {
 /// What to do with a database's schema.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Migrate {
-    /// Apply the migrations that are missing, creating an SQLite file where there is none.
+    /// Apply the migrations that are missing.
     Up(DatabaseArgs),
     /// Undo migrations, the last one first. Says what it will lose, and does it only with --yes.
     Down {
@@ -208,7 +208,7 @@ pub(crate) struct DemoArgs {
 /// Which database.
 #[derive(Debug, Args)]
 pub(crate) struct DatabaseArgs {
-    /// Where the ledger is kept: sqlite://PATH (three slashes for an absolute path), created if it is missing, or
+    /// Where the ledger is kept: sqlite://PATH (three slashes for an absolute path), made by serve and import if it is missing, or
     /// postgres://USER:PASSWORD@HOST:PORT/NAME; add ?sslmode=verify-full for TLS, ?host=/DIRECTORY for a socket.
     #[arg(
         long,

@@ -80,6 +80,9 @@ pub(crate) async fn token_with(
         revoked_at: None,
     };
     change(&mut token);
+    if !database.is_postgres() && !database.path().exists() {
+        database.open().await.close().await;
+    }
     tokens::make(&owner_url(database), &token).await.expect("the token is kept");
     (secret.text().to_owned(), token.id)
 }
@@ -568,6 +571,7 @@ fn run(database: &Database, arguments: &[&str]) -> (bool, String, String) {
 }
 
 async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
+    database.open().await.close().await;
     let org = OURS.to_string();
     let create = ["token", "create", "--org", &org, "--role", "producer,worker", "--name", "ci", "--expires", "90d"];
     let (done, text, said) = run(&database, &create);

@@ -74,6 +74,8 @@ fn there_and_back(url: &str) {
 #[test]
 fn a_file_is_migrated_there_and_back() {
     let database = Database::sqlite();
+    // A database without anything in it.
+    std::fs::write(database.path(), "").unwrap();
     there_and_back(&database.url());
     let program = Program::start(&database);
     let (done, said) = run(&["migrate", "up"], &database.url());
@@ -93,6 +95,24 @@ async fn a_database_is_migrated_there_and_back_by_its_owner() {
         assert!(!done && said.contains("9999") && said.contains("newer jobledger"), "{said}");
     }
     assert!(run(&["migrate", "status"], &cluster.url(&name, OWNER)).1.contains("9999 : applied by a newer jobledger"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_does_not_keep_unicode_is_refused_at_once() {
+    let cluster = cluster::shared().await;
+    for encoding in ["SQL_ASCII", "LATIN1"] {
+        let how = format!("TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'");
+        let url = cluster.url(&cluster.create_empty_database(&how).await, OWNER);
+        for arguments in [
+            &["serve", "--listen", "127.0.0.1:0"][..],
+            &["migrate", "up"],
+            &["token", "create", "--operator"],
+            &["verify"],
+        ] {
+            let (done, said) = run(arguments, &url);
+            assert!(!done && said.contains(encoding) && said.contains("ENCODING 'UTF8'"), "{arguments:?}: {said}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -198,6 +198,7 @@ async fn commands_come_to_their_end_whatever_standard_error_is() {
 fn what_can_not_be_printed_is_an_error_and_no_panic() {
     let database = Database::sqlite();
     let url = database.url();
+    std::fs::write(database.path(), "").unwrap();
     assert!(command(&["migrate", "up", "--database-url", &url]).output().unwrap().status.success());
     let copy = format!("{}/copy", database.path().parent().unwrap().display());
     for arguments in [

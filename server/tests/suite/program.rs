@@ -81,6 +81,32 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
 }
 
 #[test]
+fn only_what_serves_or_imports_makes_a_ledger() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let id = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    for arguments in [
+        &["token", "create", "--operator"][..],
+        &["token", "list"],
+        &["token", "revoke", id],
+        &["verify"],
+        &["backup", "copy"],
+        &["renew-log-id"],
+        &["confirm-clock"],
+        &["export", "--legacy"],
+        &["migrate", "up"],
+        &["migrate", "status"],
+        &["migrate", "down", "--yes"],
+    ] {
+        let output = command(arguments).current_dir(folder.path()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("there is no ledger at {}/jobledger.db", folder.path().display());
+        assert!(!output.status.success() && said.contains(&expected), "{arguments:?}: {said}");
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert!(left.is_empty(), "{arguments:?} leaves {left:?}");
+    }
+}
+
+#[test]
 fn a_second_server_on_the_same_file_is_refused() {
     let database = Database::sqlite();
     let first = Program::start(&database);

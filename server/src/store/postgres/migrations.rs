@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use sqlx::{Connection as _, PgConnection};
 
-use super::{connect, connect_options, error::store_error};
+use super::{assert_usable, connect, connect_options, error::store_error};
 use crate::{
     domain::id::LogId,
     store::{
@@ -60,13 +60,15 @@ async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), Sto
 }
 
 async fn connect_to(url: &str) -> Result<PgConnection, StoreError> {
-    connect(&connect_options(url)?.application_name("jobledger-migrate")).await
+    let mut connection = connect(&connect_options(url)?.application_name("jobledger-migrate")).await?;
+    assert_usable(&mut connection).await?;
+    Ok(connection)
 }
 
 /// A connection to a database that lacks nothing.
-pub(super) async fn open(url: &str, may_migrate: bool) -> Result<PgConnection, StoreError> {
+async fn open(url: &str) -> Result<PgConnection, StoreError> {
     let mut connection = connect_to(url).await?;
-    prepare(&mut connection, may_migrate).await?;
+    prepare(&mut connection, false).await?;
     Ok(connection)
 }
 
@@ -92,8 +94,8 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
 }
 
 /// Connects to a database that has all migrations, as the owner of its tables: row-level security shows others nothing, or a part.
-pub(super) async fn open_as_owner(url: &str, may_migrate: bool) -> Result<PgConnection, StoreError> {
-    let mut connection = open(url, may_migrate).await?;
+pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError> {
+    let mut connection = open(url).await?;
     let sql = "/* owner */ SELECT pg_has_role(relowner, 'MEMBER'), current_user::text, pg_get_userbyid(relowner)::text
         FROM pg_class WHERE oid = 'jobledger.ledger'::regclass";
     let (owns, user, owner): (bool, String, String) =
@@ -106,7 +108,7 @@ pub(super) async fn open_as_owner(url: &str, may_migrate: bool) -> Result<PgConn
 
 /// Gives the log another identity.
 pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
-    let mut connection = open_as_owner(url, false).await?;
+    let mut connection = open_as_owner(url).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);
     query.execute(&mut connection).await.map_err(store_error)?;
     let _ = connection.close().await;

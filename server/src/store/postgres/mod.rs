@@ -117,7 +117,7 @@ impl PostgresStore {
     pub(super) async fn open(url: &str, options: OpenOptions) -> Result<Self, StoreError> {
         let base = connect_options(url)?;
         let mut connection = connect(&base).await?;
-        assert_version(&mut connection).await?;
+        assert_usable(&mut connection).await?;
         migrations::prepare(&mut connection, options.migrate).await?;
         roles::check(&mut connection, options.require_rls).await?;
         let base = base.options(SESSION);
@@ -140,10 +140,19 @@ impl PostgresStore {
     }
 }
 
-async fn assert_version(connection: &mut PgConnection) -> Result<(), StoreError> {
+/// Refuses a database that jobledger can't work with.
+async fn assert_usable(connection: &mut PgConnection) -> Result<(), StoreError> {
     let sql =
-        "/* assert_version */ SELECT current_setting('server_version_num')::integer, current_setting('server_version')";
-    let (number, name): (i32, String) = sqlx::query_as(sql).fetch_one(connection).await.map_err(store_error)?;
+        "/* assert_usable */ SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
+            current_setting('server_encoding'), current_database()::text";
+    let (number, name, encoding, database): (i32, String, String, String) =
+        sqlx::query_as(sql).fetch_one(connection).await.map_err(store_error)?;
+    if encoding != "UTF8" {
+        return Err(StoreError::Unusable(format!(
+            "the database {database} keeps text as {encoding}, and jobledger's is Unicode: make one with CREATE DATABASE {database} \
+             ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+        )));
+    }
     if number < OLDEST_SERVER {
         return Err(StoreError::Unusable(format!("this is PostgreSQL {name}; 14 or later is needed")));
     }

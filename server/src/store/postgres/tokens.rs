@@ -40,7 +40,7 @@ pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), St
     const SQL: &str =
         "/* make */ INSERT INTO jobledger.api_token (id, org_id, digest, name, roles, created_at, expires_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
-    let mut connection = migrations::open_as_owner(url, true).await?;
+    let mut connection = migrations::open_as_owner(url).await?;
     let mut transaction = connection.begin().await.map_err(store_error)?;
     let query = sqlx::query(SQL).bind(token.id).bind(key_of(token.org)).bind(token.digest.0.to_vec());
     let query = query.bind(&token.name).bind(token.roles.to_string()).bind(token.created_at).bind(token.expires_at);
@@ -54,7 +54,7 @@ pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), St
 pub(in crate::store) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreError> {
     static SQL: LazyLock<String> =
         LazyLock::new(|| format!("/* list */ SELECT {TOKEN_COLUMNS} FROM jobledger.api_token"));
-    let mut connection = migrations::open_as_owner(url, false).await?;
+    let mut connection = migrations::open_as_owner(url).await?;
     let found = sqlx::query(SQL.as_str()).fetch_all(&mut connection).await.map_err(store_error)?;
     let _ = connection.close().await;
     found.iter().map(|row| token(&mut Columns::of(row))).collect()
@@ -62,7 +62,7 @@ pub(in crate::store) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreErro
 
 pub(in crate::store) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bool, StoreError> {
     const SQL: &str = "/* revoke */ UPDATE jobledger.api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
-    let mut connection = migrations::open_as_owner(url, false).await?;
+    let mut connection = migrations::open_as_owner(url).await?;
     let mut transaction = connection.begin().await.map_err(store_error)?;
     let revoked = sqlx::query(SQL).bind(id).bind(at).execute(&mut *transaction).await.map_err(store_error)?;
     tell(&mut transaction).await?;

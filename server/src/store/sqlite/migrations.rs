@@ -4,7 +4,7 @@ use std::{path::Path, sync::LazyLock};
 
 use sqlx::{ConnectOptions, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{BUSY_TIMEOUT, error::store_error, lock, resolve};
+use super::{BUSY_TIMEOUT, error::store_error, find, lock};
 use crate::{
     domain::id::LogId,
     store::{
@@ -31,16 +31,13 @@ async fn read_status(connection: &mut SqliteConnection) -> Result<Vec<MigrationS
     if tables == 0 { Ok(MIGRATIONS.compare(&[])) } else { MIGRATIONS.status(connection).await }
 }
 
-async fn connect(path: &Path, may_create: bool) -> Result<SqliteConnection, StoreError> {
-    let options = SqliteConnectOptions::new().filename(path).create_if_missing(may_create).busy_timeout(BUSY_TIMEOUT);
+async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
     options.connect().await.map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
 }
 
 pub(in crate::store) async fn status(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
-    if !path.exists() {
-        return Ok(MIGRATIONS.compare(&[]));
-    }
-    read_status(&mut connect(path, false).await?).await
+    read_status(&mut connect(&find(path)?).await?).await
 }
 
 /// True of a file that lacks nothing.
@@ -50,39 +47,39 @@ pub(super) async fn is_current(path: &Path) -> bool {
 }
 
 pub(in crate::store) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
-    let path = &resolve(path)?;
+    let path = &find(path)?;
     let _held = lock(path).await?;
-    let mut connection = connect(path, true).await?;
+    let mut connection = connect(path).await?;
     let missing = migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.up(&mut connection).await?;
     Ok(missing)
 }
 
 pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), StoreError> {
-    let path = &resolve(path)?;
+    let path = &find(path)?;
     let _held = lock(path).await?;
-    let mut connection = connect(path, false).await?;
+    let mut connection = connect(path).await?;
     migrations::missing(read_status(&mut connection).await?)?;
     MIGRATIONS.down(&mut connection, target).await
 }
 
 /// A connection beside a server's, if there is one, to a file that lacks nothing.
 pub(super) async fn beside(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let mut connection = connect(&resolve(path)?, false).await?;
+    let mut connection = connect(&find(path)?).await?;
     prepare(&mut connection, false).await?;
     Ok(connection)
 }
 
 /// Gives the log another identity, of which no server may know yet.
 pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
-    let path = &resolve(path)?;
+    let path = &find(path)?;
     let _held = lock(path).await?;
     rename_log(path, log_id).await
 }
 
 /// The same with a file that nobody else knows of.
 pub(super) async fn rename_log(path: &Path, log_id: LogId) -> Result<(), StoreError> {
-    let mut connection = connect(path, false).await?;
+    let mut connection = connect(path).await?;
     prepare(&mut connection, false).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE ledger SET log_id = $1").bind(log_id.0);
     query.execute(&mut connection).await.map_err(store_error)?;
@@ -95,7 +92,7 @@ mod tests {
 
     async fn tables(path: &Path) -> Vec<String> {
         let sql = "/* tables */ SELECT name FROM sqlite_schema WHERE name NOT LIKE '%sqlx%' ORDER BY name";
-        sqlx::query_scalar(sql).fetch_all(&mut connect(path, false).await.unwrap()).await.unwrap()
+        sqlx::query_scalar(sql).fetch_all(&mut connect(path).await.unwrap()).await.unwrap()
     }
 
     #[tokio::test]

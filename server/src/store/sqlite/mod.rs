@@ -102,7 +102,7 @@ impl SqliteStore {
     ///
     /// [`StoreError::Unusable`] if another server has it open, if a newer server migrated it, or if it is no database.
     pub async fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
-        let path = &resolve(path)?;
+        let path = &if options.file_use == FileUse::Beside { find(path)? } else { resolve(path)? };
         let lock = match options.file_use {
             FileUse::Serve => Some(lock(path).await?),
             FileUse::Prepare => prepare(path).await?,
@@ -176,6 +176,17 @@ fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
     }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     Ok(folder.canonicalize().map_err(fail)?.join(name))
+}
+
+/// The file, which is there.
+fn find(path: &Path) -> Result<PathBuf, StoreError> {
+    if path.try_exists().is_ok_and(|is_there| !is_there) {
+        return Err(StoreError::Unusable(format!(
+            "there is no ledger at {}: --database-url or JOBLEDGER_DATABASE_URL names another, `jobledger serve` makes one",
+            std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display()
+        )));
+    }
+    resolve(path)
 }
 
 /// Takes the lock that keeps a second server off the file.

@@ -38,9 +38,6 @@ pub(super) async fn find(
 pub(in crate::store) async fn make(path: &Path, token: &ApiToken) -> Result<(), StoreError> {
     const SQL: &str = "/* make */ INSERT INTO api_token (id, org_id, digest, name, roles, created_at, expires_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
-    if !migrations::is_current(path).await {
-        migrations::up(path).await?;
-    }
     let mut connection = migrations::beside(path).await?;
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
     let query = sqlx::query(SQL).bind(token.id).bind(key_of(token.org)).bind(token.digest.0.to_vec());
