@@ -62,9 +62,12 @@ async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     // Before anything is opened: a signal that comes early is not lost.
     let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);
 
-    let listener = TcpListener::bind(&args.listen)
-        .await
-        .map_err(|error| format!("can't listen on {}: {error} (expected ADDR:PORT)", args.listen))?;
+    let listener = TcpListener::bind(&args.listen).await.map_err(|error| {
+        use io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+        let is_address = matches!(error.kind(), AddrInUse | AddrNotAvailable | PermissionDenied);
+        let hint = if is_address { "" } else { " (expected ADDR:PORT)" };
+        format!("can't listen on {}: {error}{hint}", args.listen)
+    })?;
     let config = args.config();
     let address = listener.local_addr()?;
     raise_file_limit(config.connections.connections as u64);

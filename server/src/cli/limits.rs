@@ -41,8 +41,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16_384, value_parser = value_parser!(u32).range(4_096..=1_048_576))]
     max_header_bytes: u32,
 
-    /// Calls that a connection may reset before they were begun, or have reset for its mistakes, before it is closed.
-    #[arg(long, env = "JOBLEDGER_MAX_RESETS", value_name = "N", default_value_t = 200, value_parser = many())]
+    /// Calls that a connection may reset within a minute before their answers come, or have reset for its mistakes, before it is closed.
+    #[arg(long, env = "JOBLEDGER_MAX_RESETS", value_name = "N", default_value_t = 1_000, value_parser = many())]
     max_resets: u32,
 
     /// How long a connection may take for its first bytes, and for the handshake of TLS.

@@ -200,6 +200,9 @@ pub(crate) struct DemoArgs {
     /// Files to digest at the same time: 1 to 1,000.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub(crate) workers: u16,
+    /// Take what is in hidden directories, and in those that are marked as caches (CACHEDIR.TAG), too.
+    #[arg(long)]
+    pub(crate) all: bool,
     /// What to log, to stderr; as for serve.
     #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "error")]
     pub(crate) log: String,

@@ -41,6 +41,7 @@ pub(super) struct Found {
 pub(super) fn walk(
     root: &Path,
     database: Option<&str>,
+    takes_all: bool,
     files: &mpsc::Sender<Found>,
     display: &Display,
 ) -> Vec<(PathBuf, String)> {
@@ -54,7 +55,9 @@ pub(super) fn walk(
         let step = (|| -> io::Result<()> {
             // Not followed: a link to a file is not a regular file, and one to a directory may lead in circles.
             let metadata = fs::symlink_metadata(&path)?;
-            if metadata.is_dir() {
+            if metadata.is_dir() && path != root && !takes_all && is_left_out(&path) {
+                skipped.push((path.clone(), "hidden, or marked as a cache: --all takes it".to_owned()));
+            } else if metadata.is_dir() {
                 let entries = fs::read_dir(&path)?.map(|entry| entry.map(|entry| entry.path()));
                 pending.extend(entries.collect::<io::Result<Vec<_>>>()?);
             } else if metadata.is_file() {
@@ -73,6 +76,12 @@ pub(super) fn walk(
         }
     }
     skipped
+}
+
+/// True of a directory that is hidden, or marked as one that can be made again (<https://bford.info/cachedir/>).
+fn is_left_out(directory: &Path) -> bool {
+    let is_hidden = directory.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    is_hidden || directory.join("CACHEDIR.TAG").is_file()
 }
 
 /// A key of bounded length that changes with the path and the modification time.

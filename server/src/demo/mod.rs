@@ -130,7 +130,8 @@ async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
     };
     let walking = spawn_blocking({
         let display = display.clone();
-        move || files::walk(&root, database.as_deref().and_then(Path::to_str), &files, &display)
+        let takes_all = args.all;
+        move || files::walk(&root, database.as_deref().and_then(Path::to_str), takes_all, &files, &display)
     });
     let (mut known, mut known_failed) = (HashSet::new(), 0i64);
     let mut batch = Vec::with_capacity(CREATED_AT_ONCE);

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -49,6 +49,9 @@ const LEAST_BUFFER: usize = 8 << 10;
 const LAST_CALLS: Duration = Duration::from_secs(20);
 const LAST_CALLS_AT_STOP: Duration = Duration::from_secs(1);
 
+/// In what time resets are counted.
+const RESETS_WITHIN: Duration = Duration::from_secs(60);
+
 /// How often it is seen to that an idle connection ends, in its time.
 const LOOKS: u32 = 8;
 
@@ -66,7 +69,7 @@ pub(super) async fn run<IO, S>(
     S::Future: Send + Unpin + 'static,
 {
     let (address, cut) = (peer.address, peer.cut.clone());
-    let calls = Arc::new(Calls::default());
+    let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), ..Calls::default() });
     let read = Arc::new(AtomicU64::new(0));
     let service = Counting { service, peer, unread, calls: Arc::clone(&calls) };
     let io = TokioIo::new(Counted { io, read: Arc::clone(&read) });
@@ -161,6 +164,23 @@ async fn idle(calls: &Calls, after: Duration) {
 struct Calls {
     open: AtomicUsize,
     begun: AtomicU64,
+    /// How many may be reset in [`RESETS_WITHIN`] before their answers come.
+    resets: u32,
+    reset: Mutex<Option<(Instant, u32)>>,
+    cut: CancellationToken,
+}
+
+impl Calls {
+    /// Counts one that the caller has reset. Beyond what is allowed the connection ends.
+    fn count_reset(&self) {
+        let mut reset = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, n) = reset.filter(|(since, _)| since.elapsed() < RESETS_WITHIN).unwrap_or((Instant::now(), 0));
+        *reset = Some((since, n + 1));
+        if n >= self.resets && !self.cut.is_cancelled() {
+            tracing::warn!(resets = n + 1, "a connection is closed that resets its calls");
+            self.cut.cancel();
+        }
+    }
 }
 
 /// Counts what is read.
@@ -250,6 +270,14 @@ struct Answering<F> {
     answer: F,
     unread: Share,
     open: Option<Open>,
+}
+
+impl<F> Drop for Answering<F> {
+    fn drop(&mut self) {
+        if let Some(open) = &self.open {
+            open.0.count_reset();
+        }
+    }
 }
 
 impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for Answering<F> {

@@ -25,8 +25,8 @@ pub struct ConnectionLimits {
     pub calls_per_connection: u32,
     /// Bytes of a call's headers, names included.
     pub header_bytes: u32,
-    /// Calls that a caller may reset before they were begun, and that the server may have to reset for a caller's mistakes, before
-    /// the connection is closed.
+    /// Calls that a caller may reset within a minute before their answers come, and that the server may have to reset for a caller's
+    /// mistakes, before the connection is closed.
     pub resets: usize,
     /// How long a new connection may take for its first bytes, and for the handshake of TLS.
     pub first_bytes_within: Duration,
@@ -45,7 +45,7 @@ impl Default for ConnectionLimits {
             connections_per_address: 2_000,
             calls_per_connection: 4_096,
             header_bytes: 16 << 10,
-            resets: 200,
+            resets: 1_000,
             first_bytes_within: Duration::from_secs(10),
             idle: Duration::from_secs(600),
             keepalive: Duration::from_secs(20),

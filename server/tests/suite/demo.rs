@@ -43,6 +43,25 @@ async fn a_tree_is_digested_once_and_known_afterwards() {
 }
 
 #[test]
+fn hidden_directories_and_caches_are_left_out_unless_asked_for() {
+    let tree = tempfile::TempDir::new().unwrap();
+    for folder in [".git", "target", "src"] {
+        fs::create_dir(tree.path().join(folder)).unwrap();
+        fs::write(tree.path().join(folder).join("file"), folder).unwrap();
+    }
+    fs::write(tree.path().join("target/CACHEDIR.TAG"), "Signature: 8a477f597d28d172789f06886806bc55").unwrap();
+    let path = tree.path().to_str().unwrap();
+    let (done, said) = demo(&[path]);
+    assert!(done && said.starts_with("1 files: 1 digested"), "{said}");
+    for folder in [".git", "target"] {
+        let line = format!("skipped {path}/{folder}: hidden, or marked as a cache: --all takes it\n");
+        assert!(said.contains(&line), "{said}");
+    }
+    let (done, said) = demo(&[path, "--all"]);
+    assert!(done && said.starts_with("4 files: 4 digested") && !said.contains("skipped"), "{said}");
+}
+
+#[test]
 fn what_can_not_be_digested_is_said() {
     let empty = tempfile::TempDir::new().unwrap();
     let (done, said) = demo(&[empty.path().to_str().unwrap()]);

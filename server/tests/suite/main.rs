@@ -51,6 +51,7 @@ mod python;
 mod raw;
 mod recent;
 mod replicas;
+mod resets;
 mod retention;
 mod rls;
 mod seeded;

@@ -69,7 +69,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--write-connections", "0"], "not in 1..=100"),
         (vec!["migrate"], "migrate <COMMAND>"),
         (vec!["--shutdown-grace", "18446744073709551615"], "must be 0s to 1h"),
-        (vec!["--listen", "nowhere:x"], "can't listen on nowhere:x"),
+        (vec!["--listen", "nowhere:x"], "(expected ADDR:PORT)"),
         (vec!["--log", "a=b=c"], "invalid log filter \"a=b=c\""),
         (vec!["--log", "chatty"], "\"chatty\" is no level"),
         (vec!["serv"], "unrecognized subcommand"),
@@ -78,6 +78,15 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         assert!(said.contains(expected), "{arguments:?} said: {said}");
         assert!(!said.contains("secret"), "a password stays unsaid: {said}");
     }
+}
+
+#[test]
+fn an_address_in_use_is_said_to_be_that() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let said = refusal(&["--listen", &address]);
+    assert!(said.contains(&format!("can't listen on {address}: Address already in use")), "{said}");
+    assert!(!said.contains("expected"), "{said}");
 }
 
 #[test]

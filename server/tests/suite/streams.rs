@@ -205,7 +205,7 @@ async fn bookmarks_come_while_nothing_matches(database: Database) {
 async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database) {
     let mut config = database.config();
     // Ten times as long as this the error waits to be read.
-    let slow_after = Duration::from_millis(500);
+    let slow_after = Duration::from_secs(2);
     config.slow_consumer_after = slow_after;
     let address = fixed_address();
     let server = TestServer::start_on(&address, config).await;
