@@ -10,6 +10,7 @@ pub mod access;
 pub mod config;
 pub mod domain;
 pub mod export;
+pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod import;

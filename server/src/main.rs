@@ -17,6 +17,7 @@ use std::{
 
 use clap::Parser as _;
 use jobledger_server::{Server, telemetry};
+use rustix::fs::Mode;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -29,6 +30,8 @@ use crate::cli::{Cli, Command, ServeArgs};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Payloads, tokens and results are nobody else's business, whatever file they are in.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let _written = match telemetry::open() {
         Ok(open) => open,
         Err(error) => {

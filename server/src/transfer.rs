@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jobledger_client::shutdown_signal;
 use jobledger_server::{
     domain::{clock::SystemClock, id::OrgId},
-    export,
+    export, files,
     import::{self, ImportRequest, Observer, ReportedRow, RowVerdict, Summary, Table},
     ledger::{Ledger, Limits},
     store::{
@@ -191,7 +191,12 @@ impl Observer for Progress {
     fn begin(&mut self, tables: &[Table], rows: u64) -> io::Result<()> {
         let cannot = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
         // What an earlier run has written is told again, or is no longer true. That a file can be made is seen before it is needed.
-        File::create(&self.path).and_then(|_| fs::remove_file(&self.path)).map_err(cannot)?;
+        let try_out = || {
+            files::remove_earlier(&self.path)?;
+            files::create_new(&self.path)?;
+            fs::remove_file(&self.path)
+        };
+        try_out().map_err(cannot)?;
         let names: Vec<_> = tables.iter().map(|table| table.name()).collect();
         telemetry::say(&format!("{rows} rows in {}", names.join(" and ")));
         self.bar.set_length(rows);
@@ -210,7 +215,7 @@ impl Observer for Progress {
 
     fn report(&mut self, row: &ReportedRow<'_>) -> io::Result<()> {
         if self.file.is_none() {
-            self.file = Some(BufWriter::new(File::create(&self.path)?));
+            self.file = Some(BufWriter::new(files::create_new(&self.path)?));
         }
         if let Some(file) = &mut self.file {
             serde_json::to_writer(&mut *file, row)?;
@@ -231,7 +236,7 @@ pub(crate) async fn export(args: ExportArgs) -> Result<(), Failure> {
     let store = store::open(&args.database.database_url, options).await?;
     let org = OrgId(args.org.unwrap_or(Uuid::nil()));
     let mut out: Box<dyn io::Write + Send> = match &args.output {
-        Some(path) => Box::new(File::create(path).map_err(|error| format!("{}: {error}", path.display()))?),
+        Some(path) => Box::new(files::create_new(path).map_err(|error| format!("{}: {error}", path.display()))?),
         None => Box::new(io::stdout()),
     };
     let exported = export::to_old_table(&*store, org, &args.schema, &mut out).await;

@@ -181,7 +181,7 @@ pub(crate) struct ExportArgs {
     /// The schema that the old table is in.
     #[arg(long, value_name = "NAME", default_value = "public")]
     pub(crate) schema: String,
-    /// Where to write; by default to standard output.
+    /// Where to write, a file that is not there yet; by default to standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]

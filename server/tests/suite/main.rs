@@ -44,6 +44,7 @@ mod numbers;
 mod output;
 mod overload;
 mod plans;
+mod private_files;
 mod probes;
 mod program;
 mod proxy;

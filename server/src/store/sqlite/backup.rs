@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use super::{error::store_error, migrations};
-use crate::{domain::id::LogId, store::StoreError};
+use crate::{domain::id::LogId, files, store::StoreError};
 
 /// How often it is said how far it is.
 const SAY: Duration = Duration::from_millis(200);
@@ -33,8 +33,10 @@ pub(in crate::store) async fn backup(
     let mut partial = name.to_owned();
     partial.push(".partial");
     let partial = Partial(to.with_file_name(partial));
-    // Left by one that was killed. SQLite writes to no file that is there.
-    partial.remove();
+    // Left by one that was killed.
+    files::remove_earlier(&partial.0).map_err(failed)?;
+    // SQLite writes to a file that is empty.
+    files::create_new(&partial.0).map_err(failed)?;
     let mut connection = migrations::beside(path).await?;
     let pages = "/* pages */ SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
     let bytes: i64 = sqlx::query_scalar(pages).fetch_one(&mut connection).await.map_err(store_error)?;

@@ -20,9 +20,9 @@ pub(super) mod tokens;
 mod write;
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{File, Metadata, Permissions, TryLockError},
     io::ErrorKind,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -30,6 +30,7 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
+use rustix::fs::OFlags;
 use sqlx::{
     ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool,
     query::Query,
@@ -53,6 +54,7 @@ use crate::{
         id::{Digest, JobId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
+    files,
     store::{recent::Recent, rows::Columns as _},
 };
 
@@ -111,6 +113,10 @@ impl SqliteStore {
         let may_change = lock.is_some();
         if may_change {
             create(path)?;
+        }
+        // Not opened for it: closing it would let go of the locks that SQLite has elsewhere in this process.
+        if std::fs::metadata(path).is_ok_and(|found| is_open_to_others(&found)) {
+            tracing::warn!(file = %path.display(), "others may read the ledger, and what SQLite puts beside it: chmod 600");
         }
         let base = SqliteConnectOptions::new()
             .filename(path)
@@ -215,12 +221,17 @@ async fn prepare(path: &Path) -> Result<Option<File>, StoreError> {
 
 /// Creates the file where there is none, for its owner alone: payloads are in it. What SQLite puts beside it is for the same.
 fn create(path: &Path) -> Result<(), StoreError> {
-    match File::options().create_new(true).write(true).mode(0o600).open(path) {
+    match files::create_new(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(StoreError::Unusable(format!("can't create {}: {error}", path.display())))
         }
         _ => Ok(()),
     }
+}
+
+/// True of a file that others than its owner may read or write.
+fn is_open_to_others(file: &Metadata) -> bool {
+    file.permissions().mode() & 0o077 != 0
 }
 
 /// True if a server has the file.
@@ -235,7 +246,20 @@ fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     name.push("-lock");
     let lock_path = PathBuf::from(name);
     let fail = |error: std::io::Error| StoreError::Unusable(format!("can't lock {}: {error}", lock_path.display()));
-    let file = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(fail)?;
+    // Whoever can open it can hold the lock.
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&lock_path)
+        .map_err(fail)?;
+    if is_open_to_others(&file.metadata().map_err(fail)?)
+        && file.set_permissions(Permissions::from_mode(0o600)).is_err()
+    {
+        tracing::warn!(file = %lock_path.display(), "others may open the lock, and hold it: chmod 600");
+    }
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
