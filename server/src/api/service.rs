@@ -54,9 +54,9 @@ impl Service {
             .subscribe(caller.org(), peer.as_ref().map(|peer| peer.address), wanted)
             .await
             .map_err(ApiError::from)?;
-        let cut = peer.map(|peer| peer.cut).unwrap_or_default();
+        let ends = peer.map(|peer| (peer.ending, peer.cut)).unwrap_or_default();
         let log_id = MetadataValue::try_from(subscription.log_id().to_string());
-        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone(), cut);
+        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone(), ends);
         let mut answer = Response::new(stream);
         if let Ok(log_id) = log_id {
             answer.metadata_mut().insert(LOG_ID_HEADER, log_id);

@@ -159,7 +159,7 @@ pub(super) fn start(
     subscription: Subscription,
     slow_consumer_after: Duration,
     draining: CancellationToken,
-    cut: CancellationToken,
+    (ending, cut): (CancellationToken, CancellationToken),
 ) -> EventStream {
     let (queue, receiver) = mpsc::channel(QUEUE + 1);
     let taken = Arc::new(AtomicU64::new(0));
@@ -176,6 +176,7 @@ pub(super) fn start(
         let ended = tokio::select! {
             () = queue.closed() => return,
             () = draining.cancelled() => Err(LedgerError::Draining.into()),
+            () = ending.cancelled() => Err(LedgerError::Draining.into()),
             ended = deliver(subscription, &queue, &mut sent, &patience) => ended,
         };
         if let Err(error) = &ended {

@@ -53,6 +53,11 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_IDLE_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = long)]
     idle_timeout: Duration,
 
+    /// How old a connection may become, give or take a tenth: it then takes no more calls, so that new servers behind a balancer get
+    /// connections. Event streams on it have five minutes to end, and are then told to go on elsewhere.
+    #[arg(long, env = "JOBLEDGER_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "30m", value_parser = long)]
+    max_connection_age: Duration,
+
     /// How often a connection that says nothing is asked for a sign of life; without one for as long again it is closed.
     #[arg(long, env = "JOBLEDGER_KEEPALIVE", value_name = "TIME", default_value = "20s", value_parser = long)]
     keepalive: Duration,
@@ -143,6 +148,7 @@ impl LimitArgs {
             resets: self.max_resets as usize,
             first_bytes_within: self.first_bytes_timeout,
             idle: self.idle_timeout,
+            age: self.max_connection_age,
             keepalive: self.keepalive,
             unread: self.max_answer_memory as usize,
         }

@@ -57,7 +57,7 @@ pub(crate) async fn serve<S>(
             Ok(place) => {
                 let (tls, cut) = (tls.clone(), CancellationToken::new());
                 let unread = unread.share(address, cut.clone());
-                let peer = Peer { address, certificate: None, cut };
+                let peer = Peer { address, certificate: None, cut, ending: CancellationToken::new() };
                 let draining = draining.clone();
                 connections.spawn(run(stream, peer, (place, unread), tls, service.clone(), limits, draining));
             }

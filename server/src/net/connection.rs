@@ -49,6 +49,9 @@ const LEAST_BUFFER: usize = 8 << 10;
 const LAST_CALLS: Duration = Duration::from_secs(20);
 const LAST_CALLS_AT_STOP: Duration = Duration::from_secs(1);
 
+/// How long streams may go on at most on a connection that is too old.
+const LAST_STREAMS: Duration = Duration::from_secs(300);
+
 /// In what time resets are counted.
 const RESETS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -68,7 +71,7 @@ pub(super) async fn run<IO, S>(
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin + 'static,
 {
-    let (address, cut) = (peer.address, peer.cut.clone());
+    let (address, cut, ending) = (peer.address, peer.cut.clone(), peer.ending.clone());
     let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), ..Calls::default() });
     let read = Arc::new(AtomicU64::new(0));
     let service = Counting { service, peer, unread, calls: Arc::clone(&calls) };
@@ -77,7 +80,8 @@ pub(super) async fn run<IO, S>(
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut silent = pin!(silent(&read, limits.first_bytes_within));
     let mut idle = pin!(idle(&calls, limits.idle));
-    let (mut is_draining, mut is_ending) = (false, false);
+    let (mut is_draining, mut is_ending, mut is_old) = (false, false, false);
+    let mut aging = pin!(sleep(about(limits.age)));
     let (mut last_calls, mut pause) = (pin!(sleep(Duration::MAX)), LAST_CALLS);
     loop {
         tokio::select! {
@@ -101,6 +105,16 @@ pub(super) async fn run<IO, S>(
                 is_ending = true;
                 last_calls.as_mut().reset(Instant::now() + pause);
                 connection.as_mut().graceful_shutdown();
+            }
+            () = &mut aging, if !ending.is_cancelled() => {
+                if is_old {
+                    ending.cancel();
+                } else {
+                    (is_old, is_ending) = (true, true);
+                    aging.as_mut().reset(Instant::now() + limits.age.min(LAST_STREAMS));
+                    last_calls.as_mut().reset(Instant::now() + pause);
+                    connection.as_mut().graceful_shutdown();
+                }
             }
             () = &mut last_calls, if is_ending => {
                 // A call that came at the last moment goes on.
@@ -135,6 +149,12 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
         .keep_alive_interval(limits.keepalive)
         .keep_alive_timeout(limits.keepalive);
     builder
+}
+
+/// A time, give or take a tenth: connections that came together don't come again together.
+fn about(time: Duration) -> Duration {
+    let share = f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX);
+    time.mul_f64(0.9 + 0.2 * share)
 }
 
 /// Done if a connection has not said what it is in time.

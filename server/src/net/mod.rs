@@ -32,6 +32,9 @@ pub struct ConnectionLimits {
     pub first_bytes_within: Duration,
     /// How long a connection may have no call before it is closed.
     pub idle: Duration,
+    /// How old a connection may become, give or take a tenth: it then takes no more calls, so that whoever reconnects finds servers that
+    /// have come since. Streams on it have as long again to end by themselves, five minutes at most.
+    pub age: Duration,
     /// A peer that says nothing is asked for a sign of life this often, and given up after the same time again.
     pub keepalive: Duration,
     /// Bytes of answers that callers have not taken, but for those that go on; beyond that, the connection with most of them is closed.
@@ -48,6 +51,7 @@ impl Default for ConnectionLimits {
             resets: 1_000,
             first_bytes_within: Duration::from_secs(10),
             idle: Duration::from_secs(600),
+            age: Duration::from_secs(1_800),
             keepalive: Duration::from_secs(20),
             unread: 128 << 20,
         }
@@ -62,4 +66,6 @@ pub(crate) struct Peer {
     pub(crate) certificate: Option<Arc<PeerCertificate>>,
     /// Cancelled, the connection is closed with all that is on it.
     pub(crate) cut: CancellationToken,
+    /// Cancelled, what goes on without an end on it is to end, and to go on elsewhere.
+    pub(crate) ending: CancellationToken,
 }

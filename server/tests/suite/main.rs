@@ -2,6 +2,7 @@
 //! real sockets. One program, so that it is linked once.
 
 mod access;
+mod aging;
 mod backup;
 mod batches;
 mod breaking;
