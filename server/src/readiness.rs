@@ -11,6 +11,8 @@ pub(crate) enum Readiness {
     NoDatabase,
     /// Commands wait, and none is decided.
     Stalled,
+    /// A newer server has migrated the database: what this one would write there may be wrong.
+    Outdated,
     /// It is going away.
     Stopping,
 }
@@ -21,6 +23,7 @@ impl fmt::Display for Readiness {
             Self::Ready => "ready",
             Self::NoDatabase => "not ready: the database does not answer in time",
             Self::Stalled => "not ready: commands wait, and none is decided",
+            Self::Outdated => "not ready: a newer jobledger has migrated the database",
             Self::Stopping => "not ready: shutting down",
         })
     }

@@ -59,6 +59,9 @@ pub enum ServeError {
     /// The reflection service can't be built.
     #[error("the contract's descriptors can't be served: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// A newer server has migrated the database.
+    #[error("a newer jobledger has migrated the database: this server has stopped, and a newer one is to be started")]
+    Outdated,
     /// A defect: the lanes ended by themselves.
     #[error("the ledger stopped by itself; this is a defect, and the log has its panic")]
     LedgerStopped,
@@ -114,6 +117,7 @@ impl Server {
         let (readiness, watched) = watch::channel(Readiness::Ready);
         // A store that was opened has just answered.
         report(&health, ServingStatus::Serving).await;
+        let outdated = await_outdated(watched.clone());
         let reporting = report_readiness(health.clone(), watched.clone());
         let maintenance = maintenance::run(ledger.clone(), Arc::clone(&store), config.retention, readiness.clone());
         let watching = watch_credentials(access.clone(), tls.clone());
@@ -143,6 +147,7 @@ impl Server {
 
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
+            () = outdated => Err(ServeError::Outdated),
             _ = &mut serving => Err(ServeError::Listener(io::Error::other("it ended by itself"))),
             _ = &mut lanes => Err(ServeError::LedgerStopped),
         };
@@ -194,8 +199,17 @@ async fn report_readiness(health: HealthReporter, mut readiness: watch::Receiver
         match found {
             Readiness::Stopping => return,
             Readiness::Ready => report(&health, ServingStatus::Serving).await,
-            Readiness::NoDatabase | Readiness::Stalled => report(&health, ServingStatus::NotServing).await,
+            Readiness::NoDatabase | Readiness::Stalled | Readiness::Outdated => {
+                report(&health, ServingStatus::NotServing).await;
+            }
         }
+    }
+}
+
+/// Done once a newer server has migrated the database.
+async fn await_outdated(mut readiness: watch::Receiver<Readiness>) {
+    if readiness.wait_for(|found| *found == Readiness::Outdated).await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -29,7 +29,15 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, readiness: &watch::S
         let found = match timeout(ANSWER_WITHIN, store.ping()).await {
             Ok(Ok(clock)) => {
                 ledger.observe_clock(Reading { asked, clock, heard: Moment::now() });
-                if ledger.stalled_for() > STALLED_AFTER { Readiness::Stalled } else { Readiness::Ready }
+                match timeout(ANSWER_WITHIN, store.newer_migration()).await {
+                    Ok(Ok(Some(version))) => {
+                        tracing::error!(version, "a newer jobledger has migrated the database: this server stops");
+                        Readiness::Outdated
+                    }
+                    Ok(Ok(None)) if ledger.stalled_for() > STALLED_AFTER => Readiness::Stalled,
+                    Ok(Ok(None)) => Readiness::Ready,
+                    Ok(Err(_)) | Err(_) => Readiness::NoDatabase,
+                }
             }
             Ok(Err(_)) | Err(_) => Readiness::NoDatabase,
         };

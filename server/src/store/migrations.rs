@@ -142,6 +142,12 @@ pub async fn down(url: &DatabaseUrl, target: i64) -> Result<(), StoreError> {
     }
 }
 
+/// The version, if it is above all that this program knows.
+pub(super) fn newer(version: i64) -> Option<i64> {
+    let known = SQLITE.iter().map(|script| script.version).max();
+    Some(version).filter(|version| Some(*version) > known)
+}
+
 /// Migrates one kind of database, on a connection that nobody else migrates it by.
 pub(super) struct Migrations {
     scripts: &'static [Script],

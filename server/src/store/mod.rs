@@ -243,6 +243,9 @@ pub trait Store: Send + Sync + 'static {
     /// Asks for a sign of life, and what the clock says; without touching a table.
     async fn ping(&self) -> Result<Time, StoreError>;
 
+    /// The last migration, if it is one that this server doesn't know: a newer one has come since it was opened.
+    async fn newer_migration(&self) -> Result<Option<i64>, StoreError>;
+
     /// Notes that the clock was seen, and tells how far it has come since any server did last; `None` if none has.
     async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError>;
 

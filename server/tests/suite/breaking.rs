@@ -219,6 +219,10 @@ impl Store for Breaking {
         self.inner.maintain().await
     }
 
+    async fn newer_migration(&self) -> Result<Option<i64>, StoreError> {
+        self.inner.newer_migration().await
+    }
+
     async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
         self.inner.note_clock().await
     }

@@ -1,18 +1,24 @@
 //! `jobledger migrate`, and what servers do with a database that is not at their schema.
 
-use std::{collections::BTreeMap, process::Output, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use jobledger_client::{
-    Claim, NewJob, Report,
-    proto::{ClaimJobsRequest, ListJobsRequest},
+    Claim, Client, NewJob, Report,
+    proto::{ClaimJobsRequest, ListJobsRequest, StreamJobEventsRequest},
 };
 use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use sqlx::{AssertSqlSafe, Executor as _};
+use tokio::time::timeout;
 
 use crate::{
     cluster::{self, OWNER},
-    harness::{Database, Program, TestServer, command},
+    harness::{Database, PATIENCE, Program, TestServer, command},
 };
 
 fn run(arguments: &[&str], url: &str) -> (bool, String) {
@@ -95,6 +101,33 @@ async fn a_database_is_migrated_there_and_back_by_its_owner() {
         assert!(!done && said.contains("9999") && said.contains("newer jobledger"), "{said}");
     }
     assert!(run(&["migrate", "status"], &cluster.url(&name, OWNER)).1.contains("9999 : applied by a newer jobledger"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_database_a_newer_one_migrates_drains_and_says_why() {
+    let database = Database::postgres().await;
+    let arguments = ["--listen", "127.0.0.1:0", "--log", "error", "--database-url", &database.url()];
+    let mut served = command(&arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(served.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let client = Client::new(format!("http://{}", line.trim().strip_prefix("listening on ").unwrap())).unwrap();
+    let mut events = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+    let newer = "INSERT INTO jobledger.migration SELECT 9999, 'newer', installed_on, success, checksum, 0 FROM jobledger.migration LIMIT 1";
+    database.connect_as("postgres").await.execute(newer).await.unwrap();
+    let ended = async {
+        loop {
+            if let Err(error) = events.message().await {
+                return error;
+            }
+        }
+    };
+    let ended = timeout(PATIENCE, ended).await.expect("within seconds");
+    assert_eq!(ended.code(), tonic::Code::Unavailable, "{ended:?}");
+    let output = tokio::task::spawn_blocking(|| served.wait_with_output().unwrap()).await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("jobledger: a newer jobledger has migrated the database"), "{said}");
+    database.is_made_up();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

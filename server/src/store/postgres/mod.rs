@@ -248,6 +248,10 @@ impl Store for PostgresStore {
         read::ping(&self.readers).await
     }
 
+    async fn newer_migration(&self) -> Result<Option<i64>, StoreError> {
+        read::newer_migration(&self.readers).await
+    }
+
     async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
         read::note_clock(&self.readers).await
     }

@@ -22,6 +22,7 @@ use crate::{
     },
     store::{
         About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
+        migrations,
         rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS},
     },
 };
@@ -269,6 +270,13 @@ pub(super) async fn maintain(readers: &Arc<Connections>, months_ahead: i32) -> R
 pub(super) async fn ping(readers: &Arc<Connections>) -> Result<Time, StoreError> {
     let found = readers.fetch("/* ping */ SELECT clock_timestamp()", arguments![]).await?;
     Columns::of(found.first().ok_or_else(|| rows::damaged("clock"))?).time()
+}
+
+pub(super) async fn newer_migration(readers: &Arc<Connections>) -> Result<Option<i64>, StoreError> {
+    let sql = "/* newer_migration */ SELECT coalesce(max(version), 0) FROM jobledger.migration";
+    let found = readers.fetch(sql, arguments![]).await?;
+    let last = Columns::of(found.first().ok_or_else(|| rows::damaged("migration"))?).long()?;
+    Ok(migrations::newer(last))
 }
 
 pub(super) async fn note_clock(readers: &Arc<Connections>) -> Result<Option<TimeDelta>, StoreError> {

@@ -364,6 +364,12 @@ impl Store for SqliteStore {
         Ok(self.clock.now())
     }
 
+    async fn newer_migration(&self) -> Result<Option<i64>, StoreError> {
+        let sql = "/* newer_migration */ SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
+        let last = sqlx::query_scalar(sql).fetch_one(&self.readers).await.map_err(store_error)?;
+        Ok(crate::store::migrations::newer(last))
+    }
+
     async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
         let sql = "/* note_clock */ SELECT clock_seen_at FROM ledger";
         let row = sqlx::query(sql).fetch_one(&self.readers).await.map_err(store_error)?;
