@@ -99,6 +99,7 @@ mod tests {
     async fn every_migration_can_be_undone_and_done_again() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("x.db");
+        std::fs::write(&path, "").unwrap();
         assert_eq!(up(&path).await.unwrap().len(), migrations::SQLITE.len());
         let there = tables(&path).await;
         assert!(there.contains(&"job_event".to_owned()), "{there:?}");
