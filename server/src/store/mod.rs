@@ -130,6 +130,8 @@ pub struct OpenOptions {
     pub write_connections: u32,
     /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
     pub read_connections: u32,
+    /// What the log beside the database may grow to before reads wait for it to begin anew, in bytes. SQLite only.
+    pub max_wal: u64,
     /// What for. SQLite only: one server has the file for itself.
     pub file_use: FileUse,
 }
@@ -154,6 +156,7 @@ impl OpenOptions {
             require_rls: false,
             write_connections: 8,
             read_connections: 8,
+            max_wal: 256 << 20,
             file_use: FileUse::Serve,
         }
     }

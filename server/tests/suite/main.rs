@@ -65,5 +65,6 @@ mod streams;
 mod tls;
 mod verify;
 mod views;
+mod wal;
 mod wire;
 mod workers;

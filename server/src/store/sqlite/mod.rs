@@ -17,6 +17,7 @@ mod series;
 mod set;
 mod statistics;
 pub(super) mod tokens;
+mod wal;
 mod write;
 
 use std::{
@@ -37,11 +38,13 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::{sync::Mutex, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::backup::backup;
 use self::{
     columns::{Columns, micros},
     error::store_error,
+    wal::{Gate, Keeper},
 };
 use super::{
     About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery, Listener,
@@ -86,6 +89,8 @@ const ORGS_PER_TRANSACTION: usize = 64;
 
 /// An open SQLite ledger.
 pub struct SqliteStore {
+    /// Keeps the log short.
+    _keeping: Option<AbortOnDropHandle<()>>,
     /// `None` after a transaction was given up: its connection is dropped with it, and the next one opens another.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     write_options: SqliteConnectOptions,
@@ -135,8 +140,17 @@ impl SqliteStore {
         assert_version(&mut writer).await?;
         migrations::prepare(&mut writer, options.migrate && may_change).await?;
         let base = base.read_only(true);
+        let gate = Gate::open();
         let pool = |most| {
+            let gate = gate.clone();
             let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+            let pool = pool.before_acquire(move |_, _| {
+                let gate = gate.clone();
+                Box::pin(async move {
+                    gate.pass().await;
+                    Ok(true)
+                })
+            });
             // Readers stay. A writer whose commit failed is opened anew; were it the only connection, SQLite would then read its whole log
             // again, and take for committed what no fsync has brought to the disk.
             pool.idle_timeout(None).max_lifetime(None)
@@ -144,8 +158,18 @@ impl SqliteStore {
         let of_jobs = base.clone().row_buffer_size(JOB_BUFFER);
         let job_readers = pool(JOB_CONNECTIONS).connect_with(of_jobs).await.map_err(unusable)?;
         let readers = pool(READ_CONNECTIONS).connect_with(base).await.map_err(unusable)?;
+        let writer = Arc::new(Mutex::new(Some(writer)));
+        let keeper = Keeper {
+            gate,
+            path: wal::path_of(path),
+            limit: options.max_wal,
+            pools: [readers.clone(), job_readers.clone()],
+            writer: Arc::downgrade(&writer),
+        };
+        let keeping = (options.file_use == FileUse::Serve).then(|| AbortOnDropHandle::new(tokio::spawn(keeper.run())));
         Ok(Self {
-            writer: Arc::new(Mutex::new(Some(writer))),
+            _keeping: keeping,
+            writer,
             write_options,
             readers,
             job_readers,
