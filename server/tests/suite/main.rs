@@ -45,6 +45,7 @@ mod numbers;
 mod output;
 mod overload;
 mod plans;
+mod pooler;
 mod private_files;
 mod probes;
 mod program;

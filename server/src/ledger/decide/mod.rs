@@ -1,5 +1,6 @@
 //! Decides a batch of commands on one org's log: pure code between loading and writing.
 
+mod due;
 mod import;
 mod retain;
 
@@ -13,7 +14,7 @@ use super::{
     LedgerError,
     claims::{self, Candidates},
     clock_watch::Trust,
-    command::{Claim, Command, Create, Looked, Reply},
+    command::{Claim, Command, Create, Reply},
 };
 use crate::{
     domain::{
@@ -23,13 +24,11 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         status::JobStatus,
-        transition::{self, Look, Mark, Renew, Tick, Transition},
+        transition::{self, Mark, Renew, Tick, Transition},
     },
     store::{Changed, Changes, Head, Loaded, Needs, NextDue, Parts, Tally, told_since},
 };
 
-/// Jobs that one batch looks at because they are due, at most.
-const DUE_JOBS: usize = 1_000;
 /// What the commands of a batch name.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
@@ -53,8 +52,8 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
                 keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
             }
             Command::Claim(claim) => claims.push(&**claim),
-            Command::Look(_) => due = Some(DUE_JOBS),
-            Command::Redate => misdated = Some(DUE_JOBS),
+            Command::Look(_) => due = Some(due::JOBS),
+            Command::Redate => misdated = Some(due::JOBS),
             Command::Retain(retention) => {
                 expired = Some(retain::expired(retention));
             }
@@ -286,30 +285,6 @@ impl Log {
             self.append(Some(status), before, timeline, transition);
         }
         Ok(job)
-    }
-
-    /// Does what is due.
-    fn look(&mut self, look: Look) -> Looked {
-        let due = std::mem::take(&mut self.due);
-        let has_more = due.len() >= DUE_JOBS;
-        // The others fell due no sooner.
-        let last = due.last().and_then(|id| self.jobs.get(id)?.due_at);
-        for id in due {
-            // A job that this batch has changed is judged as it is now; one that is not due any more, or has gone, stays so.
-            let _ = self.apply(id, &transition::Command::Look(look));
-        }
-        self.changes.next_due = Some(NextDue::At(if has_more { last } else { self.next_due }));
-        Looked { has_more }
-    }
-
-    /// Dates anew what a clock that was ahead has put off.
-    fn redate(&mut self) -> Looked {
-        let misdated = std::mem::take(&mut self.misdated);
-        let has_more = misdated.len() >= DUE_JOBS;
-        for id in misdated {
-            let _ = self.apply(id, &transition::Command::Redate);
-        }
-        Looked { has_more }
     }
 
     /// Takes jobs that are ready; or, if the claim is one that came before, those that it holds.

@@ -48,14 +48,18 @@ const READ_TIMEOUT: Duration = Duration::from_secs(11);
 /// A bounded number of connections of one kind.
 pub(super) struct Connections {
     options: PgConnectOptions,
+    /// What is set on each new connection: said again, since a pooler may not pass on what was said when it was opened.
+    settings: String,
     idle: Mutex<Vec<PgConnection>>,
     places: Arc<Semaphore>,
 }
 
 impl Connections {
     /// Opens none yet.
-    pub(super) fn new(options: PgConnectOptions, max: u32) -> Arc<Self> {
-        Arc::new(Self { options, idle: Mutex::default(), places: Arc::new(Semaphore::new(max as usize)) })
+    pub(super) fn new(options: PgConnectOptions, settings: &[&[(&str, &str)]], max: u32) -> Arc<Self> {
+        let set = |(name, value): &(&str, &str)| format!("SET {name} = '{value}'; ");
+        let settings = settings.iter().flat_map(|settings| settings.iter().map(set)).collect();
+        Arc::new(Self { options, settings, idle: Mutex::default(), places: Arc::new(Semaphore::new(max as usize)) })
     }
 
     /// Takes a connection, which may have been used before and may have died since.
@@ -74,7 +78,12 @@ impl Connections {
     }
 
     async fn open(&self) -> Result<PgConnection, StoreError> {
-        match timeout(CONNECT_TIMEOUT, self.options.connect()).await {
+        let open = async {
+            let mut connection = self.options.connect().await?;
+            sqlx::raw_sql(AssertSqlSafe(self.settings.as_str())).execute(&mut connection).await?;
+            Ok(connection)
+        };
+        match timeout(CONNECT_TIMEOUT, open).await {
             Ok(opened) => opened.map_err(store_error),
             Err(_) => Err(StoreError::Unavailable("the database did not answer a new connection in time".to_owned())),
         }

@@ -120,14 +120,12 @@ impl PostgresStore {
         assert_usable(&mut connection).await?;
         migrations::prepare(&mut connection, options.migrate).await?;
         roles::check(&mut connection, options.require_rls).await?;
-        let base = base.options(SESSION);
-        let planned = base.clone().options(ONE_PLAN);
         let store = Self {
-            writers: Connections::new(planned.clone().options(BY_KEY), options.write_connections),
-            readers: Connections::new(planned, options.read_connections),
+            writers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &BY_KEY], options.write_connections),
+            readers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN], options.read_connections),
             write_connections: options.write_connections as usize,
-            announcer: Announcer::start(base.clone().application_name("jobledger-notify")),
-            options: base,
+            announcer: Announcer::start(base.clone().options(SESSION).application_name("jobledger-notify")),
+            options: base.options(SESSION),
             memory: Arc::default(),
         };
         store.maintain().await.map_err(|error| match error {

@@ -1,0 +1,36 @@
+//! What falls due, and what a clock that was ahead has put off.
+
+use super::{super::command::Looked, Log};
+use crate::{
+    domain::transition::{self, Look},
+    store::NextDue,
+};
+
+/// Jobs that one batch looks at because they are due, at most.
+pub(super) const JOBS: usize = 1_000;
+
+impl Log {
+    /// Does what is due.
+    pub(super) fn look(&mut self, look: Look) -> Looked {
+        let due = std::mem::take(&mut self.due);
+        let has_more = due.len() >= JOBS;
+        // The others fell due no sooner.
+        let last = due.last().and_then(|id| self.jobs.get(id)?.due_at);
+        for id in due {
+            // A job that this batch has changed is judged as it is now; one that is not due any more, or has gone, stays so.
+            let _ = self.apply(id, &transition::Command::Look(look));
+        }
+        self.changes.next_due = Some(NextDue::At(if has_more { last } else { self.next_due }));
+        Looked { has_more }
+    }
+
+    /// Dates anew what a clock that was ahead has put off.
+    pub(super) fn redate(&mut self) -> Looked {
+        let misdated = std::mem::take(&mut self.misdated);
+        let has_more = misdated.len() >= JOBS;
+        for id in misdated {
+            let _ = self.apply(id, &transition::Command::Redate);
+        }
+        Looked { has_more }
+    }
+}
