@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::TimeDelta;
 use jobledger_server::{
     domain::{clock::SystemClock, id::OrgId},
     store::{self, DatabaseUrl, FileUse, OpenOptions},
@@ -138,7 +139,7 @@ pub(crate) async fn confirm_clock(url: &DatabaseUrl) -> Result<(), Box<dyn Error
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(url, options).await?;
     let confirmed = async {
-        store.note_clock().await?;
+        store.note_clock(TimeDelta::MAX, Duration::ZERO).await?;
         store.audit().confirm_clock().await?;
         store.ping().await
     };

@@ -77,10 +77,19 @@ pub(super) struct ClockWatch {
 struct State {
     last: Option<Reading>,
     jump: Option<Jump>,
-    /// The last step that nobody was told of.
-    step: Option<ClockStep>,
+    /// Steps each way that nobody was told of.
+    ahead: Option<TimeDelta>,
+    back: Option<TimeDelta>,
     /// It jumped ahead, and nobody has seen to it that retention waits.
     is_retention_barred: bool,
+}
+
+impl State {
+    /// Those ahead first: until somebody is told of them retention is barred.
+    fn take_step(&mut self) -> Option<ClockStep> {
+        let ahead = self.ahead.take().map(ClockStep::Ahead);
+        ahead.or_else(|| self.back.take().map(ClockStep::Back))
+    }
 }
 
 /// What a batch has to know of the clock beside what it says.
@@ -103,14 +112,15 @@ impl ClockWatch {
                     let by = before.map_or(by, |before| before.by + by);
                     state.jump = Some(Jump { at: reading.clock, by });
                     state.is_retention_barred = true;
+                    state.ahead = Some(by);
                 }
                 // What is left of the jump; of one that was taken back, nothing.
                 ClockStep::Back(by) => {
+                    state.back = state.back.max(Some(by));
                     let rest = state.jump.map(|jump| Jump { at: jump.at - by, by: jump.by - by });
                     state.jump = rest.filter(|rest| rest.by > TimeDelta::seconds(1));
                 }
             }
-            state.step = Some(step);
             self.stepped.notify_one();
         }
         if state.last.is_none_or(|last| last.asked <= reading.asked) {
@@ -122,7 +132,7 @@ impl ClockWatch {
     /// Waits until somebody sets the clock.
     pub(super) async fn step(&self) -> ClockStep {
         loop {
-            if let Some(step) = self.state().step.take() {
+            if let Some(step) = self.state().take_step() {
                 return step;
             }
             self.stepped.notified().await;
@@ -131,7 +141,8 @@ impl ClockWatch {
 
     /// Retention waits wherever it is asked whether it may begin; until the next jump nothing has to bar it here.
     pub(super) fn retention_waits(&self) {
-        self.state().is_retention_barred = false;
+        let mut state = self.state();
+        state.is_retention_barred = state.ahead.is_some();
     }
 
     /// The state stays whole whatever panics beside it.
@@ -174,7 +185,7 @@ mod tests {
         let watch = ClockWatch::default();
         let observe = |reading: &Reading| {
             watch.observe(*reading);
-            watch.state().step.take()
+            watch.state().take_step()
         };
         readings.iter().map(observe).collect()
     }
@@ -204,6 +215,9 @@ mod tests {
         let second = watch.observe(reading(4, 4, 100));
         assert_eq!(second.jump.unwrap().by, TimeDelta::seconds(100));
         assert!(second.is_retention_barred);
+        watch.retention_waits();
+        assert!(watch.observe(reading(5, 5, 100)).is_retention_barred, "nobody was told");
+        assert!(matches!(watch.state().take_step(), Some(ClockStep::Ahead(_))));
         watch.retention_waits();
         assert!(!watch.observe(reading(6, 6, 100)).is_retention_barred);
         let later = watch.observe(reading(8_000, 8_000, 3_700));

@@ -48,8 +48,8 @@ pub enum Command {
     Claim(Box<Claim>),
     /// Do what is due, to as many jobs as one batch may.
     Look(Asked),
-    /// Date anew what a clock that was ahead has put off, as many jobs as one batch may.
-    Redate,
+    /// Date anew what a clock that was ahead, by so much at most, has put off: as many jobs as one batch may.
+    Redate(Duration),
     /// Remove finished jobs that are kept no longer, as many as one batch may.
     Retain(Retention),
 }
@@ -200,7 +200,7 @@ impl Command {
     /// goes before creates and finds room where those find none, as do the calls that bring it (`api/access.rs`).
     pub(super) fn is_vital(&self) -> bool {
         match self {
-            Self::Claim(_) | Self::Look(_) | Self::Redate => true,
+            Self::Claim(_) | Self::Look(_) | Self::Redate(_) => true,
             Self::Apply { command, .. } => match &**command {
                 transition::Command::Report(_)
                 | transition::Command::Reach(_)
@@ -210,7 +210,7 @@ impl Command {
                 | transition::Command::Abandon(_)
                 | transition::Command::Cancel(_)
                 | transition::Command::Look(_)
-                | transition::Command::Redate => true,
+                | transition::Command::Redate(_) => true,
                 transition::Command::Retry(_) => false,
             },
             Self::Create(_) | Self::Import(_) | Self::Retain(_) => false,
@@ -252,7 +252,7 @@ impl Command {
                     | transition::Command::Abandon(_)
                     | transition::Command::Retry(_)
                     | transition::Command::Look(_)
-                    | transition::Command::Redate => 0,
+                    | transition::Command::Redate(_) => 0,
                 },
                 Self::Import(import) => {
                     let spec = &import.job.spec;
@@ -265,7 +265,7 @@ impl Command {
                         + error.map_or(0, |error| error.message.len())
                 }
                 Self::Claim(claim) => claim.types.iter().map(|name| name.len()).sum(),
-                Self::Look(_) | Self::Redate | Self::Retain(_) => 0,
+                Self::Look(_) | Self::Redate(_) | Self::Retain(_) => 0,
             }
     }
 }

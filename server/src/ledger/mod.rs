@@ -251,13 +251,14 @@ impl Ledger {
         }
     }
 
-    /// Dates anew, in one org, leases and waits that a clock that was ahead has put off: of as many jobs as one batch may.
+    /// Dates anew, in one org, leases and waits that a clock that was ahead, by so much at most, has put off: of as many jobs as one batch
+    /// may. Whoever looks for what is due does so by today's clock from then on.
     ///
     /// # Errors
     ///
     /// As for [`Ledger::submit`].
-    pub async fn redate(&self, org: OrgId) -> Result<Looked, LedgerError> {
-        match self.ask(org.into(), Command::Redate).await?.reply {
+    pub async fn redate(&self, org: OrgId, by: Duration) -> Result<Looked, LedgerError> {
+        match self.ask(org.into(), Command::Redate(by)).await?.reply {
             Reply::Looked(looked) => Ok(looked),
             _ => Err(LedgerError::Refused),
         }

@@ -24,12 +24,11 @@ pub(crate) async fn run(
     readiness: watch::Sender<Readiness>,
 ) {
     tokio::join!(
-        clock::run(&ledger, &*store),
         due::run(&ledger, &store),
         health::run(&ledger, &*store, &readiness),
         async {
             clock::after_absence(&*store).await;
-            retention::run(&ledger, &*store, retention).await;
+            tokio::join!(clock::run(&ledger, &*store), retention::run(&ledger, &*store, retention));
         },
         upkeep::run(&*store),
     );

@@ -249,8 +249,9 @@ pub trait Store: Send + Sync + 'static {
     /// The last migration, if it is one that this server doesn't know: a newer one has come since it was opened.
     async fn newer_migration(&self) -> Result<Option<i64>, StoreError>;
 
-    /// Notes that the clock was seen, and tells how far it has come since any server did last; `None` if none has.
-    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError>;
+    /// Notes that the clock was seen, and tells how far it has come since any server did last; `None` if none has. If that is more than
+    /// `unseen`, either way, retention waits for as long as `doubt` from then on.
+    async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError>;
 
     /// Lets go of the database. Nothing may be asked of the store afterwards.
     async fn close(&self);
@@ -374,8 +375,9 @@ pub struct Needs {
     pub ready: Ready,
     /// Jobs that are due: those that were so first, no more than this many.
     pub due: Option<usize>,
-    /// Jobs whose lease, or wait that the ledger has set, was dated by a clock that was ahead: no more than this many.
-    pub misdated: Option<usize>,
+    /// Jobs whose lease, or wait that the ledger has set, was dated by a clock that was ahead: no more than this many, and by so much at
+    /// most.
+    pub misdated: Option<(usize, Duration)>,
     /// What was brought in of these of the jobs before, and if that is other than this, what is in the log of them.
     pub imports: Vec<(JobId, Digest)>,
 }

@@ -223,8 +223,8 @@ impl Store for Breaking {
         self.inner.newer_migration().await
     }
 
-    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
-        self.inner.note_clock().await
+    async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError> {
+        self.inner.note_clock(unseen, doubt).await
     }
 
     async fn ping(&self) -> Result<Time, StoreError> {

@@ -123,7 +123,7 @@ fn beyond_the_budget_of_lost_attempts_each_is_a_failure() {
 #[test]
 fn what_a_clock_that_was_ahead_has_put_off_is_dated_anew() {
     const DAY: i64 = 86_400;
-    let redate = |job: &Job, seconds| job.apply(&Command::Redate, tick(seconds, 200)).unwrap();
+    let redate = |job: &Job, seconds| job.apply(&Command::Redate(Duration::from_secs(60)), tick(seconds, 200)).unwrap();
     let held = job_in(JobStatus::Queued, 3, false).apply(&Command::Claim(claim()), tick(DAY, 100)).unwrap().job;
     let right = redate(&held, 10);
     assert_eq!((right.job.lease.as_ref().unwrap().expires_at, right.job.due_at), (time(40), Some(time(40))));

@@ -42,7 +42,7 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         }),
         1 => Just(renew(LeaseToken::NOBODYS)),
         1 => Just(Command::Abandon(Abandon { token: LeaseToken::NOBODYS, expires_at: time(0) })),
-        1 => Just(Command::Redate),
+        1 => (0u64..100_000).prop_map(|by| Command::Redate(Duration::from_secs(by))),
         1 => Just(Command::Cancel(cancel())),
         3 => (any_target(), any_report()).prop_map(|(to, report)| Command::Reach(Reach { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),

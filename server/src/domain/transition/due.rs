@@ -20,7 +20,8 @@ pub const RUN_TIMEOUT: &str = "RUN_TIMEOUT";
 /// Whoever could not be heard for a while is given no less and no more time than this to be heard again: clients wait a few seconds
 /// between tries.
 const SHORTEST_GRACE: Duration = Duration::from_secs(5);
-const LONGEST_GRACE: Duration = Duration::from_secs(60);
+/// See [`SHORTEST_GRACE`].
+pub const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Does what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,12 @@ impl Job {
             let was_given = self.due_at.is_some_and(|due| due > end);
             if was_given { end } else { look.settle(end, length, at.now) }
         };
-        let run_end = self.run_ends_at().map(|end| settle(end, self.spec.run_timeout.unwrap_or_default()));
+        // One that began by a clock that was ahead has as long as it may from when that was set right: see `redate`.
+        let ends_as_dated = self.lease.is_none() && self.attempt_started_at.is_some_and(|started| started > at.now);
+        let run_end = self
+            .run_ends_at()
+            .map(|end| if ends_as_dated { end.min(at.now) } else { end })
+            .map(|end| settle(end, self.spec.run_timeout.unwrap_or_default()));
         let lease_end = self.lease.as_ref().map(|lease| settle(lease.expires_at, lease.granted));
         let has_run_out = |end: Option<Time>| end.is_some_and(|end| end <= at.now);
         let is_silent = self.lease.as_ref().zip(lease_end).is_some_and(|(lease, end)| lease.is_silent(end, at.now));

@@ -28,14 +28,14 @@ mod reach;
 mod redate;
 mod report;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use thiserror::Error;
 
 use self::path::{Detail, Path};
 pub use self::{
     ask::{Cancel, Retry},
-    due::{Jump, LEASE_EXPIRED, Look, RUN_TIMEOUT},
+    due::{Jump, LEASE_EXPIRED, LONGEST_GRACE, Look, RUN_TIMEOUT},
     hold::{Abandon, Claim, Heartbeat, Renew},
     import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
     reach::{Reach, Target},
@@ -81,8 +81,8 @@ pub enum Command {
     Retry(Retry),
     /// Time has passed.
     Look(Look),
-    /// The clock was ahead, and was set back since.
-    Redate,
+    /// The clock was ahead, by so much at most as far as is known, and was set back since.
+    Redate(Duration),
 }
 
 /// What a command does: the job after it, and the events that say so.
@@ -174,7 +174,7 @@ impl Job {
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
             Command::Look(look) => Ok(self.look(*look, at)),
-            Command::Redate => Ok(self.redate(at)),
+            Command::Redate(by) => Ok(self.redate(*by, at)),
         }
     }
 

@@ -1,27 +1,35 @@
 //! What a clock that was ahead has put off: dated anew once it is right again.
 
-use super::{Tick, Transition, path::Path};
-use crate::domain::{job::Job, lease::LONGEST_LEASE, status::JobStatus};
+use std::time::Duration;
+
+use super::{Tick, Transition, due::LONGEST_GRACE, path::Path};
+use crate::domain::{clock::Time, job::Job, lease::LONGEST_LEASE, status::JobStatus};
 
 impl Job {
     /// Ends a lease, or a wait that the ledger has set, no later than if it began now, where the clock that it was set by was ahead of
-    /// what it says today. What somebody named by the time of day stays.
-    pub(super) fn redate(&self, at: Tick) -> Transition {
+    /// what it says today, by so much at most. What somebody named by the time of day stays.
+    pub(super) fn redate(&self, by: Duration, at: Tick) -> Transition {
         let mut path = Path::new(self, &self.spec.requested_by, at);
-        match (self.status, &self.lease) {
-            (JobStatus::Running, Some(lease)) => {
-                let is_ahead = self.updated_at > at.now || lease.expires_at > at.now + LONGEST_LEASE;
-                let latest = at.now + lease.granted;
-                if is_ahead && lease.expires_at > latest {
+        match self.status {
+            JobStatus::Running => {
+                let lease_end = self.lease_end_today(by, at.now);
+                let run_end = self.run_ends_at().map(|end| match self.attempt_started_at {
+                    Some(started) if started > at.now => end - (started - at.now),
+                    _ => end,
+                });
+                let ends_at = lease_end.into_iter().chain(run_end).min();
+                let is_other = lease_end != self.lease.as_ref().map(|lease| lease.expires_at);
+                let is_late = self.due_at.zip(ends_at).is_some_and(|(due, end)| due > end.max(at.now) + LONGEST_GRACE);
+                if is_other || is_late {
                     path.change(|job| {
-                        if let Some(lease) = &mut job.lease {
-                            lease.expires_at = latest;
+                        if let Some((lease, end)) = job.lease.as_mut().zip(lease_end) {
+                            lease.expires_at = end;
                         }
-                        job.due_at = job.attempt_ends_at();
+                        job.due_at = ends_at;
                     });
                 }
             }
-            (JobStatus::Queued, _) if self.attempt > 0 && self.updated_at > at.now => {
+            JobStatus::Queued if self.attempt > 0 && self.updated_at > at.now => {
                 let wait = self.scheduled_at.map(|time| time - self.updated_at);
                 let latest = wait.map(|wait| at.now + wait);
                 if latest.zip(self.due_at).is_some_and(|(latest, due)| due > latest) {
@@ -31,5 +39,19 @@ impl Job {
             _ => {}
         }
         path.finish()
+    }
+
+    /// When the lease ends by today's clock: granted, or extended for the last time, by one that was ahead, it ends that much sooner.
+    fn lease_end_today(&self, by: Duration, now: Time) -> Option<Time> {
+        let lease = self.lease.as_ref()?;
+        let (end, latest) = (lease.expires_at, now + lease.granted);
+        let today = if self.updated_at > now || end > now + LONGEST_LEASE {
+            latest
+        } else if end > now + by {
+            latest.max(end - by)
+        } else {
+            end
+        };
+        Some(today.min(end))
     }
 }

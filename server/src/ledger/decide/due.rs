@@ -1,5 +1,7 @@
 //! What falls due, and what a clock that was ahead has put off.
 
+use std::time::Duration;
+
 use super::{super::command::Looked, Log};
 use crate::{
     domain::transition::{self, Look},
@@ -25,12 +27,16 @@ impl Log {
     }
 
     /// Dates anew what a clock that was ahead has put off.
-    pub(super) fn redate(&mut self) -> Looked {
+    pub(super) fn redate(&mut self, by: Duration) -> Looked {
         let misdated = std::mem::take(&mut self.misdated);
         let has_more = misdated.len() >= JOBS;
         for id in misdated {
-            let _ = self.apply(id, &transition::Command::Redate);
+            let _ = self.apply(id, &transition::Command::Redate(by));
         }
+        // When the org is looked at next was dated by that clock, too.
+        let first = self.due.first().and_then(|id| self.jobs.get(id)?.due_at);
+        self.changes.next_due.get_or_insert(NextDue::At(first.or(self.next_due)));
+        self.changes.next_retention.get_or_insert(self.now);
         Looked { has_more }
     }
 }

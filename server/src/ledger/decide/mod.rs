@@ -53,7 +53,10 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
             }
             Command::Claim(claim) => claims.push(&**claim),
             Command::Look(_) => due = Some(due::JOBS),
-            Command::Redate => misdated = Some(due::JOBS),
+            Command::Redate(by) => {
+                due = Some(due::JOBS);
+                misdated = Some((due::JOBS, *by));
+            }
             Command::Retain(retention) => {
                 expired = Some(retain::expired(retention));
             }
@@ -270,7 +273,7 @@ impl Log {
             }
             Command::Import(import) => self.import(import),
             Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began, self.trust.jump)))),
-            Command::Redate => Ok(Reply::Looked(self.redate())),
+            Command::Redate(by) => Ok(Reply::Looked(self.redate(*by))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
     }

@@ -9,6 +9,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -30,6 +31,7 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         lease::LONGEST_LEASE,
+        transition::LONGEST_GRACE,
     },
     store::{
         Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
@@ -118,7 +120,7 @@ impl Batch for PostgresBatch {
             None => (Vec::new(), None),
         };
         let misdated = match needs.misdated {
-            Some(limit) => self.load_misdated(limit).await?,
+            Some((limit, by)) => self.load_misdated(limit, by).await?,
             None => Vec::new(),
         };
         let (mut types, unknown) = self.memory.part(self.org, &needs.types);
@@ -349,15 +351,18 @@ impl PostgresBatch {
         Ok((due, next))
     }
 
-    async fn load_misdated(&mut self, limit: usize) -> Result<Vec<JobId>, StoreError> {
+    async fn load_misdated(&mut self, limit: usize, by: Duration) -> Result<Vec<JobId>, StoreError> {
         const SQL: &str =
             "/* load_misdated */ SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND (
                 j.status = 'running' AND j.lease_expires_at > $2 + j.lease_granted * interval '1 microsecond'
                     AND (j.updated_at > $2 OR j.lease_expires_at > $2 + $3 * interval '1 second')
+                OR j.status = 'running' AND j.due_at > $5 * interval '1 second' + greatest($2, least(j.lease_expires_at,
+                    least(j.attempt_started_at, $2) + j.run_timeout * interval '1 microsecond'))
                 OR j.status = 'queued' AND j.attempt > 0 AND j.updated_at > $2
                     AND j.due_at > $2 + (j.scheduled_at - j.updated_at)
             ) LIMIT $4";
-        let arguments = arguments![self.org.0, self.now, LONGEST_LEASE.as_secs_f64(), limit as i64];
+        let by = by.min(LONGEST_LEASE).as_secs_f64();
+        let arguments = arguments![self.org.0, self.now, by, limit as i64, LONGEST_GRACE.as_secs_f64()];
         let found = sqlx::query_with(SQL, arguments).fetch_all(&mut *self.connection).await.map_err(store_error)?;
         found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
     }

@@ -250,8 +250,8 @@ impl Store for PostgresStore {
         read::newer_migration(&self.readers).await
     }
 
-    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
-        read::note_clock(&self.readers).await
+    async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError> {
+        read::note_clock(&self.readers, unseen, doubt).await
     }
 
     async fn close(&self) {

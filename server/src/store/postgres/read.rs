@@ -279,11 +279,18 @@ pub(super) async fn newer_migration(readers: &Arc<Connections>) -> Result<Option
     Ok(migrations::newer(last))
 }
 
-pub(super) async fn note_clock(readers: &Arc<Connections>) -> Result<Option<TimeDelta>, StoreError> {
-    let sql = "/* note_clock */ WITH before AS MATERIALIZED (SELECT clock_seen_at FROM jobledger.ledger)
-        UPDATE jobledger.ledger SET clock_seen_at = clock_timestamp() FROM before
-        RETURNING before.clock_seen_at, ledger.clock_seen_at";
-    let found = readers.fetch(sql, arguments![]).await?;
+pub(super) async fn note_clock(
+    readers: &Arc<Connections>,
+    unseen: TimeDelta,
+    doubt: Duration,
+) -> Result<Option<TimeDelta>, StoreError> {
+    // Two servers at once find the same that was before: both have retention wait.
+    let sql = "/* note_clock */ WITH before AS MATERIALIZED (SELECT clock_seen_at AS seen, clock_timestamp() AS now FROM jobledger.ledger)
+        UPDATE jobledger.ledger SET clock_seen_at = before.now, retention_paused_until = CASE
+            WHEN abs(extract(epoch FROM before.now - before.seen)) > $1::double precision
+            THEN before.now + $2 * interval '1 second' ELSE retention_paused_until END
+        FROM before RETURNING before.seen, before.now";
+    let found = readers.fetch(sql, arguments![unseen.as_seconds_f64(), doubt.as_secs_f64()]).await?;
     let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
     let (before, now) = (columns.optional_time()?, columns.time()?);
     Ok(before.map(|before| now - before))

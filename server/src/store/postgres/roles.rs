@@ -38,10 +38,15 @@ GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_emp
 /// Warns of a role to which row-level security does not apply, or refuses it.
 pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
     const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
-            pg_has_role(r.oid, c.relowner, 'MEMBER')
+            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_column_privilege('jobledger.ledger', 'clock_seen_at', 'UPDATE')
         FROM pg_roles r, pg_class c WHERE r.rolname = current_user AND c.oid = 'jobledger.job'::regclass";
-    let (role, is_super, bypasses, owns): (String, bool, bool, bool) =
+    let (role, is_super, bypasses, owns, may_note): (String, bool, bool, bool, bool) =
         sqlx::query_as(SQL).fetch_one(connection).await.map_err(store_error)?;
+    if !may_note {
+        return Err(StoreError::Unusable(format!(
+            "the role {role} lacks rights that a migration has added: run the SQL of `jobledger migrate role-sql` again, as the owner"
+        )));
+    }
     let reason = match (is_super, bypasses, owns) {
         (true, _, _) => "is a superuser, to whom row-level security does not apply",
         (_, true, _) => "has BYPASSRLS, so row-level security does not apply to it",

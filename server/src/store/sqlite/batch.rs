@@ -68,7 +68,7 @@ impl Batch for SqliteBatch {
             None => (Vec::new(), None),
         };
         let misdated = match needs.misdated {
-            Some(limit) => load_misdated(connection, org, limit, self.now).await?,
+            Some((limit, by)) => load_misdated(connection, org, limit, by, self.now).await?,
             None => Vec::new(),
         };
         // Others leave their mark on the head with whatever they write: an import, beside this server.

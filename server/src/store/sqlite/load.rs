@@ -4,6 +4,7 @@ use std::{
     cmp::Reverse,
     collections::HashMap,
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -20,6 +21,7 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         lease::LONGEST_LEASE,
+        transition::LONGEST_GRACE,
     },
     store::{
         Expired, Head, Needs, Ready, StoreError,
@@ -171,6 +173,8 @@ pub(super) async fn load_due(
 pub(super) const LOAD_MISDATED: &str =
     "/* load_misdated */ SELECT id FROM job WHERE org_id = $1 AND due_at IS NOT NULL AND (
         status = 'running' AND lease_expires_at > $2 + lease_granted AND (updated_at > $2 OR lease_expires_at > $3)
+        OR status = 'running' AND due_at > $5 + max($2, min(coalesce(lease_expires_at, 9223372036854775807),
+            coalesce(min(attempt_started_at, $2) + run_timeout, 9223372036854775807)))
         OR status = 'queued' AND attempt > 0 AND updated_at > $2 AND due_at > $2 + scheduled_at - updated_at
      ) LIMIT $4";
 
@@ -178,10 +182,12 @@ pub(super) async fn load_misdated(
     connection: &mut SqliteConnection,
     org: OrgId,
     limit: usize,
+    by: Duration,
     now: Time,
 ) -> Result<Vec<JobId>, StoreError> {
     let query = sqlx::query_scalar::<_, Uuid>(LOAD_MISDATED).bind(org.0).bind(micros(now));
-    let query = query.bind(micros(now + LONGEST_LEASE)).bind(limit as i64);
+    let query =
+        query.bind(micros(now + by.min(LONGEST_LEASE))).bind(limit as i64).bind(LONGEST_GRACE.as_micros() as i64);
     Ok(query.fetch_all(connection).await.map_err(store_error)?.into_iter().map(JobId).collect())
 }
 

@@ -144,6 +144,14 @@ impl SqliteStore {
         let pool = |most| {
             let gate = gate.clone();
             let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+            let new = gate.clone();
+            let pool = pool.after_connect(move |_, _| {
+                let gate = new.clone();
+                Box::pin(async move {
+                    gate.pass().await;
+                    Ok(())
+                })
+            });
             let pool = pool.before_acquire(move |_, _| {
                 let gate = gate.clone();
                 Box::pin(async move {
@@ -394,12 +402,14 @@ impl Store for SqliteStore {
         Ok(crate::store::migrations::newer(last))
     }
 
-    async fn note_clock(&self) -> Result<Option<TimeDelta>, StoreError> {
+    async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError> {
         let sql = "/* note_clock */ SELECT clock_seen_at FROM ledger";
         let row = sqlx::query(sql).fetch_one(&self.readers).await.map_err(store_error)?;
         let (before, now) = (Columns::of(&row).optional_time()?, self.clock.now());
-        let sql = "/* note_clock */ UPDATE ledger SET clock_seen_at = $1";
-        self.write(sqlx::query(sql).bind(micros(now))).await?;
+        let sql = "/* note_clock */ UPDATE ledger SET clock_seen_at = $1,
+            retention_paused_until = CASE WHEN abs($1 - clock_seen_at) > $2 THEN $3 ELSE retention_paused_until END";
+        let unseen = unseen.num_microseconds().unwrap_or(i64::MAX);
+        self.write(sqlx::query(sql).bind(micros(now)).bind(unseen).bind(micros(now + doubt))).await?;
         Ok(before.map(|before| now - before))
     }
 

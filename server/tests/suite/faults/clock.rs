@@ -248,7 +248,16 @@ async fn a_day_ahead_for_a_moment_makes_nothing_late(clocked: Clocked) {
     for is_restarted in [false, true] {
         let client = program.client();
         let before = client.create(NewJob::new("t")).await.unwrap().job;
+        // Held, and begun, before: what is left of that is no day.
+        let [early, passing] = ["early", "passing"].map(|name| format!("{name} {is_restarted}"));
+        client.create_all([NewJob::new(&early), NewJob::new(&passing)]).await.unwrap();
+        let early = claim_and_die(&client, &early, 5 * LEASE).await;
+        let begun = client.create(NewJob::new("timed").run_timeout(5 * LEASE)).await.unwrap().job;
+        client.update(Report::start(&begun.id)).await.unwrap();
         clocked.clock.move_to(86_400);
+        // By then it was looked at them.
+        let passing = claim_and_die(&client, &passing, LEASE).await;
+        until_lost(&client, &passing).await;
         let later = client.create(NewJob::new("t")).await.unwrap().job;
         let apart = |job: &jobledger_client::Job| job.created_at.unwrap().seconds - before.created_at.unwrap().seconds;
         assert!(apart(&later) > 80_000);
@@ -267,6 +276,8 @@ async fn a_day_ahead_for_a_moment_makes_nothing_late(clocked: Clocked) {
         }
         let client = program.client();
         assert!(until_lost(&client, &held).await < PATIENCE);
+        assert!(until_lost(&client, &early).await < PATIENCE);
+        await_kind(&client, &begun.id, JobEventKind::Failed).await;
         claim_when_ready(&client, &again).await;
         let after = client.create(NewJob::new("dead")).await.unwrap().job;
         assert!(apart(&after) < 1_000, "when it happened the clock says");
