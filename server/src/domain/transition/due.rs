@@ -20,7 +20,7 @@ pub const RUN_TIMEOUT: &str = "RUN_TIMEOUT";
 /// Whoever could not be heard for a while is given no less and no more time than this to be heard again: clients wait a few seconds
 /// between tries.
 const SHORTEST_GRACE: Duration = Duration::from_secs(5);
-/// See [`SHORTEST_GRACE`].
+/// No longer than this is anybody given who could not be heard for a while.
 pub const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Does what is due.
