@@ -1,7 +1,6 @@
 //! `jobledger import` and `jobledger export`.
 
 use std::{
-    error::Error,
     fmt::{self, Write as _},
     fs::{self, File},
     io::{self, BufWriter, IsTerminal as _, Write as _},
@@ -29,7 +28,7 @@ use uuid::Uuid;
 
 use crate::{
     cli::{ExportArgs, ImportArgs},
-    terminal,
+    terminal::{self, Failure},
 };
 
 /// Some row is not in the ledger.
@@ -40,8 +39,6 @@ const FAILED: u8 = 2;
 const BREATHER: Duration = Duration::from_millis(25);
 /// How often something is said where nobody watches.
 const PAUSE: Duration = Duration::from_secs(10);
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 /// Brings the old jobs in, and says what became of them.
 pub(crate) fn import(args: ImportArgs) -> ExitCode {

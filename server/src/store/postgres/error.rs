@@ -5,10 +5,12 @@ use crate::store::StoreError;
 /// What an error of the database means.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     let text = error.to_string();
+    if lacks_partition(&error) {
+        // Not the data's fault.
+        return StoreError::Unavailable(text);
+    }
     match &error {
         sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
-            // Not the data's fault.
-            "23514" if database.constraint().is_none() => StoreError::Unavailable(text),
             // Data exceptions, integrity constraints, program limits.
             code if is_class(code, &["22", "23", "54"]) => StoreError::Refused(text),
             code if is_class(code, &["40"]) => StoreError::Conflict(text),
