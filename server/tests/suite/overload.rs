@@ -1,19 +1,17 @@
 //! What keeps jobs alive or ends them has room where creates find none; and an outage is not told as an overload.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use jobledger_client::{
     Client, Error, NewJob,
     proto::CreateJobRequest,
     worker::{Context, Error as Failure, Worker},
 };
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::harness::{Database, PATIENCE, Program, on_both_databases};
 
@@ -22,59 +20,81 @@ on_both_databases! {
     an_outage_of_the_database_is_not_told_as_an_overload,
 }
 
-/// Creates without the patience of the SDK, until it is over. How many were refused.
-fn flood(client: &Client, is_over: &Arc<AtomicBool>, refused: &Arc<AtomicUsize>) -> impl Future<Output = ()> + use<> {
-    let (mut service, is_over, refused) = (client.raw(), Arc::clone(is_over), Arc::clone(refused));
-    async move {
-        while !is_over.load(Ordering::Relaxed) {
-            let request: CreateJobRequest = NewJob::new("flood").into();
-            if service.create_job(request).await.is_err() {
-                refused.fetch_add(1, Ordering::Relaxed);
-            }
+/// Creates that come as fast as they are answered, without the patience of the SDK, for as long as this lives.
+struct Flood {
+    refused: watch::Receiver<usize>,
+    _creators: JoinSet<()>,
+}
+
+impl Flood {
+    /// So many at a time that a slow disk, which commits a batch of them at once, is no limit that comes before the rate.
+    const AT_A_TIME: usize = 64;
+
+    fn begin(program: &Program) -> Self {
+        let (refused, receiver) = watch::channel(0);
+        let mut creators = JoinSet::new();
+        let client = program.client();
+        for _ in 0..Self::AT_A_TIME {
+            let (mut service, refused) = (client.raw(), refused.clone());
+            creators.spawn(async move {
+                loop {
+                    let request: CreateJobRequest = NewJob::new("flood").into();
+                    if service.create_job(request).await.is_err() {
+                        refused.send_modify(|count| *count += 1);
+                        // Or refusals would be all that the machine does.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            });
         }
+        Self { refused: receiver, _creators: creators }
+    }
+
+    /// Waits until this many more have been refused.
+    async fn finds_the_limit(&mut self, times: usize) {
+        let wanted = *self.refused.borrow() + times;
+        let refused = self.refused.wait_for(|count| *count >= wanted);
+        timeout(PATIENCE, refused).await.expect("creates find the limit").expect("somebody creates");
     }
 }
 
 async fn a_flood_of_creates_costs_no_worker_a_job(database: Database) {
+    const JOBS: usize = 40;
     let program = Program::start_with(&database, &["--log", "error", "--max-rate-per-org", "100"]);
     let client = program.client();
-    client.create_all((0..60).map(|_| NewJob::new("work"))).await.unwrap();
-    let (is_over, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut floods = JoinSet::new();
-    for _ in 0..4 {
-        floods.spawn(flood(&program.client(), &is_over, &refused));
-    }
-    // Longer than a lease, which is kept by three heartbeats.
-    let handler = |context: Context, (): ()| async move {
-        for percent in [25, 50, 75] {
-            tokio::time::sleep(Duration::from_millis(400)).await;
-            context.progress(percent);
+    client.create_all((0..JOBS).map(|_| NewJob::new("work"))).await.unwrap();
+    let mut flood = Flood::begin(&program);
+    flood.finds_the_limit(100).await;
+    // Each works for longer than its lease, which is kept by three heartbeats.
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let handler = move |context: Context, (): ()| {
+        let done = done.clone();
+        async move {
+            for percent in [25, 50, 75] {
+                tokio::time::sleep(Duration::from_millis(1_200)).await;
+                context.progress(percent);
+            }
+            let _ = done.send(());
+            Ok::<_, Failure>(())
         }
-        Ok::<_, Failure>(())
     };
-    let worker = Worker::builder(client.clone()).handle("work", handler).concurrency(20).lease(Duration::from_secs(1));
+    let worker = Worker::builder(client.clone()).handle("work", handler).concurrency(JOBS / 2);
     let (stop, mut stopped) = watch::channel(false);
-    let working = tokio::spawn(worker.build().unwrap().run(async move {
+    let working = tokio::spawn(worker.lease(Duration::from_secs(3)).build().unwrap().run(async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     }));
-    let all = async {
-        loop {
-            // Reads share their rate with the flood: the SDK comes again when it is told to.
-            let counts = client.statistics(&["work"]).await.unwrap().counts.unwrap();
-            if counts.succeeded == 60 {
-                return;
-            }
-            assert_eq!((counts.failed, counts.dead_letter), (0, 0));
-        }
-    };
-    timeout(PATIENCE, all).await.expect("they are worked on");
-    is_over.store(true, Ordering::Relaxed);
-    floods.join_all().await;
+    // The second half is claimed, and every outcome of the first reported, beside the flood.
+    for _ in 0..JOBS {
+        timeout(PATIENCE, finished.recv()).await.expect("they are worked on");
+    }
+    flood.finds_the_limit(100).await;
     stop.send_replace(true);
-    working.await.unwrap().unwrap();
-    let happened = client.statistics(&["work"]).await.unwrap().happened.unwrap();
-    assert_eq!((happened.started, happened.succeeded, happened.lost), (60, 60, 0));
-    assert!(refused.load(Ordering::Relaxed) > 100, "creates found the limit");
+    working.await.unwrap().expect("the last outcomes are reported");
+    flood.finds_the_limit(1).await;
+    drop(flood);
+    let statistics = client.statistics(&["work"]).await.unwrap();
+    let happened = statistics.happened.unwrap();
+    assert_eq!((happened.started, happened.succeeded, happened.lost), (40, 40, 0));
     assert!(program.end_by("TERM").success());
     database.verify().await;
 }
