@@ -338,14 +338,19 @@ async fn batches_are_bounded_and_orgs_take_turns(database: Database) {
     let (busy, quiet) = (OrgId(Uuid::from_u128(1)), OrgId(Uuid::from_u128(2)));
     let held = store.begin(&[busy]).await.unwrap();
     let many: Vec<_> = (0..95).map(|_| submit(&ledger, busy, create("t"))).collect();
-    let one = submit(&ledger, quiet, create("t"));
+    let mut one = submit(&ledger, quiet, create("t"));
+    // A head is a row there: who waits for another's has nothing to do with it.
+    let early = if database.is_postgres() { Some(created((&mut one).await.unwrap())) } else { None };
     drop(held);
     let mut batches: BTreeMap<Time, usize> = BTreeMap::new();
     for answer in many {
         *batches.entry(created(answer.await.unwrap()).created_at).or_default() += 1;
     }
     assert!(batches.values().all(|size| *size <= 10), "{batches:?}");
-    let quiet_at = created(one.await.unwrap()).created_at;
+    let quiet_at = match early {
+        Some(job) => job.created_at,
+        None => created(one.await.unwrap()).created_at,
+    };
     let before = batches.keys().filter(|at| **at < quiet_at).count();
     assert!(before <= 2, "the quiet org waited for {before} batches of the busy one");
 }
