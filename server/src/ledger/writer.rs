@@ -314,7 +314,7 @@ impl Writer {
         loop {
             let look = async {
                 // Winning the head means that the transaction in question is over, one way or the other.
-                let _held = self.store.begin(&[org]).await?;
+                let held = self.store.begin(&[org]).await?;
                 let filter = EventFilter::default();
                 let query = EventQuery { filter, after: mine.seq - 1, max_events: 1, max_bytes: 0 };
                 let page = self.store.events(org, &query).await?;
@@ -322,10 +322,16 @@ impl Writer {
                     // If it was there, retention has removed it since.
                     return Err(StoreError::OutcomeUnknown("its events are kept no longer".to_owned()));
                 }
-                Ok(page.events.first().is_some_and(|found| {
+                let is_there = page.events.first().is_some_and(|found| {
                     (found.seq, found.job_id, found.job_seq, found.kind, found.recorded_at)
                         == (mine.seq, mine.job_id, mine.job_seq, mine.kind, mine.recorded_at)
-                }))
+                });
+                if is_there {
+                    // It can be seen, and lost yet: a wait for a synchronous standby that was cut short, by a restart of the
+                    // database say, shows what the standby lacks. Once a commit after it is confirmed, so is it.
+                    held.commit().await?;
+                }
+                Ok(is_there)
             };
             let looked = timeout_at(until, look).await;
             match looked.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".to_owned()))) {

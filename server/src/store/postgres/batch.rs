@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, postgres::PgArguments};
 use super::{
     columns::{Columns, job_columns},
     connections::{Connection, Connections, arguments},
-    error::{commit_error, is_lost, store_error},
+    error::{commit, commit_error, is_lost, store_error},
     import,
     memory::{End, Memory},
     statement::Untold,
@@ -181,23 +181,26 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, org, mut end, memory, new_types, .. } = *self;
-        // Where nothing was written, the head row of an org without a log shall not stay.
+        let Self { mut connection, org, head, mut end, memory, new_types, .. } = *self;
+        // What is answered rests on the log as it was found, whose last commit may wait for a synchronous standby yet, or have been cut
+        // short in that: one of this server's own after it, under the head's lock, is confirmed only once that is, too. The head row of
+        // an org without a log shall not stay.
+        let is_confirmed = end.is_none() && (head.seq == 0 || memory.is_confirmed(org, &head));
         // No time-out for the commit: cut short while it waits for a synchronous standby it would count as done. This side
         // gives up by itself, and looks.
-        let sql = if end.is_some() {
-            "/* commit */ SET LOCAL statement_timeout = 0; COMMIT"
-        } else {
-            "/* commit */ ROLLBACK"
-        };
+        let sql =
+            if is_confirmed { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
         if let Some((_, jobs)) = &mut end {
             memory.committing(org, jobs);
         }
-        sqlx::raw_sql(sql).execute(&mut *connection).await.map_err(commit_error)?;
+        connection.commits();
+        commit(sqlx::raw_sql(sql).execute(&mut *connection)).await.map_err(commit_error)?;
         connection.give_back();
         if let Some((end, jobs)) = end {
             memory.left(org, end, jobs, None);
             memory.add_types(org, new_types.into_iter());
+        } else {
+            memory.confirmed(org, head);
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! sqlx's pool takes back a connection whatever its user was doing when it was dropped, and has returned some with a
 //! transaction still open. Here a connection comes back by [`Connection::give_back`] alone; dropped anywhere else, in a
-//! failure, at a time-out or with its task, it is closed, and PostgreSQL rolls back what was open on it.
+//! failure, at a time-out or with its task, it is closed, and PostgreSQL rolls back what was open on it. What it was committing
+//! may go on: until that is over it keeps its place (`lingering.rs`).
 
 use std::{
     ops::{Deref, DerefMut},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection as _, PgConnection,
+    AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, Row as _,
     postgres::{PgArguments, PgConnectOptions, PgRow},
 };
 use tokio::{
@@ -19,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::error::{is_lost, store_error};
+use super::{
+    error::{is_lost, store_error},
+    lingering::{Backend, Lingering},
+};
 use crate::store::StoreError;
 
 /// The arguments of a statement, in order.
@@ -48,18 +52,22 @@ const READ_TIMEOUT: Duration = Duration::from_secs(11);
 /// A bounded number of connections of one kind.
 pub(super) struct Connections {
     options: PgConnectOptions,
-    /// What is set on each new connection: said again, since a pooler may not pass on what was said when it was opened.
+    /// What is set on each new connection: said again, since a pooler may not pass on what was said when it was opened. Then it
+    /// asks who serves it.
     settings: String,
-    idle: Mutex<Vec<PgConnection>>,
+    idle: Mutex<Vec<(PgConnection, Backend)>>,
     places: Arc<Semaphore>,
+    lingering: Lingering,
 }
 
 impl Connections {
     /// Opens none yet.
     pub(super) fn new(options: PgConnectOptions, settings: &[&[(&str, &str)]], max: u32) -> Arc<Self> {
         let set = |(name, value): &(&str, &str)| format!("SET {name} = '{value}'; ");
-        let settings = settings.iter().flat_map(|settings| settings.iter().map(set)).collect();
-        Arc::new(Self { options, settings, idle: Mutex::default(), places: Arc::new(Semaphore::new(max as usize)) })
+        let mut settings: String = settings.iter().flat_map(|settings| settings.iter().map(set)).collect();
+        settings += "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        let (idle, places) = (Mutex::default(), Arc::new(Semaphore::new(max as usize)));
+        Arc::new(Self { options, settings, idle, places, lingering: Lingering::default() })
     }
 
     /// Takes a connection, which may have been used before and may have died since.
@@ -70,18 +78,21 @@ impl Connections {
             .map_err(|_| StoreError::Unavailable("the store is closed".to_owned()))?;
         let idle = self.idle().pop();
         let is_reused = idle.is_some();
-        let inner = match idle {
+        let (inner, backend) = match idle {
             Some(connection) => connection,
             None => self.open().await?,
         };
-        Ok(Connection { inner: Some(inner), is_reused, home: Arc::clone(self), _place: place })
+        let (inner, place) = (Some(inner), Some(place));
+        Ok(Connection { inner, backend, is_reused, is_committing: false, home: Arc::clone(self), place })
     }
 
-    async fn open(&self) -> Result<PgConnection, StoreError> {
+    /// Opens one beside the places, and tells who serves it.
+    pub(super) async fn open(&self) -> Result<(PgConnection, Backend), StoreError> {
         let open = async {
             let mut connection = self.options.connect().await?;
-            sqlx::raw_sql(AssertSqlSafe(self.settings.as_str())).execute(&mut connection).await?;
-            Ok(connection)
+            let row = sqlx::raw_sql(AssertSqlSafe(self.settings.as_str())).fetch_one(&mut connection).await?;
+            let backend = Backend { pid: row.try_get(0)?, started: row.try_get(1)? };
+            Ok((connection, backend))
         };
         match timeout(CONNECT_TIMEOUT, open).await {
             Ok(opened) => opened.map_err(store_error),
@@ -99,6 +110,8 @@ impl Connections {
         let connections = Arc::clone(self);
         let work = async move {
             let mut connection = connections.take().await?;
+            // Some of what is read is noted, too.
+            connection.is_committing = true;
             loop {
                 let query = sqlx::query_with(AssertSqlSafe(sql), arguments.clone());
                 match query.fetch_all(&mut *connection).await {
@@ -124,18 +137,27 @@ impl Connections {
         }
     }
 
+    /// Who keeps a place without a connection.
+    pub(super) fn lingering(&self) -> &Lingering {
+        &self.lingering
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.places.is_closed()
+    }
+
     /// Closes those that are idle, and lets no other be taken.
     pub(super) async fn close(&self) {
         self.places.close();
         let idle = std::mem::take(&mut *self.idle());
-        for connection in idle {
+        for (connection, _) in idle {
             // Said as a courtesy: the server sees the end of the socket anyway.
             let _ = connection.close().await;
         }
     }
 
     /// A vector stays whole whatever panics beside it.
-    fn idle(&self) -> MutexGuard<'_, Vec<PgConnection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Backend)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -144,9 +166,13 @@ impl Connections {
 pub(super) struct Connection {
     /// `None` only while it is given back.
     inner: Option<PgConnection>,
+    backend: Backend,
     is_reused: bool,
+    /// From here on whoever serves it may outlive it.
+    is_committing: bool,
     home: Arc<Connections>,
-    _place: OwnedSemaphorePermit,
+    /// `None` only once it is dropped.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
@@ -158,9 +184,14 @@ impl Connection {
     /// Opens a new one in its place. The idle ones go too: they are as old.
     pub(super) async fn replace(&mut self) -> Result<(), StoreError> {
         self.home.idle().clear();
-        self.inner = Some(self.home.open().await?);
-        self.is_reused = false;
+        let (inner, backend) = self.home.open().await?;
+        (self.inner, self.backend, self.is_reused) = (Some(inner), backend, false);
         Ok(())
+    }
+
+    /// It is about to commit: dropped from now on, it keeps its place until that is over.
+    pub(super) fn commits(&mut self) {
+        self.is_committing = true;
     }
 
     /// Keeps it for others. Nothing may be open on it.
@@ -168,7 +199,16 @@ impl Connection {
         if let Some(connection) = self.inner.take()
             && !self.home.places.is_closed()
         {
-            self.home.idle().push(connection);
+            self.home.idle().push((connection, self.backend));
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let was_given_up = self.inner.take().is_some() && self.is_committing;
+        if let Some(place) = self.place.take().filter(|_| was_given_up) {
+            self.home.lingering.keep(self.backend, place, &self.home);
         }
     }
 }

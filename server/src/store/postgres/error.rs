@@ -1,5 +1,6 @@
 //! What PostgreSQL's codes mean to the ledger (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 
+use super::warnings::heard;
 use crate::store::StoreError;
 
 /// What an error of the database means.
@@ -38,6 +39,17 @@ pub(super) fn commit_error(error: sqlx::Error) -> StoreError {
     match store_error(error) {
         definite @ (StoreError::Refused(_) | StoreError::Conflict(_) | StoreError::Full(_)) => definite,
         other => StoreError::OutcomeUnknown(other.to_string()),
+    }
+}
+
+/// Commits: an error unless what was committed is as durable as it shall be.
+pub(super) async fn commit<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    match heard(work).await {
+        // Whatever it is, in whichever language.
+        (Ok(_), Some(warning)) => {
+            Err(sqlx::Error::Protocol(format!("the database warned when it committed: {warning}")))
+        }
+        (ended, _) => ended,
     }
 }
 

@@ -59,6 +59,8 @@ struct Org {
     end: Option<End>,
     /// How far it had come the last time that a batch found it, or left it.
     last: Option<Head>,
+    /// Where it was found, or left, by a commit that the database has confirmed.
+    confirmed: Option<Head>,
     /// Others write it, too, as far as is known.
     shared_until: Option<Instant>,
 }
@@ -139,10 +141,20 @@ impl Memory {
         self.jobs.left(jobs);
         let mut state = self.state();
         let org = state.org(org);
-        (org.end, org.last) = (Some(end), Some(end.head));
+        (org.end, org.last, org.confirmed) = (Some(end), Some(end.head), Some(end.head));
         if let Some(clock) = clock {
             state.heard(clock);
         }
+    }
+
+    /// A transaction that has found the log so was committed.
+    pub(super) fn confirmed(&self, org: OrgId, head: Head) {
+        self.state().org(org).confirmed = Some(head);
+    }
+
+    /// True if all of a log that ends so is as durable as commits are.
+    pub(super) fn is_confirmed(&self, org: OrgId, head: &Head) -> bool {
+        self.state().orgs.get(&org).is_some_and(|org| org.confirmed.as_ref() == Some(head))
     }
 
     /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more but types.

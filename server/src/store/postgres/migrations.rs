@@ -4,7 +4,10 @@ use std::sync::LazyLock;
 
 use sqlx::{Connection as _, PgConnection};
 
-use super::{assert_usable, connect, connect_options, error::store_error};
+use super::{
+    assert_usable, connect, connect_options,
+    error::{commit, store_error},
+};
 use crate::{
     domain::id::LogId,
     store::{
@@ -110,7 +113,7 @@ pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError>
 pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
     let mut connection = open_as_owner(url).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);
-    query.execute(&mut connection).await.map_err(store_error)?;
+    commit(query.execute(&mut connection)).await.map_err(store_error)?;
     let _ = connection.close().await;
     Ok(())
 }

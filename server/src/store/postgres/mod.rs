@@ -10,6 +10,7 @@ mod columns;
 mod connections;
 mod error;
 mod import;
+mod lingering;
 mod list;
 mod memory;
 pub(super) mod migrations;
@@ -21,6 +22,7 @@ mod series;
 mod statement;
 mod statistics;
 pub(super) mod tokens;
+mod warnings;
 mod write;
 
 use std::{str::FromStr, sync::Arc, time::Duration};

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, postgres::PgArguments};
 use super::{
     columns::Columns,
     connections::Connections,
-    error::commit_error,
+    error::{commit, commit_error},
     memory::{End, Memory},
     write,
 };
@@ -99,8 +99,8 @@ impl Batch for RecalledBatch {
         let Some((sql, arguments, end, mut jobs)) = statement else { return Ok(()) };
         memory.committing(org, &mut jobs);
         let mut connection = writers.take().await?;
-        let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
-        match query.fetch_one(&mut *connection).await {
+        connection.commits();
+        match commit(sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *connection)).await {
             Ok(row) => {
                 connection.give_back();
                 memory.left(org, end, jobs, Columns::of(&row).optional_time()?);

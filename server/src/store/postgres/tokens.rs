@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     columns::Columns,
     connections::{Connections, arguments},
-    error::store_error,
+    error::{commit, store_error},
     migrations,
 };
 use crate::{
@@ -46,7 +46,7 @@ pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), St
     let query = query.bind(&token.name).bind(token.roles.to_string()).bind(token.created_at).bind(token.expires_at);
     query.execute(&mut *transaction).await.map_err(store_error)?;
     tell(&mut transaction).await?;
-    transaction.commit().await.map_err(store_error)?;
+    commit(transaction.commit()).await.map_err(store_error)?;
     let _ = connection.close().await;
     Ok(())
 }
@@ -66,7 +66,7 @@ pub(in crate::store) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bo
     let mut transaction = connection.begin().await.map_err(store_error)?;
     let revoked = sqlx::query(SQL).bind(id).bind(at).execute(&mut *transaction).await.map_err(store_error)?;
     tell(&mut transaction).await?;
-    transaction.commit().await.map_err(store_error)?;
+    commit(transaction.commit()).await.map_err(store_error)?;
     let _ = connection.close().await;
     Ok(revoked.rows_affected() > 0)
 }

@@ -16,28 +16,37 @@ use crate::{
 };
 
 /// A primary, its standby, and servers that reach whichever of them the link leads to.
-struct Pair {
-    primary: &'static Cluster,
-    standby: &'static Cluster,
-    database: Database,
+pub(super) struct Pair {
+    pub(super) primary: &'static Cluster,
+    pub(super) standby: &'static Cluster,
+    pub(super) database: Database,
     link: Link,
-    programs: Vec<Program>,
+    pub(super) programs: Vec<Program>,
 }
 
 impl Pair {
-    async fn start(servers: usize) -> Self {
+    pub(super) async fn start(servers: usize, options: &[&str]) -> Self {
         let primary: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
         let database = Database::postgres_on(primary).await;
         let standby: &'static Cluster = Box::leak(Box::new(block_in_place(|| primary.standby())));
         let link = Link::to(Peer::Postgres(primary.socket())).await;
         let mut pair = Self { primary, standby, database, link, programs: Vec::new() };
-        pair.programs = (0..servers).map(|_| pair.program()).collect();
+        pair.programs = (0..servers).map(|_| pair.program(options)).collect();
         pair
     }
 
-    fn program(&self) -> Program {
+    /// The same, where commits wait for the standby.
+    pub(super) async fn start_synchronous(servers: usize, options: &[&str]) -> Self {
+        let pair = Self::start(servers, options).await;
+        let mut admin = pair.database.connect_as("postgres").await;
+        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await.expect("a superuser may");
+        admin.execute("SELECT pg_reload_conf()").await.expect("a superuser may");
+        pair
+    }
+
+    fn program(&self, options: &[&str]) -> Program {
         let url = format!("postgres://{SERVER}@{}/{}", self.link.address, self.database.name());
-        block_in_place(|| Program::serve("127.0.0.1:0", &url, &["--log", "error"]))
+        block_in_place(|| Program::serve("127.0.0.1:0", &url, &[&["--log", "error"], options].concat()))
     }
 
     fn clients(&self) -> Vec<Client> {
@@ -45,7 +54,7 @@ impl Pair {
     }
 
     /// Everybody is led to the standby, which is a primary from now on.
-    fn take_over(&mut self) {
+    pub(super) fn take_over(&mut self) {
         block_in_place(|| self.standby.promote());
         self.link.lead_to(Peer::Postgres(self.standby.socket()));
         self.database = self.database.moved_to(self.standby);
@@ -54,11 +63,7 @@ impl Pair {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_synchronous_standby_takes_over_without_a_loss() {
-    let mut pair = Pair::start(2).await;
-    let mut admin = pair.database.connect_as("postgres").await;
-    admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await.expect("a superuser may");
-    admin.execute("SELECT pg_reload_conf()").await.expect("a superuser may");
-    drop(admin);
+    let mut pair = Pair::start_synchronous(2, &[]).await;
     let mut callers = Callers::start(&pair.clients(), 4);
     callers.go_on().await;
     callers.go_on().await;
@@ -90,7 +95,7 @@ async fn create(client: &Client, jobs: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cursors_of_a_log_that_lost_its_end_are_void() {
-    let mut pair = Pair::start(1).await;
+    let mut pair = Pair::start(1, &[]).await;
     let client = pair.clients().remove(0);
     create(&client, 10).await;
     let mut admin = pair.database.connect_as("postgres").await;
@@ -133,7 +138,7 @@ async fn cursors_of_a_log_that_lost_its_end_are_void() {
     }
     let renewed = command(&["renew-log-id", "--database-url", &pair.database.url_as(OWNER)]).output().unwrap();
     assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
-    pair.programs.push(pair.program());
+    pair.programs.push(pair.program(&[]));
     let client = pair.clients().remove(0);
     create(&client, 20).await;
     let refused = client.subscribe(Follow::org().resume(&cursor)).await;

@@ -10,6 +10,7 @@ pub(crate) mod link;
 mod machine;
 mod mixed;
 mod power;
+mod standby;
 mod volume;
 
 use std::{
