@@ -4,7 +4,11 @@ use std::{path::Path, sync::LazyLock};
 
 use sqlx::{ConnectOptions, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{BUSY_TIMEOUT, error::store_error, find, lock};
+use super::{
+    BUSY_TIMEOUT,
+    error::store_error,
+    file::{find, lock},
+};
 use crate::{
     domain::id::LogId,
     store::{
