@@ -1,4 +1,4 @@
-//! `jobledger verify`, `jobledger backup`, `jobledger renew-log-id` and `jobledger confirm-clock`.
+//! `jobledger verify`, `jobledger backup`, `jobledger restore`, `jobledger renew-log-id` and `jobledger confirm-clock`.
 
 use std::{
     error::Error,
@@ -11,8 +11,11 @@ use std::{
 
 use chrono::TimeDelta;
 use jobledger_server::{
-    domain::{clock::SystemClock, id::OrgId},
-    store::{self, DatabaseUrl, FileUse, OpenOptions},
+    domain::{
+        clock::{Clock as _, SystemClock},
+        id::OrgId,
+    },
+    store::{self, DatabaseUrl, FileUse, OpenOptions, RevokeTokens},
     telemetry::{self, Stderr},
     verify::{self, Progress},
 };
@@ -117,11 +120,7 @@ impl Display {
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut display = Display::new();
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let log_id = store::backup(url, file, |written, of| {
-        display.show(|| format!("{:.1} of about {:.1} MiB written", mib(written), mib(of)));
-    })
-    .await?;
+    let log_id = store::backup(url, file, |written, of| display.show(|| how_much(written, of))).await?;
     display.clear();
     let bytes = std::fs::metadata(file)?.len();
     writeln!(
@@ -130,6 +129,43 @@ pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn
         file.display(),
         mib(bytes)
     )?;
+    Ok(())
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn how_much(written: u64, of: u64) -> String {
+    format!("{:.1} of about {:.1} MiB written", mib(written), mib(of))
+}
+
+/// Puts a copy in place.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn restore(
+    url: &DatabaseUrl,
+    copy: &Path,
+    revoke_all: bool,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let mut display = Display::new();
+    let tokens = if revoke_all { RevokeTokens::All } else { RevokeTokens::RevokedSince };
+    let restored =
+        store::restore(url, copy, tokens, SystemClock.now(), |written, of| display.show(|| how_much(written, of)))
+            .await?;
+    display.clear();
+    let mut out = io::stdout().lock();
+    writeln!(out, "{} is in place; its log is {}: cursors of before are void", copy.display(), restored.log_id)?;
+    if let Some(replaced) = restored.replaced {
+        writeln!(out, "what was there is kept as {}", replaced.display())?;
+    }
+    match (restored.revoked, revoke_all) {
+        (Some(revoked), true) => writeln!(out, "API tokens revoked: {revoked}, which are all that it had")?,
+        (Some(revoked), false) => writeln!(out, "API tokens that were revoked since, and stay so: {revoked}")?,
+        (None, _) => writeln!(
+            out,
+            "API tokens that were revoked since it was made hold again: see `jobledger token list`; --revoke-tokens would have revoked all"
+        )?,
+    }
     Ok(())
 }
 

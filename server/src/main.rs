@@ -44,6 +44,9 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Verify { database, org } => return audit::verify(&database.database_url, org),
         Command::Backup { database, file } => audit::backup(&database.database_url, &file),
+        Command::Restore { file, database, revoke_tokens } => {
+            audit::restore(&database.database_url, &file, revoke_tokens)
+        }
         Command::RenewLogId(database) => audit::renew_log_id(&database.database_url),
         Command::ConfirmClock(database) => audit::confirm_clock(&database.database_url),
         Command::Import(args) => return transfer::import(*args),

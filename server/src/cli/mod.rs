@@ -48,6 +48,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         database: DatabaseArgs,
     },
+    /// Put a copy that `backup` made in the place of an SQLite database, which is kept beside it as FILE.replaced-TIME. No server may
+    /// have it. The log has an id of its own then: subscribers that were further on are told so. API tokens that were revoked since
+    /// the copy was made stay revoked where the present database can be read, and hold again otherwise.
+    Restore {
+        /// The copy, of this program's schema or an earlier one; it stays as it is.
+        file: PathBuf,
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Revoke all API tokens that the copy has: new ones are to be made.
+        #[arg(long)]
+        revoke_tokens: bool,
+    },
     /// Give the log another identity, after its database was restored from a backup: subscribers that were further on are told so,
     /// instead of missing what is written anew. Run it before a server is started on the database, as its owner.
     RenewLogId(DatabaseArgs),

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -14,14 +13,13 @@ use std::{
 use async_trait::async_trait;
 use chrono::TimeDelta;
 use thiserror::Error;
-use uuid::Uuid;
 
 use crate::domain::{
     access::ApiToken,
     clock::{Clock, Time},
     event::JobEvent,
     flow::Milestone,
-    id::{Digest, JobId, LogId, OrgId},
+    id::{Digest, JobId, OrgId},
     job::{Job, JobContents, JobRecord},
     json::Json,
     status::JobStatus,
@@ -29,6 +27,7 @@ use crate::domain::{
 };
 
 mod audit;
+mod copies;
 mod detail;
 mod imports;
 pub mod migrations;
@@ -44,6 +43,7 @@ mod url;
 
 pub use self::{
     audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},
+    copies::{Restored, RevokeTokens, backup, renew_log_id, restore},
     parts::{Changed, Parts},
     query::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
@@ -65,7 +65,7 @@ use self::{
 /// role that must not serve it.
 pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Store>, StoreError> {
     match url {
-        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(Path::new(path), options).await?)),
+        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(path.as_ref(), options).await?)),
         DatabaseUrl::Postgres(url) => Ok(Arc::new(postgres::PostgresStore::open(url, options).await?)),
         DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
@@ -80,40 +80,6 @@ pub fn is_served(url: &DatabaseUrl) -> Result<bool, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::is_served(path.as_ref()),
         DatabaseUrl::Postgres(_) | DatabaseUrl::Other => Ok(false),
-    }
-}
-
-/// Gives the database's log another identity, and says which: to be done once after it was restored from a backup, while no
-/// server is on it. Cursors of before are void then, instead of skipping what is written anew.
-///
-/// # Errors
-///
-/// If the database is in use by a server (SQLite), lacks migrations, or the role is not its owner's (PostgreSQL).
-pub async fn renew_log_id(url: &DatabaseUrl) -> Result<LogId, StoreError> {
-    let log_id = LogId(Uuid::new_v4());
-    match url {
-        DatabaseUrl::Sqlite(path) => sqlite::migrations::renew_log_id(path.as_ref(), log_id).await?,
-        DatabaseUrl::Postgres(url) => postgres::migrations::renew_log_id(url, log_id).await?,
-        DatabaseUrl::Other => return Err(DatabaseUrl::refused()),
-    }
-    Ok(log_id)
-}
-
-/// Copies the database, as of one moment, to a file that is not there yet, and says which log the copy has: another, so that cursors of
-/// what is written after this are void where the copy is restored. Servers go on meanwhile. `progress` is told now and then how many
-/// bytes are written of about how many. SQLite only.
-///
-/// # Errors
-///
-/// If the file is there, or can't be written; if the database lacks migrations; on PostgreSQL.
-pub async fn backup(url: &DatabaseUrl, to: &Path, progress: impl FnMut(u64, u64)) -> Result<LogId, StoreError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => sqlite::backup(path.as_ref(), to, progress).await,
-        DatabaseUrl::Postgres(_) => Err(StoreError::Unusable(
-            "PostgreSQL has its own ways to be backed up, pg_dump and pg_basebackup among them: docs/postgresql.md"
-                .to_owned(),
-        )),
-        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
 }
 

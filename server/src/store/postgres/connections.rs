@@ -65,7 +65,7 @@ impl Connections {
     pub(super) fn new(options: PgConnectOptions, settings: &[&[(&str, &str)]], max: u32) -> Arc<Self> {
         let set = |(name, value): &(&str, &str)| format!("SET {name} = '{value}'; ");
         let mut settings: String = settings.iter().flat_map(|settings| settings.iter().map(set)).collect();
-        settings += "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+        settings += "/* new */ SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
         let (idle, places) = (Mutex::default(), Arc::new(Semaphore::new(max as usize)));
         Arc::new(Self { options, settings, idle, places, lingering: Lingering::default() })
     }

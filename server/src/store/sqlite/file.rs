@@ -87,12 +87,22 @@ pub(in crate::store) fn is_served(path: &Path) -> Result<bool, StoreError> {
     Ok(path.exists() && try_lock(&resolve(path)?)?.is_none())
 }
 
+/// The name of the lock, in which what the file is marked with is noted, too.
+pub(super) fn lock_of(path: &Path) -> PathBuf {
+    beside(path, "-lock")
+}
+
+/// A name beside the database's.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// Takes the same lock, if it is free; `None` where a server has it. The kernel drops it with the process,
 /// however that ends.
 pub(super) fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-lock");
-    let lock_path = PathBuf::from(name);
+    let lock_path = lock_of(path);
     let fail = |error: std::io::Error| StoreError::Unusable(format!("can't lock {}: {error}", lock_path.display()));
     // Whoever can open it can hold the lock.
     let file = File::options()

@@ -8,6 +8,7 @@ use super::{
     BUSY_TIMEOUT,
     error::store_error,
     file::{find, lock},
+    parts,
 };
 use crate::{
     domain::id::LogId,
@@ -36,6 +37,7 @@ async fn read_status(connection: &mut SqliteConnection) -> Result<Vec<MigrationS
 }
 
 async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
+    parts::check(path).await?;
     let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
     options.connect().await.map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
 }
@@ -67,6 +69,18 @@ pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), Store
     MIGRATIONS.down(&mut connection, target).await
 }
 
+/// A connection to a ledger of this program's schema or an earlier one.
+pub(super) async fn earlier(path: &Path) -> Result<SqliteConnection, StoreError> {
+    let is_none = |why: &str| StoreError::Unusable(format!("{} is no ledger{why}", path.display()));
+    let mut connection = connect(path).await?;
+    let status = read_status(&mut connection).await.map_err(|error| is_none(&format!(": {error}")))?;
+    let all = status.len();
+    if migrations::missing(status)?.len() == all {
+        return Err(is_none(""));
+    }
+    Ok(connection)
+}
+
 /// A connection beside a server's, if there is one, to a file that lacks nothing.
 pub(super) async fn beside(path: &Path) -> Result<SqliteConnection, StoreError> {
     let mut connection = connect(&find(path)?).await?;
@@ -81,13 +95,26 @@ pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result
     rename_log(path, log_id).await
 }
 
-/// The same with a file that nobody else knows of.
-pub(super) async fn rename_log(path: &Path, log_id: LogId) -> Result<(), StoreError> {
+async fn rename_log(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     let mut connection = connect(path).await?;
     prepare(&mut connection, false).await?;
-    let query = sqlx::query("/* renew_log_id */ UPDATE ledger SET log_id = $1").bind(log_id.0);
-    query.execute(&mut connection).await.map_err(store_error)?;
+    rename(&mut connection, log_id).await?;
     connection.close().await.map_err(store_error)
+}
+
+/// Brings a copy that nobody else knows of to this program's schema, and makes it one of its own: another log, in another file.
+pub(super) async fn adopt(copy: &Path, log_id: LogId) -> Result<SqliteConnection, StoreError> {
+    let mut connection = connect(copy).await?;
+    MIGRATIONS.up(&mut connection).await?;
+    rename(&mut connection, log_id).await?;
+    parts::mark_copy(&mut connection).await?;
+    Ok(connection)
+}
+
+async fn rename(connection: &mut SqliteConnection, log_id: LogId) -> Result<(), StoreError> {
+    let query = sqlx::query("/* renew_log_id */ UPDATE ledger SET log_id = $1").bind(log_id.0);
+    query.execute(connection).await.map_err(store_error)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -69,6 +69,20 @@ pub(in crate::store) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<
     Ok(revoked.rows_affected() > 0)
 }
 
+/// Revokes one in a copy that nobody serves, if it isn't yet. How many that are.
+pub(super) async fn revoke_in(copy: &mut SqliteConnection, id: Uuid, at: Time) -> Result<usize, StoreError> {
+    const SQL: &str = "/* revoke_in */ UPDATE api_token SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL";
+    let done = sqlx::query(SQL).bind(id).bind(micros(at)).execute(copy).await.map_err(store_error)?;
+    Ok(done.rows_affected() as usize)
+}
+
+/// The same with all of them.
+pub(super) async fn revoke_all(copy: &mut SqliteConnection, at: Time) -> Result<usize, StoreError> {
+    const SQL: &str = "/* revoke_all */ UPDATE api_token SET revoked_at = $1 WHERE revoked_at IS NULL";
+    let done = sqlx::query(SQL).bind(micros(at)).execute(copy).await.map_err(store_error)?;
+    Ok(done.rows_affected() as usize)
+}
+
 /// Has a server look again.
 async fn tell(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let sql = "/* tell */ UPDATE ledger SET credentials = credentials + 1";

@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::BUSY_TIMEOUT;
+use super::{BUSY_TIMEOUT, file::beside};
 
 /// How often its length is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -159,7 +159,5 @@ async fn truncate(writer: &Arc<Mutex<Option<SqliteConnection>>>) -> bool {
 
 /// The log beside a database.
 pub(super) fn path_of(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
+    beside(database, "-wal")
 }
