@@ -55,6 +55,7 @@ mod raw;
 mod recent;
 mod replicas;
 mod resets;
+mod restore;
 mod retention;
 mod rls;
 mod seeded;
