@@ -234,11 +234,20 @@ async fn a_handler_that_ignores_cancellation_is_dropped_and_the_job_canceled(dat
             }
         }
     };
-    let builder = Worker::builder(client.clone()).handle("t", handler).concurrency(1);
-    // Heartbeats bring the news: a short lease has them come often.
-    let worker = Working::start(builder.lease(Duration::from_secs(1)).cancel_grace(Duration::from_millis(100)));
-    for (how, code) in [("ignores", ""), ("returns", ""), ("fails", "STOPPED"), ("ignores", "")] {
-        let id = create(&client, NewJob::new("t").payload(how).unwrap().max_attempts(3)).await;
+    // Heartbeats bring the news: a short lease has them come often. One that does not wait for handlers, and one that does.
+    let worker = |job_type: &str, grace| {
+        let builder = Worker::builder(client.clone()).handle(job_type, handler.clone()).concurrency(1);
+        Working::start(builder.lease(Duration::from_secs(2)).cancel_grace(grace))
+    };
+    let workers = [worker("hasty", Duration::from_millis(100)), worker("patient", PATIENCE)];
+    let cases = [
+        ("hasty", "ignores", ""),
+        ("patient", "returns", ""),
+        ("patient", "fails", "STOPPED"),
+        ("hasty", "ignores", ""),
+    ];
+    for (job_type, how, code) in cases {
+        let id = create(&client, NewJob::new(job_type).payload(how).unwrap().max_attempts(3)).await;
         timeout(PATIENCE, started.notified()).await.unwrap();
         client.cancel(&id, "enough").await.unwrap();
         let (job, history) = until_it_ends(&client, &id).await;
@@ -247,7 +256,9 @@ async fn a_handler_that_ignores_cancellation_is_dropped_and_the_job_canceled(dat
             [JobEventKind::Created, JobEventKind::Claimed, JobEventKind::CancelRequested, JobEventKind::Canceled];
         assert_eq!(kinds(&history), expected, "{how}");
     }
-    worker.stop().await;
+    for worker in workers {
+        worker.stop().await;
+    }
     server.stop().await;
 }
 
