@@ -62,6 +62,7 @@ mod seeded;
 mod shutdown;
 mod snapshot_pages;
 mod snapshots;
+mod start;
 mod statistics;
 mod streams;
 mod tls;
