@@ -127,10 +127,10 @@ impl Cluster {
     }
 
     /// The same, with a library before the system's own.
-    pub(crate) async fn alone_with(library: &Path) -> Self {
+    pub(crate) async fn alone_with(library: &Path, durability: Durability) -> Self {
         let mut own = Own::prepare(&std::env::temp_dir(), &installations()[0]);
         own.preloaded = Some(library.to_owned());
-        let cluster = Self::init(own, Durability::None);
+        let cluster = Self::init(own, durability);
         cluster.prepare().await;
         cluster
     }

@@ -403,12 +403,27 @@ impl Program {
 
     /// The same in an environment.
     pub(crate) fn serve_in(address: &str, url: &str, more: &[&str], environment: &[(&str, &Path)]) -> Self {
+        Self::serve_saying(address, url, more, environment, Stdio::null())
+    }
+
+    /// The same, with somewhere for its log.
+    pub(crate) fn serve_saying(
+        address: &str,
+        url: &str,
+        more: &[&str],
+        environment: &[(&str, &Path)],
+        log: Stdio,
+    ) -> Self {
         let mut served = command(&["--listen", address, "--database-url", url]);
-        Self::run_command(served.args(more).envs(environment.iter().copied()))
+        Self::run_command_saying(served.args(more).envs(environment.iter().copied()), log)
     }
 
     fn run_command(command: &mut Command) -> Self {
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
+        Self::run_command_saying(command, Stdio::null())
+    }
+
+    fn run_command_saying(command: &mut Command, log: Stdio) -> Self {
+        let mut process = command.stdout(Stdio::piped()).stderr(log).spawn().expect("the program starts");
         let mut line = String::new();
         BufReader::new(process.stdout.take().expect("a pipe")).read_line(&mut line).expect("the program prints");
         let address = line.trim().strip_prefix("listening on ").expect("the program serves").to_owned();

@@ -20,7 +20,7 @@ const PIPE: usize = 64 << 10;
 
 /// How standard output or standard error may be found.
 #[derive(Debug, Clone, Copy)]
-enum Output {
+pub(crate) enum Output {
     /// A pipe that takes nothing more, and that nobody reads.
     Full,
     /// A pipe whose reader has gone.
@@ -29,11 +29,11 @@ enum Output {
     NoSpace,
 }
 
-const OUTPUTS: [Output; 3] = [Output::Full, Output::Broken, Output::NoSpace];
+pub(crate) const OUTPUTS: [Output; 3] = [Output::Full, Output::Broken, Output::NoSpace];
 
 impl Output {
     /// Hands it to a process, with what keeps it so.
-    fn open(self) -> (Stdio, Option<PipeReader>) {
+    pub(crate) fn open(self) -> (Stdio, Option<PipeReader>) {
         match self {
             Self::Full => {
                 let (reader, mut writer) = pipe().unwrap();

@@ -22,18 +22,18 @@ use tokio::time::{sleep, timeout};
 
 use super::{PRELOADED, history::Callers, preloaded};
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Durability},
     harness::{Database, PATIENCE, Program, await_kind, command, short_or_long},
     seeded::Seeded,
 };
 
 /// The machine's clock for some programs, which can be moved.
-struct Clock {
+pub(super) struct Clock {
     folder: TempDir,
 }
 
 impl Clock {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let clock = Self { folder: tempfile::tempdir().expect("a temporary directory") };
         clock.move_to(0);
         // Whoever PostgreSQL runs as may look.
@@ -83,12 +83,12 @@ int gettimeofday(struct timeval *time, void *zone) {{
     }
 
     /// What a program is to be run with.
-    fn library(&self) -> PathBuf {
+    pub(super) fn library(&self) -> PathBuf {
         self.folder.path().join(PRELOADED)
     }
 
     /// Is so many seconds ahead from now on.
-    fn move_to(&self, seconds: i64) {
+    pub(super) fn move_to(&self, seconds: i64) {
         let mut file = File::options().create(true).write(true).truncate(false).open(self.file()).expect("it is ours");
         file.write_all(&seconds.to_ne_bytes()).expect("there is room");
     }
@@ -157,7 +157,8 @@ impl Clocked {
 
     async fn postgres() -> Self {
         let clock = Clock::new();
-        let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone_with(&clock.library()).await));
+        let cluster: &'static Cluster =
+            Box::leak(Box::new(Cluster::alone_with(&clock.library(), Durability::None).await));
         Self { clock, database: Database::postgres_on(cluster).await }
     }
 

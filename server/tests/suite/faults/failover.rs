@@ -24,6 +24,13 @@ pub(super) struct Pair {
     pub(super) programs: Vec<Program>,
 }
 
+/// Has commits wait for the standby from now on.
+pub(super) async fn wait_for_standby(database: &Database) {
+    let mut admin = database.connect_as("postgres").await;
+    admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await.expect("a superuser may");
+    admin.execute("SELECT pg_reload_conf()").await.expect("a superuser may");
+}
+
 impl Pair {
     pub(super) async fn start(servers: usize, options: &[&str]) -> Self {
         let primary: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
@@ -38,9 +45,7 @@ impl Pair {
     /// The same, where commits wait for the standby.
     pub(super) async fn start_synchronous(servers: usize, options: &[&str]) -> Self {
         let pair = Self::start(servers, options).await;
-        let mut admin = pair.database.connect_as("postgres").await;
-        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await.expect("a superuser may");
-        admin.execute("SELECT pg_reload_conf()").await.expect("a superuser may");
+        wait_for_standby(&pair.database).await;
         pair
     }
 

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jobledger_client::{
@@ -223,15 +223,16 @@ impl Caller {
                 self.note_created(&created.job);
             }
             let claim = Claim::new(&self.name).lease(LEASE).max_jobs(2).wait(Duration::from_millis(200));
+            let held_until = Instant::now() + LEASE;
             for lease in self.noted(self.client.claim(claim).await).unwrap_or_default() {
                 let Some(job) = lease.job else { panic!("a lease of a job") };
                 let report = |report: Report| report.lease(&lease.lease_token);
                 let progress = report(Report::progress(&job.id).percent(50));
-                if let Some(updated) = self.noted(self.client.update(progress).await) {
+                if let Some(updated) = self.noted_holding(held_until, self.client.update(progress).await) {
                     self.note_report(&updated.job, EventKind::Progress);
                 }
                 let done = report(Report::succeeded(&job.id)).result(&name).expect("it has a JSON form");
-                if let Some(updated) = self.noted(self.client.update(done).await) {
+                if let Some(updated) = self.noted_holding(held_until, self.client.update(done).await) {
                     self.note_end(&updated.job, &name);
                     self.read_back(&updated.job).await;
                 }
@@ -281,6 +282,15 @@ impl Caller {
     async fn bare<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Option<T> {
         let answer = timeout(BARE_PATIENCE, call).await.ok()?;
         self.noted(answer.map(tonic::Response::into_inner).map_err(Error::from))
+    }
+
+    /// The same of one that comes with a lease, which is held until then at least: no clock and no fault takes it away before.
+    fn noted_holding<T>(&self, until: Instant, answer: Result<T, Error>) -> Option<T> {
+        if matches!(answer, Err(Error::LeaseLost)) {
+            let early = until.saturating_duration_since(Instant::now());
+            assert!(early.is_zero(), "{} lost a lease {early:?} before its time", self.name);
+        }
+        self.noted(answer)
     }
 
     /// What was answered, if the call went well.

@@ -1,18 +1,26 @@
 //! Everything at once: three servers on PostgreSQL or one on a file, callers of both kinds, and one fault after the other.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::PipeReader,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use jobledger_client::Client;
 use sqlx::{Connection as _, Executor as _};
 use tokio::task::block_in_place;
 
 use super::{
+    clock::Clock,
+    failover::wait_for_standby,
     history::Callers,
     link::{Fault, Link, Peer},
 };
 use crate::{
     cluster::{Cluster, Durability, SERVER},
     harness::{Database, PATIENCE, Program, fixed_address, resident, short_or_long},
+    output::{OUTPUTS, Output},
     seeded::Seeded,
 };
 
@@ -43,6 +51,23 @@ enum Wrong {
     Lock,
     /// The database has no connections left to give.
     NoConnections,
+    /// The clock of whoever decides about time is so many seconds ahead.
+    Clock(i64),
+    /// The standby is away that commits wait for, and something happens to those that do.
+    Standby(Cut),
+    /// A server is started anew, to log much to what takes nothing.
+    Log(usize, Output),
+}
+
+/// What happens to commits that wait for a standby.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    /// They are answered when it is back.
+    Nothing,
+    Canceled,
+    Terminated,
+    /// The database is started anew.
+    Restarted,
 }
 
 /// Something for so many servers; of one that has its database in a file nothing is wrong between them.
@@ -55,15 +80,21 @@ fn draw(random: &mut Seeded, servers: usize) -> Wrong {
         3 => Fault::Unanswered,
         _ => Fault::HalfOpen,
     };
-    match random.below(if servers > 1 { 10 } else { 6 }) {
+    match random.below(if servers > 1 { 14 } else { 8 }) {
         0 | 1 => Wrong::Kill(n),
         2 => Wrong::Stop(n),
         3 | 4 => Wrong::Callers(n, fault),
         5 => Wrong::Lock,
-        6 => Wrong::Database(n, fault),
-        7 => Wrong::Storm,
-        8 => Wrong::KillDatabase,
-        _ => Wrong::NoConnections,
+        6 => Wrong::Clock([45, -45, 86_400, -86_400, 40 * 86_400][random.below(5) as usize]),
+        7 => Wrong::Log(n, OUTPUTS[random.below(OUTPUTS.len() as u64) as usize]),
+        8 => Wrong::Database(n, fault),
+        9 => Wrong::Storm,
+        10 => Wrong::KillDatabase,
+        11 => Wrong::NoConnections,
+        _ => {
+            let cuts = [Cut::Nothing, Cut::Canceled, Cut::Terminated, Cut::Restarted];
+            Wrong::Standby(cuts[random.below(cuts.len() as u64) as usize])
+        }
     }
 }
 
@@ -72,13 +103,17 @@ struct Replica {
     address: String,
     url: String,
     program: Option<Program>,
+    /// The other end of its log, where that is a pipe.
+    log: Option<PipeReader>,
+    /// What it is run with.
+    preload: Option<PathBuf>,
     callers: Link,
     /// To a database that is reached by the network.
     database: Option<Link>,
 }
 
 impl Replica {
-    async fn start(database: &Database) -> Self {
+    async fn start(database: &Database, clock: &Clock) -> Self {
         let address = fixed_address();
         let link = match database.is_postgres() {
             true => Some(Link::to(Peer::Postgres(database.socket())).await),
@@ -89,14 +124,21 @@ impl Replica {
             None => database.url(),
         };
         let callers = Link::to(Peer::Tcp(address.clone())).await;
-        let mut replica = Self { address, url, program: None, callers, database: link };
-        replica.run();
+        // The clock of a file is its server's.
+        let preload = Some(clock.library()).filter(|_| !database.is_postgres());
+        let mut replica = Self { address, url, program: None, log: None, preload, callers, database: link };
+        replica.run(None);
         replica
     }
 
-    fn run(&mut self) {
-        let limits = ["--log", "error"];
-        self.program = Some(block_in_place(|| Program::serve(&self.address, &self.url, &limits)));
+    /// Starts it, with a log that is found so if there is to be one.
+    fn run(&mut self, log: Option<Output>) {
+        let preload = self.preload.as_deref().map(|library| ("LD_PRELOAD", library));
+        let (to, reader) = log.map_or((Stdio::null(), None), Output::open);
+        let level = if log.is_some() { "debug" } else { "error" };
+        let serve = || Program::serve_saying(&self.address, &self.url, &["--log", level], preload.as_slice(), to);
+        self.program = Some(block_in_place(serve));
+        self.log = reader;
     }
 
     fn signal(&self, signal: &str) {
@@ -110,7 +152,10 @@ impl Replica {
 
 /// The database of the run, and who does it harm.
 struct Scene {
+    clock: Clock,
     cluster: Option<&'static Cluster>,
+    /// What commits wait for.
+    standby: Option<&'static Cluster>,
     database: Database,
     replicas: Vec<Replica>,
 }
@@ -121,7 +166,7 @@ impl Scene {
             Wrong::Kill(n) => {
                 self.replicas[n].program.take().expect("it runs").kill();
                 tokio::time::sleep(time / 4).await;
-                self.replicas[n].run();
+                self.replicas[n].run(None);
             }
             Wrong::Stop(n) => {
                 self.replicas[n].signal("STOP");
@@ -152,6 +197,26 @@ impl Scene {
                 tokio::time::sleep(time).await;
                 blocked.end().await;
             }
+            Wrong::Clock(seconds) => {
+                self.clock.move_to(seconds);
+                tokio::time::sleep(time).await;
+                self.clock.move_to(0);
+            }
+            Wrong::Standby(cut) => {
+                let standby = self.standby.expect("a server of databases");
+                block_in_place(|| standby.stop());
+                tokio::time::sleep(time / 2).await;
+                self.cut(cut).await;
+                tokio::time::sleep(time / 2).await;
+                block_in_place(|| standby.start_again());
+            }
+            Wrong::Log(n, output) => {
+                let replica = &mut self.replicas[n];
+                let ended = block_in_place(|| replica.program.take().expect("it runs").end_by("TERM"));
+                assert!(ended.success());
+                replica.run(Some(output));
+                tokio::time::sleep(time).await;
+            }
             Wrong::NoConnections => {
                 let mut admin = self.database.connect_as("postgres").await;
                 let limit = |limit: i32| {
@@ -167,6 +232,28 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Does something to commits that wait for the standby.
+    async fn cut(&self, cut: Cut) {
+        let function = match cut {
+            Cut::Nothing => return,
+            Cut::Canceled => "pg_cancel_backend",
+            Cut::Terminated => "pg_terminate_backend",
+            Cut::Restarted => {
+                let cluster = self.cluster.expect("a server of databases");
+                return block_in_place(|| {
+                    cluster.kill();
+                    cluster.start_again();
+                });
+            }
+        };
+        let sql = format!("SELECT {function}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+        let mut admin = self.database.connect_as("postgres").await;
+        admin.execute(sqlx::AssertSqlSafe(sql)).await.expect("a superuser may");
+        admin.close().await.expect("it ends");
+    }
+}
+
 const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()";
 
@@ -179,21 +266,27 @@ async fn during(link: &Link, fault: Fault, time: Duration) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_servers_hold_what_they_acknowledged_whatever_goes_wrong() {
     let time = Duration::from_secs(short_or_long(120, 30 * 60));
-    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
-    run(Some(cluster), Database::postgres_on(cluster).await, SERVERS, time).await;
+    let clock = Clock::new();
+    let cluster = Cluster::alone_with(&clock.library(), Durability::Full).await;
+    let cluster: &'static Cluster = Box::leak(Box::new(cluster));
+    let database = Database::postgres_on(cluster).await;
+    let standby: &'static Cluster = Box::leak(Box::new(block_in_place(|| cluster.standby())));
+    wait_for_standby(&database).await;
+    let scene = Scene { clock, cluster: Some(cluster), standby: Some(standby), database, replicas: Vec::new() };
+    run(scene, SERVERS, time).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_on_a_file_holds_what_it_acknowledged_whatever_goes_wrong() {
     let time = Duration::from_secs(short_or_long(30, 10 * 60));
-    run(None, Database::sqlite(), 1, time).await;
+    let (clock, database) = (Clock::new(), Database::sqlite());
+    run(Scene { clock, cluster: None, standby: None, database, replicas: Vec::new() }, 1, time).await;
 }
 
-async fn run(cluster: Option<&'static Cluster>, database: Database, servers: usize, time: Duration) {
+async fn run(mut scene: Scene, servers: usize, time: Duration) {
     let mut random = Seeded::new(Seeded::from_environment("mixed faults"));
-    let mut scene = Scene { cluster, database: database.clone(), replicas: Vec::new() };
     for _ in 0..servers {
-        scene.replicas.push(Replica::start(&database).await);
+        scene.replicas.push(Replica::start(&scene.database, &scene.clock).await);
     }
     let clients: Vec<_> = scene.replicas.iter().map(Replica::client).collect();
     let mut callers = Callers::start(&clients, CALLERS);
@@ -221,7 +314,15 @@ async fn run(cluster: Option<&'static Cluster>, database: Database, servers: usi
     for replica in &mut scene.replicas {
         assert!(replica.program.take().expect("it runs").end_by("TERM").success());
     }
-    let summary = callers.check(&database).await;
+    if let (Some(cluster), Some(standby)) = (scene.cluster, scene.standby) {
+        // What was acknowledged is there, too.
+        block_in_place(|| {
+            cluster.kill();
+            standby.promote();
+        });
+        scene.database = scene.database.moved_to(standby);
+    }
+    let summary = callers.check(&scene.database).await;
     println!("{faults} faults in {:.0} s, {most} KiB at most: {summary:?}", took.as_secs_f64());
     assert!(faults > 0);
 }
