@@ -3,12 +3,14 @@
 
 mod body;
 mod error;
+mod receive;
 
 use axum::{
     Extension, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    extract::{DefaultBodyLimit, Path, State},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::{any, get, post},
 };
@@ -37,9 +39,6 @@ use crate::{
     legacy::{error_text, isoformat, old_word},
 };
 
-/// A body, if it came whole and is not too large.
-type Received = Result<Bytes, BytesRejection>;
-
 /// The old calls.
 pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
     let not_allowed = || async { Problem::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").into_response() };
@@ -52,7 +51,8 @@ pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
         .route("/jobs/{job_id}/status/", any(redirect))
         .route("/jobs/{job_id}/{*rest}", any(nowhere))
         .method_not_allowed_fallback(not_allowed)
-        .layer(DefaultBodyLimit::max(request_bytes))
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(request_bytes, receive::receive))
         .with_state(ledger)
 }
 
@@ -84,13 +84,12 @@ async fn create(
     State(ledger): State<Ledger>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    bytes: Received,
+    bytes: Bytes,
 ) -> Result<Response, Problem> {
     #[derive(Serialize)]
     struct Created {
         job_id: String,
     }
-    let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
     let job_type = read_create(&headers, &bytes)?;
     let command = request::create(pb::CreateJobRequest { r#type: job_type, ..Default::default() }, &caller)?;
     let JobReply { job, .. } = ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
@@ -139,10 +138,9 @@ async fn update(
     Extension(caller): Extension<Caller>,
     Path(job_id): Path<String>,
     headers: HeaderMap,
-    bytes: Received,
+    bytes: Bytes,
 ) -> Result<Response, Problem> {
     let (org, id) = (caller.org(), job_id_of(&job_id)?);
-    let bytes = bytes.map_err(|refused| Problem::text(refused.status(), refused.body_text()))?;
     let report = read_update(&headers, &bytes)?;
     let status = report.status;
     if report.result.is_some() && !matches!(status, Some(JobStatus::Succeeded | JobStatus::Failed)) {

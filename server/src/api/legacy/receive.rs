@@ -1,0 +1,49 @@
+//! Reads a request's body whole before it is handled.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use tokio_stream::StreamExt as _;
+
+use super::error::Problem;
+
+/// How much of a body that is too large is read and dropped, in bytes. A server that answers and closes while its client still
+/// sends resets the connection, and the client may never see the answer.
+const DISCARDED: usize = 32 << 20;
+
+/// Hands a request on with its body in memory, or refuses it: 413 if the body has more than `limit` bytes, 400 if it does not come whole.
+pub(super) async fn receive(State(limit): State<usize>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match read(&parts.headers, body, limit).await {
+        Ok(bytes) => next.run(Request::from_parts(parts, Body::from(bytes))).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let too_large = || Problem::text(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {limit} bytes"));
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    // A client that asks first has sent nothing yet.
+    if length.is_some_and(|length| length > limit) && headers.contains_key(header::EXPECT) {
+        return Err(too_large());
+    }
+    let (mut kept, mut discarded) = (Vec::new(), 0);
+    let mut body = body.into_data_stream();
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|error| Problem::text(StatusCode::BAD_REQUEST, error.to_string()))?;
+        if discarded == 0 && kept.len() + piece.len() <= limit {
+            kept.extend_from_slice(&piece);
+            continue;
+        }
+        kept = Vec::new();
+        discarded += piece.len();
+        if discarded > DISCARDED {
+            break;
+        }
+    }
+    if discarded > 0 { Err(too_large()) } else { Ok(kept.into()) }
+}
