@@ -26,10 +26,10 @@ use crate::domain::id::OrgId;
 const ORG_SHARE: usize = 4;
 /// A turn takes milliseconds: one that takes longer than this, or is refused, tells of an outage of the database.
 pub(super) const OUTAGE: Duration = Duration::from_secs(3);
-/// So long after such a turn others are expected to end alike, whatever other orgs' turns tell.
-const AFTER_OUTAGE: Duration = Duration::from_secs(1);
-/// So long after such a turn others are expected to end alike if none has ended well since.
-const UNTIL_ONE_ENDS_WELL: Duration = Duration::from_secs(60);
+/// An outage is taken to last for at least this long after such a turn, even if other orgs' turns end otherwise.
+const OUTAGE_LASTS: Duration = Duration::from_secs(1);
+/// It is taken to last for at most this long after such a turn, unless a turn ends otherwise before.
+const OUTAGE_IS_REMEMBERED: Duration = Duration::from_secs(60);
 
 /// A bound with a quarter more, for what keeps running jobs alive or ends them: where there is room for nothing else, there is for that.
 pub const fn with_reserve(limit: usize) -> usize {
@@ -67,8 +67,8 @@ struct State {
     moved_at: Option<Instant>,
     /// When a turn last ended because the database did not answer, or only after [`OUTAGE`].
     outage_at: Option<Instant>,
-    /// When a turn last ended otherwise.
-    well_at: Option<Instant>,
+    /// When a turn last ended because the database answered, whatever it said.
+    answered_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -304,7 +304,7 @@ impl Lanes {
         let mut state = self.state();
         let now = Instant::now();
         state.moved_at = Some(now);
-        *if is_outage { &mut state.outage_at } else { &mut state.well_at } = Some(now);
+        *if is_outage { &mut state.outage_at } else { &mut state.answered_at } = Some(now);
         for org in orgs {
             state.release(*org);
         }
@@ -331,11 +331,11 @@ impl State {
     /// True while commands wait and no turn ends, and after one that the database did not answer.
     fn is_out(&self, now: Instant) -> bool {
         let is_stuck = self.commands > 0 && self.moved_at.is_some_and(|moved_at| now - moved_at >= OUTAGE);
-        let is_expected = |at| {
-            let is_known = if self.well_at < Some(at) { UNTIL_ONE_ENDS_WELL } else { AFTER_OUTAGE };
-            now - at < is_known
+        let is_recent = |at| {
+            let lasts = if self.answered_at < Some(at) { OUTAGE_IS_REMEMBERED } else { OUTAGE_LASTS };
+            now - at < lasts
         };
-        is_stuck || self.outage_at.is_some_and(is_expected)
+        is_stuck || self.outage_at.is_some_and(is_recent)
     }
 
     /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.

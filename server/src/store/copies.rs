@@ -41,7 +41,7 @@ pub async fn backup(url: &DatabaseUrl, to: &Path, progress: impl FnMut(u64, u64)
     }
 }
 
-/// Puts a copy in the place of the database, which is kept beside it under another name: see [`Restored`]. The copy is of this program's
+/// Replaces the database with a copy, and keeps what was there beside it under another name: see [`Restored`]. The copy is of this program's
 /// schema or an earlier one, and stays as it is. API tokens are revoked as of `at`. `progress` is told now and then how many bytes are written of about how many. SQLite only.
 ///
 /// # Errors

@@ -79,8 +79,18 @@ async fn a_copy_is_put_in_place_of_what_a_killed_server_left() {
     assert!(of_killed.len() > 0);
     let said = run(&database, &["restore", &copy]);
     assert!(said.contains("revoked since, and stay so: 1"), "{said}");
+    // What others write before a server comes is the copy's own.
+    let mut beside_it = database.connect().await;
+    sqlx::query("PRAGMA journal_mode = WAL; UPDATE ledger SET credentials = credentials + 1")
+        .execute(&mut beside_it)
+        .await
+        .unwrap();
+    let log = fs::metadata(format!("{}-wal", database.path().display())).expect("it has a log");
+    assert!(log.len() > 0);
+    run(&database, &["token", "list"]);
 
     let program = Program::start_with(&database, &["--require-auth"]);
+    drop(beside_it);
     let client = with_token(&program, &kept);
     assert_eq!(count(&client).await, 10);
     for refused in [&revoked, &made_since] {
@@ -207,6 +217,12 @@ async fn what_can_not_be_restored_is_said_and_changes_nothing() {
     drop(reader);
     assert!(fs::read(database.path()).unwrap() == before, "it is as it was");
     assert_eq!(beside(&database, ".re"), Vec::<PathBuf>::new(), "nothing is left");
+    // What can't be opened is no obstacle, and is kept.
+    fs::write(database.path(), "no ledger any more").unwrap();
+    let text = run(&database, &["restore", &copy]);
+    assert!(text.contains("hold again"), "{text}");
+    let [replaced] = &beside(&database, ".replaced-")[..] else { panic!("{:?}", beside(&database, "")) };
+    assert_eq!(fs::read(replaced).unwrap(), b"no ledger any more");
     let postgres = fail(&Database::postgres().await, &["restore", &copy]);
     assert!(postgres.contains("pg_restore"), "{postgres}");
     drop(folder);

@@ -182,12 +182,11 @@ impl Batch for PostgresBatch {
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         let Self { mut connection, org, head, mut end, memory, new_types, .. } = *self;
-        // What is answered rests on the log as it was found, whose last commit may wait for a synchronous standby yet, or have been cut
-        // short in that: one of this server's own after it, under the head's lock, is confirmed only once that is, too. The head row of
-        // an org without a log shall not stay.
+        // A batch that writes nothing still answers from the log as it was found, whose last commit a synchronous standby may lack
+        // (see `Writer::resolve`). So it commits, too, unless the log up to there is known to be confirmed. The head row of an org
+        // without a log shall not stay.
         let is_confirmed = end.is_none() && (head.seq == 0 || memory.is_confirmed(org, &head));
-        // No time-out for the commit: cut short while it waits for a synchronous standby it would count as done. This side
-        // gives up by itself, and looks.
+        // No time-out of the database's for the commit: this side gives up by itself, and looks.
         let sql =
             if is_confirmed { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
         if let Some((_, jobs)) = &mut end {

@@ -2,8 +2,8 @@
 //!
 //! sqlx's pool takes back a connection whatever its user was doing when it was dropped, and has returned some with a
 //! transaction still open. Here a connection comes back by [`Connection::give_back`] alone; dropped anywhere else, in a
-//! failure, at a time-out or with its task, it is closed, and PostgreSQL rolls back what was open on it. What it was committing
-//! may go on: until that is over it keeps its place (`lingering.rs`).
+//! failure, at a time-out or with its task, it is closed, and PostgreSQL rolls back what was open on it. A commit
+//! may go on in its backend: until that is gone the connection keeps its place (`lingering.rs`).
 
 use std::{
     ops::{Deref, DerefMut},
@@ -53,7 +53,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(11);
 pub(super) struct Connections {
     options: PgConnectOptions,
     /// What is set on each new connection: said again, since a pooler may not pass on what was said when it was opened. Then it
-    /// asks who serves it.
+    /// asks which backend serves it.
     settings: String,
     idle: Mutex<Vec<(PgConnection, Backend)>>,
     places: Arc<Semaphore>,
@@ -86,7 +86,7 @@ impl Connections {
         Ok(Connection { inner, backend, is_reused, is_committing: false, home: Arc::clone(self), place })
     }
 
-    /// Opens one beside the places, and tells who serves it.
+    /// Opens a connection outside the pool, and asks which backend serves it.
     pub(super) async fn open(&self) -> Result<(PgConnection, Backend), StoreError> {
         let open = async {
             let mut connection = self.options.connect().await?;
@@ -110,8 +110,6 @@ impl Connections {
         let connections = Arc::clone(self);
         let work = async move {
             let mut connection = connections.take().await?;
-            // Some of what is read is noted, too.
-            connection.is_committing = true;
             loop {
                 let query = sqlx::query_with(AssertSqlSafe(sql), arguments.clone());
                 match query.fetch_all(&mut *connection).await {
@@ -137,7 +135,7 @@ impl Connections {
         }
     }
 
-    /// Who keeps a place without a connection.
+    /// The backends that keep a place without a connection.
     pub(super) fn lingering(&self) -> &Lingering {
         &self.lingering
     }
@@ -168,7 +166,7 @@ pub(super) struct Connection {
     inner: Option<PgConnection>,
     backend: Backend,
     is_reused: bool,
-    /// From here on whoever serves it may outlive it.
+    /// Its backend may outlive it.
     is_committing: bool,
     home: Arc<Connections>,
     /// `None` only once it is dropped.
@@ -189,7 +187,7 @@ impl Connection {
         Ok(())
     }
 
-    /// It is about to commit: dropped from now on, it keeps its place until that is over.
+    /// A commit is about to be sent: dropped from now on, it keeps its place until the commit is over.
     pub(super) fn commits(&mut self) {
         self.is_committing = true;
     }

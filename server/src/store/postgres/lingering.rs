@@ -1,16 +1,19 @@
-//! Backends that go on after their connection was given up.
+//! Backends that outlive their connection.
 //!
-//! One that waits for a synchronous standby does not look whether anybody is there: while the standby is away it stays, and so would
-//! one for each commit that was given up, until PostgreSQL has no connection left. So each keeps its place among a server's connections
-//! until it is gone.
+//! A backend that waits for a synchronous standby does not notice that its client has gone (PostgreSQL's `SyncRepWaitForLSN`). While the
+//! standby is away every commit that times out leaves one such backend behind, until PostgreSQL has no connection left to give. So a
+//! connection that is dropped during its commit keeps its place in the pool until its backend is gone.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use sqlx::Connection as _;
-use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::OwnedSemaphorePermit,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{connections::Connections, error::store_error};
 use crate::{domain::clock::Time, store::StoreError};
@@ -19,12 +22,17 @@ use crate::{domain::clock::Time, store::StoreError};
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a look may take.
+const LOOKS_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is said that some wait.
+const SAY: Duration = Duration::from_secs(60);
+
 /// Which process of PostgreSQL serves a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Backend {
     pub(super) pid: i32,
-    /// Process ids come again.
-    pub(super) started: Time,
+    /// Process ids come again. `None` where the session's role may not see it: one that logged in as another.
+    pub(super) started: Option<Time>,
 }
 
 /// See the module.
@@ -40,7 +48,7 @@ struct State {
 }
 
 impl Lingering {
-    /// Keeps a place until this backend is gone.
+    /// Keeps a place in the pool until this backend is gone.
     pub(super) fn keep(&self, backend: Backend, place: OwnedSemaphorePermit, home: &Arc<Connections>) {
         // Without a runtime nobody connects any more.
         let Ok(runtime) = Handle::try_current() else { return };
@@ -51,7 +59,7 @@ impl Lingering {
         }
     }
 
-    /// Gives back the places of those that are not among these any more. True if all are back.
+    /// Gives back the places of the backends that were asked about and are gone. True if no place is kept any more.
     fn keep_only(&self, asked: &[Backend], there: &[Backend]) -> bool {
         let mut state = self.state();
         state.places.retain(|(backend, _)| !asked.contains(backend) || there.contains(backend));
@@ -65,16 +73,25 @@ impl Lingering {
     }
 }
 
-/// Looks until none is left, or the connections are closed.
+/// Asks for the backends until all are gone, or the pool is closed.
 async fn watch(home: Weak<Connections>) {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut said) = (FIRST_PAUSE, None::<Instant>);
     loop {
         let Some(connections) = home.upgrade().filter(|home| !home.is_closed()) else { return };
         let lingering = connections.lingering();
         let asked: Vec<_> = lingering.state().places.iter().map(|(backend, _)| *backend).collect();
-        match look(&connections, &asked).await {
+        // A connection to a host that has vanished says nothing for a quarter of an hour.
+        let looked = timeout(LOOKS_WITHIN, look(&connections, &asked)).await;
+        match looked.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".to_owned()))) {
             Ok(there) if lingering.keep_only(&asked, &there) => return,
-            Ok(there) => tracing::debug!(backends = there.len(), "commits that were given up still wait for a standby"),
+            Ok(there) if said.is_none_or(|said| said.elapsed() >= SAY) => {
+                said = Some(Instant::now());
+                tracing::warn!(
+                    connections = there.len(),
+                    "commits that were given up still wait for a standby, and keep connections"
+                );
+            }
+            Ok(_) => {}
             Err(error) => tracing::debug!(%error, "can't see whether commits that were given up are over"),
         }
         drop(connections);
@@ -83,14 +100,13 @@ async fn watch(home: Weak<Connections>) {
     }
 }
 
-/// Those of some backends that still do something, by a connection beside the places, since there may be none.
+/// Which of these backends still work. Asks on a connection outside the pool, whose places may all be taken.
 async fn look(home: &Connections, backends: &[Backend]) -> Result<Vec<Backend>, StoreError> {
     const SQL: &str = "/* lingering */ SELECT pid, backend_start FROM pg_stat_activity
         WHERE pid = ANY ($1) AND wait_event IS DISTINCT FROM 'ClientRead'";
     let (mut connection, _) = home.open().await?;
     let pids: Vec<_> = backends.iter().map(|backend| backend.pid).collect();
-    let found: Vec<(i32, Time)> =
+    let found: Vec<(i32, Option<Time>)> =
         sqlx::query_as(SQL).bind(pids).fetch_all(&mut connection).await.map_err(store_error)?;
-    let _ = connection.close().await;
     Ok(found.into_iter().map(|(pid, started)| Backend { pid, started }).collect())
 }

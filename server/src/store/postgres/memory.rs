@@ -159,7 +159,10 @@ impl Memory {
 
     /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more but types.
     pub(super) fn committing(&self, org: OrgId, jobs: &mut Left) {
-        self.state().org(org).end = None;
+        let mut state = self.state();
+        let org = state.org(org);
+        (org.end, org.confirmed) = (None, None);
+        drop(state);
         self.jobs.committing(jobs);
     }
 

@@ -106,6 +106,9 @@ pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError>
     if !owns {
         return Err(StoreError::Unusable(format!("this takes the owner of the tables, {owner}: {user} is not")));
     }
+    // Whatever the database's default is: see `warnings.rs`.
+    let sql = "/* open_as_owner */ SET client_min_messages = 'warning'";
+    sqlx::query(sql).execute(&mut connection).await.map_err(store_error)?;
     Ok(connection)
 }
 

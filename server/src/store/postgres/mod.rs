@@ -52,7 +52,7 @@ const MONTHS_AHEAD: i32 = 3;
 
 /// What every session is told: how long anything may take, and to notice a peer that has vanished. A server that goes away
 /// while it holds an org's head blocks that org for no longer.
-const SESSION: [(&str, &str); 10] = [
+const SESSION: [(&str, &str); 11] = [
     // Whatever the database's default is: a statement that has waited for a lock must see what was committed meanwhile.
     ("default_transaction_isolation", "read committed"),
     ("statement_timeout", "10s"),
@@ -64,7 +64,13 @@ const SESSION: [(&str, &str); 10] = [
     ("tcp_keepalives_count", "2"),
     ("tcp_user_timeout", "9s"),
     ("jit", "off"),
+    // A warning is all that tells of a commit whose wait for a standby was cut short.
+    ("client_min_messages", "warning"),
 ];
+
+/// What readers write (which orgs are looked after, when the clock was seen) may be lost with a primary: it must not wait for a standby,
+/// and take the connections that reads need.
+const NOT_REPLICATED: [(&str, &str); 1] = [("synchronous_commit", "local")];
 
 /// Statements are planned once, for tables of any size: a plan made while a table was small must not walk it when it is not. What is
 /// first is taken in the order of an index, never found by sorting all that there is: where statistics are from before there were any
@@ -124,7 +130,7 @@ impl PostgresStore {
         roles::check(&mut connection, options.require_rls).await?;
         let store = Self {
             writers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &BY_KEY], options.write_connections),
-            readers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN], options.read_connections),
+            readers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &NOT_REPLICATED], options.read_connections),
             write_connections: options.write_connections as usize,
             announcer: Announcer::start(base.clone().options(SESSION).application_name("jobledger-notify")),
             options: base.options(SESSION),

@@ -1,8 +1,7 @@
 //! What PostgreSQL warns of while it commits.
 //!
-//! A commit that waits for a synchronous standby can be cut short by `pg_cancel_backend`: it is then acknowledged as if nothing were amiss,
-//! after a warning that the standby may lack it (PostgreSQL's `SyncRepWaitForLSN`). sqlx tells of warnings by tracing alone, so they are
-//! taken from there.
+//! `pg_cancel_backend` ends a commit's wait for a synchronous standby: the commit is then acknowledged, after a warning that the standby may
+//! lack it (PostgreSQL's `SyncRepWaitForLSN`). sqlx passes warnings on as tracing events only, so this listens to those.
 
 use std::{cell::RefCell, fmt::Debug, pin::pin, sync::LazyLock, task::Poll};
 
@@ -14,22 +13,22 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// Under which sqlx tells of what the server says besides its answers.
+/// The target of the events that sqlx makes of notices and warnings.
 const NOTICES: &str = "sqlx::postgres::notice";
 
 thread_local! {
-    /// What was warned of since the future on this thread was last polled.
+    /// The last warning while the future on this thread is polled.
     static HEARD: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs some work, and tells what the server warned of meanwhile: the last of it, as the server's language has it. What is logged
-/// within goes nowhere.
+/// Runs some work, and tells the last warning that PostgreSQL gave meanwhile, in the server's language. Other events of the work are not
+/// logged.
 pub(super) async fn heard<T>(work: impl Future<Output = T>) -> (T, Option<String>) {
-    static EAR: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(Ear));
+    static LISTENING: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(WarningSubscriber));
     let mut work = pin!(work);
     let mut warned = None;
     let output = std::future::poll_fn(|context| {
-        let polled: Poll<T> = tracing::dispatcher::with_default(&EAR, || work.as_mut().poll(context));
+        let polled: Poll<T> = tracing::dispatcher::with_default(&LISTENING, || work.as_mut().poll(context));
         if let Some(warning) = HEARD.take() {
             warned = Some(warning);
         }
@@ -39,16 +38,16 @@ pub(super) async fn heard<T>(work: impl Future<Output = T>) -> (T, Option<String
     (output, warned)
 }
 
-/// Takes warnings, and nothing else.
-struct Ear;
+/// Takes the events that sqlx makes of warnings, and no others.
+struct WarningSubscriber;
 
-impl Ear {
+impl WarningSubscriber {
     fn takes(metadata: &Metadata<'_>) -> bool {
         metadata.target() == NOTICES && *metadata.level() <= Level::WARN
     }
 }
 
-impl Subscriber for Ear {
+impl Subscriber for WarningSubscriber {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if Self::takes(metadata) { Interest::always() } else { Interest::never() }
     }

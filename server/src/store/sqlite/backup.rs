@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    os::unix::fs::{MetadataExt as _, fchown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -98,7 +99,10 @@ impl Copy {
     pub(super) fn finish(&self, like: Option<&Path>) -> std::io::Result<()> {
         let file = File::open(&self.path)?;
         if let Some(like) = like {
-            file.set_permissions(std::fs::metadata(like)?.permissions())?;
+            let like = std::fs::metadata(like)?;
+            file.set_permissions(like.permissions())?;
+            // Only root may; for others it is theirs in any case, or stays so.
+            let _ = fchown(&file, Some(like.uid()), Some(like.gid()));
         }
         file.sync_all()
     }

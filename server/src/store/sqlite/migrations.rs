@@ -8,7 +8,7 @@ use super::{
     BUSY_TIMEOUT,
     error::store_error,
     file::{find, lock},
-    parts,
+    own_log,
 };
 use crate::{
     domain::id::LogId,
@@ -36,10 +36,17 @@ async fn read_status(connection: &mut SqliteConnection) -> Result<Vec<MigrationS
     if tables == 0 { Ok(MIGRATIONS.compare(&[])) } else { MIGRATIONS.status(connection).await }
 }
 
+/// How a file is opened for one purpose.
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT)
+}
+
 async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
-    parts::check(path).await?;
-    let options = SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT);
-    options.connect().await.map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
+    own_log::check(path).await?;
+    options(path)
+        .connect()
+        .await
+        .map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
 }
 
 pub(in crate::store) async fn status(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
@@ -107,7 +114,7 @@ pub(super) async fn adopt(copy: &Path, log_id: LogId) -> Result<SqliteConnection
     let mut connection = connect(copy).await?;
     MIGRATIONS.up(&mut connection).await?;
     rename(&mut connection, log_id).await?;
-    parts::mark_copy(&mut connection).await?;
+    own_log::mark_copy(&mut connection).await?;
     Ok(connection)
 }
 

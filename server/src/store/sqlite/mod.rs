@@ -13,7 +13,7 @@ mod import;
 mod list;
 mod load;
 pub(super) mod migrations;
-mod parts;
+mod own_log;
 mod read;
 mod restore;
 mod series;
@@ -111,7 +111,7 @@ impl SqliteStore {
         if may_change {
             create(path)?;
         }
-        parts::check(path).await?;
+        own_log::check(path).await?;
         // Not opened for it: closing it would let go of the locks that SQLite has elsewhere in this process.
         if std::fs::metadata(path).is_ok_and(|found| is_open_to_others(&found)) {
             tracing::warn!(file = %path.display(), "others may read the ledger, and what SQLite puts beside it: chmod 600");
@@ -132,8 +132,8 @@ impl SqliteStore {
         let mut writer = write_options.connect().await.map_err(unusable)?;
         assert_version(&mut writer).await?;
         migrations::prepare(&mut writer, options.migrate && may_change).await?;
-        if let Some(lock) = lock.as_ref().filter(|_| options.file_use == FileUse::Serve) {
-            parts::mark(&mut writer, lock).await?;
+        if let Some(lock) = &lock {
+            own_log::mark(path, &mut writer, lock).await?;
         }
         let base = base.read_only(true);
         let gate = Gate::open();

@@ -1,4 +1,4 @@
-//! A copy that takes a file's place.
+//! Replaces a database with a copy.
 
 use std::{
     fs,
@@ -6,25 +6,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sqlx::{Connection as _, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use uuid::Uuid;
 
 use super::{
     backup::{Copy, not_written},
     error::store_error,
     file::{beside, lock, resolve},
-    migrations, parts, tokens, wal,
+    migrations, own_log, tokens, wal,
 };
 use crate::{
-    domain::{access::ApiToken, clock::Time, id::LogId},
-    store::{
-        StoreError,
-        copies::{Restored, RevokeTokens},
-    },
+    domain::{clock::Time, id::LogId},
+    store::{Restored, RevokeTokens, StoreError},
 };
 
-/// Puts a copy in the place of a file that nobody has open. At no moment is there a file without its log, or none: killed at any,
-/// either the one or the other is in place.
+/// Replaces a file that nobody has open. The copy takes its name in one step, so one or the other is in place whenever this is killed.
 pub(in crate::store) async fn restore(
     path: &Path,
     from: &Path,
@@ -36,40 +32,41 @@ pub(in crate::store) async fn restore(
     if path == from {
         return Err(StoreError::Unusable(format!("{} is the database itself", from.display())));
     }
-    let _held = lock(path).await?;
+    let held = lock(path).await?;
     let mut source = migrations::earlier(from).await?;
-    let failed = |error: io::Error| not_written(path, &error);
-    let present = Present::look(path).await.map_err(failed)?;
+    let mut present = Present::open(path).await?;
     let copy = Copy::make(&mut source, path, ".restoring", progress).await?;
     source.close().await.map_err(store_error)?;
     let log_id = LogId(Uuid::new_v4());
     let mut connection = copy.adopt(log_id).await?;
-    let revoked = match revoke {
-        RevokeTokens::All => Some(tokens::revoke_all(&mut connection, now).await?),
-        RevokeTokens::RevokedSince => match &present {
-            Present::Ledger(known) => Some(revoke_again(&mut connection, known).await?),
-            Present::Nothing | Present::Torn | Present::Unreadable => None,
-        },
+    let revoked = match (revoke, &mut present) {
+        (RevokeTokens::All, _) => Some(tokens::revoke_all(&mut connection, now).await?),
+        (RevokeTokens::RevokedSince, Present::Open(present)) => revoke_again(&mut connection, present).await?,
+        (RevokeTokens::RevokedSince, Present::Nothing | Present::OthersLog | Present::Damaged) => None,
     };
     connection.close().await.map_err(store_error)?;
-    let is_there = !matches!(present, Present::Nothing);
-    copy.finish(Some(path.as_path()).filter(|_| is_there && path.exists())).map_err(failed)?;
+    own_log::note_both(&held, path, &copy.path).await?;
+    let failed = |error: io::Error| not_written(path, &error);
+    let is_there = path.try_exists().map_err(failed)?;
+    copy.finish(Some(path.as_path()).filter(|_| is_there)).map_err(failed)?;
     let aside = beside(path, &format!(".replaced-{}", now.format("%Y%m%dT%H%M%SZ")));
-    if let Present::Ledger(_) = present {
-        close_log(path).await?;
-    }
-    let put_in_place = || {
-        let (log, memory) = (wal::path_of(path), beside(path, "-shm"));
-        if !parts::is_empty(&log) {
-            // Beside a file that isn't its own it would be written into it.
-            let is_own = !matches!(present, Present::Torn);
-            fs::rename(&log, if is_own { wal::path_of(&aside) } else { beside(&aside, ".others-wal") })?;
-        }
-        if path.exists() {
+    // Beside a file that isn't its own a log would be written into it.
+    let log_aside = if matches!(present, Present::OthersLog) { ".others-wal" } else { "-wal" };
+    let mut kept = Kept::default();
+    let mut put_in_place = || {
+        if is_there {
             fs::hard_link(path, &aside)?;
+            kept.linked = Some(aside.clone());
         }
-        for left in [log, memory] {
-            match fs::remove_file(left) {
+        for (suffix, suffix_aside) in [("-wal", log_aside), ("-journal", "-journal")] {
+            let (log, log_aside) = (beside(path, suffix), beside(&aside, suffix_aside));
+            if !own_log::is_empty(&log) {
+                fs::rename(&log, &log_aside)?;
+                kept.moved.push((log, log_aside));
+            }
+        }
+        for suffix in ["-wal", "-shm"] {
+            match fs::remove_file(beside(path, suffix)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -77,7 +74,12 @@ pub(in crate::store) async fn restore(
         fs::rename(&copy.path, path)?;
         copy.folder.sync_all()
     };
-    put_in_place().map_err(failed)?;
+    if let Err(error) = put_in_place() {
+        kept.undo();
+        return Err(failed(error));
+    }
+    // Until here nobody else could open what was there.
+    drop(present);
     Ok(Restored { log_id, replaced: Some(aside).filter(|_| is_there), revoked })
 }
 
@@ -86,58 +88,86 @@ fn find(from: &Path) -> Result<PathBuf, StoreError> {
     from.canonicalize().map_err(|error| StoreError::Unusable(format!("can't read {}: {error}", from.display())))
 }
 
-/// What is there before.
-enum Present {
-    Nothing,
-    /// With these API tokens.
-    Ledger(Vec<ApiToken>),
-    /// A file with another's log.
-    Torn,
-    /// Something that can't be opened.
-    Unreadable,
+/// What has got another name.
+#[derive(Default)]
+struct Kept {
+    linked: Option<PathBuf>,
+    moved: Vec<(PathBuf, PathBuf)>,
 }
 
-impl Present {
-    async fn look(path: &Path) -> io::Result<Self> {
-        let is_empty = |path: &Path| fs::metadata(path).map_or(true, |file| file.len() == 0);
-        if is_empty(path) && parts::is_empty(&wal::path_of(path)) {
-            return Ok(if path.try_exists()? { Self::Unreadable } else { Self::Nothing });
+impl Kept {
+    /// Gives everything its name back, as far as that goes.
+    fn undo(self) {
+        for (name, aside) in self.moved {
+            let _ = fs::rename(aside, name);
         }
-        if parts::check(path).await.is_err() {
-            return Ok(Self::Torn);
+        if let Some(aside) = self.linked {
+            let _ = fs::remove_file(aside);
         }
-        Ok(match tokens::list(path).await {
-            Ok(tokens) => Self::Ledger(tokens),
-            Err(error) => {
-                tracing::debug!(%error, "what is there can't be read");
-                Self::Unreadable
-            }
-        })
     }
 }
 
-/// Revokes those in the copy that are revoked in what it replaces. How many.
-async fn revoke_again(copy: &mut SqliteConnection, known: &[ApiToken]) -> Result<usize, StoreError> {
+/// What is there before.
+enum Present {
+    Nothing,
+    /// A database, locked against everybody else, with all of its log in it.
+    Open(SqliteConnection),
+    /// A file beside another's log.
+    OthersLog,
+    /// A file that is no database, or a damaged one.
+    Damaged,
+}
+
+impl Present {
+    async fn open(path: &Path) -> Result<Self, StoreError> {
+        if own_log::is_empty(path) && own_log::is_empty(&wal::path_of(path)) {
+            return Ok(Self::Nothing);
+        }
+        if !path.exists() || own_log::check(path).await.is_err() {
+            return Ok(Self::OthersLog);
+        }
+        match Self::lock(path).await {
+            Ok(connection) => Ok(Self::Open(connection)),
+            Err(sqlx::Error::Database(said)) if is_damage(&*said) => Ok(Self::Damaged),
+            Err(error) => Err(StoreError::Unusable(format!("somebody else has {} open: {error}", path.display()))),
+        }
+    }
+
+    /// Takes it for itself. A change of the journal's mode takes that nobody else has it open, and brings all of its log into it.
+    async fn lock(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+        let mut connection = migrations::options(path).connect().await?;
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode = DELETE").fetch_one(&mut connection).await?;
+        if mode != "delete" {
+            return Err(sqlx::Error::Protocol(format!("its journal stays in mode {mode}")));
+        }
+        sqlx::query("BEGIN EXCLUSIVE").execute(&mut connection).await?;
+        Ok(connection)
+    }
+}
+
+/// SQLITE_CORRUPT and SQLITE_NOTADB (<https://www.sqlite.org/rescode.html>), whatever they are extended by.
+fn is_damage(said: &dyn sqlx::error::DatabaseError) -> bool {
+    let code = said.code().and_then(|code| code.parse::<u32>().ok());
+    matches!(code.map(|code| code & 0xff), Some(11 | 26))
+}
+
+/// Revokes those in the copy that are revoked in what it replaces. How many; `None` if that can't be read.
+async fn revoke_again(
+    copy: &mut SqliteConnection,
+    present: &mut SqliteConnection,
+) -> Result<Option<usize>, StoreError> {
+    let known = match tokens::list_in(present).await {
+        Ok(known) => known,
+        Err(error) => {
+            tracing::debug!(%error, "which tokens are revoked can't be read");
+            return Ok(None);
+        }
+    };
     let mut revoked = 0;
     for token in known {
         if let Some(at) = token.revoked_at {
             revoked += tokens::revoke_in(copy, token.id, at).await?;
         }
     }
-    Ok(revoked)
-}
-
-/// Brings all of a file's log into it, and leaves it without one, which takes that nobody else has it open.
-async fn close_log(path: &Path) -> Result<(), StoreError> {
-    let mut connection = migrations::beside(path).await?;
-    let mode = sqlx::query_scalar("PRAGMA journal_mode = DELETE").fetch_one(&mut connection).await;
-    let _ = connection.close().await;
-    match mode {
-        Ok(mode) if String::eq(&mode, "delete") => Ok(()),
-        other => Err(StoreError::Unusable(format!(
-            "somebody else has {} open: {}",
-            path.display(),
-            other.map_or_else(|error| error.to_string(), |mode| format!("it stays in mode {mode}"))
-        ))),
-    }
+    Ok(Some(revoked))
 }

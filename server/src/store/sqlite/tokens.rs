@@ -50,10 +50,16 @@ pub(in crate::store) async fn make(path: &Path, token: &ApiToken) -> Result<(), 
 }
 
 pub(in crate::store) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreError> {
-    static SQL: LazyLock<String> = LazyLock::new(|| format!("/* list */ SELECT {TOKEN_COLUMNS} FROM api_token"));
     let mut connection = migrations::beside(path).await?;
-    let found = sqlx::query(SQL.as_str()).fetch_all(&mut connection).await.map_err(store_error)?;
+    let tokens = list_in(&mut connection).await?;
     connection.close().await.map_err(store_error)?;
+    Ok(tokens)
+}
+
+/// The same by a connection.
+pub(super) async fn list_in(connection: &mut SqliteConnection) -> Result<Vec<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| format!("/* list_in */ SELECT {TOKEN_COLUMNS} FROM api_token"));
+    let found = sqlx::query(SQL.as_str()).fetch_all(connection).await.map_err(store_error)?;
     found.iter().map(|row| token(&mut Columns::of(row))).collect()
 }
 

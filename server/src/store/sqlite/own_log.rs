@@ -1,8 +1,10 @@
-//! Whether the log that SQLite has beside a database (`-wal`) is that database's.
+//! Refuses a database that lies beside the log (`-wal`) of another.
 //!
-//! SQLite applies whatever log it finds there. Where a copy is put in the place of a database whose server was killed, it would write the
-//! one's log into the other. So a file gets a mark whenever a server takes it (its `user_version`, which nothing else uses): that is in
-//! the file itself before anything else goes to its log, and is noted in the lock file. A log beside a file with another mark is another's.
+//! SQLite applies whatever log it finds beside a file. If a copy replaces the database of a server that was killed, SQLite writes the old
+//! database's log into the copy. So a server marks its file at each start: it sets `user_version`, which nothing else uses, to a random number, checkpoints,
+//! and notes the number in the lock file. If the log is not empty and the file's mark is not the noted one, the log is another file's.
+//! That tells every copy that `jobledger backup` has made (each has a mark of its own), and every other copy made before the
+//! server's last start.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, time::Duration};
 
@@ -20,7 +22,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// What a file is marked with.
 type Mark = u32;
 
-/// Which marks a file may have: that of before and the present one, which differ while a server takes it.
+/// The marks that the file may have: the previous and the present one, which differ while a server marks it.
 #[derive(Clone, Copy)]
 struct Noted([Mark; 2]);
 
@@ -56,10 +58,11 @@ pub(super) async fn check(path: &Path) -> Result<(), StoreError> {
         }
     }
     Err(StoreError::Unusable(format!(
-        "{} is not the log of {}, which was put beside it: `jobledger restore COPY` puts a copy in place; or move the log away if the \
-         database is as you want it",
+        "{} is not the log of {}, which was put beside it: use `jobledger restore COPY`, which puts a copy in place. If both are from \
+         one snapshot of the disk, remove {}",
         log.display(),
-        path.display()
+        path.display(),
+        lock_of(path).display()
     )))
 }
 
@@ -68,8 +71,9 @@ pub(super) fn is_empty(log: &Path) -> bool {
     std::fs::metadata(log).map_or(true, |log| log.len() == 0)
 }
 
-/// What is in the file itself, whatever its log says. By SQLite, since a file that this process opens and closes loses SQLite's locks.
-async fn read_mark(path: &Path) -> Option<Mark> {
+/// The mark in the file itself, whatever its log says. Read by SQLite, since a file that this process opens and closes loses SQLite's
+/// locks.
+pub(super) async fn read_mark(path: &Path) -> Option<Mark> {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
     let mut connection = options.connect().await.ok()?;
     let mark = sqlx::query_scalar::<_, i32>("PRAGMA user_version").fetch_one(&mut connection).await.ok();
@@ -77,10 +81,13 @@ async fn read_mark(path: &Path) -> Option<Mark> {
     mark.map(i32::cast_unsigned)
 }
 
-/// Marks a file that a server has just taken. One that somebody reads keeps the mark that it has.
-pub(super) async fn mark(connection: &mut SqliteConnection, lock: &File) -> Result<(), StoreError> {
+/// Marks a file whose lock was just taken. If somebody reads it, it keeps the mark that it has.
+pub(super) async fn mark(path: &Path, connection: &mut SqliteConnection, lock: &File) -> Result<(), StoreError> {
     if !empty_log(connection).await? {
-        return Ok(());
+        return match read_mark(path).await {
+            Some(mark) => Noted([mark, mark]).write(lock),
+            None => Ok(()),
+        };
     }
     let before: i32 =
         sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *connection).await.map_err(store_error)?;
@@ -93,9 +100,18 @@ pub(super) async fn mark(connection: &mut SqliteConnection, lock: &File) -> Resu
     Ok(())
 }
 
-/// Marks a copy that nobody else knows of, so that it is told from what it is a copy of.
+/// Gives a copy that nobody else knows of a mark of its own.
 pub(super) async fn mark_copy(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     set_mark(connection, new_mark()).await
+}
+
+/// Notes that either of two files may be in place from now on.
+pub(super) async fn note_both(lock: &File, present: &Path, copy: &Path) -> Result<(), StoreError> {
+    let (present, copy) = (read_mark(present).await, read_mark(copy).await);
+    match present.or(copy).zip(copy) {
+        Some((present, copy)) => Noted([present, copy]).write(lock),
+        None => Ok(()),
+    }
 }
 
 fn new_mark() -> Mark {
