@@ -191,6 +191,11 @@ impl Keeper {
         lock(&self.held).remove(&held.lease_token);
     }
 
+    /// How many leases there are to keep.
+    pub(super) fn leases(&self) -> usize {
+        lock(&self.held).len()
+    }
+
     /// Keeps leases for as long as it is polled.
     pub(super) async fn run(&self) {
         let mut backoff = Backoff::default();

@@ -107,7 +107,7 @@ async fn work(worker: Worker, handlers: Handle, stop: CancellationToken) -> Resu
     let work = async {
         let mut jobs = JoinSet::new();
         let ended = claim_and_start(&shared, &mut jobs, &stop).await;
-        tracing::info!(jobs = jobs.len(), "claiming no more; finishing what is running");
+        tracing::info!(jobs = shared.keeper.leases(), "claiming no more; finishing what is running");
         if timeout(options.shutdown_grace, finish(&mut jobs)).await.is_err() {
             tracing::warn!(jobs = jobs.len(), "the grace period is over; giving the jobs that are still running back");
             shared.out_of_time.cancel();
