@@ -1,4 +1,4 @@
-//! Copies of a database: made, put in place, and told from what they are copies of.
+//! Backups, restores, and the log ids that tell a copy from its original.
 
 use std::path::{Path, PathBuf};
 
@@ -41,12 +41,14 @@ pub async fn backup(url: &DatabaseUrl, to: &Path, progress: impl FnMut(u64, u64)
     }
 }
 
-/// Replaces the database with a copy, and keeps what was there beside it under another name: see [`Restored`]. The copy is of this program's
-/// schema or an earlier one, and stays as it is. API tokens are revoked as of `at`. `progress` is told now and then how many bytes are written of about how many. SQLite only.
+/// Replaces the database with a copy, and keeps the replaced file beside it under another name ([`Restored::replaced`]). The copy may have
+/// this program's schema or an earlier one; it is only read. API tokens are revoked as of `at`. `progress` gets, a few times a second, the
+/// bytes written and about how many there will be. SQLite only.
 ///
 /// # Errors
 ///
-/// If a server, or anybody else, has the database; if the copy is none, or can't be read; on PostgreSQL. Nothing is changed then.
+/// If any process has the database open; if the copy is no ledger, or can't be read; on PostgreSQL. The database is in place as before
+/// then.
 pub async fn restore(
     url: &DatabaseUrl,
     copy: &Path,
@@ -64,22 +66,22 @@ pub async fn restore(
     }
 }
 
-/// Which API tokens a database that is restored refuses, besides those that its copy does.
+/// Which API tokens are revoked in a restored database, besides those that are revoked in the copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RevokeTokens {
-    /// Those that are revoked in the database that it replaces.
+    /// Those that are revoked in the replaced database.
     RevokedSince,
     /// All.
     All,
 }
 
-/// What was put in place.
+/// What a restore did.
 #[derive(Debug)]
 pub struct Restored {
-    /// The log's identity, which no database had before.
+    /// The new id of the log.
     pub log_id: LogId,
-    /// Where what it replaces is kept, if there was something.
+    /// The replaced file's new name; `None` if there was no file.
     pub replaced: Option<PathBuf>,
-    /// How many API tokens it refuses besides those that its copy did; `None` where it isn't known which were revoked since that was made.
+    /// How many API tokens were revoked; `None` if the replaced database could not be read for them.
     pub revoked: Option<usize>,
 }

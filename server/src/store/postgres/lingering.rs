@@ -18,13 +18,13 @@ use tokio::{
 use super::{connections::Connections, error::store_error};
 use crate::{domain::clock::Time, store::StoreError};
 
-/// The first pause between two looks, and the longest.
+/// The first pause between two queries for the backends, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a look may take.
+/// How long such a query may take, its connection included.
 const LOOKS_WITHIN: Duration = Duration::from_secs(5);
-/// How often it is said that some wait.
+/// How often the log says that some backends still wait.
 const SAY: Duration = Duration::from_secs(60);
 
 /// Which process of PostgreSQL serves a connection.
@@ -35,7 +35,7 @@ pub(super) struct Backend {
     pub(super) started: Option<Time>,
 }
 
-/// See the module.
+/// The places of a pool that are kept for backends without a connection.
 #[derive(Default)]
 pub(super) struct Lingering {
     state: Mutex<State>,

@@ -1,8 +1,8 @@
 //! Refuses a database that lies beside the log (`-wal`) of another.
 //!
 //! SQLite applies whatever log it finds beside a file. If a copy replaces the database of a server that was killed, SQLite writes the old
-//! database's log into the copy. So a server marks its file at each start: it sets `user_version`, which nothing else uses, to a random number, checkpoints,
-//! and notes the number in the lock file. If the log is not empty and the file's mark is not the noted one, the log is another file's.
+//! database's log into the copy. So a server marks its file at each start: it sets `user_version`, which nothing else uses, to a random
+//! number, checkpoints, and notes the number in the lock file. If the log is not empty and the file's mark is not the noted one, the log is another file's.
 //! That tells every copy that `jobledger backup` has made (each has a mark of its own), and every other copy made before the
 //! server's last start.
 
