@@ -1,8 +1,3 @@
--- loses: every job, every event and every statistic of every org
-DROP TABLE jobledger.job_event;
-DROP TABLE jobledger.job_payload;
-DROP TABLE jobledger.job;
-DROP TABLE jobledger.org_month;
-DROP TABLE jobledger.org_counter;
-DROP TABLE jobledger.org_batch;
-DROP TABLE jobledger.org_head;
+-- loses: every job, every event, every statistic and every API token of every org
+DROP TABLE jobledger.api_token, jobledger.job_event, jobledger.job_label, jobledger.job_payload, jobledger.job, jobledger.org_due,
+    jobledger.org_month, jobledger.org_series, jobledger.org_counter, jobledger.org_batch, jobledger.org_head, jobledger.ledger;

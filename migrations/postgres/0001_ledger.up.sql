@@ -1,7 +1,20 @@
--- The ledger: per org a log of events, the jobs that are its fold, and counters over them.
+-- The ledger: per org a log of events, the jobs that are its fold, and counters over them. Functions are in functions.sql.
 --
--- Every primary and unique key starts with org_id, and every tenant table has row-level security by it. What is written
+-- Every primary and unique key starts with org_id, and every table of an org has row-level security by it. What is written
 -- with every batch is only ever inserted: a version that an old snapshot still sees then stands in nobody's way.
+-- An index names the reads that need it; one that names none has no place here.
+
+-- One row, of the whole database.
+CREATE TABLE jobledger.ledger (
+    id                     SMALLINT    NOT NULL PRIMARY KEY CHECK (id = 1),
+    log_id                 UUID        NOT NULL,                        -- another after a restore: cursors of before are void
+    retention_paused_until TIMESTAMPTZ NOT NULL DEFAULT '-infinity',    -- while a verification runs, or after the clock was set
+    credentials            BIGINT      NOT NULL DEFAULT 0,              -- raised when a token is made or revoked; 0: none ever was
+    clock_seen_at          TIMESTAMPTZ,                                 -- when a server last saw the clock
+    functions              INTEGER     NOT NULL DEFAULT 0,              -- version of functions.sql; 0: they are not there
+    functions_digest       BYTEA                                        -- SHA-256 of that file
+);
+INSERT INTO jobledger.ledger (id, log_id) VALUES (1, gen_random_uuid());
 
 -- An org's head row is what a batch locks. The log itself reaches on through org_batch: what stands here is as of the
 -- last time that batches were folded, and that is rarely, since versions of a row that is updated with every batch pile up.
@@ -10,15 +23,20 @@ CREATE TABLE jobledger.org_head (
     seq         BIGINT      NOT NULL DEFAULT 0,     -- of the last event that is folded
     recorded_at TIMESTAMPTZ,                        -- of that event
     floor_seq   BIGINT      NOT NULL DEFAULT 1,     -- from here on the log is whole
-    types       BIGINT      NOT NULL DEFAULT 0      -- rows of org_counter
+    types       BIGINT      NOT NULL DEFAULT 0,     -- rows of org_counter
+    ready_gen   BIGINT      NOT NULL DEFAULT 0,     -- batches that made a job ready
+    removals    BIGINT      NOT NULL DEFAULT 0      -- batches that removed jobs
 ) WITH (fillfactor = 50);
 
--- The batches since then: how far each brought the log, and by how much the counters of each type changed.
+-- The batches since then: how far each brought the log, and what it changed in the statistics of each type.
 CREATE TABLE jobledger.org_batch (
     org_id      UUID        NOT NULL,
     seq         BIGINT      NOT NULL,               -- of the batch's last event
+    ready_gen   BIGINT      NOT NULL,               -- as of this batch
     recorded_at TIMESTAMPTZ NOT NULL,
-    counts      JSONB       NOT NULL,               -- {type: [queued, running, succeeded, failed, canceled, dead_letter]}
+    -- {type: [queued, running, succeeded, failed, canceled, dead_letter, scheduled, created, started, succeeded, failed, retried,
+    -- canceled, lost, [waits], [runs]]}: jobs by status, then what happened. Zeros at the end are left out.
+    counts      JSONB       NOT NULL,
     PRIMARY KEY (org_id, seq)
 );
 
@@ -32,7 +50,28 @@ CREATE TABLE jobledger.org_counter (
     failed      BIGINT NOT NULL,
     canceled    BIGINT NOT NULL,
     dead_letter BIGINT NOT NULL,
+    scheduled   BIGINT NOT NULL,                    -- of those that are queued, whose time is still to come
     PRIMARY KEY (org_id, type)
+) WITH (fillfactor = 50);
+
+-- What happened in each minute and each hour, by type. A row that is removed has what retention took away of it: what is in
+-- the log and what was removed make up the row beside it.
+CREATE TABLE jobledger.org_series (
+    org_id    UUID        NOT NULL,
+    width     SMALLINT    NOT NULL CHECK (width IN (60, 3600)),     -- seconds
+    start     TIMESTAMPTZ NOT NULL,
+    type      VARCHAR(100) COLLATE "C" NOT NULL,
+    removed   BOOLEAN     NOT NULL,
+    created   BIGINT      NOT NULL,
+    started   BIGINT      NOT NULL,
+    succeeded BIGINT      NOT NULL,
+    failed    BIGINT      NOT NULL,
+    retried   BIGINT      NOT NULL,
+    canceled  BIGINT      NOT NULL,
+    lost      BIGINT      NOT NULL,
+    waits     BIGINT[]    NOT NULL,                                 -- how many there were of each size
+    runs      BIGINT[]    NOT NULL,
+    PRIMARY KEY (org_id, width, start, type, removed)
 ) WITH (fillfactor = 50);
 
 -- Where in an org's log each month begins, so that a read by seq knows which partitions to visit.
@@ -43,6 +82,16 @@ CREATE TABLE jobledger.org_month (
     PRIMARY KEY (org_id, month)
 );
 
+-- A row for each org: when its background work is to be looked at again. It leads every server from org to org, so it has no
+-- row-level security, and says nothing of an org but that it is there.
+CREATE TABLE jobledger.org_due (
+    org_id      UUID        NOT NULL PRIMARY KEY,
+    next_due_at TIMESTAMPTZ NOT NULL,               -- for retention
+    work_due_at TIMESTAMPTZ                         -- for leases, run time-outs and schedules; null: there are none
+);
+CREATE INDEX idx_org_due ON jobledger.org_due (next_due_at);                                           -- take_due
+CREATE INDEX idx_org_due_work ON jobledger.org_due (work_due_at) WHERE work_due_at IS NOT NULL;        -- take_due
+
 CREATE TABLE jobledger.job (
     org_id             UUID         NOT NULL,
     id                 UUID         NOT NULL,
@@ -51,46 +100,78 @@ CREATE TABLE jobledger.job (
     attempt            INTEGER      NOT NULL DEFAULT 0,
     max_attempts       INTEGER      NOT NULL DEFAULT 1,
     failures           INTEGER      NOT NULL DEFAULT 0,
+    max_lost_attempts  INTEGER      NOT NULL DEFAULT 3,
+    lost_attempts      INTEGER      NOT NULL DEFAULT 0,         -- expired leases that did not count as failures
     priority           INTEGER      NOT NULL DEFAULT 0,
+    payload_bytes      INTEGER      NOT NULL DEFAULT 0,         -- on the wire
     idempotency_key    VARCHAR(255) COLLATE "C",
-    request_digest     BYTEA,                       -- of the create that came with the key
+    request_digest     BYTEA,                                   -- of the create that came with the key
     requested_by       VARCHAR(255),
-    labels             JSONB,                       -- an object, null when empty
-    retry_initial      BIGINT       NOT NULL,       -- microseconds
+    labels             JSONB,                                   -- an object, null when empty
+    retry_initial      BIGINT       NOT NULL,                   -- microseconds
     retry_multiplier   DOUBLE PRECISION NOT NULL,
-    retry_max          BIGINT       NOT NULL,       -- microseconds
+    retry_max          BIGINT       NOT NULL,                   -- microseconds
+    run_timeout        BIGINT,                                  -- microseconds
     created_at         TIMESTAMPTZ  NOT NULL DEFAULT now(),
+    created_seq        BIGINT       NOT NULL,                   -- the first event
     updated_at         TIMESTAMPTZ  NOT NULL DEFAULT now(),
     started_at         TIMESTAMPTZ,
     attempt_started_at TIMESTAMPTZ,
     finished_at        TIMESTAMPTZ,
     scheduled_at       TIMESTAMPTZ,
     ready_at           TIMESTAMPTZ  NOT NULL,
+    due_at             TIMESTAMPTZ,                             -- when time itself may change the job, or earlier
     cancel_requested   BOOLEAN      NOT NULL DEFAULT false,
-    outcome_digest     BYTEA,                       -- of the report that ended the last attempt
+    outcome_digest     BYTEA,                                   -- of the report that ended the last attempt
+    outcome_epoch      BIGINT,                                  -- of the lease under which that ended
+    lease_worker       VARCHAR(255),                            -- null where nobody holds the job
+    lease_granted      BIGINT,                                  -- microseconds
+    lease_expires_at   TIMESTAMPTZ,
+    lease_request      VARCHAR(255) COLLATE "C",                -- request_id of the claim
+    lease_confirmed    BOOLEAN      NOT NULL DEFAULT false,     -- the holder was heard of since
+    lease_epoch        BIGINT       NOT NULL DEFAULT 0,         -- rises with every claim and expiry
+    retry_request      VARCHAR(255),                            -- request_id of the last RetryJob
     last_error_code    VARCHAR(100),
     last_error_message TEXT,
-    result_seq         BIGINT,                      -- the event that brought the result
+    result_seq         BIGINT,                                  -- the event that brought the result
     result_recorded_at TIMESTAMPTZ,
     last_job_seq       BIGINT       NOT NULL,
-    last_seq           BIGINT       NOT NULL,       -- the last event, which has stage and progress
+    last_seq           BIGINT       NOT NULL,                   -- the last event, which has stage and progress
     last_recorded_at   TIMESTAMPTZ  NOT NULL,
-    PRIMARY KEY (org_id, id),
     CONSTRAINT ck_job_status CHECK (
         status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'dead_letter')
     )
 ) WITH (fillfactor = 80);
 
--- No index names a column that a progress report changes, so that those updates are heap-only.
-CREATE UNIQUE INDEX uq_job_org_idempotency ON jobledger.job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX idx_job_queued ON jobledger.job (org_id, type, ready_at) WHERE status = 'queued';
+-- No index names a column that a progress report or a heartbeat changes, so that those updates are heap-only.
+CREATE UNIQUE INDEX uq_job_org_idempotency ON jobledger.job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;   -- load_jobs
+-- Jobs that may be claimed, in the order in which they are: load_ready, load_all_ready; read_statistics, what has waited longest.
+CREATE INDEX idx_job_ready ON jobledger.job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
+CREATE INDEX idx_job_due ON jobledger.job (org_id, due_at) WHERE due_at IS NOT NULL;                               -- load_due, load_misdated
+CREATE INDEX idx_job_lease_request ON jobledger.job (org_id, lease_request) WHERE lease_request IS NOT NULL;       -- load_jobs
+CREATE INDEX idx_job_status ON jobledger.job (org_id, status, created_seq);                                        -- list_jobs
+CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, created_seq);                                    -- list_jobs, count_scheduled
+CREATE INDEX idx_job_finished ON jobledger.job (org_id, status, finished_at) WHERE finished_at IS NOT NULL;        -- load_expired
+-- While a table has no statistics, PostgreSQL takes an org's rows for one, and of the indexes that then cost the same the one
+-- that was made last. That shall be the primary key: the plans that are made at first are kept for a while.
+ALTER TABLE jobledger.job ADD PRIMARY KEY (org_id, id);
 
--- Apart from job, whose rows are written anew with every event.
+-- Apart from job, whose rows are written anew with every event. Text, as it was given: jsonb prints 1e308 with 309 digits.
 CREATE TABLE jobledger.job_payload (
-    org_id  UUID  NOT NULL,
-    job_id  UUID  NOT NULL,
-    payload JSONB NOT NULL,
+    org_id  UUID NOT NULL,
+    job_id  UUID NOT NULL,
+    payload TEXT NOT NULL,
     PRIMARY KEY (org_id, job_id)
+);
+
+-- Labels to find jobs by: list_jobs.
+CREATE TABLE jobledger.job_label (
+    org_id      UUID   NOT NULL,
+    key         TEXT   COLLATE "C" NOT NULL,
+    value       TEXT   COLLATE "C" NOT NULL,
+    job_id      UUID   NOT NULL,
+    created_seq BIGINT NOT NULL,
+    PRIMARY KEY (org_id, key, value, created_seq)
 );
 
 -- Partitioned by month. A key of a partitioned table has to hold what parts it; the head's lock makes seq unique.
@@ -101,18 +182,36 @@ CREATE TABLE jobledger.job_event (
     job_seq     BIGINT       NOT NULL,
     ts          TIMESTAMPTZ  NOT NULL DEFAULT now(),
     recorded_at TIMESTAMPTZ  NOT NULL,
+    attempt     INTEGER      NOT NULL,
+    bytes       INTEGER      NOT NULL,              -- about what it takes in memory, to cut pages by
     kind        VARCHAR(50)  COLLATE "C" NOT NULL,
     prev_status VARCHAR(50)  COLLATE "C",           -- null for a job's first event
     next_status VARCHAR(50)  COLLATE "C" NOT NULL,
-    attempt     INTEGER      NOT NULL,
     actor       VARCHAR(255),
     job_type    VARCHAR(100) COLLATE "C" NOT NULL,
-    detail_json JSONB,                              -- stage, progress, message, result, error_code, error_message, scheduled_at
-    bytes       INTEGER      NOT NULL,              -- about what it takes in memory, to cut pages by
+    -- stage, progress, message, error_code, error_message, scheduled_at, past (it happened elsewhere), and a result of up to 64 KiB for
+    -- those who read the table
+    detail_json JSONB,
+    labels      JSONB,                              -- the job's, an object, null when empty
+    result      TEXT,                               -- as it was given
     PRIMARY KEY (org_id, seq, recorded_at)
 ) PARTITION BY RANGE (recorded_at);
 
-CREATE INDEX idx_job_event_job ON jobledger.job_event (org_id, job_id, seq);
+CREATE INDEX idx_job_event_job ON jobledger.job_event (org_id, job_id, seq);  -- read_job_log, read_histories, load_histories
+
+-- Who may call: the SHA-256 of each token's secret. A token carries its org's id, so that it is looked up as of that org.
+CREATE TABLE jobledger.api_token (
+    org_id     UUID         NOT NULL,               -- ffffffff-ffff-ffff-ffff-ffffffffffff: of no org, for operators
+    id         UUID         NOT NULL,
+    digest     BYTEA        NOT NULL CHECK (length(digest) = 32),
+    name       VARCHAR(255) NOT NULL,
+    roles      TEXT         NOT NULL,               -- separated by commas
+    created_at TIMESTAMPTZ  NOT NULL DEFAULT clock_timestamp(),
+    expires_at TIMESTAMPTZ,
+    revoked_at TIMESTAMPTZ,
+    PRIMARY KEY (org_id, id),
+    UNIQUE (org_id, digest)                         -- read_token
+);
 
 -- Row-level security. A setting that was never made, or was left behind by a transaction as '', matches no row. The
 -- subquery is asked once a statement, not once a row.
@@ -120,9 +219,12 @@ DO $$
 DECLARE
     tenant_table TEXT;
 BEGIN
-    FOREACH tenant_table IN ARRAY ARRAY['org_head', 'org_batch', 'org_counter', 'org_month', 'job', 'job_payload', 'job_event'] LOOP
+    FOREACH tenant_table IN ARRAY ARRAY['org_head', 'org_batch', 'org_counter', 'org_series', 'org_month', 'job', 'job_payload',
+        'job_label', 'job_event', 'api_token'] LOOP
         EXECUTE format('ALTER TABLE jobledger.%I ENABLE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('ALTER TABLE jobledger.%I FORCE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('CREATE POLICY org ON jobledger.%I USING (org_id = (SELECT nullif(current_setting(''app.current_org_id'', true), '''')::uuid))', tenant_table);
     END LOOP;
 END $$;
+-- Whoever owns the tables makes tokens, lists and revokes them; who serves only looks them up.
+CREATE POLICY owner ON jobledger.api_token TO CURRENT_USER USING (true);

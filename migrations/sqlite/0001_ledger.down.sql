@@ -1,6 +1,11 @@
--- loses: every job, every event and every statistic of every org
-DROP TABLE org_counter;
+-- loses: every job, every event, every statistic and every API token of every org
+DROP TABLE api_token;
 DROP TABLE job_event;
+DROP TABLE job_label;
 DROP TABLE job_payload;
 DROP TABLE job;
+DROP TABLE org_due;
+DROP TABLE org_series;
+DROP TABLE org_counter;
 DROP TABLE org_head;
+DROP TABLE ledger;

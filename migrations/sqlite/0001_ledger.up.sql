@@ -1,14 +1,70 @@
 -- The ledger: per org a log of events, the jobs that are its fold, and counters over them.
 --
--- Ids are the 16 bytes of a UUID, times are microseconds since 1970 (UTC). Every key starts with org_id.
+-- Ids are the 16 bytes of a UUID, times are microseconds since 1970 (UTC). Every key of an org's table starts with org_id.
+-- An index names the reads that need it; one that names none has no place here.
+
+-- One row, of the whole database.
+CREATE TABLE ledger (
+    id                     INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    log_id                 BLOB    NOT NULL CHECK (length(log_id) = 16),    -- another after a restore: cursors of before are void
+    retention_paused_until INTEGER NOT NULL DEFAULT 0,                      -- while a verification runs, or after the clock was set
+    credentials            INTEGER NOT NULL DEFAULT 0,                      -- raised when a token is made or revoked; 0: none ever was
+    clock_seen_at          INTEGER                                          -- when a server last saw the clock
+) STRICT;
+INSERT INTO ledger (id, log_id) VALUES (1, randomblob(16));
 
 CREATE TABLE org_head (
     org_id      BLOB    NOT NULL PRIMARY KEY CHECK (length(org_id) = 16),
     seq         INTEGER NOT NULL,               -- of the last event
     floor_seq   INTEGER NOT NULL DEFAULT 1,     -- from here on the log is whole
     recorded_at INTEGER,                        -- of the last event
-    types       INTEGER NOT NULL                -- rows of org_counter
+    types       INTEGER NOT NULL,               -- rows of org_counter
+    ready_gen   INTEGER NOT NULL DEFAULT 0,     -- batches that made a job ready
+    removals    INTEGER NOT NULL DEFAULT 0      -- batches that removed jobs
 ) STRICT, WITHOUT ROWID;
+
+-- Jobs by type and status, kept by the batches that change them.
+CREATE TABLE org_counter (
+    org_id      BLOB    NOT NULL,
+    type        TEXT    NOT NULL,
+    queued      INTEGER NOT NULL,
+    running     INTEGER NOT NULL,
+    succeeded   INTEGER NOT NULL,
+    failed      INTEGER NOT NULL,
+    canceled    INTEGER NOT NULL,
+    dead_letter INTEGER NOT NULL,
+    scheduled   INTEGER NOT NULL,               -- of those that are queued, whose time is still to come
+    PRIMARY KEY (org_id, type)
+) STRICT, WITHOUT ROWID;
+
+-- What happened in each minute and each hour, by type. A row with removed = 1 has what retention took away of it: what is in
+-- the log and what was removed make up the row beside it.
+CREATE TABLE org_series (
+    org_id    BLOB    NOT NULL,
+    width     INTEGER NOT NULL CHECK (width IN (60, 3600)), -- seconds
+    start     INTEGER NOT NULL,
+    type      TEXT    NOT NULL,
+    removed   INTEGER NOT NULL,
+    created   INTEGER NOT NULL,
+    started   INTEGER NOT NULL,
+    succeeded INTEGER NOT NULL,
+    failed    INTEGER NOT NULL,
+    retried   INTEGER NOT NULL,
+    canceled  INTEGER NOT NULL,
+    lost      INTEGER NOT NULL,
+    waits     TEXT    NOT NULL,                             -- a JSON array: how many there were of each size
+    runs      TEXT    NOT NULL,
+    PRIMARY KEY (org_id, width, start, type, removed)
+) STRICT, WITHOUT ROWID;
+
+-- A row for each org: when its background work is to be looked at again.
+CREATE TABLE org_due (
+    org_id      BLOB    NOT NULL PRIMARY KEY CHECK (length(org_id) = 16),
+    next_due_at INTEGER NOT NULL,               -- for retention
+    work_due_at INTEGER                         -- for leases, run time-outs and schedules; null: there are none
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idx_org_due ON org_due (next_due_at);                                      -- due
+CREATE INDEX idx_org_due_work ON org_due (work_due_at) WHERE work_due_at IS NOT NULL;   -- due
 
 CREATE TABLE job (
     org_id             BLOB    NOT NULL CHECK (length(org_id) = 16),
@@ -18,43 +74,76 @@ CREATE TABLE job (
     attempt            INTEGER NOT NULL DEFAULT 0,
     max_attempts       INTEGER NOT NULL DEFAULT 1,
     failures           INTEGER NOT NULL DEFAULT 0,
+    max_lost_attempts  INTEGER NOT NULL DEFAULT 3,
+    lost_attempts      INTEGER NOT NULL DEFAULT 0,          -- expired leases that did not count as failures
     priority           INTEGER NOT NULL DEFAULT 0,
+    payload_bytes      INTEGER NOT NULL DEFAULT 0,          -- on the wire
     idempotency_key    TEXT,
-    request_digest     BLOB,                    -- of the create that came with the key
+    request_digest     BLOB,                                -- of the create that came with the key
     requested_by       TEXT,
-    labels             TEXT,                    -- a JSON object, null when empty
-    retry_initial      INTEGER NOT NULL,        -- microseconds
+    labels             TEXT,                                -- a JSON object, null when empty
+    retry_initial      INTEGER NOT NULL,                    -- microseconds
     retry_multiplier   REAL    NOT NULL,
-    retry_max          INTEGER NOT NULL,        -- microseconds
+    retry_max          INTEGER NOT NULL,                    -- microseconds
+    run_timeout        INTEGER,                             -- microseconds
     created_at         INTEGER NOT NULL,
+    created_seq        INTEGER NOT NULL,                    -- the first event
     updated_at         INTEGER NOT NULL,
     started_at         INTEGER,
     attempt_started_at INTEGER,
     finished_at        INTEGER,
     scheduled_at       INTEGER,
     ready_at           INTEGER NOT NULL,
+    due_at             INTEGER,                             -- when time itself may change the job, or earlier
     cancel_requested   INTEGER NOT NULL DEFAULT 0,
-    outcome_digest     BLOB,                    -- of the report that ended the last attempt
+    outcome_digest     BLOB,                                -- of the report that ended the last attempt
+    outcome_epoch      INTEGER,                             -- of the lease under which that ended
+    lease_worker       TEXT,                                -- null where nobody holds the job
+    lease_granted      INTEGER,                             -- microseconds
+    lease_expires_at   INTEGER,
+    lease_request      TEXT,                                -- request_id of the claim
+    lease_confirmed    INTEGER NOT NULL DEFAULT 0,          -- the holder was heard of since
+    lease_epoch        INTEGER NOT NULL DEFAULT 0,          -- rises with every claim and expiry
+    retry_request      TEXT,                                -- request_id of the last RetryJob
     last_error_code    TEXT,
     last_error_message TEXT,
-    result_seq         INTEGER,                 -- the event that brought the result
+    result_seq         INTEGER,                             -- the event that brought the result
+    result_recorded_at INTEGER,
     last_job_seq       INTEGER NOT NULL,
-    last_seq           INTEGER NOT NULL,        -- the last event, which has stage and progress
+    last_seq           INTEGER NOT NULL,                    -- the last event, which has stage and progress
+    last_recorded_at   INTEGER NOT NULL,
     PRIMARY KEY (org_id, id),
     CONSTRAINT ck_job_status CHECK (
         status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'dead_letter')
     )
 ) STRICT, WITHOUT ROWID;
 
-CREATE UNIQUE INDEX uq_job_org_idempotency ON job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX idx_job_queued ON job (org_id, type, ready_at) WHERE status = 'queued';
+-- No index names a column that a progress report or a heartbeat changes.
+CREATE UNIQUE INDEX uq_job_org_idempotency ON job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;      -- load_jobs
+-- Jobs that may be claimed, in the order in which they are: load_ready, ready_types; statistics, what has waited longest.
+CREATE INDEX idx_job_ready ON job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
+CREATE INDEX idx_job_due ON job (org_id, due_at) WHERE due_at IS NOT NULL;                              -- load_due, load_misdated
+CREATE INDEX idx_job_lease_request ON job (org_id, lease_request) WHERE lease_request IS NOT NULL;      -- load_jobs
+CREATE INDEX idx_job_status ON job (org_id, status, created_seq);                                       -- list
+CREATE INDEX idx_job_type ON job (org_id, type, status, created_seq);                                   -- list, count_scheduled
+CREATE INDEX idx_job_finished ON job (org_id, status, finished_at) WHERE finished_at IS NOT NULL;       -- load_expired
 
 -- Apart from job, whose rows are written anew with every event.
 CREATE TABLE job_payload (
     org_id  BLOB NOT NULL,
     job_id  BLOB NOT NULL,
-    payload TEXT NOT NULL,                      -- JSON
+    payload TEXT NOT NULL,                      -- JSON, as it was given
     PRIMARY KEY (org_id, job_id)
+) STRICT, WITHOUT ROWID;
+
+-- Labels to find jobs by: list.
+CREATE TABLE job_label (
+    org_id      BLOB    NOT NULL,
+    key         TEXT    NOT NULL,
+    value       TEXT    NOT NULL,
+    created_seq INTEGER NOT NULL,
+    job_id      BLOB    NOT NULL,
+    PRIMARY KEY (org_id, key, value, created_seq)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE job_event (
@@ -70,21 +159,23 @@ CREATE TABLE job_event (
     attempt     INTEGER NOT NULL,
     actor       TEXT,
     job_type    TEXT    NOT NULL,
-    detail_json TEXT,                           -- stage, progress, message, result, error_code, error_message, scheduled_at
+    -- stage, progress, message, result, error_code, error_message, scheduled_at, past (it happened elsewhere)
+    detail_json TEXT,
+    labels      TEXT,                           -- the job's, a JSON object, null when empty
     PRIMARY KEY (org_id, seq)
 ) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX idx_job_event_job ON job_event (org_id, job_id, seq);   -- events of a job, histories, load_histories
 
-CREATE UNIQUE INDEX idx_job_event_job ON job_event (org_id, job_id, seq);
-
--- Jobs by type and status, kept by the batches that change them.
-CREATE TABLE org_counter (
-    org_id      BLOB    NOT NULL,
-    type        TEXT    NOT NULL,
-    queued      INTEGER NOT NULL,
-    running     INTEGER NOT NULL,
-    succeeded   INTEGER NOT NULL,
-    failed      INTEGER NOT NULL,
-    canceled    INTEGER NOT NULL,
-    dead_letter INTEGER NOT NULL,
-    PRIMARY KEY (org_id, type)
-) STRICT, WITHOUT ROWID;
+-- Who may call: the SHA-256 of each token's secret. A token carries its org's id.
+CREATE TABLE api_token (
+    org_id     BLOB    NOT NULL CHECK (length(org_id) = 16),   -- 16 bytes 0xff: of no org, for operators
+    id         BLOB    NOT NULL CHECK (length(id) = 16),
+    digest     BLOB    NOT NULL CHECK (length(digest) = 32),
+    name       TEXT    NOT NULL,
+    roles      TEXT    NOT NULL,                               -- separated by commas
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    revoked_at INTEGER,
+    PRIMARY KEY (org_id, id),
+    UNIQUE (org_id, digest)                                    -- token
+) STRICT;

@@ -117,7 +117,7 @@ fn rows(is_postgres: bool, org: u8, finished: usize, queued: usize) -> Vec<Strin
             if is_postgres { ", 256" } else { "" }
         ),
         format!("INSERT INTO {schema}org_head (org_id, seq, recorded_at, types) VALUES ({org}, {n}, {now}, 1)"),
-        format!("INSERT INTO {schema}org_counter VALUES ({org}, 'bench', {queued}, 0, {finished}, 0, 0, 0)"),
+        format!("INSERT INTO {schema}org_counter VALUES ({org}, 'bench', {queued}, 0, {finished}, 0, 0, 0, 0)"),
         format!("INSERT INTO {schema}org_due (org_id, next_due_at) VALUES ({org}, {now})"),
     ];
     if is_postgres {

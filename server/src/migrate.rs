@@ -7,7 +7,7 @@ use std::{
 
 use jobledger_server::store::{
     DatabaseUrl,
-    migrations::{self, MigrationState, MigrationStatus},
+    migrations::{self, MigrationState, MigrationStatus, StepKind},
     postgres::role_sql,
 };
 
@@ -45,7 +45,8 @@ async fn down(
     yes: bool,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     let all = migrations::status(url).await?;
-    let is_applied = |migration: &&MigrationStatus| migration.state == MigrationState::Applied;
+    let is_applied =
+        |step: &&MigrationStatus| step.kind == StepKind::Migration && step.state == MigrationState::Applied;
     let last = all.iter().filter(is_applied).map(|migration| migration.version).max().unwrap_or(0);
     let target = to.unwrap_or(last - 1).max(0);
     let undone: Vec<_> = all.iter().filter(is_applied).filter(|migration| migration.version > target).rev().collect();

@@ -6,7 +6,6 @@ use async_trait::async_trait;
 
 use super::{Series, StoreError};
 use crate::domain::{
-    clock::Time,
     event::JobEvent,
     id::{JobId, LogId, OrgId},
 };
@@ -20,8 +19,6 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(3_900);
 pub struct About {
     /// The log's identity.
     pub log_id: LogId,
-    /// What happened before is not in the series.
-    pub series_since: Time,
     /// Retention is to wait.
     pub is_retention_paused: bool,
     /// Raised whenever an API token is made or revoked; 0 if there has never been one.

@@ -1,7 +1,8 @@
 //! Brings a database to this server's schema, and back.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, cmp::Ordering, fmt};
 
+use sha2::{Digest as _, Sha256};
 use sqlx::{
     SqlSafeStr,
     migrate::{AppliedMigration, Migrate, MigrateError, Migration, MigrationType, Migrator},
@@ -23,15 +24,7 @@ macro_rules! scripts {
     ($folder:literal) => {
         scripts!(
             $folder,
-            (1, "ledger", "0001_ledger"),
-            (2, "labels_retention", "0002_labels_retention"),
-            (3, "workers", "0003_workers"),
-            (4, "streams_statistics", "0004_streams_statistics"),
-            (5, "reads", "0005_reads"),
-            (6, "recent", "0006_recent"),
-            (7, "access", "0007_access"),
-            (8, "lost_and_text", "0008_lost_and_text"),
-            (9, "clock", "0009_clock")
+            (1, "ledger", "0001_ledger")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -49,6 +42,40 @@ pub(super) const SQLITE: &[Script] = scripts!("sqlite");
 /// The schema of PostgreSQL.
 pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
+/// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
+pub(super) const FUNCTIONS: Functions =
+    Functions { version: 1, sql: include_str!("../../../migrations/postgres/functions.sql") };
+
+/// See [`FUNCTIONS`].
+pub(super) struct Functions {
+    /// Raised with every change, so that an older program does not put its own in place of a newer one's.
+    pub(super) version: i32,
+    pub(super) sql: &'static str,
+}
+
+impl Functions {
+    pub(super) fn digest(&self) -> [u8; 32] {
+        Sha256::digest(self.sql).into()
+    }
+
+    /// Where a database stands that has this version of the functions, with this digest.
+    pub(super) fn compare(&self, found: i32, digest: Option<&[u8]>) -> MigrationStatus {
+        let state = match found.cmp(&self.version) {
+            Ordering::Less => MigrationState::Missing,
+            Ordering::Greater => MigrationState::Newer,
+            Ordering::Equal if digest == Some(&self.digest()) => MigrationState::Applied,
+            Ordering::Equal => MigrationState::Different,
+        };
+        MigrationStatus {
+            kind: StepKind::Functions,
+            version: found.max(self.version).into(),
+            name: "functions".to_owned(),
+            state,
+            loses: String::new(),
+        }
+    }
+}
+
 impl Script {
     const fn new(version: i64, name: &'static str, up: &'static str, down: &'static str) -> Self {
         Self { version, name, up, down }
@@ -60,10 +87,21 @@ impl Script {
     }
 }
 
-/// Where one migration stands in a database.
+/// What a step of the schema is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepKind {
+    /// A migration, which can be undone.
+    Migration,
+    /// The functions of PostgreSQL, which are put in place as a whole.
+    Functions,
+}
+
+/// Where one step of the schema stands in a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigrationStatus {
-    /// Its number; they are applied in this order.
+    /// What it is.
+    pub kind: StepKind,
+    /// Its number: migrations are applied in this order; of functions the version.
     pub version: i64,
     /// Its name; empty if this program doesn't know it.
     pub name: String,
@@ -99,7 +137,12 @@ impl fmt::Display for MigrationState {
 
 impl fmt::Display for MigrationStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04} {}", self.version, self.name)
+        match self.kind {
+            // Of one that a newer program has applied the name is not known.
+            StepKind::Migration if self.name.is_empty() => write!(f, "{:04}", self.version),
+            StepKind::Migration => write!(f, "{:04} {}", self.version, self.name),
+            StepKind::Functions => write!(f, "{} {}", self.name, self.version),
+        }
     }
 }
 
@@ -178,6 +221,7 @@ impl Migrations {
             };
             let loses = script.down.lines().filter_map(|line| line.strip_prefix("-- loses: "));
             MigrationStatus {
+                kind: StepKind::Migration,
                 version: script.version,
                 name: script.name.to_owned(),
                 state,
@@ -187,6 +231,7 @@ impl Migrations {
         let newer =
             applied.iter().filter(|applied| self.scripts.iter().all(|script| script.version != applied.version));
         let newer = newer.map(|applied| MigrationStatus {
+            kind: StepKind::Migration,
             version: applied.version,
             name: String::new(),
             state: MigrationState::Newer,
@@ -225,13 +270,12 @@ pub(super) fn missing(all: Vec<MigrationStatus>) -> Result<Vec<MigrationStatus>,
     let is = |state| move |status: &&MigrationStatus| status.state == state;
     if let Some(newer) = all.iter().find(is(MigrationState::Newer)) {
         return Err(StoreError::Unusable(format!(
-            "the database has migration {}, which this program doesn't know: it was migrated by a newer jobledger",
-            newer.version
+            "the database has {newer}, which this program doesn't know: it was migrated by a newer jobledger"
         )));
     }
     if let Some(different) = all.iter().find(is(MigrationState::Different)) {
         return Err(StoreError::Unusable(format!(
-            "the database has another migration {different} than this program: it was made by a different build"
+            "the database has another {different} than this program: it was made by a different build"
         )));
     }
     Ok(all.into_iter().filter(|status| status.state == MigrationState::Missing).collect())
@@ -240,8 +284,33 @@ pub(super) fn missing(all: Vec<MigrationStatus>) -> Result<Vec<MigrationStatus>,
 /// What a server says that may not migrate a database which lacks these.
 pub(super) fn refuse(missing: &[MigrationStatus]) -> StoreError {
     let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    StoreError::Unusable(format!(
-        "the database lacks the migrations {}: run `jobledger migrate up` on it first",
-        names.join(", ")
-    ))
+    StoreError::Unusable(format!("the database lacks {}: run `jobledger migrate up` on it first", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever changes the functions raises their version, and says here what they are then: a database that has the same version of
+    /// others is refused.
+    #[test]
+    fn functions_that_have_changed_have_another_version() {
+        let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            (FUNCTIONS.version, digest.as_str()),
+            (1, "a8bfd59ba25e514b673d5dee568fb118049cf6acbd5fb95c29600c539a029ec1")
+        );
+    }
+
+    #[test]
+    fn functions_of_another_version_or_build_are_told_apart() {
+        let state = |version, digest: Option<&[u8]>| FUNCTIONS.compare(version, digest).state;
+        let digest = FUNCTIONS.digest();
+        assert_eq!(state(0, None), MigrationState::Missing);
+        assert_eq!(state(FUNCTIONS.version, Some(&digest)), MigrationState::Applied);
+        assert_eq!(state(FUNCTIONS.version, Some(&[0; 32])), MigrationState::Different);
+        assert_eq!(state(FUNCTIONS.version + 1, Some(&digest)), MigrationState::Newer);
+        let newer = missing(vec![FUNCTIONS.compare(FUNCTIONS.version + 1, None)]).unwrap_err().to_string();
+        assert!(newer.starts_with("the database has functions 2, which this program doesn't know"), "{newer}");
+    }
 }

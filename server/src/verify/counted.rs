@@ -5,8 +5,6 @@ use std::{
     sync::Arc,
 };
 
-use chrono::TimeDelta;
-
 use super::What;
 use crate::{
     domain::{
@@ -26,14 +24,10 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// Of a series that was begun at a time, and has come to another.
-    pub(super) fn new(series_since: Time, recorded_at: Option<Time>) -> Self {
-        let since = |width: Width| {
-            let last = recorded_at.unwrap_or(series_since);
-            let kept = Width::Hour.start(last) - width.longest_window();
-            let begun = width.start(series_since + TimeDelta::seconds(width.seconds()) - TimeDelta::microseconds(1));
-            (width, kept.max(begun))
-        };
+    /// Of a series that has come to a time.
+    pub(super) fn new(recorded_at: Option<Time>) -> Self {
+        let last = recorded_at.unwrap_or(Time::UNIX_EPOCH);
+        let since = |width: Width| (width, Width::Hour.start(last) - width.longest_window());
         Self { since: Width::ALL.into_iter().map(since).collect(), jobs: HashMap::new(), flows: BTreeMap::new() }
     }
 

@@ -54,7 +54,6 @@ pub(super) async fn verify(
 ) -> Result<Option<Found>, StoreError> {
     pause.keep().await?;
     let removals = store.audit().removals(org).await?;
-    let about = store.about().await?;
     let counters = store.statistics(org, &StatisticsQuery::of(&[])).await?;
     let mut heads = Heads { counters: counters.as_of_seq, series: HashMap::new(), last: counters.as_of_seq };
     let mut all_series = Vec::new();
@@ -69,7 +68,7 @@ pub(super) async fn verify(
     let mut found = Found::default();
     let events = count_log(store, org, pause, heads.last, &mut found.differences).await?;
 
-    let mut counted = Counted::new(about.series_since, all_series.iter().filter_map(|series| series.recorded_at).max());
+    let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
     let mut of_jobs = 0;
     let mut query = ListQuery { filter: JobFilter::default(), before: heads.last + 1, limit: PAGE_JOBS };
     loop {

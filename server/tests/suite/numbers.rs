@@ -92,10 +92,10 @@ async fn numbers_take_no_more_room_than_they_were_given_with(database: Database)
     server.stop().await;
 
     // What the database sends of them, by the calls that the server makes.
-    let sql = "SELECT octet_length(payload), octet_length(result) FROM jobledger.job_of($1, $2)";
+    let sql = "SELECT octet_length(payload), octet_length(result) FROM jobledger.read_job($1, $2)";
     let events =
         "SELECT coalesce(sum(octet_length(result)), 0)::integer, coalesce(sum(octet_length(detail_json)), 0)::integer
-        FROM jobledger.job_page($1, $2, 0, NULL, NULL, false, NULL, 100, 100000000)";
+        FROM jobledger.read_job_log($1, $2, 0, NULL, NULL, false, NULL, 100, 100000000)";
     if database.is_postgres() {
         let mut connection = database.connect_as(crate::cluster::SERVER).await;
         for (id, most) in [(&id, 1 << 20), (&other, 64 << 10)] {

@@ -74,7 +74,7 @@ async fn fill(database: &Database, jobs: i64) {
         "INSERT INTO jobledger.org_due SELECT org_id, now(), now() FROM jobledger.org_head ON CONFLICT DO NOTHING".to_owned(),
         "INSERT INTO jobledger.org_counter SELECT org_id, type, count(*) FILTER (WHERE status = 'queued'),
             count(*) FILTER (WHERE status = 'running'), count(*) FILTER (WHERE status = 'succeeded'),
-            count(*) FILTER (WHERE status = 'failed'), 0, 0 FROM jobledger.job GROUP BY org_id, type ON CONFLICT DO NOTHING"
+            count(*) FILTER (WHERE status = 'failed'), 0, 0, count(*) FILTER (WHERE status = 'queued' AND due_at IS NOT NULL) FROM jobledger.job GROUP BY org_id, type ON CONFLICT DO NOTHING"
             .to_owned(),
         "COMMIT".to_owned(),
     ] {
@@ -139,10 +139,10 @@ async fn no_read_walks_a_table() {
     let (o, j) = (org(7), job(7));
     let mut reads = Vec::new();
     for (function, arguments) in [
-        ("get_job", format!("'{o}', '{j}'", j = j.0)),
-        ("page_of_log", format!("'{o}', 100, 4196, NULL, NULL, false, NULL, 256, 1000000")),
-        ("page_of_log", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', true, '{{\"k\": \"7\"}}', 256, 1000000")),
-        ("page_of_job", format!("'{o}', '{j}', 0, NULL, NULL, false, NULL, 256, 1000000", j = j.0)),
+        ("read_job", format!("'{o}', '{j}'", j = j.0)),
+        ("read_log", format!("'{o}', 100, 4196, NULL, NULL, false, NULL, 256, 1000000")),
+        ("read_log", format!("'{o}', 100, 4196, '{{t1}}', '{{failed}}', true, '{{\"k\": \"7\"}}', 256, 1000000")),
+        ("read_job_log", format!("'{o}', '{j}', 0, NULL, NULL, false, NULL, 256, 1000000", j = j.0)),
         ("count_scheduled", format!("'{o}', 't1'")),
         ("count_events", format!("'{o}', 0, 20000")),
         ("read_histories", format!("'{o}', '{{{j}}}', 0, 1000000, 256", j = j.0)),

@@ -20,14 +20,14 @@ use crate::{
 static SERIES: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* series */ SELECT head_seq, recorded_at, width::bigint, start, type, removed, {}, waits, runs
-        FROM jobledger.series_of($1, $2)",
+        FROM jobledger.read_series($1, $2)",
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
     )
 });
 
 static HISTORIES: LazyLock<String> = LazyLock::new(|| {
     let columns = EVENT_COLUMNS.join(", ");
-    format!("/* histories */ SELECT {columns}, result FROM jobledger.histories_of($1, $2, $3, $4, $5)")
+    format!("/* histories */ SELECT {columns}, result FROM jobledger.read_histories($1, $2, $3, $4, $5)")
 });
 
 #[async_trait]

@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{
-    assert_usable, connect, connect_options,
+    MONTHS_AHEAD, assert_usable, connect, connect_options,
     error::{commit, store_error},
 };
 use crate::{
@@ -37,16 +37,64 @@ async fn apply(connection: &mut PgConnection) -> Result<Vec<MigrationStatus>, St
     if !missing.is_empty() {
         // Not by the migrator, which would need the right to create schemas even where there is nothing to create.
         run(connection, "/* apply */ CREATE SCHEMA IF NOT EXISTS jobledger").await?;
+        // What functions return are the tables' rows: they go first, so that tables may change.
+        drop_functions(connection, "AND NOT p.prosecdef").await?;
         MIGRATIONS.up(connection).await?;
+        create_functions(connection).await?;
     }
     unlock(connection).await?;
     Ok(missing)
 }
 
 async fn read_status(connection: &mut PgConnection) -> Result<Vec<MigrationStatus>, StoreError> {
-    let sql = "/* read_status */ SELECT to_regclass('jobledger.migration') IS NOT NULL";
-    let is_there: bool = sqlx::query_scalar(sql).fetch_one(&mut *connection).await.map_err(store_error)?;
-    if is_there { MIGRATIONS.status(connection).await } else { Ok(MIGRATIONS.compare(&[])) }
+    let sql = "/* read_status */ SELECT to_regclass('jobledger.migration') IS NOT NULL,
+            EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('jobledger.ledger') AND attname = 'functions')";
+    let (is_there, has_version): (bool, bool) =
+        sqlx::query_as(sql).fetch_one(&mut *connection).await.map_err(store_error)?;
+    let mut status = if is_there { MIGRATIONS.status(connection).await? } else { MIGRATIONS.compare(&[]) };
+    let mut found = (0, None);
+    if has_version {
+        let sql = "/* read_status */ SELECT functions, functions_digest FROM jobledger.ledger";
+        found = sqlx::query_as(sql).fetch_one(connection).await.map_err(store_error)?;
+    }
+    let (version, digest): (i32, Option<Vec<u8>>) = found;
+    status.push(migrations::FUNCTIONS.compare(version, digest.as_deref()));
+    Ok(status)
+}
+
+/// Drops functions of the schema, and the types of their rows: in one transaction, so that they are there or known not to be.
+async fn drop_functions(connection: &mut PgConnection, which: &str) -> Result<(), StoreError> {
+    let sql = format!(
+        "/* drop_functions */ DO $$
+        DECLARE
+            routine TEXT;
+        BEGIN
+            FOREACH routine IN ARRAY (
+                SELECT coalesce(array_agg(p.oid::regprocedure::text), '{{}}') FROM pg_proc p
+                WHERE p.pronamespace = 'jobledger'::regnamespace {which}) LOOP
+                EXECUTE 'DROP ROUTINE IF EXISTS ' || routine || ' CASCADE';
+            END LOOP;
+            DROP VIEW IF EXISTS jobledger.found_job;
+            IF to_regclass('jobledger.ledger') IS NOT NULL THEN
+                UPDATE jobledger.ledger SET functions = 0, functions_digest = NULL;
+            END IF;
+        END $$"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map_err(store_error)?;
+    Ok(())
+}
+
+/// Puts this program's functions in place, where there are none but those that are only replaced.
+async fn create_functions(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let functions = migrations::FUNCTIONS;
+    let mut transaction = connection.begin().await.map_err(store_error)?;
+    sqlx::raw_sql(functions.sql).execute(&mut *transaction).await.map_err(store_error)?;
+    let query = sqlx::query("/* create_functions */ SELECT jobledger.make_partitions($1)").bind(MONTHS_AHEAD);
+    query.execute(&mut *transaction).await.map_err(store_error)?;
+    let sql = "/* create_functions */ UPDATE jobledger.ledger SET functions = $1, functions_digest = $2";
+    let query = sqlx::query(sql).bind(functions.version).bind(&functions.digest()[..]);
+    query.execute(&mut *transaction).await.map_err(store_error)?;
+    transaction.commit().await.map_err(store_error)
 }
 
 async fn lock(connection: &mut PgConnection) -> Result<(), StoreError> {
@@ -91,6 +139,8 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
     let mut connection = connect_to(url).await?;
     lock(&mut connection).await?;
     migrations::missing(read_status(&mut connection).await?)?;
+    // Whoever migrates up again puts its own in place.
+    drop_functions(&mut connection, if target == 0 { "" } else { "AND NOT p.prosecdef" }).await?;
     MIGRATIONS.down(&mut connection, target).await?;
     let _ = connection.close().await;
     Ok(())

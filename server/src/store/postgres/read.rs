@@ -23,13 +23,13 @@ use crate::{
     store::{
         About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
         migrations,
-        rows::{self, Columns as _, EVENT_COLUMNS, JOB_COLUMNS},
+        rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result FROM jobledger.job_of($1, $2) r",
+        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result FROM jobledger.read_job($1, $2) r",
         job_columns("(r.job)")
     )
 });
@@ -40,10 +40,10 @@ pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Re
 }
 
 static JOBS: LazyLock<String> = LazyLock::new(|| {
-    let columns = JOB_COLUMNS.map(|column| format!("r.{column}")).join(", ");
     format!(
-        "/* jobs */ SELECT r.n, r.is_large, {columns}, r.stage, r.progress, r.payload, r.result
-         FROM jobledger.jobs_of($1, $2, $3, $4) r"
+        "/* jobs */ SELECT r.n, r.is_large, {}, r.stage, r.progress, r.payload, r.result
+         FROM jobledger.read_jobs($1, $2, $3, $4) r",
+        job_columns("r")
     )
 });
 
@@ -106,9 +106,9 @@ fn events_sql(name: &str, call: &str) -> String {
 }
 
 static ORG_EVENTS: LazyLock<String> =
-    LazyLock::new(|| events_sql("org_events", "log_page($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
+    LazyLock::new(|| events_sql("org_events", "read_log($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
 static JOB_EVENTS: LazyLock<String> =
-    LazyLock::new(|| events_sql("job_events", "job_page($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
+    LazyLock::new(|| events_sql("job_events", "read_job_log($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9)"));
 
 pub(super) async fn events(
     readers: &Arc<Connections>,
@@ -177,7 +177,7 @@ pub(super) async fn contents(
     ids: &[JobId],
 ) -> Result<Vec<(JobId, JobContents)>, StoreError> {
     let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
-    let sql = "/* contents */ SELECT id, payload, result FROM jobledger.contents_of($1, $2)";
+    let sql = "/* contents */ SELECT id, payload, result FROM jobledger.read_contents($1, $2)";
     let found = readers.fetch(sql, arguments![org.0, ids]).await?;
     let contents = |row| {
         let mut columns = Columns::of(row);
@@ -198,13 +198,12 @@ pub(super) async fn reaches(readers: &Arc<Connections>, orgs: &[OrgId]) -> Resul
 }
 
 pub(super) async fn about(readers: &Arc<Connections>) -> Result<About, StoreError> {
-    let sql = "/* about */ SELECT log_id, series_since, credentials,
+    let sql = "/* about */ SELECT log_id, credentials,
             retention_paused_until > clock_timestamp() AND retention_paused_until <= clock_timestamp() + $1 * interval '1 second'
         FROM jobledger.ledger";
     let found = readers.fetch(sql, arguments![LONGEST_PAUSE.as_secs_f64()]).await?;
     let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
-    let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
-    Ok(About { log_id, series_since, credentials: columns.long()?, is_retention_paused: columns.flag()? })
+    Ok(About { log_id: LogId(columns.uuid()?), credentials: columns.long()?, is_retention_paused: columns.flag()? })
 }
 
 pub(super) async fn orgs(
@@ -273,10 +272,13 @@ pub(super) async fn ping(readers: &Arc<Connections>) -> Result<Time, StoreError>
 }
 
 pub(super) async fn newer_migration(readers: &Arc<Connections>) -> Result<Option<i64>, StoreError> {
-    let sql = "/* newer_migration */ SELECT coalesce(max(version), 0) FROM jobledger.migration";
+    let sql = "/* newer_migration */ SELECT coalesce(max(m.version), 0), l.functions
+        FROM jobledger.ledger l LEFT JOIN jobledger.migration m ON true GROUP BY l.functions";
     let found = readers.fetch(sql, arguments![]).await?;
-    let last = Columns::of(found.first().ok_or_else(|| rows::damaged("migration"))?).long()?;
-    Ok(migrations::newer(last))
+    let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("migration"))?);
+    let (last, functions) = (columns.long()?, columns.int()?);
+    let newer_functions = Some(functions).filter(|functions| *functions > migrations::FUNCTIONS.version);
+    Ok(migrations::newer(last).or(newer_functions.map(i64::from)))
 }
 
 pub(super) async fn note_clock(

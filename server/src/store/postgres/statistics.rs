@@ -23,7 +23,7 @@ use crate::{
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* statistics */ SELECT head_seq, clock, since, type, bucket, {}, scheduled, oldest_ready_at, {}, waits, runs
-        FROM jobledger.summary_of($1, $2, $3 * interval '1 microsecond', $4, $5)",
+        FROM jobledger.read_statistics($1, $2, $3 * interval '1 microsecond', $4, $5)",
         JobStatus::ALL.map(JobStatus::as_str).join(", "),
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
     )

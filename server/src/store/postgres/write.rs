@@ -185,8 +185,8 @@ impl Statement {
         self.part(
             "changed_jobs",
             format_args!(
-                "(INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
-                 SELECT $1, u.id, '', 0, 0, 0, {ready}{values} FROM {rows}{guard}
+                "(INSERT INTO jobledger.job (org_id, id, type, created_seq, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
+                 SELECT $1, u.id, '', 0, 0, 0, 0, {ready}{values} FROM {rows}{guard}
                  ON CONFLICT (org_id, id) DO UPDATE SET {set})"
             ),
         );

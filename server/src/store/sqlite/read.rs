@@ -184,13 +184,13 @@ pub(super) async fn reaches(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(Or
 }
 
 pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<About, StoreError> {
-    let sql = "/* about */ SELECT log_id, series_since, retention_paused_until, credentials FROM ledger";
+    let sql = "/* about */ SELECT log_id, retention_paused_until, credentials FROM ledger";
     let row = sqlx::query(sql).fetch_one(pool).await.map_err(store_error)?;
     let mut columns = Columns::of(&row);
-    let (log_id, series_since) = (LogId(columns.uuid()?), columns.time()?);
+    let log_id = LogId(columns.uuid()?);
     let now = clock.now();
     let is_retention_paused = (micros(now) + 1..=micros(now + LONGEST_PAUSE)).contains(&columns.long()?);
-    Ok(About { log_id, series_since, is_retention_paused, credentials: columns.long()? })
+    Ok(About { log_id, is_retention_paused, credentials: columns.long()? })
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {

@@ -31,14 +31,14 @@ pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     let wanted = |row: &str| format!("($2 IS NULL OR {row}.type IN (SELECT value FROM json_each($2)))");
     let part = |width: i64, until: &str| {
         format!(
-            "UNION ALL SELECT h.seq, NULL, s.width, s.type, s.start, {flow}, s.waits, s.runs
+            "UNION ALL SELECT h.seq, s.width, s.type, s.start, {flow}, s.waits, s.runs
             FROM org_head h CROSS JOIN org_series s ON s.org_id = h.org_id AND s.width = {width} {until} AND s.removed = 0
                 AND {} WHERE h.org_id = $1",
             wanted("s")
         )
     };
     format!(
-        "/* statistics */ SELECT h.seq, (SELECT series_since FROM ledger WHERE id = 1), 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
+        "/* statistics */ SELECT h.seq, 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
                 WITH RECURSIVE found (priority) AS (
                     SELECT max(priority) FROM job
                     WHERE org_id = c.org_id AND type = c.type AND status = 'queued' AND due_at IS NULL
@@ -81,7 +81,6 @@ pub(super) async fn statistics(
     while let Some(row) = found.next().await.transpose().map_err(store_error)? {
         let mut columns = Columns::of(&row);
         statistics.as_of_seq = columns.long()?;
-        statistics.since = columns.optional_time()?.map_or(statistics.since, |begun| begun.max(window.since));
         let (width, job_type) = (columns.long()?, columns.optional_text()?);
         let Some(job_type) = job_type.map(str::to_owned) else { continue };
         let time = columns.optional_time()?;

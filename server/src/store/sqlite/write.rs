@@ -41,12 +41,13 @@ pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
 }
 
 /// What a column without a default has in the row that would be new, and never is.
-const FILLERS: [(&str, &str); 6] = [
+const FILLERS: [(&str, &str); 7] = [
     ("type", "'-'"),
     ("retry_initial", "0"),
     ("retry_multiplier", "0.0"),
     ("retry_max", "0"),
     ("created_at", "0"),
+    ("created_seq", "0"),
     ("ready_at", "0"),
 ];
 

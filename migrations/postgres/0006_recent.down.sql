@@ -1,3 +1,0 @@
--- loses: nothing
-DROP FUNCTION jobledger.resume_batch(UUID, BIGINT, BIGINT, UUID[], TIMESTAMPTZ[], BOOLEAN[], TIMESTAMPTZ[]);
-DROP FUNCTION jobledger.unchanged_jobs(UUID[], INTEGER[], UUID[], BIGINT[], TIMESTAMPTZ[], BOOLEAN[], TIMESTAMPTZ[]);

@@ -1,0 +1,665 @@
+-- Statements that run in the database: under row-level security a call that names the org and reads is one round trip.
+--
+-- `jobledger migrate up`, and a server at its start, applies this file whenever it has changed since: raise its version then
+-- (FUNCTIONS in store/migrations.rs). All functions are dropped first but those with the rights of their owner, which are only
+-- ever replaced, so that the rights to call them stay.
+
+-- What is read of several jobs: the place of each among the wanted ones, whether it is large, and the job with what lies beside it.
+-- Never selected from: a row type that has the columns of `job`.
+CREATE VIEW jobledger.found_job AS
+SELECT NULL::bigint AS n, NULL::boolean AS is_large, j.*, NULL::text AS stage, NULL::integer AS progress, NULL::text AS payload,
+    NULL::text AS result
+FROM jobledger.job j WHERE false;
+
+-- Names the org for the transaction, makes sure that its head row is there, locks it, and only then, in statements whose snapshots
+-- are taken after the lock was won, reads where the log ends and the clock.
+CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_org UUID)
+RETURNS TABLE (
+    seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, folded_seq BIGINT, clock TIMESTAMPTZ
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    head jobledger.org_head;
+    last RECORD;
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
+    IF NOT FOUND THEN
+        INSERT INTO jobledger.org_head (org_id) VALUES (p_org) ON CONFLICT DO NOTHING;
+        SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
+    END IF;
+    SELECT b.seq, b.recorded_at, b.ready_gen INTO last FROM jobledger.org_batch b
+    WHERE b.org_id = p_org AND b.seq > head.seq ORDER BY b.seq DESC LIMIT 1;
+    RETURN QUERY SELECT coalesce(last.seq, head.seq), head.floor_seq, coalesce(last.recorded_at, head.recorded_at),
+        head.types, greatest(last.ready_gen, head.ready_gen), head.seq, clock_timestamp();
+END $$;
+
+-- As begin_batch, for a batch that begins where its server has left the log: an error unless it still ends there, and no claim could
+-- have been served since. A log that was lost in part with its server, and has come as far again, was written at another time. The clock.
+CREATE OR REPLACE FUNCTION jobledger.resume_batch(p_org UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_ready_gen BIGINT)
+RETURNS TIMESTAMPTZ LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    head jobledger.org_head;
+    last RECORD;
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
+    SELECT b.seq, b.recorded_at, b.ready_gen INTO last FROM jobledger.org_batch b
+    WHERE b.org_id = p_org AND b.seq > head.seq ORDER BY b.seq DESC LIMIT 1;
+    -- In another isolation the lock would be won, and what was committed meanwhile not be seen.
+    IF current_setting('transaction_isolation') <> 'read committed' OR coalesce(last.seq, head.seq) IS DISTINCT FROM p_seq
+        OR coalesce(last.recorded_at, head.recorded_at) IS DISTINCT FROM p_recorded_at
+        OR greatest(last.ready_gen, head.ready_gen) IS DISTINCT FROM p_ready_gen THEN
+        RAISE EXCEPTION 'the log has moved on' USING ERRCODE = 'JL001';
+    END IF;
+    RETURN clock_timestamp();
+END $$;
+
+-- The same of a batch that rests on jobs that its server remembers: an error, too, unless they are as it has left them. Of what the
+-- log tells its end does; a lease may have been extended besides.
+CREATE OR REPLACE FUNCTION jobledger.resume_batch(
+    p_org UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_ready_gen BIGINT,
+    p_jobs UUID[], p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[])
+RETURNS TIMESTAMPTZ LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    clock TIMESTAMPTZ := jobledger.resume_batch(p_org, p_seq, p_recorded_at, p_ready_gen);
+BEGIN
+    IF cardinality(p_jobs) IS DISTINCT FROM (
+        SELECT count(*) FROM unnest(p_jobs, p_expire, p_confirmed, p_due) AS wanted (id, expires_at, is_confirmed, due_at)
+        CROSS JOIN LATERAL (SELECT FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id
+            AND j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
+            AND j.lease_confirmed = wanted.is_confirmed
+            AND j.due_at IS NOT DISTINCT FROM wanted.due_at OFFSET 0) same
+    ) THEN
+        RAISE EXCEPTION 'a job is not as it was left' USING ERRCODE = 'JL001';
+    END IF;
+    RETURN clock;
+END $$;
+
+-- One job, with what lies beside it.
+CREATE OR REPLACE FUNCTION jobledger.read_job(p_org UUID, p_id UUID)
+RETURNS TABLE (job jobledger.job, stage TEXT, progress INTEGER, payload TEXT, result TEXT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT j, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, p.payload, r.result
+    FROM jobledger.job j
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p WHERE p.org_id = p_org AND p.job_id = j.id OFFSET 0) p ON true
+    WHERE j.org_id = p_org AND j.id = p_id;
+END $$;
+
+-- Payloads and results of some jobs.
+CREATE OR REPLACE FUNCTION jobledger.read_contents(p_org UUID, p_ids UUID[])
+RETURNS TABLE (id UUID, payload TEXT, result TEXT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT j.id, p.payload, r.result
+    FROM unnest(p_ids) AS wanted (id)
+    CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p WHERE p.org_id = p_org AND p.job_id = j.id OFFSET 0) p ON true;
+END $$;
+
+-- Several jobs, of one or more orgs: of each org those between the ends of the last and its own. Payload and result are left out where
+-- they take more than p_most bytes.
+CREATE OR REPLACE FUNCTION jobledger.read_jobs(p_orgs UUID[], p_ends INTEGER[], p_ids UUID[], p_most INTEGER)
+RETURNS SETOF jobledger.found_job
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+#variable_conflict use_column
+DECLARE
+    org UUID;
+    first INTEGER := 1;
+BEGIN
+    FOR i IN 1 .. cardinality(p_orgs) LOOP
+        org := p_orgs[i];
+        PERFORM set_config('app.current_org_id', org::text, true);
+        RETURN QUERY
+        SELECT first + wanted.n - 2, size.is_large, j.*, e.detail_json ->> 'stage',
+            (e.detail_json ->> 'progress')::integer,
+            CASE WHEN NOT size.is_large THEN p.payload END, CASE WHEN NOT size.is_large THEN r.result END
+        FROM unnest(p_ids[first : p_ends[i]]) WITH ORDINALITY AS wanted (id, n)
+        CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
+        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+            WHERE e.org_id = org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
+        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+            WHERE e.org_id = org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
+            WHERE p.org_id = org AND p.job_id = j.id AND j.payload_bytes > 0 OFFSET 0) p ON true
+        CROSS JOIN LATERAL (SELECT j.payload_bytes + coalesce(r.bytes, 0) > p_most) AS size (is_large);
+        first := p_ends[i] + 1;
+    END LOOP;
+END $$;
+
+-- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs.
+CREATE OR REPLACE FUNCTION jobledger.unchanged_jobs(
+    p_orgs UUID[], p_ends INTEGER[], p_jobs UUID[], p_seqs BIGINT[], p_recorded TIMESTAMPTZ[],
+    p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[])
+RETURNS SETOF BIGINT LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    org UUID;
+    first INTEGER := 1;
+BEGIN
+    FOR i IN 1 .. cardinality(p_orgs) LOOP
+        org := p_orgs[i];
+        PERFORM set_config('app.current_org_id', org::text, true);
+        RETURN QUERY
+        SELECT first + wanted.n - 2
+        FROM unnest(p_jobs[first : p_ends[i]], p_seqs[first : p_ends[i]], p_recorded[first : p_ends[i]],
+            p_expire[first : p_ends[i]], p_confirmed[first : p_ends[i]], p_due[first : p_ends[i]])
+            WITH ORDINALITY AS wanted (id, last_seq, last_recorded_at, expires_at, is_confirmed, due_at, n)
+        CROSS JOIN LATERAL (SELECT FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id
+            AND j.last_seq = wanted.last_seq
+            AND j.last_recorded_at = wanted.last_recorded_at
+            AND j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
+            AND j.lease_confirmed = wanted.is_confirmed
+            AND j.due_at IS NOT DISTINCT FROM wanted.due_at OFFSET 0) same;
+        first := p_ends[i] + 1;
+    END LOOP;
+END $$;
+
+-- A page of jobs, newest first: those created before p_before that match. Where they are found by: a label, where one is asked for
+-- (p_key); else each of the statuses and, if any, types asked for. Of each way in no more than p_scan are looked at; examined is how
+-- many were, and reached the last of them. The head comes in a row of its own where nothing was found.
+CREATE OR REPLACE FUNCTION jobledger.list_jobs(
+    p_org UUID, p_before BIGINT, p_key TEXT, p_value TEXT, p_types TEXT[], p_statuses TEXT[], p_labels JSONB,
+    p_requested_by TEXT, p_created_after TIMESTAMPTZ, p_created_before TIMESTAMPTZ, p_scan BIGINT, p_limit BIGINT
+)
+RETURNS TABLE (
+    head_seq BIGINT, examined BIGINT, reached BIGINT, is_match BOOLEAN, job jobledger.job, stage TEXT, progress INTEGER
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    head BIGINT;
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    -- Before the jobs are looked for: what is streamed from here on misses nothing of what they became.
+    SELECT coalesce((SELECT b.seq FROM jobledger.org_batch b
+                     WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq)
+    INTO head FROM jobledger.org_head h WHERE h.org_id = p_org;
+    RETURN QUERY
+    WITH candidate AS MATERIALIZED (
+        SELECT found.created_seq, found.id FROM (
+            (SELECT l.created_seq, l.job_id AS id FROM jobledger.job_label l
+             WHERE p_key IS NOT NULL AND l.org_id = p_org AND l.key = p_key AND l.value = p_value AND l.created_seq < p_before
+             ORDER BY l.created_seq DESC LIMIT p_scan)
+            UNION ALL
+            (SELECT of_status.created_seq, of_status.id FROM unnest(p_statuses) AS wanted (status) CROSS JOIN LATERAL (
+                SELECT j.created_seq, j.id FROM jobledger.job j
+                WHERE j.org_id = p_org AND j.status = wanted.status AND j.created_seq < p_before
+                ORDER BY j.created_seq DESC LIMIT p_scan) of_status
+             WHERE p_key IS NULL AND p_types IS NULL)
+            UNION ALL
+            (SELECT of_type.created_seq, of_type.id
+             FROM unnest(p_types) AS wanted (type)
+             CROSS JOIN unnest(p_statuses) AS with_status (status)
+             CROSS JOIN LATERAL (
+                SELECT j.created_seq, j.id FROM jobledger.job j
+                WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = with_status.status AND j.created_seq < p_before
+                ORDER BY j.created_seq DESC LIMIT p_scan) of_type
+             WHERE p_key IS NULL)
+        ) found ORDER BY found.created_seq DESC LIMIT p_scan
+    ), looked AS (
+        SELECT c.created_seq, found.j, (found.j).last_seq, (found.j).last_recorded_at,
+            (p_types IS NULL OR (found.j).type = ANY (p_types)) AND (found.j).status = ANY (p_statuses)
+            AND (p_labels IS NULL OR (found.j).labels @> p_labels)
+            AND (p_requested_by IS NULL OR (found.j).requested_by = p_requested_by)
+            AND (p_created_after IS NULL OR (found.j).created_at >= p_created_after)
+            AND (p_created_before IS NULL OR (found.j).created_at < p_created_before) AS matches
+        FROM candidate c
+        CROSS JOIN LATERAL (SELECT j FROM jobledger.job j WHERE j.org_id = p_org AND j.id = c.id OFFSET 0) found
+    ), seen AS (
+        SELECT count(*) AS examined, min(c.created_seq) AS reached FROM candidate c
+    ), page AS (
+        SELECT looked.* FROM looked WHERE looked.matches ORDER BY looked.created_seq DESC LIMIT p_limit
+    )
+    SELECT coalesce(head, 0), seen.examined, seen.reached, page.created_seq IS NOT NULL, page.j,
+        e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+    FROM seen LEFT JOIN page ON true
+    LEFT JOIN LATERAL (SELECT event.detail_json FROM jobledger.job_event event
+        WHERE event.org_id = p_org AND event.seq = page.last_seq AND event.recorded_at = page.last_recorded_at OFFSET 0) e ON true
+    ORDER BY page.created_seq DESC;
+END $$;
+
+-- A page of the log: at most p_limit matching events after p_after up to p_last, and no more once p_max_bytes are exceeded. Head and
+-- floor are of the same snapshot, and come in a row of their own where no event matches.
+CREATE OR REPLACE FUNCTION jobledger.read_log(
+    p_org UUID, p_after BIGINT, p_last BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
+    p_limit BIGINT, p_max_bytes BIGINT
+)
+RETURNS TABLE (
+    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID,
+    job_seq BIGINT, ts TIMESTAMPTZ, recorded_at TIMESTAMPTZ, kind VARCHAR, prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR,
+    job_type VARCHAR, detail_json TEXT, labels TEXT, result TEXT
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    WITH log AS MATERIALIZED (
+        SELECT coalesce((SELECT b.seq FROM jobledger.org_batch b
+                         WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq) AS head_seq,
+            h.floor_seq,
+            coalesce((SELECT m.month FROM jobledger.org_month m
+                      WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS since,
+            coalesce((SELECT m.month FROM jobledger.org_month m
+                      WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
+        FROM jobledger.org_head h WHERE h.org_id = p_org
+    )
+    SELECT log.head_seq, log.floor_seq, NULL::varchar, page.bytes_through, page.org_id, page.seq, page.job_id,
+        page.job_seq, page.ts, page.recorded_at, page.kind, page.prev_status, page.next_status, page.attempt, page.actor,
+        page.job_type, (page.detail_json - 'result')::text, page.labels::text, page.result
+    FROM log LEFT JOIN LATERAL (
+        SELECT found.*, sum(found.bytes) OVER (ORDER BY found.seq) AS bytes_through
+        FROM (
+            SELECT e.* FROM jobledger.job_event e
+            WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last
+                AND e.recorded_at >= log.since AND e.recorded_at < log.until
+                AND (p_types IS NULL OR e.job_type = ANY (p_types))
+                AND (p_statuses IS NULL OR e.next_status = ANY (p_statuses) OR p_leaving AND e.prev_status = ANY (p_statuses))
+                AND (p_labels IS NULL OR e.labels @> p_labels)
+            ORDER BY e.seq LIMIT p_limit
+        ) found
+    ) page ON page.bytes_through - page.bytes <= p_max_bytes
+    ORDER BY page.seq;
+END $$;
+
+-- The same of one job, whose events have an index of their own, with the job's status.
+CREATE OR REPLACE FUNCTION jobledger.read_job_log(
+    p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
+    p_limit BIGINT, p_max_bytes BIGINT
+)
+RETURNS TABLE (
+    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID,
+    job_seq BIGINT, ts TIMESTAMPTZ, recorded_at TIMESTAMPTZ, kind VARCHAR, prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR,
+    job_type VARCHAR, detail_json TEXT, labels TEXT, result TEXT
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    WITH log AS MATERIALIZED (
+        SELECT coalesce((SELECT b.seq FROM jobledger.org_batch b
+                         WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq) AS head_seq,
+            h.floor_seq, j.status, j.created_at AS since, j.last_recorded_at AS until
+        FROM jobledger.org_head h LEFT JOIN jobledger.job j ON j.org_id = p_org AND j.id = p_job
+        WHERE h.org_id = p_org
+    )
+    SELECT log.head_seq, log.floor_seq, log.status, page.bytes_through, page.org_id, page.seq, page.job_id,
+        page.job_seq, page.ts, page.recorded_at, page.kind, page.prev_status, page.next_status, page.attempt, page.actor,
+        page.job_type, (page.detail_json - 'result')::text, page.labels::text, page.result
+    FROM log LEFT JOIN LATERAL (
+        SELECT found.*, sum(found.bytes) OVER (ORDER BY found.seq) AS bytes_through
+        FROM (
+            SELECT e.* FROM jobledger.job_event e
+            WHERE e.org_id = p_org AND e.job_id = p_job AND e.seq > p_after
+                AND e.recorded_at >= log.since AND e.recorded_at <= log.until
+                AND (p_types IS NULL OR e.job_type = ANY (p_types))
+                AND (p_statuses IS NULL OR e.next_status = ANY (p_statuses) OR p_leaving AND e.prev_status = ANY (p_statuses))
+                AND (p_labels IS NULL OR e.labels @> p_labels)
+            ORDER BY e.seq LIMIT p_limit
+        ) found
+    ) page ON page.bytes_through - page.bytes <= p_max_bytes
+    ORDER BY page.seq;
+END $$;
+
+-- The events of some jobs up to p_last, job by job: of the first those after p_after. Of a result no more than that there is one.
+CREATE OR REPLACE FUNCTION jobledger.read_histories(
+    p_org UUID, p_jobs UUID[], p_after BIGINT, p_last BIGINT, p_limit BIGINT
+)
+RETURNS TABLE (
+    org_id UUID, seq BIGINT, job_id UUID, job_seq BIGINT, ts TIMESTAMPTZ, recorded_at TIMESTAMPTZ, kind VARCHAR,
+    prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR, job_type VARCHAR, detail_json TEXT, labels TEXT,
+    result TEXT
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT e.org_id, e.seq, e.job_id, e.job_seq, e.ts, e.recorded_at, e.kind, e.prev_status, e.next_status, e.attempt, e.actor,
+        e.job_type, (e.detail_json - 'result')::text, e.labels::text, CASE WHEN e.result IS NOT NULL THEN 'null' END
+    FROM unnest(p_jobs) WITH ORDINALITY AS wanted (id, n)
+    CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
+    CROSS JOIN LATERAL (
+        SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > CASE WHEN wanted.n = 1 THEN p_after ELSE 0 END AND e.seq <= p_last
+            AND e.recorded_at >= j.created_at AND e.recorded_at <= j.last_recorded_at
+        ORDER BY e.seq LIMIT p_limit
+    ) e ORDER BY wanted.n, e.seq LIMIT p_limit;
+END $$;
+
+-- How far the logs of some orgs reach.
+CREATE OR REPLACE FUNCTION jobledger.read_reaches(p_orgs UUID[])
+RETURNS TABLE (org_id UUID, seq BIGINT, ready_gen BIGINT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    org UUID;
+BEGIN
+    FOREACH org IN ARRAY p_orgs LOOP
+        PERFORM set_config('app.current_org_id', org::text, true);
+        RETURN QUERY
+        SELECT org, coalesce(b.seq, h.seq), greatest(b.ready_gen, h.ready_gen)
+        FROM jobledger.org_head h LEFT JOIN LATERAL (
+            SELECT last.seq, last.ready_gen FROM jobledger.org_batch last
+            WHERE last.org_id = org AND last.seq > h.seq ORDER BY last.seq DESC LIMIT 1
+        ) b ON true
+        WHERE h.org_id = org;
+    END LOOP;
+END $$;
+
+-- The token of an org with this digest.
+CREATE OR REPLACE FUNCTION jobledger.read_token(p_org UUID, p_digest BYTEA)
+RETURNS SETOF jobledger.api_token LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT t.* FROM jobledger.api_token t WHERE t.org_id = p_org AND t.digest = p_digest;
+END $$;
+
+-- Adds numbers up place by place; the shorter of two is taken to end in zeros.
+CREATE OR REPLACE FUNCTION jobledger.add_counts(a BIGINT[], b BIGINT[])
+RETURNS BIGINT[]
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT CASE WHEN b = '{}' THEN a WHEN a = '{}' THEN b
+        ELSE ARRAY(SELECT coalesce(pair.x, 0) + coalesce(pair.y, 0) FROM unnest(a, b) AS pair (x, y)) END
+$$;
+
+CREATE AGGREGATE jobledger.sum_counts(BIGINT[]) (SFUNC = jobledger.add_counts, STYPE = BIGINT[], INITCOND = '{}');
+
+-- An array of a JSON array.
+CREATE OR REPLACE FUNCTION jobledger.to_counts(p_json JSONB)
+RETURNS BIGINT[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN p_json IS NULL THEN '{}' ELSE ARRAY(SELECT n::bigint FROM jsonb_array_elements_text(p_json) AS n) END
+$$;
+
+-- Counters with what is not folded yet, and what happened within a window that ends now: it begins with a whole minute, or hour where
+-- it is longer than a day, and is added up by the hour but for the minutes before the first whole one. With p_width, a row for each
+-- bucket of that width too (bucket is not null), of all types together or, with p_by_type, of each. All of one snapshot, and so of one
+-- place in the log.
+CREATE OR REPLACE FUNCTION jobledger.read_statistics(p_org UUID, p_types TEXT[], p_window INTERVAL, p_width SMALLINT, p_by_type BOOLEAN)
+RETURNS TABLE (
+    head_seq BIGINT, clock TIMESTAMPTZ, since TIMESTAMPTZ, type TEXT, bucket TIMESTAMPTZ,
+    queued BIGINT, running BIGINT, succeeded BIGINT, failed BIGINT, canceled BIGINT, dead_letter BIGINT,
+    scheduled BIGINT, oldest_ready_at TIMESTAMPTZ,
+    flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT,
+    flow_lost BIGINT,
+    waits BIGINT[], runs BIGINT[]
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+DECLARE
+    v_now TIMESTAMPTZ := clock_timestamp();
+    v_first INTERVAL := CASE WHEN p_window > interval '1 day' THEN interval '1 hour' ELSE interval '1 minute' END;
+    v_since TIMESTAMPTZ := date_bin(v_first, v_now - p_window, 'epoch');
+    v_hours_since TIMESTAMPTZ := date_bin(interval '1 hour', v_since + interval '1 hour' - interval '1 microsecond', 'epoch');
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    WITH batch AS MATERIALIZED (
+        SELECT b.seq, b.recorded_at, change.key, change.value
+        FROM jobledger.org_head h
+        JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
+        CROSS JOIN LATERAL jsonb_each(b.counts) change
+        WHERE h.org_id = p_org
+    ), added AS MATERIALIZED (
+        SELECT batch.key, coalesce(sum((batch.value ->> 0)::bigint), 0)::bigint AS queued,
+            coalesce(sum((batch.value ->> 1)::bigint), 0)::bigint AS running,
+            coalesce(sum((batch.value ->> 2)::bigint), 0)::bigint AS succeeded,
+            coalesce(sum((batch.value ->> 3)::bigint), 0)::bigint AS failed,
+            coalesce(sum((batch.value ->> 4)::bigint), 0)::bigint AS canceled,
+            coalesce(sum((batch.value ->> 5)::bigint), 0)::bigint AS dead_letter,
+            coalesce(sum((batch.value ->> 6)::bigint), 0)::bigint AS scheduled
+        FROM batch GROUP BY batch.key
+    ), counter AS (
+        SELECT c.type, c.queued + coalesce(a.queued, 0) AS queued,
+            c.running + coalesce(a.running, 0) AS running,
+            c.succeeded + coalesce(a.succeeded, 0) AS succeeded,
+            c.failed + coalesce(a.failed, 0) AS failed,
+            c.canceled + coalesce(a.canceled, 0) AS canceled,
+            c.dead_letter + coalesce(a.dead_letter, 0) AS dead_letter,
+            c.scheduled + coalesce(a.scheduled, 0) AS scheduled
+        FROM jobledger.org_counter c LEFT JOIN added a ON a.key = c.type
+        WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
+    ), happened AS MATERIALIZED (
+        SELECT s.width, s.start, s.type, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost,
+            CASE WHEN s.start < v_hours_since THEN s.waits END AS waits,
+            CASE WHEN s.start < v_hours_since THEN s.runs END AS runs
+        FROM jobledger.org_series s
+        WHERE s.org_id = p_org AND s.width = 60 AND s.start >= v_since AND NOT s.removed
+            AND (s.start < v_hours_since OR p_width = 60) AND (p_types IS NULL OR s.type = ANY (p_types))
+        UNION ALL
+        SELECT s.width, s.start, s.type, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, s.waits, s.runs
+        FROM jobledger.org_series s
+        WHERE s.org_id = p_org AND s.width = 3600 AND s.start >= v_hours_since AND NOT s.removed
+            AND (p_types IS NULL OR s.type = ANY (p_types))
+        UNION ALL
+        SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.key,
+            coalesce((batch.value ->> 7)::bigint, 0),
+            coalesce((batch.value ->> 8)::bigint, 0),
+            coalesce((batch.value ->> 9)::bigint, 0),
+            coalesce((batch.value ->> 10)::bigint, 0),
+            coalesce((batch.value ->> 11)::bigint, 0),
+            coalesce((batch.value ->> 12)::bigint, 0),
+            coalesce((batch.value ->> 13)::bigint, 0),
+            jobledger.to_counts(batch.value -> 14), jobledger.to_counts(batch.value -> 15)
+        FROM batch CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
+        WHERE jsonb_array_length(batch.value) > 7 AND batch.recorded_at >= v_since
+            AND (p_types IS NULL OR batch.key = ANY (p_types))
+            AND (w.width = 3600 OR batch.recorded_at < v_hours_since OR p_width = 60)
+            AND (w.width = 60 OR batch.recorded_at >= v_hours_since)
+    ), flow AS (
+        SELECT f.type,
+            sum(f.created)::bigint AS created,
+            sum(f.started)::bigint AS started,
+            sum(f.succeeded)::bigint AS succeeded,
+            sum(f.failed)::bigint AS failed,
+            sum(f.retried)::bigint AS retried,
+            sum(f.canceled)::bigint AS canceled,
+            sum(f.lost)::bigint AS lost,
+            jobledger.sum_counts(f.waits) AS waits, jobledger.sum_counts(f.runs) AS runs
+        FROM happened f WHERE f.width = 3600 OR f.start < v_hours_since GROUP BY f.type
+    ), series AS (
+        SELECT f.start, CASE WHEN p_by_type THEN f.type END AS type,
+            sum(f.created)::bigint AS created,
+            sum(f.started)::bigint AS started,
+            sum(f.succeeded)::bigint AS succeeded,
+            sum(f.failed)::bigint AS failed,
+            sum(f.retried)::bigint AS retried,
+            sum(f.canceled)::bigint AS canceled,
+            sum(f.lost)::bigint AS lost
+        FROM happened f WHERE f.width = p_width GROUP BY 1, 2
+    ), log AS (
+        SELECT greatest(h.seq, (SELECT max(b.seq) FROM jobledger.org_batch b
+                                WHERE b.org_id = p_org AND b.seq > h.seq)) AS head_seq
+        FROM jobledger.org_head h WHERE h.org_id = p_org
+    )
+    SELECT log.head_seq, clock_timestamp(), v_since, c.type::text, NULL::timestamptz,
+        c.queued, c.running, c.succeeded, c.failed, c.canceled, c.dead_letter, c.scheduled,
+        CASE WHEN c.queued > c.scheduled THEN (
+            WITH RECURSIVE first (priority, ready_at) AS (
+                (SELECT j.priority, j.ready_at FROM jobledger.job j
+                 WHERE j.org_id = p_org AND j.type = c.type AND j.status = 'queued' AND j.due_at IS NULL
+                 ORDER BY j.priority DESC, j.ready_at LIMIT 1)
+                UNION ALL
+                SELECT lower.priority, lower.ready_at FROM first CROSS JOIN LATERAL (
+                    SELECT j.priority, j.ready_at FROM jobledger.job j
+                    WHERE j.org_id = p_org AND j.type = c.type AND j.status = 'queued' AND j.due_at IS NULL
+                        AND j.priority < first.priority
+                    ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
+            ) SELECT min(first.ready_at) FROM first)
+        END,
+        f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.lost, f.waits, f.runs
+    FROM log LEFT JOIN counter c ON true LEFT JOIN flow f ON f.type = c.type
+    UNION ALL
+    SELECT log.head_seq, clock_timestamp(), v_since, s.type::text, s.start, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, NULL, NULL
+    FROM log JOIN series s ON true;
+END $$;
+
+-- The series of some types as it is stored, with what is not folded yet.
+CREATE OR REPLACE FUNCTION jobledger.read_series(p_org UUID, p_types TEXT[])
+RETURNS TABLE (
+    head_seq BIGINT, recorded_at TIMESTAMPTZ, width SMALLINT, start TIMESTAMPTZ, type TEXT, removed BOOLEAN,
+    flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT,
+    flow_lost BIGINT,
+    waits BIGINT[], runs BIGINT[]
+)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    WITH batch AS MATERIALIZED (
+        SELECT b.seq, b.recorded_at, change.key, change.value
+        FROM jobledger.org_head h
+        JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
+        CROSS JOIN LATERAL jsonb_each(b.counts) change
+        WHERE h.org_id = p_org
+    ), log AS (
+        SELECT greatest(h.seq, last.seq) AS head_seq, greatest(h.recorded_at, last.recorded_at) AS recorded_at
+        FROM jobledger.org_head h LEFT JOIN LATERAL (
+            SELECT b.seq, b.recorded_at FROM jobledger.org_batch b
+            WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1) last ON true
+        WHERE h.org_id = p_org
+    ), happened AS (
+        SELECT s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, s.waits,
+            s.runs
+        FROM jobledger.org_series s WHERE s.org_id = p_org AND s.type = ANY (p_types)
+        UNION ALL
+        SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.key, false,
+            coalesce((batch.value ->> 7)::bigint, 0),
+            coalesce((batch.value ->> 8)::bigint, 0),
+            coalesce((batch.value ->> 9)::bigint, 0),
+            coalesce((batch.value ->> 10)::bigint, 0),
+            coalesce((batch.value ->> 11)::bigint, 0),
+            coalesce((batch.value ->> 12)::bigint, 0),
+            coalesce((batch.value ->> 13)::bigint, 0),
+            jobledger.to_counts(batch.value -> 14), jobledger.to_counts(batch.value -> 15)
+        FROM batch CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
+        WHERE jsonb_array_length(batch.value) > 7 AND batch.key = ANY (p_types)
+    ), series AS (
+        SELECT f.width, f.start, f.type::text AS type, f.removed,
+            sum(f.created)::bigint AS created,
+            sum(f.started)::bigint AS started,
+            sum(f.succeeded)::bigint AS succeeded,
+            sum(f.failed)::bigint AS failed,
+            sum(f.retried)::bigint AS retried,
+            sum(f.canceled)::bigint AS canceled,
+            sum(f.lost)::bigint AS lost,
+            jobledger.sum_counts(f.waits) AS waits, jobledger.sum_counts(f.runs) AS runs
+        FROM happened f GROUP BY f.width, f.start, f.type, f.removed
+    )
+    SELECT log.head_seq, log.recorded_at, s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed,
+        s.retried, s.canceled, s.lost, s.waits, s.runs
+    FROM log LEFT JOIN series s ON true;
+END $$;
+
+-- How many events there are between two places in the log, and how many places they take: for an org's log to be whole, both have to
+-- be as many as there are places.
+CREATE OR REPLACE FUNCTION jobledger.count_events(p_org UUID, p_after BIGINT, p_last BIGINT)
+RETURNS TABLE (events BIGINT, places BIGINT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    WITH bounds AS MATERIALIZED (
+        SELECT coalesce((SELECT m.month FROM jobledger.org_month m
+                         WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS
+                             since,
+            coalesce((SELECT m.month FROM jobledger.org_month m
+                      WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
+    )
+    SELECT count(e.seq), count(DISTINCT e.seq)
+    FROM bounds CROSS JOIN LATERAL (
+        SELECT e.seq FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last
+            AND e.recorded_at >= bounds.since AND e.recorded_at < bounds.until
+    ) e;
+END $$;
+
+-- How many queued jobs wait for their time, by the counter and by counting: of one type, in one snapshot.
+CREATE OR REPLACE FUNCTION jobledger.count_scheduled(p_org UUID, p_type TEXT)
+RETURNS TABLE (stored BIGINT, counted BIGINT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT coalesce((SELECT c.scheduled FROM jobledger.org_counter c WHERE c.org_id = p_org AND c.type = p_type), 0)
+        + coalesce((SELECT sum((b.counts -> p_type ->> 6)::bigint)::bigint
+                    FROM jobledger.org_head h JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
+                    WHERE h.org_id = p_org), 0),
+        (SELECT count(*) FROM jobledger.job j
+         WHERE j.org_id = p_org AND j.type = p_type AND j.status = 'queued' AND j.due_at IS NOT NULL);
+END $$;
+
+-- How many batches have removed jobs.
+CREATE OR REPLACE FUNCTION jobledger.count_removals(p_org UUID)
+RETURNS BIGINT
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN (SELECT h.removals FROM jobledger.org_head h WHERE h.org_id = p_org);
+END $$;
+
+-- Makes sure that this month and the p_ahead next ones have a partition, as the owner: whoever serves may not make tables. Built apart
+-- and then attached, which stands in no reader's or writer's way.
+CREATE OR REPLACE FUNCTION jobledger.make_partitions(p_ahead INTEGER)
+RETURNS VOID
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    this_month TIMESTAMP := date_trunc('month', now() AT TIME ZONE 'UTC');
+    month TIMESTAMP;
+    partition TEXT;
+BEGIN
+    FOR n IN 0..least(greatest(p_ahead, 0), 24) LOOP
+        month := this_month + make_interval(months => n);
+        partition := 'job_event_' || to_char(month, 'YYYY_MM');
+        CONTINUE WHEN to_regclass('jobledger.' || partition) IS NOT NULL;
+        PERFORM pg_advisory_xact_lock(hashtext('jobledger.make_partitions'));
+        CONTINUE WHEN to_regclass('jobledger.' || partition) IS NOT NULL;
+        EXECUTE format('CREATE TABLE jobledger.%I (LIKE jobledger.job_event INCLUDING DEFAULTS)', partition);
+        EXECUTE format('ALTER TABLE jobledger.job_event ATTACH PARTITION jobledger.%I FOR VALUES FROM (%L) TO (%L)',
+            partition, month AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
+    END LOOP;
+END $$;
+
+-- Drops partitions of months that are over and of which retention has left nothing. Whether one is empty is asked of the partition
+-- itself, since through its parent row-level security hides every row. Locks are taken parent first, as readers take them, and where
+-- one is not free at once the partition waits for another time.
+CREATE OR REPLACE FUNCTION jobledger.drop_empty_partitions()
+RETURNS INTEGER
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $$
+DECLARE
+    this_month TEXT := 'job_event_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM');
+    partition TEXT;
+    is_empty BOOLEAN;
+    dropped INTEGER := 0;
+BEGIN
+    FOR partition IN
+        SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent = 'jobledger.job_event'::regclass AND c.relname < this_month COLLATE "C" ORDER BY c.relname
+    LOOP
+        EXECUTE format('SELECT NOT EXISTS (SELECT FROM jobledger.%I)', partition) INTO is_empty;
+        CONTINUE WHEN NOT is_empty;
+        BEGIN
+            LOCK TABLE ONLY jobledger.job_event IN ACCESS EXCLUSIVE MODE;
+            EXECUTE format('LOCK TABLE jobledger.%I IN ACCESS EXCLUSIVE MODE', partition);
+            -- Nobody writes to a month that is over; the lock makes sure of it while it is looked at again.
+            EXECUTE format('SELECT NOT EXISTS (SELECT FROM jobledger.%I)', partition) INTO is_empty;
+            IF is_empty THEN
+                EXECUTE format('DROP TABLE jobledger.%I', partition);
+                dropped := dropped + 1;
+            END IF;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            RETURN dropped;
+        END;
+    END LOOP;
+    RETURN dropped;
+END $$;
+
+REVOKE ALL ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions() FROM PUBLIC;

@@ -1,1 +1,0 @@
--- Several jobs are read by one statement here: it needs nothing in the database. On PostgreSQL it is a function.

@@ -1,1 +1,0 @@
--- What is remembered of jobs is made sure of with what there is: it needs nothing in the database. On PostgreSQL it is functions.

@@ -1,3 +1,0 @@
--- loses: every API token
-ALTER TABLE ledger DROP COLUMN credentials;
-DROP TABLE api_token;
