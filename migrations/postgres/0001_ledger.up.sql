@@ -16,11 +16,14 @@ CREATE TABLE jobledger.ledger (
 );
 INSERT INTO jobledger.ledger (id, log_id) VALUES (1, gen_random_uuid());
 
--- An org's head row is what a batch locks. The log itself reaches on through org_batch: what stands here is as of the
--- last time that batches were folded, and that is rarely, since versions of a row that is updated with every batch pile up.
+-- An org's head row is what a batch locks. The log itself reaches on through org_record: what stands here is as of the
+-- last time that records were folded, and that is rarely, since versions of a row that is updated with every batch pile up.
 CREATE TABLE jobledger.org_head (
     org_id      UUID        NOT NULL PRIMARY KEY,
-    seq         BIGINT      NOT NULL DEFAULT 0,     -- of the last event that is folded
+    n           BIGINT      NOT NULL DEFAULT 0,     -- of the last record that is folded
+    record      BIGINT      NOT NULL DEFAULT 0,     -- its id
+    kept_n      BIGINT      NOT NULL DEFAULT 1,     -- before this one no record is kept
+    seq         BIGINT      NOT NULL DEFAULT 0,     -- of the last event as of that record
     recorded_at TIMESTAMPTZ,                        -- of that event
     floor_seq   BIGINT      NOT NULL DEFAULT 1,     -- from here on the log is whole
     types       BIGINT      NOT NULL DEFAULT 0,     -- rows of org_counter
@@ -28,16 +31,21 @@ CREATE TABLE jobledger.org_head (
     removals    BIGINT      NOT NULL DEFAULT 0      -- batches that removed jobs
 ) WITH (fillfactor = 50);
 
--- The batches since then: how far each brought the log, and what it changed in the statistics of each type.
-CREATE TABLE jobledger.org_batch (
+-- A record for each batch that changed anything: how far it brought the log, and what it changed in the statistics of each type.
+-- Kept for ten minutes of the log's time after it was folded: by its records it is known which batches happened.
+CREATE TABLE jobledger.org_record (
     org_id      UUID        NOT NULL,
-    seq         BIGINT      NOT NULL,               -- of the batch's last event
+    n           BIGINT      NOT NULL,               -- 1, 2, 3, …
+    id          BIGINT      NOT NULL,               -- random: of two histories that differ no record has the same n and id
+    prev        BIGINT      NOT NULL,               -- id of the record before; 0 of the first
+    seq         BIGINT      NOT NULL,               -- of the log's last event then
     ready_gen   BIGINT      NOT NULL,               -- as of this batch
-    recorded_at TIMESTAMPTZ NOT NULL,
+    recorded_at TIMESTAMPTZ NOT NULL,               -- of that event
+    format      SMALLINT    NOT NULL,               -- of this record; a server that does not know it can't go on
     -- {type: [queued, running, succeeded, failed, canceled, dead_letter, scheduled, created, started, succeeded, failed, retried,
     -- canceled, lost, [waits], [runs]]}: jobs by status, then what happened. Zeros at the end are left out.
     counts      JSONB       NOT NULL,
-    PRIMARY KEY (org_id, seq)
+    PRIMARY KEY (org_id, n)
 );
 
 -- Jobs by type and status, as of org_head.seq.
@@ -219,7 +227,7 @@ DO $$
 DECLARE
     tenant_table TEXT;
 BEGIN
-    FOREACH tenant_table IN ARRAY ARRAY['org_head', 'org_batch', 'org_counter', 'org_series', 'org_month', 'job', 'job_payload',
+    FOREACH tenant_table IN ARRAY ARRAY['org_head', 'org_record', 'org_counter', 'org_series', 'org_month', 'job', 'job_payload',
         'job_label', 'job_event', 'api_token'] LOOP
         EXECUTE format('ALTER TABLE jobledger.%I ENABLE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('ALTER TABLE jobledger.%I FORCE ROW LEVEL SECURITY', tenant_table);

@@ -15,7 +15,8 @@ FROM jobledger.job j WHERE false;
 -- are taken after the lock was won, reads where the log ends and the clock.
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_org UUID)
 RETURNS TABLE (
-    seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, folded_seq BIGINT, clock TIMESTAMPTZ
+    seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT, record BIGINT, folded_seq BIGINT,
+    folded_n BIGINT, clock TIMESTAMPTZ
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -28,15 +29,16 @@ BEGIN
         INSERT INTO jobledger.org_head (org_id) VALUES (p_org) ON CONFLICT DO NOTHING;
         SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
     END IF;
-    SELECT b.seq, b.recorded_at, b.ready_gen INTO last FROM jobledger.org_batch b
-    WHERE b.org_id = p_org AND b.seq > head.seq ORDER BY b.seq DESC LIMIT 1;
+    SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id INTO last FROM jobledger.org_record r
+    WHERE r.org_id = p_org AND r.n > head.n ORDER BY r.n DESC LIMIT 1;
     RETURN QUERY SELECT coalesce(last.seq, head.seq), head.floor_seq, coalesce(last.recorded_at, head.recorded_at),
-        head.types, greatest(last.ready_gen, head.ready_gen), head.seq, clock_timestamp();
+        head.types, coalesce(last.ready_gen, head.ready_gen), coalesce(last.n, head.n), coalesce(last.id, head.record), head.seq,
+        head.n, clock_timestamp();
 END $$;
 
--- As begin_batch, for a batch that begins where its server has left the log: an error unless it still ends there, and no claim could
--- have been served since. A log that was lost in part with its server, and has come as far again, was written at another time. The clock.
-CREATE OR REPLACE FUNCTION jobledger.resume_batch(p_org UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_ready_gen BIGINT)
+-- As begin_batch, for a batch that begins where its server has left the log: an error unless its last record is still this. The
+-- clock.
+CREATE OR REPLACE FUNCTION jobledger.resume_batch(p_org UUID, p_n BIGINT, p_record BIGINT)
 RETURNS TIMESTAMPTZ LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
     head jobledger.org_head;
@@ -44,36 +46,14 @@ DECLARE
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
-    SELECT b.seq, b.recorded_at, b.ready_gen INTO last FROM jobledger.org_batch b
-    WHERE b.org_id = p_org AND b.seq > head.seq ORDER BY b.seq DESC LIMIT 1;
+    SELECT r.n, r.id INTO last FROM jobledger.org_record r
+    WHERE r.org_id = p_org AND r.n > head.n ORDER BY r.n DESC LIMIT 1;
     -- In another isolation the lock would be won, and what was committed meanwhile not be seen.
-    IF current_setting('transaction_isolation') <> 'read committed' OR coalesce(last.seq, head.seq) IS DISTINCT FROM p_seq
-        OR coalesce(last.recorded_at, head.recorded_at) IS DISTINCT FROM p_recorded_at
-        OR greatest(last.ready_gen, head.ready_gen) IS DISTINCT FROM p_ready_gen THEN
+    IF current_setting('transaction_isolation') <> 'read committed'
+        OR (coalesce(last.n, head.n), coalesce(last.id, head.record)) IS DISTINCT FROM (p_n, p_record) THEN
         RAISE EXCEPTION 'the log has moved on' USING ERRCODE = 'JL001';
     END IF;
     RETURN clock_timestamp();
-END $$;
-
--- The same of a batch that rests on jobs that its server remembers: an error, too, unless they are as it has left them. Of what the
--- log tells its end does; a lease may have been extended besides.
-CREATE OR REPLACE FUNCTION jobledger.resume_batch(
-    p_org UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_ready_gen BIGINT,
-    p_jobs UUID[], p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[])
-RETURNS TIMESTAMPTZ LANGUAGE plpgsql SECURITY INVOKER AS $$
-DECLARE
-    clock TIMESTAMPTZ := jobledger.resume_batch(p_org, p_seq, p_recorded_at, p_ready_gen);
-BEGIN
-    IF cardinality(p_jobs) IS DISTINCT FROM (
-        SELECT count(*) FROM unnest(p_jobs, p_expire, p_confirmed, p_due) AS wanted (id, expires_at, is_confirmed, due_at)
-        CROSS JOIN LATERAL (SELECT FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id
-            AND j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
-            AND j.lease_confirmed = wanted.is_confirmed
-            AND j.due_at IS NOT DISTINCT FROM wanted.due_at OFFSET 0) same
-    ) THEN
-        RAISE EXCEPTION 'a job is not as it was left' USING ERRCODE = 'JL001';
-    END IF;
-    RETURN clock;
 END $$;
 
 -- One job, with what lies beside it.
@@ -181,8 +161,8 @@ DECLARE
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     -- Before the jobs are looked for: what is streamed from here on misses nothing of what they became.
-    SELECT coalesce((SELECT b.seq FROM jobledger.org_batch b
-                     WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq)
+    SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
+                     WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq)
     INTO head FROM jobledger.org_head h WHERE h.org_id = p_org;
     RETURN QUERY
     WITH candidate AS MATERIALIZED (
@@ -244,8 +224,8 @@ BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
     WITH log AS MATERIALIZED (
-        SELECT coalesce((SELECT b.seq FROM jobledger.org_batch b
-                         WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq) AS head_seq,
+        SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
+                         WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq,
             h.floor_seq,
             coalesce((SELECT m.month FROM jobledger.org_month m
                       WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS since,
@@ -286,8 +266,8 @@ BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
     WITH log AS MATERIALIZED (
-        SELECT coalesce((SELECT b.seq FROM jobledger.org_batch b
-                         WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1), h.seq) AS head_seq,
+        SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
+                         WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq,
             h.floor_seq, j.status, j.created_at AS since, j.last_recorded_at AS until
         FROM jobledger.org_head h LEFT JOIN jobledger.job j ON j.org_id = p_org AND j.id = p_job
         WHERE h.org_id = p_org
@@ -345,11 +325,11 @@ BEGIN
     FOREACH org IN ARRAY p_orgs LOOP
         PERFORM set_config('app.current_org_id', org::text, true);
         RETURN QUERY
-        SELECT org, coalesce(b.seq, h.seq), greatest(b.ready_gen, h.ready_gen)
+        SELECT org, coalesce(last.seq, h.seq), coalesce(last.ready_gen, h.ready_gen)
         FROM jobledger.org_head h LEFT JOIN LATERAL (
-            SELECT last.seq, last.ready_gen FROM jobledger.org_batch last
-            WHERE last.org_id = org AND last.seq > h.seq ORDER BY last.seq DESC LIMIT 1
-        ) b ON true
+            SELECT r.seq, r.ready_gen FROM jobledger.org_record r
+            WHERE r.org_id = org AND r.n > h.n ORDER BY r.n DESC LIMIT 1
+        ) last ON true
         WHERE h.org_id = org;
     END LOOP;
 END $$;
@@ -402,10 +382,10 @@ BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
     WITH batch AS MATERIALIZED (
-        SELECT b.seq, b.recorded_at, change.key, change.value
+        SELECT r.recorded_at, change.key, change.value
         FROM jobledger.org_head h
-        JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
-        CROSS JOIN LATERAL jsonb_each(b.counts) change
+        JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
+        CROSS JOIN LATERAL jsonb_each(r.counts) change
         WHERE h.org_id = p_org
     ), added AS MATERIALIZED (
         SELECT batch.key, coalesce(sum((batch.value ->> 0)::bigint), 0)::bigint AS queued,
@@ -475,8 +455,8 @@ BEGIN
             sum(f.lost)::bigint AS lost
         FROM happened f WHERE f.width = p_width GROUP BY 1, 2
     ), log AS (
-        SELECT greatest(h.seq, (SELECT max(b.seq) FROM jobledger.org_batch b
-                                WHERE b.org_id = p_org AND b.seq > h.seq)) AS head_seq
+        SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
+                         WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq
         FROM jobledger.org_head h WHERE h.org_id = p_org
     )
     SELECT log.head_seq, clock_timestamp(), v_since, c.type::text, NULL::timestamptz,
@@ -515,16 +495,16 @@ BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
     WITH batch AS MATERIALIZED (
-        SELECT b.seq, b.recorded_at, change.key, change.value
+        SELECT r.recorded_at, change.key, change.value
         FROM jobledger.org_head h
-        JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
-        CROSS JOIN LATERAL jsonb_each(b.counts) change
+        JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
+        CROSS JOIN LATERAL jsonb_each(r.counts) change
         WHERE h.org_id = p_org
     ), log AS (
-        SELECT greatest(h.seq, last.seq) AS head_seq, greatest(h.recorded_at, last.recorded_at) AS recorded_at
+        SELECT coalesce(last.seq, h.seq) AS head_seq, coalesce(last.recorded_at, h.recorded_at) AS recorded_at
         FROM jobledger.org_head h LEFT JOIN LATERAL (
-            SELECT b.seq, b.recorded_at FROM jobledger.org_batch b
-            WHERE b.org_id = p_org AND b.seq > h.seq ORDER BY b.seq DESC LIMIT 1) last ON true
+            SELECT r.seq, r.recorded_at FROM jobledger.org_record r
+            WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
         WHERE h.org_id = p_org
     ), happened AS (
         SELECT s.width, s.start, s.type, s.removed, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, s.waits,
@@ -590,11 +570,25 @@ BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
     SELECT coalesce((SELECT c.scheduled FROM jobledger.org_counter c WHERE c.org_id = p_org AND c.type = p_type), 0)
-        + coalesce((SELECT sum((b.counts -> p_type ->> 6)::bigint)::bigint
-                    FROM jobledger.org_head h JOIN jobledger.org_batch b ON b.org_id = p_org AND b.seq > h.seq
+        + coalesce((SELECT sum((r.counts -> p_type ->> 6)::bigint)::bigint
+                    FROM jobledger.org_head h JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
                     WHERE h.org_id = p_org), 0),
         (SELECT count(*) FROM jobledger.job j
          WHERE j.org_id = p_org AND j.type = p_type AND j.status = 'queued' AND j.due_at IS NOT NULL);
+END $$;
+
+-- How many of the records that are kept do not follow on the one before them, or are not what the head says that they are.
+CREATE OR REPLACE FUNCTION jobledger.count_broken_records(p_org UUID)
+RETURNS BIGINT
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN (
+        SELECT count(*) FROM jobledger.org_head h CROSS JOIN (
+            SELECT r.n, r.id, r.prev, lag(r.n) OVER chain AS before_n, lag(r.id) OVER chain AS before_id
+            FROM jobledger.org_record r WHERE r.org_id = p_org WINDOW chain AS (ORDER BY r.n)
+        ) kept
+        WHERE h.org_id = p_org AND ((kept.before_n, kept.before_id) <> (kept.n - 1, kept.prev) OR kept.n = h.n AND kept.id <> h.record));
 END $$;
 
 -- How many batches have removed jobs.

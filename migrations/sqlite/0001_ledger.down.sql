@@ -7,5 +7,6 @@ DROP TABLE job;
 DROP TABLE org_due;
 DROP TABLE org_series;
 DROP TABLE org_counter;
+DROP TABLE org_record;
 DROP TABLE org_head;
 DROP TABLE ledger;

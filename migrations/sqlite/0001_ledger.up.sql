@@ -20,7 +20,23 @@ CREATE TABLE org_head (
     recorded_at INTEGER,                        -- of the last event
     types       INTEGER NOT NULL,               -- rows of org_counter
     ready_gen   INTEGER NOT NULL DEFAULT 0,     -- batches that made a job ready
-    removals    INTEGER NOT NULL DEFAULT 0      -- batches that removed jobs
+    removals    INTEGER NOT NULL DEFAULT 0,     -- batches that removed jobs
+    n           INTEGER NOT NULL DEFAULT 0,     -- of the last record
+    record      INTEGER NOT NULL DEFAULT 0      -- its id
+) STRICT, WITHOUT ROWID;
+
+-- A record for each batch that changed anything: how far it brought the log. Kept for ten minutes of the log's time: by its
+-- records it is known which batches happened.
+CREATE TABLE org_record (
+    org_id      BLOB    NOT NULL,
+    n           INTEGER NOT NULL,               -- 1, 2, 3, …
+    id          INTEGER NOT NULL,               -- random: of two histories that differ no record has the same n and id
+    prev        INTEGER NOT NULL,               -- id of the record before; 0 of the first
+    seq         INTEGER NOT NULL,               -- of the log's last event then
+    ready_gen   INTEGER NOT NULL,               -- as of this batch
+    recorded_at INTEGER NOT NULL,               -- of that event
+    format      INTEGER NOT NULL,               -- of this record; a server that does not know it can't go on
+    PRIMARY KEY (org_id, n)
 ) STRICT, WITHOUT ROWID;
 
 -- Jobs by type and status, kept by the batches that change them.

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     domain::id::OrgId,
-    store::{Batch, EventFilter, EventQuery, Reach, Store, StoreError},
+    store::{Batch, Reach, RecordId, Store, StoreError},
 };
 
 /// How long loading and writing, or committing, may take before the connection is given up.
@@ -56,6 +56,14 @@ pub(super) struct Writer {
     undecided: Mutex<Undecided>,
     /// When it was last said that the clock is behind.
     said_behind: Mutex<Option<std::time::Instant>>,
+}
+
+/// A turn up to its commit.
+struct Prepared {
+    batch: Box<dyn Batch>,
+    decisions: Vec<Decision>,
+    /// One of the records that it leaves: all are there, or none is. `None` if it leaves none.
+    record: Option<(OrgId, RecordId)>,
 }
 
 /// Orgs whose last commit may or may not have happened.
@@ -146,7 +154,7 @@ impl Writer {
             // What was begun from memory in vain is begun by looking.
             let prepared = bounded(self.prepare(turn, conflicts == 0 && may_run_again, may_grow)).await;
             may_grow = false;
-            let (batch, decisions) = match prepared {
+            let Prepared { batch, decisions, record } = match prepared {
                 Err(StoreError::Conflict(reason)) if conflicts < MAX_CONFLICTS => {
                     tracing::debug!(reason, "a batch got in the way of another transaction; running it again");
                     conflicts += 1;
@@ -171,7 +179,7 @@ impl Writer {
             };
             drop(under_way);
             tracing::warn!(reason, "a commit broke; looking for its outcome");
-            match self.resolve(turn, &decisions).await {
+            match self.resolve(record).await {
                 Ok(was_committed) => {
                     // Memory does not have these events.
                     self.send_to_database(turn);
@@ -234,12 +242,7 @@ impl Writer {
     }
 
     /// Everything up to the commit: lock, load, decide, write.
-    async fn prepare(
-        &self,
-        turn: &mut [OrgBatch],
-        may_recall: bool,
-        may_grow: bool,
-    ) -> Result<(Box<dyn Batch>, Vec<Decision>), StoreError> {
+    async fn prepare(&self, turn: &mut [OrgBatch], may_recall: bool, may_grow: bool) -> Result<Prepared, StoreError> {
         let recalled = match &*turn {
             [OrgBatch { org, commands }] if may_recall => {
                 let needs = needs(commands.iter().map(|pending| &pending.command));
@@ -264,7 +267,7 @@ impl Writer {
             }
         };
         let began = std::time::Instant::now();
-        let mut decisions = Vec::with_capacity(turn.len());
+        let (mut decisions, mut record) = (Vec::with_capacity(turn.len()), None);
         for OrgBatch { org, commands } in turn {
             let needs = needs(commands.iter().map(|pending| &pending.command));
             let loaded = batch.load(*org, &needs).await?;
@@ -279,10 +282,10 @@ impl Writer {
                 decide(*org, commands, &needs, loaded, times, self.limits.types_per_org)
             }))
             .map_err(|_| StoreError::Refused("a decision panicked".to_owned()))?;
-            batch.write(*org, &decision.changes).await?;
+            record = batch.write(*org, &decision.changes).await?.map(|record| (*org, record)).or(record);
             decisions.push(decision);
         }
-        Ok((batch, decisions))
+        Ok(Prepared { batch, decisions, record })
     }
 
     /// Says so where the clock was set back: until it has caught up with the log `recorded_at` stands still.
@@ -301,31 +304,16 @@ impl Writer {
         }
     }
 
-    /// Whether a turn whose commit broke was committed: its first event is in the log, or it isn't.
-    async fn resolve(&self, turn: &[OrgBatch], decisions: &[Decision]) -> Result<bool, StoreError> {
-        let mine = turn
-            .iter()
-            .zip(decisions)
-            .find_map(|(batch, decision)| Some((batch.org, decision.changes.events.first()?)));
-        // What is written without an event (a lease that is extended, a wait that is over) may be written twice. And what was decided from
-        // memory rests on the database's word that it is so, even where nothing was to be written.
-        let Some((org, mine)) = mine else { return Ok(false) };
+    /// Whether a turn whose commit broke was committed: its record is in the log, or it isn't.
+    async fn resolve(&self, record: Option<(OrgId, RecordId)>) -> Result<bool, StoreError> {
+        // What was decided from memory rests on the database's word that it is so, even where nothing was to be written.
+        let Some((org, record)) = record else { return Ok(false) };
         let until = Instant::now() + self.limits.resolve_within;
         loop {
             let look = async {
                 // Winning the head means that the transaction in question is over, one way or the other.
-                let held = self.store.begin(&[org]).await?;
-                let filter = EventFilter::default();
-                let query = EventQuery { filter, after: mine.seq - 1, max_events: 1, max_bytes: 0 };
-                let page = self.store.events(org, &query).await?;
-                if page.floor > mine.seq {
-                    // If it was there, retention has removed it since.
-                    return Err(StoreError::OutcomeUnknown("its events are kept no longer".to_owned()));
-                }
-                let is_there = page.events.first().is_some_and(|found| {
-                    (found.seq, found.job_id, found.job_seq, found.kind, found.recorded_at)
-                        == (mine.seq, mine.job_id, mine.job_seq, mine.kind, mine.recorded_at)
-                });
+                let mut held = self.store.begin(&[org]).await?;
+                let is_there = held.has(org, record).await?;
                 if is_there {
                     // It can be seen, and lost yet: a wait for a synchronous standby that was cut short, by a restart of the
                     // database say, shows what the standby lacks. Once a commit after it is confirmed, so is it.

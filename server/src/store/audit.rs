@@ -55,6 +55,9 @@ pub trait Audit: Send + Sync {
     /// Reads the whole series of some types of an org, as of one place in its log.
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError>;
 
+    /// Counts the batch records that do not follow on the one before them, or are not what the head says that they are.
+    async fn broken_records(&self, org: OrgId) -> Result<i64, StoreError>;
+
     /// Reads how many batches have removed jobs of an org.
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError>;
 

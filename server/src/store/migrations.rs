@@ -298,7 +298,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (1, "a8bfd59ba25e514b673d5dee568fb118049cf6acbd5fb95c29600c539a029ec1")
+            (1, "51eb7b023f2b45225a145798db4ca553504e62b70b117d6235d8516ef574ed48")
         );
     }
 

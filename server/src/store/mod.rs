@@ -35,6 +35,7 @@ mod parts;
 pub mod postgres;
 mod query;
 mod recent;
+mod record;
 mod rows;
 mod series;
 pub mod sqlite;
@@ -49,6 +50,7 @@ pub use self::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
         StatisticsQuery, TypeStatistics,
     },
+    record::RecordId,
     series::{Bucket, RemovedFlow, Series, Tally, told_since},
     url::DatabaseUrl,
 };
@@ -232,8 +234,15 @@ pub trait Batch: Send {
     /// Brings what the commands on one org name.
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError>;
 
-    /// Writes what has changed in one org.
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError>;
+    /// Writes what has changed in one org. The record that the batch leaves of it, if it changes anything of the log.
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError>;
+
+    /// True if this record is in the log of an org that the transaction holds, and so the batch happened that wrote it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::OutcomeUnknown`] if records of its age are kept no longer.
+    async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError>;
 
     /// Makes everything durable.
     ///
@@ -484,7 +493,12 @@ pub struct Changes {
 impl Changes {
     /// True if there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.head.is_none() && self.changed.is_empty() && self.next_retention.is_none() && self.next_due.is_none()
+        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none()
+    }
+
+    /// True if anything of the log or its jobs changes, which leaves a record.
+    pub fn is_recorded(&self) -> bool {
+        self.head.is_some() || !self.changed.is_empty()
     }
 }
 

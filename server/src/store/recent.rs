@@ -1,7 +1,7 @@
 //! Jobs as this server's batches have left them, so that what names them again need not have them read.
 //!
 //! Nothing rests on it: whoever decides by what is remembered makes sure, within the same transaction or statement, that the
-//! database has it so.
+//! log's last record is still that after which it was so.
 
 use std::{
     cmp::Reverse,
@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Changes, Head};
+use super::{Changes, RecordId};
 use crate::{
     domain::{
         clock::Time,
@@ -35,7 +35,7 @@ struct State {
 
 /// Where this server has left a log.
 struct End {
-    head: Head,
+    record: RecordId,
     /// Which of the stretches ends here that no other server has written into.
     stretch: u64,
     /// Of some types, where the first of the jobs that may be claimed stands, or before it.
@@ -72,11 +72,10 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// Those of these jobs that are remembered, as they are in a log that ends here; as far as the log tells: of a lease that was
-    /// extended since by another server, it doesn't.
-    pub(super) fn jobs(&self, org: OrgId, end: &Head, ids: &[JobId]) -> Vec<Job> {
+    /// Those of these jobs that are remembered, as they are in a log whose last record this is.
+    pub(super) fn jobs(&self, org: OrgId, last: RecordId, ids: &[JobId]) -> Vec<Job> {
         let state = &mut *self.state();
-        let Some(left) = state.orgs.get(&org).filter(|left| left.head == *end) else { return Vec::new() };
+        let Some(left) = state.orgs.get(&org).filter(|left| left.record == last) else { return Vec::new() };
         let mut known = |id: &JobId| {
             let kept = state.jobs.get(&(org, *id)).filter(|kept| kept.stretch == left.stretch)?;
             Some(Job::clone(&kept.job))
@@ -84,18 +83,17 @@ impl Recent {
         ids.iter().filter_map(&mut known).collect()
     }
 
-    /// Before this place no job of the type may be claimed, in a log that ends here.
-    pub(super) fn front(&self, org: OrgId, end: &Head, job_type: &Arc<str>) -> Option<Place> {
+    /// Before this place no job of the type may be claimed, in a log whose last record this is.
+    pub(super) fn front(&self, org: OrgId, last: RecordId, job_type: &Arc<str>) -> Option<Place> {
         let state = self.state();
-        state.orgs.get(&org).filter(|left| left.head == *end)?.fronts.get(job_type).copied()
+        state.orgs.get(&org).filter(|left| left.record == last)?.fronts.get(job_type).copied()
     }
 
-    /// What a batch that begins here leaves, for when it is committed; nothing for sure where it has not looked for the head.
-    pub(super) fn leaving(org: OrgId, before: Option<Head>, changes: &Changes) -> Left {
+    /// What a batch that follows on this record leaves, for when it is committed.
+    pub(super) fn leaving(org: OrgId, before: RecordId, after: RecordId, changes: &Changes) -> Left {
         let changed = changes.changed.iter().map(|changed| &changed.job);
         let (light, heavy): (Vec<_>, Vec<_>) = changed.partition(|job| job.text_bytes() <= MAX_TEXT);
         let gone = changes.removed.iter().chain(heavy).map(|job| job.id).collect();
-        let after = before.map(|before| changes.head.unwrap_or(before));
         let jobs = light.into_iter().cloned().collect();
         let changed = changes.changed.iter().map(|changed| &changed.job);
         let ready = changes.created.iter().chain(changed).filter(|job| job.is_ready());
@@ -119,8 +117,7 @@ impl Recent {
     pub(super) fn left(&self, left: Left) {
         let state = &mut *self.state();
         let Left { org, before, after, jobs, gone, fronts: found, may_be_claimed, end } = left;
-        let Some((before, after)) = before.zip(after) else { return };
-        let (stretch, mut fronts) = match end.filter(|end| end.head == before) {
+        let (stretch, mut fronts) = match end.filter(|end| end.record == before) {
             Some(end) => (end.stretch, end.fronts),
             None => {
                 state.stretches += 1;
@@ -139,7 +136,7 @@ impl Recent {
         if state.orgs.len() >= MAX_JOBS {
             state.orgs.clear();
         }
-        state.orgs.insert(org, End { head: after, stretch, fronts });
+        state.orgs.insert(org, End { record: after, stretch, fronts });
         for id in gone {
             state.jobs.remove(&(org, id));
         }
@@ -156,8 +153,8 @@ impl Recent {
 /// What a batch leaves once it is committed.
 pub(super) struct Left {
     org: OrgId,
-    before: Option<Head>,
-    after: Option<Head>,
+    before: RecordId,
+    after: RecordId,
     jobs: Vec<Job>,
     gone: Vec<JobId>,
     /// Where the first jobs of some types that could be claimed were found to stand.

@@ -115,6 +115,8 @@ pub enum What {
         /// The last event there is.
         last: i64,
     },
+    /// So many batch records do not follow on the one before.
+    Records(i64),
     /// There is more that is not listed.
     More,
 }
@@ -139,6 +141,8 @@ impl fmt::Display for Difference {
                 write!(f, "type {job_type:?}, {width} {start}: {name} {stored:?} by the series, {counted:?} counted")
             }
             What::Head { stored, last } => write!(f, "the head is {stored}, and the log goes on to {last}"),
+            What::Records(1) => f.write_str("1 batch record does not follow on the one before"),
+            What::Records(broken) => write!(f, "{broken} batch records do not follow on the ones before"),
             What::More => f.write_str("there are more differences, which are not listed"),
         }
     }

@@ -66,6 +66,10 @@ pub(super) async fn verify(
         all_series.push(series);
     }
     let mut found = Found::default();
+    let broken = store.audit().broken_records(org).await?;
+    if broken > 0 {
+        found.differences.push(What::Records(broken));
+    }
     let events = count_log(store, org, pause, heads.last, &mut found.differences).await?;
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());

@@ -19,7 +19,7 @@ use jobledger_server::{
     },
     store::{
         About, Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, ListQuery, Listener,
-        Loaded, Needs, Reach, Statistics, StatisticsQuery, Store, StoreError,
+        Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store, StoreError,
     },
 };
 use tokio::{sync::watch, time::timeout};
@@ -254,8 +254,12 @@ impl Batch for BreakingBatch {
         Ok(loaded)
     }
 
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
         self.batch.write(org, changes).await
+    }
+
+    async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
+        self.batch.has(org, record).await
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {

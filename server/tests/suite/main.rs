@@ -9,6 +9,7 @@ mod breaking;
 mod claims;
 mod cluster;
 mod contract;
+mod contract_records;
 mod contract_series;
 mod contract_work;
 mod crash;

@@ -11,7 +11,7 @@ use crate::{
 
 const TENANT_TABLES: [&str; 10] = [
     "org_head",
-    "org_batch",
+    "org_record",
     "org_counter",
     "org_series",
     "org_month",

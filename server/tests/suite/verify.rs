@@ -82,8 +82,12 @@ async fn what_was_tampered_with_is_told(database: Database) {
             format!("UPDATE job_event SET labels = {labels} WHERE seq = 3"),
             vec!["event 3 has another type or other labels", "1 difference"],
         ),
+        (
+            "UPDATE org_record SET prev = prev + 1 WHERE n = 3".to_owned(),
+            vec!["1 batch record does not follow on the one before", "1 difference"],
+        ),
     ];
-    let lost = if is_postgres { "DELETE FROM org_batch WHERE seq = 12" } else { "UPDATE org_head SET seq = 11" };
+    let lost = if is_postgres { "DELETE FROM org_record WHERE seq = 12" } else { "UPDATE org_head SET seq = 11" };
     cases.push((lost.to_owned(), vec!["the head is 11, and the log goes on to 12"]));
     if is_postgres {
         // No key of a partitioned table can rule this out.

@@ -54,6 +54,12 @@ impl Audit for PostgresStore {
         Ok(removals.flatten().unwrap_or_default())
     }
 
+    async fn broken_records(&self, org: OrgId) -> Result<i64, StoreError> {
+        let sql = "/* broken_records */ SELECT jobledger.count_broken_records($1)";
+        let found = self.readers.fetch(sql, arguments![org.0]).await?;
+        found.first().map_or(Ok(0), |row| Columns::of(row).long())
+    }
+
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError> {
         let mut series = Series::default();
         for row in &self.readers.fetch(SERIES.as_str(), arguments![org.0, types]).await? {

@@ -21,7 +21,6 @@ use super::{
     error::{commit, commit_error, is_lost, store_error},
     import,
     memory::{End, Memory},
-    statement::Untold,
     write,
 };
 use crate::{
@@ -34,7 +33,7 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        Batch, Changes, Expired, Head, Loaded, Needs, Ready, StoreError,
+        Batch, Changes, Expired, Head, Loaded, Needs, Ready, RecordId, StoreError,
         recent::{Left, Place, Recent},
         rows::{self, Columns as _, JOB_COLUMNS},
         series::told_by_series,
@@ -45,10 +44,8 @@ use crate::{
 pub(super) struct PostgresBatch {
     connection: Connection,
     org: OrgId,
-    /// The head as it was found.
-    head: Head,
-    /// Up to here the batches are folded into the head row and the counters.
-    folded: i64,
+    /// Where the log was found to end.
+    found: End,
     now: Time,
     memory: Arc<Memory>,
     /// Where the log ends once this batch is committed, and how its jobs are then, if it has written.
@@ -89,19 +86,11 @@ pub(super) async fn begin(
         types: columns.long()?,
         ready_gen: columns.long()?,
     };
-    let (folded, now) = (columns.long()?, columns.time()?);
-    memory.found(org, End { head, folded }, now);
-    Ok(PostgresBatch {
-        connection,
-        org,
-        head,
-        folded,
-        now,
-        end: None,
-        memory,
-        new_types: Vec::new(),
-        fronts: HashMap::new(),
-    })
+    let record = RecordId { n: columns.long()?, id: columns.long()? };
+    let found = End { head, record, folded_seq: columns.long()?, folded_n: columns.long()? };
+    let now = columns.time()?;
+    memory.found(org, found, now);
+    Ok(PostgresBatch { connection, org, found, now, end: None, memory, new_types: Vec::new(), fronts: HashMap::new() })
 }
 
 #[async_trait]
@@ -125,27 +114,20 @@ impl Batch for PostgresBatch {
         };
         let (mut types, unknown) = self.memory.part(self.org, &needs.types);
         let mut jobs = Vec::new();
-        let known = self.memory.jobs(self.org, &self.end(), &needs.jobs);
+        let known = self.memory.jobs(self.org, &self.found, &needs.jobs);
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).filter(|id| !is_known.contains(id));
         let ids: Vec<_> = ids.map(|id| id.0).collect();
         let has_names = !(needs.keys.is_empty() && needs.requests.is_empty() && unknown.is_empty());
-        if !ids.is_empty() || has_names || !known.is_empty() {
-            let found = self.load_jobs(ids, needs, &unknown, &known).await?;
+        if !ids.is_empty() || has_names {
+            let found = self.load_jobs(ids, needs, &unknown).await?;
             self.memory.add_types(self.org, found.types.iter().map(|name| Arc::from(name.as_str())));
             types.extend(found.types);
             jobs = found.jobs;
-            let (same, others): (Vec<_>, Vec<_>) =
-                known.into_iter().zip(found.is_known).partition(|(_, is_as_known)| *is_as_known);
-            if !others.is_empty() {
-                let ids = others.iter().map(|(job, _)| job.id.0).collect();
-                jobs.extend(self.load_jobs(ids, &Needs::default(), &[], &[]).await?.jobs);
-            }
             // Those that were found by another name, too, are there once.
-            let same: HashMap<_, _> = same.into_iter().map(|(job, _)| (job.id, job)).collect();
-            jobs.retain(|job| !same.contains_key(&job.id));
-            jobs.extend(same.into_values());
+            jobs.retain(|job| !is_known.contains(&job.id));
         }
+        jobs.extend(known);
         if !needs.ready.is_empty() {
             let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
             let ready = self.load_ready(&needs.ready).await?;
@@ -153,39 +135,61 @@ impl Batch for PostgresBatch {
         }
         // Of those that are not there, this batch creates some.
         self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
-        let told = told_by_series(&self.head, &jobs, &expired, needs.expired.as_ref());
+        let told = told_by_series(&self.found.head, &jobs, &expired, needs.expired.as_ref());
         let histories = self.load_histories(&jobs, &told).await?;
         let marks = import::load_marks(&mut self.connection, self.org, &jobs, &needs.imports).await?;
-        Ok(Loaded { head: self.head, jobs, types, expired, histories, next_expiry, due, next_due, misdated, marks })
+        Ok(Loaded {
+            head: self.found.head,
+            jobs,
+            types,
+            expired,
+            histories,
+            next_expiry,
+            due,
+            next_due,
+            misdated,
+            marks,
+        })
     }
 
-    async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+    async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
         self.new_types.retain(|name| changes.tallies.contains_key(name));
         if changes.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let after = changes.head;
-        let log = write::Log { org: self.org, before: self.head, folded: self.folded, after, now: self.now };
-        let head = after.unwrap_or(self.head);
-        let folded = if log.shall_fold(changes) { head.seq } else { self.folded };
-        let mut left = Recent::leaving(self.org, Some(self.head), changes);
+        let log = write::Log::new(self.org, self.found, changes, self.now);
+        let end = log.end(changes);
+        let mut left = Recent::leaving(self.org, self.found.record, end.record, changes);
         left.fronts = std::mem::take(&mut self.fronts);
-        self.end = Some((End { head, folded }, left));
+        self.end = Some((end, left));
         for (sql, arguments) in write::statements(&log, changes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
                 .await
                 .map_err(|error| self.memory.failed(error, store_error))?;
         }
-        Ok(())
+        Ok(log.record())
+    }
+
+    async fn has(&mut self, _org: OrgId, record: RecordId) -> Result<bool, StoreError> {
+        if record.n > self.found.record.n {
+            return Ok(false);
+        }
+        let sql = "/* has */ SELECT id FROM jobledger.org_record WHERE org_id = $1 AND n = $2";
+        let query = sqlx::query_with(sql, arguments![self.org.0, record.n]);
+        let found = query.fetch_optional(&mut *self.connection).await.map_err(store_error)?;
+        match found {
+            Some(row) => Ok(Columns::of(&row).long()? == record.id),
+            None => Err(StoreError::OutcomeUnknown("its record is kept no longer".to_owned())),
+        }
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, org, head, mut end, memory, new_types, .. } = *self;
+        let Self { mut connection, org, found, mut end, memory, new_types, .. } = *self;
         // A batch that writes nothing still answers from the log as it was found, whose last commit a synchronous standby may lack
         // (see `Writer::resolve`). So it commits, too, unless the log up to there is known to be confirmed. The head row of an org
         // without a log shall not stay.
-        let is_confirmed = end.is_none() && (head.seq == 0 || memory.is_confirmed(org, &head));
+        let is_confirmed = end.is_none() && (found.head.seq == 0 || memory.is_confirmed(org, found.record));
         // No time-out of the database's for the commit: this side gives up by itself, and looks.
         let sql =
             if is_confirmed { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
@@ -199,13 +203,13 @@ impl Batch for PostgresBatch {
             memory.left(org, end, jobs, None);
             memory.add_types(org, new_types.into_iter());
         } else {
-            memory.confirmed(org, head);
+            memory.confirmed(org, found.record);
         }
         Ok(())
     }
 }
 
-/// The first row has the types, and which of the jobs that are known are as they are known; each other row is a job.
+/// The first row has the types; each other row is a job.
 ///
 /// OFFSET 0 has PostgreSQL look each row up by its whole key. Left free, it plans while the tables are empty to walk an org's
 /// rows for the wanted ones, and keeps to that until they have been analysed.
@@ -219,15 +223,9 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
                 SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.lease_request = wanted.request OFFSET 0) j
         )
         SELECT (SELECT array_agg(c.type::text) FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = ANY ($4::text[])),
-            (SELECT array_agg(known.n) FROM unnest($6::uuid[], $7::timestamptz[], $8::boolean[], $9::timestamptz[])
-                WITH ORDINALITY AS known (id, expires_at, is_confirmed, due_at, n)
-             CROSS JOIN LATERAL (SELECT FROM jobledger.job j WHERE j.org_id = $1 AND j.id = known.id
-                AND j.lease_expires_at IS NOT DISTINCT FROM known.expires_at
-                AND j.lease_confirmed = known.is_confirmed
-                AND j.due_at IS NOT DISTINCT FROM known.due_at OFFSET 0) same),
             {}, NULL, NULL
         UNION ALL
-        SELECT NULL, NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+        SELECT NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
         FROM wanted
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = $1 AND j.id = wanted.id OFFSET 0) j
         LEFT JOIN LATERAL (
@@ -243,37 +241,26 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
 struct Found {
     jobs: Vec<Job>,
     types: Vec<String>,
-    /// Of each of the jobs that are known, whether it is as it is known.
-    is_known: Vec<bool>,
 }
 
 impl PostgresBatch {
-    /// Where the log was found to end.
-    fn end(&self) -> End {
-        End { head: self.head, folded: self.folded }
-    }
-
     async fn load_jobs(
         &mut self,
         ids: Vec<uuid::Uuid>,
         needs: &Needs,
         types: &[Arc<str>],
-        known: &[Job],
     ) -> Result<Found, StoreError> {
         let texts = |texts: &[Arc<str>]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let Untold { ids: known_ids, expire, confirmed, due } = Untold::of(known);
         let (keys, types, requests) = (texts(&needs.keys), texts(types), texts(&needs.requests));
-        let arguments = arguments![self.org.0, ids, keys, types, requests, known_ids, expire, confirmed, due];
+        let arguments = arguments![self.org.0, ids, keys, types, requests];
         let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments);
         let rows = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
         let mut found = Found::default();
         for row in &rows {
             let mut columns = Columns::of(row);
-            let (types, same): (Option<Vec<String>>, Option<Vec<i64>>) = (columns.get()?, columns.get()?);
+            let types: Option<Vec<String>> = columns.get()?;
             if columns.peek_is_null()? {
                 found.types = types.unwrap_or_default();
-                let places = same.unwrap_or_default().into_iter().map(|n| usize::try_from(n - 1).unwrap_or(usize::MAX));
-                found.is_known = rows::at(known.len(), places)?;
             } else {
                 found.jobs.push(rows::job(&mut columns)?);
             }
@@ -374,7 +361,7 @@ impl PostgresBatch {
         if !wanted.of.is_empty() {
             let names: Vec<_> = wanted.of.keys().map(|name| name.to_string()).collect();
             let limits: Vec<_> = wanted.of.values().map(|limit| *limit as i64).collect();
-            let front = |name| self.memory.front(self.org, &self.end(), name);
+            let front = |name| self.memory.front(self.org, &self.found, name);
             let fronts: Vec<_> = wanted.of.keys().map(front).collect();
             let priorities: Vec<_> =
                 fronts.iter().map(|front| front.map_or(i32::MAX, |front| front.priority.0)).collect();

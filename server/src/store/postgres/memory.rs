@@ -24,7 +24,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Head, StoreError,
+        Head, RecordId, StoreError,
         recent::{Left, Place, Recent},
     },
 };
@@ -60,16 +60,20 @@ struct Org {
     /// How far it had come the last time that a batch found it, or left it.
     last: Option<Head>,
     /// Where it was found, or left, by a commit that the database has confirmed.
-    confirmed: Option<Head>,
+    confirmed: Option<RecordId>,
     /// Others write it, too, as far as is known.
     shared_until: Option<Instant>,
 }
 
-/// Where a log ends, and up to where its batches are folded.
+/// Where a log ends, and up to where its records are folded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct End {
     pub(super) head: Head,
-    pub(super) folded: i64,
+    /// The last record.
+    pub(super) record: RecordId,
+    /// `seq` of the last event, and number of the last record, that are folded.
+    pub(super) folded_seq: i64,
+    pub(super) folded_n: i64,
 }
 
 /// The database's clock, as it was heard of at some instant of this machine's.
@@ -141,20 +145,20 @@ impl Memory {
         self.jobs.left(jobs);
         let mut state = self.state();
         let org = state.org(org);
-        (org.end, org.last, org.confirmed) = (Some(end), Some(end.head), Some(end.head));
+        (org.end, org.last, org.confirmed) = (Some(end), Some(end.head), Some(end.record));
         if let Some(clock) = clock {
             state.heard(clock);
         }
     }
 
     /// A transaction that has found the log so was committed.
-    pub(super) fn confirmed(&self, org: OrgId, head: Head) {
-        self.state().org(org).confirmed = Some(head);
+    pub(super) fn confirmed(&self, org: OrgId, last: RecordId) {
+        self.state().org(org).confirmed = Some(last);
     }
 
-    /// True if all of a log that ends so is as durable as commits are.
-    pub(super) fn is_confirmed(&self, org: OrgId, head: &Head) -> bool {
-        self.state().orgs.get(&org).is_some_and(|org| org.confirmed.as_ref() == Some(head))
+    /// True if all of a log up to this record, its last, is as durable as commits are.
+    pub(super) fn is_confirmed(&self, org: OrgId, last: RecordId) -> bool {
+        self.state().orgs.get(&org).is_some_and(|org| org.confirmed == Some(last))
     }
 
     /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more but types.
@@ -182,14 +186,14 @@ impl Memory {
         Some((org.end?, reading.carried_on()))
     }
 
-    /// Those of these jobs that are remembered, as they are in a log that ends here, but for what no log tells.
+    /// Those of these jobs that are remembered, as they are in a log that ends here.
     pub(super) fn jobs(&self, org: OrgId, end: &End, ids: &[JobId]) -> Vec<Job> {
-        self.jobs.jobs(org, &end.head, ids)
+        self.jobs.jobs(org, end.record, ids)
     }
 
     /// Before this place no job of the type may be claimed, in a log that ends here.
     pub(super) fn front(&self, org: OrgId, end: &End, job_type: &Arc<str>) -> Option<Place> {
-        self.jobs.front(org, &end.head, job_type)
+        self.jobs.front(org, end.record, job_type)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

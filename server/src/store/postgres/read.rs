@@ -11,7 +11,6 @@ use uuid::Uuid;
 use super::{
     columns::{Columns, job_columns},
     connections::{Connections, arguments},
-    statement::Untold,
 };
 use crate::{
     domain::{
@@ -89,7 +88,11 @@ pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -
 pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
     let ByOrg { places, orgs, ends } = ByOrg::of(jobs.len(), |n| jobs[n].org_id);
     let in_order: Vec<_> = places.iter().map(|place| jobs[*place]).collect();
-    let Untold { ids, expire, confirmed, due } = Untold::of(in_order.iter().copied());
+    let column = |value: fn(&Job) -> Option<Time>| in_order.iter().map(|job| value(job)).collect::<Vec<_>>();
+    let (expire, due) = (column(|job| job.lease.as_ref().map(|lease| lease.expires_at)), column(|job| job.due_at));
+    let is_confirmed = |job: &&Job| job.lease.as_ref().is_some_and(|lease| lease.is_confirmed);
+    let confirmed: Vec<_> = in_order.iter().map(is_confirmed).collect();
+    let ids: Vec<_> = in_order.iter().map(|job| job.id.0).collect();
     let (seqs, recorded): (Vec<_>, Vec<_>) = in_order.iter().map(|job| (job.last_seq, job.last_recorded_at)).unzip();
     let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7, $8) n";
     let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, recorded, expire, confirmed, due]).await?;

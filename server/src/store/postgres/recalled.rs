@@ -1,5 +1,5 @@
 //! A batch that begins where this server's last one on the org has left the log: one round trip, which locks the head, sees that
-//! the log is still there and the jobs as they were left, writes, and commits. Only for batches that need nothing but jobs that
+//! the log's last record is still that one's, writes, and commits. Only for batches that need nothing but jobs that
 //! are remembered.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job},
     store::{
-        Batch, Changes, Loaded, Needs, StoreError,
+        Batch, Changes, Loaded, Needs, RecordId, StoreError,
         recent::{Left, Recent},
         rows::Columns as _,
     },
@@ -79,19 +79,22 @@ impl Batch for RecalledBatch {
         Ok(Loaded { jobs: self.jobs.clone(), ..Loaded::end(self.end.head, std::mem::take(&mut self.types)) })
     }
 
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
         // What is answered by how the jobs are rests on their being so.
         if changes.is_empty() && self.jobs.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        let End { head, folded } = self.end;
-        let log = write::Log { org, before: head, folded, after: changes.head, now: self.now };
-        let Some((sql, arguments)) = write::resuming(&log, changes, &self.jobs)? else {
+        let log = write::Log::new(org, self.end, changes, self.now);
+        let Some((sql, arguments)) = write::resuming(&log, changes)? else {
             return Err(StoreError::Conflict("what is written takes more than one statement".to_owned()));
         };
-        let after = End { head: changes.head.unwrap_or(head), folded };
-        self.statement = Some((sql, arguments, after, Recent::leaving(org, Some(head), changes)));
-        Ok(())
+        let left = Recent::leaving(org, self.end.record, log.end(changes).record, changes);
+        self.statement = Some((sql, arguments, log.end(changes), left));
+        Ok(log.record())
+    }
+
+    async fn has(&mut self, _org: OrgId, _record: RecordId) -> Result<bool, StoreError> {
+        Err(StoreError::Conflict("a batch that begins from memory holds no head yet".to_owned()))
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {

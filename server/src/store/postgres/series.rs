@@ -1,6 +1,6 @@
 //! The counters and the series, as batches write them.
 //!
-//! A batch brings along what it changes as JSON, in `org_batch`; folding adds that up in the database.
+//! A batch brings along what it changes as JSON, in `org_record`; folding adds that up in the database.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -7,12 +7,10 @@ use std::fmt::Write as _;
 
 use sqlx::{Arguments as _, Encode, Postgres, Type, postgres::PgArguments};
 
-use uuid::Uuid;
-
 use super::connections::not_encoded;
 use crate::{
-    domain::{clock::Time, id::OrgId, job::Job},
-    store::{Head, StoreError},
+    domain::id::OrgId,
+    store::{RecordId, StoreError},
 };
 
 /// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
@@ -60,26 +58,13 @@ impl Statement {
         Ok(statement)
     }
 
-    /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless the log ends here and
-    /// these jobs are as they are here. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a
-    /// table may do so before. It brings the clock.
-    pub(super) fn resuming(name: &str, org: OrgId, end: &Head, jobs: &[Job]) -> Result<Self, StoreError> {
+    /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless this is the log's last
+    /// record. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a table may do so before. It
+    /// brings the clock.
+    pub(super) fn resuming(name: &str, org: OrgId, last: RecordId) -> Result<Self, StoreError> {
         let mut statement = Self::new(name, org)?;
-        let mut places = vec!["$1".to_owned()];
-        places.push(statement.bind(end.seq)?);
-        places.push(statement.bind(end.recorded_at)?);
-        places.push(statement.bind(end.ready_gen)?);
-        if !jobs.is_empty() {
-            let Untold { ids, expire, confirmed, due } = Untold::of(jobs);
-            places.extend([
-                statement.bind(ids)?,
-                statement.bind(expire)?,
-                statement.bind(confirmed)?,
-                statement.bind(due)?,
-            ]);
-        }
-        let places = places.join(", ");
-        statement.part("guard", format_args!("MATERIALIZED (SELECT jobledger.resume_batch({places}) AS clock)"));
+        let (n, id) = (statement.bind(last.n)?, statement.bind(last.id)?);
+        statement.part("guard", format_args!("MATERIALIZED (SELECT jobledger.resume_batch($1, {n}, {id}) AS clock)"));
         statement.is_guarded = true;
         Ok(statement)
     }
@@ -156,31 +141,6 @@ impl Statement {
             part,
             format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows}{guard})"),
         );
-    }
-}
-
-/// What of some jobs may change without an event, a column each.
-#[derive(Default)]
-pub(super) struct Untold {
-    pub(super) ids: Vec<Uuid>,
-    /// When the leases end.
-    pub(super) expire: Vec<Option<Time>>,
-    /// Whether the holders were heard of.
-    pub(super) confirmed: Vec<bool>,
-    pub(super) due: Vec<Option<Time>>,
-}
-
-impl Untold {
-    pub(super) fn of<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Self {
-        let mut untold = Self::default();
-        for job in jobs {
-            let lease = job.lease.as_ref();
-            untold.ids.push(job.id.0);
-            untold.expire.push(lease.map(|lease| lease.expires_at));
-            untold.confirmed.push(lease.is_some_and(|lease| lease.is_confirmed));
-            untold.due.push(job.due_at);
-        }
-        untold
     }
 }
 

@@ -16,7 +16,8 @@ use super::{
 use crate::{
     domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
-        Changed, Changes, Head, NextDue, Parts, StoreError, detail,
+        Changed, Changes, Head, NextDue, Parts, RecordId, StoreError, detail,
+        record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
         rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, labels_json, non_empty},
     },
 };
@@ -32,32 +33,51 @@ const MAX_DETAIL_RESULT: usize = 64 << 10;
 
 /// Where a batch stands in its org's log.
 pub(super) struct Log {
-    pub(super) org: OrgId,
-    pub(super) before: Head,
-    /// Up to here earlier batches are folded.
-    pub(super) folded: i64,
-    /// `None` where the batch leaves the log as it is.
-    pub(super) after: Option<Head>,
+    org: OrgId,
+    before: End,
+    /// The head and the record that it leaves; `None` where it leaves the log and its jobs as they are.
+    after: Option<(Head, RecordId)>,
     /// The database's clock.
-    pub(super) now: Time,
+    now: Time,
 }
 
 impl Log {
-    /// True of a batch that folds itself and those before it into the head and the counters.
-    pub(super) fn shall_fold(&self, changes: &Changes) -> bool {
-        let Some(after) = &self.after else { return false };
-        after.types != self.before.types
-            || after.floor != self.before.floor
+    pub(super) fn new(org: OrgId, before: End, changes: &Changes, now: Time) -> Self {
+        let after = (changes.head.unwrap_or(before.head), before.record.follow());
+        Self { org, before, after: changes.is_recorded().then_some(after), now }
+    }
+
+    /// The record that the batch leaves.
+    pub(super) fn record(&self) -> Option<RecordId> {
+        self.after.map(|(_, record)| record)
+    }
+
+    /// Where the log ends after the batch.
+    pub(super) fn end(&self, changes: &Changes) -> End {
+        let Some((head, record)) = self.after else { return self.before };
+        if self.shall_fold(changes) {
+            End { head, record, folded_seq: head.seq, folded_n: record.n }
+        } else {
+            End { head, record, ..self.before }
+        }
+    }
+
+    /// True of a batch that folds its record and those before it into the head and the counters.
+    fn shall_fold(&self, changes: &Changes) -> bool {
+        let Some((after, record)) = &self.after else { return false };
+        let before = &self.before;
+        after.types != before.head.types
+            || after.floor != before.head.floor
             || changes.new_minute.is_some()
-            || changes.events.is_empty()
             || !changes.removed.is_empty()
-            || after.seq - self.folded >= fold_after(changes.events.len())
+            || after.seq - before.folded_seq >= fold_after(changes.events.len())
+            || record.n - before.folded_n >= FOLD_AFTER
     }
 
     /// True of a batch that is its org's first in a month.
     fn begins_month(&self, changes: &Changes) -> bool {
         let first = changes.events.first();
-        first.is_some_and(|first| self.before.recorded_at.map(month_of) != Some(month_of(first.recorded_at)))
+        first.is_some_and(|first| self.before.head.recorded_at.map(month_of) != Some(month_of(first.recorded_at)))
     }
 }
 
@@ -69,32 +89,26 @@ fn fold_after(events: usize) -> i64 {
 /// True if a batch of so many events that begins here will have more to do than to add rows.
 pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
     let minute = |time| Width::Minute.start(time);
-    end.head.seq + events as i64 - end.folded >= fold_after(events)
+    end.head.seq + events as i64 - end.folded_seq >= fold_after(events)
+        || end.record.n + 1 - end.folded_n >= FOLD_AFTER
         || end.head.recorded_at.is_none_or(|last| minute(last) != minute(now.max(last)))
 }
 
-/// The statement that writes a batch's changes by itself, if that is all it takes. It rests on these jobs' being as they were
-/// loaded.
-pub(super) fn resuming(
-    log: &Log,
-    changes: &Changes,
-    loaded: &[Job],
-) -> Result<Option<(String, PgArguments)>, StoreError> {
+/// The statement that writes a batch's changes by itself, if that is all it takes.
+pub(super) fn resuming(log: &Log, changes: &Changes) -> Result<Option<(String, PgArguments)>, StoreError> {
     let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
     let has_others = !changes.removed.is_empty() || changes.next_retention.is_some() || is_first;
     let has_looked = matches!(changes.next_due, Some(NextDue::At(_)));
     if has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes) {
         return Ok(None);
     }
-    let mut write = Statement::resuming("resume", log.org, &log.before, loaded)?;
+    let mut write = Statement::resuming("resume", log.org, log.before.record)?;
     write.created_jobs(&changes.created)?;
     write.changed_jobs(&changes.changed)?;
     write.payloads(changes)?;
     write.labels(&changes.created)?;
     write.events(changes)?;
-    if let Some(after) = &log.after {
-        write.log(log, after, changes)?;
-    }
+    write.log(log, changes)?;
     write.due(log, changes)?;
     Ok(Some(write.finish()))
 }
@@ -116,9 +130,7 @@ pub(super) fn statements(log: &Log, changes: &Changes) -> Result<Vec<(String, Pg
     write.labels(&changes.created)?;
     write.events(changes)?;
     write.month(log, changes)?;
-    if let Some(after) = &log.after {
-        write.log(log, after, changes)?;
-    }
+    write.log(log, changes)?;
     write.due(log, changes)?;
     statements.push(write.finish());
     Ok(statements)
@@ -410,38 +422,49 @@ impl Statement {
         Ok(())
     }
 
-    /// Brings the log on: by a row of its own, or by folding this batch and those before it into the head and the counters.
-    fn log(&mut self, log: &Log, after: &Head, changes: &Changes) -> Result<(), StoreError> {
+    /// Brings the log on by a record; now and then that and those before it are folded into the head and the counters.
+    fn log(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
+        let Some((after, record)) = &log.after else { return Ok(()) };
         let counts = self.bind(series::json(&changes.tallies))?;
         let seq = self.bind(after.seq)?;
-        let recorded_at = self.bind(after.recorded_at)?;
+        let at = after.recorded_at.unwrap_or(log.now);
+        let recorded_at = self.bind(at)?;
         let ready_gen = self.bind(after.ready_gen)?;
-        if !log.shall_fold(changes) {
-            let guard = self.guard(" FROM");
-            self.part(
-                "batch",
-                format_args!(
-                    "(INSERT INTO jobledger.org_batch (org_id, seq, recorded_at, counts, ready_gen)
-                     SELECT $1, {seq}::bigint, {recorded_at}::timestamptz, {counts}::jsonb, {ready_gen}::bigint{guard})"
-                ),
-            );
-            return Ok(());
-        }
-        let (folded, before) = (self.bind(log.folded)?, self.bind(log.before.seq)?);
-        // Bounded below too: what was folded earlier may still stand there, dead but seen by an old snapshot.
+        let (n, id, prev) = (self.bind(record.n)?, self.bind(record.id)?, self.bind(log.before.record.id)?);
+        let guard = self.guard(" FROM");
         self.part(
-            "folded",
+            "record",
             format_args!(
-                "(DELETE FROM jobledger.org_batch
-                 WHERE org_id = $1 AND seq > {folded}::bigint AND seq <= {before}::bigint RETURNING recorded_at, counts)"
+                "(INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, format, counts)
+                 SELECT $1, {n}::bigint, {id}::bigint, {prev}::bigint, {seq}::bigint, {ready_gen}::bigint, {recorded_at}::timestamptz,
+                    {RECORD_FORMAT}, {counts}::jsonb{guard})"
             ),
         );
+        if !log.shall_fold(changes) {
+            return Ok(());
+        }
+        let (folded, before) = (self.bind(log.before.folded_n)?, self.bind(log.before.record.n)?);
         self.part(
             "changes",
             format_args!(
-                "(SELECT batches.recorded_at, change.key, change.value
-                 FROM (SELECT recorded_at, counts FROM folded UNION ALL SELECT {recorded_at}::timestamptz, {counts}::jsonb) batches,
-                    jsonb_each(batches.counts) change)"
+                "(SELECT folded.recorded_at, change.key, change.value
+                 FROM (SELECT recorded_at, counts FROM jobledger.org_record
+                       WHERE org_id = $1 AND n > {folded}::bigint AND n <= {before}::bigint
+                       UNION ALL SELECT {recorded_at}::timestamptz, {counts}::jsonb) folded,
+                    jsonb_each(folded.counts) change)"
+            ),
+        );
+        let old = self.bind(at - RECORDS_KEPT)?;
+        // Bounded below too: what went earlier may still stand there, dead but seen by an old snapshot.
+        self.part(
+            "dropped",
+            format_args!(
+                "(DELETE FROM jobledger.org_record WHERE org_id = $1
+                    AND n >= (SELECT kept_n FROM jobledger.org_head WHERE org_id = $1) AND n <= (
+                        SELECT max(oldest.n) FROM (
+                            SELECT r.n, r.recorded_at FROM jobledger.org_record r WHERE r.org_id = $1 AND r.n <= {folded}::bigint
+                                AND r.n >= (SELECT kept_n FROM jobledger.org_head WHERE org_id = $1)
+                            ORDER BY r.n LIMIT {RECORDS_DROPPED}) oldest WHERE oldest.recorded_at < {old}::timestamptz) RETURNING n)"
             ),
         );
         self.counters();
@@ -451,7 +474,8 @@ impl Statement {
         self.part(
             "head",
             format_args!(
-                "(UPDATE jobledger.org_head SET seq = {seq}::bigint, recorded_at = {recorded_at}::timestamptz,
+                "(UPDATE jobledger.org_head SET n = {n}::bigint, record = {id}::bigint,
+                    kept_n = coalesce((SELECT max(n) + 1 FROM dropped), kept_n), seq = {seq}::bigint, recorded_at = {recorded_at}::timestamptz,
                     floor_seq = {floor}::bigint, types = {types}::bigint, ready_gen = {ready_gen}::bigint,
                     removals = removals + {removals} WHERE org_id = $1)"
             ),

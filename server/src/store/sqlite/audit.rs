@@ -50,6 +50,12 @@ pub(super) static HISTORIES: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+pub(super) const BROKEN_RECORDS: &str = "/* broken_records */ SELECT count(*) FROM org_head h CROSS JOIN (
+        SELECT n, id, prev, lag(n) OVER chain AS before_n, lag(id) OVER chain AS before_id, lead(n) OVER chain AS after_n
+        FROM org_record WHERE org_id = $1 WINDOW chain AS (ORDER BY n)
+    ) kept
+    WHERE h.org_id = $1 AND ((before_n, before_id) <> (kept.n - 1, prev) OR after_n IS NULL AND (kept.n, id) <> (h.n, h.record))";
+
 #[async_trait]
 impl Audit for SqliteStore {
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
@@ -61,6 +67,11 @@ impl Audit for SqliteStore {
 
     async fn confirm_clock(&self) -> Result<(), StoreError> {
         self.write(sqlx::query("/* confirm_clock */ UPDATE ledger SET retention_paused_until = 0")).await
+    }
+
+    async fn broken_records(&self, org: OrgId) -> Result<i64, StoreError> {
+        let query = sqlx::query_scalar(BROKEN_RECORDS).bind(org.0);
+        query.fetch_one(&self.readers).await.map_err(store_error)
     }
 
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {

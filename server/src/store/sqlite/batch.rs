@@ -19,8 +19,9 @@ use super::{
 use crate::{
     domain::{clock::Time, id::OrgId, job::Job},
     store::{
-        Batch, Changes, Head, Loaded, Needs, NextDue, StoreError,
+        Batch, Changes, Head, Loaded, Needs, NextDue, RecordId, StoreError,
         recent::{Left, Recent},
+        record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
         series::told_by_series,
     },
 };
@@ -31,8 +32,8 @@ pub(super) struct SqliteBatch {
     connection: SqliteConnection,
     now: Time,
     recent: Arc<Recent>,
-    /// The heads as they were found.
-    heads: HashMap<OrgId, Head>,
+    /// The heads as they were found, each with the log's last record.
+    heads: HashMap<OrgId, (Head, RecordId)>,
     /// What is to be remembered once this batch is committed.
     left: Vec<Left>,
 }
@@ -47,6 +48,16 @@ impl SqliteBatch {
     ) -> Self {
         Self { slot, connection, now, recent, heads: HashMap::new(), left: Vec::new() }
     }
+
+    /// Where an org's log was found to end.
+    async fn end(&mut self, org: OrgId) -> Result<(Head, RecordId), StoreError> {
+        if let Some(found) = self.heads.get(&org) {
+            return Ok(*found);
+        }
+        let (head, record, _) = load_head(&mut self.connection, org, &Needs::default()).await?;
+        self.heads.insert(org, (head, record));
+        Ok((head, record))
+    }
 }
 
 #[async_trait]
@@ -57,8 +68,8 @@ impl Batch for SqliteBatch {
 
     async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
         let connection = &mut self.connection;
-        let (head, types) = load_head(connection, org, needs).await?;
-        self.heads.insert(org, head);
+        let (head, last, types) = load_head(connection, org, needs).await?;
+        self.heads.insert(org, (head, last));
         let (expired, next_expiry) = match &needs.expired {
             Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
             None => (Vec::new(), None),
@@ -71,8 +82,8 @@ impl Batch for SqliteBatch {
             Some((limit, by)) => load_misdated(connection, org, limit, by, self.now).await?,
             None => Vec::new(),
         };
-        // Others leave their mark on the head with whatever they write: an import, beside this server.
-        let known = self.recent.jobs(org, &head, &needs.jobs);
+        // Others leave a record of whatever they write: an import, beside this server.
+        let known = self.recent.jobs(org, last, &needs.jobs);
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).filter(|id| !is_known.contains(id));
         let ids: Vec<_> = ids.copied().collect();
@@ -96,10 +107,12 @@ impl Batch for SqliteBatch {
         Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due, misdated, marks })
     }
 
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
+        let (before, last) = self.end(org).await?;
+        let record = changes.is_recorded().then(|| last.follow());
+        self.left.push(Recent::leaving(org, last, record.unwrap_or(last), changes));
         let connection = &mut self.connection;
-        self.left.push(Recent::leaving(org, self.heads.get(&org).copied(), changes));
-        if !changes.is_empty() {
+        if let Some(record) = record {
             // First, since a key that goes with its job may be used again by a new one.
             if !changes.removed.is_empty() {
                 remove(connection, org, &changes.removed).await?;
@@ -108,9 +121,9 @@ impl Batch for SqliteBatch {
             write::changed(connection, &changes.changed).await?;
             write::events(connection, &changes.events).await?;
             series::write(connection, org, changes, self.now).await?;
-            if let Some(head) = changes.head {
-                save_head(connection, org, head, !changes.removed.is_empty()).await?;
-            }
+            let head = changes.head.unwrap_or(before);
+            save_head(connection, org, head, record, !changes.removed.is_empty()).await?;
+            save_record(connection, org, head, record, last, self.now).await?;
         }
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
         if let Some(due) = changes.next_retention.or(is_first.then_some(self.now)) {
@@ -119,7 +132,18 @@ impl Batch for SqliteBatch {
         if let Some(due) = changes.next_due {
             save_due(connection, org, due).await?;
         }
-        Ok(())
+        Ok(record)
+    }
+
+    async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
+        if record.n > self.end(org).await?.1.n {
+            return Ok(false);
+        }
+        let query = sqlx::query_scalar::<_, i64>("/* has */ SELECT id FROM org_record WHERE org_id = $1 AND n = $2");
+        match query.bind(org.0).bind(record.n).fetch_optional(&mut self.connection).await.map_err(store_error)? {
+            Some(id) => Ok(id == record.id),
+            None => Err(StoreError::OutcomeUnknown("its record is kept no longer".to_owned())),
+        }
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
@@ -191,14 +215,15 @@ async fn save_head(
     connection: &mut SqliteConnection,
     org: OrgId,
     head: Head,
+    record: RecordId,
     has_removed: bool,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "/* save_head */ INSERT INTO org_head (org_id, seq, floor_seq, recorded_at, types, ready_gen)
-         VALUES ($1, $2, $3, $4, $5, $6)
+        "/* save_head */ INSERT INTO org_head (org_id, seq, floor_seq, recorded_at, types, ready_gen, n, record)
+         VALUES ($1, $2, $3, $4, $5, $6, $8, $9)
          ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
             recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
-            removals = removals + $7",
+            removals = removals + $7, n = excluded.n, record = excluded.record",
     )
     .bind(org.0)
     .bind(head.seq)
@@ -207,8 +232,37 @@ async fn save_head(
     .bind(head.types)
     .bind(head.ready_gen)
     .bind(has_removed)
+    .bind(record.n)
+    .bind(record.id)
     .execute(connection)
     .await
     .map_err(store_error)?;
     Ok(())
 }
+
+/// Adds the record of a batch that leaves the log so; now and then those that are too old go.
+async fn save_record(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    head: Head,
+    record: RecordId,
+    before: RecordId,
+    now: Time,
+) -> Result<(), StoreError> {
+    let recorded_at = head.recorded_at.unwrap_or(now);
+    let sql = "/* save_record */ INSERT INTO org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, format)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let query = sqlx::query(sql).bind(org.0).bind(record.n).bind(record.id).bind(before.id).bind(head.seq);
+    let query = query.bind(head.ready_gen).bind(micros(recorded_at)).bind(RECORD_FORMAT);
+    query.execute(&mut *connection).await.map_err(store_error)?;
+    if record.n % (RECORDS_DROPPED / 2) == 0 {
+        let query =
+            sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(recorded_at - RECORDS_KEPT));
+        query.execute(connection).await.map_err(store_error)?;
+    }
+    Ok(())
+}
+
+const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_id = $1 AND n <= (
+    SELECT max(oldest.n) FROM (SELECT n, recorded_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
+    WHERE oldest.recorded_at < $3)";

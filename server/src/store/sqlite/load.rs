@@ -24,12 +24,12 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        Expired, Head, Needs, Ready, StoreError,
+        Expired, Head, Needs, Ready, RecordId, StoreError,
         rows::{self, Columns as _},
     },
 };
 
-pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types, ready_gen,
+pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types, ready_gen, n, record,
         (SELECT json_group_array(type) FROM org_counter
          WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2)))
      FROM org_head WHERE org_id = $1";
@@ -38,7 +38,7 @@ pub(super) async fn load_head(
     connection: &mut SqliteConnection,
     org: OrgId,
     needs: &Needs,
-) -> Result<(Head, Vec<String>), StoreError> {
+) -> Result<(Head, RecordId, Vec<String>), StoreError> {
     let row = sqlx::query(LOAD_HEAD)
         .bind(org.0)
         .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
@@ -46,7 +46,7 @@ pub(super) async fn load_head(
         .await
         .map_err(store_error)?;
     let Some(row) = row else {
-        return Ok((Head::EMPTY, Vec::new()));
+        return Ok((Head::EMPTY, RecordId::default(), Vec::new()));
     };
     let mut columns = Columns::of(&row);
     let head = Head {
@@ -56,8 +56,9 @@ pub(super) async fn load_head(
         types: columns.long()?,
         ready_gen: columns.long()?,
     };
+    let record = RecordId { n: columns.long()?, id: columns.long()? };
     let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
-    Ok((head, types))
+    Ok((head, record, types))
 }
 
 /// CROSS JOIN keeps SQLite from scanning the org's jobs for the wanted ones.
