@@ -153,10 +153,12 @@ CREATE TABLE jobledger.job (
 
 -- No index names a column that a progress report or a heartbeat changes, so that those updates are heap-only.
 CREATE UNIQUE INDEX uq_job_org_idempotency ON jobledger.job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;   -- load_jobs
--- Jobs that may be claimed, in the order in which they are: load_ready, load_all_ready; read_statistics, what has waited longest.
+-- Jobs that may be claimed, in the order in which they are: load_ready; read_statistics, what has waited longest.
 CREATE INDEX idx_job_ready ON jobledger.job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
+-- The same of all types together: load_all_ready.
+CREATE INDEX idx_job_ready_all ON jobledger.job (org_id, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
 CREATE INDEX idx_job_due ON jobledger.job (org_id, due_at) WHERE due_at IS NOT NULL;                               -- load_due, load_misdated
-CREATE INDEX idx_job_lease_request ON jobledger.job (org_id, lease_request) WHERE lease_request IS NOT NULL;       -- load_jobs
+CREATE INDEX idx_job_lease_request ON jobledger.job (org_id, lease_request, lease_worker) WHERE lease_request IS NOT NULL;       -- load_jobs
 CREATE INDEX idx_job_status ON jobledger.job (org_id, status, created_seq);                                        -- list_jobs
 CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, created_seq);                                    -- list_jobs, count_scheduled
 CREATE INDEX idx_job_finished ON jobledger.job (org_id, status, finished_at) WHERE finished_at IS NOT NULL;        -- load_expired
@@ -221,8 +223,9 @@ CREATE TABLE jobledger.api_token (
     UNIQUE (org_id, digest)                         -- read_token
 );
 
--- Row-level security. A setting that was never made, or was left behind by a transaction as '', matches no row. The
--- subquery is asked once a statement, not once a row.
+-- Row-level security: a transaction names one org, or the several that share it, with commas between, and sees theirs alone. A setting
+-- that was never made, or was left behind by a transaction as '', matches no row. The subqueries are asked once a statement, not once a
+-- row; were both one condition on a list, PostgreSQL would look indexes through by that.
 DO $$
 DECLARE
     tenant_table TEXT;
@@ -231,7 +234,10 @@ BEGIN
         'job_label', 'job_event', 'api_token'] LOOP
         EXECUTE format('ALTER TABLE jobledger.%I ENABLE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('ALTER TABLE jobledger.%I FORCE ROW LEVEL SECURITY', tenant_table);
-        EXECUTE format('CREATE POLICY org ON jobledger.%I USING (org_id = (SELECT nullif(current_setting(''app.current_org_id'', true), '''')::uuid))', tenant_table);
+        EXECUTE format('CREATE POLICY org ON jobledger.%I USING (
+            org_id = (SELECT nullif(current_setting(''app.current_org_id'', true), '''')::uuid)
+            OR org_id = ANY ((SELECT string_to_array(nullif(current_setting(''app.current_org_ids'', true), ''''), '','')::uuid[])::uuid[]))',
+            tenant_table);
     END LOOP;
 END $$;
 -- Whoever owns the tables makes tokens, lists and revokes them; who serves only looks them up.

@@ -11,47 +11,80 @@ SELECT NULL::bigint AS n, NULL::boolean AS is_large, j.*, NULL::text AS stage, N
     NULL::text AS result
 FROM jobledger.job j WHERE false;
 
--- Names the org for the transaction, makes sure that its head row is there, locks it, and only then, in statements whose snapshots
--- are taken after the lock was won, reads where the log ends and the clock.
-CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_org UUID)
+-- Names the orgs that the transaction is on to row-level security.
+CREATE OR REPLACE FUNCTION jobledger.name_orgs(p_orgs UUID[])
+RETURNS VOID LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', CASE WHEN cardinality(p_orgs) = 1 THEN p_orgs[1]::text ELSE '' END, true),
+        set_config('app.current_org_ids', CASE WHEN cardinality(p_orgs) = 1 THEN '' ELSE array_to_string(p_orgs, ',') END, true);
+END $$;
+
+-- Names orgs for the transaction and locks their heads: of one whenever it is free, and its row is made where there is none; of
+-- several those that are free and have a row, and only these stay named. Only then, in statements whose snapshots are taken after the
+-- locks were won, it reads where the logs end and the clock. The clock comes alone where no head was won.
+CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[])
 RETURNS TABLE (
-    seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT, record BIGINT, folded_seq BIGINT,
-    folded_n BIGINT, clock TIMESTAMPTZ
+    clock TIMESTAMPTZ, org_id UUID, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT,
+    record BIGINT, folded_seq BIGINT, folded_n BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
-    head jobledger.org_head;
-    last RECORD;
+    held UUID[] := p_orgs;
+    now TIMESTAMPTZ;
 BEGIN
-    PERFORM set_config('app.current_org_id', p_org::text, true);
-    SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
-    IF NOT FOUND THEN
-        INSERT INTO jobledger.org_head (org_id) VALUES (p_org) ON CONFLICT DO NOTHING;
-        SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
+    PERFORM jobledger.name_orgs(p_orgs);
+    IF cardinality(p_orgs) = 1 THEN
+        PERFORM FROM jobledger.org_head h WHERE h.org_id = p_orgs[1] FOR UPDATE;
+        IF NOT FOUND THEN
+            INSERT INTO jobledger.org_head (org_id) VALUES (p_orgs[1]) ON CONFLICT DO NOTHING;
+            PERFORM FROM jobledger.org_head h WHERE h.org_id = p_orgs[1] FOR UPDATE;
+        END IF;
+    ELSE
+        held := ARRAY(SELECT head.org_id FROM unnest(p_orgs) AS wanted (org_id) CROSS JOIN LATERAL (
+            SELECT h.org_id FROM jobledger.org_head h WHERE h.org_id = wanted.org_id FOR UPDATE SKIP LOCKED) head);
+        PERFORM jobledger.name_orgs(held);
     END IF;
-    SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id INTO last FROM jobledger.org_record r
-    WHERE r.org_id = p_org AND r.n > head.n ORDER BY r.n DESC LIMIT 1;
-    RETURN QUERY SELECT coalesce(last.seq, head.seq), head.floor_seq, coalesce(last.recorded_at, head.recorded_at),
-        head.types, coalesce(last.ready_gen, head.ready_gen), coalesce(last.n, head.n), coalesce(last.id, head.record), head.seq,
-        head.n, clock_timestamp();
+    now := clock_timestamp();
+    RETURN QUERY SELECT now, h.org_id, coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
+        coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n
+    FROM (VALUES (1)) one LEFT JOIN (
+        unnest(held) AS wanted (org_id)
+        CROSS JOIN LATERAL (SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id OFFSET 0) h
+        LEFT JOIN LATERAL (
+            SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id FROM jobledger.org_record r
+            WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
+    ) ON true;
 END $$;
 
--- As begin_batch, for a batch that begins where its server has left the log: an error unless its last record is still this. The
--- clock.
-CREATE OR REPLACE FUNCTION jobledger.resume_batch(p_org UUID, p_n BIGINT, p_record BIGINT)
+-- As begin_batch, for a batch that begins where its server has left some logs: an error unless their last records are still these. Of
+-- several heads none is waited for. The clock.
+CREATE OR REPLACE FUNCTION jobledger.resume_batch(p_orgs UUID[], p_n BIGINT[], p_records BIGINT[])
 RETURNS TIMESTAMPTZ LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
-    head jobledger.org_head;
-    last RECORD;
+    held UUID[] := p_orgs;
+    moved_on UUID[];
 BEGIN
-    PERFORM set_config('app.current_org_id', p_org::text, true);
-    SELECT h.* INTO head FROM jobledger.org_head h WHERE h.org_id = p_org FOR UPDATE;
-    SELECT r.n, r.id INTO last FROM jobledger.org_record r
-    WHERE r.org_id = p_org AND r.n > head.n ORDER BY r.n DESC LIMIT 1;
+    PERFORM jobledger.name_orgs(p_orgs);
+    IF cardinality(p_orgs) = 1 THEN
+        PERFORM FROM jobledger.org_head h WHERE h.org_id = p_orgs[1] FOR UPDATE;
+    ELSE
+        held := ARRAY(SELECT head.org_id FROM unnest(p_orgs) AS wanted (org_id) CROSS JOIN LATERAL (
+            SELECT h.org_id FROM jobledger.org_head h WHERE h.org_id = wanted.org_id FOR UPDATE SKIP LOCKED) head);
+    END IF;
+    moved_on := ARRAY(
+        SELECT wanted.org_id FROM unnest(p_orgs, p_n, p_records) AS wanted (org_id, n, record)
+        LEFT JOIN LATERAL (
+            SELECT h.n, h.record FROM jobledger.org_head h WHERE h.org_id = wanted.org_id AND h.org_id = ANY (held) OFFSET 0) h ON true
+        LEFT JOIN LATERAL (
+            SELECT r.n, r.id FROM jobledger.org_record r
+            WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
+        WHERE (coalesce(last.n, h.n), coalesce(last.id, h.record)) IS DISTINCT FROM (wanted.n, wanted.record));
     -- In another isolation the lock would be won, and what was committed meanwhile not be seen.
-    IF current_setting('transaction_isolation') <> 'read committed'
-        OR (coalesce(last.n, head.n), coalesce(last.id, head.record)) IS DISTINCT FROM (p_n, p_record) THEN
-        RAISE EXCEPTION 'the log has moved on' USING ERRCODE = 'JL001';
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        moved_on := p_orgs;
+    END IF;
+    IF cardinality(moved_on) > 0 THEN
+        RAISE EXCEPTION 'the log has moved on: %', array_to_string(moved_on, ', ') USING ERRCODE = 'JL001';
     END IF;
     RETURN clock_timestamp();
 END $$;

@@ -136,10 +136,12 @@ CREATE TABLE job (
 
 -- No index names a column that a progress report or a heartbeat changes.
 CREATE UNIQUE INDEX uq_job_org_idempotency ON job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;      -- load_jobs
--- Jobs that may be claimed, in the order in which they are: load_ready, ready_types; statistics, what has waited longest.
+-- Jobs that may be claimed, in the order in which they are: load_ready; statistics, what has waited longest.
 CREATE INDEX idx_job_ready ON job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
+-- The same of all types together: load_all_ready.
+CREATE INDEX idx_job_ready_all ON job (org_id, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
 CREATE INDEX idx_job_due ON job (org_id, due_at) WHERE due_at IS NOT NULL;                              -- load_due, load_misdated
-CREATE INDEX idx_job_lease_request ON job (org_id, lease_request) WHERE lease_request IS NOT NULL;      -- load_jobs
+CREATE INDEX idx_job_lease_request ON job (org_id, lease_request, lease_worker) WHERE lease_request IS NOT NULL;      -- load_held
 CREATE INDEX idx_job_status ON job (org_id, status, created_seq);                                       -- list
 CREATE INDEX idx_job_type ON job (org_id, type, status, created_seq);                                   -- list, count_scheduled
 CREATE INDEX idx_job_finished ON job (org_id, status, finished_at) WHERE finished_at IS NOT NULL;       -- load_expired

@@ -28,8 +28,10 @@ pub struct Config {
     pub migrate: bool,
     /// Whether to refuse a role to which row-level security does not apply. PostgreSQL only.
     pub require_rls: bool,
-    /// Orgs that may commit at the same time. PostgreSQL only.
+    /// Transactions that may be open at the same time. PostgreSQL only.
     pub write_connections: u32,
+    /// Orgs whose commands one transaction may carry.
+    pub orgs_per_transaction: u32,
     /// Reads that may be under way at the same time. PostgreSQL only.
     pub read_connections: u32,
     /// How long finished jobs are kept.
@@ -60,6 +62,7 @@ impl Config {
             migrate: options.migrate,
             require_rls: options.require_rls,
             write_connections: options.write_connections,
+            orgs_per_transaction: options.orgs_per_transaction,
             read_connections: options.read_connections,
             retention: Retention::default(),
             access: AccessConfig::default(),
@@ -78,6 +81,7 @@ impl Config {
             migrate: self.migrate,
             require_rls: self.require_rls,
             write_connections: self.write_connections,
+            orgs_per_transaction: self.orgs_per_transaction,
             read_connections: self.read_connections,
             ..OpenOptions::new(Arc::clone(&self.clock))
         }

@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use clap::Args;
-use jobledger_server::{Config, domain::status::JobStatus, telemetry::LogFormat};
+use jobledger_server::{Config, domain::status::JobStatus, store::ORGS_PER_TRANSACTION, telemetry::LogFormat};
 
 use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs, seconds};
 
@@ -25,9 +25,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_REQUIRE_RLS")]
     require_rls: bool,
 
-    /// Connections that write, and so orgs that may commit at the same time: 1 to 100. PostgreSQL only.
+    /// Connections that write, and so transactions that may be open at the same time: 1 to 100. PostgreSQL only.
     #[arg(long, env = "JOBLEDGER_WRITE_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     write_connections: u32,
+
+    /// Orgs whose commands one transaction may carry: 1 to 64. On a distributed PostgreSQL more than one makes each a two-phase commit.
+    #[arg(long, env = "JOBLEDGER_ORGS_PER_TRANSACTION", value_name = "N", default_value_t = ORGS_PER_TRANSACTION, value_parser = clap::value_parser!(u32).range(1..=64))]
+    orgs_per_transaction: u32,
 
     /// Connections that read: 1 to 100. PostgreSQL only.
     #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -70,6 +74,7 @@ impl ServeArgs {
         config.require_rls = self.require_rls;
         config.write_connections = self.write_connections;
         config.read_connections = self.read_connections;
+        config.orgs_per_transaction = self.orgs_per_transaction;
         // What is said of one status counts more than what is said of all.
         let (all, some): (Vec<&Keep>, Vec<&Keep>) = self.retain_finished.iter().partition(|keep| keep.status.is_none());
         for keep in all.into_iter().chain(some) {

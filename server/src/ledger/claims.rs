@@ -1,15 +1,14 @@
 //! Which of the jobs that are ready a claim gets: the most urgent first.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use super::command::Claim;
 use crate::{
-    domain::{clock::Time, id::JobId, job::Job},
-    store::{Loaded, Ready},
+    domain::{id::JobId, job::Job},
+    store::{ClaimOrder, FoundReady, HeldBy, Ready},
 };
 
 /// What the jobs of one answer may take on the wire, unless it is a single one: an answer stays below 4 MiB.
@@ -33,62 +32,59 @@ pub(super) fn ready(claims: &[&Claim]) -> Ready {
     Ready { of: wanted.into_iter().map(|(name, n)| (name, bounded(n))).collect(), all }
 }
 
-/// The order in which jobs of a type are taken: by priority, then by how long they have been ready, then as they were created.
-type Place = (Reverse<i32>, Time, i64);
+/// What earlier claims hold whose calls may come again in these.
+pub(super) fn held(claims: &[&Claim]) -> Vec<HeldBy> {
+    let by = |claim: &&Claim| {
+        let request = Arc::clone(claim.request.as_ref()?);
+        Some(HeldBy { worker: Arc::clone(&claim.worker), request, limit: claim.max_jobs })
+    };
+    claims.iter().filter_map(by).collect()
+}
 
-/// The jobs that are left to be taken.
+/// The jobs that are left to be chosen.
 pub(super) struct Candidates {
-    types: HashMap<Arc<str>, BTreeMap<Place, (JobId, usize)>>,
-    places: HashMap<JobId, (Arc<str>, Place)>,
-    /// Types of which the database has more than it was asked for.
+    types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>>,
+    /// Types of which the database has more than it was asked for, maybe.
     cut: BTreeSet<Arc<str>>,
     /// Whether it has more of whatever type.
     is_cut: bool,
 }
 
 impl Candidates {
-    /// None yet, but what is known of those that the database has.
-    pub(super) fn new(wanted: &Ready, loaded: &Loaded) -> Self {
-        let mut found: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        for job in loaded.jobs.iter().filter(|job| job.is_ready()) {
-            *found.entry(Arc::clone(&job.spec.job_type)).or_default() += 1;
+    /// Those that the database has, but for jobs that the batch knows: of those only the ones that are ready now.
+    pub(super) fn new(found: FoundReady, known: &HashMap<JobId, Job>) -> Self {
+        let mut types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>> = HashMap::new();
+        for job in found.jobs.into_iter().filter(|job| !known.contains_key(&job.id)) {
+            types.entry(job.job_type).or_default().insert(job.order, job.id);
         }
-        let is_cut = wanted.all > 0 && found.values().sum::<usize>() >= wanted.all;
-        let is_type_cut = |name: &Arc<str>, found| wanted.of.get(name).is_some_and(|limit| found >= *limit);
-        let cut = found.into_iter().filter(|(name, found)| is_type_cut(name, *found)).map(|(name, _)| name).collect();
-        Self { types: HashMap::new(), places: HashMap::new(), cut, is_cut }
+        for job in known.values().filter(|job| job.is_ready()) {
+            types.entry(Arc::clone(&job.spec.job_type)).or_default().insert(ClaimOrder::of(job), job.id);
+        }
+        Self { types, cut: found.cut, is_cut: found.is_cut }
     }
 
-    pub(super) fn fill<'a>(&mut self, jobs: impl Iterator<Item = &'a Job>) {
-        for job in jobs {
-            let place = (Reverse(job.spec.priority), job.ready_at, job.created_seq);
-            let job_type = &job.spec.job_type;
-            self.types.entry(Arc::clone(job_type)).or_default().insert(place, (job.id, weight(job)));
-            self.places.insert(job.id, (Arc::clone(job_type), place));
-        }
-    }
-
-    /// The job that the claim gets next, and what it takes on the wire.
-    pub(super) fn first(&self, claim: &Claim) -> Option<(JobId, usize)> {
+    /// The type of the job that the claim gets next.
+    fn first(&self, claim: &Claim) -> Option<&Arc<str>> {
         // The database has more urgent ones than what is left of the other types, maybe: another batch will see.
         let is_used_up = |name: &Arc<str>| self.types.get(name).is_none_or(BTreeMap::is_empty);
         if self.cut.iter().any(|name| claim.wants(name) && is_used_up(name)) {
             return None;
         }
-        let of_type = |name| self.types.get(name).and_then(BTreeMap::first_key_value);
+        let of_type =
+            |name| self.types.get_key_value(name).and_then(|(name, jobs)| Some((jobs.first_key_value()?, name)));
         let first = if claim.types.is_empty() {
-            self.types.values().filter_map(BTreeMap::first_key_value).min()
+            self.types.keys().filter_map(of_type).min()
         } else {
             claim.types.iter().filter_map(of_type).min()
         };
-        first.map(|(_, found)| *found)
+        first.map(|(_, name)| name)
     }
 
-    pub(super) fn take(&mut self, id: JobId) {
-        let Some((name, place)) = self.places.remove(&id) else { return };
-        if let Some(of_type) = self.types.get_mut(&name) {
-            of_type.remove(&place);
-        }
+    /// Takes the job that the claim gets next.
+    pub(super) fn take(&mut self, claim: &Claim) -> Option<JobId> {
+        let name = Arc::clone(self.first(claim)?);
+        let (_, id) = self.types.get_mut(&name)?.pop_first()?;
+        Some(id)
     }
 
     /// True if there is, or may be, one more that the claim could get.
@@ -99,7 +95,7 @@ impl Candidates {
 }
 
 /// What a job takes in an answer, about.
-fn weight(job: &Job) -> usize {
+pub(super) fn weight(job: &Job) -> usize {
     const FIXED: usize = 1_024;
     FIXED + job.spec.payload_bytes as usize + job.text_bytes()
 }

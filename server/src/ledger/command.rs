@@ -217,6 +217,15 @@ impl Command {
         }
     }
 
+    /// True of a command that has a transaction to itself, with others of its org: what it takes of the database is not bounded by its
+    /// size.
+    pub(super) fn goes_alone(&self) -> bool {
+        match self {
+            Self::Import(_) | Self::Retain(_) => true,
+            Self::Create(_) | Self::Apply { .. } | Self::Claim(_) | Self::Look(_) | Self::Redate(_) => false,
+        }
+    }
+
     /// About how many bytes the command takes in memory, which is what queues and batches are bounded by.
     pub fn weight(&self) -> usize {
         const FIXED: usize = 512;

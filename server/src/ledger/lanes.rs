@@ -82,11 +82,20 @@ struct Lane {
     /// What those take that wait.
     bytes: usize,
     is_busy: bool,
+    /// Another held its head when it was to share a transaction: it goes alone the next time, and waits for it.
+    goes_alone: bool,
+    /// Commands that wait and share no transaction with other orgs: see [`Command::goes_alone`].
+    loners: usize,
 }
 
 impl Lane {
     fn waiting(&self) -> usize {
         self.vital.len() + self.rest.len()
+    }
+
+    /// True if its next batch has a transaction to itself.
+    fn is_alone(&self) -> bool {
+        self.goes_alone || self.loners > 0
     }
 
     fn queue(&mut self, is_vital: bool) -> &mut VecDeque<Pending> {
@@ -230,6 +239,7 @@ impl Lanes {
             state.commands += 1;
             state.bytes += pending.weight;
             lane.bytes += pending.weight;
+            lane.loners += usize::from(pending.command.goes_alone());
             lane.queue(pending.command.is_vital()).push_back(pending);
         }
         if is_first {
@@ -298,6 +308,28 @@ impl Lanes {
         self.state().take(batch.org, &mut room, &mut batch.commands, &self.limits);
     }
 
+    /// Puts commands back that a turn has left out, in the order in which they were taken. Their orgs go alone, before all others.
+    pub(super) fn put_back(&self, left_out: Turn) {
+        if left_out.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let state = &mut *state;
+        for OrgBatch { org, commands } in left_out {
+            let lane = state.lanes.entry(org).or_default();
+            (lane.is_busy, lane.goes_alone) = (false, true);
+            for pending in commands.into_iter().rev() {
+                state.commands += 1;
+                state.bytes += pending.weight;
+                lane.bytes += pending.weight;
+                lane.loners += usize::from(pending.command.goes_alone());
+                lane.queue(pending.command.is_vital()).push_front(pending);
+            }
+            state.ready.push_front(org);
+        }
+        self.work.notify_one();
+    }
+
     /// Ends the turn of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or took longer
     /// than [`OUTAGE`].
     pub(super) fn finish_turn(&self, orgs: &[OrgId], is_outage: bool) {
@@ -346,6 +378,13 @@ impl State {
             && room.commands > 0
             && let Some(org) = self.ready.pop_front()
         {
+            let is_alone = self.lanes.get(&org).is_some_and(Lane::is_alone);
+            let is_large = limits.batch_bytes - room.bytes >= limits.shared_bytes;
+            if !turn.is_empty() && (is_alone || is_large) {
+                // It comes first in the next one.
+                self.ready.push_front(org);
+                break;
+            }
             let mut commands = Vec::new();
             self.take(org, &mut room, &mut commands, limits);
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
@@ -359,8 +398,11 @@ impl State {
                 self.ready.push_front(org);
                 break;
             }
-            lane.is_busy = true;
+            (lane.is_busy, lane.goes_alone) = (true, false);
             turn.push(OrgBatch { org, commands });
+            if is_alone {
+                break;
+            }
         }
         turn
     }
@@ -408,6 +450,7 @@ impl State {
             });
             let Some(next) = next else { return queue.is_empty() };
             lane.bytes -= next.weight;
+            lane.loners -= usize::from(next.command.goes_alone());
             self.commands -= 1;
             self.bytes -= next.weight;
             if next.is_abandoned() {

@@ -67,6 +67,8 @@ pub struct Limits {
     pub batch_commands: usize,
     /// Bytes of commands in one batch, unless a single one is larger.
     pub batch_bytes: usize,
+    /// The same of a batch that several orgs share: with so many no other org joins it.
+    pub shared_bytes: usize,
     /// Commands waiting in all lanes together; here and below, a quarter more of what keeps running jobs alive or ends them.
     pub queued_commands: usize,
     /// Commands waiting in one lane.
@@ -100,6 +102,7 @@ impl Default for Limits {
         Self {
             batch_commands: 512,
             batch_bytes: 4 << 20,
+            shared_bytes: 1 << 20,
             queued_commands: 65_536,
             queued_commands_per_org: 16_384,
             queued_bytes: 64 << 20,

@@ -3,7 +3,7 @@
 //! While one batch commits, the next gathers in the lanes; a lone command never waits for company.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,14 +21,14 @@ use super::{
     claim::Undelivered,
     clock_watch::{ClockWatch, Moment, Reading, Trust},
     command::Reply,
-    decide::{Decision, Ordered, Times, decide, needs},
+    decide::{Chosen, Decision, Ordered, Times, choose, needs},
     hub::Hub,
     lanes::{Answered, Lanes, OUTAGE, OrgBatch, Turn},
     own_commits::OwnCommits,
     waiting::Waiting,
 };
 use crate::{
-    domain::id::OrgId,
+    domain::{id::OrgId, job::Job},
     store::{Batch, Reach, RecordId, Store, StoreError},
 };
 
@@ -56,6 +56,14 @@ pub(super) struct Writer {
     undecided: Mutex<Undecided>,
     /// When it was last said that the clock is behind.
     said_behind: Mutex<Option<std::time::Instant>>,
+}
+
+/// How a turn ended.
+struct Ended {
+    /// The database did not answer.
+    is_outage: bool,
+    /// What is of orgs whose heads others hold.
+    left_out: Turn,
 }
 
 /// A turn up to its commit.
@@ -112,47 +120,86 @@ impl Writer {
 
     async fn write(self: Arc<Self>) {
         while let Some(turn) = self.lanes.next_turn(self.store.capacity().orgs).await {
-            let orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
+            let mut orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
             let began = Instant::now();
-            let is_outage = self.commit(turn).await;
-            self.lanes.finish_turn(&orgs, is_outage || began.elapsed() >= OUTAGE);
+            let Ended { is_outage, left_out } = self.commit(turn).await;
+            let is_slow = is_outage || began.elapsed() >= OUTAGE;
+            orgs.retain(|org| left_out.iter().all(|batch| batch.org != *org));
+            self.lanes.put_back(left_out);
+            self.lanes.finish_turn(&orgs, is_slow);
         }
     }
 
-    /// Commits a turn and answers everyone in it. True if the database did not answer.
-    async fn commit(self: &Arc<Self>, mut turn: Turn) -> bool {
-        match self.attempt(&mut turn, true).await {
+    /// Commits a turn and answers everyone in it, but for orgs whose heads others hold.
+    async fn commit(self: &Arc<Self>, mut turn: Turn) -> Ended {
+        let mut left_out = Turn::new();
+        let is_outage = match self.attempt(&mut turn, &mut left_out, true).await {
             Ok(decisions) => {
                 self.finish(turn, decisions);
                 false
             }
             // The database refused data that validation let through: only the culprit shall hear of it.
-            Err(StoreError::Refused(reason)) if turn.iter().map(|batch| batch.commands.len()).sum::<usize>() > 1 => {
-                tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
+            Err(StoreError::Refused(reason)) if turn.len() > 1 => {
+                tracing::warn!(reason, "the database refused a batch; its orgs go one by one");
                 let mut is_outage = false;
-                for OrgBatch { org, commands } in turn {
-                    for pending in commands {
-                        let mut alone = vec![OrgBatch { org, commands: vec![pending] }];
-                        match self.attempt(&mut alone, false).await {
-                            Ok(decisions) => self.finish(alone, decisions),
-                            Err(error) => is_outage |= refuse(alone, error),
-                        }
-                    }
+                for batch in turn {
+                    is_outage |= self.commit_alone(batch).await;
                 }
                 is_outage
             }
+            Err(StoreError::Refused(reason)) if turn.iter().any(|batch| batch.commands.len() > 1) => {
+                self.commit_one_by_one(turn, &reason).await
+            }
             Err(error) => refuse(turn, error),
+        };
+        Ended { is_outage, left_out }
+    }
+
+    /// Commits what is one org's. True if the database did not answer.
+    async fn commit_alone(self: &Arc<Self>, batch: OrgBatch) -> bool {
+        let mut alone = vec![batch];
+        match self.attempt(&mut alone, &mut Turn::new(), false).await {
+            Ok(decisions) => {
+                self.finish(alone, decisions);
+                false
+            }
+            Err(StoreError::Refused(reason)) if alone.iter().any(|batch| batch.commands.len() > 1) => {
+                self.commit_one_by_one(alone, &reason).await
+            }
+            Err(error) => refuse(alone, error),
         }
     }
 
-    /// Runs a turn as one transaction. On success everything is durable and the subscribers have it.
-    async fn attempt(self: &Arc<Self>, turn: &mut [OrgBatch], mut may_grow: bool) -> Result<Vec<Decision>, StoreError> {
+    /// Commits each command by itself. True if the database did not answer.
+    async fn commit_one_by_one(self: &Arc<Self>, turn: Turn, reason: &str) -> bool {
+        tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
+        let mut is_outage = false;
+        for OrgBatch { org, commands } in turn {
+            for pending in commands {
+                let mut alone = vec![OrgBatch { org, commands: vec![pending] }];
+                match self.attempt(&mut alone, &mut Turn::new(), false).await {
+                    Ok(decisions) => self.finish(alone, decisions),
+                    Err(error) => is_outage |= refuse(alone, error),
+                }
+            }
+        }
+        is_outage
+    }
+
+    /// Runs a turn as one transaction. On success everything is durable and the subscribers have it, but for orgs whose heads others
+    /// hold: those are left out of the turn.
+    async fn attempt(
+        self: &Arc<Self>,
+        turn: &mut Turn,
+        left_out: &mut Turn,
+        mut may_grow: bool,
+    ) -> Result<Vec<Decision>, StoreError> {
         // A broken commit that never happened is run again, once; one that got in the way of another, a few times.
         let mut may_run_again = true;
         let mut conflicts = 0;
         loop {
             // What was begun from memory in vain is begun by looking.
-            let prepared = bounded(self.prepare(turn, conflicts == 0 && may_run_again, may_grow)).await;
+            let prepared = bounded(self.prepare(turn, left_out, conflicts == 0 && may_run_again, may_grow)).await;
             may_grow = false;
             let Prepared { batch, decisions, record } = match prepared {
                 Err(StoreError::Conflict(reason)) if conflicts < MAX_CONFLICTS => {
@@ -242,13 +289,19 @@ impl Writer {
     }
 
     /// Everything up to the commit: lock, load, decide, write.
-    async fn prepare(&self, turn: &mut [OrgBatch], may_recall: bool, may_grow: bool) -> Result<Prepared, StoreError> {
-        let recalled = match &*turn {
-            [OrgBatch { org, commands }] if may_recall => {
-                let needs = needs(commands.iter().map(|pending| &pending.command));
-                self.store.recall(*org, &needs, commands.len())
-            }
-            _ => None,
+    async fn prepare(
+        &self,
+        turn: &mut Turn,
+        left_out: &mut Turn,
+        may_recall: bool,
+        may_grow: bool,
+    ) -> Result<Prepared, StoreError> {
+        let needs_of = |batch: &OrgBatch| needs(batch.commands.iter().map(|pending| &pending.command));
+        let recalled = if may_recall {
+            let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch), batch.commands.len())).collect();
+            self.store.recall(&needs)
+        } else {
+            None
         };
         let asked = Moment::now();
         let (mut batch, trust) = match recalled {
@@ -256,8 +309,12 @@ impl Writer {
             Some(batch) => (batch, Trust::default()),
             None => {
                 let batch = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await?;
+                if batch.orgs().len() < turn.len() {
+                    let held: HashSet<_> = batch.orgs().iter().copied().collect();
+                    left_out.extend(turn.extract_if(.., |batch| !held.contains(&batch.org)));
+                }
                 // The head may have been long to win.
-                if let [of_org] = &mut *turn
+                if let [of_org] = &mut turn[..]
                     && may_grow
                 {
                     self.lanes.top_up(of_org);
@@ -267,10 +324,10 @@ impl Writer {
             }
         };
         let began = std::time::Instant::now();
-        let (mut decisions, mut record) = (Vec::with_capacity(turn.len()), None);
-        for OrgBatch { org, commands } in turn {
-            let needs = needs(commands.iter().map(|pending| &pending.command));
-            let loaded = batch.load(*org, &needs).await?;
+        let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch))).collect();
+        let loaded = batch.load(&needs).await?;
+        let mut chosen = Vec::with_capacity(turn.len());
+        for (OrgBatch { org, commands }, loaded) in turn.iter().zip(loaded) {
             let times = Times { clock: batch.now(), began, trust };
             if let Some(last) = loaded.head.recorded_at {
                 self.compare_clocks(last - times.clock);
@@ -278,13 +335,25 @@ impl Writer {
             let commands =
                 commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
             // A defect in what decides is its command's alone: where there are several, they are run one by one.
-            let decision = catch_unwind(AssertUnwindSafe(|| {
-                decide(*org, commands, &needs, loaded, times, self.limits.types_per_org)
-            }))
-            .map_err(|_| StoreError::Refused("a decision panicked".to_owned()))?;
-            record = batch.write(*org, &decision.changes).await?.map(|record| (*org, record)).or(record);
-            decisions.push(decision);
+            chosen.push(defended(|| choose(*org, commands, loaded, times, self.limits.types_per_org))?);
         }
+        // Of what claims get no more is read than they get.
+        let wanted: Vec<_> = chosen.iter().flat_map(Chosen::wanted).collect();
+        let mut rows: HashMap<OrgId, Vec<Job>> = HashMap::new();
+        if !wanted.is_empty() {
+            for job in batch.ready_jobs(&wanted).await? {
+                rows.entry(job.org_id).or_default().push(job);
+            }
+        }
+        let mut decisions = Vec::with_capacity(turn.len());
+        for (OrgBatch { org, .. }, chosen) in turn.iter().zip(chosen) {
+            let rows = rows.remove(org).unwrap_or_default();
+            decisions.push(defended(|| chosen.decide(rows))?);
+        }
+        let changes: Vec<_> =
+            turn.iter().zip(&decisions).map(|(batch, decision)| (batch.org, &decision.changes)).collect();
+        let records = batch.write(&changes).await?;
+        let record = turn.iter().zip(records).find_map(|(batch, record)| Some((batch.org, record?)));
         Ok(Prepared { batch, decisions, record })
     }
 
@@ -374,6 +443,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// Runs what decides.
+fn defended<T>(decide: impl FnOnce() -> T) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(decide)).map_err(|_| StoreError::Refused("a decision panicked".to_owned()))
 }
 
 /// How far a turn takes the logs that it changes.

@@ -21,10 +21,12 @@ use crate::{
     store::{DueWork, Store},
 };
 
-/// How often it looks.
+/// How often it looks where nothing was due.
 const LOOK: Duration = Duration::from_millis(250);
-/// Orgs looked at in one go.
-const ORGS: usize = 64;
+/// Orgs looked at in one go: as many as a few transactions carry.
+const ORGS: usize = 256;
+/// Batches that do what is due in one org, before others that are due as well are taken; what is left is due still.
+const BATCHES: usize = 100;
 /// How long an org is left to the server that took it. Should that one die, another takes over.
 const HOLD: Duration = Duration::from_secs(2);
 
@@ -34,9 +36,11 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     let (mut looks, mut busy) = (JoinSet::new(), HashSet::new());
     loop {
         let room = ORGS.saturating_sub(busy.len());
+        let mut is_more_due = false;
         if room > 0 {
             match store.take_due(DueWork::Jobs, room, HOLD).await {
                 Ok(orgs) => {
+                    is_more_due = orgs.len() >= room;
                     let since = reachable.succeeded();
                     for org in orgs.into_iter().filter(|org| busy.insert(*org)) {
                         let ledger = ledger.clone();
@@ -52,38 +56,37 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
         let until = Instant::now() + LOOK;
         while let Ok(Some(ended)) = timeout_at(until.into(), looks.join_next()).await {
             // A panic in a look is a defect that the next one will show again.
-            let Ok((org, looked)) = ended else { continue };
+            let Ok((org, has_succeeded)) = ended else { continue };
             busy.remove(&org);
-            match looked {
-                Looked::HasMore => break,
-                Looked::Done => {}
-                Looked::Failed => reachable.failed(),
+            if !has_succeeded {
+                reachable.failed();
+                // Not at once again.
+                is_more_due = false;
+            }
+            if is_more_due && busy.len() <= ORGS / 2 {
+                break;
             }
         }
-        if looks.is_empty() && Instant::now() < until {
+        if looks.is_empty() && !is_more_due {
             busy.clear();
             sleep_until(until.into()).await;
         }
     }
 }
 
-enum Looked {
-    Done,
-    HasMore,
-    Failed,
-}
-
-/// Does what is due in one org, as much as one batch may: where there is more, it is due again at once.
-async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> Looked {
-    match ledger.look(org, Asked { reachable_since: since, at: Instant::now() }).await {
-        Ok(looked) if looked.has_more => Looked::HasMore,
-        Ok(_) | Err(LedgerError::Draining) => Looked::Done,
-        // It falls due again.
-        Err(error) => {
-            tracing::warn!(org_id = %org, %error, "can't do what is due; trying again");
-            Looked::Failed
+/// Does all that is due in one org, a batch after the other. False if that failed: it falls due again.
+async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
+    for _ in 0..BATCHES {
+        match ledger.look(org, Asked { reachable_since: since, at: Instant::now() }).await {
+            Ok(looked) if looked.has_more => {}
+            Ok(_) | Err(LedgerError::Draining) => return true,
+            Err(error) => {
+                tracing::warn!(org_id = %org, %error, "can't do what is due; trying again");
+                return false;
+            }
         }
     }
+    true
 }
 
 /// Since when workers can reach the ledger here.

@@ -298,7 +298,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (1, "51eb7b023f2b45225a145798db4ca553504e62b70b117d6235d8516ef574ed48")
+            (1, "8c92981d40d8e7bbb4f7688d7c276e6bbd92d1b57507b1ad47a1e36bf9bd0951")
         );
     }
 

@@ -34,6 +34,7 @@ pub mod migrations;
 mod parts;
 pub mod postgres;
 mod query;
+mod ready;
 mod recent;
 mod record;
 mod rows;
@@ -50,6 +51,7 @@ pub use self::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
         StatisticsQuery, TypeStatistics,
     },
+    ready::{ClaimOrder, FoundReady, Ready, ReadyJob},
     record::RecordId,
     series::{Bucket, RemovedFlow, Series, Tally, told_since},
     url::DatabaseUrl,
@@ -94,8 +96,10 @@ pub struct OpenOptions {
     pub migrate: bool,
     /// Whether to refuse a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
     pub require_rls: bool,
-    /// Transactions that may be open at the same time, and so orgs that may commit; at least 1. PostgreSQL only.
+    /// Transactions that may be open at the same time; at least 1. PostgreSQL only.
     pub write_connections: u32,
+    /// Orgs whose batches one transaction may carry; at least 1.
+    pub orgs_per_transaction: u32,
     /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
     pub read_connections: u32,
     /// What the log beside the database may grow to before reads wait for it to begin anew, in bytes. SQLite only.
@@ -115,6 +119,9 @@ pub enum FileUse {
     Prepare,
 }
 
+/// Orgs whose batches share a transaction, unless it is said otherwise.
+pub const ORGS_PER_TRANSACTION: u32 = 64;
+
 impl OpenOptions {
     /// The defaults, with this clock.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
@@ -123,6 +130,7 @@ impl OpenOptions {
             migrate: true,
             require_rls: false,
             write_connections: 8,
+            orgs_per_transaction: ORGS_PER_TRANSACTION,
             read_connections: 8,
             max_wal: 256 << 20,
             file_use: FileUse::Serve,
@@ -151,14 +159,15 @@ pub trait Store: Send + Sync + 'static {
     /// How transactions may be used.
     fn capacity(&self) -> Capacity;
 
-    /// Begins a transaction that holds the heads of these orgs until it ends, and reads the clock once they are held.
+    /// Begins a transaction that holds the heads of these orgs until it ends, and reads the clock once they are held. It waits for the
+    /// head of one org; of several it holds those that are free, see [`Batch::orgs`].
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
 
-    /// Begins a transaction on one org from memory alone, where these are all the needs of so many commands, and this server was the
-    /// last to write the log and the jobs as far as it knows. If they are not as it has left them, or what is written takes more,
-    /// writing or committing it is a [`StoreError::Conflict`], and nothing has happened.
-    fn recall(&self, org: OrgId, needs: &Needs, commands: usize) -> Option<Box<dyn Batch>> {
-        let _ = (org, needs, commands);
+    /// Begins a transaction on some orgs from memory alone, where these are all the needs of so many commands, and this server was the
+    /// last to write the logs as far as it knows. If they are not as it has left them, or what is written takes more, writing or
+    /// committing it is a [`StoreError::Conflict`], and nothing has happened.
+    fn recall(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
+        let _ = needs;
         None
     }
 
@@ -231,11 +240,19 @@ pub trait Batch: Send {
     /// The database's clock, read after the heads were won.
     fn now(&self) -> Time;
 
-    /// Brings what the commands on one org name.
-    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError>;
+    /// The orgs whose heads it holds: all that were asked for, or of several some.
+    fn orgs(&self) -> &[OrgId];
 
-    /// Writes what has changed in one org. The record that the batch leaves of it, if it changes anything of the log.
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError>;
+    /// Brings what the commands on each of some orgs name, in the same order. Once for an org.
+    async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError>;
+
+    /// Reads jobs that the same transaction has found to be [ready](Loaded::ready), in no order, without stage and progress, which a
+    /// claim clears.
+    async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError>;
+
+    /// Writes what has changed in each of some orgs. The records that the batch leaves in their logs, in the same order; `None` where
+    /// nothing of one changes. Once for an org.
+    async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError>;
 
     /// True if this record is in the log of an org that the transaction holds, and so the batch happened that wrote it.
     ///
@@ -344,8 +361,8 @@ pub struct Needs {
     pub types: Vec<Arc<str>>,
     /// Finished jobs that are kept no longer.
     pub expired: Option<Expired>,
-    /// Jobs that are held by claims with these `request_id`s.
-    pub requests: Vec<Arc<str>>,
+    /// Jobs that claims hold which came before.
+    pub held: Vec<HeldBy>,
     /// Jobs that may be claimed.
     pub ready: Ready,
     /// Jobs that are due: those that were so first, no more than this many.
@@ -357,20 +374,15 @@ pub struct Needs {
     pub imports: Vec<(JobId, Digest)>,
 }
 
-/// Jobs that may be claimed: those of the highest priority, and among them those that were ready first.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ready {
-    /// No more than so many of each of these types.
-    pub of: BTreeMap<Arc<str>, usize>,
-    /// And no more than this many, whatever their type.
-    pub all: usize,
-}
-
-impl Ready {
-    /// True if there is nothing to look for.
-    pub fn is_empty(&self) -> bool {
-        self.of.is_empty() && self.all == 0
-    }
+/// What a claim holds that came before with the same `request_id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBy {
+    /// Whose claim it is.
+    pub worker: Arc<str>,
+    /// Its `request_id`.
+    pub request: Arc<str>,
+    /// No more of the jobs than this.
+    pub limit: usize,
 }
 
 /// Finished jobs that are kept no longer.
@@ -423,9 +435,10 @@ impl Retention {
 pub struct Loaded {
     /// The end of the log.
     pub head: Head,
-    /// The jobs that exist of those named, and of those asked for in other ways. Each once. Those that were only asked for
-    /// because they may be claimed come without stage and progress, which a claim clears.
+    /// The jobs that exist of those named, and of those asked for in other ways but that they may be claimed. Each once.
     pub jobs: Vec<Job>,
+    /// Jobs that may be claimed.
+    pub ready: FoundReady,
     /// The types that exist of those named.
     pub types: Vec<String>,
     /// Of the jobs, those that are kept no longer; of each status those that ended first.
@@ -452,6 +465,7 @@ impl Loaded {
             head,
             types,
             jobs: Vec::new(),
+            ready: FoundReady::default(),
             expired: Vec::new(),
             histories: HashMap::new(),
             next_expiry: None,

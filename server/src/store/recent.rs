@@ -4,15 +4,13 @@
 //! log's last record is still that after which it was so.
 
 use std::{
-    cmp::Reverse,
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Changes, RecordId};
+use super::{Changes, ClaimOrder, RecordId};
 use crate::{
     domain::{
-        clock::Time,
         id::{JobId, OrgId},
         job::Job,
     },
@@ -39,26 +37,13 @@ struct End {
     /// Which of the stretches ends here that no other server has written into.
     stretch: u64,
     /// Of some types, where the first of the jobs that may be claimed stands, or before it.
-    fronts: HashMap<Arc<str>, Place>,
+    fronts: HashMap<Arc<str>, ClaimOrder>,
 }
 
+/// Under this, which is the name of no type, stands the front of all types.
+pub(super) static ALL_TYPES: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
 /// Types of an org whose fronts are remembered, at most.
 const MAX_FRONTS: usize = 256;
-
-/// Where a job stands among those of its type that may be claimed: the least is claimed first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    /// The highest comes first.
-    pub(super) priority: Reverse<i32>,
-    pub(super) ready_at: Time,
-    pub(super) created_seq: i64,
-}
-
-impl Place {
-    pub(super) fn of(job: &Job) -> Self {
-        Self { priority: Reverse(job.spec.priority), ready_at: job.ready_at, created_seq: job.created_seq }
-    }
-}
 
 struct Kept {
     job: Box<Job>,
@@ -84,7 +69,7 @@ impl Recent {
     }
 
     /// Before this place no job of the type may be claimed, in a log whose last record this is.
-    pub(super) fn front(&self, org: OrgId, last: RecordId, job_type: &Arc<str>) -> Option<Place> {
+    pub(super) fn front(&self, org: OrgId, last: RecordId, job_type: &Arc<str>) -> Option<ClaimOrder> {
         let state = self.state();
         state.orgs.get(&org).filter(|left| left.record == last)?.fronts.get(job_type).copied()
     }
@@ -97,12 +82,14 @@ impl Recent {
         let jobs = light.into_iter().cloned().collect();
         let changed = changes.changed.iter().map(|changed| &changed.job);
         let ready = changes.created.iter().chain(changed).filter(|job| job.is_ready());
-        let mut may_be_claimed: HashMap<_, Place> = HashMap::new();
+        let mut may_be_claimed: HashMap<_, ClaimOrder> = HashMap::new();
         for job in ready {
-            let place = Place::of(job);
-            match may_be_claimed.get_mut(&job.spec.job_type) {
-                Some(first) => *first = place.min(*first),
-                None => _ = may_be_claimed.insert(Arc::clone(&job.spec.job_type), place),
+            let place = ClaimOrder::of(job);
+            for name in [&job.spec.job_type, &*ALL_TYPES] {
+                match may_be_claimed.get_mut(name) {
+                    Some(first) => *first = place.min(*first),
+                    None => _ = may_be_claimed.insert(Arc::clone(name), place),
+                }
             }
         }
         Left { org, before, after, jobs, gone, fronts: HashMap::new(), may_be_claimed, end: None }
@@ -158,9 +145,9 @@ pub(super) struct Left {
     jobs: Vec<Job>,
     gone: Vec<JobId>,
     /// Where the first jobs of some types that could be claimed were found to stand.
-    pub(super) fronts: HashMap<Arc<str>, Place>,
+    pub(super) fronts: HashMap<Arc<str>, ClaimOrder>,
     /// Where the first jobs stand that this batch leaves to be claimed.
-    may_be_claimed: HashMap<Arc<str>, Place>,
+    may_be_claimed: HashMap<Arc<str>, ClaimOrder>,
     /// Where the log was left before.
     end: Option<End>,
 }

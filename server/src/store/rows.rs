@@ -1,11 +1,11 @@
 //! Rows as the domain's values: one mapping, whichever database they come from.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{FoundJob, StoreError, detail};
+use super::{ClaimOrder, FoundJob, ReadyJob, StoreError, detail};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobError, JobEvent, Position},
@@ -219,6 +219,13 @@ fn lease<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Lease>, StoreError
         request,
         is_confirmed,
     }))
+}
+
+/// Reads what is known of a job that may be claimed: its id, type, priority, when it became ready, and its first event.
+pub(super) fn ready_job<'r>(columns: &mut impl Columns<'r>) -> Result<ReadyJob, StoreError> {
+    let (id, job_type) = (JobId(columns.uuid()?), columns.text()?.into());
+    let (priority, ready_at) = (Reverse(columns.int()?), columns.time()?);
+    Ok(ReadyJob { id, job_type, order: ClaimOrder { priority, ready_at, created_seq: columns.long()? } })
 }
 
 /// Reads what [`job`] does, then payload and result.

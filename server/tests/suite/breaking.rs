@@ -245,17 +245,28 @@ impl Batch for BreakingBatch {
         self.batch.now()
     }
 
-    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
-        self.looks_for_work.fetch_add(usize::from(!needs.ready.is_empty()), Ordering::SeqCst);
-        let mut loaded = self.batch.load(org, needs).await?;
-        if needs.types.iter().any(|name| &**name == IMPOSSIBLE) {
-            loaded.head.seq = i64::MAX;
+    fn orgs(&self) -> &[OrgId] {
+        self.batch.orgs()
+    }
+
+    async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
+        let looks = needs.iter().filter(|(_, needs)| !needs.ready.is_empty()).count();
+        self.looks_for_work.fetch_add(looks, Ordering::SeqCst);
+        let mut loaded = self.batch.load(needs).await?;
+        for ((_, needs), loaded) in needs.iter().zip(&mut loaded) {
+            if needs.types.iter().any(|name| &**name == IMPOSSIBLE) {
+                loaded.head.seq = i64::MAX;
+            }
         }
         Ok(loaded)
     }
 
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
-        self.batch.write(org, changes).await
+    async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
+        self.batch.ready_jobs(ids).await
+    }
+
+    async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
+        self.batch.write(changes).await
     }
 
     async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    factory::{all, counts, event, fill, head, job, load, org, tallies, time, write},
+    factory::{all, counts, event, fill, head, job, load, load_in, org, tallies, time, write, write_in},
     harness::Database,
 };
 
@@ -233,7 +233,7 @@ async fn a_batch_dropped_before_its_commit_never_was(store: Arc<dyn Store>) {
         ..Changes::default()
     };
     let mut batch = store.begin(&[org]).await.unwrap();
-    batch.write(org, &changes).await.unwrap();
+    write_in(&mut *batch, org, &changes).await.unwrap();
     drop(batch);
     assert_eq!(load(&*store, org, Needs::default()).await.head, Head::EMPTY);
     assert_eq!(store.job(org, lost.id).await.unwrap(), None);
@@ -504,8 +504,8 @@ async fn a_type_that_was_asked_for_and_not_created_is_not_there(store: Arc<dyn S
     let needs = || Needs { types: vec!["t".into(), "u".into()], ..Needs::default() };
     for next_retention in [None, Some(time(0))] {
         let mut batch = store.begin(&[org]).await.unwrap();
-        assert_eq!(batch.load(org, &needs()).await.unwrap().types, ["t"]);
-        batch.write(org, &Changes { next_retention, ..Changes::default() }).await.unwrap();
+        assert_eq!(load_in(&mut *batch, org, needs()).await.unwrap().types, ["t"]);
+        write_in(&mut *batch, org, &Changes { next_retention, ..Changes::default() }).await.unwrap();
         batch.commit().await.unwrap();
     }
     assert_eq!(load(&*store, org, needs()).await.types, ["t"]);

@@ -10,7 +10,7 @@ use jobledger_server::{
 
 use crate::{
     contract::contract,
-    factory::{event, fill, head, job, org, time, write},
+    factory::{event, fill, head, job, org, time, write, write_in},
     harness::Database,
 };
 
@@ -23,7 +23,7 @@ contract! {
 /// Writes a batch, and commits it or not; its record.
 async fn record(store: &dyn Store, org: OrgId, changes: &Changes, is_committed: bool) -> Option<RecordId> {
     let mut batch = store.begin(&[org]).await.unwrap();
-    let record = batch.write(org, changes).await.unwrap();
+    let record = write_in(&mut *batch, org, changes).await.unwrap();
     if is_committed {
         batch.commit().await.unwrap();
     }

@@ -16,7 +16,8 @@ use jobledger_server::{
         status::JobStatus,
     },
     store::{
-        Changed, Changes, DueWork, FoundJob, Head, JobFilter, LARGE_JOB, ListQuery, Needs, NextDue, Parts, Ready, Store,
+        Changed, Changes, ClaimOrder, DueWork, FoundJob, FoundReady, Head, HeldBy, JobFilter, LARGE_JOB, ListQuery,
+        Needs, NextDue, Parts, Ready, Store,
     },
 };
 use uuid::Uuid;
@@ -205,7 +206,8 @@ async fn ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted(store: Arc
         ],
     )
     .await;
-    let ready = async |ready| ids(&load(&*store, org, Needs { ready, ..Needs::default() }).await.jobs);
+    let found = async |ready| load(&*store, org, Needs { ready, ..Needs::default() }).await.ready;
+    let ready = async |ready| found(ready).await.jobs.iter().map(|job| job.id).collect::<Vec<_>>();
     let of = |types: &[(&str, usize)]| {
         let of = types.iter().map(|(name, n)| (Arc::from(*name), *n)).collect();
         Ready { of, ..Ready::default() }
@@ -220,9 +222,17 @@ async fn ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted(store: Arc
     }
     let both: HashSet<_> = ready(Ready { all: 1, ..of(&[("u", 3), ("t", 2)]) }).await.into_iter().collect();
     assert_eq!(both, HashSet::from([in_order[0], in_order[1], jobs[6].id]), "each once");
-    // One that is asked for in two ways comes once.
-    let needs = Needs { jobs: vec![jobs[3].id], ready: of(&[("t", 1)]), ..Needs::default() };
-    assert_eq!(ids(&load(&*store, org, needs).await.jobs), [jobs[3].id]);
+    // Whether there may be more is said of each type, and of all.
+    let FoundReady { jobs: all, cut, is_cut } = found(Ready { all: 6, ..of(&[("t", 4), ("u", 2)]) }).await;
+    assert_eq!((all.len(), cut.into_iter().collect::<Vec<_>>(), is_cut), (5, vec!["t".into()], false));
+    assert!(found(Ready { all: 5, ..Ready::default() }).await.is_cut);
+    let order = all.iter().find(|job| job.id == jobs[0].id).unwrap().order;
+    assert_eq!(order, ClaimOrder::of(&jobs[0]));
+    // Their rows come when they are asked for.
+    let mut batch = store.begin(&[org]).await.unwrap();
+    let rows = batch.ready_jobs(&[(org, jobs[6].id), (org, jobs[3].id)]).await.unwrap();
+    let rows: HashSet<_> = rows.into_iter().map(|job| (job.id, job.spec.priority)).collect();
+    assert_eq!(rows, HashSet::from([(jobs[6].id, 0), (jobs[3].id, 7)]));
 }
 
 async fn due_jobs_are_loaded_and_the_next_is_known(store: Arc<dyn Store>) {
@@ -258,10 +268,16 @@ fn hold(job: &mut Job, request: &str) {
 async fn jobs_are_found_by_the_claim_that_holds_them(store: Arc<dyn Store>) {
     let (org, jobs) =
         queued(&*store, &[&|job| hold(job, "a"), &|job| hold(job, "b"), &|job| hold(job, "a"), &|_| {}]).await;
-    let requests = vec!["a".into(), "none".into()];
-    let mut found = ids(&load(&*store, org, Needs { requests, ..Needs::default() }).await.jobs);
-    found.sort_unstable();
-    assert_eq!(found, [jobs[0].id, jobs[2].id]);
+    let by = |worker: &str, request: &str, limit| HeldBy { worker: worker.into(), request: request.into(), limit };
+    let held = async |held| {
+        let mut found = ids(&load(&*store, org, Needs { held, ..Needs::default() }).await.jobs);
+        found.sort_unstable();
+        found
+    };
+    let (worker, other) = ("w", "another");
+    assert_eq!(held(vec![by(worker, "a", 9), by(worker, "none", 9)]).await, [jobs[0].id, jobs[2].id]);
+    assert_eq!(held(vec![by(other, "a", 9)]).await, [], "others may number theirs alike");
+    assert_eq!(held(vec![by(worker, "a", 1)]).await.len(), 1, "no more than are wanted");
 }
 
 async fn an_org_is_due_no_later_than_its_jobs(store: Arc<dyn Store>) {

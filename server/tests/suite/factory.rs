@@ -18,8 +18,8 @@ use jobledger_server::{
         status::JobStatus,
     },
     store::{
-        self, Batch, Changed, Changes, EventFilter, EventQuery, Head, Needs, Parts, Ready, StatusCounts, Store,
-        StoreError, Tally,
+        self, Batch, Changed, Changes, EventFilter, EventQuery, Head, Needs, Parts, Ready, RecordId, StatusCounts,
+        Store, StoreError, Tally,
     },
 };
 use uuid::Uuid;
@@ -119,9 +119,23 @@ pub(crate) fn tallies(job_type: &str, counts: StatusCounts) -> BTreeMap<Arc<str>
     BTreeMap::from([(Arc::from(job_type), Tally { counts, ..Tally::default() })])
 }
 
+/// What a batch finds of one org.
+pub(crate) async fn load_in(batch: &mut dyn Batch, org: OrgId, needs: Needs) -> Result<store::Loaded, StoreError> {
+    Ok(batch.load(&[(org, needs)]).await?.remove(0))
+}
+
+/// Has a batch write the changes of one org; the record that it leaves.
+pub(crate) async fn write_in(
+    batch: &mut dyn Batch,
+    org: OrgId,
+    changes: &Changes,
+) -> Result<Option<RecordId>, StoreError> {
+    Ok(batch.write(&[(org, changes)]).await?.remove(0))
+}
+
 pub(crate) async fn write(store: &dyn Store, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
     let mut batch = store.begin(&[org]).await?;
-    batch.write(org, changes).await?;
+    write_in(&mut *batch, org, changes).await?;
     batch.commit().await
 }
 
@@ -150,9 +164,9 @@ pub(crate) async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) 
 pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
     create(store, org, false, 1).await;
     let mut batch = store.begin(&[org]).await.expect("the head is free");
-    let loaded = batch.load(org, &Needs { ready: Ready { all: 1, ..Ready::default() }, ..Needs::default() }).await;
-    let loaded = loaded.expect("it loads");
-    let mut job = loaded.jobs[0].clone();
+    let needs = Needs { ready: Ready { all: 1, ..Ready::default() }, ..Needs::default() };
+    let loaded = load_in(&mut *batch, org, needs).await.expect("it loads");
+    let mut job = batch.ready_jobs(&[(org, loaded.ready.jobs[0].id)]).await.expect("it loads").remove(0);
     let (now, seq) = (batch.now(), loaded.head.seq + 1);
     (job.status, job.attempt, job.lease_epoch) = (JobStatus::Running, 1, 1);
     (job.last_job_seq, job.last_seq, job.last_recorded_at, job.updated_at) = (2, seq, now, now);
@@ -167,7 +181,7 @@ pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
         events: vec![Arc::new(event)],
         ..Changes::default()
     };
-    batch.write(org, &changes).await.expect("it is written");
+    write_in(&mut *batch, org, &changes).await.expect("it is written");
     batch.commit().await.expect("it is committed");
     job
 }
@@ -199,7 +213,7 @@ pub(crate) async fn begin_create(store: &dyn Store, org: OrgId, n: usize) -> Box
 /// The same from memory, if the store would.
 pub(crate) async fn recall_create(store: &dyn Store, org: OrgId, n: usize) -> Option<Box<dyn Batch>> {
     let needs = Needs { types: vec!["t".into()], ..Needs::default() };
-    Some(create_in(store.recall(org, &needs, n)?, org, false, n).await)
+    Some(create_in(store.recall(&[(org, needs, n)])?, org, false, n).await)
 }
 
 async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
@@ -210,7 +224,8 @@ async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Bo
 async fn create_in(mut batch: Box<dyn Batch>, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
     let key = |n: i64| Arc::<str>::from(format!("key {n}"));
     let keys = (0..n as i64).filter(|_| is_keyed).map(key).collect();
-    let before = batch.load(org, &Needs { keys, types: vec!["t".into()], ..Needs::default() }).await.expect("it loads");
+    let needs = Needs { keys, types: vec!["t".into()], ..Needs::default() };
+    let before = load_in(&mut *batch, org, needs).await.expect("it loads");
     let first = before.head.seq + 1;
     let last = first + n as i64 - 1;
     let now = batch.now();
@@ -226,13 +241,13 @@ async fn create_in(mut batch: Box<dyn Batch>, org: OrgId, is_keyed: bool, n: usi
         created: jobs,
         ..Changes::default()
     };
-    batch.write(org, &changes).await.expect("it is written");
+    write_in(&mut *batch, org, &changes).await.expect("it is written");
     batch
 }
 
 pub(crate) async fn load(store: &dyn Store, org: OrgId, needs: Needs) -> store::Loaded {
     let mut batch = store.begin(&[org]).await.expect("the head is free");
-    batch.load(org, &needs).await.expect("the batch loads")
+    load_in(&mut *batch, org, needs).await.expect("the batch loads")
 }
 
 pub(crate) fn all(after: i64) -> EventQuery {

@@ -175,7 +175,11 @@ pub(crate) fn poll_once<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Po
 }
 
 /// Submits in the order of the calls, without waiting for answers.
-fn submit(ledger: &Ledger, org: OrgId, command: Command) -> oneshot::Receiver<Result<JobReply, LedgerError>> {
+pub(crate) fn submit(
+    ledger: &Ledger,
+    org: OrgId,
+    command: Command,
+) -> oneshot::Receiver<Result<JobReply, LedgerError>> {
     let (sender, receiver) = oneshot::channel();
     let mut answer = Box::pin({
         let ledger = ledger.clone();

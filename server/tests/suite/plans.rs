@@ -337,12 +337,9 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     let mut batch = store.begin(&[queued]).await.unwrap();
     let of_types = BTreeMap::from([("t1".into(), 10), ("t4".into(), 10)]);
     for ready in [Ready { all: 20, ..Ready::default() }, Ready { of: of_types, all: 0 }] {
-        let loaded = batch.load(queued, &Needs { ready, due: Some(10), ..Needs::default() }).await.unwrap();
-        assert!(
-            (5..=20).contains(&loaded.jobs.len())
-                && loaded.jobs.iter().all(|job| job.is_ready())
-                && loaded.next_due.is_some()
-        );
+        let loaded =
+            factory::load_in(&mut *batch, queued, Needs { ready, due: Some(10), ..Needs::default() }).await.unwrap();
+        assert!((5..=20).contains(&loaded.ready.jobs.len()) && loaded.next_due.is_some());
     }
     drop(batch);
     note("what is ready and due, twice");
@@ -354,7 +351,7 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     let mut batch = store.begin(&[o]).await.unwrap();
     let needs =
         Needs { jobs: vec![job(57)], keys: vec!["k".into()], types: vec!["t1".into()], expired, ..Needs::default() };
-    assert!(!batch.load(o, &needs).await.unwrap().expired.is_empty());
+    assert!(!factory::load_in(&mut *batch, o, needs).await.unwrap().expired.is_empty());
     note("expired");
     took.join(", ")
 }

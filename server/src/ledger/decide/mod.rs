@@ -67,7 +67,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
         keys: keys.into_iter().collect(),
         types: types.into_iter().collect(),
         expired,
-        requests: claims.iter().filter_map(|claim| claim.request.clone()).collect(),
+        held: claims::held(&claims),
         ready: claims::ready(&claims),
         due,
         misdated,
@@ -131,48 +131,144 @@ pub(super) struct Decision {
     pub(super) ready: BTreeMap<Arc<str>, usize>,
 }
 
-/// Decides the commands in order, then the claims, and last what gives back undelivered claims: one that came again is found before.
-/// Each sees what those before it did; an error is its caller's alone.
-pub(super) fn decide<'a>(
+/// A batch that has decided all but what claims get, which is chosen: it takes the rows of those jobs.
+pub(super) struct Chosen<'a> {
+    log: Log,
+    commands: Vec<Ordered<'a>>,
+    replies: Vec<Result<Reply, LedgerError>>,
+    choices: Vec<Choice>,
+}
+
+/// What a claim gets.
+struct Choice {
+    /// Whose it is among the commands.
+    place: usize,
+    jobs: Taken,
+    /// There are, or may be, more.
+    has_more: bool,
+}
+
+enum Taken {
+    /// Jobs that were ready, in this order.
+    Jobs(Vec<JobId>),
+    /// What an earlier claim of the same batch gets, with the same `request_id`: it came again.
+    SameAs(usize),
+}
+
+/// Decides the commands in order, but for what gives back undelivered claims, and chooses jobs for claims. Each sees what those before
+/// it did; an error is its caller's alone.
+pub(super) fn choose<'a>(
     org: OrgId,
-    commands: impl IntoIterator<Item = Ordered<'a>> + Clone,
-    needs: &Needs,
+    commands: impl IntoIterator<Item = Ordered<'a>>,
     loaded: Loaded,
     times: Times,
     max_types: usize,
-) -> Decision {
-    let mut candidates = (!needs.ready.is_empty()).then(|| Candidates::new(&needs.ready, &loaded));
+) -> Chosen<'a> {
+    let mut loaded = loaded;
+    let ready = std::mem::take(&mut loaded.ready);
     let mut log = Log::new(org, loaded, times, max_types);
-    let mut replies: Vec<_> = commands.clone().into_iter().map(|ordered| log.decide(ordered)).collect();
-    if let Some(candidates) = &mut candidates {
-        candidates.fill(log.jobs.values().filter(|job| job.is_ready()));
-        for (Ordered { command, by }, reply) in commands.clone().into_iter().zip(&mut replies) {
-            if let Command::Claim(claim) = command {
-                log.by = by.cloned();
-                *reply = log.claim(claim, candidates);
+    let commands: Vec<_> = commands.into_iter().collect();
+    let mut replies: Vec<_> = commands.iter().map(|ordered| log.decide(*ordered)).collect();
+    let mut choices: Vec<Choice> = Vec::new();
+    let claims = commands.iter().enumerate().filter_map(|(place, ordered)| match ordered.command {
+        Command::Claim(claim) => Some((place, &**claim, ordered.by)),
+        _ => None,
+    });
+    let mut claims = claims.peekable();
+    if claims.peek().is_some() {
+        let mut candidates = Candidates::new(ready, &log.jobs);
+        let mut by_request: HashMap<(&Arc<str>, &Arc<str>), usize> = HashMap::new();
+        for (place, claim, by) in claims {
+            log.by = by.cloned();
+            if let Some(reply) = log.renew_held(claim, &candidates) {
+                replies[place] = Ok(reply);
+                continue;
+            }
+            let request = claim.request.as_ref().map(|request| (&claim.worker, request));
+            let jobs = match request.and_then(|request| by_request.get(&request)) {
+                Some(earlier) => Taken::SameAs(*earlier),
+                None => Taken::Jobs((0..claim.max_jobs).map_while(|_| candidates.take(claim)).collect()),
+            };
+            if let (Some(request), Taken::Jobs(jobs)) = (request, &jobs)
+                && !jobs.is_empty()
+            {
+                by_request.insert(request, choices.len());
+            }
+            choices.push(Choice { place, jobs, has_more: candidates.has_more(claim) });
+        }
+    }
+    Chosen { log, commands, replies, choices }
+}
+
+impl Chosen<'_> {
+    /// The jobs whose rows it takes.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = (OrgId, JobId)> {
+        let jobs = self.choices.iter().flat_map(|choice| match &choice.jobs {
+            Taken::Jobs(jobs) => &jobs[..],
+            Taken::SameAs(_) => &[],
+        });
+        jobs.filter(|id| !self.log.jobs.contains_key(id)).map(|id| (self.log.org, *id))
+    }
+
+    /// Hands the jobs out, and decides last what gives back undelivered claims: one that came again is found before.
+    pub(super) fn decide(mut self, rows: Vec<Job>) -> Decision {
+        self.log.jobs.extend(rows.into_iter().map(|job| (job.id, job)));
+        let has_claims = self.commands.iter().any(|ordered| matches!(ordered.command, Command::Claim(_)));
+        self.hand_out();
+        let Self { mut log, commands, mut replies, .. } = self;
+        let seen_by_claims = has_claims.then(|| log.ready_now());
+        log.by = None;
+        for (Ordered { command, .. }, reply) in commands.into_iter().zip(&mut replies) {
+            if let Command::Apply { job, command } = command
+                && is_last(command)
+            {
+                *reply = log.apply(*job, command).map(|job| Reply::of_job(job, false));
+            }
+        }
+        let loaded_gen = log.head.ready_gen;
+        let ready = log.count_ready();
+        if let Some(seen) = seen_by_claims {
+            let seen_gen = if seen == ready { log.head.ready_gen } else { loaded_gen };
+            for reply in &mut replies {
+                if let Ok(Reply::Claimed(claimed)) = reply {
+                    claimed.ready_gen = seen_gen;
+                }
+            }
+        }
+        Decision { replies, changes: log.finish(), ready }
+    }
+
+    /// Has each claim take what was chosen for it, as far as its answer has room.
+    fn hand_out(&mut self) {
+        let (mut taken, mut is_cut): (Vec<Vec<JobId>>, bool) = (Vec::with_capacity(self.choices.len()), false);
+        for Choice { place, jobs, has_more } in std::mem::take(&mut self.choices) {
+            let Ordered { command, by } = self.commands[place];
+            let Command::Claim(claim) = command else { continue };
+            self.log.by = by.cloned();
+            let jobs = match jobs {
+                Taken::SameAs(earlier) => {
+                    let again = taken[earlier].clone();
+                    again.into_iter().filter_map(|id| self.log.renew(id, claim)).take(claim.max_jobs).collect()
+                }
+                Taken::Jobs(chosen) => {
+                    let wanted = chosen.len();
+                    let jobs = self.log.claim(claim, chosen);
+                    is_cut |= jobs.len() < wanted;
+                    jobs
+                }
+            };
+            taken.push(jobs.iter().map(|job: &Job| job.id).collect());
+            self.replies[place] = Ok(Reply::of_claim(jobs, has_more));
+        }
+        if is_cut {
+            // What one had no room for may be another's: all look again.
+            for claimed in self.replies.iter_mut().flatten() {
+                if let Reply::Claimed(claimed) = claimed {
+                    claimed.has_more = true;
+                }
             }
         }
     }
-    let seen_by_claims = (!needs.ready.is_empty()).then(|| log.ready_now());
-    log.by = None;
-    for (Ordered { command, .. }, reply) in commands.into_iter().zip(&mut replies) {
-        if let Command::Apply { job, command } = command
-            && is_last(command)
-        {
-            *reply = log.apply(*job, command).map(|job| Reply::of_job(job, false));
-        }
-    }
-    let loaded_gen = log.head.ready_gen;
-    let ready = log.count_ready();
-    if let Some(seen) = seen_by_claims {
-        let seen_gen = if seen == ready { log.head.ready_gen } else { loaded_gen };
-        for reply in &mut replies {
-            if let Ok(Reply::Claimed(claimed)) = reply {
-                claimed.ready_gen = seen_gen;
-            }
-        }
-    }
-    Decision { replies, changes: log.finish(), ready }
 }
 
 fn is_last(command: &transition::Command) -> bool {
@@ -196,8 +292,8 @@ struct Log {
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
-    /// Jobs that are held by claims with a request id.
-    requests: HashMap<Arc<str>, Vec<JobId>>,
+    /// Jobs that claims with a `request_id` hold, by worker and that.
+    held: HashMap<(Arc<str>, Arc<str>), Vec<JobId>>,
     /// Jobs that are due, and when the next of the others is.
     due: Vec<JobId>,
     next_due: Option<Time>,
@@ -225,10 +321,12 @@ impl Log {
             .iter()
             .filter_map(|job| Some((Arc::clone(&job.spec.idempotency.as_ref()?.key), job.id)))
             .collect();
-        let mut requests: HashMap<_, Vec<_>> = HashMap::new();
+        let mut held: HashMap<_, Vec<_>> = HashMap::new();
         for job in &loaded.jobs {
-            if let Some(request) = job.lease.as_ref().and_then(|lease| lease.request.clone()) {
-                requests.entry(request).or_default().push(job.id);
+            if let Some((worker, request)) =
+                job.lease.as_ref().and_then(|lease| Some((&lease.worker, lease.request.as_ref()?)))
+            {
+                held.entry((Arc::clone(worker), Arc::clone(request))).or_default().push(job.id);
             }
         }
         Self {
@@ -245,7 +343,7 @@ impl Log {
             keys,
             jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
             types: loaded.types.into_iter().map(Arc::from).collect(),
-            requests,
+            held,
             due: loaded.due,
             next_due: loaded.next_due,
             misdated: loaded.misdated,
@@ -290,34 +388,31 @@ impl Log {
         Ok(job)
     }
 
-    /// Takes jobs that are ready; or, if the claim is one that came before, those that it holds.
-    fn claim(&mut self, claim: &Claim, candidates: &mut Candidates) -> Result<Reply, LedgerError> {
-        if let Some(held) = claim.request.as_ref().and_then(|request| self.requests.get(request).cloned()) {
-            let renewed: Vec<_> =
-                held.into_iter().filter_map(|id| self.renew(id, claim)).take(claim.max_jobs).collect();
-            if !renewed.is_empty() {
-                return Ok(Reply::of_claim(renewed, candidates.has_more(claim)));
-            }
-        }
+    /// If the claim is one that came before, what it holds of that.
+    fn renew_held(&mut self, claim: &Claim, candidates: &Candidates) -> Option<Reply> {
+        let request = (Arc::clone(&claim.worker), Arc::clone(claim.request.as_ref()?));
+        let held = self.held.get(&request).cloned()?;
+        let renewed: Vec<_> = held.into_iter().filter_map(|id| self.renew(id, claim)).take(claim.max_jobs).collect();
+        (!renewed.is_empty()).then(|| Reply::of_claim(renewed, candidates.has_more(claim)))
+    }
+
+    /// Takes jobs that are ready, as many of these as an answer has room for.
+    fn claim(&mut self, claim: &Claim, chosen: Vec<JobId>) -> Vec<Job> {
         let command = transition::Command::Claim(transition::Claim {
             worker: Arc::clone(&claim.worker),
             lease: claim.lease,
             request: claim.request.clone(),
         });
-        let mut jobs = Vec::new();
-        let mut bytes = 0;
-        while jobs.len() < claim.max_jobs
-            && let Some((id, weight)) = candidates.first(claim)
-            && (jobs.is_empty() || bytes + weight <= claims::ANSWER_BYTES)
-        {
-            candidates.take(id);
-            bytes += weight;
-            jobs.push(self.apply(id, &command)?);
+        let (mut jobs, mut bytes) = (Vec::with_capacity(chosen.len()), 0);
+        for id in chosen {
+            bytes += self.jobs.get(&id).map_or(0, claims::weight);
+            if !jobs.is_empty() && bytes > claims::ANSWER_BYTES {
+                break;
+            }
+            // One that is not there any more, or not ready, is nobody's.
+            jobs.extend(self.apply(id, &command));
         }
-        if let Some(request) = claim.request.as_ref().filter(|_| !jobs.is_empty()) {
-            self.requests.insert(Arc::clone(request), jobs.iter().map(|job| job.id).collect());
-        }
-        Ok(Reply::of_claim(jobs, candidates.has_more(claim)))
+        jobs
     }
 
     /// Extends a lease that the claim took when it came before, if it lives.

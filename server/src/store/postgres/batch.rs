@@ -1,96 +1,135 @@
-//! A transaction of the writer: three round trips for a plain create, four where something has to be looked up first,
-//! however many commands there are.
+//! A transaction of the writer on one org's log, or on those of many: three round trips for plain creates, four where something has to
+//! be looked up first, however many commands there are.
 //!
-//! 1. BEGIN, with `jobledger.begin_batch`: names the org, locks its head, then reads where the log ends and the clock;
+//! 1. BEGIN, with `jobledger.begin_batch`: names the orgs, locks their heads, then reads where the logs end and the clock;
 //! 2. [`load`](PostgresBatch::load), unless everything is known: jobs, by ids and keys, and types;
 //! 3. [`write`](PostgresBatch::write): everything in one statement;
 //! 4. COMMIT.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, LazyLock},
-    time::Duration,
+    fmt::Write as _,
+    sync::Arc,
 };
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, postgres::PgArguments};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
-    columns::{Columns, job_columns},
+    columns::Columns,
     connections::{Connection, Connections, arguments},
     error::{commit, commit_error, is_lost, store_error},
     import,
+    load::{
+        Names, Of, Wanted, load_due, load_expired, load_histories, load_jobs, load_misdated, load_ready, load_rows,
+    },
     memory::{End, Memory},
-    write,
+    write::{self, Log},
 };
 use crate::{
     domain::{
         clock::Time,
-        flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
-        lease::LONGEST_LEASE,
-        transition::LONGEST_GRACE,
     },
     store::{
-        Batch, Changes, Expired, Head, Loaded, Needs, Ready, RecordId, StoreError,
-        recent::{Left, Place, Recent},
-        rows::{self, Columns as _, JOB_COLUMNS},
+        Batch, Changes, ClaimOrder, FoundReady, Head, Loaded, Needs, ReadyJob, RecordId, StoreError,
+        recent::{ALL_TYPES, Left, Recent},
+        rows::{self, Columns as _},
         series::told_by_series,
     },
 };
 
-/// An open write transaction on one org's log.
+/// An open write transaction.
 pub(super) struct PostgresBatch {
     connection: Connection,
-    org: OrgId,
-    /// Where the log was found to end.
-    found: End,
     now: Time,
     memory: Arc<Memory>,
-    /// Where the log ends once this batch is committed, and how its jobs are then, if it has written.
-    end: Option<(End, Left)>,
+    /// The orgs whose heads it holds.
+    held: Vec<OrgId>,
+    /// Where their logs were found to end.
+    found: HashMap<OrgId, End>,
+    /// Where those logs end, and how their jobs are, that this batch has written, once it is committed.
+    ends: Vec<(OrgId, End, Left)>,
     /// Types that are known to exist once this batch is committed.
-    new_types: Vec<Arc<str>>,
+    new_types: HashMap<OrgId, Vec<Arc<str>>>,
     /// Where the first jobs of some types that may be claimed were found to stand.
-    fronts: HashMap<Arc<str>, Place>,
+    fronts: HashMap<OrgId, HashMap<Arc<str>, ClaimOrder>>,
 }
 
-/// Begins a transaction and locks the org's head.
+/// Begins a transaction and locks the heads of these orgs: of one whenever it is free, of several those that are free now and have a
+/// log.
 pub(super) async fn begin(
     writers: &Arc<Connections>,
-    org: OrgId,
+    orgs: &[OrgId],
     memory: Arc<Memory>,
 ) -> Result<PostgresBatch, StoreError> {
     let mut connection = writers.take().await?;
     // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones. Whatever the
     // database's default is: the statements in the function must each see what was committed before them.
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch('{}')",
-        org.0
-    );
-    let found = loop {
+    let mut sql =
+        "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch('{".to_owned();
+    for (n, org) in orgs.iter().enumerate() {
+        write!(sql, "{}{}", if n == 0 { "" } else { "," }, org.0).expect("writing to a string");
+    }
+    sql.push_str("}')");
+    let rows = loop {
         match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).fetch_all(&mut *connection).await {
-            Ok(found) => break found,
+            Ok(rows) => break rows,
             // Nothing has happened yet.
             Err(error) if connection.is_reused() && is_lost(&error) => connection.replace().await?,
             Err(error) => return Err(store_error(error)),
         }
     };
-    let row = found.first().ok_or_else(|| rows::damaged("head"))?;
-    let mut columns = Columns::of(row);
-    let head = Head {
-        seq: columns.long()?,
-        floor: columns.long()?,
-        recorded_at: columns.optional_time()?,
-        types: columns.long()?,
-        ready_gen: columns.long()?,
-    };
-    let record = RecordId { n: columns.long()?, id: columns.long()? };
-    let found = End { head, record, folded_seq: columns.long()?, folded_n: columns.long()? };
-    let now = columns.time()?;
-    memory.found(org, found, now);
-    Ok(PostgresBatch { connection, org, found, now, end: None, memory, new_types: Vec::new(), fronts: HashMap::new() })
+    let (mut held, mut found, mut now) = (Vec::with_capacity(rows.len()), HashMap::new(), None);
+    for row in &rows {
+        let mut columns = Columns::of(row);
+        // The clock alone, where none of several heads is free.
+        now = Some(columns.time()?);
+        if columns.peek_is_null()? {
+            break;
+        }
+        let org = OrgId(columns.uuid()?);
+        let head = Head {
+            seq: columns.long()?,
+            floor: columns.long()?,
+            recorded_at: columns.optional_time()?,
+            types: columns.long()?,
+            ready_gen: columns.long()?,
+        };
+        let record = RecordId { n: columns.long()?, id: columns.long()? };
+        let end = End { head, record, folded_seq: columns.long()?, folded_n: columns.long()? };
+        held.push(org);
+        found.insert(org, end);
+    }
+    let now = now.ok_or_else(|| rows::damaged("head"))?;
+    found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
+    let (ends, new_types, fronts) = (Vec::new(), HashMap::new(), HashMap::new());
+    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, fronts })
+}
+
+/// What is being found of an org.
+#[derive(Default)]
+struct Found {
+    expired: Vec<JobId>,
+    next_expiry: Option<Time>,
+    due: Vec<JobId>,
+    next_due: Option<Time>,
+    misdated: Vec<JobId>,
+    types: Vec<String>,
+    /// Types of which it is not known whether they exist.
+    unknown: Vec<Arc<str>>,
+    jobs: Vec<Job>,
+    ready: FoundReady,
+    is_there: HashSet<JobId>,
+}
+
+impl Found {
+    fn add(&mut self, job: Job) {
+        if self.is_there.insert(job.id) {
+            self.jobs.push(job);
+        }
+    }
 }
 
 #[async_trait]
@@ -99,84 +138,75 @@ impl Batch for PostgresBatch {
         self.now
     }
 
-    async fn load(&mut self, _org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
-        let (expired, next_expiry) = match &needs.expired {
-            Some(wanted) => self.load_expired(wanted).await?,
-            None => (Vec::new(), None),
-        };
-        let (due, next_due) = match needs.due {
-            Some(limit) => self.load_due(limit).await?,
-            None => (Vec::new(), None),
-        };
-        let misdated = match needs.misdated {
-            Some((limit, by)) => self.load_misdated(limit, by).await?,
-            None => Vec::new(),
-        };
-        let (mut types, unknown) = self.memory.part(self.org, &needs.types);
-        let mut jobs = Vec::new();
-        let known = self.memory.jobs(self.org, &self.found, &needs.jobs);
-        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
-        let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).filter(|id| !is_known.contains(id));
-        let ids: Vec<_> = ids.map(|id| id.0).collect();
-        let has_names = !(needs.keys.is_empty() && needs.requests.is_empty() && unknown.is_empty());
-        if !ids.is_empty() || has_names {
-            let found = self.load_jobs(ids, needs, &unknown).await?;
-            self.memory.add_types(self.org, found.types.iter().map(|name| Arc::from(name.as_str())));
-            types.extend(found.types);
-            jobs = found.jobs;
-            // Those that were found by another name, too, are there once.
-            jobs.retain(|job| !is_known.contains(&job.id));
-        }
-        jobs.extend(known);
-        if !needs.ready.is_empty() {
-            let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
-            let ready = self.load_ready(&needs.ready).await?;
-            jobs.extend(ready.into_iter().filter(|job| known.insert(job.id)));
-        }
-        // Of those that are not there, this batch creates some.
-        self.new_types = unknown.into_iter().filter(|name| types.iter().all(|found| **found != **name)).collect();
-        let told = told_by_series(&self.found.head, &jobs, &expired, needs.expired.as_ref());
-        let histories = self.load_histories(&jobs, &told).await?;
-        let marks = import::load_marks(&mut self.connection, self.org, &jobs, &needs.imports).await?;
-        Ok(Loaded {
-            head: self.found.head,
-            jobs,
-            types,
-            expired,
-            histories,
-            next_expiry,
-            due,
-            next_due,
-            misdated,
-            marks,
-        })
+    fn orgs(&self) -> &[OrgId] {
+        &self.held
     }
 
-    async fn write(&mut self, _org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
-        self.new_types.retain(|name| changes.tallies.contains_key(name));
-        if changes.is_empty() {
-            return Ok(None);
+    async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
+        let mut all = self.find(needs).await?;
+        let mut loaded = Vec::with_capacity(needs.len());
+        for (org, needs) in needs {
+            let found = all.remove(org).unwrap_or_default();
+            let Found { expired, next_expiry, due, next_due, misdated, types, unknown, jobs, ready, .. } = found;
+            // Of those that are not there, this batch creates some.
+            let is_new = |name: &Arc<str>| types.iter().all(|found| **found != **name);
+            self.new_types.insert(*org, unknown.into_iter().filter(is_new).collect());
+            let head = self.end(*org)?.head;
+            let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
+            let histories = load_histories(&mut self.connection, *org, &jobs, &told).await?;
+            let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
+            loaded.push(Loaded {
+                head,
+                jobs,
+                ready,
+                types,
+                expired,
+                histories,
+                next_expiry,
+                due,
+                next_due,
+                misdated,
+                marks,
+            });
         }
-        let log = write::Log::new(self.org, self.found, changes, self.now);
-        let end = log.end(changes);
-        let mut left = Recent::leaving(self.org, self.found.record, end.record, changes);
-        left.fronts = std::mem::take(&mut self.fronts);
-        self.end = Some((end, left));
-        for (sql, arguments) in write::statements(&log, changes)? {
+        Ok(loaded)
+    }
+
+    async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
+        load_rows(&mut self.connection, ids).await
+    }
+
+    async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
+        let mut logs = Vec::with_capacity(changes.len());
+        for (org, changes) in changes {
+            if let Some(types) = self.new_types.get_mut(org) {
+                types.retain(|name| changes.tallies.contains_key(name));
+            }
+            logs.push(Log::new(*org, self.end(*org)?, changes, self.now));
+        }
+        let records = logs.iter().map(Log::record).collect();
+        for (log, (org, changes)) in logs.iter().zip(changes).filter(|(_, (_, changes))| !changes.is_empty()) {
+            let end = log.end(changes);
+            let mut left = Recent::leaving(*org, self.end(*org)?.record, end.record, changes);
+            left.fronts = self.fronts.remove(org).unwrap_or_default();
+            self.ends.push((*org, end, left));
+        }
+        let writes: Vec<_> = logs.iter().zip(changes.iter().map(|(_, changes)| *changes)).collect();
+        for (sql, arguments) in write::statements(&writes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
                 .execute(&mut *self.connection)
                 .await
                 .map_err(|error| self.memory.failed(error, store_error))?;
         }
-        Ok(log.record())
+        Ok(records)
     }
 
-    async fn has(&mut self, _org: OrgId, record: RecordId) -> Result<bool, StoreError> {
-        if record.n > self.found.record.n {
+    async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
+        if record.n > self.end(org)?.record.n {
             return Ok(false);
         }
         let sql = "/* has */ SELECT id FROM jobledger.org_record WHERE org_id = $1 AND n = $2";
-        let query = sqlx::query_with(sql, arguments![self.org.0, record.n]);
+        let query = sqlx::query_with(sql, arguments![org.0, record.n]);
         let found = query.fetch_optional(&mut *self.connection).await.map_err(store_error)?;
         match found {
             Some(row) => Ok(Columns::of(&row).long()? == record.id),
@@ -185,266 +215,128 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, org, found, mut end, memory, new_types, .. } = *self;
-        // A batch that writes nothing still answers from the log as it was found, whose last commit a synchronous standby may lack
-        // (see `Writer::resolve`). So it commits, too, unless the log up to there is known to be confirmed. The head row of an org
+        let Self { mut connection, found, mut ends, memory, mut new_types, .. } = *self;
+        // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
+        // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
         // without a log shall not stay.
-        let is_confirmed = end.is_none() && (found.head.seq == 0 || memory.is_confirmed(org, found.record));
+        let is_confirmed = |(org, end): (&OrgId, &End)| end.head.seq == 0 || memory.is_confirmed(*org, end.record);
+        let has_nothing = ends.is_empty() && found.iter().all(is_confirmed);
         // No time-out of the database's for the commit: this side gives up by itself, and looks.
         let sql =
-            if is_confirmed { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
-        if let Some((_, jobs)) = &mut end {
-            memory.committing(org, jobs);
+            if has_nothing { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
+        for (org, _, left) in &mut ends {
+            memory.committing(*org, left);
         }
         connection.commits();
         commit(sqlx::raw_sql(sql).execute(&mut *connection)).await.map_err(commit_error)?;
         connection.give_back();
-        if let Some((end, jobs)) = end {
-            memory.left(org, end, jobs, None);
-            memory.add_types(org, new_types.into_iter());
-        } else {
-            memory.confirmed(org, found.record);
+        let mut unwritten = found;
+        for (org, end, left) in ends {
+            unwritten.remove(&org);
+            memory.left(org, end, left, None);
+            memory.add_types(org, new_types.remove(&org).unwrap_or_default().into_iter());
         }
+        unwritten.into_iter().for_each(|(org, end)| memory.confirmed(org, end.record));
         Ok(())
     }
 }
 
-/// The first row has the types; each other row is a job.
-///
-/// OFFSET 0 has PostgreSQL look each row up by its whole key. Left free, it plans while the tables are empty to walk an org's
-/// rows for the wanted ones, and keeps to that until they have been analysed.
-static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "/* load_jobs */ WITH wanted (id) AS MATERIALIZED (
-            SELECT unnest($2::uuid[])
-            UNION SELECT j.id FROM unnest($3::text[]) AS wanted (key) CROSS JOIN LATERAL (
-                SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.idempotency_key = wanted.key OFFSET 0) j
-            UNION SELECT j.id FROM unnest($5::text[]) AS wanted (request) CROSS JOIN LATERAL (
-                SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.lease_request = wanted.request OFFSET 0) j
-        )
-        SELECT (SELECT array_agg(c.type::text) FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = ANY ($4::text[])),
-            {}, NULL, NULL
-        UNION ALL
-        SELECT NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
-        FROM wanted
-        CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = $1 AND j.id = wanted.id OFFSET 0) j
-        LEFT JOIN LATERAL (
-            SELECT e.detail_json FROM jobledger.job_event e
-            WHERE e.org_id = $1 AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
-        JOB_COLUMNS.map(|_| "NULL").join(", "),
-        job_columns("j")
-    )
-});
-
-/// What [`LOAD_JOBS`] finds.
-#[derive(Default)]
-struct Found {
-    jobs: Vec<Job>,
-    types: Vec<String>,
-}
-
 impl PostgresBatch {
-    async fn load_jobs(
+    fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// Where an org's log was found to end.
+    fn end(&self, org: OrgId) -> Result<End, StoreError> {
+        self.found.get(&org).copied().ok_or_else(|| StoreError::Unusable(format!("the head of org {org} is not held")))
+    }
+
+    /// What there is of what the commands on some orgs name; of all orgs by the same statements.
+    async fn find(&mut self, needs: &[(OrgId, Needs)]) -> Result<HashMap<OrgId, Found>, StoreError> {
+        let now = self.now;
+        let mut all: HashMap<OrgId, Found> = HashMap::with_capacity(needs.len());
+        let looks: Vec<Of<usize>> = needs.iter().filter_map(|(org, needs)| Some((*org, needs.due?))).collect();
+        let mut due = load_due(self.connection(), &looks, now).await?;
+        let mut names = Names::default();
+        for (org, needs) in needs {
+            let org = *org;
+            let mut found = Found::default();
+            (found.due, found.next_due) = due.remove(&org).unwrap_or_default();
+            if let Some(wanted) = &needs.expired {
+                (found.expired, found.next_expiry) = load_expired(self.connection(), org, wanted, now).await?;
+            }
+            if let Some(wanted) = needs.misdated {
+                found.misdated = load_misdated(self.connection(), org, wanted, now).await?;
+            }
+            self.memory.jobs(org, &self.end(org)?, &needs.jobs).into_iter().for_each(|job| found.add(job));
+            (found.types, found.unknown) = self.memory.part(org, &needs.types);
+            let ids = needs.jobs.iter().chain(&found.expired).chain(&found.due).chain(&found.misdated);
+            names.jobs.extend(ids.filter(|id| !found.is_there.contains(id)).map(|id| (org, *id)));
+            names.keys.extend(needs.keys.iter().map(|key| (org, Arc::clone(key))));
+            names.held.extend(needs.held.iter().map(|held| (org, held.clone())));
+            names.types.extend(found.unknown.iter().map(|name| (org, Arc::clone(name))));
+            all.insert(org, found);
+        }
+        let (jobs, types) = load_jobs(self.connection(), &names).await?;
+        for (org, name) in types {
+            self.memory.add_types(org, std::iter::once(Arc::clone(&name)));
+            if let Some(found) = all.get_mut(&org) {
+                found.types.push(name.to_string());
+            }
+        }
+        add(&mut all, jobs);
+        self.find_ready(needs, &mut all).await?;
+        Ok(all)
+    }
+
+    /// Jobs that may be claimed.
+    async fn find_ready(
         &mut self,
-        ids: Vec<uuid::Uuid>,
-        needs: &Needs,
-        types: &[Arc<str>],
-    ) -> Result<Found, StoreError> {
-        let texts = |texts: &[Arc<str>]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let (keys, types, requests) = (texts(&needs.keys), texts(types), texts(&needs.requests));
-        let arguments = arguments![self.org.0, ids, keys, types, requests];
-        let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments);
-        let rows = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
-        let mut found = Found::default();
-        for row in &rows {
-            let mut columns = Columns::of(row);
-            let types: Option<Vec<String>> = columns.get()?;
-            if columns.peek_is_null()? {
-                found.types = types.unwrap_or_default();
-            } else {
-                found.jobs.push(rows::job(&mut columns)?);
+        needs: &[(OrgId, Needs)],
+        all: &mut HashMap<OrgId, Found>,
+    ) -> Result<(), StoreError> {
+        let (mut of_types, mut of_all) = (Vec::new(), Vec::new());
+        for (org, Needs { ready, .. }) in needs {
+            let end = self.end(*org)?;
+            for (name, limit) in &ready.of {
+                let (from, job_type) = (self.memory.front(*org, &end, name), Some(Arc::clone(name)));
+                of_types.push((*org, Wanted { job_type, limit: *limit, from }));
+            }
+            if ready.all > 0 {
+                let from = self.memory.front(*org, &end, &ALL_TYPES);
+                of_all.push((*org, Wanted { job_type: None, limit: ready.all, from }));
             }
         }
-        Ok(found)
-    }
-
-    async fn load_expired(&mut self, wanted: &Expired) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-        const SQL: &str = "/* load_expired */ SELECT old.id,
-                (SELECT min(j.finished_at) FROM jobledger.job j
-                 WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at >= $3)
-            FROM (VALUES (1)) one LEFT JOIN (
-                SELECT j.id FROM jobledger.job j
-                WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at < $3
-                ORDER BY j.finished_at LIMIT $4
-            ) old ON true";
-        let (mut expired, mut next) = (Vec::new(), None);
-        for (status, before) in wanted.retention.cutoffs(self.now) {
-            let limit = (wanted.limit - expired.len()) as i64;
-            let query = sqlx::query_with(SQL, arguments![self.org.0, status.as_str(), before, limit]);
-            for row in query.fetch_all(&mut *self.connection).await.map_err(store_error)? {
-                let mut columns = Columns::of(&row);
-                expired.extend(columns.get::<Option<uuid::Uuid>>()?.map(JobId));
-                if let Some(finished_at) = columns.optional_time()? {
-                    let expiry = finished_at + (self.now - before);
-                    next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
-                }
+        let mut found: HashMap<OrgId, (Vec<ReadyJob>, Vec<ReadyJob>)> = HashMap::new();
+        for (org, job) in load_ready(self.connection(), &of_types).await? {
+            self.has_front(org, &job.job_type, job.order);
+            found.entry(org).or_default().0.push(job);
+        }
+        for (org, job) in load_ready(self.connection(), &of_all).await? {
+            self.has_front(org, &ALL_TYPES, job.order);
+            found.entry(org).or_default().1.push(job);
+        }
+        for (org, needs) in needs {
+            let (of_types, of_all) = found.remove(org).unwrap_or_default();
+            if let Some(found) = all.get_mut(org) {
+                found.ready = FoundReady::new(&needs.ready, of_types, of_all);
             }
         }
-        Ok((expired, next))
+        Ok(())
     }
 
-    /// What happened to some of the jobs.
-    async fn load_histories(
-        &mut self,
-        jobs: &[Job],
-        told: &[JobId],
-    ) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
-        const SQL: &str =
-            "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at',
-                COALESCE(e.detail_json ? 'past', false)
-            FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, n) CROSS JOIN LATERAL (
-                SELECT * FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = wanted.id
-                    AND e.recorded_at >= $3 AND e.recorded_at <= $4 AND e.kind NOT IN ('progress', 'cancel_requested')
-                ORDER BY e.seq OFFSET 0
-            ) e";
-        let mut histories: HashMap<_, Vec<_>> = HashMap::new();
-        let (Some(since), Some(until)) = (
-            jobs.iter().map(|job| job.created_at).min().filter(|_| !told.is_empty()),
-            jobs.iter().map(|job| job.last_recorded_at).max(),
-        ) else {
-            return Ok(histories);
-        };
-        let ids: Vec<_> = told.iter().map(|id| id.0).collect();
-        let query = sqlx::query_with(SQL, arguments![self.org.0, ids, since, until]);
-        for row in query.fetch_all(&mut *self.connection).await.map_err(store_error)? {
-            let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
-            histories.entry(job).or_default().push(milestone);
-        }
-        Ok(histories)
-    }
-
-    async fn load_due(&mut self, limit: usize) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-        const SQL: &str = "/* load_due */ SELECT due.id,
-                (SELECT min(j.due_at) FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND j.due_at > $2)
-            FROM (VALUES (1)) one LEFT JOIN (
-                SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND j.due_at <= $2
-                ORDER BY j.due_at LIMIT $3
-            ) due ON true";
-        let query = sqlx::query_with(SQL, arguments![self.org.0, self.now, limit as i64]);
-        let (mut due, mut next) = (Vec::new(), None);
-        for row in query.fetch_all(&mut *self.connection).await.map_err(store_error)? {
-            let mut columns = Columns::of(&row);
-            due.extend(columns.get::<Option<uuid::Uuid>>()?.map(JobId));
-            next = columns.optional_time()?;
-        }
-        Ok((due, next))
-    }
-
-    async fn load_misdated(&mut self, limit: usize, by: Duration) -> Result<Vec<JobId>, StoreError> {
-        const SQL: &str =
-            "/* load_misdated */ SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND (
-                j.status = 'running' AND j.lease_expires_at > $2 + j.lease_granted * interval '1 microsecond'
-                    AND (j.updated_at > $2 OR j.lease_expires_at > $2 + $3 * interval '1 second')
-                OR j.status = 'running' AND j.due_at > $5 * interval '1 second' + greatest($2, least(j.lease_expires_at,
-                    least(j.attempt_started_at, $2) + j.run_timeout * interval '1 microsecond'))
-                OR j.status = 'queued' AND j.attempt > 0 AND j.updated_at > $2
-                    AND j.due_at > $2 + (j.scheduled_at - j.updated_at)
-            ) LIMIT $4";
-        let by = by.min(LONGEST_LEASE).as_secs_f64();
-        let arguments = arguments![self.org.0, self.now, by, limit as i64, LONGEST_GRACE.as_secs_f64()];
-        let found = sqlx::query_with(SQL, arguments).fetch_all(&mut *self.connection).await.map_err(store_error)?;
-        found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
-    }
-
-    async fn load_ready(&mut self, wanted: &Ready) -> Result<Vec<Job>, StoreError> {
-        let mut jobs = Vec::new();
-        if !wanted.of.is_empty() {
-            let names: Vec<_> = wanted.of.keys().map(|name| name.to_string()).collect();
-            let limits: Vec<_> = wanted.of.values().map(|limit| *limit as i64).collect();
-            let front = |name| self.memory.front(self.org, &self.found, name);
-            let fronts: Vec<_> = wanted.of.keys().map(front).collect();
-            let priorities: Vec<_> =
-                fronts.iter().map(|front| front.map_or(i32::MAX, |front| front.priority.0)).collect();
-            let ready: Vec<_> = fronts.iter().map(|front| front.map(|front| front.ready_at)).collect();
-            let seqs: Vec<_> = fronts.iter().map(|front| front.map(|front| front.created_seq)).collect();
-            let arguments = arguments![self.org.0, names, limits, priorities, ready, seqs];
-            jobs.extend(self.fetch_jobs(&LOAD_READY, arguments).await?);
-            for job in &jobs {
-                let (place, name) = (Place::of(job), &job.spec.job_type);
-                let front = self.fronts.entry(Arc::clone(name)).or_insert(place);
-                *front = place.min(*front);
-            }
-        }
-        if wanted.all > 0 {
-            jobs.extend(self.fetch_jobs(&LOAD_ALL_READY, arguments![self.org.0, wanted.all as i64]).await?);
-        }
-        Ok(jobs)
-    }
-
-    async fn fetch_jobs(&mut self, sql: &'static str, arguments: PgArguments) -> Result<Vec<Job>, StoreError> {
-        let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
-        let found = query.fetch_all(&mut *self.connection).await.map_err(store_error)?;
-        found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+    /// The first job of a type that may be claimed stands here, or before it.
+    fn has_front(&mut self, org: OrgId, job_type: &Arc<str>, order: ClaimOrder) {
+        let front = self.fronts.entry(org).or_default().entry(Arc::clone(job_type)).or_insert(order);
+        *front = order.min(*front);
     }
 }
 
-/// Of each type wanted, the first in the order of the index.
-fn load_ready(wanted: &str, tail: &str) -> String {
-    format!(
-        "{wanted}
-        SELECT {}, NULL::text, NULL::integer FROM wanted CROSS JOIN LATERAL (
-            SELECT j.* FROM jobledger.job j
-            WHERE j.org_id = $1 AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL
-            ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT wanted.most
-        ) j {tail}",
-        job_columns("j")
-    )
+/// Adds jobs to what is found of their orgs, those that are not there yet.
+fn add(all: &mut HashMap<OrgId, Found>, jobs: Vec<Job>) {
+    for job in jobs {
+        if let Some(found) = all.get_mut(&job.org_id) {
+            found.add(job);
+        }
+    }
 }
-
-/// The same from a place on. Of jobs that are claimed the index keeps what stood there for as long as anybody has an older
-/// snapshot: beginning at its front, each claim would wade through all of them. Where no place is known the priority is above all.
-static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
-    let first = |condition: &str, order: &str| {
-        format!(
-            "(SELECT j.* FROM jobledger.job j
-              WHERE j.org_id = $1 AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL AND {condition}
-              ORDER BY {order}j.ready_at, j.created_seq LIMIT wanted.most)"
-        )
-    };
-    format!(
-        "/* load_ready */ WITH wanted (type, most, priority, ready_at, created_seq) AS (
-            SELECT * FROM unnest($2::text[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::bigint[])
-        )
-        SELECT {}, NULL::text, NULL::integer FROM wanted CROSS JOIN LATERAL ({} UNION ALL {} LIMIT wanted.most) j",
-        job_columns("j"),
-        first(
-            "j.priority = wanted.priority AND (j.ready_at, j.created_seq) >= (wanted.ready_at, wanted.created_seq)",
-            ""
-        ),
-        first("j.priority < wanted.priority", "j.priority DESC, ")
-    )
-});
-
-/// The types of which a job may be claimed, one after the other, from one place in the index to the next. The first so many
-/// of all jobs are of the types whose own first is among the first so many.
-static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
-    load_ready(
-        "/* load_all_ready */ WITH RECURSIVE found (type) AS (
-            (SELECT j.type::text FROM jobledger.job j WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL
-             ORDER BY j.type LIMIT 1)
-            UNION ALL
-            SELECT (SELECT j.type::text FROM jobledger.job j
-                    WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL AND j.type > found.type
-                    ORDER BY j.type LIMIT 1)
-            FROM found WHERE found.type IS NOT NULL
-        ), wanted (type, most) AS (
-            SELECT found.type, $2::bigint FROM found CROSS JOIN LATERAL (
-                SELECT j.priority, j.ready_at, j.created_seq FROM jobledger.job j
-                WHERE j.org_id = $1 AND j.type = found.type AND j.status = 'queued' AND j.due_at IS NULL
-                ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT 1
-            ) first
-            ORDER BY first.priority DESC, first.ready_at, first.created_seq LIMIT $2::bigint
-        )",
-        "ORDER BY j.priority DESC, j.ready_at, j.created_seq LIMIT $2::bigint",
-    )
-});

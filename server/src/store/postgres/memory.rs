@@ -24,8 +24,8 @@ use crate::{
         job::Job,
     },
     store::{
-        Head, RecordId, StoreError,
-        recent::{Left, Place, Recent},
+        ClaimOrder, Head, RecordId, StoreError,
+        recent::{Left, Recent},
     },
 };
 
@@ -192,7 +192,7 @@ impl Memory {
     }
 
     /// Before this place no job of the type may be claimed, in a log that ends here.
-    pub(super) fn front(&self, org: OrgId, end: &End, job_type: &Arc<str>) -> Option<Place> {
+    pub(super) fn front(&self, org: OrgId, end: &End, job_type: &Arc<str>) -> Option<ClaimOrder> {
         self.jobs.front(org, end.record, job_type)
     }
 

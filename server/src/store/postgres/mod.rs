@@ -9,9 +9,11 @@ mod batch;
 mod columns;
 mod connections;
 mod error;
+mod fold;
 mod import;
 mod lingering;
 mod list;
+mod load;
 mod memory;
 pub(super) mod migrations;
 mod notify;
@@ -90,6 +92,7 @@ pub struct PostgresStore {
     writers: Arc<Connections>,
     readers: Arc<Connections>,
     write_connections: usize,
+    orgs_per_transaction: usize,
     options: PgConnectOptions,
     announcer: Announcer,
     memory: Arc<Memory>,
@@ -132,6 +135,7 @@ impl PostgresStore {
             writers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &BY_KEY], options.write_connections),
             readers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &NOT_REPLICATED], options.read_connections),
             write_connections: options.write_connections as usize,
+            orgs_per_transaction: options.orgs_per_transaction as usize,
             announcer: Announcer::start(base.clone().options(SESSION).application_name("jobledger-notify")),
             options: base.options(SESSION),
             memory: Arc::default(),
@@ -168,22 +172,18 @@ async fn assert_usable(connection: &mut PgConnection) -> Result<(), StoreError> 
 #[async_trait]
 impl Store for PostgresStore {
     fn capacity(&self) -> Capacity {
-        Capacity { transactions: self.write_connections, orgs: 1 }
+        Capacity { transactions: self.write_connections, orgs: self.orgs_per_transaction }
     }
 
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
-        let [org] = orgs else {
-            return Err(StoreError::Unusable("a transaction holds one org".to_owned()));
-        };
         if self.memory.takes_partitions() {
             read::make_partitions(&self.readers, MONTHS_AHEAD).await?;
         }
-        Ok(Box::new(batch::begin(&self.writers, *org, Arc::clone(&self.memory)).await?))
+        Ok(Box::new(batch::begin(&self.writers, orgs, Arc::clone(&self.memory)).await?))
     }
 
-    fn recall(&self, org: OrgId, needs: &Needs, commands: usize) -> Option<Box<dyn Batch>> {
-        let batch = recalled::recall(&self.writers, &self.memory, org, needs, commands)?;
-        Some(Box::new(batch))
+    fn recall(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
+        Some(Box::new(recalled::recall(&self.writers, &self.memory, needs)?))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {

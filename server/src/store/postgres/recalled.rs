@@ -1,8 +1,8 @@
-//! A batch that begins where this server's last one on the org has left the log: one round trip, which locks the head, sees that
-//! the log's last record is still that one's, writes, and commits. Only for batches that need nothing but jobs that
+//! A batch that begins where this server's last ones on some orgs have left their logs: one round trip, which locks the heads, sees
+//! that the last records are still those, writes, and commits. Only for batches that need nothing but jobs that
 //! are remembered.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, postgres::PgArguments};
@@ -12,10 +12,14 @@ use super::{
     connections::Connections,
     error::{commit, commit_error},
     memory::{End, Memory},
-    write,
+    write::{self, Log},
 };
 use crate::{
-    domain::{clock::Time, id::OrgId, job::Job},
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::Job,
+    },
     store::{
         Batch, Changes, Loaded, Needs, RecordId, StoreError,
         recent::{Left, Recent},
@@ -30,43 +34,60 @@ const MOVED_ON: &str = "JL001";
 pub(super) struct RecalledBatch {
     writers: Arc<Connections>,
     memory: Arc<Memory>,
-    org: OrgId,
-    end: End,
+    orgs: Vec<OrgId>,
+    recalled: HashMap<OrgId, Recalled>,
     now: Time,
-    types: Vec<String>,
-    jobs: Vec<Job>,
-    /// What the commit runs, and where it leaves the log and the jobs.
-    statement: Option<(String, PgArguments, End, Left)>,
+    statement: Option<Resuming>,
 }
 
-/// Begins such a batch, if these needs can be met from memory.
+/// What the commit runs, and where it leaves the logs and the jobs.
+struct Resuming {
+    sql: String,
+    arguments: PgArguments,
+    left: Vec<(OrgId, End, Left)>,
+}
+
+/// What is remembered of an org.
+struct Recalled {
+    end: End,
+    types: Vec<String>,
+    jobs: Vec<Job>,
+}
+
+/// Begins such a batch, if these needs of so many commands can be met from memory, of all orgs.
 pub(super) fn recall(
     writers: &Arc<Connections>,
     memory: &Arc<Memory>,
-    org: OrgId,
-    needs: &Needs,
-    commands: usize,
+    needs: &[(OrgId, Needs, usize)],
 ) -> Option<RecalledBatch> {
-    let Needs { jobs, types, keys, requests, ready, expired, due, misdated, imports } = needs;
-    let needs_more = !(keys.is_empty() && requests.is_empty() && ready.is_empty() && imports.is_empty())
+    let (mut recalled, mut now) = (HashMap::with_capacity(needs.len()), None);
+    for (org, needs, commands) in needs {
+        let (found, time) = recall_one(memory, *org, needs, *commands)?;
+        recalled.insert(*org, found);
+        now = now.max(Some(time));
+    }
+    let orgs = needs.iter().map(|(org, ..)| *org).collect();
+    let (writers, memory) = (Arc::clone(writers), Arc::clone(memory));
+    Some(RecalledBatch { writers, memory, orgs, recalled, now: now?, statement: None })
+}
+
+fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Option<(Recalled, Time)> {
+    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports } = needs;
+    let needs_more = !(keys.is_empty() && held.is_empty() && ready.is_empty() && imports.is_empty())
         || expired.is_some()
         || due.is_some()
         || misdated.is_some();
     if needs_more || types.is_empty() && jobs.is_empty() {
         return None;
     }
-    let (known, unknown) = memory.part(org, types);
+    let (types, unknown) = memory.part(org, types);
     let (end, now) = memory.recall(org).filter(|_| unknown.is_empty())?;
     if write::is_time_to_fold(&end, now, commands) {
         return None;
     }
     let wanted = jobs.len();
     let jobs = memory.jobs(org, &end, jobs);
-    if jobs.len() < wanted {
-        return None;
-    }
-    let (writers, memory) = (Arc::clone(writers), Arc::clone(memory));
-    Some(RecalledBatch { writers, memory, org, end, now, types: known, jobs, statement: None })
+    (jobs.len() == wanted).then_some((Recalled { end, types, jobs }, now))
 }
 
 #[async_trait]
@@ -75,46 +96,79 @@ impl Batch for RecalledBatch {
         self.now
     }
 
-    async fn load(&mut self, _org: OrgId, _needs: &Needs) -> Result<Loaded, StoreError> {
-        Ok(Loaded { jobs: self.jobs.clone(), ..Loaded::end(self.end.head, std::mem::take(&mut self.types)) })
+    fn orgs(&self) -> &[OrgId] {
+        &self.orgs
     }
 
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
-        // What is answered by how the jobs are rests on their being so.
-        if changes.is_empty() && self.jobs.is_empty() {
-            return Ok(None);
+    async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
+        let load = |(org, _): &(OrgId, Needs)| {
+            let Recalled { end, types, jobs } = self.recalled.get(org).ok_or_else(not_recalled)?;
+            Ok(Loaded { jobs: jobs.clone(), ..Loaded::end(end.head, types.clone()) })
+        };
+        needs.iter().map(load).collect()
+    }
+
+    async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
+        if ids.is_empty() { Ok(Vec::new()) } else { Err(not_recalled()) }
+    }
+
+    async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
+        let mut writes = Vec::with_capacity(changes.len());
+        for (org, changes) in changes {
+            let Recalled { end, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
+            writes.push((Log::new(*org, *end, changes, self.now), *changes));
         }
-        let log = write::Log::new(org, self.end, changes, self.now);
-        let Some((sql, arguments)) = write::resuming(&log, changes)? else {
+        let records = writes.iter().map(|(log, _)| log.record()).collect();
+        // What is answered by how the jobs are rests on their being so.
+        let is_needless = |(org, changes): &(OrgId, &Changes)| {
+            changes.is_empty() && self.recalled.get(org).is_some_and(|recalled| recalled.jobs.is_empty())
+        };
+        if changes.iter().all(is_needless) {
+            return Ok(records);
+        }
+        let of_all: Vec<_> = writes.iter().map(|(log, changes)| (log, *changes)).collect();
+        let Some((sql, arguments)) = write::resuming(&of_all)? else {
             return Err(StoreError::Conflict("what is written takes more than one statement".to_owned()));
         };
-        let left = Recent::leaving(org, self.end.record, log.end(changes).record, changes);
-        self.statement = Some((sql, arguments, log.end(changes), left));
-        Ok(log.record())
+        let leave = |((log, changes), (org, _)): (&(Log, &Changes), &(OrgId, &Changes))| {
+            let after = log.end(changes);
+            (*org, after, Recent::leaving(*org, log.before().record, after.record, changes))
+        };
+        let left = writes.iter().zip(changes).map(leave).collect();
+        self.statement = Some(Resuming { sql, arguments, left });
+        Ok(records)
     }
 
     async fn has(&mut self, _org: OrgId, _record: RecordId) -> Result<bool, StoreError> {
-        Err(StoreError::Conflict("a batch that begins from memory holds no head yet".to_owned()))
+        Err(not_recalled())
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { writers, memory, org, statement, .. } = *self;
-        let Some((sql, arguments, end, mut jobs)) = statement else { return Ok(()) };
-        memory.committing(org, &mut jobs);
+        let Self { writers, memory, orgs, statement, .. } = *self;
+        let Some(Resuming { sql, arguments, mut left }) = statement else { return Ok(()) };
+        left.iter_mut().for_each(|(org, _, left)| memory.committing(*org, left));
         let mut connection = writers.take().await?;
         connection.commits();
         match commit(sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *connection)).await {
             Ok(row) => {
                 connection.give_back();
-                memory.left(org, end, jobs, Columns::of(&row).optional_time()?);
+                let clock = Columns::of(&row).optional_time()?;
+                left.into_iter().for_each(|(org, end, left)| memory.left(org, end, left, clock));
                 Ok(())
             }
             Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some(MOVED_ON) => {
                 connection.give_back();
-                memory.missed(org);
-                Err(StoreError::Conflict(said.message().to_owned()))
+                // Which of them it was is in the message, where it is one.
+                let moved_on = said.message();
+                let is_named = |org: &&OrgId| moved_on.contains(&org.0.to_string());
+                orgs.iter().filter(is_named).for_each(|org| memory.missed(*org));
+                Err(StoreError::Conflict(moved_on.to_owned()))
             }
             Err(error) => Err(memory.failed(error, commit_error)),
         }
     }
+}
+
+fn not_recalled() -> StoreError {
+    StoreError::Conflict("a batch that begins from memory has nothing else".to_owned())
 }

@@ -9,10 +9,12 @@ use serde_json::{Map, Value};
 use super::statement::Statement;
 use crate::{
     domain::{
+        clock::Time,
         flow::{Flow, Width},
+        id::OrgId,
         status::JobStatus,
     },
-    store::{Changes, RemovedFlow, StoreError, Tally, rows::json_text, series::FORGOTTEN_AT_ONCE},
+    store::{RemovedFlow, StoreError, Tally, rows::json_text, series::FORGOTTEN_AT_ONCE},
 };
 
 /// Where a tally's counts stand in its JSON.
@@ -37,7 +39,7 @@ pub(super) fn json(tallies: &BTreeMap<Arc<str>, Tally>) -> String {
 }
 
 impl Statement {
-    /// Adds the part `changes` to the counters.
+    /// Adds the part `changes` to the counters of its orgs.
     pub(super) fn counters(&mut self) {
         let names: Vec<_> = JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"]).collect();
         let sums: Vec<_> =
@@ -48,14 +50,14 @@ impl Statement {
             "counters",
             format_args!(
                 "(INSERT INTO jobledger.org_counter AS c (org_id, type, {names})
-                 SELECT $1, changes.key, {sums} FROM changes GROUP BY changes.key
+                 SELECT changes.org_id, changes.key, {sums} FROM changes GROUP BY changes.org_id, changes.key
                  ON CONFLICT (org_id, type) DO UPDATE SET {add})"
             ),
         );
     }
 
-    /// Adds the part `changes` to the series, and forgets what is too old of it.
-    pub(super) fn series(&mut self, changes: &Changes) -> Result<(), StoreError> {
+    /// Adds the part `changes` to the series of its orgs.
+    pub(super) fn series(&mut self) {
         let sums: Vec<_> =
             (FLOW..WAITS).map(|n| format!("coalesce(sum((changes.value ->> {n})::bigint), 0)")).collect();
         let (names, sums) = (Flow::NAMES.join(", "), sums.join(", "));
@@ -64,35 +66,43 @@ impl Statement {
             "series",
             format_args!(
                 "(INSERT INTO jobledger.org_series AS s (org_id, width, start, type, removed, {names}, waits, runs)
-                 SELECT $1, w.width, date_bin(w.width * interval '1 second', changes.recorded_at, 'epoch'), changes.key, false,
+                 SELECT changes.org_id, w.width, date_bin(w.width * interval '1 second', changes.recorded_at, 'epoch'), changes.key, false,
                     {sums}, jobledger.sum_counts(jobledger.to_counts(changes.value -> {WAITS})),
                     jobledger.sum_counts(jobledger.to_counts(changes.value -> {RUNS}))
                  FROM changes CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
-                 WHERE jsonb_array_length(changes.value) > {FLOW} GROUP BY 2, 3, 4
+                 WHERE jsonb_array_length(changes.value) > {FLOW} GROUP BY 1, 2, 3, 4
                  ON CONFLICT (org_id, width, start, type, removed) DO UPDATE SET {add})"
             ),
         );
-        if let Some(time) = changes.new_minute {
-            for (width, part) in [(Width::Minute, "forget_minutes"), (Width::Hour, "forget_hours")] {
-                let seconds = width.seconds();
-                let kept_since = self.bind(width.kept_since(time))?;
-                self.part(
-                    part,
-                    format_args!(
-                        "(DELETE FROM jobledger.org_series WHERE org_id = $1 AND width = {seconds} AND start <= (
-                            SELECT max(old.start) FROM (
-                                SELECT s.start FROM jobledger.org_series s
-                                WHERE s.org_id = $1 AND s.width = {seconds} AND s.start < {kept_since}::timestamptz
-                                ORDER BY s.start LIMIT {FORGOTTEN_AT_ONCE}) old))"
-                    ),
-                );
-            }
+    }
+
+    /// Forgets what is too old of the series of some orgs, as of these times.
+    pub(super) fn forget(&mut self, orgs: &[(OrgId, Time)]) -> Result<(), StoreError> {
+        if orgs.is_empty() {
+            return Ok(());
+        }
+        let org = self.bind(orgs.iter().map(|(org, _)| org.0).collect::<Vec<_>>())?;
+        for (width, part) in [(Width::Minute, "forget_minutes"), (Width::Hour, "forget_hours")] {
+            let seconds = width.seconds();
+            let kept_since = self.bind(orgs.iter().map(|(_, time)| width.kept_since(*time)).collect::<Vec<_>>())?;
+            self.part(
+                part,
+                format_args!(
+                    "(DELETE FROM jobledger.org_series s USING (
+                        SELECT old.place FROM unnest({org}::uuid[], {kept_since}::timestamptz[]) AS u (org_id, kept_since)
+                        CROSS JOIN LATERAL (
+                            SELECT s.ctid AS place FROM jobledger.org_series s
+                            WHERE s.org_id = u.org_id AND s.width = {seconds} AND s.start < u.kept_since
+                            ORDER BY s.start LIMIT {FORGOTTEN_AT_ONCE}) old) gone
+                     WHERE s.ctid = gone.place)"
+                ),
+            );
         }
         Ok(())
     }
 
     /// Keeps what the series no longer finds in the log.
-    pub(super) fn removed_flow(&mut self, removed: &RemovedFlow) -> Result<(), StoreError> {
+    pub(super) fn removed_flow(&mut self, org: &str, removed: &RemovedFlow) -> Result<(), StoreError> {
         let rows: Vec<_> = removed.iter().collect();
         if rows.is_empty() {
             return Ok(());
@@ -113,7 +123,7 @@ impl Statement {
             "removed_flow",
             format_args!(
                 "(INSERT INTO jobledger.org_series AS s (org_id, width, start, type, removed, {names}, waits, runs)
-                 SELECT $1, u.width, u.start, u.type, true, {names},
+                 SELECT {org}, u.width, u.start, u.type, true, {names},
                     jobledger.to_counts(u.waits::jsonb), jobledger.to_counts(u.runs::jsonb)
                  FROM unnest({width}::smallint[], {start}::timestamptz[], {name}::text[], {counts}, {waits}::text[], {runs}::text[])
                     AS u (width, start, type, {names}, waits, runs)

@@ -13,11 +13,11 @@ use crate::{
     store::{RecordId, StoreError},
 };
 
-/// A statement in the making: parts of a WITH, and their arguments. `$1` is the org.
+/// A statement in the making: parts of a WITH, and their arguments.
 pub(super) struct Statement {
     text: String,
     has_parts: bool,
-    /// Nothing is written unless the log ends where it is said to.
+    /// Nothing is written unless the logs end where they are said to.
     is_guarded: bool,
     arguments: PgArguments,
 }
@@ -27,6 +27,8 @@ pub(super) struct Column {
     pub(super) name: &'static str,
     /// Where its values stand among the arguments.
     place: String,
+    /// The type in which one travels.
+    sent_as: String,
     /// One value for all rows, instead of an array.
     is_same: bool,
     /// The column of the set that has the values, where it is another.
@@ -38,7 +40,7 @@ impl Column {
     pub(super) fn value(&self) -> String {
         let (name, place) = (self.name, &self.place);
         if self.is_same {
-            format!("{place}::{}{}", type_of(name), cast(name))
+            format!("{place}::{}{}", self.sent_as, cast(name))
         } else {
             format!("u.{}{}", self.of.unwrap_or(name), cast(name))
         }
@@ -46,31 +48,32 @@ impl Column {
 
     /// A column with the values of another.
     pub(super) fn same_as(name: &'static str, of: &'static str) -> Self {
-        Self { name, place: String::new(), is_same: false, of: Some(of) }
+        Self { name, place: String::new(), sent_as: String::new(), is_same: false, of: Some(of) }
     }
 }
 
 impl Statement {
-    pub(super) fn new(name: &str, org: OrgId) -> Result<Self, StoreError> {
+    pub(super) fn new(name: &str) -> Self {
         let text = format!("/* {name} */ WITH ");
-        let mut statement = Self { text, has_parts: false, is_guarded: false, arguments: PgArguments::default() };
-        statement.bind(org.0)?;
-        Ok(statement)
+        Self { text, has_parts: false, is_guarded: false, arguments: PgArguments::default() }
     }
 
-    /// A statement that is a transaction by itself: it first names the org, locks its head, and fails unless this is the log's last
-    /// record. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a table may do so before. It
-    /// brings the clock.
-    pub(super) fn resuming(name: &str, org: OrgId, last: RecordId) -> Result<Self, StoreError> {
-        let mut statement = Self::new(name, org)?;
-        let (n, id) = (statement.bind(last.n)?, statement.bind(last.id)?);
-        statement.part("guard", format_args!("MATERIALIZED (SELECT jobledger.resume_batch($1, {n}, {id}) AS clock)"));
+    /// A statement that is a transaction by itself: it first names the orgs, locks their heads, and fails unless these are the last
+    /// records of their logs. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a table may do so
+    /// before. It brings the clock.
+    pub(super) fn resuming(name: &str, last: &[(OrgId, RecordId)]) -> Result<Self, StoreError> {
+        let mut statement = Self::new(name);
+        let orgs = statement.bind(last.iter().map(|(org, _)| org.0).collect::<Vec<_>>())?;
+        let n = statement.bind(last.iter().map(|(_, record)| record.n).collect::<Vec<_>>())?;
+        let id = statement.bind(last.iter().map(|(_, record)| record.id).collect::<Vec<_>>())?;
+        statement
+            .part("guard", format_args!("MATERIALIZED (SELECT jobledger.resume_batch({orgs}, {n}, {id}) AS clock)"));
         statement.is_guarded = true;
         Ok(statement)
     }
 
-    pub(super) fn is_guarded(&self) -> bool {
-        self.is_guarded
+    pub(super) fn has_parts(&self) -> bool {
+        self.has_parts
     }
 
     pub(super) fn finish(mut self) -> (String, PgArguments) {
@@ -106,10 +109,11 @@ impl Statement {
         value: impl FnMut(&'q R) -> T,
     ) -> Result<Column, StoreError>
     where
+        T: Type<Postgres>,
         Vec<T>: Encode<'q, Postgres> + Type<Postgres>,
     {
         let place = self.bind(rows.iter().map(value).collect::<Vec<_>>())?;
-        Ok(Column { name, place, is_same: false, of: None })
+        Ok(Column { name, place, sent_as: T::type_info().to_string(), is_same: false, of: None })
     }
 
     /// Binds one column of a set that has rows: as one value where all are known to be the same.
@@ -128,7 +132,7 @@ impl Statement {
             return self.column(name, rows, value);
         }
         let place = self.bind(value(&rows[0]))?;
-        Ok(Column { name, place, is_same, of: None })
+        Ok(Column { name, place, sent_as: T::type_info().to_string(), is_same, of: None })
     }
 
     /// A part that inserts a set.
@@ -137,10 +141,7 @@ impl Statement {
         let values: Vec<_> = columns.iter().map(Column::value).collect();
         let (names, values, rows) = (names.join(", "), values.join(", "), unnest(columns));
         let guard = self.guard(" CROSS JOIN");
-        self.part(
-            part,
-            format_args!("(INSERT INTO jobledger.{table} (org_id, {names}) SELECT $1, {values} FROM {rows}{guard})"),
-        );
+        self.part(part, format_args!("(INSERT INTO jobledger.{table} ({names}) SELECT {values} FROM {rows}{guard})"));
     }
 }
 
@@ -148,34 +149,16 @@ impl Statement {
 pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
     let (mut places, mut names) = (Vec::new(), Vec::new());
     for column in columns.into_iter().filter(|column| !column.is_same && column.of.is_none()) {
-        places.push(format!("{}::{}[]", column.place, type_of(column.name)));
+        places.push(format!("{}::{}[]", column.place, column.sent_as));
         names.push(column.name);
     }
     format!("unnest({}) AS u ({})", places.join(", "), names.join(", "))
 }
 
-/// The type in which a column travels.
-fn type_of(column: &str) -> &'static str {
-    match column {
-        "id" | "job_id" => "uuid",
-        "attempt" | "max_attempts" | "max_lost_attempts" | "failures" | "lost_attempts" => "int4",
-        "priority" | "bytes" | "payload_bytes" => "int4",
-        "seq" | "job_seq" | "retry_initial" | "retry_max" | "run_timeout" | "lease_granted" => "int8",
-        "outcome_epoch" | "lease_epoch" => "int8",
-        name if name.ends_with("_seq") => "int8",
-        "retry_multiplier" => "float8",
-        "cancel_requested" | "lease_confirmed" => "bool",
-        "request_digest" | "outcome_digest" => "bytea",
-        "ts" => "timestamptz",
-        name if name.ends_with("_at") => "timestamptz",
-        _ => "text",
-    }
-}
-
 /// What makes a column's type of that in which it travels, where that is another.
 fn cast(column: &str) -> &'static str {
     match column {
-        "labels" | "detail_json" => "::jsonb",
+        "labels" | "detail_json" | "counts" => "::jsonb",
         _ => "",
     }
 }

@@ -1,23 +1,22 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::Datelike as _;
 use sqlx::{
     postgres::PgArguments,
     types::chrono::{DateTime, TimeZone, Utc},
 };
+use uuid::Uuid;
 
 use super::{
     memory::End,
-    series,
     statement::{Column, Statement, all_same, unnest},
 };
 use crate::{
-    domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
+    domain::{clock::Time, event::JobEvent, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
         Changed, Changes, Head, NextDue, Parts, RecordId, StoreError, detail,
-        record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
         rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, labels_json, non_empty},
     },
 };
@@ -33,18 +32,23 @@ const MAX_DETAIL_RESULT: usize = 64 << 10;
 
 /// Where a batch stands in its org's log.
 pub(super) struct Log {
-    org: OrgId,
-    before: End,
+    pub(super) org: OrgId,
+    pub(super) before: End,
     /// The head and the record that it leaves; `None` where it leaves the log and its jobs as they are.
-    after: Option<(Head, RecordId)>,
+    pub(super) after: Option<(Head, RecordId)>,
     /// The database's clock.
-    now: Time,
+    pub(super) now: Time,
 }
 
 impl Log {
     pub(super) fn new(org: OrgId, before: End, changes: &Changes, now: Time) -> Self {
         let after = (changes.head.unwrap_or(before.head), before.record.follow());
         Self { org, before, after: changes.is_recorded().then_some(after), now }
+    }
+
+    /// Where it was found to end.
+    pub(super) fn before(&self) -> &End {
+        &self.before
     }
 
     /// The record that the batch leaves.
@@ -63,7 +67,7 @@ impl Log {
     }
 
     /// True of a batch that folds its record and those before it into the head and the counters.
-    fn shall_fold(&self, changes: &Changes) -> bool {
+    pub(super) fn shall_fold(&self, changes: &Changes) -> bool {
         let Some((after, record)) = &self.after else { return false };
         let before = &self.before;
         after.types != before.head.types
@@ -74,8 +78,13 @@ impl Log {
             || record.n - before.folded_n >= FOLD_AFTER
     }
 
+    /// When the log was written last.
+    pub(super) fn recorded_at(&self, after: &Head) -> Time {
+        after.recorded_at.unwrap_or(self.now)
+    }
+
     /// True of a batch that is its org's first in a month.
-    fn begins_month(&self, changes: &Changes) -> bool {
+    pub(super) fn begins_month(&self, changes: &Changes) -> bool {
         let first = changes.events.first();
         first.is_some_and(|first| self.before.head.recorded_at.map(month_of) != Some(month_of(first.recorded_at)))
     }
@@ -94,52 +103,91 @@ pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
         || end.head.recorded_at.is_none_or(|last| minute(last) != minute(now.max(last)))
 }
 
-/// The statement that writes a batch's changes by itself, if that is all it takes.
-pub(super) fn resuming(log: &Log, changes: &Changes) -> Result<Option<(String, PgArguments)>, StoreError> {
-    let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-    let has_others = !changes.removed.is_empty() || changes.next_retention.is_some() || is_first;
-    let has_looked = matches!(changes.next_due, Some(NextDue::At(_)));
-    if has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes) {
+/// What a batch writes of an org.
+pub(super) type Write<'a> = (&'a Log, &'a Changes);
+
+/// The statement that writes what a batch changes by itself, if that is all it takes.
+pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
+    let takes_more = |(log, changes): &Write<'_>| {
+        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+        let has_others = !changes.removed.is_empty() || changes.next_retention.is_some() || is_first;
+        let has_looked = matches!(changes.next_due, Some(NextDue::At(_)));
+        has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes)
+    };
+    if writes.iter().any(takes_more) {
         return Ok(None);
     }
-    let mut write = Statement::resuming("resume", log.org, log.before.record)?;
-    write.created_jobs(&changes.created)?;
-    write.changed_jobs(&changes.changed)?;
-    write.payloads(changes)?;
-    write.labels(&changes.created)?;
-    write.events(changes)?;
-    write.log(log, changes)?;
-    write.due(log, changes)?;
+    let last: Vec<_> = writes.iter().map(|(log, _)| (log.org, log.before.record)).collect();
+    let mut write = Statement::resuming("resume", &last)?;
+    write.changes(writes)?;
     Ok(Some(write.finish()))
 }
 
-/// The statements that write a batch's changes: one, and another for what retention removes.
-pub(super) fn statements(log: &Log, changes: &Changes) -> Result<Vec<(String, PgArguments)>, StoreError> {
+/// The statements that write what a batch changes: one, and others for what retention removes and when it comes next.
+pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArguments)>, StoreError> {
     let mut statements = Vec::with_capacity(1);
     // First, since a key that goes with its job may be used again by a new one.
-    if !changes.removed.is_empty() {
-        let mut remove = Statement::new("remove", log.org)?;
-        remove.removed_jobs(&changes.removed)?;
-        remove.removed_flow(&changes.removed_flow)?;
+    for (log, changes) in writes.iter().filter(|(_, changes)| !changes.removed.is_empty()) {
+        let mut remove = Statement::new("remove");
+        let org = remove.bind(log.org.0)?;
+        remove.removed_jobs(&org, &changes.removed)?;
+        remove.removed_flow(&org, &changes.removed_flow)?;
         statements.push(remove.finish());
     }
-    let mut write = Statement::new("write", log.org)?;
-    write.created_jobs(&changes.created)?;
-    write.changed_jobs(&changes.changed)?;
-    write.payloads(changes)?;
-    write.labels(&changes.created)?;
-    write.events(changes)?;
-    write.month(log, changes)?;
-    write.log(log, changes)?;
-    write.due(log, changes)?;
-    statements.push(write.finish());
+    let mut write = Statement::new("write");
+    write.changes(writes)?;
+    if write.has_parts() {
+        statements.push(write.finish());
+    }
+    for (log, changes) in writes {
+        // With the first event there is a row that says both.
+        if let Some(retention) = changes.next_retention.filter(|_| !begins_log(changes)) {
+            let mut due = Statement::new("due");
+            let (org, retention) = (due.bind(log.org.0)?, due.bind(retention)?);
+            due.part(
+                "retention",
+                format_args!("(UPDATE jobledger.org_due SET next_due_at = {retention} WHERE org_id = {org})"),
+            );
+            statements.push(due.finish());
+        }
+    }
     Ok(statements)
 }
 
+/// True of a batch with the first event of its org.
+pub(super) fn begins_log(changes: &Changes) -> bool {
+    changes.events.first().is_some_and(|event| event.seq == 1)
+}
+
+/// The rows of all orgs that a batch writes.
+fn rows<'a, T: 'a>(writes: &[Write<'a>], of: impl Fn(&'a Changes) -> &'a [T]) -> Vec<&'a T> {
+    writes.iter().flat_map(|(_, changes)| of(changes)).collect()
+}
+
 impl Statement {
+    /// All that a batch changes but for what it removes.
+    fn changes(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
+        let created = rows(writes, |changes| &changes.created);
+        self.created_jobs(&created)?;
+        self.changed_jobs(&rows(writes, |changes| &changes.changed))?;
+        self.payloads(writes)?;
+        self.labels(&created)?;
+        self.events(&rows(writes, |changes| &changes.events))?;
+        self.months(writes)?;
+        self.records(writes)?;
+        self.fold(writes)?;
+        self.due(writes)
+    }
+
+    /// Whose each of some rows is.
+    pub(super) fn org_column<'q, R>(&mut self, rows: &'q [R], org: impl Fn(&'q R) -> OrgId) -> Result<Column, StoreError> {
+        let is_same = all_same(rows, &org);
+        self.either(is_same, "org_id", rows, |row| org(row).0)
+    }
+
     /// New jobs: those that only wait, which is nearly all, apart from those that this batch has worked on already.
-    fn created_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
-        let (waiting, others): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| is_waiting(job));
+    fn created_jobs(&mut self, jobs: &[&Job]) -> Result<(), StoreError> {
+        let (waiting, others): (Vec<_>, Vec<_>) = jobs.iter().copied().partition(|job| is_waiting(job));
         if !waiting.is_empty() {
             let mut columns = self.fixed_columns(&waiting)?;
             columns.extend(self.waiting_columns(&waiting)?);
@@ -174,7 +222,7 @@ impl Statement {
         Ok(columns)
     }
 
-    fn changed_jobs(&mut self, changed: &[Changed]) -> Result<(), StoreError> {
+    fn changed_jobs(&mut self, changed: &[&Changed]) -> Result<(), StoreError> {
         if changed.is_empty() {
             return Ok(());
         }
@@ -182,6 +230,7 @@ impl Statement {
         // All that any of them has changed in: few texts.
         let mut parts = Parts::LOG;
         changed.iter().for_each(|changed| parts |= changed.parts);
+        let org = self.org_column(&jobs, |job| job.org_id)?;
         let id = self.column("id", &jobs, |job| job.id.0)?;
         let columns = self.changing_columns(&jobs, parts)?;
         // It has no default, and so something has to be in the row that would be new.
@@ -190,7 +239,8 @@ impl Statement {
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let values: Vec<_> = columns.iter().map(Column::value).collect();
         let (set, names, values) = (set.join(", "), names.join(", "), values.join(", "));
-        let rows = unnest(std::iter::once(&id).chain(&columns));
+        let rows = unnest([&org, &id].into_iter().chain(&columns));
+        let org = org.value();
         let guard = self.guard(" CROSS JOIN");
         // The rows are there, and so none is inserted. It is written like this because it looks each up by its key, whatever
         // PostgreSQL takes the table for: an UPDATE that was planned while it was small goes on walking the org's rows.
@@ -198,14 +248,14 @@ impl Statement {
             "changed_jobs",
             format_args!(
                 "(INSERT INTO jobledger.job (org_id, id, type, created_seq, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
-                 SELECT $1, u.id, '', 0, 0, 0, 0, {ready}{values} FROM {rows}{guard}
+                 SELECT {org}, u.id, '', 0, 0, 0, 0, {ready}{values} FROM {rows}{guard}
                  ON CONFLICT (org_id, id) DO UPDATE SET {set})"
             ),
         );
         Ok(())
     }
 
-    /// The columns of `job` that never change, but for the org and the first event; without those that are empty in all rows.
+    /// The columns of `job` that never change, but for the first event; without those that are empty in all rows.
     fn fixed_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
         let key = |job: &&Job| job.spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string());
         let type_is_same = all_same(jobs, |job| &job.spec.job_type);
@@ -218,6 +268,7 @@ impl Statement {
         });
         let time_is_same = all_same(jobs, |job| job.created_at);
         let mut columns = vec![
+            self.org_column(jobs, |job| job.org_id)?,
             self.column("id", jobs, |job| job.id.0)?,
             self.either(type_is_same, "type", jobs, |job| &*job.spec.job_type)?,
             self.either(rest_is_same, "max_attempts", jobs, |job| job.spec.max_attempts)?,
@@ -253,7 +304,7 @@ impl Statement {
                 self.column("payload_bytes", jobs, |job| i32::try_from(job.spec.payload_bytes).unwrap_or(i32::MAX))?,
             );
         }
-        debug_assert!(columns.iter().all(|column| JOB_COLUMNS[1..JOB_FIXED_COLUMNS].contains(&column.name)));
+        debug_assert!(columns.iter().all(|column| JOB_COLUMNS[..JOB_FIXED_COLUMNS].contains(&column.name)));
         Ok(columns)
     }
 
@@ -332,20 +383,24 @@ impl Statement {
         Ok(columns)
     }
 
-    fn payloads(&mut self, changes: &Changes) -> Result<(), StoreError> {
-        let payloads = &changes.payloads[..];
+    fn payloads(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
+        let mut payloads: Vec<(OrgId, Uuid, &Json)> = Vec::new();
+        for (log, changes) in writes {
+            payloads.extend(changes.payloads.iter().map(|(id, payload)| (log.org, id.0, payload)));
+        }
         if payloads.is_empty() {
             return Ok(());
         }
         let columns = [
-            self.column("job_id", payloads, |(id, _)| id.0)?,
-            self.column("payload", payloads, |(_, payload)| payload.as_str())?,
+            self.org_column(&payloads, |(org, ..)| *org)?,
+            self.column("job_id", &payloads, |(_, id, _)| *id)?,
+            self.column("payload", &payloads, |(.., payload)| payload.as_str())?,
         ];
         self.insert("payloads", "job_payload", &columns);
         Ok(())
     }
 
-    fn labels(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+    fn labels(&mut self, jobs: &[&Job]) -> Result<(), StoreError> {
         let columns = self.label_columns(jobs)?;
         if let Some(columns) = columns {
             self.insert("labels", "job_label", &columns);
@@ -353,13 +408,14 @@ impl Statement {
         Ok(())
     }
 
-    fn label_columns(&mut self, jobs: &[Job]) -> Result<Option<[Column; 4]>, StoreError> {
+    fn label_columns(&mut self, jobs: &[&Job]) -> Result<Option<[Column; 5]>, StoreError> {
         let labels: Vec<_> =
-            jobs.iter().flat_map(|job| job.spec.labels.iter().map(move |label| (job, label))).collect();
+            jobs.iter().flat_map(|job| job.spec.labels.iter().map(move |label| (*job, label))).collect();
         if labels.is_empty() {
             return Ok(None);
         }
         Ok(Some([
+            self.org_column(&labels, |(job, _)| job.org_id)?,
             self.column("key", &labels, |(_, (key, _))| key.as_str().to_owned())?,
             self.column("value", &labels, |(_, (_, value))| value.as_str().to_owned())?,
             self.column("created_seq", &labels, |(job, _)| job.created_seq)?,
@@ -367,8 +423,7 @@ impl Statement {
         ]))
     }
 
-    fn events(&mut self, changes: &Changes) -> Result<(), StoreError> {
-        let events = &changes.events[..];
+    fn events(&mut self, events: &[&Arc<JobEvent>]) -> Result<(), StoreError> {
         if events.is_empty() {
             return Ok(());
         }
@@ -382,6 +437,7 @@ impl Statement {
         let labels_are_same = all_same(events, |event| &event.labels);
         let says_nothing = details.iter().all(Option::is_none);
         let mut columns = vec![
+            self.org_column(events, |event| event.org_id)?,
             self.column("seq", events, |event| event.seq)?,
             self.column("job_id", events, |event| event.job_id.0)?,
             self.either(kind_is_same, "job_seq", events, |event| event.job_seq)?,
@@ -397,7 +453,7 @@ impl Statement {
             self.either(labels_are_same, "labels", events, |event| labels_json(&event.labels))?,
             self.either(kind_is_same, "bytes", events, |event| i32::try_from(event.weight()).unwrap_or(i32::MAX))?,
         ];
-        debug_assert!(columns.iter().map(|column| column.name).take(13).eq(EVENT_COLUMNS[1..].iter().copied()));
+        debug_assert!(columns.iter().map(|column| column.name).take(14).eq(EVENT_COLUMNS));
         if events.iter().any(|event| event.result.is_some()) {
             columns.push(self.column("result", events, |event| event.result.as_ref().map(Json::as_str))?);
         }
@@ -405,159 +461,24 @@ impl Statement {
         Ok(())
     }
 
-    /// Notes where a month begins, if this batch is the org's first in it.
-    fn month(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
-        let Some(first) = changes.events.first() else { return Ok(()) };
-        if !log.begins_month(changes) {
-            return Ok(());
-        }
-        let (month, seq) = (self.bind(month_of(first.recorded_at))?, self.bind(first.seq)?);
-        self.part(
-            "month",
-            format_args!(
-                "(INSERT INTO jobledger.org_month (org_id, month, first_seq)
-                 VALUES ($1, {month}::timestamptz, {seq}::bigint) ON CONFLICT DO NOTHING)"
-            ),
-        );
-        Ok(())
-    }
-
-    /// Brings the log on by a record; now and then that and those before it are folded into the head and the counters.
-    fn log(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
-        let Some((after, record)) = &log.after else { return Ok(()) };
-        let counts = self.bind(series::json(&changes.tallies))?;
-        let seq = self.bind(after.seq)?;
-        let at = after.recorded_at.unwrap_or(log.now);
-        let recorded_at = self.bind(at)?;
-        let ready_gen = self.bind(after.ready_gen)?;
-        let (n, id, prev) = (self.bind(record.n)?, self.bind(record.id)?, self.bind(log.before.record.id)?);
-        let guard = self.guard(" FROM");
-        self.part(
-            "record",
-            format_args!(
-                "(INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, format, counts)
-                 SELECT $1, {n}::bigint, {id}::bigint, {prev}::bigint, {seq}::bigint, {ready_gen}::bigint, {recorded_at}::timestamptz,
-                    {RECORD_FORMAT}, {counts}::jsonb{guard})"
-            ),
-        );
-        if !log.shall_fold(changes) {
-            return Ok(());
-        }
-        let (folded, before) = (self.bind(log.before.folded_n)?, self.bind(log.before.record.n)?);
-        self.part(
-            "changes",
-            format_args!(
-                "(SELECT folded.recorded_at, change.key, change.value
-                 FROM (SELECT recorded_at, counts FROM jobledger.org_record
-                       WHERE org_id = $1 AND n > {folded}::bigint AND n <= {before}::bigint
-                       UNION ALL SELECT {recorded_at}::timestamptz, {counts}::jsonb) folded,
-                    jsonb_each(folded.counts) change)"
-            ),
-        );
-        let old = self.bind(at - RECORDS_KEPT)?;
-        // Bounded below too: what went earlier may still stand there, dead but seen by an old snapshot.
-        self.part(
-            "dropped",
-            format_args!(
-                "(DELETE FROM jobledger.org_record WHERE org_id = $1
-                    AND n >= (SELECT kept_n FROM jobledger.org_head WHERE org_id = $1) AND n <= (
-                        SELECT max(oldest.n) FROM (
-                            SELECT r.n, r.recorded_at FROM jobledger.org_record r WHERE r.org_id = $1 AND r.n <= {folded}::bigint
-                                AND r.n >= (SELECT kept_n FROM jobledger.org_head WHERE org_id = $1)
-                            ORDER BY r.n LIMIT {RECORDS_DROPPED}) oldest WHERE oldest.recorded_at < {old}::timestamptz) RETURNING n)"
-            ),
-        );
-        self.counters();
-        self.series(changes)?;
-        let (floor, types) = (self.bind(after.floor)?, self.bind(after.types)?);
-        let removals = i32::from(!changes.removed.is_empty());
-        self.part(
-            "head",
-            format_args!(
-                "(UPDATE jobledger.org_head SET n = {n}::bigint, record = {id}::bigint,
-                    kept_n = coalesce((SELECT max(n) + 1 FROM dropped), kept_n), seq = {seq}::bigint, recorded_at = {recorded_at}::timestamptz,
-                    floor_seq = {floor}::bigint, types = {types}::bigint, ready_gen = {ready_gen}::bigint,
-                    removals = removals + {removals} WHERE org_id = $1)"
-            ),
-        );
-        Ok(())
-    }
-
-    /// When the org is to be looked at again, for what retention removes and for what is due.
-    fn due(&mut self, log: &Log, changes: &Changes) -> Result<(), StoreError> {
-        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-        if is_first {
-            let retention = self.bind(changes.next_retention.unwrap_or(log.now))?;
-            let due = self.bind(match changes.next_due {
-                Some(NextDue::By(due)) => Some(due),
-                Some(NextDue::At(due)) => due,
-                None => None,
-            })?;
-            self.part(
-                "due",
-                format_args!(
-                    "(INSERT INTO jobledger.org_due (org_id, next_due_at, work_due_at)
-                     VALUES ($1, {retention}::timestamptz, {due}::timestamptz)
-                     ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at, work_due_at = excluded.work_due_at)"
-                ),
-            );
-            return Ok(());
-        }
-        if let (true, Some(NextDue::By(due))) = (self.is_guarded(), changes.next_due) {
-            let (due, guard) = (self.bind(due)?, self.guard(" FROM"));
-            // The row is there: its org has a log.
-            self.part(
-                "due",
-                format_args!(
-                    "(INSERT INTO jobledger.org_due AS d (org_id, next_due_at, work_due_at)
-                     SELECT $1, {due}::timestamptz, {due}::timestamptz{guard}
-                     ON CONFLICT (org_id) DO UPDATE SET work_due_at = excluded.work_due_at
-                     WHERE d.work_due_at IS NULL OR d.work_due_at > excluded.work_due_at)"
-                ),
-            );
-            return Ok(());
-        }
-        let (mut set, mut condition) = (Vec::new(), String::new());
-        if let Some(retention) = changes.next_retention {
-            set.push(format!("next_due_at = {}::timestamptz", self.bind(retention)?));
-        }
-        match changes.next_due {
-            Some(NextDue::At(due)) => set.push(format!("work_due_at = {}::timestamptz", self.bind(due)?)),
-            Some(NextDue::By(due)) => {
-                let due = self.bind(due)?;
-                if set.is_empty() {
-                    // Most are earlier already: nothing is written then.
-                    condition = format!("AND (work_due_at IS NULL OR work_due_at > {due}::timestamptz)");
-                }
-                set.push(format!("work_due_at = least(work_due_at, {due}::timestamptz)"));
-            }
-            None => {}
-        }
-        if !set.is_empty() {
-            let set = set.join(", ");
-            self.part("due", format_args!("(UPDATE jobledger.org_due SET {set} WHERE org_id = $1 {condition})"));
-        }
-        Ok(())
-    }
-
-    fn removed_jobs(&mut self, jobs: &[Job]) -> Result<(), StoreError> {
+    fn removed_jobs(&mut self, org: &str, jobs: &[Job]) -> Result<(), StoreError> {
         let ids = self.bind(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>())?;
         // Where in time their events are, so that no other partition is looked into.
         let since = self.bind(jobs.iter().map(|job| job.created_at).min())?;
         let until = self.bind(jobs.iter().map(|job| job.last_recorded_at).max())?;
-        let labels = self.label_columns(jobs)?;
+        let labels = self.label_columns(&jobs.iter().collect::<Vec<_>>())?;
         self.part(
             "removed_jobs",
-            format_args!("(DELETE FROM jobledger.job WHERE org_id = $1 AND id = ANY ({ids}::uuid[]))"),
+            format_args!("(DELETE FROM jobledger.job WHERE org_id = {org} AND id = ANY ({ids}::uuid[]))"),
         );
         self.part(
             "removed_payloads",
-            format_args!("(DELETE FROM jobledger.job_payload WHERE org_id = $1 AND job_id = ANY ({ids}::uuid[]))"),
+            format_args!("(DELETE FROM jobledger.job_payload WHERE org_id = {org} AND job_id = ANY ({ids}::uuid[]))"),
         );
         self.part(
             "removed_events",
             format_args!(
-                "(DELETE FROM jobledger.job_event WHERE org_id = $1 AND job_id = ANY ({ids}::uuid[])
+                "(DELETE FROM jobledger.job_event WHERE org_id = {org} AND job_id = ANY ({ids}::uuid[])
                     AND recorded_at >= {since}::timestamptz AND recorded_at <= {until}::timestamptz)"
             ),
         );
@@ -567,7 +488,7 @@ impl Statement {
                 "removed_labels",
                 format_args!(
                     "(DELETE FROM jobledger.job_label l USING {rows}
-                     WHERE l.org_id = $1 AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
+                     WHERE l.org_id = {org} AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
                 ),
             );
         }
@@ -588,6 +509,6 @@ fn is_waiting(job: &Job) -> bool {
 }
 
 /// The first instant of a time's month.
-fn month_of(time: Time) -> DateTime<Utc> {
+pub(super) fn month_of(time: Time) -> DateTime<Utc> {
     Utc.with_ymd_and_hms(time.year(), time.month(), 1, 0, 0, 0).single().expect("every month has a first day in UTC")
 }

@@ -1,7 +1,7 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -13,11 +13,18 @@ use super::{
     columns::micros,
     error::store_error,
     import::load_marks,
-    load::{ids_json, load_due, load_expired, load_head, load_histories, load_jobs, load_misdated, load_ready},
+    load::{
+        ids_json, load_due, load_expired, load_head, load_held, load_histories, load_jobs, load_misdated, load_ready,
+        load_rows,
+    },
     series, write,
 };
 use crate::{
-    domain::{clock::Time, id::OrgId, job::Job},
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+        job::Job,
+    },
     store::{
         Batch, Changes, Head, Loaded, Needs, NextDue, RecordId, StoreError,
         recent::{Left, Recent},
@@ -32,6 +39,7 @@ pub(super) struct SqliteBatch {
     connection: SqliteConnection,
     now: Time,
     recent: Arc<Recent>,
+    orgs: Vec<OrgId>,
     /// The heads as they were found, each with the log's last record.
     heads: HashMap<OrgId, (Head, RecordId)>,
     /// What is to be remembered once this batch is committed.
@@ -45,8 +53,9 @@ impl SqliteBatch {
         connection: SqliteConnection,
         now: Time,
         recent: Arc<Recent>,
+        orgs: &[OrgId],
     ) -> Self {
-        Self { slot, connection, now, recent, heads: HashMap::new(), left: Vec::new() }
+        Self { slot, connection, now, recent, orgs: orgs.to_vec(), heads: HashMap::new(), left: Vec::new() }
     }
 
     /// Where an org's log was found to end.
@@ -66,73 +75,36 @@ impl Batch for SqliteBatch {
         self.now
     }
 
-    async fn load(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
-        let connection = &mut self.connection;
-        let (head, last, types) = load_head(connection, org, needs).await?;
-        self.heads.insert(org, (head, last));
-        let (expired, next_expiry) = match &needs.expired {
-            Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
-            None => (Vec::new(), None),
-        };
-        let (due, next_due) = match needs.due {
-            Some(limit) => load_due(connection, org, limit, self.now).await?,
-            None => (Vec::new(), None),
-        };
-        let misdated = match needs.misdated {
-            Some((limit, by)) => load_misdated(connection, org, limit, by, self.now).await?,
-            None => Vec::new(),
-        };
-        // Others leave a record of whatever they write: an import, beside this server.
-        let known = self.recent.jobs(org, last, &needs.jobs);
-        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
-        let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).filter(|id| !is_known.contains(id));
-        let ids: Vec<_> = ids.copied().collect();
-        let mut jobs = if ids.is_empty() && needs.keys.is_empty() && needs.requests.is_empty() {
-            Vec::new()
-        } else {
-            load_jobs(connection, org, &ids, &needs.keys, &needs.requests).await?
-        };
-        jobs.retain(|job| !is_known.contains(&job.id));
-        jobs.extend(known);
-        if !needs.ready.is_empty() {
-            let mut known: HashSet<_> = jobs.iter().map(|job| job.id).collect();
-            let ready = load_ready(connection, org, &needs.ready).await?;
-            jobs.extend(ready.into_iter().filter(|job| known.insert(job.id)));
-        }
-        let histories = {
-            let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
-            load_histories(connection, org, &told).await?
-        };
-        let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
-        Ok(Loaded { head, jobs, types, expired, histories, next_expiry, due, next_due, misdated, marks })
+    fn orgs(&self) -> &[OrgId] {
+        &self.orgs
     }
 
-    async fn write(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
-        let (before, last) = self.end(org).await?;
-        let record = changes.is_recorded().then(|| last.follow());
-        self.left.push(Recent::leaving(org, last, record.unwrap_or(last), changes));
-        let connection = &mut self.connection;
-        if let Some(record) = record {
-            // First, since a key that goes with its job may be used again by a new one.
-            if !changes.removed.is_empty() {
-                remove(connection, org, &changes.removed).await?;
-            }
-            write::created(connection, org, changes).await?;
-            write::changed(connection, &changes.changed).await?;
-            write::events(connection, &changes.events).await?;
-            series::write(connection, org, changes, self.now).await?;
-            let head = changes.head.unwrap_or(before);
-            save_head(connection, org, head, record, !changes.removed.is_empty()).await?;
-            save_record(connection, org, head, record, last, self.now).await?;
+    async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
+        let mut loaded = Vec::with_capacity(needs.len());
+        for (org, needs) in needs {
+            loaded.push(self.load_one(*org, needs).await?);
         }
-        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-        if let Some(due) = changes.next_retention.or(is_first.then_some(self.now)) {
-            save_retention(connection, org, due).await?;
+        Ok(loaded)
+    }
+
+    async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
+        let mut of_orgs: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
+        for (org, id) in ids {
+            of_orgs.entry(*org).or_default().push(*id);
         }
-        if let Some(due) = changes.next_due {
-            save_due(connection, org, due).await?;
+        let mut jobs = Vec::with_capacity(ids.len());
+        for (org, ids) in of_orgs {
+            jobs.extend(load_rows(&mut self.connection, org, &ids).await?);
         }
-        Ok(record)
+        Ok(jobs)
+    }
+
+    async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
+        let mut records = Vec::with_capacity(changes.len());
+        for (org, changes) in changes {
+            records.push(self.write_one(*org, changes).await?);
+        }
+        Ok(records)
     }
 
     async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
@@ -162,6 +134,77 @@ impl Batch for SqliteBatch {
                 other => StoreError::OutcomeUnknown(other.to_string()),
             }),
         }
+    }
+}
+
+impl SqliteBatch {
+    async fn load_one(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
+        let connection = &mut self.connection;
+        let (head, last, types) = load_head(connection, org, needs).await?;
+        self.heads.insert(org, (head, last));
+        let (expired, next_expiry) = match &needs.expired {
+            Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
+            None => (Vec::new(), None),
+        };
+        let (due, next_due) = match needs.due {
+            Some(limit) => load_due(connection, org, limit, self.now).await?,
+            None => (Vec::new(), None),
+        };
+        let misdated = match needs.misdated {
+            Some((limit, by)) => load_misdated(connection, org, limit, by, self.now).await?,
+            None => Vec::new(),
+        };
+        // Others leave a record of whatever they write: an import, beside this server.
+        let known = self.recent.jobs(org, last, &needs.jobs);
+        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
+        let mut held = Vec::new();
+        for wanted in &needs.held {
+            held.extend(load_held(connection, org, wanted).await?);
+        }
+        let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
+        let ids: Vec<_> = ids.filter(|id| !is_known.contains(id)).copied().collect();
+        let mut jobs = if ids.is_empty() && needs.keys.is_empty() {
+            Vec::new()
+        } else {
+            load_jobs(connection, org, &ids, &needs.keys).await?
+        };
+        jobs.retain(|job| !is_known.contains(&job.id));
+        jobs.extend(known);
+        let ready = load_ready(connection, org, &needs.ready).await?;
+        let histories = {
+            let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
+            load_histories(connection, org, &told).await?
+        };
+        let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
+        Ok(Loaded { head, jobs, ready, types, expired, histories, next_expiry, due, next_due, misdated, marks })
+    }
+
+    async fn write_one(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
+        let (before, last) = self.end(org).await?;
+        let record = changes.is_recorded().then(|| last.follow());
+        self.left.push(Recent::leaving(org, last, record.unwrap_or(last), changes));
+        let connection = &mut self.connection;
+        if let Some(record) = record {
+            // First, since a key that goes with its job may be used again by a new one.
+            if !changes.removed.is_empty() {
+                remove(connection, org, &changes.removed).await?;
+            }
+            write::created(connection, org, changes).await?;
+            write::changed(connection, &changes.changed).await?;
+            write::events(connection, &changes.events).await?;
+            series::write(connection, org, changes, self.now).await?;
+            let head = changes.head.unwrap_or(before);
+            save_head(connection, org, head, record, !changes.removed.is_empty()).await?;
+            save_record(connection, org, head, record, last, self.now).await?;
+        }
+        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+        if let Some(due) = changes.next_retention.or(is_first.then_some(self.now)) {
+            save_retention(connection, org, due).await?;
+        }
+        if let Some(due) = changes.next_due {
+            save_due(connection, org, due).await?;
+        }
+        Ok(record)
     }
 }
 

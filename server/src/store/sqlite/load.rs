@@ -1,13 +1,12 @@
 //! What a batch needs to know before it is decided.
 
 use std::{
-    cmp::Reverse,
     collections::HashMap,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{
@@ -24,7 +23,7 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        Expired, Head, Needs, Ready, RecordId, StoreError,
+        Expired, FoundReady, Head, HeldBy, Needs, Ready, RecordId, StoreError,
         rows::{self, Columns as _},
     },
 };
@@ -67,7 +66,6 @@ pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
         "/* load_jobs */ WITH wanted (id) AS (
             SELECT unhex(value) FROM json_each($2)
             UNION SELECT id FROM job WHERE org_id = $1 AND idempotency_key IN (SELECT value FROM json_each($3))
-            UNION SELECT id FROM job WHERE org_id = $1 AND lease_request IN (SELECT value FROM json_each($4))
         )
         SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
         FROM wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = wanted.id
@@ -81,76 +79,80 @@ pub(super) async fn load_jobs(
     org: OrgId,
     ids: &[JobId],
     keys: &[Arc<str>],
-    requests: &[Arc<str>],
 ) -> Result<Vec<Job>, StoreError> {
     let texts = |texts: &[Arc<str>]| rows::json_text(&texts.iter().map(|text| &**text).collect::<Vec<_>>());
     let found = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str()))
         .bind(org.0)
         .bind(ids_json(ids))
         .bind(texts(keys))
-        .bind(texts(requests))
         .fetch_all(connection)
         .await
         .map_err(store_error)?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
 
-/// The types of which a job may be claimed, one after the other, from one place in the index to the next.
-pub(super) const READY_TYPES: &str = "/* ready_types */ WITH RECURSIVE found (type) AS (
-        SELECT min(type) FROM job WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
-        UNION ALL
-        SELECT (SELECT min(type) FROM job j WHERE j.org_id = $1 AND j.status = 'queued' AND j.due_at IS NULL AND j.type > found.type)
-        FROM found WHERE found.type IS NOT NULL
-    ) SELECT type FROM found WHERE type IS NOT NULL";
+pub(super) const LOAD_READY: &str =
+    "/* load_ready */ SELECT id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
+    WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NULL
+    ORDER BY priority DESC, ready_at, created_seq LIMIT $3";
+pub(super) const LOAD_ALL_READY: &str = "/* load_all_ready */ SELECT id, type, priority, ready_at, created_seq
+    FROM job INDEXED BY idx_job_ready_all WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
+    ORDER BY priority DESC, ready_at, created_seq LIMIT $2";
 
-pub(super) static LOAD_READY: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "/* load_ready */ SELECT {}, NULL, NULL FROM job j INDEXED BY idx_job_ready
-        WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NULL
-        ORDER BY priority DESC, ready_at, created_seq LIMIT $3",
-        job_columns("j")
-    )
-});
-
+/// Jobs that may be claimed.
 pub(super) async fn load_ready(
     connection: &mut SqliteConnection,
     org: OrgId,
     wanted: &Ready,
-) -> Result<Vec<Job>, StoreError> {
-    let mut jobs = Vec::new();
+) -> Result<FoundReady, StoreError> {
+    let job = |row: &SqliteRow| rows::ready_job(&mut Columns::of(row));
+    let (mut of_types, mut of_all) = (Vec::new(), Vec::new());
     for (name, limit) in &wanted.of {
-        jobs.extend(load_ready_of(connection, org, name, *limit).await?);
+        let query = sqlx::query(LOAD_READY).bind(org.0).bind(&**name).bind(*limit as i64);
+        for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
+            of_types.push(job(row)?);
+        }
     }
     if wanted.all > 0 {
-        let query = sqlx::query_scalar::<_, String>(READY_TYPES).bind(org.0);
-        let types = query.fetch_all(&mut *connection).await.map_err(store_error)?;
-        let mut firsts = Vec::with_capacity(types.len());
-        for name in &types {
-            firsts.extend(load_ready_of(connection, org, name, 1).await?);
+        let query = sqlx::query(LOAD_ALL_READY).bind(org.0).bind(wanted.all as i64);
+        for row in &query.fetch_all(connection).await.map_err(store_error)? {
+            of_all.push(job(row)?);
         }
-        // The first so many are of the types whose own first is among the first so many.
-        let place = |job: &Job| (Reverse(job.spec.priority), job.ready_at, job.created_seq);
-        firsts.sort_unstable_by_key(place);
-        let mut all = Vec::new();
-        for first in firsts.iter().take(wanted.all) {
-            all.extend(load_ready_of(connection, org, &first.spec.job_type, wanted.all).await?);
-            all.sort_unstable_by_key(place);
-            all.truncate(wanted.all);
-        }
-        jobs.extend(all);
     }
-    Ok(jobs)
+    Ok(FoundReady::new(wanted, of_types, of_all))
 }
 
-async fn load_ready_of(
+pub(super) static LOAD_ROWS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_rows */ SELECT {}, NULL, NULL FROM json_each($2) wanted
+        CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)",
+        job_columns("j")
+    )
+});
+
+/// Jobs of an org by their ids, without stage and progress.
+pub(super) async fn load_rows(
     connection: &mut SqliteConnection,
     org: OrgId,
-    name: &str,
-    limit: usize,
+    ids: &[JobId],
 ) -> Result<Vec<Job>, StoreError> {
-    let query = sqlx::query(AssertSqlSafe(LOAD_READY.as_str())).bind(org.0).bind(name).bind(limit as i64);
+    let query = sqlx::query(AssertSqlSafe(LOAD_ROWS.as_str())).bind(org.0).bind(ids_json(ids));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+}
+
+pub(super) const LOAD_HELD: &str = "/* load_held */ SELECT id FROM job INDEXED BY idx_job_lease_request
+     WHERE org_id = $1 AND lease_request = $2 AND lease_worker = $3 LIMIT $4";
+
+/// Jobs that a claim holds which came before.
+pub(super) async fn load_held(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    held: &HeldBy,
+) -> Result<Vec<JobId>, StoreError> {
+    let query = sqlx::query_scalar::<_, Uuid>(LOAD_HELD).bind(org.0).bind(&*held.request).bind(&*held.worker);
+    let found = query.bind(held.limit as i64).fetch_all(connection).await.map_err(store_error)?;
+    Ok(found.into_iter().map(JobId).collect())
 }
 
 pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id FROM job

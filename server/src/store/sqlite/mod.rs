@@ -76,9 +76,6 @@ const WRITER_CACHE: &str = "-65536";
 /// The log grows to so many pages (64 MiB) before they go into the database: what is written often goes there once. With SQLite's
 /// 1,000 nearly every large batch would have it done.
 const CHECKPOINT_PAGES: &str = "16384";
-/// Orgs whose batches share one transaction, and so one fsync.
-const ORGS_PER_TRANSACTION: usize = 64;
-
 /// An open SQLite ledger.
 pub struct SqliteStore {
     /// Keeps the log short.
@@ -86,6 +83,7 @@ pub struct SqliteStore {
     /// `None` after a transaction was given up: its connection is dropped with it, and the next one opens another.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     write_options: SqliteConnectOptions,
+    orgs_per_transaction: usize,
     readers: SqlitePool,
     job_readers: SqlitePool,
     clock: Arc<dyn Clock>,
@@ -175,6 +173,7 @@ impl SqliteStore {
             _keeping: keeping,
             writer,
             write_options,
+            orgs_per_transaction: options.orgs_per_transaction as usize,
             readers,
             job_readers,
             clock: options.clock,
@@ -214,10 +213,10 @@ async fn assert_version(connection: &mut SqliteConnection) -> Result<(), StoreEr
 #[async_trait]
 impl Store for SqliteStore {
     fn capacity(&self) -> Capacity {
-        Capacity { transactions: 1, orgs: ORGS_PER_TRANSACTION }
+        Capacity { transactions: 1, orgs: self.orgs_per_transaction }
     }
 
-    async fn begin(&self, _orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
+    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
         let mut slot = Arc::clone(&self.writer).lock_owned().await;
         let mut connection = match slot.take() {
             Some(connection) => connection,
@@ -225,7 +224,7 @@ impl Store for SqliteStore {
         };
         // All heads at once: SQLite has one writer.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
-        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), Arc::clone(&self.recent))))
+        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), Arc::clone(&self.recent), orgs)))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {

@@ -1,0 +1,306 @@
+//! What a batch needs to know before it is decided, of one org or of many: a statement for each kind of it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
+
+use super::{
+    columns::{Columns, job_columns},
+    connections::arguments,
+    error::store_error,
+};
+use crate::{
+    domain::{
+        clock::Time,
+        flow::Milestone,
+        id::{JobId, OrgId},
+        job::Job,
+        lease::LONGEST_LEASE,
+        transition::LONGEST_GRACE,
+    },
+    store::{
+        ClaimOrder, Expired, HeldBy, ReadyJob, StoreError,
+        rows::{self, Columns as _, JOB_COLUMNS},
+    },
+};
+
+/// Something of an org.
+pub(super) type Of<T> = (OrgId, T);
+
+/// The orgs as a column, and what is theirs as another.
+fn columns_of<T, U>(rows: &[Of<T>], value: impl Fn(&T) -> U) -> (Vec<Uuid>, Vec<U>) {
+    rows.iter().map(|(org, row)| (org.0, value(row))).unzip()
+}
+
+/// The first row has the types, with their orgs; each other row is a job.
+///
+/// OFFSET 0 has PostgreSQL look each row up by its whole key. Left free, it plans while the tables are empty to walk an org's
+/// rows for the wanted ones, and keeps to that until they have been analysed.
+static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_jobs */ WITH wanted (org_id, id) AS MATERIALIZED (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[])
+            UNION SELECT wanted.org_id, j.id FROM unnest($3::uuid[], $4::text[]) AS wanted (org_id, key) CROSS JOIN LATERAL (
+                SELECT j.id FROM jobledger.job j WHERE j.org_id = wanted.org_id AND j.idempotency_key = wanted.key OFFSET 0) j
+            UNION SELECT wanted.org_id, j.id
+            FROM unnest($5::uuid[], $6::text[], $7::text[], $8::bigint[]) AS wanted (org_id, worker, request, most) CROSS JOIN LATERAL (
+                SELECT j.id FROM jobledger.job j
+                WHERE j.org_id = wanted.org_id AND j.lease_request = wanted.request AND j.lease_worker = wanted.worker
+                LIMIT wanted.most) j
+        ), known AS MATERIALIZED (
+            SELECT wanted.org_id, wanted.type FROM unnest($9::uuid[], $10::text[]) AS wanted (org_id, type) CROSS JOIN LATERAL (
+                SELECT FROM jobledger.org_counter c WHERE c.org_id = wanted.org_id AND c.type = wanted.type OFFSET 0) c
+        )
+        SELECT (SELECT array_agg(known.org_id) FROM known), (SELECT array_agg(known.type) FROM known), {}, NULL, NULL
+        UNION ALL
+        SELECT NULL, NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+        FROM wanted
+        CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = wanted.org_id AND j.id = wanted.id OFFSET 0) j
+        LEFT JOIN LATERAL (
+            SELECT e.detail_json FROM jobledger.job_event e
+            WHERE e.org_id = j.org_id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
+        JOB_COLUMNS.map(|_| "NULL").join(", "),
+        job_columns("j")
+    )
+});
+
+/// What jobs and types are looked up by.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub(super) jobs: Vec<Of<JobId>>,
+    pub(super) keys: Vec<Of<Arc<str>>>,
+    pub(super) held: Vec<Of<HeldBy>>,
+    pub(super) types: Vec<Of<Arc<str>>>,
+}
+
+impl Names {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.keys.is_empty() && self.held.is_empty() && self.types.is_empty()
+    }
+}
+
+/// The jobs that there are of these names, each once, and the types.
+pub(super) async fn load_jobs(
+    connection: &mut PgConnection,
+    names: &Names,
+) -> Result<(Vec<Job>, HashSet<Of<Arc<str>>>), StoreError> {
+    let (mut jobs, mut types) = (Vec::new(), HashSet::new());
+    if names.is_empty() {
+        return Ok((jobs, types));
+    }
+    let text = |text: &Arc<str>| text.to_string();
+    let (job_orgs, ids) = columns_of(&names.jobs, |id| id.0);
+    let (key_orgs, keys) = columns_of(&names.keys, text);
+    let (held_orgs, workers) = columns_of(&names.held, |held| held.worker.to_string());
+    let (_, requests) = columns_of(&names.held, |held| held.request.to_string());
+    let (_, limits) = columns_of(&names.held, |held| held.limit as i64);
+    let (type_orgs, wanted) = columns_of(&names.types, text);
+    let arguments = arguments![job_orgs, ids, key_orgs, keys, held_orgs, workers, requests, limits, type_orgs, wanted];
+    let query = sqlx::query_with(AssertSqlSafe(LOAD_JOBS.as_str()), arguments);
+    for row in &query.fetch_all(connection).await.map_err(store_error)? {
+        let mut columns = Columns::of(row);
+        let (orgs, found): (Option<Vec<Uuid>>, Option<Vec<String>>) = (columns.get()?, columns.get()?);
+        if columns.peek_is_null()? {
+            let found = orgs.unwrap_or_default().into_iter().zip(found.unwrap_or_default());
+            types = found.map(|(org, name)| (OrgId(org), Arc::from(name))).collect();
+        } else {
+            jobs.push(rows::job(&mut columns)?);
+        }
+    }
+    Ok((jobs, types))
+}
+
+/// What is due of an org, and when the next of the others is.
+pub(super) type Due = (Vec<JobId>, Option<Time>);
+
+/// What is due, of each of some orgs no more than so many.
+pub(super) async fn load_due(
+    connection: &mut PgConnection,
+    wanted: &[Of<usize>],
+    now: Time,
+) -> Result<HashMap<OrgId, Due>, StoreError> {
+    const SQL: &str = "/* load_due */ SELECT wanted.org_id, due.id, next.due_at
+        FROM unnest($1::uuid[], $2::bigint[]) AS wanted (org_id, most)
+        CROSS JOIN LATERAL (SELECT min(j.due_at) AS due_at FROM jobledger.job j
+            WHERE j.org_id = wanted.org_id AND j.due_at IS NOT NULL AND j.due_at > $3) next
+        LEFT JOIN LATERAL (SELECT j.id FROM jobledger.job j
+            WHERE j.org_id = wanted.org_id AND j.due_at IS NOT NULL AND j.due_at <= $3
+            ORDER BY j.due_at LIMIT wanted.most) due ON true";
+    let mut found: HashMap<_, Due> = HashMap::new();
+    if wanted.is_empty() {
+        return Ok(found);
+    }
+    let (orgs, limits) = columns_of(wanted, |limit| *limit as i64);
+    let query = sqlx::query_with(SQL, arguments![orgs, limits, now]);
+    for row in &query.fetch_all(connection).await.map_err(store_error)? {
+        let mut columns = Columns::of(row);
+        let (jobs, next) = found.entry(OrgId(columns.uuid()?)).or_default();
+        jobs.extend(columns.get::<Option<Uuid>>()?.map(JobId));
+        *next = columns.optional_time()?;
+    }
+    Ok(found)
+}
+
+pub(super) async fn load_misdated(
+    connection: &mut PgConnection,
+    org: OrgId,
+    (limit, by): (usize, Duration),
+    now: Time,
+) -> Result<Vec<JobId>, StoreError> {
+    const SQL: &str =
+        "/* load_misdated */ SELECT j.id FROM jobledger.job j WHERE j.org_id = $1 AND j.due_at IS NOT NULL AND (
+            j.status = 'running' AND j.lease_expires_at > $2 + j.lease_granted * interval '1 microsecond'
+                AND (j.updated_at > $2 OR j.lease_expires_at > $2 + $3 * interval '1 second')
+            OR j.status = 'running' AND j.due_at > $5 * interval '1 second' + greatest($2, least(j.lease_expires_at,
+                least(j.attempt_started_at, $2) + j.run_timeout * interval '1 microsecond'))
+            OR j.status = 'queued' AND j.attempt > 0 AND j.updated_at > $2
+                AND j.due_at > $2 + (j.scheduled_at - j.updated_at)
+        ) LIMIT $4";
+    let by = by.min(LONGEST_LEASE).as_secs_f64();
+    let arguments = arguments![org.0, now, by, limit as i64, LONGEST_GRACE.as_secs_f64()];
+    let found = sqlx::query_with(SQL, arguments).fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
+}
+
+pub(super) async fn load_expired(
+    connection: &mut PgConnection,
+    org: OrgId,
+    wanted: &Expired,
+    now: Time,
+) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
+    const SQL: &str = "/* load_expired */ SELECT old.id,
+            (SELECT min(j.finished_at) FROM jobledger.job j
+             WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at >= $3)
+        FROM (VALUES (1)) one LEFT JOIN (
+            SELECT j.id FROM jobledger.job j
+            WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at < $3
+            ORDER BY j.finished_at LIMIT $4
+        ) old ON true";
+    let (mut expired, mut next) = (Vec::new(), None);
+    for (status, before) in wanted.retention.cutoffs(now) {
+        let limit = (wanted.limit - expired.len()) as i64;
+        let query = sqlx::query_with(SQL, arguments![org.0, status.as_str(), before, limit]);
+        for row in query.fetch_all(&mut *connection).await.map_err(store_error)? {
+            let mut columns = Columns::of(&row);
+            expired.extend(columns.get::<Option<Uuid>>()?.map(JobId));
+            if let Some(finished_at) = columns.optional_time()? {
+                let expiry = finished_at + (now - before);
+                next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
+            }
+        }
+    }
+    Ok((expired, next))
+}
+
+/// What happened to some of an org's jobs.
+pub(super) async fn load_histories(
+    connection: &mut PgConnection,
+    org: OrgId,
+    jobs: &[Job],
+    told: &[JobId],
+) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
+    const SQL: &str =
+        "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at',
+            COALESCE(e.detail_json ? 'past', false)
+        FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, n) CROSS JOIN LATERAL (
+            SELECT * FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = wanted.id
+                AND e.recorded_at >= $3 AND e.recorded_at <= $4 AND e.kind NOT IN ('progress', 'cancel_requested')
+            ORDER BY e.seq OFFSET 0
+        ) e";
+    let mut histories: HashMap<_, Vec<_>> = HashMap::new();
+    let (Some(since), Some(until)) = (
+        jobs.iter().map(|job| job.created_at).min().filter(|_| !told.is_empty()),
+        jobs.iter().map(|job| job.last_recorded_at).max(),
+    ) else {
+        return Ok(histories);
+    };
+    let ids: Vec<_> = told.iter().map(|id| id.0).collect();
+    let query = sqlx::query_with(SQL, arguments![org.0, ids, since, until]);
+    for row in query.fetch_all(connection).await.map_err(store_error)? {
+        let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
+        histories.entry(job).or_default().push(milestone);
+    }
+    Ok(histories)
+}
+
+/// Jobs that may be claimed, of a type or of all: no more than so many, from a place on if one is known before which there are none.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// `None`: whatever the type.
+    pub(super) job_type: Option<Arc<str>>,
+    pub(super) limit: usize,
+    pub(super) from: Option<ClaimOrder>,
+}
+
+/// Jobs that may be claimed, in their order for each of what is wanted.
+pub(super) async fn load_ready(
+    connection: &mut PgConnection,
+    wanted: &[Of<Wanted>],
+) -> Result<Vec<Of<ReadyJob>>, StoreError> {
+    let Some((_, first)) = wanted.first() else { return Ok(Vec::new()) };
+    let sql = if first.job_type.is_some() { &LOAD_READY } else { &LOAD_ALL_READY };
+    let (orgs, names) = columns_of(wanted, |wanted| wanted.job_type.as_deref().unwrap_or_default().to_owned());
+    let (_, limits) = columns_of(wanted, |wanted| wanted.limit as i64);
+    let (_, priorities) = columns_of(wanted, |wanted| wanted.from.map_or(i32::MAX, |from| from.priority.0));
+    let (_, ready) = columns_of(wanted, |wanted| wanted.from.map(|from| from.ready_at));
+    let (_, seqs) = columns_of(wanted, |wanted| wanted.from.map(|from| from.created_seq));
+    let query = sqlx::query_with(AssertSqlSafe(sql.as_str()), arguments![orgs, names, limits, priorities, ready, seqs]);
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    let job = |row| {
+        let mut columns = Columns::of(row);
+        Ok((OrgId(columns.uuid()?), rows::ready_job(&mut columns)?))
+    };
+    found.iter().map(job).collect()
+}
+
+/// Jobs by their ids, without stage and progress.
+pub(super) async fn load_rows(connection: &mut PgConnection, ids: &[Of<JobId>]) -> Result<Vec<Job>, StoreError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (orgs, ids) = columns_of(ids, |id| id.0);
+    let query = sqlx::query_with(AssertSqlSafe(LOAD_ROWS.as_str()), arguments![orgs, ids]);
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+}
+
+static LOAD_ROWS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_rows */ SELECT {}, NULL::text, NULL::integer FROM unnest($1::uuid[], $2::uuid[]) AS wanted (org_id, id)
+        CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = wanted.org_id AND j.id = wanted.id OFFSET 0) j",
+        job_columns("j")
+    )
+});
+
+/// The first in the order of an index, from a place on. Of jobs that are claimed the index keeps what stood there for as long as anybody
+/// has an older snapshot: beginning at its front, each claim would wade through all of them. Where no place is known the priority is
+/// above all.
+fn load_ready_sql(name: &str, of_type: &str) -> String {
+    let first = |condition: &str, order: &str| {
+        format!(
+            "(SELECT j.id, j.type, j.priority, j.ready_at, j.created_seq FROM jobledger.job j
+              WHERE j.org_id = wanted.org_id {of_type} AND j.status = 'queued' AND j.due_at IS NULL AND {condition}
+              ORDER BY {order}j.ready_at, j.created_seq LIMIT wanted.most)"
+        )
+    };
+    format!(
+        "/* {name} */ WITH wanted (org_id, type, most, priority, ready_at, created_seq) AS (
+            SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::bigint[])
+        )
+        SELECT wanted.org_id, j.id, j.type, j.priority, j.ready_at, j.created_seq
+        FROM wanted CROSS JOIN LATERAL ({} UNION ALL {} LIMIT wanted.most) j",
+        first(
+            "j.priority = wanted.priority AND (j.ready_at, j.created_seq) >= (wanted.ready_at, wanted.created_seq)",
+            ""
+        ),
+        first("j.priority < wanted.priority", "j.priority DESC, ")
+    )
+}
+
+static LOAD_READY: LazyLock<String> = LazyLock::new(|| load_ready_sql("load_ready", "AND j.type = wanted.type"));
+static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| load_ready_sql("load_all_ready", ""));

@@ -1,0 +1,221 @@
+//! Batches of several orgs in one transaction.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jobledger_client::NewJob;
+use jobledger_server::{
+    domain::{clock::Time, id::OrgId, job::Job, json::Json, status::JobStatus},
+    ledger::{Command, JobReply, Ledger, LedgerError, Limits},
+    store::{self, OpenOptions, Retention, Store},
+};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, Row as _};
+use tokio::{sync::oneshot, time::timeout};
+use uuid::Uuid;
+
+use crate::{
+    cluster::SERVER,
+    factory::fill,
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
+    ledger::{created, new_job, poll_once, start},
+};
+
+on_both_databases! {
+    what_the_database_refuses_of_one_org_costs_no_other,
+    orgs_share_a_transaction_and_retention_has_one_to_itself,
+}
+
+/// A store that has one transaction at a time: what comes meanwhile gathers.
+async fn one_at_a_time(database: &Database) -> Arc<dyn Store> {
+    let config = database.config();
+    store::open(&config.database_url, OpenOptions { write_connections: 1, ..config.open_options() }).await.unwrap()
+}
+
+type Answer = oneshot::Receiver<Result<JobReply, LedgerError>>;
+
+/// Puts a command in its lane.
+fn submit(ledger: &Ledger, org: OrgId, job_type: &str) -> Answer {
+    crate::ledger::submit(ledger, org, Command::Create(new_job(job_type, None, None)))
+}
+
+async fn job(answer: Answer) -> Job {
+    created(timeout(PATIENCE, answer).await.expect("it is answered").unwrap())
+}
+
+/// Orgs that have a log, in a ledger whose store is held: what is submitted first goes first, and the rest together.
+async fn orgs_of(ledger: &Ledger, n: u128) -> Vec<OrgId> {
+    let orgs: Vec<_> = (1..=n).map(|n| OrgId(Uuid::from_u128(n))).collect();
+    for org in &orgs {
+        job(submit(ledger, *org, "t")).await;
+    }
+    orgs
+}
+
+async fn what_the_database_refuses_of_one_org_costs_no_other(database: Database) {
+    let store = one_at_a_time(&database).await;
+    database.refuse_jobs_of_type("poison").await;
+    let ledger = start(&store, Limits::default());
+    let orgs = orgs_of(&ledger, 5).await;
+    let held = store.begin(&orgs[..1]).await.unwrap();
+    let answers: Vec<_> = orgs.iter().flat_map(|org| ["a", "poison", "b"].map(|name| (*org, name))).collect();
+    let answers: Vec<_> = answers
+        .into_iter()
+        .filter(|(org, name)| *name != "poison" || *org == orgs[2])
+        .map(|(org, name)| (name, submit(&ledger, org, name)))
+        .collect();
+    drop(held);
+    for (name, answer) in answers {
+        let answer = timeout(PATIENCE, answer).await.expect("it is answered").unwrap();
+        match name {
+            "poison" => assert_eq!(answer.unwrap_err(), LedgerError::Refused),
+            _ => _ = created(answer),
+        }
+    }
+    for org in orgs {
+        assert_eq!(store.reaches(&[org]).await.unwrap()[0].1.seq, 3);
+    }
+    store.close().await;
+}
+
+async fn orgs_share_a_transaction_and_retention_has_one_to_itself(database: Database) {
+    let store = one_at_a_time(&database).await;
+    let ledger = start(&store, Limits::default());
+    let orgs = orgs_of(&ledger, 6).await;
+    let held = store.begin(&orgs[..1]).await.unwrap();
+    let mut retention = Retention::default();
+    retention.set(JobStatus::Succeeded, Duration::from_secs(60));
+    let mut answers = Vec::new();
+    for org in &orgs[1..] {
+        answers.push(submit(&ledger, *org, "t"));
+        if *org == orgs[3] {
+            let (ledger, org) = (ledger.clone(), *org);
+            let mut retain = Box::pin(async move { ledger.retain(org, retention).await });
+            assert!(poll_once(&mut retain).is_pending(), "it is in its lane");
+            tokio::spawn(retain);
+        }
+    }
+    drop(held);
+    // The clock is read once for each transaction: equal times mean the same.
+    let mut at: Vec<Time> = Vec::new();
+    for answer in answers {
+        at.push(job(answer).await.created_at);
+    }
+    assert!(at[0] == at[1] || at[3] == at[4], "none shares one: {at:?}");
+    assert_eq!(at.iter().filter(|other| **other == at[2]).count(), 1, "retention shares one: {at:?}");
+    store.close().await;
+}
+
+/// Of several heads those that are held elsewhere are not waited for, nor are those made that are not there.
+#[tokio::test]
+async fn of_several_heads_those_that_are_free_are_held() {
+    let database = Database::postgres().await;
+    let (ours, theirs) = (database.open().await, database.open().await);
+    let orgs: Vec<_> = (1..=4).map(|n| OrgId(Uuid::from_u128(n))).collect();
+    for org in &orgs[..3] {
+        fill(&*ours, *org, "t", 1).await;
+    }
+    let held = theirs.begin(&orgs[1..2]).await.unwrap();
+    let batch = timeout(Duration::from_secs(4), ours.begin(&orgs)).await.expect("it does not wait").unwrap();
+    let expected = BTreeSet::from([&orgs[0], &orgs[2]]);
+    assert_eq!(batch.orgs().iter().collect::<BTreeSet<_>>(), expected);
+    drop(held);
+    let nobody = timeout(Duration::from_secs(4), theirs.begin(&[orgs[0], orgs[2]])).await.unwrap().unwrap();
+    assert!(nobody.orgs().is_empty());
+    drop((batch, nobody));
+    assert_eq!(ours.orgs(None, 10).await.unwrap().len(), 3, "no row was made for one without a log");
+}
+
+/// An org whose head another server holds goes on as soon as it is free, and holds nobody up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_org_whose_head_is_held_elsewhere_waits_alone() {
+    let database = Database::postgres().await;
+    let (ours, theirs) = (one_at_a_time(&database).await, database.open().await);
+    let ledger = start(&ours, Limits::default());
+    let orgs = orgs_of(&ledger, 20).await;
+    let held = theirs.begin(&orgs[9..10]).await.unwrap();
+    let mut waiting = submit(&ledger, orgs[9], "t");
+    let others: Vec<_> = orgs.iter().filter(|org| **org != orgs[9]).map(|org| submit(&ledger, *org, "t")).collect();
+    // With one connection, which waits for that head, what comes after it waits, too: but not for longer than the head is held.
+    let early = timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "it was written beside its head's holder");
+    drop(held);
+    job(waiting).await;
+    for other in others {
+        job(other).await;
+    }
+    ours.close().await;
+    theirs.close().await;
+    database.verify().await;
+}
+
+/// The org of each row that shared transactions have written is that of its lane: of what says whose it is, and of all that belongs to
+/// a job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_row_of_a_shared_transaction_is_of_its_lane() {
+    let database = Database::postgres().await;
+    let store = one_at_a_time(&database).await;
+    let ledger = start(&store, Limits::default());
+    let orgs = orgs_of(&ledger, 64).await;
+    let mut answers = Vec::new();
+    for org in &orgs {
+        for _ in 0..3 {
+            let mut create = new_job(&org.0.to_string(), Some(Json::from_trusted(format!("\"{}\"", org.0))), None);
+            let spec = Arc::make_mut(&mut create.spec);
+            spec.labels = Arc::new([("org".to_owned(), org.0.to_string())].into());
+            spec.payload_bytes = 40;
+            answers.push(crate::ledger::submit(&ledger, *org, Command::Create(create)));
+        }
+    }
+    let mut transactions = BTreeSet::new();
+    for answer in answers {
+        transactions.insert(job(answer).await.created_at);
+    }
+    assert!(transactions.len() < 64, "{} transactions for 192 jobs of 64 orgs", transactions.len());
+    store.close().await;
+    let mut everything = database.connect_as("postgres").await;
+    for (table, whose) in [
+        ("job", "type"),
+        ("job", "labels ->> 'org'"),
+        ("job_event", "job_type"),
+        ("job_payload", "payload::jsonb #>> '{}'"),
+        ("job_label", "value"),
+        ("org_counter", "type"),
+        ("org_series", "type"),
+    ] {
+        let sql = format!(
+            "SELECT count(*), count(*) FILTER (WHERE {whose} <> org_id::text) FROM jobledger.{table} WHERE {whose} <> 't'"
+        );
+        let row = everything.fetch_one(AssertSqlSafe(sql)).await.unwrap();
+        assert!(row.get::<i64, _>(0) >= 64 || table.starts_with("org_"), "{table}");
+        assert_eq!(row.get::<i64, _>(1), 0, "{table}.{whose}");
+    }
+    database.verify().await;
+}
+
+/// What a transaction may see and write that names several orgs: theirs, and nobody else's.
+#[tokio::test]
+async fn a_transaction_on_several_orgs_is_held_to_them() {
+    let database = Database::postgres().await;
+    let (server, _) = TestServer::on(&database).await;
+    let orgs: Vec<_> = (1..=3).map(Uuid::from_u128).collect();
+    for org in &orgs {
+        let client = jobledger_client::Client::builder(server.endpoint()).org(*org).build().unwrap();
+        client.create(NewJob::new("t")).await.unwrap();
+    }
+    server.stop().await;
+    let mut connection = database.connect_as(SERVER).await;
+    let named = format!("SELECT jobledger.name_orgs('{{{},{}}}')", orgs[0], orgs[1]);
+    let mut transaction = connection.begin().await.unwrap();
+    transaction.execute(AssertSqlSafe(named.clone())).await.unwrap();
+    for table in ["org_head", "org_record", "org_counter", "job", "job_event"] {
+        let sql = format!("SELECT count(*), count(*) FILTER (WHERE org_id = '{}') FROM jobledger.{table}", orgs[2]);
+        let row = transaction.fetch_one(AssertSqlSafe(sql)).await.unwrap();
+        assert_eq!((row.get::<i64, _>(0), row.get::<i64, _>(1)), (2, 0), "{table}");
+    }
+    let theirs = format!("INSERT INTO jobledger.org_head (org_id) VALUES ('{}')", Uuid::new_v4());
+    let refused = transaction.execute(AssertSqlSafe(theirs)).await.unwrap_err().to_string();
+    assert!(refused.contains("row-level security"), "{refused}");
+    drop(transaction);
+    // What it named is gone with it.
+    let left = connection.fetch_one("SELECT count(*) FROM jobledger.job").await.unwrap();
+    assert_eq!(left.get::<i64, _>(0), 0);
+}
