@@ -25,7 +25,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[])
 RETURNS TABLE (
     clock TIMESTAMPTZ, org_id UUID, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT,
-    record BIGINT, folded_seq BIGINT, folded_n BIGINT
+    record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -46,7 +46,7 @@ BEGIN
     END IF;
     now := clock_timestamp();
     RETURN QUERY SELECT now, h.org_id, coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
-        coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n
+        coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals
     FROM (VALUES (1)) one LEFT JOIN (
         unnest(held) AS wanted (org_id)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id OFFSET 0) h
@@ -414,45 +414,30 @@ DECLARE
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    WITH batch AS MATERIALIZED (
-        SELECT r.recorded_at, change.key, change.value
-        FROM jobledger.org_head h
-        JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
+    WITH RECURSIVE log AS MATERIALIZED (
+        SELECT h.n, coalesce((SELECT r.seq FROM jobledger.org_record r
+                              WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq
+        FROM jobledger.org_head h WHERE h.org_id = p_org
+    ), batch AS MATERIALIZED (
+        SELECT r.recorded_at, change.key AS type, change.value
+        FROM log JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > log.n
         CROSS JOIN LATERAL jsonb_each(r.counts) change
-        WHERE h.org_id = p_org
-    ), added AS MATERIALIZED (
-        SELECT batch.key, coalesce(sum((batch.value ->> 0)::bigint), 0)::bigint AS queued,
-            coalesce(sum((batch.value ->> 1)::bigint), 0)::bigint AS running,
-            coalesce(sum((batch.value ->> 2)::bigint), 0)::bigint AS succeeded,
-            coalesce(sum((batch.value ->> 3)::bigint), 0)::bigint AS failed,
-            coalesce(sum((batch.value ->> 4)::bigint), 0)::bigint AS canceled,
-            coalesce(sum((batch.value ->> 5)::bigint), 0)::bigint AS dead_letter,
-            coalesce(sum((batch.value ->> 6)::bigint), 0)::bigint AS scheduled
-        FROM batch GROUP BY batch.key
-    ), counter AS (
-        SELECT c.type, c.queued + coalesce(a.queued, 0) AS queued,
-            c.running + coalesce(a.running, 0) AS running,
-            c.succeeded + coalesce(a.succeeded, 0) AS succeeded,
-            c.failed + coalesce(a.failed, 0) AS failed,
-            c.canceled + coalesce(a.canceled, 0) AS canceled,
-            c.dead_letter + coalesce(a.dead_letter, 0) AS dead_letter,
-            c.scheduled + coalesce(a.scheduled, 0) AS scheduled
-        FROM jobledger.org_counter c LEFT JOIN added a ON a.key = c.type
-        WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
+        WHERE p_types IS NULL OR change.key = ANY (p_types)
     ), happened AS MATERIALIZED (
-        SELECT s.width, s.start, s.type, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost,
+        SELECT s.width, s.start, s.type::text, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost,
             CASE WHEN s.start < v_hours_since THEN s.waits END AS waits,
             CASE WHEN s.start < v_hours_since THEN s.runs END AS runs
         FROM jobledger.org_series s
         WHERE s.org_id = p_org AND s.width = 60 AND s.start >= v_since AND NOT s.removed
             AND (s.start < v_hours_since OR p_width = 60) AND (p_types IS NULL OR s.type = ANY (p_types))
         UNION ALL
-        SELECT s.width, s.start, s.type, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, s.waits, s.runs
+        SELECT s.width, s.start, s.type::text, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, s.waits,
+            s.runs
         FROM jobledger.org_series s
         WHERE s.org_id = p_org AND s.width = 3600 AND s.start >= v_hours_since AND NOT s.removed
             AND (p_types IS NULL OR s.type = ANY (p_types))
         UNION ALL
-        SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.key,
+        SELECT w.width, date_bin(w.width * interval '1 second', batch.recorded_at, 'epoch'), batch.type,
             coalesce((batch.value ->> 7)::bigint, 0),
             coalesce((batch.value ->> 8)::bigint, 0),
             coalesce((batch.value ->> 9)::bigint, 0),
@@ -463,20 +448,58 @@ BEGIN
             jobledger.to_counts(batch.value -> 14), jobledger.to_counts(batch.value -> 15)
         FROM batch CROSS JOIN (VALUES (60::smallint), (3600::smallint)) w (width)
         WHERE jsonb_array_length(batch.value) > 7 AND batch.recorded_at >= v_since
-            AND (p_types IS NULL OR batch.key = ANY (p_types))
             AND (w.width = 3600 OR batch.recorded_at < v_hours_since OR p_width = 60)
             AND (w.width = 60 OR batch.recorded_at >= v_hours_since)
-    ), flow AS (
-        SELECT f.type,
-            sum(f.created)::bigint AS created,
-            sum(f.started)::bigint AS started,
-            sum(f.succeeded)::bigint AS succeeded,
-            sum(f.failed)::bigint AS failed,
-            sum(f.retried)::bigint AS retried,
-            sum(f.canceled)::bigint AS canceled,
-            sum(f.lost)::bigint AS lost,
-            jobledger.sum_counts(f.waits) AS waits, jobledger.sum_counts(f.runs) AS runs
-        FROM happened f WHERE f.width = 3600 OR f.start < v_hours_since GROUP BY f.type
+    ), first_ready (type, priority, ready_at) AS (
+        -- Of each type and priority the job that has been ready for longest, from one place in the index to the next.
+        (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
+         WHERE p_types IS NULL AND j.org_id = p_org AND j.status = 'queued' AND j.due_at IS NULL
+         ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
+        UNION ALL
+        SELECT next.type, next.priority, next.ready_at FROM first_ready f CROSS JOIN LATERAL (
+            (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
+             WHERE j.org_id = p_org AND j.type = f.type AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < f.priority
+             ORDER BY j.priority DESC, j.ready_at LIMIT 1)
+            UNION ALL
+            (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
+             WHERE j.org_id = p_org AND j.type > f.type AND j.status = 'queued' AND j.due_at IS NULL
+             ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
+            LIMIT 1) next
+    ), first_ready_of (type, priority, ready_at) AS (
+        -- The same of the types that are asked for.
+        SELECT wanted.type, first.priority, first.ready_at
+        FROM unnest(p_types) AS wanted (type) CROSS JOIN LATERAL (
+            SELECT j.priority, j.ready_at FROM jobledger.job j
+            WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL
+            ORDER BY j.priority DESC, j.ready_at LIMIT 1) first
+        UNION ALL
+        SELECT f.type, lower.priority, lower.ready_at FROM first_ready_of f CROSS JOIN LATERAL (
+            SELECT j.priority, j.ready_at FROM jobledger.job j
+            WHERE j.org_id = p_org AND j.type = f.type AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < f.priority
+            ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
+    ), part (type, count_queued, count_running, count_succeeded, count_failed, count_canceled, count_dead_letter, count_scheduled, oldest, flow_created, flow_started, flow_succeeded, flow_failed, flow_retried, flow_canceled, flow_lost, waits, runs, is_counted) AS (
+        -- Added up rather than joined: a join of what PostgreSQL has no statistics of may take each with each.
+        SELECT c.type::text, c.queued, c.running, c.succeeded, c.failed, c.canceled, c.dead_letter, c.scheduled, NULL::timestamptz, 0, 0, 0, 0, 0, 0, 0, NULL::bigint[], NULL::bigint[], true
+        FROM jobledger.org_counter c WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
+        UNION ALL
+        SELECT b.type, coalesce((b.value ->> 0)::bigint, 0), coalesce((b.value ->> 1)::bigint, 0), coalesce((b.value ->> 2)::bigint, 0), coalesce((b.value ->> 3)::bigint, 0), coalesce((b.value ->> 4)::bigint, 0), coalesce((b.value ->> 5)::bigint, 0), coalesce((b.value ->> 6)::bigint, 0),
+            NULL, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false
+        FROM batch b
+        UNION ALL
+        SELECT f.type::text, 0, 0, 0, 0, 0, 0, 0, f.ready_at, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false FROM first_ready f
+        UNION ALL
+        SELECT f.type, 0, 0, 0, 0, 0, 0, 0, f.ready_at, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false FROM first_ready_of f
+        UNION ALL
+        SELECT f.type, 0, 0, 0, 0, 0, 0, 0, NULL, f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.lost, f.waits, f.runs, false
+        FROM happened f WHERE f.width = 3600 OR f.start < v_hours_since
+    ), summary AS (
+        SELECT p.type, sum(p.count_queued)::bigint AS count_queued, sum(p.count_running)::bigint AS count_running, sum(p.count_succeeded)::bigint AS count_succeeded, sum(p.count_failed)::bigint AS count_failed, sum(p.count_canceled)::bigint AS count_canceled, sum(p.count_dead_letter)::bigint AS count_dead_letter, sum(p.count_scheduled)::bigint AS count_scheduled,
+            min(p.oldest) AS oldest, sum(p.flow_created)::bigint AS flow_created, sum(p.flow_started)::bigint AS flow_started, sum(p.flow_succeeded)::bigint AS flow_succeeded, sum(p.flow_failed)::bigint AS flow_failed, sum(p.flow_retried)::bigint AS flow_retried, sum(p.flow_canceled)::bigint AS flow_canceled, sum(p.flow_lost)::bigint AS flow_lost,
+            jobledger.sum_counts(p.waits) AS waits, jobledger.sum_counts(p.runs) AS runs
+        FROM part p GROUP BY p.type
+        -- Of a type whose last job is gone the window may still tell.
+        HAVING bool_or(p.is_counted)
+            OR sum(p.flow_created + p.flow_started + p.flow_succeeded + p.flow_failed + p.flow_retried + p.flow_canceled + p.flow_lost) > 0
     ), series AS (
         SELECT f.start, CASE WHEN p_by_type THEN f.type END AS type,
             sum(f.created)::bigint AS created,
@@ -487,30 +510,13 @@ BEGIN
             sum(f.canceled)::bigint AS canceled,
             sum(f.lost)::bigint AS lost
         FROM happened f WHERE f.width = p_width GROUP BY 1, 2
-    ), log AS (
-        SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
-                         WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq
-        FROM jobledger.org_head h WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, clock_timestamp(), v_since, c.type::text, NULL::timestamptz,
-        c.queued, c.running, c.succeeded, c.failed, c.canceled, c.dead_letter, c.scheduled,
-        CASE WHEN c.queued > c.scheduled THEN (
-            WITH RECURSIVE first (priority, ready_at) AS (
-                (SELECT j.priority, j.ready_at FROM jobledger.job j
-                 WHERE j.org_id = p_org AND j.type = c.type AND j.status = 'queued' AND j.due_at IS NULL
-                 ORDER BY j.priority DESC, j.ready_at LIMIT 1)
-                UNION ALL
-                SELECT lower.priority, lower.ready_at FROM first CROSS JOIN LATERAL (
-                    SELECT j.priority, j.ready_at FROM jobledger.job j
-                    WHERE j.org_id = p_org AND j.type = c.type AND j.status = 'queued' AND j.due_at IS NULL
-                        AND j.priority < first.priority
-                    ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
-            ) SELECT min(first.ready_at) FROM first)
-        END,
-        f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.lost, f.waits, f.runs
-    FROM log LEFT JOIN counter c ON true LEFT JOIN flow f ON f.type = c.type
+    SELECT log.head_seq, clock_timestamp(), v_since, s.type, NULL::timestamptz,
+        s.count_queued, s.count_running, s.count_succeeded, s.count_failed, s.count_canceled, s.count_dead_letter, s.count_scheduled, s.oldest,
+        s.flow_created, s.flow_started, s.flow_succeeded, s.flow_failed, s.flow_retried, s.flow_canceled, s.flow_lost, s.waits, s.runs
+    FROM log LEFT JOIN summary s ON true
     UNION ALL
-    SELECT log.head_seq, clock_timestamp(), v_since, s.type::text, s.start, NULL, NULL, NULL, NULL, NULL, NULL,
+    SELECT log.head_seq, clock_timestamp(), v_since, s.type, s.start, NULL, NULL, NULL, NULL, NULL, NULL,
         NULL, NULL, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, NULL, NULL
     FROM log JOIN series s ON true;
 END $$;

@@ -33,6 +33,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = 2_000, value_parser = many())]
     max_connections_per_address: u32,
 
+    /// Types that the jobs of one org may have.
+    #[arg(long, env = "JOBLEDGER_MAX_TYPES_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
+    max_types_per_org: u32,
+
     /// Calls that one connection may have under way, streams among them.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_CONNECTION", value_name = "N", default_value_t = 4_096, value_parser = many())]
     max_calls_per_connection: u32,
@@ -172,6 +176,7 @@ impl LimitArgs {
             queued_commands: self.max_queued as usize,
             queued_commands_per_org: self.max_queued_per_org as usize,
             queued_within: self.queue_timeout,
+            types_per_org: self.max_types_per_org as usize,
             claims: self.max_claims as usize,
             claims_per_org: self.max_claims_per_org as usize,
             streams: StreamLimits {

@@ -298,7 +298,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (1, "8c92981d40d8e7bbb4f7688d7c276e6bbd92d1b57507b1ad47a1e36bf9bd0951")
+            (1, "df6e985e88c47e7b9d28e189d3fb1ea248aa407e44101f7499ca3db581a3e884")
         );
     }
 

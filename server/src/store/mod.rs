@@ -303,7 +303,7 @@ pub struct Head {
     pub floor: i64,
     /// `recorded_at` of the last event.
     pub recorded_at: Option<Time>,
-    /// How many types the org's jobs have had.
+    /// How many types the org's jobs have.
     pub types: i64,
     /// How many batches have made a job ready.
     pub ready_gen: i64,
@@ -446,6 +446,8 @@ pub struct Loaded {
     /// What happened to those of them of which the series may still tell, as far as their events are within the bounds: those
     /// events in order, but for progress.
     pub histories: HashMap<JobId, Vec<Milestone>>,
+    /// Of the types of those, how many jobs each has.
+    pub populations: HashMap<Arc<str>, i64>,
     /// When the next of the finished jobs that are still kept ends to be so.
     pub next_expiry: Option<Time>,
     /// Of the jobs, those that are due.
@@ -468,6 +470,7 @@ impl Loaded {
             ready: FoundReady::default(),
             expired: Vec::new(),
             histories: HashMap::new(),
+            populations: HashMap::new(),
             next_expiry: None,
             due: Vec::new(),
             next_due: None,
@@ -500,6 +503,8 @@ pub struct Changes {
     pub tallies: BTreeMap<Arc<str>, Tally>,
     /// What the log loses with the jobs that go.
     pub removed_flow: RemovedFlow,
+    /// Types whose last job goes: the head counts them no more.
+    pub forgotten: Vec<Arc<str>>,
     /// The batch's time, if it is the first of its minute: what is too old of the series may go.
     pub new_minute: Option<Time>,
 }
@@ -530,6 +535,11 @@ pub enum NextDue {
 pub struct StatusCounts([i64; JobStatus::ALL.len()]);
 
 impl StatusCounts {
+    /// All together.
+    pub fn total(&self) -> i64 {
+        self.0.iter().sum()
+    }
+
     /// Counts in the order of [`JobStatus::ALL`].
     pub const fn new(counts: [i64; JobStatus::ALL.len()]) -> Self {
         Self(counts)

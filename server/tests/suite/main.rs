@@ -69,6 +69,7 @@ mod start;
 mod statistics;
 mod streams;
 mod tls;
+mod types;
 mod verify;
 mod views;
 mod wal;

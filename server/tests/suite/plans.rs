@@ -1,6 +1,10 @@
 //! How PostgreSQL goes about the reads, as the serving role, on a database that is not small.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jobledger_client::{Claim, HeartbeatRequest, JobView, LeaseHeartbeat, ListJobsRequest, NewJob, Report};
 use jobledger_server::{
@@ -228,6 +232,59 @@ async fn what_was_planned_on_an_empty_database_serves_a_full_one() {
     let (_, read) = settled(&mut watching, &count, 1).await;
     // An org has 400 of the jobs: walking them once for each row that is looked up would be many times this.
     assert!(read < 3_000, "{read} entries of indexes were read for ten jobs' lives");
+}
+
+/// Statistics of an org with thousands of types, beside one with few and many jobs: before PostgreSQL knows anything of the tables, and
+/// once it takes all orgs for the mean of both.
+#[tokio::test]
+async fn statistics_of_thousands_of_types_come_at_once() {
+    let database = Database::postgres().await;
+    let store = database.open().await;
+    let mut filling = database.connect_as("postgres").await;
+    for table in ["job", "org_counter", "org_series", "org_record"] {
+        let sql = format!("ALTER TABLE jobledger.{table} SET (autovacuum_enabled = off)");
+        filling.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    for (n, types, jobs) in [(1, 8_000, 8_000), (2, 5, 40_000)] {
+        let org = format!("'{}'", org(n).0);
+        for sql in [
+            format!("INSERT INTO jobledger.org_head (org_id, seq, recorded_at, types) VALUES ({org}, {jobs}, now(), {types})"),
+            format!(
+                "INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, created_seq, ready_at,
+                    last_job_seq, last_seq, last_recorded_at)
+                 SELECT {org}, gen_random_uuid(), 't' || n % {types}, 1, 2, 3, n, now(), 1, n, now() FROM generate_series(1, {jobs}) n"
+            ),
+            format!("INSERT INTO jobledger.org_counter SELECT {org}, type, count(*), 0, 0, 0, 0, 0, 0 FROM jobledger.job WHERE org_id = {org} GROUP BY type"),
+            format!(
+                "INSERT INTO jobledger.org_series SELECT {org}, w, date_bin(w * interval '1 second', now(), 'epoch') - m * w * interval '1 second',
+                    't' || n, false, 1, 0, 0, 0, 0, 0, 0, '{{1}}', '{{1}}'
+                 FROM generate_series(0, {types} - 1) n, generate_series(0, 2) m, (VALUES (60), (3600)) widths (w)"
+            ),
+            format!(
+                "INSERT INTO jobledger.org_record SELECT {org}, n, n, n - 1, {jobs}, 1, now(), 1, jsonb_build_object('t' || n % {types}, '[1]'::jsonb)
+                 FROM generate_series(1, 500) n"
+            ),
+        ] {
+            filling.execute(AssertSqlSafe(sql)).await.unwrap();
+        }
+    }
+    for is_analyzed in [false, true] {
+        if is_analyzed {
+            filling.execute("ANALYZE").await.unwrap();
+        }
+        for (n, types, jobs) in [(1, 8_000, 8_000), (2, 5, 40_000)] {
+            let summary = timeout(Duration::from_secs(5), store.statistics(org(n), &StatisticsQuery::of(&[]))).await;
+            let summary = summary.expect("in no time").unwrap();
+            assert_eq!(summary.types.len(), types);
+            assert_eq!(
+                summary.types.iter().map(|of_type| of_type.counts.get(JobStatus::Queued)).sum::<i64>(),
+                jobs + 500
+            );
+            assert!(summary.types.iter().all(|of_type| of_type.oldest_ready_at.is_some()));
+        }
+    }
+    store.close().await;
+    database.is_made_up();
 }
 
 /// Has a store do all that it does, and asserts that PostgreSQL walked no table for it. How long the reads took.

@@ -70,7 +70,7 @@ async fn months(connection: &mut sqlx::PgConnection) -> Vec<String> {
 }
 
 /// Rows of a table.
-async fn rows(database: &Database, table: &str) -> i64 {
+pub(crate) async fn rows(database: &Database, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
     if database.is_postgres() {
         let sql = sqlx::AssertSqlSafe(sql.replace("FROM ", "FROM jobledger."));
@@ -80,14 +80,18 @@ async fn rows(database: &Database, table: &str) -> i64 {
     }
 }
 
-fn keep(status: JobStatus, time: Duration) -> Retention {
+pub(crate) fn keep(status: JobStatus, time: Duration) -> Retention {
     let mut retention = Retention::default();
     retention.set(status, time);
     retention
 }
 
 /// Calls until the statistics say so.
-async fn until_counts(client: &Client, status: fn(&jobledger_client::proto::StatusCounts) -> i64, expected: i64) {
+pub(crate) async fn until_counts(
+    client: &Client,
+    status: fn(&jobledger_client::proto::StatusCounts) -> i64,
+    expected: i64,
+) {
     let reached =
         async { while status(&client.statistics(&[]).await.unwrap().counts.unwrap_or_default()) != expected {} };
     timeout(PATIENCE, reached).await.expect("retention gets there");

@@ -306,6 +306,8 @@ struct Log {
     marks: HashMap<JobId, Mark>,
     /// A job was brought in that has ended: retention may be through with it at once.
     has_brought_ended: bool,
+    /// How many jobs the types of those have, before this batch.
+    populations: HashMap<Arc<str>, i64>,
     /// Since when the series tells of jobs.
     told_since: Time,
     next_expiry: Option<Time>,
@@ -349,6 +351,7 @@ impl Log {
             misdated: loaded.misdated,
             expired: loaded.expired,
             histories: loaded.histories,
+            populations: loaded.populations,
             marks: loaded.marks,
             has_brought_ended: false,
             told_since: told_since(&loaded.head),
@@ -543,6 +546,7 @@ impl Log {
     }
 
     fn finish(mut self) -> Changes {
+        self.forget_types();
         // A job may go without raising the floor.
         if self.head != self.loaded_head || !self.changes.tallies.is_empty() {
             self.changes.head = Some(self.head);

@@ -88,6 +88,19 @@ impl Log {
         self.changes.removed.push(job);
     }
 
+    /// Forgets types whose last job goes.
+    pub(super) fn forget_types(&mut self) {
+        if self.changes.removed.is_empty() {
+            return;
+        }
+        let left = |(name, before): &(&Arc<str>, &i64)| {
+            **before + self.changes.tallies.get(*name).map_or(0, |tally| tally.counts.total())
+        };
+        let forgotten = self.populations.iter().filter(|of_type| left(of_type) == 0).map(|(name, _)| Arc::clone(name));
+        self.changes.forgotten = forgotten.collect();
+        self.head.types -= self.changes.forgotten.len() as i64;
+    }
+
     /// Notes what the series no longer finds in the log, for as long as it tells of it.
     fn forget(&mut self, job: &Job) {
         let Some(log_time) = self.loaded_head.recorded_at else { return };

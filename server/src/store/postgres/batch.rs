@@ -21,7 +21,8 @@ use super::{
     error::{commit, commit_error, is_lost, store_error},
     import,
     load::{
-        Names, Of, Wanted, load_due, load_expired, load_histories, load_jobs, load_misdated, load_ready, load_rows,
+        Names, Of, Wanted, load_due, load_expired, load_histories, load_jobs, load_misdated, load_populations,
+        load_ready, load_rows,
     },
     memory::{End, Memory},
     write::{self, Log},
@@ -98,7 +99,8 @@ pub(super) async fn begin(
             ready_gen: columns.long()?,
         };
         let record = RecordId { n: columns.long()?, id: columns.long()? };
-        let end = End { head, record, folded_seq: columns.long()?, folded_n: columns.long()? };
+        let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
+        let end = End { head, record, folded_seq, folded_n, removals };
         held.push(org);
         found.insert(org, end);
     }
@@ -154,6 +156,8 @@ impl Batch for PostgresBatch {
             let head = self.end(*org)?.head;
             let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
             let histories = load_histories(&mut self.connection, *org, &jobs, &told).await?;
+            let expired_jobs: Vec<_> = jobs.iter().filter(|job| expired.contains(&job.id)).collect();
+            let populations = load_populations(&mut self.connection, *org, &expired_jobs).await?;
             let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
             loaded.push(Loaded {
                 head,
@@ -162,6 +166,7 @@ impl Batch for PostgresBatch {
                 types,
                 expired,
                 histories,
+                populations,
                 next_expiry,
                 due,
                 next_due,

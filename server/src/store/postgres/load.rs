@@ -1,7 +1,7 @@
 //! What a batch needs to know before it is decided, of one org or of many: a statement for each kind of it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -21,6 +21,7 @@ use crate::{
         id::{JobId, OrgId},
         job::Job,
         lease::LONGEST_LEASE,
+        status::JobStatus,
         transition::LONGEST_GRACE,
     },
     store::{
@@ -165,6 +166,36 @@ pub(super) async fn load_misdated(
     let arguments = arguments![org.0, now, by, limit as i64, LONGEST_GRACE.as_secs_f64()];
     let found = sqlx::query_with(SQL, arguments).fetch_all(connection).await.map_err(store_error)?;
     found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
+}
+
+/// How many jobs the types of these jobs have.
+pub(super) async fn load_populations(
+    connection: &mut PgConnection,
+    org: OrgId,
+    jobs: &[&Job],
+) -> Result<HashMap<Arc<str>, i64>, StoreError> {
+    const SQL: &str = "/* load_populations */ SELECT wanted.type, c.jobs + coalesce(added.jobs, 0)
+        FROM unnest($2::text[]) AS wanted (type)
+        CROSS JOIN LATERAL (
+            SELECT c.queued + c.running + c.succeeded + c.failed + c.canceled + c.dead_letter AS jobs
+            FROM jobledger.org_counter c WHERE c.org_id = $1 AND c.type = wanted.type OFFSET 0) c
+        CROSS JOIN LATERAL (
+            SELECT sum(counted.jobs::bigint)::bigint AS jobs
+            FROM (SELECT h.n FROM jobledger.org_head h WHERE h.org_id = $1) head
+            CROSS JOIN LATERAL (SELECT r.counts FROM jobledger.org_record r WHERE r.org_id = $1 AND r.n > head.n OFFSET 0) r
+            CROSS JOIN LATERAL jsonb_array_elements_text(r.counts -> wanted.type) WITH ORDINALITY AS counted (jobs, place)
+            WHERE counted.place <= $3) added";
+    let types: BTreeSet<_> = jobs.iter().map(|job| job.spec.job_type.to_string()).collect();
+    if types.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let types: Vec<_> = types.into_iter().collect();
+    let query = sqlx::query_with(SQL, arguments![org.0, types, JobStatus::ALL.len() as i64]);
+    let population = |row| {
+        let mut columns = Columns::of(row);
+        Ok((columns.text()?.into(), columns.long()?))
+    };
+    query.fetch_all(connection).await.map_err(store_error)?.iter().map(population).collect()
 }
 
 pub(super) async fn load_expired(

@@ -53,8 +53,10 @@ struct State {
 
 #[derive(Default)]
 struct Org {
-    /// Types known to exist: once there, a type stays.
+    /// Types known to exist: once there, a type stays until its last job is removed.
     types: HashSet<Arc<str>>,
+    /// How many batches had removed jobs then.
+    removals: i64,
     /// Where this server's last batch has left the log.
     end: Option<End>,
     /// How far it had come the last time that a batch found it, or left it.
@@ -63,6 +65,15 @@ struct Org {
     confirmed: Option<RecordId>,
     /// Others write it, too, as far as is known.
     shared_until: Option<Instant>,
+}
+
+impl Org {
+    /// Jobs were removed since types were known: of some it may have been the last.
+    fn seen_removals(&mut self, removals: i64) {
+        if std::mem::replace(&mut self.removals, removals) != removals {
+            self.types.clear();
+        }
+    }
 }
 
 /// Where a log ends, and up to where its records are folded.
@@ -74,6 +85,8 @@ pub(super) struct End {
     /// `seq` of the last event, and number of the last record, that are folded.
     pub(super) folded_seq: i64,
     pub(super) folded_n: i64,
+    /// Batches that have removed jobs.
+    pub(super) removals: i64,
 }
 
 /// The database's clock, as it was heard of at some instant of this machine's.
@@ -134,6 +147,7 @@ impl Memory {
             // Nor is it sure which types there are.
             *org = Org { last: org.last, ..Org::default() };
         }
+        org.seen_removals(found.removals);
         let expected = org.end.replace(found);
         if expected.is_some_and(|expected| expected != found) {
             org.shared_until = Some(Instant::now() + SHARED);
@@ -145,6 +159,7 @@ impl Memory {
         self.jobs.left(jobs);
         let mut state = self.state();
         let org = state.org(org);
+        org.seen_removals(end.removals);
         (org.end, org.last, org.confirmed) = (Some(end), Some(end.head), Some(end.record));
         if let Some(clock) = clock {
             state.heard(clock);

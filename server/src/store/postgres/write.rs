@@ -60,7 +60,8 @@ impl Log {
     pub(super) fn end(&self, changes: &Changes) -> End {
         let Some((head, record)) = self.after else { return self.before };
         if self.shall_fold(changes) {
-            End { head, record, folded_seq: head.seq, folded_n: record.n }
+            let removals = self.before.removals + i64::from(!changes.removed.is_empty());
+            End { head, record, folded_seq: head.seq, folded_n: record.n, removals }
         } else {
             End { head, record, ..self.before }
         }
@@ -139,6 +140,16 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
     if write.has_parts() {
         statements.push(write.finish());
     }
+    for (log, changes) in writes.iter().filter(|(_, changes)| !changes.forgotten.is_empty()) {
+        // After their counters were brought to nothing.
+        let mut forget = Statement::new("forget_types");
+        let names: Vec<_> = changes.forgotten.iter().map(|name| name.to_string()).collect();
+        let (org, names) = (forget.bind(log.org.0)?, forget.bind(names)?);
+        let sql =
+            format_args!("(DELETE FROM jobledger.org_counter WHERE org_id = {org} AND type = ANY ({names}::text[]))");
+        forget.part("forgotten", sql);
+        statements.push(forget.finish());
+    }
     for (log, changes) in writes {
         // With the first event there is a row that says both.
         if let Some(retention) = changes.next_retention.filter(|_| !begins_log(changes)) {
@@ -180,7 +191,11 @@ impl Statement {
     }
 
     /// Whose each of some rows is.
-    pub(super) fn org_column<'q, R>(&mut self, rows: &'q [R], org: impl Fn(&'q R) -> OrgId) -> Result<Column, StoreError> {
+    pub(super) fn org_column<'q, R>(
+        &mut self,
+        rows: &'q [R],
+        org: impl Fn(&'q R) -> OrgId,
+    ) -> Result<Column, StoreError> {
         let is_same = all_same(rows, &org);
         self.either(is_same, "org_id", rows, |row| org(row).0)
     }

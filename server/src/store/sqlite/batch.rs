@@ -14,8 +14,8 @@ use super::{
     error::store_error,
     import::load_marks,
     load::{
-        ids_json, load_due, load_expired, load_head, load_held, load_histories, load_jobs, load_misdated, load_ready,
-        load_rows,
+        ids_json, load_due, load_expired, load_head, load_held, load_histories, load_jobs, load_misdated,
+        load_populations, load_ready, load_rows,
     },
     series, write,
 };
@@ -175,8 +175,23 @@ impl SqliteBatch {
             let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
             load_histories(connection, org, &told).await?
         };
+        let expired_jobs: Vec<_> = jobs.iter().filter(|job| expired.contains(&job.id)).collect();
+        let populations = load_populations(connection, org, &expired_jobs).await?;
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
-        Ok(Loaded { head, jobs, ready, types, expired, histories, next_expiry, due, next_due, misdated, marks })
+        Ok(Loaded {
+            head,
+            jobs,
+            ready,
+            types,
+            expired,
+            histories,
+            populations,
+            next_expiry,
+            due,
+            next_due,
+            misdated,
+            marks,
+        })
     }
 
     async fn write_one(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
@@ -193,6 +208,7 @@ impl SqliteBatch {
             write::changed(connection, &changes.changed).await?;
             write::events(connection, &changes.events).await?;
             series::write(connection, org, changes, self.now).await?;
+            series::forget_types(connection, org, &changes.forgotten).await?;
             let head = changes.head.unwrap_or(before);
             save_head(connection, org, head, record, !changes.removed.is_empty()).await?;
             save_record(connection, org, head, record, last, self.now).await?;

@@ -1,7 +1,7 @@
 //! What a batch needs to know before it is decided.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -222,6 +222,25 @@ pub(super) async fn load_histories(
         histories.entry(job).or_default().push(milestone);
     }
     Ok(histories)
+}
+
+pub(super) const LOAD_POPULATIONS: &str =
+    "/* load_populations */ SELECT type, queued + running + succeeded + failed + canceled + dead_letter
+     FROM org_counter WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2))";
+
+/// How many jobs the types of these jobs have.
+pub(super) async fn load_populations(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    jobs: &[&Job],
+) -> Result<HashMap<Arc<str>, i64>, StoreError> {
+    let types: BTreeSet<_> = jobs.iter().map(|job| &*job.spec.job_type).collect();
+    if types.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let query = sqlx::query_as::<_, (String, i64)>(LOAD_POPULATIONS).bind(org.0).bind(rows::json_text(&types));
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    Ok(found.into_iter().map(|(name, jobs)| (name.into(), jobs)).collect())
 }
 
 pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job

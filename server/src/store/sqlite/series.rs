@@ -54,6 +54,23 @@ pub(super) async fn write(
     Ok(())
 }
 
+/// Removes the counters of types whose last job goes.
+pub(super) async fn forget_types(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    types: &[Arc<str>],
+) -> Result<(), StoreError> {
+    if types.is_empty() {
+        return Ok(());
+    }
+    let sql =
+        "/* forget_types */ DELETE FROM org_counter WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2))";
+    let names: Vec<_> = types.iter().map(|name| &**name).collect();
+    let query = sqlx::query(sql).bind(org.0).bind(rows::json_text(&names));
+    query.execute(connection).await.map_err(store_error)?;
+    Ok(())
+}
+
 const FORGET: &str = "/* forget */ DELETE FROM org_series WHERE org_id = $1 AND width = $2 AND start <= (
     SELECT max(start) FROM (
         SELECT start FROM org_series WHERE org_id = $1 AND width = $2 AND start < $3 ORDER BY start LIMIT $4))";

@@ -113,6 +113,12 @@ pub(super) async fn statistics(
     for of_type in &mut statistics.types {
         of_type.flow = flows.remove(&of_type.job_type).unwrap_or_default();
     }
+    // Types whose last job is gone, of which the window still tells.
+    for (job_type, flow) in flows {
+        let of_type =
+            TypeStatistics { job_type, counts: StatusCounts::default(), scheduled: 0, oldest_ready_at: None, flow };
+        statistics.types.push(of_type);
+    }
     let point = |((start, job_type), flow)| SeriesPoint { start, job_type, flow };
     statistics.series = series.into_iter().map(point).collect();
     Ok(statistics.in_order())
