@@ -126,7 +126,7 @@ where
 #[allow(dead_code, reason = "some have other yardsticks")]
 pub(crate) const BARE_LANE: &str = "
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
 WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
 job AS (
     INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,

@@ -41,7 +41,7 @@ SELECT '00000000-0000-0000-0000-00000000000d', last_seq, id, last_job_seq, now()
 /// Batches of 256 jobs that are created, claimed and completed, on a log of its own.
 const BARE_LIVES: &str = "
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
 WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
 job AS (
     INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,
@@ -56,7 +56,7 @@ INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_
 VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), 1, '{\"bench\": [256, 0, 0, 0, 0, 0]}');
 COMMIT;
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
 WITH ready AS MATERIALIZED (
     SELECT id FROM jobledger.job
     WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'queued' AND due_at IS NULL
@@ -78,7 +78,7 @@ INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_
 VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), 1, '{\"bench\": [-256, 256, 0, 0, 0, 0]}');
 COMMIT;
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('00000000-0000-0000-0000-00000000000c') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
 WITH held AS MATERIALIZED (
     SELECT id FROM jobledger.job
     WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'running' LIMIT 256
