@@ -1,4 +1,5 @@
-//! What workers see: how soon a waiting claim has a new job, and whether claims slow down with history.
+//! What workers see: how soon a waiting claim has a new job, whether claims slow down with history or with types, and how soon what is
+//! due is ready.
 //!
 //! ```sh
 //! make bench-workers
@@ -9,10 +10,13 @@
 
 use std::{
     collections::HashMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use jobledger_client::{Claim, Client, NewJob};
+use jobledger_client::{
+    Claim, Client, NewJob,
+    proto::{BatchCreateJobsRequest, CreateJobRequest},
+};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -39,6 +43,12 @@ const CLAIMERS: usize = 16;
 const CLAIMED_AT_ONCE: i32 = 10;
 const CLAIM_ROUND: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 5;
+/// Calls of each kind where there are many types; what they may take more than where there is one; what statistics may take.
+const TYPE_CALLS: usize = 200;
+const TYPES_BAR: Duration = Duration::from_millis(10);
+const STATISTICS_BAR: Duration = Duration::from_millis(500);
+/// When the last of what is due at once has to be ready.
+const DUE_BAR: Duration = Duration::from_secs(2);
 /// How much of the small table's rate has to be left in the large one.
 const HISTORY_BAR: f64 = 0.8;
 
@@ -89,9 +99,10 @@ async fn handover(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Rows of jobs in one org: some that have ended, then some that wait.
-fn rows(is_postgres: bool, org: u8, finished: usize, queued: usize) -> Vec<String> {
+/// Rows of jobs in one org: some that have ended, then some that wait, of so many types.
+fn rows(is_postgres: bool, org: u8, (finished, queued): (usize, usize), types: usize) -> Vec<String> {
     let n = finished + queued;
+    let job_type = if types == 1 { "'bench'".to_owned() } else { format!("'bench' || n % {types}") };
     let (schema, series, org, id, now) = if is_postgres {
         let id = "('01980000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid";
         let org = format!("'00000000-0000-0000-0000-0000000000{org:02x}'::uuid");
@@ -107,17 +118,20 @@ fn rows(is_postgres: bool, org: u8, finished: usize, queued: usize) -> Vec<Strin
         format!(
             "INSERT INTO {schema}job (org_id, id, type, status, attempt, retry_initial, retry_multiplier, retry_max, created_at,
                 updated_at, created_seq, finished_at, ready_at, last_job_seq, last_seq, last_recorded_at)
-             SELECT {org}, {id}, 'bench', {status}, 0, 1000000, 2, 600000000, {now}, {now}, n,
+             SELECT {org}, {id}, {job_type}, {status}, 0, 1000000, 2, 600000000, {now}, {now}, n,
                 CASE WHEN n <= {finished} THEN {now} END, {now}, 1, n, {now} FROM {series}"
         ),
         format!(
             "INSERT INTO {schema}job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type{})
-             SELECT {org}, n, {id}, 1, {now}, {now}, 'created', 'queued', 0, 'bench'{} FROM {series}",
+             SELECT {org}, n, {id}, 1, {now}, {now}, 'created', 'queued', 0, {job_type}{} FROM {series}",
             if is_postgres { ", bytes" } else { "" },
             if is_postgres { ", 256" } else { "" }
         ),
-        format!("INSERT INTO {schema}org_head (org_id, seq, recorded_at, types) VALUES ({org}, {n}, {now}, 1)"),
-        format!("INSERT INTO {schema}org_counter VALUES ({org}, 'bench', {queued}, 0, {finished}, 0, 0, 0, 0)"),
+        format!("INSERT INTO {schema}org_head (org_id, seq, recorded_at, types) VALUES ({org}, {n}, {now}, {types})"),
+        format!(
+            "INSERT INTO {schema}org_counter SELECT org_id, type, sum(CASE WHEN status = 'queued' THEN 1 ELSE 0 END), 0,
+                sum(CASE WHEN status = 'succeeded' THEN 1 ELSE 0 END), 0, 0, 0, 0 FROM {schema}job WHERE org_id = {org} GROUP BY 1, 2"
+        ),
         format!("INSERT INTO {schema}org_due (org_id, next_due_at) VALUES ({org}, {now})"),
     ];
     if is_postgres {
@@ -165,6 +179,117 @@ async fn history(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
+/// The middle one of what some calls take.
+async fn took(calls: usize, mut call: impl AsyncFnMut() -> Result<()>) -> Result<Duration> {
+    let mut took = Vec::with_capacity(calls);
+    for _ in 0..calls {
+        let began = Instant::now();
+        call().await?;
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    Ok(took[calls / 2])
+}
+
+/// What a claim takes where there are many types, or many leases under one `request_id`, against one of the only type; and the
+/// statistics of many types.
+async fn types(name: &str, url: &str) -> Result<()> {
+    let server = Server::start(url, 512).await?;
+    let client = |org: u8| {
+        let org = format!("00000000-0000-0000-0000-0000000000{org:02x}").parse()?;
+        Result::Ok(Client::builder(&server.endpoint).org(org).build()?)
+    };
+    let claim = async |org: u8, types: Vec<String>, request: Option<&str>| {
+        let client = client(org)?;
+        took(TYPE_CALLS, async || {
+            let mut claim = Claim::new("w").types(types.clone());
+            if let Some(request) = request {
+                claim = claim.request_id(request);
+            }
+            if client.claim(claim).await?.is_empty() { Err("the jobs are used up".into()) } else { Ok(()) }
+        })
+        .await
+    };
+    let one = claim(1, vec!["bench".to_owned()], None).await?;
+    println!("{name}: a claim of the only type takes {one:.2?}");
+    let named: Vec<_> = (0..100).map(|n| format!("bench{n}")).collect();
+    let mut missed = false;
+    for (what, took) in [
+        ("of all types, 10,000 of which have one that is ready,", claim(2, Vec::new(), None).await?),
+        ("of 100 types with 100 each", claim(3, named, None).await?),
+        ("that came before, under an id that has 14,500 leases,", claim(4, Vec::new(), Some("r")).await?),
+    ] {
+        println!("  one {what} {took:.2?} (bar: {TYPES_BAR:?} more)");
+        missed |= took > one + TYPES_BAR;
+    }
+    let many = client(2)?;
+    let statistics = took(9, async || {
+        many.statistics(&[]).await?;
+        Ok(())
+    });
+    let statistics = statistics.await?;
+    println!("  GetStatistics of 10,000 types {statistics:.2?} (bar: {STATISTICS_BAR:?})");
+    missed |= statistics > STATISTICS_BAR;
+    if missed { Err(format!("{name}: many types cost too much").into()) } else { Ok(()) }
+}
+
+/// How soon all are ready of 20,000 jobs of one org, or of 2,000 orgs with one each, that are due at one instant. `waiting` counts
+/// those that are not.
+async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64>) -> Result<()> {
+    let server = Server::start(url, 512).await?;
+    let mut missed = false;
+    for (orgs, jobs) in [(1_usize, 20_000_usize), (2_000, 1)] {
+        let at = SystemTime::now() + Duration::from_secs(20);
+        let job = CreateJobRequest { r#type: "bench".to_owned(), scheduled_at: Some(at.into()), ..Default::default() };
+        let mut creating = JoinSet::new();
+        for org in 0..orgs {
+            let org = format!("00000000-0000-0000-0001-{org:012x}").parse()?;
+            let (mut client, job) = (Client::builder(&server.endpoint).org(org).build()?.raw(), job.clone());
+            creating.spawn(async move {
+                for _ in 0..jobs.div_ceil(500) {
+                    let requests = vec![job.clone(); jobs.min(500)];
+                    client.batch_create_jobs(BatchCreateJobsRequest { requests }).await?;
+                }
+                Result::Ok(())
+            });
+            if creating.len() >= 64 {
+                creating.join_next().await.ok_or("nobody creates")???;
+            }
+        }
+        while let Some(created) = creating.join_next().await {
+            created??;
+        }
+        if SystemTime::now() > at {
+            return Err(format!("{name}: creating them took too long").into());
+        }
+        while waiting().await? > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let late = at.elapsed()?;
+        println!(
+            "{name}: {jobs} jobs of each of {orgs} orgs, due at once: the last is ready after {late:.2?} (bar: {DUE_BAR:?})"
+        );
+        missed |= late > DUE_BAR;
+    }
+    if missed { Err(format!("{name}: what is due is late").into()) } else { Ok(()) }
+}
+
+/// Jobs of which somebody holds all, by claims with one `request_id`.
+fn held(is_postgres: bool, org: u8, n: usize) -> Vec<String> {
+    let mut sql = rows(is_postgres, org, (0, n), 1);
+    let schema = if is_postgres { "jobledger." } else { "" };
+    let (whose, at) = if is_postgres {
+        (format!("'00000000-0000-0000-0000-0000000000{org:02x}'"), "now() + interval '1 hour'".to_owned())
+    } else {
+        (format!("unhex('000000000000000000000000000000{org:02x}')"), "(unixepoch() + 3600) * 1000000".to_owned())
+    };
+    sql.push(format!(
+        "UPDATE {schema}job SET status = 'running', attempt = 1, lease_epoch = 1, lease_worker = 'w', lease_request = 'r',
+            lease_granted = 3600000000, lease_expires_at = {at}, due_at = {at}, lease_confirmed = true WHERE org_id = {whose}"
+    ));
+    sql
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     // `cargo bench --bench workers -- handover` measures that alone.
@@ -182,17 +307,51 @@ async fn main() -> Result<()> {
     if is_wanted("history") {
         drop(Server::start(&sqlite("history"), 512).await?);
         let mut connection = sqlx::sqlite::SqliteConnectOptions::new().filename(file("history")).connect().await?;
-        for sql in rows(false, 1, 0, FEW * 5).into_iter().chain(rows(false, 2, FINISHED, QUEUED)) {
+        for sql in rows(false, 1, (0, FEW * 5), 1).into_iter().chain(rows(false, 2, (FINISHED, QUEUED), 1)) {
             connection.execute(AssertSqlSafe(sql)).await?;
         }
         history("SQLite", &sqlite("history")).await?;
         let database = cluster.create_database().await;
         let mut connection = cluster.connect(&database, "postgres").await;
-        for sql in rows(true, 1, 0, FEW * 5).into_iter().chain(rows(true, 2, FINISHED, QUEUED)) {
+        for sql in rows(true, 1, (0, FEW * 5), 1).into_iter().chain(rows(true, 2, (FINISHED, QUEUED), 1)) {
             connection.execute(AssertSqlSafe(sql)).await?;
         }
         connection.execute("VACUUM ANALYZE").await?;
         history("PostgreSQL", &cluster.url(&database, cluster::SERVER)).await?;
+    }
+    if is_wanted("types") {
+        let all = |is_postgres| {
+            let one = rows(is_postgres, 1, (0, FEW), 1);
+            let many = rows(is_postgres, 2, (0, 10_000), 10_000);
+            let hundred = rows(is_postgres, 3, (0, 10_000), 100);
+            one.into_iter().chain(many).chain(hundred).chain(held(is_postgres, 4, 14_500))
+        };
+        drop(Server::start(&sqlite("types"), 512).await?);
+        let mut connection = sqlx::sqlite::SqliteConnectOptions::new().filename(file("types")).connect().await?;
+        for sql in all(false) {
+            connection.execute(AssertSqlSafe(sql)).await?;
+        }
+        types("SQLite", &sqlite("types")).await?;
+        let database = cluster.create_database().await;
+        let mut connection = cluster.connect(&database, "postgres").await;
+        for sql in all(true) {
+            connection.execute(AssertSqlSafe(sql)).await?;
+        }
+        types("PostgreSQL", &cluster.url(&database, cluster::SERVER)).await?;
+    }
+    if is_wanted("due") {
+        const WAITING: &str = "SELECT count(*) FROM job WHERE due_at IS NOT NULL AND status = 'queued'";
+        let options =
+            sqlx::sqlite::SqliteConnectOptions::new().filename(file("due")).busy_timeout(Duration::from_secs(5));
+        drop(Server::start(&sqlite("due"), 512).await?);
+        let mut connection = options.connect().await?;
+        due("SQLite", &sqlite("due"), async || Ok(sqlx::query_scalar(WAITING).fetch_one(&mut connection).await?))
+            .await?;
+        let database = cluster.create_database().await;
+        let mut connection = cluster.connect(&database, "postgres").await;
+        connection.execute("SET search_path = jobledger").await?;
+        let waiting = async || Ok(sqlx::query_scalar(WAITING).fetch_one(&mut connection).await?);
+        due("PostgreSQL", &cluster.url(&database, cluster::SERVER), waiting).await?;
     }
     Ok(())
 }
