@@ -102,7 +102,7 @@ async fn handover(name: &str, url: &str) -> Result<()> {
 /// Rows of jobs in one org: some that have ended, then some that wait, of so many types.
 fn rows(is_postgres: bool, org: u8, (finished, queued): (usize, usize), types: usize) -> Vec<String> {
     let n = finished + queued;
-    let job_type = if types == 1 { "'bench'".to_owned() } else { format!("'bench' || n % {types}") };
+    let job_type = if types == 1 { "'bench'".to_owned() } else { format!("'bench' || (n % {types})") };
     let (schema, series, org, id, now) = if is_postgres {
         let id = "('01980000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid";
         let org = format!("'00000000-0000-0000-0000-0000000000{org:02x}'::uuid");
@@ -214,11 +214,12 @@ async fn types(name: &str, url: &str) -> Result<()> {
     println!("{name}: a claim of the only type takes {one:.2?}");
     let named: Vec<_> = (0..100).map(|n| format!("bench{n}")).collect();
     let mut missed = false;
-    for (what, took) in [
-        ("of all types, 10,000 of which have one that is ready,", claim(2, Vec::new(), None).await?),
-        ("of 100 types with 100 each", claim(3, named, None).await?),
-        ("that came before, under an id that has 14,500 leases,", claim(4, Vec::new(), Some("r")).await?),
+    for (what, org, types, request) in [
+        ("of all types, 10,000 of which have one that is ready,", 2, Vec::new(), None),
+        ("of 100 types with 100 each", 3, named, None),
+        ("that came before, under an id that has 14,500 leases,", 4, Vec::new(), Some("r")),
     ] {
+        let took = claim(org, types, request).await?;
         println!("  one {what} {took:.2?} (bar: {TYPES_BAR:?} more)");
         missed |= took > one + TYPES_BAR;
     }

@@ -91,10 +91,23 @@ pub(super) async fn load_jobs(
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
 
-pub(super) const LOAD_READY: &str =
-    "/* load_ready */ SELECT id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
-    WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NULL
-    ORDER BY priority DESC, ready_at, created_seq LIMIT $3";
+/// Types whose first jobs one statement finds at most, and the smaller numbers that make up the rest: few texts, each prepared once.
+const TYPES_AT_ONCE: [usize; 3] = [32, 4, 1];
+
+/// The first jobs of so many types that may be claimed: a type and a number for each.
+pub(super) fn load_ready_of(types: usize) -> String {
+    let of_type = |n| {
+        format!(
+            "SELECT * FROM (SELECT id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
+                WHERE org_id = ?1 AND type = ?{} AND status = 'queued' AND due_at IS NULL
+                ORDER BY priority DESC, ready_at, created_seq LIMIT ?{})",
+            2 * n + 2,
+            2 * n + 3
+        )
+    };
+    format!("/* load_ready */ {}", (0..types).map(of_type).collect::<Vec<_>>().join(" UNION ALL "))
+}
+
 pub(super) const LOAD_ALL_READY: &str = "/* load_all_ready */ SELECT id, type, priority, ready_at, created_seq
     FROM job INDEXED BY idx_job_ready_all WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
     ORDER BY priority DESC, ready_at, created_seq LIMIT $2";
@@ -107,10 +120,17 @@ pub(super) async fn load_ready(
 ) -> Result<FoundReady, StoreError> {
     let job = |row: &SqliteRow| rows::ready_job(&mut Columns::of(row));
     let (mut of_types, mut of_all) = (Vec::new(), Vec::new());
-    for (name, limit) in &wanted.of {
-        let query = sqlx::query(LOAD_READY).bind(org.0).bind(&**name).bind(*limit as i64);
-        for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
-            of_types.push(job(row)?);
+    let types: Vec<_> = wanted.of.iter().collect();
+    let mut types = &types[..];
+    for size in TYPES_AT_ONCE {
+        while types.len() >= size {
+            let (chunk, rest) = types.split_at(size);
+            types = rest;
+            let query = sqlx::query(AssertSqlSafe(load_ready_of(size))).bind(org.0);
+            let query = chunk.iter().fold(query, |query, (name, limit)| query.bind(&***name).bind(**limit as i64));
+            for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
+                of_types.push(job(row)?);
+            }
         }
     }
     if wanted.all > 0 {
