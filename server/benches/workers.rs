@@ -17,6 +17,7 @@ use jobledger_client::{
     Claim, Client, NewJob,
     proto::{BatchCreateJobsRequest, CreateJobRequest},
 };
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinSet};
@@ -240,7 +241,7 @@ async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64
     let server = Server::start(url, 512).await?;
     let mut missed = false;
     for (orgs, jobs) in [(1_usize, 20_000_usize), (2_000, 1)] {
-        let at = SystemTime::now() + Duration::from_secs(20);
+        let at = SystemTime::from(SystemClock.now()) + Duration::from_secs(20);
         let job = CreateJobRequest { r#type: "bench".to_owned(), scheduled_at: Some(at.into()), ..Default::default() };
         let mut creating = JoinSet::new();
         for org in 0..orgs {
@@ -260,13 +261,13 @@ async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64
         while let Some(created) = creating.join_next().await {
             created??;
         }
-        if SystemTime::now() > at {
+        if SystemTime::from(SystemClock.now()) > at {
             return Err(format!("{name}: creating them took too long").into());
         }
         while waiting().await? > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let late = at.elapsed()?;
+        let late = SystemTime::from(SystemClock.now()).duration_since(at)?;
         println!(
             "{name}: {jobs} jobs of each of {orgs} orgs, due at once: the last is ready after {late:.2?} (bar: {DUE_BAR:?})"
         );

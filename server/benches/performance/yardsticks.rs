@@ -13,9 +13,9 @@ const UPDATED: usize = 10_000;
 const SINGLE_JOB: &str = "
 WITH job AS (
     INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, last_job_seq, last_seq,
-        last_recorded_at)
+        created_seq, last_recorded_at)
     VALUES ('00000000-0000-0000-0000-00000000000b', gen_random_uuid(), 'bench', 1000000, 2, 600000000, now(), 1,
-        nextval('bench_seq'), now())
+        nextval('bench_seq'), currval('bench_seq'), now())
     RETURNING id, last_seq
 )
 INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
@@ -129,9 +129,9 @@ impl<'a> Yardsticks<'a> {
         connection.execute("CREATE SEQUENCE bench_seq").await?;
         let sql = format!(
             "INSERT INTO jobledger.job (org_id, id, type, status, retry_initial, retry_multiplier, retry_max, ready_at, last_job_seq,
-                last_seq, last_recorded_at)
+                last_seq, created_seq, last_recorded_at)
              SELECT '00000000-0000-0000-0000-00000000000d', ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'bench',
-                'running', 1000000, 2, 600000000, now(), 1, n, now() FROM generate_series(1, {UPDATED}) n"
+                'running', 1000000, 2, 600000000, now(), 1, n, n, now() FROM generate_series(1, {UPDATED}) n"
         );
         connection.execute(sqlx::AssertSqlSafe(sql)).await?;
         connection.execute("ANALYZE jobledger.job").await?;

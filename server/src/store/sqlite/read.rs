@@ -262,7 +262,8 @@ mod tests {
         for sql in statements {
             let plan = plan(&mut connection, sql).await;
             for step in &plan {
-                let is_small = ["json_each", "wanted", "found", "CONSTANT", "(subquery"].iter().any(|name| step.contains(name));
+                let is_small =
+                    ["json_each", "wanted", "found", "CONSTANT", "(subquery"].iter().any(|name| step.contains(name));
                 let walks = step.starts_with("SCAN") && !is_small;
                 assert!(!walks, "{sql}\n{plan:#?}");
                 assert!(!step.contains("ORDER BY"), "{sql}\n{plan:#?}");
