@@ -98,14 +98,14 @@ const TYPES_AT_ONCE: [usize; 3] = [32, 4, 1];
 pub(super) fn load_ready_of(types: usize) -> String {
     let of_type = |n| {
         format!(
-            "SELECT * FROM (SELECT id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
+            "/* load_ready_of */ SELECT * FROM (SELECT id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
                 WHERE org_id = ?1 AND type = ?{} AND status = 'queued' AND due_at IS NULL
                 ORDER BY priority DESC, ready_at, created_seq LIMIT ?{})",
             2 * n + 2,
             2 * n + 3
         )
     };
-    format!("/* load_ready */ {}", (0..types).map(of_type).collect::<Vec<_>>().join(" UNION ALL "))
+    (0..types).map(of_type).collect::<Vec<_>>().join(" UNION ALL ")
 }
 
 pub(super) const LOAD_ALL_READY: &str = "/* load_all_ready */ SELECT id, type, priority, ready_at, created_seq
