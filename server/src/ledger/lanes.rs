@@ -20,7 +20,7 @@ use super::{
     claim::Undelivered,
     command::{By, Command, Reply},
 };
-use crate::domain::id::OrgId;
+use crate::{domain::id::OrgId, store::Capacity};
 
 /// One lane may take a part of what all may, in bytes: this is how many such parts there are.
 const ORG_SHARE: usize = 4;
@@ -71,6 +71,9 @@ struct State {
     answered_at: Option<Instant>,
 }
 
+/// Commands of an org with which its batch shares no transaction, where several may be open.
+const MANY: usize = 16;
+
 #[derive(Default)]
 struct Lane {
     /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
@@ -93,9 +96,10 @@ impl Lane {
         self.vital.len() + self.rest.len()
     }
 
-    /// True if its next batch has a transaction to itself.
-    fn is_alone(&self) -> bool {
-        self.goes_alone || self.loners > 0
+    /// True if its next batch has a transaction to itself: many commands are one's worth, and others would wait for them where they
+    /// could go at the same time.
+    fn is_alone(&self, capacity: Capacity) -> bool {
+        self.goes_alone || self.loners > 0 || capacity.transactions > 1 && self.waiting() >= MANY
     }
 
     fn queue(&mut self, is_vital: bool) -> &mut VecDeque<Pending> {
@@ -273,11 +277,11 @@ impl Lanes {
     }
 
     /// Waits for orgs that have commands and takes their batches; `None` once closed and empty.
-    pub(super) async fn next_turn(&self, max_orgs: usize) -> Option<Turn> {
+    pub(super) async fn next_turn(&self, capacity: Capacity) -> Option<Turn> {
         loop {
             {
                 let mut state = self.state();
-                let turn = state.take_turn(max_orgs, &self.limits);
+                let turn = state.take_turn(capacity, &self.limits);
                 if !turn.is_empty() {
                     let has_more = !state.ready.is_empty();
                     drop(state);
@@ -371,14 +375,14 @@ impl State {
     }
 
     /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.
-    fn take_turn(&mut self, max_orgs: usize, limits: &Limits) -> Turn {
+    fn take_turn(&mut self, capacity: Capacity, limits: &Limits) -> Turn {
         let mut room = Room { commands: limits.batch_commands, bytes: limits.batch_bytes, is_empty: true };
         let mut turn = Turn::new();
-        while turn.len() < max_orgs
+        while turn.len() < capacity.orgs
             && room.commands > 0
             && let Some(org) = self.ready.pop_front()
         {
-            let is_alone = self.lanes.get(&org).is_some_and(Lane::is_alone);
+            let is_alone = self.lanes.get(&org).is_some_and(|lane| lane.is_alone(capacity));
             let is_large = limits.batch_bytes - room.bytes >= limits.shared_bytes;
             if !turn.is_empty() && (is_alone || is_large) {
                 // It comes first in the next one.

@@ -119,7 +119,7 @@ impl Writer {
     }
 
     async fn write(self: Arc<Self>) {
-        while let Some(turn) = self.lanes.next_turn(self.store.capacity().orgs).await {
+        while let Some(turn) = self.lanes.next_turn(self.store.capacity()).await {
             let mut orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
             let began = Instant::now();
             let Ended { is_outage, left_out } = self.commit(turn).await;
