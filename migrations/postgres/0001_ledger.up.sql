@@ -32,7 +32,7 @@ CREATE TABLE jobledger.org_head (
 ) WITH (fillfactor = 50);
 
 -- A record for each batch that changed anything: how far it brought the log, and what it changed in the statistics of each type.
--- Kept for ten minutes of the log's time after it was folded: by its records it is known which batches happened.
+-- Kept for ten minutes, and until it is folded: by its records it is known which batches happened.
 CREATE TABLE jobledger.org_record (
     org_id      UUID        NOT NULL,
     n           BIGINT      NOT NULL,               -- 1, 2, 3, …
@@ -41,6 +41,7 @@ CREATE TABLE jobledger.org_record (
     seq         BIGINT      NOT NULL,               -- of the log's last event then
     ready_gen   BIGINT      NOT NULL,               -- as of this batch
     recorded_at TIMESTAMPTZ NOT NULL,               -- of that event
+    written_at  TIMESTAMPTZ NOT NULL,               -- by the clock
     format      SMALLINT    NOT NULL,               -- of this record; a server that does not know it can't go on
     -- {type: [queued, running, succeeded, failed, canceled, dead_letter, scheduled, created, started, succeeded, failed, retried,
     -- canceled, lost, [waits], [runs]]}: jobs by status, then what happened. Zeros at the end are left out.

@@ -25,7 +25,7 @@ CREATE TABLE org_head (
     record      INTEGER NOT NULL DEFAULT 0      -- its id
 ) STRICT, WITHOUT ROWID;
 
--- A record for each batch that changed anything: how far it brought the log. Kept for ten minutes of the log's time: by its
+-- A record for each batch that changed anything: how far it brought the log. Kept for ten minutes: by its
 -- records it is known which batches happened.
 CREATE TABLE org_record (
     org_id      BLOB    NOT NULL,
@@ -35,6 +35,7 @@ CREATE TABLE org_record (
     seq         INTEGER NOT NULL,               -- of the log's last event then
     ready_gen   INTEGER NOT NULL,               -- as of this batch
     recorded_at INTEGER NOT NULL,               -- of that event
+    written_at  INTEGER NOT NULL,               -- by the clock
     format      INTEGER NOT NULL,               -- of this record; a server that does not know it can't go on
     PRIMARY KEY (org_id, n)
 ) STRICT, WITHOUT ROWID;

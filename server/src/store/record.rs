@@ -5,7 +5,8 @@ use uuid::Uuid;
 
 /// The format in which records are written.
 pub(super) const RECORD_FORMAT: i16 = 1;
-/// How long records are kept, by the log's time; longer than anybody looks for the outcome of a batch.
+/// How long records are kept, by the database's clock, since events alone move the log's time on; longer than anybody looks for the
+/// outcome of a batch.
 pub(super) const RECORDS_KEPT: TimeDelta = TimeDelta::minutes(10);
 /// Records that go at once, at most: more than are written between two such times.
 pub(super) const RECORDS_DROPPED: i64 = 1_024;

@@ -2,26 +2,24 @@
 
 use std::sync::Arc;
 
-use chrono::TimeDelta;
 use jobledger_server::{
     domain::id::OrgId,
-    store::{Changed, Changes, Head, NextDue, Parts, RecordId, Store, StoreError},
+    store::{Changed, Changes, NextDue, Parts, RecordId, Store, StoreError},
 };
 
 use crate::{
     contract::contract,
-    factory::{event, fill, head, job, org, time, write, write_in},
+    factory::{event, fill, head, job, org, time, write_in},
     harness::Database,
 };
 
 contract! {
     records_tell_which_batches_happened,
     whatever_changes_leaves_a_record_and_nothing_else_does,
-    records_go_ten_minutes_after_their_batch,
 }
 
 /// Writes a batch, and commits it or not; its record.
-async fn record(store: &dyn Store, org: OrgId, changes: &Changes, is_committed: bool) -> Option<RecordId> {
+pub(crate) async fn record(store: &dyn Store, org: OrgId, changes: &Changes, is_committed: bool) -> Option<RecordId> {
     let mut batch = store.begin(&[org]).await.unwrap();
     let record = write_in(&mut *batch, org, changes).await.unwrap();
     if is_committed {
@@ -30,11 +28,11 @@ async fn record(store: &dyn Store, org: OrgId, changes: &Changes, is_committed: 
     record
 }
 
-async fn has(store: &dyn Store, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
+pub(crate) async fn has(store: &dyn Store, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
     store.begin(&[org]).await.unwrap().has(org, record).await
 }
 
-fn creates(org: OrgId, seq: i64) -> Changes {
+pub(crate) fn creates(org: OrgId, seq: i64) -> Changes {
     let created = job(org, "t", seq);
     let events = vec![Arc::new(event(&created, seq))];
     Changes { head: head(seq), created: vec![created], events, ..Changes::default() }
@@ -67,28 +65,4 @@ async fn whatever_changes_leaves_a_record_and_nothing_else_does(store: Arc<dyn S
     assert!(has(&*store, org, second).await.unwrap());
     assert_eq!(record(&*store, org, &creates(org, 2), true).await.unwrap().n, 3);
     assert_eq!(store.reaches(&[org]).await.unwrap()[0].1.seq, 2);
-}
-
-async fn records_go_ten_minutes_after_their_batch(store: Arc<dyn Store>) {
-    let org = org();
-    let first = record(&*store, org, &creates(org, 1), true).await.unwrap();
-    let mut changes = creates(org, 2);
-    // Now and then those of before are folded, where they are: with the first batch of a minute.
-    changes.new_minute = Some(time(2));
-    let second = record(&*store, org, &changes, true).await.unwrap();
-    assert!(has(&*store, org, first).await.unwrap());
-    let at = |minutes| Some(time(0) + TimeDelta::minutes(minutes));
-    for n in 3..=1_024 {
-        let minutes = if n < 512 { 0 } else { 11 };
-        let head = Some(Head { seq: n, recorded_at: at(minutes), ..Head::EMPTY });
-        write(&*store, org, &Changes { head, new_minute: at(minutes).filter(|_| n == 512), ..Changes::default() })
-            .await
-            .unwrap();
-    }
-    for gone in [first, second] {
-        let found = has(&*store, org, gone).await;
-        assert!(matches!(found, Err(StoreError::OutcomeUnknown(_))), "{found:?}");
-    }
-    let last = record(&*store, org, &creates(org, 1_025), true).await.unwrap();
-    assert_eq!(last.n, 1_025, "the log goes on");
 }

@@ -55,6 +55,7 @@ mod proxy;
 mod python;
 mod raw;
 mod recent;
+mod records;
 mod replicas;
 mod resets;
 mod restore;

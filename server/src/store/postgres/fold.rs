@@ -55,6 +55,7 @@ impl Statement {
             self.column("seq", &records, |(_, _, after, _)| after.seq)?,
             self.column("ready_gen", &records, |(_, _, after, _)| after.ready_gen)?,
             self.either(is_plain, "recorded_at", &records, |(log, _, after, _)| log.recorded_at(after))?,
+            self.either(true, "written_at", &records, |(log, ..)| log.now)?,
             self.column("counts", &records, |(_, changes, ..)| series::json(&changes.tallies))?,
             self.either(true, "format", &records, |_| RECORD_FORMAT)?,
         ];
@@ -76,7 +77,7 @@ impl Statement {
         let folded = self.bind(folding.iter().map(|(log, ..)| log.before.folded_n).collect::<Vec<_>>())?;
         let before = self.bind(folding.iter().map(|(log, ..)| log.before.record.n).collect::<Vec<_>>())?;
         let times: Vec<_> = folding.iter().map(|(log, _, after, _)| log.recorded_at(after)).collect();
-        let old = self.bind(times.iter().map(|at| *at - RECORDS_KEPT).collect::<Vec<_>>())?;
+        let old = self.bind(folding.iter().map(|(log, ..)| log.now - RECORDS_KEPT).collect::<Vec<_>>())?;
         let recorded_at = self.bind(times)?;
         let counts =
             self.bind(folding.iter().map(|(_, changes, ..)| series::json(&changes.tallies)).collect::<Vec<_>>())?;
@@ -102,9 +103,11 @@ impl Statement {
                     SELECT oldest.place FROM unnest({org}::uuid[], {folded}::bigint[], {old}::timestamptz[]) AS u (org_id, folded, old)
                     CROSS JOIN LATERAL (SELECT h.kept_n FROM jobledger.org_head h WHERE h.org_id = u.org_id OFFSET 0) h
                     CROSS JOIN LATERAL (
-                        SELECT r.ctid AS place, r.recorded_at FROM jobledger.org_record r
-                        WHERE r.org_id = u.org_id AND r.n >= h.kept_n AND r.n <= u.folded ORDER BY r.n LIMIT {RECORDS_DROPPED}) oldest
-                    WHERE oldest.recorded_at < u.old) gone
+                        SELECT r.place, r.n, max(r.n) FILTER (WHERE r.written_at < u.old) OVER () AS last_old FROM (
+                            SELECT r.ctid AS place, r.n, r.written_at FROM jobledger.org_record r
+                            WHERE r.org_id = u.org_id AND r.n >= h.kept_n AND r.n <= u.folded ORDER BY r.n LIMIT {RECORDS_DROPPED}) r
+                    ) oldest
+                    WHERE oldest.n <= oldest.last_old) gone
                  WHERE r.ctid = gone.place RETURNING r.org_id, r.n)"
             ),
         );

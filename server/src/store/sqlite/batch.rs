@@ -309,19 +309,18 @@ async fn save_record(
     now: Time,
 ) -> Result<(), StoreError> {
     let recorded_at = head.recorded_at.unwrap_or(now);
-    let sql = "/* save_record */ INSERT INTO org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, format)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    let sql = "/* save_record */ INSERT INTO org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     let query = sqlx::query(sql).bind(org.0).bind(record.n).bind(record.id).bind(before.id).bind(head.seq);
-    let query = query.bind(head.ready_gen).bind(micros(recorded_at)).bind(RECORD_FORMAT);
+    let query = query.bind(head.ready_gen).bind(micros(recorded_at)).bind(micros(now)).bind(RECORD_FORMAT);
     query.execute(&mut *connection).await.map_err(store_error)?;
     if record.n % (RECORDS_DROPPED / 2) == 0 {
-        let query =
-            sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(recorded_at - RECORDS_KEPT));
+        let query = sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(now - RECORDS_KEPT));
         query.execute(connection).await.map_err(store_error)?;
     }
     Ok(())
 }
 
 const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_id = $1 AND n <= (
-    SELECT max(oldest.n) FROM (SELECT n, recorded_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
-    WHERE oldest.recorded_at < $3)";
+    SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
+    WHERE oldest.written_at < $3)";
