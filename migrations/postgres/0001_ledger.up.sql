@@ -241,5 +241,5 @@ BEGIN
             tenant_table);
     END LOOP;
 END $$;
--- Whoever owns the tables makes tokens, lists and revokes them; who serves only looks them up.
+-- The owner of the tables makes, lists and revokes tokens; the serving role only looks them up.
 CREATE POLICY owner ON jobledger.api_token TO CURRENT_USER USING (true);

@@ -639,7 +639,7 @@ BEGIN
     RETURN (SELECT h.removals FROM jobledger.org_head h WHERE h.org_id = p_org);
 END $$;
 
--- Makes sure that this month and the p_ahead next ones have a partition, as the owner: whoever serves may not make tables. Built apart
+-- Makes sure that this month and the p_ahead next ones have a partition, as the owner: the serving role may not make tables. Built apart
 -- and then attached, which stands in no reader's or writer's way.
 CREATE OR REPLACE FUNCTION jobledger.make_partitions(p_ahead INTEGER)
 RETURNS VOID

@@ -122,7 +122,7 @@ impl Writer {
         while let Some(turn) = self.lanes.next_turn(self.store.capacity()).await {
             let mut orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
             let began = Instant::now();
-            let Ended { is_outage, left_out } = self.commit(turn).await;
+            let Ended { is_outage, left_out } = self.commit(turn, true).await;
             let is_slow = is_outage || began.elapsed() >= OUTAGE;
             orgs.retain(|org| left_out.iter().all(|batch| batch.org != *org));
             self.lanes.put_back(left_out);
@@ -131,59 +131,27 @@ impl Writer {
     }
 
     /// Commits a turn and answers everyone in it, but for orgs whose heads others hold.
-    async fn commit(self: &Arc<Self>, mut turn: Turn) -> Ended {
+    async fn commit(self: &Arc<Self>, mut turn: Turn, may_grow: bool) -> Ended {
         let mut left_out = Turn::new();
-        let is_outage = match self.attempt(&mut turn, &mut left_out, true).await {
+        let is_outage = match self.attempt(&mut turn, &mut left_out, may_grow).await {
             Ok(decisions) => {
                 self.finish(turn, decisions);
                 false
             }
             // The database refused data that validation let through: only the culprit shall hear of it.
-            Err(StoreError::Refused(reason)) if turn.len() > 1 => {
-                tracing::warn!(reason, "the database refused a batch; its orgs go one by one");
+            Err(StoreError::Refused(reason)) if !is_single(&turn) => {
+                tracing::warn!(reason, "the database refused a batch; its orgs, or its commands, are run one by one");
                 let mut is_outage = false;
-                for batch in turn {
-                    is_outage |= self.commit_alone(batch).await;
+                for part in parts(turn) {
+                    let ended = Box::pin(self.commit(part, false)).await;
+                    is_outage |= ended.is_outage;
+                    left_out.extend(ended.left_out);
                 }
                 is_outage
-            }
-            Err(StoreError::Refused(reason)) if turn.iter().any(|batch| batch.commands.len() > 1) => {
-                self.commit_one_by_one(turn, &reason).await
             }
             Err(error) => refuse(turn, error),
         };
         Ended { is_outage, left_out }
-    }
-
-    /// Commits what is one org's. True if the database did not answer.
-    async fn commit_alone(self: &Arc<Self>, batch: OrgBatch) -> bool {
-        let mut alone = vec![batch];
-        match self.attempt(&mut alone, &mut Turn::new(), false).await {
-            Ok(decisions) => {
-                self.finish(alone, decisions);
-                false
-            }
-            Err(StoreError::Refused(reason)) if alone.iter().any(|batch| batch.commands.len() > 1) => {
-                self.commit_one_by_one(alone, &reason).await
-            }
-            Err(error) => refuse(alone, error),
-        }
-    }
-
-    /// Commits each command by itself. True if the database did not answer.
-    async fn commit_one_by_one(self: &Arc<Self>, turn: Turn, reason: &str) -> bool {
-        tracing::warn!(reason, "the database refused a batch; its commands are run one by one");
-        let mut is_outage = false;
-        for OrgBatch { org, commands } in turn {
-            for pending in commands {
-                let mut alone = vec![OrgBatch { org, commands: vec![pending] }];
-                match self.attempt(&mut alone, &mut Turn::new(), false).await {
-                    Ok(decisions) => self.finish(alone, decisions),
-                    Err(error) => is_outage |= refuse(alone, error),
-                }
-            }
-        }
-        is_outage
     }
 
     /// Runs a turn as one transaction. On success everything is durable and the subscribers have it, but for orgs whose heads others
@@ -443,6 +411,23 @@ impl Writer {
             }
         }
     }
+}
+
+/// True of a turn of one command.
+fn is_single(turn: &Turn) -> bool {
+    turn.iter().map(|batch| batch.commands.len()).sum::<usize>() <= 1
+}
+
+/// The orgs of a turn one by one, or the commands of its only org.
+fn parts(turn: Turn) -> Vec<Turn> {
+    let is_shared = turn.len() > 1;
+    let part = |OrgBatch { org, commands }| {
+        if is_shared {
+            return vec![vec![OrgBatch { org, commands }]];
+        }
+        commands.into_iter().map(|pending| vec![OrgBatch { org, commands: vec![pending] }]).collect()
+    };
+    turn.into_iter().flat_map(part).collect()
 }
 
 /// Runs what decides.

@@ -25,7 +25,7 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(250);
 /// Orgs looked at in one go: as many as a few transactions carry.
 const ORGS: usize = 256;
-/// Batches that do what is due in one org, before others that are due as well are taken; what is left is due still.
+/// Batches that one look has do what is due in an org; what is left falls due again.
 const BATCHES: usize = 100;
 /// How long an org is left to the server that took it. Should that one die, another takes over.
 const HOLD: Duration = Duration::from_secs(2);

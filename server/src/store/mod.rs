@@ -446,7 +446,7 @@ pub struct Loaded {
     /// What happened to those of them of which the series may still tell, as far as their events are within the bounds: those
     /// events in order, but for progress.
     pub histories: HashMap<JobId, Vec<Milestone>>,
-    /// Of the types of those, how many jobs each has.
+    /// Where jobs that are kept no longer were asked for, how many jobs the types of all these have.
     pub populations: HashMap<Arc<str>, i64>,
     /// When the next of the finished jobs that are still kept ends to be so.
     pub next_expiry: Option<Time>,

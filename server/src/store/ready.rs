@@ -13,9 +13,9 @@ use crate::domain::{clock::Time, id::JobId, job::Job};
 pub struct ClaimOrder {
     /// The highest comes first.
     pub priority: Reverse<i32>,
-    /// Then whoever has been ready for longest.
+    /// Then the one that has been ready for longest.
     pub ready_at: Time,
-    /// Then whoever was created first.
+    /// Then the one that was created first.
     pub created_seq: i64,
 }
 

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{ClaimOrder, FoundJob, ReadyJob, StoreError, detail};
+use super::{ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobError, JobEvent, Position},
@@ -219,6 +219,18 @@ fn lease<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Lease>, StoreError
         request,
         is_confirmed,
     }))
+}
+
+/// Reads the end of a log, then its last record.
+pub(super) fn head<'r>(columns: &mut impl Columns<'r>) -> Result<(Head, RecordId), StoreError> {
+    let head = Head {
+        seq: columns.long()?,
+        floor: columns.long()?,
+        recorded_at: columns.optional_time()?,
+        types: columns.long()?,
+        ready_gen: columns.long()?,
+    };
+    Ok((head, RecordId { n: columns.long()?, id: columns.long()? }))
 }
 
 /// Reads what is known of a job that may be claimed: its id, type, priority, when it became ready, and its first event.

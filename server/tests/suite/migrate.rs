@@ -153,7 +153,7 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 1\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
-    // Whoever served before can serve still: no right was lost.
+    // The serving role can still serve: no right was lost.
     let (server, client) = TestServer::on(&database).await;
     client.create(NewJob::new("t")).await.unwrap();
     server.stop().await;

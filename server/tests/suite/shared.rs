@@ -81,7 +81,7 @@ async fn orgs_share_a_transaction_and_retention_has_one_to_itself(database: Data
     let ledger = start(&store, Limits::default());
     let orgs = orgs_of(&ledger, 6).await;
     let held = store.begin(&orgs[..1]).await.unwrap();
-    // Whoever moves the lanes takes this, and waits: what comes after it gathers.
+    // The writer takes this and waits for the connection; later commands gather.
     let first = submit(&ledger, orgs[0], "t");
     let is_taken = async {
         while ledger.stalled_for() > Duration::ZERO {

@@ -34,7 +34,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, ClaimOrder, FoundReady, Head, Loaded, Needs, ReadyJob, RecordId, StoreError,
+        Batch, Changes, ClaimOrder, FoundReady, Loaded, Needs, ReadyJob, RecordId, StoreError,
         recent::{ALL_TYPES, Left, Recent},
         rows::{self, Columns as _},
         series::told_by_series,
@@ -91,14 +91,7 @@ pub(super) async fn begin(
             break;
         }
         let org = OrgId(columns.uuid()?);
-        let head = Head {
-            seq: columns.long()?,
-            floor: columns.long()?,
-            recorded_at: columns.optional_time()?,
-            types: columns.long()?,
-            ready_gen: columns.long()?,
-        };
-        let record = RecordId { n: columns.long()?, id: columns.long()? };
+        let (head, record) = rows::head(&mut columns)?;
         let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
         let end = End { head, record, folded_seq, folded_n, removals };
         held.push(org);
@@ -156,8 +149,10 @@ impl Batch for PostgresBatch {
             let head = self.end(*org)?.head;
             let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
             let histories = load_histories(&mut self.connection, *org, &jobs, &told).await?;
-            let expired_jobs: Vec<_> = jobs.iter().filter(|job| expired.contains(&job.id)).collect();
-            let populations = load_populations(&mut self.connection, *org, &expired_jobs).await?;
+            let populations = match &needs.expired {
+                Some(_) => load_populations(&mut self.connection, *org, &jobs).await?,
+                None => HashMap::new(),
+            };
             let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
             loaded.push(Loaded {
                 head,

@@ -172,7 +172,7 @@ pub(super) async fn load_misdated(
 pub(super) async fn load_populations(
     connection: &mut PgConnection,
     org: OrgId,
-    jobs: &[&Job],
+    jobs: &[Job],
 ) -> Result<HashMap<Arc<str>, i64>, StoreError> {
     const SQL: &str = "/* load_populations */ SELECT wanted.type, c.jobs + coalesce(added.jobs, 0)
         FROM unnest($2::text[]) AS wanted (type)

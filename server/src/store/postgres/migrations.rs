@@ -139,7 +139,7 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
     let mut connection = connect_to(url).await?;
     lock(&mut connection).await?;
     migrations::missing(read_status(&mut connection).await?)?;
-    // Whoever migrates up again puts its own in place.
+    // The next `migrate up` puts its program's own in place.
     drop_functions(&mut connection, if target == 0 { "" } else { "AND NOT p.prosecdef" }).await?;
     MIGRATIONS.down(&mut connection, target).await?;
     let _ = connection.close().await;

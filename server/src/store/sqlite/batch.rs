@@ -175,8 +175,10 @@ impl SqliteBatch {
             let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
             load_histories(connection, org, &told).await?
         };
-        let expired_jobs: Vec<_> = jobs.iter().filter(|job| expired.contains(&job.id)).collect();
-        let populations = load_populations(connection, org, &expired_jobs).await?;
+        let populations = match &needs.expired {
+            Some(_) => load_populations(connection, org, &jobs).await?,
+            None => HashMap::new(),
+        };
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
         Ok(Loaded {
             head,

@@ -48,14 +48,7 @@ pub(super) async fn load_head(
         return Ok((Head::EMPTY, RecordId::default(), Vec::new()));
     };
     let mut columns = Columns::of(&row);
-    let head = Head {
-        seq: columns.long()?,
-        floor: columns.long()?,
-        recorded_at: columns.optional_time()?,
-        types: columns.long()?,
-        ready_gen: columns.long()?,
-    };
-    let record = RecordId { n: columns.long()?, id: columns.long()? };
+    let (head, record) = rows::head(&mut columns)?;
     let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
     Ok((head, record, types))
 }
@@ -252,7 +245,7 @@ pub(super) const LOAD_POPULATIONS: &str =
 pub(super) async fn load_populations(
     connection: &mut SqliteConnection,
     org: OrgId,
-    jobs: &[&Job],
+    jobs: &[Job],
 ) -> Result<HashMap<Arc<str>, i64>, StoreError> {
     let types: BTreeSet<_> = jobs.iter().map(|job| &*job.spec.job_type).collect();
     if types.is_empty() {
