@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     domain::{id::OrgId, job::Job},
-    store::{Batch, Reach, RecordId, Store, StoreError},
+    store::{Batch, Needs, Reach, RecordId, Store, StoreError},
 };
 
 /// How long loading and writing, or committing, may take before the connection is given up.
@@ -256,6 +256,40 @@ impl Writer {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Begins a turn's transaction: from memory, or by taking the heads; what the turn needs is known then.
+    async fn begin(
+        &self,
+        turn: &mut Turn,
+        left_out: &mut Turn,
+        may_recall: bool,
+        may_grow: bool,
+    ) -> Result<(Box<dyn Batch>, Trust, Vec<(OrgId, Needs)>), StoreError> {
+        let needs_of = |batch: &OrgBatch| needs(batch.commands.iter().map(|pending| &pending.command));
+        if may_recall {
+            let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch), batch.commands.len())).collect();
+            if let Some(batch) = self.store.recall(&needs) {
+                let needs = needs.into_iter().map(|(org, needs, _)| (org, needs)).collect();
+                // What it takes for the time is carried on from an earlier reading.
+                return Ok((batch, Trust::default(), needs));
+            }
+        }
+        let asked = Moment::now();
+        let batch = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await?;
+        if batch.orgs().len() < turn.len() {
+            let held: HashSet<_> = batch.orgs().iter().copied().collect();
+            left_out.extend(turn.extract_if(.., |batch| !held.contains(&batch.org)));
+        }
+        // The head may have been long to win.
+        if let [of_org] = &mut turn[..]
+            && may_grow
+        {
+            self.lanes.top_up(of_org);
+        }
+        let reading = Reading { asked, clock: batch.now(), heard: Moment::now() };
+        let needs = turn.iter().map(|batch| (batch.org, needs_of(batch))).collect();
+        Ok((batch, self.watch.observe(reading), needs))
+    }
+
     /// Everything up to the commit: lock, load, decide, write.
     async fn prepare(
         &self,
@@ -264,35 +298,8 @@ impl Writer {
         may_recall: bool,
         may_grow: bool,
     ) -> Result<Prepared, StoreError> {
-        let needs_of = |batch: &OrgBatch| needs(batch.commands.iter().map(|pending| &pending.command));
-        let recalled = if may_recall {
-            let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch), batch.commands.len())).collect();
-            self.store.recall(&needs)
-        } else {
-            None
-        };
-        let asked = Moment::now();
-        let (mut batch, trust) = match recalled {
-            // What it takes for the time is carried on from an earlier reading.
-            Some(batch) => (batch, Trust::default()),
-            None => {
-                let batch = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await?;
-                if batch.orgs().len() < turn.len() {
-                    let held: HashSet<_> = batch.orgs().iter().copied().collect();
-                    left_out.extend(turn.extract_if(.., |batch| !held.contains(&batch.org)));
-                }
-                // The head may have been long to win.
-                if let [of_org] = &mut turn[..]
-                    && may_grow
-                {
-                    self.lanes.top_up(of_org);
-                }
-                let reading = Reading { asked, clock: batch.now(), heard: Moment::now() };
-                (batch, self.watch.observe(reading))
-            }
-        };
+        let (mut batch, trust, needs) = self.begin(turn, left_out, may_recall, may_grow).await?;
         let began = std::time::Instant::now();
-        let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch))).collect();
         let loaded = batch.load(&needs).await?;
         let mut chosen = Vec::with_capacity(turn.len());
         for (OrgBatch { org, commands }, loaded) in turn.iter().zip(loaded) {
