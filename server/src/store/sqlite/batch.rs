@@ -10,11 +10,11 @@ use sqlx::SqliteConnection;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    columns::micros,
     error::store_error,
+    heads::{self, Written},
     import::load_marks,
     load::{
-        ids_json, load_due, load_expired, load_head, load_held, load_histories, load_jobs, load_misdated,
+        End, ids_json, load_due, load_ends, load_expired, load_held, load_histories, load_jobs, load_misdated,
         load_populations, load_ready, load_rows,
     },
     series, write,
@@ -26,9 +26,8 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, Head, Loaded, Needs, NextDue, RecordId, StoreError,
+        Batch, Changes, FoundReady, Loaded, Needs, RecordId, StoreError,
         recent::{Left, Recent},
-        record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
         series::told_by_series,
     },
 };
@@ -40,8 +39,8 @@ pub(super) struct SqliteBatch {
     now: Time,
     recent: Arc<Recent>,
     orgs: Vec<OrgId>,
-    /// The heads as they were found, each with the log's last record.
-    heads: HashMap<OrgId, (Head, RecordId)>,
+    /// Where the logs were found to end.
+    ends: HashMap<OrgId, End>,
     /// What is to be remembered once this batch is committed.
     left: Vec<Left>,
 }
@@ -55,17 +54,16 @@ impl SqliteBatch {
         recent: Arc<Recent>,
         orgs: &[OrgId],
     ) -> Self {
-        Self { slot, connection, now, recent, orgs: orgs.to_vec(), heads: HashMap::new(), left: Vec::new() }
+        Self { slot, connection, now, recent, orgs: orgs.to_vec(), ends: HashMap::new(), left: Vec::new() }
     }
 
     /// Where an org's log was found to end.
-    async fn end(&mut self, org: OrgId) -> Result<(Head, RecordId), StoreError> {
-        if let Some(found) = self.heads.get(&org) {
-            return Ok(*found);
+    async fn end(&mut self, org: OrgId) -> Result<&End, StoreError> {
+        if !self.ends.contains_key(&org) {
+            let mut found = load_ends(&mut self.connection, [(org, &[][..])]).await?;
+            self.ends.insert(org, found.remove(&org).unwrap_or_default());
         }
-        let (head, record, _) = load_head(&mut self.connection, org, &Needs::default()).await?;
-        self.heads.insert(org, (head, record));
-        Ok((head, record))
+        Ok(&self.ends[&org])
     }
 }
 
@@ -80,35 +78,73 @@ impl Batch for SqliteBatch {
     }
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
-        let mut loaded = Vec::with_capacity(needs.len());
+        let named = needs.iter().map(|(org, needs)| (*org, &needs.types[..]));
+        let mut ends = load_ends(&mut self.connection, named).await?;
+        let (mut looked, mut ids, mut keys, mut ready) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (org, needs) in needs {
-            loaded.push(self.load_one(*org, needs).await?);
+            let end = ends.remove(org).unwrap_or_default();
+            let (of_org, unknown) = self.look(*org, &end, needs).await?;
+            looked.push(of_org);
+            self.ends.insert(*org, end);
+            if !unknown.is_empty() {
+                ids.push((*org, unknown));
+            }
+            if !needs.keys.is_empty() {
+                keys.push((*org, &needs.keys[..]));
+            }
+            if !needs.ready.is_empty() {
+                ready.push((*org, &needs.ready));
+            }
+        }
+        let mut jobs: HashMap<_, Vec<_>> = HashMap::new();
+        if !ids.is_empty() || !keys.is_empty() {
+            for job in load_jobs(&mut self.connection, &ids, &keys).await? {
+                jobs.entry(job.org_id).or_default().push(job);
+            }
+        }
+        let mut ready = load_ready(&mut self.connection, &ready).await?;
+        let mut loaded = Vec::with_capacity(needs.len());
+        for ((org, needs), looked) in needs.iter().zip(looked) {
+            let (jobs, ready) = (jobs.remove(org).unwrap_or_default(), ready.remove(org).unwrap_or_default());
+            loaded.push(self.put_together(*org, needs, looked, jobs, ready).await?);
         }
         Ok(loaded)
     }
 
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
-        let mut of_orgs: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
+        let mut by_org: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
         for (org, id) in ids {
-            of_orgs.entry(*org).or_default().push(*id);
+            by_org.entry(*org).or_default().push(*id);
         }
-        let mut jobs = Vec::with_capacity(ids.len());
-        for (org, ids) in of_orgs {
-            jobs.extend(load_rows(&mut self.connection, org, &ids).await?);
-        }
-        Ok(jobs)
+        load_rows(&mut self.connection, &Vec::from_iter(by_org)).await
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
-        let mut records = Vec::with_capacity(changes.len());
+        let (mut records, mut written) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
         for (org, changes) in changes {
-            records.push(self.write_one(*org, changes).await?);
+            let End { head, record: before, .. } = *self.end(*org).await?;
+            let record = changes.is_recorded().then(|| before.follow());
+            self.left.push(Recent::leaving(*org, before, record.unwrap_or(before), changes));
+            let head = changes.head.unwrap_or(head);
+            written.extend(record.map(|record| Written { org: *org, changes, head, before, record }));
+            records.push(record);
         }
+        let connection = &mut self.connection;
+        // First, since a key that goes with its job may be used again by a new one.
+        for Written { org, changes, .. } in &written {
+            remove(connection, *org, &changes.removed).await?;
+        }
+        write::created(connection, &written).await?;
+        write::changed(connection, &written).await?;
+        write::events(connection, &written).await?;
+        series::write(connection, &written, self.now).await?;
+        heads::write(connection, &written, self.now).await?;
+        heads::write_due(connection, changes, self.now).await?;
         Ok(records)
     }
 
     async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {
-        if record.n > self.end(org).await?.1.n {
+        if record.n > self.end(org).await?.record.n {
             return Ok(false);
         }
         let query = sqlx::query_scalar::<_, i64>("/* has */ SELECT id FROM org_record WHERE org_id = $1 AND n = $2");
@@ -137,11 +173,21 @@ impl Batch for SqliteBatch {
     }
 }
 
+/// What was looked up of one org before its jobs.
+struct Looked {
+    /// Jobs that are remembered.
+    known: Vec<Job>,
+    expired: Vec<JobId>,
+    next_expiry: Option<Time>,
+    due: Vec<JobId>,
+    next_due: Option<Time>,
+    misdated: Vec<JobId>,
+}
+
 impl SqliteBatch {
-    async fn load_one(&mut self, org: OrgId, needs: &Needs) -> Result<Loaded, StoreError> {
+    /// Finds out which jobs of an org are asked for, and which of them are to be read.
+    async fn look(&mut self, org: OrgId, end: &End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
         let connection = &mut self.connection;
-        let (head, last, types) = load_head(connection, org, needs).await?;
-        self.heads.insert(org, (head, last));
         let (expired, next_expiry) = match &needs.expired {
             Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
             None => (Vec::new(), None),
@@ -154,27 +200,37 @@ impl SqliteBatch {
             Some((limit, by)) => load_misdated(connection, org, limit, by, self.now).await?,
             None => Vec::new(),
         };
-        // Others leave a record of whatever they write: an import, beside this server.
-        let known = self.recent.jobs(org, last, &needs.jobs);
-        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let mut held = Vec::new();
         for wanted in &needs.held {
             held.extend(load_held(connection, org, wanted).await?);
         }
+        // Others leave a record of whatever they write: an import, beside this server.
+        let known = self.recent.jobs(org, end.record, &needs.jobs);
+        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
-        let ids: Vec<_> = ids.filter(|id| !is_known.contains(id)).copied().collect();
-        let mut jobs = if ids.is_empty() && needs.keys.is_empty() {
-            Vec::new()
-        } else {
-            load_jobs(connection, org, &ids, &needs.keys).await?
-        };
+        let unknown = ids.filter(|id| !is_known.contains(id)).copied().collect();
+        Ok((Looked { known, expired, next_expiry, due, next_due, misdated }, unknown))
+    }
+
+    /// Adds what depends on the jobs.
+    async fn put_together(
+        &mut self,
+        org: OrgId,
+        needs: &Needs,
+        looked: Looked,
+        mut jobs: Vec<Job>,
+        ready: FoundReady,
+    ) -> Result<Loaded, StoreError> {
+        let Looked { known, expired, next_expiry, due, next_due, misdated } = looked;
+        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
+        // A key may name what an id does.
         jobs.retain(|job| !is_known.contains(&job.id));
         jobs.extend(known);
-        let ready = load_ready(connection, org, &needs.ready).await?;
-        let histories = {
-            let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
-            load_histories(connection, org, &told).await?
-        };
+        let End { head, types, .. } = self.end(org).await?;
+        let (head, types) = (*head, types.clone());
+        let connection = &mut self.connection;
+        let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
+        let histories = load_histories(connection, org, &told).await?;
         let populations = match &needs.expired {
             Some(_) => load_populations(connection, org, &jobs).await?,
             None => HashMap::new(),
@@ -195,39 +251,13 @@ impl SqliteBatch {
             marks,
         })
     }
-
-    async fn write_one(&mut self, org: OrgId, changes: &Changes) -> Result<Option<RecordId>, StoreError> {
-        let (before, last) = self.end(org).await?;
-        let record = changes.is_recorded().then(|| last.follow());
-        self.left.push(Recent::leaving(org, last, record.unwrap_or(last), changes));
-        let connection = &mut self.connection;
-        if let Some(record) = record {
-            // First, since a key that goes with its job may be used again by a new one.
-            if !changes.removed.is_empty() {
-                remove(connection, org, &changes.removed).await?;
-            }
-            write::created(connection, org, changes).await?;
-            write::changed(connection, &changes.changed).await?;
-            write::events(connection, &changes.events).await?;
-            series::write(connection, org, changes, self.now).await?;
-            series::forget_types(connection, org, &changes.forgotten).await?;
-            let head = changes.head.unwrap_or(before);
-            save_head(connection, org, head, record, !changes.removed.is_empty()).await?;
-            save_record(connection, org, head, record, last, self.now).await?;
-        }
-        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-        if let Some(due) = changes.next_retention.or(is_first.then_some(self.now)) {
-            save_retention(connection, org, due).await?;
-        }
-        if let Some(due) = changes.next_due {
-            save_due(connection, org, due).await?;
-        }
-        Ok(record)
-    }
 }
 
 /// Deletes jobs with all that belongs to them.
 async fn remove(connection: &mut SqliteConnection, org: OrgId, jobs: &[Job]) -> Result<(), StoreError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
     let ids = ids_json(jobs.iter().map(|job| &job.id));
     for sql in [
         "/* remove */ DELETE FROM job WHERE org_id = $1 AND id IN (SELECT unhex(value) FROM json_each($2))",
@@ -245,84 +275,3 @@ async fn remove(connection: &mut SqliteConnection, org: OrgId, jobs: &[Job]) -> 
     }
     Ok(())
 }
-
-async fn save_retention(connection: &mut SqliteConnection, org: OrgId, due: Time) -> Result<(), StoreError> {
-    sqlx::query(
-        "/* save_retention */ INSERT INTO org_due (org_id, next_due_at) VALUES ($1, $2)
-         ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at",
-    )
-    .bind(org.0)
-    .bind(micros(due))
-    .execute(connection)
-    .await
-    .map_err(store_error)?;
-    Ok(())
-}
-
-async fn save_due(connection: &mut SqliteConnection, org: OrgId, due: NextDue) -> Result<(), StoreError> {
-    let (sql, due) = match due {
-        NextDue::At(due) => ("/* save_due */ UPDATE org_due SET work_due_at = $2 WHERE org_id = $1", due),
-        NextDue::By(due) => (
-            "/* save_due */ UPDATE org_due SET work_due_at = $2
-             WHERE org_id = $1 AND (work_due_at IS NULL OR work_due_at > $2)",
-            Some(due),
-        ),
-    };
-    sqlx::query(sql).bind(org.0).bind(due.map(micros)).execute(connection).await.map_err(store_error)?;
-    Ok(())
-}
-
-async fn save_head(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    head: Head,
-    record: RecordId,
-    has_removed: bool,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "/* save_head */ INSERT INTO org_head (org_id, seq, floor_seq, recorded_at, types, ready_gen, n, record)
-         VALUES ($1, $2, $3, $4, $5, $6, $8, $9)
-         ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
-            recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
-            removals = removals + $7, n = excluded.n, record = excluded.record",
-    )
-    .bind(org.0)
-    .bind(head.seq)
-    .bind(head.floor)
-    .bind(head.recorded_at.map(micros))
-    .bind(head.types)
-    .bind(head.ready_gen)
-    .bind(has_removed)
-    .bind(record.n)
-    .bind(record.id)
-    .execute(connection)
-    .await
-    .map_err(store_error)?;
-    Ok(())
-}
-
-/// Adds the record of a batch that leaves the log so; now and then those that are too old go.
-async fn save_record(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    head: Head,
-    record: RecordId,
-    before: RecordId,
-    now: Time,
-) -> Result<(), StoreError> {
-    let recorded_at = head.recorded_at.unwrap_or(now);
-    let sql = "/* save_record */ INSERT INTO org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-    let query = sqlx::query(sql).bind(org.0).bind(record.n).bind(record.id).bind(before.id).bind(head.seq);
-    let query = query.bind(head.ready_gen).bind(micros(recorded_at)).bind(micros(now)).bind(RECORD_FORMAT);
-    query.execute(&mut *connection).await.map_err(store_error)?;
-    if record.n % (RECORDS_DROPPED / 2) == 0 {
-        let query = sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(now - RECORDS_KEPT));
-        query.execute(connection).await.map_err(store_error)?;
-    }
-    Ok(())
-}
-
-const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_id = $1 AND n <= (
-    SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
-    WHERE oldest.written_at < $3)";

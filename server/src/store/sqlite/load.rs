@@ -1,7 +1,7 @@
 //! What a batch needs to know before it is decided.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -23,133 +23,157 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        Expired, FoundReady, Head, HeldBy, Needs, Ready, RecordId, StoreError,
+        Expired, FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
         rows::{self, Columns as _},
     },
 };
 
-pub(super) const LOAD_HEAD: &str = "/* load_head */ SELECT seq, floor_seq, recorded_at, types, ready_gen, n, record,
-        (SELECT json_group_array(type) FROM org_counter
-         WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2)))
-     FROM org_head WHERE org_id = $1";
-
-pub(super) async fn load_head(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    needs: &Needs,
-) -> Result<(Head, RecordId, Vec<String>), StoreError> {
-    let row = sqlx::query(LOAD_HEAD)
-        .bind(org.0)
-        .bind(rows::json_text(&needs.types.iter().map(|name| &**name).collect::<Vec<_>>()))
-        .fetch_optional(connection)
-        .await
-        .map_err(store_error)?;
-    let Some(row) = row else {
-        return Ok((Head::EMPTY, RecordId::default(), Vec::new()));
-    };
-    let mut columns = Columns::of(&row);
-    let (head, record) = rows::head(&mut columns)?;
-    let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
-    Ok((head, record, types))
+/// Where a log was found to end.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) head: Head,
+    /// Its last record.
+    pub(super) record: RecordId,
+    /// The types that exist of those named.
+    pub(super) types: Vec<String>,
 }
 
-/// CROSS JOIN keeps SQLite from scanning the org's jobs for the wanted ones.
+impl Default for End {
+    fn default() -> Self {
+        Self { head: Head::EMPTY, record: RecordId::default(), types: Vec::new() }
+    }
+}
+
+pub(super) const LOAD_HEADS: &str =
+    "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.n, h.record,
+        (SELECT json_group_array(c.type) FROM json_each(wanted.value) named
+         CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value)
+     FROM json_each($1) wanted CROSS JOIN org_head h ON h.org_id = unhex(wanted.key)";
+
+/// Where the logs of some orgs end, each with the types that are named; orgs without a log are left out.
+pub(super) async fn load_ends<'a>(
+    connection: &mut SqliteConnection,
+    orgs: impl IntoIterator<Item = (OrgId, &'a [Arc<str>])>,
+) -> Result<HashMap<OrgId, End>, StoreError> {
+    let wanted: BTreeMap<_, Vec<_>> =
+        orgs.into_iter().map(|(org, types)| (hex(org.0), types.iter().map(|name| &**name).collect())).collect();
+    let found = sqlx::query(LOAD_HEADS).bind(rows::json_text(&wanted)).fetch_all(connection).await;
+    let end = |row: &SqliteRow| {
+        let mut columns = Columns::of(row);
+        let org = OrgId(columns.uuid()?);
+        let (head, record) = rows::head(&mut columns)?;
+        let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
+        Ok((org, End { head, record, types }))
+    };
+    found.map_err(store_error)?.iter().map(end).collect()
+}
+
+/// CROSS JOIN keeps SQLite from scanning an org's jobs for the wanted ones.
 pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* load_jobs */ WITH wanted (id) AS (
-            SELECT unhex(value) FROM json_each($2)
-            UNION SELECT id FROM job WHERE org_id = $1 AND idempotency_key IN (SELECT value FROM json_each($3))
+        "/* load_jobs */ WITH wanted (org_id, id) AS (
+            SELECT unhex(of_org.key), unhex(named.value)
+            FROM json_each($1) of_org CROSS JOIN json_each(of_org.value) named
+            UNION SELECT j.org_id, j.id FROM json_each($2) of_org CROSS JOIN json_each(of_org.value) named
+            CROSS JOIN job j ON j.org_id = unhex(of_org.key) AND j.idempotency_key = named.value
         )
         SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
-        FROM wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = wanted.id
+        FROM wanted CROSS JOIN job j ON j.org_id = wanted.org_id AND j.id = wanted.id
         LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq",
         job_columns("j")
     )
 });
 
+/// Jobs of some orgs by their ids, and by their idempotency keys. Each once.
 pub(super) async fn load_jobs(
     connection: &mut SqliteConnection,
-    org: OrgId,
-    ids: &[JobId],
-    keys: &[Arc<str>],
+    ids: &[(OrgId, Vec<JobId>)],
+    keys: &[(OrgId, &[Arc<str>])],
 ) -> Result<Vec<Job>, StoreError> {
-    let texts = |texts: &[Arc<str>]| rows::json_text(&texts.iter().map(|text| &**text).collect::<Vec<_>>());
-    let found = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str()))
-        .bind(org.0)
-        .bind(ids_json(ids))
-        .bind(texts(keys))
-        .fetch_all(connection)
-        .await
-        .map_err(store_error)?;
+    let keys: BTreeMap<_, Vec<_>> =
+        keys.iter().map(|(org, keys)| (hex(org.0), keys.iter().map(|key| &**key).collect())).collect();
+    let query = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str())).bind(ids_by_org(ids)).bind(rows::json_text(&keys));
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
 
 /// Types whose first jobs one statement finds at most, and the smaller numbers that make up the rest: few texts, each prepared once.
 const TYPES_AT_ONCE: [usize; 3] = [32, 4, 1];
 
-/// The first jobs of so many types that may be claimed: a type and a number for each.
+/// The first jobs of so many types that may be claimed: an org, a type and a number for each.
 pub(super) fn load_ready_of(types: usize) -> String {
     let of_type = |n| {
         format!(
-            "/* load_ready_of */ SELECT * FROM (SELECT id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
-                WHERE org_id = ?1 AND type = ?{} AND status = 'queued' AND due_at IS NULL
+            "/* load_ready_of */ SELECT * FROM (SELECT org_id, id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
+                WHERE org_id = ?{} AND type = ?{} AND status = 'queued' AND due_at IS NULL
                 ORDER BY priority DESC, ready_at, created_seq LIMIT ?{})",
-            2 * n + 2,
-            2 * n + 3
+            3 * n + 1,
+            3 * n + 2,
+            3 * n + 3
         )
     };
     (0..types).map(of_type).collect::<Vec<_>>().join(" UNION ALL ")
 }
 
-pub(super) const LOAD_ALL_READY: &str = "/* load_all_ready */ SELECT id, type, priority, ready_at, created_seq
+pub(super) const LOAD_ALL_READY: &str = "/* load_all_ready */ SELECT org_id, id, type, priority, ready_at, created_seq
     FROM job INDEXED BY idx_job_ready_all WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
     ORDER BY priority DESC, ready_at, created_seq LIMIT $2";
 
-/// Jobs that may be claimed.
+/// Jobs of some orgs that may be claimed; orgs of which none is wanted are left out.
 pub(super) async fn load_ready(
     connection: &mut SqliteConnection,
-    org: OrgId,
-    wanted: &Ready,
-) -> Result<FoundReady, StoreError> {
-    let job = |row: &SqliteRow| rows::ready_job(&mut Columns::of(row));
-    let (mut of_types, mut of_all) = (Vec::new(), Vec::new());
-    let types: Vec<_> = wanted.of.iter().collect();
+    orgs: &[(OrgId, &Ready)],
+) -> Result<HashMap<OrgId, FoundReady>, StoreError> {
+    let job = |row: &SqliteRow| {
+        let mut columns = Columns::of(row);
+        Ok::<_, StoreError>((OrgId(columns.uuid()?), rows::ready_job(&mut columns)?))
+    };
+    let mut of_types: HashMap<OrgId, Vec<ReadyJob>> = HashMap::new();
+    let types: Vec<_> =
+        orgs.iter().flat_map(|(org, ready)| ready.of.iter().map(move |wanted| (*org, wanted))).collect();
     let mut types = &types[..];
     for size in TYPES_AT_ONCE {
         while types.len() >= size {
             let (chunk, rest) = types.split_at(size);
             types = rest;
-            let query = sqlx::query(AssertSqlSafe(load_ready_of(size))).bind(org.0);
-            let query = chunk.iter().fold(query, |query, (name, limit)| query.bind(&***name).bind(**limit as i64));
+            let query = sqlx::query(AssertSqlSafe(load_ready_of(size)));
+            let query = chunk
+                .iter()
+                .fold(query, |query, (org, (name, limit))| query.bind(org.0).bind(&***name).bind(**limit as i64));
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
-                of_types.push(job(row)?);
+                let (org, job) = job(row)?;
+                of_types.entry(org).or_default().push(job);
             }
         }
     }
-    if wanted.all > 0 {
-        let query = sqlx::query(LOAD_ALL_READY).bind(org.0).bind(wanted.all as i64);
-        for row in &query.fetch_all(connection).await.map_err(store_error)? {
-            of_all.push(job(row)?);
+    let mut found = HashMap::with_capacity(orgs.len());
+    for (org, wanted) in orgs.iter().filter(|(_, wanted)| !wanted.is_empty()) {
+        let mut of_all = Vec::new();
+        if wanted.all > 0 {
+            let query = sqlx::query(LOAD_ALL_READY).bind(org.0).bind(wanted.all as i64);
+            for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
+                of_all.push(job(row)?.1);
+            }
         }
+        found.insert(*org, FoundReady::new(wanted, of_types.remove(org).unwrap_or_default(), of_all));
     }
-    Ok(FoundReady::new(wanted, of_types, of_all))
+    Ok(found)
 }
 
 pub(super) static LOAD_ROWS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* load_rows */ SELECT {}, NULL, NULL FROM json_each($2) wanted
-        CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)",
+        "/* load_rows */ SELECT {}, NULL, NULL FROM json_each($1) of_org CROSS JOIN json_each(of_org.value) wanted
+        CROSS JOIN job j ON j.org_id = unhex(of_org.key) AND j.id = unhex(wanted.value)",
         job_columns("j")
     )
 });
 
-/// Jobs of an org by their ids, without stage and progress.
+/// Jobs of some orgs by their ids, without stage and progress.
 pub(super) async fn load_rows(
     connection: &mut SqliteConnection,
-    org: OrgId,
-    ids: &[JobId],
+    ids: &[(OrgId, Vec<JobId>)],
 ) -> Result<Vec<Job>, StoreError> {
-    let query = sqlx::query(AssertSqlSafe(LOAD_ROWS.as_str())).bind(org.0).bind(ids_json(ids));
+    let query = sqlx::query(AssertSqlSafe(LOAD_ROWS.as_str())).bind(ids_by_org(ids));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
     found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
 }
@@ -207,9 +231,21 @@ pub(super) async fn load_misdated(
     Ok(query.fetch_all(connection).await.map_err(store_error)?.into_iter().map(JobId).collect())
 }
 
+/// An id in hexadecimal digits, for `unhex(…)`.
+pub(super) fn hex(id: Uuid) -> String {
+    id.simple().to_string()
+}
+
 /// Ids as a JSON array of hexadecimal digits, for `unhex(value) FROM json_each(…)`.
 pub(super) fn ids_json<'a>(ids: impl IntoIterator<Item = &'a JobId>) -> String {
-    rows::json_text(&ids.into_iter().map(|id| id.0.simple().to_string()).collect::<Vec<_>>())
+    rows::json_text(&ids.into_iter().map(|id| hex(id.0)).collect::<Vec<_>>())
+}
+
+/// Ids as a JSON object of such arrays under the ids of their orgs. Each org once.
+fn ids_by_org(ids: &[(OrgId, Vec<JobId>)]) -> String {
+    let ids: BTreeMap<_, Vec<_>> =
+        ids.iter().map(|(org, ids)| (hex(org.0), ids.iter().map(|id| hex(id.0)).collect())).collect();
+    rows::json_text(&ids)
 }
 
 pub(super) const LOAD_HISTORIES: &str =

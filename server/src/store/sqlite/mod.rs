@@ -9,6 +9,7 @@ mod batch;
 mod columns;
 mod error;
 mod file;
+mod heads;
 mod import;
 mod list;
 mod load;

@@ -1,7 +1,6 @@
 //! The counters and the series, as batches write them.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     sync::{Arc, LazyLock},
 };
@@ -11,6 +10,8 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 use super::{
     columns::{Columns, micros},
     error::store_error,
+    heads::Written,
+    load::hex,
     set::Statement,
 };
 use crate::{
@@ -21,45 +22,52 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        Bucket, Changes, StoreError, Tally,
+        Bucket, StoreError, Tally,
         rows::{self, Columns as _},
         series::FORGOTTEN_AT_ONCE,
     },
 };
 
+/// Adds what batches count and what happened in them, and lets go of what is too old and of types whose last job goes.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
-    org: OrgId,
-    changes: &Changes,
+    written: &[Written<'_>],
     now: Time,
 ) -> Result<(), StoreError> {
-    let tallies: Vec<_> = changes.tallies.iter().collect();
-    ADD_COUNTS.run(connection, &tallies, |query, (job_type, tally)| bind_tally(query, org, job_type, tally)).await?;
-    let recorded_at = changes.head.and_then(|head| head.recorded_at).unwrap_or(now);
-    let mut happened = BTreeMap::new();
-    for (job_type, tally) in changes.tallies.iter().filter(|(_, tally)| !tally.flow.is_empty()) {
-        for width in Width::ALL {
-            let bucket = Bucket { width, start: width.start(recorded_at), job_type: Arc::clone(job_type) };
-            happened.insert(bucket, tally.flow.clone());
+    let mut tallies = Vec::new();
+    for Written { org, changes, .. } in written {
+        tallies.extend(changes.tallies.iter().map(|(name, tally)| (*org, name, tally)));
+    }
+    ADD_COUNTS.run(connection, &tallies, |query, (org, name, tally)| bind_tally(query, *org, name, tally)).await?;
+    let mut flows = Vec::new();
+    for of_org in written {
+        let Written { org, changes, .. } = of_org;
+        let recorded_at = of_org.recorded_at(now);
+        for (job_type, tally) in changes.tallies.iter().filter(|(_, tally)| !tally.flow.is_empty()) {
+            for width in Width::ALL {
+                let bucket = Bucket { width, start: width.start(recorded_at), job_type: Arc::clone(job_type) };
+                flows.push(Added { org: *org, is_removed: false, bucket, flow: tally.flow.clone() });
+            }
+        }
+        for (bucket, flow) in &changes.removed_flow {
+            flows.push(Added { org: *org, is_removed: true, bucket: bucket.clone(), flow: flow.clone() });
         }
     }
-    add(connection, org, false, happened).await?;
-    add(connection, org, true, changes.removed_flow.clone()).await?;
-    if let Some(time) = changes.new_minute {
-        for width in Width::ALL {
-            let query = sqlx::query(FORGET).bind(org.0).bind(width.seconds()).bind(micros(width.kept_since(time)));
-            query.bind(FORGOTTEN_AT_ONCE).execute(&mut *connection).await.map_err(store_error)?;
+    add(connection, &mut flows).await?;
+    for Written { org, changes, .. } in written {
+        for width in Width::ALL.into_iter().filter(|_| changes.new_minute.is_some()) {
+            let query = sqlx::query(FORGET).bind(org.0).bind(width.seconds());
+            let query =
+                query.bind(changes.new_minute.map(|time| micros(width.kept_since(time)))).bind(FORGOTTEN_AT_ONCE);
+            query.execute(&mut *connection).await.map_err(store_error)?;
         }
+        forget_types(connection, *org, &changes.forgotten).await?;
     }
     Ok(())
 }
 
 /// Removes the counters of types whose last job goes.
-pub(super) async fn forget_types(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    types: &[Arc<str>],
-) -> Result<(), StoreError> {
+async fn forget_types(connection: &mut SqliteConnection, org: OrgId, types: &[Arc<str>]) -> Result<(), StoreError> {
     if types.is_empty() {
         return Ok(());
     }
@@ -96,40 +104,43 @@ fn bind_tally<'q>(
     Ok(query.bind(tally.scheduled))
 }
 
-/// Adds to the buckets of the series.
-async fn add(
-    connection: &mut SqliteConnection,
+/// What is added to a bucket of an org's series.
+struct Added {
     org: OrgId,
-    removed: bool,
-    mut flows: BTreeMap<Bucket, Flow>,
-) -> Result<(), StoreError> {
-    for (bucket, flow) in &mut flows {
-        // Histograms are added up here: SQL has no sum of arrays. What only creates has none.
-        if !(flow.waits.is_empty() && flow.runs.is_empty()) {
-            let stored = durations(connection, org, removed, bucket).await?;
-            flow.waits.add_all(&stored.0);
-            flow.runs.add_all(&stored.1);
+    /// To what retention has taken away, not to what happened.
+    is_removed: bool,
+    bucket: Bucket,
+    flow: Flow,
+}
+
+/// Adds to the buckets of the series.
+async fn add(connection: &mut SqliteConnection, added: &mut [Added]) -> Result<(), StoreError> {
+    // Histograms are added up here: SQL has no sum of arrays. What only creates has none.
+    let has_durations = |added: &Added| !(added.flow.waits.is_empty() && added.flow.runs.is_empty());
+    let with_durations: Vec<_> = (0..added.len()).filter(|n| has_durations(&added[*n])).collect();
+    let name = |Added { org, is_removed, bucket, .. }: &Added| {
+        let Bucket { width, start, job_type } = bucket;
+        (hex(org.0), width.seconds(), micros(*start), job_type.to_string(), *is_removed as i64)
+    };
+    let names: Vec<_> = with_durations.iter().map(|n| name(&added[*n])).collect();
+    if !names.is_empty() {
+        let query = sqlx::query(DURATIONS).bind(rows::json_text(&names));
+        for row in query.fetch_all(&mut *connection).await.map_err(store_error)? {
+            let mut columns = Columns::of(&row);
+            let nth = usize::try_from(columns.long()?).ok().and_then(|n| with_durations.get(n).copied());
+            let Flow { waits, runs, .. } = &mut added[nth.ok_or_else(|| rows::damaged("histogram"))?].flow;
+            waits.add_all(&histogram(columns.text()?)?);
+            runs.add_all(&histogram(columns.text()?)?);
         }
     }
-    let rows: Vec<_> = flows.iter().collect();
-    ADD_SERIES.run(connection, &rows, |query, (bucket, flow)| Ok(bind_bucket(query, org, removed, bucket, flow))).await
+    ADD_SERIES.run(connection, added, |query, added| Ok(bind_bucket(query, added))).await
 }
 
-const DURATIONS: &str = "/* durations */ SELECT waits, runs FROM org_series
-    WHERE org_id = $1 AND width = $2 AND start = $3 AND type = $4 AND removed = $5";
-
-async fn durations(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    removed: bool,
-    bucket: &Bucket,
-) -> Result<(Histogram, Histogram), StoreError> {
-    let query = sqlx::query(DURATIONS).bind(org.0).bind(bucket.width.seconds()).bind(micros(bucket.start));
-    let query = query.bind(&*bucket.job_type).bind(removed);
-    let Some(row) = query.fetch_optional(connection).await.map_err(store_error)? else { return Ok(Default::default()) };
-    let mut columns = Columns::of(&row);
-    Ok((histogram(columns.text()?)?, histogram(columns.text()?)?))
-}
+/// Which of the wanted buckets are there, and their histograms.
+pub(super) const DURATIONS: &str = "/* durations */ SELECT wanted.key, s.waits, s.runs
+    FROM json_each($1) wanted CROSS JOIN org_series s
+    ON s.org_id = unhex(wanted.value ->> 0) AND s.width = wanted.value ->> 1 AND s.start = wanted.value ->> 2
+        AND s.type = wanted.value ->> 3 AND s.removed = wanted.value ->> 4";
 
 pub(super) fn histogram(text: &str) -> Result<Histogram, StoreError> {
     serde_json::from_str(text).map(Histogram::new).map_err(|_| rows::damaged("histogram"))
@@ -153,9 +164,10 @@ static ADD_SERIES: LazyLock<Rows> = LazyLock::new(|| {
     )
 });
 
-fn bind_bucket<'q>(query: Statement<'q>, org: OrgId, removed: bool, bucket: &'q Bucket, flow: &Flow) -> Statement<'q> {
+fn bind_bucket<'q>(query: Statement<'q>, added: &'q Added) -> Statement<'q> {
+    let Added { org, is_removed, bucket, flow } = added;
     let query = query.bind(org.0).bind(bucket.width.seconds()).bind(micros(bucket.start)).bind(&*bucket.job_type);
-    let query = flow.counts().into_iter().fold(query.bind(removed), |query, count| query.bind(count));
+    let query = flow.counts().into_iter().fold(query.bind(*is_removed), |query, count| query.bind(count));
     query.bind(rows::json_text(&flow.waits.counts())).bind(rows::json_text(&flow.runs.counts()))
 }
 

@@ -1,6 +1,6 @@
 //! Many rows by one statement, or a few: what all of them have in common is bound once.
 //!
-//! Most batches create jobs that differ in their ids and places alone. Those travel as one JSON object, of ids and numbers; what
+//! Most batches create jobs that differ in their orgs, ids and places alone. Those travel as one JSON object, of ids and numbers; what
 //! differs in more goes as parameters, in statements of a few sizes, so that each text is prepared once.
 
 use std::{borrow::Cow, fmt::Write as _};
@@ -158,14 +158,17 @@ impl<'a> Set<'a> {
             let values = self.places.iter().map(value).chain(fillers.iter().map(|filler| filler.1.to_owned()));
             values.collect::<Vec<_>>().join(", ")
         };
-        if let Some((id, number)) = self.id_and_number() {
+        if let Some((ids, number)) = self.ids_and_number() {
             let values = select(&|place| match place {
                 Place::Shared(n) => format!("?{n}"),
-                Place::Each(n) if self.each[*n] == id => "unhex(v.key)".to_owned(),
-                Place::Each(_) => "v.value".to_owned(),
+                Place::Each(n) => match ids.iter().position(|id| *id == self.each[*n]) {
+                    Some(0) if ids.len() == 1 => "unhex(v.key)".to_owned(),
+                    Some(nth) => format!("unhex(substr(v.key, {}, 32))", nth * 32 + 1),
+                    None => "v.value".to_owned(),
+                },
             });
             let sql = format!("{head} SELECT {values} FROM json_each(?{}) v WHERE true{tail}", self.shared.len() + 1);
-            let query = self.bind_shared(sqlx::query(AssertSqlSafe(sql))).bind(self.object(id, number));
+            let query = self.bind_shared(sqlx::query(AssertSqlSafe(sql))).bind(self.object(&ids, number));
             query.execute(connection).await.map_err(store_error)?;
             return Ok(());
         }
@@ -196,30 +199,33 @@ impl<'a> Set<'a> {
         self.shared.iter().fold(query, |query, column| self.rows[0][*column].bind(query))
     }
 
-    /// The columns that differ, if they are an id and at most a number: those can be an object.
-    fn id_and_number(&self) -> Option<(usize, Option<usize>)> {
+    /// The columns that differ, if they are one or two ids and at most a number: those can be an object.
+    fn ids_and_number(&self) -> Option<(Vec<usize>, Option<usize>)> {
         let is_id =
             |column: &usize| self.rows.iter().all(|row| matches!(row[*column], Value::Bytes(id) if id.len() == 16));
         let is_number = |column: &usize| self.rows.iter().all(|row| matches!(row[*column], Value::Int(_)));
-        match self.each[..] {
-            [id] if is_id(&id) => Some((id, None)),
-            [id, number] | [number, id] if is_id(&id) && is_number(&number) => Some((id, Some(number))),
+        let (ids, others): (Vec<_>, Vec<_>) = self.each.iter().copied().partition(is_id);
+        match (ids.len(), &others[..]) {
+            (1 | 2, []) => Some((ids, None)),
+            (1 | 2, [number]) if is_number(number) => Some((ids, Some(*number))),
             _ => None,
         }
     }
 
     /// Ids and numbers as the text of a JSON object, in the order of the rows; ids may come more than once.
-    fn object(&self, id: usize, number: Option<usize>) -> String {
-        let mut text = String::with_capacity(self.rows.len() * 48 + 2);
+    fn object(&self, ids: &[usize], number: Option<usize>) -> String {
+        let mut text = String::with_capacity(self.rows.len() * (ids.len() * 32 + 16) + 2);
         text.push('{');
         for (n, row) in self.rows.iter().enumerate() {
-            let (Value::Bytes(id), number) = (&row[id], number.map(|number| &row[number])) else { continue };
             text.push_str(if n == 0 { "\"" } else { ",\"" });
-            for byte in *id {
-                text.push(char::from(HEX[usize::from(byte >> 4)]));
-                text.push(char::from(HEX[usize::from(byte & 15)]));
+            for id in ids {
+                let Value::Bytes(id) = &row[*id] else { continue };
+                for byte in *id {
+                    text.push(char::from(HEX[usize::from(byte >> 4)]));
+                    text.push(char::from(HEX[usize::from(byte & 15)]));
+                }
             }
-            let number = if let Some(Value::Int(number)) = number { *number } else { 0 };
+            let number = if let Some(Value::Int(number)) = number.map(|number| &row[number]) { *number } else { 0 };
             write!(text, "\":{number}").expect("writing to a string");
         }
         text.push('}');

@@ -1,35 +1,40 @@
 //! What a batch writes of jobs and events.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::SqliteConnection;
 
 use super::{
     columns::micros,
+    heads::Written,
     set::{Set, Value},
 };
 use crate::{
-    domain::{clock::Time, event::JobEvent, id::OrgId, job::Job, status::JobStatus},
+    domain::{clock::Time, event::JobEvent, job::Job, status::JobStatus},
     store::{
-        Changed, Changes, Parts, StoreError, detail,
+        Changed, Parts, StoreError, detail,
         rows::{self, EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS},
     },
 };
 
 /// Writes new jobs, with their payloads and labels.
-pub(super) async fn created(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    changes: &Changes,
-) -> Result<(), StoreError> {
-    let jobs = changes.created.iter().map(job_values).collect();
-    Set::new(&JOB_COLUMNS, jobs).insert(connection, "job").await?;
-    let org_id = || Value::from(org.0.as_bytes());
-    let payloads = &changes.payloads;
-    let payloads = payloads.iter().map(|(id, payload)| vec![org_id(), id.0.as_bytes().into(), payload.as_str().into()]);
-    Set::new(&["org_id", "job_id", "payload"], payloads.collect()).insert(connection, "job_payload").await?;
-    let labels = changes.created.iter().flat_map(labels).map(|(key, value, job)| {
-        vec![org_id(), key.into(), value.into(), job.created_seq.into(), job.id.0.as_bytes().into()]
+pub(super) async fn created(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
+    let jobs = written.iter().flat_map(|written| &written.changes.created);
+    Set::new(&JOB_COLUMNS, jobs.clone().map(job_values).collect()).insert(connection, "job").await?;
+    let mut payloads = Vec::new();
+    for Written { org, changes, .. } in written {
+        let org_id = || Value::from(org.0.as_bytes());
+        payloads.extend(
+            changes
+                .payloads
+                .iter()
+                .map(|(id, payload)| vec![org_id(), id.0.as_bytes().into(), payload.as_str().into()]),
+        );
+    }
+    Set::new(&["org_id", "job_id", "payload"], payloads).insert(connection, "job_payload").await?;
+    let labels = jobs.flat_map(labels).map(|(key, value, job)| {
+        let (org, id) = (job.org_id.0.as_bytes(), job.id.0.as_bytes());
+        vec![org.into(), key.into(), value.into(), job.created_seq.into(), id.into()]
     });
     let columns = ["org_id", "key", "value", "created_seq", "job_id"];
     Set::new(&columns, labels.collect()).insert(connection, "job_label").await
@@ -53,9 +58,9 @@ const FILLERS: [(&str, &str); 7] = [
 
 /// Writes changed jobs over, those together that have changed in the same parts: an index whose columns are not written is left
 /// alone.
-pub(super) async fn changed(connection: &mut SqliteConnection, changed: &[Changed]) -> Result<(), StoreError> {
+pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
     let mut of_parts: BTreeMap<Parts, Vec<&Job>> = BTreeMap::new();
-    for Changed { job, parts } in changed {
+    for Changed { job, parts } in written.iter().flat_map(|written| &written.changes.changed) {
         of_parts.entry(*parts).or_default().push(job);
     }
     for (parts, jobs) in of_parts {
@@ -77,8 +82,9 @@ pub(super) async fn changed(connection: &mut SqliteConnection, changed: &[Change
 }
 
 /// Writes new events.
-pub(super) async fn events(connection: &mut SqliteConnection, events: &[Arc<JobEvent>]) -> Result<(), StoreError> {
-    let rows = events.iter().map(|event| event_values(event)).collect::<Result<Vec<_>, _>>()?;
+pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
+    let events = written.iter().flat_map(|written| &written.changes.events);
+    let rows = events.map(|event| event_values(event)).collect::<Result<Vec<_>, _>>()?;
     Set::new(&EVENT_COLUMNS, rows).insert(connection, "job_event").await
 }
 

@@ -1,0 +1,137 @@
+//! How far batches bring their logs, and when work in them is due.
+
+use std::collections::BTreeMap;
+
+use sqlx::SqliteConnection;
+
+use super::{
+    columns::micros,
+    error::store_error,
+    load::hex,
+    set::{Set, Value},
+};
+use crate::{
+    domain::{clock::Time, id::OrgId},
+    store::{
+        Changes, Head, NextDue, RecordId, StoreError,
+        record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
+        rows,
+    },
+};
+
+/// What a batch changes in the log of one org, and leaves there.
+pub(super) struct Written<'a> {
+    pub(super) org: OrgId,
+    pub(super) changes: &'a Changes,
+    /// Where the log ends then.
+    pub(super) head: Head,
+    /// Its last record before.
+    pub(super) before: RecordId,
+    /// The batch's own.
+    pub(super) record: RecordId,
+}
+
+impl Written<'_> {
+    /// The time of the log's last event, or the clock's where it has none.
+    pub(super) fn recorded_at(&self, now: Time) -> Time {
+        self.head.recorded_at.unwrap_or(now)
+    }
+}
+
+/// Writes heads and records; now and then records that are too old go.
+pub(super) async fn write(
+    connection: &mut SqliteConnection,
+    written: &[Written<'_>],
+    now: Time,
+) -> Result<(), StoreError> {
+    let heads = written.iter().map(head_values).collect();
+    Set::new(&HEAD_COLUMNS, heads).run(connection, "/* save_heads */ INSERT INTO org_head", &[], OVER_HEAD).await?;
+    let records = written.iter().map(|written| record_values(written, now)).collect();
+    Set::new(&RECORD_COLUMNS, records).insert(connection, "org_record").await?;
+    for Written { org, .. } in written.iter().filter(|written| written.record.n % (RECORDS_DROPPED / 2) == 0) {
+        let query = sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(now - RECORDS_KEPT));
+        query.execute(&mut *connection).await.map_err(store_error)?;
+    }
+    Ok(())
+}
+
+const HEAD_COLUMNS: [&str; 9] =
+    ["org_id", "seq", "floor_seq", "recorded_at", "types", "ready_gen", "removals", "n", "record"];
+
+const OVER_HEAD: &str = " ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
+    recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
+    removals = removals + excluded.removals, n = excluded.n, record = excluded.record";
+
+fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
+    let Head { seq, floor, recorded_at, types, ready_gen } = written.head;
+    vec![
+        written.org.0.as_bytes().into(),
+        seq.into(),
+        floor.into(),
+        Value::or_null(recorded_at.map(micros)),
+        types.into(),
+        ready_gen.into(),
+        (!written.changes.removed.is_empty()).into(),
+        written.record.n.into(),
+        written.record.id.into(),
+    ]
+}
+
+const RECORD_COLUMNS: [&str; 9] =
+    ["org_id", "n", "id", "prev", "seq", "ready_gen", "recorded_at", "written_at", "format"];
+
+fn record_values<'a>(written: &'a Written<'_>, now: Time) -> Vec<Value<'a>> {
+    vec![
+        written.org.0.as_bytes().into(),
+        written.record.n.into(),
+        written.record.id.into(),
+        written.before.id.into(),
+        written.head.seq.into(),
+        written.head.ready_gen.into(),
+        micros(written.recorded_at(now)).into(),
+        micros(now).into(),
+        i64::from(RECORD_FORMAT).into(),
+    ]
+}
+
+const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_id = $1 AND n <= (
+    SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
+    WHERE oldest.written_at < $3)";
+
+/// Writes when orgs are to be looked at: for retention, and for jobs that are due.
+pub(super) async fn write_due(
+    connection: &mut SqliteConnection,
+    changes: &[(OrgId, &Changes)],
+    now: Time,
+) -> Result<(), StoreError> {
+    let retention = changes.iter().filter_map(|(org, changes)| {
+        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+        let due = changes.next_retention.or(is_first.then_some(now))?;
+        Some(vec![org.0.as_bytes().into(), micros(due).into()])
+    });
+    Set::new(&["org_id", "next_due_at"], retention.collect())
+        .run(connection, "/* save_retention */ INSERT INTO org_due", &[], OVER_RETENTION)
+        .await?;
+    let (mut at, mut by) = (BTreeMap::new(), BTreeMap::new());
+    for (org, changes) in changes {
+        match changes.next_due {
+            Some(NextDue::At(due)) => _ = at.insert(hex(org.0), due.map(micros)),
+            Some(NextDue::By(due)) => _ = by.insert(hex(org.0), Some(micros(due))),
+            None => {}
+        }
+    }
+    for (sql, due) in [(DUE_AT, at), (DUE_BY, by)] {
+        if !due.is_empty() {
+            sqlx::query(sql).bind(rows::json_text(&due)).execute(&mut *connection).await.map_err(store_error)?;
+        }
+    }
+    Ok(())
+}
+
+const OVER_RETENTION: &str = " ON CONFLICT (org_id) DO UPDATE SET next_due_at = excluded.next_due_at";
+
+pub(super) const DUE_AT: &str = "/* due_at */ UPDATE org_due SET work_due_at = wanted.value
+    FROM json_each($1) wanted WHERE org_id = unhex(wanted.key)";
+pub(super) const DUE_BY: &str = "/* due_by */ UPDATE org_due SET work_due_at = wanted.value
+    FROM json_each($1) wanted
+    WHERE org_id = unhex(wanted.key) AND (work_due_at IS NULL OR work_due_at > wanted.value)";
