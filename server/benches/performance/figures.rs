@@ -31,6 +31,12 @@ pub(crate) struct Figure {
     /// What it is a ratio of.
     #[serde(skip_serializing_if = "Option::is_none")]
     of: Option<String>,
+    /// The least and the greatest ratio of a round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    between: Option<[f64; 2]>,
+    /// Processor time a call in µs: of the server, the database and the generator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<[f64; 3]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     is_met: Option<bool>,
     #[serde(skip)]
@@ -39,13 +45,36 @@ pub(crate) struct Figure {
 
 impl Figure {
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, value: f64) -> Self {
-        Self { name: name.into(), unit, value, ratio: None, of: None, is_met: None, bar: None }
+        Self {
+            name: name.into(),
+            unit,
+            value,
+            ratio: None,
+            of: None,
+            between: None,
+            cpu: None,
+            is_met: None,
+            bar: None,
+        }
     }
 
     /// The value is so many times another of the same run.
     pub(crate) fn of(mut self, what: impl Into<String>, other: f64) -> Self {
         self.ratio = Some(self.value / other);
         self.of = Some(what.into());
+        self
+    }
+
+    /// The ratios of the rounds, of which the least and the greatest are told.
+    pub(crate) fn between(mut self, ratios: &[f64]) -> Self {
+        let (least, greatest) = (ratios.iter().copied().reduce(f64::min), ratios.iter().copied().reduce(f64::max));
+        self.between = least.zip(greatest).map(|(least, greatest)| [least, greatest]);
+        self
+    }
+
+    /// Processor time a call in µs: of the server, the database and the generator.
+    pub(crate) fn cpu(mut self, cpu: [f64; 3]) -> Self {
+        self.cpu = Some(cpu);
         self
     }
 
@@ -92,11 +121,18 @@ impl Figures {
 }
 
 fn line(figure: &Figure) -> String {
-    let Figure { name, unit, value, ratio, of, .. } = figure;
+    let Figure { name, unit, value, ratio, of, between, cpu, .. } = figure;
     let value = if *value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
     let mut line = format!("{name:<58} {value:>9} {unit:<7}");
     if let (Some(ratio), Some(of)) = (ratio, of) {
         write!(line, " {ratio:>6.2} of {of}").expect("writing to a string");
+    }
+    if let Some([least, greatest]) = between {
+        write!(line, ", {least:.2} to {greatest:.2}").expect("writing to a string");
+    }
+    if let Some([server, database, generator]) = cpu {
+        write!(line, "; server {server:.1}, database {database:.1}, generator {generator:.1} µs a call")
+            .expect("writing to a string");
     }
     if let (Some(bar), Some(is_met)) = (figure.bar, figure.is_met) {
         let (word, bar) = match bar {

@@ -47,6 +47,12 @@ impl Load {
         Ok(Self { clients: (0..CONNECTIONS).map(client).collect::<Result<_>>()? })
     }
 
+    /// Those whose calls name their orgs themselves.
+    pub(crate) fn without_org(server: &Server) -> Result<Self> {
+        let client = |_| Ok(Client::builder(&*server.endpoint).build()?.raw());
+        Ok(Self { clients: (0..CONNECTIONS).map(client).collect::<Result<_>>()? })
+    }
+
     /// Those of the org that calls are about where they name none.
     pub(crate) fn on(server: &Server) -> Result<Self> {
         Self::new(&server.endpoint, Uuid::nil())

@@ -23,21 +23,24 @@ use crate::{
 mod common;
 mod curves;
 mod figures;
+mod generators;
 mod growth;
 mod lives;
 mod load;
+mod orgs;
 mod plot;
 mod rounds;
+mod spent;
 mod unary;
 mod yardsticks;
 
 /// The parts, in their order; those in the second list only on request, since they take long.
-const PARTS: [&str; 5] = ["sqlite", "postgres", "lives", "replicas", "curves"];
+const PARTS: [&str; 6] = ["sqlite", "postgres", "orgs", "lives", "replicas", "curves"];
 const LONG_PARTS: [&str; 2] = ["growth", "snapshot"];
 
 const HELP: &str = "cargo bench --bench performance -- [PART …] [--json FILE] [--plots FOLDER] [--rounds N] [--round SECONDS]
 
-Parts: sqlite, postgres, lives, replicas, curves; and growth and snapshot, which take many minutes. Without any: the first five.
+Parts: sqlite, postgres, orgs, lives, replicas, curves; and growth and snapshot, which take many minutes. Without any: the first six.
 --json writes a line of JSON a figure, --plots two plots. The exit code is 1 if a figure is below its bar.";
 
 struct Options {
@@ -52,7 +55,7 @@ fn options() -> Result<Options> {
         parts: Vec::new(),
         json: None,
         plots: None,
-        scale: Scale { rounds: 5, round: Duration::from_secs(2) },
+        scale: Scale { rounds: 7, round: Duration::from_secs(2) },
     };
     // Cargo adds --bench.
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
@@ -86,6 +89,9 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
     if is_wanted("postgres") {
         unary::postgres(figures, &cluster, options.scale).await?;
     }
+    if is_wanted("orgs") {
+        orgs::orgs(figures, &cluster, options.scale).await?;
+    }
     if is_wanted("lives") {
         lives::whole(figures, &cluster, options.scale.rounds).await?;
     }
@@ -106,6 +112,10 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
+    if let Some(generated) = generators::as_asked().await {
+        generated?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let options = match options() {
         Ok(options) => options,
         Err(wrong) => {

@@ -29,7 +29,6 @@ const BATCH: usize = 500;
 const BATCHES: usize = 4;
 /// Jobs that are read and updated.
 const JOBS: usize = 1_000;
-const HUNDRED: usize = 100;
 /// Creates a second while events are timed.
 const STEADY: u32 = 500;
 const STEADY_TIME: Duration = Duration::from_secs(8);
@@ -122,18 +121,6 @@ impl Subject<'_> {
         Ok(())
     }
 
-    /// What a hundred orgs get together, each with a few calls in flight.
-    async fn hundred_orgs(&self, figures: &mut Figures, alone: f64) -> Result<()> {
-        let loads = (0..HUNDRED).map(|n| Load::new(&self.server.endpoint, Uuid::from_u128(0x100 + n as u128)));
-        let loads = loads.collect::<Result<Vec<_>>>()?;
-        let measured = self.load.calls(MANY, self.scale.round, move |_, caller, n| {
-            load::create_one(loads[caller % HUNDRED].client(caller / HUNDRED), caller, n)
-        });
-        let rate = measured.await?.rate;
-        figures.add(Figure::new(self.named("CreateJob of 100 orgs, 256 in flight"), "/s", rate).of("one org", alone));
-        Ok(())
-    }
-
     /// Processor time and memory of the server while it creates.
     async fn cost(&self, figures: &mut Figures, wal: Option<&mut PgConnection>) -> Result<()> {
         let mut position = Position(wal);
@@ -210,7 +197,6 @@ pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Sc
     figures.add(Figure::new(name("the same"), "/s", create).of("empty RPC, 256 in flight", empty));
     figures.add(Figure::new(name("the same"), "/s", create).of("bare lane", lane));
     figures.add(Figure::new(name("BatchCreateJobs of 500, jobs"), "/s", batches).of("bare lane", lane).at_least(0.7));
-    subject.hundred_orgs(figures, create).await?;
 
     let [create, statement] = medians(
         scale.rounds,
@@ -289,7 +275,6 @@ pub(crate) async fn sqlite(figures: &mut Figures, scale: Scale) -> Result<()> {
     );
     figures.add(Figure::new(name("the same"), "/s", create).of("batches of one", alone).at_least(4.0));
     figures.add(Figure::new(name("BatchCreateJobs of 500, jobs"), "/s", batches).of("CreateJob", create));
-    subject.hundred_orgs(figures, create).await?;
     subject.reads(figures, 0.6).await?;
 
     let jobs = load::running_jobs(&subject.load, MANY).await?;

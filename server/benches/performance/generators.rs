@@ -1,0 +1,228 @@
+//! Two generators of the same load, since what a server seems to do depends on who asks: one is this process with the client crate on a
+//! few connections, as a service with many callers has them; the other a process of its own with tonic's channels and a connection for
+//! each caller, as many small clients have them, where no two calls share a system call.
+
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use jobledger_client::{
+    RawClient,
+    proto::{self as pb, job_service_client::JobServiceClient},
+};
+use tokio::task::JoinSet;
+use tonic::{
+    Request,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use uuid::Uuid;
+
+use crate::{
+    common::{CONNECTIONS, Result, Server},
+    load::Load,
+    spent::of_process,
+};
+
+/// Calls in flight.
+const CALLERS: usize = 256;
+/// The first argument of a process that is the second generator.
+const GENERATE: &str = "generate";
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generator {
+    /// The client crate, a few connections.
+    Client,
+    /// tonic alone, a connection for each caller.
+    Tonic,
+}
+
+impl Generator {
+    pub(crate) const ALL: [Self; 2] = [Self::Client, Self::Tonic];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Tonic => "tonic",
+        }
+    }
+}
+
+/// What is asked, again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// An empty RPC.
+    Empty,
+    /// CreateJob.
+    Create,
+    /// CreateJob, ClaimJobs of one, and UpdateJobStatus of that to SUCCEEDED.
+    Life,
+}
+
+impl Work {
+    const ALL: [Self; 3] = [Self::Empty, Self::Create, Self::Life];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Create => "create",
+            Self::Life => "life",
+        }
+    }
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Done {
+    pub(crate) calls: u64,
+    pub(crate) time: Duration,
+    /// Processor time of the generator.
+    pub(crate) cpu: Duration,
+}
+
+fn asked<T>(message: T, org: Uuid) -> Result<Request<T>> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("x-org-id", MetadataValue::try_from(org.to_string())?);
+    Ok(request)
+}
+
+/// A job's life, or its beginning, by either kind of client.
+macro_rules! work {
+    ($name:ident, $client:ty) => {
+        async fn $name(mut client: $client, work: Work, org: Uuid) -> Result<()> {
+            let job = pb::CreateJobRequest { r#type: "bench".to_owned(), ..Default::default() };
+            client.create_job(asked(job, org)?).await?;
+            if work == Work::Create {
+                return Ok(());
+            }
+            let claim = pb::ClaimJobsRequest {
+                worker_id: "w".to_owned(),
+                types: vec!["bench".to_owned()],
+                max_jobs: 1,
+                ..Default::default()
+            };
+            let leases = client.claim_jobs(asked(claim, org)?).await?.into_inner().leases;
+            let lease = leases.into_iter().next().ok_or("there is a job for each that claims one")?;
+            let report = pb::UpdateJobStatusRequest {
+                job_id: lease.job.unwrap_or_default().id,
+                status: Some(pb::JobStatus::Succeeded.into()),
+                lease_token: lease.lease_token,
+                ..Default::default()
+            };
+            client.update_job_status(asked(report, org)?).await?;
+            Ok(())
+        }
+    };
+}
+
+work!(by_client, RawClient);
+work!(by_tonic, JobServiceClient<Channel>);
+
+async fn empty(channel: Channel) -> Result<()> {
+    HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
+    Ok(())
+}
+
+/// The org of a caller's call: each caller goes through orgs of its own, all of them through all.
+fn org(caller: usize, call: u64, orgs: usize) -> Uuid {
+    Uuid::from_u128(0x1000 + ((caller as u64 + call * CALLERS as u64) % orgs as u64) as u128)
+}
+
+/// Has the callers of a generator work on so many orgs for some time.
+pub(crate) async fn generate(
+    generator: Generator,
+    server: &Server,
+    work: Work,
+    orgs: usize,
+    time: Duration,
+) -> Result<Done> {
+    match generator {
+        Generator::Client => {
+            let load = Load::without_org(server)?;
+            let channels = server.channels.clone();
+            let before = of_process("self")?;
+            let (calls, time) = run(time, move |caller, n| {
+                let (client, channel) = (load.client(caller), channels[caller % CONNECTIONS].clone());
+                async move {
+                    if work == Work::Empty {
+                        empty(channel).await
+                    } else {
+                        by_client(client, work, org(caller, n, orgs)).await
+                    }
+                }
+            })
+            .await?;
+            Ok(Done { calls, time, cpu: of_process("self")? - before })
+        }
+        Generator::Tonic => {
+            let mut process = Command::new(std::env::current_exe()?);
+            process.args([GENERATE, &server.endpoint, work.name(), &orgs.to_string(), &time.as_millis().to_string()]);
+            let output = process.stderr(Stdio::inherit()).output()?;
+            let text = String::from_utf8(output.stdout)?;
+            let numbers = text.split_whitespace().map(str::parse).collect::<std::result::Result<Vec<u64>, _>>()?;
+            let [calls, time, cpu] = numbers[..] else { return Err("the generator failed".into()) };
+            Ok(Done { calls, time: Duration::from_micros(time), cpu: Duration::from_micros(cpu) })
+        }
+    }
+}
+
+/// What a process does that was started as the second generator; `None` in any other.
+pub(crate) async fn as_asked() -> Option<Result<()>> {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [first, endpoint, work, orgs, millis] = &arguments[..] else { return None };
+    if first != GENERATE {
+        return None;
+    }
+    Some(be_asked(endpoint, work, orgs, millis).await)
+}
+
+async fn be_asked(endpoint: &str, work: &str, orgs: &str, millis: &str) -> Result<()> {
+    let work = Work::ALL.into_iter().find(|known| known.name() == work).ok_or("no such work")?;
+    let (orgs, time) = (orgs.parse()?, Duration::from_millis(millis.parse()?));
+    let endpoint = Endpoint::from_shared(endpoint.to_owned())?.tcp_nodelay(true);
+    let mut channels = Vec::with_capacity(CALLERS);
+    for _ in 0..CALLERS {
+        channels.push(endpoint.connect().await?);
+    }
+    let before = of_process("self")?;
+    let (calls, took) = run(time, move |caller, n| {
+        let channel = channels[caller].clone();
+        async move {
+            match work {
+                Work::Empty => empty(channel).await,
+                Work::Create | Work::Life => by_tonic(JobServiceClient::new(channel), work, org(caller, n, orgs)).await,
+            }
+        }
+    })
+    .await?;
+    println!("{calls} {} {}", took.as_micros(), (of_process("self")? - before).as_micros());
+    Ok(())
+}
+
+/// Callers that each wait for their answer before they call again; how many calls that made, in what time.
+async fn run<F>(time: Duration, call: impl Fn(usize, u64) -> F + Clone + Send + 'static) -> Result<(u64, Duration)>
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    let started = Instant::now();
+    let mut running = JoinSet::new();
+    for caller in 0..CALLERS {
+        let call = call.clone();
+        running.spawn(async move {
+            let mut calls = 0;
+            while started.elapsed() < time {
+                call(caller, calls).await?;
+                calls += 1;
+            }
+            Result::Ok(calls)
+        });
+    }
+    let mut calls = 0;
+    while let Some(ended) = running.join_next().await {
+        calls += ended??;
+    }
+    Ok((calls, started.elapsed()))
+}
