@@ -158,10 +158,11 @@ CREATE UNIQUE INDEX uq_job_org_idempotency ON jobledger.job (org_id, idempotency
 CREATE INDEX idx_job_ready ON jobledger.job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
 -- The same of all types together: load_all_ready.
 CREATE INDEX idx_job_ready_all ON jobledger.job (org_id, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
-CREATE INDEX idx_job_due ON jobledger.job (org_id, due_at) WHERE due_at IS NOT NULL;                               -- load_due, load_misdated
+CREATE INDEX idx_job_due ON jobledger.job (org_id, due_at) WHERE due_at IS NOT NULL;                               -- load_due, load_misdated, miscounted
 CREATE INDEX idx_job_lease_request ON jobledger.job (org_id, lease_request, lease_worker) WHERE lease_request IS NOT NULL;       -- load_jobs
 CREATE INDEX idx_job_status ON jobledger.job (org_id, status, created_seq);                                        -- list_jobs
-CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, created_seq);                                    -- list_jobs, count_scheduled
+-- Of those that have ended: others are few, or claimed soon, and found among all types.
+CREATE INDEX idx_job_type ON jobledger.job (org_id, type, status, created_seq) WHERE finished_at IS NOT NULL;      -- list_jobs
 CREATE INDEX idx_job_finished ON jobledger.job (org_id, status, finished_at) WHERE finished_at IS NOT NULL;        -- load_expired
 -- While a table has no statistics, PostgreSQL takes an org's rows for one, and of the indexes that then cost the same the one
 -- that was made last. That shall be the primary key: the plans that are made at first are kept for a while.

@@ -208,16 +208,17 @@ BEGIN
                 SELECT j.created_seq, j.id FROM jobledger.job j
                 WHERE j.org_id = p_org AND j.status = wanted.status AND j.created_seq < p_before
                 ORDER BY j.created_seq DESC LIMIT p_scan) of_status
-             WHERE p_key IS NULL AND p_types IS NULL)
+             WHERE p_key IS NULL AND (p_types IS NULL OR wanted.status IN ('queued', 'running')))
             UNION ALL
             (SELECT of_type.created_seq, of_type.id
              FROM unnest(p_types) AS wanted (type)
              CROSS JOIN unnest(p_statuses) AS with_status (status)
              CROSS JOIN LATERAL (
                 SELECT j.created_seq, j.id FROM jobledger.job j
-                WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = with_status.status AND j.created_seq < p_before
+                WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = with_status.status AND j.finished_at IS NOT NULL
+                    AND j.created_seq < p_before
                 ORDER BY j.created_seq DESC LIMIT p_scan) of_type
-             WHERE p_key IS NULL)
+             WHERE p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
         ) found ORDER BY found.created_seq DESC LIMIT p_scan
     ), looked AS (
         SELECT c.created_seq, found.j, (found.j).last_seq, (found.j).last_recorded_at,
@@ -601,19 +602,26 @@ BEGIN
     ) e;
 END $$;
 
--- How many queued jobs wait for their time, by the counter and by counting: of one type, in one snapshot.
-CREATE OR REPLACE FUNCTION jobledger.count_scheduled(p_org UUID, p_type TEXT)
-RETURNS TABLE (stored BIGINT, counted BIGINT)
+-- The types of whose queued jobs the counter says that others wait for their time than do, in one snapshot.
+CREATE OR REPLACE FUNCTION jobledger.miscounted(p_org UUID)
+RETURNS TABLE (type TEXT, stored BIGINT, counted BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT coalesce((SELECT c.scheduled FROM jobledger.org_counter c WHERE c.org_id = p_org AND c.type = p_type), 0)
-        + coalesce((SELECT sum((r.counts -> p_type ->> 6)::bigint)::bigint
-                    FROM jobledger.org_head h JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
-                    WHERE h.org_id = p_org), 0),
-        (SELECT count(*) FROM jobledger.job j
-         WHERE j.org_id = p_org AND j.type = p_type AND j.status = 'queued' AND j.due_at IS NOT NULL);
+    WITH part (type, stored, counted) AS (
+        SELECT c.type::text, c.scheduled, 0 FROM jobledger.org_counter c WHERE c.org_id = p_org
+        UNION ALL
+        SELECT of_type.key, (of_type.value ->> 6)::bigint, 0
+        FROM jobledger.org_head h JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
+        CROSS JOIN LATERAL jsonb_each(r.counts) of_type
+        WHERE h.org_id = p_org
+        UNION ALL
+        SELECT j.type::text, 0, 1 FROM jobledger.job j
+        WHERE j.org_id = p_org AND j.due_at IS NOT NULL AND j.status = 'queued'
+    )
+    SELECT part.type, coalesce(sum(part.stored), 0)::bigint, sum(part.counted)::bigint
+    FROM part GROUP BY part.type HAVING coalesce(sum(part.stored), 0) <> sum(part.counted);
 END $$;
 
 -- How many of the records that are kept do not follow on the one before them, or are not what the head says that they are.

@@ -61,8 +61,8 @@ pub trait Audit: Send + Sync {
     /// Reads how many batches have removed jobs of an org.
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError>;
 
-    /// Counts the queued jobs of one type whose time is still to come.
-    async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError>;
+    /// Counts the queued jobs whose time is still to come: the types for which that is not what the counter says.
+    async fn miscounted(&self, org: OrgId) -> Result<Vec<(String, Scheduled)>, StoreError>;
 
     /// Counts the events after `after` up to `last`.
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError>;

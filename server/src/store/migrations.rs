@@ -298,7 +298,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (1, "eef7bfdb085f883684a80dfc06a450be63732efe0eae36b706878ec818170123")
+            (1, "9c7f2dfe494a8efc6a59ab28fd032b44eea7d11c7275b095a7f3afad5e9fb464")
         );
     }
 

@@ -116,8 +116,11 @@ impl JobFilter {
     /// True if an index finds exactly the jobs that match.
     fn is_indexed(&self) -> bool {
         let no_rest = self.requested_by.is_none() && self.created_after.is_none() && self.created_before.is_none();
-        no_rest
-            && (self.labels.is_empty() || self.labels.len() == 1 && self.types.is_empty() && self.statuses.is_empty())
+        let of_types = self.types.is_empty()
+            || !self.statuses.is_empty() && self.statuses.iter().all(|status| status.is_terminal());
+        let of_labels =
+            self.labels.is_empty() || self.labels.len() == 1 && self.types.is_empty() && self.statuses.is_empty();
+        no_rest && of_types && of_labels
     }
 }
 
@@ -143,10 +146,13 @@ impl ListQuery {
     }
 
     /// The statuses to look among.
-    pub(super) fn statuses(&self) -> Vec<&'static str> {
-        let statuses = &self.filter.statuses[..];
-        let all = if statuses.is_empty() { &JobStatus::ALL[..] } else { statuses };
-        all.iter().copied().map(JobStatus::as_str).collect()
+    pub(super) fn statuses(&self) -> &[JobStatus] {
+        if self.filter.statuses.is_empty() { &JobStatus::ALL } else { &self.filter.statuses }
+    }
+
+    /// Their names.
+    pub(super) fn status_names(&self) -> Vec<&'static str> {
+        self.statuses().iter().copied().map(JobStatus::as_str).collect()
     }
 
     /// The page, given what was found (one more than is wanted, if there is more), and the last that was looked at, if not all

@@ -12,7 +12,7 @@ use crate::{
         replay::{Fold, Replay},
         status::JobStatus,
     },
-    store::{EventFilter, EventQuery, JobFilter, ListQuery, StatisticsQuery, Store, StoreError},
+    store::{EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, StatisticsQuery, Store, StoreError},
 };
 
 /// Places in the log that are counted at once.
@@ -95,14 +95,9 @@ pub(super) async fn verify(
         }
         counted.compare_counters(&counters, &mut found.differences);
         counted.compare_series(all_series, &mut found.differences);
-        for of_type in &counters.types {
-            pause.keep().await?;
-            let scheduled = store.audit().count_scheduled(org, &of_type.job_type).await?;
-            if scheduled.stored != scheduled.counted {
-                let (stored, counted) = (scheduled.stored, scheduled.counted);
-                let job_type = of_type.job_type.clone();
-                found.differences.push(What::Counter { job_type, status: None, stored, counted });
-            }
+        pause.keep().await?;
+        for (job_type, Scheduled { stored, counted }) in store.audit().miscounted(org).await? {
+            found.differences.push(What::Counter { job_type, status: None, stored, counted });
         }
     }
     if found.differences.len() >= MAX_DIFFERENCES {

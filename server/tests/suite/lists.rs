@@ -180,6 +180,22 @@ async fn a_filter_that_matches_little_goes_on_from_page_to_page(database: Databa
     let (found, pages) = all(&client, &list).await;
     assert_eq!(found, [rare]);
     assert!(pages > 1, "no page looks at all jobs");
+
+    // Of a type, jobs that have ended are found at once; for others all that wait are looked through.
+    let other = client.create(NewJob::new("other")).await.unwrap().job.id;
+    client.update(Report::start(&other)).await.unwrap();
+    client.update(Report::succeeded(&other)).await.unwrap();
+    let waits = client.create(NewJob::new("other")).await.unwrap().job.id;
+    client.create_all((0..1_000).map(|_| NewJob::new("t"))).await.unwrap();
+    let ended = ListJobsRequest {
+        types: vec!["other".to_owned()],
+        statuses: vec![JobStatus::Succeeded.into(), JobStatus::Failed.into()],
+        ..ListJobsRequest::default()
+    };
+    assert_eq!(all(&client, &ended).await, (vec![other.clone()], 1));
+    let (found, pages) = all(&client, &ListJobsRequest { statuses: vec![], ..ended }).await;
+    assert_eq!(found, [waits, other]);
+    assert!(pages > 1, "no page looks at all jobs");
     server.stop().await;
 }
 

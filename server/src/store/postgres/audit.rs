@@ -74,11 +74,15 @@ impl Audit for PostgresStore {
         Ok(series)
     }
 
-    async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError> {
-        let sql = "/* count_scheduled */ SELECT stored, counted FROM jobledger.count_scheduled($1, $2)";
-        let found = self.readers.fetch(sql, arguments![org.0, job_type]).await?;
-        let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("counter"))?);
-        Ok(Scheduled { stored: columns.long()?, counted: columns.long()? })
+    async fn miscounted(&self, org: OrgId) -> Result<Vec<(String, Scheduled)>, StoreError> {
+        let sql = "/* miscounted */ SELECT type, stored, counted FROM jobledger.miscounted($1)";
+        let mut types = Vec::new();
+        for row in &self.readers.fetch(sql, arguments![org.0]).await? {
+            let mut columns = Columns::of(row);
+            let name = columns.text()?.to_owned();
+            types.push((name, Scheduled { stored: columns.long()?, counted: columns.long()? }));
+        }
+        Ok(types)
     }
 
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {

@@ -36,7 +36,7 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
         key.map(String::as_str),
         value.map(String::as_str),
         types,
-        query.statuses(),
+        query.status_names(),
         labels,
         filter.requested_by.as_deref(),
         filter.created_after,

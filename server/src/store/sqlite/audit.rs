@@ -56,6 +56,12 @@ pub(super) const BROKEN_RECORDS: &str = "/* broken_records */ SELECT count(*) FR
     ) kept
     WHERE h.org_id = $1 AND ((before_n, before_id) <> (kept.n - 1, prev) OR after_n IS NULL AND (kept.n, id) <> (h.n, h.record))";
 
+pub(super) const MISCOUNTED: &str = "/* miscounted */ SELECT type, sum(stored), sum(counted) FROM (
+        SELECT type, scheduled AS stored, 0 AS counted FROM org_counter WHERE org_id = $1
+        UNION ALL
+        SELECT type, 0, 1 FROM job INDEXED BY idx_job_due WHERE org_id = $1 AND due_at IS NOT NULL AND status = 'queued'
+    ) GROUP BY type HAVING sum(stored) <> sum(counted)";
+
 #[async_trait]
 impl Audit for SqliteStore {
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError> {
@@ -102,13 +108,9 @@ impl Audit for SqliteStore {
         Ok(series)
     }
 
-    async fn count_scheduled(&self, org: OrgId, job_type: &str) -> Result<Scheduled, StoreError> {
-        let sql = "/* count_scheduled */ SELECT
-            coalesce((SELECT scheduled FROM org_counter WHERE org_id = $1 AND type = $2), 0),
-            (SELECT count(*) FROM job WHERE org_id = $1 AND type = $2 AND status = 'queued' AND due_at IS NOT NULL)";
-        let query = sqlx::query_as(sql).bind(org.0).bind(job_type);
-        let (stored, counted) = query.fetch_one(&self.readers).await.map_err(store_error)?;
-        Ok(Scheduled { stored, counted })
+    async fn miscounted(&self, org: OrgId) -> Result<Vec<(String, Scheduled)>, StoreError> {
+        let found = sqlx::query_as(MISCOUNTED).bind(org.0).fetch_all(&self.readers).await.map_err(store_error)?;
+        Ok(found.into_iter().map(|(name, stored, counted)| (name, Scheduled { stored, counted })).collect())
     }
 
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {

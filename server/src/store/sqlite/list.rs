@@ -33,17 +33,19 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     if let Some((key, value)) = filter.labels.first_key_value() {
         let (key, value) = (bind(key), bind(value));
         ways.push(format!("job_id AS id FROM job_label WHERE org_id = ?1 AND key = {key} AND value = {value}"));
-    } else if filter.types.is_empty() || has_too_many_ways(query) {
-        for status in query.statuses() {
-            let status = bind(status);
-            ways.push(format!("id FROM job INDEXED BY idx_job_status WHERE org_id = ?1 AND status = {status}"));
-        }
     } else {
-        for name in &filter.types {
-            for status in query.statuses() {
-                let (name, status) = (bind(name), bind(status));
-                let way = "id FROM job INDEXED BY idx_job_type WHERE org_id = ?1";
-                ways.push(format!("{way} AND type = {name} AND status = {status}"));
+        let is_by_type = !filter.types.is_empty() && !has_too_many_ways(query);
+        for status in query.statuses() {
+            let name = bind(status.as_str());
+            // The index over types has jobs that have ended.
+            if is_by_type && status.is_terminal() {
+                for job_type in &filter.types {
+                    let job_type = bind(job_type);
+                    let way = "id FROM job INDEXED BY idx_job_type WHERE org_id = ?1 AND finished_at IS NOT NULL";
+                    ways.push(format!("{way} AND type = {job_type} AND status = {name}"));
+                }
+            } else {
+                ways.push(format!("id FROM job INDEXED BY idx_job_status WHERE org_id = ?1 AND status = {name}"));
             }
         }
     }
@@ -93,7 +95,7 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
         .bind(scan as i64)
         .bind(query.limit as i64 + 1)
         .bind((!filter.types.is_empty()).then(|| rows::json_text(&filter.types)))
-        .bind(rows::json_text(&query.statuses()))
+        .bind(rows::json_text(&query.status_names()))
         .bind(rows::json_text(&filter.labels))
         .bind(filter.requested_by.as_deref())
         .bind(filter.created_after.map(micros))

@@ -247,6 +247,7 @@ mod tests {
             &**JOB_EVENTS,
             &**statistics::STATISTICS,
             &**audit::SERIES,
+            audit::MISCOUNTED,
             &**audit::HISTORIES,
             load::LOAD_HISTORIES,
             &**load::LOAD_JOBS,
