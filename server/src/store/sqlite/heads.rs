@@ -45,7 +45,7 @@ pub(super) async fn write(
     now: Time,
 ) -> Result<(), StoreError> {
     let heads = written.iter().map(head_values).collect();
-    Set::new(&HEAD_COLUMNS, heads).run(connection, "/* save_heads */ INSERT INTO org_head", &[], OVER_HEAD).await?;
+    Set::new(&HEAD_COLUMNS, heads).put(connection, "save_heads", "org_head", OVER_HEAD).await?;
     let records = written.iter().map(|written| record_values(written, now)).collect();
     Set::new(&RECORD_COLUMNS, records).insert(connection, "org_record").await?;
     for Written { org, .. } in written.iter().filter(|written| written.record.n % (RECORDS_DROPPED / 2) == 0) {
@@ -110,7 +110,7 @@ pub(super) async fn write_due(
         Some(vec![org.0.as_bytes().into(), micros(due).into()])
     });
     Set::new(&["org_id", "next_due_at"], retention.collect())
-        .run(connection, "/* save_retention */ INSERT INTO org_due", &[], OVER_RETENTION)
+        .put(connection, "save_retention", "org_due", OVER_RETENTION)
         .await?;
     let (mut at, mut by) = (BTreeMap::new(), BTreeMap::new());
     for (org, changes) in changes {

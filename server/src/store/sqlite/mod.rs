@@ -126,6 +126,8 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", WRITER_CACHE)
+            // What undoes a statement stays in memory too.
+            .pragma("temp_store", "MEMORY")
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
         let mut writer = write_options.connect().await.map_err(unusable)?;

@@ -12,7 +12,7 @@ use super::{
     error::store_error,
     heads::Written,
     load::hex,
-    set::Statement,
+    set::{INSERT, Statement},
 };
 use crate::{
     domain::{
@@ -87,7 +87,7 @@ static ADD_COUNTS: LazyLock<Rows> = LazyLock::new(|| {
     let names: Vec<_> = JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"]).collect();
     let add: Vec<_> = names.iter().map(|name| format!("{name} = {name} + excluded.{name}")).collect();
     Rows::new(
-        &format!("/* add_counts */ INSERT INTO org_counter (org_id, type, {})", names.join(", ")),
+        &format!("/* add_counts */ {INSERT} org_counter (org_id, type, {})", names.join(", ")),
         2 + names.len(),
         &format!(" ON CONFLICT (org_id, type) DO UPDATE SET {}", add.join(", ")),
     )
@@ -150,7 +150,7 @@ static ADD_SERIES: LazyLock<Rows> = LazyLock::new(|| {
     let add: Vec<_> = Flow::NAMES.iter().map(|name| format!("{name} = {name} + excluded.{name}")).collect();
     Rows::new(
         &format!(
-            "/* add_series */ INSERT INTO org_series (org_id, width, start, type, removed, {}, waits, runs)",
+            "/* add_series */ {INSERT} org_series (org_id, width, start, type, removed, {}, waits, runs)",
             Flow::NAMES.join(", ")
         ),
         5 + Flow::NAMES.len() + 2,

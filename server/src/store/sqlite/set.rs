@@ -1,7 +1,7 @@
-//! Many rows by one statement, or a few: what all of them have in common is bound once.
+//! Many rows by one statement, or a few: what all of them have in common is bound once, what differs goes as further parameters, in
+//! statements of a few sizes, so that each text is prepared once.
 //!
-//! Most batches create jobs that differ in their orgs, ids and places alone. Those travel as one JSON object, of ids and numbers; what
-//! differs in more goes as parameters, in statements of a few sizes, so that each text is prepared once.
+//! No statement calls a function: see [`INSERT`].
 
 use std::{borrow::Cow, fmt::Write as _};
 
@@ -12,8 +12,12 @@ use crate::store::StoreError;
 
 pub(super) type Statement<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 
-/// Rows that one statement writes at most, where they travel as parameters, and the smaller numbers that make up the rest.
-const CHUNKS: [usize; 3] = [64, 8, 1];
+/// Rows that one statement writes at most, and the smaller numbers that make up the rest.
+const CHUNKS: [usize; 4] = [256, 64, 8, 1];
+
+/// How rows are added: one that is refused ends the transaction, which nobody would go on with. To be able to undo a statement alone,
+/// SQLite would keep a copy of each page that it changes; and so it does where a function is called, which may fail.
+pub(super) const INSERT: &str = "INSERT OR ROLLBACK INTO";
 
 /// What a row has in a column.
 #[derive(Debug, Clone, PartialEq)]
@@ -138,50 +142,57 @@ impl<'a> Set<'a> {
 
     /// Adds all rows to a table.
     pub(super) async fn insert(&self, connection: &mut SqliteConnection, table: &str) -> Result<(), StoreError> {
-        self.run(connection, &format!("/* insert */ INSERT INTO {table}"), &[], "").await
+        self.put(connection, "insert", table, "").await
     }
 
-    /// Writes all rows by an INSERT with further columns, all alike, and what follows it.
-    pub(super) async fn run(
+    /// Adds all rows to a table, with what follows in the INSERT.
+    pub(super) async fn put(
         &self,
         connection: &mut SqliteConnection,
-        into: &str,
-        fillers: &[(&str, &str)],
+        name: &str,
+        table: &str,
         tail: &str,
     ) -> Result<(), StoreError> {
-        if self.rows.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<_> = self.columns.iter().copied().chain(fillers.iter().map(|filler| filler.0)).collect();
-        let head = format!("{into} ({})", names.join(", "));
-        let select = |value: &dyn Fn(&Place) -> String| {
-            let values = self.places.iter().map(value).chain(fillers.iter().map(|filler| filler.1.to_owned()));
-            values.collect::<Vec<_>>().join(", ")
+        let values: Vec<_> = (0..self.columns.len()).map(|column| self.value(column)).collect();
+        let (columns, values) = (self.columns.join(", "), values.join(", "));
+        let sql = |rows: &str| {
+            format!("/* {name} */ {INSERT} {table} ({columns}) SELECT {values} FROM ({rows}) v WHERE true{tail}")
         };
-        if let Some((ids, number)) = self.ids_and_number() {
-            let values = select(&|place| match place {
-                Place::Shared(n) => format!("?{n}"),
-                Place::Each(n) => match ids.iter().position(|id| *id == self.each[*n]) {
-                    Some(0) if ids.len() == 1 => "unhex(v.key)".to_owned(),
-                    Some(nth) => format!("unhex(substr(v.key, {}, 32))", nth * 32 + 1),
-                    None => "v.value".to_owned(),
-                },
-            });
-            let sql = format!("{head} SELECT {values} FROM json_each(?{}) v WHERE true{tail}", self.shared.len() + 1);
-            let query = self.bind_shared(sqlx::query(AssertSqlSafe(sql))).bind(self.object(&ids, number));
-            query.execute(connection).await.map_err(store_error)?;
-            return Ok(());
-        }
-        let values = select(&|place| match place {
+        self.run(connection, sql).await
+    }
+
+    /// Writes all rows over those of a table that have the same in the first columns, so many.
+    pub(super) async fn update(
+        &self,
+        connection: &mut SqliteConnection,
+        table: &str,
+        key: usize,
+    ) -> Result<(), StoreError> {
+        let is = |column| format!("{} = {}", self.columns[column], self.value(column));
+        let set: Vec<_> = (key..self.columns.len()).map(is).collect();
+        let of_row: Vec<_> = (0..key).map(|column| format!("{table}.{}", is(column))).collect();
+        let (set, of_row) = (set.join(", "), of_row.join(" AND "));
+        let sql =
+            |rows: &str| format!("/* update */ UPDATE OR ROLLBACK {table} SET {set} FROM ({rows}) v WHERE {of_row}");
+        self.run(connection, sql).await
+    }
+
+    /// What stands for a column's value in a statement.
+    fn value(&self, column: usize) -> String {
+        match self.places[column] {
             Place::Shared(n) => format!("?{n}"),
             Place::Each(n) => format!("v.column{}", n + 1),
-        });
+        }
+    }
+
+    /// Runs a statement on all rows, which is told those that it takes.
+    async fn run(&self, connection: &mut SqliteConnection, sql: impl Fn(&str) -> String) -> Result<(), StoreError> {
         let mut rows = &self.rows[..];
         for size in CHUNKS {
             if rows.len() < size {
                 continue;
             }
-            let sql = format!("{head} SELECT {values} FROM ({}) v WHERE true{tail}", self.marks(size));
+            let sql = sql(&self.marks(size));
             while rows.len() >= size {
                 let (chunk, rest) = rows.split_at(size);
                 let mut query = self.bind_shared(sqlx::query(AssertSqlSafe(sql.clone())));
@@ -197,39 +208,6 @@ impl<'a> Set<'a> {
 
     fn bind_shared<'q>(&self, query: Statement<'q>) -> Statement<'q> {
         self.shared.iter().fold(query, |query, column| self.rows[0][*column].bind(query))
-    }
-
-    /// The columns that differ, if they are one or two ids and at most a number: those can be an object.
-    fn ids_and_number(&self) -> Option<(Vec<usize>, Option<usize>)> {
-        let is_id =
-            |column: &usize| self.rows.iter().all(|row| matches!(row[*column], Value::Bytes(id) if id.len() == 16));
-        let is_number = |column: &usize| self.rows.iter().all(|row| matches!(row[*column], Value::Int(_)));
-        let (ids, others): (Vec<_>, Vec<_>) = self.each.iter().copied().partition(is_id);
-        match (ids.len(), &others[..]) {
-            (1 | 2, []) => Some((ids, None)),
-            (1 | 2, [number]) if is_number(number) => Some((ids, Some(*number))),
-            _ => None,
-        }
-    }
-
-    /// Ids and numbers as the text of a JSON object, in the order of the rows; ids may come more than once.
-    fn object(&self, ids: &[usize], number: Option<usize>) -> String {
-        let mut text = String::with_capacity(self.rows.len() * (ids.len() * 32 + 16) + 2);
-        text.push('{');
-        for (n, row) in self.rows.iter().enumerate() {
-            text.push_str(if n == 0 { "\"" } else { ",\"" });
-            for id in ids {
-                let Value::Bytes(id) = &row[*id] else { continue };
-                for byte in *id {
-                    text.push(char::from(HEX[usize::from(byte >> 4)]));
-                    text.push(char::from(HEX[usize::from(byte & 15)]));
-                }
-            }
-            let number = if let Some(Value::Int(number)) = number.map(|number| &row[number]) { *number } else { 0 };
-            write!(text, "\":{number}").expect("writing to a string");
-        }
-        text.push('}');
-        text
     }
 
     /// `VALUES` of so many rows of what differs, its parameters numbered after those that are shared.
@@ -248,5 +226,3 @@ impl<'a> Set<'a> {
         sql
     }
 }
-
-const HEX: &[u8; 16] = b"0123456789abcdef";

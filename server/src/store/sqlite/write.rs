@@ -45,17 +45,6 @@ pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
     job.spec.labels.iter().map(move |(key, value)| (key.as_str(), value.as_str(), job))
 }
 
-/// What a column without a default has in the row that would be new, and never is.
-const FILLERS: [(&str, &str); 7] = [
-    ("type", "'-'"),
-    ("retry_initial", "0"),
-    ("retry_multiplier", "0.0"),
-    ("retry_max", "0"),
-    ("created_at", "0"),
-    ("created_seq", "0"),
-    ("ready_at", "0"),
-];
-
 /// Writes changed jobs over, those together that have changed in the same parts: an index whose columns are not written is left
 /// alone.
 pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
@@ -73,10 +62,7 @@ pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Writte
             written.iter().map(|n| std::mem::replace(&mut values[*n], Value::Null)).collect()
         };
         let rows = jobs.into_iter().map(row).collect();
-        let fillers: Vec<_> = FILLERS.into_iter().filter(|filler| !names.contains(&filler.0)).collect();
-        let set: Vec<_> = names[KEY..].iter().map(|name| format!("{name} = excluded.{name}")).collect();
-        let tail = format!(" ON CONFLICT (org_id, id) DO UPDATE SET {}", set.join(", "));
-        Set::new(&names, rows).run(connection, "/* update_jobs */ INSERT INTO job", &fillers, &tail).await?;
+        Set::new(&names, rows).update(connection, "job", KEY).await?;
     }
     Ok(())
 }
