@@ -113,6 +113,7 @@ enum Place {
 pub(super) struct Set<'a> {
     columns: Vec<&'static str>,
     rows: Vec<Vec<Value<'a>>>,
+    key: usize,
     places: Vec<Place>,
     /// The columns whose values are shared, and those that differ.
     shared: Vec<usize>,
@@ -122,9 +123,15 @@ pub(super) struct Set<'a> {
 impl<'a> Set<'a> {
     /// Rows with a value for each of the columns.
     pub(super) fn new(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>) -> Self {
+        Self::keyed(columns, rows, 0)
+    }
+
+    /// The same of which so many of the first columns are those of a key.
+    pub(super) fn keyed(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>, key: usize) -> Self {
         let (mut shared, mut each) = (Vec::new(), Vec::<usize>::new());
         let place = |column| {
-            if rows.windows(2).all(|pair| pair[0][column] == pair[1][column]) {
+            // A part of the key that is known beforehand would have SQLite walk all that have it, and look for the rows.
+            if column >= key && rows.windows(2).all(|pair| pair[0][column] == pair[1][column]) {
                 shared.push(column);
                 return Place::Shared(shared.len());
             }
@@ -137,7 +144,7 @@ impl<'a> Set<'a> {
             }))
         };
         let places = (0..columns.len()).map(place).collect();
-        Self { columns: columns.to_vec(), rows, places, shared, each }
+        Self { columns: columns.to_vec(), rows, key, places, shared, each }
     }
 
     /// Adds all rows to a table.
@@ -161,20 +168,17 @@ impl<'a> Set<'a> {
         self.run(connection, sql).await
     }
 
-    /// Writes all rows over those of a table that have the same in the first columns, so many.
-    pub(super) async fn update(
-        &self,
-        connection: &mut SqliteConnection,
-        table: &str,
-        key: usize,
-    ) -> Result<(), StoreError> {
+    /// Writes all rows over those of a table that have the same key.
+    pub(super) async fn update(&self, connection: &mut SqliteConnection, table: &str) -> Result<(), StoreError> {
+        self.run(connection, |rows| self.update_sql(table, rows)).await
+    }
+
+    fn update_sql(&self, table: &str, rows: &str) -> String {
         let is = |column| format!("{} = {}", self.columns[column], self.value(column));
-        let set: Vec<_> = (key..self.columns.len()).map(is).collect();
-        let of_row: Vec<_> = (0..key).map(|column| format!("{table}.{}", is(column))).collect();
+        let set: Vec<_> = (self.key..self.columns.len()).map(is).collect();
+        let of_row: Vec<_> = (0..self.key).map(|column| format!("{table}.{}", is(column))).collect();
         let (set, of_row) = (set.join(", "), of_row.join(" AND "));
-        let sql =
-            |rows: &str| format!("/* update */ UPDATE OR ROLLBACK {table} SET {set} FROM ({rows}) v WHERE {of_row}");
-        self.run(connection, sql).await
+        format!("/* update */ UPDATE OR ROLLBACK {table} SET {set} FROM ({rows}) v WHERE {of_row}")
     }
 
     /// What stands for a column's value in a statement.
@@ -224,5 +228,29 @@ impl<'a> Set<'a> {
             sql.push_str(if self.each.is_empty() { "0)" } else { ")" });
         }
         sql
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{ConnectOptions as _, Row as _, sqlite::SqliteConnectOptions};
+
+    use super::*;
+    use crate::store::sqlite::migrations;
+
+    #[tokio::test]
+    async fn rows_are_written_over_by_their_keys() {
+        let mut connection = SqliteConnectOptions::new().in_memory(true).connect().await.unwrap();
+        migrations::prepare(&mut connection, true).await.unwrap();
+        let row = |id: &'static [u8; 1]| vec![Value::Bytes(b"o"), Value::Bytes(id), Value::Int(1)];
+        for rows in [vec![row(b"1")], vec![row(b"1"), row(b"2")]] {
+            let set = Set::keyed(&["org_id", "id", "attempt"], rows, 2);
+            let sql = set.update_sql("job", &set.marks(set.rows.len()));
+            let steps =
+                sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"))).fetch_all(&mut connection).await;
+            let steps: Vec<String> = steps.unwrap().iter().map(|step| step.get("detail")).collect();
+            let by_key = "SEARCH job USING PRIMARY KEY (org_id=? AND id=?)";
+            assert!(steps.iter().any(|step| step == by_key), "{sql}\n{steps:#?}");
+        }
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Writte
             written.iter().map(|n| std::mem::replace(&mut values[*n], Value::Null)).collect()
         };
         let rows = jobs.into_iter().map(row).collect();
-        Set::new(&names, rows).update(connection, "job", KEY).await?;
+        Set::keyed(&names, rows, KEY).update(connection, "job").await?;
     }
     Ok(())
 }
