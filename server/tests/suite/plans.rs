@@ -128,6 +128,19 @@ async fn plan(
     rows.iter().map(|row| row.get(0)).collect()
 }
 
+/// The steps of a plan without those below a condition that never holds: they are not run.
+fn run(plan: Vec<String>) -> Vec<String> {
+    let depth = |step: &str| step.len() - step.trim_start().len();
+    let mut never = usize::MAX;
+    let is_run = |step: &String| {
+        if depth(step) < never {
+            never = if step.contains("One-Time Filter: false") { depth(step) } else { usize::MAX };
+        }
+        never == usize::MAX
+    };
+    plan.into_iter().filter(is_run).collect()
+}
+
 /// How the store's sessions plan, and how PostgreSQL would by itself.
 const SERVING: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off";
 const ALONE: &str = "SET LOCAL plan_cache_mode = auto";
@@ -170,7 +183,7 @@ async fn no_read_walks_a_table() {
     }
     for (name, types, statement, arguments) in &reads {
         for settings in [SERVING, ALONE] {
-            let plan = plan(&mut connection, settings, types, statement, arguments).await;
+            let plan = run(plan(&mut connection, settings, types, statement, arguments).await);
             let walks = |step: &&String| {
                 // A month that has not begun is empty, and not worth an index.
                 let is_ahead = step.contains("job_event_") && settings == ALONE;
