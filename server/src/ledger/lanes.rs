@@ -6,19 +6,19 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{
     sync::{Notify, oneshot},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 
 use super::{
     LedgerError, Limits,
-    claim::Undelivered,
-    command::{By, Command, Reply},
+    command::{By, Command},
+    pending::{Answer, Begun, OrgBatch, Pending, Turn},
 };
 use crate::{domain::id::OrgId, store::Capacity};
 
@@ -35,16 +35,6 @@ const OUTAGE_IS_REMEMBERED: Duration = Duration::from_secs(60);
 pub const fn with_reserve(limit: usize) -> usize {
     let reserve = limit / 4;
     limit.saturating_add(if reserve == 0 { 1 } else { reserve })
-}
-
-/// What the caller of a command is told.
-pub(super) type Answer = Result<Answered, LedgerError>;
-
-/// A reply on its way to its caller.
-pub(super) struct Answered {
-    pub(super) reply: Reply,
-    /// What a claim took, until somebody takes delivery of it.
-    pub(super) undelivered: Option<Undelivered>,
 }
 
 /// All lanes.
@@ -69,10 +59,17 @@ struct State {
     outage_at: Option<Instant>,
     /// When a turn last ended because the database answered, whatever it said.
     answered_at: Option<Instant>,
+    /// When the shared turns began that are under way.
+    shared: Vec<Instant>,
 }
 
 /// Commands of an org with which its batch shares no transaction, where several may be open.
 const MANY: usize = 16;
+/// Shared transactions that are under way together unless they are full: where each org that has a command began one at once, few orgs
+/// would share any.
+const SHARED_AT_ONCE: usize = 2;
+/// One that takes longer than this counts no more: what waits, for the head of an org or for a standby, does not keep others waiting.
+const SHARED_FOR: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Lane {
@@ -107,38 +104,6 @@ impl Lane {
     }
 }
 
-/// A command and who waits for its answer.
-pub(super) struct Pending {
-    pub(super) command: Command,
-    /// See [`By`].
-    pub(super) actor: Option<Arc<str>>,
-    weight: usize,
-    since: Instant,
-    /// `None`: nobody waits for it, and it is decided all the same.
-    pub(super) answer: Option<oneshot::Sender<Answer>>,
-}
-
-impl Pending {
-    fn new(command: Command, actor: Option<Arc<str>>, answer: Option<oneshot::Sender<Answer>>) -> Self {
-        Self { weight: command.weight(), command, actor, since: Instant::now(), answer }
-    }
-
-    /// True of one that has waited longer than it may.
-    fn is_late(&self, limits: &Limits) -> bool {
-        self.answer.is_some() && self.since.elapsed() > limits.queued_within
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-}
-
-/// One org's share of a transaction.
-pub(super) struct OrgBatch {
-    pub(super) org: OrgId,
-    pub(super) commands: Vec<Pending>,
-}
-
 /// What a transaction can still take.
 struct Room {
     commands: usize,
@@ -157,9 +122,6 @@ struct Kept {
 impl Kept {
     const NOTHING: Self = Self { commands: 0, bytes: 0 };
 }
-
-/// A transaction's worth of work.
-pub(super) type Turn = Vec<OrgBatch>;
 
 impl Lanes {
     pub(super) fn new(limits: Limits) -> Self {
@@ -238,7 +200,8 @@ impl Lanes {
             return;
         }
         let lane = state.lanes.entry(org).or_default();
-        let is_first = lane.waiting() == 0 && !lane.is_busy;
+        let before = lane.waiting();
+        let is_first = before == 0 && !lane.is_busy;
         for pending in pending {
             state.commands += 1;
             state.bytes += pending.weight;
@@ -246,9 +209,12 @@ impl Lanes {
             lane.loners += usize::from(pending.command.goes_alone());
             lane.queue(pending.command.is_vital()).push_back(pending);
         }
+        let becomes_alone = !lane.is_busy && before < MANY && lane.waiting() >= MANY;
         if is_first {
             state.ready.push_back(org);
-            drop(guard);
+        }
+        drop(guard);
+        if is_first || becomes_alone {
             self.work.notify_one();
         }
     }
@@ -277,19 +243,21 @@ impl Lanes {
     }
 
     /// Waits for orgs that have commands and takes their batches; `None` once closed and empty.
-    pub(super) async fn next_turn(&self, capacity: Capacity) -> Option<Turn> {
+    pub(super) async fn next_turn(&self, capacity: Capacity) -> Option<Begun> {
         loop {
+            let patience;
             {
                 let mut state = self.state();
-                let turn = state.take_turn(capacity, &self.limits);
-                if !turn.is_empty() {
+                let begun = state.take_turn(capacity, &self.limits);
+                if !begun.turn.is_empty() {
                     let has_more = !state.ready.is_empty();
                     drop(state);
                     if has_more {
                         self.work.notify_one();
                     }
-                    return Some(turn);
+                    return Some(begun);
                 }
+                patience = state.patience(Instant::now());
                 if state.is_closed && state.lanes.is_empty() {
                     drop(state);
                     // Other writers may be waiting for work that will not come.
@@ -297,7 +265,10 @@ impl Lanes {
                     return None;
                 }
             }
-            self.work.notified().await;
+            match patience {
+                Some(until) => _ = timeout_at(until, self.work.notified()).await,
+                None => self.work.notified().await,
+            }
         }
     }
 
@@ -334,10 +305,13 @@ impl Lanes {
         self.work.notify_one();
     }
 
-    /// Ends the turn of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or took longer
-    /// than [`OUTAGE`].
-    pub(super) fn finish_turn(&self, orgs: &[OrgId], is_outage: bool) {
+    /// Ends a turn that began so, of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or
+    /// took longer than [`OUTAGE`].
+    pub(super) fn finish_turn(&self, orgs: &[OrgId], shared: Option<Instant>, is_outage: bool) {
         let mut state = self.state();
+        if let Some(n) = state.shared.iter().position(|began| Some(*began) == shared) {
+            state.shared.swap_remove(n);
+        }
         let now = Instant::now();
         state.moved_at = Some(now);
         *if is_outage { &mut state.outage_at } else { &mut state.answered_at } = Some(now);
@@ -375,7 +349,16 @@ impl State {
     }
 
     /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.
-    fn take_turn(&mut self, capacity: Capacity, limits: &Limits) -> Turn {
+    fn take_turn(&mut self, capacity: Capacity, limits: &Limits) -> Begun {
+        let now = Instant::now();
+        if !self.may_share(capacity, limits, now) {
+            let is_alone = |org: &OrgId| self.lanes.get(org).is_none_or(|lane| lane.is_alone(capacity));
+            let Some(alone) = self.ready.iter().position(is_alone).and_then(|n| self.ready.remove(n)) else {
+                return Begun { turn: Turn::new(), shared: None };
+            };
+            self.ready.push_front(alone);
+        }
+        let mut shared = None;
         let mut room = Room { commands: limits.batch_commands, bytes: limits.batch_bytes, is_empty: true };
         let mut turn = Turn::new();
         while turn.len() < capacity.orgs
@@ -407,8 +390,26 @@ impl State {
             if is_alone {
                 break;
             }
+            shared = Some(now);
         }
-        turn
+        self.shared.extend(shared);
+        Begun { turn, shared }
+    }
+
+    /// True if orgs with few commands may begin another transaction.
+    fn may_share(&self, capacity: Capacity, limits: &Limits, now: Instant) -> bool {
+        let is_full = self.ready.len() >= capacity.orgs || self.commands >= limits.batch_commands;
+        is_full || self.counting(now).count() < SHARED_AT_ONCE
+    }
+
+    /// The shared turns that keep others waiting: when they no longer will.
+    fn counting(&self, now: Instant) -> impl Iterator<Item = Instant> {
+        self.shared.iter().map(|began| *began + SHARED_FOR).filter(move |until| *until > now)
+    }
+
+    /// When orgs that wait for others' turns to end will wait no longer, if any do.
+    fn patience(&self, now: Instant) -> Option<Instant> {
+        self.counting(now).min().filter(|_| !self.ready.is_empty())
     }
 
     /// Takes commands of an org as far as there is room; those whose callers are gone take none.

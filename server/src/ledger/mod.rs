@@ -10,6 +10,7 @@ mod hub;
 mod lanes;
 mod own_commits;
 mod page_memory;
+mod pending;
 mod places;
 mod reads;
 mod repeats;
@@ -34,17 +35,8 @@ pub use self::{
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
-    clock_watch::ClockWatch,
-    command::Reply,
-    follower::Follower,
-    hub::Hub,
-    lanes::{Answered, Lanes},
-    own_commits::OwnCommits,
-    places::Places,
-    reads::Reads,
-    repeats::Repeats,
-    subscription::Source,
-    waiting::Waiting,
+    clock_watch::ClockWatch, command::Reply, follower::Follower, hub::Hub, lanes::Lanes, own_commits::OwnCommits,
+    pending::Answered, places::Places, reads::Reads, repeats::Repeats, subscription::Source, waiting::Waiting,
     writer::Writer,
 };
 pub use crate::store::{

@@ -23,8 +23,9 @@ use super::{
     command::Reply,
     decide::{Chosen, Decision, Ordered, Times, choose, needs},
     hub::Hub,
-    lanes::{Answered, Lanes, OUTAGE, OrgBatch, Turn},
+    lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
+    pending::{Answered, Begun, OrgBatch, Turn},
     waiting::Waiting,
 };
 use crate::{
@@ -119,14 +120,14 @@ impl Writer {
     }
 
     async fn write(self: Arc<Self>) {
-        while let Some(turn) = self.lanes.next_turn(self.store.capacity()).await {
+        while let Some(Begun { turn, shared }) = self.lanes.next_turn(self.store.capacity()).await {
             let mut orgs: Vec<_> = turn.iter().map(|batch| batch.org).collect();
             let began = Instant::now();
             let Ended { is_outage, left_out } = self.commit(turn, true).await;
             let is_slow = is_outage || began.elapsed() >= OUTAGE;
             orgs.retain(|org| left_out.iter().all(|batch| batch.org != *org));
             self.lanes.put_back(left_out);
-            self.lanes.finish_turn(&orgs, is_slow);
+            self.lanes.finish_turn(&orgs, shared, is_slow);
         }
     }
 

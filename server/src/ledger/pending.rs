@@ -1,0 +1,64 @@
+//! Commands that wait, what their callers are told, and turns of them.
+
+use std::sync::Arc;
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    LedgerError, Limits,
+    claim::Undelivered,
+    command::{Command, Reply},
+};
+use crate::domain::id::OrgId;
+
+/// What the caller of a command is told.
+pub(super) type Answer = Result<Answered, LedgerError>;
+
+/// A reply on its way to its caller.
+pub(super) struct Answered {
+    pub(super) reply: Reply,
+    /// What a claim took, until somebody takes delivery of it.
+    pub(super) undelivered: Option<Undelivered>,
+}
+
+/// A command and who waits for its answer.
+pub(super) struct Pending {
+    pub(super) command: Command,
+    /// See [`By`].
+    pub(super) actor: Option<Arc<str>>,
+    pub(super) weight: usize,
+    pub(super) since: Instant,
+    /// `None`: nobody waits for it, and it is decided all the same.
+    pub(super) answer: Option<oneshot::Sender<Answer>>,
+}
+
+impl Pending {
+    pub(super) fn new(command: Command, actor: Option<Arc<str>>, answer: Option<oneshot::Sender<Answer>>) -> Self {
+        Self { weight: command.weight(), command, actor, since: Instant::now(), answer }
+    }
+
+    /// True of one that has waited longer than it may.
+    pub(super) fn is_late(&self, limits: &Limits) -> bool {
+        self.answer.is_some() && self.since.elapsed() > limits.queued_within
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+/// One org's share of a transaction.
+pub(super) struct OrgBatch {
+    pub(super) org: OrgId,
+    pub(super) commands: Vec<Pending>,
+}
+
+/// A transaction's worth of work.
+pub(super) type Turn = Vec<OrgBatch>;
+
+/// A turn that is under way.
+pub(super) struct Begun {
+    pub(super) turn: Turn,
+    /// When it began, if others may share it.
+    pub(super) shared: Option<Instant>,
+}
