@@ -35,11 +35,12 @@ test: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 	cargo test --workspace -- $(ALONE:%=--skip %)
 	cargo test --workspace --test suite -- --test-threads=1 $(ALONE)
 
-## The same with the long forms, against the program as it is served: more kills, more files. Faults have long forms of their own.
+## The same with the long forms, against the program as it is served: more kills, more files; about an hour. Faults have long forms of
+## their own.
 test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 	cargo build --release -p jobledger-server
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
-		cargo test --workspace -- --nocapture --test-threads=1 --skip faults:: $(ALONE:%=--skip %)
+		cargo test --workspace -- --nocapture --test-threads=2 --skip faults:: $(ALONE:%=--skip %)
 
 ## Faults and hostile clients, in the long forms, against the program as it is served: about an hour. JOBLEDGER_TEST_SEED=… for what an
 ## earlier run did.
