@@ -156,6 +156,32 @@ async fn an_org_whose_head_is_held_elsewhere_waits_alone() {
     database.verify().await;
 }
 
+/// Orgs whose heads others hold wait for them, and take none of the transactions that others share.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_are_held_elsewhere_keep_no_other_org_waiting() {
+    let database = Database::postgres().await;
+    let (ours, theirs) = (database.open().await, database.open().await);
+    let ledger = start(&ours, Limits::default());
+    let orgs = orgs_of(&ledger, 8).await;
+    let mut held = Vec::new();
+    for org in &orgs[..4] {
+        held.push(theirs.begin(&[*org]).await.unwrap());
+    }
+    let mut waiting = Vec::new();
+    for (org, other) in orgs[..4].iter().zip(&orgs[4..]) {
+        waiting.push(submit(&ledger, *org, "t"));
+        // Less than a transaction waits for a head before it is given up.
+        timeout(Duration::from_secs(5), job(submit(&ledger, *other, "t"))).await.expect("its head is free");
+    }
+    drop(held);
+    for answer in waiting {
+        job(answer).await;
+    }
+    ours.close().await;
+    theirs.close().await;
+    database.verify().await;
+}
+
 /// The org of each row that shared transactions have written is that of its lane: of what says whose it is, and of all that belongs to
 /// a job.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,6 +9,7 @@ mod history;
 pub(crate) mod link;
 mod machine;
 mod mixed;
+mod orgs;
 mod power;
 mod standby;
 mod volume;

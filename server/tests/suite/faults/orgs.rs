@@ -1,0 +1,143 @@
+//! kill -9 of the server and of PostgreSQL at any moment, with many orgs that share transactions.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use jobledger_client::{Claim, Client, NewJob, Report};
+use jobledger_server::{
+    domain::{event::EventKind, id::OrgId},
+    store::{EventFilter, EventQuery, Store},
+};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, block_in_place},
+    time::timeout,
+};
+use uuid::Uuid;
+
+use crate::{
+    cluster::{Cluster, Durability},
+    harness::{Database, PATIENCE, Program, fixed_address, short_or_long},
+    seeded::Seeded,
+};
+
+const ORGS: u128 = 50;
+
+/// What an org's caller was told: of each job how it ended, if it was told that it did.
+type Told = HashMap<String, Option<EventKind>>;
+
+/// Whole lives of one org's jobs, one after the other, by the SDK, which repeats what it does not know the outcome of.
+async fn live(client: Client, is_over: Arc<AtomicBool>, done: watch::Sender<u64>) -> Told {
+    let mut told = Told::new();
+    while !is_over.load(Ordering::Relaxed) {
+        let created = client.create(NewJob::new("life").max_lost_attempts(100)).await.expect("it is created").job.id;
+        told.insert(created, None);
+        let lease =
+            client.claim(Claim::new("w").types(["life"]).wait(PATIENCE)).await.expect("it is claimed").remove(0);
+        let id = lease.job.expect("a job").id;
+        let report = Report::succeeded(&id).lease(lease.lease_token);
+        client.update(report).await.expect("the lease lasts for longer than anything here");
+        told.insert(id, Some(EventKind::Succeeded));
+        done.send_modify(|done| *done += 1);
+    }
+    told
+}
+
+/// Everything that a caller was told of its org is in the log.
+async fn check(store: &dyn Store, org: OrgId, told: &Told) {
+    let mut last = HashMap::new();
+    let mut after = 0;
+    loop {
+        let filter = EventFilter::default();
+        let query = EventQuery { filter, after, max_events: 10_000, max_bytes: usize::MAX };
+        let page = store.events(org, &query).await.unwrap();
+        for event in &page.events {
+            after += 1;
+            assert_eq!(event.seq, after, "every seq of {org} from 1 on once");
+            last.insert(event.job_id.to_string(), event.kind);
+        }
+        if page.through == page.head {
+            break;
+        }
+    }
+    for (id, end) in told {
+        let found = last.get(id);
+        assert!(
+            found.is_some() && (end.is_none() || found == end.as_ref()),
+            "{org} was told {end:?} of {id}: {found:?}"
+        );
+    }
+}
+
+/// Kills what `harm` kills, and has it started again, at moments of chance while all orgs are written.
+async fn run(database: &Database, mut harm: impl FnMut(&mut Seeded, Program, &str) -> Program) {
+    let mut random = Seeded::new(Seeded::from_environment("kills"));
+    let address = fixed_address();
+    let mut program = Program::start_on(&address, database);
+    let (is_over, (done, mut count)) = (Arc::<AtomicBool>::default(), watch::channel(0));
+    let mut callers = JoinSet::new();
+    let told = Arc::<Mutex<HashMap<OrgId, Told>>>::default();
+    for n in 1..=ORGS {
+        let org = Uuid::from_u128(n);
+        let client =
+            Client::builder(format!("http://{address}")).org(org).timeout(PATIENCE).build().expect("an endpoint");
+        let (is_over, done, told) = (Arc::clone(&is_over), done.clone(), Arc::clone(&told));
+        callers.spawn(async move {
+            let of_org = live(client, is_over, done).await;
+            told.lock().unwrap().insert(OrgId(org), of_org);
+        });
+    }
+    let kills = short_or_long(5, 100);
+    for _ in 0..kills {
+        let so_far = *count.borrow();
+        timeout(PATIENCE, count.wait_for(|done| *done > so_far + 20)).await.expect("they go on").unwrap();
+        tokio::time::sleep(Duration::from_micros(random.below(50_000))).await;
+        program = block_in_place(|| harm(&mut random, program, &address));
+    }
+    is_over.store(true, Ordering::Relaxed);
+    timeout(PATIENCE, callers.join_all()).await.expect("they come to an end");
+    assert!(program.end_by("TERM").success());
+    database.verify().await;
+    let store = database.open().await;
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert_eq!(told.len(), ORGS as usize);
+    for (org, told) in &told {
+        check(&*store, *org, told).await;
+    }
+    store.close().await;
+    let jobs: usize = told.values().map(HashMap::len).sum();
+    println!("{kills} kills, {jobs} jobs of {ORGS} orgs: nothing is lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_orgs_lose_nothing_when_the_server_on_a_file_is_killed() {
+    let database = Database::sqlite();
+    run(&database, |_, program, address| {
+        program.kill();
+        Program::start_on(address, &database)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_orgs_lose_nothing_when_the_server_or_postgres_is_killed() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::alone(Durability::Full).await));
+    let database = Database::postgres_on(cluster).await;
+    run(&database, |random, program, address| {
+        if random.below(2) == 0 {
+            program.kill();
+            return Program::start_on(address, &database);
+        }
+        cluster.kill();
+        cluster.start_again();
+        program
+    })
+    .await;
+    block_in_place(|| cluster.kill());
+}
