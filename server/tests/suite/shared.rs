@@ -168,10 +168,16 @@ async fn heads_that_are_held_elsewhere_keep_no_other_org_waiting() {
         held.push(theirs.begin(&[*org]).await.unwrap());
     }
     let mut waiting = Vec::new();
+    let mut everything = database.connect_as("postgres").await;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     for (org, other) in orgs[..4].iter().zip(&orgs[4..]) {
         waiting.push(submit(&ledger, *org, "t"));
-        // Less than a transaction waits for a head before it is given up.
-        timeout(Duration::from_secs(5), job(submit(&ledger, *other, "t"))).await.expect("its head is free");
+        // So that no transaction is shared by both.
+        let is_waiting =
+            async { while everything.fetch_one(waits).await.unwrap().get::<i64, _>(0) < waiting.len() as i64 {} };
+        timeout(PATIENCE, is_waiting).await.expect("it waits for the head");
+        // Far less than a transaction waits for a head before it is given up.
+        timeout(Duration::from_secs(2), job(submit(&ledger, *other, "t"))).await.expect("its head is free");
     }
     drop(held);
     for answer in waiting {
