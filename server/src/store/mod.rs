@@ -22,6 +22,7 @@ mod changes;
 mod copies;
 mod detail;
 mod imports;
+mod job_columns;
 pub mod migrations;
 mod parts;
 pub mod postgres;
@@ -34,6 +35,7 @@ mod series;
 pub mod sqlite;
 pub mod tokens;
 mod url;
+mod value;
 
 pub use self::{
     audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},

@@ -49,18 +49,6 @@ impl Parts {
     pub const fn contain(self, others: Self) -> bool {
         self.0 & others.0 == others.0
     }
-
-    /// That to which a column of `job` belongs that changes.
-    pub(super) fn of_column(name: &str) -> Self {
-        match name {
-            "updated_at" | "last_job_seq" | "last_seq" | "last_recorded_at" => Self::LOG,
-            "status" | "attempt" | "failures" | "lost_attempts" | "started_at" | "attempt_started_at"
-            | "finished_at" | "scheduled_at" | "ready_at" => Self::STATUS,
-            "due_at" => Self::LEASE,
-            name if name.starts_with("lease_") => Self::LEASE,
-            _ => Self::OUTCOME,
-        }
-    }
 }
 
 impl BitOrAssign for Parts {

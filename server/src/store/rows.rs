@@ -5,72 +5,17 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail};
+use super::{ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail, job_columns::read_job};
 use crate::domain::{
     clock::Time,
-    event::{EventKind, JobError, JobEvent, Position},
+    event::{EventKind, JobEvent},
     flow::Milestone,
     id::{Digest, JobId, OrgId},
-    job::{Ended, Idempotency, Job, JobContents, JobRecord, JobSpec, Labels},
+    job::{JobContents, JobRecord, Labels},
     json::Json,
-    lease::Lease,
-    retry::RetryPolicy,
     status::JobStatus,
     transition::{Mark, PastKey},
 };
-
-/// The columns of `job`, in the order in which they are written and read.
-pub(super) const JOB_COLUMNS: [&str; 45] = [
-    "org_id",
-    "id",
-    "type",
-    "max_attempts",
-    "max_lost_attempts",
-    "priority",
-    "idempotency_key",
-    "request_digest",
-    "requested_by",
-    "labels",
-    "retry_initial",
-    "retry_multiplier",
-    "retry_max",
-    "run_timeout",
-    "payload_bytes",
-    "created_at",
-    "created_seq",
-    // From here on, what changes.
-    "status",
-    "attempt",
-    "failures",
-    "lost_attempts",
-    "updated_at",
-    "started_at",
-    "attempt_started_at",
-    "finished_at",
-    "scheduled_at",
-    "ready_at",
-    "cancel_requested",
-    "outcome_digest",
-    "outcome_epoch",
-    "lease_worker",
-    "lease_granted",
-    "lease_expires_at",
-    "lease_request",
-    "lease_confirmed",
-    "lease_epoch",
-    "retry_request",
-    "due_at",
-    "last_error_code",
-    "last_error_message",
-    "result_seq",
-    "result_recorded_at",
-    "last_job_seq",
-    "last_seq",
-    "last_recorded_at",
-];
-
-/// How many of [`JOB_COLUMNS`] never change.
-pub(super) const JOB_FIXED_COLUMNS: usize = 17;
 
 /// The columns of `job_event`, in the order in which they are written and read.
 pub(super) const EVENT_COLUMNS: [&str; 14] = [
@@ -134,93 +79,6 @@ pub(super) trait Columns<'r> {
     }
 }
 
-/// Reads [`JOB_COLUMNS`], then `stage` and `progress`.
-pub(super) fn job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
-    let org_id = OrgId(columns.uuid()?);
-    let id = JobId(columns.uuid()?);
-    let job_type = columns.text()?.into();
-    let max_attempts = columns.int()?;
-    let max_lost_attempts = columns.int()?;
-    let priority = columns.int()?;
-    let key = columns.optional_text()?;
-    let digest = columns.digest()?;
-    let requested_by = columns.text()?.into();
-    let labels = columns.optional_text()?;
-    let retry_policy = RetryPolicy {
-        initial_backoff: columns.duration()?,
-        multiplier: columns.double()?,
-        max_backoff: columns.duration()?,
-    };
-    let spec = Arc::new(JobSpec {
-        job_type,
-        priority,
-        max_attempts,
-        max_lost_attempts,
-        retry_policy,
-        idempotency: key.map(|key| Idempotency { key: key.into(), digest }),
-        requested_by,
-        labels: labels_of(labels)?,
-        run_timeout: columns.optional_duration()?,
-        payload_bytes: u32::try_from(columns.int()?).map_err(|_| damaged("size"))?,
-    });
-    Ok(Job {
-        id,
-        org_id,
-        spec,
-        created_at: columns.time()?,
-        created_seq: columns.long()?,
-        status: columns.status()?,
-        attempt: columns.int()?,
-        failures: columns.int()?,
-        lost_attempts: columns.int()?,
-        updated_at: columns.time()?,
-        started_at: columns.optional_time()?,
-        attempt_started_at: columns.optional_time()?,
-        finished_at: columns.optional_time()?,
-        scheduled_at: columns.optional_time()?,
-        ready_at: columns.time()?,
-        cancel_requested: columns.flag()?,
-        outcome: {
-            let (digest, epoch) = (columns.digest()?, columns.optional_long()?);
-            digest.map(|digest| Ended { digest, epoch })
-        },
-        lease: lease(columns)?,
-        lease_epoch: columns.long()?,
-        retry_request: columns.optional_text()?.map(Arc::from),
-        due_at: columns.optional_time()?,
-        last_error: {
-            let (code, message) = (columns.optional_text()?, columns.text()?);
-            code.map(|code| JobError { code: code.into(), message: message.into() })
-        },
-        result_at: {
-            let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
-            seq.zip(recorded_at).map(|(seq, recorded_at)| Position { seq, recorded_at })
-        },
-        last_job_seq: columns.long()?,
-        last_seq: columns.long()?,
-        last_recorded_at: columns.time()?,
-        stage: columns.optional_text()?.map(Arc::from),
-        progress: columns.optional_int()?.map(u8::try_from).transpose().map_err(|_| damaged("progress"))?,
-    })
-}
-
-/// Reads the columns of a lease, all but its epoch.
-fn lease<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Lease>, StoreError> {
-    let worker = columns.optional_text()?;
-    let granted = columns.optional_duration()?;
-    let expires_at = columns.optional_time()?;
-    let request = columns.optional_text()?.map(Arc::from);
-    let is_confirmed = columns.flag()?;
-    let Some(worker) = worker else { return Ok(None) };
-    Ok(Some(Lease {
-        worker: worker.into(),
-        granted: granted.ok_or_else(|| damaged("lease"))?,
-        expires_at: expires_at.ok_or_else(|| damaged("lease"))?,
-        request,
-        is_confirmed,
-    }))
-}
-
 /// Reads the end of a log, then its last record.
 pub(super) fn head<'r>(columns: &mut impl Columns<'r>) -> Result<(Head, RecordId), StoreError> {
     let head = Head {
@@ -240,9 +98,9 @@ pub(super) fn ready_job<'r>(columns: &mut impl Columns<'r>) -> Result<ReadyJob, 
     Ok(ReadyJob { id, job_type, order: ClaimOrder { priority, ready_at, created_seq: columns.long()? } })
 }
 
-/// Reads what [`job`] does, then payload and result.
+/// Reads what [`read_job`] does, then payload and result.
 pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
-    Ok(JobRecord { job: job(columns)?, contents: contents(columns)? })
+    Ok(JobRecord { job: read_job(columns)?, contents: contents(columns)? })
 }
 
 /// Reads jobs that are among so many wanted ones: the place of each, whether it is large, and what [`job_record`] reads.
@@ -345,7 +203,7 @@ pub(super) fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-fn labels_of(text: Option<&str>) -> Result<Labels, StoreError> {
+pub(super) fn labels_of(text: Option<&str>) -> Result<Labels, StoreError> {
     text.map_or(Ok(Labels::default()), |text| serde_json::from_str(text).map(Arc::new).map_err(|_| damaged("label")))
 }
 

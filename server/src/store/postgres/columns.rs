@@ -6,16 +6,14 @@ use uuid::Uuid;
 use super::error::store_error;
 use crate::{
     domain::{clock::Time, json::Json},
-    store::{
-        StoreError,
-        rows::{self, JOB_COLUMNS},
-    },
+    store::{StoreError, job_columns::JOB_COLUMNS, rows},
 };
 
 /// [`JOB_COLUMNS`] of a row, for a SELECT: JSON is read as text.
 pub(super) fn job_columns(row: &str) -> String {
     let column = |name| if name == "labels" { format!("{row}.labels::text") } else { format!("{row}.{name}") };
-    JOB_COLUMNS.map(column).join(", ")
+    let columns: Vec<_> = JOB_COLUMNS.iter().map(|job| column(job.name)).collect();
+    columns.join(", ")
 }
 
 /// A row, read from left to right.

@@ -13,6 +13,7 @@ use crate::{
     domain::id::OrgId,
     store::{
         JobPage, ListQuery, StoreError,
+        job_columns::read_job,
         rows::{self, Columns as _},
     },
 };
@@ -50,7 +51,7 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
         let mut columns = Columns::of(row);
         place = (columns.long()?, columns.long()?, columns.optional_long()?);
         if columns.flag()? {
-            jobs.push(rows::job(&mut columns)?);
+            jobs.push(read_job(&mut columns)?);
         }
     }
     let (as_of_seq, examined, reached) = place;

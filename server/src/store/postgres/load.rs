@@ -26,7 +26,8 @@ use crate::{
     },
     store::{
         ClaimOrder, Expired, HeldBy, ReadyJob, StoreError,
-        rows::{self, Columns as _, JOB_COLUMNS},
+        job_columns::{JOB_COLUMNS, read_job},
+        rows::{self, Columns as _},
     },
 };
 
@@ -65,7 +66,7 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
         LEFT JOIN LATERAL (
             SELECT e.detail_json FROM jobledger.job_event e
             WHERE e.org_id = j.org_id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
-        JOB_COLUMNS.map(|_| "NULL").join(", "),
+        vec!["NULL"; JOB_COLUMNS.len()].join(", "),
         job_columns("j")
     )
 });
@@ -110,7 +111,7 @@ pub(super) async fn load_jobs(
             let found = orgs.unwrap_or_default().into_iter().zip(found.unwrap_or_default());
             types = found.map(|(org, name)| (OrgId(org), Arc::from(name))).collect();
         } else {
-            jobs.push(rows::job(&mut columns)?);
+            jobs.push(read_job(&mut columns)?);
         }
     }
     Ok((jobs, types))
@@ -297,7 +298,7 @@ pub(super) async fn load_rows(connection: &mut PgConnection, ids: &[Of<JobId>]) 
     let (orgs, ids) = columns_of(ids, |id| id.0);
     let query = sqlx::query_with(AssertSqlSafe(LOAD_ROWS.as_str()), arguments![orgs, ids]);
     let found = query.fetch_all(connection).await.map_err(store_error)?;
-    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+    found.iter().map(|row| read_job(&mut Columns::of(row))).collect()
 }
 
 static LOAD_ROWS: LazyLock<String> = LazyLock::new(|| {

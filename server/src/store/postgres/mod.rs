@@ -11,6 +11,7 @@ mod connections;
 mod error;
 mod fold;
 mod import;
+mod jobs;
 mod lingering;
 mod list;
 mod load;

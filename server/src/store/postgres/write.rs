@@ -1,6 +1,6 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use chrono::Datelike as _;
 use sqlx::{
@@ -16,8 +16,8 @@ use super::{
 use crate::{
     domain::{clock::Time, event::JobEvent, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
-        Changed, Changes, Head, NextDue, Parts, RecordId, StoreError, detail,
-        rows::{EVENT_COLUMNS, JOB_COLUMNS, JOB_FIXED_COLUMNS, labels_json, non_empty},
+        Changes, Head, NextDue, RecordId, StoreError, detail,
+        rows::{EVENT_COLUMNS, labels_json, non_empty},
     },
 };
 
@@ -200,204 +200,6 @@ impl Statement {
         self.either(is_same, "org_id", rows, |row| org(row).0)
     }
 
-    /// New jobs: those that only wait, which is nearly all, apart from those that this batch has worked on already.
-    fn created_jobs(&mut self, jobs: &[&Job]) -> Result<(), StoreError> {
-        let (waiting, others): (Vec<_>, Vec<_>) = jobs.iter().copied().partition(|job| is_waiting(job));
-        if !waiting.is_empty() {
-            let mut columns = self.fixed_columns(&waiting)?;
-            columns.extend(self.waiting_columns(&waiting)?);
-            // Its first event is its last.
-            columns.push(Column::same_as("created_seq", "last_seq"));
-            self.insert("waiting_jobs", "job", &columns);
-        }
-        if !others.is_empty() {
-            let mut columns = self.fixed_columns(&others)?;
-            columns.push(self.column("created_seq", &others, |job| job.created_seq)?);
-            columns.extend(self.changing_columns(&others, Parts::ALL)?);
-            self.insert("created_jobs", "job", &columns);
-        }
-        Ok(())
-    }
-
-    /// The columns of a job that was just created; the defaults of the others are what it has.
-    fn waiting_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
-        let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
-        let is_unscheduled = jobs.iter().all(|job| job.scheduled_at.is_none() && job.due_at.is_none());
-        let mut columns = vec![
-            self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
-            self.either(is_unscheduled && time_is_same, "ready_at", jobs, |job| job.ready_at)?,
-            self.either(true, "last_job_seq", jobs, |job| job.last_job_seq)?,
-            self.column("last_seq", jobs, |job| job.last_seq)?,
-            self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
-        ];
-        if !is_unscheduled {
-            columns.push(self.column("scheduled_at", jobs, |job| job.scheduled_at)?);
-            columns.push(self.column("due_at", jobs, |job| job.due_at)?);
-        }
-        Ok(columns)
-    }
-
-    fn changed_jobs(&mut self, changed: &[&Changed]) -> Result<(), StoreError> {
-        if changed.is_empty() {
-            return Ok(());
-        }
-        let jobs: Vec<_> = changed.iter().map(|changed| &changed.job).collect();
-        // All that any of them has changed in: few texts.
-        let mut parts = Parts::LOG;
-        changed.iter().for_each(|changed| parts |= changed.parts);
-        let org = self.org_column(&jobs, |job| job.org_id)?;
-        let id = self.column("id", &jobs, |job| job.id.0)?;
-        let columns = self.changing_columns(&jobs, parts)?;
-        // It has no default, and so something has to be in the row that would be new.
-        let (ready_at, ready) = if parts.contain(Parts::STATUS) { ("", "") } else { ("ready_at, ", "now(), ") };
-        let set: Vec<_> = columns.iter().map(|column| format!("{0} = excluded.{0}", column.name)).collect();
-        let names: Vec<_> = columns.iter().map(|column| column.name).collect();
-        let values: Vec<_> = columns.iter().map(Column::value).collect();
-        let (set, names, values) = (set.join(", "), names.join(", "), values.join(", "));
-        let rows = unnest([&org, &id].into_iter().chain(&columns));
-        let org = org.value();
-        let guard = self.guard(" CROSS JOIN");
-        // The rows are there, and so none is inserted. It is written like this because it looks each up by its key, whatever
-        // PostgreSQL takes the table for: an UPDATE that was planned while it was small goes on walking the org's rows.
-        self.part(
-            "changed_jobs",
-            format_args!(
-                "(INSERT INTO jobledger.job (org_id, id, type, created_seq, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
-                 SELECT {org}, u.id, '', 0, 0, 0, 0, {ready}{values} FROM {rows}{guard}
-                 ON CONFLICT (org_id, id) DO UPDATE SET {set})"
-            ),
-        );
-        Ok(())
-    }
-
-    /// The columns of `job` that never change, but for the first event; without those that are empty in all rows.
-    fn fixed_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
-        let key = |job: &&Job| job.spec.idempotency.as_ref().map(|idempotency| idempotency.key.to_string());
-        let type_is_same = all_same(jobs, |job| &job.spec.job_type);
-        let has_no_key = jobs.iter().all(|job| job.spec.idempotency.is_none());
-        let rest_is_same = all_same(jobs, |job| {
-            let spec = &job.spec;
-            let ways = (&spec.retry_policy, spec.run_timeout);
-            let attempts = (spec.max_attempts, spec.max_lost_attempts);
-            (attempts, spec.priority, &spec.requested_by, &spec.labels, ways)
-        });
-        let time_is_same = all_same(jobs, |job| job.created_at);
-        let mut columns = vec![
-            self.org_column(jobs, |job| job.org_id)?,
-            self.column("id", jobs, |job| job.id.0)?,
-            self.either(type_is_same, "type", jobs, |job| &*job.spec.job_type)?,
-            self.either(rest_is_same, "max_attempts", jobs, |job| job.spec.max_attempts)?,
-            self.either(rest_is_same, "max_lost_attempts", jobs, |job| job.spec.max_lost_attempts)?,
-            self.either(rest_is_same, "priority", jobs, |job| job.spec.priority)?,
-            self.either(rest_is_same, "requested_by", jobs, |job| non_empty(&job.spec.requested_by))?,
-            self.either(rest_is_same, "labels", jobs, |job| labels_json(&job.spec.labels))?,
-            self.either(rest_is_same, "retry_initial", jobs, |job| {
-                job.spec.retry_policy.initial_backoff.as_micros() as i64
-            })?,
-            self.either(rest_is_same, "retry_multiplier", jobs, |job| job.spec.retry_policy.multiplier)?,
-            self.either(rest_is_same, "retry_max", jobs, |job| job.spec.retry_policy.max_backoff.as_micros() as i64)?,
-            self.either(time_is_same, "created_at", jobs, |job| job.created_at)?,
-        ];
-        // What most jobs don't have is not sent.
-        if !has_no_key {
-            columns.push(self.column("idempotency_key", jobs, key)?);
-            columns.push(self.column("request_digest", jobs, |job| {
-                job.spec
-                    .idempotency
-                    .as_ref()
-                    .and_then(|idempotency| idempotency.digest.as_ref())
-                    .map(|digest| &digest.0[..])
-            })?);
-        }
-        if jobs.iter().any(|job| job.spec.run_timeout.is_some()) {
-            columns.push(
-                self.column("run_timeout", jobs, |job| job.spec.run_timeout.map(|timeout| timeout.as_micros() as i64))?,
-            );
-        }
-        if jobs.iter().any(|job| job.spec.payload_bytes > 0) {
-            columns.push(
-                self.column("payload_bytes", jobs, |job| i32::try_from(job.spec.payload_bytes).unwrap_or(i32::MAX))?,
-            );
-        }
-        debug_assert!(columns.iter().all(|column| JOB_COLUMNS[..JOB_FIXED_COLUMNS].contains(&column.name)));
-        Ok(columns)
-    }
-
-    /// The columns of `job` that change, of these parts.
-    fn changing_columns(&mut self, jobs: &[&Job], parts: Parts) -> Result<Vec<Column>, StoreError> {
-        let time_is_same = all_same(jobs, |job| (job.updated_at, job.last_recorded_at));
-        let mut columns = vec![
-            self.either(time_is_same, "updated_at", jobs, |job| job.updated_at)?,
-            self.column("last_job_seq", jobs, |job| job.last_job_seq)?,
-            self.column("last_seq", jobs, |job| job.last_seq)?,
-            self.either(time_is_same, "last_recorded_at", jobs, |job| job.last_recorded_at)?,
-        ];
-        // What most jobs never have.
-        let is_plain = all_same(jobs, |job| {
-            (job.attempt, job.failures, job.lost_attempts, job.cancel_requested, job.scheduled_at)
-        }) && jobs
-            .iter()
-            .all(|job| job.last_error.is_none() && job.result_at.is_none() && job.retry_request.is_none());
-        if parts.contain(Parts::STATUS) {
-            columns.extend([
-                self.column("status", jobs, |job| job.status.as_str())?,
-                self.either(is_plain, "attempt", jobs, |job| job.attempt)?,
-                self.either(is_plain, "failures", jobs, |job| job.failures)?,
-                self.either(is_plain, "lost_attempts", jobs, |job| job.lost_attempts)?,
-                self.column("started_at", jobs, |job| job.started_at)?,
-                self.column("attempt_started_at", jobs, |job| job.attempt_started_at)?,
-                self.column("finished_at", jobs, |job| job.finished_at)?,
-                self.either(is_plain, "scheduled_at", jobs, |job| job.scheduled_at)?,
-                self.column("ready_at", jobs, |job| job.ready_at)?,
-            ]);
-        }
-        if parts.contain(Parts::LEASE) {
-            let is_same = all_same(jobs, |job| (&job.lease, job.due_at));
-            let lease = |job: &&Job| job.lease.clone();
-            columns.extend([
-                self.either(is_same, "lease_worker", jobs, |job| lease(job).map(|lease| lease.worker.to_string()))?,
-                self.either(is_same, "lease_granted", jobs, |job| {
-                    job.lease.as_ref().map(|lease| lease.granted.as_micros() as i64)
-                })?,
-                self.either(is_same, "lease_expires_at", jobs, |job| job.lease.as_ref().map(|lease| lease.expires_at))?,
-                self.either(is_same, "lease_request", jobs, |job| {
-                    lease(job).and_then(|lease| lease.request).map(|request| request.to_string())
-                })?,
-                self.either(is_same, "lease_confirmed", jobs, |job| {
-                    job.lease.as_ref().is_some_and(|lease| lease.is_confirmed)
-                })?,
-                self.column("lease_epoch", jobs, |job| job.lease_epoch)?,
-                self.either(is_same, "due_at", jobs, |job| job.due_at)?,
-            ]);
-        }
-        if parts.contain(Parts::OUTCOME) {
-            let error = |job: &&Job| job.last_error.clone();
-            columns.extend([
-                self.either(is_plain, "cancel_requested", jobs, |job| job.cancel_requested)?,
-                self.column("outcome_digest", jobs, |job| job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]))?,
-                self.column("outcome_epoch", jobs, |job| job.outcome.and_then(|outcome| outcome.epoch))?,
-                self.either(is_plain, "retry_request", jobs, |job| {
-                    job.retry_request.as_ref().map(|request| request.to_string())
-                })?,
-                self.either(is_plain, "last_error_code", jobs, |job| error(job).map(|error| error.code.to_string()))?,
-                self.either(is_plain, "last_error_message", jobs, |job| {
-                    error(job).map(|error| error.message.to_string())
-                })?,
-                self.either(is_plain, "result_seq", jobs, |job| job.result_at.map(|at| at.seq))?,
-                self.either(is_plain, "result_recorded_at", jobs, |job| job.result_at.map(|at| at.recorded_at))?,
-            ]);
-        }
-        debug_assert_eq!(
-            columns.iter().map(|column| column.name).collect::<BTreeSet<_>>(),
-            JOB_COLUMNS[JOB_FIXED_COLUMNS..]
-                .iter()
-                .copied()
-                .filter(|name| parts.contain(Parts::of_column(name)))
-                .collect()
-        );
-        Ok(columns)
-    }
-
     fn payloads(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let mut payloads: Vec<(OrgId, Uuid, &Json)> = Vec::new();
         for (log, changes) in writes {
@@ -509,18 +311,6 @@ impl Statement {
         }
         Ok(())
     }
-}
-
-/// True of a job to which nothing has happened yet: the columns' defaults tell of it.
-fn is_waiting(job: &Job) -> bool {
-    (job.status, job.attempt, job.failures, job.last_job_seq) == (JobStatus::Queued, 0, 0, 1)
-        && job.ready_at == job.scheduled_at.unwrap_or(job.updated_at).max(job.updated_at)
-        && !job.cancel_requested
-        && job.last_error.is_none()
-        && job.outcome.is_none()
-        && job.result_at.is_none()
-        && job.lease_epoch == 0
-        && job.retry_request.is_none()
 }
 
 /// The first instant of a time's month.

@@ -9,13 +9,15 @@ use crate::{
     domain::{clock::Time, json::Json},
     store::{
         StoreError, detail,
-        rows::{self, JOB_COLUMNS, damaged},
+        job_columns::JOB_COLUMNS,
+        rows::{self, damaged},
     },
 };
 
 /// [`JOB_COLUMNS`] of a row, for a SELECT.
 pub(super) fn job_columns(row: &str) -> String {
-    JOB_COLUMNS.map(|column| format!("{row}.{column}")).join(", ")
+    let columns: Vec<_> = JOB_COLUMNS.iter().map(|column| format!("{row}.{}", column.name)).collect();
+    columns.join(", ")
 }
 
 /// A row, read from left to right.

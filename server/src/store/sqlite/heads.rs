@@ -4,18 +4,14 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{
-    columns::micros,
-    error::store_error,
-    load::hex,
-    set::{Set, Value},
-};
+use super::{columns::micros, error::store_error, load::hex, set::Set};
 use crate::{
     domain::{clock::Time, id::OrgId},
     store::{
         Changes, Head, NextDue, RecordId, StoreError,
         record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
         rows,
+        value::Value,
     },
 };
 
@@ -65,10 +61,10 @@ const OVER_HEAD: &str = " ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq,
 fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
     let Head { seq, floor, recorded_at, types, ready_gen } = written.head;
     vec![
-        written.org.0.as_bytes().into(),
+        written.org.0.into(),
         seq.into(),
         floor.into(),
-        Value::or_null(recorded_at.map(micros)),
+        recorded_at.into(),
         types.into(),
         ready_gen.into(),
         (!written.changes.removed.is_empty()).into(),
@@ -82,15 +78,15 @@ const RECORD_COLUMNS: [&str; 9] =
 
 fn record_values<'a>(written: &'a Written<'_>, now: Time) -> Vec<Value<'a>> {
     vec![
-        written.org.0.as_bytes().into(),
+        written.org.0.into(),
         written.record.n.into(),
         written.record.id.into(),
         written.before.id.into(),
         written.head.seq.into(),
         written.head.ready_gen.into(),
-        micros(written.recorded_at(now)).into(),
-        micros(now).into(),
-        i64::from(RECORD_FORMAT).into(),
+        written.recorded_at(now).into(),
+        now.into(),
+        i32::from(RECORD_FORMAT).into(),
     ]
 }
 
@@ -107,7 +103,7 @@ pub(super) async fn write_due(
     let retention = changes.iter().filter_map(|(org, changes)| {
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
         let due = changes.next_retention.or(is_first.then_some(now))?;
-        Some(vec![org.0.as_bytes().into(), micros(due).into()])
+        Some(vec![org.0.into(), due.into()])
     });
     Set::new(&["org_id", "next_due_at"], retention.collect())
         .put(connection, "save_retention", "org_due", OVER_RETENTION)

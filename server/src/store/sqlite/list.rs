@@ -10,6 +10,7 @@ use crate::{
     domain::id::OrgId,
     store::{
         JobPage, LIST_SCAN, ListQuery, StoreError,
+        job_columns::read_job,
         rows::{self, Columns as _},
     },
 };
@@ -109,7 +110,7 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
         let mut columns = Columns::of(row);
         place = (columns.long()?, columns.long()?, columns.optional_long()?);
         if columns.flag()? {
-            jobs.push(rows::job(&mut columns)?);
+            jobs.push(read_job(&mut columns)?);
         }
     }
     let (as_of_seq, examined, reached) = place;

@@ -24,6 +24,7 @@ use crate::{
     },
     store::{
         Expired, FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
+        job_columns::read_job,
         rows::{self, Columns as _},
     },
 };
@@ -94,7 +95,7 @@ pub(super) async fn load_jobs(
         keys.iter().map(|(org, keys)| (hex(org.0), keys.iter().map(|key| &**key).collect())).collect();
     let query = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str())).bind(ids_by_org(ids)).bind(rows::json_text(&keys));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
-    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+    found.iter().map(|row| read_job(&mut Columns::of(row))).collect()
 }
 
 /// Types whose first jobs one statement finds at most, and the smaller numbers that make up the rest: few texts, each prepared once.
@@ -175,7 +176,7 @@ pub(super) async fn load_rows(
 ) -> Result<Vec<Job>, StoreError> {
     let query = sqlx::query(AssertSqlSafe(LOAD_ROWS.as_str())).bind(ids_by_org(ids));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
-    found.iter().map(|row| rows::job(&mut Columns::of(row))).collect()
+    found.iter().map(|row| read_job(&mut Columns::of(row))).collect()
 }
 
 pub(super) const LOAD_HELD: &str = "/* load_held */ SELECT id FROM job INDEXED BY idx_job_lease_request

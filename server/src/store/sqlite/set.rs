@@ -3,12 +3,12 @@
 //!
 //! No statement calls a function: see [`INSERT`].
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::fmt::Write as _;
 
 use sqlx::{AssertSqlSafe, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
-use super::error::store_error;
-use crate::store::StoreError;
+use super::{columns::micros, error::store_error};
+use crate::store::{StoreError, value::Value};
 
 pub(super) type Statement<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 
@@ -19,84 +19,18 @@ const CHUNKS: [usize; 4] = [256, 64, 8, 1];
 /// SQLite would keep a copy of each page that it changes; and so it does where a function is called, which may fail.
 pub(super) const INSERT: &str = "INSERT OR ROLLBACK INTO";
 
-/// What a row has in a column.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Value<'a> {
-    Null,
-    Int(i64),
-    Real(f64),
-    Text(Cow<'a, str>),
-    Bytes(&'a [u8]),
-}
-
-impl<'a> Value<'a> {
-    fn bind<'q>(&self, query: Statement<'q>) -> Statement<'q> {
-        match self {
-            Self::Null => query.bind(None::<i64>),
-            Self::Int(value) => query.bind(*value),
-            Self::Real(value) => query.bind(*value),
-            Self::Text(value) => query.bind(value.to_string()),
-            Self::Bytes(value) => query.bind(value.to_vec()),
-        }
-    }
-
-    /// Null where there is nothing.
-    pub(super) fn or_null<T: Into<Self>>(value: Option<T>) -> Self {
-        value.map_or(Self::Null, Into::into)
-    }
-}
-
-impl From<i64> for Value<'_> {
-    fn from(value: i64) -> Self {
-        Self::Int(value)
-    }
-}
-
-impl From<i32> for Value<'_> {
-    fn from(value: i32) -> Self {
-        Self::Int(value.into())
-    }
-}
-
-impl From<u32> for Value<'_> {
-    fn from(value: u32) -> Self {
-        Self::Int(value.into())
-    }
-}
-
-impl From<bool> for Value<'_> {
-    fn from(value: bool) -> Self {
-        Self::Int(value.into())
-    }
-}
-
-impl From<f64> for Value<'_> {
-    fn from(value: f64) -> Self {
-        Self::Real(value)
-    }
-}
-
-impl<'a> From<&'a str> for Value<'a> {
-    fn from(value: &'a str) -> Self {
-        Self::Text(Cow::Borrowed(value))
-    }
-}
-
-impl From<String> for Value<'_> {
-    fn from(value: String) -> Self {
-        Self::Text(Cow::Owned(value))
-    }
-}
-
-impl<'a> From<&'a [u8]> for Value<'a> {
-    fn from(value: &'a [u8]) -> Self {
-        Self::Bytes(value)
-    }
-}
-
-impl<'a, const N: usize> From<&'a [u8; N]> for Value<'a> {
-    fn from(value: &'a [u8; N]) -> Self {
-        Self::Bytes(value)
+/// Binds a value: ids are blobs, times microseconds since 1970.
+fn bind<'q>(query: Statement<'q>, value: &Value<'_>) -> Statement<'q> {
+    match value {
+        Value::Null => query.bind(None::<i64>),
+        Value::Flag(value) => query.bind(*value),
+        Value::Int(value) => query.bind(*value),
+        Value::Long(value) => query.bind(*value),
+        Value::Double(value) => query.bind(*value),
+        Value::Text(value) => query.bind(value.to_string()),
+        Value::Bytes(value) => query.bind(value.to_vec()),
+        Value::Uuid(value) => query.bind(*value),
+        Value::Time(value) => query.bind(micros(*value)),
     }
 }
 
@@ -201,7 +135,7 @@ impl<'a> Set<'a> {
                 let (chunk, rest) = rows.split_at(size);
                 let mut query = self.bind_shared(sqlx::query(AssertSqlSafe(sql.clone())));
                 for row in chunk {
-                    query = self.each.iter().fold(query, |query, column| row[*column].bind(query));
+                    query = self.each.iter().fold(query, |query, column| bind(query, &row[*column]));
                 }
                 query.execute(&mut *connection).await.map_err(store_error)?;
                 rows = rest;
@@ -211,7 +145,7 @@ impl<'a> Set<'a> {
     }
 
     fn bind_shared<'q>(&self, query: Statement<'q>) -> Statement<'q> {
-        self.shared.iter().fold(query, |query, column| self.rows[0][*column].bind(query))
+        self.shared.iter().fold(query, |query, column| bind(query, &self.rows[0][*column]))
     }
 
     /// `VALUES` of so many rows of what differs, its parameters numbered after those that are shared.
@@ -242,7 +176,7 @@ mod tests {
     async fn rows_are_written_over_by_their_keys() {
         let mut connection = SqliteConnectOptions::new().in_memory(true).connect().await.unwrap();
         migrations::prepare(&mut connection, true).await.unwrap();
-        let row = |id: &'static [u8; 1]| vec![Value::Bytes(b"o"), Value::Bytes(id), Value::Int(1)];
+        let row = |id: &'static [u8; 1]| vec![Value::Bytes(b"o"), Value::Bytes(id), Value::Long(1)];
         for rows in [vec![row(b"1")], vec![row(b"1"), row(b"2")]] {
             let set = Set::keyed(&["org_id", "id", "attempt"], rows, 2);
             let sql = set.update_sql("job", &set.marks(set.rows.len()));

@@ -1,0 +1,273 @@
+//! The columns of `job`, each defined once: its name, how it is read, when it is written, and what a job has in it.
+
+use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::{
+    Parts, StoreError,
+    rows::{Columns, damaged, labels_json, labels_of, non_empty},
+    value::Value,
+};
+use crate::domain::{
+    clock::Time,
+    event::{JobError, Position},
+    id::{Digest, JobId, OrgId},
+    job::{Ended, Idempotency, Job, JobSpec},
+    lease::Lease,
+    retry::RetryPolicy,
+    status::JobStatus,
+};
+
+/// A column of `job`.
+pub(super) struct JobColumn {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    /// With which part of a job it changes; `None` of what never does.
+    pub(super) part: Option<Parts>,
+    /// With which others it is the same in all rows of a batch, or is not.
+    pub(super) shared: Shared,
+    /// What a job has in it.
+    pub(super) value: for<'a> fn(&'a Job) -> Value<'a>,
+}
+
+/// What a column holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Uuid,
+    Text,
+    Int,
+    Long,
+    Double,
+    Flag,
+    Bytes,
+    Time,
+}
+
+/// Columns that are likely to be the same in all jobs that a batch writes, together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Shared {
+    /// It differs from job to job.
+    No,
+    /// Whose it is.
+    Org,
+    Type,
+    /// What jobs of one producer have in common.
+    Spec,
+    Key,
+    RunTimeout,
+    Payload,
+    /// When the batch ran.
+    Clock,
+    /// How many events the job has.
+    Step,
+    /// What it waits for.
+    Wait,
+    /// What most jobs never have.
+    Rare,
+    Lease,
+}
+
+/// What a column is read as.
+trait Field<'r>: Sized {
+    const KIND: Kind;
+
+    /// Reads the next column.
+    fn read(columns: &mut impl Columns<'r>) -> Result<Self, StoreError>;
+}
+
+macro_rules! fields {
+    (<$r:lifetime> $($read:ident: $type:ty = $kind:ident;)*) => {
+        $(impl<$r> Field<$r> for $type {
+            const KIND: Kind = Kind::$kind;
+
+            fn read(columns: &mut impl Columns<$r>) -> Result<Self, StoreError> {
+                columns.$read()
+            }
+        })*
+    };
+}
+
+fields! {
+    <'r>
+    uuid: Uuid = Uuid;
+    text: &'r str = Text;
+    optional_text: Option<&'r str> = Text;
+    status: JobStatus = Text;
+    int: i32 = Int;
+    long: i64 = Long;
+    optional_long: Option<i64> = Long;
+    duration: Duration = Long;
+    optional_duration: Option<Duration> = Long;
+    double: f64 = Double;
+    flag: bool = Flag;
+    digest: Option<Digest> = Bytes;
+    time: Time = Time;
+    optional_time: Option<Time> = Time;
+}
+
+/// Makes [`JobRow`], which has the columns as they are read, and their definitions, in the same order.
+macro_rules! job_columns {
+    (<$r:lifetime> $($name:literal $field:ident: $type:ty, $part:ident, $shared:ident, $value:expr;)*) => {
+        /// A row of `job`.
+        struct JobRow<$r> {
+            $($field: $type,)*
+        }
+
+        impl<$r> JobRow<$r> {
+            const COLUMNS: &'static [JobColumn] = &[$(JobColumn {
+                name: $name,
+                kind: <$type as Field<$r>>::KIND,
+                part: $part,
+                shared: Shared::$shared,
+                value: $value,
+            }),*];
+
+            fn read(columns: &mut impl Columns<$r>) -> Result<Self, StoreError> {
+                Ok(Self { $($field: Field::read(columns)?,)* })
+            }
+        }
+    };
+}
+
+/// The columns of `job`, in the order in which they are written and read.
+pub(super) const JOB_COLUMNS: &[JobColumn] = JobRow::COLUMNS;
+
+const FIXED: Option<Parts> = None;
+const LOG: Option<Parts> = Some(Parts::LOG);
+const STATUS: Option<Parts> = Some(Parts::STATUS);
+const LEASE: Option<Parts> = Some(Parts::LEASE);
+const OUTCOME: Option<Parts> = Some(Parts::OUTCOME);
+
+job_columns! {
+    <'r>
+    "org_id" org_id: Uuid, FIXED, Org, |job| job.org_id.0.into();
+    "id" id: Uuid, FIXED, No, |job| job.id.0.into();
+    "type" job_type: &'r str, FIXED, Type, |job| (&*job.spec.job_type).into();
+    "max_attempts" max_attempts: i32, FIXED, Spec, |job| job.spec.max_attempts.into();
+    "max_lost_attempts" max_lost_attempts: i32, FIXED, Spec, |job| job.spec.max_lost_attempts.into();
+    "priority" priority: i32, FIXED, Spec, |job| job.spec.priority.into();
+    "idempotency_key" key: Option<&'r str>, FIXED, Key, |job| {
+        job.spec.idempotency.as_ref().map(|idempotency| &*idempotency.key).into()
+    };
+    "request_digest" request_digest: Option<Digest>, FIXED, Key, |job| {
+        job.spec.idempotency.as_ref().and_then(|idempotency| idempotency.digest.as_ref()).map(|digest| &digest.0[..]).into()
+    };
+    "requested_by" requested_by: Option<&'r str>, FIXED, Spec, |job| non_empty(&job.spec.requested_by).into();
+    "labels" labels: Option<&'r str>, FIXED, Spec, |job| labels_json(&job.spec.labels).into();
+    "retry_initial" retry_initial: Duration, FIXED, Spec, |job| job.spec.retry_policy.initial_backoff.into();
+    "retry_multiplier" retry_multiplier: f64, FIXED, Spec, |job| job.spec.retry_policy.multiplier.into();
+    "retry_max" retry_max: Duration, FIXED, Spec, |job| job.spec.retry_policy.max_backoff.into();
+    "run_timeout" run_timeout: Option<Duration>, FIXED, RunTimeout, |job| job.spec.run_timeout.into();
+    "payload_bytes" payload_bytes: i32, FIXED, Payload, |job| job.spec.payload_bytes.into();
+    "created_at" created_at: Time, FIXED, Clock, |job| job.created_at.into();
+    "created_seq" created_seq: i64, FIXED, No, |job| job.created_seq.into();
+    "status" status: JobStatus, STATUS, No, |job| job.status.as_str().into();
+    "attempt" attempt: i32, STATUS, Rare, |job| job.attempt.into();
+    "failures" failures: i32, STATUS, Rare, |job| job.failures.into();
+    "lost_attempts" lost_attempts: i32, STATUS, Rare, |job| job.lost_attempts.into();
+    "updated_at" updated_at: Time, LOG, Clock, |job| job.updated_at.into();
+    "started_at" started_at: Option<Time>, STATUS, No, |job| job.started_at.into();
+    "attempt_started_at" attempt_started_at: Option<Time>, STATUS, No, |job| job.attempt_started_at.into();
+    "finished_at" finished_at: Option<Time>, STATUS, No, |job| job.finished_at.into();
+    "scheduled_at" scheduled_at: Option<Time>, STATUS, Wait, |job| job.scheduled_at.into();
+    "ready_at" ready_at: Time, STATUS, Wait, |job| job.ready_at.into();
+    "cancel_requested" cancel_requested: bool, OUTCOME, Rare, |job| job.cancel_requested.into();
+    "outcome_digest" outcome_digest: Option<Digest>, OUTCOME, No, |job| {
+        job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]).into()
+    };
+    "outcome_epoch" outcome_epoch: Option<i64>, OUTCOME, No, |job| job.outcome.and_then(|outcome| outcome.epoch).into();
+    "lease_worker" lease_worker: Option<&'r str>, LEASE, Lease, |job| job.lease.as_ref().map(|lease| &*lease.worker).into();
+    "lease_granted" lease_granted: Option<Duration>, LEASE, Lease, |job| job.lease.as_ref().map(|lease| lease.granted).into();
+    "lease_expires_at" lease_expires_at: Option<Time>, LEASE, Lease, |job| {
+        job.lease.as_ref().map(|lease| lease.expires_at).into()
+    };
+    "lease_request" lease_request: Option<&'r str>, LEASE, Lease, |job| {
+        job.lease.as_ref().and_then(|lease| lease.request.as_deref()).into()
+    };
+    "lease_confirmed" lease_confirmed: bool, LEASE, Lease, |job| {
+        job.lease.as_ref().is_some_and(|lease| lease.is_confirmed).into()
+    };
+    "lease_epoch" lease_epoch: i64, LEASE, No, |job| job.lease_epoch.into();
+    "retry_request" retry_request: Option<&'r str>, OUTCOME, Rare, |job| job.retry_request.as_deref().into();
+    "due_at" due_at: Option<Time>, LEASE, Wait, |job| job.due_at.into();
+    "last_error_code" last_error_code: Option<&'r str>, OUTCOME, Rare, |job| {
+        job.last_error.as_ref().map(|error| &*error.code).into()
+    };
+    "last_error_message" last_error_message: Option<&'r str>, OUTCOME, Rare, |job| {
+        job.last_error.as_ref().map(|error| &*error.message).into()
+    };
+    "result_seq" result_seq: Option<i64>, OUTCOME, Rare, |job| job.result_at.map(|at| at.seq).into();
+    "result_recorded_at" result_recorded_at: Option<Time>, OUTCOME, Rare, |job| job.result_at.map(|at| at.recorded_at).into();
+    "last_job_seq" last_job_seq: i64, LOG, Step, |job| job.last_job_seq.into();
+    "last_seq" last_seq: i64, LOG, No, |job| job.last_seq.into();
+    "last_recorded_at" last_recorded_at: Time, LOG, Clock, |job| job.last_recorded_at.into();
+}
+
+/// Reads [`JOB_COLUMNS`], then `stage` and `progress`.
+pub(super) fn read_job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
+    let row = JobRow::read(columns)?;
+    let spec = Arc::new(JobSpec {
+        job_type: row.job_type.into(),
+        priority: row.priority,
+        max_attempts: row.max_attempts,
+        max_lost_attempts: row.max_lost_attempts,
+        retry_policy: RetryPolicy {
+            initial_backoff: row.retry_initial,
+            multiplier: row.retry_multiplier,
+            max_backoff: row.retry_max,
+        },
+        idempotency: row.key.map(|key| Idempotency { key: key.into(), digest: row.request_digest }),
+        requested_by: row.requested_by.unwrap_or_default().into(),
+        labels: labels_of(row.labels)?,
+        run_timeout: row.run_timeout,
+        payload_bytes: u32::try_from(row.payload_bytes).map_err(|_| damaged("size"))?,
+    });
+    let last_error = row
+        .last_error_code
+        .map(|code| JobError { code: code.into(), message: row.last_error_message.unwrap_or_default().into() });
+    let result_at = row.result_seq.zip(row.result_recorded_at);
+    Ok(Job {
+        id: JobId(row.id),
+        org_id: OrgId(row.org_id),
+        spec,
+        status: row.status,
+        attempt: row.attempt,
+        failures: row.failures,
+        lost_attempts: row.lost_attempts,
+        stage: columns.optional_text()?.map(Arc::from),
+        progress: columns.optional_int()?.map(u8::try_from).transpose().map_err(|_| damaged("progress"))?,
+        result_at: result_at.map(|(seq, recorded_at)| Position { seq, recorded_at }),
+        last_error,
+        cancel_requested: row.cancel_requested,
+        outcome: row.outcome_digest.map(|digest| Ended { digest, epoch: row.outcome_epoch }),
+        lease: row.lease()?,
+        lease_epoch: row.lease_epoch,
+        retry_request: row.retry_request.map(Arc::from),
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        started_at: row.started_at,
+        attempt_started_at: row.attempt_started_at,
+        finished_at: row.finished_at,
+        scheduled_at: row.scheduled_at,
+        ready_at: row.ready_at,
+        due_at: row.due_at,
+        created_seq: row.created_seq,
+        last_job_seq: row.last_job_seq,
+        last_seq: row.last_seq,
+        last_recorded_at: row.last_recorded_at,
+    })
+}
+
+impl JobRow<'_> {
+    fn lease(&self) -> Result<Option<Lease>, StoreError> {
+        let Some(worker) = self.lease_worker else { return Ok(None) };
+        Ok(Some(Lease {
+            worker: worker.into(),
+            granted: self.lease_granted.ok_or_else(|| damaged("lease"))?,
+            expires_at: self.lease_expires_at.ok_or_else(|| damaged("lease"))?,
+            request: self.lease_request.map(Arc::from),
+            is_confirmed: self.lease_confirmed,
+        }))
+    }
+}
