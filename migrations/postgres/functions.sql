@@ -96,13 +96,16 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT j, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, p.payload, r.result
+    SELECT j, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, coalesce(c.payload, p.payload), r.result
     FROM jobledger.job j
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
-    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p WHERE p.org_id = p_org AND p.job_id = j.id OFFSET 0) p ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
+        WHERE p.org_id = p_org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true
     WHERE j.org_id = p_org AND j.id = p_id;
 END $$;
 
@@ -113,12 +116,15 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT j.id, p.payload, r.result
+    SELECT j.id, coalesce(c.payload, p.payload), r.result
     FROM unnest(p_ids) AS wanted (id)
     CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
-    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p WHERE p.org_id = p_org AND p.job_id = j.id OFFSET 0) p ON true;
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+        WHERE e.org_id = p_org AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
+        WHERE p.org_id = p_org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true;
 END $$;
 
 -- Several jobs, of one or more orgs: of each org those between the ends of the last and its own. Payload and result are left out where
@@ -137,15 +143,17 @@ BEGIN
         RETURN QUERY
         SELECT first + wanted.n - 2, size.is_large, j.*, e.detail_json ->> 'stage',
             (e.detail_json ->> 'progress')::integer,
-            CASE WHEN NOT size.is_large THEN p.payload END, CASE WHEN NOT size.is_large THEN r.result END
+            CASE WHEN NOT size.is_large THEN coalesce(c.payload, p.payload) END, CASE WHEN NOT size.is_large THEN r.result END
         FROM unnest(p_ids[first : p_ends[i]]) WITH ORDINALITY AS wanted (id, n)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
             WHERE e.org_id = org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
             WHERE e.org_id = org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
+            WHERE e.org_id = org AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
-            WHERE p.org_id = org AND p.job_id = j.id AND j.payload_bytes > 0 OFFSET 0) p ON true
+            WHERE p.org_id = org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true
         CROSS JOIN LATERAL (SELECT j.payload_bytes + coalesce(r.bytes, 0) > p_most) AS size (is_large);
         first := p_ends[i] + 1;
     END LOOP;

@@ -55,7 +55,8 @@ async fn down(
         return Ok(());
     }
     for migration in &undone {
-        writeln!(out, "undoing {migration} loses {}", migration.loses)?;
+        let loses = if migration.loses.is_empty() { "nothing" } else { &migration.loses };
+        writeln!(out, "undoing {migration} loses {loses}")?;
     }
     if !yes {
         return Err("nothing was done: add --yes to do it".into());

@@ -124,6 +124,8 @@ pub struct Job {
     /// When time itself may change the job: a wait ends, a lease, or the time for the attempt. Never later than that, but
     /// possibly earlier: a lease that is extended leaves it as it is. `None` of a job that waits for nothing but a worker.
     pub due_at: Option<Time>,
+    /// `recorded_at` of the first event, where the payload lies with it.
+    pub payload_recorded_at: Option<Time>,
     /// `seq` of the first event: the job's place in the order of creation.
     pub created_seq: i64,
     /// `job_seq` of the last event.

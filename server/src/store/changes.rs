@@ -164,7 +164,7 @@ pub struct Changes {
     /// What became known of when jobs are due.
     pub next_due: Option<NextDue>,
     /// The payloads of those that are new and have one.
-    pub payloads: Vec<(JobId, Json)>,
+    pub payloads: Vec<NewPayload>,
     /// New events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
     /// By how much the statistics of each type change.
@@ -177,7 +177,31 @@ pub struct Changes {
     pub new_minute: Option<Time>,
 }
 
+/// Of so many bytes a payload may be to lie with its job's first event.
+pub const MAX_SMALL_PAYLOAD: usize = 512;
+
+/// A payload that is to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPayload {
+    /// Of which job.
+    pub job: JobId,
+    /// As it was given.
+    pub json: Json,
+    /// `seq` of the job's first event, if it is to lie with that ([`Job::payload_recorded_at`]).
+    pub seq: Option<i64>,
+}
+
 impl Changes {
+    /// Payloads that are to lie with events, by `seq`.
+    pub(super) fn small_payloads(&self) -> HashMap<i64, &Json> {
+        self.payloads.iter().filter_map(|payload| Some((payload.seq?, &payload.json))).collect()
+    }
+
+    /// Payloads that get rows of their own.
+    pub(super) fn large_payloads(&self) -> impl Iterator<Item = &NewPayload> {
+        self.payloads.iter().filter(|payload| payload.seq.is_none())
+    }
+
     /// True if there is nothing to write.
     pub fn is_empty(&self) -> bool {
         !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none()

@@ -57,6 +57,7 @@ pub(super) enum Shared {
     Key,
     RunTimeout,
     Payload,
+    SmallPayload,
     /// When the batch ran.
     Clock,
     /// How many events the job has.
@@ -160,6 +161,7 @@ job_columns! {
     "retry_max" retry_max: Duration, FIXED, Spec, |job| job.spec.retry_policy.max_backoff.into();
     "run_timeout" run_timeout: Option<Duration>, FIXED, RunTimeout, |job| job.spec.run_timeout.into();
     "payload_bytes" payload_bytes: i32, FIXED, Payload, |job| job.spec.payload_bytes.into();
+    "payload_recorded_at" payload_recorded_at: Option<Time>, FIXED, SmallPayload, |job| job.payload_recorded_at.into();
     "created_at" created_at: Time, FIXED, Clock, |job| job.created_at.into();
     "created_seq" created_seq: i64, FIXED, No, |job| job.created_seq.into();
     "status" status: JobStatus, STATUS, No, |job| job.status.as_str().into();
@@ -252,6 +254,7 @@ pub(super) fn read_job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreE
         scheduled_at: row.scheduled_at,
         ready_at: row.ready_at,
         due_at: row.due_at,
+        payload_recorded_at: row.payload_recorded_at,
         created_seq: row.created_seq,
         last_job_seq: row.last_job_seq,
         last_seq: row.last_seq,

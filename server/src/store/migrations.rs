@@ -24,7 +24,8 @@ macro_rules! scripts {
     ($folder:literal) => {
         scripts!(
             $folder,
-            (1, "ledger", "0001_ledger")
+            (1, "ledger", "0001_ledger"),
+            (2, "small_payloads", "0002_small_payloads")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -44,7 +45,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 1, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 2, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
 /// See [`FUNCTIONS`].
 pub(super) struct Functions {
@@ -298,7 +299,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (1, "9c7f2dfe494a8efc6a59ab28fd032b44eea7d11c7275b095a7f3afad5e9fb464")
+            (2, "62269362aa8a2ebf1838c45e42f4d6210122291e67c2ec66297f06c33482af4f")
         );
     }
 
@@ -311,6 +312,6 @@ mod tests {
         assert_eq!(state(FUNCTIONS.version, Some(&[0; 32])), MigrationState::Different);
         assert_eq!(state(FUNCTIONS.version + 1, Some(&digest)), MigrationState::Newer);
         let newer = missing(vec![FUNCTIONS.compare(FUNCTIONS.version + 1, None)]).unwrap_err().to_string();
-        assert!(newer.starts_with("the database has functions 2, which this program doesn't know"), "{newer}");
+        assert!(newer.starts_with("the database has functions 3, which this program doesn't know"), "{newer}");
     }
 }

@@ -39,7 +39,9 @@ mod value;
 
 pub use self::{
     audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},
-    changes::{Changes, Expired, HeldBy, Loaded, Needs, NextDue, Retention, StatusCounts},
+    changes::{
+        Changes, Expired, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts,
+    },
     copies::{Restored, RevokeTokens, backup, renew_log_id, restore},
     parts::{Changed, Parts},
     query::{

@@ -12,7 +12,7 @@ use jobledger_server::{
         retry::RetryPolicy,
         status::JobStatus,
     },
-    store::{Changed, Changes, EventFilter, EventQuery, Head, Needs, StatisticsQuery, Store, StoreError},
+    store::{Changed, Changes, EventFilter, EventQuery, Head, Needs, NewPayload, StatisticsQuery, Store, StoreError},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -130,6 +130,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     full.attempt_started_at = Some(time(12));
     full.finished_at = Some(time(13));
     full.scheduled_at = Some(time(-14));
+    full.payload_recorded_at = Some(time(1));
     full.ready_at = time(15);
     // JSON as PostgreSQL prints it: jsonb keeps the value, not the spaces.
     let record = JobEvent {
@@ -148,7 +149,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     let changes = Changes {
         head: head(1),
         created: vec![full.clone()],
-        payloads: vec![(full.id, payload.clone())],
+        payloads: vec![NewPayload { job: full.id, json: payload.clone(), seq: Some(1) }],
         events: vec![Arc::new(record.clone())],
         ..Changes::default()
     };

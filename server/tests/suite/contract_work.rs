@@ -17,7 +17,7 @@ use jobledger_server::{
     },
     store::{
         Changed, Changes, ClaimOrder, DueWork, FoundJob, FoundReady, Head, HeldBy, JobFilter, LARGE_JOB, ListQuery,
-        Needs, NextDue, Parts, Ready, Store,
+        Needs, NewPayload, NextDue, Parts, Ready, Store,
     },
 };
 use uuid::Uuid;
@@ -127,20 +127,26 @@ async fn jobs_that_are_as_they_were_are_told_from_others(store: Arc<dyn Store>) 
     assert!(store.unchanged(&[]).await.unwrap().is_empty());
 }
 
+/// A job's payload, where the job says that it is.
+fn new_payload(job: &Job, json: &Json) -> NewPayload {
+    NewPayload { job: job.id, json: json.clone(), seq: job.payload_recorded_at.map(|_| job.created_seq) }
+}
+
 async fn jobs_of_any_orgs_are_read_together(store: Arc<dyn Store>) {
     let text = |bytes: usize| Json::from_trusted(format!("\"{}\"", "x".repeat(bytes)));
     let mut written = Vec::new();
-    for payload in [None, Some(text(7)), Some(text(LARGE_JOB as usize))] {
+    for (payload, is_small) in [(None, false), (Some(text(7)), true), (Some(text(LARGE_JOB as usize)), false)] {
         let org = org();
         let mut jobs = [job(org, "t", 1), job(org, "t", 2)];
         spec(&mut jobs[0]).payload_bytes = payload.as_ref().map_or(0, |payload| payload.as_str().len() as u32);
+        jobs[0].payload_recorded_at = is_small.then_some(time(1));
         // The second has a result of the same size.
         jobs[1].result_at = payload.as_ref().map(|_| Position { seq: 2, recorded_at: time(2) });
         let with_result = JobEvent { result: payload.clone(), ..event(&jobs[1], 2) };
         let changes = Changes {
             head: head(2),
             created: jobs.to_vec(),
-            payloads: payload.iter().map(|payload| (jobs[0].id, payload.clone())).collect(),
+            payloads: payload.iter().map(|payload| new_payload(&jobs[0], payload)).collect(),
             events: vec![Arc::new(event(&jobs[0], 1)), Arc::new(with_result)],
             ..Changes::default()
         };
@@ -320,29 +326,35 @@ async fn contents_are_read_for_many_and_lists_go_on_where_they_stopped(store: Ar
     let (org, jobs) = queued(&*store, &[&|_| {}, &|_| {}, &|_| {}, &|_| {}, &|_| {}]).await;
     let payload = Json::from_trusted("{\"a\": 1}");
     let mut with = job(org, "t", 6);
+    let mut small = job(org, "t", 7);
+    for job in [&mut with, &mut small] {
+        spec(job).payload_bytes = 10;
+    }
+    small.payload_recorded_at = Some(time(7));
     spec(&mut with).labels = Arc::new(BTreeMap::from([("k".to_owned(), "v".to_owned())]));
     let changes = Changes {
-        head: head(6),
-        created: vec![with.clone()],
-        payloads: vec![(with.id, payload.clone())],
-        events: vec![Arc::new(event(&with, 6))],
+        head: head(7),
+        created: vec![with.clone(), small.clone()],
+        payloads: vec![new_payload(&with, &payload), new_payload(&small, &payload)],
+        events: vec![Arc::new(event(&with, 6)), Arc::new(event(&small, 7))],
         ..Changes::default()
     };
     write(&*store, org, &changes).await.unwrap();
-    let wanted = [with.id, JobId(Uuid::now_v7()), jobs[0].id];
+    let wanted = [with.id, JobId(Uuid::now_v7()), jobs[0].id, small.id];
     let contents: BTreeMap<_, _> = store.contents(org, &wanted).await.unwrap().into_iter().collect();
-    assert_eq!((contents.len(), &contents[&with.id].payload), (2, &Some(payload)));
+    assert_eq!((contents.len(), &contents[&with.id].payload), (3, &Some(payload.clone())));
+    assert_eq!(contents[&small.id].payload, Some(payload));
     assert_eq!((&contents[&jobs[0].id].payload, &contents[&jobs[0].id].result), (&None, &None));
 
     let mut list = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: 4 };
     let page = store.list(org, &list).await.unwrap();
     assert_eq!(
         (ids(&page.jobs), page.next, page.as_of_seq),
-        (vec![with.id, jobs[4].id, jobs[3].id, jobs[2].id], Some(3), 6)
+        (vec![small.id, with.id, jobs[4].id, jobs[3].id], Some(4), 7)
     );
     list.before = page.next.unwrap();
     let page = store.list(org, &list).await.unwrap();
-    assert_eq!((ids(&page.jobs), page.next), (vec![jobs[1].id, jobs[0].id], None));
+    assert_eq!((ids(&page.jobs), page.next), (vec![jobs[2].id, jobs[1].id, jobs[0].id], None));
     list.filter.labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
     list.before = i64::MAX;
     assert_eq!(store.list(org, &list).await.unwrap().jobs, [with]);

@@ -57,6 +57,7 @@ pub(crate) fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
         stage: None,
         progress: None,
         result_at: None,
+        payload_recorded_at: None,
         last_error: None,
         cancel_requested: false,
         outcome: None,

@@ -5,13 +5,16 @@ use std::{
     process::{Output, Stdio},
 };
 
-use jobledger_client::{Client, NewJob, proto::StreamJobEventsRequest};
+use jobledger_client::{Claim, Client, NewJob, proto::StreamJobEventsRequest};
+use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::{
     cluster::{self, OWNER},
     harness::{Database, PATIENCE, Program, TestServer, command},
+    retention::rows,
 };
 
 fn run(arguments: &[&str], url: &str) -> (bool, String) {
@@ -21,8 +24,8 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 1] = ["0001 ledger"];
-const FUNCTIONS: &str = "functions 1";
+const MIGRATIONS: [&str; 2] = ["0001 ledger", "0002 small_payloads"];
+const FUNCTIONS: &str = "functions 2";
 
 /// What a database of this kind has put in place, in this order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -48,7 +51,10 @@ fn there_and_back(url: &str, steps: &[&str]) {
     assert_eq!(status(), applied(steps, steps.len()));
 
     let (done, said) = run(&["migrate", "down", "--to", "0"], url);
-    assert!(!done && said.starts_with("undoing 0001 ledger loses every job"), "{said}");
+    assert!(
+        !done && said.starts_with("undoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"),
+        "{said}"
+    );
     assert!(said.contains("nothing was done: add --yes"), "{said}");
     assert_eq!(status(), applied(steps, steps.len()));
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
@@ -149,8 +155,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 1: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 1\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 2: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 2\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The serving role can still serve: no right was lost.
@@ -160,8 +166,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "the database has another functions 1"),
-        ("functions = 2", "the database has functions 2, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "the database has another functions 2"),
+        ("functions = 3", "the database has functions 3, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]
@@ -171,6 +177,45 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         }
     }
     database.is_made_up();
+}
+
+#[tokio::test]
+async fn what_was_there_before_a_migration_is_there_after_it() {
+    for database in [Database::sqlite(), Database::postgres().await] {
+        let (server, _) = TestServer::on(&database).await;
+        let client =
+            |server: &TestServer, org| Client::builder(server.endpoint()).org(Uuid::from_u128(org)).build().unwrap();
+        let mut created = Vec::new();
+        for (org, text) in [(1, "small"), (2, &*"x".repeat(2_000)), (2, "\u{1f980}")] {
+            let payload = json!({ "text": text, "zero": -0.0 });
+            let job = NewJob::new("t").payload(&payload).unwrap();
+            let client = client(&server, org);
+            let id = client.create(job).await.unwrap().job.id;
+            created.push((org, client.get(&id).await.unwrap()));
+        }
+        server.stop().await;
+        assert_eq!(rows(&database, "job_payload").await, 1, "the others lie with their events");
+
+        // What an older program finds.
+        let url = database.url_as(OWNER);
+        let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
+        assert!(done && said == "undoing 0002 small_payloads loses nothing\nundone 0002 small_payloads\n", "{said}");
+        assert_eq!(rows(&database, "job_payload").await, 3);
+        let (done, said) = run(&["migrate", "up"], &url);
+        assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
+
+        let (server, _) = TestServer::on(&database).await;
+        for (org, before) in &created {
+            let client = client(&server, *org);
+            assert_eq!(client.get(&before.id).await.unwrap(), *before);
+            let claimed = client.claim(Claim::new("w")).await.unwrap().remove(0).job.unwrap();
+            assert_eq!((&claimed.id, &claimed.payload), (&before.id, &before.payload));
+            client.create(NewJob::new("u").payload(&json!("after")).unwrap()).await.unwrap();
+        }
+        server.stop().await;
+        assert_eq!(rows(&database, "job_payload").await, 3, "what is new lies with its event");
+        database.verify().await;
+    }
 }
 
 #[tokio::test]

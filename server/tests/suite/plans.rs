@@ -50,18 +50,21 @@ async fn fill(database: &Database, jobs: i64) {
         "BEGIN".to_owned(),
         format!(
             "INSERT INTO jobledger.job (org_id, id, type, status, attempt, retry_initial, retry_multiplier, retry_max, labels,
-                created_at, created_seq, finished_at, ready_at, due_at, last_job_seq, last_seq, last_recorded_at)
+                created_at, created_seq, finished_at, ready_at, due_at, last_job_seq, last_seq, last_recorded_at, payload_bytes,
+                payload_recorded_at)
              SELECT {of_org}, {id}, 't' || n % 7,
                 (ARRAY['succeeded', 'succeeded', 'succeeded', 'failed', 'queued', 'running'])[1 + n % 6], 1, 1, 2, 3,
                 CASE WHEN n % 3 = 0 THEN jsonb_build_object('k', (n % 100)::text) END,
                 now() - interval '1 minute', {first}, CASE WHEN n % 6 < 4 THEN now() END, now(),
-                CASE WHEN n % 12 IN (5, 10) THEN now() + interval '1 day' END, 3, {first} + 2, now()
+                CASE WHEN n % 12 IN (5, 10) THEN now() + interval '1 day' END, 3, {first} + 2, now(),
+                CASE WHEN n % 4 < 3 THEN 2 ELSE 0 END, CASE WHEN n % 4 = 1 THEN now() END
              FROM generate_series(0, {jobs} - 1) n"
         ),
         format!(
             "INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, recorded_at, kind, prev_status, next_status, attempt,
-                job_type, bytes)
-             SELECT {of_org}, {first} + e, {id}, e + 1, now(), 'progress', 'running', 'running', 1, 't' || n % 7, 256
+                job_type, bytes, payload)
+             SELECT {of_org}, {first} + e, {id}, e + 1, now(), 'progress', 'running', 'running', 1, 't' || n % 7, 256,
+                CASE WHEN e = 0 AND n % 4 = 1 THEN '{{}}' END
              FROM generate_series(0, {jobs} - 1) n, generate_series(0, 2) e"
         ),
         format!(

@@ -37,7 +37,7 @@ async fn two_orgs(database: &Database) -> [Uuid; 2] {
         assert!({ made }.env("JOBLEDGER_DATABASE_URL", &url).output().unwrap().status.success());
         let client = jobledger_client::Client::builder(server.endpoint()).org(org).build().unwrap();
         for n in 0..3 {
-            let job = NewJob::new("t").label("n", n.to_string()).payload(&n).unwrap();
+            let job = NewJob::new("t").label("n", n.to_string()).payload(&"x".repeat(1_000)).unwrap();
             client.create(job).await.unwrap();
         }
     }

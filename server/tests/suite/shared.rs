@@ -217,7 +217,7 @@ async fn every_row_of_a_shared_transaction_is_of_its_lane() {
         ("job", "type"),
         ("job", "labels ->> 'org'"),
         ("job_event", "job_type"),
-        ("job_payload", "payload::jsonb #>> '{}'"),
+        ("job_event", "payload::jsonb #>> '{}'"),
         ("job_label", "value"),
         ("org_counter", "type"),
         ("org_series", "type"),

@@ -133,6 +133,7 @@ impl Job {
             stage: None,
             progress: None,
             result_at: None,
+            payload_recorded_at: None,
             last_error: None,
             cancel_requested: false,
             outcome: None,

@@ -27,7 +27,7 @@ use crate::{
         status::JobStatus,
         transition::{self, Mark, Tick, Transition},
     },
-    store::{Changed, Changes, Head, Loaded, Needs, NextDue, Parts, Tally, told_since},
+    store::{Changed, Changes, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Parts, Tally, told_since},
 };
 
 /// What the commands of a batch name.
@@ -269,13 +269,18 @@ impl Log {
             };
         }
         self.add_type(&create.spec.job_type)?;
-        let transition = Job::create(create.id, self.org, Arc::clone(&create.spec), create.scheduled_at, self.tick());
+        let mut transition =
+            Job::create(create.id, self.org, Arc::clone(&create.spec), create.scheduled_at, self.tick());
+        if let Some(payload) = &create.payload {
+            let job = &mut transition.job;
+            let is_small = payload.len() <= MAX_SMALL_PAYLOAD;
+            job.payload_recorded_at = is_small.then_some(self.recorded_at);
+            let seq = is_small.then_some(job.created_seq);
+            self.changes.payloads.push(NewPayload { job: job.id, json: payload.clone(), seq });
+        }
         let job = transition.job.clone();
         if let Some(idempotency) = &job.spec.idempotency {
             self.keys.insert(Arc::clone(&idempotency.key), job.id);
-        }
-        if let Some(payload) = &create.payload {
-            self.changes.payloads.push((job.id, payload.clone()));
         }
         self.append(None, Before::Nothing, Timeline::default(), transition);
         Ok(Reply::of_job(job, false))

@@ -1,22 +1,19 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
-use std::sync::Arc;
-
 use chrono::Datelike as _;
 use sqlx::{
     postgres::PgArguments,
     types::chrono::{DateTime, TimeZone, Utc},
 };
-use uuid::Uuid;
 
 use super::{
     memory::End,
     statement::{Column, Statement, all_same, unnest},
 };
 use crate::{
-    domain::{clock::Time, event::JobEvent, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
+    domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
-        Changes, Head, NextDue, RecordId, StoreError, detail,
+        Changes, Head, NewPayload, NextDue, RecordId, StoreError, detail,
         rows::{EVENT_COLUMNS, labels_json, non_empty},
     },
 };
@@ -183,7 +180,7 @@ impl Statement {
         self.changed_jobs(&rows(writes, |changes| &changes.changed))?;
         self.payloads(writes)?;
         self.labels(&created)?;
-        self.events(&rows(writes, |changes| &changes.events))?;
+        self.events(writes)?;
         self.months(writes)?;
         self.records(writes)?;
         self.fold(writes)?;
@@ -201,17 +198,17 @@ impl Statement {
     }
 
     fn payloads(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
-        let mut payloads: Vec<(OrgId, Uuid, &Json)> = Vec::new();
+        let mut payloads: Vec<(OrgId, &NewPayload)> = Vec::new();
         for (log, changes) in writes {
-            payloads.extend(changes.payloads.iter().map(|(id, payload)| (log.org, id.0, payload)));
+            payloads.extend(changes.large_payloads().map(|payload| (log.org, payload)));
         }
         if payloads.is_empty() {
             return Ok(());
         }
         let columns = [
-            self.org_column(&payloads, |(org, ..)| *org)?,
-            self.column("job_id", &payloads, |(_, id, _)| *id)?,
-            self.column("payload", &payloads, |(.., payload)| payload.as_str())?,
+            self.org_column(&payloads, |(org, _)| *org)?,
+            self.column("job_id", &payloads, |(_, payload)| payload.job.0)?,
+            self.column("payload", &payloads, |(_, payload)| payload.json.as_str())?,
         ];
         self.insert("payloads", "job_payload", &columns);
         Ok(())
@@ -240,7 +237,8 @@ impl Statement {
         ]))
     }
 
-    fn events(&mut self, events: &[&Arc<JobEvent>]) -> Result<(), StoreError> {
+    fn events(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
+        let events = &rows(writes, |changes| &changes.events)[..];
         if events.is_empty() {
             return Ok(());
         }
@@ -273,6 +271,14 @@ impl Statement {
         debug_assert!(columns.iter().map(|column| column.name).take(14).eq(EVENT_COLUMNS));
         if events.iter().any(|event| event.result.is_some()) {
             columns.push(self.column("result", events, |event| event.result.as_ref().map(Json::as_str))?);
+        }
+        let mut payloads = Vec::with_capacity(events.len());
+        for (_, changes) in writes {
+            let small = changes.small_payloads();
+            payloads.extend(changes.events.iter().map(|event| small.get(&event.seq).map(|payload| payload.as_str())));
+        }
+        if payloads.iter().any(Option::is_some) {
+            columns.push(self.column("payload", &payloads, |payload| *payload)?);
         }
         self.insert("events", "job_event", &columns);
         Ok(())

@@ -24,13 +24,18 @@ use crate::{
     },
 };
 
+/// Where the payload of a job `j` is: with its first event, or in a row of its own.
+const PAYLOAD: &str =
+    "LEFT JOIN job_event c ON j.payload_recorded_at IS NOT NULL AND c.org_id = j.org_id AND c.seq = j.created_seq
+    LEFT JOIN job_payload p ON j.payload_recorded_at IS NULL AND p.org_id = j.org_id AND p.job_id = j.id";
+
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* job */ SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', p.payload, r.detail_json
+        "/* job */ SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', coalesce(c.payload, p.payload), r.detail_json
         FROM job j
         LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
         LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-        LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id
+        {PAYLOAD}
         WHERE j.org_id = $1 AND j.id = $2",
         job_columns("j")
     )
@@ -48,13 +53,13 @@ static JOBS: LazyLock<String> = LazyLock::new(|| {
         "/* jobs */ SELECT n, is_large, {}, stage, progress, iif(is_large, NULL, payload), iif(is_large, NULL, result_detail)
         FROM (
             SELECT w.key AS n, j.*, e.detail_json ->> '$.stage' AS stage, e.detail_json ->> '$.progress' AS progress,
-                p.payload AS payload, r.detail_json AS result_detail,
+                coalesce(c.payload, p.payload) AS payload, r.detail_json AS result_detail,
                 j.payload_bytes + coalesce(octet_length(r.detail_json), 0) > $2 AS is_large
             FROM json_each($1) w
             CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33))
             LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
             LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-            LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id
+            {PAYLOAD}
         ) f",
         job_columns("f")
     )
@@ -154,17 +159,21 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
     Ok(page.ending_at(last, is_cut))
 }
 
-static CONTENTS: &str = "/* contents */ SELECT j.id, p.payload, r.detail_json
-    FROM json_each($2) wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)
-    LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-    LEFT JOIN job_payload p ON p.org_id = j.org_id AND p.job_id = j.id";
+static CONTENTS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* contents */ SELECT j.id, coalesce(c.payload, p.payload), r.detail_json
+        FROM json_each($2) wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)
+        LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
+        {PAYLOAD}"
+    )
+});
 
 pub(super) async fn contents(
     pool: &SqlitePool,
     org: OrgId,
     ids: &[JobId],
 ) -> Result<Vec<(JobId, JobContents)>, StoreError> {
-    let query = sqlx::query(CONTENTS).bind(org.0).bind(ids_json(ids));
+    let query = sqlx::query(AssertSqlSafe(CONTENTS.as_str())).bind(org.0).bind(ids_json(ids));
     let mut found = query.fetch(pool);
     let mut contents = Vec::with_capacity(ids.len());
     while let Some(row) = found.next().await.transpose().map_err(store_error)? {
@@ -242,7 +251,7 @@ mod tests {
         migrations::prepare(&mut connection, true).await.unwrap();
         let statements = [
             &**JOB,
-            CONTENTS,
+            &**CONTENTS,
             &**ORG_EVENTS,
             &**JOB_EVENTS,
             &**statistics::STATISTICS,

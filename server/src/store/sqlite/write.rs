@@ -8,7 +8,7 @@ use super::{heads::Written, set::Set};
 use crate::{
     domain::{event::JobEvent, job::Job, status::JobStatus},
     store::{
-        Changed, Parts, StoreError, detail,
+        Changed, NewPayload, Parts, StoreError, detail,
         job_columns::{JOB_COLUMNS, JobColumn},
         rows::{self, EVENT_COLUMNS},
         value::Value,
@@ -16,14 +16,16 @@ use crate::{
 };
 
 /// Writes new jobs, with their payloads and labels.
-pub(super) async fn created(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
+pub(super) async fn created<'a>(
+    connection: &mut SqliteConnection,
+    written: &'a [Written<'a>],
+) -> Result<(), StoreError> {
     let jobs = written.iter().flat_map(|written| &written.changes.created);
     jobs_set(JOB_COLUMNS, jobs.clone(), 0).insert(connection, "job").await?;
     let mut payloads = Vec::new();
     for Written { org, changes, .. } in written {
-        let rows =
-            changes.payloads.iter().map(|(id, payload)| vec![org.0.into(), id.0.into(), payload.as_str().into()]);
-        payloads.extend(rows);
+        let row = |payload: &'a NewPayload| vec![org.0.into(), payload.job.0.into(), payload.json.as_str().into()];
+        payloads.extend(changes.large_payloads().map(row));
     }
     Set::new(&["org_id", "job_id", "payload"], payloads).insert(connection, "job_payload").await?;
     let labels = jobs.flat_map(labels).map(|(key, value, job)| {
@@ -56,9 +58,17 @@ pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Writte
 
 /// Writes new events.
 pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
-    let events = written.iter().flat_map(|written| &written.changes.events);
-    let rows = events.map(|event| event_values(event)).collect::<Result<Vec<_>, _>>()?;
-    Set::new(&EVENT_COLUMNS, rows).insert(connection, "job_event").await
+    let mut rows = Vec::new();
+    for Written { changes, .. } in written {
+        let payloads = changes.small_payloads();
+        for event in &changes.events {
+            let mut values = event_values(event)?;
+            values.push(payloads.get(&event.seq).map(|payload| payload.as_str()).into());
+            rows.push(values);
+        }
+    }
+    let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload"]).collect();
+    Set::new(&columns, rows).insert(connection, "job_event").await
 }
 
 /// Columns of a job's key, the first ones.
