@@ -11,6 +11,11 @@ SELECT NULL::bigint AS n, NULL::boolean AS is_large, j.*, NULL::text AS stage, N
     NULL::text AS result
 FROM jobledger.job j WHERE false;
 
+-- True of a job that may be claimed: what the indexes over such jobs have as their condition, since PostgreSQL puts the body of such a
+-- function in the place of its call.
+CREATE OR REPLACE FUNCTION jobledger.is_ready(p_status VARCHAR, p_due_at TIMESTAMPTZ)
+RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT p_status = 'queued' AND p_due_at IS NULL $$;
+
 -- Names the orgs that the transaction is on to row-level security.
 CREATE OR REPLACE FUNCTION jobledger.name_orgs(p_orgs UUID[])
 RETURNS VOID LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -462,16 +467,16 @@ BEGIN
     ), first_ready (type, priority, ready_at) AS (
         -- Of each type and priority the job that has been ready for longest, from one place in the index to the next.
         (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-         WHERE p_types IS NULL AND j.org_id = p_org AND j.status = 'queued' AND j.due_at IS NULL
+         WHERE p_types IS NULL AND j.org_id = p_org AND jobledger.is_ready(j.status, j.due_at)
          ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
         UNION ALL
         SELECT next.type, next.priority, next.ready_at FROM first_ready f CROSS JOIN LATERAL (
             (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-             WHERE j.org_id = p_org AND j.type = f.type AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < f.priority
+             WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND j.priority < f.priority
              ORDER BY j.priority DESC, j.ready_at LIMIT 1)
             UNION ALL
             (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-             WHERE j.org_id = p_org AND j.type > f.type AND j.status = 'queued' AND j.due_at IS NULL
+             WHERE j.org_id = p_org AND j.type > f.type AND jobledger.is_ready(j.status, j.due_at)
              ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
             LIMIT 1) next
     ), first_ready_of (type, priority, ready_at) AS (
@@ -479,12 +484,12 @@ BEGIN
         SELECT wanted.type, first.priority, first.ready_at
         FROM unnest(p_types) AS wanted (type) CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = 'queued' AND j.due_at IS NULL
+            WHERE j.org_id = p_org AND j.type = wanted.type AND jobledger.is_ready(j.status, j.due_at)
             ORDER BY j.priority DESC, j.ready_at LIMIT 1) first
         UNION ALL
         SELECT f.type, lower.priority, lower.ready_at FROM first_ready_of f CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            WHERE j.org_id = p_org AND j.type = f.type AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < f.priority
+            WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND j.priority < f.priority
             ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
     ), part (type, count_queued, count_running, count_succeeded, count_failed, count_canceled, count_dead_letter, count_scheduled, oldest, flow_created, flow_started, flow_succeeded, flow_failed, flow_retried, flow_canceled, flow_lost, waits, runs, is_counted) AS (
         -- Added up rather than joined: a join of what PostgreSQL has no statistics of may take each with each.

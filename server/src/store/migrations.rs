@@ -299,7 +299,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (2, "62269362aa8a2ebf1838c45e42f4d6210122291e67c2ec66297f06c33482af4f")
+            (2, "1af1be6c996a7bab1cce51219ee0009014aac6a58b05430d2104881f996cdecd")
         );
     }
 

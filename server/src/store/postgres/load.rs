@@ -316,7 +316,7 @@ fn load_ready_sql(name: &str, of_type: &str) -> String {
     let first = |condition: &str, order: &str| {
         format!(
             "(SELECT j.id, j.type, j.priority, j.ready_at, j.created_seq FROM jobledger.job j
-              WHERE j.org_id = wanted.org_id {of_type} AND j.status = 'queued' AND j.due_at IS NULL AND {condition}
+              WHERE j.org_id = wanted.org_id {of_type} AND jobledger.is_ready(j.status, j.due_at) AND {condition}
               ORDER BY {order}j.ready_at, j.created_seq LIMIT wanted.most)"
         )
     };

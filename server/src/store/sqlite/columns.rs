@@ -20,6 +20,10 @@ pub(super) fn job_columns(row: &str) -> String {
     columns.join(", ")
 }
 
+/// True of a job that may be claimed ([`Job::is_ready`](crate::domain::job::Job::is_ready)): in a statement on one table of jobs, whose
+/// indexes over such jobs have the same condition.
+pub(super) const IS_READY: &str = "(status = 'queued' AND due_at IS NULL)";
+
 /// A row, read from left to right.
 pub(super) struct Columns<'r> {
     row: &'r SqliteRow,

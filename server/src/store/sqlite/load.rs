@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, job_columns, micros},
+    columns::{Columns, IS_READY, job_columns, micros},
     error::store_error,
 };
 use crate::{
@@ -106,7 +106,7 @@ pub(super) fn load_ready_of(types: usize) -> String {
     let of_type = |n| {
         format!(
             "/* load_ready_of */ SELECT * FROM (SELECT org_id, id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
-                WHERE org_id = ?{} AND type = ?{} AND status = 'queued' AND due_at IS NULL
+                WHERE org_id = ?{} AND type = ?{} AND {IS_READY}
                 ORDER BY priority DESC, ready_at, created_seq LIMIT ?{})",
             3 * n + 1,
             3 * n + 2,
@@ -116,9 +116,13 @@ pub(super) fn load_ready_of(types: usize) -> String {
     (0..types).map(of_type).collect::<Vec<_>>().join(" UNION ALL ")
 }
 
-pub(super) const LOAD_ALL_READY: &str = "/* load_all_ready */ SELECT org_id, id, type, priority, ready_at, created_seq
-    FROM job INDEXED BY idx_job_ready_all WHERE org_id = $1 AND status = 'queued' AND due_at IS NULL
-    ORDER BY priority DESC, ready_at, created_seq LIMIT $2";
+pub(super) static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_all_ready */ SELECT org_id, id, type, priority, ready_at, created_seq
+        FROM job INDEXED BY idx_job_ready_all WHERE org_id = $1 AND {IS_READY}
+        ORDER BY priority DESC, ready_at, created_seq LIMIT $2"
+    )
+});
 
 /// Jobs of some orgs that may be claimed; orgs of which none is wanted are left out.
 pub(super) async fn load_ready(
@@ -151,7 +155,7 @@ pub(super) async fn load_ready(
     for (org, wanted) in orgs.iter().filter(|(_, wanted)| !wanted.is_empty()) {
         let mut of_all = Vec::new();
         if wanted.all > 0 {
-            let query = sqlx::query(LOAD_ALL_READY).bind(org.0).bind(wanted.all as i64);
+            let query = sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str())).bind(org.0).bind(wanted.all as i64);
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
                 of_all.push(job(row)?.1);
             }

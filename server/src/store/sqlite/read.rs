@@ -262,7 +262,7 @@ mod tests {
             &**load::LOAD_JOBS,
             &**load::LOAD_ROWS,
             &load::load_ready_of(2),
-            load::LOAD_ALL_READY,
+            &**load::LOAD_ALL_READY,
             load::LOAD_HELD,
             load::LOAD_DUE,
             load::LOAD_NEXT_DUE,

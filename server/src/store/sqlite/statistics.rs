@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, SqlitePool};
 use tokio_stream::StreamExt as _;
 
 use super::{
-    columns::{Columns, micros},
+    columns::{Columns, IS_READY, micros},
     error::store_error,
     series::histogram,
 };
@@ -41,13 +41,13 @@ pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
         "/* statistics */ SELECT h.seq, 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
                 WITH RECURSIVE found (priority) AS (
                     SELECT max(priority) FROM job
-                    WHERE org_id = c.org_id AND type = c.type AND status = 'queued' AND due_at IS NULL
+                    WHERE org_id = c.org_id AND type = c.type AND {IS_READY}
                     UNION ALL
                     SELECT (SELECT max(j.priority) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
-                                AND j.status = 'queued' AND j.due_at IS NULL AND j.priority < found.priority)
+                                AND {IS_READY} AND j.priority < found.priority)
                     FROM found WHERE found.priority IS NOT NULL
                 ) SELECT min((SELECT min(j.ready_at) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
-                                AND j.status = 'queued' AND j.due_at IS NULL AND j.priority = found.priority))
+                                AND {IS_READY} AND j.priority = found.priority))
                 FROM found WHERE found.priority IS NOT NULL)
             END, {counts}, c.scheduled, NULL, NULL
         FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id AND {}
