@@ -176,6 +176,16 @@ CREATE TABLE jobledger.job_payload (
     PRIMARY KEY (org_id, job_id)
 );
 
+-- Jobs that are gone and whose events are still to go: more than one batch may remove.
+CREATE TABLE jobledger.job_remains (
+    org_id   UUID        NOT NULL,
+    job_id   UUID        NOT NULL,
+    last_seq BIGINT      NOT NULL,                  -- of the last of them
+    since    TIMESTAMPTZ NOT NULL,                  -- when they were recorded
+    until    TIMESTAMPTZ NOT NULL,
+    PRIMARY KEY (org_id, job_id)
+);
+
 -- Labels to find jobs by: list_jobs.
 CREATE TABLE jobledger.job_label (
     org_id      UUID   NOT NULL,
@@ -233,7 +243,7 @@ DECLARE
     tenant_table TEXT;
 BEGIN
     FOREACH tenant_table IN ARRAY ARRAY['org_head', 'org_record', 'org_counter', 'org_series', 'org_month', 'job', 'job_payload',
-        'job_label', 'job_event', 'api_token'] LOOP
+        'job_remains', 'job_label', 'job_event', 'api_token'] LOOP
         EXECUTE format('ALTER TABLE jobledger.%I ENABLE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('ALTER TABLE jobledger.%I FORCE ROW LEVEL SECURITY', tenant_table);
         EXECUTE format('CREATE POLICY org ON jobledger.%I USING (

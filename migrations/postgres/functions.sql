@@ -615,6 +615,19 @@ BEGIN
     ) e;
 END $$;
 
+-- How many events are still to go of jobs that are gone.
+CREATE OR REPLACE FUNCTION jobledger.count_remaining(p_org UUID)
+RETURNS SETOF BIGINT
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT count(*) FROM jobledger.job_remains r CROSS JOIN LATERAL (
+        SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = r.job_id AND e.seq <= r.last_seq
+            AND e.recorded_at >= r.since AND e.recorded_at <= r.until OFFSET 0) e
+    WHERE r.org_id = p_org;
+END $$;
+
 -- The types of whose queued jobs the counter says that others wait for their time than do, in one snapshot.
 CREATE OR REPLACE FUNCTION jobledger.miscounted(p_org UUID)
 RETURNS TABLE (type TEXT, stored BIGINT, counted BIGINT)

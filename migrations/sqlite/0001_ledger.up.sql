@@ -157,6 +157,16 @@ CREATE TABLE job_payload (
     PRIMARY KEY (org_id, job_id)
 ) STRICT, WITHOUT ROWID;
 
+-- Jobs that are gone and whose events are still to go: more than one batch may remove.
+CREATE TABLE job_remains (
+    org_id   BLOB    NOT NULL,
+    job_id   BLOB    NOT NULL,
+    last_seq INTEGER NOT NULL,                  -- of the last of them
+    since    INTEGER NOT NULL,                  -- when they were recorded
+    until    INTEGER NOT NULL,
+    PRIMARY KEY (org_id, job_id)
+) STRICT, WITHOUT ROWID;
+
 -- Labels to find jobs by: list.
 CREATE TABLE job_label (
     org_id      BLOB    NOT NULL,

@@ -67,6 +67,9 @@ pub trait Audit: Send + Sync {
     /// Counts the events after `after` up to `last`.
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError>;
 
+    /// Counts the events that are still to go of jobs that are gone.
+    async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError>;
+
     /// Reads events of some jobs, in the order given and of each in the order of `seq`: at most `limit`, those of the first job
     /// only if they are after `after`, and none after `last`. A result is told by a null in its place.
     async fn histories(

@@ -1,12 +1,12 @@
 //! What a batch of one org takes and leaves: what its commands name, what the database has of that, and what changes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
-use super::{Changed, FoundReady, Head, Ready, RemovedFlow, Tally};
+use super::{Changed, Expired, FoundReady, Head, Ready, RemovedFlow, Slice, Tally};
 use crate::domain::{
     clock::Time,
     event::JobEvent,
@@ -51,19 +51,6 @@ pub struct HeldBy {
     pub request: Arc<str>,
     /// No more of the jobs than this.
     pub limit: usize,
-}
-
-/// Finished jobs that are kept no longer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expired {
-    /// How long they are kept.
-    pub retention: Retention,
-    /// No more of them; at least 1.
-    pub limit: usize,
-    /// No more events of theirs in all, unless it is a single one.
-    pub max_events: i64,
-    /// None that has more than this.
-    pub max_events_of_one: i64,
 }
 
 /// How long finished jobs are kept, by the status in which they ended. Others are always kept.
@@ -111,6 +98,10 @@ pub struct Loaded {
     pub types: Vec<String>,
     /// Of the jobs, those that are kept no longer; of each status those that ended first.
     pub expired: Vec<JobId>,
+    /// What the events of those of them that may go at once take, about, in bytes.
+    pub sizes: HashMap<JobId, i64>,
+    /// Where jobs that are kept no longer were asked for, the next events of one that is gone.
+    pub slice: Option<Slice>,
     /// What happened to those of them of which the series may still tell, as far as their events are within the bounds: those
     /// events in order, but for progress.
     pub histories: HashMap<JobId, Vec<Milestone>>,
@@ -137,6 +128,8 @@ impl Loaded {
             jobs: Vec::new(),
             ready: FoundReady::default(),
             expired: Vec::new(),
+            sizes: HashMap::new(),
+            slice: None,
             histories: HashMap::new(),
             populations: HashMap::new(),
             next_expiry: None,
@@ -159,6 +152,10 @@ pub struct Changes {
     pub changed: Vec<Changed>,
     /// Jobs that go, with their events.
     pub removed: Vec<Job>,
+    /// Those of them whose events stay for now.
+    pub remaining: HashSet<JobId>,
+    /// Events that go, of a job that is gone already.
+    pub removed_slice: Option<Slice>,
     /// When to look again for finished jobs that are kept no longer, if that is known now.
     pub next_retention: Option<Time>,
     /// What became known of when jobs are due.
@@ -204,7 +201,7 @@ impl Changes {
 
     /// True if there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none()
+        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && self.removed_slice.is_none()
     }
 
     /// True if anything of the log or its jobs changes, which leaves a record.

@@ -299,7 +299,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (2, "1af1be6c996a7bab1cce51219ee0009014aac6a58b05430d2104881f996cdecd")
+            (2, "80828897f1547d288a438cb37f1ea52b934f2e84f8cc1e89dc6c7f85e8bdfc9a")
         );
     }
 

@@ -21,6 +21,7 @@ mod audit;
 mod changes;
 mod copies;
 mod detail;
+mod expired;
 mod imports;
 mod job_columns;
 pub mod migrations;
@@ -39,10 +40,9 @@ mod value;
 
 pub use self::{
     audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},
-    changes::{
-        Changes, Expired, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts,
-    },
+    changes::{Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts},
     copies::{Restored, RevokeTokens, backup, renew_log_id, restore},
+    expired::{Expired, Most, Slice},
     parts::{Changed, Parts},
     query::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,

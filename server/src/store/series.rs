@@ -1,16 +1,11 @@
 //! What a batch adds to the statistics, and how they are stored over time.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Expired, Head, StatusCounts, StoreError, rows::damaged};
+use super::{Head, StatusCounts, StoreError, rows::damaged};
 use crate::domain::{
     clock::Time,
     flow::{Flow, Width},
-    id::JobId,
-    job::Job,
 };
 
 /// Rows of the series that are too old and go at once, at least; and with them those of the same bucket.
@@ -72,26 +67,4 @@ impl Series {
 /// Since when the series of a log may tell of a job.
 pub fn told_since(head: &Head) -> Time {
     head.recorded_at.map_or(Time::MIN_UTC, |last| Width::Hour.kept_since(last))
-}
-
-/// Those of the jobs that may go, in their order, of which the series still tells something: as many as may go at once.
-pub(super) fn told_by_series(head: &Head, jobs: &[Job], expired: &[JobId], wanted: Option<&Expired>) -> Vec<JobId> {
-    let Some(wanted) = wanted else { return Vec::new() };
-    let since = told_since(head);
-    let by_id: HashMap<_, _> = jobs.iter().map(|job| (job.id, job)).collect();
-    let mut events = 0;
-    let mut told = Vec::new();
-    for job in expired.iter().filter_map(|id| by_id.get(id)) {
-        if job.last_job_seq > wanted.max_events_of_one {
-            continue;
-        }
-        events += job.last_job_seq;
-        if events > wanted.max_events && events > job.last_job_seq {
-            break;
-        }
-        if job.last_recorded_at >= since {
-            told.push(job.id);
-        }
-    }
-    told
 }

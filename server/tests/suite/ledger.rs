@@ -117,7 +117,7 @@ pub(crate) fn created(reply: Result<JobReply, LedgerError>) -> Job {
     }
 }
 
-fn report(step: Option<Step>) -> Report {
+pub(crate) fn report(step: Option<Step>) -> Report {
     Report { step, news: News::default(), lease: None, etag: None, actor: "".into() }
 }
 

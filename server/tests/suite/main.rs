@@ -64,6 +64,7 @@ mod rls;
 mod seeded;
 mod shared;
 mod shutdown;
+mod slices;
 mod snapshot_pages;
 mod snapshots;
 mod start;

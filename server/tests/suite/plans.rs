@@ -14,7 +14,7 @@ use jobledger_server::{
     },
     ledger::Retention,
     store::{
-        DueWork, EventFilter, EventQuery, Expired, FoundJob, JobFilter, ListQuery, Needs, Ready, SeriesKind,
+        DueWork, EventFilter, EventQuery, Expired, FoundJob, JobFilter, ListQuery, Most, Needs, Ready, SeriesKind,
         StatisticsQuery, Store,
     },
 };
@@ -73,6 +73,9 @@ async fn fill(database: &Database, jobs: i64) {
         ),
         format!(
             "INSERT INTO jobledger.job_payload SELECT {of_org}, {id}, '{{}}' FROM generate_series(0, {jobs} - 1) n WHERE n % 2 = 0"
+        ),
+        format!(
+            "INSERT INTO jobledger.job_remains SELECT {of_org}, gen_random_uuid(), 0, now(), now() FROM generate_series(0, {jobs} - 1) n"
         ),
         "INSERT INTO jobledger.org_head (org_id, seq, recorded_at, types)
          SELECT org_id, max(seq), max(recorded_at), 7 FROM jobledger.job_event GROUP BY org_id ON CONFLICT DO NOTHING"
@@ -165,6 +168,7 @@ async fn no_read_walks_a_table() {
         ("read_job_log", format!("'{o}', '{j}', 0, NULL, NULL, false, NULL, 256, 1000000", j = j.0)),
         ("miscounted", format!("'{o}'")),
         ("count_events", format!("'{o}', 0, 20000")),
+        ("count_remaining", format!("'{o}'")),
         ("read_histories", format!("'{o}', '{{{j}}}', 0, 1000000, 256", j = j.0)),
         ("read_contents", format!("'{o}', '{{{j}}}'", j = j.0)),
         ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed}}', NULL, NULL, NULL, NULL, 51, 51")),
@@ -422,7 +426,8 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("batch of ten");
     let mut retention = Retention::default();
     retention.set(JobStatus::Failed, std::time::Duration::ZERO);
-    let expired = Some(Expired { retention, limit: 500, max_events: 10_000, max_events_of_one: 200_000 });
+    let expired =
+        Some(Expired { retention, limit: 500, most: Most { events: 10_000, bytes: 16 << 20 }, max_history: 200_000 });
     let mut batch = store.begin(&[o]).await.unwrap();
     let needs =
         Needs { jobs: vec![job(57)], keys: vec!["k".into()], types: vec!["t1".into()], expired, ..Needs::default() };

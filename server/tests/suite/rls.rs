@@ -9,7 +9,7 @@ use crate::{
     harness::{Database, TestServer, command},
 };
 
-const TENANT_TABLES: [&str; 10] = [
+const TENANT_TABLES: [&str; 11] = [
     "org_head",
     "org_record",
     "org_counter",
@@ -17,6 +17,7 @@ const TENANT_TABLES: [&str; 10] = [
     "org_month",
     "job",
     "job_payload",
+    "job_remains",
     "job_label",
     "job_event",
     "api_token",
@@ -43,6 +44,8 @@ async fn two_orgs(database: &Database) -> [Uuid; 2] {
     }
     drop(client);
     server.stop().await;
+    let remains = "INSERT INTO jobledger.job_remains SELECT org_id, id, 0, now(), now() FROM jobledger.job";
+    database.connect_as("postgres").await.execute(remains).await.unwrap();
     orgs
 }
 

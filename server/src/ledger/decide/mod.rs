@@ -27,7 +27,9 @@ use crate::{
         status::JobStatus,
         transition::{self, Mark, Tick, Transition},
     },
-    store::{Changed, Changes, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Parts, Tally, told_since},
+    store::{
+        Changed, Changes, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Parts, Slice, Tally, told_since,
+    },
 };
 
 /// What the commands of a batch name.
@@ -162,6 +164,8 @@ struct Log {
     misdated: Vec<JobId>,
     /// Jobs that may be kept no longer, and when the next one may.
     expired: Vec<JobId>,
+    sizes: HashMap<JobId, i64>,
+    slice: Option<Slice>,
     histories: HashMap<JobId, Vec<Milestone>>,
     /// What was brought in before of jobs that are brought in.
     marks: HashMap<JobId, Mark>,
@@ -211,6 +215,8 @@ impl Log {
             next_due: loaded.next_due,
             misdated: loaded.misdated,
             expired: loaded.expired,
+            sizes: loaded.sizes,
+            slice: loaded.slice,
             histories: loaded.histories,
             populations: loaded.populations,
             marks: loaded.marks,

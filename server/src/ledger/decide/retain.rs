@@ -9,27 +9,22 @@ use crate::{
         id::JobId,
         job::Job,
     },
-    store::{Bucket, Expired, Retention},
+    store::{Bucket, Expired, Most, Retention},
 };
 
 /// Jobs that one batch removes, at most.
 const REMOVED_JOBS: usize = 500;
-/// Events that one batch removes with their jobs, at most; or those of one job.
-const REMOVED_EVENTS: i64 = 10_000;
-/// A job with more events than this is kept: removing them would take longer than a batch may.
-const REMOVABLE_EVENTS: i64 = 200_000;
+/// Events that one batch removes, and what they and their jobs' payloads take, at most.
+const REMOVED: Most = Most { events: 10_000, bytes: 16 << 20 };
+/// What happened to a job with more events than this is not looked up.
+const MAX_HISTORY: i64 = 200_000;
 /// The least and the longest wait between two looks for what an org no longer keeps.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
 /// What a batch that removes jobs asks for.
 pub(super) fn expired(retention: &Retention) -> Expired {
-    Expired {
-        retention: *retention,
-        limit: REMOVED_JOBS,
-        max_events: REMOVED_EVENTS,
-        max_events_of_one: REMOVABLE_EVENTS,
-    }
+    Expired { retention: *retention, limit: REMOVED_JOBS, most: REMOVED, max_history: MAX_HISTORY }
 }
 
 impl Log {
@@ -40,8 +35,13 @@ impl Log {
             // It stays due, and whoever asked waits before asking again.
             return Removed { jobs: 0, has_more: false };
         }
+        if let Some(slice) = self.slice.take() {
+            self.changes.removed_slice = Some(slice);
+            self.changes.next_retention = Some(self.now);
+            return Removed { jobs: 0, has_more: true };
+        }
         let mut has_more = candidates.len() >= REMOVED_JOBS;
-        let (mut jobs, mut events) = (0, 0);
+        let (mut jobs, mut events, mut bytes) = (0, 0, 0);
         for id in candidates {
             let Some(job) = self.jobs.get(&id) else { continue };
             let expires_at =
@@ -49,19 +49,27 @@ impl Log {
             if expires_at.is_none_or(|at| at >= self.now) {
                 continue;
             }
-            if job.last_job_seq > REMOVABLE_EVENTS {
-                tracing::warn!(org_id = %self.org, job_id = %id, events = job.last_job_seq, "kept: it has too many events");
+            let is_told = job.last_recorded_at >= self.told_since;
+            if is_told && job.last_job_seq > MAX_HISTORY {
                 continue;
             }
             events += job.last_job_seq;
+            let size = self.sizes.get(&id).copied();
+            bytes += size.unwrap_or_default() + i64::from(job.spec.payload_bytes);
+            let fits = events <= REMOVED.events && bytes <= REMOVED.bytes;
             // What the series tells of has to be known to be taken away.
-            let is_known = job.last_recorded_at < self.told_since || self.histories.contains_key(&id);
-            if !is_known || events > REMOVED_EVENTS && jobs > 0 {
+            let is_known = size.is_some() && (!is_told || self.histories.contains_key(&id));
+            if !is_known || !fits && jobs > 0 {
                 has_more = true;
                 break;
             }
             jobs += 1;
             self.remove(id);
+            if !fits {
+                self.changes.remaining.insert(id);
+                has_more = true;
+                break;
+            }
         }
         // Where none could be removed, looking again at once would find the same.
         has_more &= jobs > 0;

@@ -92,6 +92,12 @@ impl Audit for PostgresStore {
         Ok(Stretch { events: columns.long()?, places: columns.long()? })
     }
 
+    async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {
+        let sql = "/* count_remaining */ SELECT jobledger.count_remaining($1)";
+        let found = self.readers.fetch(sql, arguments![org.0]).await?;
+        found.first().map_or(Ok(0), |row| Columns::of(row).long())
+    }
+
     async fn histories(
         &self,
         org: OrgId,

@@ -19,11 +19,8 @@ use super::{
     columns::Columns,
     connections::{Connection, Connections, arguments},
     error::{commit, commit_error, is_lost, store_error},
-    import,
-    load::{
-        Names, Of, Wanted, load_due, load_expired, load_histories, load_jobs, load_misdated, load_populations,
-        load_ready, load_rows,
-    },
+    expired, import,
+    load::{Names, Of, Wanted, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows},
     memory::{End, Memory},
     write::{self, Log},
 };
@@ -35,9 +32,9 @@ use crate::{
     },
     store::{
         Batch, Changes, ClaimOrder, FoundReady, Loaded, Needs, ReadyJob, RecordId, StoreError,
+        expired::{may_go, told_by_series},
         recent::{ALL_TYPES, Left, Recent},
         rows::{self, Columns as _},
-        series::told_by_series,
     },
 };
 
@@ -147,12 +144,18 @@ impl Batch for PostgresBatch {
             let is_new = |name: &Arc<str>| types.iter().all(|found| **found != **name);
             self.new_types.insert(*org, unknown.into_iter().filter(is_new).collect());
             let head = self.end(*org)?.head;
-            let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
-            let histories = load_histories(&mut self.connection, *org, &jobs, &told).await?;
-            let populations = match &needs.expired {
-                Some(_) => load_populations(&mut self.connection, *org, &jobs).await?,
-                None => HashMap::new(),
-            };
+            let connection = &mut *self.connection;
+            let may_go = needs.expired.as_ref().map_or_else(Vec::new, |wanted| may_go(&jobs, &expired, wanted));
+            let told = told_by_series(&head, &may_go);
+            let histories = expired::load_histories(connection, *org, &jobs, &told).await?;
+            let (mut populations, mut sizes, mut slice) = (HashMap::new(), HashMap::new(), None);
+            if let Some(wanted) = &needs.expired {
+                populations = load_populations(connection, *org, &jobs).await?;
+                sizes = expired::load_sizes(connection, *org, &may_go, wanted.most).await?;
+                slice = expired::load_slice(connection, *org, wanted.most).await?;
+            }
+            let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
+            expired::clear(connection, *org, &imported).await?;
             let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
             loaded.push(Loaded {
                 head,
@@ -160,6 +163,8 @@ impl Batch for PostgresBatch {
                 ready,
                 types,
                 expired,
+                sizes,
+                slice,
                 histories,
                 populations,
                 next_expiry,
@@ -263,7 +268,9 @@ impl PostgresBatch {
             let mut found = Found::default();
             (found.due, found.next_due) = due.remove(&org).unwrap_or_default();
             if let Some(wanted) = &needs.expired {
-                (found.expired, found.next_expiry) = load_expired(self.connection(), org, wanted, now).await?;
+                let head = self.end(org)?.head;
+                (found.expired, found.next_expiry) =
+                    expired::load_expired(self.connection(), org, wanted, &head, now).await?;
             }
             if let Some(wanted) = needs.misdated {
                 found.misdated = load_misdated(self.connection(), org, wanted, now).await?;

@@ -17,7 +17,6 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
-        flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
         lease::LONGEST_LEASE,
@@ -25,7 +24,7 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        ClaimOrder, Expired, HeldBy, ReadyJob, StoreError,
+        ClaimOrder, HeldBy, ReadyJob, StoreError,
         job_columns::{JOB_COLUMNS, read_job},
         rows::{self, Columns as _},
     },
@@ -197,67 +196,6 @@ pub(super) async fn load_populations(
         Ok((columns.text()?.into(), columns.long()?))
     };
     query.fetch_all(connection).await.map_err(store_error)?.iter().map(population).collect()
-}
-
-pub(super) async fn load_expired(
-    connection: &mut PgConnection,
-    org: OrgId,
-    wanted: &Expired,
-    now: Time,
-) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-    const SQL: &str = "/* load_expired */ SELECT old.id,
-            (SELECT min(j.finished_at) FROM jobledger.job j
-             WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at >= $3)
-        FROM (VALUES (1)) one LEFT JOIN (
-            SELECT j.id FROM jobledger.job j
-            WHERE j.org_id = $1 AND j.status = $2 AND j.finished_at IS NOT NULL AND j.finished_at < $3
-            ORDER BY j.finished_at LIMIT $4
-        ) old ON true";
-    let (mut expired, mut next) = (Vec::new(), None);
-    for (status, before) in wanted.retention.cutoffs(now) {
-        let limit = (wanted.limit - expired.len()) as i64;
-        let query = sqlx::query_with(SQL, arguments![org.0, status.as_str(), before, limit]);
-        for row in query.fetch_all(&mut *connection).await.map_err(store_error)? {
-            let mut columns = Columns::of(&row);
-            expired.extend(columns.get::<Option<Uuid>>()?.map(JobId));
-            if let Some(finished_at) = columns.optional_time()? {
-                let expiry = finished_at + (now - before);
-                next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
-            }
-        }
-    }
-    Ok((expired, next))
-}
-
-/// What happened to some of an org's jobs.
-pub(super) async fn load_histories(
-    connection: &mut PgConnection,
-    org: OrgId,
-    jobs: &[Job],
-    told: &[JobId],
-) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
-    const SQL: &str =
-        "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> 'scheduled_at',
-            COALESCE(e.detail_json ? 'past', false)
-        FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, n) CROSS JOIN LATERAL (
-            SELECT * FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = wanted.id
-                AND e.recorded_at >= $3 AND e.recorded_at <= $4 AND e.kind NOT IN ('progress', 'cancel_requested')
-            ORDER BY e.seq OFFSET 0
-        ) e";
-    let mut histories: HashMap<_, Vec<_>> = HashMap::new();
-    let (Some(since), Some(until)) = (
-        jobs.iter().map(|job| job.created_at).min().filter(|_| !told.is_empty()),
-        jobs.iter().map(|job| job.last_recorded_at).max(),
-    ) else {
-        return Ok(histories);
-    };
-    let ids: Vec<_> = told.iter().map(|id| id.0).collect();
-    let query = sqlx::query_with(SQL, arguments![org.0, ids, since, until]);
-    for row in query.fetch_all(connection).await.map_err(store_error)? {
-        let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
-        histories.entry(job).or_default().push(milestone);
-    }
-    Ok(histories)
 }
 
 /// Jobs that may be claimed, of a type or of all: no more than so many, from a place on if one is known before which there are none.

@@ -9,6 +9,7 @@ mod batch;
 mod columns;
 mod connections;
 mod error;
+mod expired;
 mod fold;
 mod import;
 mod jobs;

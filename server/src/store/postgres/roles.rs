@@ -25,7 +25,8 @@ GRANT SELECT ON jobledger.api_token TO {name};
 -- A verification has retention wait for it, and so has a clock that was set.
 GRANT UPDATE (retention_paused_until, clock_seen_at) ON jobledger.ledger TO {name};
 GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_due TO {name};
-GRANT SELECT, INSERT, DELETE ON jobledger.org_record, jobledger.org_month, jobledger.job_payload, jobledger.job_label TO {name};
+GRANT SELECT, INSERT, DELETE ON jobledger.org_record, jobledger.org_month, jobledger.job_payload, jobledger.job_remains,
+    jobledger.job_label TO {name};
 GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job, jobledger.org_counter, jobledger.org_series TO {name};
 -- What is in the log stays as it is, or goes.
 GRANT SELECT, INSERT, DELETE ON jobledger.job_event TO {name};

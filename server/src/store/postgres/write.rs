@@ -8,7 +8,7 @@ use sqlx::{
 
 use super::{
     memory::End,
-    statement::{Column, Statement, all_same, unnest},
+    statement::{Column, Statement, all_same},
 };
 use crate::{
     domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
@@ -108,7 +108,8 @@ pub(super) type Write<'a> = (&'a Log, &'a Changes);
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
     let takes_more = |(log, changes): &Write<'_>| {
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-        let has_others = !changes.removed.is_empty() || changes.next_retention.is_some() || is_first;
+        let removes = !changes.removed.is_empty() || changes.removed_slice.is_some();
+        let has_others = removes || changes.next_retention.is_some() || is_first;
         let has_looked = matches!(changes.next_due, Some(NextDue::At(_)));
         has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes)
     };
@@ -125,12 +126,17 @@ pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArgumen
 pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArguments)>, StoreError> {
     let mut statements = Vec::with_capacity(1);
     // First, since a key that goes with its job may be used again by a new one.
-    for (log, changes) in writes.iter().filter(|(_, changes)| !changes.removed.is_empty()) {
+    for (log, changes) in writes {
         let mut remove = Statement::new("remove");
         let org = remove.bind(log.org.0)?;
-        remove.removed_jobs(&org, &changes.removed)?;
-        remove.removed_flow(&org, &changes.removed_flow)?;
-        statements.push(remove.finish());
+        remove.removed_slice(&org, changes)?;
+        if !changes.removed.is_empty() {
+            remove.removed_jobs(&org, changes)?;
+            remove.removed_flow(&org, &changes.removed_flow)?;
+        }
+        if remove.has_parts() {
+            statements.push(remove.finish());
+        }
     }
     let mut write = Statement::new("write");
     write.changes(writes)?;
@@ -222,7 +228,7 @@ impl Statement {
         Ok(())
     }
 
-    fn label_columns(&mut self, jobs: &[&Job]) -> Result<Option<[Column; 5]>, StoreError> {
+    pub(super) fn label_columns(&mut self, jobs: &[&Job]) -> Result<Option<[Column; 5]>, StoreError> {
         let labels: Vec<_> =
             jobs.iter().flat_map(|job| job.spec.labels.iter().map(move |label| (*job, label))).collect();
         if labels.is_empty() {
@@ -281,40 +287,6 @@ impl Statement {
             columns.push(self.column("payload", &payloads, |payload| *payload)?);
         }
         self.insert("events", "job_event", &columns);
-        Ok(())
-    }
-
-    fn removed_jobs(&mut self, org: &str, jobs: &[Job]) -> Result<(), StoreError> {
-        let ids = self.bind(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>())?;
-        // Where in time their events are, so that no other partition is looked into.
-        let since = self.bind(jobs.iter().map(|job| job.created_at).min())?;
-        let until = self.bind(jobs.iter().map(|job| job.last_recorded_at).max())?;
-        let labels = self.label_columns(&jobs.iter().collect::<Vec<_>>())?;
-        self.part(
-            "removed_jobs",
-            format_args!("(DELETE FROM jobledger.job WHERE org_id = {org} AND id = ANY ({ids}::uuid[]))"),
-        );
-        self.part(
-            "removed_payloads",
-            format_args!("(DELETE FROM jobledger.job_payload WHERE org_id = {org} AND job_id = ANY ({ids}::uuid[]))"),
-        );
-        self.part(
-            "removed_events",
-            format_args!(
-                "(DELETE FROM jobledger.job_event WHERE org_id = {org} AND job_id = ANY ({ids}::uuid[])
-                    AND recorded_at >= {since}::timestamptz AND recorded_at <= {until}::timestamptz)"
-            ),
-        );
-        if let Some(columns) = labels {
-            let rows = unnest(&columns);
-            self.part(
-                "removed_labels",
-                format_args!(
-                    "(DELETE FROM jobledger.job_label l USING {rows}
-                     WHERE l.org_id = {org} AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
-                ),
-            );
-        }
         Ok(())
     }
 }

@@ -50,6 +50,10 @@ pub(super) static HISTORIES: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+pub(super) const COUNT_REMAINING: &str = "/* count_remaining */ SELECT count(*) FROM job_remains r
+    CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = r.org_id AND e.job_id = r.job_id AND e.seq <= r.last_seq
+    WHERE r.org_id = $1";
+
 pub(super) const BROKEN_RECORDS: &str = "/* broken_records */ SELECT count(*) FROM org_head h CROSS JOIN (
         SELECT n, id, prev, lag(n) OVER chain AS before_n, lag(id) OVER chain AS before_id, lead(n) OVER chain AS after_n
         FROM org_record WHERE org_id = $1 WINDOW chain AS (ORDER BY n)
@@ -119,6 +123,11 @@ impl Audit for SqliteStore {
         let query = sqlx::query_as(sql).bind(org.0).bind(after).bind(last);
         let (events, places) = query.fetch_one(&self.readers).await.map_err(store_error)?;
         Ok(Stretch { events, places })
+    }
+
+    async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {
+        let query = sqlx::query_scalar(COUNT_REMAINING).bind(org.0);
+        query.fetch_one(&self.readers).await.map_err(store_error)
     }
 
     async fn histories(

@@ -11,12 +11,10 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     error::store_error,
+    expired,
     heads::{self, Written},
     import::load_marks,
-    load::{
-        End, ids_json, load_due, load_ends, load_expired, load_held, load_histories, load_jobs, load_misdated,
-        load_populations, load_ready, load_rows,
-    },
+    load::{End, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations, load_ready, load_rows},
     series, write,
 };
 use crate::{
@@ -27,8 +25,8 @@ use crate::{
     },
     store::{
         Batch, Changes, FoundReady, Loaded, Needs, RecordId, StoreError,
+        expired::{may_go, told_by_series},
         recent::{Left, Recent},
-        series::told_by_series,
     },
 };
 
@@ -131,8 +129,8 @@ impl Batch for SqliteBatch {
         }
         let connection = &mut self.connection;
         // First, since a key that goes with its job may be used again by a new one.
-        for Written { org, changes, .. } in &written {
-            remove(connection, *org, &changes.removed).await?;
+        for (org, changes) in changes {
+            expired::remove(connection, *org, changes).await?;
         }
         write::created(connection, &written).await?;
         write::changed(connection, &written).await?;
@@ -189,7 +187,7 @@ impl SqliteBatch {
     async fn look(&mut self, org: OrgId, end: &End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
         let connection = &mut self.connection;
         let (expired, next_expiry) = match &needs.expired {
-            Some(wanted) => load_expired(connection, org, wanted, self.now).await?,
+            Some(wanted) => expired::load_expired(connection, org, wanted, &end.head, self.now).await?,
             None => (Vec::new(), None),
         };
         let (due, next_due) = match needs.due {
@@ -229,12 +227,16 @@ impl SqliteBatch {
         let End { head, types, .. } = self.end(org).await?;
         let (head, types) = (*head, types.clone());
         let connection = &mut self.connection;
-        let told = told_by_series(&head, &jobs, &expired, needs.expired.as_ref());
-        let histories = load_histories(connection, org, &told).await?;
-        let populations = match &needs.expired {
-            Some(_) => load_populations(connection, org, &jobs).await?,
-            None => HashMap::new(),
-        };
+        let may_go = needs.expired.as_ref().map_or_else(Vec::new, |wanted| may_go(&jobs, &expired, wanted));
+        let histories = expired::load_histories(connection, org, &told_by_series(&head, &may_go)).await?;
+        let (mut populations, mut sizes, mut slice) = (HashMap::new(), HashMap::new(), None);
+        if let Some(wanted) = &needs.expired {
+            populations = load_populations(connection, org, &jobs).await?;
+            sizes = expired::load_sizes(connection, org, &may_go, wanted.most).await?;
+            slice = expired::load_slice(connection, org, wanted.most).await?;
+        }
+        let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
+        expired::clear(connection, org, &imported).await?;
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
         Ok(Loaded {
             head,
@@ -242,6 +244,8 @@ impl SqliteBatch {
             ready,
             types,
             expired,
+            sizes,
+            slice,
             histories,
             populations,
             next_expiry,
@@ -251,27 +255,4 @@ impl SqliteBatch {
             marks,
         })
     }
-}
-
-/// Deletes jobs with all that belongs to them.
-async fn remove(connection: &mut SqliteConnection, org: OrgId, jobs: &[Job]) -> Result<(), StoreError> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    let ids = ids_json(jobs.iter().map(|job| &job.id));
-    for sql in [
-        "/* remove */ DELETE FROM job WHERE org_id = $1 AND id IN (SELECT unhex(value) FROM json_each($2))",
-        "/* remove */ DELETE FROM job_payload WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))",
-        "/* remove */ DELETE FROM job_event INDEXED BY idx_job_event_job
-            WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))",
-    ] {
-        sqlx::query(sql).bind(org.0).bind(&ids).execute(&mut *connection).await.map_err(store_error)?;
-    }
-    for (key, value, job) in jobs.iter().flat_map(write::labels) {
-        let sql =
-            "/* remove */ DELETE FROM job_label WHERE org_id = $1 AND key = $2 AND value = $3 AND created_seq = $4";
-        let query = sqlx::query(sql).bind(org.0).bind(key).bind(value).bind(job.created_seq);
-        query.execute(&mut *connection).await.map_err(store_error)?;
-    }
-    Ok(())
 }

@@ -16,14 +16,13 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
-        flow::Milestone,
         id::{JobId, OrgId},
         job::Job,
         lease::LONGEST_LEASE,
         transition::LONGEST_GRACE,
     },
     store::{
-        Expired, FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
+        FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
         job_columns::read_job,
         rows::{self, Columns as _},
     },
@@ -253,31 +252,6 @@ fn ids_by_org(ids: &[(OrgId, Vec<JobId>)]) -> String {
     rows::json_text(&ids)
 }
 
-pub(super) const LOAD_HISTORIES: &str =
-    "/* load_histories */ SELECT e.job_id, e.kind, e.ts, e.recorded_at, e.detail_json ->> '$.scheduled_at',
-        json_type(e.detail_json, '$.past') IS NOT NULL
-     FROM json_each($2) wanted
-     CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
-     WHERE e.kind NOT IN ('progress', 'cancel_requested')";
-
-/// What happened to some jobs.
-pub(super) async fn load_histories(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    told: &[JobId],
-) -> Result<HashMap<JobId, Vec<Milestone>>, StoreError> {
-    let mut histories: HashMap<_, Vec<_>> = HashMap::new();
-    if told.is_empty() {
-        return Ok(histories);
-    }
-    let query = sqlx::query(LOAD_HISTORIES).bind(org.0).bind(ids_json(told));
-    for row in query.fetch_all(connection).await.map_err(store_error)? {
-        let (job, milestone) = rows::milestone(&mut Columns::of(&row))?;
-        histories.entry(job).or_default().push(milestone);
-    }
-    Ok(histories)
-}
-
 pub(super) const LOAD_POPULATIONS: &str =
     "/* load_populations */ SELECT type, queued + running + succeeded + failed + canceled + dead_letter
      FROM org_counter WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2))";
@@ -295,41 +269,4 @@ pub(super) async fn load_populations(
     let query = sqlx::query_as::<_, (String, i64)>(LOAD_POPULATIONS).bind(org.0).bind(rows::json_text(&types));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
     Ok(found.into_iter().map(|(name, jobs)| (name.into(), jobs)).collect())
-}
-
-pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job
-     WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at < $3 ORDER BY finished_at LIMIT $4";
-pub(super) const LOAD_NEXT_EXPIRY: &str = "/* load_next_expiry */ SELECT min(finished_at) FROM job
-     WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at >= $3";
-
-pub(super) async fn load_expired(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-    wanted: &Expired,
-    now: Time,
-) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-    let (mut expired, mut next) = (Vec::new(), None);
-    for (status, before) in wanted.retention.cutoffs(now) {
-        let found: Vec<Uuid> = sqlx::query_scalar(LOAD_EXPIRED)
-            .bind(org.0)
-            .bind(status.as_str())
-            .bind(micros(before))
-            .bind((wanted.limit - expired.len()) as i64)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(store_error)?;
-        expired.extend(found.into_iter().map(JobId));
-        let row = sqlx::query(LOAD_NEXT_EXPIRY)
-            .bind(org.0)
-            .bind(status.as_str())
-            .bind(micros(before))
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(store_error)?;
-        if let Some(finished_at) = Columns::of(&row).optional_time()? {
-            let expiry = finished_at + (now - before);
-            next = Some(next.map_or(expiry, |next: Time| next.min(expiry)));
-        }
-    }
-    Ok((expired, next))
 }

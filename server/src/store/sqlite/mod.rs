@@ -8,6 +8,7 @@ mod backup;
 mod batch;
 mod columns;
 mod error;
+mod expired;
 mod file;
 mod heads;
 mod import;

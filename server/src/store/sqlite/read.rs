@@ -234,7 +234,7 @@ mod tests {
     use sqlx::{ConnectOptions as _, Row as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
     use super::*;
-    use crate::store::sqlite::{audit, heads, load, migrations, series, statistics};
+    use crate::store::sqlite::{audit, expired, heads, load, migrations, series, statistics};
 
     /// The plan of a statement, a line for each step.
     async fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
@@ -257,8 +257,13 @@ mod tests {
             &**statistics::STATISTICS,
             &**audit::SERIES,
             audit::MISCOUNTED,
+            audit::COUNT_REMAINING,
             &**audit::HISTORIES,
-            load::LOAD_HISTORIES,
+            expired::LOAD_EXPIRED,
+            expired::LOAD_NEXT_EXPIRY,
+            expired::LOAD_HISTORIES,
+            &expired::load_sizes_sql(),
+            &expired::load_slice_sql(),
             &**load::LOAD_JOBS,
             &**load::LOAD_ROWS,
             &load::load_ready_of(2),
