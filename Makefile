@@ -19,6 +19,9 @@ ifeq ($(FOUND_POSTGRES)$(JOBLEDGER_TEST_DATABASE_URL),)
 TEST_POSTGRES := $(POSTGRES)
 endif
 
+# What the benchmarks hold jobledger against.
+PEERS := $(TOOLS)/graphile-worker
+
 # Tests that measure rates and latencies, which nothing else is to disturb.
 ALONE := hostile:: noisy::
 
@@ -83,8 +86,8 @@ deny: $(TOOLS)/bin/cargo-deny
 	$< check licenses bans sources
 
 ## Every call on both databases, beside what it is held against; BENCH=… chooses parts: docs/performance.md.
-bench: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench performance -- $(BENCH)
+bench: $(TEST_POSTGRES) $(if $(filter peers,$(BENCH)),$(PEERS))
+	PEERS_MODULES=$(PEERS) cargo bench -p jobledger-server --bench performance -- $(BENCH)
 
 ## The same beside a million finished jobs and ten million events.
 bench-growth: $(TEST_POSTGRES)
@@ -141,6 +144,12 @@ $(TOOLS)/grpcio: docs/python/requirements.txt
 
 $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --debug --quiet --root $(TOOLS) cargo-deny@0.20.2
+
+$(PEERS):
+	@command -v npm >/dev/null || { echo "make: npm is needed to fetch graphile-worker" >&2; exit 1; }
+	rm -rf $@.new
+	npm install --silent --no-fund --no-audit --prefix $@.new graphile-worker@0.18.0
+	mv $@.new $@
 
 $(TOOLS)/node_modules/.bin/buf:
 	@command -v npm >/dev/null || { echo "make: npm is needed to fetch buf" >&2; exit 1; }

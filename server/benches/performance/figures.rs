@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::rounds::Rounds;
+
 /// How a ratio has to be.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Bar {
@@ -58,6 +60,11 @@ impl Figure {
         }
     }
 
+    /// The median of a measure's rounds, with the processor time of a call.
+    pub(crate) fn taken(name: impl Into<String>, unit: &'static str, rounds: &Rounds) -> Self {
+        Self { cpu: rounds.cpu(), ..Self::new(name, unit, rounds.value()) }
+    }
+
     /// The value is so many times another of the same run.
     pub(crate) fn of(mut self, what: impl Into<String>, other: f64) -> Self {
         self.ratio = Some(self.value / other);
@@ -65,17 +72,9 @@ impl Figure {
         self
     }
 
-    /// The ratios of the rounds, of which the least and the greatest are told.
-    pub(crate) fn between(mut self, ratios: &[f64]) -> Self {
-        let (least, greatest) = (ratios.iter().copied().reduce(f64::min), ratios.iter().copied().reduce(f64::max));
-        self.between = least.zip(greatest).map(|(least, greatest)| [least, greatest]);
-        self
-    }
-
-    /// Processor time a call in µs: of the server, the database and the generator.
-    pub(crate) fn cpu(mut self, cpu: [f64; 3]) -> Self {
-        self.cpu = Some(cpu);
-        self
+    /// The same of two measures that were taken in turn.
+    pub(crate) fn of_taken(self, what: impl Into<String>, rounds: &Rounds, others: &Rounds) -> Self {
+        Self { between: rounds.between(others), ..self.of(what, others.value()) }
     }
 
     pub(crate) fn at_least(self, bar: f64) -> Self {

@@ -11,6 +11,7 @@ use jobledger_client::{
     RawClient,
     proto::{self as pb, job_service_client::JobServiceClient},
 };
+use prost_types::{Struct, Value, value::Kind};
 use tokio::task::JoinSet;
 use tonic::{
     Request,
@@ -58,17 +59,20 @@ pub(crate) enum Work {
     Empty,
     /// CreateJob.
     Create,
+    /// CreateJob with a payload of some hundred bytes.
+    Carry,
     /// CreateJob, ClaimJobs of one, and UpdateJobStatus of that to SUCCEEDED.
     Life,
 }
 
 impl Work {
-    const ALL: [Self; 3] = [Self::Empty, Self::Create, Self::Life];
+    const ALL: [Self; 4] = [Self::Empty, Self::Create, Self::Carry, Self::Life];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Empty => "empty",
             Self::Create => "create",
+            Self::Carry => "carry",
             Self::Life => "life",
         }
     }
@@ -89,13 +93,28 @@ fn asked<T>(message: T, org: Uuid) -> Result<Request<T>> {
     Ok(request)
 }
 
+/// What jobs of a shop might carry.
+fn payload() -> Value {
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let fields = [
+        ("order", text("7d0f3c52-9d4e-4a35-9a53-1f0e6c1c2f77")),
+        ("customer", text("c-204177")),
+        ("template", text("order-shipped")),
+        ("locale", text("de-CH")),
+        ("attempts", Value { kind: Some(Kind::NumberValue(3.0)) }),
+    ];
+    let fields = fields.map(|(name, value)| (name.to_owned(), value)).into();
+    Value { kind: Some(Kind::StructValue(Struct { fields })) }
+}
+
 /// A job's life, or its beginning, by either kind of client.
 macro_rules! work {
     ($name:ident, $client:ty) => {
         async fn $name(mut client: $client, work: Work, org: Uuid) -> Result<()> {
-            let job = pb::CreateJobRequest { r#type: "bench".to_owned(), ..Default::default() };
+            let payload = (work == Work::Carry).then(payload);
+            let job = pb::CreateJobRequest { r#type: "bench".to_owned(), payload, ..Default::default() };
             client.create_job(asked(job, org)?).await?;
-            if work == Work::Create {
+            if work != Work::Life {
                 return Ok(());
             }
             let claim = pb::ClaimJobsRequest {
@@ -193,7 +212,7 @@ async fn be_asked(endpoint: &str, work: &str, orgs: &str, millis: &str) -> Resul
         async move {
             match work {
                 Work::Empty => empty(channel).await,
-                Work::Create | Work::Life => by_tonic(JobServiceClient::new(channel), work, org(caller, n, orgs)).await,
+                Work::Create | Work::Carry | Work::Life => by_tonic(JobServiceClient::new(channel), work, org(caller, n, orgs)).await,
             }
         }
     })

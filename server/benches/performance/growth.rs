@@ -14,7 +14,8 @@ use crate::{
     figures::{Figure, Figures},
     lives::lives,
     load::{self, Load},
-    rounds::{Measure, medians},
+    rounds::{Measure, take},
+    spent::Meter,
     unary::Scale,
 };
 
@@ -137,7 +138,13 @@ async fn known(load: &Load, is_large: bool) -> Result<std::sync::Arc<[String]>> 
 }
 
 /// Each call on the small and on the large database, in turn.
-async fn compare(figures: &mut Figures, name: &str, servers: &[Server; 2], scale: Scale) -> Result<()> {
+async fn compare(
+    figures: &mut Figures,
+    name: &str,
+    servers: &[Server; 2],
+    cluster: Option<&Cluster>,
+    scale: Scale,
+) -> Result<()> {
     let loads = [Load::on(&servers[0])?, Load::on(&servers[1])?];
     let read = [known(&loads[0], false).await?, known(&loads[1], true).await?];
     let updated = [load::running_jobs(&loads[0], MANY).await?, load::running_jobs(&loads[1], MANY).await?];
@@ -151,13 +158,16 @@ async fn compare(figures: &mut Figures, name: &str, servers: &[Server; 2], scale
     let live = async |n: usize| lives(&servers[n], LIVES, 0).await;
     macro_rules! both {
         ($what:literal, $call:ident) => {{
-            let [small, large] = medians(
+            let [small, large] = take(
                 rounds,
-                [Measure::new($what, async || $call(0).await), Measure::new("large", async || $call(1).await)],
+                [
+                    Measure::rate($what, Meter::of(&servers[0], cluster), async || $call(0).await),
+                    Measure::rate("large", Meter::of(&servers[1], cluster), async || $call(1).await),
+                ],
             )
             .await?;
             let what = format!("{name}: {} beside 1,000,000 jobs, 10,000,000 events", $what);
-            figures.add(Figure::new(what, "/s", large).of("an empty database", small).at_least(BAR));
+            figures.add(Figure::taken(what, "/s", &large).of_taken("an empty database", &large, &small).at_least(BAR));
         }};
     }
     both!("CreateJob", create);
@@ -185,7 +195,7 @@ pub(crate) async fn growth(figures: &mut Figures, cluster: &Cluster, scale: Scal
         sqlx::Connection::close(connection).await?;
     }
     let servers = [Server::start(&url(0), 512).await?, Server::start(&url(1), 512).await?];
-    compare(figures, "SQLite", &servers, scale).await?;
+    compare(figures, "SQLite", &servers, None, scale).await?;
     drop(servers);
 
     let mut servers = Vec::new();
@@ -198,7 +208,7 @@ pub(crate) async fn growth(figures: &mut Figures, cluster: &Cluster, scale: Scal
         servers.push(Server::start(&cluster.url(&database, cluster::SERVER), 512).await?);
     }
     let servers = <[Server; 2]>::try_from(servers).map_err(|_| "there are two")?;
-    compare(figures, "PostgreSQL", &servers, scale).await
+    compare(figures, "PostgreSQL", &servers, Some(cluster), scale).await
 }
 
 /// One org's jobs by one server, and by three that share its log.
@@ -207,11 +217,12 @@ pub(crate) async fn replicas(figures: &mut Figures, cluster: &Cluster, scale: Sc
     let url = cluster.url(&database, cluster::SERVER);
     let servers = [Server::start(&url, 512).await?, Server::start(&url, 512).await?, Server::start(&url, 512).await?];
     let loads = [Load::on(&servers[0])?, Load::on(&servers[1])?, Load::on(&servers[2])?];
-    let [one, three] = medians(
+    let meter = Meter { servers: &servers, cluster: Some(cluster) };
+    let [one, three] = take(
         scale.rounds,
         [
-            Measure::new("one", async || Ok(load::create(&loads[0], MANY, scale.round).await?.rate)),
-            Measure::new("three", async || {
+            Measure::rate("one", meter, async || Ok(load::create(&loads[0], MANY, scale.round).await?.rate)),
+            Measure::rate("three", meter, async || {
                 let (first, loads) = (&loads[0], loads.clone());
                 let created = first.calls(MANY, scale.round, move |_, caller, n| {
                     load::create_one(loads[caller % 3].client(caller / 3), caller, n)
@@ -222,6 +233,6 @@ pub(crate) async fn replicas(figures: &mut Figures, cluster: &Cluster, scale: Sc
     )
     .await?;
     let name = "PostgreSQL: CreateJob of one org by three replicas";
-    figures.add(Figure::new(name, "/s", three).of("one", one).at_least(REPLICAS_BAR));
+    figures.add(Figure::taken(name, "/s", &three).of_taken("one", &three, &one).at_least(REPLICAS_BAR));
     Ok(())
 }

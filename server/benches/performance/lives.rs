@@ -17,7 +17,8 @@ use crate::{
     },
     figures::{Figure, Figures},
     load::{self, Load},
-    rounds::{Measure, medians},
+    rounds::{Measure, take},
+    spent::Meter,
     yardsticks::Yardsticks,
 };
 
@@ -85,13 +86,14 @@ pub(crate) async fn whole(figures: &mut Figures, cluster: &Cluster, rounds: usiz
     let database = cluster.create_database().await;
     let yardsticks = Yardsticks::on(cluster, &database).await?;
     let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
+    let meter = Meter::of(&server, Some(cluster));
     // What is there at first is planned without statistics.
     yardsticks.bare_lives(Duration::from_secs(1))?;
-    let [plain, told, bare] = medians(
+    let [plain, told, bare] = take(
         rounds,
         [
-            Measure::new("lives", async || lives(&server, LIVES, 0).await),
-            Measure::new("with 5 reports", async || lives(&server, LIVES / 2, 5).await),
+            Measure::rate("lives", meter, async || lives(&server, LIVES, 0).await),
+            Measure::rate("with 5 reports", meter, async || lives(&server, LIVES / 2, 5).await),
             Measure::new("bare lives", async || {
                 yardsticks.vacuum().await?;
                 yardsticks.bare_lives(BARE)
@@ -100,23 +102,34 @@ pub(crate) async fn whole(figures: &mut Figures, cluster: &Cluster, rounds: usiz
     )
     .await?;
     figures.add(
-        Figure::new("PostgreSQL: whole lives by an SDK worker", "/s", plain).of("bare life lane", bare).at_least(0.6),
+        Figure::taken("PostgreSQL: whole lives by an SDK worker", "/s", &plain)
+            .of_taken("bare life lane", &plain, &bare)
+            .at_least(0.6),
     );
-    figures.add(Figure::new("PostgreSQL: the same with 5 progress reports", "/s", told).of("those without", plain));
+    figures.add(Figure::taken("PostgreSQL: the same with 5 progress reports", "/s", &told).of_taken(
+        "those without",
+        &told,
+        &plain,
+    ));
     drop(server);
 
     let folder = TempDir::new()?;
     let server = Server::start(&format!("sqlite://{}", folder.path().join("lives.db").display()), 512).await?;
-    let [plain, told] = medians(
+    let meter = Meter::of(&server, None);
+    let [plain, told] = take(
         rounds,
         [
-            Measure::new("lives", async || lives(&server, LIVES, 0).await),
-            Measure::new("with 5 reports", async || lives(&server, LIVES / 2, 5).await),
+            Measure::rate("lives", meter, async || lives(&server, LIVES, 0).await),
+            Measure::rate("with 5 reports", meter, async || lives(&server, LIVES / 2, 5).await),
         ],
     )
     .await?;
-    figures.add(Figure::new("SQLite: whole lives by an SDK worker", "/s", plain));
-    figures.add(Figure::new("SQLite: the same with 5 progress reports", "/s", told).of("those without", plain));
+    figures.add(Figure::taken("SQLite: whole lives by an SDK worker", "/s", &plain));
+    figures.add(Figure::taken("SQLite: the same with 5 progress reports", "/s", &told).of_taken(
+        "those without",
+        &told,
+        &plain,
+    ));
     Ok(())
 }
 
@@ -125,13 +138,14 @@ pub(crate) async fn whole(figures: &mut Figures, cluster: &Cluster, rounds: usiz
 pub(crate) async fn snapshot(figures: &mut Figures, cluster: &Cluster) -> Result<()> {
     let database = cluster.create_database().await;
     let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
+    let meter = Meter::of(&server, Some(cluster));
     let load = Load::on(&server)?;
     lives(&server, LIVES, 0).await?;
-    let [lived, created] = medians(
+    let [lived, created] = take(
         3,
         [
-            Measure::new("lives", async || lives(&server, LIVES, 0).await),
-            Measure::new("creates, 4 in flight", async || Ok(load::create(&load, SMALL, BARE).await?.rate)),
+            Measure::rate("lives", meter, async || lives(&server, LIVES, 0).await),
+            Measure::rate("creates, 4 in flight", meter, async || Ok(load::create(&load, SMALL, BARE).await?.rate)),
         ],
     )
     .await?;
@@ -144,17 +158,17 @@ pub(crate) async fn snapshot(figures: &mut Figures, cluster: &Cluster) -> Result
         load::create(&load, SMALL, BARE).await?;
         eprintln!("  after {:.0?}: {rate:.0}", since.elapsed());
     }
-    let [lived_since, created_since] = medians(
+    let [lived_since, created_since] = take(
         3,
         [
-            Measure::new("lives", async || lives(&server, LIVES, 0).await),
-            Measure::new("creates, 4 in flight", async || Ok(load::create(&load, SMALL, BARE).await?.rate)),
+            Measure::rate("lives", meter, async || lives(&server, LIVES, 0).await),
+            Measure::rate("creates, 4 in flight", meter, async || Ok(load::create(&load, SMALL, BARE).await?.rate)),
         ],
     )
     .await?;
     let name = "PostgreSQL: whole lives after 5 minutes under a snapshot";
-    figures.add(Figure::new(name, "/s", lived_since).of("before", lived).at_least(0.6));
+    figures.add(Figure::taken(name, "/s", &lived_since).of_taken("before", &lived_since, &lived).at_least(0.6));
     let name = "PostgreSQL: CreateJob, 4 in flight, the same";
-    figures.add(Figure::new(name, "/s", created_since).of("before", created).at_least(0.6));
+    figures.add(Figure::taken(name, "/s", &created_since).of_taken("before", &created_since, &created).at_least(0.6));
     Ok(())
 }

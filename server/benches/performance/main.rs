@@ -28,19 +28,21 @@ mod growth;
 mod lives;
 mod load;
 mod orgs;
+mod peers;
 mod plot;
 mod rounds;
 mod spent;
 mod unary;
 mod yardsticks;
 
-/// The parts, in their order; those in the second list only on request, since they take long.
+/// The parts, in their order; those in the second list only on request, since they take long or more than this repository has.
 const PARTS: [&str; 6] = ["sqlite", "postgres", "orgs", "lives", "replicas", "curves"];
-const LONG_PARTS: [&str; 2] = ["growth", "snapshot"];
+const LONG_PARTS: [&str; 3] = ["growth", "snapshot", "peers"];
 
 const HELP: &str = "cargo bench --bench performance -- [PART …] [--json FILE] [--plots FOLDER] [--rounds N] [--round SECONDS]
 
-Parts: sqlite, postgres, orgs, lives, replicas, curves; and growth and snapshot, which take many minutes. Without any: the first six.
+Parts: sqlite, postgres, orgs, lives, replicas, curves; growth and snapshot, which take many minutes; and peers, which takes Node.js and
+graphile-worker (make brings it). Without any: the first six.
 --json writes a line of JSON a figure, --plots two plots. The exit code is 1 if a figure is below its bar.";
 
 struct Options {
@@ -106,6 +108,9 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
     }
     if is_wanted("snapshot") {
         lives::snapshot(figures, &cluster).await?;
+    }
+    if is_wanted("peers") {
+        peers::peers(figures, &cluster, options.scale).await?;
     }
     Ok(())
 }

@@ -1,12 +1,20 @@
 //! Measures taken in turn, so that whatever the machine does meanwhile befalls all of them.
 
-use std::pin::Pin;
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
-use crate::common::{Result, median};
+use crate::{
+    common::{Result, median},
+    spent::{Meter, Spent},
+};
 
 /// A measure to be taken again and again.
 pub(crate) struct Measure<'a> {
     name: &'static str,
+    /// Where it is a rate of calls: whose processor time they take.
+    meter: Option<Meter<'a>>,
     take: Box<dyn FnMut() -> Taking<'a> + 'a>,
 }
 
@@ -17,20 +25,84 @@ impl<'a> Measure<'a> {
         name: &'static str,
         mut take: impl FnMut() -> F + 'a,
     ) -> Self {
-        Self { name, take: Box::new(move || Box::pin(take())) }
+        Self { name, meter: None, take: Box::new(move || Box::pin(take())) }
+    }
+
+    /// A rate of calls, with the processor time that one takes.
+    pub(crate) fn rate<F: Future<Output = Result<f64>> + 'a>(
+        name: &'static str,
+        meter: Meter<'a>,
+        take: impl FnMut() -> F + 'a,
+    ) -> Self {
+        Self { meter: Some(meter), ..Self::new(name, take) }
+    }
+
+    async fn round(&mut self) -> Result<Round> {
+        let (before, since) = (self.meter.map(Meter::look).transpose()?, Instant::now());
+        let value = (self.take)().await.map_err(|error| format!("{}: {error}", self.name))?;
+        let took = since.elapsed();
+        let after = self.meter.map(Meter::look).transpose()?;
+        let cpu = before.zip(after).map(|(before, after)| a_call(before, after, value * took.as_secs_f64()));
+        Ok(Round { value, cpu })
     }
 }
 
-/// The median of each measure.
-pub(crate) async fn medians<const N: usize>(rounds: usize, mut measures: [Measure<'_>; N]) -> Result<[f64; N]> {
-    let mut taken = [(); N].map(|()| Vec::with_capacity(rounds));
+/// Processor time that each of so many calls took, in µs: of the server, the database and the generator.
+pub(crate) fn a_call(before: Spent, after: Spent, calls: f64) -> [f64; 3] {
+    let a_call = |spent: Duration| spent.as_secs_f64() * 1e6 / calls.max(1.0);
+    [
+        after.server.saturating_sub(before.server),
+        after.database.saturating_sub(before.database),
+        after.generator.saturating_sub(before.generator),
+    ]
+    .map(a_call)
+}
+
+/// What a round came to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    pub(crate) value: f64,
+    /// Of a rate: see [`a_call`].
+    pub(crate) cpu: Option<[f64; 3]>,
+}
+
+/// What all rounds of a measure came to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rounds(Vec<Round>);
+
+impl Rounds {
+    pub(crate) fn add(&mut self, round: Round) {
+        self.0.push(round);
+    }
+
+    /// The median.
+    pub(crate) fn value(&self) -> f64 {
+        median(self.0.iter().map(|round| round.value).collect())
+    }
+
+    /// The medians of the processor times of a call.
+    pub(crate) fn cpu(&self) -> Option<[f64; 3]> {
+        let all: Vec<_> = self.0.iter().filter_map(|round| round.cpu).collect();
+        (!all.is_empty()).then(|| [0, 1, 2].map(|n| median(all.iter().map(|cpu| cpu[n]).collect())))
+    }
+
+    /// The least and the greatest ratio of a round to the same round of another measure.
+    pub(crate) fn between(&self, others: &Self) -> Option<[f64; 2]> {
+        let ratios = || self.0.iter().zip(&others.0).map(|(one, other)| one.value / other.value);
+        Some([ratios().reduce(f64::min)?, ratios().reduce(f64::max)?])
+    }
+}
+
+/// Takes each measure so many times, in turn.
+pub(crate) async fn take<const N: usize>(rounds: usize, mut measures: [Measure<'_>; N]) -> Result<[Rounds; N]> {
+    let mut taken = [(); N].map(|()| Rounds::default());
     for _ in 0..rounds {
         for (measure, taken) in measures.iter_mut().zip(&mut taken) {
-            let value = (measure.take)().await.map_err(|error| format!("{}: {error}", measure.name))?;
-            eprint!("  {} {value:.1}", measure.name);
-            taken.push(value);
+            let round = measure.round().await?;
+            eprint!("  {} {:.1}", measure.name, round.value);
+            taken.add(round);
         }
         eprintln!();
     }
-    Ok(taken.map(median))
+    Ok(taken)
 }

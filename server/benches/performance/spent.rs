@@ -24,22 +24,27 @@ fn times(process: &str, fields: usize) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / TICKS_A_SECOND))
 }
 
-/// Whose processor time is looked at, beside that of the generator.
+/// Whose processor time is looked at, beside that of this process.
 #[derive(Clone, Copy)]
 pub(crate) struct Meter<'a> {
-    pub(crate) server: &'a Server,
+    pub(crate) servers: &'a [Server],
     /// Where the database is not in the server.
     pub(crate) cluster: Option<&'a Cluster>,
 }
 
-/// Processor time of the server and of the database.
+/// Processor time of the servers, of the database, and of this process, which asks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spent {
     pub(crate) server: Duration,
     pub(crate) database: Duration,
+    pub(crate) generator: Duration,
 }
 
-impl Meter<'_> {
+impl<'a> Meter<'a> {
+    pub(crate) fn of(server: &'a Server, cluster: Option<&'a Cluster>) -> Self {
+        Self { servers: std::slice::from_ref(server), cluster }
+    }
+
     /// What was spent since the beginning.
     pub(crate) fn look(self) -> Result<Spent> {
         let mut database = Duration::ZERO;
@@ -53,6 +58,7 @@ impl Meter<'_> {
                 database += of_process(child).unwrap_or_default();
             }
         }
-        Ok(Spent { server: self.server.cpu()?, database })
+        let server = self.servers.iter().map(Server::cpu).sum::<Result<_>>()?;
+        Ok(Spent { server, database, generator: of_process("self")? })
     }
 }

@@ -15,7 +15,8 @@ use crate::{
     },
     figures::{Figure, Figures},
     load::{self, Load},
-    rounds::{Measure, medians},
+    rounds::{Measure, take},
+    spent::Meter,
     yardsticks::Yardsticks,
 };
 
@@ -45,6 +46,7 @@ struct Subject<'a> {
     name: &'static str,
     server: &'a Server,
     load: Load,
+    meter: Meter<'a>,
     scale: Scale,
 }
 
@@ -68,23 +70,27 @@ impl Subject<'_> {
     /// GetJob, which on each database is held to a part of what the transport can do.
     async fn reads(&self, figures: &mut Figures, bar: f64) -> Result<()> {
         let jobs = load::running_jobs(&self.load, JOBS).await?;
-        let [read, empty, asked] = medians(
+        let [read, empty, asked] = take(
             self.scale.rounds,
             [
-                Measure::new("GetJob", async || Ok(load::get(&self.load, &jobs, SOME, self.scale.round).await?.rate)),
-                Measure::new("empty RPC", async || self.empty(SOME).await),
-                Measure::new("GetStatistics", async || {
+                Measure::rate("GetJob", self.meter, async || {
+                    Ok(load::get(&self.load, &jobs, SOME, self.scale.round).await?.rate)
+                }),
+                Measure::rate("empty RPC", self.meter, async || self.empty(SOME).await),
+                Measure::rate("GetStatistics", self.meter, async || {
                     Ok(load::statistics(&self.load, SOME, self.scale.round).await?.rate)
                 }),
             ],
         )
         .await?;
         figures.add(
-            Figure::new(self.named("GetJob, 64 in flight"), "/s", read)
-                .of("empty RPC, 64 in flight", empty)
+            Figure::taken(self.named("GetJob, 64 in flight"), "/s", &read)
+                .of_taken("empty RPC, 64 in flight", &read, &empty)
                 .at_least(bar),
         );
-        figures.add(Figure::new(self.named("GetStatistics, 64 in flight"), "/s", asked).of("the same", empty));
+        figures.add(
+            Figure::taken(self.named("GetStatistics, 64 in flight"), "/s", &asked).of_taken("the same", &asked, &empty),
+        );
         Ok(())
     }
 
@@ -171,34 +177,43 @@ pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Sc
     let database = cluster.create_database().await;
     let yardsticks = Yardsticks::on(cluster, &database).await?;
     let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
-    let subject = Subject { name: "PostgreSQL", server: &server, load: Load::on(&server)?, scale };
+    let meter = Meter::of(&server, Some(cluster));
+    let subject = Subject { name: "PostgreSQL", server: &server, load: Load::on(&server)?, meter, scale };
     idle(figures, subject.name, &server).await?;
 
-    let [create, by_8, by_32, empty, lane, batches] = medians(
+    let [create, by_8, by_32, empty, lane, batches] = take(
         scale.rounds,
         [
-            Measure::new("CreateJob", async || subject.create().await),
+            Measure::rate("CreateJob", meter, async || subject.create().await),
             Measure::new("statement by 8", async || yardsticks.single_jobs(8, scale.round)),
             Measure::new("by 32", async || yardsticks.single_jobs(32, scale.round)),
-            Measure::new("empty RPC", async || subject.empty(MANY).await),
+            Measure::rate("empty RPC", meter, async || subject.empty(MANY).await),
             Measure::new("bare lane", async || yardsticks.bare_lane(scale.round)),
-            Measure::new("BatchCreateJobs", async || subject.batches().await),
+            Measure::rate("BatchCreateJobs", meter, async || subject.batches().await),
         ],
     )
     .await?;
-    let statement = by_8.max(by_32);
+    let statement = by_8.value().max(by_32.value());
     let name = |what: &str| subject.named(what);
     figures.add(
-        Figure::new(name("CreateJob, 256 in flight"), "/s", create)
-            .of("3.5 × single-job statement or 0.40 × empty RPC", (statement * 3.5).min(empty * 0.40))
+        Figure::taken(name("CreateJob, 256 in flight"), "/s", &create)
+            .of("3.5 × single-job statement or 0.40 × empty RPC", (statement * 3.5).min(empty.value() * 0.40))
             .at_least(1.0),
     );
-    figures.add(Figure::new(name("the same"), "/s", create).of("single-job statement by pgbench", statement));
-    figures.add(Figure::new(name("the same"), "/s", create).of("empty RPC, 256 in flight", empty));
-    figures.add(Figure::new(name("the same"), "/s", create).of("bare lane", lane));
-    figures.add(Figure::new(name("BatchCreateJobs of 500, jobs"), "/s", batches).of("bare lane", lane).at_least(0.7));
+    figures.add(Figure::new(name("the same"), "/s", create.value()).of("single-job statement by pgbench", statement));
+    figures.add(Figure::new(name("the same"), "/s", create.value()).of_taken(
+        "empty RPC, 256 in flight",
+        &create,
+        &empty,
+    ));
+    figures.add(Figure::new(name("the same"), "/s", create.value()).of_taken("bare lane", &create, &lane));
+    figures.add(
+        Figure::taken(name("BatchCreateJobs of 500, jobs"), "/s", &batches)
+            .of_taken("bare lane", &batches, &lane)
+            .at_least(0.7),
+    );
 
-    let [create, statement] = medians(
+    let [create, statement] = take(
         scale.rounds,
         [
             Measure::new("CreateJob, 1 in flight, ms", async || {
@@ -209,8 +224,8 @@ pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Sc
     )
     .await?;
     figures.add(
-        Figure::new(name("CreateJob, 1 in flight, p50"), "ms", create)
-            .of("single-job statement, 1 client", statement)
+        Figure::taken(name("CreateJob, 1 in flight, p50"), "ms", &create)
+            .of_taken("single-job statement, 1 client", &create, &statement)
             .at_most(2.5),
     );
 
@@ -219,28 +234,38 @@ pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Sc
     let jobs = load::running_jobs(&subject.load, MANY).await?;
     let hot = load::running_jobs(&subject.load, 1).await?;
     yardsticks.vacuum().await?;
-    let [update, on_one, by_8, by_32, empty] = medians(
+    let [update, on_one, by_8, by_32, empty] = take(
         scale.rounds,
         [
-            Measure::new("UpdateJobStatus", async || {
+            Measure::rate("UpdateJobStatus", meter, async || {
                 Ok(load::update(&subject.load, &jobs, MANY, scale.round).await?.rate)
             }),
-            Measure::new("on one job", async || Ok(load::update(&subject.load, &hot, MANY, scale.round).await?.rate)),
+            Measure::rate("on one job", meter, async || {
+                Ok(load::update(&subject.load, &hot, MANY, scale.round).await?.rate)
+            }),
             Measure::new("statement by 8", async || yardsticks.single_updates(8, scale.round)),
             Measure::new("by 32", async || yardsticks.single_updates(32, scale.round)),
-            Measure::new("empty RPC", async || subject.empty(MANY).await),
+            Measure::rate("empty RPC", meter, async || subject.empty(MANY).await),
         ],
     )
     .await?;
-    let statement = by_8.max(by_32);
+    let statement = by_8.value().max(by_32.value());
     figures.add(
-        Figure::new(name("UpdateJobStatus on 256 jobs, 256 in flight"), "/s", update)
-            .of("3.0 × single update and event or 0.35 × empty RPC", (statement * 3.0).min(empty * 0.35))
+        Figure::taken(name("UpdateJobStatus on 256 jobs, 256 in flight"), "/s", &update)
+            .of("3.0 × single update and event or 0.35 × empty RPC", (statement * 3.0).min(empty.value() * 0.35))
             .at_least(1.0),
     );
-    figures.add(Figure::new(name("the same"), "/s", update).of("single update and event by pgbench", statement));
-    figures.add(Figure::new(name("the same"), "/s", update).of("empty RPC, 256 in flight", empty));
-    figures.add(Figure::new(name("UpdateJobStatus on one job, 256 in flight"), "/s", on_one).of("256 jobs", update));
+    figures
+        .add(Figure::new(name("the same"), "/s", update.value()).of("single update and event by pgbench", statement));
+    figures.add(Figure::new(name("the same"), "/s", update.value()).of_taken(
+        "empty RPC, 256 in flight",
+        &update,
+        &empty,
+    ));
+    figures.add(
+        Figure::taken(name("UpdateJobStatus on one job, 256 in flight"), "/s", &on_one)
+            .of_taken("256 jobs", &on_one, &update),
+    );
 
     subject.events(figures).await?;
     let mut connection = cluster.connect(&database, "postgres").await;
@@ -253,48 +278,62 @@ pub(crate) async fn sqlite(figures: &mut Figures, scale: Scale) -> Result<()> {
     let url = |name: &str| format!("sqlite://{}", folder.path().join(name).display());
     let server = Server::start(&url("batched.db"), 512).await?;
     let single = Server::start(&url("single.db"), 1).await?;
-    let subject = Subject { name: "SQLite", server: &server, load: Load::on(&server)?, scale };
-    let one_by_one = Subject { name: "SQLite", server: &single, load: Load::on(&single)?, scale };
+    let meter = Meter::of(&server, None);
+    let subject = Subject { name: "SQLite", server: &server, load: Load::on(&server)?, meter, scale };
+    let one_by_one =
+        Subject { name: "SQLite", server: &single, load: Load::on(&single)?, meter: Meter::of(&single, None), scale };
     idle(figures, subject.name, &server).await?;
 
-    let [create, alone, empty, batches] = medians(
+    let [create, alone, empty, batches] = take(
         scale.rounds,
         [
-            Measure::new("CreateJob", async || subject.create().await),
-            Measure::new("one by one", async || one_by_one.create().await),
-            Measure::new("empty RPC", async || subject.empty(MANY).await),
-            Measure::new("BatchCreateJobs", async || subject.batches().await),
+            Measure::rate("CreateJob", meter, async || subject.create().await),
+            Measure::rate("one by one", one_by_one.meter, async || one_by_one.create().await),
+            Measure::rate("empty RPC", meter, async || subject.empty(MANY).await),
+            Measure::rate("BatchCreateJobs", meter, async || subject.batches().await),
         ],
     )
     .await?;
     let name = |what: &str| subject.named(what);
     figures.add(
-        Figure::new(name("CreateJob, 256 in flight"), "/s", create)
-            .of("empty RPC, 256 in flight", empty)
+        Figure::taken(name("CreateJob, 256 in flight"), "/s", &create)
+            .of_taken("empty RPC, 256 in flight", &create, &empty)
             .at_least(0.45),
     );
-    figures.add(Figure::new(name("the same"), "/s", create).of("batches of one", alone).at_least(4.0));
-    figures.add(Figure::new(name("BatchCreateJobs of 500, jobs"), "/s", batches).of("CreateJob", create));
+    figures.add(
+        Figure::new(name("the same"), "/s", create.value()).of_taken("batches of one", &create, &alone).at_least(4.0),
+    );
+    figures.add(Figure::taken(name("BatchCreateJobs of 500, jobs"), "/s", &batches).of_taken(
+        "CreateJob",
+        &batches,
+        &create,
+    ));
     subject.reads(figures, 0.6).await?;
 
     let jobs = load::running_jobs(&subject.load, MANY).await?;
     let hot = load::running_jobs(&subject.load, 1).await?;
-    let [update, on_one, empty] = medians(
+    let [update, on_one, empty] = take(
         scale.rounds,
         [
-            Measure::new("UpdateJobStatus", async || {
+            Measure::rate("UpdateJobStatus", meter, async || {
                 Ok(load::update(&subject.load, &jobs, MANY, scale.round).await?.rate)
             }),
-            Measure::new("on one job", async || Ok(load::update(&subject.load, &hot, MANY, scale.round).await?.rate)),
-            Measure::new("empty RPC", async || subject.empty(MANY).await),
+            Measure::rate("on one job", meter, async || {
+                Ok(load::update(&subject.load, &hot, MANY, scale.round).await?.rate)
+            }),
+            Measure::rate("empty RPC", meter, async || subject.empty(MANY).await),
         ],
     )
     .await?;
+    figures.add(Figure::taken(name("UpdateJobStatus on 256 jobs, 256 in flight"), "/s", &update).of_taken(
+        "empty RPC, 256 in flight",
+        &update,
+        &empty,
+    ));
     figures.add(
-        Figure::new(name("UpdateJobStatus on 256 jobs, 256 in flight"), "/s", update)
-            .of("empty RPC, 256 in flight", empty),
+        Figure::taken(name("UpdateJobStatus on one job, 256 in flight"), "/s", &on_one)
+            .of_taken("256 jobs", &on_one, &update),
     );
-    figures.add(Figure::new(name("UpdateJobStatus on one job, 256 in flight"), "/s", on_one).of("256 jobs", update));
     subject.events(figures).await?;
     subject.cost(figures, None).await
 }

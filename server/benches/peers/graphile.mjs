@@ -1,0 +1,55 @@
+// graphile-worker on a database, for `make bench BENCH=peers`: adds jobs one by one, 256 at a time, or runs those that are there.
+//
+//     node graphile.mjs add|run CONNECTION JOBS
+//
+// Prints how many microseconds that took, and how many of the processor's. The settings are those that graphile-worker's own
+// documentation recommends for the most jobs a second.
+import { createRequire } from "node:module";
+
+const require = createRequire(process.env.PEERS_MODULES + "/");
+const { Logger, makeWorkerUtils, run } = require("graphile-worker");
+
+const [what, connectionString, text] = process.argv.slice(2);
+const jobs = Number(text);
+const preset = {
+  worker: {
+    connectionString,
+    concurrentJobs: 24,
+    maxPoolSize: 25,
+    localQueue: { size: 500 },
+    completeJobBatchDelay: 0,
+    failJobBatchDelay: 0,
+  },
+};
+
+
+const logger = new Logger(() => () => {});
+
+const utils = await makeWorkerUtils({ preset, logger });
+await utils.migrate();
+
+const before = process.cpuUsage();
+const since = process.hrtime.bigint();
+
+if (what === "add") {
+  let left = jobs;
+  const caller = async () => {
+    while (left-- > 0) await utils.addJob("bench", {});
+  };
+  await Promise.all(Array.from({ length: 256 }, caller));
+} else {
+  let left = jobs;
+  let done;
+  const all = new Promise((resolve) => (done = resolve));
+  const taskList = { bench: () => void (--left === 0 && done()) };
+  const runner = await run({ preset, logger, taskList, noHandleSignals: true });
+  await all;
+  // What is done is still to be told.
+  await runner.stop();
+}
+
+const micros = (process.hrtime.bigint() - since) / 1000n;
+const { user, system } = process.cpuUsage(before);
+console.log(`${micros} ${user + system}`);
+await utils.release();
+process.exit(0);
