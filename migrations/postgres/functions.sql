@@ -94,7 +94,8 @@ BEGIN
     RETURN clock_timestamp();
 END $$;
 
--- One job, with what lies beside it.
+-- One job, with what lies beside it. What says which event is meant has the job's id as well: of a month that was empty when this was
+-- planned one index is taken for as good as another, and so both have to be.
 CREATE OR REPLACE FUNCTION jobledger.read_job(p_org UUID, p_id UUID)
 RETURNS TABLE (job jobledger.job, stage TEXT, progress INTEGER, payload TEXT, result TEXT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -104,11 +105,11 @@ BEGIN
     SELECT j, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, coalesce(c.payload, p.payload), r.result
     FROM jobledger.job j
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
         WHERE p.org_id = p_org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true
     WHERE j.org_id = p_org AND j.id = p_id;
@@ -125,9 +126,9 @@ BEGIN
     FROM unnest(p_ids) AS wanted (id)
     CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
+        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
         WHERE p.org_id = p_org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true;
 END $$;
@@ -152,11 +153,11 @@ BEGIN
         FROM unnest(p_ids[first : p_ends[i]]) WITH ORDINALITY AS wanted (id, n)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-            WHERE e.org_id = org AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
+            WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-            WHERE e.org_id = org AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+            WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-            WHERE e.org_id = org AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
+            WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
             WHERE p.org_id = org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true
         CROSS JOIN LATERAL (SELECT j.payload_bytes + coalesce(r.bytes, 0) > p_most) AS size (is_large);
@@ -234,7 +235,7 @@ BEGIN
              WHERE p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
         ) found ORDER BY found.created_seq DESC LIMIT p_scan
     ), looked AS (
-        SELECT c.created_seq, found.j, (found.j).last_seq, (found.j).last_recorded_at,
+        SELECT c.created_seq, found.j, (found.j).id, (found.j).last_seq, (found.j).last_recorded_at,
             (p_types IS NULL OR (found.j).type = ANY (p_types)) AND (found.j).status = ANY (p_statuses)
             AND (p_labels IS NULL OR (found.j).labels @> p_labels)
             AND (p_requested_by IS NULL OR (found.j).requested_by = p_requested_by)
@@ -251,7 +252,7 @@ BEGIN
         e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
     FROM seen LEFT JOIN page ON true
     LEFT JOIN LATERAL (SELECT event.detail_json FROM jobledger.job_event event
-        WHERE event.org_id = p_org AND event.seq = page.last_seq AND event.recorded_at = page.last_recorded_at OFFSET 0) e ON true
+        WHERE event.org_id = p_org AND event.job_id = page.id AND event.seq = page.last_seq AND event.recorded_at = page.last_recorded_at OFFSET 0) e ON true
     ORDER BY page.created_seq DESC;
 END $$;
 

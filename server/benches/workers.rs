@@ -264,8 +264,9 @@ async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64
         if SystemTime::from(SystemClock.now()) > at {
             return Err(format!("{name}: creating them took too long").into());
         }
+        // Not so often that the counting is the load.
         while waiting().await? > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let late = SystemTime::from(SystemClock.now()).duration_since(at)?;
         println!(

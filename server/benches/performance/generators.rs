@@ -212,7 +212,9 @@ async fn be_asked(endpoint: &str, work: &str, orgs: &str, millis: &str) -> Resul
         async move {
             match work {
                 Work::Empty => empty(channel).await,
-                Work::Create | Work::Carry | Work::Life => by_tonic(JobServiceClient::new(channel), work, org(caller, n, orgs)).await,
+                Work::Create | Work::Carry | Work::Life => {
+                    by_tonic(JobServiceClient::new(channel), work, org(caller, n, orgs)).await
+                }
             }
         }
     })

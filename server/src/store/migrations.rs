@@ -299,7 +299,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (2, "80828897f1547d288a438cb37f1ea52b934f2e84f8cc1e89dc6c7f85e8bdfc9a")
+            (2, "7b9aa2cbbf72f7e3e3aaf24035132d96cfd778eb4410999fc2a2a82be5ccd34e")
         );
     }
 

@@ -6,9 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::TimeDelta;
 use jobledger_client::{Claim, HeartbeatRequest, JobView, LeaseHeartbeat, ListJobsRequest, NewJob, Report};
 use jobledger_server::{
     domain::{
+        clock::{Clock as _, SystemClock},
         id::{JobId, OrgId},
         status::JobStatus,
     },
@@ -254,6 +256,45 @@ async fn what_was_planned_on_an_empty_database_serves_a_full_one() {
     let (_, read) = settled(&mut watching, &count, 1).await;
     // An org has 400 of the jobs: walking them once for each row that is looked up would be many times this.
     assert!(read < 3_000, "{read} entries of indexes were read for ten jobs' lives");
+}
+
+/// Of a month that was empty when a statement was planned PostgreSQL takes one index for as good as another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_falls_due_at_once_is_looked_up_by_its_keys() {
+    const JOBS: i64 = 4_000;
+    let database = Database::postgres().await;
+    let mut watching = database.connect_as("postgres").await;
+    let off = "DO $$ DECLARE part REGCLASS; BEGIN
+        FOR part IN SELECT 'jobledger.job'::regclass UNION SELECT inhrelid FROM pg_inherits WHERE inhparent = 'jobledger.job_event'::regclass LOOP
+            EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', part);
+        END LOOP; END $$";
+    watching.execute(off).await.unwrap();
+    let (server, client) = TestServer::on(&database).await;
+    let at = SystemClock.now() + TimeDelta::seconds(3);
+    for _ in 0..JOBS / 500 {
+        for created in client.create_all((0..500).map(|_| NewJob::new("t").scheduled_at(at))).await.unwrap() {
+            created.unwrap();
+        }
+    }
+    // By no index, whose blocks are to be counted.
+    watching
+        .execute("SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off")
+        .await
+        .unwrap();
+    let waiting = "SELECT 1 FROM jobledger.job WHERE due_at IS NOT NULL LIMIT 1";
+    let is_ready = async { while watching.fetch_optional(waiting).await.unwrap().is_some() {} };
+    timeout(PATIENCE, is_ready).await.expect("they become ready");
+    server.stop().await;
+    const READ: &str =
+        "SELECT 0::bigint, coalesce(sum(idx_blks_hit + idx_blks_read), 0)::bigint FROM pg_statio_user_indexes
+        WHERE schemaname = 'jobledger' AND relname LIKE 'job%'";
+    let count = async |connection: &mut PgConnection| {
+        let row = connection.fetch_one(READ).await.unwrap();
+        (row.get::<i64, _>(0), row.get::<i64, _>(1))
+    };
+    let (_, blocks) = settled(&mut watching, &count, 1).await;
+    // Walking the org's entries for each job would take some thirty more of each.
+    assert!(blocks < 50 * JOBS, "{blocks} blocks of indexes were looked at for {JOBS} jobs");
 }
 
 /// Statistics of an org with thousands of types, beside one with few and many jobs: before PostgreSQL knows anything of the tables, and

@@ -64,7 +64,7 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = wanted.org_id AND j.id = wanted.id OFFSET 0) j
         LEFT JOIN LATERAL (
             SELECT e.detail_json FROM jobledger.job_event e
-            WHERE e.org_id = j.org_id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
+            WHERE e.org_id = j.org_id AND e.job_id = j.id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
         vec!["NULL"; JOB_COLUMNS.len()].join(", "),
         job_columns("j")
     )
