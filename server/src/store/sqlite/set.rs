@@ -3,8 +3,6 @@
 //!
 //! No statement calls a function: see [`INSERT`].
 
-use std::fmt::Write as _;
-
 use sqlx::{AssertSqlSafe, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
 use super::{columns::micros, error::store_error};
@@ -12,8 +10,9 @@ use crate::store::{StoreError, value::Value};
 
 pub(super) type Statement<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 
-/// Rows that one statement writes at most, and the smaller numbers that make up the rest.
-const CHUNKS: [usize; 4] = [256, 64, 8, 1];
+/// Rows that one statement writes at most, and the smaller numbers that make up the rest. What is more than half of one of them is
+/// filled up with rows of nothing: each statement takes its way to SQLite's thread and back.
+const CHUNKS: [usize; 5] = [256, 64, 16, 4, 1];
 
 /// How rows are added: one that is refused ends the transaction, which nobody would go on with. To be able to undo a statement alone,
 /// SQLite would keep a copy of each page that it changes; and so it does where a function is called, which may fail.
@@ -38,7 +37,7 @@ fn bind<'q>(query: Statement<'q>, value: &Value<'_>) -> Statement<'q> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// In a parameter of the statement.
-    Shared(usize),
+    Shared,
     /// With each row, in a column of its own.
     Each(usize),
 }
@@ -52,6 +51,8 @@ pub(super) struct Set<'a> {
     /// The columns whose values are shared, and those that differ.
     shared: Vec<usize>,
     each: Vec<usize>,
+    /// One of the latter that no row lacks: what tells rows from those of nothing.
+    filled: Option<usize>,
 }
 
 impl<'a> Set<'a> {
@@ -67,7 +68,7 @@ impl<'a> Set<'a> {
             // A part of the key that is known beforehand would have SQLite walk all that have it, and look for the rows.
             if column >= key && rows.windows(2).all(|pair| pair[0][column] == pair[1][column]) {
                 shared.push(column);
-                return Place::Shared(shared.len());
+                return Place::Shared;
             }
             // A job's first event is its last: two columns of the same numbers.
             let is_same = |other: &usize| rows.iter().all(|row| row[column] == row[*other]);
@@ -78,7 +79,8 @@ impl<'a> Set<'a> {
             }))
         };
         let places = (0..columns.len()).map(place).collect();
-        Self { columns: columns.to_vec(), rows, key, places, shared, each }
+        let filled = each.iter().position(|column| rows.iter().all(|row| row[*column] != Value::Null));
+        Self { columns: columns.to_vec(), rows, key, places, shared, each, filled }
     }
 
     /// Adds all rows to a table.
@@ -96,8 +98,9 @@ impl<'a> Set<'a> {
     ) -> Result<(), StoreError> {
         let values: Vec<_> = (0..self.columns.len()).map(|column| self.value(column)).collect();
         let (columns, values) = (self.columns.join(", "), values.join(", "));
+        let is_row = self.filled.map_or_else(|| "true".to_owned(), |n| format!("v.column{} IS NOT NULL", n + 1));
         let sql = |rows: &str| {
-            format!("/* {name} */ {INSERT} {table} ({columns}) SELECT {values} FROM ({rows}) v WHERE true{tail}")
+            format!("/* {name} */ {INSERT} {table} ({columns}) SELECT {values} FROM ({rows}) v WHERE {is_row}{tail}")
         };
         self.run(connection, sql).await
     }
@@ -118,7 +121,7 @@ impl<'a> Set<'a> {
     /// What stands for a column's value in a statement.
     fn value(&self, column: usize) -> String {
         match self.places[column] {
-            Place::Shared(n) => format!("?{n}"),
+            Place::Shared => "?".to_owned(),
             Place::Each(n) => format!("v.column{}", n + 1),
         }
     }
@@ -127,15 +130,19 @@ impl<'a> Set<'a> {
     async fn run(&self, connection: &mut SqliteConnection, sql: impl Fn(&str) -> String) -> Result<(), StoreError> {
         let mut rows = &self.rows[..];
         for size in CHUNKS {
-            if rows.len() < size {
+            let least = if self.filled.is_some() { size.div_ceil(2) } else { size };
+            if rows.len() < least {
                 continue;
             }
             let sql = sql(&self.marks(size));
-            while rows.len() >= size {
-                let (chunk, rest) = rows.split_at(size);
+            while !rows.is_empty() && rows.len() >= least {
+                let (chunk, rest) = rows.split_at(size.min(rows.len()));
                 let mut query = self.bind_shared(sqlx::query(AssertSqlSafe(sql.clone())));
                 for row in chunk {
                     query = self.each.iter().fold(query, |query, column| bind(query, &row[*column]));
+                }
+                for _ in 0..(size - chunk.len()) * self.each.len() {
+                    query = bind(query, &Value::Null);
                 }
                 query.execute(&mut *connection).await.map_err(store_error)?;
                 rows = rest;
@@ -148,20 +155,16 @@ impl<'a> Set<'a> {
         self.shared.iter().fold(query, |query, column| bind(query, &self.rows[0][*column]))
     }
 
-    /// `VALUES` of so many rows of what differs, its parameters numbered after those that are shared.
+    /// `VALUES` of so many rows of what differs. Parameters have no numbers, which SQLite would take for names, and sqlx look for the name of
+    /// each: those that are shared stand before these, once each, in the order of their columns.
     fn marks(&self, rows: usize) -> String {
-        let mut sql = "VALUES ".to_owned();
-        let mut next = self.shared.len();
-        for row in 0..rows {
-            sql.push_str(if row == 0 { "(" } else { ", (" });
-            for column in 0..self.each.len() {
-                next += 1;
-                write!(sql, "{}?{next}", if column == 0 { "" } else { ", " }).expect("writing to a string");
-            }
-            // Rows that are the same in everything have no column of their own.
-            sql.push_str(if self.each.is_empty() { "0)" } else { ")" });
-        }
-        sql
+        // Rows that are the same in everything have no column of their own.
+        let row = if self.each.is_empty() {
+            "(0)".to_owned()
+        } else {
+            format!("({})", vec!["?"; self.each.len()].join(", "))
+        };
+        format!("VALUES {}", vec![row; rows].join(", "))
     }
 }
 
