@@ -1,18 +1,15 @@
 //! The counters and the series, as batches write them.
 
-use std::{
-    fmt::Write as _,
-    sync::{Arc, LazyLock},
-};
+use std::sync::{Arc, LazyLock};
 
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::SqliteConnection;
 
 use super::{
     columns::{Columns, micros},
     error::store_error,
     heads::Written,
     load::hex,
-    set::{INSERT, Statement},
+    set::Set,
 };
 use crate::{
     domain::{
@@ -25,6 +22,7 @@ use crate::{
         Bucket, StoreError, Tally,
         rows::{self, Columns as _},
         series::FORGOTTEN_AT_ONCE,
+        value::Value,
     },
 };
 
@@ -36,9 +34,10 @@ pub(super) async fn write(
 ) -> Result<(), StoreError> {
     let mut tallies = Vec::new();
     for Written { org, changes, .. } in written {
-        tallies.extend(changes.tallies.iter().map(|(name, tally)| (*org, name, tally)));
+        tallies.extend(changes.tallies.iter().map(|(name, tally)| tally_values(*org, name, tally)));
     }
-    ADD_COUNTS.run(connection, &tallies, |query, (org, name, tally)| bind_tally(query, *org, name, tally)).await?;
+    let columns: Vec<_> = ["org_id", "type"].into_iter().chain(counts()).collect();
+    Set::plain(&columns, tallies).put(connection, "add_counts", "org_counter", &OVER_COUNTS).await?;
     let mut flows = Vec::new();
     for of_org in written {
         let Written { org, changes, .. } = of_org;
@@ -83,25 +82,21 @@ const FORGET: &str = "/* forget */ DELETE FROM org_series WHERE org_id = $1 AND 
     SELECT max(start) FROM (
         SELECT start FROM org_series WHERE org_id = $1 AND width = $2 AND start < $3 ORDER BY start LIMIT $4))";
 
-static ADD_COUNTS: LazyLock<Rows> = LazyLock::new(|| {
-    let names: Vec<_> = JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"]).collect();
-    let add: Vec<_> = names.iter().map(|name| format!("{name} = {name} + excluded.{name}")).collect();
-    Rows::new(
-        &format!("/* add_counts */ {INSERT} org_counter (org_id, type, {})", names.join(", ")),
-        2 + names.len(),
-        &format!(" ON CONFLICT (org_id, type) DO UPDATE SET {}", add.join(", ")),
-    )
+/// The counters of a type, by their columns.
+fn counts() -> impl Iterator<Item = &'static str> {
+    JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"])
+}
+
+static OVER_COUNTS: LazyLock<String> = LazyLock::new(|| {
+    let add: Vec<_> = counts().map(|name| format!("{name} = {name} + excluded.{name}")).collect();
+    format!(" ON CONFLICT (org_id, type) DO UPDATE SET {}", add.join(", "))
 });
 
-fn bind_tally<'q>(
-    query: Statement<'q>,
-    org: OrgId,
-    job_type: &'q str,
-    tally: &Tally,
-) -> Result<Statement<'q>, StoreError> {
-    let query = query.bind(org.0).bind(job_type);
-    let query = JobStatus::ALL.into_iter().fold(query, |query, status| query.bind(tally.counts.get(status)));
-    Ok(query.bind(tally.scheduled))
+fn tally_values<'a>(org: OrgId, job_type: &'a str, tally: &Tally) -> Vec<Value<'a>> {
+    let mut values = vec![org.0.into(), job_type.into()];
+    values.extend(JobStatus::ALL.map(|status| tally.counts.get(status).into()));
+    values.push(tally.scheduled.into());
+    values
 }
 
 /// What is added to a bucket of an org's series.
@@ -133,7 +128,10 @@ async fn add(connection: &mut SqliteConnection, added: &mut [Added]) -> Result<(
             runs.add_all(&histogram(columns.text()?)?);
         }
     }
-    ADD_SERIES.run(connection, added, |query, added| Ok(bind_bucket(query, added))).await
+    let key = ["org_id", "width", "start", "type", "removed"];
+    let columns: Vec<_> = key.into_iter().chain(Flow::NAMES).chain(["waits", "runs"]).collect();
+    let rows = added.iter().map(bucket_values).collect();
+    Set::plain(&columns, rows).put(connection, "add_series", "org_series", &OVER_SERIES).await
 }
 
 /// Which of the wanted buckets are there, and their histograms.
@@ -146,69 +144,27 @@ pub(super) fn histogram(text: &str) -> Result<Histogram, StoreError> {
     serde_json::from_str(text).map(Histogram::new).map_err(|_| rows::damaged("histogram"))
 }
 
-static ADD_SERIES: LazyLock<Rows> = LazyLock::new(|| {
+static OVER_SERIES: LazyLock<String> = LazyLock::new(|| {
     let add: Vec<_> = Flow::NAMES.iter().map(|name| format!("{name} = {name} + excluded.{name}")).collect();
-    Rows::new(
-        &format!(
-            "/* add_series */ {INSERT} org_series (org_id, width, start, type, removed, {}, waits, runs)",
-            Flow::NAMES.join(", ")
-        ),
-        5 + Flow::NAMES.len() + 2,
-        // An empty one stands for none that is new.
-        &format!(
-            " ON CONFLICT (org_id, width, start, type, removed) DO UPDATE SET {},
-                waits = CASE excluded.waits WHEN '[]' THEN waits ELSE excluded.waits END,
-                runs = CASE excluded.runs WHEN '[]' THEN runs ELSE excluded.runs END",
-            add.join(", ")
-        ),
+    // An empty one stands for none that is new.
+    format!(
+        " ON CONFLICT (org_id, width, start, type, removed) DO UPDATE SET {},
+            waits = CASE excluded.waits WHEN '[]' THEN waits ELSE excluded.waits END,
+            runs = CASE excluded.runs WHEN '[]' THEN runs ELSE excluded.runs END",
+        add.join(", ")
     )
 });
 
-fn bind_bucket<'q>(query: Statement<'q>, added: &'q Added) -> Statement<'q> {
+fn bucket_values(added: &Added) -> Vec<Value<'_>> {
     let Added { org, is_removed, bucket, flow } = added;
-    let query = query.bind(org.0).bind(bucket.width.seconds()).bind(micros(bucket.start)).bind(&*bucket.job_type);
-    let query = flow.counts().into_iter().fold(query.bind(*is_removed), |query, count| query.bind(count));
-    query.bind(rows::json_text(&flow.waits.counts())).bind(rows::json_text(&flow.runs.counts()))
-}
-
-/// Rows that one statement writes at most, and the smaller numbers that make up the rest: few texts, so that each is
-/// prepared once, and few statements a batch.
-const CHUNKS: [usize; 3] = [64, 8, 1];
-
-/// One statement that writes many rows, in a text for each size of [`CHUNKS`].
-struct Rows([String; CHUNKS.len()]);
-
-impl Rows {
-    fn new(head: &str, columns: usize, tail: &str) -> Self {
-        Self(CHUNKS.map(|rows| {
-            let mut sql = format!("{head} VALUES ");
-            for row in 0..rows {
-                let separator = if row == 0 { "" } else { ", " };
-                let marks = vec!["?"; columns].join(", ");
-                write!(sql, "{separator}({marks})").expect("writing to a string");
-            }
-            sql.push_str(tail);
-            sql
-        }))
-    }
-
-    async fn run<T>(
-        &'static self,
-        connection: &mut SqliteConnection,
-        mut rows: &[T],
-        bind: impl for<'q> Fn(Statement<'q>, &'q T) -> Result<Statement<'q>, StoreError>,
-    ) -> Result<(), StoreError> {
-        for (size, sql) in CHUNKS.iter().zip(&self.0) {
-            while rows.len() >= *size {
-                let (chunk, rest) = rows.split_at(*size);
-                let mut query = sqlx::query(AssertSqlSafe(sql.as_str()));
-                for row in chunk {
-                    query = bind(query, row)?;
-                }
-                query.execute(&mut *connection).await.map_err(store_error)?;
-                rows = rest;
-            }
-        }
-        Ok(())
-    }
+    let mut values: Vec<Value<'_>> = vec![
+        org.0.into(),
+        bucket.width.seconds().into(),
+        bucket.start.into(),
+        (&*bucket.job_type).into(),
+        (*is_removed).into(),
+    ];
+    values.extend(flow.counts().map(Value::from));
+    values.extend([&flow.waits, &flow.runs].map(|sizes| rows::json_text(&sizes.counts()).into()));
+    values
 }

@@ -61,6 +61,15 @@ impl<'a> Set<'a> {
         Self::keyed(columns, rows, 0)
     }
 
+    /// Rows whose first column is never null, with whatever they have in common bound for each: where that differs from batch to batch,
+    /// texts would be many.
+    pub(super) fn plain(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>) -> Self {
+        let each: Vec<_> = (0..columns.len()).collect();
+        let places = each.iter().map(|n| Place::Each(*n)).collect();
+        let filled = Some(0);
+        Self { columns: columns.to_vec(), rows, key: 0, places, shared: Vec::new(), each, filled }
+    }
+
     /// The same of which so many of the first columns are those of a key.
     pub(super) fn keyed(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>, key: usize) -> Self {
         let (mut shared, mut each) = (Vec::new(), Vec::<usize>::new());
