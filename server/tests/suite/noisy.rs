@@ -65,16 +65,21 @@ fn p99(mut took: Vec<Duration>) -> Duration {
     took[took.len() * 99 / 100]
 }
 
+fn median(mut took: Vec<Duration>) -> Duration {
+    took.sort();
+    took[took.len() / 2]
+}
+
 async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: Database) {
     let share = short_or_long(50, 100);
-    let (rounds, time) = (4, Duration::from_secs(short_or_long(2, 10)));
+    let (rounds, time) = (7, Duration::from_secs(short_or_long(1, 10)));
     let program = Program::start_with(&database, &["--log", "error", "--max-rate-per-org", &share.to_string()]);
     let (quiet, noisy) = (of(&program), of(&program));
     create(quiet.clone(), share * 4 / 5, time).await;
     let (mut alone, mut beside, mut let_in, mut refused) = (Vec::new(), Vec::new(), 0, 0);
     // In turns, so that it is the same day for both.
     for _ in 0..rounds {
-        alone.extend(create(quiet.clone(), share * 4 / 5, time).await.0);
+        alone.push(p99(create(quiet.clone(), share * 4 / 5, time).await.0));
         // What it has saved up meanwhile is its own to use at once, and most of what the slowest of a hundred would be measured on.
         let (saved, too_many) = create(noisy.clone(), share * 10, time / 4).await;
         let_in += saved.len();
@@ -82,14 +87,15 @@ async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: D
         let (of_quiet, of_noisy) =
             tokio::join!(create(quiet.clone(), share * 4 / 5, time), create(noisy.clone(), share * 10, time));
         assert_eq!(of_quiet.1, 0, "who keeps to its rate is never refused");
-        beside.extend(of_quiet.0);
+        beside.push(p99(of_quiet.0));
         let_in += of_noisy.0.len();
         refused += of_noisy.1;
     }
-    let most = (rounds * (time + time / 4).as_millis() as usize / 1_000 + rounds) * share as usize;
+    let most = ((rounds * (time + time / 4).as_millis() as usize).div_ceil(1_000) + rounds) * share as usize;
     assert!(let_in <= most, "{let_in} calls of the noisy org were let in, of {most} that may be");
     assert!(refused > let_in * 4, "{refused} were refused");
-    let (alone, beside) = (p99(alone), p99(beside));
+    // Of the rounds' the median: a disk that stalls for a moment does so in one round or another, whoever calls.
+    let (alone, beside) = (median(alone), median(beside));
     println!(
         "p99 is {alone:?} alone and {beside:?} beside the noisy org, of which {let_in} are let in and {refused} refused"
     );
