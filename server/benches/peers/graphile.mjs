@@ -9,7 +9,9 @@ import { createRequire } from "node:module";
 const require = createRequire(process.env.PEERS_MODULES + "/");
 const { Logger, makeWorkerUtils, run } = require("graphile-worker");
 
-const [what, connectionString, text] = process.argv.slice(2);
+const [what, connection, text] = process.argv.slice(2);
+// The cluster is reached by a socket.
+const connectionString = connection.replace(/sslmode=\w+/, "sslmode=disable");
 const jobs = Number(text);
 const preset = {
   worker: {
@@ -21,7 +23,6 @@ const preset = {
     failJobBatchDelay: 0,
   },
 };
-
 
 const logger = new Logger(() => () => {});
 
