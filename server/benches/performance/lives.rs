@@ -36,8 +36,28 @@ const SNAPSHOT: Duration = Duration::from_secs(300);
 
 /// Jobs a second from create to completion.
 pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f64> {
+    let creating = create(Client::new(&server.endpoint)?, jobs);
+    Ok(jobs as f64 / work(server, jobs, reports, creating).await?.as_secs_f64())
+}
+
+/// Creates jobs for [`work`], many by a call.
+pub(crate) async fn create(client: Client, jobs: usize) -> Result<()> {
+    for _ in 0..jobs / CREATED_AT_ONCE {
+        for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new("life"))).await? {
+            created?;
+        }
+    }
+    Ok(())
+}
+
+/// How long a worker takes until so many jobs are done, which are there or are created meanwhile.
+pub(crate) async fn work(
+    server: &Server,
+    jobs: usize,
+    reports: u8,
+    creating: impl Future<Output = Result<()>> + Send + 'static,
+) -> Result<Duration> {
     let client = Client::new(&server.endpoint)?;
-    let asked = client.clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let (ended, mut ends) = mpsc::unbounded_channel();
     let handler = move |context: Context, (): ()| {
@@ -56,29 +76,22 @@ pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f
     let working = tokio::spawn(worker.build().expect("it has a handler").run(async {
         let _ = stopped.await;
     }));
-    let creating = tokio::spawn(async move {
-        for _ in 0..jobs / CREATED_AT_ONCE {
-            for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new("life"))).await? {
-                created?;
-            }
-        }
-        Result::Ok(())
-    });
+    let creating = tokio::spawn(creating);
     for _ in 0..jobs {
         ends.recv().await.ok_or("the worker is gone")?;
     }
     creating.await??;
     // The last reports are still on their way.
     loop {
-        let counts = asked.statistics(&["life"]).await?.counts.ok_or("no counts")?;
+        let counts = client.statistics(&["life"]).await?.counts.ok_or("no counts")?;
         if counts.queued + counts.running == 0 {
             break;
         }
     }
-    let rate = jobs as f64 / since.elapsed().as_secs_f64();
+    let took = since.elapsed();
     drop(stop);
     working.await??;
-    Ok(rate)
+    Ok(took)
 }
 
 /// Whole lives on both databases.

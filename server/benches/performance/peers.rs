@@ -3,14 +3,10 @@
 
 use std::{
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use jobledger_client::{
-    Client, NewJob,
-    worker::{Context, Worker},
-};
-use tokio::sync::{mpsc, oneshot};
+use jobledger_client::Client;
 
 use crate::{
     common::{
@@ -18,6 +14,7 @@ use crate::{
         cluster::{self, Cluster},
     },
     figures::{Figure, Figures},
+    lives,
     load::{self, Load},
     rounds::{Round, Rounds, a_call},
     spent::{Meter, Spent},
@@ -26,8 +23,6 @@ use crate::{
 
 /// Jobs of one round.
 const JOBS: usize = 20_000;
-const CREATED_AT_ONCE: usize = 500;
-const SLOTS: usize = 400;
 const MANY: usize = 256;
 
 /// Where the Makefile has put it.
@@ -41,49 +36,6 @@ fn graphile(what: &str, url: &str, jobs: usize) -> Result<[Duration; 2]> {
     let numbers = text.split_whitespace().map(str::parse).collect::<std::result::Result<Vec<u64>, _>>()?;
     let [took, cpu] = numbers[..] else { return Err("graphile-worker failed".into()) };
     Ok([took, cpu].map(Duration::from_micros))
-}
-
-/// A worker of the client crate runs the jobs that are there; how long that takes.
-async fn run(server: &Server, jobs: usize) -> Result<Duration> {
-    let client = Client::new(&server.endpoint)?;
-    let (stop, stopped) = oneshot::channel::<()>();
-    let (ended, mut ends) = mpsc::unbounded_channel();
-    let handler = move |_: Context, (): ()| {
-        let ended = ended.clone();
-        async move {
-            let _ = ended.send(());
-            Ok(())
-        }
-    };
-    let worker = Worker::builder(client.clone()).handle("peer", handler).concurrency(SLOTS);
-    let since = Instant::now();
-    let working = tokio::spawn(worker.build().expect("it has a handler").run(async {
-        let _ = stopped.await;
-    }));
-    for _ in 0..jobs {
-        ends.recv().await.ok_or("the worker is gone")?;
-    }
-    // The last reports are still on their way.
-    loop {
-        let counts = client.statistics(&["peer"]).await?.counts.ok_or("no counts")?;
-        if counts.queued + counts.running == 0 {
-            break;
-        }
-    }
-    let took = since.elapsed();
-    drop(stop);
-    working.await??;
-    Ok(took)
-}
-
-async fn backlog(server: &Server, jobs: usize) -> Result<()> {
-    let client = Client::new(&server.endpoint)?;
-    for _ in 0..jobs / CREATED_AT_ONCE {
-        for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new("peer"))).await? {
-            created?;
-        }
-    }
-    Ok(())
 }
 
 fn round(jobs: f64, took: Duration, before: Spent, after: Spent) -> Round {
@@ -112,9 +64,9 @@ pub(crate) async fn peers(figures: &mut Figures, cluster: &Cluster, scale: Scale
         let before = meter.look()?;
         let rate = load::create(&load, MANY, scale.round).await?.rate;
         created.add(round(rate * scale.round.as_secs_f64(), scale.round, before, meter.look()?));
-        backlog(&server, JOBS).await?;
+        lives::create(Client::new(&server.endpoint)?, JOBS).await?;
         let before = meter.look()?;
-        let took = run(&server, JOBS).await?;
+        let took = lives::work(&server, JOBS, 0, async { Ok(()) }).await?;
         lived.add(round(JOBS as f64, took, before, meter.look()?));
         eprintln!("  {}", [&*added, ran, created, lived].map(|rounds| format!("{:.0}", rounds.value())).join(" "));
     }
