@@ -4,6 +4,7 @@ use std::{
     error::Error,
     fs,
     io::{BufRead as _, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -42,7 +43,12 @@ pub(crate) struct Server {
 impl Server {
     #[allow(dead_code, reason = "some run another command of the program")]
     pub(crate) async fn start(database_url: &str, max_batch: u16) -> Result<Self> {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_jobledger"))
+        Self::start_program(Path::new(env!("CARGO_BIN_EXE_jobledger")), database_url, max_batch).await
+    }
+
+    /// The same of another build of the program.
+    pub(crate) async fn start_program(program: &Path, database_url: &str, max_batch: u16) -> Result<Self> {
+        let mut process = Command::new(program)
             .args(["--listen", "127.0.0.1:0", "--log", "warn", "--database-url", database_url])
             .args(["--max-batch", &max_batch.to_string()])
             .stdout(Stdio::piped())
@@ -66,6 +72,14 @@ impl Server {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+    }
+
+    /// Bytes that it has given the disk to write.
+    #[allow(dead_code, reason = "some measure time alone")]
+    pub(crate) fn written(&self) -> Result<u64> {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.process.id()))?;
+        let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:")).ok_or("no write_bytes")?;
+        Ok(line.trim().parse()?)
     }
 
     /// Processor time that it has taken.

@@ -42,8 +42,13 @@ pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f
 
 /// Creates jobs for [`work`], many by a call.
 pub(crate) async fn create(client: Client, jobs: usize) -> Result<()> {
+    create_of("life", client, jobs).await
+}
+
+/// The same of another type.
+pub(crate) async fn create_of(job_type: &str, client: Client, jobs: usize) -> Result<()> {
     for _ in 0..jobs / CREATED_AT_ONCE {
-        for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new("life"))).await? {
+        for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new(job_type))).await? {
             created?;
         }
     }

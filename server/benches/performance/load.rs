@@ -27,6 +27,11 @@ impl Measured {
         Self { rate: took.len() as f64 / time.as_secs_f64(), took }
     }
 
+    /// How many there were.
+    pub(crate) fn calls(&self) -> f64 {
+        self.took.len() as f64
+    }
+
     /// What the calls took, at such a part of them; ms.
     pub(crate) fn at(&self, part: f64) -> f64 {
         let last = self.took.len().saturating_sub(1);

@@ -19,6 +19,7 @@ use crate::{
     unary::Scale,
 };
 
+mod against;
 #[path = "../common/mod.rs"]
 mod common;
 mod curves;
@@ -37,18 +38,20 @@ mod yardsticks;
 
 /// The parts, in their order; those in the second list only on request, since they take long or more than this repository has.
 const PARTS: [&str; 6] = ["sqlite", "postgres", "orgs", "lives", "replicas", "curves"];
-const LONG_PARTS: [&str; 3] = ["growth", "snapshot", "peers"];
+const LONG_PARTS: [&str; 4] = ["growth", "snapshot", "peers", "against"];
 
 const HELP: &str = "cargo bench --bench performance -- [PART …] [--json FILE] [--plots FOLDER] [--rounds N] [--round SECONDS]
+    [--against PROGRAM]
 
-Parts: sqlite, postgres, orgs, lives, replicas, curves; growth and snapshot, which take many minutes; and peers, which takes Node.js and
-graphile-worker (make brings it). Without any: the first six.
+Parts: sqlite, postgres, orgs, lives, replicas, curves; growth and snapshot, which take many minutes; peers, which takes Node.js and
+graphile-worker (make brings it); and against, which compares with another build of the server. Without any: the first six.
 --json writes a line of JSON a figure, --plots two plots. The exit code is 1 if a figure is below its bar.";
 
 struct Options {
     parts: Vec<String>,
     json: Option<String>,
     plots: Option<PathBuf>,
+    against: Option<PathBuf>,
     scale: Scale,
 }
 
@@ -57,6 +60,7 @@ fn options() -> Result<Options> {
         parts: Vec::new(),
         json: None,
         plots: None,
+        against: None,
         scale: Scale { rounds: 7, round: Duration::from_secs(2) },
     };
     // Cargo adds --bench.
@@ -66,6 +70,10 @@ fn options() -> Result<Options> {
         match &*argument {
             "--json" => options.json = Some(value()?),
             "--plots" => options.plots = Some(value()?.into()),
+            "--against" => {
+                options.against = Some(value()?.into());
+                options.parts.push("against".to_owned());
+            }
             "--rounds" => options.scale.rounds = value()?.parse::<usize>()?.max(1),
             "--round" => options.scale.round = Duration::from_secs(value()?.parse::<u64>()?.max(1)),
             part if PARTS.contains(&part) || LONG_PARTS.contains(&part) => options.parts.push(part.to_owned()),
@@ -111,6 +119,10 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
     }
     if is_wanted("peers") {
         peers::peers(figures, &cluster, options.scale).await?;
+    }
+    if is_wanted("against") {
+        let other = options.against.as_deref().ok_or("against what? --against PROGRAM names a build of the server")?;
+        against::against(figures, &cluster, other, options.scale).await?;
     }
     Ok(())
 }
