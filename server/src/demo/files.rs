@@ -91,7 +91,7 @@ pub(super) fn key(file: &Found) -> String {
     hasher.update(&file.task.path);
     hasher.update(modified.as_nanos().to_le_bytes());
     hasher.update(file.task.size.to_le_bytes());
-    format!("{JOB_TYPE}:{}", hex(&hasher.finalize()))
+    format!("{JOB_TYPE}:{}", hex::encode(hasher.finalize()))
 }
 
 /// The handler: reads a file chunk by chunk and says how far it is.
@@ -106,7 +106,7 @@ pub(super) async fn digest(context: Context, task: Task) -> Result<Digest, Error
         loop {
             let n = file.read(&mut buffer)?;
             if n == 0 {
-                return Ok(Digest { sha256: hex(&hasher.finalize()), bytes });
+                return Ok(Digest { sha256: hex::encode(hasher.finalize()), bytes });
             }
             if context.is_canceled() {
                 return Err(io::Error::other("interrupted"));
@@ -125,8 +125,4 @@ fn code(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "PERMISSION_DENIED",
         _ => "UNREADABLE",
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

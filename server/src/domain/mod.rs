@@ -17,4 +17,4 @@ pub mod status;
 pub mod transition;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -25,7 +25,8 @@ macro_rules! scripts {
         scripts!(
             $folder,
             (1, "ledger", "0001_ledger"),
-            (2, "small_payloads", "0002_small_payloads")
+            (2, "small_payloads", "0002_small_payloads"),
+            (3, "running_in_log", "0003_running_in_log")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {

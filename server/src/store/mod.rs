@@ -22,6 +22,7 @@ mod changes;
 mod copies;
 mod detail;
 mod expired;
+mod image;
 mod imports;
 mod job_columns;
 pub mod migrations;
@@ -35,6 +36,7 @@ mod rows;
 mod series;
 pub mod sqlite;
 pub mod tokens;
+mod unfolded;
 mod url;
 mod value;
 

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Changes, ClaimOrder, RecordId};
+use super::{Changes, ClaimOrder, RecordId, unfolded::Unfolded};
 use crate::{
     domain::{
         id::{JobId, OrgId},
@@ -38,6 +38,8 @@ struct End {
     stretch: u64,
     /// Of some types, where the first of the jobs that may be claimed stands, or before it.
     fronts: HashMap<Arc<str>, ClaimOrder>,
+    /// The jobs whose rows are behind; `None` where that is not known, or a batch has it.
+    unfolded: Option<Unfolded>,
 }
 
 /// Under this, which is the name of no type, stands the front of all types.
@@ -74,6 +76,24 @@ impl Recent {
         state.orgs.get(&org).filter(|left| left.record == last)?.fronts.get(job_type).copied()
     }
 
+    /// Takes the jobs whose rows are behind, if they are known, in a log whose last record this is.
+    pub(super) fn take_unfolded(&self, org: OrgId, last: RecordId) -> Option<Unfolded> {
+        self.state().orgs.get_mut(&org).filter(|left| left.record == last)?.unfolded.take()
+    }
+
+    /// Gives them back, in a log whose last record this is.
+    pub(super) fn put_unfolded(&self, org: OrgId, last: RecordId, unfolded: Unfolded) {
+        let state = &mut *self.state();
+        match state.orgs.get_mut(&org).filter(|left| left.record == last) {
+            Some(left) => left.unfolded = Some(unfolded),
+            None => {
+                state.stretches += 1;
+                let (stretch, fronts) = (state.stretches, HashMap::new());
+                state.keep(org, End { record: last, stretch, fronts, unfolded: Some(unfolded) });
+            }
+        }
+    }
+
     /// What a batch that follows on this record leaves, for when it is committed.
     pub(super) fn leaving(org: OrgId, before: RecordId, after: RecordId, changes: &Changes) -> Left {
         let changed = changes.changed.iter().map(|changed| &changed.job);
@@ -92,7 +112,7 @@ impl Recent {
                 }
             }
         }
-        Left { org, before, after, jobs, gone, fronts: HashMap::new(), may_be_claimed, end: None }
+        Left { org, before, after, jobs, gone, fronts: HashMap::new(), unfolded: None, may_be_claimed, end: None }
     }
 
     /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more.
@@ -103,7 +123,7 @@ impl Recent {
     /// It was committed.
     pub(super) fn left(&self, left: Left) {
         let state = &mut *self.state();
-        let Left { org, before, after, jobs, gone, fronts: found, may_be_claimed, end } = left;
+        let Left { org, before, after, jobs, gone, fronts: found, unfolded, may_be_claimed, end } = left;
         let (stretch, mut fronts) = match end.filter(|end| end.record == before) {
             Some(end) => (end.stretch, end.fronts),
             None => {
@@ -120,10 +140,7 @@ impl Recent {
                 *front = place.min(*front);
             }
         }
-        if state.orgs.len() >= MAX_JOBS {
-            state.orgs.clear();
-        }
-        state.orgs.insert(org, End { record: after, stretch, fronts });
+        state.keep(org, End { record: after, stretch, fronts, unfolded });
         for id in gone {
             state.jobs.remove(&(org, id));
         }
@@ -137,6 +154,15 @@ impl Recent {
     }
 }
 
+impl State {
+    fn keep(&mut self, org: OrgId, end: End) {
+        if self.orgs.len() >= MAX_JOBS {
+            self.orgs.clear();
+        }
+        self.orgs.insert(org, end);
+    }
+}
+
 /// What a batch leaves once it is committed.
 pub(super) struct Left {
     org: OrgId,
@@ -146,6 +172,8 @@ pub(super) struct Left {
     gone: Vec<JobId>,
     /// Where the first jobs of some types that could be claimed were found to stand.
     pub(super) fronts: HashMap<Arc<str>, ClaimOrder>,
+    /// The jobs whose rows are behind then, if that is known.
+    pub(super) unfolded: Option<Unfolded>,
     /// Where the first jobs stand that this batch leaves to be claimed.
     may_be_claimed: HashMap<Arc<str>, ClaimOrder>,
     /// Where the log was left before.

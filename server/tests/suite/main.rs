@@ -61,6 +61,7 @@ mod resets;
 mod restore;
 mod retention;
 mod rls;
+mod running;
 mod seeded;
 mod shared;
 mod shutdown;

@@ -3,9 +3,10 @@
 use std::{
     io::{BufRead as _, BufReader},
     process::{Output, Stdio},
+    time::Duration,
 };
 
-use jobledger_client::{Claim, Client, NewJob, proto::StreamJobEventsRequest};
+use jobledger_client::{Claim, Client, NewJob, Report, proto::StreamJobEventsRequest};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
@@ -24,7 +25,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 2] = ["0001 ledger", "0002 small_payloads"];
+const MIGRATIONS: [&str; 3] = ["0001 ledger", "0002 small_payloads", "0003 running_in_log"];
 const FUNCTIONS: &str = "functions 2";
 
 /// What a database of this kind has put in place, in this order.
@@ -52,7 +53,10 @@ fn there_and_back(url: &str, steps: &[&str]) {
 
     let (done, said) = run(&["migrate", "down", "--to", "0"], url);
     assert!(
-        !done && said.starts_with("undoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"),
+        !done
+            && said.starts_with(
+                "undoing 0003 running_in_log loses nothing\nundoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"
+            ),
         "{said}"
     );
     assert!(said.contains("nothing was done: add --yes"), "{said}");
@@ -193,18 +197,32 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
             let id = client.create(job).await.unwrap().job.id;
             created.push((org, client.get(&id).await.unwrap()));
         }
+        let working = client(&server, 3);
+        let id = working.create(NewJob::new("t").run_timeout(Duration::from_secs(3_600))).await.unwrap().job.id;
+        let lease = working.claim(Claim::new("w")).await.unwrap().remove(0);
+        working.update(Report::progress(&id).lease(lease.lease_token).stage("on it").percent(40)).await.unwrap();
+        let running = working.get(&id).await.unwrap();
         server.stop().await;
         assert_eq!(rows(&database, "job_payload").await, 1, "the others lie with their events");
 
         // What an older program finds.
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
-        assert!(done && said == "undoing 0002 small_payloads loses nothing\nundone 0002 small_payloads\n", "{said}");
+        let undone = ["0003 running_in_log", "0002 small_payloads"];
+        let lines = |what: fn(&str) -> String| undone.map(what).concat();
+        let expected =
+            lines(|name| format!("undoing {name} loses nothing\n")) + &lines(|name| format!("undone {name}\n"));
+        assert!(done && said == expected, "{said}");
         assert_eq!(rows(&database, "job_payload").await, 3);
+        assert_eq!(
+            rows(&database, "job WHERE status = 'running' AND lease_worker = 'w' AND last_job_seq = 3").await,
+            1
+        );
         let (done, said) = run(&["migrate", "up"], &url);
         assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
 
         let (server, _) = TestServer::on(&database).await;
+        assert_eq!(client(&server, 3).get(&id).await.unwrap(), running);
         for (org, before) in &created {
             let client = client(&server, *org);
             assert_eq!(client.get(&before.id).await.unwrap(), *before);

@@ -3,7 +3,7 @@
 mod flow;
 mod import;
 mod leases;
-mod replay;
+pub(crate) mod replay;
 
 use std::{sync::Arc, time::Duration};
 

@@ -111,6 +111,27 @@ fn clock_step() -> impl Strategy<Value = i64> {
     prop_oneof![9 => Just(0), 1 => -1_000i64..1_000]
 }
 
+prop_compose! {
+    /// A job as each command has left it, from its create on, with the events of that.
+    pub(crate) fn any_history()(
+        max_attempts in 1i32..5,
+        run_timeout in prop::option::of(1u64..60),
+        commands in prop::collection::vec((any_command(), 0i64..20), 0..40),
+    ) -> Vec<(Job, Vec<JobEvent>)> {
+        let spec = JobSpec { run_timeout: run_timeout.map(Duration::from_secs), ..(*spec(max_attempts)).clone() };
+        let first = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, Arc::new(spec), None, tick(0, 1));
+        let (mut now, mut job, mut history) = (0, first.job.clone(), vec![(first.job, first.events)]);
+        for ((command, is_holder), wait) in commands {
+            now += wait;
+            let command = if is_holder { held_by_its_holder(command, &job) } else { command };
+            let Ok(transition) = job.apply(&command, tick(now, job.last_seq + 1 + wait)) else { continue };
+            job = transition.job.clone();
+            history.push((transition.job, transition.events));
+        }
+        history
+    }
+}
+
 proptest! {
     /// Whatever is asked in whatever order, and whatever the clock does, the row stays the fold of its events.
     #[test]

@@ -77,7 +77,7 @@ pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -
     let ByOrg { places, orgs, ends } = ByOrg::of(names.len(), |n| names[n].0);
     let ids: Vec<_> = places.iter().map(|place| names[*place].1.0).collect();
     let found = readers.fetch(JOBS.as_str(), arguments![orgs, ends, ids, LARGE_JOB]).await?;
-    let mut sorted = rows::found_jobs(names.len(), found.iter().map(Columns::of))?;
+    let mut sorted = rows::found_jobs(names.len(), found.iter().map(Columns::of), rows::job_record)?;
     let mut found = vec![FoundJob::Nothing; names.len()];
     for (n, place) in places.into_iter().enumerate() {
         found[place] = std::mem::take(&mut sorted[n]);

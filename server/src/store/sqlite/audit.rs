@@ -7,7 +7,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     SqliteStore,
-    columns::{Columns, micros},
+    columns::{Columns, IS_BEHIND, micros},
     error::store_error,
     load::ids_json,
     series::histogram,
@@ -60,11 +60,16 @@ pub(super) const BROKEN_RECORDS: &str = "/* broken_records */ SELECT count(*) FR
     ) kept
     WHERE h.org_id = $1 AND ((before_n, before_id) <> (kept.n - 1, prev) OR after_n IS NULL AND (kept.n, id) <> (h.n, h.record))";
 
-pub(super) const MISCOUNTED: &str = "/* miscounted */ SELECT type, sum(stored), sum(counted) FROM (
-        SELECT type, scheduled AS stored, 0 AS counted FROM org_counter WHERE org_id = $1
-        UNION ALL
-        SELECT type, 0, 1 FROM job INDEXED BY idx_job_due WHERE org_id = $1 AND due_at IS NOT NULL AND status = 'queued'
-    ) GROUP BY type HAVING sum(stored) <> sum(counted)";
+pub(super) static MISCOUNTED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* miscounted */ SELECT type, sum(stored), sum(counted) FROM (
+            SELECT type, scheduled AS stored, 0 AS counted FROM org_counter WHERE org_id = $1
+            UNION ALL
+            SELECT type, 0, 1 FROM job j INDEXED BY idx_job_due
+            WHERE org_id = $1 AND due_at IS NOT NULL AND status = 'queued' AND NOT {IS_BEHIND}
+        ) GROUP BY type HAVING sum(stored) <> sum(counted)"
+    )
+});
 
 #[async_trait]
 impl Audit for SqliteStore {
@@ -113,7 +118,11 @@ impl Audit for SqliteStore {
     }
 
     async fn miscounted(&self, org: OrgId) -> Result<Vec<(String, Scheduled)>, StoreError> {
-        let found = sqlx::query_as(MISCOUNTED).bind(org.0).fetch_all(&self.readers).await.map_err(store_error)?;
+        let found = sqlx::query_as(AssertSqlSafe(MISCOUNTED.as_str()))
+            .bind(org.0)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(store_error)?;
         Ok(found.into_iter().map(|(name, stored, counted)| (name, Scheduled { stored, counted })).collect())
     }
 

@@ -1,7 +1,7 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -14,7 +14,10 @@ use super::{
     expired,
     heads::{self, Written},
     import::load_marks,
-    load::{End, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations, load_ready, load_rows},
+    load::{
+        End, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations, load_ready, load_rows,
+        load_unfolded,
+    },
     series, write,
 };
 use crate::{
@@ -27,6 +30,7 @@ use crate::{
         Batch, Changes, FoundReady, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
         recent::{Left, Recent},
+        unfolded::Unfolded,
     },
 };
 
@@ -80,7 +84,8 @@ impl Batch for SqliteBatch {
         let mut ends = load_ends(&mut self.connection, named).await?;
         let (mut looked, mut ids, mut keys, mut ready) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (org, needs) in needs {
-            let end = ends.remove(org).unwrap_or_default();
+            let mut end = ends.remove(org).unwrap_or_default();
+            find_unfolded(&mut self.connection, &self.recent, *org, &mut end).await?;
             let (of_org, unknown) = self.look(*org, &end, needs).await?;
             looked.push(of_org);
             self.ends.insert(*org, end);
@@ -100,10 +105,19 @@ impl Batch for SqliteBatch {
                 jobs.entry(job.org_id).or_default().push(job);
             }
         }
-        let mut ready = load_ready(&mut self.connection, &ready).await?;
+        let unfolded = self.ends.iter().filter_map(|(org, end)| Some((*org, end.unfolded.as_ref()?))).collect();
+        let mut ready = load_ready(&mut self.connection, &ready, &unfolded).await?;
         let mut loaded = Vec::with_capacity(needs.len());
         for ((org, needs), looked) in needs.iter().zip(looked) {
-            let (jobs, ready) = (jobs.remove(org).unwrap_or_default(), ready.remove(org).unwrap_or_default());
+            let (mut jobs, ready) = (jobs.remove(org).unwrap_or_default(), ready.remove(org).unwrap_or_default());
+            if let Some(unfolded) = self.ends.get(org).and_then(|end| end.unfolded.as_ref()) {
+                // A key may name one whose row is behind.
+                jobs.iter_mut().for_each(|job| {
+                    if let Some(running) = unfolded.get(job.id) {
+                        running.clone_into(job)
+                    }
+                });
+            }
             loaded.push(self.put_together(*org, needs, looked, jobs, ready).await?);
         }
         Ok(loaded)
@@ -119,12 +133,31 @@ impl Batch for SqliteBatch {
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         let (mut records, mut written) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
+        let mut due = Vec::with_capacity(changes.len());
+        let mut rows = Vec::new();
         for (org, changes) in changes {
-            let End { head, record: before, .. } = *self.end(*org).await?;
+            self.end(*org).await?;
+            let mut end = self.ends.remove(org).unwrap_or_default();
+            find_unfolded(&mut self.connection, &self.recent, *org, &mut end).await?;
+            let (before, mut unfolded) = (end.record, end.unfolded.take().unwrap_or_default());
             let record = changes.is_recorded().then(|| before.follow());
-            self.left.push(Recent::leaving(*org, before, record.unwrap_or(before), changes));
-            let head = changes.head.unwrap_or(head);
-            written.extend(record.map(|record| Written { org: *org, changes, head, before, record }));
+            let head = changes.head.unwrap_or(end.head);
+            rows.extend(unfolded.rows(changes));
+            let folded = unfolded.stale(changes, self.now);
+            let falls_behind = unfolded.follow(changes, &folded);
+            let base_seq = unfolded.base_seq(head.seq);
+            if record.is_none() && !folded.is_empty() {
+                heads::write_base(&mut self.connection, *org, base_seq).await?;
+            }
+            rows.extend(folded);
+            // Where it is not on record yet that the org is to be looked at.
+            let fold_at = unfolded.fold_at().filter(|_| falls_behind || changes.next_due.is_some());
+            due.push((*org, *changes, fold_at));
+            let mut left = Recent::leaving(*org, before, record.unwrap_or(before), changes);
+            left.unfolded = Some(unfolded);
+            self.left.push(left);
+            self.ends.insert(*org, end);
+            written.extend(record.map(|record| Written { org: *org, changes, head, before, record, base_seq }));
             records.push(record);
         }
         let connection = &mut self.connection;
@@ -133,11 +166,11 @@ impl Batch for SqliteBatch {
             expired::remove(connection, *org, changes).await?;
         }
         write::created(connection, &written).await?;
-        write::changed(connection, &written).await?;
+        write::changed(connection, &rows).await?;
         write::events(connection, &written).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;
-        heads::write_due(connection, changes, self.now).await?;
+        heads::write_due(connection, &due, self.now).await?;
         Ok(records)
     }
 
@@ -153,12 +186,18 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, recent, mut left, .. } = *self;
+        let Self { mut slot, mut connection, recent, ends, mut left, .. } = *self;
         left.iter_mut().for_each(|left| recent.committing(left));
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
                 left.into_iter().for_each(|left| recent.left(left));
+                // Of logs that it only looked at.
+                for (org, end) in ends {
+                    if let Some(unfolded) = end.unfolded {
+                        recent.put_unfolded(org, end.record, unfolded);
+                    }
+                }
                 Ok(())
             }
             Err(error) => Err(match store_error(error) {
@@ -169,6 +208,26 @@ impl Batch for SqliteBatch {
             }),
         }
     }
+}
+
+/// Finds the jobs of an org whose rows are behind, unless somebody has.
+async fn find_unfolded(
+    connection: &mut SqliteConnection,
+    recent: &Recent,
+    org: OrgId,
+    end: &mut End,
+) -> Result<(), StoreError> {
+    if end.unfolded.is_some() {
+        return Ok(());
+    }
+    let unfolded = match recent.take_unfolded(org, end.record) {
+        Some(known) => known,
+        // Another process has written to the log, or none has in this one.
+        None if end.base_seq < end.head.seq => load_unfolded(connection, org, end.base_seq).await?,
+        None => Unfolded::default(),
+    };
+    end.unfolded = Some(unfolded);
+    Ok(())
 }
 
 /// What was looked up of one org before its jobs.
@@ -186,27 +245,37 @@ impl SqliteBatch {
     /// Finds out which jobs of an org are asked for, and which of them are to be read.
     async fn look(&mut self, org: OrgId, end: &End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
         let connection = &mut self.connection;
+        let none = Unfolded::default();
+        let unfolded = end.unfolded.as_ref().unwrap_or(&none);
         let (expired, next_expiry) = match &needs.expired {
             Some(wanted) => expired::load_expired(connection, org, wanted, &end.head, self.now).await?,
             None => (Vec::new(), None),
         };
         let (due, next_due) = match needs.due {
-            Some(limit) => load_due(connection, org, limit, self.now).await?,
+            Some(limit) => load_due(connection, org, limit, self.now, unfolded).await?,
             None => (Vec::new(), None),
         };
         let misdated = match needs.misdated {
-            Some((limit, by)) => load_misdated(connection, org, limit, by, self.now).await?,
+            Some((limit, by)) => {
+                let of_rows = load_misdated(connection, org, limit, by, self.now).await?;
+                let of_rows = of_rows.into_iter().filter(|id| unfolded.get(*id).is_none());
+                unfolded.misdated(by, self.now).chain(of_rows).take(limit).collect()
+            }
             None => Vec::new(),
         };
         let mut held = Vec::new();
         for wanted in &needs.held {
-            held.extend(load_held(connection, org, wanted).await?);
+            let of_rows = load_held(connection, org, wanted).await?;
+            held.extend(of_rows.into_iter().filter(|id| unfolded.get(*id).is_none()).chain(unfolded.held(wanted)));
         }
         // Others leave a record of whatever they write: an import, beside this server.
-        let known = self.recent.jobs(org, end.record, &needs.jobs);
-        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
-        let unknown = ids.filter(|id| !is_known.contains(id)).copied().collect();
+        let ids: Vec<_> = ids.copied().collect::<BTreeSet<_>>().into_iter().collect();
+        let mut known: Vec<_> = ids.iter().filter_map(|id| unfolded.get(*id).cloned()).collect();
+        let others: Vec<_> = needs.jobs.iter().filter(|id| unfolded.get(**id).is_none()).copied().collect();
+        known.extend(self.recent.jobs(org, end.record, &others));
+        let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
+        let unknown = ids.into_iter().filter(|id| !is_known.contains(id)).collect();
         Ok((Looked { known, expired, next_expiry, due, next_due, misdated }, unknown))
     }
 

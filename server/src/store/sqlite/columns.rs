@@ -1,5 +1,7 @@
 //! SQLite's columns: ids are blobs, times microseconds since 1970.
 
+use std::sync::LazyLock;
+
 use chrono::DateTime;
 use sqlx::{Decode, Row, Sqlite, Type, ValueRef, sqlite::SqliteRow};
 use uuid::Uuid;
@@ -19,6 +21,26 @@ pub(super) fn job_columns(row: &str) -> String {
     let columns: Vec<_> = JOB_COLUMNS.iter().map(|column| format!("{row}.{}", column.name)).collect();
     columns.join(", ")
 }
+
+/// Joins the last event `e` of a job `j`, which the log may have beyond the job's row.
+pub(super) const LAST_EVENT: &str = "LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = CASE
+        WHEN j.finished_at IS NOT NULL THEN j.last_seq
+        ELSE (SELECT max(l.seq) FROM job_event l INDEXED BY idx_job_event_job
+            WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END";
+
+/// What [`read_job_over`](crate::store::image::read_job_over) reads of a job `j` with [`LAST_EVENT`].
+pub(super) static JOB_OVER: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "iif(e.seq > j.last_seq, e.image, NULL), e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, {},
+        e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'",
+        job_columns("j")
+    )
+});
+
+/// True of a job `j` whose row is behind: it runs.
+pub(super) const IS_BEHIND: &str =
+    "(j.finished_at IS NULL AND EXISTS (SELECT 1 FROM job_event l INDEXED BY idx_job_event_job
+        WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq > j.last_seq))";
 
 /// True of a job that may be claimed ([`Job::is_ready`](crate::domain::job::Job::is_ready)): in a statement on one table of jobs, whose
 /// indexes over such jobs have the same condition.

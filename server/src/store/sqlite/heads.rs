@@ -25,6 +25,8 @@ pub(super) struct Written<'a> {
     pub(super) before: RecordId,
     /// The batch's own.
     pub(super) record: RecordId,
+    /// No row lacks an event up to here.
+    pub(super) base_seq: i64,
 }
 
 impl Written<'_> {
@@ -51,12 +53,13 @@ pub(super) async fn write(
     Ok(())
 }
 
-const HEAD_COLUMNS: [&str; 9] =
-    ["org_id", "seq", "floor_seq", "recorded_at", "types", "ready_gen", "removals", "n", "record"];
+const HEAD_COLUMNS: [&str; 10] =
+    ["org_id", "seq", "floor_seq", "recorded_at", "types", "ready_gen", "removals", "n", "record", "base_seq"];
 
 const OVER_HEAD: &str = " ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
     recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
-    removals = removals + excluded.removals, n = excluded.n, record = excluded.record";
+    removals = removals + excluded.removals, n = excluded.n, record = excluded.record,
+    base_seq = excluded.base_seq";
 
 fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
     let Head { seq, floor, recorded_at, types, ready_gen } = written.head;
@@ -70,7 +73,14 @@ fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
         (!written.changes.removed.is_empty()).into(),
         written.record.n.into(),
         written.record.id.into(),
+        written.base_seq.into(),
     ]
+}
+
+/// Writes how far the rows of an org's jobs have come, by a batch that leaves no record.
+pub(super) async fn write_base(connection: &mut SqliteConnection, org: OrgId, base_seq: i64) -> Result<(), StoreError> {
+    let query = sqlx::query("/* write_base */ UPDATE org_head SET base_seq = $2 WHERE org_id = $1");
+    query.bind(org.0).bind(base_seq).execute(connection).await.map(drop).map_err(store_error)
 }
 
 const RECORD_COLUMNS: [&str; 9] =
@@ -94,13 +104,13 @@ const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_
     SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
     WHERE oldest.written_at < $3)";
 
-/// Writes when orgs are to be looked at: for retention, and for jobs that are due.
+/// Writes when orgs are to be looked at: for retention, and for jobs that are due, or whose rows are behind, at the time beside each.
 pub(super) async fn write_due(
     connection: &mut SqliteConnection,
-    changes: &[(OrgId, &Changes)],
+    changes: &[(OrgId, &Changes, Option<Time>)],
     now: Time,
 ) -> Result<(), StoreError> {
-    let retention = changes.iter().filter_map(|(org, changes)| {
+    let retention = changes.iter().filter_map(|(org, changes, _)| {
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
         let due = changes.next_retention.or(is_first.then_some(now))?;
         Some(vec![org.0.into(), due.into()])
@@ -109,8 +119,14 @@ pub(super) async fn write_due(
         .put(connection, "save_retention", "org_due", OVER_RETENTION)
         .await?;
     let (mut at, mut by) = (BTreeMap::new(), BTreeMap::new());
-    for (org, changes) in changes {
-        match changes.next_due {
+    for (org, changes, fold_at) in changes {
+        let next = match (changes.next_due, *fold_at) {
+            (Some(NextDue::At(due)), fold_at) => Some(NextDue::At(due.into_iter().chain(fold_at).min())),
+            (Some(NextDue::By(due)), Some(fold_at)) => Some(NextDue::By(due.min(fold_at))),
+            (None, Some(fold_at)) => Some(NextDue::By(fold_at)),
+            (next, None) => next,
+        };
+        match next {
             Some(NextDue::At(due)) => _ = at.insert(hex(org.0), due.map(micros)),
             Some(NextDue::By(due)) => _ = by.insert(hex(org.0), Some(micros(due))),
             None => {}

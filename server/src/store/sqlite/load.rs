@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, IS_READY, job_columns, micros},
+    columns::{Columns, IS_READY, JOB_OVER, LAST_EVENT, job_columns, micros},
     error::store_error,
 };
 use crate::{
@@ -23,31 +23,37 @@ use crate::{
     },
     store::{
         FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
+        image::read_job_over,
         job_columns::read_job,
         rows::{self, Columns as _},
+        unfolded::Unfolded,
     },
 };
 
 /// Where a log was found to end.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct End {
     pub(super) head: Head,
     /// Its last record.
     pub(super) record: RecordId,
     /// The types that exist of those named.
     pub(super) types: Vec<String>,
+    /// No row lacks an event up to here.
+    pub(super) base_seq: i64,
+    /// The jobs whose rows are behind; `None` until somebody asks.
+    pub(super) unfolded: Option<Unfolded>,
 }
 
 impl Default for End {
     fn default() -> Self {
-        Self { head: Head::EMPTY, record: RecordId::default(), types: Vec::new() }
+        Self { head: Head::EMPTY, record: RecordId::default(), types: Vec::new(), base_seq: 0, unfolded: None }
     }
 }
 
 pub(super) const LOAD_HEADS: &str =
     "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.n, h.record,
         (SELECT json_group_array(c.type) FROM json_each(wanted.value) named
-         CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value)
+         CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value), h.base_seq
      FROM json_each($1) wanted CROSS JOIN org_head h ON h.org_id = unhex(wanted.key)";
 
 /// Where the logs of some orgs end, each with the types that are named; orgs without a log are left out.
@@ -63,9 +69,39 @@ pub(super) async fn load_ends<'a>(
         let org = OrgId(columns.uuid()?);
         let (head, record) = rows::head(&mut columns)?;
         let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
-        Ok((org, End { head, record, types }))
+        Ok((org, End { head, record, types, base_seq: columns.long()?, unfolded: None }))
     };
     found.map_err(store_error)?.iter().map(end).collect()
+}
+
+/// Jobs whose rows are behind: the first event that each row lacks, and the job.
+pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* load_unfolded */ SELECT b.seq, b.recorded_at, {} FROM (
+            SELECT DISTINCT i.job_id FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL) found
+        CROSS JOIN job j ON j.org_id = $1 AND j.id = found.job_id
+        {LAST_EVENT}
+        LEFT JOIN job_event b ON b.org_id = j.org_id AND b.seq = (SELECT min(l.seq) FROM job_event l INDEXED BY idx_job_event_job
+            WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq > j.last_seq)
+        WHERE e.seq > j.last_seq",
+        *JOB_OVER
+    )
+});
+
+/// The jobs of an org whose rows are behind.
+pub(super) async fn load_unfolded(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    base_seq: i64,
+) -> Result<Unfolded, StoreError> {
+    let query = sqlx::query(AssertSqlSafe(LOAD_UNFOLDED.as_str())).bind(org.0).bind(base_seq);
+    let mut unfolded = Unfolded::default();
+    for row in &query.fetch_all(connection).await.map_err(store_error)? {
+        let mut columns = Columns::of(row);
+        let (seq, recorded_at) = (columns.long()?, columns.time()?);
+        unfolded.add(read_job_over(&mut columns)?, seq, recorded_at);
+    }
+    Ok(unfolded)
 }
 
 /// CROSS JOIN keeps SQLite from scanning an org's jobs for the wanted ones.
@@ -127,14 +163,23 @@ pub(super) static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn load_ready(
     connection: &mut SqliteConnection,
     orgs: &[(OrgId, &Ready)],
+    unfolded: &HashMap<OrgId, &Unfolded>,
 ) -> Result<HashMap<OrgId, FoundReady>, StoreError> {
     let job = |row: &SqliteRow| {
         let mut columns = Columns::of(row);
         Ok::<_, StoreError>((OrgId(columns.uuid()?), rows::ready_job(&mut columns)?))
     };
+    // Rows that are behind look ready: as many more are looked at, and left out.
+    let behind = |org: &OrgId, name: Option<&Arc<str>>| unfolded.get(org).map_or(0, |behind| behind.count(name));
+    let is_behind = |org: &OrgId, job: &ReadyJob| unfolded.get(org).is_some_and(|behind| behind.get(job.id).is_some());
     let mut of_types: HashMap<OrgId, Vec<ReadyJob>> = HashMap::new();
-    let types: Vec<_> =
-        orgs.iter().flat_map(|(org, ready)| ready.of.iter().map(move |wanted| (*org, wanted))).collect();
+    let mut found_of: HashMap<(OrgId, Arc<str>), usize> = HashMap::new();
+    let types: Vec<_> = orgs
+        .iter()
+        .flat_map(|(org, ready)| {
+            ready.of.iter().map(move |(name, limit)| (*org, (name, *limit + behind(org, Some(name)))))
+        })
+        .collect();
     let mut types = &types[..];
     for size in TYPES_AT_ONCE {
         while types.len() >= size {
@@ -143,10 +188,16 @@ pub(super) async fn load_ready(
             let query = sqlx::query(AssertSqlSafe(load_ready_of(size)));
             let query = chunk
                 .iter()
-                .fold(query, |query, (org, (name, limit))| query.bind(org.0).bind(&***name).bind(**limit as i64));
+                .fold(query, |query, (org, (name, limit))| query.bind(org.0).bind(&***name).bind(*limit as i64));
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
                 let (org, job) = job(row)?;
-                of_types.entry(org).or_default().push(job);
+                let found = found_of.entry((org, Arc::clone(&job.job_type))).or_default();
+                let wanted =
+                    orgs.iter().find(|(wanted, _)| *wanted == org).and_then(|(_, ready)| ready.of.get(&job.job_type));
+                if !is_behind(&org, &job) && wanted.is_some_and(|limit| *found < *limit) {
+                    *found += 1;
+                    of_types.entry(org).or_default().push(job);
+                }
             }
         }
     }
@@ -154,9 +205,13 @@ pub(super) async fn load_ready(
     for (org, wanted) in orgs.iter().filter(|(_, wanted)| !wanted.is_empty()) {
         let mut of_all = Vec::new();
         if wanted.all > 0 {
-            let query = sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str())).bind(org.0).bind(wanted.all as i64);
+            let query = sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str())).bind(org.0);
+            let query = query.bind((wanted.all + behind(org, None)) as i64);
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
-                of_all.push(job(row)?.1);
+                let (_, job) = job(row)?;
+                if !is_behind(org, &job) && of_all.len() < wanted.all {
+                    of_all.push(job);
+                }
             }
         }
         found.insert(*org, FoundReady::new(wanted, of_types.remove(org).unwrap_or_default(), of_all));
@@ -196,22 +251,38 @@ pub(super) async fn load_held(
     Ok(found.into_iter().map(JobId).collect())
 }
 
-pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id FROM job
+pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id, due_at FROM job
      WHERE org_id = $1 AND due_at IS NOT NULL AND due_at <= $2 ORDER BY due_at LIMIT $3";
 pub(super) const LOAD_NEXT_DUE: &str = "/* load_next_due */ SELECT min(due_at) FROM job
      WHERE org_id = $1 AND due_at IS NOT NULL AND due_at > $2";
 
+/// The jobs that are due, those that were so first; and when the next one is.
 pub(super) async fn load_due(
     connection: &mut SqliteConnection,
     org: OrgId,
     limit: usize,
     now: Time,
+    unfolded: &Unfolded,
 ) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-    let query = sqlx::query_scalar::<_, Uuid>(LOAD_DUE).bind(org.0).bind(micros(now)).bind(limit as i64);
-    let due: Vec<_> = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let query = sqlx::query(LOAD_DUE).bind(org.0).bind(micros(now)).bind((limit + unfolded.count(None)) as i64);
+    let mut due = Vec::new();
+    for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
+        let mut columns = Columns::of(row);
+        let id = JobId(columns.uuid()?);
+        // What its row waits for may be over.
+        if unfolded.get(id).is_none() {
+            due.push((columns.time()?, id));
+        }
+    }
+    let (running, later): (Vec<_>, Vec<_>) =
+        unfolded.jobs().filter_map(|job| Some((job.due_at?, job.id))).partition(|(at, _)| *at <= now);
+    due.extend(running);
+    due.sort_unstable();
+    due.truncate(limit);
     let query = sqlx::query(LOAD_NEXT_DUE).bind(org.0).bind(micros(now));
     let next = query.fetch_one(connection).await.map_err(store_error)?;
-    Ok((due.into_iter().map(JobId).collect(), Columns::of(&next).optional_time()?))
+    let next = Columns::of(&next).optional_time()?.into_iter().chain(later.into_iter().map(|(at, _)| at)).min();
+    Ok((due.into_iter().map(|(_, id)| id).collect(), next))
 }
 
 pub(super) const LOAD_MISDATED: &str =

@@ -7,7 +7,7 @@ use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, job_columns, micros},
+    columns::{Columns, JOB_OVER, LAST_EVENT, micros},
     error::store_error,
     load::ids_json,
 };
@@ -24,6 +24,10 @@ use crate::{
     },
 };
 
+/// Where the result of a job `j` is: a running one has none, whatever its row says that is behind.
+const RESULT: &str =
+    "LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = iif(e.seq > j.last_seq, NULL, j.result_seq)";
+
 /// Where the payload of a job `j` is: with its first event, or in a row of its own.
 const PAYLOAD: &str =
     "LEFT JOIN job_event c ON j.payload_recorded_at IS NOT NULL AND c.org_id = j.org_id AND c.seq = j.created_seq
@@ -31,37 +35,29 @@ const PAYLOAD: &str =
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* job */ SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', coalesce(c.payload, p.payload), r.detail_json
-        FROM job j
-        LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
-        LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-        {PAYLOAD}
+        "/* job */ SELECT {}, coalesce(c.payload, p.payload), r.detail_json FROM job j {LAST_EVENT} {RESULT} {PAYLOAD}
         WHERE j.org_id = $1 AND j.id = $2",
-        job_columns("j")
+        *JOB_OVER
     )
 });
 
 pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
     let query = sqlx::query(AssertSqlSafe(JOB.as_str())).bind(org.0).bind(id.0);
     let row = query.fetch_optional(pool).await.map_err(store_error)?;
-    row.map(|row| rows::job_record(&mut Columns::of(&row))).transpose()
+    row.map(|row| rows::job_record_over(&mut Columns::of(&row))).transpose()
 }
+
+const IS_LARGE: &str = "j.payload_bytes + coalesce(octet_length(r.detail_json), 0) > $2";
 
 /// Each by its place among those that are wanted.
 static JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* jobs */ SELECT n, is_large, {}, stage, progress, iif(is_large, NULL, payload), iif(is_large, NULL, result_detail)
-        FROM (
-            SELECT w.key AS n, j.*, e.detail_json ->> '$.stage' AS stage, e.detail_json ->> '$.progress' AS progress,
-                coalesce(c.payload, p.payload) AS payload, r.detail_json AS result_detail,
-                j.payload_bytes + coalesce(octet_length(r.detail_json), 0) > $2 AS is_large
-            FROM json_each($1) w
-            CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33))
-            LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq
-            LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-            {PAYLOAD}
-        ) f",
-        job_columns("f")
+        "/* jobs */ SELECT w.key, {IS_LARGE}, {}, iif({IS_LARGE}, NULL, coalesce(c.payload, p.payload)),
+            iif({IS_LARGE}, NULL, r.detail_json)
+        FROM json_each($1) w
+        CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33))
+        {LAST_EVENT} {RESULT} {PAYLOAD}",
+        *JOB_OVER
     )
 });
 
@@ -69,13 +65,21 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     let wanted: Vec<_> = names.iter().map(|(org, id)| format!("{}{}", org.0.simple(), id.0.simple())).collect();
     let query = sqlx::query(AssertSqlSafe(JOBS.as_str())).bind(rows::json_text(&wanted)).bind(LARGE_JOB);
     let found = query.fetch_all(pool).await.map_err(store_error)?;
-    rows::found_jobs(names.len(), found.iter().map(Columns::of))
+    rows::found_jobs(names.len(), found.iter().map(Columns::of), rows::job_record_over)
 }
 
-/// Each by its place, and by all that a job may have been changed in.
-const UNCHANGED: &str = "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
-    CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
-    WHERE substr(w.value, 65) = concat_ws(',', j.last_seq, j.last_recorded_at, ifnull(j.lease_expires_at, ''), j.lease_confirmed, ifnull(j.due_at, ''))";
+/// Each by its place, and by all that a job may have been changed in. Where the row is behind that is the last event alone: whatever
+/// has none is written into the row.
+static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
+        CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
+        {LAST_EVENT}
+        WHERE iif(e.seq > j.last_seq, instr(substr(w.value, 65), e.seq || ',') = 1,
+            substr(w.value, 65) = concat_ws(',', j.last_seq, j.last_recorded_at, ifnull(j.lease_expires_at, ''), j.lease_confirmed,
+                ifnull(j.due_at, '')))"
+    )
+});
 
 pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
     let micros = |time: Option<Time>| time.map_or_else(String::new, |time| micros(time).to_string());
@@ -88,8 +92,11 @@ pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bo
         format!("{org}{id}{},{recorded_at},{expires_at},{is_confirmed},{due_at}", job.last_seq)
     };
     let wanted: Vec<_> = jobs.iter().map(name).collect();
-    let places: String =
-        sqlx::query_scalar(UNCHANGED).bind(rows::json_text(&wanted)).fetch_one(pool).await.map_err(store_error)?;
+    let places: String = sqlx::query_scalar(AssertSqlSafe(UNCHANGED.as_str()))
+        .bind(rows::json_text(&wanted))
+        .fetch_one(pool)
+        .await
+        .map_err(store_error)?;
     let places: Vec<usize> = serde_json::from_str(&places).map_err(|_| rows::damaged("place"))?;
     rows::at(jobs.len(), places)
 }
@@ -163,8 +170,7 @@ static CONTENTS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* contents */ SELECT j.id, coalesce(c.payload, p.payload), r.detail_json
         FROM json_each($2) wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)
-        LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = j.result_seq
-        {PAYLOAD}"
+        {LAST_EVENT} {RESULT} {PAYLOAD}"
     )
 });
 
@@ -256,7 +262,7 @@ mod tests {
             &**JOB_EVENTS,
             &**statistics::STATISTICS,
             &**audit::SERIES,
-            audit::MISCOUNTED,
+            &**audit::MISCOUNTED,
             audit::COUNT_REMAINING,
             &**audit::HISTORIES,
             expired::LOAD_EXPIRED,

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, SqlitePool};
 use tokio_stream::StreamExt as _;
 
 use super::{
-    columns::{Columns, IS_READY, micros},
+    columns::{Columns, IS_BEHIND, IS_READY, micros},
     error::store_error,
     series::histogram,
 };
@@ -40,14 +40,14 @@ pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* statistics */ SELECT h.seq, 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
                 WITH RECURSIVE found (priority) AS (
-                    SELECT max(priority) FROM job
-                    WHERE org_id = c.org_id AND type = c.type AND {IS_READY}
+                    SELECT max(j.priority) FROM job j
+                    WHERE j.org_id = c.org_id AND j.type = c.type AND {IS_READY} AND NOT {IS_BEHIND}
                     UNION ALL
                     SELECT (SELECT max(j.priority) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
-                                AND {IS_READY} AND j.priority < found.priority)
+                                AND {IS_READY} AND NOT {IS_BEHIND} AND j.priority < found.priority)
                     FROM found WHERE found.priority IS NOT NULL
                 ) SELECT min((SELECT min(j.ready_at) FROM job j WHERE j.org_id = c.org_id AND j.type = c.type
-                                AND {IS_READY} AND j.priority = found.priority))
+                                AND {IS_READY} AND NOT {IS_BEHIND} AND j.priority = found.priority))
                 FROM found WHERE found.priority IS NOT NULL)
             END, {counts}, c.scheduled, NULL, NULL
         FROM org_head h LEFT JOIN org_counter c ON c.org_id = h.org_id AND {}

@@ -42,9 +42,9 @@ pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
 
 /// Writes changed jobs over, those together that have changed in the same parts: an index whose columns are not written is left
 /// alone.
-pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
+pub(super) async fn changed(connection: &mut SqliteConnection, rows: &[Changed]) -> Result<(), StoreError> {
     let mut of_parts: BTreeMap<Parts, Vec<&Job>> = BTreeMap::new();
-    for Changed { job, parts } in written.iter().flat_map(|written| &written.changes.changed) {
+    for Changed { job, parts } in rows {
         of_parts.entry(*parts).or_default().push(job);
     }
     for (parts, jobs) in of_parts {
@@ -60,14 +60,15 @@ pub(super) async fn changed(connection: &mut SqliteConnection, written: &[Writte
 pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
     let mut rows = Vec::new();
     for Written { changes, .. } in written {
-        let payloads = changes.small_payloads();
+        let (payloads, mut images) = (changes.small_payloads(), changes.images());
         for event in &changes.events {
             let mut values = event_values(event)?;
             values.push(payloads.get(&event.seq).map(|payload| payload.as_str()).into());
+            values.push(images.remove(&event.seq).into());
             rows.push(values);
         }
     }
-    let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload"]).collect();
+    let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload", "image"]).collect();
     Set::new(&columns, rows).insert(connection, "job_event").await
 }
 

@@ -1,0 +1,1 @@
+ALTER TABLE jobledger.job_event DROP COLUMN image;

@@ -1,0 +1,335 @@
+//! After-images: what a running job is after an event, beside what the event says itself. An image lies with its event, in a column that no
+//! reader is shown. So the log alone tells all of a running job, and its row need not be written with every event.
+
+use std::marker::PhantomData;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    StoreError,
+    job_columns::{JOB_COLUMNS, JobColumn, Kind, read_job},
+    rows::{Columns, damaged},
+    value::Value,
+};
+use crate::domain::{clock::Time, job::Job, json::Json};
+
+/// The form in which images are written. A server that does not know the form of one can't go on.
+const IMAGE_FORMAT: i64 = 1;
+
+/// Columns of `job` that the event has itself, in the order of [`JOB_COLUMNS`].
+const OF_EVENT: [&str; 6] = ["status", "attempt", "updated_at", "last_job_seq", "last_seq", "last_recorded_at"];
+
+/// True of a column that an image has; it has them in the order of [`JOB_COLUMNS`].
+fn is_in_image(column: &JobColumn) -> bool {
+    column.part.is_some() && !OF_EVENT.contains(&column.name)
+}
+
+/// A value in an image, as JSON: a number for a number, a flag or a time (microseconds since 1970); bytes in hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Item {
+    Number(i64),
+    Text(String),
+}
+
+impl Item {
+    /// `None` for null.
+    fn of(value: Value<'_>) -> Option<Self> {
+        Some(match value {
+            Value::Flag(value) => Self::Number(value.into()),
+            Value::Int(value) => Self::Number(value.into()),
+            Value::Long(value) => Self::Number(value),
+            Value::Time(value) => Self::Number(value.timestamp_micros()),
+            Value::Text(value) => Self::Text(value.into_owned()),
+            Value::Bytes(value) => Self::Text(hex::encode(value)),
+            // Null; and what never changes is in no image.
+            Value::Null | Value::Double(_) | Value::Uuid(_) => return None,
+        })
+    }
+}
+
+/// The image of a running job: a JSON array of the format and the values, without the nulls at its end.
+pub(super) fn write(job: &Job) -> String {
+    let columns = JOB_COLUMNS.iter().filter(|column| is_in_image(column));
+    let mut items = vec![Some(Item::Number(IMAGE_FORMAT))];
+    items.extend(columns.map(|column| Item::of((column.value)(job))));
+    items.truncate(items.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
+    serde_json::to_string(&items).expect("numbers and texts serialise")
+}
+
+/// A value that a column is to have instead of the row's.
+#[derive(Debug, Clone, PartialEq)]
+enum Later {
+    Null,
+    Long(i64),
+    Text(String),
+    Bytes(Vec<u8>),
+    Time(Time),
+}
+
+/// An image with what its event says: for each of [`JOB_COLUMNS`] the value that it has then, `None` where that never changes.
+struct Image(Vec<Option<Later>>);
+
+impl Image {
+    /// Reads an image, or none: then the row is as of its job's last event. In either case the columns that follow are those of
+    /// [`OF_EVENT`], of the event.
+    fn read<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Self>, StoreError> {
+        let image = columns.optional_text()?;
+        let status = columns.optional_text()?.map(str::to_owned);
+        let attempt = columns.optional_int()?;
+        let updated_at = columns.optional_time()?;
+        let (job_seq, seq) = (columns.optional_long()?, columns.optional_long()?);
+        let recorded_at = columns.optional_time()?;
+        let Some(image) = image else { return Ok(None) };
+        let long = |value: Option<i64>| value.map_or(Later::Null, Later::Long);
+        let time = |value: Option<Time>| value.map_or(Later::Null, Later::Time);
+        let mut of_event = [
+            status.map_or(Later::Null, Later::Text),
+            long(attempt.map(i64::from)),
+            time(updated_at),
+            long(job_seq),
+            long(seq),
+            time(recorded_at),
+        ]
+        .into_iter();
+        let items: Vec<Option<Item>> = serde_json::from_str(image).map_err(|_| damaged("image"))?;
+        let mut items = items.into_iter();
+        if items.next().flatten() != Some(Item::Number(IMAGE_FORMAT)) {
+            return Err(StoreError::Unusable(
+                "the database holds an image in a format of a newer jobledger".to_owned(),
+            ));
+        }
+        let value = |column: &JobColumn| {
+            Ok(match (column.part, is_in_image(column)) {
+                (None, _) => None,
+                (_, true) => Some(later(column.kind, items.next().flatten())?),
+                (_, false) => of_event.next(),
+            })
+        };
+        JOB_COLUMNS.iter().map(value).collect::<Result<_, _>>().map(|values| Some(Self(values)))
+    }
+}
+
+fn later(kind: Kind, item: Option<Item>) -> Result<Later, StoreError> {
+    Ok(match (kind, item) {
+        (_, None) => Later::Null,
+        (Kind::Time, Some(Item::Number(micros))) => {
+            Later::Time(Time::from_timestamp_micros(micros).ok_or_else(|| damaged("image"))?)
+        }
+        (Kind::Int | Kind::Long | Kind::Flag, Some(Item::Number(value))) => Later::Long(value),
+        (Kind::Text, Some(Item::Text(value))) => Later::Text(value),
+        (Kind::Bytes, Some(Item::Text(value))) => Later::Bytes(hex::decode(value).map_err(|_| damaged("image"))?),
+        _ => return Err(damaged("image")),
+    })
+}
+
+/// A row of `job` with an image laid over it.
+struct Over<'i, 'r, C> {
+    row: &'i mut C,
+    image: &'i Image,
+    next: usize,
+    of_row: PhantomData<&'r ()>,
+}
+
+impl<'i, 'r, C: Columns<'r>> Over<'i, 'r, C> {
+    /// Reads the row's next column in any case, and gives what the image has instead.
+    fn read<T>(
+        &mut self,
+        row: impl FnOnce(&mut C) -> Result<T, StoreError>,
+        later: impl FnOnce(&'i Later) -> Option<T>,
+    ) -> Result<T, StoreError> {
+        let of_row = row(self.row)?;
+        let image = self.image.0.get(self.next).and_then(Option::as_ref);
+        self.next += 1;
+        image.map_or(Ok(of_row), |image| later(image).ok_or_else(|| damaged("image")))
+    }
+}
+
+impl Later {
+    fn long(&self) -> Option<i64> {
+        if let Self::Long(value) = self { Some(*value) } else { None }
+    }
+}
+
+/// Nothing is null that the schema doesn't let be.
+fn optional<'i, T>(value: impl FnOnce(&'i Later) -> Option<T>) -> impl FnOnce(&'i Later) -> Option<Option<T>> {
+    |later| if *later == Later::Null { Some(None) } else { value(later).map(Some) }
+}
+
+impl<'i, 'r: 'i, C: Columns<'r>> Columns<'i> for Over<'i, 'r, C> {
+    fn uuid(&mut self) -> Result<Uuid, StoreError> {
+        self.read(C::uuid, |_| None)
+    }
+
+    fn flag(&mut self) -> Result<bool, StoreError> {
+        self.read(C::flag, |later| later.long().map(|value| value != 0))
+    }
+
+    fn int(&mut self) -> Result<i32, StoreError> {
+        self.read(C::int, |later| i32::try_from(later.long()?).ok())
+    }
+
+    fn optional_int(&mut self) -> Result<Option<i32>, StoreError> {
+        self.read(C::optional_int, optional(|later| i32::try_from(later.long()?).ok()))
+    }
+
+    fn long(&mut self) -> Result<i64, StoreError> {
+        self.read(C::long, Later::long)
+    }
+
+    fn optional_long(&mut self) -> Result<Option<i64>, StoreError> {
+        self.read(C::optional_long, optional(Later::long))
+    }
+
+    fn double(&mut self) -> Result<f64, StoreError> {
+        self.read(C::double, |_| None)
+    }
+
+    fn optional_text(&mut self) -> Result<Option<&'i str>, StoreError> {
+        let text = |later: &'i Later| if let Later::Text(value) = later { Some(&**value) } else { None };
+        self.read(|row| row.optional_text(), optional(text))
+    }
+
+    fn optional_bytes(&mut self) -> Result<Option<&'i [u8]>, StoreError> {
+        let bytes = |later: &'i Later| if let Later::Bytes(value) = later { Some(&**value) } else { None };
+        self.read(|row| row.optional_bytes(), optional(bytes))
+    }
+
+    fn optional_time(&mut self) -> Result<Option<Time>, StoreError> {
+        self.read(C::optional_time, optional(|later| if let Later::Time(value) = later { Some(*value) } else { None }))
+    }
+
+    fn result(&mut self) -> Result<Option<Json>, StoreError> {
+        self.row.result()
+    }
+
+    fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError> {
+        self.row.result_beside_detail()
+    }
+}
+
+/// What [`read_job`] reads, after the image of a later event (null where there is none) and the columns of [`OF_EVENT`] of that.
+pub(super) fn read_job_over<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
+    match Image::read(columns)? {
+        None => read_job(columns),
+        Some(image) => read_job(&mut Over { row: columns, image: &image, next: 0, of_row: PhantomData }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::{event::JobEvent, status::JobStatus, tests::replay::any_history};
+
+    /// A row as somebody would read it: values from left to right.
+    struct Row<'a>(std::vec::IntoIter<Value<'a>>);
+
+    macro_rules! next {
+        ($row:ident, $($pattern:pat => $value:expr),+) => {
+            match $row.0.next() {
+                $(Some($pattern) => Ok($value),)+
+                other => panic!("{other:?} was not asked for"),
+            }
+        };
+    }
+
+    impl<'a> Columns<'a> for Row<'a> {
+        fn uuid(&mut self) -> Result<Uuid, StoreError> {
+            next!(self, Value::Uuid(value) => value)
+        }
+
+        fn flag(&mut self) -> Result<bool, StoreError> {
+            next!(self, Value::Flag(value) => value)
+        }
+
+        fn int(&mut self) -> Result<i32, StoreError> {
+            next!(self, Value::Int(value) => value)
+        }
+
+        fn optional_int(&mut self) -> Result<Option<i32>, StoreError> {
+            next!(self, Value::Null => None, Value::Int(value) => Some(value))
+        }
+
+        fn long(&mut self) -> Result<i64, StoreError> {
+            next!(self, Value::Long(value) => value)
+        }
+
+        fn optional_long(&mut self) -> Result<Option<i64>, StoreError> {
+            next!(self, Value::Null => None, Value::Long(value) => Some(value))
+        }
+
+        fn double(&mut self) -> Result<f64, StoreError> {
+            next!(self, Value::Double(value) => value)
+        }
+
+        fn optional_text(&mut self) -> Result<Option<&'a str>, StoreError> {
+            let text = |value: std::borrow::Cow<'a, str>| -> &'a str { Box::leak(value.into_owned().into_boxed_str()) };
+            next!(self, Value::Null => None, Value::Text(value) => Some(text(value)))
+        }
+
+        fn optional_bytes(&mut self) -> Result<Option<&'a [u8]>, StoreError> {
+            next!(self, Value::Null => None, Value::Bytes(value) => Some(value))
+        }
+
+        fn optional_time(&mut self) -> Result<Option<Time>, StoreError> {
+            next!(self, Value::Null => None, Value::Time(value) => Some(value))
+        }
+
+        fn result(&mut self) -> Result<Option<Json>, StoreError> {
+            Ok(None)
+        }
+
+        fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError> {
+            Ok(None)
+        }
+    }
+
+    /// A job by its row and what a reader finds of a later event.
+    fn read(row: &Job, later: Option<(&str, &JobEvent)>, shown: &JobEvent) -> Job {
+        let mut values: Vec<Value<'_>> = match later {
+            None => vec![Value::Null; 7],
+            Some((image, event)) => vec![
+                image.into(),
+                event.next_status.as_str().into(),
+                event.attempt.into(),
+                event.ts.into(),
+                event.job_seq.into(),
+                event.seq.into(),
+                event.recorded_at.into(),
+            ],
+        };
+        values.extend(JOB_COLUMNS.iter().map(|column| (column.value)(row)));
+        values.extend([shown.stage.as_deref().into(), shown.progress.map(i32::from).into()]);
+        read_job_over(&mut Row(values.into_iter())).unwrap()
+    }
+
+    proptest! {
+        /// A running job is what its row says, however old that is, with the image of its last event laid over it.
+        #[test]
+        fn a_row_with_an_image_over_it_is_the_job(history in any_history()) {
+            let mut rows: Vec<&Job> = Vec::new();
+            for (job, events) in &history {
+                let Some(last) = events.last() else { continue };
+                rows.push(job);
+                prop_assert_eq!(&read(job, None, last), job);
+                if job.status == JobStatus::Running {
+                    let image = write(job);
+                    for row in &rows {
+                        prop_assert_eq!(&read(row, Some((&image, last)), last), job);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_of_another_format_is_refused() {
+        let mut values = vec![Value::from("[2,0]")];
+        values.extend(vec![Value::Null; 6]);
+        let refused = read_job_over(&mut Row(values.into_iter()));
+        assert!(matches!(refused, Err(StoreError::Unusable(reason)) if reason.contains("newer jobledger")));
+    }
+}

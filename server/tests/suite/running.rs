@@ -1,0 +1,120 @@
+//! Running jobs, whose rows may be behind the log: no reader can tell.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use jobledger_client::{
+    Claim, Client, NewJob, Report,
+    proto::{Job, JobStatus, Lease, ListJobsRequest},
+};
+use tokio::time::timeout;
+
+use crate::{
+    harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
+    retention::rows,
+};
+
+on_both_databases! {
+    a_running_job_is_the_same_before_and_after_its_row_is_written,
+    what_runs_goes_on_after_a_kill,
+    a_lease_that_nobody_keeps_ends_after_a_kill,
+}
+
+const RUNNING_ROWS: &str = "job WHERE status = 'running'";
+
+/// All that readers are told of the jobs: each, the lists by status, and the statistics.
+async fn reads(client: &Client) -> (Vec<Job>, Vec<Vec<String>>, String) {
+    let all = client.list(ListJobsRequest::default()).await.unwrap().jobs;
+    let mut jobs = Vec::new();
+    for job in &all {
+        jobs.push(client.get(&job.id).await.unwrap());
+    }
+    let mut lists = vec![all.into_iter().map(|job| job.id).collect()];
+    for status in [JobStatus::Queued, JobStatus::Running, JobStatus::Succeeded] {
+        let of_status = ListJobsRequest { statuses: vec![status.into()], ..Default::default() };
+        let found = client.list(of_status).await.unwrap().jobs;
+        assert!(found.iter().all(|job| job.status() == status), "{found:?}");
+        lists.push(found.into_iter().map(|job| job.id).collect());
+    }
+    let statistics = client.statistics(&[]).await.unwrap();
+    let of_type = &statistics.types[0];
+    (jobs, lists, format!("{:?} {} {}", statistics.counts, of_type.claimable, of_type.scheduled))
+}
+
+async fn claim(client: &Client, request: &str) -> Vec<Lease> {
+    client.claim(Claim::new("w").request_id(request).max_jobs(2).lease(Duration::from_secs(600))).await.unwrap()
+}
+
+fn tokens(leases: &[Lease]) -> BTreeSet<&str> {
+    leases.iter().map(|lease| &*lease.lease_token).collect()
+}
+
+async fn a_running_job_is_the_same_before_and_after_its_row_is_written(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    for n in 0..4 {
+        let job = NewJob::new("t").label("n", n.to_string()).run_timeout(Duration::from_secs(3_600));
+        client.create(job).await.unwrap();
+    }
+    let later = std::time::SystemTime::now() + Duration::from_secs(3_600);
+    let scheduled = client.create(NewJob::new("t").scheduled_at(later)).await.unwrap().job.id;
+    let leases = claim(&client, "r").await;
+    let first = leases[0].job.as_ref().unwrap().id.clone();
+    let report = Report::progress(&first).lease(leases[0].lease_token.clone()).stage("on it").percent(40);
+    client.update(report).await.unwrap();
+    client.update(Report::start(&scheduled)).await.unwrap();
+
+    let told = reads(&client).await;
+    assert_eq!(told.1.iter().map(Vec::len).collect::<Vec<_>>(), [5, 2, 3, 0]);
+    let caught_up = async { while rows(&database, RUNNING_ROWS).await < 3 {} };
+    timeout(PATIENCE, caught_up).await.expect("rows are written though nothing else happens");
+    assert_eq!(reads(&client).await, told);
+    assert_eq!(tokens(&claim(&client, "r").await), tokens(&leases), "the same claim");
+
+    client.update(Report::succeeded(&first).lease(leases[0].lease_token.clone())).await.unwrap();
+    let (_, lists, _) = reads(&client).await;
+    assert_eq!(lists.iter().map(Vec::len).collect::<Vec<_>>(), [5, 2, 2, 1]);
+    server.stop().await;
+}
+
+async fn what_runs_goes_on_after_a_kill(database: Database) {
+    let program = Program::start(&database);
+    let client = program.client();
+    for _ in 0..3 {
+        client.create(NewJob::new("t")).await.unwrap();
+    }
+    let leases = claim(&client, "r").await;
+    let first = leases[0].job.as_ref().unwrap().id.clone();
+    let report = Report::progress(&first).lease(leases[0].lease_token.clone()).stage("on it").percent(40);
+    client.update(report).await.unwrap();
+    let told = reads(&client).await;
+    program.kill();
+
+    let program = Program::start(&database);
+    let client = program.client();
+    assert_eq!(reads(&client).await, told);
+    assert_eq!(tokens(&claim(&client, "r").await), tokens(&leases), "the same claim");
+    assert_eq!(claim(&client, "s").await.len(), 1, "what runs is nobody else's");
+    client.update(Report::succeeded(&first).lease(leases[0].lease_token.clone())).await.unwrap();
+    drop(program);
+}
+
+async fn a_lease_that_nobody_keeps_ends_after_a_kill(database: Database) {
+    let program = Program::start(&database);
+    let client = program.client();
+    client.create(NewJob::new("t").max_lost_attempts(3)).await.unwrap();
+    let lease = client.claim(Claim::new("w").lease(Duration::from_secs(1))).await.unwrap().remove(0);
+    program.kill();
+
+    let program = Program::start(&database);
+    let client = program.client();
+    let claimed = timeout(PATIENCE, async {
+        loop {
+            let found = client.claim(Claim::new("v").wait(Duration::from_secs(5))).await.unwrap();
+            if let Some(lease) = found.into_iter().next() {
+                break lease.job.unwrap();
+            }
+        }
+    });
+    let claimed = claimed.await.expect("the lease ends");
+    assert_eq!((&claimed.id, claimed.lost_attempts, claimed.attempt), (&lease.job.unwrap().id, 1, 2));
+    drop(program);
+}
