@@ -11,6 +11,7 @@ use std::{
 use super::{Changes, ClaimOrder, RecordId, unfolded::Unfolded};
 use crate::{
     domain::{
+        clock::Time,
         id::{JobId, OrgId},
         job::Job,
     },
@@ -92,6 +93,13 @@ impl Recent {
                 state.keep(org, End { record: last, stretch, fronts, unfolded: Some(unfolded) });
             }
         }
+    }
+
+    /// Orgs that have jobs whose rows have been behind for long.
+    pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
+        let state = self.state();
+        let is_stale = |(_, end): &(&OrgId, &End)| end.unfolded.as_ref().is_some_and(|unfolded| unfolded.is_stale(now));
+        state.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
     }
 
     /// What a batch that follows on this record leaves, for when it is committed.

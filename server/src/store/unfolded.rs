@@ -11,7 +11,7 @@ use std::{
 
 use chrono::TimeDelta;
 
-use super::{Changed, Changes, HeldBy};
+use super::{Changed, Changes, ClaimOrder, HeldBy};
 use crate::domain::{
     clock::Time,
     id::JobId,
@@ -42,6 +42,13 @@ struct Behind {
     recorded_at: Time,
 }
 
+impl Behind {
+    fn is_stale(&self, now: Time) -> bool {
+        // A clock that was set back says nothing of how long that is.
+        self.recorded_at + FOLD_AFTER <= now || self.recorded_at > now
+    }
+}
+
 impl Unfolded {
     /// A job's row lacks this event, the first one of those that it lacks.
     pub(super) fn add(&mut self, job: Job, seq: i64, recorded_at: Time) {
@@ -54,10 +61,16 @@ impl Unfolded {
         self.jobs.get(&id).map(|behind| &behind.job)
     }
 
-    /// How many there are of a type, or of all.
-    pub(super) fn count(&self, job_type: Option<&Arc<str>>) -> usize {
-        let is_wanted = |behind: &&Behind| job_type.is_none_or(|wanted| behind.job.spec.job_type == *wanted);
-        self.jobs.values().filter(is_wanted).count()
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// How many of a type, or of all, may stand among those that are ready, from a place on.
+    pub(super) fn count_ready(&self, job_type: Option<&Arc<str>>, from: Option<ClaimOrder>) -> usize {
+        let is_of_type = |job: &&Job| job_type.is_none_or(|wanted| job.spec.job_type == *wanted);
+        let stands_there = |job: &&Job| from.is_none_or(|from| ClaimOrder::of(job) >= from);
+        self.jobs().filter(is_of_type).filter(stands_there).count()
     }
 
     /// Those that a claim holds which came before.
@@ -87,10 +100,10 @@ impl Unfolded {
         self.jobs().filter(is_misdated).map(|job| job.id)
     }
 
-    /// When the next of them is to be folded.
-    pub(super) fn fold_at(&self) -> Option<Time> {
-        let (_, first) = self.since.first_key_value()?;
-        Some(self.jobs.get(first)?.recorded_at + FOLD_AFTER)
+    /// True if some are to be folded now.
+    pub(super) fn is_stale(&self, now: Time) -> bool {
+        let first = self.since.first_key_value().and_then(|(_, id)| self.jobs.get(id));
+        first.is_some_and(|behind| behind.is_stale(now))
     }
 
     /// The rows that a batch writes of the jobs that it changes: all of a row that is behind.
@@ -110,30 +123,25 @@ impl Unfolded {
             if changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE { FOLDED_ALONE } else { FOLDED_AT_ONCE };
         let changed: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
         let stale = self.since.values().filter_map(|id| self.jobs.get(id));
-        let stale = stale.take_while(|behind| behind.recorded_at + FOLD_AFTER <= now || behind.recorded_at > now);
+        let stale = stale.take_while(|behind| behind.is_stale(now));
         let stale = stale.filter(|behind| !changed.contains(&behind.job.id)).take(most);
         stale.map(|behind| Changed::from(behind.job.clone())).collect()
     }
 
-    /// Takes note of what a batch has changed, and of the rows that it has folded. True if rows are behind that were not.
-    pub(super) fn follow(&mut self, changes: &Changes, folded: &[Changed]) -> bool {
+    /// Takes note of what a batch has changed, and of the rows that it has folded.
+    pub(super) fn follow(&mut self, changes: &Changes, folded: &[Changed]) {
         let left = changes.left_to_log();
-        let mut is_new = false;
         for Changed { job, .. } in &changes.changed {
             match left.get(&job.id) {
                 None => self.remove(job.id),
                 Some(first) => match self.jobs.get_mut(&job.id) {
                     Some(behind) => behind.job = job.clone(),
-                    None => {
-                        self.add(job.clone(), first.seq, first.recorded_at);
-                        is_new = true;
-                    }
+                    None => self.add(job.clone(), first.seq, first.recorded_at),
                 },
             }
         }
         folded.iter().for_each(|folded| self.remove(folded.job.id));
         changes.removed.iter().for_each(|removed| self.remove(removed.id));
-        is_new
     }
 
     fn remove(&mut self, id: JobId) {

@@ -15,7 +15,7 @@ use super::{
     heads::{self, Written},
     import::load_marks,
     load::{
-        End, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations, load_ready, load_rows,
+        End, Fronts, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations, load_ready, load_rows,
         load_unfolded,
     },
     series, write,
@@ -43,6 +43,8 @@ pub(super) struct SqliteBatch {
     orgs: Vec<OrgId>,
     /// Where the logs were found to end.
     ends: HashMap<OrgId, End>,
+    /// Where the first jobs of some types that may be claimed were found to stand.
+    fronts: HashMap<OrgId, Fronts>,
     /// What is to be remembered once this batch is committed.
     left: Vec<Left>,
 }
@@ -56,7 +58,16 @@ impl SqliteBatch {
         recent: Arc<Recent>,
         orgs: &[OrgId],
     ) -> Self {
-        Self { slot, connection, now, recent, orgs: orgs.to_vec(), ends: HashMap::new(), left: Vec::new() }
+        Self {
+            slot,
+            connection,
+            now,
+            recent,
+            orgs: orgs.to_vec(),
+            ends: HashMap::new(),
+            fronts: HashMap::new(),
+            left: Vec::new(),
+        }
     }
 
     /// Where an org's log was found to end.
@@ -106,10 +117,13 @@ impl Batch for SqliteBatch {
             }
         }
         let unfolded = self.ends.iter().filter_map(|(org, end)| Some((*org, end.unfolded.as_ref()?))).collect();
-        let mut ready = load_ready(&mut self.connection, &ready, &unfolded).await?;
+        let front = |org: OrgId, name: &Arc<str>| self.recent.front(org, self.ends.get(&org)?.record, name);
+        let mut ready = load_ready(&mut self.connection, &ready, &unfolded, front).await?;
         let mut loaded = Vec::with_capacity(needs.len());
         for ((org, needs), looked) in needs.iter().zip(looked) {
             let (mut jobs, ready) = (jobs.remove(org).unwrap_or_default(), ready.remove(org).unwrap_or_default());
+            let (ready, fronts) = ready;
+            self.fronts.insert(*org, fronts);
             if let Some(unfolded) = self.ends.get(org).and_then(|end| end.unfolded.as_ref()) {
                 // A key may name one whose row is behind.
                 jobs.iter_mut().for_each(|job| {
@@ -133,7 +147,6 @@ impl Batch for SqliteBatch {
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         let (mut records, mut written) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
-        let mut due = Vec::with_capacity(changes.len());
         let mut rows = Vec::new();
         for (org, changes) in changes {
             self.end(*org).await?;
@@ -144,17 +157,15 @@ impl Batch for SqliteBatch {
             let head = changes.head.unwrap_or(end.head);
             rows.extend(unfolded.rows(changes));
             let folded = unfolded.stale(changes, self.now);
-            let falls_behind = unfolded.follow(changes, &folded);
+            unfolded.follow(changes, &folded);
             let base_seq = unfolded.base_seq(head.seq);
             if record.is_none() && !folded.is_empty() {
                 heads::write_base(&mut self.connection, *org, base_seq).await?;
             }
             rows.extend(folded);
-            // Where it is not on record yet that the org is to be looked at.
-            let fold_at = unfolded.fold_at().filter(|_| falls_behind || changes.next_due.is_some());
-            due.push((*org, *changes, fold_at));
             let mut left = Recent::leaving(*org, before, record.unwrap_or(before), changes);
             left.unfolded = Some(unfolded);
+            left.fronts = self.fronts.remove(org).unwrap_or_default();
             self.left.push(left);
             self.ends.insert(*org, end);
             written.extend(record.map(|record| Written { org: *org, changes, head, before, record, base_seq }));
@@ -170,7 +181,7 @@ impl Batch for SqliteBatch {
         write::events(connection, &written).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;
-        heads::write_due(connection, &due, self.now).await?;
+        heads::write_due(connection, changes, self.now).await?;
         Ok(records)
     }
 

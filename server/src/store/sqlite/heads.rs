@@ -104,13 +104,13 @@ const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_
     SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
     WHERE oldest.written_at < $3)";
 
-/// Writes when orgs are to be looked at: for retention, and for jobs that are due, or whose rows are behind, at the time beside each.
+/// Writes when orgs are to be looked at: for retention, and for jobs that are due.
 pub(super) async fn write_due(
     connection: &mut SqliteConnection,
-    changes: &[(OrgId, &Changes, Option<Time>)],
+    changes: &[(OrgId, &Changes)],
     now: Time,
 ) -> Result<(), StoreError> {
-    let retention = changes.iter().filter_map(|(org, changes, _)| {
+    let retention = changes.iter().filter_map(|(org, changes)| {
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
         let due = changes.next_retention.or(is_first.then_some(now))?;
         Some(vec![org.0.into(), due.into()])
@@ -119,14 +119,8 @@ pub(super) async fn write_due(
         .put(connection, "save_retention", "org_due", OVER_RETENTION)
         .await?;
     let (mut at, mut by) = (BTreeMap::new(), BTreeMap::new());
-    for (org, changes, fold_at) in changes {
-        let next = match (changes.next_due, *fold_at) {
-            (Some(NextDue::At(due)), fold_at) => Some(NextDue::At(due.into_iter().chain(fold_at).min())),
-            (Some(NextDue::By(due)), Some(fold_at)) => Some(NextDue::By(due.min(fold_at))),
-            (None, Some(fold_at)) => Some(NextDue::By(fold_at)),
-            (next, None) => next,
-        };
-        match next {
+    for (org, changes) in changes {
+        match changes.next_due {
             Some(NextDue::At(due)) => _ = at.insert(hex(org.0), due.map(micros)),
             Some(NextDue::By(due)) => _ = by.insert(hex(org.0), Some(micros(due))),
             None => {}

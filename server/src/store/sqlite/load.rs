@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{AssertSqlSafe, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{
+    AssertSqlSafe, Sqlite, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 use uuid::Uuid;
 
 use super::{
@@ -22,9 +26,10 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
+        ClaimOrder, FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
         image::read_job_over,
         job_columns::read_job,
+        recent::ALL_TYPES,
         rows::{self, Columns as _},
         unfolded::Unfolded,
     },
@@ -136,50 +141,81 @@ pub(super) async fn load_jobs(
 /// Types whose first jobs one statement finds at most, and the smaller numbers that make up the rest: few texts, each prepared once.
 const TYPES_AT_ONCE: [usize; 3] = [32, 4, 1];
 
-/// The first jobs of so many types that may be claimed: an org, a type and a number for each.
+/// Jobs that may be claimed, in their order from a place on. The parameters from `first` on are the place (priority, time, first event),
+/// the number of jobs, the org, and what else `of` asks for.
+fn ready_from(name: &str, index: &str, of: &str, first: usize) -> String {
+    let from = |condition: &str, order: &str| {
+        format!(
+            "/* {name} */ SELECT * FROM (SELECT org_id, id, type, priority, ready_at, created_seq FROM job INDEXED BY {index}
+                WHERE org_id = ?{} {of} AND {IS_READY} AND {condition} ORDER BY {order}ready_at, created_seq LIMIT ?{})",
+            first + 4,
+            first + 3
+        )
+    };
+    let [priority, at, seq] = [first, first + 1, first + 2];
+    let same = from(&format!("priority = ?{priority} AND (ready_at, created_seq) >= (?{at}, ?{seq})"), "");
+    let lower = from(&format!("priority < ?{priority}"), "priority DESC, ");
+    format!("{same} UNION ALL {lower}")
+}
+
+/// The parameters of each such type.
+const READY_PARAMETERS: usize = 6;
+
+/// The first jobs of so many types that may be claimed.
 pub(super) fn load_ready_of(types: usize) -> String {
     let of_type = |n| {
-        format!(
-            "/* load_ready_of */ SELECT * FROM (SELECT org_id, id, type, priority, ready_at, created_seq FROM job INDEXED BY idx_job_ready
-                WHERE org_id = ?{} AND type = ?{} AND {IS_READY}
-                ORDER BY priority DESC, ready_at, created_seq LIMIT ?{})",
-            3 * n + 1,
-            3 * n + 2,
-            3 * n + 3
-        )
+        let first = READY_PARAMETERS * n + 1;
+        ready_from("load_ready_of", "idx_job_ready", &format!("AND type = ?{}", first + 5), first)
     };
     (0..types).map(of_type).collect::<Vec<_>>().join(" UNION ALL ")
 }
 
-pub(super) static LOAD_ALL_READY: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "/* load_all_ready */ SELECT org_id, id, type, priority, ready_at, created_seq
-        FROM job INDEXED BY idx_job_ready_all WHERE org_id = $1 AND {IS_READY}
-        ORDER BY priority DESC, ready_at, created_seq LIMIT $2"
-    )
-});
+pub(super) static LOAD_ALL_READY: LazyLock<String> =
+    LazyLock::new(|| ready_from("load_all_ready", "idx_job_ready_all", "", 1));
+
+/// Binds where to begin, how many there may be, and the org.
+fn bind_from<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    from: Option<ClaimOrder>,
+    limit: usize,
+    org: OrgId,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    // No priority is as high.
+    let query =
+        query.bind(from.map_or(i32::MAX, |from| from.priority.0)).bind(from.map_or(0, |from| micros(from.ready_at)));
+    query.bind(from.map_or(0, |from| from.created_seq)).bind(limit as i64).bind(org.0)
+}
+
+/// Where the first jobs of some types that may be claimed stand.
+pub(super) type Fronts = HashMap<Arc<str>, ClaimOrder>;
 
 /// Jobs of some orgs that may be claimed; orgs of which none is wanted are left out.
 pub(super) async fn load_ready(
     connection: &mut SqliteConnection,
     orgs: &[(OrgId, &Ready)],
     unfolded: &HashMap<OrgId, &Unfolded>,
-) -> Result<HashMap<OrgId, FoundReady>, StoreError> {
+    front: impl Fn(OrgId, &Arc<str>) -> Option<ClaimOrder>,
+) -> Result<HashMap<OrgId, (FoundReady, Fronts)>, StoreError> {
     let job = |row: &SqliteRow| {
         let mut columns = Columns::of(row);
         Ok::<_, StoreError>((OrgId(columns.uuid()?), rows::ready_job(&mut columns)?))
     };
     // Rows that are behind look ready: as many more are looked at, and left out.
-    let behind = |org: &OrgId, name: Option<&Arc<str>>| unfolded.get(org).map_or(0, |behind| behind.count(name));
+    let behind = |org: &OrgId, name: Option<&Arc<str>>, from| {
+        unfolded.get(org).map_or(0, |behind| behind.count_ready(name, from))
+    };
     let is_behind = |org: &OrgId, job: &ReadyJob| unfolded.get(org).is_some_and(|behind| behind.get(job.id).is_some());
     let mut of_types: HashMap<OrgId, Vec<ReadyJob>> = HashMap::new();
     let mut found_of: HashMap<(OrgId, Arc<str>), usize> = HashMap::new();
-    let types: Vec<_> = orgs
-        .iter()
-        .flat_map(|(org, ready)| {
-            ready.of.iter().map(move |(name, limit)| (*org, (name, *limit + behind(org, Some(name)))))
-        })
-        .collect();
+    let wanted = |(org, ready): &(OrgId, &Ready)| {
+        let org = *org;
+        let of_type = |(name, limit): (&Arc<str>, &usize)| {
+            let from = front(org, name);
+            (org, Arc::clone(name), *limit + behind(&org, Some(name), from), from)
+        };
+        ready.of.iter().map(of_type).collect::<Vec<_>>()
+    };
+    let types: Vec<_> = orgs.iter().flat_map(wanted).collect();
     let mut types = &types[..];
     for size in TYPES_AT_ONCE {
         while types.len() >= size {
@@ -188,7 +224,7 @@ pub(super) async fn load_ready(
             let query = sqlx::query(AssertSqlSafe(load_ready_of(size)));
             let query = chunk
                 .iter()
-                .fold(query, |query, (org, (name, limit))| query.bind(org.0).bind(&***name).bind(*limit as i64));
+                .fold(query, |query, (org, name, limit, from)| bind_from(query, *from, *limit, *org).bind(&**name));
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
                 let (org, job) = job(row)?;
                 let found = found_of.entry((org, Arc::clone(&job.job_type))).or_default();
@@ -205,8 +241,9 @@ pub(super) async fn load_ready(
     for (org, wanted) in orgs.iter().filter(|(_, wanted)| !wanted.is_empty()) {
         let mut of_all = Vec::new();
         if wanted.all > 0 {
-            let query = sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str())).bind(org.0);
-            let query = query.bind((wanted.all + behind(org, None)) as i64);
+            let from = front(*org, &ALL_TYPES);
+            let query = sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str()));
+            let query = bind_from(query, from, wanted.all + behind(org, None, from), *org);
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
                 let (_, job) = job(row)?;
                 if !is_behind(org, &job) && of_all.len() < wanted.all {
@@ -214,7 +251,14 @@ pub(super) async fn load_ready(
                 }
             }
         }
-        found.insert(*org, FoundReady::new(wanted, of_types.remove(org).unwrap_or_default(), of_all));
+        let of_types = of_types.remove(org).unwrap_or_default();
+        let mut fronts: Fronts = HashMap::new();
+        let of_types_and_all = of_types.iter().map(|job| (&job.job_type, job));
+        for (name, job) in of_types_and_all.chain(of_all.iter().map(|job| (&*ALL_TYPES, job))) {
+            let front = fronts.entry(Arc::clone(name)).or_insert(job.order);
+            *front = job.order.min(*front);
+        }
+        found.insert(*org, (FoundReady::new(wanted, of_types, of_all), fronts));
     }
     Ok(found)
 }
@@ -264,7 +308,7 @@ pub(super) async fn load_due(
     now: Time,
     unfolded: &Unfolded,
 ) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-    let query = sqlx::query(LOAD_DUE).bind(org.0).bind(micros(now)).bind((limit + unfolded.count(None)) as i64);
+    let query = sqlx::query(LOAD_DUE).bind(org.0).bind(micros(now)).bind((limit + unfolded.len()) as i64);
     let mut due = Vec::new();
     for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
         let mut columns = Columns::of(row);

@@ -275,7 +275,13 @@ impl Store for SqliteStore {
     }
 
     async fn take_due(&self, what: DueWork, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        read::due(&self.readers, &*self.clock, what, limit).await
+        let mut due = read::due(&self.readers, &*self.clock, what, limit).await?;
+        if what == DueWork::Jobs {
+            // A look at an org folds, too.
+            let stale = self.recent.stale(self.clock.now(), limit - due.len());
+            due.extend(stale.into_iter().filter(|org| !due.contains(org)).collect::<Vec<_>>());
+        }
+        Ok(due)
     }
 
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {

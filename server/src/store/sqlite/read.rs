@@ -257,6 +257,8 @@ mod tests {
         migrations::prepare(&mut connection, true).await.unwrap();
         let statements = [
             &**JOB,
+            &**JOBS,
+            &**UNCHANGED,
             &**CONTENTS,
             &**ORG_EVENTS,
             &**JOB_EVENTS,
@@ -272,6 +274,7 @@ mod tests {
             &expired::load_slice_sql(),
             &**load::LOAD_JOBS,
             &**load::LOAD_ROWS,
+            &**load::LOAD_UNFOLDED,
             &load::load_ready_of(2),
             &**load::LOAD_ALL_READY,
             load::LOAD_HELD,
