@@ -1,11 +1,15 @@
 //! Running jobs, whose rows may be behind the log: no reader can tell.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use jobledger_client::{
     Claim, Client, NewJob, Report,
     proto::{Job, JobStatus, Lease, ListJobsRequest},
 };
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use tokio::time::timeout;
 
 use crate::{
@@ -54,7 +58,7 @@ async fn a_running_job_is_the_same_before_and_after_its_row_is_written(database:
         let job = NewJob::new("t").label("n", n.to_string()).run_timeout(Duration::from_secs(3_600));
         client.create(job).await.unwrap();
     }
-    let later = std::time::SystemTime::now() + Duration::from_secs(3_600);
+    let later = SystemTime::from(SystemClock.now()) + Duration::from_secs(3_600);
     let scheduled = client.create(NewJob::new("t").scheduled_at(later)).await.unwrap().job.id;
     let leases = claim(&client, "r").await;
     let first = leases[0].job.as_ref().unwrap().id.clone();
