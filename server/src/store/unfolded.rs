@@ -21,11 +21,12 @@ use crate::domain::{
 
 /// How long the row of a running job may be behind, about.
 pub(super) const FOLD_AFTER: TimeDelta = TimeDelta::seconds(3);
-/// Rows that one batch folds, at most: its callers wait for them. And one that has few changes of its own.
+/// Rows that one batch folds, at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
+/// The same of a batch that has fewer changes of its own than that.
 const FOLDED_ALONE: usize = 512;
 
-/// See the module.
+/// The running jobs of one org, as of one record of its log, whose rows lack events.
 #[derive(Debug, Default)]
 pub(super) struct Unfolded {
     jobs: HashMap<JobId, Behind>,

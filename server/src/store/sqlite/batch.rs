@@ -121,14 +121,14 @@ impl Batch for SqliteBatch {
         let mut ready = load_ready(&mut self.connection, &ready, &unfolded, front).await?;
         let mut loaded = Vec::with_capacity(needs.len());
         for ((org, needs), looked) in needs.iter().zip(looked) {
-            let (mut jobs, ready) = (jobs.remove(org).unwrap_or_default(), ready.remove(org).unwrap_or_default());
-            let (ready, fronts) = ready;
+            let mut jobs = jobs.remove(org).unwrap_or_default();
+            let (ready, fronts) = ready.remove(org).unwrap_or_default();
             self.fronts.insert(*org, fronts);
             if let Some(unfolded) = self.ends.get(org).and_then(|end| end.unfolded.as_ref()) {
                 // A key may name one whose row is behind.
                 jobs.iter_mut().for_each(|job| {
                     if let Some(running) = unfolded.get(job.id) {
-                        running.clone_into(job)
+                        *job = running.clone();
                     }
                 });
             }
