@@ -145,6 +145,18 @@ fn what_a_clock_that_was_ahead_has_put_off_is_dated_anew() {
 }
 
 #[test]
+fn the_end_that_grace_gives_is_whole_microseconds() {
+    let mut job = job_held(2, false);
+    job.lease.as_mut().unwrap().granted = Duration::from_secs(22);
+    for (reachable_for, by) in [(1_000_000_000, 0), (0, 0), (333_333_333, 0), (1, 7), (0, 123_456_789)] {
+        let jump = (by > 0).then(|| Jump { at: time(30), by: TimeDelta::nanoseconds(by) });
+        let look = Command::Look(Look { reachable_for: Duration::from_nanos(reachable_for), jump });
+        let due_at = job.apply(&look, tick(31, 100)).unwrap().job.due_at.unwrap();
+        assert_eq!(due_at, due_at.trunc_subsecs(6), "reachable for {reachable_for} ns, jump by {by} ns");
+    }
+}
+
+#[test]
 fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     let job = job_held(2, false);
     // The lease ended at 31; the ledger can be reached since 90.

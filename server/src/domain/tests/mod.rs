@@ -7,7 +7,7 @@ pub(crate) mod replay;
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::DateTime;
+use chrono::{DateTime, SubsecRound, TimeDelta};
 use uuid::Uuid;
 
 use super::{

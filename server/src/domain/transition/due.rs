@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::TimeDelta;
+use chrono::{SubsecRound, TimeDelta};
 
 use super::{Tick, Transition, path::Path};
 use crate::domain::{
@@ -97,7 +97,9 @@ impl Look {
         let end = self.jump.map_or(end, |jump| jump.carry(end, length));
         let grace = (length / 3).clamp(SHORTEST_GRACE, LONGEST_GRACE);
         let reachable_since = now - self.reachable_for;
-        if end < reachable_since + grace { end.max(reachable_since) + grace } else { end }
+        let end = if end < reachable_since + grace { end.max(reachable_since) + grace } else { end };
+        // A third of a length, and what a monotonic clock measured, are finer than what is kept.
+        end.trunc_subsecs(6)
     }
 }
 
