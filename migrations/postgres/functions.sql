@@ -4,17 +4,39 @@
 -- (FUNCTIONS in store/migrations.rs). All functions are dropped first but those with the rights of their owner, which are only
 -- ever replaced, so that the rights to call them stay.
 
--- What is read of several jobs: the place of each among the wanted ones, whether it is large, and the job with what lies beside it.
--- Never selected from: a row type that has the columns of `job`.
+-- What is read of jobs: the place of each among the wanted ones, whether it is large, what its last event says, and the row with what
+-- lies beside it. Never selected from: a row type that has the columns of `job`.
 CREATE VIEW jobledger.found_job AS
-SELECT NULL::bigint AS n, NULL::boolean AS is_large, j.*, NULL::text AS stage, NULL::integer AS progress, NULL::text AS payload,
-    NULL::text AS result
-FROM jobledger.job j WHERE false;
+SELECT NULL::bigint AS n, NULL::boolean AS is_large, e.image AS event_image, e.next_status::text AS event_status, e.attempt AS event_attempt,
+    e.ts AS event_ts, e.job_seq AS event_job_seq, e.seq AS event_seq, e.recorded_at AS event_recorded_at, j.*, NULL::text AS stage,
+    NULL::integer AS progress, NULL::text AS payload, NULL::text AS result
+FROM jobledger.job j, jobledger.job_event e WHERE false;
+
+-- The last event of a job from p_seq on. A running job's row may lack events: what it is then says the image of the last one. One that has
+-- ended has no later event than p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
+CREATE OR REPLACE FUNCTION jobledger.last_event(p_org UUID, p_job UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_finished_at TIMESTAMPTZ)
+RETURNS TABLE (
+    image TEXT, next_status TEXT, attempt INTEGER, ts TIMESTAMPTZ, job_seq BIGINT, seq BIGINT, recorded_at TIMESTAMPTZ,
+    detail_json JSONB
+)
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT e.image, e.next_status::text, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json FROM jobledger.job_event e
+    WHERE e.org_id = p_org AND e.job_id = p_job AND e.seq >= p_seq AND e.recorded_at >= p_recorded_at
+        AND e.recorded_at <= CASE WHEN p_finished_at IS NULL THEN 'infinity' ELSE p_recorded_at END
+    ORDER BY e.seq DESC LIMIT 1
+$$;
 
 -- True of a job that may be claimed: what the indexes over such jobs have as their condition, since PostgreSQL puts the body of such a
 -- function in the place of its call.
 CREATE OR REPLACE FUNCTION jobledger.is_ready(p_status VARCHAR, p_due_at TIMESTAMPTZ)
 RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT p_status = 'queued' AND p_due_at IS NULL $$;
+
+-- A time before which none of an org's events after a place was written.
+CREATE OR REPLACE FUNCTION jobledger.month_before(p_org UUID, p_after BIGINT)
+RETURNS TIMESTAMPTZ LANGUAGE sql STABLE AS $$
+    SELECT coalesce((SELECT m.month FROM jobledger.org_month m
+                     WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity')
+$$;
 
 -- Names the orgs that the transaction is on to row-level security.
 CREATE OR REPLACE FUNCTION jobledger.name_orgs(p_orgs UUID[])
@@ -30,7 +52,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[])
 RETURNS TABLE (
     clock TIMESTAMPTZ, org_id UUID, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT,
-    record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT
+    record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -51,12 +73,13 @@ BEGIN
     END IF;
     now := clock_timestamp();
     RETURN QUERY SELECT now, h.org_id, coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
-        coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals
+        coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
+        coalesce(last.base_seq, h.base_seq)
     FROM (VALUES (1)) one LEFT JOIN (
         unnest(held) AS wanted (org_id)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id OFFSET 0) h
         LEFT JOIN LATERAL (
-            SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id FROM jobledger.org_record r
+            SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id, r.base_seq FROM jobledger.org_record r
             WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
     ) ON true;
 END $$;
@@ -94,20 +117,62 @@ BEGIN
     RETURN clock_timestamp();
 END $$;
 
--- One job, with what lies beside it. What says which event is meant has the job's id as well: of a month that was empty when this was
--- planned one index is taken for as good as another, and so both have to be.
-CREATE OR REPLACE FUNCTION jobledger.read_job(p_org UUID, p_id UUID)
-RETURNS TABLE (job jobledger.job, stage TEXT, progress INTEGER, payload TEXT, result TEXT)
+-- Jobs that run and whose rows lack events, of each of some orgs: of one of which it is known how they were as of a record of its log,
+-- those that have changed since then, and ended ones too. Of each org first a row that says whether that record is in its log, so that
+-- what was known counts, and which jobs were changed without an event since then. Then the jobs, each with the first event that its row lacks.
+CREATE OR REPLACE FUNCTION jobledger.read_unfolded(p_orgs UUID[], p_bases BIGINT[], p_n BIGINT[], p_records BIGINT[], p_seqs BIGINT[])
+RETURNS TABLE (org UUID, is_known BOOLEAN, quiet UUID[], first_seq BIGINT, first_recorded_at TIMESTAMPTZ, found jobledger.found_job)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
+#variable_conflict use_column
+DECLARE
+    is_known BOOLEAN;
+    after BIGINT;
+    since TIMESTAMPTZ;
+BEGIN
+    FOR place IN 1 .. cardinality(p_orgs) LOOP
+        is_known := p_n[place] > 0 AND (
+            EXISTS (SELECT FROM jobledger.org_record r WHERE r.org_id = p_orgs[place] AND r.n = p_n[place] AND r.id = p_records[place])
+            OR EXISTS (SELECT FROM jobledger.org_head h WHERE h.org_id = p_orgs[place] AND h.n = p_n[place] AND h.record = p_records[place]));
+        after := CASE WHEN is_known THEN greatest(p_seqs[place], p_bases[place]) ELSE p_bases[place] END;
+        since := jobledger.month_before(p_orgs[place], after);
+        RETURN QUERY SELECT p_orgs[place], is_known, ARRAY(
+            SELECT unnest(r.quiet) FROM jobledger.org_record r
+            WHERE r.org_id = p_orgs[place] AND r.n > p_n[place] AND r.quiet IS NOT NULL AND is_known), NULL::bigint, NULL::timestamptz,
+            NULL::jobledger.found_job;
+        RETURN QUERY
+        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], lacks.seq, lacks.recorded_at, ROW(
+            NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, (j.whole).*,
+            e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
+        FROM (
+            SELECT DISTINCT i.job_id FROM jobledger.job_event i
+            WHERE i.org_id = p_orgs[place] AND i.seq > after AND i.recorded_at >= since AND (is_known OR i.image IS NOT NULL)) changed
+        CROSS JOIN LATERAL (
+            SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_orgs[place] AND j.id = changed.job_id OFFSET 0) j
+        CROSS JOIN LATERAL jobledger.last_event(p_orgs[place], j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
+        LEFT JOIN LATERAL (
+            SELECT l.seq, l.recorded_at FROM jobledger.job_event l
+            WHERE l.org_id = p_orgs[place] AND l.job_id = j.id AND l.seq > j.last_seq AND l.recorded_at >= j.last_recorded_at
+                AND j.finished_at IS NULL ORDER BY l.seq LIMIT 1) lacks ON true;
+    END LOOP;
+END $$;
+
+-- One job, with what lies beside it. What says which event is meant has the job's id as well: of a month that was empty when this was
+-- planned one index is taken for as good as another, and so both have to be. A job that runs has no result, whatever its row says that
+-- lacks events.
+CREATE OR REPLACE FUNCTION jobledger.read_job(p_org UUID, p_id UUID)
+RETURNS SETOF jobledger.found_job
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+#variable_conflict use_column
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT j, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, coalesce(c.payload, p.payload), r.result
+    SELECT NULL::bigint, NULL::boolean, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, j.*,
+        e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, coalesce(c.payload, p.payload), r.result
     FROM jobledger.job j
-    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
-    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+    LEFT JOIN LATERAL jobledger.last_event(p_org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event r
+        WHERE r.org_id = p_org AND r.job_id = j.id AND r.seq = j.result_seq AND r.recorded_at = j.result_recorded_at
+            AND e.seq = j.last_seq OFFSET 0) r ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
@@ -125,8 +190,10 @@ BEGIN
     SELECT j.id, coalesce(c.payload, p.payload), r.result
     FROM unnest(p_ids) AS wanted (id)
     CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = wanted.id OFFSET 0) j
-    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-        WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+    LEFT JOIN LATERAL jobledger.last_event(p_org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e ON true
+    LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event r
+        WHERE r.org_id = p_org AND r.job_id = j.id AND r.seq = j.result_seq AND r.recorded_at = j.result_recorded_at
+            AND e.seq = j.last_seq OFFSET 0) r ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
     LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
@@ -147,15 +214,15 @@ BEGIN
         org := p_orgs[i];
         PERFORM set_config('app.current_org_id', org::text, true);
         RETURN QUERY
-        SELECT first + wanted.n - 2, size.is_large, j.*, e.detail_json ->> 'stage',
-            (e.detail_json ->> 'progress')::integer,
+        SELECT first + wanted.n - 2, size.is_large, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, j.*,
+            e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer,
             CASE WHEN NOT size.is_large THEN coalesce(c.payload, p.payload) END, CASE WHEN NOT size.is_large THEN r.result END
         FROM unnest(p_ids[first : p_ends[i]]) WITH ORDINALITY AS wanted (id, n)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
-        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-            WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true
-        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
-            WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.result_seq AND e.recorded_at = j.result_recorded_at OFFSET 0) r ON true
+        LEFT JOIN LATERAL jobledger.last_event(org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e ON true
+        LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event r
+            WHERE r.org_id = org AND r.job_id = j.id AND r.seq = j.result_seq AND r.recorded_at = j.result_recorded_at
+                AND e.seq = j.last_seq OFFSET 0) r ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_event e
             WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
@@ -165,7 +232,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs.
+-- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs. Where the row lacks
+-- events the last one tells: whatever has none is written into the row.
 CREATE OR REPLACE FUNCTION jobledger.unchanged_jobs(
     p_orgs UUID[], p_ends INTEGER[], p_jobs UUID[], p_seqs BIGINT[], p_recorded TIMESTAMPTZ[],
     p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[])
@@ -182,12 +250,13 @@ BEGIN
         FROM unnest(p_jobs[first : p_ends[i]], p_seqs[first : p_ends[i]], p_recorded[first : p_ends[i]],
             p_expire[first : p_ends[i]], p_confirmed[first : p_ends[i]], p_due[first : p_ends[i]])
             WITH ORDINALITY AS wanted (id, last_seq, last_recorded_at, expires_at, is_confirmed, due_at, n)
-        CROSS JOIN LATERAL (SELECT FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id
-            AND j.last_seq = wanted.last_seq
-            AND j.last_recorded_at = wanted.last_recorded_at
-            AND j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
-            AND j.lease_confirmed = wanted.is_confirmed
-            AND j.due_at IS NOT DISTINCT FROM wanted.due_at OFFSET 0) same;
+        CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
+        CROSS JOIN LATERAL jobledger.last_event(org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
+        WHERE e.seq = wanted.last_seq AND e.recorded_at = wanted.last_recorded_at
+            AND (e.seq > j.last_seq
+                OR j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
+                AND j.lease_confirmed = wanted.is_confirmed
+                AND j.due_at IS NOT DISTINCT FROM wanted.due_at);
         first := p_ends[i] + 1;
     END LOOP;
 END $$;
@@ -199,18 +268,24 @@ CREATE OR REPLACE FUNCTION jobledger.list_jobs(
     p_org UUID, p_before BIGINT, p_key TEXT, p_value TEXT, p_types TEXT[], p_statuses TEXT[], p_labels JSONB,
     p_requested_by TEXT, p_created_after TIMESTAMPTZ, p_created_before TIMESTAMPTZ, p_scan BIGINT, p_limit BIGINT
 )
-RETURNS TABLE (
-    head_seq BIGINT, examined BIGINT, reached BIGINT, is_match BOOLEAN, job jobledger.job, stage TEXT, progress INTEGER
-)
+RETURNS TABLE (head_seq BIGINT, examined BIGINT, reached BIGINT, is_match BOOLEAN, found jobledger.found_job)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
+#variable_conflict use_column
 DECLARE
     head BIGINT;
+    base BIGINT;
+    since TIMESTAMPTZ;
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     -- Before the jobs are looked for: what is streamed from here on misses nothing of what they became.
-    SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
-                     WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq)
-    INTO head FROM jobledger.org_head h WHERE h.org_id = p_org;
+    SELECT coalesce(last.seq, h.seq), coalesce(last.base_seq, h.base_seq) INTO head, base
+    FROM jobledger.org_head h LEFT JOIN LATERAL (
+        SELECT r.seq, r.base_seq FROM jobledger.org_record r
+        WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
+    WHERE h.org_id = p_org;
+    IF base < head AND 'running' = ANY (p_statuses) AND NOT 'queued' = ANY (p_statuses) THEN
+        since := jobledger.month_before(p_org, base);
+    END IF;
     RETURN QUERY
     WITH candidate AS MATERIALIZED (
         SELECT found.created_seq, found.id FROM (
@@ -233,26 +308,38 @@ BEGIN
                     AND j.created_seq < p_before
                 ORDER BY j.created_seq DESC LIMIT p_scan) of_type
              WHERE p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
+            UNION ALL
+            -- Running jobs whose rows say that they are queued still.
+            (SELECT DISTINCT behind.created_seq, behind.id
+             FROM (SELECT i.job_id, i.seq FROM jobledger.job_event i
+                WHERE i.org_id = p_org AND i.seq > base AND i.recorded_at >= since AND i.image IS NOT NULL OFFSET 0) i
+             CROSS JOIN LATERAL (
+                SELECT j.created_seq, j.id FROM jobledger.job j
+                WHERE j.org_id = p_org AND j.id = i.job_id AND j.status = 'queued' AND j.last_seq < i.seq
+                    AND j.created_seq < p_before OFFSET 0) behind
+             WHERE p_key IS NULL AND since IS NOT NULL
+             ORDER BY behind.created_seq DESC LIMIT p_scan)
         ) found ORDER BY found.created_seq DESC LIMIT p_scan
     ), looked AS (
-        SELECT c.created_seq, found.j, (found.j).id, (found.j).last_seq, (found.j).last_recorded_at,
-            (p_types IS NULL OR (found.j).type = ANY (p_types)) AND (found.j).status = ANY (p_statuses)
-            AND (p_labels IS NULL OR (found.j).labels @> p_labels)
-            AND (p_requested_by IS NULL OR (found.j).requested_by = p_requested_by)
-            AND (p_created_after IS NULL OR (found.j).created_at >= p_created_after)
-            AND (p_created_before IS NULL OR (found.j).created_at < p_created_before) AS matches
+        SELECT c.created_seq, found.whole, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json
         FROM candidate c
-        CROSS JOIN LATERAL (SELECT j FROM jobledger.job j WHERE j.org_id = p_org AND j.id = c.id OFFSET 0) found
+        CROSS JOIN LATERAL (SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_org AND j.id = c.id OFFSET 0) found
+        LEFT JOIN LATERAL jobledger.last_event(p_org, found.id, found.last_seq, found.last_recorded_at, found.finished_at) e ON true
+        WHERE (p_types IS NULL OR found.type = ANY (p_types))
+            AND CASE WHEN e.seq > found.last_seq THEN 'running' ELSE found.status END = ANY (p_statuses)
+            AND (p_labels IS NULL OR found.labels @> p_labels)
+            AND (p_requested_by IS NULL OR found.requested_by = p_requested_by)
+            AND (p_created_after IS NULL OR found.created_at >= p_created_after)
+            AND (p_created_before IS NULL OR found.created_at < p_created_before)
     ), seen AS (
         SELECT count(*) AS examined, min(c.created_seq) AS reached FROM candidate c
     ), page AS (
-        SELECT looked.* FROM looked WHERE looked.matches ORDER BY looked.created_seq DESC LIMIT p_limit
+        SELECT looked.* FROM looked ORDER BY looked.created_seq DESC LIMIT p_limit
     )
-    SELECT coalesce(head, 0), seen.examined, seen.reached, page.created_seq IS NOT NULL, page.j,
-        e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+    SELECT coalesce(head, 0), seen.examined, seen.reached, page.created_seq IS NOT NULL, ROW(
+        NULL, NULL, page.image, page.next_status, page.attempt, page.ts, page.job_seq, page.seq, page.recorded_at, (page.whole).*,
+        page.detail_json ->> 'stage', (page.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
     FROM seen LEFT JOIN page ON true
-    LEFT JOIN LATERAL (SELECT event.detail_json FROM jobledger.job_event event
-        WHERE event.org_id = p_org AND event.job_id = page.id AND event.seq = page.last_seq AND event.recorded_at = page.last_recorded_at OFFSET 0) e ON true
     ORDER BY page.created_seq DESC;
 END $$;
 
@@ -316,7 +403,8 @@ BEGIN
     WITH log AS MATERIALIZED (
         SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
                          WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq,
-            h.floor_seq, j.status, j.created_at AS since, j.last_recorded_at AS until
+            h.floor_seq, j.status, j.created_at AS since,
+            CASE WHEN j.finished_at IS NULL THEN 'infinity' ELSE j.last_recorded_at END AS until
         FROM jobledger.org_head h LEFT JOIN jobledger.job j ON j.org_id = p_org AND j.id = p_job
         WHERE h.org_id = p_org
     )
@@ -358,7 +446,8 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT * FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > CASE WHEN wanted.n = 1 THEN p_after ELSE 0 END AND e.seq <= p_last
-            AND e.recorded_at >= j.created_at AND e.recorded_at <= j.last_recorded_at
+            AND e.recorded_at >= j.created_at
+            AND e.recorded_at <= CASE WHEN j.finished_at IS NULL THEN 'infinity' ELSE j.last_recorded_at END
         ORDER BY e.seq LIMIT p_limit
     ) e ORDER BY wanted.n, e.seq LIMIT p_limit;
 END $$;
@@ -466,18 +555,22 @@ BEGIN
             AND (w.width = 3600 OR batch.recorded_at < v_hours_since OR p_width = 60)
             AND (w.width = 60 OR batch.recorded_at >= v_hours_since)
     ), first_ready (type, priority, ready_at) AS (
-        -- Of each type and priority the job that has been ready for longest, from one place in the index to the next.
+        -- Of each type and priority the job that has been ready for longest, from one place in the index to the next. One that runs
+        -- and whose row lacks that is passed over.
         (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-         WHERE p_types IS NULL AND j.org_id = p_org AND jobledger.is_ready(j.status, j.due_at)
+         WHERE p_types IS NULL AND j.org_id = p_org AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
+                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
          ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
         UNION ALL
         SELECT next.type, next.priority, next.ready_at FROM first_ready f CROSS JOIN LATERAL (
             (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-             WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND j.priority < f.priority
+             WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
+                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL)) AND j.priority < f.priority
              ORDER BY j.priority DESC, j.ready_at LIMIT 1)
             UNION ALL
             (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-             WHERE j.org_id = p_org AND j.type > f.type AND jobledger.is_ready(j.status, j.due_at)
+             WHERE j.org_id = p_org AND j.type > f.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
+                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
              ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
             LIMIT 1) next
     ), first_ready_of (type, priority, ready_at) AS (
@@ -485,12 +578,14 @@ BEGIN
         SELECT wanted.type, first.priority, first.ready_at
         FROM unnest(p_types) AS wanted (type) CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            WHERE j.org_id = p_org AND j.type = wanted.type AND jobledger.is_ready(j.status, j.due_at)
+            WHERE j.org_id = p_org AND j.type = wanted.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
+                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
             ORDER BY j.priority DESC, j.ready_at LIMIT 1) first
         UNION ALL
         SELECT f.type, lower.priority, lower.ready_at FROM first_ready_of f CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND j.priority < f.priority
+            WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
+                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL)) AND j.priority < f.priority
             ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
     ), part (type, count_queued, count_running, count_succeeded, count_failed, count_canceled, count_dead_letter, count_scheduled, oldest, flow_created, flow_started, flow_succeeded, flow_failed, flow_retried, flow_canceled, flow_lost, waits, runs, is_counted) AS (
         -- Added up rather than joined: a join of what PostgreSQL has no statistics of may take each with each.
@@ -646,6 +741,7 @@ BEGIN
         UNION ALL
         SELECT j.type::text, 0, 1 FROM jobledger.job j
         WHERE j.org_id = p_org AND j.due_at IS NOT NULL AND j.status = 'queued'
+            AND NOT EXISTS (SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
     )
     SELECT part.type, coalesce(sum(part.stored), 0)::bigint, sum(part.counted)::bigint
     FROM part GROUP BY part.type HAVING coalesce(sum(part.stored), 0) <> sum(part.counted);

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Changed, Expired, FoundReady, Head, Ready, RemovedFlow, Slice, Tally, image};
+use super::{Changed, Expired, FoundReady, Head, Ready, RemovedFlow, Slice, Tally};
 use crate::domain::{
     clock::Time,
-    event::{EventKind, JobEvent},
+    event::JobEvent,
     flow::Milestone,
     id::{Digest, JobId},
     job::Job,
@@ -192,33 +192,6 @@ impl Changes {
     /// Payloads that are to lie with events, by `seq`.
     pub(super) fn small_payloads(&self) -> HashMap<i64, &Json> {
         self.payloads.iter().filter_map(|payload| Some((payload.seq?, &payload.json))).collect()
-    }
-
-    /// Jobs whose rows are left to the log: they have waited or run before, they run now, and events tell how that came. With the first of
-    /// these events.
-    pub(super) fn left_to_log(&self) -> HashMap<JobId, &JobEvent> {
-        let mut first: HashMap<JobId, &JobEvent> = HashMap::new();
-        let mut brought_in = HashSet::new();
-        for event in &self.events {
-            first.entry(event.job_id).or_insert(event);
-            if event.is_past || event.kind == EventKind::Imported {
-                // Such events don't say when they changed the job.
-                brought_in.insert(event.job_id);
-            }
-        }
-        let running = self.changed.iter().filter(|changed| changed.job.status == JobStatus::Running);
-        let running: HashSet<_> = running.map(|changed| changed.job.id).collect();
-        // A row that says that its job has ended is in the lists of those.
-        let has_ended = |event: &JobEvent| event.prev_status.is_some_and(JobStatus::is_terminal);
-        first.retain(|job, event| running.contains(job) && !brought_in.contains(job) && !has_ended(event));
-        first
-    }
-
-    /// The images of those jobs, by `seq` of the events that they lie with.
-    pub(super) fn images(&self) -> HashMap<i64, String> {
-        let left = self.left_to_log();
-        let jobs = self.changed.iter().map(|changed| &changed.job).filter(|job| left.contains_key(&job.id));
-        jobs.map(|job| (job.last_seq, image::write(job))).collect()
     }
 
     /// Payloads that get rows of their own.

@@ -46,7 +46,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 2, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 3, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
 /// See [`FUNCTIONS`].
 pub(super) struct Functions {
@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (2, "7b9aa2cbbf72f7e3e3aaf24035132d96cfd778eb4410999fc2a2a82be5ccd34e")
+            (3, "24b99efbadc354739247a375ec82f86e7cfe386e27de9a5e5531a957e73ebc0a")
         );
     }
 
@@ -313,6 +313,6 @@ mod tests {
         assert_eq!(state(FUNCTIONS.version, Some(&[0; 32])), MigrationState::Different);
         assert_eq!(state(FUNCTIONS.version + 1, Some(&digest)), MigrationState::Newer);
         let newer = missing(vec![FUNCTIONS.compare(FUNCTIONS.version + 1, None)]).unwrap_err().to_string();
-        assert!(newer.starts_with("the database has functions 3, which this program doesn't know"), "{newer}");
+        assert!(newer.starts_with("the database has functions 4, which this program doesn't know"), "{newer}");
     }
 }

@@ -4,11 +4,14 @@
 //! log's last record is still that after which it was so.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Changes, ClaimOrder, RecordId, unfolded::Unfolded};
+use super::{
+    Changes, ClaimOrder, RecordId,
+    unfolded::{RowWrite, Unfolded},
+};
 use crate::{
     domain::{
         clock::Time,
@@ -77,9 +80,11 @@ impl Recent {
         state.orgs.get(&org).filter(|left| left.record == last)?.fronts.get(job_type).copied()
     }
 
-    /// Takes the jobs whose rows are behind, if they are known, in a log whose last record this is.
-    pub(super) fn take_unfolded(&self, org: OrgId, last: RecordId) -> Option<Unfolded> {
-        self.state().orgs.get_mut(&org).filter(|left| left.record == last)?.unfolded.take()
+    /// Takes the jobs whose rows are behind, if they are known, and the record as of which they are.
+    pub(super) fn take_unfolded(&self, org: OrgId) -> Option<(RecordId, Unfolded)> {
+        let state = &mut *self.state();
+        let end = state.orgs.get_mut(&org)?;
+        Some((end.record, end.unfolded.take()?))
     }
 
     /// Gives them back, in a log whose last record this is.
@@ -102,13 +107,20 @@ impl Recent {
         state.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
     }
 
-    /// What a batch that follows on this record leaves, for when it is committed.
-    pub(super) fn leaving(org: OrgId, before: RecordId, after: RecordId, changes: &Changes) -> Left {
+    /// What a batch that follows on this record and writes these rows leaves, for when it is committed. The jobs whose rows are behind then
+    /// are remembered by themselves.
+    pub(super) fn leaving(
+        org: OrgId,
+        before: RecordId,
+        after: RecordId,
+        changes: &Changes,
+        rows: &[RowWrite<'_>],
+    ) -> Left {
+        let is_light = |job: &&Job| job.text_bytes() <= MAX_TEXT;
+        let jobs: Vec<_> = rows.iter().map(|row| &*row.job).filter(is_light).cloned().collect();
+        let kept: HashSet<_> = jobs.iter().map(|job| job.id).collect();
         let changed = changes.changed.iter().map(|changed| &changed.job);
-        let (light, heavy): (Vec<_>, Vec<_>) = changed.partition(|job| job.text_bytes() <= MAX_TEXT);
-        let gone = changes.removed.iter().chain(heavy).map(|job| job.id).collect();
-        let jobs = light.into_iter().cloned().collect();
-        let changed = changes.changed.iter().map(|changed| &changed.job);
+        let gone = changed.clone().chain(&changes.removed).map(|job| job.id).filter(|id| !kept.contains(id)).collect();
         let ready = changes.created.iter().chain(changed).filter(|job| job.is_ready());
         let mut may_be_claimed: HashMap<_, ClaimOrder> = HashMap::new();
         for job in ready {

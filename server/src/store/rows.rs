@@ -5,9 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{
-    ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail, image::read_job_over, job_columns::read_job,
-};
+use super::{ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail, image::read_job_over};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobEvent},
@@ -100,27 +98,21 @@ pub(super) fn ready_job<'r>(columns: &mut impl Columns<'r>) -> Result<ReadyJob, 
     Ok(ReadyJob { id, job_type, order: ClaimOrder { priority, ready_at, created_seq: columns.long()? } })
 }
 
-/// Reads what [`read_job`] does, then payload and result.
-pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
-    Ok(JobRecord { job: read_job(columns)?, contents: contents(columns)? })
-}
-
 /// Reads what [`read_job_over`] does, then payload and result.
-pub(super) fn job_record_over<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
+pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
     Ok(JobRecord { job: read_job_over(columns)?, contents: contents(columns)? })
 }
 
-/// Reads jobs that are among so many wanted ones: the place of each, whether it is large, and what `read` reads.
+/// Reads jobs that are among so many wanted ones: the place of each, whether it is large, and what [`job_record`] reads.
 pub(super) fn found_jobs<'r, C: Columns<'r>>(
     wanted: usize,
     rows: impl Iterator<Item = C>,
-    read: impl Fn(&mut C) -> Result<JobRecord, StoreError>,
 ) -> Result<Vec<FoundJob>, StoreError> {
     let mut found = vec![FoundJob::Nothing; wanted];
     for mut columns in rows {
         let place = usize::try_from(columns.long()?).ok().and_then(|n| found.get_mut(n));
         let place = place.ok_or_else(|| damaged("place"))?;
-        *place = if columns.flag()? { FoundJob::Large } else { FoundJob::Whole(Arc::new(read(&mut columns)?)) };
+        *place = if columns.flag()? { FoundJob::Large } else { FoundJob::Whole(Arc::new(job_record(&mut columns)?)) };
     }
     Ok(found)
 }

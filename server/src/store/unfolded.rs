@@ -4,6 +4,7 @@
 //! until it stops, or until it is **folded**: a batch of its org writes its row once that has been behind for some seconds.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
@@ -11,16 +12,20 @@ use std::{
 
 use chrono::TimeDelta;
 
-use super::{Changed, Changes, ClaimOrder, HeldBy};
+use super::{Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, image};
 use crate::domain::{
     clock::Time,
+    event::{EventKind, JobEvent},
     id::JobId,
     job::Job,
+    status::JobStatus,
     transition::{Command, Tick},
 };
 
 /// How long the row of a running job may be behind, about.
 pub(super) const FOLD_AFTER: TimeDelta = TimeDelta::seconds(3);
+/// After this any server looks at an org some of whose rows are behind: whoever has made them so folds them before, if it is there.
+const NOTED_AFTER: TimeDelta = TimeDelta::seconds(5);
 /// Rows that one batch folds, at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
@@ -32,6 +37,10 @@ pub(super) struct Unfolded {
     jobs: HashMap<JobId, Behind>,
     /// The same by the first event that each row lacks.
     since: BTreeMap<i64, JobId>,
+    /// Until then a server looks at the org that finds it in the database.
+    noted_until: Option<Time>,
+    /// The `seq` at which the log ended, and how many batches had removed jobs; of a log that several servers write.
+    pub(super) as_of: (i64, i64),
 }
 
 /// A job whose row is behind.
@@ -55,6 +64,43 @@ impl Unfolded {
     pub(super) fn add(&mut self, job: Job, seq: i64, recorded_at: Time) {
         self.since.insert(seq, job.id);
         self.jobs.insert(job.id, Behind { job, seq, recorded_at });
+    }
+
+    /// A job is so as of the log's end: its row lacks events from the one given on, or none.
+    pub(super) fn set(&mut self, job: Job, lacks: Option<(i64, Time)>) {
+        self.remove(job.id);
+        if let Some((seq, recorded_at)) = lacks {
+            self.add(job, seq, recorded_at);
+        }
+    }
+
+    /// Another server has written all rows up to a place, and those of some jobs.
+    pub(super) fn forget(&mut self, base_seq: i64, written: &[JobId]) {
+        let later = self.since.split_off(&(base_seq + 1));
+        for id in std::mem::replace(&mut self.since, later).into_values() {
+            self.jobs.remove(&id);
+        }
+        written.iter().for_each(|id| _ = self.remove(*id));
+    }
+
+    /// When jobs of the org are to be looked at, as far as it became known to a batch that has found so much of it: at some time while rows
+    /// are behind, by any server, should this one be gone then.
+    pub(super) fn next_due(&mut self, found: Option<NextDue>, now: Time) -> Option<NextDue> {
+        if self.jobs.is_empty() {
+            self.noted_until = None;
+            return found;
+        }
+        let noted = self.noted_until.filter(|noted| now < *noted && *noted <= now + NOTED_AFTER);
+        let noted = match (found, noted) {
+            (None | Some(NextDue::By(_)), Some(_)) => return found,
+            _ => now + NOTED_AFTER,
+        };
+        self.noted_until = Some(noted);
+        Some(match found {
+            Some(NextDue::At(due)) => NextDue::At(Some(due.map_or(noted, |due| due.min(noted)))),
+            Some(NextDue::By(due)) => NextDue::By(due.min(noted)),
+            None => NextDue::By(noted),
+        })
     }
 
     /// A job as the log has it, if its row is behind.
@@ -88,9 +134,23 @@ impl Unfolded {
         self.jobs.values().map(|behind| &behind.job)
     }
 
-    /// Up to where no row lacks an event, in a log that ends here.
-    pub(super) fn base_seq(&self, head: i64) -> i64 {
-        self.since.first_key_value().map_or(head, |(seq, _)| seq - 1)
+    /// What is due, and when the next of the others is: of all jobs, where this is so of the rows. No more than so many, those that were
+    /// due first.
+    pub(super) fn due(
+        &self,
+        of_rows: Vec<(Time, JobId)>,
+        next: Option<Time>,
+        limit: usize,
+        now: Time,
+    ) -> (Vec<JobId>, Option<Time>) {
+        // What the row of one waits for may be over.
+        let of_rows = of_rows.into_iter().filter(|(_, id)| self.get(*id).is_none());
+        let running = self.jobs().filter_map(|job| Some((job.due_at?, job.id)));
+        let (running, later): (Vec<_>, Vec<_>) = running.partition(|(at, _)| *at <= now);
+        let mut due: Vec<_> = of_rows.chain(running).collect();
+        due.sort_unstable();
+        let next = next.into_iter().chain(later.into_iter().map(|(at, _)| at)).min();
+        (due.into_iter().map(|(_, id)| id).take(limit).collect(), next)
     }
 
     /// Those that a clock which was ahead by so much at most has put off.
@@ -107,47 +167,97 @@ impl Unfolded {
         first.is_some_and(|behind| behind.is_stale(now))
     }
 
-    /// The rows that a batch writes of the jobs that it changes: all of a row that is behind.
-    pub(super) fn rows(&self, changes: &Changes) -> Vec<Changed> {
-        let left = changes.left_to_log();
-        let written = changes.changed.iter().filter(|changed| !left.contains_key(&changed.job.id));
-        let row = |changed: &Changed| match self.jobs.contains_key(&changed.job.id) {
-            true => Changed::from(changed.job.clone()),
-            false => changed.clone(),
-        };
-        written.map(row).collect()
+    /// Takes note of what a batch changes in a log that ends at `head` then, and says what that is to the rows of its jobs.
+    pub(super) fn follow<'a>(&mut self, changes: &'a Changes, head: i64, now: Time) -> RowWrites<'a> {
+        let events = Events::of(changes);
+        let mut written = RowWrites { base_seq: head, ..RowWrites::default() };
+        for Changed { job, parts } in &changes.changed {
+            if let Some(first) = events.left_to_log(job) {
+                written.images.insert(job.last_seq, image::write(job));
+                match self.jobs.get_mut(&job.id) {
+                    Some(behind) => behind.job = job.clone(),
+                    None => self.add(job.clone(), first.seq, first.recorded_at),
+                }
+                continue;
+            }
+            // All of a row that is behind.
+            let parts = if self.remove(job.id).is_some() { Parts::ALL } else { *parts };
+            written.rows.push(RowWrite { job: Cow::Borrowed(job), parts });
+            if !events.0.contains_key(&job.id) {
+                written.quiet.push(job.id);
+            }
+        }
+        changes.removed.iter().for_each(|removed| _ = self.remove(removed.id));
+        for id in self.stale(changes, now) {
+            let folded = self.remove(id).map(|behind| RowWrite { job: Cow::Owned(behind.job), parts: Parts::ALL });
+            written.rows.extend(folded);
+            written.is_fold = true;
+        }
+        if let Some((first, _)) = self.since.first_key_value() {
+            written.base_seq = first - 1;
+        }
+        written
     }
 
     /// Jobs that are to be folded by a batch that changes these others.
-    pub(super) fn stale(&self, changes: &Changes, now: Time) -> Vec<Changed> {
+    fn stale(&self, changes: &Changes, now: Time) -> Vec<JobId> {
         let most =
             if changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE { FOLDED_ALONE } else { FOLDED_AT_ONCE };
         let changed: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
-        let stale = self.since.values().filter_map(|id| self.jobs.get(id));
-        let stale = stale.take_while(|behind| behind.is_stale(now));
-        let stale = stale.filter(|behind| !changed.contains(&behind.job.id)).take(most);
-        stale.map(|behind| Changed::from(behind.job.clone())).collect()
+        let stale = self.since.values().filter_map(|id| Some((id, self.jobs.get(id)?)));
+        let stale = stale.take_while(|(_, behind)| behind.is_stale(now));
+        stale.map(|(id, _)| *id).filter(|id| !changed.contains(id)).take(most).collect()
     }
 
-    /// Takes note of what a batch has changed, and of the rows that it has folded.
-    pub(super) fn follow(&mut self, changes: &Changes, folded: &[Changed]) {
-        let left = changes.left_to_log();
-        for Changed { job, .. } in &changes.changed {
-            match left.get(&job.id) {
-                None => self.remove(job.id),
-                Some(first) => match self.jobs.get_mut(&job.id) {
-                    Some(behind) => behind.job = job.clone(),
-                    None => self.add(job.clone(), first.seq, first.recorded_at),
-                },
-            }
+    fn remove(&mut self, id: JobId) -> Option<Behind> {
+        let behind = self.jobs.remove(&id)?;
+        self.since.remove(&behind.seq);
+        Some(behind)
+    }
+}
+
+/// What a batch does to the rows of an org's jobs that were there.
+#[derive(Debug, Default)]
+pub(super) struct RowWrites<'a> {
+    /// The rows that it writes.
+    pub(super) rows: Vec<RowWrite<'a>>,
+    /// Images of the others that it changes, by `seq` of the events that they lie with.
+    pub(super) images: HashMap<i64, String>,
+    /// Up to here no row lacks an event then.
+    pub(super) base_seq: i64,
+    /// Jobs that it changes without an event.
+    pub(super) quiet: Vec<JobId>,
+    /// Some of the rows were behind, and nothing else is changed in them.
+    pub(super) is_fold: bool,
+}
+
+/// A row that is written over.
+#[derive(Debug)]
+pub(super) struct RowWrite<'a> {
+    pub(super) job: Cow<'a, Job>,
+    /// In what it may differ from what is stored.
+    pub(super) parts: Parts,
+}
+
+/// The first event that a batch writes of each of its jobs, and whether that job's row may be left to the log.
+struct Events<'a>(HashMap<JobId, (&'a JobEvent, bool)>);
+
+impl<'a> Events<'a> {
+    fn of(changes: &'a Changes) -> Self {
+        let mut first: HashMap<JobId, (&JobEvent, bool)> = HashMap::new();
+        for event in &changes.events {
+            // A row that says that its job has ended is in the lists of those.
+            let has_ended = event.prev_status.is_some_and(JobStatus::is_terminal);
+            let (_, may_be_left) = first.entry(event.job_id).or_insert((event, !has_ended));
+            // Of what was brought in, events don't say when they changed the job.
+            *may_be_left &= !event.is_past && event.kind != EventKind::Imported;
         }
-        folded.iter().for_each(|folded| self.remove(folded.job.id));
-        changes.removed.iter().for_each(|removed| self.remove(removed.id));
+        Self(first)
     }
 
-    fn remove(&mut self, id: JobId) {
-        if let Some(behind) = self.jobs.remove(&id) {
-            self.since.remove(&behind.seq);
-        }
+    /// The first event of a job that was there, if its row is left to the log: it runs now, and events tell how that came.
+    fn left_to_log(&self, job: &Job) -> Option<&'a JobEvent> {
+        let (first, may_be_left) = self.0.get(&job.id)?;
+        (*may_be_left && job.status == JobStatus::Running).then_some(*first)
     }
 }

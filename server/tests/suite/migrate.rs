@@ -26,7 +26,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
 }
 
 const MIGRATIONS: [&str; 3] = ["0001 ledger", "0002 small_payloads", "0003 running_in_log"];
-const FUNCTIONS: &str = "functions 2";
+const FUNCTIONS: &str = "functions 3";
 
 /// What a database of this kind has put in place, in this order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -159,8 +159,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 2: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 2\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 3: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 3\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The serving role can still serve: no right was lost.
@@ -170,8 +170,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "the database has another functions 2"),
-        ("functions = 3", "the database has functions 3, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "the database has another functions 3"),
+        ("functions = 4", "the database has functions 4, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]

@@ -79,8 +79,8 @@ async fn fill(database: &Database, jobs: i64) {
         format!(
             "INSERT INTO jobledger.job_remains SELECT {of_org}, gen_random_uuid(), 0, now(), now() FROM generate_series(0, {jobs} - 1) n"
         ),
-        "INSERT INTO jobledger.org_head (org_id, seq, recorded_at, types)
-         SELECT org_id, max(seq), max(recorded_at), 7 FROM jobledger.job_event GROUP BY org_id ON CONFLICT DO NOTHING"
+        "INSERT INTO jobledger.org_head (org_id, seq, base_seq, recorded_at, types)
+         SELECT org_id, max(seq), max(seq), max(recorded_at), 7 FROM jobledger.job_event GROUP BY org_id ON CONFLICT DO NOTHING"
             .to_owned(),
         "INSERT INTO jobledger.org_month SELECT org_id, date_trunc('month', now(), 'UTC'), 1 FROM jobledger.org_head ON CONFLICT DO NOTHING".to_owned(),
         "INSERT INTO jobledger.org_due SELECT org_id, now(), now() FROM jobledger.org_head ON CONFLICT DO NOTHING".to_owned(),
@@ -110,8 +110,12 @@ async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, S
     for n in order {
         statement = statement.replace(&names[n], &format!("${}", n + 1));
     }
-    // A variable of the function's own, read before.
-    statement = statement.replace("coalesce(head, 0)", "0");
+    // Variables of the function's own, read before.
+    for (variable, value) in
+        [("coalesce(head, 0)", "0"), ("> base", "> 0"), (">= since", ">= now()"), ("since IS NOT NULL", "true")]
+    {
+        statement = statement.replace(variable, value);
+    }
     (types, statement)
 }
 
@@ -174,6 +178,7 @@ async fn no_read_walks_a_table() {
         ("read_histories", format!("'{o}', '{{{j}}}', 0, 1000000, 256", j = j.0)),
         ("read_contents", format!("'{o}', '{{{j}}}'", j = j.0)),
         ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed}}', NULL, NULL, NULL, NULL, 51, 51")),
+        ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{running}}', NULL, NULL, NULL, NULL, 51, 51")),
         (
             "list_jobs",
             format!("'{o}', 1000000, NULL, NULL, '{{t1,t3}}', '{{queued,failed}}', NULL, NULL, NULL, NULL, 51, 51"),
@@ -311,7 +316,7 @@ async fn statistics_of_thousands_of_types_come_at_once() {
     for (n, types, jobs) in [(1, 8_000, 8_000), (2, 5, 40_000)] {
         let org = format!("'{}'", org(n).0);
         for sql in [
-            format!("INSERT INTO jobledger.org_head (org_id, seq, recorded_at, types) VALUES ({org}, {jobs}, now(), {types})"),
+            format!("INSERT INTO jobledger.org_head (org_id, seq, base_seq, recorded_at, types) VALUES ({org}, {jobs}, {jobs}, now(), {types})"),
             format!(
                 "INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, created_seq, ready_at,
                     last_job_seq, last_seq, last_recorded_at)
@@ -324,7 +329,7 @@ async fn statistics_of_thousands_of_types_come_at_once() {
                  FROM generate_series(0, {types} - 1) n, generate_series(0, 2) m, (VALUES (60), (3600)) widths (w)"
             ),
             format!(
-                "INSERT INTO jobledger.org_record SELECT {org}, n, n, n - 1, {jobs}, 1, now(), now(), 1, jsonb_build_object('t' || n % {types}, '[1]'::jsonb)
+                "INSERT INTO jobledger.org_record SELECT {org}, n, n, n - 1, {jobs}, 1, now(), now(), 1, jsonb_build_object('t' || n % {types}, '[1]'::jsonb), {jobs}
                  FROM generate_series(1, 500) n"
             ),
         ] {

@@ -20,7 +20,10 @@ use super::{
     connections::{Connection, Connections, arguments},
     error::{commit, commit_error, is_lost, store_error},
     expired, import,
-    load::{Names, Of, Wanted, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows},
+    load::{
+        Behind, Names, Of, Wanted, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows,
+        load_unfolded,
+    },
     memory::{End, Memory},
     write::{self, Log},
 };
@@ -33,8 +36,9 @@ use crate::{
     store::{
         Batch, Changes, ClaimOrder, FoundReady, Loaded, Needs, ReadyJob, RecordId, StoreError,
         expired::{may_go, told_by_series},
-        recent::{ALL_TYPES, Left, Recent},
+        recent::{ALL_TYPES, Left},
         rows::{self, Columns as _},
+        unfolded::Unfolded,
     },
 };
 
@@ -51,6 +55,8 @@ pub(super) struct PostgresBatch {
     ends: Vec<(OrgId, End, Left)>,
     /// Types that are known to exist once this batch is committed.
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
+    /// The jobs whose rows are behind, of the orgs of which that is known.
+    unfolded: HashMap<OrgId, Unfolded>,
     /// Where the first jobs of some types that may be claimed were found to stand.
     fronts: HashMap<OrgId, HashMap<Arc<str>, ClaimOrder>>,
 }
@@ -90,14 +96,14 @@ pub(super) async fn begin(
         let org = OrgId(columns.uuid()?);
         let (head, record) = rows::head(&mut columns)?;
         let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
-        let end = End { head, record, folded_seq, folded_n, removals };
+        let end = End { head, record, folded_seq, folded_n, removals, base_seq: columns.long()? };
         held.push(org);
         found.insert(org, end);
     }
     let now = now.ok_or_else(|| rows::damaged("head"))?;
     found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
-    let (ends, new_types, fronts) = (Vec::new(), HashMap::new(), HashMap::new());
-    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, fronts })
+    let (ends, new_types, unfolded, fronts) = (Vec::new(), HashMap::new(), HashMap::new(), HashMap::new());
+    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, unfolded, fronts })
 }
 
 /// What is being found of an org.
@@ -135,6 +141,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
+        self.find_unfolded(needs.iter().map(|(org, _)| *org)).await?;
         let mut all = self.find(needs).await?;
         let mut loaded = Vec::with_capacity(needs.len());
         for (org, needs) in needs {
@@ -182,20 +189,23 @@ impl Batch for PostgresBatch {
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
+        self.find_unfolded(changes.iter().map(|(org, _)| *org)).await?;
         let mut logs = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
             if let Some(types) = self.new_types.get_mut(org) {
                 types.retain(|name| changes.tallies.contains_key(name));
             }
-            logs.push(Log::new(*org, self.end(*org)?, changes, self.now));
+            let (end, mut unfolded) = (self.end(*org)?, self.unfolded.remove(org).unwrap_or_default());
+            let log = Log::new(*org, end, changes, self.now, &mut unfolded);
+            if changes.is_empty() && log.record().is_none() {
+                self.unfolded.insert(*org, unfolded);
+            } else {
+                let (end, fronts) = (log.end(changes), self.fronts.remove(org).unwrap_or_default());
+                self.ends.push((*org, end, log.leaving(changes, unfolded, fronts)));
+            }
+            logs.push(log);
         }
         let records = logs.iter().map(Log::record).collect();
-        for (log, (org, changes)) in logs.iter().zip(changes).filter(|(_, (_, changes))| !changes.is_empty()) {
-            let end = log.end(changes);
-            let mut left = Recent::leaving(*org, self.end(*org)?.record, end.record, changes);
-            left.fronts = self.fronts.remove(org).unwrap_or_default();
-            self.ends.push((*org, end, left));
-        }
         let writes: Vec<_> = logs.iter().zip(changes.iter().map(|(_, changes)| *changes)).collect();
         for (sql, arguments) in write::statements(&writes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
@@ -220,7 +230,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, found, mut ends, memory, mut new_types, .. } = *self;
+        let Self { mut connection, found, mut ends, memory, mut new_types, unfolded, .. } = *self;
         // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
         // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
         // without a log shall not stay.
@@ -241,6 +251,11 @@ impl Batch for PostgresBatch {
             memory.left(org, end, left, None);
             memory.add_types(org, new_types.remove(&org).unwrap_or_default().into_iter());
         }
+        for (org, unfolded) in unfolded {
+            if let Some(end) = unwritten.get(&org) {
+                memory.put_unfolded(org, end.record, unfolded);
+            }
+        }
         unwritten.into_iter().for_each(|(org, end)| memory.confirmed(org, end.record));
         Ok(())
     }
@@ -256,29 +271,66 @@ impl PostgresBatch {
         self.found.get(&org).copied().ok_or_else(|| StoreError::Unusable(format!("the head of org {org} is not held")))
     }
 
+    /// Finds the jobs of some orgs whose rows are behind, where that is not known.
+    async fn find_unfolded(&mut self, orgs: impl Iterator<Item = OrgId> + Send) -> Result<(), StoreError> {
+        let mut behind = Vec::new();
+        for org in orgs {
+            if self.unfolded.contains_key(&org) {
+                continue;
+            }
+            let End { record, head, removals, base_seq, .. } = self.end(org)?;
+            match self.memory.take_unfolded(org) {
+                Some((as_of, known)) if as_of == record => _ = self.unfolded.insert(org, known),
+                _ if base_seq >= head.seq => _ = self.unfolded.insert(org, Unfolded::default()),
+                // Of jobs that were removed nothing tells any more.
+                other => {
+                    let known = other.filter(|(_, known)| known.as_of.1 == removals);
+                    behind.push(Behind { org, base_seq, known });
+                }
+            }
+        }
+        let found = load_unfolded(self.connection(), behind).await?;
+        self.unfolded.extend(found);
+        Ok(())
+    }
+
     /// What there is of what the commands on some orgs name; of all orgs by the same statements.
     async fn find(&mut self, needs: &[(OrgId, Needs)]) -> Result<HashMap<OrgId, Found>, StoreError> {
         let now = self.now;
         let mut all: HashMap<OrgId, Found> = HashMap::with_capacity(needs.len());
-        let looks: Vec<Of<usize>> = needs.iter().filter_map(|(org, needs)| Some((*org, needs.due?))).collect();
+        // Rows that are behind may say that they are due: as many more are looked at.
+        let behind = |org: &OrgId| self.unfolded.get(org).map_or(0, Unfolded::len);
+        let looks: Vec<Of<usize>> =
+            needs.iter().filter_map(|(org, needs)| Some((*org, needs.due? + behind(org)))).collect();
         let mut due = load_due(self.connection(), &looks, now).await?;
         let mut names = Names::default();
         for (org, needs) in needs {
             let org = *org;
             let mut found = Found::default();
-            (found.due, found.next_due) = due.remove(&org).unwrap_or_default();
+            if let Some(limit) = needs.due {
+                let (of_rows, next) = due.remove(&org).unwrap_or_default();
+                let unfolded = self.unfolded.entry(org).or_default();
+                (found.due, found.next_due) = unfolded.due(of_rows, next, limit, now);
+            }
             if let Some(wanted) = &needs.expired {
                 let head = self.end(org)?.head;
                 (found.expired, found.next_expiry) =
                     expired::load_expired(self.connection(), org, wanted, &head, now).await?;
             }
-            if let Some(wanted) = needs.misdated {
-                found.misdated = load_misdated(self.connection(), org, wanted, now).await?;
+            if let Some((limit, by)) = needs.misdated {
+                let of_rows = load_misdated(self.connection(), org, (limit, by), now).await?;
+                let unfolded = self.unfolded.entry(org).or_default();
+                let of_rows = of_rows.into_iter().filter(|id| unfolded.get(*id).is_none());
+                found.misdated = unfolded.misdated(by, now).chain(of_rows).take(limit).collect();
             }
+            let unfolded = self.unfolded.entry(org).or_default();
+            let held = needs.held.iter().flat_map(|wanted| unfolded.held(wanted));
+            let ids = needs.jobs.iter().chain(&found.expired).chain(&found.due).chain(&found.misdated).copied();
+            let ids: Vec<_> = ids.chain(held).collect();
+            ids.iter().filter_map(|id| unfolded.get(*id)).for_each(|job| found.add(job.clone()));
             self.memory.jobs(org, &self.end(org)?, &needs.jobs).into_iter().for_each(|job| found.add(job));
             (found.types, found.unknown) = self.memory.part(org, &needs.types);
-            let ids = needs.jobs.iter().chain(&found.expired).chain(&found.due).chain(&found.misdated);
-            names.jobs.extend(ids.filter(|id| !found.is_there.contains(id)).map(|id| (org, *id)));
+            names.jobs.extend(ids.into_iter().filter(|id| !found.is_there.contains(id)).map(|id| (org, id)));
             names.keys.extend(needs.keys.iter().map(|key| (org, Arc::clone(key))));
             names.held.extend(needs.held.iter().map(|held| (org, held.clone())));
             names.types.extend(found.unknown.iter().map(|name| (org, Arc::clone(name))));
@@ -291,7 +343,13 @@ impl PostgresBatch {
                 found.types.push(name.to_string());
             }
         }
-        add(&mut all, jobs);
+        for job in jobs {
+            // A key may name one whose row is behind, and so may what a claim holds.
+            let as_it_is = self.unfolded.get(&job.org_id).and_then(|unfolded| unfolded.get(job.id)).cloned();
+            if let Some(found) = all.get_mut(&job.org_id) {
+                found.add(as_it_is.unwrap_or(job));
+            }
+        }
         self.find_ready(needs, &mut all).await?;
         Ok(all)
     }
@@ -305,26 +363,39 @@ impl PostgresBatch {
         let (mut of_types, mut of_all) = (Vec::new(), Vec::new());
         for (org, Needs { ready, .. }) in needs {
             let end = self.end(*org)?;
+            // Rows that are behind look ready: as many more are looked at, and left out.
+            let behind = |name, from| self.unfolded.get(org).map_or(0, |unfolded| unfolded.count_ready(name, from));
             for (name, limit) in &ready.of {
                 let (from, job_type) = (self.memory.front(*org, &end, name), Some(Arc::clone(name)));
-                of_types.push((*org, Wanted { job_type, limit: *limit, from }));
+                of_types.push((*org, Wanted { job_type, limit: *limit + behind(Some(name), from), from }));
             }
             if ready.all > 0 {
                 let from = self.memory.front(*org, &end, &ALL_TYPES);
-                of_all.push((*org, Wanted { job_type: None, limit: ready.all, from }));
+                of_all.push((*org, Wanted { job_type: None, limit: ready.all + behind(None, from), from }));
             }
         }
         let mut found: HashMap<OrgId, (Vec<ReadyJob>, Vec<ReadyJob>)> = HashMap::new();
         for (org, job) in load_ready(self.connection(), &of_types).await? {
-            self.has_front(org, &job.job_type, job.order);
-            found.entry(org).or_default().0.push(job);
+            if !self.is_behind(org, job.id) {
+                self.has_front(org, &job.job_type, job.order);
+                found.entry(org).or_default().0.push(job);
+            }
         }
         for (org, job) in load_ready(self.connection(), &of_all).await? {
-            self.has_front(org, &ALL_TYPES, job.order);
-            found.entry(org).or_default().1.push(job);
+            if !self.is_behind(org, job.id) {
+                self.has_front(org, &ALL_TYPES, job.order);
+                found.entry(org).or_default().1.push(job);
+            }
         }
         for (org, needs) in needs {
-            let (of_types, of_all) = found.remove(org).unwrap_or_default();
+            let (mut of_types, mut of_all) = found.remove(org).unwrap_or_default();
+            let mut counts: HashMap<_, usize> = HashMap::new();
+            of_types.retain(|job| {
+                let count = counts.entry(Arc::clone(&job.job_type)).or_default();
+                *count += 1;
+                needs.ready.of.get(&job.job_type).is_some_and(|limit| *count <= *limit)
+            });
+            of_all.truncate(needs.ready.all);
             if let Some(found) = all.get_mut(org) {
                 found.ready = FoundReady::new(&needs.ready, of_types, of_all);
             }
@@ -332,18 +403,13 @@ impl PostgresBatch {
         Ok(())
     }
 
+    fn is_behind(&self, org: OrgId, job: JobId) -> bool {
+        self.unfolded.get(&org).is_some_and(|unfolded| unfolded.get(job).is_some())
+    }
+
     /// The first job of a type that may be claimed stands here, or before it.
     fn has_front(&mut self, org: OrgId, job_type: &Arc<str>, order: ClaimOrder) {
         let front = self.fronts.entry(org).or_default().entry(Arc::clone(job_type)).or_insert(order);
         *front = order.min(*front);
-    }
-}
-
-/// Adds jobs to what is found of their orgs, those that are not there yet.
-fn add(all: &mut HashMap<OrgId, Found>, jobs: Vec<Job>) {
-    for job in jobs {
-        if let Some(found) = all.get_mut(&job.org_id) {
-            found.add(job);
-        }
     }
 }

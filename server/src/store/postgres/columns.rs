@@ -16,6 +16,17 @@ pub(super) fn job_columns(row: &str) -> String {
     columns.join(", ")
 }
 
+/// What [`read_job_over`](crate::store::image::read_job_over) reads of a row of `jobledger.found_job`.
+pub(super) fn job_over(row: &str) -> String {
+    let event =
+        ["status", "attempt", "ts", "job_seq", "seq", "recorded_at"].map(|column| format!("{row}.event_{column}"));
+    format!(
+        "CASE WHEN {row}.event_seq > {row}.last_seq THEN {row}.event_image END, {}, {}, {row}.stage, {row}.progress",
+        event.join(", "),
+        job_columns(row)
+    )
+}
+
 /// A row, read from left to right.
 pub(super) struct Columns<'r> {
     row: &'r PgRow,

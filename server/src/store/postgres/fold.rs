@@ -6,12 +6,21 @@ use super::{
     write::{Write, begins_log, month_of},
 };
 use crate::{
-    domain::{clock::Time, id::OrgId},
+    domain::{
+        clock::Time,
+        id::{JobId, OrgId},
+    },
     store::{
         Changes, NextDue, StoreError,
         record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
     },
 };
+
+/// Ids as the text of an array; `None` if there are none.
+fn array(ids: &[JobId]) -> Option<String> {
+    let ids: Vec<_> = ids.iter().map(|id| id.0.to_string()).collect();
+    (!ids.is_empty()).then(|| format!("{{{}}}", ids.join(",")))
+}
 
 impl Statement {
     /// Notes where months begin, for orgs whose first batch in one this is.
@@ -47,7 +56,8 @@ impl Statement {
             return Ok(());
         }
         let is_plain = all_same(&records, |(.., after, _)| after.recorded_at);
-        let columns = [
+        let quiet: Vec<_> = records.iter().map(|(log, ..)| array(&log.rows.quiet)).collect();
+        let mut columns = vec![
             self.org_column(&records, |(log, ..)| log.org)?,
             self.column("n", &records, |(.., record)| record.n)?,
             self.column("id", &records, |(.., record)| record.id)?,
@@ -58,7 +68,11 @@ impl Statement {
             self.either(true, "written_at", &records, |(log, ..)| log.now)?,
             self.column("counts", &records, |(_, changes, ..)| series::json(&changes.tallies))?,
             self.either(true, "format", &records, |_| RECORD_FORMAT)?,
+            self.column("base_seq", &records, |(log, ..)| log.rows.base_seq)?,
         ];
+        if quiet.iter().any(Option::is_some) {
+            columns.push(self.column("quiet", &quiet, Option::as_deref)?);
+        }
         self.insert("records", "org_record", &columns);
         Ok(())
     }
@@ -126,6 +140,7 @@ impl Statement {
             self.column("floor_seq", &folding, |(_, _, after, _)| after.floor)?,
             self.column("types", &folding, |(_, _, after, _)| after.types)?,
             self.column("ready_gen", &folding, |(_, _, after, _)| after.ready_gen)?,
+            self.column("base_seq", &folding, |(log, ..)| log.rows.base_seq)?,
             self.column("removals", &folding, |(_, changes, ..)| is_removing(changes))?,
         ];
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
@@ -153,12 +168,12 @@ impl Statement {
         };
         let first: Vec<_> = begun
             .iter()
-            .map(|(log, changes)| (log.org, changes.next_retention.unwrap_or(log.now), by(changes.next_due)))
+            .map(|(log, changes)| (log.org, changes.next_retention.unwrap_or(log.now), by(log.next_due)))
             .collect();
         let mut earlier = Vec::new();
         let mut exact = Vec::new();
-        for (log, changes) in others {
-            match changes.next_due {
+        for (log, _) in others {
+            match log.next_due {
                 // The other is there: its org has a log.
                 Some(NextDue::By(due)) => earlier.push((log.org, due, Some(due))),
                 Some(NextDue::At(due)) => exact.push((log.org, log.now, due)),

@@ -6,8 +6,9 @@ use super::statement::{Column, Statement, all_same, unnest};
 use crate::{
     domain::{job::Job, status::JobStatus},
     store::{
-        Changed, Parts, StoreError,
+        Parts, StoreError,
         job_columns::{JOB_COLUMNS, JobColumn, Kind, Shared},
+        unfolded::RowWrite,
         value::Value,
     },
 };
@@ -25,11 +26,11 @@ impl Statement {
         Ok(())
     }
 
-    pub(super) fn changed_jobs(&mut self, changed: &[&Changed]) -> Result<(), StoreError> {
+    pub(super) fn changed_jobs(&mut self, changed: &[&RowWrite<'_>]) -> Result<(), StoreError> {
         if changed.is_empty() {
             return Ok(());
         }
-        let jobs: Vec<_> = changed.iter().map(|changed| &changed.job).collect();
+        let jobs: Vec<&Job> = changed.iter().map(|changed| &*changed.job).collect();
         // All that any of them has changed in: few texts.
         let mut parts = Parts::LOG;
         changed.iter().for_each(|changed| parts |= changed.parts);

@@ -6,23 +6,23 @@ use std::{
 };
 
 use super::{
-    columns::{Columns, job_columns},
+    columns::{Columns, job_over},
     connections::{Connections, arguments},
 };
 use crate::{
     domain::id::OrgId,
     store::{
         JobPage, ListQuery, StoreError,
-        job_columns::read_job,
+        image::read_job_over,
         rows::{self, Columns as _},
     },
 };
 
 static LIST: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* list */ SELECT head_seq, examined, reached, is_match, {}, r.stage, r.progress
+        "/* list */ SELECT head_seq, examined, reached, is_match, {}
         FROM jobledger.list_jobs($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12) r",
-        job_columns("(r.job)")
+        job_over("(r.found)")
     )
 });
 
@@ -51,7 +51,7 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
         let mut columns = Columns::of(row);
         place = (columns.long()?, columns.long()?, columns.optional_long()?);
         if columns.flag()? {
-            jobs.push(read_job(&mut columns)?);
+            jobs.push(read_job_over(&mut columns)?);
         }
     }
     let (as_of_seq, examined, reached) = place;

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, job_columns},
+    columns::{Columns, job_columns, job_over},
     connections::arguments,
     error::store_error,
 };
@@ -24,9 +24,11 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        ClaimOrder, HeldBy, ReadyJob, StoreError,
+        ClaimOrder, HeldBy, ReadyJob, RecordId, StoreError,
+        image::read_job_over,
         job_columns::{JOB_COLUMNS, read_job},
         rows::{self, Columns as _},
+        unfolded::Unfolded,
     },
 };
 
@@ -116,8 +118,8 @@ pub(super) async fn load_jobs(
     Ok((jobs, types))
 }
 
-/// What is due of an org, and when the next of the others is.
-pub(super) type Due = (Vec<JobId>, Option<Time>);
+/// What is due of an org by the rows of its jobs, and when the next of the others is.
+pub(super) type Due = (Vec<(Time, JobId)>, Option<Time>);
 
 /// What is due, of each of some orgs no more than so many.
 pub(super) async fn load_due(
@@ -125,11 +127,11 @@ pub(super) async fn load_due(
     wanted: &[Of<usize>],
     now: Time,
 ) -> Result<HashMap<OrgId, Due>, StoreError> {
-    const SQL: &str = "/* load_due */ SELECT wanted.org_id, due.id, next.due_at
+    const SQL: &str = "/* load_due */ SELECT wanted.org_id, due.due_at, due.id, next.due_at
         FROM unnest($1::uuid[], $2::bigint[]) AS wanted (org_id, most)
         CROSS JOIN LATERAL (SELECT min(j.due_at) AS due_at FROM jobledger.job j
             WHERE j.org_id = wanted.org_id AND j.due_at IS NOT NULL AND j.due_at > $3) next
-        LEFT JOIN LATERAL (SELECT j.id FROM jobledger.job j
+        LEFT JOIN LATERAL (SELECT j.due_at, j.id FROM jobledger.job j
             WHERE j.org_id = wanted.org_id AND j.due_at IS NOT NULL AND j.due_at <= $3
             ORDER BY j.due_at LIMIT wanted.most) due ON true";
     let mut found: HashMap<_, Due> = HashMap::new();
@@ -141,8 +143,65 @@ pub(super) async fn load_due(
     for row in &query.fetch_all(connection).await.map_err(store_error)? {
         let mut columns = Columns::of(row);
         let (jobs, next) = found.entry(OrgId(columns.uuid()?)).or_default();
-        jobs.extend(columns.get::<Option<Uuid>>()?.map(JobId));
+        let (at, id) = (columns.optional_time()?, columns.get::<Option<Uuid>>()?.map(JobId));
+        jobs.extend(at.zip(id));
         *next = columns.optional_time()?;
+    }
+    Ok(found)
+}
+
+/// An org whose jobs with rows that are behind are not known as of its log's end: up to where no row lacks an event, and how they were as of
+/// a record of the log, if that is known.
+pub(super) struct Behind {
+    pub(super) org: OrgId,
+    pub(super) base_seq: i64,
+    pub(super) known: Option<(RecordId, Unfolded)>,
+}
+
+static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "/* read_unfolded */ SELECT org, is_known, quiet, first_seq, first_recorded_at, {}
+         FROM jobledger.read_unfolded($1, $2, $3, $4, $5) r",
+        job_over("(r.found)")
+    )
+});
+
+/// The jobs of some orgs whose rows are behind.
+pub(super) async fn load_unfolded(
+    connection: &mut PgConnection,
+    behind: Vec<Behind>,
+) -> Result<HashMap<OrgId, Unfolded>, StoreError> {
+    let mut found: HashMap<OrgId, Unfolded> = HashMap::with_capacity(behind.len());
+    if behind.is_empty() {
+        return Ok(found);
+    }
+    let column = |value: fn(&Behind) -> i64| behind.iter().map(value).collect::<Vec<_>>();
+    let orgs: Vec<_> = behind.iter().map(|behind| behind.org.0).collect();
+    let bases = column(|behind| behind.base_seq);
+    let numbers = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.n));
+    let records = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.id));
+    let seqs = column(|behind| behind.known.as_ref().map_or(0, |(_, unfolded)| unfolded.as_of.0));
+    let arguments = arguments![orgs, bases, numbers, records, seqs];
+    let query = sqlx::query_with(AssertSqlSafe(READ_UNFOLDED.as_str()), arguments);
+    let rows = query.fetch_all(connection).await.map_err(store_error)?;
+    let mut behind: HashMap<_, _> = behind.into_iter().map(|behind| (behind.org, behind)).collect();
+    for row in &rows {
+        let mut columns = Columns::of(row);
+        let org = OrgId(columns.uuid()?);
+        let (is_known, quiet) = (columns.get::<Option<bool>>()?, columns.get::<Option<Vec<Uuid>>>()?);
+        if let Some(is_known) = is_known {
+            let asked = behind.remove(&org);
+            let known = asked.filter(|_| is_known).and_then(|asked| Some((asked.base_seq, asked.known?.1)));
+            let unfolded = found.entry(org).or_default();
+            if let Some((base_seq, known)) = known {
+                let quiet: Vec<_> = quiet.unwrap_or_default().into_iter().map(JobId).collect();
+                *unfolded = known;
+                unfolded.forget(base_seq, &quiet);
+            }
+            continue;
+        }
+        let lacks = columns.optional_long()?.zip(columns.optional_time()?);
+        found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks);
     }
     Ok(found)
 }

@@ -26,6 +26,7 @@ use crate::{
     store::{
         ClaimOrder, Head, RecordId, StoreError,
         recent::{Left, Recent},
+        unfolded::Unfolded,
     },
 };
 
@@ -87,6 +88,8 @@ pub(super) struct End {
     pub(super) folded_n: i64,
     /// Batches that have removed jobs.
     pub(super) removals: i64,
+    /// No job's row lacks an event up to here.
+    pub(super) base_seq: i64,
 }
 
 /// The database's clock, as it was heard of at some instant of this machine's.
@@ -204,6 +207,22 @@ impl Memory {
     /// Those of these jobs that are remembered, as they are in a log that ends here.
     pub(super) fn jobs(&self, org: OrgId, end: &End, ids: &[JobId]) -> Vec<Job> {
         self.jobs.jobs(org, end.record, ids)
+    }
+
+    /// Takes the jobs whose rows are behind, if they are known, and the record as of which they are.
+    pub(super) fn take_unfolded(&self, org: OrgId) -> Option<(RecordId, Unfolded)> {
+        self.jobs.take_unfolded(org)
+    }
+
+    /// Gives them back, in a log whose last record this is.
+    pub(super) fn put_unfolded(&self, org: OrgId, last: RecordId, unfolded: Unfolded) {
+        self.jobs.put_unfolded(org, last, unfolded);
+    }
+
+    /// Orgs that have jobs whose rows have been behind for long, as far as this server knows.
+    pub(super) fn stale(&self, limit: usize) -> Vec<OrgId> {
+        let now = self.state().reading.map(|reading| reading.carried_on());
+        now.map_or_else(Vec::new, |now| self.jobs.stale(now, limit))
     }
 
     /// Before this place no job of the type may be claimed, in a log that ends here.

@@ -233,7 +233,13 @@ impl Store for PostgresStore {
     }
 
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        read::take_due(&self.readers, what, limit, hold).await
+        let mut due = read::take_due(&self.readers, what, limit, hold).await?;
+        if what == DueWork::Jobs {
+            // A look at an org folds, too.
+            let stale = self.memory.stale(limit - due.len());
+            due.extend(stale.into_iter().filter(|org| !due.contains(org)).collect::<Vec<_>>());
+        }
+        Ok(due)
     }
 
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {

@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, job_columns},
+    columns::{Columns, job_over},
     connections::{Connections, arguments},
 };
 use crate::{
@@ -27,10 +27,7 @@ use crate::{
 };
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "/* job */ SELECT {}, r.stage, r.progress, r.payload, r.result FROM jobledger.read_job($1, $2) r",
-        job_columns("(r.job)")
-    )
+    format!("/* job */ SELECT {}, r.payload, r.result FROM jobledger.read_job($1, $2) r", job_over("r"))
 });
 
 pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -40,9 +37,8 @@ pub(super) async fn job(readers: &Arc<Connections>, org: OrgId, id: JobId) -> Re
 
 static JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* jobs */ SELECT r.n, r.is_large, {}, r.stage, r.progress, r.payload, r.result
-         FROM jobledger.read_jobs($1, $2, $3, $4) r",
-        job_columns("r")
+        "/* jobs */ SELECT r.n, r.is_large, {}, r.payload, r.result FROM jobledger.read_jobs($1, $2, $3, $4) r",
+        job_over("r")
     )
 });
 
@@ -77,7 +73,7 @@ pub(super) async fn jobs(readers: &Arc<Connections>, names: &[(OrgId, JobId)]) -
     let ByOrg { places, orgs, ends } = ByOrg::of(names.len(), |n| names[n].0);
     let ids: Vec<_> = places.iter().map(|place| names[*place].1.0).collect();
     let found = readers.fetch(JOBS.as_str(), arguments![orgs, ends, ids, LARGE_JOB]).await?;
-    let mut sorted = rows::found_jobs(names.len(), found.iter().map(Columns::of), rows::job_record)?;
+    let mut sorted = rows::found_jobs(names.len(), found.iter().map(Columns::of))?;
     let mut found = vec![FoundJob::Nothing; names.len()];
     for (n, place) in places.into_iter().enumerate() {
         found[place] = std::mem::take(&mut sorted[n]);

@@ -21,9 +21,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, Loaded, Needs, RecordId, StoreError,
-        recent::{Left, Recent},
-        rows::Columns as _,
+        Batch, Changes, Loaded, Needs, RecordId, StoreError, recent::Left, rows::Columns as _, unfolded::Unfolded,
     },
 };
 
@@ -52,6 +50,8 @@ struct Recalled {
     end: End,
     types: Vec<String>,
     jobs: Vec<Job>,
+    /// The jobs whose rows are behind.
+    unfolded: Unfolded,
 }
 
 /// Begins such a batch, if these needs of so many commands can be met from memory, of all orgs.
@@ -62,7 +62,10 @@ pub(super) fn recall(
 ) -> Option<RecalledBatch> {
     let (mut recalled, mut now) = (HashMap::with_capacity(needs.len()), None);
     for (org, needs, commands) in needs {
-        let (found, time) = recall_one(memory, *org, needs, *commands)?;
+        let Some((found, time)) = recall_one(memory, *org, needs, *commands) else {
+            give_back(memory, recalled);
+            return None;
+        };
         recalled.insert(*org, found);
         now = now.max(Some(time));
     }
@@ -85,9 +88,25 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
     if write::is_time_to_fold(&end, now, commands) {
         return None;
     }
-    let wanted = jobs.len();
-    let jobs = memory.jobs(org, &end, jobs);
-    (jobs.len() == wanted).then_some((Recalled { end, types, jobs }, now))
+    let (as_of, unfolded) = memory.take_unfolded(org)?;
+    if as_of == end.record {
+        let (behind, others): (Vec<JobId>, Vec<JobId>) =
+            jobs.iter().copied().partition(|id| unfolded.get(*id).is_some());
+        let behind = behind.into_iter().filter_map(|id| unfolded.get(id).cloned());
+        let found: Vec<_> = memory.jobs(org, &end, &others).into_iter().chain(behind).collect();
+        if found.len() == jobs.len() {
+            return Some((Recalled { end, types, jobs: found, unfolded }, now));
+        }
+    }
+    memory.put_unfolded(org, as_of, unfolded);
+    None
+}
+
+/// Nothing has come of it.
+fn give_back(memory: &Memory, recalled: HashMap<OrgId, Recalled>) {
+    for (org, Recalled { end, unfolded, .. }) in recalled {
+        memory.put_unfolded(org, end.record, unfolded);
+    }
 }
 
 #[async_trait]
@@ -102,7 +121,7 @@ impl Batch for RecalledBatch {
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
         let load = |(org, _): &(OrgId, Needs)| {
-            let Recalled { end, types, jobs } = self.recalled.get(org).ok_or_else(not_recalled)?;
+            let Recalled { end, types, jobs, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
             Ok(Loaded { jobs: jobs.clone(), ..Loaded::end(end.head, types.clone()) })
         };
         needs.iter().map(load).collect()
@@ -115,26 +134,27 @@ impl Batch for RecalledBatch {
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         let mut writes = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
-            let Recalled { end, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
-            writes.push((Log::new(*org, *end, changes, self.now), *changes));
+            let Recalled { end, unfolded, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
+            writes.push((Log::new(*org, *end, changes, self.now, unfolded), *changes));
         }
         let records = writes.iter().map(|(log, _)| log.record()).collect();
         // What is answered by how the jobs are rests on their being so.
-        let is_needless = |(org, changes): &(OrgId, &Changes)| {
-            changes.is_empty() && self.recalled.get(org).is_some_and(|recalled| recalled.jobs.is_empty())
+        let is_needless = |(log, changes): &(Log<'_>, &Changes)| {
+            let has_no_jobs = self.recalled.get(&log.org).is_some_and(|recalled| recalled.jobs.is_empty());
+            changes.is_empty() && log.record().is_none() && has_no_jobs
         };
-        if changes.iter().all(is_needless) {
+        if writes.iter().all(is_needless) {
             return Ok(records);
         }
         let of_all: Vec<_> = writes.iter().map(|(log, changes)| (log, *changes)).collect();
         let Some((sql, arguments)) = write::resuming(&of_all)? else {
             return Err(StoreError::Conflict("what is written takes more than one statement".to_owned()));
         };
-        let leave = |((log, changes), (org, _)): (&(Log, &Changes), &(OrgId, &Changes))| {
-            let after = log.end(changes);
-            (*org, after, Recent::leaving(*org, log.before().record, after.record, changes))
-        };
-        let left = writes.iter().zip(changes).map(leave).collect();
+        let mut left = Vec::with_capacity(writes.len());
+        for (log, changes) in &writes {
+            let recalled = self.recalled.remove(&log.org).ok_or_else(not_recalled)?;
+            left.push((log.org, log.end(changes), log.leaving(changes, recalled.unfolded, HashMap::new())));
+        }
         self.statement = Some(Resuming { sql, arguments, left });
         Ok(records)
     }
@@ -144,8 +164,11 @@ impl Batch for RecalledBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { writers, memory, orgs, statement, .. } = *self;
-        let Some(Resuming { sql, arguments, mut left }) = statement else { return Ok(()) };
+        let Self { writers, memory, orgs, statement, recalled, .. } = *self;
+        let Some(Resuming { sql, arguments, mut left }) = statement else {
+            give_back(&memory, recalled);
+            return Ok(());
+        };
         left.iter_mut().for_each(|(org, _, left)| memory.committing(*org, left));
         let mut connection = writers.take().await?;
         connection.commits();

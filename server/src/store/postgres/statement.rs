@@ -159,6 +159,7 @@ pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> Strin
 fn cast(column: &str) -> &'static str {
     match column {
         "labels" | "detail_json" | "counts" => "::jsonb",
+        "quiet" => "::uuid[]",
         _ => "",
     }
 }

@@ -1,5 +1,7 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
+use std::{collections::HashMap, sync::Arc};
+
 use chrono::Datelike as _;
 use sqlx::{
     postgres::PgArguments,
@@ -13,8 +15,10 @@ use super::{
 use crate::{
     domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
-        Changes, Head, NewPayload, NextDue, RecordId, StoreError, detail,
+        Changes, ClaimOrder, Head, NewPayload, NextDue, RecordId, StoreError, detail,
+        recent::{Left, Recent},
         rows::{EVENT_COLUMNS, labels_json, non_empty},
+        unfolded::{RowWrites, Unfolded},
     },
 };
 
@@ -28,24 +32,43 @@ const LARGE: usize = 64;
 const MAX_DETAIL_RESULT: usize = 64 << 10;
 
 /// Where a batch stands in its org's log.
-pub(super) struct Log {
+pub(super) struct Log<'a> {
     pub(super) org: OrgId,
     pub(super) before: End,
-    /// The head and the record that it leaves; `None` where it leaves the log and its jobs as they are.
+    /// The head and the record that it leaves; `None` where it leaves the log, its jobs and their rows as they are.
     pub(super) after: Option<(Head, RecordId)>,
     /// The database's clock.
     pub(super) now: Time,
+    /// What it does to the rows of jobs that were there.
+    pub(super) rows: RowWrites<'a>,
+    /// When jobs of the org are to be looked at, as far as it became known.
+    pub(super) next_due: Option<NextDue>,
 }
 
-impl Log {
-    pub(super) fn new(org: OrgId, before: End, changes: &Changes, now: Time) -> Self {
-        let after = (changes.head.unwrap_or(before.head), before.record.follow());
-        Self { org, before, after: changes.is_recorded().then_some(after), now }
+impl<'a> Log<'a> {
+    pub(super) fn new(org: OrgId, before: End, changes: &'a Changes, now: Time, unfolded: &mut Unfolded) -> Self {
+        let head = changes.head.unwrap_or(before.head);
+        let rows = unfolded.follow(changes, head.seq, now);
+        let after = (changes.is_recorded() || rows.is_fold).then(|| (head, before.record.follow()));
+        let next_due = match (after, changes.next_due) {
+            (None, found @ (None | Some(NextDue::By(_)))) => found,
+            (_, found) => unfolded.next_due(found, now),
+        };
+        Self { org, before, after, now, rows, next_due }
     }
 
-    /// Where it was found to end.
-    pub(super) fn before(&self) -> &End {
-        &self.before
+    /// What it leaves once it is committed: these jobs with rows that are behind, and where the first jobs that may be claimed stand.
+    pub(super) fn leaving(
+        &self,
+        changes: &Changes,
+        mut unfolded: Unfolded,
+        fronts: HashMap<Arc<str>, ClaimOrder>,
+    ) -> Left {
+        let end = self.end(changes);
+        unfolded.as_of = (end.head.seq, end.removals);
+        let mut left = Recent::leaving(self.org, self.before.record, end.record, changes, &self.rows.rows);
+        (left.unfolded, left.fronts) = (Some(unfolded), fronts);
+        left
     }
 
     /// The record that the batch leaves.
@@ -58,9 +81,10 @@ impl Log {
         let Some((head, record)) = self.after else { return self.before };
         if self.shall_fold(changes) {
             let removals = self.before.removals + i64::from(!changes.removed.is_empty());
-            End { head, record, folded_seq: head.seq, folded_n: record.n, removals }
+            let (folded_seq, folded_n) = (head.seq, record.n);
+            End { head, record, folded_seq, folded_n, removals, base_seq: self.rows.base_seq }
         } else {
-            End { head, record, ..self.before }
+            End { head, record, base_seq: self.rows.base_seq, ..self.before }
         }
     }
 
@@ -102,7 +126,7 @@ pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
 }
 
 /// What a batch writes of an org.
-pub(super) type Write<'a> = (&'a Log, &'a Changes);
+pub(super) type Write<'a> = (&'a Log<'a>, &'a Changes);
 
 /// The statement that writes what a batch changes by itself, if that is all it takes.
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
@@ -110,7 +134,7 @@ pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArgumen
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
         let removes = !changes.removed.is_empty() || changes.removed_slice.is_some();
         let has_others = removes || changes.next_retention.is_some() || is_first;
-        let has_looked = matches!(changes.next_due, Some(NextDue::At(_)));
+        let has_looked = matches!(log.next_due, Some(NextDue::At(_)));
         has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes)
     };
     if writes.iter().any(takes_more) {
@@ -183,7 +207,7 @@ impl Statement {
     fn changes(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let created = rows(writes, |changes| &changes.created);
         self.created_jobs(&created)?;
-        self.changed_jobs(&rows(writes, |changes| &changes.changed))?;
+        self.changed_jobs(&writes.iter().flat_map(|(log, _)| &log.rows.rows).collect::<Vec<_>>())?;
         self.payloads(writes)?;
         self.labels(&created)?;
         self.events(writes)?;
@@ -285,6 +309,12 @@ impl Statement {
         }
         if payloads.iter().any(Option::is_some) {
             columns.push(self.column("payload", &payloads, |payload| *payload)?);
+        }
+        let image = |log: &'_ Log<'_>, seq| log.rows.images.get(seq).cloned();
+        let images = writes.iter().flat_map(|(log, changes)| changes.events.iter().map(|event| image(log, &event.seq)));
+        let images: Vec<_> = images.collect();
+        if images.iter().any(Option::is_some) {
+            columns.push(self.column("image", &images, Option::as_deref)?);
         }
         self.insert("events", "job_event", &columns);
         Ok(())

@@ -30,7 +30,7 @@ use crate::{
         Batch, Changes, FoundReady, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
         recent::{Left, Recent},
-        unfolded::Unfolded,
+        unfolded::{RowWrites, Unfolded},
     },
 };
 
@@ -155,20 +155,18 @@ impl Batch for SqliteBatch {
             let (before, mut unfolded) = (end.record, end.unfolded.take().unwrap_or_default());
             let record = changes.is_recorded().then(|| before.follow());
             let head = changes.head.unwrap_or(end.head);
-            rows.extend(unfolded.rows(changes));
-            let folded = unfolded.stale(changes, self.now);
-            unfolded.follow(changes, &folded);
-            let base_seq = unfolded.base_seq(head.seq);
-            if record.is_none() && !folded.is_empty() {
+            let RowWrites { rows: of_org, images, base_seq, is_fold, .. } =
+                unfolded.follow(changes, head.seq, self.now);
+            if record.is_none() && is_fold {
                 heads::write_base(&mut self.connection, *org, base_seq).await?;
             }
-            rows.extend(folded);
-            let mut left = Recent::leaving(*org, before, record.unwrap_or(before), changes);
+            let mut left = Recent::leaving(*org, before, record.unwrap_or(before), changes, &of_org);
             left.unfolded = Some(unfolded);
             left.fronts = self.fronts.remove(org).unwrap_or_default();
             self.left.push(left);
             self.ends.insert(*org, end);
-            written.extend(record.map(|record| Written { org: *org, changes, head, before, record, base_seq }));
+            rows.extend(of_org);
+            written.extend(record.map(|record| Written { org: *org, changes, head, before, record, base_seq, images }));
             records.push(record);
         }
         let connection = &mut self.connection;
@@ -177,7 +175,7 @@ impl Batch for SqliteBatch {
             expired::remove(connection, *org, changes).await?;
         }
         write::created(connection, &written).await?;
-        write::changed(connection, &rows).await?;
+        write::changed(connection, &rows.iter().collect::<Vec<_>>()).await?;
         write::events(connection, &written).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;
@@ -231,11 +229,11 @@ async fn find_unfolded(
     if end.unfolded.is_some() {
         return Ok(());
     }
-    let unfolded = match recent.take_unfolded(org, end.record) {
-        Some(known) => known,
+    let unfolded = match recent.take_unfolded(org) {
+        Some((as_of, known)) if as_of == end.record => known,
         // Another process has written to the log, or none has in this one.
-        None if end.base_seq < end.head.seq => load_unfolded(connection, org, end.base_seq).await?,
-        None => Unfolded::default(),
+        _ if end.base_seq < end.head.seq => load_unfolded(connection, org, end.base_seq).await?,
+        _ => Unfolded::default(),
     };
     end.unfolded = Some(unfolded);
     Ok(())

@@ -1,6 +1,6 @@
 //! How far batches bring their logs, and when work in them is due.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::SqliteConnection;
 
@@ -27,6 +27,8 @@ pub(super) struct Written<'a> {
     pub(super) record: RecordId,
     /// No row lacks an event up to here.
     pub(super) base_seq: i64,
+    /// Images by `seq` of the events that they lie with.
+    pub(super) images: HashMap<i64, String>,
 }
 
 impl Written<'_> {

@@ -309,24 +309,16 @@ pub(super) async fn load_due(
     unfolded: &Unfolded,
 ) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
     let query = sqlx::query(LOAD_DUE).bind(org.0).bind(micros(now)).bind((limit + unfolded.len()) as i64);
-    let mut due = Vec::new();
-    for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
+    let found = query.fetch_all(&mut *connection).await.map_err(store_error)?;
+    let due = |row| {
         let mut columns = Columns::of(row);
         let id = JobId(columns.uuid()?);
-        // What its row waits for may be over.
-        if unfolded.get(id).is_none() {
-            due.push((columns.time()?, id));
-        }
-    }
-    let (running, later): (Vec<_>, Vec<_>) =
-        unfolded.jobs().filter_map(|job| Some((job.due_at?, job.id))).partition(|(at, _)| *at <= now);
-    due.extend(running);
-    due.sort_unstable();
-    due.truncate(limit);
+        Ok((columns.time()?, id))
+    };
+    let due = found.iter().map(due).collect::<Result<_, StoreError>>()?;
     let query = sqlx::query(LOAD_NEXT_DUE).bind(org.0).bind(micros(now));
     let next = query.fetch_one(connection).await.map_err(store_error)?;
-    let next = Columns::of(&next).optional_time()?.into_iter().chain(later.into_iter().map(|(at, _)| at)).min();
-    Ok((due.into_iter().map(|(_, id)| id).collect(), next))
+    Ok(unfolded.due(due, Columns::of(&next).optional_time()?, limit, now))
 }
 
 pub(super) const LOAD_MISDATED: &str =

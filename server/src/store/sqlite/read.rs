@@ -44,7 +44,7 @@ static JOB: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
     let query = sqlx::query(AssertSqlSafe(JOB.as_str())).bind(org.0).bind(id.0);
     let row = query.fetch_optional(pool).await.map_err(store_error)?;
-    row.map(|row| rows::job_record_over(&mut Columns::of(&row))).transpose()
+    row.map(|row| rows::job_record(&mut Columns::of(&row))).transpose()
 }
 
 const IS_LARGE: &str = "j.payload_bytes + coalesce(octet_length(r.detail_json), 0) > $2";
@@ -65,7 +65,7 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     let wanted: Vec<_> = names.iter().map(|(org, id)| format!("{}{}", org.0.simple(), id.0.simple())).collect();
     let query = sqlx::query(AssertSqlSafe(JOBS.as_str())).bind(rows::json_text(&wanted)).bind(LARGE_JOB);
     let found = query.fetch_all(pool).await.map_err(store_error)?;
-    rows::found_jobs(names.len(), found.iter().map(Columns::of), rows::job_record_over)
+    rows::found_jobs(names.len(), found.iter().map(Columns::of))
 }
 
 /// Each by its place, and by all that a job may have been changed in. Where the row is behind that is the last event alone: whatever

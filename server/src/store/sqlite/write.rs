@@ -8,9 +8,10 @@ use super::{heads::Written, set::Set};
 use crate::{
     domain::{event::JobEvent, job::Job, status::JobStatus},
     store::{
-        Changed, NewPayload, Parts, StoreError, detail,
+        NewPayload, Parts, StoreError, detail,
         job_columns::{JOB_COLUMNS, JobColumn},
         rows::{self, EVENT_COLUMNS},
+        unfolded::RowWrite,
         value::Value,
     },
 };
@@ -42,9 +43,9 @@ pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
 
 /// Writes changed jobs over, those together that have changed in the same parts: an index whose columns are not written is left
 /// alone.
-pub(super) async fn changed(connection: &mut SqliteConnection, rows: &[Changed]) -> Result<(), StoreError> {
+pub(super) async fn changed(connection: &mut SqliteConnection, rows: &[&RowWrite<'_>]) -> Result<(), StoreError> {
     let mut of_parts: BTreeMap<Parts, Vec<&Job>> = BTreeMap::new();
-    for Changed { job, parts } in rows {
+    for RowWrite { job, parts } in rows.iter().copied() {
         of_parts.entry(*parts).or_default().push(job);
     }
     for (parts, jobs) in of_parts {
@@ -59,12 +60,12 @@ pub(super) async fn changed(connection: &mut SqliteConnection, rows: &[Changed])
 /// Writes new events.
 pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
     let mut rows = Vec::new();
-    for Written { changes, .. } in written {
-        let (payloads, mut images) = (changes.small_payloads(), changes.images());
+    for Written { changes, images, .. } in written {
+        let payloads = changes.small_payloads();
         for event in &changes.events {
             let mut values = event_values(event)?;
             values.push(payloads.get(&event.seq).map(|payload| payload.as_str()).into());
-            values.push(images.remove(&event.seq).into());
+            values.push(images.get(&event.seq).map(String::as_str).into());
             rows.push(values);
         }
     }
