@@ -34,6 +34,8 @@ pub struct Config {
     pub orgs_per_transaction: u32,
     /// Reads that may be under way at the same time. PostgreSQL only.
     pub read_connections: u32,
+    /// How long the row of a running job may lack what the log says.
+    pub fold_after: Duration,
     /// How long finished jobs are kept.
     pub retention: Retention,
     /// What lets callers in.
@@ -64,6 +66,7 @@ impl Config {
             write_connections: options.write_connections,
             orgs_per_transaction: options.orgs_per_transaction,
             read_connections: options.read_connections,
+            fold_after: options.fold_after,
             retention: Retention::default(),
             access: AccessConfig::default(),
             tls: None,
@@ -83,6 +86,7 @@ impl Config {
             write_connections: self.write_connections,
             orgs_per_transaction: self.orgs_per_transaction,
             read_connections: self.read_connections,
+            fold_after: self.fold_after,
             ..OpenOptions::new(Arc::clone(&self.clock))
         }
     }

@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use clap::Args;
 use jobledger_server::{Config, domain::status::JobStatus, store::ORGS_PER_TRANSACTION, telemetry::LogFormat};
 
-use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs, seconds};
+use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs, seconds, time};
 
 /// How to serve.
 #[derive(Debug, Args)]
@@ -36,6 +36,11 @@ pub(crate) struct ServeArgs {
     /// Connections that read: 1 to 100. PostgreSQL only.
     #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     read_connections: u32,
+
+    /// How long what a running job does may be in the log alone before it is in the job's row, for whoever reads the tables by themselves: up
+    /// to 1h. No call can tell.
+    #[arg(long, env = "JOBLEDGER_FOLD_AFTER", value_name = "TIME", default_value = "3s", value_parser = fold_after)]
+    fold_after: Duration,
 
     /// Remove finished jobs, with their events, once they have been finished for so long, as in 30d or 12h. By status with
     /// succeeded=7d, failed=90d, canceled=… or dead_letter=…; may be given several times. By default all are kept.
@@ -75,6 +80,7 @@ impl ServeArgs {
         config.write_connections = self.write_connections;
         config.read_connections = self.read_connections;
         config.orgs_per_transaction = self.orgs_per_transaction;
+        config.fold_after = self.fold_after;
         // What is said of one status counts more than what is said of all.
         let (all, some): (Vec<&Keep>, Vec<&Keep>) = self.retain_finished.iter().partition(|keep| keep.status.is_none());
         for keep in all.into_iter().chain(some) {
@@ -92,6 +98,10 @@ impl ServeArgs {
         config.tls = self.access.tls();
         config
     }
+}
+
+fn fold_after(text: &str) -> Result<Duration, String> {
+    time(text, Duration::ZERO..=Duration::from_secs(3_600))
 }
 
 fn grace(text: &str) -> Result<Duration, String> {

@@ -6,7 +6,10 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use chrono::TimeDelta;
 
 use super::{
     Changes, ClaimOrder, RecordId,
@@ -21,13 +24,18 @@ use crate::{
     generations::Generations,
 };
 
+const LONGEST_FOLD: TimeDelta = TimeDelta::days(366);
 /// Jobs that are remembered for batches, at most; about 1 KiB each.
 const MAX_JOBS: usize = 8_192;
 /// What the texts of one may take, in bytes.
 const MAX_TEXT: usize = 2 << 10;
 
 /// The jobs of logs that this server writes, from the first change on.
-pub(super) struct Recent(Mutex<State>);
+pub(super) struct Recent {
+    /// How long rows of running jobs may be behind.
+    pub(super) fold_after: TimeDelta,
+    state: Mutex<State>,
+}
 
 struct State {
     orgs: HashMap<OrgId, End>,
@@ -56,13 +64,13 @@ struct Kept {
     stretch: u64,
 }
 
-impl Default for Recent {
-    fn default() -> Self {
-        Self(Mutex::new(State { orgs: HashMap::new(), jobs: Generations::new(MAX_JOBS), stretches: 0 }))
-    }
-}
-
 impl Recent {
+    pub(super) fn new(fold_after: Duration) -> Self {
+        let state = State { orgs: HashMap::new(), jobs: Generations::new(MAX_JOBS), stretches: 0 };
+        let fold_after = TimeDelta::from_std(fold_after).unwrap_or(LONGEST_FOLD).min(LONGEST_FOLD);
+        Self { fold_after, state: Mutex::new(state) }
+    }
+
     /// Those of these jobs that are remembered, as they are in a log whose last record this is.
     pub(super) fn jobs(&self, org: OrgId, last: RecordId, ids: &[JobId]) -> Vec<Job> {
         let state = &mut *self.state();
@@ -103,7 +111,9 @@ impl Recent {
     /// Orgs that have jobs whose rows have been behind for long.
     pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
         let state = self.state();
-        let is_stale = |(_, end): &(&OrgId, &End)| end.unfolded.as_ref().is_some_and(|unfolded| unfolded.is_stale(now));
+        let is_stale = |(_, end): &(&OrgId, &End)| {
+            end.unfolded.as_ref().is_some_and(|unfolded| unfolded.is_stale(now, self.fold_after))
+        };
         state.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
     }
 
@@ -170,7 +180,7 @@ impl Recent {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -22,10 +22,8 @@ use crate::domain::{
     transition::{Command, Tick},
 };
 
-/// How long the row of a running job may be behind, about.
-pub(super) const FOLD_AFTER: TimeDelta = TimeDelta::seconds(3);
-/// After this any server looks at an org some of whose rows are behind: whoever has made them so folds them before, if it is there.
-const NOTED_AFTER: TimeDelta = TimeDelta::seconds(5);
+/// So much later than it should have been folded any server looks at an org: whoever has left rows behind folds them before, if it is there.
+const NOTED_LATER: TimeDelta = TimeDelta::seconds(2);
 /// Rows that one batch folds, at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
@@ -53,13 +51,18 @@ struct Behind {
 }
 
 impl Behind {
-    fn is_stale(&self, now: Time) -> bool {
+    fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
         // A clock that was set back says nothing of how long that is.
-        self.recorded_at + FOLD_AFTER <= now || self.recorded_at > now
+        self.recorded_at + fold_after <= now || self.recorded_at > now
     }
 }
 
 impl Unfolded {
+    /// There are none as of this place of a log, and so many batches that removed jobs.
+    pub(super) fn of(head: i64, removals: i64) -> Self {
+        Self { as_of: (head, removals), ..Self::default() }
+    }
+
     /// A job's row lacks this event, the first one of those that it lacks.
     pub(super) fn add(&mut self, job: Job, seq: i64, recorded_at: Time) {
         self.since.insert(seq, job.id);
@@ -85,15 +88,16 @@ impl Unfolded {
 
     /// When jobs of the org are to be looked at, as far as it became known to a batch that has found so much of it: at some time while rows
     /// are behind, by any server, should this one be gone then.
-    pub(super) fn next_due(&mut self, found: Option<NextDue>, now: Time) -> Option<NextDue> {
+    pub(super) fn next_due(&mut self, found: Option<NextDue>, now: Time, fold_after: TimeDelta) -> Option<NextDue> {
+        let note = now + fold_after + NOTED_LATER;
         if self.jobs.is_empty() {
             self.noted_until = None;
             return found;
         }
-        let noted = self.noted_until.filter(|noted| now < *noted && *noted <= now + NOTED_AFTER);
+        let noted = self.noted_until.filter(|noted| now < *noted && *noted <= note);
         let noted = match (found, noted) {
             (None | Some(NextDue::By(_)), Some(_)) => return found,
-            _ => now + NOTED_AFTER,
+            _ => note,
         };
         self.noted_until = Some(noted);
         Some(match found {
@@ -162,13 +166,19 @@ impl Unfolded {
     }
 
     /// True if some are to be folded now.
-    pub(super) fn is_stale(&self, now: Time) -> bool {
+    pub(super) fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
         let first = self.since.first_key_value().and_then(|(_, id)| self.jobs.get(id));
-        first.is_some_and(|behind| behind.is_stale(now))
+        first.is_some_and(|behind| behind.is_stale(now, fold_after))
     }
 
     /// Takes note of what a batch changes in a log that ends at `head` then, and says what that is to the rows of its jobs.
-    pub(super) fn follow<'a>(&mut self, changes: &'a Changes, head: i64, now: Time) -> RowWrites<'a> {
+    pub(super) fn follow<'a>(
+        &mut self,
+        changes: &'a Changes,
+        head: i64,
+        now: Time,
+        fold_after: TimeDelta,
+    ) -> RowWrites<'a> {
         let events = Events::of(changes);
         let mut written = RowWrites { base_seq: head, ..RowWrites::default() };
         for Changed { job, parts } in &changes.changed {
@@ -188,7 +198,7 @@ impl Unfolded {
             }
         }
         changes.removed.iter().for_each(|removed| _ = self.remove(removed.id));
-        for id in self.stale(changes, now) {
+        for id in self.stale(changes, now, fold_after) {
             let folded = self.remove(id).map(|behind| RowWrite { job: Cow::Owned(behind.job), parts: Parts::ALL });
             written.rows.extend(folded);
             written.is_fold = true;
@@ -200,12 +210,12 @@ impl Unfolded {
     }
 
     /// Jobs that are to be folded by a batch that changes these others.
-    fn stale(&self, changes: &Changes, now: Time) -> Vec<JobId> {
+    fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta) -> Vec<JobId> {
         let most =
             if changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE { FOLDED_ALONE } else { FOLDED_AT_ONCE };
         let changed: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
         let stale = self.since.values().filter_map(|id| Some((id, self.jobs.get(id)?)));
-        let stale = stale.take_while(|(_, behind)| behind.is_stale(now));
+        let stale = stale.take_while(|(_, behind)| behind.is_stale(now, fold_after));
         stale.map(|(id, _)| *id).filter(|id| !changed.contains(id)).take(most).collect()
     }
 

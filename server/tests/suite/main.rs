@@ -22,6 +22,7 @@ mod factory;
 mod faults;
 mod fencing;
 mod fields;
+mod folding;
 mod fuzz;
 mod grpcurl;
 mod harness;

@@ -196,7 +196,7 @@ impl Batch for PostgresBatch {
                 types.retain(|name| changes.tallies.contains_key(name));
             }
             let (end, mut unfolded) = (self.end(*org)?, self.unfolded.remove(org).unwrap_or_default());
-            let log = Log::new(*org, end, changes, self.now, &mut unfolded);
+            let log = Log::new(*org, end, changes, self.now, &mut unfolded, self.memory.fold_after());
             if changes.is_empty() && log.record().is_none() {
                 self.unfolded.insert(*org, unfolded);
             } else {
@@ -281,7 +281,7 @@ impl PostgresBatch {
             let End { record, head, removals, base_seq, .. } = self.end(org)?;
             match self.memory.take_unfolded(org) {
                 Some((as_of, known)) if as_of == record => _ = self.unfolded.insert(org, known),
-                _ if base_seq >= head.seq => _ = self.unfolded.insert(org, Unfolded::default()),
+                _ if base_seq >= head.seq => _ = self.unfolded.insert(org, Unfolded::of(head.seq, removals)),
                 // Of jobs that were removed nothing tells any more.
                 other => {
                     let known = other.filter(|(_, known)| known.as_of.1 == removals);
@@ -289,8 +289,11 @@ impl PostgresBatch {
                 }
             }
         }
-        let found = load_unfolded(self.connection(), behind).await?;
-        self.unfolded.extend(found);
+        for (org, mut unfolded) in load_unfolded(self.connection(), behind).await? {
+            let End { head, removals, .. } = self.end(org)?;
+            unfolded.as_of = (head.seq, removals);
+            self.unfolded.insert(org, unfolded);
+        }
         Ok(())
     }
 

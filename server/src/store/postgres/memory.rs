@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::SubsecRound as _;
+use chrono::{SubsecRound as _, TimeDelta};
 
 use super::error::lacks_partition;
 
@@ -38,7 +38,6 @@ const CARRIED: Duration = Duration::from_secs(1);
 const SHARED: Duration = Duration::from_secs(1);
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Memory {
     state: Mutex<State>,
     jobs: Recent,
@@ -107,6 +106,15 @@ impl Reading {
 }
 
 impl Memory {
+    pub(super) fn new(fold_after: Duration) -> Self {
+        Self { state: Mutex::default(), jobs: Recent::new(fold_after), lacks_partition: AtomicBool::new(false) }
+    }
+
+    /// How long rows of running jobs may be behind.
+    pub(super) fn fold_after(&self) -> TimeDelta {
+        self.jobs.fold_after
+    }
+
     /// A batch failed. If that is because there is no partition for the month that the clock says, it shall be run again once there is.
     pub(super) fn failed(&self, error: sqlx::Error, meaning: fn(sqlx::Error) -> StoreError) -> StoreError {
         if lacks_partition(&error) {

@@ -140,7 +140,7 @@ impl PostgresStore {
             orgs_per_transaction: options.orgs_per_transaction as usize,
             announcer: Announcer::start(base.clone().options(SESSION).application_name("jobledger-notify")),
             options: base.options(SESSION),
-            memory: Arc::default(),
+            memory: Arc::new(Memory::new(options.fold_after)),
         };
         store.maintain().await.map_err(|error| match error {
             StoreError::Unusable(reason) => StoreError::Unusable(format!(

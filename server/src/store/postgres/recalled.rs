@@ -135,7 +135,7 @@ impl Batch for RecalledBatch {
         let mut writes = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
             let Recalled { end, unfolded, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
-            writes.push((Log::new(*org, *end, changes, self.now, unfolded), *changes));
+            writes.push((Log::new(*org, *end, changes, self.now, unfolded, self.memory.fold_after()), *changes));
         }
         let records = writes.iter().map(|(log, _)| log.record()).collect();
         // What is answered by how the jobs are rests on their being so.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use chrono::Datelike as _;
+use chrono::{Datelike as _, TimeDelta};
 use sqlx::{
     postgres::PgArguments,
     types::chrono::{DateTime, TimeZone, Utc},
@@ -46,13 +46,20 @@ pub(super) struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    pub(super) fn new(org: OrgId, before: End, changes: &'a Changes, now: Time, unfolded: &mut Unfolded) -> Self {
+    pub(super) fn new(
+        org: OrgId,
+        before: End,
+        changes: &'a Changes,
+        now: Time,
+        unfolded: &mut Unfolded,
+        fold_after: TimeDelta,
+    ) -> Self {
         let head = changes.head.unwrap_or(before.head);
-        let rows = unfolded.follow(changes, head.seq, now);
+        let rows = unfolded.follow(changes, head.seq, now, fold_after);
         let after = (changes.is_recorded() || rows.is_fold).then(|| (head, before.record.follow()));
         let next_due = match (after, changes.next_due) {
             (None, found @ (None | Some(NextDue::By(_)))) => found,
-            (_, found) => unfolded.next_due(found, now),
+            (_, found) => unfolded.next_due(found, now, fold_after),
         };
         Self { org, before, after, now, rows, next_due }
     }

@@ -156,7 +156,7 @@ impl Batch for SqliteBatch {
             let record = changes.is_recorded().then(|| before.follow());
             let head = changes.head.unwrap_or(end.head);
             let RowWrites { rows: of_org, images, base_seq, is_fold, .. } =
-                unfolded.follow(changes, head.seq, self.now);
+                unfolded.follow(changes, head.seq, self.now, self.recent.fold_after);
             if record.is_none() && is_fold {
                 heads::write_base(&mut self.connection, *org, base_seq).await?;
             }

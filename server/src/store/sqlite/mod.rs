@@ -185,7 +185,7 @@ impl SqliteStore {
             readers,
             job_readers,
             clock: options.clock,
-            recent: Arc::default(),
+            recent: Arc::new(Recent::new(options.fold_after)),
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
     }

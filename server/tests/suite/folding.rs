@@ -1,0 +1,242 @@
+//! Whoever folds what, and when: no reader can tell.
+//!
+//! Servers that fold at once, never, and late take turns on one log, and are restarted. Random calls are made of them one after the other,
+//! and after each every server is asked for everything: all say the same, and only the jobs that the call named have changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, SystemTime},
+};
+
+use jobledger_client::{
+    Claim, Client, Error, NewJob, Report,
+    proto::{
+        CancelJobRequest, GetStatisticsRequest, HeartbeatRequest, Job, JobStatus, LeaseHeartbeat, ListJobsRequest,
+        RetryJobRequest,
+    },
+};
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
+
+use crate::{
+    harness::{Database, TestServer, on_both_databases, short_or_long},
+    seeded::Seeded,
+};
+
+on_both_databases! {
+    no_reader_can_tell_what_is_folded,
+}
+
+/// Jobs that are not finished, at most.
+const OPEN: usize = 10;
+const HOUR: Duration = Duration::from_secs(3_600);
+/// When three servers fold: at once, late, or never.
+const FOLD_AFTER: [[Duration; 3]; 4] = {
+    const LATE: Duration = Duration::from_millis(300);
+    [[HOUR; 3], [Duration::ZERO, LATE, HOUR], [LATE, LATE, HOUR], [LATE, HOUR, Duration::ZERO]]
+};
+
+/// What a server tells of everything.
+#[derive(Debug, PartialEq)]
+struct Told {
+    jobs: BTreeMap<String, Job>,
+    /// The lists by status, and of some at once.
+    lists: Vec<Vec<String>>,
+    statistics: String,
+}
+
+async fn ask(client: &Client) -> Told {
+    let list = async |statuses: &[JobStatus]| {
+        let statuses = statuses.iter().map(|status| i32::from(*status)).collect();
+        client.list(ListJobsRequest { statuses, page_size: 1_000, ..Default::default() }).await.unwrap().jobs
+    };
+    let mut jobs = BTreeMap::new();
+    for job in list(&[]).await {
+        // What is told of one job is told in a list, but for its contents.
+        let whole = client.get(&job.id).await.unwrap();
+        let basic = Job { payload: None, result: None, ..whole.clone() };
+        assert_eq!(Job { payload: None, result: None, ..job }, basic);
+        jobs.insert(whole.id.clone(), whole);
+    }
+    let mut lists = Vec::new();
+    for statuses in [
+        &[JobStatus::Queued][..],
+        &[JobStatus::Running],
+        &[JobStatus::Succeeded, JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter],
+        &[JobStatus::Queued, JobStatus::Running],
+    ] {
+        let found = list(statuses).await;
+        assert!(found.iter().all(|job| statuses.contains(&job.status())), "{statuses:?}: {found:?}");
+        lists.push(found.into_iter().map(|job| job.id).collect());
+    }
+    let told = client.statistics_of(GetStatisticsRequest::default()).await.unwrap();
+    let of_types =
+        told.types.iter().map(|of| (&of.r#type, of.counts, of.claimable, of.scheduled, of.oldest_queued_age.is_some()));
+    let statistics = format!("{:?}", of_types.collect::<Vec<_>>());
+    Told { jobs, lists, statistics }
+}
+
+/// A job of which a lease is known.
+#[derive(Debug, Clone)]
+struct Held {
+    job: String,
+    token: String,
+    request: String,
+}
+
+struct Calls {
+    random: Seeded,
+    held: Vec<Held>,
+    claims: u64,
+}
+
+impl Calls {
+    /// Takes one of the leases that are known.
+    fn pick(&mut self) -> Option<Held> {
+        let n = self.held.len() as u64;
+        (n > 0).then(|| self.random.below(n)).map(|at| self.held.swap_remove(at as usize))
+    }
+
+    fn any_job(&mut self, told: &Told) -> Option<String> {
+        let n = told.jobs.len() as u64;
+        (n > 0).then(|| self.random.below(n)).and_then(|at| told.jobs.keys().nth(at as usize)).cloned()
+    }
+
+    /// A call, whatever comes of it; the jobs that it may have changed.
+    async fn make(&mut self, client: &Client, told: &Told) -> Result<Vec<String>, Error> {
+        let open =
+            told.jobs.values().filter(|job| matches!(job.status(), JobStatus::Queued | JobStatus::Running)).count();
+        match self.random.below(16) {
+            0..4 if open < OPEN => {
+                let job = NewJob::new(["t", "u"][self.random.below(2) as usize])
+                    .run_timeout(HOUR)
+                    .payload(&self.random.below(1_000));
+                let job = job?.priority(self.random.below(3) as i32).label("l", self.random.below(3).to_string());
+                let later = SystemTime::from(SystemClock.now()) + HOUR;
+                let job = if self.random.below(4) == 0 { job.scheduled_at(later) } else { job };
+                Ok(vec![client.create(job).await?.job.id])
+            }
+            4..7 => {
+                self.claims += 1;
+                let request = self.claims.to_string();
+                let max = 1 + self.random.below(3) as i32;
+                let mut claim = Claim::new("w").request_id(&request).max_jobs(max).lease(HOUR);
+                if self.random.below(2) == 0 {
+                    claim = claim.types(["t"]);
+                }
+                let leases = client.claim(claim).await?;
+                let held = leases.into_iter().map(|lease| Held {
+                    job: lease.job.unwrap().id,
+                    token: lease.lease_token,
+                    request: request.clone(),
+                });
+                let held: Vec<_> = held.collect();
+                let jobs = held.iter().map(|held| held.job.clone()).collect();
+                self.held.extend(held);
+                Ok(jobs)
+            }
+            7 => {
+                // The same claim again finds what it holds, and for longer.
+                let Some(held) = self.pick() else { return Ok(Vec::new()) };
+                let again = client.claim(Claim::new("w").request_id(&held.request).max_jobs(3).lease(HOUR)).await?;
+                assert!(again.iter().any(|lease| lease.lease_token == held.token), "{held:?} is not among {again:?}");
+                let is_known = |lease: &&jobledger_client::proto::Lease| {
+                    lease.lease_token == held.token || self.held.iter().any(|held| held.token == lease.lease_token)
+                };
+                assert!(again.iter().all(|lease| is_known(&lease)), "{again:?}");
+                self.held.push(held);
+                Ok(again.into_iter().map(|lease| lease.job.unwrap().id).collect())
+            }
+            8 | 9 => {
+                let Some(held) = self.pick() else { return Ok(Vec::new()) };
+                let progress = (self.random.below(2) == 0).then(|| self.random.below(100) as i32);
+                let beat = LeaseHeartbeat { lease_token: held.token.clone(), progress, ..Default::default() };
+                let extend_by = jobledger_client::prost_types::Duration { seconds: 7_200, nanos: 0 };
+                let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![beat], extend_by: Some(extend_by) };
+                assert!(!client.heartbeat(beat).await?[0].lease_lost, "{held:?}");
+                let jobs = vec![held.job.clone()];
+                self.held.push(held);
+                Ok(jobs)
+            }
+            10 | 11 => {
+                let Some(held) = self.pick() else { return Ok(Vec::new()) };
+                let stage = self.random.next().to_string();
+                client.update(Report::progress(&held.job).lease(&held.token).stage(stage)).await?;
+                let jobs = vec![held.job.clone()];
+                self.held.push(held);
+                Ok(jobs)
+            }
+            12 => {
+                let Some(held) = self.pick() else { return Ok(Vec::new()) };
+                let report = match self.random.below(3) {
+                    0 => Report::succeeded(&held.job).result(&self.random.below(1_000))?,
+                    1 => Report::failed(&held.job, "E", "it was so"),
+                    _ => Report::released(&held.job),
+                };
+                client.update(report.lease(&held.token)).await?;
+                Ok(vec![held.job])
+            }
+            13 => {
+                let Some(job) = self.any_job(told) else { return Ok(Vec::new()) };
+                client.raw().cancel_job(CancelJobRequest { job_id: job.clone(), ..Default::default() }).await?;
+                Ok(vec![job])
+            }
+            14 => {
+                let Some(job) = self.any_job(told) else { return Ok(Vec::new()) };
+                client.raw().retry_job(RetryJobRequest { job_id: job.clone(), ..Default::default() }).await?;
+                Ok(vec![job])
+            }
+            _ => {
+                // Begun by somebody who was handed it elsewhere.
+                let Some(job) = self.any_job(told) else { return Ok(Vec::new()) };
+                if told.jobs[&job].worker_id.is_empty() {
+                    client.update(Report::start(&job)).await?;
+                }
+                Ok(vec![job])
+            }
+        }
+    }
+}
+
+async fn no_reader_can_tell_what_is_folded(database: Database) {
+    let mut calls = Calls { random: Seeded::new(Seeded::from_environment("folding")), held: Vec::new(), claims: 0 };
+    // A file has one server at a time.
+    let servers = if database.is_postgres() { 3 } else { 1 };
+    for round in 0..short_or_long(4, 40) {
+        let mut running = Vec::new();
+        for server in 0..servers {
+            let mut config = database.config();
+            config.fold_after = FOLD_AFTER[round % FOLD_AFTER.len()][server];
+            running.push(TestServer::start(config).await);
+        }
+        let clients: Vec<_> = running.iter().map(TestServer::client).collect();
+        let mut told = ask(&clients[0]).await;
+        for _ in 0..60 {
+            let at = calls.random.below(clients.len() as u64) as usize;
+            // Refused or not.
+            let touched = match calls.make(&clients[at], &told).await {
+                Ok(touched) => touched,
+                Err(Error::InvalidTransition { .. }) => Vec::new(),
+                Err(error) => panic!("{error:?}"),
+            };
+            let touched: BTreeSet<_> = touched.into_iter().collect();
+            let now = ask(&clients[0]).await;
+            for client in &clients[1..] {
+                assert_eq!(ask(client).await, now, "servers differ after a call on {touched:?}");
+            }
+            for (id, before) in told.jobs.iter().filter(|(id, _)| !touched.contains(*id)) {
+                assert_eq!(now.jobs.get(id), Some(before), "nobody has named it: {touched:?}");
+            }
+            for (before, after) in told.jobs.iter().filter_map(|(id, before)| Some((before, now.jobs.get(id)?))) {
+                let ends = |job: &Job| job.lease_expires_at.map(|at| (at.seconds, at.nanos));
+                let is_held_still = after.attempt == before.attempt && ends(after).is_some();
+                assert!(!is_held_still || ends(after) >= ends(before), "a lease was shortened: {before:?}, {after:?}");
+            }
+            calls.held.retain(|held| now.jobs[&held.job].status() == JobStatus::Running);
+            told = now;
+        }
+        for server in running {
+            server.stop().await;
+        }
+        database.verify().await;
+    }
+}
