@@ -203,9 +203,9 @@ async fn no_reader_can_tell_what_is_folded(database: Database) {
     let servers = if database.is_postgres() { 3 } else { 1 };
     for round in 0..short_or_long(4, 40) {
         let mut running = Vec::new();
-        for server in 0..servers {
+        for fold_after in &FOLD_AFTER[round % FOLD_AFTER.len()][..servers] {
             let mut config = database.config();
-            config.fold_after = FOLD_AFTER[round % FOLD_AFTER.len()][server];
+            config.fold_after = *fold_after;
             running.push(TestServer::start(config).await);
         }
         let clients: Vec<_> = running.iter().map(TestServer::client).collect();
