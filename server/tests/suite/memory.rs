@@ -124,7 +124,8 @@ async fn a_message_in_many_pieces_takes_what_its_bytes_do() {
     // As much as a stream may send before the server says so.
     const PIECES: usize = 250_000;
     let database = Database::sqlite();
-    let program = Program::start(&database);
+    // Whatever else the machine does meanwhile.
+    let program = Program::start_with(&database, &["--request-timeout", "10m"]);
     let mut raw = Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
     raw.is_served().await;
     let before = resident(program.id());
