@@ -121,7 +121,10 @@ END $$;
 -- those that have changed since then, and ended ones too. Of each org first a row that says whether that record is in its log, so that
 -- what was known counts, and which jobs were changed without an event since then. Then the jobs, each with the first event that its row lacks.
 CREATE OR REPLACE FUNCTION jobledger.read_unfolded(p_orgs UUID[], p_bases BIGINT[], p_n BIGINT[], p_records BIGINT[], p_seqs BIGINT[])
-RETURNS TABLE (org UUID, is_known BOOLEAN, quiet UUID[], first_seq BIGINT, first_recorded_at TIMESTAMPTZ, found jobledger.found_job)
+RETURNS TABLE (
+    org UUID, is_known BOOLEAN, quiet UUID[], first_seq BIGINT, first_recorded_at TIMESTAMPTZ, first_prev_status VARCHAR,
+    found jobledger.found_job
+)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 #variable_conflict use_column
 DECLARE
@@ -138,9 +141,9 @@ BEGIN
         RETURN QUERY SELECT p_orgs[place], is_known, ARRAY(
             SELECT unnest(r.quiet) FROM jobledger.org_record r
             WHERE r.org_id = p_orgs[place] AND r.n > p_n[place] AND r.quiet IS NOT NULL AND is_known), NULL::bigint, NULL::timestamptz,
-            NULL::jobledger.found_job;
+            NULL::varchar, NULL::jobledger.found_job;
         RETURN QUERY
-        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], lacks.seq, lacks.recorded_at, ROW(
+        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], lacks.seq, lacks.recorded_at, lacks.prev_status::varchar, ROW(
             NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, (j.whole).*,
             e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
         FROM (
@@ -150,7 +153,7 @@ BEGIN
             SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_orgs[place] AND j.id = changed.job_id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(p_orgs[place], j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
         LEFT JOIN LATERAL (
-            SELECT l.seq, l.recorded_at FROM jobledger.job_event l
+            SELECT l.seq, l.recorded_at, l.prev_status FROM jobledger.job_event l
             WHERE l.org_id = p_orgs[place] AND l.job_id = j.id AND l.seq > j.last_seq AND l.recorded_at >= j.last_recorded_at
                 AND j.finished_at IS NULL ORDER BY l.seq LIMIT 1) lacks ON true;
     END LOOP;

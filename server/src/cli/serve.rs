@@ -39,7 +39,7 @@ pub(crate) struct ServeArgs {
 
     /// How long what a running job does may be in the log alone before it is in the job's row, for whoever reads the tables by themselves: up
     /// to 1h. No call can tell.
-    #[arg(long, env = "JOBLEDGER_FOLD_AFTER", value_name = "TIME", default_value = "3s", value_parser = fold_after)]
+    #[arg(long, env = "JOBLEDGER_FOLD_AFTER", value_name = "TIME", default_value = "10s", value_parser = fold_after)]
     fold_after: Duration,
 
     /// Remove finished jobs, with their events, once they have been finished for so long, as in 30d or 12h. By status with

@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "24b99efbadc354739247a375ec82f86e7cfe386e27de9a5e5531a957e73ebc0a")
+            (3, "003fcc66620b71b72335429c1352208d3f812c672b7b28fcfe6750a45a67c905")
         );
     }
 

@@ -101,7 +101,7 @@ pub struct OpenOptions {
     pub orgs_per_transaction: u32,
     /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
     pub read_connections: u32,
-    /// How long the row of a running job may lack what the log says, about; at most a year.
+    /// How long the row of a running job may lack what the log says, about; at most a year. Far behind, or of many, it is written earlier.
     pub fold_after: Duration,
     /// What the log beside the database may grow to before reads wait for it to begin anew, in bytes. SQLite only.
     pub max_wal: u64,
@@ -133,7 +133,7 @@ impl OpenOptions {
             write_connections: 8,
             orgs_per_transaction: ORGS_PER_TRANSACTION,
             read_connections: 8,
-            fold_after: Duration::from_secs(3),
+            fold_after: Duration::from_secs(10),
             max_wal: 256 << 20,
             file_use: FileUse::Serve,
         }

@@ -24,6 +24,10 @@ use crate::domain::{
 
 /// So much later than it should have been folded any server looks at an org: whoever has left rows behind folds them before, if it is there.
 const NOTED_LATER: TimeDelta = TimeDelta::seconds(2);
+/// Nor may the log be so many events beyond the first one that a row lacks: whoever does not know which rows are behind looks through them.
+const FAR: i64 = 16_384;
+/// Rows of an org that may be behind.
+const MOST: usize = 8_192;
 /// Rows that one batch folds, at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
@@ -37,43 +41,40 @@ pub(super) struct Unfolded {
     since: BTreeMap<i64, JobId>,
     /// Until then a server looks at the org that finds it in the database.
     noted_until: Option<Time>,
-    /// The `seq` at which the log ended, and how many batches had removed jobs; of a log that several servers write.
-    pub(super) as_of: (i64, i64),
+    /// The `seq` at which the log ended.
+    pub(super) head: i64,
+    /// How many batches had removed jobs; of a log that several servers write.
+    pub(super) removals: i64,
 }
 
 /// A job whose row is behind.
 #[derive(Debug)]
 struct Behind {
     job: Job,
-    /// The first event that its row lacks, and when that was recorded.
-    seq: i64,
-    recorded_at: Time,
+    lacks: Lacks,
 }
 
-impl Behind {
-    fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
-        // A clock that was set back says nothing of how long that is.
-        self.recorded_at + fold_after <= now || self.recorded_at > now
-    }
+/// The first event that a row lacks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lacks {
+    pub(super) seq: i64,
+    pub(super) recorded_at: Time,
+    /// The row says that its job is queued, and may stand among those that are ready.
+    pub(super) is_queued: bool,
 }
 
 impl Unfolded {
     /// There are none as of this place of a log, and so many batches that removed jobs.
     pub(super) fn of(head: i64, removals: i64) -> Self {
-        Self { as_of: (head, removals), ..Self::default() }
-    }
-
-    /// A job's row lacks this event, the first one of those that it lacks.
-    pub(super) fn add(&mut self, job: Job, seq: i64, recorded_at: Time) {
-        self.since.insert(seq, job.id);
-        self.jobs.insert(job.id, Behind { job, seq, recorded_at });
+        Self { head, removals, ..Self::default() }
     }
 
     /// A job is so as of the log's end: its row lacks events from the one given on, or none.
-    pub(super) fn set(&mut self, job: Job, lacks: Option<(i64, Time)>) {
+    pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>) {
         self.remove(job.id);
-        if let Some((seq, recorded_at)) = lacks {
-            self.add(job, seq, recorded_at);
+        if let Some(lacks) = lacks {
+            self.since.insert(lacks.seq, job.id);
+            self.jobs.insert(job.id, Behind { job, lacks });
         }
     }
 
@@ -119,9 +120,11 @@ impl Unfolded {
 
     /// How many of a type, or of all, may stand among those that are ready, from a place on.
     pub(super) fn count_ready(&self, job_type: Option<&Arc<str>>, from: Option<ClaimOrder>) -> usize {
-        let is_of_type = |job: &&Job| job_type.is_none_or(|wanted| job.spec.job_type == *wanted);
-        let stands_there = |job: &&Job| from.is_none_or(|from| ClaimOrder::of(job) >= from);
-        self.jobs().filter(is_of_type).filter(stands_there).count()
+        let stands_there = |behind: &&Behind| {
+            let is_of_type = job_type.is_none_or(|wanted| behind.job.spec.job_type == *wanted);
+            behind.lacks.is_queued && is_of_type && from.is_none_or(|from| ClaimOrder::of(&behind.job) >= from)
+        };
+        self.jobs.values().filter(stands_there).count()
     }
 
     /// Those that a claim holds which came before.
@@ -167,8 +170,7 @@ impl Unfolded {
 
     /// True if some are to be folded now.
     pub(super) fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
-        let first = self.since.first_key_value().and_then(|(_, id)| self.jobs.get(id));
-        first.is_some_and(|behind| behind.is_stale(now, fold_after))
+        self.next_stale(now, fold_after).next().is_some()
     }
 
     /// Takes note of what a batch changes in a log that ends at `head` then, and says what that is to the rows of its jobs.
@@ -179,6 +181,7 @@ impl Unfolded {
         now: Time,
         fold_after: TimeDelta,
     ) -> RowWrites<'a> {
+        self.head = head;
         let events = Events::of(changes);
         let mut written = RowWrites { base_seq: head, ..RowWrites::default() };
         for Changed { job, parts } in &changes.changed {
@@ -186,7 +189,11 @@ impl Unfolded {
                 written.images.insert(job.last_seq, image::write(job));
                 match self.jobs.get_mut(&job.id) {
                     Some(behind) => behind.job = job.clone(),
-                    None => self.add(job.clone(), first.seq, first.recorded_at),
+                    None => {
+                        let is_queued = first.prev_status == Some(JobStatus::Queued);
+                        let lacks = Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued };
+                        self.set(job.clone(), Some(lacks));
+                    }
                 }
                 continue;
             }
@@ -214,14 +221,24 @@ impl Unfolded {
         let most =
             if changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE { FOLDED_ALONE } else { FOLDED_AT_ONCE };
         let changed: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
-        let stale = self.since.values().filter_map(|id| Some((id, self.jobs.get(id)?)));
-        let stale = stale.take_while(|(_, behind)| behind.is_stale(now, fold_after));
-        stale.map(|(id, _)| *id).filter(|id| !changed.contains(id)).take(most).collect()
+        self.next_stale(now, fold_after).filter(|id| !changed.contains(id)).take(most).collect()
+    }
+
+    /// Jobs whose rows have been behind for long, or far, or are beyond as many as may be, those first that have been for longest.
+    fn next_stale(&self, now: Time, fold_after: TimeDelta) -> impl Iterator<Item = JobId> {
+        let beyond = self.since.len().saturating_sub(MOST);
+        let behind = self.since.values().filter_map(|id| self.jobs.get(id)).enumerate();
+        let is_stale = move |(n, Behind { lacks, .. }): &(usize, &Behind)| {
+            // A clock that was set back says nothing of how long that is.
+            let is_old = lacks.recorded_at + fold_after <= now || lacks.recorded_at > now;
+            is_old || self.head - lacks.seq >= FAR || *n < beyond
+        };
+        behind.take_while(is_stale).map(|(_, behind)| behind.job.id)
     }
 
     fn remove(&mut self, id: JobId) -> Option<Behind> {
         let behind = self.jobs.remove(&id)?;
-        self.since.remove(&behind.seq);
+        self.since.remove(&behind.lacks.seq);
         Some(behind)
     }
 }

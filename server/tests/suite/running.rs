@@ -53,7 +53,10 @@ fn tokens(leases: &[Lease]) -> BTreeSet<&str> {
 }
 
 async fn a_running_job_is_the_same_before_and_after_its_row_is_written(database: Database) {
-    let (server, client) = TestServer::on(&database).await;
+    let mut config = database.config();
+    config.fold_after = Duration::from_secs(1);
+    let server = TestServer::start(config).await;
+    let client = server.client();
     for n in 0..4 {
         let job = NewJob::new("t").label("n", n.to_string()).run_timeout(Duration::from_secs(3_600));
         client.create(job).await.unwrap();

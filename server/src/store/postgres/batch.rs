@@ -284,14 +284,14 @@ impl PostgresBatch {
                 _ if base_seq >= head.seq => _ = self.unfolded.insert(org, Unfolded::of(head.seq, removals)),
                 // Of jobs that were removed nothing tells any more.
                 other => {
-                    let known = other.filter(|(_, known)| known.as_of.1 == removals);
+                    let known = other.filter(|(_, known)| known.removals == removals);
                     behind.push(Behind { org, base_seq, known });
                 }
             }
         }
         for (org, mut unfolded) in load_unfolded(self.connection(), behind).await? {
             let End { head, removals, .. } = self.end(org)?;
-            unfolded.as_of = (head.seq, removals);
+            (unfolded.head, unfolded.removals) = (head.seq, removals);
             self.unfolded.insert(org, unfolded);
         }
         Ok(())

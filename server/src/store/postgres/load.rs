@@ -28,7 +28,7 @@ use crate::{
         image::read_job_over,
         job_columns::{JOB_COLUMNS, read_job},
         rows::{self, Columns as _},
-        unfolded::Unfolded,
+        unfolded::{Lacks, Unfolded},
     },
 };
 
@@ -160,7 +160,7 @@ pub(super) struct Behind {
 
 static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* read_unfolded */ SELECT org, is_known, quiet, first_seq, first_recorded_at, {}
+        "/* read_unfolded */ SELECT org, is_known, quiet, first_seq, first_recorded_at, first_prev_status = 'queued', {}
          FROM jobledger.read_unfolded($1, $2, $3, $4, $5) r",
         job_over("(r.found)")
     )
@@ -180,7 +180,7 @@ pub(super) async fn load_unfolded(
     let bases = column(|behind| behind.base_seq);
     let numbers = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.n));
     let records = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.id));
-    let seqs = column(|behind| behind.known.as_ref().map_or(0, |(_, unfolded)| unfolded.as_of.0));
+    let seqs = column(|behind| behind.known.as_ref().map_or(0, |(_, unfolded)| unfolded.head));
     let arguments = arguments![orgs, bases, numbers, records, seqs];
     let query = sqlx::query_with(AssertSqlSafe(READ_UNFOLDED.as_str()), arguments);
     let rows = query.fetch_all(connection).await.map_err(store_error)?;
@@ -200,7 +200,9 @@ pub(super) async fn load_unfolded(
             }
             continue;
         }
-        let lacks = columns.optional_long()?.zip(columns.optional_time()?);
+        let first = columns.optional_long()?.zip(columns.optional_time()?);
+        let is_queued = columns.get::<Option<bool>>()?.unwrap_or_default();
+        let lacks = first.map(|(seq, recorded_at)| Lacks { seq, recorded_at, is_queued });
         found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks);
     }
     Ok(found)

@@ -72,7 +72,7 @@ impl<'a> Log<'a> {
         fronts: HashMap<Arc<str>, ClaimOrder>,
     ) -> Left {
         let end = self.end(changes);
-        unfolded.as_of = (end.head.seq, end.removals);
+        unfolded.removals = end.removals;
         let mut left = Recent::leaving(self.org, self.before.record, end.record, changes, &self.rows.rows);
         (left.unfolded, left.fronts) = (Some(unfolded), fronts);
         left
