@@ -175,7 +175,8 @@ pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
     let (worker, granted) = ("w".into(), Duration::from_secs(60));
     job.lease = Some(Lease { worker, granted, expires_at, request: None, is_confirmed: false });
     job.due_at = Some(expires_at);
-    let event = JobEvent { ts: now, recorded_at: now, kind: EventKind::Claimed, ..event(&job, seq) };
+    let prev_status = Some(JobStatus::Queued);
+    let event = JobEvent { ts: now, recorded_at: now, kind: EventKind::Claimed, prev_status, ..event(&job, seq) };
     let changes = Changes {
         head: Some(Head { seq, recorded_at: Some(now), ..loaded.head }),
         changed: vec![job.clone().into()],
