@@ -24,6 +24,8 @@ use crate::domain::{
 
 /// So much later than it should have been folded any server looks at an org: whoever has left rows behind folds them before, if it is there.
 const NOTED_LATER: TimeDelta = TimeDelta::seconds(2);
+/// The row of a running job says that it is queued for so long at most: whoever looks for what is ready passes over it.
+const QUEUED_FOR: TimeDelta = TimeDelta::seconds(3);
 /// Nor may the log be so many events beyond the first one that a row lacks: whoever does not know which rows are behind looks through them.
 const FAR: i64 = 16_384;
 /// Rows of an org that may be behind.
@@ -39,6 +41,8 @@ pub(super) struct Unfolded {
     jobs: HashMap<JobId, Behind>,
     /// The same by the first event that each row lacks.
     since: BTreeMap<i64, JobId>,
+    /// Those of them whose rows say that they are queued.
+    queued: BTreeMap<i64, JobId>,
     /// Until then a server looks at the org that finds it in the database.
     noted_until: Option<Time>,
     /// The `seq` at which the log ended.
@@ -74,6 +78,9 @@ impl Unfolded {
         self.remove(job.id);
         if let Some(lacks) = lacks {
             self.since.insert(lacks.seq, job.id);
+            if lacks.is_queued {
+                self.queued.insert(lacks.seq, job.id);
+            }
             self.jobs.insert(job.id, Behind { job, lacks });
         }
     }
@@ -84,6 +91,7 @@ impl Unfolded {
         for id in std::mem::replace(&mut self.since, later).into_values() {
             self.jobs.remove(&id);
         }
+        self.queued = self.queued.split_off(&(base_seq + 1));
         written.iter().for_each(|id| _ = self.remove(*id));
     }
 
@@ -122,9 +130,9 @@ impl Unfolded {
     pub(super) fn count_ready(&self, job_type: Option<&Arc<str>>, from: Option<ClaimOrder>) -> usize {
         let stands_there = |behind: &&Behind| {
             let is_of_type = job_type.is_none_or(|wanted| behind.job.spec.job_type == *wanted);
-            behind.lacks.is_queued && is_of_type && from.is_none_or(|from| ClaimOrder::of(&behind.job) >= from)
+            is_of_type && from.is_none_or(|from| ClaimOrder::of(&behind.job) >= from)
         };
-        self.jobs.values().filter(stands_there).count()
+        self.queued.values().filter_map(|id| self.jobs.get(id)).filter(stands_there).count()
     }
 
     /// Those that a claim holds which came before.
@@ -226,19 +234,24 @@ impl Unfolded {
 
     /// Jobs whose rows have been behind for long, or far, or are beyond as many as may be, those first that have been for longest.
     fn next_stale(&self, now: Time, fold_after: TimeDelta) -> impl Iterator<Item = JobId> {
+        // A clock that was set back says nothing of how long it is.
+        let is_old = move |lacks: Lacks, after| lacks.recorded_at + after <= now || lacks.recorded_at > now;
+        let looks_queued = move |behind: &&Behind| is_old(behind.lacks, fold_after.min(QUEUED_FOR));
+        let queued = self.queued.values().filter_map(|id| self.jobs.get(id)).take_while(looks_queued);
         let beyond = self.since.len().saturating_sub(MOST);
         let behind = self.since.values().filter_map(|id| self.jobs.get(id)).enumerate();
         let is_stale = move |(n, Behind { lacks, .. }): &(usize, &Behind)| {
-            // A clock that was set back says nothing of how long that is.
-            let is_old = lacks.recorded_at + fold_after <= now || lacks.recorded_at > now;
-            is_old || self.head - lacks.seq >= FAR || *n < beyond
+            is_old(*lacks, fold_after) || self.head - lacks.seq >= FAR || *n < beyond
         };
-        behind.take_while(is_stale).map(|(_, behind)| behind.job.id)
+        let others = behind.take_while(is_stale).map(|(_, behind)| behind);
+        let others = others.filter(move |behind| !(behind.lacks.is_queued && looks_queued(behind)));
+        queued.chain(others).map(|behind| behind.job.id)
     }
 
     fn remove(&mut self, id: JobId) -> Option<Behind> {
         let behind = self.jobs.remove(&id)?;
         self.since.remove(&behind.lacks.seq);
+        self.queued.remove(&behind.lacks.seq);
         Some(behind)
     }
 }
