@@ -1,33 +1,38 @@
 -- Rows first become what the log says.
+-- An empty image: the rest is as the row says.
+UPDATE job SET
+    failures = ifnull(last.image ->> '$[1]', 0),
+    lost_attempts = ifnull(last.image ->> '$[2]', 0),
+    started_at = last.ts + last.image ->> '$[3]',
+    attempt_started_at = last.ts + last.image ->> '$[4]',
+    finished_at = last.ts + last.image ->> '$[5]',
+    scheduled_at = last.ts + last.image ->> '$[6]',
+    ready_at = last.ts + last.image ->> '$[7]',
+    cancel_requested = ifnull(last.image ->> '$[8]', 0),
+    outcome_digest = unhex(last.image ->> '$[9]'),
+    outcome_epoch = last.image ->> '$[10]',
+    lease_worker = last.image ->> '$[11]',
+    lease_granted = last.image ->> '$[12]',
+    lease_expires_at = last.ts + last.image ->> '$[13]',
+    lease_request = last.image ->> '$[14]',
+    lease_confirmed = ifnull(last.image ->> '$[15]', 0),
+    lease_epoch = ifnull(last.image ->> '$[16]', 0),
+    retry_request = last.image ->> '$[17]',
+    due_at = last.ts + last.image ->> '$[18]',
+    last_error_code = last.image ->> '$[19]',
+    last_error_message = last.image ->> '$[20]',
+    result_seq = last.image ->> '$[21]',
+    result_recorded_at = last.ts + last.image ->> '$[22]'
+FROM org_head h CROSS JOIN job_event last ON last.org_id = h.org_id AND last.seq > h.base_seq AND last.image IS NOT NULL
+WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
+    SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id) AND last.image <> '';
 UPDATE job SET
     status = last.next_status,
     attempt = last.attempt,
     updated_at = last.ts,
     last_job_seq = last.job_seq,
     last_seq = last.seq,
-    last_recorded_at = last.recorded_at,
-    failures = ifnull(last.image ->> '$[1]', 0),
-    lost_attempts = ifnull(last.image ->> '$[2]', 0),
-    started_at = last.image ->> '$[3]',
-    attempt_started_at = last.image ->> '$[4]',
-    finished_at = last.image ->> '$[5]',
-    scheduled_at = last.image ->> '$[6]',
-    ready_at = last.image ->> '$[7]',
-    cancel_requested = ifnull(last.image ->> '$[8]', 0),
-    outcome_digest = unhex(last.image ->> '$[9]'),
-    outcome_epoch = last.image ->> '$[10]',
-    lease_worker = last.image ->> '$[11]',
-    lease_granted = last.image ->> '$[12]',
-    lease_expires_at = last.image ->> '$[13]',
-    lease_request = last.image ->> '$[14]',
-    lease_confirmed = ifnull(last.image ->> '$[15]', 0),
-    lease_epoch = ifnull(last.image ->> '$[16]', 0),
-    retry_request = last.image ->> '$[17]',
-    due_at = last.image ->> '$[18]',
-    last_error_code = last.image ->> '$[19]',
-    last_error_message = last.image ->> '$[20]',
-    result_seq = last.image ->> '$[21]',
-    result_recorded_at = last.image ->> '$[22]'
+    last_recorded_at = last.recorded_at
 FROM org_head h CROSS JOIN job_event last ON last.org_id = h.org_id AND last.seq > h.base_seq AND last.image IS NOT NULL
 WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
     SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id);

@@ -65,6 +65,8 @@ pub(super) struct Lacks {
     pub(super) recorded_at: Time,
     /// The row says that its job is queued, and may stand among those that are ready.
     pub(super) is_queued: bool,
+    /// Since then the job has changed in nothing but what events say.
+    pub(super) is_as_row: bool,
 }
 
 impl Unfolded {
@@ -194,12 +196,15 @@ impl Unfolded {
         let mut written = RowWrites { base_seq: head, ..RowWrites::default() };
         for Changed { job, parts } in &changes.changed {
             if let Some(first) = events.left_to_log(job) {
-                written.images.insert(job.last_seq, image::write(job));
+                let is_as_row =
+                    *parts == Parts::LOG && self.jobs.get(&job.id).is_none_or(|behind| behind.lacks.is_as_row);
+                let image = if is_as_row { image::AS_THE_ROW.to_owned() } else { image::write(job) };
+                written.images.insert(job.last_seq, image);
                 match self.jobs.get_mut(&job.id) {
-                    Some(behind) => behind.job = job.clone(),
+                    Some(behind) => (behind.job, behind.lacks.is_as_row) = (job.clone(), is_as_row),
                     None => {
                         let is_queued = first.prev_status == Some(JobStatus::Queued);
-                        let lacks = Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued };
+                        let lacks = Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued, is_as_row };
                         self.set(job.clone(), Some(lacks));
                     }
                 }

@@ -25,7 +25,7 @@ use crate::{
     },
     store::{
         ClaimOrder, HeldBy, ReadyJob, RecordId, StoreError,
-        image::read_job_over,
+        image::{AS_THE_ROW, read_job_over},
         job_columns::{JOB_COLUMNS, read_job},
         rows::{self, Columns as _},
         unfolded::{Lacks, Unfolded},
@@ -160,7 +160,8 @@ pub(super) struct Behind {
 
 static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* read_unfolded */ SELECT org, is_known, quiet, first_seq, first_recorded_at, first_prev_status = 'queued', {}
+        "/* read_unfolded */ SELECT org, is_known, quiet, first_seq, first_recorded_at, first_prev_status = 'queued',
+             (r.found).event_image = '{AS_THE_ROW}', {}
          FROM jobledger.read_unfolded($1, $2, $3, $4, $5) r",
         job_over("(r.found)")
     )
@@ -202,7 +203,8 @@ pub(super) async fn load_unfolded(
         }
         let first = columns.optional_long()?.zip(columns.optional_time()?);
         let is_queued = columns.get::<Option<bool>>()?.unwrap_or_default();
-        let lacks = first.map(|(seq, recorded_at)| Lacks { seq, recorded_at, is_queued });
+        let is_as_row = columns.get::<Option<bool>>()?.unwrap_or_default();
+        let lacks = first.map(|(seq, recorded_at)| Lacks { seq, recorded_at, is_queued, is_as_row });
         found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks);
     }
     Ok(found)

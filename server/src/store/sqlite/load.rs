@@ -27,7 +27,7 @@ use crate::{
     },
     store::{
         ClaimOrder, FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
-        image::read_job_over,
+        image::{AS_THE_ROW, read_job_over},
         job_columns::read_job,
         recent::ALL_TYPES,
         rows::{self, Columns as _},
@@ -82,7 +82,7 @@ pub(super) async fn load_ends<'a>(
 /// Jobs whose rows are behind: the first event that each row lacks, and the job.
 pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* load_unfolded */ SELECT b.seq, b.recorded_at, b.prev_status = 'queued', {} FROM (
+        "/* load_unfolded */ SELECT b.seq, b.recorded_at, b.prev_status = 'queued', e.image = '{AS_THE_ROW}', {} FROM (
             SELECT DISTINCT i.job_id FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL) found
         CROSS JOIN job j ON j.org_id = $1 AND j.id = found.job_id
         {LAST_EVENT}
@@ -103,7 +103,8 @@ pub(super) async fn load_unfolded(
     let mut unfolded = Unfolded::default();
     for row in &query.fetch_all(connection).await.map_err(store_error)? {
         let mut columns = Columns::of(row);
-        let lacks = Lacks { seq: columns.long()?, recorded_at: columns.time()?, is_queued: columns.flag()? };
+        let (seq, recorded_at) = (columns.long()?, columns.time()?);
+        let lacks = Lacks { seq, recorded_at, is_queued: columns.flag()?, is_as_row: columns.flag()? };
         unfolded.set(read_job_over(&mut columns)?, Some(lacks));
     }
     Ok(unfolded)
