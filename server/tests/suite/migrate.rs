@@ -186,7 +186,9 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
 #[tokio::test]
 async fn what_was_there_before_a_migration_is_there_after_it() {
     for database in [Database::sqlite(), Database::postgres().await] {
-        let (server, _) = TestServer::on(&database).await;
+        let mut config = database.config();
+        config.fold_after = Duration::ZERO;
+        let server = TestServer::start(config).await;
         let client =
             |server: &TestServer, org| Client::builder(server.endpoint()).org(Uuid::from_u128(org)).build().unwrap();
         let mut created = Vec::new();
@@ -197,11 +199,17 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
             let id = client.create(job).await.unwrap().job.id;
             created.push((org, client.get(&id).await.unwrap()));
         }
-        let working = client(&server, 3);
-        let id = working.create(NewJob::new("t").run_timeout(Duration::from_secs(3_600))).await.unwrap().job.id;
-        let lease = working.claim(Claim::new("w")).await.unwrap().remove(0);
-        working.update(Report::progress(&id).lease(lease.lease_token).stage("on it").percent(40)).await.unwrap();
-        let running = working.get(&id).await.unwrap();
+        let mut running = Vec::new();
+        for (org, is_folded) in [(3, false), (4, true)] {
+            let working = client(&server, org);
+            let id = working.create(NewJob::new("t").run_timeout(Duration::from_secs(3_600))).await.unwrap().job.id;
+            let lease = working.claim(Claim::new("w")).await.unwrap().remove(0);
+            if is_folded {
+                working.create(NewJob::new("u")).await.unwrap();
+            }
+            working.update(Report::progress(&id).lease(lease.lease_token).stage("on it").percent(40)).await.unwrap();
+            running.push((org, working.get(&id).await.unwrap()));
+        }
         server.stop().await;
         assert_eq!(rows(&database, "job_payload").await, 1, "the others lie with their events");
 
@@ -216,13 +224,15 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         assert_eq!(rows(&database, "job_payload").await, 3);
         assert_eq!(
             rows(&database, "job WHERE status = 'running' AND lease_worker = 'w' AND last_job_seq = 3").await,
-            1
+            2
         );
         let (done, said) = run(&["migrate", "up"], &url);
         assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
 
         let (server, _) = TestServer::on(&database).await;
-        assert_eq!(client(&server, 3).get(&id).await.unwrap(), running);
+        for (org, before) in &running {
+            assert_eq!(client(&server, *org).get(&before.id).await.unwrap(), *before);
+        }
         for (org, before) in &created {
             let client = client(&server, *org);
             assert_eq!(client.get(&before.id).await.unwrap(), *before);
