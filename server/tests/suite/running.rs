@@ -21,6 +21,7 @@ on_both_databases! {
     a_running_job_is_the_same_before_and_after_its_row_is_written,
     what_runs_goes_on_after_a_kill,
     a_lease_that_nobody_keeps_ends_after_a_kill,
+    another_server_writes_the_rows_that_one_has_left_behind,
 }
 
 const RUNNING_ROWS: &str = "job WHERE status = 'running'";
@@ -101,6 +102,25 @@ async fn what_runs_goes_on_after_a_kill(database: Database) {
     assert_eq!(tokens(&claim(&client, "r").await), tokens(&leases), "the same claim");
     assert_eq!(claim(&client, "s").await.len(), 1, "what runs is nobody else's");
     client.update(Report::succeeded(&first).lease(leases[0].lease_token.clone())).await.unwrap();
+    drop(program);
+}
+
+async fn another_server_writes_the_rows_that_one_has_left_behind(database: Database) {
+    let program = Program::start_with(&database, &["--fold-after", "1s"]);
+    let client = program.client();
+    for _ in 0..3 {
+        client.create(NewJob::new("t")).await.unwrap();
+    }
+    assert_eq!(claim(&client, "r").await.len(), 2);
+    program.kill();
+    assert_eq!(rows(&database, RUNNING_ROWS).await, 0, "the log has them alone");
+
+    // Nobody calls it.
+    let program = Program::start(&database);
+    let caught_up = async { while rows(&database, RUNNING_ROWS).await < 2 {} };
+    timeout(Duration::from_secs(6), caught_up)
+        .await
+        .expect("rows are written though the server that should have is gone");
     drop(program);
 }
 

@@ -147,7 +147,7 @@ impl Batch for SqliteBatch {
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         let (mut records, mut written) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
-        let mut rows = Vec::new();
+        let (mut rows, mut due) = (Vec::new(), Vec::with_capacity(changes.len()));
         for (org, changes) in changes {
             self.end(*org).await?;
             let mut end = self.ends.remove(org).unwrap_or_default();
@@ -157,6 +157,7 @@ impl Batch for SqliteBatch {
             let head = changes.head.unwrap_or(end.head);
             let RowWrites { rows: of_org, images, base_seq, is_fold, .. } =
                 unfolded.follow(changes, head.seq, self.now, self.recent.fold_after);
+            due.push((*org, unfolded.next_due(changes.next_due, self.now, self.recent.fold_after)));
             if record.is_none() && is_fold {
                 heads::write_base(&mut self.connection, *org, base_seq).await?;
             }
@@ -179,7 +180,8 @@ impl Batch for SqliteBatch {
         write::events(connection, &written).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;
-        heads::write_due(connection, changes, self.now).await?;
+        heads::write_retention(connection, changes, self.now).await?;
+        heads::write_due(connection, &due).await?;
         Ok(records)
     }
 

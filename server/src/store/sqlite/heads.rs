@@ -106,8 +106,8 @@ const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_
     SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
     WHERE oldest.written_at < $3)";
 
-/// Writes when orgs are to be looked at: for retention, and for jobs that are due.
-pub(super) async fn write_due(
+/// Writes when orgs are to be looked at for retention.
+pub(super) async fn write_retention(
     connection: &mut SqliteConnection,
     changes: &[(OrgId, &Changes)],
     now: Time,
@@ -119,12 +119,19 @@ pub(super) async fn write_due(
     });
     Set::new(&["org_id", "next_due_at"], retention.collect())
         .put(connection, "save_retention", "org_due", OVER_RETENTION)
-        .await?;
+        .await
+}
+
+/// Writes when orgs are to be looked at for jobs that are due.
+pub(super) async fn write_due(
+    connection: &mut SqliteConnection,
+    due: &[(OrgId, Option<NextDue>)],
+) -> Result<(), StoreError> {
     let (mut at, mut by) = (BTreeMap::new(), BTreeMap::new());
-    for (org, changes) in changes {
-        match changes.next_due {
+    for (org, due) in due {
+        match due {
             Some(NextDue::At(due)) => _ = at.insert(hex(org.0), due.map(micros)),
-            Some(NextDue::By(due)) => _ = by.insert(hex(org.0), Some(micros(due))),
+            Some(NextDue::By(due)) => _ = by.insert(hex(org.0), Some(micros(*due))),
             None => {}
         }
     }
