@@ -557,38 +557,29 @@ BEGIN
         WHERE jsonb_array_length(batch.value) > 7 AND batch.recorded_at >= v_since
             AND (w.width = 3600 OR batch.recorded_at < v_hours_since OR p_width = 60)
             AND (w.width = 60 OR batch.recorded_at >= v_hours_since)
+    ), waiting AS MATERIALIZED (
+        -- Types with jobs that may be claimed.
+        SELECT of_type.type FROM (
+            SELECT c.type::text, c.queued - c.scheduled AS ready
+            FROM jobledger.org_counter c WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
+            UNION ALL
+            SELECT b.type, coalesce((b.value ->> 0)::bigint, 0) - coalesce((b.value ->> 6)::bigint, 0) FROM batch b
+        ) of_type GROUP BY of_type.type HAVING sum(of_type.ready) > 0
     ), first_ready (type, priority, ready_at) AS (
         -- Of each type and priority the job that has been ready for longest, from one place in the index to the next. One that runs
         -- and whose row lacks that is passed over.
-        (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-         WHERE p_types IS NULL AND j.org_id = p_org AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
-                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
-         ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
-        UNION ALL
-        SELECT next.type, next.priority, next.ready_at FROM first_ready f CROSS JOIN LATERAL (
-            (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-             WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
-                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL)) AND j.priority < f.priority
-             ORDER BY j.priority DESC, j.ready_at LIMIT 1)
-            UNION ALL
-            (SELECT j.type, j.priority, j.ready_at FROM jobledger.job j
-             WHERE j.org_id = p_org AND j.type > f.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
-                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
-             ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1)
-            LIMIT 1) next
-    ), first_ready_of (type, priority, ready_at) AS (
-        -- The same of the types that are asked for.
-        SELECT wanted.type, first.priority, first.ready_at
-        FROM unnest(p_types) AS wanted (type) CROSS JOIN LATERAL (
+        SELECT waiting.type, first.priority, first.ready_at
+        FROM waiting CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            WHERE j.org_id = p_org AND j.type = wanted.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
-                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
-            ORDER BY j.priority DESC, j.ready_at LIMIT 1) first
+            -- By the index that has the type first, which is no other's order.
+            WHERE j.org_id = p_org AND j.type >= waiting.type AND j.type <= waiting.type AND jobledger.is_ready(j.status, j.due_at)
+                AND NOT EXISTS (SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
+            ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1) first
         UNION ALL
-        SELECT f.type, lower.priority, lower.ready_at FROM first_ready_of f CROSS JOIN LATERAL (
+        SELECT f.type, lower.priority, lower.ready_at FROM first_ready f CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND NOT EXISTS (
-                SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL)) AND j.priority < f.priority
+            WHERE j.org_id = p_org AND j.type = f.type AND jobledger.is_ready(j.status, j.due_at) AND j.priority < f.priority
+                AND NOT EXISTS (SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
             ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
     ), part (type, count_queued, count_running, count_succeeded, count_failed, count_canceled, count_dead_letter, count_scheduled, oldest, flow_created, flow_started, flow_succeeded, flow_failed, flow_retried, flow_canceled, flow_lost, waits, runs, is_counted) AS (
         -- Added up rather than joined: a join of what PostgreSQL has no statistics of may take each with each.
@@ -599,9 +590,7 @@ BEGIN
             NULL, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false
         FROM batch b
         UNION ALL
-        SELECT f.type::text, 0, 0, 0, 0, 0, 0, 0, f.ready_at, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false FROM first_ready f
-        UNION ALL
-        SELECT f.type, 0, 0, 0, 0, 0, 0, 0, f.ready_at, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false FROM first_ready_of f
+        SELECT f.type, 0, 0, 0, 0, 0, 0, 0, f.ready_at, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, false FROM first_ready f
         UNION ALL
         SELECT f.type, 0, 0, 0, 0, 0, 0, 0, NULL, f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.lost, f.waits, f.runs, false
         FROM happened f WHERE f.width = 3600 OR f.start < v_hours_since

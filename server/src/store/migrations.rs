@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "003fcc66620b71b72335429c1352208d3f812c672b7b28fcfe6750a45a67c905")
+            (3, "2e12be74a566274c3d0bb0b3a5ea9cd788abcb64d86d096fb7630b6392db0b4e")
         );
     }
 
