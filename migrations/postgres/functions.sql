@@ -753,6 +753,23 @@ BEGIN
         WHERE h.org_id = p_org AND ((kept.before_n, kept.before_id) <> (kept.n - 1, kept.prev) OR kept.n = h.n AND kept.id <> h.record));
 END $$;
 
+-- How many jobs' rows lack events up to where none is said to.
+CREATE OR REPLACE FUNCTION jobledger.count_early_rows(p_org UUID)
+RETURNS BIGINT
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN (
+        SELECT count(*) FROM (
+            SELECT coalesce((SELECT r.base_seq FROM jobledger.org_record r
+                             WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.base_seq) AS base_seq
+            FROM jobledger.org_head h WHERE h.org_id = p_org
+        ) log CROSS JOIN jobledger.job j
+        WHERE j.org_id = p_org AND j.status IN ('queued', 'running') AND EXISTS (
+            SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq AND e.seq <= log.base_seq
+                AND e.recorded_at >= j.last_recorded_at));
+END $$;
+
 -- How many batches have removed jobs.
 CREATE OR REPLACE FUNCTION jobledger.count_removals(p_org UUID)
 RETURNS BIGINT

@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "2e12be74a566274c3d0bb0b3a5ea9cd788abcb64d86d096fb7630b6392db0b4e")
+            (3, "f925ea2de6446bc06b5d13de8b29bd3554da841ab6ed675a0ab89b7348f4f83e")
         );
     }
 

@@ -71,6 +71,10 @@ pub(super) async fn verify(
     if broken > 0 {
         found.differences.push(What::Records(broken));
     }
+    let early = store.audit().early_rows(org).await?;
+    if early > 0 {
+        found.differences.push(What::Rows(early));
+    }
     let events = count_log(store, org, pause, heads.last, &mut found.differences).await?;
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{Client, NewJob, Report};
+use jobledger_client::{Claim, Client, NewJob, Report};
 use jobledger_server::domain::status::JobStatus;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -20,6 +20,7 @@ use crate::{
 
 on_both_databases! {
     what_was_tampered_with_is_told,
+    a_row_that_lacks_what_it_is_said_to_have_is_told,
     live_databases_are_verified_while_retention_waits,
     one_org_is_verified_or_all,
 }
@@ -119,6 +120,18 @@ async fn what_was_tampered_with_is_told(database: Database) {
     assert_eq!(code, Some(2), "{said}");
     let expected = if is_postgres { "can't connect" } else { "there is no ledger at" };
     assert!(said.starts_with("jobledger: ") && said.contains(expected), "{said}");
+}
+
+async fn a_row_that_lacks_what_it_is_said_to_have_is_told(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    client.create(NewJob::new("t")).await.unwrap();
+    client.claim(Claim::new("w")).await.unwrap();
+    server.stop().await;
+    assert_eq!(verify(&database, &[]).0, Some(0));
+    let table = if database.is_postgres() { "org_record" } else { "org_head" };
+    database.tamper(&format!("UPDATE {table} SET base_seq = seq")).await;
+    let (code, said) = verify(&database, &[]);
+    assert!(code == Some(1) && said.contains("1 row lacks events that it is said to have"), "{said}");
 }
 
 async fn live_databases_are_verified_while_retention_waits(database: Database) {

@@ -60,6 +60,12 @@ impl Audit for PostgresStore {
         found.first().map_or(Ok(0), |row| Columns::of(row).long())
     }
 
+    async fn early_rows(&self, org: OrgId) -> Result<i64, StoreError> {
+        let found =
+            self.readers.fetch("/* early_rows */ SELECT jobledger.count_early_rows($1)", arguments![org.0]).await?;
+        found.first().map_or(Ok(0), |row| Columns::of(row).long())
+    }
+
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError> {
         let mut series = Series::default();
         for row in &self.readers.fetch(SERIES.as_str(), arguments![org.0, types]).await? {

@@ -60,6 +60,11 @@ pub(super) const BROKEN_RECORDS: &str = "/* broken_records */ SELECT count(*) FR
     ) kept
     WHERE h.org_id = $1 AND ((before_n, before_id) <> (kept.n - 1, prev) OR after_n IS NULL AND (kept.n, id) <> (h.n, h.record))";
 
+pub(super) const EARLY_ROWS: &str = "/* early_rows */ SELECT count(*) FROM org_head h
+    CROSS JOIN job j INDEXED BY idx_job_status ON j.org_id = h.org_id AND j.status IN ('queued', 'running')
+    WHERE h.org_id = $1 AND EXISTS (SELECT 1 FROM job_event e INDEXED BY idx_job_event_job
+        WHERE e.org_id = j.org_id AND e.job_id = j.id AND e.seq > j.last_seq AND e.seq <= h.base_seq)";
+
 pub(super) static MISCOUNTED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* miscounted */ SELECT type, sum(stored), sum(counted) FROM (
@@ -87,6 +92,10 @@ impl Audit for SqliteStore {
     async fn broken_records(&self, org: OrgId) -> Result<i64, StoreError> {
         let query = sqlx::query_scalar(BROKEN_RECORDS).bind(org.0);
         query.fetch_one(&self.readers).await.map_err(store_error)
+    }
+
+    async fn early_rows(&self, org: OrgId) -> Result<i64, StoreError> {
+        sqlx::query_scalar(EARLY_ROWS).bind(org.0).fetch_one(&self.readers).await.map_err(store_error)
     }
 
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {

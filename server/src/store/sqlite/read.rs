@@ -265,6 +265,7 @@ mod tests {
             &**statistics::STATISTICS,
             &**audit::SERIES,
             &**audit::MISCOUNTED,
+            audit::EARLY_ROWS,
             audit::COUNT_REMAINING,
             &**audit::HISTORIES,
             expired::LOAD_EXPIRED,
