@@ -147,8 +147,10 @@ BEGIN
             NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, (j.whole).*,
             e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
         FROM (
-            SELECT DISTINCT i.job_id FROM jobledger.job_event i
-            WHERE i.org_id = p_orgs[place] AND i.seq > after AND i.recorded_at >= since AND (is_known OR i.image IS NOT NULL)) changed
+            SELECT DISTINCT i.job_id FROM (
+                SELECT i.job_id FROM jobledger.job_event i
+                WHERE i.org_id = p_orgs[place] AND i.seq > after AND i.recorded_at >= since AND (is_known OR i.image IS NOT NULL)
+                ORDER BY i.seq OFFSET 0) i) changed
         CROSS JOIN LATERAL (
             SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_orgs[place] AND j.id = changed.job_id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(p_orgs[place], j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
@@ -313,13 +315,15 @@ BEGIN
              WHERE p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
             UNION ALL
             -- Running jobs whose rows say that they are queued still.
-            (SELECT DISTINCT behind.created_seq, behind.id
-             FROM (SELECT i.job_id, i.seq FROM jobledger.job_event i
-                WHERE i.org_id = p_org AND i.seq > base AND i.recorded_at >= since AND i.image IS NOT NULL OFFSET 0) i
+            (SELECT behind.created_seq, behind.id
+             FROM (SELECT DISTINCT i.job_id FROM (
+                SELECT i.job_id FROM jobledger.job_event i
+                WHERE i.org_id = p_org AND i.seq > base AND i.recorded_at >= since
+                    AND i.prev_status = 'queued' AND i.next_status = 'running'
+                ORDER BY i.seq OFFSET 0) i) i
              CROSS JOIN LATERAL (
                 SELECT j.created_seq, j.id FROM jobledger.job j
-                WHERE j.org_id = p_org AND j.id = i.job_id AND j.status = 'queued' AND j.last_seq < i.seq
-                    AND j.created_seq < p_before OFFSET 0) behind
+                WHERE j.org_id = p_org AND j.id = i.job_id AND j.status = 'queued' AND j.created_seq < p_before OFFSET 0) behind
              WHERE p_key IS NULL AND since IS NOT NULL
              ORDER BY behind.created_seq DESC LIMIT p_scan)
         ) found ORDER BY found.created_seq DESC LIMIT p_scan

@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "f925ea2de6446bc06b5d13de8b29bd3554da841ab6ed675a0ab89b7348f4f83e")
+            (3, "0c647bc095c8258d5debda9b4995e794eac8baf1984a43d4a11863e3d57b07f8")
         );
     }
 

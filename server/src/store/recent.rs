@@ -150,6 +150,17 @@ impl Recent {
         left.end = self.state().orgs.remove(&left.org);
     }
 
+    /// It is known that it was not: all is as it was before.
+    pub(super) fn reverted(&self, left: Left) {
+        let Some(mut unfolded) = left.unfolded else { return };
+        unfolded.revert();
+        if let Some(end) = left.end.filter(|end| end.record == left.before) {
+            self.state().keep(left.org, End { unfolded: Some(unfolded), ..end });
+        } else {
+            self.put_unfolded(left.org, left.before, unfolded);
+        }
+    }
+
     /// It was committed.
     pub(super) fn left(&self, left: Left) {
         let state = &mut *self.state();

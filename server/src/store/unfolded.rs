@@ -18,6 +18,7 @@ use crate::domain::{
     event::{EventKind, JobEvent},
     id::JobId,
     job::Job,
+    lease::Lease,
     status::JobStatus,
     transition::{Command, Tick},
 };
@@ -43,6 +44,8 @@ pub(super) struct Unfolded {
     since: BTreeMap<i64, JobId>,
     /// Those of them whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
+    /// What the last batch has changed, as it was before: the first time first.
+    before: Vec<(JobId, Option<Behind>)>,
     /// Until then a server looks at the org that finds it in the database.
     noted_until: Option<Time>,
     /// The `seq` at which the log ended.
@@ -52,7 +55,7 @@ pub(super) struct Unfolded {
 }
 
 /// A job whose row is behind.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Behind {
     job: Job,
     lacks: Lacks,
@@ -77,14 +80,39 @@ impl Unfolded {
 
     /// A job is so as of the log's end: its row lacks events from the one given on, or none.
     pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>) {
-        self.remove(job.id);
-        if let Some(lacks) = lacks {
-            self.since.insert(lacks.seq, job.id);
-            if lacks.is_queued {
-                self.queued.insert(lacks.seq, job.id);
-            }
-            self.jobs.insert(job.id, Behind { job, lacks });
+        self.put(job.id, lacks.map(|lacks| Behind { job, lacks }));
+    }
+
+    /// Puts this in the place of what there is of a job, which it brings.
+    fn put(&mut self, id: JobId, behind: Option<Behind>) -> Option<Behind> {
+        let before = self.jobs.remove(&id);
+        if let Some(before) = &before {
+            self.since.remove(&before.lacks.seq);
+            self.queued.remove(&before.lacks.seq);
         }
+        if let Some(behind) = behind {
+            self.since.insert(behind.lacks.seq, id);
+            if behind.lacks.is_queued {
+                self.queued.insert(behind.lacks.seq, id);
+            }
+            self.jobs.insert(id, behind);
+        }
+        before
+    }
+
+    /// The last batch has come to nothing: all is as it was before.
+    pub(super) fn revert(&mut self) {
+        while let Some((id, before)) = self.before.pop() {
+            self.put(id, before);
+        }
+        // What the database says was not written either.
+        self.noted_until = None;
+    }
+
+    /// Puts this in the place of what there is of a job, until the batch is known to have come to nothing.
+    fn change(&mut self, id: JobId, behind: Option<Behind>) {
+        let before = self.put(id, behind);
+        self.before.push((id, before));
     }
 
     /// Another server has written all rows up to a place, and those of some jobs.
@@ -94,7 +122,10 @@ impl Unfolded {
             self.jobs.remove(&id);
         }
         self.queued = self.queued.split_off(&(base_seq + 1));
-        written.iter().for_each(|id| _ = self.remove(*id));
+        written.iter().for_each(|id| _ = self.put(*id, None));
+        self.before.clear();
+        // Whoever has written them may have looked for what is due, too.
+        self.noted_until = None;
     }
 
     /// When jobs of the org are to be looked at, as far as it became known to a batch that has found so much of it: at some time while rows
@@ -137,13 +168,15 @@ impl Unfolded {
         self.queued.values().filter_map(|id| self.jobs.get(id)).filter(stands_there).count()
     }
 
-    /// Those that a claim holds which came before.
-    pub(super) fn held(&self, wanted: &HeldBy) -> impl Iterator<Item = JobId> {
+    /// Those that claims hold which came before.
+    pub(super) fn held(&self, wanted: &[HeldBy]) -> Vec<JobId> {
+        let wanted: HashSet<_> = wanted.iter().map(|held| (&held.worker, &held.request)).collect();
         let is_held = |job: &&Job| {
-            let lease = job.lease.as_ref();
-            lease.is_some_and(|lease| lease.worker == wanted.worker && lease.request.as_ref() == Some(&wanted.request))
+            let request =
+                |lease: &'_ Lease| lease.request.as_ref().is_some_and(|id| wanted.contains(&(&lease.worker, id)));
+            job.lease.as_ref().is_some_and(request)
         };
-        self.jobs().filter(is_held).map(|job| job.id)
+        if wanted.is_empty() { Vec::new() } else { self.jobs().filter(is_held).map(|job| job.id).collect() }
     }
 
     /// All of them.
@@ -180,7 +213,9 @@ impl Unfolded {
 
     /// True if some are to be folded now.
     pub(super) fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
-        self.next_stale(now, fold_after).next().is_some()
+        // Before any other server looks, this one does, and says when the next time is.
+        let is_noted_soon = self.noted_until.is_some_and(|noted| noted <= now + NOTED_LATER / 2);
+        is_noted_soon && !self.jobs.is_empty() || self.next_stale(now, fold_after).next().is_some()
     }
 
     /// Takes note of what a batch changes in a log that ends at `head` then, and says what that is to the rows of its jobs.
@@ -192,6 +227,8 @@ impl Unfolded {
         fold_after: TimeDelta,
     ) -> RowWrites<'a> {
         self.head = head;
+        self.before.clear();
+        let mut added = 0;
         let events = Events::of(changes);
         let mut written = RowWrites { base_seq: head, ..RowWrites::default() };
         for Changed { job, parts } in &changes.changed {
@@ -200,28 +237,31 @@ impl Unfolded {
                     *parts == Parts::LOG && self.jobs.get(&job.id).is_none_or(|behind| behind.lacks.is_as_row);
                 let image = if is_as_row { image::AS_THE_ROW.to_owned() } else { image::write(job) };
                 written.images.insert(job.last_seq, image);
-                match self.jobs.get_mut(&job.id) {
-                    Some(behind) => (behind.job, behind.lacks.is_as_row) = (job.clone(), is_as_row),
-                    None => {
-                        let is_queued = first.prev_status == Some(JobStatus::Queued);
-                        let lacks = Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued, is_as_row };
-                        self.set(job.clone(), Some(lacks));
-                    }
-                }
+                let lacks = self.jobs.get(&job.id).map(|behind| behind.lacks).unwrap_or_else(|| {
+                    added += 1;
+                    let is_queued = first.prev_status == Some(JobStatus::Queued);
+                    Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued, is_as_row }
+                });
+                self.change(job.id, Some(Behind { job: job.clone(), lacks: Lacks { is_as_row, ..lacks } }));
                 continue;
             }
             // All of a row that is behind.
-            let parts = if self.remove(job.id).is_some() { Parts::ALL } else { *parts };
+            let is_behind = self.jobs.contains_key(&job.id);
+            let parts = if is_behind { Parts::ALL } else { *parts };
+            if is_behind {
+                self.change(job.id, None);
+            }
             written.rows.push(RowWrite { job: Cow::Borrowed(job), parts });
             if !events.0.contains_key(&job.id) {
                 written.quiet.push(job.id);
             }
         }
-        changes.removed.iter().for_each(|removed| _ = self.remove(removed.id));
-        for id in self.stale(changes, now, fold_after) {
-            let folded = self.remove(id).map(|behind| RowWrite { job: Cow::Owned(behind.job), parts: Parts::ALL });
-            written.rows.extend(folded);
+        changes.removed.iter().for_each(|removed| self.change(removed.id, None));
+        for id in self.stale(changes, now, fold_after, added) {
+            let folded = self.jobs.get(&id).map(|behind| behind.job.clone());
+            written.rows.extend(folded.map(|job| RowWrite { job: Cow::Owned(job), parts: Parts::ALL }));
             written.is_fold = true;
+            self.change(id, None);
         }
         if let Some((first, _)) = self.since.first_key_value() {
             written.base_seq = first - 1;
@@ -229,10 +269,11 @@ impl Unfolded {
         written
     }
 
-    /// Jobs that are to be folded by a batch that changes these others.
-    fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta) -> Vec<JobId> {
-        let most =
-            if changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE { FOLDED_ALONE } else { FOLDED_AT_ONCE };
+    /// Jobs that are to be folded by a batch that changes these others, and leaves so many more behind.
+    fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta, added: usize) -> Vec<JobId> {
+        let has_little = changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE;
+        // As many as it leaves behind itself, so that there are never more and more.
+        let most = if has_little { FOLDED_ALONE } else { FOLDED_AT_ONCE.max(added) };
         let changed: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
         self.next_stale(now, fold_after).filter(|id| !changed.contains(id)).take(most).collect()
     }
@@ -251,13 +292,6 @@ impl Unfolded {
         let others = behind.take_while(is_stale).map(|(_, behind)| behind);
         let others = others.filter(move |behind| !(behind.lacks.is_queued && looks_queued(behind)));
         queued.chain(others).map(|behind| behind.job.id)
-    }
-
-    fn remove(&mut self, id: JobId) -> Option<Behind> {
-        let behind = self.jobs.remove(&id)?;
-        self.since.remove(&behind.lacks.seq);
-        self.queued.remove(&behind.lacks.seq);
-        Some(behind)
     }
 }
 

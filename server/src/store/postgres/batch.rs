@@ -34,7 +34,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, ClaimOrder, FoundReady, Loaded, Needs, ReadyJob, RecordId, StoreError,
+        Batch, Changes, ClaimOrder, FoundReady, HeldBy, Loaded, Needs, ReadyJob, RecordId, StoreError,
         expired::{may_go, told_by_series},
         recent::{ALL_TYPES, Left},
         rows::{self, Columns as _},
@@ -321,13 +321,14 @@ impl PostgresBatch {
                     expired::load_expired(self.connection(), org, wanted, &head, now).await?;
             }
             if let Some((limit, by)) = needs.misdated {
-                let of_rows = load_misdated(self.connection(), org, (limit, by), now).await?;
+                let behind = self.unfolded.get(&org).map_or(0, Unfolded::len);
+                let of_rows = load_misdated(self.connection(), org, (limit + behind, by), now).await?;
                 let unfolded = self.unfolded.entry(org).or_default();
                 let of_rows = of_rows.into_iter().filter(|id| unfolded.get(*id).is_none());
                 found.misdated = unfolded.misdated(by, now).chain(of_rows).take(limit).collect();
             }
             let unfolded = self.unfolded.entry(org).or_default();
-            let held = needs.held.iter().flat_map(|wanted| unfolded.held(wanted));
+            let (held, behind) = (unfolded.held(&needs.held), unfolded.len());
             let ids = needs.jobs.iter().chain(&found.expired).chain(&found.due).chain(&found.misdated).copied();
             let ids: Vec<_> = ids.chain(held).collect();
             ids.iter().filter_map(|id| unfolded.get(*id)).for_each(|job| found.add(job.clone()));
@@ -335,7 +336,9 @@ impl PostgresBatch {
             (found.types, found.unknown) = self.memory.part(org, &needs.types);
             names.jobs.extend(ids.into_iter().filter(|id| !found.is_there.contains(id)).map(|id| (org, id)));
             names.keys.extend(needs.keys.iter().map(|key| (org, Arc::clone(key))));
-            names.held.extend(needs.held.iter().map(|held| (org, held.clone())));
+            names
+                .held
+                .extend(needs.held.iter().map(|held| (org, HeldBy { limit: held.limit + behind, ..held.clone() })));
             names.types.extend(found.unknown.iter().map(|name| (org, Arc::clone(name))));
             all.insert(org, found);
         }

@@ -196,6 +196,11 @@ impl Memory {
         self.jobs.committing(jobs);
     }
 
+    /// It is known that a batch was not committed.
+    pub(super) fn reverted(&self, jobs: Left) {
+        self.jobs.reverted(jobs);
+    }
+
     /// The log was not where this server had left it.
     pub(super) fn missed(&self, org: OrgId) {
         self.state().org(org).shared_until = Some(Instant::now() + SHARED);

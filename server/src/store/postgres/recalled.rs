@@ -148,6 +148,10 @@ impl Batch for RecalledBatch {
         }
         let of_all: Vec<_> = writes.iter().map(|(log, changes)| (log, *changes)).collect();
         let Some((sql, arguments)) = write::resuming(&of_all)? else {
+            for (org, mut recalled) in self.recalled.drain() {
+                recalled.unfolded.revert();
+                self.memory.put_unfolded(org, recalled.end.record, recalled.unfolded);
+            }
             return Err(StoreError::Conflict("what is written takes more than one statement".to_owned()));
         };
         let mut left = Vec::with_capacity(writes.len());
@@ -170,7 +174,13 @@ impl Batch for RecalledBatch {
             return Ok(());
         };
         left.iter_mut().for_each(|(org, _, left)| memory.committing(*org, left));
-        let mut connection = writers.take().await?;
+        let mut connection = match writers.take().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                left.into_iter().for_each(|(_, _, left)| memory.reverted(left));
+                return Err(error);
+            }
+        };
         connection.commits();
         match commit(sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *connection)).await {
             Ok(row) => {
@@ -185,6 +195,7 @@ impl Batch for RecalledBatch {
                 let moved_on = said.message();
                 let is_named = |org: &&OrgId| moved_on.contains(&org.0.to_string());
                 orgs.iter().filter(is_named).for_each(|org| memory.missed(*org));
+                left.into_iter().for_each(|(_, _, left)| memory.reverted(left));
                 Err(StoreError::Conflict(moved_on.to_owned()))
             }
             Err(error) => Err(memory.failed(error, commit_error)),

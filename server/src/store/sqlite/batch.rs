@@ -27,7 +27,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, FoundReady, Loaded, Needs, RecordId, StoreError,
+        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
         recent::{Left, Recent},
         unfolded::{RowWrites, Unfolded},
@@ -268,7 +268,7 @@ impl SqliteBatch {
         };
         let misdated = match needs.misdated {
             Some((limit, by)) => {
-                let of_rows = load_misdated(connection, org, limit, by, self.now).await?;
+                let of_rows = load_misdated(connection, org, limit + unfolded.len(), by, self.now).await?;
                 let of_rows = of_rows.into_iter().filter(|id| unfolded.get(*id).is_none());
                 unfolded.misdated(by, self.now).chain(of_rows).take(limit).collect()
             }
@@ -276,9 +276,11 @@ impl SqliteBatch {
         };
         let mut held = Vec::new();
         for wanted in &needs.held {
-            let of_rows = load_held(connection, org, wanted).await?;
-            held.extend(of_rows.into_iter().filter(|id| unfolded.get(*id).is_none()).chain(unfolded.held(wanted)));
+            let wanted = HeldBy { limit: wanted.limit + unfolded.len(), ..wanted.clone() };
+            let of_rows = load_held(connection, org, &wanted).await?;
+            held.extend(of_rows.into_iter().filter(|id| unfolded.get(*id).is_none()));
         }
+        held.extend(unfolded.held(&needs.held));
         // Others leave a record of whatever they write: an import, beside this server.
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
         let ids: Vec<_> = ids.copied().collect::<BTreeSet<_>>().into_iter().collect();
