@@ -83,6 +83,12 @@ fn job_held(max_attempts: i32, cancel_requested: bool) -> Job {
     job
 }
 
+/// A job that a worker has just claimed, and the event that says so.
+pub(crate) fn job_claimed() -> (Job, JobEvent) {
+    let claimed = job_in(JobStatus::Queued, 1, false).apply(&Command::Claim(claim()), tick(10, 100)).unwrap();
+    (claimed.job, claimed.events[0].clone())
+}
+
 fn report(step: Option<Step>) -> Report {
     Report { step, news: News::default(), lease: None, etag: None, actor: "worker".into() }
 }
