@@ -44,8 +44,9 @@ pub(super) struct Unfolded {
     since: BTreeMap<i64, JobId>,
     /// Those of them whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
-    /// What the last batch has changed, as it was before: the first time first.
+    /// What the last batch has changed, as it was before: the first time first; and `head` before it.
     before: Vec<(JobId, Option<Behind>)>,
+    head_before: i64,
     /// Until then a server looks at the org that finds it in the database.
     noted_until: Option<Time>,
     /// The `seq` at which the log ended.
@@ -105,6 +106,7 @@ impl Unfolded {
         while let Some((id, before)) = self.before.pop() {
             self.put(id, before);
         }
+        self.head = self.head_before;
         // What the database says was not written either.
         self.noted_until = None;
     }
@@ -226,7 +228,7 @@ impl Unfolded {
         now: Time,
         fold_after: TimeDelta,
     ) -> RowWrites<'a> {
-        self.head = head;
+        self.head_before = std::mem::replace(&mut self.head, head);
         self.before.clear();
         let mut added = 0;
         let events = Events::of(changes);
@@ -353,7 +355,7 @@ mod tests {
     /// All there is, in an order.
     fn all(unfolded: &Unfolded) -> impl Debug + PartialEq + use<> {
         let jobs: BTreeMap<_, _> = unfolded.jobs.iter().map(|(id, behind)| (*id, format!("{behind:?}"))).collect();
-        (jobs, unfolded.since.clone(), unfolded.queued.clone())
+        (jobs, unfolded.since.clone(), unfolded.queued.clone(), unfolded.head)
     }
 
     proptest! {
