@@ -118,9 +118,7 @@ async fn another_server_writes_the_rows_that_one_has_left_behind(database: Datab
     // Nobody calls it.
     let program = Program::start(&database);
     let caught_up = async { while rows(&database, RUNNING_ROWS).await < 2 {} };
-    timeout(PATIENCE, caught_up)
-        .await
-        .expect("rows are written though the server that should have is gone");
+    timeout(PATIENCE, caught_up).await.expect("rows are written though the server that should have is gone");
     drop(program);
 }
 
