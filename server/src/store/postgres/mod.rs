@@ -52,7 +52,7 @@ use crate::domain::{
 /// The oldest PostgreSQL that is supported, as `server_version_num` has it.
 const OLDEST_SERVER: i32 = 140_000;
 /// Partitions of `job_event` made ahead, in months: no more, since a read of what may go on looks into each.
-const MONTHS_AHEAD: i32 = 1;
+const MONTHS_AHEAD: i32 = 2;
 
 /// What every session is told: how long anything may take, and to notice a peer that has vanished. A server that goes away
 /// while it holds an org's head blocks that org for no longer.
