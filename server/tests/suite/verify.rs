@@ -58,7 +58,7 @@ async fn what_was_tampered_with_is_told(database: Database) {
         (
             // Whether they were made in one minute or in two.
             "UPDATE org_series SET created = 70 WHERE width = 60".to_owned(),
-            vec!["minute", "created [70] by the series, ["],
+            vec!["minute", "created [7", "] by the series, ["],
         ),
         (
             format!("UPDATE org_series SET waits = {histogram} WHERE width = 3600"),
