@@ -48,8 +48,21 @@ BEGIN
             last_recorded_at = last.recorded_at
         FROM last WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq < last.seq;
         DROP TABLE last;
+        -- And what records say of their leases since then.
+        UPDATE jobledger.job j SET
+            lease_expires_at = 'epoch'::timestamptz + split_part(last.said, ',', 1)::bigint * interval '1 microsecond',
+            lease_confirmed = split_part(last.said, ',', 3) <> '0',
+            due_at = 'epoch'::timestamptz + nullif(split_part(last.said, ',', CASE WHEN last.said LIKE '%,%' THEN 2 ELSE 1 END), '')::bigint
+                * interval '1 microsecond'
+        FROM (
+            SELECT DISTINCT ON (x.key) x.key::uuid AS job_id, r.seq, x.value AS said FROM jobledger.org_head h
+            JOIN jobledger.org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
+            CROSS JOIN LATERAL json_each_text(r.extensions::json) x
+            WHERE h.org_id = org ORDER BY x.key, r.n DESC
+        ) last
+        WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq <= last.seq AND j.lease_worker IS NOT NULL;
     END LOOP;
 END $$;
-ALTER TABLE jobledger.org_record DROP COLUMN base_seq, DROP COLUMN quiet;
-ALTER TABLE jobledger.org_head DROP COLUMN base_seq;
+ALTER TABLE jobledger.org_record DROP COLUMN base_seq, DROP COLUMN base_n, DROP COLUMN quiet, DROP COLUMN extensions;
+ALTER TABLE jobledger.org_head DROP COLUMN base_seq, DROP COLUMN base_n;
 ALTER TABLE jobledger.job_event DROP COLUMN image;

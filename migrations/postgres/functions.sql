@@ -8,19 +8,27 @@
 -- lies beside it. Never selected from: a row type that has the columns of `job`.
 CREATE VIEW jobledger.found_job AS
 SELECT NULL::bigint AS n, NULL::boolean AS is_large, e.image AS event_image, e.next_status::text AS event_status, e.attempt AS event_attempt,
-    e.ts AS event_ts, e.job_seq AS event_job_seq, e.seq AS event_seq, e.recorded_at AS event_recorded_at, j.*, NULL::text AS stage,
+    e.ts AS event_ts, e.job_seq AS event_job_seq, e.seq AS event_seq, e.recorded_at AS event_recorded_at, NULL::text AS extension, j.*, NULL::text AS stage,
     NULL::integer AS progress, NULL::text AS payload, NULL::text AS result
 FROM jobledger.job j, jobledger.job_event e WHERE false;
 
--- The last event of a job from p_seq on. A running job's row may lack events: what it is then says the image of the last one. One that has
--- ended has no later event than p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
+-- The last event of a job from p_seq on. A running job's row may lack events: what it is then says the image of the last one, and the last
+-- extension of its lease since then, in a record that the base lacks (store/extension.rs). A job that has ended has no later event than
+-- p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
 CREATE OR REPLACE FUNCTION jobledger.last_event(p_org UUID, p_job UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_finished_at TIMESTAMPTZ)
 RETURNS TABLE (
     image TEXT, next_status TEXT, attempt INTEGER, ts TIMESTAMPTZ, job_seq BIGINT, seq BIGINT, recorded_at TIMESTAMPTZ,
-    detail_json JSONB
+    detail_json JSONB, extension TEXT
 )
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
-    SELECT e.image, e.next_status::text, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json FROM jobledger.job_event e
+    SELECT e.image, e.next_status::text, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json,
+        CASE WHEN e.next_status = 'running' THEN (
+            SELECT substr(x.extensions, strpos(x.extensions, encode(uuid_send(p_job), 'hex')) + 35, 64) FROM jobledger.org_record x
+            WHERE x.org_id = p_org AND x.seq >= e.seq AND x.extensions IS NOT NULL
+                AND x.n > (SELECT h.base_n FROM jobledger.org_head h WHERE h.org_id = p_org)
+                AND strpos(x.extensions, encode(uuid_send(p_job), 'hex')) > 0
+            ORDER BY x.seq DESC, x.n DESC LIMIT 1) END
+    FROM jobledger.job_event e
     WHERE e.org_id = p_org AND e.job_id = p_job AND e.seq >= p_seq AND e.recorded_at >= p_recorded_at
         AND e.recorded_at <= CASE WHEN p_finished_at IS NULL THEN 'infinity' ELSE p_recorded_at END
     ORDER BY e.seq DESC LIMIT 1
@@ -52,7 +60,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[])
 RETURNS TABLE (
     clock TIMESTAMPTZ, org_id UUID, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT,
-    record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT
+    record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -74,12 +82,12 @@ BEGIN
     now := clock_timestamp();
     RETURN QUERY SELECT now, h.org_id, coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
         coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
-        coalesce(last.base_seq, h.base_seq)
+        coalesce(last.base_seq, h.base_seq), coalesce(last.base_n, h.base_n)
     FROM (VALUES (1)) one LEFT JOIN (
         unnest(held) AS wanted (org_id)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id OFFSET 0) h
         LEFT JOIN LATERAL (
-            SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id, r.base_seq FROM jobledger.org_record r
+            SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id, r.base_seq, r.base_n FROM jobledger.org_record r
             WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
     ) ON true;
 END $$;
@@ -119,10 +127,12 @@ END $$;
 
 -- Jobs that run and whose rows lack events, of each of some orgs: of one of which it is known how they were as of a record of its log,
 -- those that have changed since then, and ended ones too. Of each org first a row that says whether that record is in its log, so that
--- what was known counts, and which jobs were changed without an event since then. Then the jobs, each with the first event that its row lacks.
-CREATE OR REPLACE FUNCTION jobledger.read_unfolded(p_orgs UUID[], p_bases BIGINT[], p_n BIGINT[], p_records BIGINT[], p_seqs BIGINT[])
+-- what was known counts, and whose rows were written without an event since then. Then the jobs, each with the record of the last extension
+-- of its lease, if that counts, and the first event that its row lacks, if there is one.
+CREATE OR REPLACE FUNCTION jobledger.read_unfolded(
+    p_orgs UUID[], p_base_seqs BIGINT[], p_base_ns BIGINT[], p_n BIGINT[], p_records BIGINT[], p_seqs BIGINT[])
 RETURNS TABLE (
-    org UUID, is_known BOOLEAN, quiet UUID[], first_seq BIGINT, first_recorded_at TIMESTAMPTZ, first_prev_status VARCHAR,
+    org UUID, is_known BOOLEAN, quiet UUID[], extended_n BIGINT, extended_at TIMESTAMPTZ, first_seq BIGINT, first_recorded_at TIMESTAMPTZ, first_prev_status VARCHAR,
     found jobledger.found_job
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -130,34 +140,44 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
     is_known BOOLEAN;
     after BIGINT;
+    after_n BIGINT;
     since TIMESTAMPTZ;
 BEGIN
     FOR place IN 1 .. cardinality(p_orgs) LOOP
-        is_known := p_n[place] > 0 AND (
+        -- Not too far back: all events since then are looked at.
+        is_known := p_n[place] > 0 AND p_seqs[place] > p_base_seqs[place] - 16384 AND (
             EXISTS (SELECT FROM jobledger.org_record r WHERE r.org_id = p_orgs[place] AND r.n = p_n[place] AND r.id = p_records[place])
             OR EXISTS (SELECT FROM jobledger.org_head h WHERE h.org_id = p_orgs[place] AND h.n = p_n[place] AND h.record = p_records[place]));
-        after := CASE WHEN is_known THEN greatest(p_seqs[place], p_bases[place]) ELSE p_bases[place] END;
+        after := CASE WHEN is_known THEN p_seqs[place] ELSE p_base_seqs[place] END;
+        after_n := CASE WHEN is_known THEN greatest(p_n[place], p_base_ns[place]) ELSE p_base_ns[place] END;
         since := jobledger.month_before(p_orgs[place], after);
         RETURN QUERY SELECT p_orgs[place], is_known, ARRAY(
             SELECT unnest(r.quiet) FROM jobledger.org_record r
             WHERE r.org_id = p_orgs[place] AND r.n > p_n[place] AND r.quiet IS NOT NULL AND is_known), NULL::bigint, NULL::timestamptz,
-            NULL::varchar, NULL::jobledger.found_job;
+            NULL::bigint, NULL::timestamptz, NULL::varchar, NULL::jobledger.found_job;
         RETURN QUERY
-        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], lacks.seq, lacks.recorded_at, lacks.prev_status::varchar, ROW(
-            NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, (j.whole).*,
+        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], x.n, x.written_at, lacks.seq, lacks.recorded_at, lacks.prev_status::varchar, ROW(
+            NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.extension, (j.whole).*,
             e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
         FROM (
-            SELECT DISTINCT i.job_id FROM (
-                SELECT i.job_id FROM jobledger.job_event i
-                WHERE i.org_id = p_orgs[place] AND i.seq > after AND i.recorded_at >= since AND (is_known OR i.image IS NOT NULL)
-                ORDER BY i.seq OFFSET 0) i) changed
+            SELECT i.job_id, max(i.n) AS n FROM (
+                (SELECT i.job_id, NULL::bigint AS n FROM jobledger.job_event i
+                 WHERE i.org_id = p_orgs[place] AND i.seq > after AND i.recorded_at >= since AND (is_known OR i.image IS NOT NULL)
+                 ORDER BY i.seq OFFSET 0)
+                UNION ALL
+                (SELECT u.id::uuid, r.n FROM jobledger.org_record r CROSS JOIN LATERAL json_object_keys(r.extensions::json) u (id)
+                 WHERE r.org_id = p_orgs[place] AND r.n > after_n AND r.extensions IS NOT NULL)) i
+            GROUP BY i.job_id) changed
         CROSS JOIN LATERAL (
             SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_orgs[place] AND j.id = changed.job_id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(p_orgs[place], j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
         LEFT JOIN LATERAL (
             SELECT l.seq, l.recorded_at, l.prev_status FROM jobledger.job_event l
             WHERE l.org_id = p_orgs[place] AND l.job_id = j.id AND l.seq > j.last_seq AND l.recorded_at >= j.last_recorded_at
-                AND j.finished_at IS NULL ORDER BY l.seq LIMIT 1) lacks ON true;
+                AND j.finished_at IS NULL ORDER BY l.seq LIMIT 1) lacks ON true
+        LEFT JOIN LATERAL (
+            SELECT r.n, r.written_at FROM jobledger.org_record r
+            WHERE r.org_id = p_orgs[place] AND r.n = changed.n AND r.seq >= e.seq AND e.next_status = 'running' OFFSET 0) x ON true;
     END LOOP;
 END $$;
 
@@ -171,7 +191,7 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY
-    SELECT NULL::bigint, NULL::boolean, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, j.*,
+    SELECT NULL::bigint, NULL::boolean, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.extension, j.*,
         e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, coalesce(c.payload, p.payload), r.result
     FROM jobledger.job j
     LEFT JOIN LATERAL jobledger.last_event(p_org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e ON true
@@ -219,7 +239,7 @@ BEGIN
         org := p_orgs[i];
         PERFORM set_config('app.current_org_id', org::text, true);
         RETURN QUERY
-        SELECT first + wanted.n - 2, size.is_large, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, j.*,
+        SELECT first + wanted.n - 2, size.is_large, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.extension, j.*,
             e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer,
             CASE WHEN NOT size.is_large THEN coalesce(c.payload, p.payload) END, CASE WHEN NOT size.is_large THEN r.result END
         FROM unnest(p_ids[first : p_ends[i]]) WITH ORDINALITY AS wanted (id, n)
@@ -237,11 +257,11 @@ BEGIN
     END LOOP;
 END $$;
 
--- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs. Where the row lacks
--- events the last one tells: whatever has none is written into the row.
+-- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs. By the last event, and
+-- what its lease was since: that of a record counts (p_extensions), or else of the row, if that has the event.
 CREATE OR REPLACE FUNCTION jobledger.unchanged_jobs(
     p_orgs UUID[], p_ends INTEGER[], p_jobs UUID[], p_seqs BIGINT[], p_recorded TIMESTAMPTZ[],
-    p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[])
+    p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[], p_extensions TEXT[])
 RETURNS SETOF BIGINT LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
     org UUID;
@@ -253,15 +273,15 @@ BEGIN
         RETURN QUERY
         SELECT first + wanted.n - 2
         FROM unnest(p_jobs[first : p_ends[i]], p_seqs[first : p_ends[i]], p_recorded[first : p_ends[i]],
-            p_expire[first : p_ends[i]], p_confirmed[first : p_ends[i]], p_due[first : p_ends[i]])
-            WITH ORDINALITY AS wanted (id, last_seq, last_recorded_at, expires_at, is_confirmed, due_at, n)
+            p_expire[first : p_ends[i]], p_confirmed[first : p_ends[i]], p_due[first : p_ends[i]], p_extensions[first : p_ends[i]])
+            WITH ORDINALITY AS wanted (id, last_seq, last_recorded_at, expires_at, is_confirmed, due_at, extension, n)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
         WHERE e.seq = wanted.last_seq AND e.recorded_at = wanted.last_recorded_at
-            AND (e.seq > j.last_seq
-                OR j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
+            AND CASE WHEN e.extension IS NOT NULL THEN starts_with(e.extension, wanted.extension)
+                ELSE e.seq > j.last_seq OR j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
                 AND j.lease_confirmed = wanted.is_confirmed
-                AND j.due_at IS NOT DISTINCT FROM wanted.due_at);
+                AND j.due_at IS NOT DISTINCT FROM wanted.due_at END;
         first := p_ends[i] + 1;
     END LOOP;
 END $$;
@@ -328,7 +348,7 @@ BEGIN
              ORDER BY behind.created_seq DESC LIMIT p_scan)
         ) found ORDER BY found.created_seq DESC LIMIT p_scan
     ), looked AS (
-        SELECT c.created_seq, found.whole, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json
+        SELECT c.created_seq, found.whole, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json, e.extension
         FROM candidate c
         CROSS JOIN LATERAL (SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_org AND j.id = c.id OFFSET 0) found
         LEFT JOIN LATERAL jobledger.last_event(p_org, found.id, found.last_seq, found.last_recorded_at, found.finished_at) e ON true
@@ -344,7 +364,8 @@ BEGIN
         SELECT looked.* FROM looked ORDER BY looked.created_seq DESC LIMIT p_limit
     )
     SELECT coalesce(head, 0), seen.examined, seen.reached, page.created_seq IS NOT NULL, ROW(
-        NULL, NULL, page.image, page.next_status, page.attempt, page.ts, page.job_seq, page.seq, page.recorded_at, (page.whole).*,
+        NULL, NULL, page.image, page.next_status, page.attempt, page.ts, page.job_seq, page.seq, page.recorded_at, page.extension,
+        (page.whole).*,
         page.detail_json ->> 'stage', (page.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
     FROM seen LEFT JOIN page ON true
     ORDER BY page.created_seq DESC;

@@ -36,5 +36,20 @@ UPDATE job SET
 FROM org_head h CROSS JOIN job_event last ON last.org_id = h.org_id AND last.seq > h.base_seq AND last.image IS NOT NULL
 WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
     SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id);
+-- And what records say of their leases since then.
+UPDATE job SET
+    lease_expires_at = substr(last.said, 1, instr(last.said || ',', ',') - 1),
+    lease_confirmed = NOT last.said LIKE '%,0',
+    due_at = CASE WHEN last.said NOT LIKE '%,%' THEN last.said + 0
+        ELSE nullif(substr(last.said, instr(last.said, ',') + 1, length(last.said) - instr(last.said, ',') - 2), '') + 0 END
+FROM (
+    SELECT r.org_id, unhex(x.key) AS job_id, r.seq, x.value AS said, max(r.n) FROM org_head h
+    CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
+    CROSS JOIN json_each(r.extensions) x GROUP BY r.org_id, x.key
+) last
+WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq <= last.seq AND job.lease_worker IS NOT NULL;
+DROP INDEX idx_org_record_extensions;
+ALTER TABLE org_record DROP COLUMN extensions;
+ALTER TABLE org_head DROP COLUMN base_n;
 ALTER TABLE org_head DROP COLUMN base_seq;
 ALTER TABLE job_event DROP COLUMN image;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
+    extension::Extension,
     job_columns::{JOB_COLUMNS, JobColumn, Kind, read_job},
     rows::{Columns, damaged},
     value::Value,
@@ -176,6 +177,10 @@ impl<'i, 'r: 'i, C: Columns<'r>> Columns<'i> for Over<'i, 'r, C> {
         self.read(C::flag, |later| later.long().map(|value| value != 0))
     }
 
+    fn optional_flag(&mut self) -> Result<Option<bool>, StoreError> {
+        self.read(C::optional_flag, optional(|later| later.long().map(|value| value != 0)))
+    }
+
     fn int(&mut self) -> Result<i32, StoreError> {
         self.read(C::int, |later| i32::try_from(later.long()?).ok())
     }
@@ -219,12 +224,19 @@ impl<'i, 'r: 'i, C: Columns<'r>> Columns<'i> for Over<'i, 'r, C> {
     }
 }
 
-/// What [`read_job`] reads, after the image of a later event (null where there is none) and the columns of [`OF_EVENT`] of that.
+/// What [`read_job`] reads, after the image of a later event (null where there is none) and the columns of [`OF_EVENT`] of that, and the last
+/// [`Extension`] of the lease since then (null where there is none).
 pub(super) fn read_job_over<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
-    match Image::read(columns)? {
-        None => read_job(columns),
-        Some(image) => read_job(&mut Over { row: columns, image: &image, next: 0, of_row: PhantomData }),
+    let image = Image::read(columns)?;
+    let extension = columns.optional_text()?.map(Extension::read).transpose()?;
+    let mut job = match image {
+        None => read_job(columns)?,
+        Some(image) => read_job(&mut Over { row: columns, image: &image, next: 0, of_row: PhantomData })?,
+    };
+    if let Some(extension) = extension {
+        extension.apply(&mut job);
     }
+    Ok(job)
 }
 
 #[cfg(test)]
@@ -256,6 +268,10 @@ mod tests {
 
         fn flag(&mut self) -> Result<bool, StoreError> {
             next!(self, Value::Flag(value) => value)
+        }
+
+        fn optional_flag(&mut self) -> Result<Option<bool>, StoreError> {
+            next!(self, Value::Null => None, Value::Flag(value) => Some(value))
         }
 
         fn int(&mut self) -> Result<i32, StoreError> {
@@ -303,7 +319,7 @@ mod tests {
     /// A job by its row and what a reader finds of a later event.
     fn read(row: &Job, later: Option<(&str, &JobEvent)>, shown: &JobEvent) -> Job {
         let mut values: Vec<Value<'_>> = match later {
-            None => vec![Value::Null; 7],
+            None => vec![Value::Null; 8],
             Some((image, event)) => vec![
                 image.into(),
                 event.next_status.as_str().into(),
@@ -312,6 +328,7 @@ mod tests {
                 event.job_seq.into(),
                 event.seq.into(),
                 event.recorded_at.into(),
+                Value::Null,
             ],
         };
         values.extend(JOB_COLUMNS.iter().map(|column| (column.value)(row)));
@@ -344,7 +361,8 @@ mod tests {
     #[test]
     fn an_image_of_another_format_is_refused() {
         let mut values = vec![Value::from("[2,0]")];
-        values.extend([Value::Null, Value::Null, Time::UNIX_EPOCH.into(), Value::Null, Value::Null, Value::Null]);
+        values.extend([Value::Null, Value::Null, Time::UNIX_EPOCH.into()]);
+        values.extend(vec![Value::Null; 4]);
         let refused = read_job_over(&mut Row(values.into_iter()));
         assert!(matches!(refused, Err(StoreError::Unusable(reason)) if reason.contains("newer jobledger")));
     }

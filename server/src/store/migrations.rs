@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "0c647bc095c8258d5debda9b4995e794eac8baf1984a43d4a11863e3d57b07f8")
+            (3, "dbe8bb0a9aecc106da497ebaab0db83151a777fce5445f14332954b4b86d408c")
         );
     }
 

@@ -22,6 +22,7 @@ mod changes;
 mod copies;
 mod detail;
 mod expired;
+mod extension;
 mod image;
 mod imports;
 mod job_columns;

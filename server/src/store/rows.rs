@@ -39,6 +39,7 @@ pub(super) const EVENT_COLUMNS: [&str; 14] = [
 pub(super) trait Columns<'r> {
     fn uuid(&mut self) -> Result<Uuid, StoreError>;
     fn flag(&mut self) -> Result<bool, StoreError>;
+    fn optional_flag(&mut self) -> Result<Option<bool>, StoreError>;
     fn int(&mut self) -> Result<i32, StoreError>;
     fn optional_int(&mut self) -> Result<Option<i32>, StoreError>;
     fn long(&mut self) -> Result<i64, StoreError>;

@@ -2,17 +2,20 @@
 //!
 //! A batch writes the rows of the jobs that it creates and of those that don't run after it. What a running job does is in the log alone
 //! until it stops, or until it is **folded**: a batch of its org writes its row once that has been behind for some seconds.
+//!
+//! What a heartbeat without news changes is in the record of its batch alone ([`Extension`](super::extension::Extension)): such a job is kept
+//! here, too, and folded once its last heartbeat is a minute old, so that records may go.
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use chrono::TimeDelta;
 
-use super::{Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, image};
+use super::{Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, extension, image};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobEvent},
@@ -31,6 +34,12 @@ const QUEUED_FOR: TimeDelta = TimeDelta::seconds(3);
 const FAR: i64 = 16_384;
 /// Rows of an org that may be behind.
 const MOST: usize = 8_192;
+/// Rows of an org that may lack an extension of their leases.
+const MOST_EXTENDED: usize = 16_384;
+/// An extension is folded so many times later than events: heartbeats come more often than that, and each makes the one before needless.
+const EXTENDED_FOR: i32 = 6;
+/// And no later than this.
+const LONGEST_EXTENDED: TimeDelta = TimeDelta::minutes(1);
 /// Rows that one batch folds, at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
@@ -44,6 +53,8 @@ pub(super) struct Unfolded {
     since: BTreeMap<i64, JobId>,
     /// Those of them whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
+    /// The jobs whose rows lack an extension, by the number of the record that has the last of each.
+    extended: BTreeSet<(i64, JobId)>,
     /// What the last batch has changed, as it was before: the first time first; and `head` before it.
     before: Vec<(JobId, Option<Behind>)>,
     head_before: i64,
@@ -55,11 +66,23 @@ pub(super) struct Unfolded {
     pub(super) removals: i64,
 }
 
-/// A job whose row is behind.
+/// A job whose row is behind: it lacks one or the other.
 #[derive(Debug, Clone)]
 struct Behind {
     job: Job,
-    lacks: Lacks,
+    /// Events.
+    lacks: Option<Lacks>,
+    /// An extension of its lease, since the last event.
+    extended: Option<Extended>,
+}
+
+/// Where an extension is that a row lacks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extended {
+    /// The number of the record.
+    pub(super) n: i64,
+    /// When that was written, by the clock.
+    pub(super) at: Time,
 }
 
 /// The first event that a row lacks.
@@ -73,28 +96,57 @@ pub(super) struct Lacks {
     pub(super) is_as_row: bool,
 }
 
+impl Extended {
+    /// `None` where there is no time: none counts.
+    pub(super) fn of(n: Option<i64>, at: Option<Time>) -> Option<Self> {
+        Some(Self { n: n?, at: at? })
+    }
+}
+
+impl Lacks {
+    /// `None` where there is no event.
+    pub(super) fn of(
+        seq: Option<i64>,
+        recorded_at: Option<Time>,
+        is_queued: Option<bool>,
+        is_as_row: Option<bool>,
+    ) -> Option<Self> {
+        let (is_queued, is_as_row) = (is_queued.unwrap_or_default(), is_as_row.unwrap_or_default());
+        Some(Self { seq: seq?, recorded_at: recorded_at?, is_queued, is_as_row })
+    }
+}
+
 impl Unfolded {
     /// There are none as of this place of a log, and so many batches that removed jobs.
     pub(super) fn of(head: i64, removals: i64) -> Self {
         Self { head, removals, ..Self::default() }
     }
 
-    /// A job is so as of the log's end: its row lacks events from the one given on, or none.
-    pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>) {
-        self.put(job.id, lacks.map(|lacks| Behind { job, lacks }));
+    /// A job is so as of the log's end: its row lacks events from the one given on, or none, and the extension given, or none.
+    pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>, extended: Option<Extended>) {
+        let is_behind = lacks.is_some() || extended.is_some();
+        self.put(job.id, is_behind.then_some(Behind { job, lacks, extended }));
     }
 
     /// Puts this in the place of what there is of a job, which it brings.
     fn put(&mut self, id: JobId, behind: Option<Behind>) -> Option<Behind> {
         let before = self.jobs.remove(&id);
-        if let Some(before) = &before {
-            self.since.remove(&before.lacks.seq);
-            self.queued.remove(&before.lacks.seq);
+        if let Some(lacks) = before.as_ref().and_then(|before| before.lacks) {
+            self.since.remove(&lacks.seq);
+            self.queued.remove(&lacks.seq);
+        }
+        if let Some(extended) = before.as_ref().and_then(|before| before.extended) {
+            self.extended.remove(&(extended.n, id));
         }
         if let Some(behind) = behind {
-            self.since.insert(behind.lacks.seq, id);
-            if behind.lacks.is_queued {
-                self.queued.insert(behind.lacks.seq, id);
+            if let Some(lacks) = behind.lacks {
+                self.since.insert(lacks.seq, id);
+                if lacks.is_queued {
+                    self.queued.insert(lacks.seq, id);
+                }
+            }
+            if let Some(extended) = behind.extended {
+                self.extended.insert((extended.n, id));
             }
             self.jobs.insert(id, behind);
         }
@@ -118,12 +170,13 @@ impl Unfolded {
     }
 
     /// Another server has written all rows up to a place, and those of some jobs.
-    pub(super) fn forget(&mut self, base_seq: i64, written: &[JobId]) {
-        let later = self.since.split_off(&(base_seq + 1));
-        for id in std::mem::replace(&mut self.since, later).into_values() {
-            self.jobs.remove(&id);
+    pub(super) fn forget(&mut self, base: Base, written: &[JobId]) {
+        let up_to = self.since.range(..=base.seq).map(|(_, id)| *id);
+        let up_to = up_to.chain(self.extended.iter().take_while(|(n, _)| *n <= base.n).map(|(_, id)| *id));
+        for id in up_to.collect::<Vec<_>>() {
+            let Some(Behind { job, lacks, extended }) = self.put(id, None) else { continue };
+            self.set(job, lacks.filter(|lacks| lacks.seq > base.seq), extended.filter(|extended| extended.n > base.n));
         }
-        self.queued = self.queued.split_off(&(base_seq + 1));
         written.iter().for_each(|id| _ = self.put(*id, None));
         self.before.clear();
         // Whoever has written them may have looked for what is due, too.
@@ -134,7 +187,8 @@ impl Unfolded {
     /// are behind, by any server, should this one be gone then.
     pub(super) fn next_due(&mut self, found: Option<NextDue>, now: Time, fold_after: TimeDelta) -> Option<NextDue> {
         let note = now + fold_after + NOTED_LATER;
-        if self.jobs.is_empty() {
+        // That a row lacks an extension is no reason to look: its lease ends no later than the log says, and then somebody does.
+        if self.since.is_empty() {
             self.noted_until = None;
             return found;
         }
@@ -217,14 +271,15 @@ impl Unfolded {
     pub(super) fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
         // Before any other server looks, this one does, and says when the next time is.
         let is_noted_soon = self.noted_until.is_some_and(|noted| noted <= now + NOTED_LATER / 2);
-        is_noted_soon && !self.jobs.is_empty() || self.next_stale(now, fold_after).next().is_some()
+        is_noted_soon && !self.since.is_empty() || self.next_stale(now, fold_after).next().is_some()
     }
 
-    /// Takes note of what a batch changes in a log that ends at `head` then, and says what that is to the rows of its jobs.
+    /// Takes note of what a batch changes in a log that ends at `head` then, with the record of this number, and says what that is to the
+    /// rows of its jobs.
     pub(super) fn follow<'a>(
         &mut self,
         changes: &'a Changes,
-        head: i64,
+        (head, n): (i64, i64),
         now: Time,
         fold_after: TimeDelta,
     ) -> RowWrites<'a> {
@@ -232,32 +287,47 @@ impl Unfolded {
         self.before.clear();
         let mut added = 0;
         let events = Events::of(changes);
-        let mut written = RowWrites { base_seq: head, ..RowWrites::default() };
+        let mut written = RowWrites { base: Base { seq: head, n }, ..RowWrites::default() };
+        let mut extended = Vec::new();
         for Changed { job, parts } in &changes.changed {
+            let behind = self.jobs.get(&job.id);
+            let (lacks, was_extended) =
+                behind.map_or((None, false), |behind| (behind.lacks, behind.extended.is_some()));
             if let Some(first) = events.left_to_log(job) {
-                let is_as_row =
-                    *parts == Parts::LOG && self.jobs.get(&job.id).is_none_or(|behind| behind.lacks.is_as_row);
+                let is_as_row = *parts == Parts::LOG && !was_extended && lacks.is_none_or(|lacks| lacks.is_as_row);
                 let image = if is_as_row { image::AS_THE_ROW.to_owned() } else { image::write(job) };
                 written.images.insert(job.last_seq, image);
-                let lacks = self.jobs.get(&job.id).map(|behind| behind.lacks).unwrap_or_else(|| {
+                let lacks = lacks.unwrap_or_else(|| {
                     added += 1;
                     let is_queued = first.prev_status == Some(JobStatus::Queued);
                     Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued, is_as_row }
                 });
-                self.change(job.id, Some(Behind { job: job.clone(), lacks: Lacks { is_as_row, ..lacks } }));
+                let lacks = Some(Lacks { is_as_row, ..lacks });
+                self.change(job.id, Some(Behind { job: job.clone(), lacks, extended: None }));
+                continue;
+            }
+            let has_events = events.0.contains_key(&job.id);
+            if !has_events && job.status == JobStatus::Running && job.lease.is_some() && *parts == Parts::LEASE {
+                added += 1;
+                extended.push(job);
+                let lacks = lacks.map(|lacks| Lacks { is_as_row: false, ..lacks });
+                let extended = Some(Extended { n, at: now });
+                self.change(job.id, Some(Behind { job: job.clone(), lacks, extended }));
                 continue;
             }
             // All of a row that is behind.
-            let is_behind = self.jobs.contains_key(&job.id);
-            let parts = if is_behind { Parts::ALL } else { *parts };
-            if is_behind {
+            let parts = if behind.is_some() { Parts::ALL } else { *parts };
+            if behind.is_some() {
                 self.change(job.id, None);
             }
             written.rows.push(RowWrite { job: Cow::Borrowed(job), parts });
-            if !events.0.contains_key(&job.id) {
+            if !has_events {
                 written.quiet.push(job.id);
+                // What was there of it in an earlier record counts no more.
+                extended.extend(was_extended.then_some(job));
             }
         }
+        written.extensions = extension::write(extended.into_iter());
         changes.removed.iter().for_each(|removed| self.change(removed.id, None));
         for id in self.stale(changes, now, fold_after, added) {
             let folded = self.jobs.get(&id).map(|behind| behind.job.clone());
@@ -266,7 +336,10 @@ impl Unfolded {
             self.change(id, None);
         }
         if let Some((first, _)) = self.since.first_key_value() {
-            written.base_seq = first - 1;
+            written.base.seq = first - 1;
+        }
+        if let Some((first, _)) = self.extended.first() {
+            written.base.n = first - 1;
         }
         written
     }
@@ -276,25 +349,43 @@ impl Unfolded {
         let has_little = changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE;
         // As many as it leaves behind itself, so that there are never more and more.
         let most = if has_little { FOLDED_ALONE } else { FOLDED_AT_ONCE.max(added) };
-        let changed: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
-        self.next_stale(now, fold_after).filter(|id| !changed.contains(id)).take(most).collect()
+        let mut seen: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
+        self.next_stale(now, fold_after).filter(|id| seen.insert(*id)).take(most).collect()
     }
 
     /// Jobs whose rows have been behind for long, or far, or are beyond as many as may be, those first that have been for longest.
     fn next_stale(&self, now: Time, fold_after: TimeDelta) -> impl Iterator<Item = JobId> {
         // A clock that was set back says nothing of how long it is.
-        let is_old = move |lacks: Lacks, after| lacks.recorded_at + after <= now || lacks.recorded_at > now;
-        let looks_queued = move |behind: &&Behind| is_old(behind.lacks, fold_after.min(QUEUED_FOR));
-        let queued = self.queued.values().filter_map(|id| self.jobs.get(id)).take_while(looks_queued);
+        let is_old = move |at: Time, after| at + after <= now || at > now;
+        let looks_queued =
+            move |lacks: &Lacks| lacks.is_queued && is_old(lacks.recorded_at, fold_after.min(QUEUED_FOR));
+        let lacking = move |id: &JobId| Some((*id, self.jobs.get(id)?.lacks?));
+        let queued = self.queued.values().filter_map(lacking).take_while(move |(_, lacks)| looks_queued(lacks));
         let beyond = self.since.len().saturating_sub(MOST);
-        let behind = self.since.values().filter_map(|id| self.jobs.get(id)).enumerate();
-        let is_stale = move |(n, Behind { lacks, .. }): &(usize, &Behind)| {
-            is_old(*lacks, fold_after) || self.head - lacks.seq >= FAR || *n < beyond
+        let is_stale = move |(n, (_, lacks)): &(usize, (JobId, Lacks))| {
+            is_old(lacks.recorded_at, fold_after) || self.head - lacks.seq >= FAR || *n < beyond
         };
-        let others = behind.take_while(is_stale).map(|(_, behind)| behind);
-        let others = others.filter(move |behind| !(behind.lacks.is_queued && looks_queued(behind)));
-        queued.chain(others).map(|behind| behind.job.id)
+        let others = self.since.values().filter_map(lacking).enumerate().take_while(is_stale);
+        let others = others.map(|(_, other)| other).filter(move |(_, lacks)| !looks_queued(lacks));
+        let unheard_for =
+            fold_after.checked_mul(EXTENDED_FOR).map_or(LONGEST_EXTENDED, |after| after.min(LONGEST_EXTENDED));
+        let beyond = self.extended.len().saturating_sub(MOST_EXTENDED);
+        let is_unheard = move |(place, (_, id)): &(usize, &(i64, JobId))| {
+            let extended = self.jobs.get(id).and_then(|behind| behind.extended);
+            *place < beyond || extended.is_some_and(|extended| is_old(extended.at, unheard_for))
+        };
+        let unheard = self.extended.iter().enumerate().take_while(is_unheard).map(|(_, (_, id))| *id);
+        queued.chain(others).map(|(id, _)| id).chain(unheard)
     }
+}
+
+/// Up to where rows lack nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Base {
+    /// No event up to here.
+    pub(super) seq: i64,
+    /// And no extension of a lease that is in a record up to this one.
+    pub(super) n: i64,
 }
 
 /// What a batch does to the rows of an org's jobs that were there.
@@ -304,10 +395,12 @@ pub(super) struct RowWrites<'a> {
     pub(super) rows: Vec<RowWrite<'a>>,
     /// Images of the others that it changes, by `seq` of the events that they lie with.
     pub(super) images: HashMap<i64, String>,
-    /// Up to here no row lacks an event then.
-    pub(super) base_seq: i64,
-    /// Jobs that it changes without an event.
+    /// Up to where rows lack nothing then.
+    pub(super) base: Base,
+    /// Jobs whose rows it writes without an event of theirs.
     pub(super) quiet: Vec<JobId>,
+    /// What its record has of jobs that it changes without an event, and whose rows it need not write.
+    pub(super) extensions: Option<String>,
     /// Some of the rows were behind, and nothing else is changed in them.
     pub(super) is_fold: bool,
 }
@@ -355,7 +448,7 @@ mod tests {
     /// All there is, in an order.
     fn all(unfolded: &Unfolded) -> impl Debug + PartialEq + use<> {
         let jobs: BTreeMap<_, _> = unfolded.jobs.iter().map(|(id, behind)| (*id, format!("{behind:?}"))).collect();
-        (jobs, unfolded.since.clone(), unfolded.queued.clone(), unfolded.head)
+        (jobs, unfolded.since.clone(), unfolded.queued.clone(), unfolded.extended.clone(), unfolded.head)
     }
 
     proptest! {
@@ -371,11 +464,11 @@ mod tests {
                 };
                 let now = job.last_recorded_at + TimeDelta::seconds(seconds);
                 let before = all(&unfolded);
-                unfolded.follow(&changes, job.last_seq, now, TimeDelta::seconds(10));
+                unfolded.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
                 let after = all(&unfolded);
                 unfolded.revert();
                 prop_assert_eq!(all(&unfolded), before);
-                unfolded.follow(&changes, job.last_seq, now, TimeDelta::seconds(10));
+                unfolded.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
                 prop_assert_eq!(all(&unfolded), after);
                 prop_assert_eq!(unfolded.get(job.id).is_some(), unfolded.len() == 1);
             }
@@ -396,8 +489,8 @@ mod tests {
                     changes.events.push(Arc::new(JobEvent { seq, job_id: job.id, ..event.clone() }));
                     changes.changed.push(job.into());
                 }
-                let rows = unfolded.follow(&changes, seq, event.recorded_at, TimeDelta::hours(1));
-                let (far, most) = (seq - rows.base_seq, unfolded.len());
+                let rows = unfolded.follow(&changes, (seq, seq), event.recorded_at, TimeDelta::hours(1));
+                let (far, most) = (seq - rows.base.seq, unfolded.len());
                 assert!(most <= MOST + of_batch && far <= FAR + of_batch as i64, "{most} are behind, by {far} events");
             }
         }

@@ -83,15 +83,24 @@ impl Job {
         let until = at.now + heartbeat.extend_by.unwrap_or(lease.granted);
         path.change(|job| {
             job.confirm_lease();
-            if let Some(lease) = &mut job.lease {
-                lease.expires_at = lease.expires_at.max(until);
-            }
+            job.extend_lease(until);
         });
         if self.has_news(&heartbeat.news) {
             path.job.set_news(&heartbeat.news);
             path.take(EventKind::Progress, JobStatus::Running, Detail::saying(&heartbeat.news.message));
         }
         Ok(path.finish())
+    }
+
+    /// The lease ends no earlier than this, and time is to look at the job no earlier either, unless it is to for another reason.
+    fn extend_lease(&mut self, until: Time) {
+        let is_due_then = self.due_at == self.attempt_ends_at();
+        if let Some(lease) = &mut self.lease {
+            lease.expires_at = lease.expires_at.max(until);
+        }
+        if is_due_then {
+            self.due_at = self.attempt_ends_at();
+        }
     }
 
     /// Extends the lease for another answer with it, of which it is not known either whether anybody takes it: whatever else an answer says,
@@ -102,11 +111,7 @@ impl Job {
         };
         let mut path = Path::new(self, &lease.worker, at);
         let expires_at = (at.now + renew.lease).max(lease.expires_at + TimeDelta::microseconds(1));
-        path.change(|job| {
-            if let Some(lease) = &mut job.lease {
-                lease.expires_at = expires_at;
-            }
-        });
+        path.change(|job| job.extend_lease(expires_at));
         Ok(path.finish())
     }
 

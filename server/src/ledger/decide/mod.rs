@@ -96,6 +96,8 @@ enum Before {
 struct Touched {
     before: Before,
     parts: Parts,
+    /// Time is to look at it earlier than it was to.
+    is_due_sooner: bool,
 }
 
 impl Before {
@@ -338,10 +340,16 @@ impl Log {
             }
         }
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
-        let touched = self.touched.entry(job.id).or_insert(Touched { before, parts: Parts::LOG });
+        let touched = self.touched.entry(job.id).or_insert(Touched {
+            before,
+            parts: Parts::LOG,
+            is_due_sooner: before == Before::Nothing,
+        });
         match self.jobs.entry(job.id) {
             Entry::Occupied(mut known) => {
                 touched.parts |= Parts::between(known.get(), &job);
+                let was_due = known.get().due_at;
+                touched.is_due_sooner |= job.due_at.is_some_and(|due| was_due.is_none_or(|was_due| due < was_due));
                 known.insert(job);
             }
             Entry::Vacant(place) => {
@@ -405,12 +413,15 @@ impl Log {
             // In the order of the table: neighbours in the database are written one after the other.
             self.changes.created.sort_unstable_by_key(|job| job.id);
             self.changes.changed.sort_unstable_by_key(|changed| changed.job.id);
-            // What a job waits for is on record unless that has changed.
-            let changed = self.changes.changed.iter().filter(|changed| changed.parts.contain(Parts::LEASE));
-            let waiting = self.changes.created.iter().chain(changed.map(|changed| &changed.job));
-            let due = waiting.filter_map(|job| job.due_at).min();
-            self.changes.next_due = match (self.changes.next_due, due) {
-                (Some(NextDue::At(next)), due) => Some(NextDue::At(next.into_iter().chain(due).min())),
+            let changed = self.changes.changed.iter().map(|changed| &changed.job);
+            let waiting = self.changes.created.iter().chain(changed);
+            let due = |job: &Job| Some((job.due_at?, touched.get(&job.id)?.is_due_sooner));
+            let due: Vec<_> = waiting.filter_map(due).collect();
+            let of_all = due.iter().map(|(due, _)| *due).min();
+            // Of the others that is on record.
+            let sooner = due.iter().filter(|(_, is_sooner)| *is_sooner).map(|(due, _)| *due).min();
+            self.changes.next_due = match (self.changes.next_due, sooner) {
+                (Some(NextDue::At(next)), _) => Some(NextDue::At(next.into_iter().chain(of_all).min())),
                 (_, Some(due)) => Some(NextDue::By(due)),
                 (next, None) => next,
             };

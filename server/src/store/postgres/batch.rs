@@ -38,7 +38,7 @@ use crate::{
         expired::{may_go, told_by_series},
         recent::{ALL_TYPES, Left},
         rows::{self, Columns as _},
-        unfolded::Unfolded,
+        unfolded::{Base, Unfolded},
     },
 };
 
@@ -96,7 +96,8 @@ pub(super) async fn begin(
         let org = OrgId(columns.uuid()?);
         let (head, record) = rows::head(&mut columns)?;
         let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
-        let end = End { head, record, folded_seq, folded_n, removals, base_seq: columns.long()? };
+        let base = Base { seq: columns.long()?, n: columns.long()? };
+        let end = End { head, record, folded_seq, folded_n, removals, base };
         held.push(org);
         found.insert(org, end);
     }
@@ -278,14 +279,16 @@ impl PostgresBatch {
             if self.unfolded.contains_key(&org) {
                 continue;
             }
-            let End { record, head, removals, base_seq, .. } = self.end(org)?;
+            let End { record, head, removals, base, .. } = self.end(org)?;
             match self.memory.take_unfolded(org) {
                 Some((as_of, known)) if as_of == record => _ = self.unfolded.insert(org, known),
-                _ if base_seq >= head.seq => _ = self.unfolded.insert(org, Unfolded::of(head.seq, removals)),
+                _ if base.seq >= head.seq && base.n >= record.n => {
+                    _ = self.unfolded.insert(org, Unfolded::of(head.seq, removals))
+                }
                 // Of jobs that were removed nothing tells any more.
                 other => {
                     let known = other.filter(|(_, known)| known.removals == removals);
-                    behind.push(Behind { org, base_seq, known });
+                    behind.push(Behind { org, base, known });
                 }
             }
         }

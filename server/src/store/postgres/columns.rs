@@ -21,7 +21,7 @@ pub(super) fn job_over(row: &str) -> String {
     let event =
         ["status", "attempt", "ts", "job_seq", "seq", "recorded_at"].map(|column| format!("{row}.event_{column}"));
     format!(
-        "CASE WHEN {row}.event_seq > {row}.last_seq THEN {row}.event_image END, {}, {}, {row}.stage, {row}.progress",
+        "CASE WHEN {row}.event_seq > {row}.last_seq THEN {row}.event_image END, {}, {row}.extension, {}, {row}.stage, {row}.progress",
         event.join(", "),
         job_columns(row)
     )
@@ -56,6 +56,10 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
     }
 
     fn flag(&mut self) -> Result<bool, StoreError> {
+        self.get()
+    }
+
+    fn optional_flag(&mut self) -> Result<Option<bool>, StoreError> {
         self.get()
     }
 

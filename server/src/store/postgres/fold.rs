@@ -68,10 +68,14 @@ impl Statement {
             self.either(true, "written_at", &records, |(log, ..)| log.now)?,
             self.column("counts", &records, |(_, changes, ..)| series::json(&changes.tallies))?,
             self.either(true, "format", &records, |_| RECORD_FORMAT)?,
-            self.column("base_seq", &records, |(log, ..)| log.rows.base_seq)?,
+            self.column("base_seq", &records, |(log, ..)| log.rows.base.seq)?,
+            self.column("base_n", &records, |(log, ..)| log.rows.base.n)?,
         ];
         if quiet.iter().any(Option::is_some) {
             columns.push(self.column("quiet", &quiet, Option::as_deref)?);
+        }
+        if records.iter().any(|(log, ..)| log.rows.extensions.is_some()) {
+            columns.push(self.column("extensions", &records, |(log, ..)| log.rows.extensions.as_deref())?);
         }
         self.insert("records", "org_record", &columns);
         Ok(())
@@ -89,6 +93,8 @@ impl Statement {
         }
         let org = self.bind(folding.iter().map(|(log, ..)| log.org.0).collect::<Vec<_>>())?;
         let folded = self.bind(folding.iter().map(|(log, ..)| log.before.folded_n).collect::<Vec<_>>())?;
+        let needless = folding.iter().map(|(log, ..)| log.before.folded_n.min(log.rows.base.n));
+        let needless = self.bind(needless.collect::<Vec<_>>())?;
         let before = self.bind(folding.iter().map(|(log, ..)| log.before.record.n).collect::<Vec<_>>())?;
         let times: Vec<_> = folding.iter().map(|(log, _, after, _)| log.recorded_at(after)).collect();
         let old = self.bind(folding.iter().map(|(log, ..)| log.now - RECORDS_KEPT).collect::<Vec<_>>())?;
@@ -114,12 +120,12 @@ impl Statement {
             "dropped",
             format_args!(
                 "(DELETE FROM jobledger.org_record r USING (
-                    SELECT oldest.place FROM unnest({org}::uuid[], {folded}::bigint[], {old}::timestamptz[]) AS u (org_id, folded, old)
+                    SELECT oldest.place FROM unnest({org}::uuid[], {needless}::bigint[], {old}::timestamptz[]) AS u (org_id, needless, old)
                     CROSS JOIN LATERAL (SELECT h.kept_n FROM jobledger.org_head h WHERE h.org_id = u.org_id OFFSET 0) h
                     CROSS JOIN LATERAL (
                         SELECT r.place, r.n, max(r.n) FILTER (WHERE r.written_at < u.old) OVER () AS last_old FROM (
                             SELECT r.ctid AS place, r.n, r.written_at FROM jobledger.org_record r
-                            WHERE r.org_id = u.org_id AND r.n >= h.kept_n AND r.n <= u.folded ORDER BY r.n LIMIT {RECORDS_DROPPED}) r
+                            WHERE r.org_id = u.org_id AND r.n >= h.kept_n AND r.n <= u.needless ORDER BY r.n LIMIT {RECORDS_DROPPED}) r
                     ) oldest
                     WHERE oldest.n <= oldest.last_old) gone
                  WHERE r.ctid = gone.place RETURNING r.org_id, r.n)"
@@ -140,7 +146,8 @@ impl Statement {
             self.column("floor_seq", &folding, |(_, _, after, _)| after.floor)?,
             self.column("types", &folding, |(_, _, after, _)| after.types)?,
             self.column("ready_gen", &folding, |(_, _, after, _)| after.ready_gen)?,
-            self.column("base_seq", &folding, |(log, ..)| log.rows.base_seq)?,
+            self.column("base_seq", &folding, |(log, ..)| log.rows.base.seq)?,
+            self.column("base_n", &folding, |(log, ..)| log.rows.base.n)?,
             self.column("removals", &folding, |(_, changes, ..)| is_removing(changes))?,
         ];
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();

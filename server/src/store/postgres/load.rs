@@ -28,7 +28,7 @@ use crate::{
         image::{AS_THE_ROW, read_job_over},
         job_columns::{JOB_COLUMNS, read_job},
         rows::{self, Columns as _},
-        unfolded::{Lacks, Unfolded},
+        unfolded::{Base, Extended, Lacks, Unfolded},
     },
 };
 
@@ -150,19 +150,19 @@ pub(super) async fn load_due(
     Ok(found)
 }
 
-/// An org whose jobs with rows that are behind are not known as of its log's end: up to where no row lacks an event, and how they were as of
-/// a record of the log, if that is known.
+/// An org whose jobs with rows that are behind are not known as of its log's end: up to where rows lack nothing, and how they were as of a
+/// record of the log, if that is known.
 pub(super) struct Behind {
     pub(super) org: OrgId,
-    pub(super) base_seq: i64,
+    pub(super) base: Base,
     pub(super) known: Option<(RecordId, Unfolded)>,
 }
 
 static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* read_unfolded */ SELECT org, is_known, quiet, first_seq, first_recorded_at, first_prev_status = 'queued',
-             (r.found).event_image = '{AS_THE_ROW}', {}
-         FROM jobledger.read_unfolded($1, $2, $3, $4, $5) r",
+        "/* read_unfolded */ SELECT org, is_known, quiet, extended_n, extended_at, first_seq, first_recorded_at, first_prev_status = 'queued',
+             (r.found).event_image = '{AS_THE_ROW}' AND extended_n IS NULL, {}
+         FROM jobledger.read_unfolded($1, $2, $3, $4, $5, $6) r",
         job_over("(r.found)")
     )
 });
@@ -178,11 +178,11 @@ pub(super) async fn load_unfolded(
     }
     let column = |value: fn(&Behind) -> i64| behind.iter().map(value).collect::<Vec<_>>();
     let orgs: Vec<_> = behind.iter().map(|behind| behind.org.0).collect();
-    let bases = column(|behind| behind.base_seq);
+    let (base_seqs, base_ns) = (column(|behind| behind.base.seq), column(|behind| behind.base.n));
     let numbers = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.n));
     let records = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.id));
     let seqs = column(|behind| behind.known.as_ref().map_or(0, |(_, unfolded)| unfolded.head));
-    let arguments = arguments![orgs, bases, numbers, records, seqs];
+    let arguments = arguments![orgs, base_seqs, base_ns, numbers, records, seqs];
     let query = sqlx::query_with(AssertSqlSafe(READ_UNFOLDED.as_str()), arguments);
     let rows = query.fetch_all(connection).await.map_err(store_error)?;
     let mut behind: HashMap<_, _> = behind.into_iter().map(|behind| (behind.org, behind)).collect();
@@ -192,20 +192,20 @@ pub(super) async fn load_unfolded(
         let (is_known, quiet) = (columns.get::<Option<bool>>()?, columns.get::<Option<Vec<Uuid>>>()?);
         if let Some(is_known) = is_known {
             let asked = behind.remove(&org);
-            let known = asked.filter(|_| is_known).and_then(|asked| Some((asked.base_seq, asked.known?.1)));
+            let known = asked.filter(|_| is_known).and_then(|asked| Some((asked.base, asked.known?.1)));
             let unfolded = found.entry(org).or_default();
-            if let Some((base_seq, known)) = known {
+            if let Some((base, known)) = known {
                 let quiet: Vec<_> = quiet.unwrap_or_default().into_iter().map(JobId).collect();
                 *unfolded = known;
-                unfolded.forget(base_seq, &quiet);
+                unfolded.forget(base, &quiet);
             }
             continue;
         }
-        let first = columns.optional_long()?.zip(columns.optional_time()?);
-        let is_queued = columns.get::<Option<bool>>()?.unwrap_or_default();
-        let is_as_row = columns.get::<Option<bool>>()?.unwrap_or_default();
-        let lacks = first.map(|(seq, recorded_at)| Lacks { seq, recorded_at, is_queued, is_as_row });
-        found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks);
+        let (n, at) = (columns.optional_long()?, columns.optional_time()?);
+        let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
+        let (is_queued, is_as_row) = (columns.optional_flag()?, columns.optional_flag()?);
+        let lacks = Lacks::of(seq, recorded_at, is_queued, is_as_row);
+        found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks, Extended::of(n, at));
     }
     Ok(found)
 }

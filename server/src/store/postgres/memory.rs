@@ -26,7 +26,7 @@ use crate::{
     store::{
         ClaimOrder, Head, RecordId, StoreError,
         recent::{Left, Recent},
-        unfolded::Unfolded,
+        unfolded::{Base, Unfolded},
     },
 };
 
@@ -87,8 +87,8 @@ pub(super) struct End {
     pub(super) folded_n: i64,
     /// Batches that have removed jobs.
     pub(super) removals: i64,
-    /// No job's row lacks an event up to here.
-    pub(super) base_seq: i64,
+    /// Up to where rows lack nothing.
+    pub(super) base: Base,
 }
 
 /// The database's clock, as it was heard of at some instant of this machine's.

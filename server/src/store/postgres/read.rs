@@ -21,6 +21,7 @@ use crate::{
     },
     store::{
         About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
+        extension::lease_text,
         migrations,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
@@ -88,10 +89,11 @@ pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Resu
     let (expire, due) = (column(|job| job.lease.as_ref().map(|lease| lease.expires_at)), column(|job| job.due_at));
     let is_confirmed = |job: &&Job| job.lease.as_ref().is_some_and(|lease| lease.is_confirmed);
     let confirmed: Vec<_> = in_order.iter().map(is_confirmed).collect();
+    let leases: Vec<_> = in_order.iter().map(|job| lease_text(job)).collect();
     let ids: Vec<_> = in_order.iter().map(|job| job.id.0).collect();
     let (seqs, recorded): (Vec<_>, Vec<_>) = in_order.iter().map(|job| (job.last_seq, job.last_recorded_at)).unzip();
-    let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7, $8) n";
-    let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, recorded, expire, confirmed, due]).await?;
+    let sql = "/* unchanged */ SELECT n FROM jobledger.unchanged_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9) n";
+    let found = readers.fetch(sql, arguments![orgs, ends, ids, seqs, recorded, expire, confirmed, due, leases]).await?;
     let place = |row| Ok(usize::try_from(Columns::of(row).long()?).ok().and_then(|n| places.get(n)).copied());
     let found = found.iter().map(place).collect::<Result<Option<Vec<_>>, StoreError>>()?;
     rows::at(jobs.len(), found.ok_or_else(|| rows::damaged("place"))?)

@@ -55,7 +55,7 @@ impl<'a> Log<'a> {
         fold_after: TimeDelta,
     ) -> Self {
         let head = changes.head.unwrap_or(before.head);
-        let rows = unfolded.follow(changes, head.seq, now, fold_after);
+        let rows = unfolded.follow(changes, (head.seq, before.record.n + 1), now, fold_after);
         let after = (changes.is_recorded() || rows.is_fold).then(|| (head, before.record.follow()));
         let next_due = match (after, changes.next_due) {
             (None, found @ (None | Some(NextDue::By(_)))) => found,
@@ -89,9 +89,9 @@ impl<'a> Log<'a> {
         if self.shall_fold(changes) {
             let removals = self.before.removals + i64::from(!changes.removed.is_empty());
             let (folded_seq, folded_n) = (head.seq, record.n);
-            End { head, record, folded_seq, folded_n, removals, base_seq: self.rows.base_seq }
+            End { head, record, folded_seq, folded_n, removals, base: self.rows.base }
         } else {
-            End { head, record, base_seq: self.rows.base_seq, ..self.before }
+            End { head, record, base: self.rows.base, ..self.before }
         }
     }
 

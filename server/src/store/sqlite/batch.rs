@@ -155,11 +155,12 @@ impl Batch for SqliteBatch {
             let (before, mut unfolded) = (end.record, end.unfolded.take().unwrap_or_default());
             let record = changes.is_recorded().then(|| before.follow());
             let head = changes.head.unwrap_or(end.head);
-            let RowWrites { rows: of_org, images, base_seq, is_fold, .. } =
-                unfolded.follow(changes, head.seq, self.now, self.recent.fold_after);
+            let n = record.unwrap_or(before).n;
+            let RowWrites { rows: of_org, images, base, extensions, is_fold, .. } =
+                unfolded.follow(changes, (head.seq, n), self.now, self.recent.fold_after);
             due.push((*org, unfolded.next_due(changes.next_due, self.now, self.recent.fold_after)));
             if record.is_none() && is_fold {
-                heads::write_base(&mut self.connection, *org, base_seq).await?;
+                heads::write_base(&mut self.connection, *org, base).await?;
             }
             let mut left = Recent::leaving(*org, before, record.unwrap_or(before), changes, &of_org);
             left.unfolded = Some(unfolded);
@@ -167,7 +168,17 @@ impl Batch for SqliteBatch {
             self.left.push(left);
             self.ends.insert(*org, end);
             rows.extend(of_org);
-            written.extend(record.map(|record| Written { org: *org, changes, head, before, record, base_seq, images }));
+            let org = *org;
+            written.extend(record.map(|record| Written {
+                org,
+                changes,
+                head,
+                before,
+                record,
+                base,
+                images,
+                extensions,
+            }));
             records.push(record);
         }
         let connection = &mut self.connection;
@@ -234,7 +245,9 @@ async fn find_unfolded(
     let unfolded = match recent.take_unfolded(org) {
         Some((as_of, known)) if as_of == end.record => known,
         // Another process has written to the log, or none has in this one.
-        _ if end.base_seq < end.head.seq => load_unfolded(connection, org, end.base_seq).await?,
+        _ if end.base.seq < end.head.seq || end.base.n < end.record.n => {
+            load_unfolded(connection, org, end.base).await?
+        }
         _ => Unfolded::default(),
     };
     end.unfolded = Some(unfolded);

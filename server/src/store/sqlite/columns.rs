@@ -11,6 +11,7 @@ use crate::{
     domain::{clock::Time, json::Json},
     store::{
         StoreError, detail,
+        extension::{EXTENSION_AT, EXTENSION_CHARS},
         job_columns::JOB_COLUMNS,
         rows::{self, damaged},
     },
@@ -28,11 +29,24 @@ pub(super) const LAST_EVENT: &str = "LEFT JOIN job_event e ON e.org_id = j.org_i
         ELSE (SELECT max(l.seq) FROM job_event l INDEXED BY idx_job_event_job
             WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END";
 
+/// The last extension of the lease of a job `j` since its last event `e`, of a record that the base lacks; of a running job.
+pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {
+    let at = "instr(x.extensions, lower(hex(j.id)))";
+    format!(
+        "iif(e.next_status = 'running', (
+            SELECT substr(x.extensions, {at} + {EXTENSION_AT}, {EXTENSION_CHARS}) FROM org_record x INDEXED BY idx_org_record_extensions
+            WHERE x.org_id = j.org_id AND x.seq >= e.seq AND x.extensions IS NOT NULL AND {at} > 0
+                AND x.n > (SELECT h.base_n FROM org_head h WHERE h.org_id = j.org_id)
+            ORDER BY x.seq DESC, x.n DESC LIMIT 1), NULL)"
+    )
+});
+
 /// What [`read_job_over`](crate::store::image::read_job_over) reads of a job `j` with [`LAST_EVENT`].
 pub(super) static JOB_OVER: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "iif(e.seq > j.last_seq, e.image, NULL), e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, {},
+        "iif(e.seq > j.last_seq, e.image, NULL), e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, {}, {},
         e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'",
+        *EXTENSION,
         job_columns("j")
     )
 });
@@ -75,6 +89,10 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
     }
 
     fn flag(&mut self) -> Result<bool, StoreError> {
+        self.get()
+    }
+
+    fn optional_flag(&mut self) -> Result<Option<bool>, StoreError> {
         self.get()
     }
 

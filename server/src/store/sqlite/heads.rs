@@ -11,6 +11,7 @@ use crate::{
         Changes, Head, NextDue, RecordId, StoreError,
         record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
         rows,
+        unfolded::Base,
         value::Value,
     },
 };
@@ -25,10 +26,12 @@ pub(super) struct Written<'a> {
     pub(super) before: RecordId,
     /// The batch's own.
     pub(super) record: RecordId,
-    /// No row lacks an event up to here.
-    pub(super) base_seq: i64,
+    /// Up to where rows lack nothing.
+    pub(super) base: Base,
     /// Images by `seq` of the events that they lie with.
     pub(super) images: HashMap<i64, String>,
+    /// Extensions of leases, for the record.
+    pub(super) extensions: Option<String>,
 }
 
 impl Written<'_> {
@@ -48,20 +51,32 @@ pub(super) async fn write(
     Set::new(&HEAD_COLUMNS, heads).put(connection, "save_heads", "org_head", OVER_HEAD).await?;
     let records = written.iter().map(|written| record_values(written, now)).collect();
     Set::new(&RECORD_COLUMNS, records).insert(connection, "org_record").await?;
-    for Written { org, .. } in written.iter().filter(|written| written.record.n % (RECORDS_DROPPED / 2) == 0) {
-        let query = sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(now - RECORDS_KEPT));
+    for Written { org, base, .. } in written.iter().filter(|written| written.record.n % (RECORDS_DROPPED / 2) == 0) {
+        let query =
+            sqlx::query(DROP_RECORDS).bind(org.0).bind(RECORDS_DROPPED).bind(micros(now - RECORDS_KEPT)).bind(base.n);
         query.execute(&mut *connection).await.map_err(store_error)?;
     }
     Ok(())
 }
 
-const HEAD_COLUMNS: [&str; 10] =
-    ["org_id", "seq", "floor_seq", "recorded_at", "types", "ready_gen", "removals", "n", "record", "base_seq"];
+const HEAD_COLUMNS: [&str; 11] = [
+    "org_id",
+    "seq",
+    "floor_seq",
+    "recorded_at",
+    "types",
+    "ready_gen",
+    "removals",
+    "n",
+    "record",
+    "base_seq",
+    "base_n",
+];
 
 const OVER_HEAD: &str = " ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
     recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
     removals = removals + excluded.removals, n = excluded.n, record = excluded.record,
-    base_seq = excluded.base_seq";
+    base_seq = excluded.base_seq, base_n = excluded.base_n";
 
 fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
     let Head { seq, floor, recorded_at, types, ready_gen } = written.head;
@@ -75,18 +90,19 @@ fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
         (!written.changes.removed.is_empty()).into(),
         written.record.n.into(),
         written.record.id.into(),
-        written.base_seq.into(),
+        written.base.seq.into(),
+        written.base.n.into(),
     ]
 }
 
 /// Writes how far the rows of an org's jobs have come, by a batch that leaves no record.
-pub(super) async fn write_base(connection: &mut SqliteConnection, org: OrgId, base_seq: i64) -> Result<(), StoreError> {
-    let query = sqlx::query("/* write_base */ UPDATE org_head SET base_seq = $2 WHERE org_id = $1");
-    query.bind(org.0).bind(base_seq).execute(connection).await.map(drop).map_err(store_error)
+pub(super) async fn write_base(connection: &mut SqliteConnection, org: OrgId, base: Base) -> Result<(), StoreError> {
+    let query = sqlx::query("/* write_base */ UPDATE org_head SET base_seq = $2, base_n = $3 WHERE org_id = $1");
+    query.bind(org.0).bind(base.seq).bind(base.n).execute(connection).await.map(drop).map_err(store_error)
 }
 
-const RECORD_COLUMNS: [&str; 9] =
-    ["org_id", "n", "id", "prev", "seq", "ready_gen", "recorded_at", "written_at", "format"];
+const RECORD_COLUMNS: [&str; 10] =
+    ["org_id", "n", "id", "prev", "seq", "ready_gen", "recorded_at", "written_at", "format", "extensions"];
 
 fn record_values<'a>(written: &'a Written<'_>, now: Time) -> Vec<Value<'a>> {
     vec![
@@ -99,12 +115,13 @@ fn record_values<'a>(written: &'a Written<'_>, now: Time) -> Vec<Value<'a>> {
         written.recorded_at(now).into(),
         now.into(),
         i32::from(RECORD_FORMAT).into(),
+        written.extensions.as_deref().into(),
     ]
 }
 
 const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_id = $1 AND n <= (
     SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
-    WHERE oldest.written_at < $3)";
+    WHERE oldest.written_at < $3) AND n <= $4";
 
 /// Writes when orgs are to be looked at for retention.
 pub(super) async fn write_retention(

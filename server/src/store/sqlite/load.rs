@@ -31,7 +31,7 @@ use crate::{
         job_columns::read_job,
         recent::ALL_TYPES,
         rows::{self, Columns as _},
-        unfolded::{Lacks, Unfolded},
+        unfolded::{Base, Extended, Lacks, Unfolded},
     },
 };
 
@@ -43,22 +43,28 @@ pub(super) struct End {
     pub(super) record: RecordId,
     /// The types that exist of those named.
     pub(super) types: Vec<String>,
-    /// No row lacks an event up to here.
-    pub(super) base_seq: i64,
+    /// Up to where rows lack nothing.
+    pub(super) base: Base,
     /// The jobs whose rows are behind; `None` until somebody asks.
     pub(super) unfolded: Option<Unfolded>,
 }
 
 impl Default for End {
     fn default() -> Self {
-        Self { head: Head::EMPTY, record: RecordId::default(), types: Vec::new(), base_seq: 0, unfolded: None }
+        Self {
+            head: Head::EMPTY,
+            record: RecordId::default(),
+            types: Vec::new(),
+            base: Base::default(),
+            unfolded: None,
+        }
     }
 }
 
 pub(super) const LOAD_HEADS: &str =
     "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.n, h.record,
         (SELECT json_group_array(c.type) FROM json_each(wanted.value) named
-         CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value), h.base_seq
+         CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value), h.base_seq, h.base_n
      FROM json_each($1) wanted CROSS JOIN org_head h ON h.org_id = unhex(wanted.key)";
 
 /// Where the logs of some orgs end, each with the types that are named; orgs without a log are left out.
@@ -74,21 +80,29 @@ pub(super) async fn load_ends<'a>(
         let org = OrgId(columns.uuid()?);
         let (head, record) = rows::head(&mut columns)?;
         let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
-        Ok((org, End { head, record, types, base_seq: columns.long()?, unfolded: None }))
+        let base = Base { seq: columns.long()?, n: columns.long()? };
+        Ok((org, End { head, record, types, base, unfolded: None }))
     };
     found.map_err(store_error)?.iter().map(end).collect()
 }
 
-/// Jobs whose rows are behind: the first event that each row lacks, and the job.
+/// Jobs whose rows are behind: the record of the last extension, if that counts, the first event that each row lacks, if there is one, and
+/// the job.
 pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* load_unfolded */ SELECT b.seq, b.recorded_at, b.prev_status = 'queued', e.image = '{AS_THE_ROW}', {} FROM (
-            SELECT DISTINCT i.job_id FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL) found
+        "/* load_unfolded */ SELECT found.n, x.written_at, b.seq, b.recorded_at, b.prev_status = 'queued',
+            e.image = '{AS_THE_ROW}' AND x.n IS NULL, {} FROM (
+            SELECT job_id, max(n) AS n FROM (
+                SELECT i.job_id, NULL AS n FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL
+                UNION ALL SELECT unhex(found.key), r.n FROM org_record r CROSS JOIN json_each(r.extensions) found
+                WHERE r.org_id = $1 AND r.n > $3 AND r.extensions IS NOT NULL
+            ) GROUP BY job_id) found
         CROSS JOIN job j ON j.org_id = $1 AND j.id = found.job_id
         {LAST_EVENT}
         LEFT JOIN job_event b ON b.org_id = j.org_id AND b.seq = (SELECT min(l.seq) FROM job_event l INDEXED BY idx_job_event_job
             WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq > j.last_seq)
-        WHERE e.seq > j.last_seq",
+        LEFT JOIN org_record x ON x.org_id = $1 AND x.n = found.n AND x.seq >= e.seq
+        WHERE e.next_status = 'running' AND (e.seq > j.last_seq OR x.n IS NOT NULL)",
         *JOB_OVER
     )
 });
@@ -97,15 +111,17 @@ pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn load_unfolded(
     connection: &mut SqliteConnection,
     org: OrgId,
-    base_seq: i64,
+    base: Base,
 ) -> Result<Unfolded, StoreError> {
-    let query = sqlx::query(AssertSqlSafe(LOAD_UNFOLDED.as_str())).bind(org.0).bind(base_seq);
+    let query = sqlx::query(AssertSqlSafe(LOAD_UNFOLDED.as_str())).bind(org.0).bind(base.seq).bind(base.n);
     let mut unfolded = Unfolded::default();
     for row in &query.fetch_all(connection).await.map_err(store_error)? {
         let mut columns = Columns::of(row);
-        let (seq, recorded_at) = (columns.long()?, columns.time()?);
-        let lacks = Lacks { seq, recorded_at, is_queued: columns.flag()?, is_as_row: columns.flag()? };
-        unfolded.set(read_job_over(&mut columns)?, Some(lacks));
+        let (n, at) = (columns.optional_long()?, columns.optional_time()?);
+        let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
+        let (is_queued, is_as_row) = (columns.optional_flag()?, columns.optional_flag()?);
+        let lacks = Lacks::of(seq, recorded_at, is_queued, is_as_row);
+        unfolded.set(read_job_over(&mut columns)?, lacks, Extended::of(n, at));
     }
     Ok(unfolded)
 }

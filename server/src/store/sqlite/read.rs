@@ -7,19 +7,20 @@ use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, JOB_OVER, LAST_EVENT, micros},
+    columns::{Columns, EXTENSION, JOB_OVER, LAST_EVENT, micros},
     error::store_error,
-    load::ids_json,
+    load::{hex, ids_json},
 };
 use crate::{
     domain::{
-        clock::{Clock, Time},
+        clock::Clock,
         id::{JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
         status::JobStatus,
     },
     store::{
         About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
+        extension::lease_text,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -68,29 +69,25 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     rows::found_jobs(names.len(), found.iter().map(Columns::of))
 }
 
-/// Each by its place, and by all that a job may have been changed in. Where the row is behind that is the last event alone: whatever
-/// has none is written into the row.
+/// Each by its place, its last event, and what its lease was since: that of a record counts, or else of the row, if that has the event.
 static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
-        CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
+        CROSS JOIN job j ON j.org_id = unhex(w.value ->> 0) AND j.id = unhex(w.value ->> 1)
         {LAST_EVENT}
-        WHERE iif(e.seq > j.last_seq, instr(substr(w.value, 65), e.seq || ',') = 1,
-            substr(w.value, 65) = concat_ws(',', j.last_seq, j.last_recorded_at, ifnull(j.lease_expires_at, ''), j.lease_confirmed,
-                ifnull(j.due_at, '')))"
+        WHERE e.seq = w.value ->> 2 AND e.recorded_at = w.value ->> 3
+            AND instr(coalesce({}, iif(e.seq > j.last_seq, w.value ->> 4, {LEASE_OF_ROW})), w.value ->> 4) = 1",
+        *EXTENSION
     )
 });
 
+/// As [`lease_text`] has it, of the row of a job `j`.
+const LEASE_OF_ROW: &str = "iif(j.due_at = j.lease_expires_at AND j.lease_confirmed, j.lease_expires_at,
+    ifnull(j.lease_expires_at, '') || ',' || ifnull(j.due_at, '') || ',' || j.lease_confirmed) || '\"'";
+
 pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
-    let micros = |time: Option<Time>| time.map_or_else(String::new, |time| micros(time).to_string());
-    let name = |job: &&Job| {
-        let lease = job.lease.as_ref();
-        let (expires_at, is_confirmed) =
-            (micros(lease.map(|lease| lease.expires_at)), lease.is_some_and(|lease| lease.is_confirmed));
-        let (org, id, is_confirmed) = (job.org_id.0.simple(), job.id.0.simple(), u8::from(is_confirmed));
-        let (recorded_at, due_at) = (micros(Some(job.last_recorded_at)), micros(job.due_at));
-        format!("{org}{id}{},{recorded_at},{expires_at},{is_confirmed},{due_at}", job.last_seq)
-    };
+    let name =
+        |job: &&Job| (hex(job.org_id.0), hex(job.id.0), job.last_seq, micros(job.last_recorded_at), lease_text(job));
     let wanted: Vec<_> = jobs.iter().map(name).collect();
     let places: String = sqlx::query_scalar(AssertSqlSafe(UNCHANGED.as_str()))
         .bind(rows::json_text(&wanted))
