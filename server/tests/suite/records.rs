@@ -1,25 +1,35 @@
 //! How long batch records stay.
 
-use jobledger_server::store::{Changed, Changes, Parts, StoreError};
+use chrono::TimeDelta;
+use jobledger_server::{
+    domain::job::Job,
+    store::{Changed, Changes, Parts, StoreError},
+};
 
 use crate::{
     contract_records::{creates, has, record},
-    factory::{fill, org},
+    factory::{hold_one, org},
     harness::{Database, on_both_databases},
 };
 
 on_both_databases! {
     records_go_after_ten_minutes_though_nothing_but_leases_is_extended,
+    records_stay_while_a_row_lacks_what_they_say,
 }
 
 /// Batches between two of those that drop records, at most.
 const DROPPED_AFTER: i64 = 512;
 
+const AGE: [&str; 2] = [
+    "UPDATE org_record SET written_at = written_at - 660000000",
+    "UPDATE org_record SET written_at = written_at - interval '11 minutes'",
+];
+
 /// A worker that sends heartbeats alone, for hours, moves the log's time on no more.
 async fn records_go_after_ten_minutes_though_nothing_but_leases_is_extended(database: Database) {
     let store = database.open().await;
     let org = org();
-    let held = fill(&*store, org, "t", 1).await.remove(0);
+    let held = hold_one(&*store, org).await;
     let extends =
         || Changes { changed: vec![Changed { job: held.clone(), parts: Parts::LEASE }], ..Changes::default() };
     let first = record(&*store, org, &extends(), true).await.unwrap();
@@ -28,11 +38,7 @@ async fn records_go_after_ten_minutes_though_nothing_but_leases_is_extended(data
         last = record(&*store, org, &extends(), true).await.unwrap();
     }
     assert!(has(&*store, org, first).await.unwrap(), "it is not old");
-    let age = match database.is_postgres() {
-        true => "UPDATE org_record SET written_at = written_at - interval '11 minutes'",
-        false => "UPDATE org_record SET written_at = written_at - 660000000",
-    };
-    database.tamper(age).await;
+    database.tamper(AGE[usize::from(database.is_postgres())]).await;
     while last.n < 3 * DROPPED_AFTER {
         last = record(&*store, org, &extends(), true).await.unwrap();
     }
@@ -40,6 +46,29 @@ async fn records_go_after_ten_minutes_though_nothing_but_leases_is_extended(data
     assert!(matches!(found, Err(StoreError::OutcomeUnknown(_))), "{found:?}");
     assert!(has(&*store, org, last).await.unwrap());
     assert_eq!(store.audit().broken_records(org).await.unwrap(), 0, "what is left is a chain");
-    assert_eq!(record(&*store, org, &creates(org, 2), true).await.unwrap().n, last.n + 1, "the log goes on");
+    assert_eq!(record(&*store, org, &creates(org, 3), true).await.unwrap().n, last.n + 1, "the log goes on");
+    store.close().await;
+}
+
+/// However old they are: nothing else has it.
+async fn records_stay_while_a_row_lacks_what_they_say(database: Database) {
+    let store = database.open().await;
+    let org = org();
+    let (mut once, others) = (hold_one(&*store, org).await, hold_one(&*store, org).await);
+    let extends =
+        |job: &Job| Changes { changed: vec![Changed { job: job.clone(), parts: Parts::LEASE }], ..Changes::default() };
+    let lease = once.lease.as_mut().unwrap();
+    (lease.expires_at, lease.is_confirmed) = (lease.expires_at + TimeDelta::hours(1), true);
+    once.due_at = Some(lease.expires_at);
+    let first = record(&*store, org, &extends(&once), true).await.unwrap();
+    database.tamper(AGE[usize::from(database.is_postgres())]).await;
+    for _ in 0..2 * DROPPED_AFTER {
+        record(&*store, org, &extends(&others), true).await.unwrap();
+    }
+    assert!(has(&*store, org, first).await.unwrap());
+    let told = store.job(org, once.id).await.unwrap().unwrap().job;
+    assert_eq!(told, once);
+    assert_eq!(store.unchanged(&[&once, &others]).await.unwrap(), [true, true]);
+    assert_eq!(store.unchanged(&[&Job { lease: others.lease.clone(), ..once }]).await.unwrap(), [false]);
     store.close().await;
 }

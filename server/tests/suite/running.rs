@@ -7,7 +7,7 @@ use std::{
 
 use jobledger_client::{
     Claim, Client, NewJob, Report,
-    proto::{Job, JobStatus, Lease, ListJobsRequest},
+    proto::{HeartbeatRequest, Job, JobStatus, Lease, LeaseHeartbeat, ListJobsRequest},
 };
 use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ on_both_databases! {
     what_runs_goes_on_after_a_kill,
     a_lease_that_nobody_keeps_ends_after_a_kill,
     another_server_writes_the_rows_that_one_has_left_behind,
+    heartbeats_write_no_rows_and_outlive_a_kill,
 }
 
 const RUNNING_ROWS: &str = "job WHERE status = 'running'";
@@ -141,5 +142,54 @@ async fn a_lease_that_nobody_keeps_ends_after_a_kill(database: Database) {
     });
     let claimed = claimed.await.expect("the lease ends");
     assert_eq!((&claimed.id, claimed.lost_attempts, claimed.attempt), (&lease.job.unwrap().id, 1, 2));
+    drop(program);
+}
+
+async fn heartbeats_write_no_rows_and_outlive_a_kill(database: Database) {
+    const CONFIRMED_ROWS: &str = "job WHERE lease_confirmed";
+    let program = Program::start_with(&database, &["--fold-after", "1h"]);
+    let client = program.client();
+    for _ in 0..2 {
+        client.create(NewJob::new("t").max_lost_attempts(3)).await.unwrap();
+    }
+    let claim = Claim::new("w").max_jobs(2).lease(Duration::from_secs(1));
+    let leases = client.claim(claim).await.unwrap();
+    let heartbeat = async |client: &Client, extend_by| {
+        let extend_by = Some(jobledger_client::prost_types::Duration { seconds: extend_by, nanos: 0 });
+        let lease = LeaseHeartbeat { lease_token: leases[0].lease_token.clone(), ..Default::default() };
+        let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![lease], extend_by };
+        assert!(!client.heartbeat(beat).await.unwrap()[0].lease_lost);
+    };
+    for seconds in 100..110 {
+        heartbeat(&client, seconds).await;
+    }
+    let kept = leases[0].job.as_ref().unwrap().id.clone();
+    let told = client.get(&kept).await.unwrap();
+    let end = |job: &Job| job.lease_expires_at.unwrap().seconds;
+    assert!(end(&told) >= end(leases[0].job.as_ref().unwrap()) + 100, "{told:?}");
+    let listed = client.list(ListJobsRequest { statuses: vec![JobStatus::Running.into()], ..Default::default() });
+    assert!(listed.await.unwrap().jobs.contains(&told));
+    assert_eq!(rows(&database, CONFIRMED_ROWS).await, 0, "the log has them alone");
+    program.kill();
+
+    // The other one's lease ends; this one's was to, but for the heartbeats.
+    let program = Program::start_with(&database, &["--fold-after", "1s"]);
+    let client = program.client();
+    assert_eq!(client.get(&kept).await.unwrap(), told);
+    let lost = async {
+        loop {
+            let jobs = client.list(ListJobsRequest::default()).await.unwrap().jobs;
+            if jobs.iter().any(|job| job.lost_attempts == 1) {
+                break jobs;
+            }
+        }
+    };
+    let jobs = timeout(PATIENCE, lost).await.expect("the lease ends");
+    assert!(jobs.contains(&told), "{jobs:?}");
+    heartbeat(&client, 200).await;
+    assert!(end(&client.get(&kept).await.unwrap()) > end(&told));
+
+    let caught_up = async { while rows(&database, CONFIRMED_ROWS).await < 1 {} };
+    timeout(PATIENCE, caught_up).await.expect("the row is written once no heartbeat comes any more");
     drop(program);
 }
