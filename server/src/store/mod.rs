@@ -33,6 +33,7 @@ mod query;
 mod ready;
 mod recent;
 mod record;
+mod row_writes;
 mod rows;
 mod series;
 pub mod sqlite;
@@ -40,6 +41,7 @@ pub mod tokens;
 mod unfolded;
 mod url;
 mod value;
+mod window;
 
 pub use self::{
     audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},

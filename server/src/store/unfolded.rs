@@ -1,4 +1,8 @@
-//! The running jobs of an org whose rows are behind the log: the events since then, each with its image, tell what they are.
+//! What a server knows of an org's jobs as of a record of its log: those that run, whether their rows are behind the log or not, and the
+//! first of those that may be claimed ([`Windows`]).
+//!
+//! Nothing rests on it alone: whoever decides by it makes sure, in the same transaction or statement, that the record is still the log's last,
+//! or catches up from it. What was lost is loaded: of rows that are behind the events since then, each with its image, tell what the jobs are.
 //!
 //! A batch writes the rows of the jobs that it creates and of those that don't run after it. What a running job does is in the log alone
 //! until it stops, or until it is **folded**: a batch of its org writes its row once that has been behind for some seconds.
@@ -14,14 +18,17 @@ use std::{
 };
 
 use chrono::TimeDelta;
+use uuid::Uuid;
 
-use super::{Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, extension, image};
+use super::{
+    Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, ReadyJob, extension, image,
+    row_writes::{Base, Events, RowWrite, RowWrites},
+    window::{ALL_TYPES, Short, Windows},
+};
 use crate::domain::{
     clock::Time,
-    event::{EventKind, JobEvent},
     id::JobId,
     job::Job,
-    lease::Lease,
     status::JobStatus,
     transition::{Command, Tick},
 };
@@ -40,23 +47,36 @@ const MOST_EXTENDED: usize = 16_384;
 const EXTENDED_FOR: i32 = 6;
 /// And no later than this.
 const LONGEST_EXTENDED: TimeDelta = TimeDelta::minutes(1);
+/// Jobs of an org that run, whose rows are not behind, and that are known all the same.
+const MOST_CLEAN: usize = 8_192;
+/// Jobs of an org that claims hold which may come again, where all of them are to be known.
+pub(super) const MOST_HELD: usize = 4_096;
 /// Rows that one batch folds, at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
 const FOLDED_ALONE: usize = 512;
 
-/// The running jobs of one org, as of one record of its log, whose rows lack events.
+/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Unfolded {
-    jobs: HashMap<JobId, Behind>,
+    jobs: HashMap<JobId, Running>,
     /// The same by the first event that each row lacks.
     since: BTreeMap<i64, JobId>,
     /// Those of them whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
     /// The jobs whose rows lack an extension, by the number of the record that has the last of each.
     extended: BTreeSet<(i64, JobId)>,
+    /// The jobs whose rows lack nothing, by their last events.
+    clean: BTreeSet<(i64, JobId)>,
+    /// Those that claims hold which may come again, by their `request_id`.
+    requests: BTreeSet<(Arc<str>, JobId)>,
+    /// Whether all jobs are known that claims hold which may come again; and if not, whether they are too many.
+    knows_held: bool,
+    are_many_held: bool,
+    /// Jobs that may be claimed.
+    pub(super) windows: Windows,
     /// What the last batch has changed, as it was before: the first time first; and `head` before it.
-    before: Vec<(JobId, Option<Behind>)>,
+    before: Vec<(JobId, Option<Running>)>,
     head_before: i64,
     /// Until then a server looks at the org that finds it in the database.
     noted_until: Option<Time>,
@@ -66,9 +86,9 @@ pub(super) struct Unfolded {
     pub(super) removals: i64,
 }
 
-/// A job whose row is behind: it lacks one or the other.
+/// A job that runs, and what its row lacks.
 #[derive(Debug, Clone)]
-struct Behind {
+struct Running {
     job: Job,
     /// Events.
     lacks: Option<Lacks>,
@@ -96,6 +116,22 @@ pub(super) struct Lacks {
     pub(super) is_as_row: bool,
 }
 
+impl Running {
+    fn clean(job: &Job) -> Self {
+        Self { job: job.clone(), lacks: None, extended: None }
+    }
+
+    /// By what the claim is known that holds it.
+    fn request(&self) -> Option<Arc<str>> {
+        self.job.lease.as_ref()?.request.clone()
+    }
+
+    /// True if its row lacks nothing.
+    fn is_clean(&self) -> bool {
+        self.lacks.is_none() && self.extended.is_none()
+    }
+}
+
 impl Extended {
     /// `None` where there is no time: none counts.
     pub(super) fn of(n: Option<i64>, at: Option<Time>) -> Option<Self> {
@@ -117,26 +153,57 @@ impl Lacks {
 }
 
 impl Unfolded {
-    /// There are none as of this place of a log, and so many batches that removed jobs.
+    /// No row is behind as of this place of a log, and so many batches that removed jobs.
     pub(super) fn of(head: i64, removals: i64) -> Self {
-        Self { head, removals, ..Self::default() }
+        Self { head, removals, knows_held: head == 0, ..Self::default() }
     }
 
     /// A job is so as of the log's end: its row lacks events from the one given on, or none, and the extension given, or none.
     pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>, extended: Option<Extended>) {
-        let is_behind = lacks.is_some() || extended.is_some();
-        self.put(job.id, is_behind.then_some(Behind { job, lacks, extended }));
+        self.windows.follow(&job);
+        let is_running = job.status == JobStatus::Running;
+        self.put(job.id, is_running.then_some(Running { job, lacks, extended }));
+    }
+
+    /// Whether all jobs are known that claims hold which may come again. If not, whether to load them.
+    pub(super) fn knows_held(&self) -> Result<(), bool> {
+        if self.knows_held { Ok(()) } else { Err(!self.are_many_held) }
+    }
+
+    /// These are all jobs by their rows that claims hold which may come again, or the first of them.
+    pub(super) fn set_held(&mut self, jobs: Vec<Job>, are_all: bool) {
+        (self.knows_held, self.are_many_held) = (are_all, !are_all);
+        for job in jobs.into_iter().filter(|_| are_all) {
+            if !self.runs(job.id) {
+                self.set(job, None, None);
+            }
+        }
+    }
+
+    /// Forgets all that the database has as well.
+    pub(super) fn shrink(&mut self) {
+        for id in self.clean.iter().map(|(_, id)| *id).collect::<Vec<_>>() {
+            self.put(id, None);
+        }
+        (self.knows_held, self.before) = (false, Vec::new());
+        self.windows.clear();
     }
 
     /// Puts this in the place of what there is of a job, which it brings.
-    fn put(&mut self, id: JobId, behind: Option<Behind>) -> Option<Behind> {
+    fn put(&mut self, id: JobId, behind: Option<Running>) -> Option<Running> {
         let before = self.jobs.remove(&id);
+        if let Some(request) = before.as_ref().and_then(Running::request) {
+            self.requests.remove(&(request, id));
+        }
         if let Some(lacks) = before.as_ref().and_then(|before| before.lacks) {
             self.since.remove(&lacks.seq);
             self.queued.remove(&lacks.seq);
         }
         if let Some(extended) = before.as_ref().and_then(|before| before.extended) {
             self.extended.remove(&(extended.n, id));
+        }
+        if let Some(before) = before.as_ref().filter(|before| before.is_clean()) {
+            self.clean.remove(&(before.job.last_seq, id));
         }
         if let Some(behind) = behind {
             if let Some(lacks) = behind.lacks {
@@ -148,6 +215,10 @@ impl Unfolded {
             if let Some(extended) = behind.extended {
                 self.extended.insert((extended.n, id));
             }
+            self.requests.extend(behind.request().map(|request| (request, id)));
+            if behind.is_clean() {
+                self.clean.insert((behind.job.last_seq, id));
+            }
             self.jobs.insert(id, behind);
         }
         before
@@ -158,13 +229,14 @@ impl Unfolded {
         while let Some((id, before)) = self.before.pop() {
             self.put(id, before);
         }
+        self.windows.revert();
         self.head = self.head_before;
         // What the database says was not written either.
         self.noted_until = None;
     }
 
     /// Puts this in the place of what there is of a job, until the batch is known to have come to nothing.
-    fn change(&mut self, id: JobId, behind: Option<Behind>) {
+    fn change(&mut self, id: JobId, behind: Option<Running>) {
         let before = self.put(id, behind);
         self.before.push((id, before));
     }
@@ -174,10 +246,15 @@ impl Unfolded {
         let up_to = self.since.range(..=base.seq).map(|(_, id)| *id);
         let up_to = up_to.chain(self.extended.iter().take_while(|(n, _)| *n <= base.n).map(|(_, id)| *id));
         for id in up_to.collect::<Vec<_>>() {
-            let Some(Behind { job, lacks, extended }) = self.put(id, None) else { continue };
+            let Some(Running { job, lacks, extended }) = self.put(id, None) else { continue };
             self.set(job, lacks.filter(|lacks| lacks.seq > base.seq), extended.filter(|extended| extended.n > base.n));
         }
         written.iter().for_each(|id| _ = self.put(*id, None));
+        if !written.is_empty() {
+            // Some may wait no longer, or be held.
+            self.knows_held = false;
+            self.windows.clear();
+        }
         self.before.clear();
         // Whoever has written them may have looked for what is due, too.
         self.noted_until = None;
@@ -205,34 +282,51 @@ impl Unfolded {
         })
     }
 
-    /// A job as the log has it, if its row is behind.
+    /// A job as the log has it, if that is known.
     pub(super) fn get(&self, id: JobId) -> Option<&Job> {
-        self.jobs.get(&id).map(|behind| &behind.job)
+        self.jobs.get(&id).map(|running| &running.job).or_else(|| self.windows.get(id))
     }
 
-    /// How many there are.
+    /// True of a job that is known to run, whatever its row says.
+    pub(super) fn runs(&self, id: JobId) -> bool {
+        self.jobs.contains_key(&id)
+    }
+
+    /// How many are known to run.
     pub(super) fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// How many of a type, or of all, may stand among those that are ready, from a place on.
-    pub(super) fn count_ready(&self, job_type: Option<&Arc<str>>, from: Option<ClaimOrder>) -> usize {
-        let stands_there = |behind: &&Behind| {
-            let is_of_type = job_type.is_none_or(|wanted| behind.job.spec.job_type == *wanted);
+    /// How many jobs it holds.
+    pub(super) fn weight(&self) -> usize {
+        self.jobs.len() + self.windows.len()
+    }
+
+    /// Takes what was found of what a window lacked, and says which of these jobs are to be read.
+    pub(super) fn fill(&mut self, short: &Short, found: Vec<ReadyJob>) -> Vec<JobId> {
+        self.windows.fill(short, found, |id| self.jobs.contains_key(&id))
+    }
+
+    /// How many of a type, or of [all](super::window::ALL_TYPES), may stand among those that are ready, from a place on.
+    pub(super) fn count_ready(&self, name: &Arc<str>, from: Option<ClaimOrder>) -> usize {
+        let stands_there = |behind: &&Running| {
+            let is_of_type = *name == *ALL_TYPES || behind.job.spec.job_type == *name;
             is_of_type && from.is_none_or(|from| ClaimOrder::of(&behind.job) >= from)
         };
         self.queued.values().filter_map(|id| self.jobs.get(id)).filter(stands_there).count()
     }
 
-    /// Those that claims hold which came before.
+    /// Those that claims hold which came before, of each no more than are wanted.
     pub(super) fn held(&self, wanted: &[HeldBy]) -> Vec<JobId> {
-        let wanted: HashSet<_> = wanted.iter().map(|held| (&held.worker, &held.request)).collect();
-        let is_held = |job: &&Job| {
-            let request =
-                |lease: &'_ Lease| lease.request.as_ref().is_some_and(|id| wanted.contains(&(&lease.worker, id)));
-            job.lease.as_ref().is_some_and(request)
+        let of_claim = |held: &HeldBy| {
+            let first = (Arc::clone(&held.request), JobId(Uuid::nil()));
+            let of_request = self.requests.range(first..).take_while(|(request, _)| *request == held.request);
+            let is_workers = |id: &JobId| {
+                self.get(*id).and_then(|job| job.lease.as_ref()).is_some_and(|lease| lease.worker == held.worker)
+            };
+            of_request.map(|(_, id)| *id).filter(is_workers).take(held.limit).collect::<Vec<_>>()
         };
-        if wanted.is_empty() { Vec::new() } else { self.jobs().filter(is_held).map(|job| job.id).collect() }
+        wanted.iter().flat_map(of_claim).collect()
     }
 
     /// All of them.
@@ -250,7 +344,7 @@ impl Unfolded {
         now: Time,
     ) -> (Vec<JobId>, Option<Time>) {
         // What the row of one waits for may be over.
-        let of_rows = of_rows.into_iter().filter(|(_, id)| self.get(*id).is_none());
+        let of_rows = of_rows.into_iter().filter(|(_, id)| !self.runs(*id));
         let running = self.jobs().filter_map(|job| Some((job.due_at?, job.id)));
         let (running, later): (Vec<_>, Vec<_>) = running.partition(|(at, _)| *at <= now);
         let mut due: Vec<_> = of_rows.chain(running).collect();
@@ -285,6 +379,10 @@ impl Unfolded {
     ) -> RowWrites<'a> {
         self.head_before = std::mem::replace(&mut self.head, head);
         self.before.clear();
+        self.windows.begin();
+        for job in changes.created.iter().chain(changes.changed.iter().map(|changed| &changed.job)) {
+            self.windows.follow(job);
+        }
         let mut added = 0;
         let events = Events::of(changes);
         let mut written = RowWrites { base: Base { seq: head, n }, ..RowWrites::default() };
@@ -303,22 +401,24 @@ impl Unfolded {
                     Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued, is_as_row }
                 });
                 let lacks = Some(Lacks { is_as_row, ..lacks });
-                self.change(job.id, Some(Behind { job: job.clone(), lacks, extended: None }));
+                self.change(job.id, Some(Running { job: job.clone(), lacks, extended: None }));
                 continue;
             }
-            let has_events = events.0.contains_key(&job.id);
+            let has_events = events.have(job.id);
             if !has_events && job.status == JobStatus::Running && job.lease.is_some() && *parts == Parts::LEASE {
                 added += 1;
                 extended.push(job);
                 let lacks = lacks.map(|lacks| Lacks { is_as_row: false, ..lacks });
                 let extended = Some(Extended { n, at: now });
-                self.change(job.id, Some(Behind { job: job.clone(), lacks, extended }));
+                self.change(job.id, Some(Running { job: job.clone(), lacks, extended }));
                 continue;
             }
             // All of a row that is behind.
-            let parts = if behind.is_some() { Parts::ALL } else { *parts };
-            if behind.is_some() {
-                self.change(job.id, None);
+            let is_behind = behind.is_some_and(|behind| !behind.is_clean());
+            let parts = if is_behind { Parts::ALL } else { *parts };
+            let is_running = job.status == JobStatus::Running;
+            if is_running || behind.is_some() {
+                self.change(job.id, is_running.then(|| Running::clean(job)));
             }
             written.rows.push(RowWrite { job: Cow::Borrowed(job), parts });
             if !has_events {
@@ -328,12 +428,18 @@ impl Unfolded {
             }
         }
         written.extensions = extension::write(extended.into_iter());
-        changes.removed.iter().for_each(|removed| self.change(removed.id, None));
+        for job in changes.created.iter().filter(|job| job.status == JobStatus::Running) {
+            self.change(job.id, Some(Running::clean(job)));
+        }
         for id in self.stale(changes, now, fold_after, added) {
-            let folded = self.jobs.get(&id).map(|behind| behind.job.clone());
-            written.rows.extend(folded.map(|job| RowWrite { job: Cow::Owned(job), parts: Parts::ALL }));
+            let Some(job) = self.jobs.get(&id).map(|behind| behind.job.clone()) else { continue };
+            self.change(id, Some(Running::clean(&job)));
+            written.rows.push(RowWrite { job: Cow::Owned(job), parts: Parts::ALL });
             written.is_fold = true;
+        }
+        while let Some((_, id)) = self.clean.first().copied().filter(|_| self.clean.len() > MOST_CLEAN) {
             self.change(id, None);
+            self.knows_held = false;
         }
         if let Some((first, _)) = self.since.first_key_value() {
             written.base.seq = first - 1;
@@ -379,120 +485,5 @@ impl Unfolded {
     }
 }
 
-/// Up to where rows lack nothing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Base {
-    /// No event up to here.
-    pub(super) seq: i64,
-    /// And no extension of a lease that is in a record up to this one.
-    pub(super) n: i64,
-}
-
-/// What a batch does to the rows of an org's jobs that were there.
-#[derive(Debug, Default)]
-pub(super) struct RowWrites<'a> {
-    /// The rows that it writes.
-    pub(super) rows: Vec<RowWrite<'a>>,
-    /// Images of the others that it changes, by `seq` of the events that they lie with.
-    pub(super) images: HashMap<i64, String>,
-    /// Up to where rows lack nothing then.
-    pub(super) base: Base,
-    /// Jobs whose rows it writes without an event of theirs.
-    pub(super) quiet: Vec<JobId>,
-    /// What its record has of jobs that it changes without an event, and whose rows it need not write.
-    pub(super) extensions: Option<String>,
-    /// Some of the rows were behind, and nothing else is changed in them.
-    pub(super) is_fold: bool,
-}
-
-/// A row that is written over.
-#[derive(Debug)]
-pub(super) struct RowWrite<'a> {
-    pub(super) job: Cow<'a, Job>,
-    /// In what it may differ from what is stored.
-    pub(super) parts: Parts,
-}
-
-/// The first event that a batch writes of each of its jobs, and whether that job's row may be left to the log.
-struct Events<'a>(HashMap<JobId, (&'a JobEvent, bool)>);
-
-impl<'a> Events<'a> {
-    fn of(changes: &'a Changes) -> Self {
-        let mut first: HashMap<JobId, (&JobEvent, bool)> = HashMap::new();
-        for event in &changes.events {
-            // A row that says that its job has ended is in the lists of those.
-            let has_ended = event.prev_status.is_some_and(JobStatus::is_terminal);
-            let (_, may_be_left) = first.entry(event.job_id).or_insert((event, !has_ended));
-            // Of what was brought in, events don't say when they changed the job.
-            *may_be_left &= !event.is_past && event.kind != EventKind::Imported;
-        }
-        Self(first)
-    }
-
-    /// The first event of a job that was there, if its row is left to the log: it runs now, and events tell how that came.
-    fn left_to_log(&self, job: &Job) -> Option<&'a JobEvent> {
-        let (first, may_be_left) = self.0.get(&job.id)?;
-        (*may_be_left && job.status == JobStatus::Running).then_some(*first)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::fmt::Debug;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::domain::tests::{job_claimed, replay::any_history};
-
-    /// All there is, in an order.
-    fn all(unfolded: &Unfolded) -> impl Debug + PartialEq + use<> {
-        let jobs: BTreeMap<_, _> = unfolded.jobs.iter().map(|(id, behind)| (*id, format!("{behind:?}"))).collect();
-        (jobs, unfolded.since.clone(), unfolded.queued.clone(), unfolded.extended.clone(), unfolded.head)
-    }
-
-    proptest! {
-        /// What a batch that came to nothing has changed is as it was, whatever it was.
-        #[test]
-        fn a_batch_that_came_to_nothing_leaves_no_trace(history in any_history(), seconds in 0i64..20) {
-            let mut unfolded = Unfolded::default();
-            for (job, events) in history.iter().skip(1).filter(|(_, events)| !events.is_empty()) {
-                let changes = Changes {
-                    changed: vec![job.clone().into()],
-                    events: events.iter().cloned().map(Arc::new).collect(),
-                    ..Changes::default()
-                };
-                let now = job.last_recorded_at + TimeDelta::seconds(seconds);
-                let before = all(&unfolded);
-                unfolded.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
-                let after = all(&unfolded);
-                unfolded.revert();
-                prop_assert_eq!(all(&unfolded), before);
-                unfolded.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
-                prop_assert_eq!(all(&unfolded), after);
-                prop_assert_eq!(unfolded.get(job.id).is_some(), unfolded.len() == 1);
-            }
-        }
-    }
-
-    /// However many jobs begin to run in each batch, the base follows the log.
-    #[test]
-    fn no_more_is_behind_than_may_be() {
-        let (job, event) = job_claimed();
-        for of_batch in [100, 500] {
-            let (mut unfolded, mut seq) = (Unfolded::default(), 0);
-            while seq < 2 * FAR {
-                let mut changes = Changes::default();
-                for _ in 0..of_batch {
-                    seq += 1;
-                    let job = Job { id: JobId(uuid::Uuid::now_v7()), last_seq: seq, ..job.clone() };
-                    changes.events.push(Arc::new(JobEvent { seq, job_id: job.id, ..event.clone() }));
-                    changes.changed.push(job.into());
-                }
-                let rows = unfolded.follow(&changes, (seq, seq), event.recorded_at, TimeDelta::hours(1));
-                let (far, most) = (seq - rows.base.seq, unfolded.len());
-                assert!(most <= MOST + of_batch && far <= FAR + of_batch as i64, "{most} are behind, by {far} events");
-            }
-        }
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ use super::{
     error::{commit, commit_error, is_lost, store_error},
     expired, import,
     load::{
-        Behind, Names, Of, Wanted, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows,
+        Behind, Names, Of, load_all_held, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows,
         load_unfolded,
     },
     memory::{End, Memory},
@@ -34,11 +34,13 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, ClaimOrder, FoundReady, HeldBy, Loaded, Needs, ReadyJob, RecordId, StoreError,
+        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
-        recent::{ALL_TYPES, Left},
+        recent::Left,
+        row_writes::Base,
         rows::{self, Columns as _},
-        unfolded::{Base, Unfolded},
+        unfolded::{MOST_HELD, Unfolded},
+        window::Short,
     },
 };
 
@@ -57,8 +59,6 @@ pub(super) struct PostgresBatch {
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
     /// The jobs whose rows are behind, of the orgs of which that is known.
     unfolded: HashMap<OrgId, Unfolded>,
-    /// Where the first jobs of some types that may be claimed were found to stand.
-    fronts: HashMap<OrgId, HashMap<Arc<str>, ClaimOrder>>,
 }
 
 /// Begins a transaction and locks the heads of these orgs: of one whenever it is free, of several those that are free now and have a
@@ -103,8 +103,8 @@ pub(super) async fn begin(
     }
     let now = now.ok_or_else(|| rows::damaged("head"))?;
     found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
-    let (ends, new_types, unfolded, fronts) = (Vec::new(), HashMap::new(), HashMap::new(), HashMap::new());
-    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, unfolded, fronts })
+    let (ends, new_types, unfolded) = (Vec::new(), HashMap::new(), HashMap::new());
+    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, unfolded })
 }
 
 /// What is being found of an org.
@@ -186,7 +186,11 @@ impl Batch for PostgresBatch {
     }
 
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
-        load_rows(&mut self.connection, ids).await
+        let known = |(org, id): &(OrgId, JobId)| self.unfolded.get(org)?.windows.get(*id).cloned();
+        let mut jobs: Vec<_> = ids.iter().filter_map(known).collect();
+        let unknown: Vec<_> = ids.iter().filter(|name| known(name).is_none()).copied().collect();
+        jobs.extend(load_rows(&mut self.connection, &unknown).await?);
+        Ok(jobs)
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
@@ -201,8 +205,7 @@ impl Batch for PostgresBatch {
             if changes.is_empty() && log.record().is_none() {
                 self.unfolded.insert(*org, unfolded);
             } else {
-                let (end, fronts) = (log.end(changes), self.fronts.remove(org).unwrap_or_default());
-                self.ends.push((*org, end, log.leaving(changes, unfolded, fronts)));
+                self.ends.push((*org, log.end(changes), log.leaving(changes, unfolded)));
             }
             logs.push(log);
         }
@@ -231,7 +234,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, found, mut ends, memory, mut new_types, unfolded, .. } = *self;
+        let Self { mut connection, found, ends, memory, mut new_types, unfolded, .. } = *self;
         // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
         // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
         // without a log shall not stay.
@@ -240,9 +243,7 @@ impl Batch for PostgresBatch {
         // No time-out of the database's for the commit: this side gives up by itself, and looks.
         let sql =
             if has_nothing { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
-        for (org, _, left) in &mut ends {
-            memory.committing(*org, left);
-        }
+        ends.iter().for_each(|(org, ..)| memory.committing(*org));
         connection.commits();
         commit(sqlx::raw_sql(sql).execute(&mut *connection)).await.map_err(commit_error)?;
         connection.give_back();
@@ -309,6 +310,7 @@ impl PostgresBatch {
         let looks: Vec<Of<usize>> =
             needs.iter().filter_map(|(org, needs)| Some((*org, needs.due? + behind(org)))).collect();
         let mut due = load_due(self.connection(), &looks, now).await?;
+        self.find_held(needs).await?;
         let mut names = Names::default();
         for (org, needs) in needs {
             let org = *org;
@@ -327,21 +329,22 @@ impl PostgresBatch {
                 let behind = self.unfolded.get(&org).map_or(0, Unfolded::len);
                 let of_rows = load_misdated(self.connection(), org, (limit + behind, by), now).await?;
                 let unfolded = self.unfolded.entry(org).or_default();
-                let of_rows = of_rows.into_iter().filter(|id| unfolded.get(*id).is_none());
+                let of_rows = of_rows.into_iter().filter(|id| !unfolded.runs(*id));
                 found.misdated = unfolded.misdated(by, now).chain(of_rows).take(limit).collect();
             }
             let unfolded = self.unfolded.entry(org).or_default();
             let (held, behind) = (unfolded.held(&needs.held), unfolded.len());
+            let knows_held = unfolded.knows_held().is_ok();
             let ids = needs.jobs.iter().chain(&found.expired).chain(&found.due).chain(&found.misdated).copied();
             let ids: Vec<_> = ids.chain(held).collect();
             ids.iter().filter_map(|id| unfolded.get(*id)).for_each(|job| found.add(job.clone()));
-            self.memory.jobs(org, &self.end(org)?, &needs.jobs).into_iter().for_each(|job| found.add(job));
             (found.types, found.unknown) = self.memory.part(org, &needs.types);
             names.jobs.extend(ids.into_iter().filter(|id| !found.is_there.contains(id)).map(|id| (org, id)));
             names.keys.extend(needs.keys.iter().map(|key| (org, Arc::clone(key))));
-            names
-                .held
-                .extend(needs.held.iter().map(|held| (org, HeldBy { limit: held.limit + behind, ..held.clone() })));
+            if !knows_held {
+                let held = needs.held.iter().map(|held| HeldBy { limit: held.limit + behind, ..held.clone() });
+                names.held.extend(held.map(|held| (org, held)));
+            }
             names.types.extend(found.unknown.iter().map(|name| (org, Arc::clone(name))));
             all.insert(org, found);
         }
@@ -359,66 +362,65 @@ impl PostgresBatch {
                 found.add(as_it_is.unwrap_or(job));
             }
         }
-        self.find_ready(needs, &mut all).await?;
+        self.fill_windows(needs).await?;
+        for (org, needs) in needs {
+            if let Some((found, unfolded)) = all.get_mut(org).zip(self.unfolded.get(org)) {
+                found.ready = unfolded.windows.ready(&needs.ready);
+            }
+        }
         Ok(all)
     }
 
-    /// Jobs that may be claimed.
-    async fn find_ready(
-        &mut self,
-        needs: &[(OrgId, Needs)],
-        all: &mut HashMap<OrgId, Found>,
-    ) -> Result<(), StoreError> {
-        let (mut of_types, mut of_all) = (Vec::new(), Vec::new());
-        for (org, Needs { ready, .. }) in needs {
-            let end = self.end(*org)?;
-            // Rows that are behind look ready: as many more are looked at, and left out.
-            let behind = |name, from| self.unfolded.get(org).map_or(0, |unfolded| unfolded.count_ready(name, from));
-            for (name, limit) in &ready.of {
-                let (from, job_type) = (self.memory.front(*org, &end, name), Some(Arc::clone(name)));
-                of_types.push((*org, Wanted { job_type, limit: *limit + behind(Some(name), from), from }));
-            }
-            if ready.all > 0 {
-                let from = self.memory.front(*org, &end, &ALL_TYPES);
-                of_all.push((*org, Wanted { job_type: None, limit: ready.all + behind(None, from), from }));
+    /// Looks for what windows lack of what is wanted.
+    async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
+        let mut wanted: Vec<Of<Short>> = Vec::new();
+        for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
+            let unfolded = self.unfolded.entry(*org).or_default();
+            unfolded.windows.make_room(&needs.ready);
+            for mut short in unfolded.windows.short(&needs.ready) {
+                // Rows that are behind look ready: as many more are looked at, and left out.
+                short.limit += unfolded.count_ready(&short.name, short.from);
+                wanted.push((*org, short));
             }
         }
-        let mut found: HashMap<OrgId, (Vec<ReadyJob>, Vec<ReadyJob>)> = HashMap::new();
-        for (org, job) in load_ready(self.connection(), &of_types).await? {
-            if !self.is_behind(org, job.id) {
-                self.has_front(org, &job.job_type, job.order);
-                found.entry(org).or_default().0.push(job);
-            }
+        let found = load_ready(self.connection(), &wanted).await?;
+        let mut unknown = Vec::new();
+        for ((org, short), jobs) in wanted.iter().zip(found) {
+            let ids = self.unfolded.entry(*org).or_default().fill(short, jobs);
+            unknown.extend(ids.into_iter().map(|id| (*org, id)));
         }
-        for (org, job) in load_ready(self.connection(), &of_all).await? {
-            if !self.is_behind(org, job.id) {
-                self.has_front(org, &ALL_TYPES, job.order);
-                found.entry(org).or_default().1.push(job);
-            }
-        }
-        for (org, needs) in needs {
-            let (mut of_types, mut of_all) = found.remove(org).unwrap_or_default();
-            let mut counts: HashMap<_, usize> = HashMap::new();
-            of_types.retain(|job| {
-                let count = counts.entry(Arc::clone(&job.job_type)).or_default();
-                *count += 1;
-                needs.ready.of.get(&job.job_type).is_some_and(|limit| *count <= *limit)
-            });
-            of_all.truncate(needs.ready.all);
-            if let Some(found) = all.get_mut(org) {
-                found.ready = FoundReady::new(&needs.ready, of_types, of_all);
-            }
+        for job in load_rows(self.connection(), &unknown).await? {
+            self.unfolded.entry(job.org_id).or_default().windows.know(&job);
         }
         Ok(())
     }
 
-    fn is_behind(&self, org: OrgId, job: JobId) -> bool {
-        self.unfolded.get(&org).is_some_and(|unfolded| unfolded.get(job).is_some())
-    }
-
-    /// The first job of a type that may be claimed stands here, or before it.
-    fn has_front(&mut self, org: OrgId, job_type: &Arc<str>, order: ClaimOrder) {
-        let front = self.fronts.entry(org).or_default().entry(Arc::clone(job_type)).or_insert(order);
-        *front = order.min(*front);
+    /// Loads all that claims hold which may come again, of orgs of which that is asked and not known.
+    async fn find_held(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
+        let is_unknown = |org: &OrgId| self.unfolded.get(org).is_none_or(|unfolded| unfolded.knows_held() == Err(true));
+        let asked = needs.iter().filter(|(org, needs)| !needs.held.is_empty() && is_unknown(org));
+        let orgs: Vec<_> = asked.map(|(org, _)| *org).collect();
+        if orgs.is_empty() {
+            return Ok(());
+        }
+        let mut held: HashMap<OrgId, Vec<JobId>> = HashMap::new();
+        for (org, id) in load_all_held(self.connection(), &orgs, MOST_HELD + 1).await? {
+            held.entry(org).or_default().push(id);
+        }
+        let are_all = |org: &OrgId| held.get(org).is_none_or(|held| held.len() <= MOST_HELD);
+        let mut names = Names::default();
+        for (org, ids) in held.iter().filter(|(org, _)| are_all(org)) {
+            let unfolded = self.unfolded.get(org);
+            let is_unknown = |id: &&JobId| unfolded.is_none_or(|unfolded| !unfolded.runs(**id));
+            names.jobs.extend(ids.iter().filter(is_unknown).map(|id| (*org, *id)));
+        }
+        let (jobs, _) = load_jobs(self.connection(), &names).await?;
+        let mut of_orgs: HashMap<OrgId, Vec<Job>> = HashMap::new();
+        jobs.into_iter().for_each(|job| of_orgs.entry(job.org_id).or_default().push(job));
+        for org in orgs {
+            let jobs = of_orgs.remove(&org).unwrap_or_default();
+            self.unfolded.entry(org).or_default().set_held(jobs, are_all(&org));
+        }
+        Ok(())
     }
 }

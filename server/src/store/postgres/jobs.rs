@@ -8,7 +8,7 @@ use crate::{
     store::{
         Parts, StoreError,
         job_columns::{JOB_COLUMNS, JobColumn, Kind, Shared},
-        unfolded::RowWrite,
+        row_writes::RowWrite,
         value::Value,
     },
 };

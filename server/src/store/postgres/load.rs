@@ -24,11 +24,13 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        ClaimOrder, HeldBy, ReadyJob, RecordId, StoreError,
+        HeldBy, ReadyJob, RecordId, StoreError,
         image::{AS_THE_ROW, read_job_over},
         job_columns::{JOB_COLUMNS, read_job},
+        row_writes::Base,
         rows::{self, Columns as _},
-        unfolded::{Base, Extended, Lacks, Unfolded},
+        unfolded::{Extended, Lacks, Unfolded},
+        window::{ALL_TYPES, Short},
     },
 };
 
@@ -231,6 +233,24 @@ pub(super) async fn load_misdated(
     found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
 }
 
+/// Jobs of some orgs that claims hold which may come again, of each so many at most.
+pub(super) async fn load_all_held(
+    connection: &mut PgConnection,
+    orgs: &[OrgId],
+    limit: usize,
+) -> Result<Vec<Of<JobId>>, StoreError> {
+    const SQL: &str = "/* load_all_held */ SELECT wanted.org_id, j.id FROM unnest($1::uuid[]) AS wanted (org_id) CROSS JOIN LATERAL (
+            SELECT j.id FROM jobledger.job j WHERE j.org_id = wanted.org_id AND j.lease_request IS NOT NULL LIMIT $2) j";
+    let orgs: Vec<_> = orgs.iter().map(|org| org.0).collect();
+    let found =
+        sqlx::query_with(SQL, arguments![orgs, limit as i64]).fetch_all(connection).await.map_err(store_error)?;
+    let held = |row| {
+        let mut columns = Columns::of(row);
+        Ok((OrgId(columns.uuid()?), JobId(columns.uuid()?)))
+    };
+    found.iter().map(held).collect()
+}
+
 /// How many jobs the types of these jobs have.
 pub(super) async fn load_populations(
     connection: &mut PgConnection,
@@ -261,32 +281,42 @@ pub(super) async fn load_populations(
     query.fetch_all(connection).await.map_err(store_error)?.iter().map(population).collect()
 }
 
-/// Jobs that may be claimed, of a type or of all: no more than so many, from a place on if one is known before which there are none.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    /// `None`: whatever the type.
-    pub(super) job_type: Option<Arc<str>>,
-    pub(super) limit: usize,
-    pub(super) from: Option<ClaimOrder>,
-}
-
 /// Jobs that may be claimed, in their order for each of what is wanted.
 pub(super) async fn load_ready(
     connection: &mut PgConnection,
-    wanted: &[Of<Wanted>],
-) -> Result<Vec<Of<ReadyJob>>, StoreError> {
-    let Some((_, first)) = wanted.first() else { return Ok(Vec::new()) };
-    let sql = if first.job_type.is_some() { &LOAD_READY } else { &LOAD_ALL_READY };
-    let (orgs, names) = columns_of(wanted, |wanted| wanted.job_type.as_deref().unwrap_or_default().to_owned());
+    wanted: &[Of<Short>],
+) -> Result<Vec<Vec<ReadyJob>>, StoreError> {
+    let mut found = vec![Vec::new(); wanted.len()];
+    let (of_all, of_types): (Vec<_>, Vec<_>) =
+        wanted.iter().enumerate().partition(|(_, (_, short))| *short.name == **ALL_TYPES);
+    for (sql, wanted) in [(&LOAD_READY, of_types), (&LOAD_ALL_READY, of_all)] {
+        let rows: Vec<_> = wanted.iter().map(|(_, wanted)| (*wanted).clone()).collect();
+        for (n, job) in load_ready_of(connection, sql, &rows).await? {
+            found[wanted[n].0].push(job);
+        }
+    }
+    Ok(found)
+}
+
+async fn load_ready_of(
+    connection: &mut PgConnection,
+    sql: &'static str,
+    wanted: &[Of<Short>],
+) -> Result<Vec<(usize, ReadyJob)>, StoreError> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (orgs, names) = columns_of(wanted, |wanted| wanted.name.to_string());
     let (_, limits) = columns_of(wanted, |wanted| wanted.limit as i64);
     let (_, priorities) = columns_of(wanted, |wanted| wanted.from.map_or(i32::MAX, |from| from.priority.0));
     let (_, ready) = columns_of(wanted, |wanted| wanted.from.map(|from| from.ready_at));
     let (_, seqs) = columns_of(wanted, |wanted| wanted.from.map(|from| from.created_seq));
-    let query = sqlx::query_with(AssertSqlSafe(sql.as_str()), arguments![orgs, names, limits, priorities, ready, seqs]);
+    let query = sqlx::query_with(AssertSqlSafe(sql), arguments![orgs, names, limits, priorities, ready, seqs]);
     let found = query.fetch_all(connection).await.map_err(store_error)?;
     let job = |row| {
         let mut columns = Columns::of(row);
-        Ok((OrgId(columns.uuid()?), rows::ready_job(&mut columns)?))
+        let place = usize::try_from(columns.long()? - 1).ok().filter(|place| *place < wanted.len());
+        Ok((place.ok_or_else(|| rows::damaged("place"))?, rows::ready_job(&mut columns)?))
     };
     found.iter().map(job).collect()
 }
@@ -322,10 +352,10 @@ fn load_ready_sql(name: &str, of_type: &str) -> String {
         )
     };
     format!(
-        "/* {name} */ WITH wanted (org_id, type, most, priority, ready_at, created_seq) AS (
-            SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::bigint[])
+        "/* {name} */ WITH wanted (org_id, type, most, priority, ready_at, created_seq, n) AS (
+            SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::bigint[]) WITH ORDINALITY
         )
-        SELECT wanted.org_id, j.id, j.type, j.priority, j.ready_at, j.created_seq
+        SELECT wanted.n, j.id, j.type, j.priority, j.ready_at, j.created_seq
         FROM wanted CROSS JOIN LATERAL ({} UNION ALL {} LIMIT wanted.most) j",
         first(
             "j.priority = wanted.priority AND (j.ready_at, j.created_seq) >= (wanted.ready_at, wanted.created_seq)",

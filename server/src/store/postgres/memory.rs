@@ -18,15 +18,12 @@ use chrono::{SubsecRound as _, TimeDelta};
 use super::error::lacks_partition;
 
 use crate::{
-    domain::{
-        clock::Time,
-        id::{JobId, OrgId},
-        job::Job,
-    },
+    domain::{clock::Time, id::OrgId},
     store::{
-        ClaimOrder, Head, RecordId, StoreError,
+        Head, RecordId, StoreError,
         recent::{Left, Recent},
-        unfolded::{Base, Unfolded},
+        row_writes::Base,
+        unfolded::Unfolded,
     },
 };
 
@@ -167,7 +164,7 @@ impl Memory {
 
     /// A batch was committed that has left the log so.
     pub(super) fn left(&self, org: OrgId, end: End, jobs: Left, clock: Option<Time>) {
-        self.jobs.left(jobs);
+        jobs.committed(&self.jobs);
         let mut state = self.state();
         let org = state.org(org);
         org.seen_removals(end.removals);
@@ -188,17 +185,15 @@ impl Memory {
     }
 
     /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more but types.
-    pub(super) fn committing(&self, org: OrgId, jobs: &mut Left) {
+    pub(super) fn committing(&self, org: OrgId) {
         let mut state = self.state();
         let org = state.org(org);
         (org.end, org.confirmed) = (None, None);
-        drop(state);
-        self.jobs.committing(jobs);
     }
 
     /// It is known that a batch was not committed.
     pub(super) fn reverted(&self, jobs: Left) {
-        self.jobs.reverted(jobs);
+        jobs.reverted(&self.jobs);
     }
 
     /// The log was not where this server had left it.
@@ -217,30 +212,20 @@ impl Memory {
         Some((org.end?, reading.carried_on()))
     }
 
-    /// Those of these jobs that are remembered, as they are in a log that ends here.
-    pub(super) fn jobs(&self, org: OrgId, end: &End, ids: &[JobId]) -> Vec<Job> {
-        self.jobs.jobs(org, end.record, ids)
-    }
-
-    /// Takes the jobs whose rows are behind, if they are known, and the record as of which they are.
+    /// Takes what is known of an org's jobs, and the record as of which it is.
     pub(super) fn take_unfolded(&self, org: OrgId) -> Option<(RecordId, Unfolded)> {
-        self.jobs.take_unfolded(org)
+        self.jobs.take(org)
     }
 
-    /// Gives them back, in a log whose last record this is.
+    /// Gives it back, in a log whose last record this is.
     pub(super) fn put_unfolded(&self, org: OrgId, last: RecordId, unfolded: Unfolded) {
-        self.jobs.put_unfolded(org, last, unfolded);
+        self.jobs.put(org, last, unfolded);
     }
 
     /// Orgs that have jobs whose rows have been behind for long, as far as this server knows.
     pub(super) fn stale(&self, limit: usize) -> Vec<OrgId> {
         let now = self.state().reading.map(|reading| reading.carried_on());
         now.map_or_else(Vec::new, |now| self.jobs.stale(now, limit))
-    }
-
-    /// Before this place no job of the type may be claimed, in a log that ends here.
-    pub(super) fn front(&self, org: OrgId, end: &End, job_type: &Arc<str>) -> Option<ClaimOrder> {
-        self.jobs.front(org, end.record, job_type)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

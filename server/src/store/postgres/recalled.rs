@@ -1,8 +1,11 @@
 //! A batch that begins where this server's last ones on some orgs have left their logs: one round trip, which locks the heads, sees
-//! that the last records are still those, writes, and commits. Only for batches that need nothing but jobs that
-//! are remembered.
+//! that the last records are still those, writes, and commits. Only for batches that need nothing but what is known: of jobs that run, and
+//! of those that may be claimed.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, postgres::PgArguments};
@@ -21,7 +24,8 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, Loaded, Needs, RecordId, StoreError, recent::Left, rows::Columns as _, unfolded::Unfolded,
+        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError, recent::Left,
+        rows::Columns as _, unfolded::Unfolded,
     },
 };
 
@@ -50,7 +54,9 @@ struct Recalled {
     end: End,
     types: Vec<String>,
     jobs: Vec<Job>,
-    /// The jobs whose rows are behind.
+    ready: FoundReady,
+    /// Its answers rest on how the log is, whether anything is written or not.
+    is_looking: bool,
     unfolded: Unfolded,
 }
 
@@ -76,11 +82,9 @@ pub(super) fn recall(
 
 fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Option<(Recalled, Time)> {
     let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports } = needs;
-    let needs_more = !(keys.is_empty() && held.is_empty() && ready.is_empty() && imports.is_empty())
-        || expired.is_some()
-        || due.is_some()
-        || misdated.is_some();
-    if needs_more || types.is_empty() && jobs.is_empty() {
+    let needs_more =
+        !(keys.is_empty() && imports.is_empty()) || expired.is_some() || due.is_some() || misdated.is_some();
+    if needs_more || types.is_empty() && jobs.is_empty() && ready.is_empty() {
         return None;
     }
     let (types, unknown) = memory.part(org, types);
@@ -89,17 +93,28 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
         return None;
     }
     let (as_of, unfolded) = memory.take_unfolded(org)?;
-    if as_of == end.record {
-        let (behind, others): (Vec<JobId>, Vec<JobId>) =
-            jobs.iter().copied().partition(|id| unfolded.get(*id).is_some());
-        let behind = behind.into_iter().filter_map(|id| unfolded.get(id).cloned());
-        let found: Vec<_> = memory.jobs(org, &end, &others).into_iter().chain(behind).collect();
-        if found.len() == jobs.len() {
-            return Some((Recalled { end, types, jobs: found, unfolded }, now));
-        }
+    if as_of == end.record
+        && let Some((found, ready)) = find(&unfolded, jobs, held, ready)
+    {
+        let is_looking = !found.is_empty() || !needs.ready.is_empty();
+        return Some((Recalled { end, types, jobs: found, ready, is_looking, unfolded }, now));
     }
     memory.put_unfolded(org, as_of, unfolded);
     None
+}
+
+/// What claims and other commands need, if all of it is known.
+fn find(unfolded: &Unfolded, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Option<(Vec<Job>, FoundReady)> {
+    if !held.is_empty() && unfolded.knows_held().is_err() || !unfolded.windows.short(ready).is_empty() {
+        return None;
+    }
+    let ready = unfolded.windows.ready(ready);
+    if ready.jobs.iter().any(|job| unfolded.windows.get(job.id).is_none()) {
+        return None;
+    }
+    let named: BTreeSet<_> = jobs.iter().copied().chain(unfolded.held(held)).collect();
+    let found = named.into_iter().map(|id| unfolded.get(id).cloned()).collect::<Option<_>>()?;
+    Some((found, ready))
 }
 
 /// Nothing has come of it.
@@ -121,14 +136,15 @@ impl Batch for RecalledBatch {
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
         let load = |(org, _): &(OrgId, Needs)| {
-            let Recalled { end, types, jobs, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
-            Ok(Loaded { jobs: jobs.clone(), ..Loaded::end(end.head, types.clone()) })
+            let Recalled { end, types, jobs, ready, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
+            Ok(Loaded { jobs: jobs.clone(), ready: ready.clone(), ..Loaded::end(end.head, types.clone()) })
         };
         needs.iter().map(load).collect()
     }
 
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
-        if ids.is_empty() { Ok(Vec::new()) } else { Err(not_recalled()) }
+        let job = |(org, id): &(OrgId, JobId)| self.recalled.get(org)?.unfolded.windows.get(*id).cloned();
+        ids.iter().map(job).collect::<Option<_>>().ok_or_else(not_recalled)
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
@@ -138,10 +154,9 @@ impl Batch for RecalledBatch {
             writes.push((Log::new(*org, *end, changes, self.now, unfolded, self.memory.fold_after()), *changes));
         }
         let records = writes.iter().map(|(log, _)| log.record()).collect();
-        // What is answered by how the jobs are rests on their being so.
         let is_needless = |(log, changes): &(Log<'_>, &Changes)| {
-            let has_no_jobs = self.recalled.get(&log.org).is_some_and(|recalled| recalled.jobs.is_empty());
-            changes.is_empty() && log.record().is_none() && has_no_jobs
+            let is_looking = self.recalled.get(&log.org).is_some_and(|recalled| recalled.is_looking);
+            changes.is_empty() && log.record().is_none() && !is_looking
         };
         if writes.iter().all(is_needless) {
             return Ok(records);
@@ -157,7 +172,7 @@ impl Batch for RecalledBatch {
         let mut left = Vec::with_capacity(writes.len());
         for (log, changes) in &writes {
             let recalled = self.recalled.remove(&log.org).ok_or_else(not_recalled)?;
-            left.push((log.org, log.end(changes), log.leaving(changes, recalled.unfolded, HashMap::new())));
+            left.push((log.org, log.end(changes), log.leaving(changes, recalled.unfolded)));
         }
         self.statement = Some(Resuming { sql, arguments, left });
         Ok(records)
@@ -169,11 +184,11 @@ impl Batch for RecalledBatch {
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         let Self { writers, memory, orgs, statement, recalled, .. } = *self;
-        let Some(Resuming { sql, arguments, mut left }) = statement else {
+        let Some(Resuming { sql, arguments, left }) = statement else {
             give_back(&memory, recalled);
             return Ok(());
         };
-        left.iter_mut().for_each(|(org, _, left)| memory.committing(*org, left));
+        left.iter().for_each(|(org, ..)| memory.committing(*org));
         let mut connection = match writers.take().await {
             Ok(connection) => connection,
             Err(error) => {

@@ -1,7 +1,5 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
-use std::{collections::HashMap, sync::Arc};
-
 use chrono::{Datelike as _, TimeDelta};
 use sqlx::{
     postgres::PgArguments,
@@ -15,10 +13,11 @@ use super::{
 use crate::{
     domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
-        Changes, ClaimOrder, Head, NewPayload, NextDue, RecordId, StoreError, detail,
-        recent::{Left, Recent},
+        Changes, Head, NewPayload, NextDue, RecordId, StoreError, detail,
+        recent::Left,
+        row_writes::RowWrites,
         rows::{EVENT_COLUMNS, labels_json, non_empty},
-        unfolded::{RowWrites, Unfolded},
+        unfolded::Unfolded,
     },
 };
 
@@ -64,18 +63,11 @@ impl<'a> Log<'a> {
         Self { org, before, after, now, rows, next_due }
     }
 
-    /// What it leaves once it is committed: these jobs with rows that are behind, and where the first jobs that may be claimed stand.
-    pub(super) fn leaving(
-        &self,
-        changes: &Changes,
-        mut unfolded: Unfolded,
-        fronts: HashMap<Arc<str>, ClaimOrder>,
-    ) -> Left {
+    /// What it leaves once it is committed.
+    pub(super) fn leaving(&self, changes: &Changes, mut unfolded: Unfolded) -> Left {
         let end = self.end(changes);
         unfolded.removals = end.removals;
-        let mut left = Recent::leaving(self.org, self.before.record, end.record, changes, &self.rows.rows);
-        (left.unfolded, left.fronts) = (Some(unfolded), fronts);
-        left
+        Left { org: self.org, before: self.before.record, after: end.record, unfolded }
     }
 
     /// The record that the batch leaves.

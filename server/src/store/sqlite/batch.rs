@@ -15,8 +15,8 @@ use super::{
     heads::{self, Written},
     import::load_marks,
     load::{
-        End, Fronts, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations, load_ready, load_rows,
-        load_unfolded,
+        End, Wanted, load_all_held, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations,
+        load_ready, load_rows, load_unfolded,
     },
     series, write,
 };
@@ -30,7 +30,8 @@ use crate::{
         Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
         recent::{Left, Recent},
-        unfolded::{RowWrites, Unfolded},
+        row_writes::RowWrites,
+        unfolded::{MOST_HELD, Unfolded},
     },
 };
 
@@ -43,8 +44,6 @@ pub(super) struct SqliteBatch {
     orgs: Vec<OrgId>,
     /// Where the logs were found to end.
     ends: HashMap<OrgId, End>,
-    /// Where the first jobs of some types that may be claimed were found to stand.
-    fronts: HashMap<OrgId, Fronts>,
     /// What is to be remembered once this batch is committed.
     left: Vec<Left>,
 }
@@ -58,16 +57,7 @@ impl SqliteBatch {
         recent: Arc<Recent>,
         orgs: &[OrgId],
     ) -> Self {
-        Self {
-            slot,
-            connection,
-            now,
-            recent,
-            orgs: orgs.to_vec(),
-            ends: HashMap::new(),
-            fronts: HashMap::new(),
-            left: Vec::new(),
-        }
+        Self { slot, connection, now, recent, orgs: orgs.to_vec(), ends: HashMap::new(), left: Vec::new() }
     }
 
     /// Where an org's log was found to end.
@@ -93,11 +83,11 @@ impl Batch for SqliteBatch {
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
         let named = needs.iter().map(|(org, needs)| (*org, &needs.types[..]));
         let mut ends = load_ends(&mut self.connection, named).await?;
-        let (mut looked, mut ids, mut keys, mut ready) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut looked, mut ids, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (org, needs) in needs {
             let mut end = ends.remove(org).unwrap_or_default();
             find_unfolded(&mut self.connection, &self.recent, *org, &mut end).await?;
-            let (of_org, unknown) = self.look(*org, &end, needs).await?;
+            let (of_org, unknown) = self.look(*org, &mut end, needs).await?;
             looked.push(of_org);
             self.ends.insert(*org, end);
             if !unknown.is_empty() {
@@ -106,25 +96,20 @@ impl Batch for SqliteBatch {
             if !needs.keys.is_empty() {
                 keys.push((*org, &needs.keys[..]));
             }
-            if !needs.ready.is_empty() {
-                ready.push((*org, &needs.ready));
-            }
         }
+        self.fill_windows(needs).await?;
         let mut jobs: HashMap<_, Vec<_>> = HashMap::new();
         if !ids.is_empty() || !keys.is_empty() {
             for job in load_jobs(&mut self.connection, &ids, &keys).await? {
                 jobs.entry(job.org_id).or_default().push(job);
             }
         }
-        let unfolded = self.ends.iter().filter_map(|(org, end)| Some((*org, end.unfolded.as_ref()?))).collect();
-        let front = |org: OrgId, name: &Arc<str>| self.recent.front(org, self.ends.get(&org)?.record, name);
-        let mut ready = load_ready(&mut self.connection, &ready, &unfolded, front).await?;
         let mut loaded = Vec::with_capacity(needs.len());
         for ((org, needs), looked) in needs.iter().zip(looked) {
             let mut jobs = jobs.remove(org).unwrap_or_default();
-            let (ready, fronts) = ready.remove(org).unwrap_or_default();
-            self.fronts.insert(*org, fronts);
+            let mut ready = FoundReady::default();
             if let Some(unfolded) = self.ends.get(org).and_then(|end| end.unfolded.as_ref()) {
+                ready = unfolded.windows.ready(&needs.ready);
                 // A key may name one whose row is behind.
                 jobs.iter_mut().for_each(|job| {
                     if let Some(running) = unfolded.get(job.id) {
@@ -138,11 +123,17 @@ impl Batch for SqliteBatch {
     }
 
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
-        let mut by_org: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
+        let (mut jobs, mut by_org) = (Vec::with_capacity(ids.len()), BTreeMap::<OrgId, Vec<JobId>>::new());
         for (org, id) in ids {
-            by_org.entry(*org).or_default().push(*id);
+            match self.ends.get(org).and_then(|end| end.unfolded.as_ref()?.windows.get(*id)) {
+                Some(job) => jobs.push(job.clone()),
+                None => by_org.entry(*org).or_default().push(*id),
+            }
         }
-        load_rows(&mut self.connection, &Vec::from_iter(by_org)).await
+        if !by_org.is_empty() {
+            jobs.extend(load_rows(&mut self.connection, &Vec::from_iter(by_org)).await?);
+        }
+        Ok(jobs)
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
@@ -162,10 +153,7 @@ impl Batch for SqliteBatch {
             if record.is_none() && is_fold {
                 heads::write_base(&mut self.connection, *org, base).await?;
             }
-            let mut left = Recent::leaving(*org, before, record.unwrap_or(before), changes, &of_org);
-            left.unfolded = Some(unfolded);
-            left.fronts = self.fronts.remove(org).unwrap_or_default();
-            self.left.push(left);
+            self.left.push(Left { org: *org, before, after: record.unwrap_or(before), unfolded });
             self.ends.insert(*org, end);
             rows.extend(of_org);
             let org = *org;
@@ -208,16 +196,15 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, recent, ends, mut left, .. } = *self;
-        left.iter_mut().for_each(|left| recent.committing(left));
+        let Self { mut slot, mut connection, recent, ends, left, .. } = *self;
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
-                left.into_iter().for_each(|left| recent.left(left));
+                left.into_iter().for_each(|left| left.committed(&recent));
                 // Of logs that it only looked at.
                 for (org, end) in ends {
                     if let Some(unfolded) = end.unfolded {
-                        recent.put_unfolded(org, end.record, unfolded);
+                        recent.put(org, end.record, unfolded);
                     }
                 }
                 Ok(())
@@ -242,13 +229,13 @@ async fn find_unfolded(
     if end.unfolded.is_some() {
         return Ok(());
     }
-    let unfolded = match recent.take_unfolded(org) {
+    let unfolded = match recent.take(org) {
         Some((as_of, known)) if as_of == end.record => known,
         // Another process has written to the log, or none has in this one.
         _ if end.base.seq < end.head.seq || end.base.n < end.record.n => {
             load_unfolded(connection, org, end.base).await?
         }
-        _ => Unfolded::default(),
+        _ => Unfolded::of(end.head.seq, 0),
     };
     end.unfolded = Some(unfolded);
     Ok(())
@@ -267,10 +254,20 @@ struct Looked {
 
 impl SqliteBatch {
     /// Finds out which jobs of an org are asked for, and which of them are to be read.
-    async fn look(&mut self, org: OrgId, end: &End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
+    async fn look(&mut self, org: OrgId, end: &mut End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
         let connection = &mut self.connection;
-        let none = Unfolded::default();
-        let unfolded = end.unfolded.as_ref().unwrap_or(&none);
+        let unfolded = end.unfolded.get_or_insert_default();
+        let knows_held = needs.held.is_empty() || unfolded.knows_held().is_ok();
+        if !knows_held && unfolded.knows_held() == Err(true) {
+            let found = load_all_held(connection, org, MOST_HELD + 1).await?;
+            let are_all = found.len() <= MOST_HELD;
+            let unknown: Vec<_> = found.into_iter().filter(|id| are_all && !unfolded.runs(*id)).collect();
+            let jobs =
+                if unknown.is_empty() { Vec::new() } else { load_jobs(connection, &[(org, unknown)], &[]).await? };
+            unfolded.set_held(jobs, are_all);
+        }
+        let knows_held = knows_held || unfolded.knows_held().is_ok();
+        let unfolded = &*unfolded;
         let (expired, next_expiry) = match &needs.expired {
             Some(wanted) => expired::load_expired(connection, org, wanted, &end.head, self.now).await?,
             None => (Vec::new(), None),
@@ -282,27 +279,54 @@ impl SqliteBatch {
         let misdated = match needs.misdated {
             Some((limit, by)) => {
                 let of_rows = load_misdated(connection, org, limit + unfolded.len(), by, self.now).await?;
-                let of_rows = of_rows.into_iter().filter(|id| unfolded.get(*id).is_none());
+                let of_rows = of_rows.into_iter().filter(|id| !unfolded.runs(*id));
                 unfolded.misdated(by, self.now).chain(of_rows).take(limit).collect()
             }
             None => Vec::new(),
         };
         let mut held = Vec::new();
-        for wanted in &needs.held {
+        for wanted in needs.held.iter().filter(|_| !knows_held) {
             let wanted = HeldBy { limit: wanted.limit + unfolded.len(), ..wanted.clone() };
             let of_rows = load_held(connection, org, &wanted).await?;
-            held.extend(of_rows.into_iter().filter(|id| unfolded.get(*id).is_none()));
+            held.extend(of_rows.into_iter().filter(|id| !unfolded.runs(*id)));
         }
         held.extend(unfolded.held(&needs.held));
         // Others leave a record of whatever they write: an import, beside this server.
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
         let ids: Vec<_> = ids.copied().collect::<BTreeSet<_>>().into_iter().collect();
-        let mut known: Vec<_> = ids.iter().filter_map(|id| unfolded.get(*id).cloned()).collect();
-        let others: Vec<_> = needs.jobs.iter().filter(|id| unfolded.get(**id).is_none()).copied().collect();
-        known.extend(self.recent.jobs(org, end.record, &others));
+        let known: Vec<_> = ids.iter().filter_map(|id| unfolded.get(*id).cloned()).collect();
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let unknown = ids.into_iter().filter(|id| !is_known.contains(id)).collect();
         Ok((Looked { known, expired, next_expiry, due, next_due, misdated }, unknown))
+    }
+
+    /// Looks for what windows lack of what is wanted.
+    async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
+        let mut wanted = Vec::new();
+        for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
+            let Some(unfolded) = self.ends.get_mut(org).and_then(|end| end.unfolded.as_mut()) else { continue };
+            unfolded.windows.make_room(&needs.ready);
+            for mut short in unfolded.windows.short(&needs.ready) {
+                // Rows that are behind look ready: as many more are looked at, and left out.
+                short.limit += unfolded.count_ready(&short.name, short.from);
+                wanted.push(Wanted { org: *org, short });
+            }
+        }
+        let found = load_ready(&mut self.connection, &wanted).await?;
+        let mut unknown: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
+        for (Wanted { org, short }, jobs) in wanted.iter().zip(found) {
+            let Some(unfolded) = self.ends.get_mut(org).and_then(|end| end.unfolded.as_mut()) else { continue };
+            unknown.entry(*org).or_default().extend(unfolded.fill(short, jobs));
+        }
+        unknown.retain(|_, ids| !ids.is_empty());
+        if !unknown.is_empty() {
+            for job in load_rows(&mut self.connection, &Vec::from_iter(unknown)).await? {
+                if let Some(unfolded) = self.ends.get_mut(&job.org_id).and_then(|end| end.unfolded.as_mut()) {
+                    unfolded.windows.know(&job);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Adds what depends on the jobs.

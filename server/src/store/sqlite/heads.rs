@@ -10,8 +10,8 @@ use crate::{
     store::{
         Changes, Head, NextDue, RecordId, StoreError,
         record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
+        row_writes::Base,
         rows,
-        unfolded::Base,
         value::Value,
     },
 };

@@ -26,12 +26,13 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        ClaimOrder, FoundReady, Head, HeldBy, Ready, ReadyJob, RecordId, StoreError,
+        ClaimOrder, Head, HeldBy, ReadyJob, RecordId, StoreError,
         image::{AS_THE_ROW, read_job_over},
         job_columns::read_job,
-        recent::ALL_TYPES,
+        row_writes::Base,
         rows::{self, Columns as _},
-        unfolded::{Base, Extended, Lacks, Unfolded},
+        unfolded::{Extended, Lacks, Unfolded},
+        window::{ALL_TYPES, Short},
     },
 };
 
@@ -203,79 +204,52 @@ fn bind_from<'q>(
     query.bind(from.map_or(0, |from| from.created_seq)).bind(limit as i64).bind(org.0)
 }
 
-/// Where the first jobs of some types that may be claimed stand.
-pub(super) type Fronts = HashMap<Arc<str>, ClaimOrder>;
+/// Jobs of an org that may be claimed.
+pub(super) struct Wanted {
+    pub(super) org: OrgId,
+    pub(super) short: Short,
+}
 
-/// Jobs of some orgs that may be claimed; orgs of which none is wanted are left out.
+/// Jobs that may be claimed, in their order, for each of what is wanted.
 pub(super) async fn load_ready(
     connection: &mut SqliteConnection,
-    orgs: &[(OrgId, &Ready)],
-    unfolded: &HashMap<OrgId, &Unfolded>,
-    front: impl Fn(OrgId, &Arc<str>) -> Option<ClaimOrder>,
-) -> Result<HashMap<OrgId, (FoundReady, Fronts)>, StoreError> {
+    wanted: &[Wanted],
+) -> Result<Vec<Vec<ReadyJob>>, StoreError> {
     let job = |row: &SqliteRow| {
         let mut columns = Columns::of(row);
         Ok::<_, StoreError>((OrgId(columns.uuid()?), rows::ready_job(&mut columns)?))
     };
-    // Rows that are behind look ready: as many more are looked at, and left out.
-    let behind = |org: &OrgId, name: Option<&Arc<str>>, from| {
-        unfolded.get(org).map_or(0, |behind| behind.count_ready(name, from))
-    };
-    let is_behind = |org: &OrgId, job: &ReadyJob| unfolded.get(org).is_some_and(|behind| behind.get(job.id).is_some());
-    let mut of_types: HashMap<OrgId, Vec<ReadyJob>> = HashMap::new();
-    let mut found_of: HashMap<(OrgId, Arc<str>), usize> = HashMap::new();
-    let wanted = |(org, ready): &(OrgId, &Ready)| {
-        let org = *org;
-        let of_type = |(name, limit): (&Arc<str>, &usize)| {
-            let from = front(org, name);
-            (org, Arc::clone(name), *limit + behind(&org, Some(name), from), from)
-        };
-        ready.of.iter().map(of_type).collect::<Vec<_>>()
-    };
-    let types: Vec<_> = orgs.iter().flat_map(wanted).collect();
-    let mut types = &types[..];
+    let (of_all, of_types): (Vec<_>, Vec<_>) =
+        wanted.iter().enumerate().partition(|(_, wanted)| *wanted.short.name == **ALL_TYPES);
+    let mut found: Vec<_> = wanted.iter().map(|_| Vec::new()).collect();
+    let mut of_types = &of_types[..];
     for size in TYPES_AT_ONCE {
-        while types.len() >= size {
-            let (chunk, rest) = types.split_at(size);
-            types = rest;
+        while of_types.len() >= size {
+            let (chunk, rest) = of_types.split_at(size);
+            of_types = rest;
             let query = sqlx::query(AssertSqlSafe(load_ready_of(size)));
-            let query = chunk
-                .iter()
-                .fold(query, |query, (org, name, limit, from)| bind_from(query, *from, *limit, *org).bind(&**name));
+            let query = chunk.iter().fold(query, |query, (_, Wanted { org, short })| {
+                bind_from(query, short.from, short.limit, *org).bind(&*short.name)
+            });
+            let place_of: HashMap<_, _> =
+                chunk.iter().map(|(place, wanted)| ((wanted.org, &*wanted.short.name), *place)).collect();
             for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
                 let (org, job) = job(row)?;
-                let found = found_of.entry((org, Arc::clone(&job.job_type))).or_default();
-                let wanted =
-                    orgs.iter().find(|(wanted, _)| *wanted == org).and_then(|(_, ready)| ready.of.get(&job.job_type));
-                if !is_behind(&org, &job) && wanted.is_some_and(|limit| *found < *limit) {
-                    *found += 1;
-                    of_types.entry(org).or_default().push(job);
+                if let Some(place) = place_of.get(&(org, &*job.job_type)) {
+                    found[*place].push(job);
                 }
             }
         }
     }
-    let mut found = HashMap::with_capacity(orgs.len());
-    for (org, wanted) in orgs.iter().filter(|(_, wanted)| !wanted.is_empty()) {
-        let mut of_all = Vec::new();
-        if wanted.all > 0 {
-            let from = front(*org, &ALL_TYPES);
-            let query = sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str()));
-            let query = bind_from(query, from, wanted.all + behind(org, None, from), *org);
-            for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
-                let (_, job) = job(row)?;
-                if !is_behind(org, &job) && of_all.len() < wanted.all {
-                    of_all.push(job);
-                }
-            }
+    for (place, Wanted { org, short }) in of_all {
+        let query = bind_from(sqlx::query(AssertSqlSafe(LOAD_ALL_READY.as_str())), short.from, short.limit, *org);
+        for row in &query.fetch_all(&mut *connection).await.map_err(store_error)? {
+            found[place].push(job(row)?.1);
         }
-        let of_types = of_types.remove(org).unwrap_or_default();
-        let mut fronts: Fronts = HashMap::new();
-        let of_types_and_all = of_types.iter().map(|job| (&job.job_type, job));
-        for (name, job) in of_types_and_all.chain(of_all.iter().map(|job| (&*ALL_TYPES, job))) {
-            let front = fronts.entry(Arc::clone(name)).or_insert(job.order);
-            *front = job.order.min(*front);
-        }
-        found.insert(*org, (FoundReady::new(wanted, of_types, of_all), fronts));
+    }
+    // Each is found in two parts, of which one may reach farther than was asked for.
+    for (found, wanted) in found.iter_mut().zip(wanted) {
+        found.truncate(wanted.short.limit);
     }
     Ok(found)
 }
@@ -310,6 +284,19 @@ pub(super) async fn load_held(
     let query = sqlx::query_scalar::<_, Uuid>(LOAD_HELD).bind(org.0).bind(&*held.request).bind(&*held.worker);
     let found = query.bind(held.limit as i64).fetch_all(connection).await.map_err(store_error)?;
     Ok(found.into_iter().map(JobId).collect())
+}
+
+pub(super) const LOAD_ALL_HELD: &str = "/* load_all_held */ SELECT id FROM job INDEXED BY idx_job_lease_request
+     WHERE org_id = $1 AND lease_request IS NOT NULL LIMIT $2";
+
+/// Jobs that claims hold which may come again.
+pub(super) async fn load_all_held(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    limit: usize,
+) -> Result<Vec<JobId>, StoreError> {
+    let query = sqlx::query_scalar::<_, Uuid>(LOAD_ALL_HELD).bind(org.0).bind(limit as i64);
+    Ok(query.fetch_all(connection).await.map_err(store_error)?.into_iter().map(JobId).collect())
 }
 
 pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id, due_at FROM job

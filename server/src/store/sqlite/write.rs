@@ -10,8 +10,8 @@ use crate::{
     store::{
         NewPayload, Parts, StoreError, detail,
         job_columns::{JOB_COLUMNS, JobColumn},
+        row_writes::RowWrite,
         rows::{self, EVENT_COLUMNS},
-        unfolded::RowWrite,
         value::Value,
     },
 };
