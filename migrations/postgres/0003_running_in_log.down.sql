@@ -7,7 +7,7 @@ BEGIN
         PERFORM set_config('app.current_org_id', org::text, true);
         CREATE TEMPORARY TABLE last ON COMMIT DROP AS
         SELECT DISTINCT ON (e.job_id) e.job_id, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at,
-            nullif(e.image, '')::jsonb AS image
+            CASE WHEN e.image LIKE '[%' THEN e.image::jsonb END AS image, rtrim(nullif(e.image, ''), '"') AS said
         FROM jobledger.job_event e
         WHERE e.org_id = org AND e.image IS NOT NULL AND e.seq > (
             SELECT coalesce((SELECT r.base_seq FROM jobledger.org_record r
@@ -47,7 +47,6 @@ BEGIN
             last_seq = last.seq,
             last_recorded_at = last.recorded_at
         FROM last WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq < last.seq;
-        DROP TABLE last;
         -- And what records say of their leases since then.
         UPDATE jobledger.job j SET
             lease_expires_at = 'epoch'::timestamptz + split_part(last.said, ',', 1)::bigint * interval '1 microsecond',
@@ -55,12 +54,17 @@ BEGIN
             due_at = 'epoch'::timestamptz + nullif(split_part(last.said, ',', CASE WHEN last.said LIKE '%,%' THEN 2 ELSE 1 END), '')::bigint
                 * interval '1 microsecond'
         FROM (
-            SELECT DISTINCT ON (x.key) x.key::uuid AS job_id, r.seq, x.value AS said FROM jobledger.org_head h
-            JOIN jobledger.org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
-            CROSS JOIN LATERAL json_each_text(r.extensions::json) x
-            WHERE h.org_id = org ORDER BY x.key, r.n DESC
+            SELECT DISTINCT ON (job_id) job_id, seq, said FROM (
+                SELECT x.key::uuid AS job_id, r.seq, x.value AS said, r.n FROM jobledger.org_head h
+                JOIN jobledger.org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
+                CROSS JOIN LATERAL json_each_text(r.extensions::json) x
+                WHERE h.org_id = org
+                UNION ALL
+                SELECT last.job_id, last.seq, last.said, 0 FROM last WHERE last.said NOT LIKE '[%'
+            ) found ORDER BY job_id, n DESC
         ) last
         WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq <= last.seq AND j.lease_worker IS NOT NULL;
+        DROP TABLE last;
     END LOOP;
 END $$;
 ALTER TABLE jobledger.org_record DROP COLUMN base_seq, DROP COLUMN base_n, DROP COLUMN quiet, DROP COLUMN extensions;

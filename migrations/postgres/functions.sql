@@ -12,9 +12,22 @@ SELECT NULL::bigint AS n, NULL::boolean AS is_large, e.image AS event_image, e.n
     NULL::integer AS progress, NULL::text AS payload, NULL::text AS result
 FROM jobledger.job j, jobledger.job_event e WHERE false;
 
+-- The last extension of a running job's lease since its last event, of a record that the base lacks (store/extension.rs). No part of the
+-- statements that ask for it, most of which do so in vain: what they had to set up for it would take longer than they do.
+CREATE OR REPLACE FUNCTION jobledger.last_extension(p_org UUID, p_job UUID, p_seq BIGINT)
+RETURNS TEXT LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+DECLARE
+    digits TEXT := encode(uuid_send(p_job), 'hex');
+BEGIN
+    RETURN (
+        SELECT substr(x.extensions, strpos(x.extensions, digits) + 35, 64) FROM jobledger.org_record x
+        WHERE x.org_id = p_org AND x.seq >= p_seq AND x.extensions IS NOT NULL AND strpos(x.extensions, digits) > 0
+            AND x.n > (SELECT h.base_n FROM jobledger.org_head h WHERE h.org_id = p_org)
+        ORDER BY x.seq DESC, x.n DESC LIMIT 1);
+END $$;
+
 -- The last event of a job from p_seq on. A running job's row may lack events: what it is then says the image of the last one, and the last
--- extension of its lease since then, in a record that the base lacks (store/extension.rs). A job that has ended has no later event than
--- p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
+-- extension of its lease since then. A job that has ended has no later event than p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
 CREATE OR REPLACE FUNCTION jobledger.last_event(p_org UUID, p_job UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_finished_at TIMESTAMPTZ)
 RETURNS TABLE (
     image TEXT, next_status TEXT, attempt INTEGER, ts TIMESTAMPTZ, job_seq BIGINT, seq BIGINT, recorded_at TIMESTAMPTZ,
@@ -22,12 +35,7 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT e.image, e.next_status::text, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json,
-        CASE WHEN e.next_status = 'running' THEN (
-            SELECT substr(x.extensions, strpos(x.extensions, encode(uuid_send(p_job), 'hex')) + 35, 64) FROM jobledger.org_record x
-            WHERE x.org_id = p_org AND x.seq >= e.seq AND x.extensions IS NOT NULL
-                AND x.n > (SELECT h.base_n FROM jobledger.org_head h WHERE h.org_id = p_org)
-                AND strpos(x.extensions, encode(uuid_send(p_job), 'hex')) > 0
-            ORDER BY x.seq DESC, x.n DESC LIMIT 1) END
+        CASE WHEN e.next_status = 'running' THEN jobledger.last_extension(p_org, p_job, e.seq) END
     FROM jobledger.job_event e
     WHERE e.org_id = p_org AND e.job_id = p_job AND e.seq >= p_seq AND e.recorded_at >= p_recorded_at
         AND e.recorded_at <= CASE WHEN p_finished_at IS NULL THEN 'infinity' ELSE p_recorded_at END

@@ -1,6 +1,7 @@
 //! After-images: what a running job is after an event, beside what the event says itself. An image lies with its event, in a column that no
 //! reader is shown. So the log alone tells all of a running job, and its row need not be written with every event. Where a job is what its row
-//! says but for what the event says, the image is empty ([`AS_THE_ROW`]): so it is with reports of progress once the row was written.
+//! says but for what events say, the image is empty, or has the lease alone ([`Differs`]): so it is with reports of progress once the row was
+//! written.
 
 use std::marker::PhantomData;
 
@@ -19,8 +20,29 @@ use crate::domain::{clock::Time, job::Job, json::Json};
 
 /// The form in which images are written. A server that does not know the form of one can't go on.
 const IMAGE_FORMAT: i64 = 1;
-/// The image of a job whose row lacks nothing but what events say.
-pub(super) const AS_THE_ROW: &str = "";
+/// In what a running job may differ from its row, beside what its last event says. Its image says that: none of it (an empty text), the lease
+/// (as an [`Extension`]), or all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Differs {
+    #[default]
+    Nowhere,
+    InLease,
+    InMore,
+}
+
+/// Of an image of a row `e`, its [`Differs`] as a number.
+pub(super) const DIFFERS: &str = "CASE WHEN e.image = '' THEN 0 WHEN e.image LIKE '[%' THEN 2 ELSE 1 END";
+
+impl Differs {
+    /// By the number that [`DIFFERS`] is; nothing where there is no image.
+    pub(super) fn of_number(number: Option<i32>) -> Self {
+        match number {
+            None | Some(0) => Self::Nowhere,
+            Some(1) => Self::InLease,
+            _ => Self::InMore,
+        }
+    }
+}
 
 /// Columns of `job` that the event has itself, in the order of [`JOB_COLUMNS`].
 const OF_EVENT: [&str; 6] = ["status", "attempt", "updated_at", "last_job_seq", "last_seq", "last_recorded_at"];
@@ -55,8 +77,17 @@ impl Item {
     }
 }
 
-/// The image of a running job: a JSON array of the format and the values, without the nulls at its end.
-pub(super) fn write(job: &Job) -> String {
+/// The image of a running job that differs so from its row.
+pub(super) fn write(job: &Job, differs: Differs) -> String {
+    match differs {
+        Differs::Nowhere => String::new(),
+        Differs::InLease => Extension::of(job).map_or_else(|| of_all(job), Extension::text),
+        Differs::InMore => of_all(job),
+    }
+}
+
+/// A JSON array of the format and the values, without the nulls at its end.
+fn of_all(job: &Job) -> String {
     let columns = JOB_COLUMNS.iter().filter(|column| is_in_image(column));
     let mut items = vec![Some(Item::Number(IMAGE_FORMAT))];
     items.extend(columns.map(|column| Item::of((column.value)(job), job.updated_at)));
@@ -75,7 +106,11 @@ enum Later {
 }
 
 /// An image with what its event says: for each of [`JOB_COLUMNS`] the value that it has then, `None` where that never changes.
-struct Image(Vec<Option<Later>>);
+struct Image {
+    values: Vec<Option<Later>>,
+    /// Where that is all that differs.
+    lease: Option<Extension>,
+}
 
 impl Image {
     /// Reads an image, or none: then the row is as of its job's last event. In either case the columns that follow are those of
@@ -100,8 +135,10 @@ impl Image {
             time(recorded_at),
         ]
         .into_iter();
+        let has_all = image.starts_with('[');
+        let lease = (!image.is_empty() && !has_all).then(|| Extension::read(image)).transpose()?;
         let mut items = Vec::new().into_iter();
-        if image != AS_THE_ROW {
+        if has_all {
             let in_order: Vec<Option<Item>> = serde_json::from_str(image).map_err(|_| damaged("image"))?;
             items = in_order.into_iter();
             if items.next().flatten() != Some(Item::Number(IMAGE_FORMAT)) {
@@ -113,12 +150,12 @@ impl Image {
         let value = |column: &JobColumn| {
             Ok(match (column.part, is_in_image(column)) {
                 (None, _) => None,
-                (_, true) if image == AS_THE_ROW => None,
+                (_, true) if !has_all => None,
                 (_, true) => Some(later(column.kind, items.next().flatten(), at)?),
                 (_, false) => of_event.next(),
             })
         };
-        JOB_COLUMNS.iter().map(value).collect::<Result<_, _>>().map(|values| Some(Self(values)))
+        JOB_COLUMNS.iter().map(value).collect::<Result<_, _>>().map(|values| Some(Self { values, lease }))
     }
 }
 
@@ -151,7 +188,7 @@ impl<'i, 'r, C: Columns<'r>> Over<'i, 'r, C> {
         later: impl FnOnce(&'i Later) -> Option<T>,
     ) -> Result<T, StoreError> {
         let of_row = row(self.row)?;
-        let image = self.image.0.get(self.next).and_then(Option::as_ref);
+        let image = self.image.values.get(self.next).and_then(Option::as_ref);
         self.next += 1;
         image.map_or(Ok(of_row), |image| later(image).ok_or_else(|| damaged("image")))
     }
@@ -229,13 +266,11 @@ impl<'i, 'r: 'i, C: Columns<'r>> Columns<'i> for Over<'i, 'r, C> {
 pub(super) fn read_job_over<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
     let image = Image::read(columns)?;
     let extension = columns.optional_text()?.map(Extension::read).transpose()?;
-    let mut job = match image {
+    let mut job = match &image {
         None => read_job(columns)?,
-        Some(image) => read_job(&mut Over { row: columns, image: &image, next: 0, of_row: PhantomData })?,
+        Some(image) => read_job(&mut Over { row: columns, image, next: 0, of_row: PhantomData })?,
     };
-    if let Some(extension) = extension {
-        extension.apply(&mut job);
-    }
+    image.and_then(|image| image.lease).into_iter().chain(extension).for_each(|lease| lease.apply(&mut job));
     Ok(job)
 }
 
@@ -346,11 +381,18 @@ mod tests {
                 rows.push(job);
                 prop_assert_eq!(&read(job, None, last), job);
                 if job.status == JobStatus::Running {
-                    let image = write(job);
+                    let image = write(job, Differs::InMore);
                     for row in &rows {
                         prop_assert_eq!(&read(row, Some((&image, last)), last), job);
-                        if Parts::between(row, job) == Parts::LOG {
-                            prop_assert_eq!(&read(row, Some((AS_THE_ROW, last)), last), job);
+                        let parts = Parts::between(row, job);
+                        if parts == Parts::LOG {
+                            prop_assert_eq!(&read(row, Some(("", last)), last), job);
+                        }
+                        let is_same_lease = row.lease.is_some() && row.lease_epoch == job.lease_epoch;
+                        if is_same_lease && Parts::LEASE.contain(parts) {
+                            let image = write(job, Differs::InLease);
+                            prop_assert!(image.len() < 40, "{}", image);
+                            prop_assert_eq!(&read(row, Some((&image, last)), last), job);
                         }
                     }
                 }

@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "dbe8bb0a9aecc106da497ebaab0db83151a777fce5445f14332954b4b86d408c")
+            (3, "ee63491771b29f7afa23fe169ea4209c8b61c09e8b822e31d24a2bc25cc8bafc")
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use super::{Changes, Parts};
+use super::{Changes, Parts, image::Differs};
 use crate::domain::{
     event::{EventKind, JobEvent},
     id::JobId,
@@ -45,17 +45,27 @@ pub(super) struct RowWrite<'a> {
 }
 
 /// The first event that a batch writes of each of its jobs, and whether that job's row may be left to the log.
-pub(super) struct Events<'a>(HashMap<JobId, (&'a JobEvent, bool)>);
+pub(super) struct Events<'a>(HashMap<JobId, First<'a>>);
+
+/// See [`Events`].
+struct First<'a> {
+    event: &'a JobEvent,
+    may_be_left: bool,
+    /// All of its job's events in the batch find it running, and leave it so: under the same lease.
+    is_steady: bool,
+}
 
 impl<'a> Events<'a> {
     pub(super) fn of(changes: &'a Changes) -> Self {
-        let mut first: HashMap<JobId, (&JobEvent, bool)> = HashMap::new();
+        let mut first: HashMap<JobId, First<'_>> = HashMap::new();
         for event in &changes.events {
             // A row that says that its job has ended is in the lists of those.
             let has_ended = event.prev_status.is_some_and(JobStatus::is_terminal);
-            let (_, may_be_left) = first.entry(event.job_id).or_insert((event, !has_ended));
+            let of_job = first.entry(event.job_id).or_insert(First { event, may_be_left: !has_ended, is_steady: true });
             // Of what was brought in, events don't say when they changed the job.
-            *may_be_left &= !event.is_past && event.kind != EventKind::Imported;
+            of_job.may_be_left &= !event.is_past && event.kind != EventKind::Imported;
+            of_job.is_steady &=
+                (event.prev_status, event.next_status) == (Some(JobStatus::Running), JobStatus::Running);
         }
         Self(first)
     }
@@ -67,7 +77,17 @@ impl<'a> Events<'a> {
 
     /// The first event of a job that was there, if its row is left to the log: it runs now, and events tell how that came.
     pub(super) fn left_to_log(&self, job: &Job) -> Option<&'a JobEvent> {
-        let (first, may_be_left) = self.0.get(&job.id)?;
-        (*may_be_left && job.status == JobStatus::Running).then_some(*first)
+        let first = self.0.get(&job.id)?;
+        (first.may_be_left && job.status == JobStatus::Running).then_some(first.event)
+    }
+
+    /// In what the batch changes a job, parts of which it changes, beside what its last event says.
+    pub(super) fn differs(&self, job: JobId, parts: Parts) -> Differs {
+        let is_steady = self.0.get(&job).is_some_and(|first| first.is_steady);
+        match parts {
+            Parts::LOG if is_steady => Differs::Nowhere,
+            Parts::LEASE if is_steady => Differs::InLease,
+            _ => Differs::InMore,
+        }
     }
 }

@@ -21,7 +21,8 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::{
-    Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, ReadyJob, extension, image,
+    Changed, Changes, ClaimOrder, HeldBy, NextDue, Parts, ReadyJob, extension,
+    image::{self, Differs},
     row_writes::{Base, Events, RowWrite, RowWrites},
     window::{ALL_TYPES, Short, Windows},
 };
@@ -94,6 +95,8 @@ struct Running {
     lacks: Option<Lacks>,
     /// An extension of its lease, since the last event.
     extended: Option<Extended>,
+    /// In what it differs from its row beside.
+    differs: Differs,
 }
 
 /// Where an extension is that a row lacks.
@@ -112,13 +115,11 @@ pub(super) struct Lacks {
     pub(super) recorded_at: Time,
     /// The row says that its job is queued, and may stand among those that are ready.
     pub(super) is_queued: bool,
-    /// Since then the job has changed in nothing but what events say.
-    pub(super) is_as_row: bool,
 }
 
 impl Running {
     fn clean(job: &Job) -> Self {
-        Self { job: job.clone(), lacks: None, extended: None }
+        Self { job: job.clone(), lacks: None, extended: None, differs: Differs::Nowhere }
     }
 
     /// By what the claim is known that holds it.
@@ -141,14 +142,8 @@ impl Extended {
 
 impl Lacks {
     /// `None` where there is no event.
-    pub(super) fn of(
-        seq: Option<i64>,
-        recorded_at: Option<Time>,
-        is_queued: Option<bool>,
-        is_as_row: Option<bool>,
-    ) -> Option<Self> {
-        let (is_queued, is_as_row) = (is_queued.unwrap_or_default(), is_as_row.unwrap_or_default());
-        Some(Self { seq: seq?, recorded_at: recorded_at?, is_queued, is_as_row })
+    pub(super) fn of(seq: Option<i64>, recorded_at: Option<Time>, is_queued: Option<bool>) -> Option<Self> {
+        Some(Self { seq: seq?, recorded_at: recorded_at?, is_queued: is_queued.unwrap_or_default() })
     }
 }
 
@@ -158,11 +153,15 @@ impl Unfolded {
         Self { head, removals, knows_held: head == 0, ..Self::default() }
     }
 
-    /// A job is so as of the log's end: its row lacks events from the one given on, or none, and the extension given, or none.
-    pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>, extended: Option<Extended>) {
+    /// A job is so as of the log's end: its row lacks events from the one given on, or none, and the extension given, or none; and its last
+    /// image says in what it differs from the row.
+    pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>, extended: Option<Extended>, differs: Differs) {
         self.windows.follow(&job);
         let is_running = job.status == JobStatus::Running;
-        self.put(job.id, is_running.then_some(Running { job, lacks, extended }));
+        let of_extension = if extended.is_some() { Differs::InLease } else { Differs::Nowhere };
+        let of_image = if lacks.is_some() { differs } else { Differs::Nowhere };
+        let differs = of_extension.max(of_image);
+        self.put(job.id, is_running.then_some(Running { job, lacks, extended, differs }));
     }
 
     /// Whether all jobs are known that claims hold which may come again. If not, whether to load them.
@@ -175,7 +174,7 @@ impl Unfolded {
         (self.knows_held, self.are_many_held) = (are_all, !are_all);
         for job in jobs.into_iter().filter(|_| are_all) {
             if !self.runs(job.id) {
-                self.set(job, None, None);
+                self.set(job, None, None, Differs::Nowhere);
             }
         }
     }
@@ -246,8 +245,13 @@ impl Unfolded {
         let up_to = self.since.range(..=base.seq).map(|(_, id)| *id);
         let up_to = up_to.chain(self.extended.iter().take_while(|(n, _)| *n <= base.n).map(|(_, id)| *id));
         for id in up_to.collect::<Vec<_>>() {
-            let Some(Running { job, lacks, extended }) = self.put(id, None) else { continue };
-            self.set(job, lacks.filter(|lacks| lacks.seq > base.seq), extended.filter(|extended| extended.n > base.n));
+            let Some(Running { job, lacks, extended, differs }) = self.put(id, None) else { continue };
+            self.set(
+                job,
+                lacks.filter(|lacks| lacks.seq > base.seq),
+                extended.filter(|extended| extended.n > base.n),
+                differs,
+            );
         }
         written.iter().for_each(|id| _ = self.put(*id, None));
         if !written.is_empty() {
@@ -391,26 +395,26 @@ impl Unfolded {
             let behind = self.jobs.get(&job.id);
             let (lacks, was_extended) =
                 behind.map_or((None, false), |behind| (behind.lacks, behind.extended.is_some()));
+            let differed = behind.map_or(Differs::Nowhere, |behind| behind.differs);
             if let Some(first) = events.left_to_log(job) {
-                let is_as_row = *parts == Parts::LOG && !was_extended && lacks.is_none_or(|lacks| lacks.is_as_row);
-                let image = if is_as_row { image::AS_THE_ROW.to_owned() } else { image::write(job) };
-                written.images.insert(job.last_seq, image);
+                let differs = differed.max(events.differs(job.id, *parts));
+                written.images.insert(job.last_seq, image::write(job, differs));
                 let lacks = lacks.unwrap_or_else(|| {
                     added += 1;
                     let is_queued = first.prev_status == Some(JobStatus::Queued);
-                    Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued, is_as_row }
+                    Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued }
                 });
-                let lacks = Some(Lacks { is_as_row, ..lacks });
-                self.change(job.id, Some(Running { job: job.clone(), lacks, extended: None }));
+                let running = Running { job: job.clone(), lacks: Some(lacks), extended: None, differs };
+                self.change(job.id, Some(running));
                 continue;
             }
             let has_events = events.have(job.id);
             if !has_events && job.status == JobStatus::Running && job.lease.is_some() && *parts == Parts::LEASE {
                 added += 1;
                 extended.push(job);
-                let lacks = lacks.map(|lacks| Lacks { is_as_row: false, ..lacks });
+                let differs = differed.max(Differs::InLease);
                 let extended = Some(Extended { n, at: now });
-                self.change(job.id, Some(Running { job: job.clone(), lacks, extended }));
+                self.change(job.id, Some(Running { job: job.clone(), lacks, extended, differs }));
                 continue;
             }
             // All of a row that is behind.

@@ -25,7 +25,7 @@ use crate::{
     },
     store::{
         HeldBy, ReadyJob, RecordId, StoreError,
-        image::{AS_THE_ROW, read_job_over},
+        image::{DIFFERS, Differs, read_job_over},
         job_columns::{JOB_COLUMNS, read_job},
         row_writes::Base,
         rows::{self, Columns as _},
@@ -163,8 +163,9 @@ pub(super) struct Behind {
 static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* read_unfolded */ SELECT org, is_known, quiet, extended_n, extended_at, first_seq, first_recorded_at, first_prev_status = 'queued',
-             (r.found).event_image = '{AS_THE_ROW}' AND extended_n IS NULL, {}
+             {}, {}
          FROM jobledger.read_unfolded($1, $2, $3, $4, $5, $6) r",
+        DIFFERS.replace("e.image", "(r.found).event_image"),
         job_over("(r.found)")
     )
 });
@@ -205,9 +206,9 @@ pub(super) async fn load_unfolded(
         }
         let (n, at) = (columns.optional_long()?, columns.optional_time()?);
         let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
-        let (is_queued, is_as_row) = (columns.optional_flag()?, columns.optional_flag()?);
-        let lacks = Lacks::of(seq, recorded_at, is_queued, is_as_row);
-        found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks, Extended::of(n, at));
+        let lacks = Lacks::of(seq, recorded_at, columns.optional_flag()?);
+        let differs = Differs::of_number(columns.optional_int()?);
+        found.entry(org).or_default().set(read_job_over(&mut columns)?, lacks, Extended::of(n, at), differs);
     }
     Ok(found)
 }

@@ -27,7 +27,7 @@ use crate::{
     },
     store::{
         ClaimOrder, Head, HeldBy, ReadyJob, RecordId, StoreError,
-        image::{AS_THE_ROW, read_job_over},
+        image::{DIFFERS, Differs, read_job_over},
         job_columns::read_job,
         row_writes::Base,
         rows::{self, Columns as _},
@@ -92,7 +92,7 @@ pub(super) async fn load_ends<'a>(
 pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_unfolded */ SELECT found.n, x.written_at, b.seq, b.recorded_at, b.prev_status = 'queued',
-            e.image = '{AS_THE_ROW}' AND x.n IS NULL, {} FROM (
+            {DIFFERS}, {} FROM (
             SELECT job_id, max(n) AS n FROM (
                 SELECT i.job_id, NULL AS n FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL
                 UNION ALL SELECT unhex(found.key), r.n FROM org_record r CROSS JOIN json_each(r.extensions) found
@@ -120,9 +120,9 @@ pub(super) async fn load_unfolded(
         let mut columns = Columns::of(row);
         let (n, at) = (columns.optional_long()?, columns.optional_time()?);
         let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
-        let (is_queued, is_as_row) = (columns.optional_flag()?, columns.optional_flag()?);
-        let lacks = Lacks::of(seq, recorded_at, is_queued, is_as_row);
-        unfolded.set(read_job_over(&mut columns)?, lacks, Extended::of(n, at));
+        let lacks = Lacks::of(seq, recorded_at, columns.optional_flag()?);
+        let differs = Differs::of_number(columns.optional_int()?);
+        unfolded.set(read_job_over(&mut columns)?, lacks, Extended::of(n, at), differs);
     }
     Ok(unfolded)
 }

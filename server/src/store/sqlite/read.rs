@@ -73,11 +73,11 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
 static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
-        CROSS JOIN job j ON j.org_id = unhex(w.value ->> 0) AND j.id = unhex(w.value ->> 1)
+        CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
         {LAST_EVENT}
-        WHERE e.seq = w.value ->> 2 AND e.recorded_at = w.value ->> 3
-            AND instr(coalesce({}, iif(e.seq > j.last_seq, w.value ->> 4, {LEASE_OF_ROW})), w.value ->> 4) = 1",
-        *EXTENSION
+        WHERE CASE WHEN e.seq > j.last_seq AND {ext} IS NULL THEN instr(substr(w.value, 65), e.seq || ',' || e.recorded_at || ',') = 1
+            ELSE instr(e.seq || ',' || e.recorded_at || ',' || coalesce({ext}, {LEASE_OF_ROW}), substr(w.value, 65)) = 1 END",
+        ext = *EXTENSION
     )
 });
 
@@ -86,8 +86,10 @@ const LEASE_OF_ROW: &str = "iif(j.due_at = j.lease_expires_at AND j.lease_confir
     ifnull(j.lease_expires_at, '') || ',' || ifnull(j.due_at, '') || ',' || j.lease_confirmed) || '\"'";
 
 pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
-    let name =
-        |job: &&Job| (hex(job.org_id.0), hex(job.id.0), job.last_seq, micros(job.last_recorded_at), lease_text(job));
+    let name = |job: &&Job| {
+        let (org, id, recorded_at) = (hex(job.org_id.0), hex(job.id.0), micros(job.last_recorded_at));
+        format!("{org}{id}{},{recorded_at},{}", job.last_seq, lease_text(job))
+    };
     let wanted: Vec<_> = jobs.iter().map(name).collect();
     let places: String = sqlx::query_scalar(AssertSqlSafe(UNCHANGED.as_str()))
         .bind(rows::json_text(&wanted))
