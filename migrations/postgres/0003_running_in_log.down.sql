@@ -61,7 +61,7 @@ BEGIN
                 WHERE h.org_id = org
                 UNION ALL
                 SELECT last.job_id, last.seq, last.said, 0 FROM last WHERE last.said NOT LIKE '[%'
-            ) found ORDER BY job_id, n DESC
+            ) found ORDER BY job_id, seq DESC, n DESC
         ) last
         WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq <= last.seq AND j.lease_worker IS NOT NULL;
         DROP TABLE last;

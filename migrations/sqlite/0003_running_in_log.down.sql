@@ -43,7 +43,7 @@ UPDATE job SET
     due_at = CASE WHEN last.said NOT LIKE '%,%' THEN last.said + 0
         ELSE nullif(substr(last.said, instr(last.said, ',') + 1, length(last.said) - instr(last.said, ',') - 2), '') + 0 END
 FROM (
-    SELECT org_id, job_id, seq, said, max(n) FROM (
+    SELECT org_id, job_id, seq, said, max(format('%020d%020d', seq, n)) FROM (
         SELECT r.org_id, unhex(x.key) AS job_id, r.seq, x.value AS said, r.n FROM org_head h
         CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
         CROSS JOIN json_each(r.extensions) x

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{Claim, Client, NewJob, Report, proto::StreamJobEventsRequest};
+use jobledger_client::{
+    Claim, Client, NewJob, Report,
+    proto::{HeartbeatRequest, LeaseHeartbeat, StreamJobEventsRequest},
+};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
@@ -200,14 +203,22 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
             created.push((org, client.get(&id).await.unwrap()));
         }
         let mut running = Vec::new();
-        for (org, is_folded) in [(3, false), (4, true)] {
+        for (org, is_folded) in [(3, false), (4, true), (5, false), (6, true)] {
             let working = client(&server, org);
             let id = working.create(NewJob::new("t").run_timeout(Duration::from_secs(3_600))).await.unwrap().job.id;
             let lease = working.claim(Claim::new("w")).await.unwrap().remove(0);
             if is_folded {
                 working.create(NewJob::new("u")).await.unwrap();
             }
-            working.update(Report::progress(&id).lease(lease.lease_token).stage("on it").percent(40)).await.unwrap();
+            let token = lease.lease_token;
+            if org > 4 {
+                // Its end is in an image, and of others in a record.
+                heartbeat(&working, &token, 1_000).await;
+            }
+            working.update(Report::progress(&id).lease(&token).stage("on it").percent(40)).await.unwrap();
+            if org == 5 {
+                heartbeat(&working, &token, 2_000).await;
+            }
             running.push((org, working.get(&id).await.unwrap()));
         }
         server.stop().await;
@@ -222,10 +233,8 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
             lines(|name| format!("undoing {name} loses nothing\n")) + &lines(|name| format!("undone {name}\n"));
         assert!(done && said == expected, "{said}");
         assert_eq!(rows(&database, "job_payload").await, 3);
-        assert_eq!(
-            rows(&database, "job WHERE status = 'running' AND lease_worker = 'w' AND last_job_seq = 3").await,
-            2
-        );
+        let as_they_are = "job WHERE status = 'running' AND lease_worker = 'w' AND last_job_seq = 3";
+        assert_eq!(rows(&database, as_they_are).await, 4);
         let (done, said) = run(&["migrate", "up"], &url);
         assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
 
@@ -244,6 +253,13 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         assert_eq!(rows(&database, "job_payload").await, 3, "what is new lies with its event");
         database.verify().await;
     }
+}
+
+async fn heartbeat(client: &Client, token: &str, seconds: i64) {
+    let lease = LeaseHeartbeat { lease_token: token.to_owned(), ..Default::default() };
+    let extend_by = Some(jobledger_client::prost_types::Duration { seconds, nanos: 0 });
+    let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![lease], extend_by };
+    assert!(!client.heartbeat(beat).await.unwrap()[0].lease_lost);
 }
 
 #[tokio::test]
