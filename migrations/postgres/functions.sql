@@ -285,8 +285,10 @@ BEGIN
             WITH ORDINALITY AS wanted (id, last_seq, last_recorded_at, expires_at, is_confirmed, due_at, extension, n)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
+        -- With the same last event it is held as it was, or not.
+        CROSS JOIN LATERAL (SELECT CASE WHEN wanted.expires_at IS NOT NULL THEN jobledger.last_extension(org, j.id, e.seq) END OFFSET 0) x (extension)
         WHERE e.seq = wanted.last_seq AND e.recorded_at = wanted.last_recorded_at
-            AND CASE WHEN e.extension IS NOT NULL THEN starts_with(e.extension, wanted.extension)
+            AND CASE WHEN x.extension IS NOT NULL THEN starts_with(x.extension, wanted.extension)
                 ELSE e.seq > j.last_seq OR j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at
                 AND j.lease_confirmed = wanted.is_confirmed
                 AND j.due_at IS NOT DISTINCT FROM wanted.due_at END;

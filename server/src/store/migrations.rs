@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "ee63491771b29f7afa23fe169ea4209c8b61c09e8b822e31d24a2bc25cc8bafc")
+            (3, "f5fb2fa7f5a65447af04be8e3631784f1b7af1728bbf22fb792ca4d126242a42")
         );
     }
 

@@ -69,15 +69,15 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     rows::found_jobs(names.len(), found.iter().map(Columns::of))
 }
 
-/// Each by its place, its last event, and what its lease was since: that of a record counts, or else of the row, if that has the event.
+/// Each by its place, whether it is held (with the same last event it is so still), its last event, and what its lease was since: that of a record counts, or else of the row, if that has the event.
 static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
         CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33, 32))
         {LAST_EVENT}
-        WHERE CASE WHEN e.seq > j.last_seq AND {ext} IS NULL THEN instr(substr(w.value, 65), e.seq || ',' || e.recorded_at || ',') = 1
-            ELSE instr(e.seq || ',' || e.recorded_at || ',' || coalesce({ext}, {LEASE_OF_ROW}), substr(w.value, 65)) = 1 END",
-        ext = *EXTENSION
+        WHERE CASE WHEN e.seq > j.last_seq AND {ext} IS NULL THEN instr(substr(w.value, 66), e.seq || ',' || e.recorded_at || ',') = 1
+            ELSE instr(e.seq || ',' || e.recorded_at || ',' || coalesce({ext}, {LEASE_OF_ROW}), substr(w.value, 66)) = 1 END",
+        ext = format_args!("iif(substr(w.value, 65, 1) = '1', {}, NULL)", *EXTENSION)
     )
 });
 
@@ -88,7 +88,7 @@ const LEASE_OF_ROW: &str = "iif(j.due_at = j.lease_expires_at AND j.lease_confir
 pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
     let name = |job: &&Job| {
         let (org, id, recorded_at) = (hex(job.org_id.0), hex(job.id.0), micros(job.last_recorded_at));
-        format!("{org}{id}{},{recorded_at},{}", job.last_seq, lease_text(job))
+        format!("{org}{id}{}{},{recorded_at},{}", u8::from(job.lease.is_some()), job.last_seq, lease_text(job))
     };
     let wanted: Vec<_> = jobs.iter().map(name).collect();
     let places: String = sqlx::query_scalar(AssertSqlSafe(UNCHANGED.as_str()))
