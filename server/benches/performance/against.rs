@@ -291,15 +291,26 @@ async fn counts(client: &Client) -> Result<StatusCounts> {
     Ok(client.statistics(&["held"]).await?.counts.unwrap_or_default())
 }
 
-/// Every shape on both builds.
-pub(crate) async fn against(figures: &mut Figures, cluster: &Cluster, other: &Path, scale: Scale) -> Result<()> {
+/// Every shape whose name contains a text, on both builds.
+pub(crate) async fn against(
+    figures: &mut Figures,
+    cluster: &Cluster,
+    other: &Path,
+    wanted: &str,
+    scale: Scale,
+) -> Result<()> {
     if fs::metadata(other).is_err() {
         return Err(format!("there is no {}: --against takes a build of the server", other.display()).into());
     }
     let own = Path::new(env!("CARGO_BIN_EXE_jobledger"));
     for (name, cluster) in [("SQLite", None), ("PostgreSQL", Some(cluster))] {
+        let is_wanted = |shape: &Shape| format!("{name}: {}", shape.name()).contains(wanted);
+        let shapes: Vec<_> = Shape::ALL.into_iter().filter(is_wanted).collect();
+        if shapes.is_empty() {
+            continue;
+        }
         let mut subjects = [Subject::start(other, cluster).await?, Subject::start(own, cluster).await?];
-        for shape in Shape::ALL {
+        for shape in shapes {
             let mut taken = [(); 2].map(|()| (Rounds::default(), Rounds::default(), Rounds::default()));
             for _ in 0..scale.rounds {
                 for (subject, (rate, cpu, written)) in subjects.iter_mut().zip(&mut taken) {

@@ -41,10 +41,11 @@ const PARTS: [&str; 6] = ["sqlite", "postgres", "orgs", "lives", "replicas", "cu
 const LONG_PARTS: [&str; 4] = ["growth", "snapshot", "peers", "against"];
 
 const HELP: &str = "cargo bench --bench performance -- [PART …] [--json FILE] [--plots FOLDER] [--rounds N] [--round SECONDS]
-    [--against PROGRAM]
+    [--against PROGRAM [--shape TEXT]]
 
 Parts: sqlite, postgres, orgs, lives, replicas, curves; growth and snapshot, which take many minutes; peers, which takes Node.js and
 graphile-worker (make brings it); and against, which compares with another build of the server. Without any: the first six.
+--shape has it compare those whose names (SQLite: whole lives by an SDK worker, for one) contain the text.
 --json writes a line of JSON a figure, --plots two plots. The exit code is 1 if a figure is below its bar.";
 
 struct Options {
@@ -52,6 +53,7 @@ struct Options {
     json: Option<String>,
     plots: Option<PathBuf>,
     against: Option<PathBuf>,
+    shape: String,
     scale: Scale,
 }
 
@@ -61,6 +63,7 @@ fn options() -> Result<Options> {
         json: None,
         plots: None,
         against: None,
+        shape: String::new(),
         scale: Scale { rounds: 7, round: Duration::from_secs(2) },
     };
     // Cargo adds --bench.
@@ -74,6 +77,7 @@ fn options() -> Result<Options> {
                 options.against = Some(value()?.into());
                 options.parts.push("against".to_owned());
             }
+            "--shape" => options.shape = value()?,
             "--rounds" => options.scale.rounds = value()?.parse::<usize>()?.max(1),
             "--round" => options.scale.round = Duration::from_secs(value()?.parse::<u64>()?.max(1)),
             part if PARTS.contains(&part) || LONG_PARTS.contains(&part) => options.parts.push(part.to_owned()),
@@ -122,7 +126,7 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
     }
     if is_wanted("against") {
         let other = options.against.as_deref().ok_or("against what? --against PROGRAM names a build of the server")?;
-        against::against(figures, &cluster, other, options.scale).await?;
+        against::against(figures, &cluster, other, &options.shape, options.scale).await?;
     }
     Ok(())
 }

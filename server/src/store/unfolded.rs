@@ -432,6 +432,7 @@ impl Unfolded {
             }
         }
         written.extensions = extension::write(extended.into_iter());
+        changes.removed.iter().for_each(|removed| self.change(removed.id, None));
         for job in changes.created.iter().filter(|job| job.status == JobStatus::Running) {
             self.change(job.id, Some(Running::clean(job)));
         }

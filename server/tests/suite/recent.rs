@@ -1,6 +1,6 @@
 //! What a server remembers of jobs that it has written, seen over the wire: it answers as if it had read them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jobledger_client::{
     Claim, Client, Error, HeartbeatRequest, Job, JobStatus, LeaseHeartbeat, ListJobsRequest, NewJob, Report,
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::{
     cluster::SERVER,
     faults::link::{Fault, Link, Peer},
-    harness::{Database, TestServer, on_both_databases},
+    harness::{Database, PATIENCE, TestServer, on_both_databases},
 };
 
 on_both_databases! {
@@ -117,5 +117,45 @@ async fn what_is_remembered_is_no_answer_where_the_database_gives_none() {
     }
     server.stop().await;
     other.stop().await;
+    database.verify().await;
+}
+
+/// Whichever server makes a job ready, and whichever is asked: the most urgent is claimed first, and none is passed over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_becomes_ready_at_one_server_is_claimed_at_another() {
+    let database = Database::postgres().await;
+    let (a, on_a) = TestServer::on(&database).await;
+    let (b, on_b) = TestServer::on(&database).await;
+    let clients = [&on_a, &on_b];
+    let claim = async |client: &Client| {
+        let found = client.claim(Claim::new("w").max_jobs(1).lease(Duration::from_secs(600))).await.unwrap();
+        found.into_iter().next()
+    };
+    for client in clients {
+        assert!(claim(client).await.is_none(), "both know that there is none");
+    }
+    for round in 0..20 {
+        let (here, there) = (clients[round % 2], clients[(round / 2) % 2]);
+        // Each server makes some of these ready, whichever is first.
+        let soon = SystemTime::now() + Duration::from_millis(50);
+        let scheduled = here.create(NewJob::new("t").priority(1).scheduled_at(soon)).await.unwrap().job.id;
+        let urgent = here.create(NewJob::new("u").priority(3)).await.unwrap().job.id;
+        let plain = there.create(NewJob::new("t")).await.unwrap().job.id;
+        assert_eq!(claim(there).await.unwrap().job.unwrap().id, urgent);
+        let ready = async { while here.statistics(&["t"]).await.unwrap().types[0].scheduled > 0 {} };
+        timeout(PATIENCE, ready).await.expect("its time comes");
+        for (client, expected) in [(there, scheduled), (here, plain)] {
+            let lease = claim(client).await.unwrap();
+            assert_eq!(lease.job.as_ref().unwrap().id, expected, "{round}");
+            if round % 3 == 0 {
+                let job = lease.job.unwrap().id;
+                let back = Report::failed(&job, "E", "again").lease(&lease.lease_token);
+                client.update(back).await.unwrap();
+            }
+        }
+        assert!(claim(here).await.is_none() && claim(there).await.is_none(), "{round}");
+    }
+    a.stop().await;
+    b.stop().await;
     database.verify().await;
 }
