@@ -36,10 +36,10 @@ use crate::{
     store::{
         Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
-        recent::Left,
         row_writes::Base,
         rows::{self, Columns as _},
-        unfolded::{MOST_HELD, Unfolded},
+        state::{MOST_HELD, OrgState},
+        states::Left,
         window::Short,
     },
 };
@@ -58,7 +58,7 @@ pub(super) struct PostgresBatch {
     /// Types that are known to exist once this batch is committed.
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
     /// The jobs whose rows are behind, of the orgs of which that is known.
-    unfolded: HashMap<OrgId, Unfolded>,
+    state: HashMap<OrgId, OrgState>,
 }
 
 /// Begins a transaction and locks the heads of these orgs: of one whenever it is free, of several those that are free now and have a
@@ -103,8 +103,8 @@ pub(super) async fn begin(
     }
     let now = now.ok_or_else(|| rows::damaged("head"))?;
     found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
-    let (ends, new_types, unfolded) = (Vec::new(), HashMap::new(), HashMap::new());
-    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, unfolded })
+    let (ends, new_types, state) = (Vec::new(), HashMap::new(), HashMap::new());
+    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state })
 }
 
 /// What is being found of an org.
@@ -142,7 +142,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
-        self.find_unfolded(needs.iter().map(|(org, _)| *org)).await?;
+        self.find_states(needs.iter().map(|(org, _)| *org)).await?;
         let mut all = self.find(needs).await?;
         let mut loaded = Vec::with_capacity(needs.len());
         for (org, needs) in needs {
@@ -186,7 +186,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
-        let known = |(org, id): &(OrgId, JobId)| self.unfolded.get(org)?.windows.get(*id).cloned();
+        let known = |(org, id): &(OrgId, JobId)| self.state.get(org)?.windows.get(*id).cloned();
         let mut jobs: Vec<_> = ids.iter().filter_map(known).collect();
         let unknown: Vec<_> = ids.iter().filter(|name| known(name).is_none()).copied().collect();
         jobs.extend(load_rows(&mut self.connection, &unknown).await?);
@@ -194,18 +194,18 @@ impl Batch for PostgresBatch {
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
-        self.find_unfolded(changes.iter().map(|(org, _)| *org)).await?;
+        self.find_states(changes.iter().map(|(org, _)| *org)).await?;
         let mut logs = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
             if let Some(types) = self.new_types.get_mut(org) {
                 types.retain(|name| changes.tallies.contains_key(name));
             }
-            let (end, mut unfolded) = (self.end(*org)?, self.unfolded.remove(org).unwrap_or_default());
-            let log = Log::new(*org, end, changes, self.now, &mut unfolded, self.memory.fold_after());
+            let (end, mut state) = (self.end(*org)?, self.state.remove(org).unwrap_or_default());
+            let log = Log::new(*org, end, changes, self.now, &mut state, self.memory.fold_after());
             if changes.is_empty() && log.record().is_none() {
-                self.unfolded.insert(*org, unfolded);
+                self.state.insert(*org, state);
             } else {
-                self.ends.push((*org, log.end(changes), log.leaving(changes, unfolded)));
+                self.ends.push((*org, log.end(changes), log.leaving(changes, state)));
             }
             logs.push(log);
         }
@@ -234,7 +234,7 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, found, ends, memory, mut new_types, unfolded, .. } = *self;
+        let Self { mut connection, found, ends, memory, mut new_types, state, .. } = *self;
         // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
         // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
         // without a log shall not stay.
@@ -253,9 +253,9 @@ impl Batch for PostgresBatch {
             memory.left(org, end, left, None);
             memory.add_types(org, new_types.remove(&org).unwrap_or_default().into_iter());
         }
-        for (org, unfolded) in unfolded {
+        for (org, state) in state {
             if let Some(end) = unwritten.get(&org) {
-                memory.put_unfolded(org, end.record, unfolded);
+                memory.put_state(org, end.record, state);
             }
         }
         unwritten.into_iter().for_each(|(org, end)| memory.confirmed(org, end.record));
@@ -274,17 +274,17 @@ impl PostgresBatch {
     }
 
     /// Finds the jobs of some orgs whose rows are behind, where that is not known.
-    async fn find_unfolded(&mut self, orgs: impl Iterator<Item = OrgId> + Send) -> Result<(), StoreError> {
+    async fn find_states(&mut self, orgs: impl Iterator<Item = OrgId> + Send) -> Result<(), StoreError> {
         let mut behind = Vec::new();
         for org in orgs {
-            if self.unfolded.contains_key(&org) {
+            if self.state.contains_key(&org) {
                 continue;
             }
             let End { record, head, removals, base, .. } = self.end(org)?;
-            match self.memory.take_unfolded(org) {
-                Some((as_of, known)) if as_of == record => _ = self.unfolded.insert(org, known),
+            match self.memory.take_state(org) {
+                Some((as_of, known)) if as_of == record => _ = self.state.insert(org, known),
                 _ if base.seq >= head.seq && base.n >= record.n => {
-                    _ = self.unfolded.insert(org, Unfolded::of(head.seq, removals))
+                    _ = self.state.insert(org, OrgState::of(head.seq, removals))
                 }
                 // Of jobs that were removed nothing tells any more.
                 other => {
@@ -293,10 +293,10 @@ impl PostgresBatch {
                 }
             }
         }
-        for (org, mut unfolded) in load_unfolded(self.connection(), behind).await? {
+        for (org, mut state) in load_unfolded(self.connection(), behind).await? {
             let End { head, removals, .. } = self.end(org)?;
-            (unfolded.head, unfolded.removals) = (head.seq, removals);
-            self.unfolded.insert(org, unfolded);
+            (state.head, state.removals) = (head.seq, removals);
+            self.state.insert(org, state);
         }
         Ok(())
     }
@@ -306,7 +306,7 @@ impl PostgresBatch {
         let now = self.now;
         let mut all: HashMap<OrgId, Found> = HashMap::with_capacity(needs.len());
         // Rows that are behind may say that they are due: as many more are looked at.
-        let behind = |org: &OrgId| self.unfolded.get(org).map_or(0, Unfolded::len);
+        let behind = |org: &OrgId| self.state.get(org).map_or(0, OrgState::len);
         let looks: Vec<Of<usize>> =
             needs.iter().filter_map(|(org, needs)| Some((*org, needs.due? + behind(org)))).collect();
         let mut due = load_due(self.connection(), &looks, now).await?;
@@ -317,8 +317,8 @@ impl PostgresBatch {
             let mut found = Found::default();
             if let Some(limit) = needs.due {
                 let (of_rows, next) = due.remove(&org).unwrap_or_default();
-                let unfolded = self.unfolded.entry(org).or_default();
-                (found.due, found.next_due) = unfolded.due(of_rows, next, limit, now);
+                let state = self.state.entry(org).or_default();
+                (found.due, found.next_due) = state.due(of_rows, next, limit, now);
             }
             if let Some(wanted) = &needs.expired {
                 let head = self.end(org)?.head;
@@ -326,18 +326,18 @@ impl PostgresBatch {
                     expired::load_expired(self.connection(), org, wanted, &head, now).await?;
             }
             if let Some((limit, by)) = needs.misdated {
-                let behind = self.unfolded.get(&org).map_or(0, Unfolded::len);
+                let behind = self.state.get(&org).map_or(0, OrgState::len);
                 let of_rows = load_misdated(self.connection(), org, (limit + behind, by), now).await?;
-                let unfolded = self.unfolded.entry(org).or_default();
-                let of_rows = of_rows.into_iter().filter(|id| !unfolded.runs(*id));
-                found.misdated = unfolded.misdated(by, now).chain(of_rows).take(limit).collect();
+                let state = self.state.entry(org).or_default();
+                let of_rows = of_rows.into_iter().filter(|id| !state.runs(*id));
+                found.misdated = state.misdated(by, now).chain(of_rows).take(limit).collect();
             }
-            let unfolded = self.unfolded.entry(org).or_default();
-            let (held, behind) = (unfolded.held(&needs.held), unfolded.len());
-            let knows_held = unfolded.knows_held().is_ok();
+            let state = self.state.entry(org).or_default();
+            let (held, behind) = (state.held(&needs.held), state.len());
+            let knows_held = state.knows_held().is_ok();
             let ids = needs.jobs.iter().chain(&found.expired).chain(&found.due).chain(&found.misdated).copied();
             let ids: Vec<_> = ids.chain(held).collect();
-            ids.iter().filter_map(|id| unfolded.get(*id)).for_each(|job| found.add(job.clone()));
+            ids.iter().filter_map(|id| state.get(*id)).for_each(|job| found.add(job.clone()));
             (found.types, found.unknown) = self.memory.part(org, &needs.types);
             names.jobs.extend(ids.into_iter().filter(|id| !found.is_there.contains(id)).map(|id| (org, id)));
             names.keys.extend(needs.keys.iter().map(|key| (org, Arc::clone(key))));
@@ -357,15 +357,15 @@ impl PostgresBatch {
         }
         for job in jobs {
             // A key may name one whose row is behind, and so may what a claim holds.
-            let as_it_is = self.unfolded.get(&job.org_id).and_then(|unfolded| unfolded.get(job.id)).cloned();
+            let as_it_is = self.state.get(&job.org_id).and_then(|state| state.get(job.id)).cloned();
             if let Some(found) = all.get_mut(&job.org_id) {
                 found.add(as_it_is.unwrap_or(job));
             }
         }
         self.fill_windows(needs).await?;
         for (org, needs) in needs {
-            if let Some((found, unfolded)) = all.get_mut(org).zip(self.unfolded.get(org)) {
-                found.ready = unfolded.windows.ready(&needs.ready);
+            if let Some((found, state)) = all.get_mut(org).zip(self.state.get(org)) {
+                found.ready = state.windows.ready(&needs.ready);
             }
         }
         Ok(all)
@@ -375,29 +375,29 @@ impl PostgresBatch {
     async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
         let mut wanted: Vec<Of<Short>> = Vec::new();
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
-            let unfolded = self.unfolded.entry(*org).or_default();
-            unfolded.windows.make_room(&needs.ready);
-            for mut short in unfolded.windows.short(&needs.ready) {
+            let state = self.state.entry(*org).or_default();
+            state.windows.make_room(&needs.ready);
+            for mut short in state.windows.short(&needs.ready) {
                 // Rows that are behind look ready: as many more are looked at, and left out.
-                short.limit += unfolded.count_ready(&short.name, short.from);
+                short.limit += state.count_ready(&short.name, short.from);
                 wanted.push((*org, short));
             }
         }
         let found = load_ready(self.connection(), &wanted).await?;
         let mut unknown = Vec::new();
         for ((org, short), jobs) in wanted.iter().zip(found) {
-            let ids = self.unfolded.entry(*org).or_default().fill(short, jobs);
+            let ids = self.state.entry(*org).or_default().fill(short, jobs);
             unknown.extend(ids.into_iter().map(|id| (*org, id)));
         }
         for job in load_rows(self.connection(), &unknown).await? {
-            self.unfolded.entry(job.org_id).or_default().windows.know(&job);
+            self.state.entry(job.org_id).or_default().windows.know(&job);
         }
         Ok(())
     }
 
     /// Loads all that claims hold which may come again, of orgs of which that is asked and not known.
     async fn find_held(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
-        let is_unknown = |org: &OrgId| self.unfolded.get(org).is_none_or(|unfolded| unfolded.knows_held() == Err(true));
+        let is_unknown = |org: &OrgId| self.state.get(org).is_none_or(|state| state.knows_held() == Err(true));
         let asked = needs.iter().filter(|(org, needs)| !needs.held.is_empty() && is_unknown(org));
         let orgs: Vec<_> = asked.map(|(org, _)| *org).collect();
         if orgs.is_empty() {
@@ -410,8 +410,8 @@ impl PostgresBatch {
         let are_all = |org: &OrgId| held.get(org).is_none_or(|held| held.len() <= MOST_HELD);
         let mut names = Names::default();
         for (org, ids) in held.iter().filter(|(org, _)| are_all(org)) {
-            let unfolded = self.unfolded.get(org);
-            let is_unknown = |id: &&JobId| unfolded.is_none_or(|unfolded| !unfolded.runs(**id));
+            let state = self.state.get(org);
+            let is_unknown = |id: &&JobId| state.is_none_or(|state| !state.runs(**id));
             names.jobs.extend(ids.iter().filter(is_unknown).map(|id| (*org, *id)));
         }
         let (jobs, _) = load_jobs(self.connection(), &names).await?;
@@ -419,7 +419,7 @@ impl PostgresBatch {
         jobs.into_iter().for_each(|job| of_orgs.entry(job.org_id).or_default().push(job));
         for org in orgs {
             let jobs = of_orgs.remove(&org).unwrap_or_default();
-            self.unfolded.entry(org).or_default().set_held(jobs, are_all(&org));
+            self.state.entry(org).or_default().set_held(jobs, are_all(&org));
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ use crate::{
         job_columns::{JOB_COLUMNS, read_job},
         row_writes::Base,
         rows::{self, Columns as _},
-        unfolded::{Extended, Lacks, Unfolded},
+        state::{Extended, Lacks, OrgState},
         window::{ALL_TYPES, Short},
     },
 };
@@ -157,7 +157,7 @@ pub(super) async fn load_due(
 pub(super) struct Behind {
     pub(super) org: OrgId,
     pub(super) base: Base,
-    pub(super) known: Option<(RecordId, Unfolded)>,
+    pub(super) known: Option<(RecordId, OrgState)>,
 }
 
 static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
@@ -174,8 +174,8 @@ static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
 pub(super) async fn load_unfolded(
     connection: &mut PgConnection,
     behind: Vec<Behind>,
-) -> Result<HashMap<OrgId, Unfolded>, StoreError> {
-    let mut found: HashMap<OrgId, Unfolded> = HashMap::with_capacity(behind.len());
+) -> Result<HashMap<OrgId, OrgState>, StoreError> {
+    let mut found: HashMap<OrgId, OrgState> = HashMap::with_capacity(behind.len());
     if behind.is_empty() {
         return Ok(found);
     }
@@ -184,7 +184,7 @@ pub(super) async fn load_unfolded(
     let (base_seqs, base_ns) = (column(|behind| behind.base.seq), column(|behind| behind.base.n));
     let numbers = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.n));
     let records = column(|behind| behind.known.as_ref().map_or(0, |(record, _)| record.id));
-    let seqs = column(|behind| behind.known.as_ref().map_or(0, |(_, unfolded)| unfolded.head));
+    let seqs = column(|behind| behind.known.as_ref().map_or(0, |(_, state)| state.head));
     let arguments = arguments![orgs, base_seqs, base_ns, numbers, records, seqs];
     let query = sqlx::query_with(AssertSqlSafe(READ_UNFOLDED.as_str()), arguments);
     let rows = query.fetch_all(connection).await.map_err(store_error)?;
@@ -196,11 +196,11 @@ pub(super) async fn load_unfolded(
         if let Some(is_known) = is_known {
             let asked = behind.remove(&org);
             let known = asked.filter(|_| is_known).and_then(|asked| Some((asked.base, asked.known?.1)));
-            let unfolded = found.entry(org).or_default();
+            let state = found.entry(org).or_default();
             if let Some((base, known)) = known {
                 let quiet: Vec<_> = quiet.unwrap_or_default().into_iter().map(JobId).collect();
-                *unfolded = known;
-                unfolded.forget(base, &quiet);
+                *state = known;
+                state.forget(base, &quiet);
             }
             continue;
         }

@@ -21,9 +21,9 @@ use crate::{
     domain::{clock::Time, id::OrgId},
     store::{
         Head, RecordId, StoreError,
-        recent::{Left, Recent},
         row_writes::Base,
-        unfolded::Unfolded,
+        state::OrgState,
+        states::{Left, States},
     },
 };
 
@@ -37,7 +37,7 @@ const SHARED: Duration = Duration::from_secs(1);
 /// See the module.
 pub(super) struct Memory {
     state: Mutex<State>,
-    jobs: Recent,
+    jobs: States,
     /// A batch found no partition for its events.
     lacks_partition: AtomicBool,
 }
@@ -104,7 +104,7 @@ impl Reading {
 
 impl Memory {
     pub(super) fn new(fold_after: Duration) -> Self {
-        Self { state: Mutex::default(), jobs: Recent::new(fold_after), lacks_partition: AtomicBool::new(false) }
+        Self { state: Mutex::default(), jobs: States::new(fold_after), lacks_partition: AtomicBool::new(false) }
     }
 
     /// How long rows of running jobs may be behind.
@@ -213,13 +213,13 @@ impl Memory {
     }
 
     /// Takes what is known of an org's jobs, and the record as of which it is.
-    pub(super) fn take_unfolded(&self, org: OrgId) -> Option<(RecordId, Unfolded)> {
+    pub(super) fn take_state(&self, org: OrgId) -> Option<(RecordId, OrgState)> {
         self.jobs.take(org)
     }
 
     /// Gives it back, in a log whose last record this is.
-    pub(super) fn put_unfolded(&self, org: OrgId, last: RecordId, unfolded: Unfolded) {
-        self.jobs.put(org, last, unfolded);
+    pub(super) fn put_state(&self, org: OrgId, last: RecordId, state: OrgState) {
+        self.jobs.put(org, last, state);
     }
 
     /// Orgs that have jobs whose rows have been behind for long, as far as this server knows.

@@ -24,8 +24,8 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError, recent::Left,
-        rows::Columns as _, unfolded::Unfolded,
+        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError, rows::Columns as _,
+        state::OrgState, states::Left,
     },
 };
 
@@ -57,7 +57,7 @@ struct Recalled {
     ready: FoundReady,
     /// Its answers rest on how the log is, whether anything is written or not.
     is_looking: bool,
-    unfolded: Unfolded,
+    state: OrgState,
 }
 
 /// Begins such a batch, if these needs of so many commands can be met from memory, of all orgs.
@@ -92,35 +92,35 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
     if write::is_time_to_fold(&end, now, commands) {
         return None;
     }
-    let (as_of, unfolded) = memory.take_unfolded(org)?;
+    let (as_of, state) = memory.take_state(org)?;
     if as_of == end.record
-        && let Some((found, ready)) = find(&unfolded, jobs, held, ready)
+        && let Some((found, ready)) = find(&state, jobs, held, ready)
     {
         let is_looking = !found.is_empty() || !needs.ready.is_empty();
-        return Some((Recalled { end, types, jobs: found, ready, is_looking, unfolded }, now));
+        return Some((Recalled { end, types, jobs: found, ready, is_looking, state }, now));
     }
-    memory.put_unfolded(org, as_of, unfolded);
+    memory.put_state(org, as_of, state);
     None
 }
 
 /// What claims and other commands need, if all of it is known.
-fn find(unfolded: &Unfolded, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Option<(Vec<Job>, FoundReady)> {
-    if !held.is_empty() && unfolded.knows_held().is_err() || !unfolded.windows.short(ready).is_empty() {
+fn find(state: &OrgState, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Option<(Vec<Job>, FoundReady)> {
+    if !held.is_empty() && state.knows_held().is_err() || !state.windows.short(ready).is_empty() {
         return None;
     }
-    let ready = unfolded.windows.ready(ready);
-    if ready.jobs.iter().any(|job| unfolded.windows.get(job.id).is_none()) {
+    let ready = state.windows.ready(ready);
+    if ready.jobs.iter().any(|job| state.windows.get(job.id).is_none()) {
         return None;
     }
-    let named: BTreeSet<_> = jobs.iter().copied().chain(unfolded.held(held)).collect();
-    let found = named.into_iter().map(|id| unfolded.get(id).cloned()).collect::<Option<_>>()?;
+    let named: BTreeSet<_> = jobs.iter().copied().chain(state.held(held)).collect();
+    let found = named.into_iter().map(|id| state.get(id).cloned()).collect::<Option<_>>()?;
     Some((found, ready))
 }
 
 /// Nothing has come of it.
 fn give_back(memory: &Memory, recalled: HashMap<OrgId, Recalled>) {
-    for (org, Recalled { end, unfolded, .. }) in recalled {
-        memory.put_unfolded(org, end.record, unfolded);
+    for (org, Recalled { end, state, .. }) in recalled {
+        memory.put_state(org, end.record, state);
     }
 }
 
@@ -143,15 +143,15 @@ impl Batch for RecalledBatch {
     }
 
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
-        let job = |(org, id): &(OrgId, JobId)| self.recalled.get(org)?.unfolded.windows.get(*id).cloned();
+        let job = |(org, id): &(OrgId, JobId)| self.recalled.get(org)?.state.windows.get(*id).cloned();
         ids.iter().map(job).collect::<Option<_>>().ok_or_else(not_recalled)
     }
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         let mut writes = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
-            let Recalled { end, unfolded, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
-            writes.push((Log::new(*org, *end, changes, self.now, unfolded, self.memory.fold_after()), *changes));
+            let Recalled { end, state, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
+            writes.push((Log::new(*org, *end, changes, self.now, state, self.memory.fold_after()), *changes));
         }
         let records = writes.iter().map(|(log, _)| log.record()).collect();
         let is_needless = |(log, changes): &(Log<'_>, &Changes)| {
@@ -164,15 +164,15 @@ impl Batch for RecalledBatch {
         let of_all: Vec<_> = writes.iter().map(|(log, changes)| (log, *changes)).collect();
         let Some((sql, arguments)) = write::resuming(&of_all)? else {
             for (org, mut recalled) in self.recalled.drain() {
-                recalled.unfolded.revert();
-                self.memory.put_unfolded(org, recalled.end.record, recalled.unfolded);
+                recalled.state.revert();
+                self.memory.put_state(org, recalled.end.record, recalled.state);
             }
             return Err(StoreError::Conflict("what is written takes more than one statement".to_owned()));
         };
         let mut left = Vec::with_capacity(writes.len());
         for (log, changes) in &writes {
             let recalled = self.recalled.remove(&log.org).ok_or_else(not_recalled)?;
-            left.push((log.org, log.end(changes), log.leaving(changes, recalled.unfolded)));
+            left.push((log.org, log.end(changes), log.leaving(changes, recalled.state)));
         }
         self.statement = Some(Resuming { sql, arguments, left });
         Ok(records)

@@ -14,10 +14,10 @@ use crate::{
     domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
         Changes, Head, NewPayload, NextDue, RecordId, StoreError, detail,
-        recent::Left,
         row_writes::RowWrites,
         rows::{EVENT_COLUMNS, labels_json, non_empty},
-        unfolded::Unfolded,
+        state::OrgState,
+        states::Left,
     },
 };
 
@@ -50,24 +50,24 @@ impl<'a> Log<'a> {
         before: End,
         changes: &'a Changes,
         now: Time,
-        unfolded: &mut Unfolded,
+        state: &mut OrgState,
         fold_after: TimeDelta,
     ) -> Self {
         let head = changes.head.unwrap_or(before.head);
-        let rows = unfolded.follow(changes, (head.seq, before.record.n + 1), now, fold_after);
+        let rows = state.follow(changes, (head.seq, before.record.n + 1), now, fold_after);
         let after = (changes.is_recorded() || rows.is_fold).then(|| (head, before.record.follow()));
         let next_due = match (after, changes.next_due) {
             (None, found @ (None | Some(NextDue::By(_)))) => found,
-            (_, found) => unfolded.next_due(found, now, fold_after),
+            (_, found) => state.next_due(found, now, fold_after),
         };
         Self { org, before, after, now, rows, next_due }
     }
 
     /// What it leaves once it is committed.
-    pub(super) fn leaving(&self, changes: &Changes, mut unfolded: Unfolded) -> Left {
+    pub(super) fn leaving(&self, changes: &Changes, mut state: OrgState) -> Left {
         let end = self.end(changes);
-        unfolded.removals = end.removals;
-        Left { org: self.org, before: self.before.record, after: end.record, unfolded }
+        state.removals = end.removals;
+        Left { org: self.org, before: self.before.record, after: end.record, state }
     }
 
     /// The record that the batch leaves.

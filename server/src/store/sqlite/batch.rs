@@ -29,9 +29,9 @@ use crate::{
     store::{
         Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
-        recent::{Left, Recent},
         row_writes::RowWrites,
-        unfolded::{MOST_HELD, Unfolded},
+        state::{MOST_HELD, OrgState},
+        states::{Left, States},
     },
 };
 
@@ -40,7 +40,7 @@ pub(super) struct SqliteBatch {
     slot: OwnedMutexGuard<Option<SqliteConnection>>,
     connection: SqliteConnection,
     now: Time,
-    recent: Arc<Recent>,
+    states: Arc<States>,
     orgs: Vec<OrgId>,
     /// Where the logs were found to end.
     ends: HashMap<OrgId, End>,
@@ -54,10 +54,10 @@ impl SqliteBatch {
         slot: OwnedMutexGuard<Option<SqliteConnection>>,
         connection: SqliteConnection,
         now: Time,
-        recent: Arc<Recent>,
+        states: Arc<States>,
         orgs: &[OrgId],
     ) -> Self {
-        Self { slot, connection, now, recent, orgs: orgs.to_vec(), ends: HashMap::new(), left: Vec::new() }
+        Self { slot, connection, now, states, orgs: orgs.to_vec(), ends: HashMap::new(), left: Vec::new() }
     }
 
     /// Where an org's log was found to end.
@@ -86,7 +86,7 @@ impl Batch for SqliteBatch {
         let (mut looked, mut ids, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (org, needs) in needs {
             let mut end = ends.remove(org).unwrap_or_default();
-            find_unfolded(&mut self.connection, &self.recent, *org, &mut end).await?;
+            find_states(&mut self.connection, &self.states, *org, &mut end).await?;
             let (of_org, unknown) = self.look(*org, &mut end, needs).await?;
             looked.push(of_org);
             self.ends.insert(*org, end);
@@ -108,11 +108,11 @@ impl Batch for SqliteBatch {
         for ((org, needs), looked) in needs.iter().zip(looked) {
             let mut jobs = jobs.remove(org).unwrap_or_default();
             let mut ready = FoundReady::default();
-            if let Some(unfolded) = self.ends.get(org).and_then(|end| end.unfolded.as_ref()) {
-                ready = unfolded.windows.ready(&needs.ready);
+            if let Some(state) = self.ends.get(org).and_then(|end| end.state.as_ref()) {
+                ready = state.windows.ready(&needs.ready);
                 // A key may name one whose row is behind.
                 jobs.iter_mut().for_each(|job| {
-                    if let Some(running) = unfolded.get(job.id) {
+                    if let Some(running) = state.get(job.id) {
                         *job = running.clone();
                     }
                 });
@@ -125,7 +125,7 @@ impl Batch for SqliteBatch {
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError> {
         let (mut jobs, mut by_org) = (Vec::with_capacity(ids.len()), BTreeMap::<OrgId, Vec<JobId>>::new());
         for (org, id) in ids {
-            match self.ends.get(org).and_then(|end| end.unfolded.as_ref()?.windows.get(*id)) {
+            match self.ends.get(org).and_then(|end| end.state.as_ref()?.windows.get(*id)) {
                 Some(job) => jobs.push(job.clone()),
                 None => by_org.entry(*org).or_default().push(*id),
             }
@@ -142,18 +142,18 @@ impl Batch for SqliteBatch {
         for (org, changes) in changes {
             self.end(*org).await?;
             let mut end = self.ends.remove(org).unwrap_or_default();
-            find_unfolded(&mut self.connection, &self.recent, *org, &mut end).await?;
-            let (before, mut unfolded) = (end.record, end.unfolded.take().unwrap_or_default());
+            find_states(&mut self.connection, &self.states, *org, &mut end).await?;
+            let (before, mut state) = (end.record, end.state.take().unwrap_or_default());
             let record = changes.is_recorded().then(|| before.follow());
             let head = changes.head.unwrap_or(end.head);
             let n = record.unwrap_or(before).n;
             let RowWrites { rows: of_org, images, base, extensions, is_fold, .. } =
-                unfolded.follow(changes, (head.seq, n), self.now, self.recent.fold_after);
-            due.push((*org, unfolded.next_due(changes.next_due, self.now, self.recent.fold_after)));
+                state.follow(changes, (head.seq, n), self.now, self.states.fold_after);
+            due.push((*org, state.next_due(changes.next_due, self.now, self.states.fold_after)));
             if record.is_none() && is_fold {
                 heads::write_base(&mut self.connection, *org, base).await?;
             }
-            self.left.push(Left { org: *org, before, after: record.unwrap_or(before), unfolded });
+            self.left.push(Left { org: *org, before, after: record.unwrap_or(before), state });
             self.ends.insert(*org, end);
             rows.extend(of_org);
             let org = *org;
@@ -196,15 +196,15 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, recent, ends, left, .. } = *self;
+        let Self { mut slot, mut connection, states, ends, left, .. } = *self;
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
-                left.into_iter().for_each(|left| left.committed(&recent));
+                left.into_iter().for_each(|left| left.committed(&states));
                 // Of logs that it only looked at.
                 for (org, end) in ends {
-                    if let Some(unfolded) = end.unfolded {
-                        recent.put(org, end.record, unfolded);
+                    if let Some(state) = end.state {
+                        states.put(org, end.record, state);
                     }
                 }
                 Ok(())
@@ -220,24 +220,24 @@ impl Batch for SqliteBatch {
 }
 
 /// Finds the jobs of an org whose rows are behind, unless somebody has.
-async fn find_unfolded(
+async fn find_states(
     connection: &mut SqliteConnection,
-    recent: &Recent,
+    states: &States,
     org: OrgId,
     end: &mut End,
 ) -> Result<(), StoreError> {
-    if end.unfolded.is_some() {
+    if end.state.is_some() {
         return Ok(());
     }
-    let unfolded = match recent.take(org) {
+    let state = match states.take(org) {
         Some((as_of, known)) if as_of == end.record => known,
         // Another process has written to the log, or none has in this one.
         _ if end.base.seq < end.head.seq || end.base.n < end.record.n => {
             load_unfolded(connection, org, end.base).await?
         }
-        _ => Unfolded::of(end.head.seq, 0),
+        _ => OrgState::of(end.head.seq, 0),
     };
-    end.unfolded = Some(unfolded);
+    end.state = Some(state);
     Ok(())
 }
 
@@ -256,45 +256,45 @@ impl SqliteBatch {
     /// Finds out which jobs of an org are asked for, and which of them are to be read.
     async fn look(&mut self, org: OrgId, end: &mut End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
         let connection = &mut self.connection;
-        let unfolded = end.unfolded.get_or_insert_default();
-        let knows_held = needs.held.is_empty() || unfolded.knows_held().is_ok();
-        if !knows_held && unfolded.knows_held() == Err(true) {
+        let state = end.state.get_or_insert_default();
+        let knows_held = needs.held.is_empty() || state.knows_held().is_ok();
+        if !knows_held && state.knows_held() == Err(true) {
             let found = load_all_held(connection, org, MOST_HELD + 1).await?;
             let are_all = found.len() <= MOST_HELD;
-            let unknown: Vec<_> = found.into_iter().filter(|id| are_all && !unfolded.runs(*id)).collect();
+            let unknown: Vec<_> = found.into_iter().filter(|id| are_all && !state.runs(*id)).collect();
             let jobs =
                 if unknown.is_empty() { Vec::new() } else { load_jobs(connection, &[(org, unknown)], &[]).await? };
-            unfolded.set_held(jobs, are_all);
+            state.set_held(jobs, are_all);
         }
-        let knows_held = knows_held || unfolded.knows_held().is_ok();
-        let unfolded = &*unfolded;
+        let knows_held = knows_held || state.knows_held().is_ok();
+        let state = &*state;
         let (expired, next_expiry) = match &needs.expired {
             Some(wanted) => expired::load_expired(connection, org, wanted, &end.head, self.now).await?,
             None => (Vec::new(), None),
         };
         let (due, next_due) = match needs.due {
-            Some(limit) => load_due(connection, org, limit, self.now, unfolded).await?,
+            Some(limit) => load_due(connection, org, limit, self.now, state).await?,
             None => (Vec::new(), None),
         };
         let misdated = match needs.misdated {
             Some((limit, by)) => {
-                let of_rows = load_misdated(connection, org, limit + unfolded.len(), by, self.now).await?;
-                let of_rows = of_rows.into_iter().filter(|id| !unfolded.runs(*id));
-                unfolded.misdated(by, self.now).chain(of_rows).take(limit).collect()
+                let of_rows = load_misdated(connection, org, limit + state.len(), by, self.now).await?;
+                let of_rows = of_rows.into_iter().filter(|id| !state.runs(*id));
+                state.misdated(by, self.now).chain(of_rows).take(limit).collect()
             }
             None => Vec::new(),
         };
         let mut held = Vec::new();
         for wanted in needs.held.iter().filter(|_| !knows_held) {
-            let wanted = HeldBy { limit: wanted.limit + unfolded.len(), ..wanted.clone() };
+            let wanted = HeldBy { limit: wanted.limit + state.len(), ..wanted.clone() };
             let of_rows = load_held(connection, org, &wanted).await?;
-            held.extend(of_rows.into_iter().filter(|id| !unfolded.runs(*id)));
+            held.extend(of_rows.into_iter().filter(|id| !state.runs(*id)));
         }
-        held.extend(unfolded.held(&needs.held));
+        held.extend(state.held(&needs.held));
         // Others leave a record of whatever they write: an import, beside this server.
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
         let ids: Vec<_> = ids.copied().collect::<BTreeSet<_>>().into_iter().collect();
-        let known: Vec<_> = ids.iter().filter_map(|id| unfolded.get(*id).cloned()).collect();
+        let known: Vec<_> = ids.iter().filter_map(|id| state.get(*id).cloned()).collect();
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
         let unknown = ids.into_iter().filter(|id| !is_known.contains(id)).collect();
         Ok((Looked { known, expired, next_expiry, due, next_due, misdated }, unknown))
@@ -304,25 +304,25 @@ impl SqliteBatch {
     async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
         let mut wanted = Vec::new();
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
-            let Some(unfolded) = self.ends.get_mut(org).and_then(|end| end.unfolded.as_mut()) else { continue };
-            unfolded.windows.make_room(&needs.ready);
-            for mut short in unfolded.windows.short(&needs.ready) {
+            let Some(state) = self.ends.get_mut(org).and_then(|end| end.state.as_mut()) else { continue };
+            state.windows.make_room(&needs.ready);
+            for mut short in state.windows.short(&needs.ready) {
                 // Rows that are behind look ready: as many more are looked at, and left out.
-                short.limit += unfolded.count_ready(&short.name, short.from);
+                short.limit += state.count_ready(&short.name, short.from);
                 wanted.push(Wanted { org: *org, short });
             }
         }
         let found = load_ready(&mut self.connection, &wanted).await?;
         let mut unknown: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
         for (Wanted { org, short }, jobs) in wanted.iter().zip(found) {
-            let Some(unfolded) = self.ends.get_mut(org).and_then(|end| end.unfolded.as_mut()) else { continue };
-            unknown.entry(*org).or_default().extend(unfolded.fill(short, jobs));
+            let Some(state) = self.ends.get_mut(org).and_then(|end| end.state.as_mut()) else { continue };
+            unknown.entry(*org).or_default().extend(state.fill(short, jobs));
         }
         unknown.retain(|_, ids| !ids.is_empty());
         if !unknown.is_empty() {
             for job in load_rows(&mut self.connection, &Vec::from_iter(unknown)).await? {
-                if let Some(unfolded) = self.ends.get_mut(&job.org_id).and_then(|end| end.unfolded.as_mut()) {
-                    unfolded.windows.know(&job);
+                if let Some(state) = self.ends.get_mut(&job.org_id).and_then(|end| end.state.as_mut()) {
+                    state.windows.know(&job);
                 }
             }
         }

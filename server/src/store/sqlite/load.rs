@@ -31,7 +31,7 @@ use crate::{
         job_columns::read_job,
         row_writes::Base,
         rows::{self, Columns as _},
-        unfolded::{Extended, Lacks, Unfolded},
+        state::{Extended, Lacks, OrgState},
         window::{ALL_TYPES, Short},
     },
 };
@@ -47,18 +47,12 @@ pub(super) struct End {
     /// Up to where rows lack nothing.
     pub(super) base: Base,
     /// The jobs whose rows are behind; `None` until somebody asks.
-    pub(super) unfolded: Option<Unfolded>,
+    pub(super) state: Option<OrgState>,
 }
 
 impl Default for End {
     fn default() -> Self {
-        Self {
-            head: Head::EMPTY,
-            record: RecordId::default(),
-            types: Vec::new(),
-            base: Base::default(),
-            unfolded: None,
-        }
+        Self { head: Head::EMPTY, record: RecordId::default(), types: Vec::new(), base: Base::default(), state: None }
     }
 }
 
@@ -82,7 +76,7 @@ pub(super) async fn load_ends<'a>(
         let (head, record) = rows::head(&mut columns)?;
         let types = serde_json::from_str(columns.text()?).map_err(|_| rows::damaged("type"))?;
         let base = Base { seq: columns.long()?, n: columns.long()? };
-        Ok((org, End { head, record, types, base, unfolded: None }))
+        Ok((org, End { head, record, types, base, state: None }))
     };
     found.map_err(store_error)?.iter().map(end).collect()
 }
@@ -113,18 +107,18 @@ pub(super) async fn load_unfolded(
     connection: &mut SqliteConnection,
     org: OrgId,
     base: Base,
-) -> Result<Unfolded, StoreError> {
+) -> Result<OrgState, StoreError> {
     let query = sqlx::query(AssertSqlSafe(LOAD_UNFOLDED.as_str())).bind(org.0).bind(base.seq).bind(base.n);
-    let mut unfolded = Unfolded::default();
+    let mut state = OrgState::default();
     for row in &query.fetch_all(connection).await.map_err(store_error)? {
         let mut columns = Columns::of(row);
         let (n, at) = (columns.optional_long()?, columns.optional_time()?);
         let (seq, recorded_at) = (columns.optional_long()?, columns.optional_time()?);
         let lacks = Lacks::of(seq, recorded_at, columns.optional_flag()?);
         let differs = Differs::of_number(columns.optional_int()?);
-        unfolded.set(read_job_over(&mut columns)?, lacks, Extended::of(n, at), differs);
+        state.set(read_job_over(&mut columns)?, lacks, Extended::of(n, at), differs);
     }
-    Ok(unfolded)
+    Ok(state)
 }
 
 /// CROSS JOIN keeps SQLite from scanning an org's jobs for the wanted ones.
@@ -310,9 +304,9 @@ pub(super) async fn load_due(
     org: OrgId,
     limit: usize,
     now: Time,
-    unfolded: &Unfolded,
+    state: &OrgState,
 ) -> Result<(Vec<JobId>, Option<Time>), StoreError> {
-    let query = sqlx::query(LOAD_DUE).bind(org.0).bind(micros(now)).bind((limit + unfolded.len()) as i64);
+    let query = sqlx::query(LOAD_DUE).bind(org.0).bind(micros(now)).bind((limit + state.len()) as i64);
     let found = query.fetch_all(&mut *connection).await.map_err(store_error)?;
     let due = |row| {
         let mut columns = Columns::of(row);
@@ -322,7 +316,7 @@ pub(super) async fn load_due(
     let due = found.iter().map(due).collect::<Result<_, StoreError>>()?;
     let query = sqlx::query(LOAD_NEXT_DUE).bind(org.0).bind(micros(now));
     let next = query.fetch_one(connection).await.map_err(store_error)?;
-    Ok(unfolded.due(due, Columns::of(&next).optional_time()?, limit, now))
+    Ok(state.due(due, Columns::of(&next).optional_time()?, limit, now))
 }
 
 pub(super) const LOAD_MISDATED: &str =

@@ -55,7 +55,7 @@ use crate::{
         id::{Digest, JobId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
-    store::{recent::Recent, rows::Columns as _},
+    store::{rows::Columns as _, states::States},
 };
 
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
@@ -92,7 +92,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     job_readers: SqlitePool,
     clock: Arc<dyn Clock>,
-    recent: Arc<Recent>,
+    states: Arc<States>,
     /// Held until the store is closed, so that a second server on the same file is refused.
     lock: std::sync::Mutex<Option<File>>,
 }
@@ -185,7 +185,7 @@ impl SqliteStore {
             readers,
             job_readers,
             clock: options.clock,
-            recent: Arc::new(Recent::new(options.fold_after)),
+            states: Arc::new(States::new(options.fold_after)),
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
     }
@@ -232,7 +232,7 @@ impl Store for SqliteStore {
         };
         // All heads at once: SQLite has one writer.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
-        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), Arc::clone(&self.recent), orgs)))
+        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), Arc::clone(&self.states), orgs)))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -282,7 +282,7 @@ impl Store for SqliteStore {
         let mut due = read::due(&self.readers, &*self.clock, what, limit).await?;
         if what == DueWork::Jobs {
             // A look at an org folds, too.
-            let stale = self.recent.stale(self.clock.now(), limit - due.len());
+            let stale = self.states.stale(self.clock.now(), limit - due.len());
             due.extend(stale.into_iter().filter(|org| !due.contains(org)).collect::<Vec<_>>());
         }
         Ok(due)

@@ -11,7 +11,7 @@ use std::{
 
 use chrono::TimeDelta;
 
-use super::{RecordId, unfolded::Unfolded};
+use super::{RecordId, state::OrgState};
 use crate::domain::{clock::Time, id::OrgId};
 
 const LONGEST_FOLD: TimeDelta = TimeDelta::days(366);
@@ -21,61 +21,64 @@ const MOST_ORGS: usize = 8_192;
 const MOST_JOBS: usize = 65_536;
 
 /// See the module.
-pub(super) struct Recent {
+pub(super) struct States {
     /// How long rows of running jobs may be behind.
     pub(super) fold_after: TimeDelta,
-    state: Mutex<State>,
+    all: Mutex<All>,
 }
 
 #[derive(Default)]
-struct State {
+struct All {
     orgs: HashMap<OrgId, Known>,
     /// How many jobs they have.
     weight: usize,
+    /// After all have forgotten what they could, as many must have come together again before they do so anew.
+    left: usize,
 }
 
 /// What is known of an org as of a record.
-type Known = (RecordId, Unfolded);
+type Known = (RecordId, OrgState);
 
-impl Recent {
+impl States {
     pub(super) fn new(fold_after: Duration) -> Self {
         let fold_after = TimeDelta::from_std(fold_after).unwrap_or(LONGEST_FOLD).min(LONGEST_FOLD);
-        Self { fold_after, state: Mutex::default() }
+        Self { fold_after, all: Mutex::default() }
     }
 
     /// Takes what is known of an org, and the record as of which it is. Until it is put back, nothing is known.
     pub(super) fn take(&self, org: OrgId) -> Option<Known> {
-        self.state().take(org)
+        self.all().take(org)
     }
 
     /// This is how an org is in a log whose last record this is.
-    pub(super) fn put(&self, org: OrgId, last: RecordId, unfolded: Unfolded) {
-        let state = &mut *self.state();
-        state.take(org);
-        if state.orgs.len() >= MOST_ORGS {
-            *state = State::default();
+    pub(super) fn put(&self, org: OrgId, last: RecordId, state: OrgState) {
+        let all = &mut *self.all();
+        all.take(org);
+        if all.orgs.len() >= MOST_ORGS {
+            *all = All::default();
         }
-        state.weight += unfolded.weight();
-        state.orgs.insert(org, (last, unfolded));
-        if state.weight > MOST_JOBS {
-            state.orgs.values_mut().for_each(|(_, unfolded)| unfolded.shrink());
-            state.weight = state.orgs.values().map(|(_, unfolded)| unfolded.weight()).sum();
+        all.weight += state.weight();
+        all.orgs.insert(org, (last, state));
+        if all.weight > MOST_JOBS.max(2 * all.left) {
+            all.orgs.values_mut().for_each(|(_, state)| state.shrink());
+            all.weight = all.orgs.values().map(|(_, state)| state.weight()).sum();
+            all.left = all.weight;
         }
     }
 
     /// Orgs that have jobs whose rows have been behind for long.
     pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
-        let state = self.state();
-        let is_stale = |(_, (_, unfolded)): &(&OrgId, &Known)| unfolded.is_stale(now, self.fold_after);
-        state.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
+        let all = self.all();
+        let is_stale = |(_, (_, state)): &(&OrgId, &Known)| state.is_stale(now, self.fold_after);
+        all.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl All {
     fn take(&mut self, org: OrgId) -> Option<Known> {
         let known = self.orgs.remove(&org)?;
         self.weight = self.weight.saturating_sub(known.1.weight());
@@ -88,18 +91,18 @@ pub(super) struct Left {
     pub(super) org: OrgId,
     pub(super) before: RecordId,
     pub(super) after: RecordId,
-    pub(super) unfolded: Unfolded,
+    pub(super) state: OrgState,
 }
 
 impl Left {
     /// It was committed.
-    pub(super) fn committed(self, recent: &Recent) {
-        recent.put(self.org, self.after, self.unfolded);
+    pub(super) fn committed(self, states: &States) {
+        states.put(self.org, self.after, self.state);
     }
 
     /// It is known that it was not: all is as it was before.
-    pub(super) fn reverted(mut self, recent: &Recent) {
-        self.unfolded.revert();
-        recent.put(self.org, self.before, self.unfolded);
+    pub(super) fn reverted(mut self, states: &States) {
+        self.state.revert();
+        states.put(self.org, self.before, self.state);
     }
 }

@@ -59,7 +59,7 @@ const FOLDED_ALONE: usize = 512;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Unfolded {
+pub(super) struct OrgState {
     jobs: HashMap<JobId, Running>,
     /// The same by the first event that each row lacks.
     since: BTreeMap<i64, JobId>,
@@ -147,7 +147,7 @@ impl Lacks {
     }
 }
 
-impl Unfolded {
+impl OrgState {
     /// No row is behind as of this place of a log, and so many batches that removed jobs.
     pub(super) fn of(head: i64, removals: i64) -> Self {
         Self { head, removals, knows_held: head == 0, ..Self::default() }

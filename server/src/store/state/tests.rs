@@ -11,16 +11,16 @@ use crate::domain::{
 };
 
 /// All there is, in an order.
-fn all(unfolded: &Unfolded) -> impl Debug + PartialEq + use<> {
-    let jobs: BTreeMap<_, _> = unfolded.jobs.iter().map(|(id, behind)| (*id, format!("{behind:?}"))).collect();
+fn all(state: &OrgState) -> impl Debug + PartialEq + use<> {
+    let jobs: BTreeMap<_, _> = state.jobs.iter().map(|(id, behind)| (*id, format!("{behind:?}"))).collect();
     (
         jobs,
-        unfolded.since.clone(),
-        unfolded.queued.clone(),
-        unfolded.extended.clone(),
-        unfolded.clean.clone(),
-        unfolded.requests.clone(),
-        unfolded.head,
+        state.since.clone(),
+        state.queued.clone(),
+        state.extended.clone(),
+        state.clean.clone(),
+        state.requests.clone(),
+        state.head,
     )
 }
 
@@ -28,7 +28,7 @@ proptest! {
     /// What a batch that came to nothing has changed is as it was, whatever it was.
     #[test]
     fn a_batch_that_came_to_nothing_leaves_no_trace(history in any_history(), seconds in 0i64..20) {
-        let mut unfolded = Unfolded::default();
+        let mut state = OrgState::default();
         for (job, events) in history.iter().skip(1).filter(|(_, events)| !events.is_empty()) {
             let changes = Changes {
                 changed: vec![job.clone().into()],
@@ -36,14 +36,14 @@ proptest! {
                 ..Changes::default()
             };
             let now = job.last_recorded_at + TimeDelta::seconds(seconds);
-            let before = all(&unfolded);
-            unfolded.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
-            let after = all(&unfolded);
-            unfolded.revert();
-            prop_assert_eq!(all(&unfolded), before);
-            unfolded.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
-            prop_assert_eq!(all(&unfolded), after);
-            prop_assert_eq!(unfolded.get(job.id).is_some(), unfolded.len() == 1);
+            let before = all(&state);
+            state.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
+            let after = all(&state);
+            state.revert();
+            prop_assert_eq!(all(&state), before);
+            state.follow(&changes, (job.last_seq, 1), now, TimeDelta::seconds(10));
+            prop_assert_eq!(all(&state), after);
+            prop_assert_eq!(state.get(job.id).is_some(), state.len() == 1);
         }
     }
 }
@@ -53,7 +53,7 @@ proptest! {
 fn no_more_is_behind_than_may_be() {
     let (job, event) = job_claimed();
     for of_batch in [100, 500] {
-        let (mut unfolded, mut seq) = (Unfolded::default(), 0);
+        let (mut state, mut seq) = (OrgState::default(), 0);
         while seq < 2 * FAR {
             let mut changes = Changes::default();
             for _ in 0..of_batch {
@@ -62,8 +62,8 @@ fn no_more_is_behind_than_may_be() {
                 changes.events.push(Arc::new(JobEvent { seq, job_id: job.id, ..event.clone() }));
                 changes.changed.push(job.into());
             }
-            let rows = unfolded.follow(&changes, (seq, seq), event.recorded_at, TimeDelta::hours(1));
-            let (far, most) = (seq - rows.base.seq, unfolded.since.len());
+            let rows = state.follow(&changes, (seq, seq), event.recorded_at, TimeDelta::hours(1));
+            let (far, most) = (seq - rows.base.seq, state.since.len());
             assert!(most <= MOST + of_batch && far <= FAR + of_batch as i64, "{most} are behind, by {far} events");
         }
     }
