@@ -6,7 +6,10 @@ use jobledger_client::{
     Claim, Client, Error, HeartbeatRequest, Job, JobStatus, LeaseHeartbeat, ListJobsRequest, NewJob, Report,
     RetryPolicy,
 };
-use jobledger_server::Config;
+use jobledger_server::{
+    Config,
+    domain::clock::{Clock as _, SystemClock},
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -137,7 +140,7 @@ async fn what_becomes_ready_at_one_server_is_claimed_at_another() {
     for round in 0..20 {
         let (here, there) = (clients[round % 2], clients[(round / 2) % 2]);
         // Each server makes some of these ready, whichever is first.
-        let soon = SystemTime::now() + Duration::from_millis(50);
+        let soon = SystemTime::from(SystemClock.now()) + Duration::from_millis(50);
         let scheduled = here.create(NewJob::new("t").priority(1).scheduled_at(soon)).await.unwrap().job.id;
         let urgent = here.create(NewJob::new("u").priority(3)).await.unwrap().job.id;
         let plain = there.create(NewJob::new("t")).await.unwrap().job.id;
