@@ -39,6 +39,13 @@ BEGIN
             result_seq = (last.image ->> 21)::bigint,
             result_recorded_at = last.ts + (last.image ->> 22)::bigint * interval '1 microsecond'
         FROM last WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq < last.seq AND last.image IS NOT NULL;
+        -- An image that is the lease alone.
+        UPDATE jobledger.job j SET
+            lease_expires_at = 'epoch'::timestamptz + split_part(last.said, ',', 1)::bigint * interval '1 microsecond',
+            lease_confirmed = split_part(last.said, ',', 3) <> '0',
+            due_at = 'epoch'::timestamptz + nullif(split_part(last.said, ',', CASE WHEN last.said LIKE '%,%' THEN 2 ELSE 1 END), '')::bigint
+                * interval '1 microsecond'
+        FROM last WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq < last.seq AND last.said NOT LIKE '[%';
         UPDATE jobledger.job j SET
             status = last.next_status,
             attempt = last.attempt,
@@ -54,14 +61,10 @@ BEGIN
             due_at = 'epoch'::timestamptz + nullif(split_part(last.said, ',', CASE WHEN last.said LIKE '%,%' THEN 2 ELSE 1 END), '')::bigint
                 * interval '1 microsecond'
         FROM (
-            SELECT DISTINCT ON (job_id) job_id, seq, said FROM (
-                SELECT x.key::uuid AS job_id, r.seq, x.value AS said, r.n FROM jobledger.org_head h
-                JOIN jobledger.org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
-                CROSS JOIN LATERAL json_each_text(r.extensions::json) x
-                WHERE h.org_id = org
-                UNION ALL
-                SELECT last.job_id, last.seq, last.said, 0 FROM last WHERE last.said NOT LIKE '[%'
-            ) found ORDER BY job_id, seq DESC, n DESC
+            SELECT DISTINCT ON (x.key) x.key::uuid AS job_id, r.seq, x.value AS said FROM jobledger.org_head h
+            JOIN jobledger.org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
+            CROSS JOIN LATERAL json_each_text(r.extensions::json) x
+            WHERE h.org_id = org ORDER BY x.key, r.n DESC
         ) last
         WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq <= last.seq AND j.lease_worker IS NOT NULL;
         DROP TABLE last;

@@ -152,28 +152,28 @@ DECLARE
     since TIMESTAMPTZ;
 BEGIN
     FOR place IN 1 .. cardinality(p_orgs) LOOP
-        -- Not too far back: all events since then are looked at.
-        is_known := p_n[place] > 0 AND p_seqs[place] > p_base_seqs[place] - 16384 AND (
+        -- Not too far back: all that has happened since then is looked at, written into rows or not.
+        is_known := p_n[place] > 0 AND p_seqs[place] > p_base_seqs[place] - 16384 AND p_n[place] > p_base_ns[place] - 4096 AND (
             EXISTS (SELECT FROM jobledger.org_record r WHERE r.org_id = p_orgs[place] AND r.n = p_n[place] AND r.id = p_records[place])
             OR EXISTS (SELECT FROM jobledger.org_head h WHERE h.org_id = p_orgs[place] AND h.n = p_n[place] AND h.record = p_records[place]));
         after := CASE WHEN is_known THEN p_seqs[place] ELSE p_base_seqs[place] END;
-        after_n := CASE WHEN is_known THEN greatest(p_n[place], p_base_ns[place]) ELSE p_base_ns[place] END;
+        after_n := CASE WHEN is_known THEN p_n[place] ELSE p_base_ns[place] END;
         since := jobledger.month_before(p_orgs[place], after);
         RETURN QUERY SELECT p_orgs[place], is_known, ARRAY(
             SELECT unnest(r.quiet) FROM jobledger.org_record r
             WHERE r.org_id = p_orgs[place] AND r.n > p_n[place] AND r.quiet IS NOT NULL AND is_known), NULL::bigint, NULL::timestamptz,
             NULL::bigint, NULL::timestamptz, NULL::varchar, NULL::jobledger.found_job;
         RETURN QUERY
-        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], x.n, x.written_at, lacks.seq, lacks.recorded_at, lacks.prev_status::varchar, ROW(
-            NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.extension, (j.whole).*,
-            e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
+        SELECT p_orgs[place], NULL::boolean, NULL::uuid[], CASE WHEN x.n > p_base_ns[place] THEN x.n END, x.written_at, lacks.seq, lacks.recorded_at, lacks.prev_status::varchar, ROW(
+            NULL, NULL, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at,
+            CASE WHEN x.n IS NOT NULL THEN changed.said || '"' END, (j.whole).*, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
         FROM (
-            SELECT i.job_id, max(i.n) AS n FROM (
-                (SELECT i.job_id, NULL::bigint AS n FROM jobledger.job_event i
+            SELECT i.job_id, max(i.n) AS n, (array_agg(i.said ORDER BY i.n DESC) FILTER (WHERE i.said IS NOT NULL))[1] AS said FROM (
+                (SELECT i.job_id, NULL::bigint AS n, NULL::text AS said FROM jobledger.job_event i
                  WHERE i.org_id = p_orgs[place] AND i.seq > after AND i.recorded_at >= since AND (is_known OR i.image IS NOT NULL)
                  ORDER BY i.seq OFFSET 0)
                 UNION ALL
-                (SELECT u.id::uuid, r.n FROM jobledger.org_record r CROSS JOIN LATERAL json_object_keys(r.extensions::json) u (id)
+                (SELECT u.key::uuid, r.n, u.value FROM jobledger.org_record r CROSS JOIN LATERAL json_each_text(r.extensions::json) u
                  WHERE r.org_id = p_orgs[place] AND r.n > after_n AND r.extensions IS NOT NULL)) i
             GROUP BY i.job_id) changed
         CROSS JOIN LATERAL (

@@ -26,6 +26,18 @@ UPDATE job SET
 FROM org_head h CROSS JOIN job_event last ON last.org_id = h.org_id AND last.seq > h.base_seq AND last.image IS NOT NULL
 WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
     SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id) AND last.image LIKE '[%';
+-- An image that is the lease alone.
+UPDATE job SET
+    lease_expires_at = substr(last.said, 1, instr(last.said || ',', ',') - 1),
+    lease_confirmed = NOT last.said LIKE '%,0',
+    due_at = CASE WHEN last.said NOT LIKE '%,%' THEN last.said + 0
+        ELSE nullif(substr(last.said, instr(last.said, ',') + 1, length(last.said) - instr(last.said, ',') - 2), '') + 0 END
+FROM (
+    SELECT e.org_id, e.job_id, e.seq, rtrim(e.image, '"') AS said FROM org_head h
+    CROSS JOIN job_event e ON e.org_id = h.org_id AND e.seq > h.base_seq AND e.image <> '' AND e.image NOT LIKE '[%'
+) last
+WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
+    SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id);
 UPDATE job SET
     status = last.next_status,
     attempt = last.attempt,
@@ -43,15 +55,9 @@ UPDATE job SET
     due_at = CASE WHEN last.said NOT LIKE '%,%' THEN last.said + 0
         ELSE nullif(substr(last.said, instr(last.said, ',') + 1, length(last.said) - instr(last.said, ',') - 2), '') + 0 END
 FROM (
-    SELECT org_id, job_id, seq, said, max(format('%020d%020d', seq, n)) FROM (
-        SELECT r.org_id, unhex(x.key) AS job_id, r.seq, x.value AS said, r.n FROM org_head h
-        CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
-        CROSS JOIN json_each(r.extensions) x
-        UNION ALL
-        SELECT e.org_id, e.job_id, e.seq, rtrim(e.image, '"'), 0 FROM org_head h
-        CROSS JOIN job_event e ON e.org_id = h.org_id AND e.seq > h.base_seq AND e.image <> '' AND e.image NOT LIKE '[%'
-        CROSS JOIN job j ON j.org_id = e.org_id AND j.id = e.job_id AND j.last_seq = e.seq
-    ) GROUP BY org_id, job_id
+    SELECT r.org_id, unhex(x.key) AS job_id, r.seq, x.value AS said, max(r.n) FROM org_head h
+    CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
+    CROSS JOIN json_each(r.extensions) x GROUP BY r.org_id, x.key
 ) last
 WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq <= last.seq AND job.lease_worker IS NOT NULL;
 DROP INDEX idx_org_record_extensions;

@@ -122,7 +122,7 @@ pub struct Job {
     /// When the current or last wait in the queue became, or becomes, ready to end.
     pub ready_at: Time,
     /// When time itself may change the job: a wait ends, a lease, or the time for the attempt. Never later than that, but
-    /// possibly earlier: a lease that is extended leaves it as it is. `None` of a job that waits for nothing but a worker.
+    /// possibly earlier, where time was to look at it for another reason. `None` of a job that waits for nothing but a worker.
     pub due_at: Option<Time>,
     /// `recorded_at` of the first event, where the payload lies with it.
     pub payload_recorded_at: Option<Time>,

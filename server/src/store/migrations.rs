@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "f5fb2fa7f5a65447af04be8e3631784f1b7af1728bbf22fb792ca4d126242a42")
+            (3, "8505f43d309d2c0d252b38e933b9437b38da16c284009db814b858417391bca5")
         );
     }
 

@@ -179,12 +179,18 @@ impl OrgState {
         }
     }
 
+    /// The last batch was committed: it won't come to nothing.
+    pub(super) fn settle(&mut self) {
+        self.before = Vec::new();
+        self.windows.begin();
+    }
+
     /// Forgets all that the database has as well.
     pub(super) fn shrink(&mut self) {
         for id in self.clean.iter().map(|(_, id)| *id).collect::<Vec<_>>() {
             self.put(id, None);
         }
-        (self.knows_held, self.before) = (false, Vec::new());
+        (self.knows_held, self.are_many_held, self.before) = (false, false, Vec::new());
         self.windows.clear();
     }
 
@@ -256,7 +262,7 @@ impl OrgState {
         written.iter().for_each(|id| _ = self.put(*id, None));
         if !written.is_empty() {
             // Some may wait no longer, or be held.
-            self.knows_held = false;
+            (self.knows_held, self.are_many_held) = (false, false);
             self.windows.clear();
         }
         self.before.clear();
@@ -286,9 +292,9 @@ impl OrgState {
         })
     }
 
-    /// A job as the log has it, if that is known.
+    /// A job as the log has it, if it is known to run. Those in windows lack their stages.
     pub(super) fn get(&self, id: JobId) -> Option<&Job> {
-        self.jobs.get(&id).map(|running| &running.job).or_else(|| self.windows.get(id))
+        self.jobs.get(&id).map(|running| &running.job)
     }
 
     /// True of a job that is known to run, whatever its row says.
@@ -303,7 +309,7 @@ impl OrgState {
 
     /// How many jobs it holds.
     pub(super) fn weight(&self) -> usize {
-        self.jobs.len() + self.windows.len()
+        self.jobs.len() + self.windows.weight()
     }
 
     /// Takes what was found of what a window lacked, and says which of these jobs are to be read.
@@ -444,7 +450,7 @@ impl OrgState {
         }
         while let Some((_, id)) = self.clean.first().copied().filter(|_| self.clean.len() > MOST_CLEAN) {
             self.change(id, None);
-            self.knows_held = false;
+            (self.knows_held, self.are_many_held) = (false, true);
         }
         if let Some((first, _)) = self.since.first_key_value() {
             written.base.seq = first - 1;

@@ -96,7 +96,8 @@ pub(super) struct Left {
 
 impl Left {
     /// It was committed.
-    pub(super) fn committed(self, states: &States) {
+    pub(super) fn committed(mut self, states: &States) {
+        self.state.settle();
         states.put(self.org, self.after, self.state);
     }
 

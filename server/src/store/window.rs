@@ -143,7 +143,7 @@ impl Windows {
         }
     }
 
-    /// A job in a window, if it is known as a whole.
+    /// A job in a window, if it is known as a whole; maybe without stage and progress, which a claim clears.
     pub(super) fn get(&self, id: JobId) -> Option<&Job> {
         self.whole.get(&id)
     }
@@ -157,9 +157,9 @@ impl Windows {
         FoundReady::new(wanted, of_types, first(&ALL_TYPES, wanted.all).collect())
     }
 
-    /// How many jobs are known as a whole.
-    pub(super) fn len(&self) -> usize {
-        self.whole.len()
+    /// What they take, in jobs: those that are not known as a whole take less.
+    pub(super) fn weight(&self) -> usize {
+        self.whole.len() + self.places.len() / 4
     }
 
     /// Nothing is known any more.
@@ -169,7 +169,7 @@ impl Windows {
 
     /// A batch begins to change jobs.
     pub(super) fn begin(&mut self) {
-        self.before.clear();
+        self.before = Vec::new();
     }
 
     /// A batch has made this of a job.

@@ -20,6 +20,7 @@ use crate::{
 
 on_both_databases! {
     what_is_answered_is_what_is_stored,
+    what_waits_again_keeps_its_stage,
 }
 
 const JOBS: usize = 6;
@@ -161,4 +162,63 @@ async fn what_becomes_ready_at_one_server_is_claimed_at_another() {
     a.stop().await;
     b.stop().await;
     database.verify().await;
+}
+
+/// What one server has made of a lease and written into the row, another that knew the job before knows as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_was_extended_at_a_server_that_is_gone_is_not_lost() {
+    let database = Database::postgres().await;
+    let mut config = database.config();
+    config.fold_after = Duration::ZERO;
+    let (a, b) = (TestServer::start(config.clone()).await, TestServer::start(config).await);
+    let (on_a, on_b) = (a.client(), b.client());
+    for _ in 0..2 {
+        on_b.create(NewJob::new("t").max_lost_attempts(3)).await.unwrap();
+    }
+    let leases = on_b.claim(Claim::new("w").max_jobs(2).lease(Duration::from_secs(2))).await.unwrap();
+    let kept = leases[0].job.as_ref().unwrap().id.clone();
+    // B knows the rows.
+    on_b.create(NewJob::new("u")).await.unwrap();
+    let extend_by = Some(jobledger_client::prost_types::Duration { seconds: 600, nanos: 0 });
+    let lease = LeaseHeartbeat { lease_token: leases[0].lease_token.clone(), ..LeaseHeartbeat::default() };
+    on_a.heartbeat(HeartbeatRequest { worker_id: "w".to_owned(), leases: vec![lease], extend_by }).await.unwrap();
+    // And this one folds.
+    on_a.create(NewJob::new("u")).await.unwrap();
+    a.stop().await;
+    let lost = async {
+        loop {
+            let jobs = on_b.list(ListJobsRequest::default()).await.unwrap().jobs;
+            if jobs.iter().any(|job| job.lost_attempts == 1) {
+                break jobs;
+            }
+        }
+    };
+    let jobs = timeout(PATIENCE, lost).await.expect("the other lease ends");
+    let kept = jobs.iter().find(|job| job.id == kept).unwrap();
+    assert_eq!((kept.status(), kept.lost_attempts), (JobStatus::Running, 0));
+    b.stop().await;
+    database.verify().await;
+}
+
+/// A job that waits again keeps its stage until it is claimed, wherever it stands in memory.
+async fn what_waits_again_keeps_its_stage(database: Database) {
+    let short = jobledger_client::prost_types::Duration { seconds: 0, nanos: 1_000_000 };
+    let policy = RetryPolicy { initial_backoff: Some(short), max_backoff: Some(short), ..RetryPolicy::default() };
+    let (server, client) = TestServer::on(&database).await;
+    let id = client.create(NewJob::new("t").max_attempts(3).retry_policy(policy)).await.unwrap().job.id;
+    let lease = client.claim(Claim::new("w")).await.unwrap().remove(0).lease_token;
+    client.update(Report::progress(&id).lease(&lease).stage("on it").percent(40)).await.unwrap();
+    client.update(Report::failed(&id, "E", "again").lease(&lease)).await.unwrap();
+    let ready = async { while client.statistics(&["t"]).await.unwrap().types[0].scheduled > 0 {} };
+    timeout(PATIENCE, ready).await.expect("its time comes");
+    client.create(NewJob::new("t").priority(1)).await.unwrap();
+    server.stop().await;
+
+    let (server, client) = TestServer::on(&database).await;
+    let first = client.claim(Claim::new("w").max_jobs(1)).await.unwrap().remove(0).job.unwrap();
+    assert_ne!(first.id, id);
+    let canceled = client.cancel(&id, "").await.unwrap();
+    assert_eq!((canceled.stage.as_deref(), canceled.progress), (Some("on it"), Some(40)));
+    assert_eq!(client.get(&id).await.unwrap(), canceled);
+    server.stop().await;
 }

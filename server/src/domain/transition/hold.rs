@@ -81,10 +81,12 @@ impl Job {
         };
         let mut path = Path::new(self, &lease.worker, at);
         let until = at.now + heartbeat.extend_by.unwrap_or(lease.granted);
-        path.change(|job| {
-            job.confirm_lease();
-            job.extend_lease(until);
-        });
+        if !lease.is_confirmed || lease.expires_at < until {
+            path.change(|job| {
+                job.confirm_lease();
+                job.extend_lease(until);
+            });
+        }
         if self.has_news(&heartbeat.news) {
             path.job.set_news(&heartbeat.news);
             path.take(EventKind::Progress, JobStatus::Running, Detail::saying(&heartbeat.news.message));

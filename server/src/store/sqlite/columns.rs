@@ -42,14 +42,16 @@ pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// What [`read_job_over`](crate::store::image::read_job_over) reads of a job `j` with [`LAST_EVENT`].
-pub(super) static JOB_OVER: LazyLock<String> = LazyLock::new(|| {
+pub(super) static JOB_OVER: LazyLock<String> = LazyLock::new(|| job_over(&EXTENSION));
+
+/// The same where the extension is found like this.
+pub(super) fn job_over(extension: &str) -> String {
     format!(
-        "iif(e.seq > j.last_seq, e.image, NULL), e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, {}, {},
+        "iif(e.seq > j.last_seq, e.image, NULL), e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, {extension}, {},
         e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'",
-        *EXTENSION,
         job_columns("j")
     )
-});
+}
 
 /// True of a job `j` whose row is behind: it runs.
 pub(super) const IS_BEHIND: &str =

@@ -14,7 +14,7 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, IS_READY, JOB_OVER, LAST_EVENT, job_columns, micros},
+    columns::{Columns, IS_READY, LAST_EVENT, job_columns, job_over, micros},
     error::store_error,
 };
 use crate::{
@@ -87,9 +87,9 @@ pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_unfolded */ SELECT found.n, x.written_at, b.seq, b.recorded_at, b.prev_status = 'queued',
             {DIFFERS}, {} FROM (
-            SELECT job_id, max(n) AS n FROM (
-                SELECT i.job_id, NULL AS n FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL
-                UNION ALL SELECT unhex(found.key), r.n FROM org_record r CROSS JOIN json_each(r.extensions) found
+            SELECT job_id, max(n) AS n, said FROM (
+                SELECT i.job_id, NULL AS n, NULL AS said FROM job_event i WHERE i.org_id = $1 AND i.seq > $2 AND i.image IS NOT NULL
+                UNION ALL SELECT unhex(found.key), r.n, found.value FROM org_record r CROSS JOIN json_each(r.extensions) found
                 WHERE r.org_id = $1 AND r.n > $3 AND r.extensions IS NOT NULL
             ) GROUP BY job_id) found
         CROSS JOIN job j ON j.org_id = $1 AND j.id = found.job_id
@@ -98,7 +98,7 @@ pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
             WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq > j.last_seq)
         LEFT JOIN org_record x ON x.org_id = $1 AND x.n = found.n AND x.seq >= e.seq
         WHERE e.next_status = 'running' AND (e.seq > j.last_seq OR x.n IS NOT NULL)",
-        *JOB_OVER
+        job_over("iif(x.n IS NOT NULL, found.said || '\"', NULL)")
     )
 });
 
