@@ -182,8 +182,9 @@ async fn a_lease_that_was_extended_at_a_server_that_is_gone_is_not_lost() {
     let extend_by = Some(jobledger_client::prost_types::Duration { seconds: 600, nanos: 0 });
     let lease = LeaseHeartbeat { lease_token: leases[0].lease_token.clone(), ..LeaseHeartbeat::default() };
     on_a.heartbeat(HeartbeatRequest { worker_id: "w".to_owned(), leases: vec![lease], extend_by }).await.unwrap();
-    // And this one folds.
+    // And this one folds; another row is behind then, so that there is something to catch up with.
     on_a.create(NewJob::new("u")).await.unwrap();
+    on_a.claim(Claim::new("w").types(["u"]).lease(Duration::from_secs(600))).await.unwrap();
     a.stop().await;
     let lost = async {
         loop {
