@@ -53,11 +53,11 @@ pub(super) struct PostgresBatch {
     held: Vec<OrgId>,
     /// Where their logs were found to end.
     found: HashMap<OrgId, End>,
-    /// Where those logs end, and how their jobs are, that this batch has written, once it is committed.
+    /// Where the logs end that this batch has written, and the states of their orgs, once it is committed.
     ends: Vec<(OrgId, End, Left)>,
     /// Types that are known to exist once this batch is committed.
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
-    /// The jobs whose rows are behind, of the orgs of which that is known.
+    /// What is known of the orgs' jobs as of those places.
     state: HashMap<OrgId, OrgState>,
 }
 

@@ -1,8 +1,7 @@
-//! What this server remembers of the logs that it writes and their jobs, so that a batch which needs nothing else begins where the
+//! Where this server has left the logs that it writes, with their states, so that a batch which needs nothing else begins where the
 //! last one ended, without asking; and the database's clock, carried on in between.
 //!
-//! Nothing rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on, or one
-//! of the jobs.
+//! Nothing rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on.
 
 use std::{
     collections::{HashMap, HashSet},

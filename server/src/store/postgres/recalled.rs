@@ -49,7 +49,7 @@ struct Resuming {
     left: Vec<(OrgId, End, Left)>,
 }
 
-/// What is remembered of an org.
+/// What is known of an org that meets the needs of its commands.
 struct Recalled {
     end: End,
     types: Vec<String>,

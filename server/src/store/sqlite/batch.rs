@@ -44,7 +44,7 @@ pub(super) struct SqliteBatch {
     orgs: Vec<OrgId>,
     /// Where the logs were found to end.
     ends: HashMap<OrgId, End>,
-    /// What is to be remembered once this batch is committed.
+    /// The states of the orgs that it has written, once this batch is committed.
     left: Vec<Left>,
 }
 
@@ -243,7 +243,7 @@ async fn find_states(
 
 /// What was looked up of one org before its jobs.
 struct Looked {
-    /// Jobs that are remembered.
+    /// Jobs that the state has.
     known: Vec<Job>,
     expired: Vec<JobId>,
     next_expiry: Option<Time>,

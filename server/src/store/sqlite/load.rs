@@ -46,7 +46,7 @@ pub(super) struct End {
     pub(super) types: Vec<String>,
     /// Up to where rows lack nothing.
     pub(super) base: Base,
-    /// The jobs whose rows are behind; `None` until somebody asks.
+    /// What is known of the org's jobs then; `None` until it is asked for.
     pub(super) state: Option<OrgState>,
 }
 
