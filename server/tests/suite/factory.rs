@@ -12,7 +12,7 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         event::{EventKind, JobEvent},
         id::{JobId, OrgId},
-        job::{Job, JobSpec, Labels},
+        job::{Idempotency, Job, JobSpec, Labels},
         lease::Lease,
         retry::RetryPolicy,
         status::JobStatus,
@@ -214,26 +214,36 @@ pub(crate) async fn begin_create(store: &dyn Store, org: OrgId, n: usize) -> Box
 
 /// The same from memory, if the store would.
 pub(crate) async fn recall_create(store: &dyn Store, org: OrgId, n: usize) -> Option<Box<dyn Batch>> {
-    let needs = Needs { types: vec!["t".into()], ..Needs::default() };
-    Some(create_in(store.recall(&[(org, needs, n)])?, org, false, n).await)
+    recall_keyed(store, org, &[], n).await
+}
+
+/// The same of jobs of which the first have these keys.
+pub(crate) async fn recall_keyed(store: &dyn Store, org: OrgId, keys: &[&str], n: usize) -> Option<Box<dyn Batch>> {
+    let keys: Vec<Arc<str>> = keys.iter().map(|key| Arc::from(*key)).collect();
+    let needs = Needs { keys: keys.clone(), types: vec!["t".into()], ..Needs::default() };
+    Some(create_in(store.recall(&[(org, needs, n)])?, org, keys, n).await)
 }
 
 async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
     let batch = store.begin(&[org]).await.expect("the head is free");
-    create_in(batch, org, is_keyed, n).await
+    // Random, and so new.
+    let keys = (0..n).filter(|_| is_keyed).map(|_| Arc::from(Uuid::new_v4().to_string())).collect();
+    create_in(batch, org, keys, n).await
 }
 
-async fn create_in(mut batch: Box<dyn Batch>, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
-    let key = |n: i64| Arc::<str>::from(format!("key {n}"));
-    let keys = (0..n as i64).filter(|_| is_keyed).map(key).collect();
-    let needs = Needs { keys, types: vec!["t".into()], ..Needs::default() };
+async fn create_in(mut batch: Box<dyn Batch>, org: OrgId, keys: Vec<Arc<str>>, n: usize) -> Box<dyn Batch> {
+    let needs = Needs { keys: keys.clone(), types: vec!["t".into()], ..Needs::default() };
     let before = load_in(&mut *batch, org, needs).await.expect("it loads");
     let first = before.head.seq + 1;
     let last = first + n as i64 - 1;
     let now = batch.now();
     let made =
         |seq| Job { created_at: now, updated_at: now, ready_at: now, last_recorded_at: now, ..job(org, "t", seq) };
-    let jobs: Vec<_> = (first..=last).map(made).collect();
+    let mut jobs: Vec<_> = (first..=last).map(made).collect();
+    for (job, key) in jobs.iter_mut().zip(keys) {
+        let idempotency = Some(Idempotency { key, digest: None });
+        job.spec = Arc::new(JobSpec { idempotency, ..(*job.spec).clone() });
+    }
     let types = before.head.types + i64::from(before.types.is_empty());
     let record = |job: &Job| JobEvent { ts: now, recorded_at: now, ..event(job, job.last_seq) };
     let changes = Changes {

@@ -1,7 +1,7 @@
 //! Several servers on one PostgreSQL database, and what becomes of them when the database or the network fails.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -287,10 +287,15 @@ async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
 
 /// Creates of a batch that begins from memory, where the store has just written the log.
 async fn recalled(store: &dyn Store, org: OrgId, n: usize) -> Box<dyn Batch> {
+    recalled_keyed(store, org, &[], n).await
+}
+
+/// The same of jobs of which the first have these keys.
+async fn recalled_keyed(store: &dyn Store, org: OrgId, keys: &[&str], n: usize) -> Box<dyn Batch> {
     // The first batch of a minute begins otherwise.
     for _ in 0..5 {
         crate::factory::create(store, org, false, 1).await;
-        if let Some(batch) = crate::factory::recall_create(store, org, n).await {
+        if let Some(batch) = crate::factory::recall_keyed(store, org, keys, n).await {
             return batch;
         }
     }
@@ -391,6 +396,26 @@ async fn a_job_that_another_server_has_changed_is_not_as_memory_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_there_already_is_found_where_the_log_was_not_read() {
+    let database = Database::postgres().await;
+    let (store, org) = (database.open().await, OrgId(Uuid::new_v4()));
+    recalled_keyed(&*store, org, &["one", "two"], 3).await.commit().await.unwrap();
+    let again = recalled_keyed(&*store, org, &["three", "two"], 3).await;
+    let before = crate::factory::load(&*database.open().await, org, Needs::default()).await.head;
+    let refused = again.commit().await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    let keys = ["one", "two", "three"].map(Arc::from).to_vec();
+    let found = crate::factory::load(&*store, org, Needs { keys, ..Needs::default() }).await;
+    assert_eq!(found.head, before, "nothing of it has happened");
+    let keys: HashSet<_> = found.jobs.iter().filter_map(|job| Some(&*job.spec.idempotency.as_ref()?.key)).collect();
+    assert_eq!(keys, HashSet::from(["one", "two"]));
+    crate::factory::create(&*store, org, false, 1).await;
+    let keyed = crate::factory::recall_keyed(&*store, org, &["four"], 3).await;
+    assert!(keyed.is_none(), "keys are looked for, for a while");
+    crate::factory::recall_create(&*store, org, 3).await.expect("others need no look").commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
     let (_database, proxy, config) = behind_a_proxy().await;
     let options = OpenOptions { write_connections: 1, ..config.open_options() };
@@ -418,6 +443,16 @@ async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
         assert_eq!(least, 1, "plain creates where the last batch has left the log");
         let mut least = usize::MAX;
         for _ in 0..3 {
+            let keys: Vec<_> = (0..n).map(|_| Uuid::new_v4().to_string()).collect();
+            let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+            let recalled = recalled_keyed(&*store, org, &keys, n).await;
+            let before = proxy.round_trips();
+            recalled.commit().await.unwrap();
+            least = least.min(proxy.round_trips() - before);
+        }
+        assert_eq!(least, 1, "creates with keys");
+        let mut least = usize::MAX;
+        for _ in 0..3 {
             let (_, recalled) = recalled_report(&*store, org).await;
             let before = proxy.round_trips();
             recalled.commit().await.unwrap();
@@ -426,6 +461,6 @@ async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
         assert_eq!(least, 1, "a report on a job that it has changed itself");
     }
     assert_eq!(trips(false, 1).await, 3, "a plain create");
-    assert_eq!(trips(true, 1).await, 4, "a create with a key");
+    assert_eq!(trips(true, 1).await, 4, "a create with a key, where that is looked for");
     assert_eq!(trips(true, 400).await, 4, "many");
 }

@@ -32,6 +32,8 @@ const MAX_ORGS: usize = 10_000;
 const CARRIED: Duration = Duration::from_secs(1);
 /// How long an org's log that others write, too, is not taken to be where this server left it.
 const SHARED: Duration = Duration::from_secs(1);
+/// How long an org's keys are looked for once one came again.
+const KEYS_AGAIN: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(super) struct Memory {
@@ -61,6 +63,8 @@ struct Org {
     confirmed: Option<RecordId>,
     /// Others write it, too, as far as is known.
     shared_until: Option<Instant>,
+    /// Jobs are created with keys that exist.
+    keys_again_until: Option<Instant>,
 }
 
 impl Org {
@@ -198,6 +202,17 @@ impl Memory {
     /// The log was not where this server had left it.
     pub(super) fn missed(&self, org: OrgId) {
         self.state().org(org).shared_until = Some(Instant::now() + SHARED);
+    }
+
+    /// A key of one of the orgs that a batch wrote was not new.
+    pub(super) fn keys_again(&self, org: OrgId) {
+        self.state().org(org).keys_again_until = Some(Instant::now() + KEYS_AGAIN);
+    }
+
+    /// True of an org whose keys are to be looked for, because one has come again of late.
+    pub(super) fn has_keys_again(&self, org: OrgId) -> bool {
+        let until = self.state().orgs.get(&org).and_then(|org| org.keys_again_until);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Where the log should end, and what the clock should say; if this server has written it last, as far as it knows.

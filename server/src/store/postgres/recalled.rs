@@ -1,6 +1,7 @@
 //! A batch that begins where this server's last ones on some orgs have left their logs: one round trip, which locks the heads, sees
 //! that the last records are still those, writes, and commits. Only for batches that need nothing but what is known: of jobs that run, and
-//! of those that may be claimed.
+//! of those that may be claimed. Keys of new jobs are taken to be new: the index that keeps them apart says where one is not, and then the
+//! batch is begun again by looking.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -31,6 +32,9 @@ use crate::{
 
 /// The code of `jobledger.resume_batch` where the log has moved on.
 const MOVED_ON: &str = "JL001";
+
+/// The index that keeps idempotency keys apart.
+const KEYS: &str = "uq_job_org_idempotency";
 
 /// See the module.
 pub(super) struct RecalledBatch {
@@ -82,9 +86,11 @@ pub(super) fn recall(
 
 fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Option<(Recalled, Time)> {
     let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports } = needs;
-    let needs_more =
-        !(keys.is_empty() && imports.is_empty()) || expired.is_some() || due.is_some() || misdated.is_some();
-    if needs_more || types.is_empty() && jobs.is_empty() && ready.is_empty() {
+    let needs_more = !imports.is_empty() || expired.is_some() || due.is_some() || misdated.is_some();
+    if needs_more
+        || !keys.is_empty() && memory.has_keys_again(org)
+        || types.is_empty() && jobs.is_empty() && ready.is_empty()
+    {
         return None;
     }
     let (types, unknown) = memory.part(org, types);
@@ -203,6 +209,13 @@ impl Batch for RecalledBatch {
                 let clock = Columns::of(&row).optional_time()?;
                 left.into_iter().for_each(|(org, end, left)| memory.left(org, end, left, clock));
                 Ok(())
+            }
+            Err(sqlx::Error::Database(said)) if said.constraint() == Some(KEYS) => {
+                connection.give_back();
+                // Under row-level security it doesn't say whose.
+                orgs.iter().for_each(|org| memory.keys_again(*org));
+                left.into_iter().for_each(|(_, _, left)| memory.reverted(left));
+                Err(StoreError::Conflict(said.message().to_owned()))
             }
             Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some(MOVED_ON) => {
                 connection.give_back();
