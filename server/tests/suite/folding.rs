@@ -1,7 +1,8 @@
 //! Whoever folds what, and when: no reader can tell.
 //!
-//! Servers that fold at once, never, and late take turns on one log, and are restarted. Random calls are made of them one after the other,
-//! and after each every server is asked for everything: all say the same, and only the jobs that the call named have changed.
+//! Servers that fold at once, never, and late take turns on one log, and are restarted, and imports write beside them. Random calls are made
+//! of them one after the other, and after each every server is asked for everything: all say the same, and only the jobs that the call named
+//! have changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +18,12 @@ use jobledger_client::{
 };
 use jobledger_server::domain::clock::{Clock as _, SystemClock};
 
+use uuid::Uuid;
+
 use crate::{
     harness::{Database, TestServer, on_both_databases, short_or_long},
+    import::import,
+    legacy_database::LegacyDatabase,
     seeded::Seeded,
 };
 
@@ -28,6 +33,8 @@ on_both_databases! {
 
 /// Jobs that are not finished, at most.
 const OPEN: usize = 10;
+/// Jobs that are brought in from elsewhere.
+const ELSEWHERE: usize = 12;
 const HOUR: Duration = Duration::from_secs(3_600);
 /// When three servers fold: at once, late, or never.
 const FOLD_AFTER: [[Duration; 3]; 4] = {
@@ -83,13 +90,55 @@ struct Held {
     request: String,
 }
 
-struct Calls {
+struct Calls<'a> {
     random: Seeded,
+    database: &'a Database,
+    elsewhere: LegacyDatabase,
+    /// The jobs there, and how they are.
+    jobs: Vec<(String, &'static str)>,
     held: Vec<Held>,
     claims: u64,
 }
 
-impl Calls {
+impl Calls<'_> {
+    /// Something happens elsewhere, and is brought in beside the servers; what that may have changed.
+    async fn import(&mut self) -> Vec<String> {
+        const AS: [(&str, &str); 4] =
+            [("queued", "running"), ("running", "succeeded"), ("running", "failed"), ("failed", "queued")];
+        let n = self.random.below(ELSEWHERE as u64) as usize;
+        let added = |id: &str, before: &str, status: &str, at: &str| {
+            format!(
+                "INSERT INTO job_event (job_id, ts, prev_status, next_status) VALUES ('{id}', {at}, {before}, '{status}');"
+            )
+        };
+        let sql = if let Some((id, status)) = self.jobs.get_mut(n) {
+            let ways: Vec<_> = AS.iter().filter(|(from, _)| from == status).collect();
+            if ways.is_empty() {
+                return Vec::new();
+            }
+            let (from, to) = ways[self.random.below(ways.len() as u64) as usize];
+            *status = to;
+            format!("UPDATE job SET status = '{to}', updated_at = now(), attempt = attempt + 1 WHERE id = '{id}';")
+                + &added(id, &format!("'{from}'"), to, "now()")
+        } else {
+            let (id, status) = (Uuid::new_v4().to_string(), ["queued", "running"][self.random.below(2) as usize]);
+            let (org, r#type) = (Uuid::nil(), ["t", "u"][self.random.below(2) as usize]);
+            let mut sql = format!(
+                "INSERT INTO job (id, org_id, type, status, created_at, updated_at) VALUES
+                    ('{id}', '{org}', '{type}', '{status}', now() - interval '1 minute', now());"
+            );
+            sql += &added(&id, "NULL", "queued", "now() - interval '1 minute'");
+            if status == "running" {
+                sql += &added(&id, "'queued'", status, "now()");
+            }
+            self.jobs.push((id, status));
+            sql
+        };
+        self.elsewhere.run(&sql).await;
+        import(&self.elsewhere, self.database, &[]);
+        self.jobs.iter().map(|(id, _)| id.clone()).collect()
+    }
+
     /// Takes one of the leases that are known.
     fn pick(&mut self) -> Option<Held> {
         let n = self.held.len() as u64;
@@ -105,7 +154,7 @@ impl Calls {
     async fn make(&mut self, client: &Client, told: &Told) -> Result<Vec<String>, Error> {
         let open =
             told.jobs.values().filter(|job| matches!(job.status(), JobStatus::Queued | JobStatus::Running)).count();
-        match self.random.below(16) {
+        match self.random.below(20) {
             0..4 if open < OPEN => {
                 let job = NewJob::new(["t", "u"][self.random.below(2) as usize])
                     .run_timeout(HOUR)
@@ -185,6 +234,7 @@ impl Calls {
                 client.raw().retry_job(RetryJobRequest { job_id: job.clone(), ..Default::default() }).await?;
                 Ok(vec![job])
             }
+            15..18 => Ok(self.import().await),
             _ => {
                 // Begun by somebody who was handed it elsewhere.
                 let Some(job) = self.any_job(told) else { return Ok(Vec::new()) };
@@ -198,7 +248,9 @@ impl Calls {
 }
 
 async fn no_reader_can_tell_what_is_folded(database: Database) {
-    let mut calls = Calls { random: Seeded::new(Seeded::from_environment("folding")), held: Vec::new(), claims: 0 };
+    let random = Seeded::new(Seeded::from_environment("folding"));
+    let elsewhere = LegacyDatabase::empty().await;
+    let mut calls = Calls { random, database: &database, elsewhere, jobs: Vec::new(), held: Vec::new(), claims: 0 };
     // A file has one server at a time.
     let servers = if database.is_postgres() { 3 } else { 1 };
     for round in 0..short_or_long(4, 40) {

@@ -38,7 +38,7 @@ on_both_databases! {
 }
 
 /// A run of the program.
-struct Run {
+pub(crate) struct Run {
     output: Output,
     /// The lines that it wrote for rows that are not as they were.
     reported: Vec<Value>,
@@ -78,7 +78,8 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-fn import(legacy: &LegacyDatabase, database: &Database, more: &[&str]) -> Run {
+/// Imports into a database, whoever else writes it.
+pub(crate) fn import(legacy: &LegacyDatabase, database: &Database, more: &[&str]) -> Run {
     let folder = TempDir::new().expect("a temporary directory");
     let refused = folder.path().join("refused.jsonl");
     let (from, url, path) = (legacy.url(), database.url(), refused.display().to_string());
