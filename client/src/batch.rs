@@ -23,7 +23,7 @@ impl Client {
     ) -> Result<Vec<Result<Created, Error>>, Error> {
         let mut requests: Vec<CreateJobRequest> = jobs.into_iter().map(Into::into).collect();
         for request in requests.iter_mut().filter(|request| request.idempotency_key.is_empty()) {
-            request.idempotency_key = Uuid::new_v4().to_string();
+            request.idempotency_key = Uuid::now_v7().to_string();
         }
         let send = |requests: Vec<CreateJobRequest>, within| async move {
             let request = BatchCreateJobsRequest { requests };

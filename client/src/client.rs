@@ -94,7 +94,8 @@ impl Client {
         ClientBuilder::new(endpoints.into())
     }
 
-    /// Creates a job, once. Without an idempotency key it gets a random one, so that trying again is safe.
+    /// Creates a job, once. Without an idempotency key it gets one of its own, so that trying again is safe: a UUID of version 7, since the
+    /// server finds keys that were made one after the other side by side.
     ///
     /// # Errors
     ///
@@ -103,7 +104,7 @@ impl Client {
     pub async fn create(&self, job: impl Into<CreateJobRequest>) -> Result<Created, Error> {
         let mut request = job.into();
         if request.idempotency_key.is_empty() {
-            request.idempotency_key = Uuid::new_v4().to_string();
+            request.idempotency_key = Uuid::now_v7().to_string();
         }
         let answer =
             self.call(request, true, |mut service, request| async move { service.create_job(request).await }).await?;

@@ -75,9 +75,9 @@
 //!
 //! | call | repeated |
 //! |---|---|
-//! | [`Client::create`], [`Client::create_all`] | always: without an idempotency key it gets a random one |
+//! | [`Client::create`], [`Client::create_all`] | always: without an idempotency key it gets one of its own |
 //! | [`Client::get`], [`Client::list`], [`Client::statistics`] | always |
-//! | [`Client::claim`], [`Client::retry`] | always: they carry a random request id |
+//! | [`Client::claim`], [`Client::retry`] | always: they carry a request id of their own |
 //! | [`Client::heartbeat`], [`Client::cancel`] | always |
 //! | [`Client::update`] of an end, under a lease | always |
 //! | [`Client::update`], succeeded, canceled or permanently failed | always |

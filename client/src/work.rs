@@ -20,7 +20,7 @@ impl Client {
     pub async fn claim(&self, claim: impl Into<ClaimJobsRequest>) -> Result<Vec<Lease>, Error> {
         let mut request: ClaimJobsRequest = claim.into();
         if request.request_id.is_empty() {
-            request.request_id = Uuid::new_v4().to_string();
+            request.request_id = Uuid::now_v7().to_string();
         }
         let wait = request.wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or_default();
         let timeout = self.timeout().saturating_add(wait);
@@ -59,7 +59,7 @@ impl Client {
     /// [`Error::InvalidRequest`], [`Error::JobNotFound`], [`Error::InvalidTransition`], [`Error::Unavailable`],
     /// [`Error::DeadlineExceeded`].
     pub async fn retry(&self, job_id: impl Into<String>) -> Result<Job, Error> {
-        let request_id = Uuid::new_v4().to_string();
+        let request_id = Uuid::now_v7().to_string();
         let request = RetryJobRequest { job_id: job_id.into(), etag: String::new(), request_id };
         let send = |mut service: crate::RawClient, request| async move { service.retry_job(request).await };
         self.call(request, true, send).await?.job.ok_or_else(Error::without_job)

@@ -153,7 +153,9 @@ CREATE TABLE jobledger.job (
 ) WITH (fillfactor = 80);
 
 -- No index names a column that a progress report or a heartbeat changes, so that those updates are heap-only.
-CREATE UNIQUE INDEX uq_job_org_idempotency ON jobledger.job (org_id, idempotency_key) WHERE idempotency_key IS NOT NULL;   -- load_jobs
+-- Beside each entry there is room for that of the row as it ends, whose key is the same: keys that were made one after the other,
+-- as an SDK's are, stand together, and no page has to be parted then.
+CREATE UNIQUE INDEX uq_job_org_idempotency ON jobledger.job (org_id, idempotency_key) WITH (fillfactor = 50) WHERE idempotency_key IS NOT NULL;   -- load_jobs
 -- Jobs that may be claimed, in the order in which they are: load_ready; read_statistics, what has waited longest.
 CREATE INDEX idx_job_ready ON jobledger.job (org_id, type, priority DESC, ready_at, created_seq) WHERE status = 'queued' AND due_at IS NULL;
 -- The same of all types together: load_all_ready.

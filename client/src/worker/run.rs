@@ -139,7 +139,7 @@ async fn claim_and_start(
     let room = Arc::new(Semaphore::new(options.concurrency.min(Semaphore::MAX_PERMITS)));
     let mut backoff = Backoff::default();
     // Until it is answered a claim is the same, however long that takes: what it has taken meanwhile is still there for it.
-    let mut request_id = Uuid::new_v4();
+    let mut request_id = Uuid::now_v7();
     let mut has_claimed = false;
     loop {
         let mut permits = tokio::select! {
@@ -169,7 +169,7 @@ async fn claim_and_start(
         match claimed {
             Ok(leases) => {
                 backoff.reset();
-                (request_id, has_claimed) = (Uuid::new_v4(), true);
+                (request_id, has_claimed) = (Uuid::now_v7(), true);
                 for (lease, permit) in leases.into_iter().zip(permits.drain(..)) {
                     jobs.spawn(work_on(Arc::clone(shared), lease, permit));
                 }

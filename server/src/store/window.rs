@@ -17,7 +17,9 @@ pub(super) static ALL_TYPES: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
 const MOST: usize = 2_048;
 /// As many are looked for at least where a window is filled for the first time; then twice as many each time, up to the other number.
 const FILLED_FIRST: usize = 32;
-const FILLED: usize = 256;
+const FILLED: usize = 512;
+/// The same of all windows that are filled at once.
+const FILLED_TOGETHER: usize = 1_024;
 /// Windows of an org, at most.
 const MOST_WINDOWS: usize = 256;
 /// Jobs of an org that are in windows and known as a whole, at most; about 1 KiB each.
@@ -107,8 +109,7 @@ impl Windows {
                 Through::Nothing => None,
             };
             let at_once = of.map_or(FILLED_FIRST, |of| (2 * of.filled).min(FILLED));
-            // No more than that of many together.
-            let at_once = at_once.min(4 * FILLED / (wanted.of.len() + 1));
+            let at_once = at_once.min(FILLED_TOGETHER / (wanted.of.len() + 1));
             Some(Short { name: Arc::clone(name), from, limit: at_once.max(*limit) })
         };
         wanted.of.iter().chain(all).filter_map(short).collect()
