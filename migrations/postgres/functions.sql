@@ -65,10 +65,10 @@ END $$;
 -- Names orgs for the transaction and locks their heads: of one whenever it is free, and its row is made where there is none; of
 -- several those that are free and have a row, and only these stay named. Only then, in statements whose snapshots are taken after the
 -- locks were won, it reads where the logs end and the clock. The clock comes alone where no head was won.
-CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[])
+CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[], p_n BIGINT[], p_records BIGINT[])
 RETURNS TABLE (
-    clock TIMESTAMPTZ, org_id UUID, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT, n BIGINT,
-    record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
+    clock TIMESTAMPTZ, org_id UUID, is_other BOOLEAN, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT,
+    n BIGINT, record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -88,12 +88,15 @@ BEGIN
         PERFORM jobledger.name_orgs(held);
     END IF;
     now := clock_timestamp();
-    RETURN QUERY SELECT now, h.org_id, coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
+    RETURN QUERY SELECT now, h.org_id, wanted.n > coalesce(last.n, h.n) OR wanted.n = h.n AND wanted.record <> h.record OR EXISTS (
+            SELECT FROM jobledger.org_record r WHERE r.org_id = wanted.org_id AND r.n = wanted.n AND r.id <> wanted.record),
+        coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
         coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
         coalesce(last.base_seq, h.base_seq), coalesce(last.base_n, h.base_n)
     FROM (VALUES (1)) one LEFT JOIN (
-        unnest(held) AS wanted (org_id)
-        CROSS JOIN LATERAL (SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id OFFSET 0) h
+        unnest(p_orgs, p_n, p_records) AS wanted (org_id, n, record)
+        CROSS JOIN LATERAL (
+            SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id AND h.org_id = ANY (held) OFFSET 0) h
         LEFT JOIN LATERAL (
             SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id, r.base_seq, r.base_n FROM jobledger.org_record r
             WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
@@ -870,4 +873,14 @@ BEGIN
     RETURN dropped;
 END $$;
 
-REVOKE ALL ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions() FROM PUBLIC;
+-- Has subscribers told that the logs are not those that they were: another id for all, unless they have another already than the caller
+-- knew. As the owner, who alone may write it.
+CREATE OR REPLACE FUNCTION jobledger.renew_log_id(p_was UUID, p_id UUID)
+RETURNS BOOLEAN
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE jobledger.ledger SET log_id = p_id WHERE log_id = p_was;
+    RETURN FOUND;
+END $$;
+
+REVOKE ALL ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions(), jobledger.renew_log_id(UUID, UUID) FROM PUBLIC;

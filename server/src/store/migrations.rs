@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "8505f43d309d2c0d252b38e933b9437b38da16c284009db814b858417391bca5")
+            (3, "111d7c79781ea7bc022042a4d9ca022a8e695a80744a35c522699263155bf1cc")
         );
     }
 

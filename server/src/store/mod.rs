@@ -318,11 +318,6 @@ impl Head {
     /// The head of a log without events.
     pub const EMPTY: Self = Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0 };
 
-    /// True if a log that was so far before can't have come to be as it is now: it has lost events.
-    pub fn has_gone_back_from(&self, before: &Self) -> bool {
-        self.seq < before.seq || self.seq == before.seq && self.recorded_at != before.recorded_at
-    }
-
     /// What others are told of it.
     pub const fn reach(&self) -> Reach {
         Reach { seq: self.seq, ready_gen: self.ready_gen }

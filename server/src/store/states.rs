@@ -66,6 +66,11 @@ impl States {
         }
     }
 
+    /// Nothing is known any more.
+    pub(super) fn clear(&self) {
+        *self.all() = All::default();
+    }
+
     /// Orgs that have jobs whose rows have been behind for long.
     pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
         let all = self.all();

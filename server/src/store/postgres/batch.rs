@@ -8,12 +8,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt::Write as _,
+    fmt::{self, Write as _},
     sync::Arc,
 };
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
 
 use super::{
     columns::Columns,
@@ -30,7 +31,7 @@ use super::{
 use crate::{
     domain::{
         clock::Time,
-        id::{JobId, OrgId},
+        id::{JobId, LogId, OrgId},
         job::Job,
     },
     store::{
@@ -59,10 +60,12 @@ pub(super) struct PostgresBatch {
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
     /// What is known of the orgs' jobs as of those places.
     state: HashMap<OrgId, OrgState>,
+    /// The id that the database's log has once this is committed, if it is renewed.
+    renewed: Option<LogId>,
 }
 
 /// Begins a transaction and locks the heads of these orgs: of one whenever it is free, of several those that are free now and have a
-/// log.
+/// log. Where one is not the log that this server has known, it renews the database's log id, too.
 pub(super) async fn begin(
     writers: &Arc<Connections>,
     orgs: &[OrgId],
@@ -72,11 +75,12 @@ pub(super) async fn begin(
     // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones. Whatever the
     // database's default is: the statements in the function must each see what was committed before them.
     let mut sql =
-        "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch('{".to_owned();
-    for (n, org) in orgs.iter().enumerate() {
-        write!(sql, "{}{}", if n == 0 { "" } else { "," }, org.0).expect("writing to a string");
-    }
-    sql.push_str("}')");
+        "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch(".to_owned();
+    let witnessed: Vec<_> = orgs.iter().map(|org| memory.witnessed(*org)).collect();
+    list(&mut sql, orgs.iter().map(|org| org.0));
+    list(&mut sql, witnessed.iter().map(|record| OrNull(record.map(|record| record.n))));
+    list(&mut sql, witnessed.iter().map(|record| OrNull(record.map(|record| record.id))));
+    sql.push(')');
     let rows = loop {
         match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).fetch_all(&mut *connection).await {
             Ok(rows) => break rows,
@@ -93,18 +97,53 @@ pub(super) async fn begin(
         if columns.peek_is_null()? {
             break;
         }
-        let org = OrgId(columns.uuid()?);
+        let (org, is_other) = (OrgId(columns.uuid()?), columns.optional_flag()?);
         let (head, record) = rows::head(&mut columns)?;
         let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
         let base = Base { seq: columns.long()?, n: columns.long()? };
         let end = End { head, record, folded_seq, folded_n, removals, base };
+        if is_other == Some(true) {
+            memory.found_other(org, &head);
+        }
         held.push(org);
         found.insert(org, end);
     }
+    let renewed = match memory.to_renew() {
+        Some(was) => Some(renew_log_id(&mut connection, was).await?),
+        None => None,
+    };
     let now = now.ok_or_else(|| rows::damaged("head"))?;
     found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
     let (ends, new_types, state) = (Vec::new(), HashMap::new(), HashMap::new());
-    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state })
+    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state, renewed })
+}
+
+/// An array, as the next argument of a call.
+fn list(sql: &mut String, values: impl Iterator<Item = impl fmt::Display>) {
+    sql.push_str(if sql.ends_with('(') { "'{" } else { ", '{" });
+    for (n, value) in values.enumerate() {
+        write!(sql, "{}{value}", if n == 0 { "" } else { "," }).expect("writing to a string");
+    }
+    sql.push_str("}'");
+}
+
+struct OrNull(Option<i64>);
+
+impl fmt::Display for OrNull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(number) => number.fmt(f),
+            None => f.write_str("NULL"),
+        }
+    }
+}
+
+/// Gives the database's log another id than this, unless it has another already; which it has once the transaction is committed.
+async fn renew_log_id(connection: &mut PgConnection, was: LogId) -> Result<LogId, StoreError> {
+    let new = LogId(Uuid::new_v4());
+    let sql = "/* renew_log_id */ SELECT CASE WHEN jobledger.renew_log_id($1, $2) THEN $2 ELSE log_id END FROM jobledger.ledger";
+    let row = sqlx::query_with(sql, arguments![was.0, new.0]).fetch_one(connection).await.map_err(store_error)?;
+    Ok(LogId(Columns::of(&row).uuid()?))
 }
 
 /// What is being found of an org.
@@ -234,12 +273,12 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, found, ends, memory, mut new_types, state, .. } = *self;
+        let Self { mut connection, found, ends, memory, mut new_types, state, renewed, .. } = *self;
         // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
         // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
         // without a log shall not stay.
         let is_confirmed = |(org, end): (&OrgId, &End)| end.head.seq == 0 || memory.is_confirmed(*org, end.record);
-        let has_nothing = ends.is_empty() && found.iter().all(is_confirmed);
+        let has_nothing = ends.is_empty() && renewed.is_none() && found.iter().all(is_confirmed);
         // No time-out of the database's for the commit: this side gives up by itself, and looks.
         let sql =
             if has_nothing { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
@@ -247,6 +286,7 @@ impl Batch for PostgresBatch {
         connection.commits();
         commit(sqlx::raw_sql(sql).execute(&mut *connection)).await.map_err(commit_error)?;
         connection.give_back();
+        renewed.into_iter().for_each(|id| memory.has_log(id));
         let mut unwritten = found;
         for (org, end, left) in ends {
             unwritten.remove(&org);

@@ -17,7 +17,10 @@ use chrono::{SubsecRound as _, TimeDelta};
 use super::error::lacks_partition;
 
 use crate::{
-    domain::{clock::Time, id::OrgId},
+    domain::{
+        clock::Time,
+        id::{LogId, OrgId},
+    },
     store::{
         Head, RecordId, StoreError,
         row_writes::Base,
@@ -39,6 +42,8 @@ const KEYS_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Memory {
     state: Mutex<State>,
     jobs: States,
+    /// Which log the database was known to have, and whether another history was found in its place since then.
+    log: Mutex<(Option<LogId>, bool)>,
     /// A batch found no partition for its events.
     lacks_partition: AtomicBool,
 }
@@ -57,10 +62,10 @@ struct Org {
     removals: i64,
     /// Where this server's last batch has left the log.
     end: Option<End>,
-    /// How far it had come the last time that a batch found it, or left it.
-    last: Option<Head>,
     /// Where it was found, or left, by a commit that the database has confirmed.
     confirmed: Option<RecordId>,
+    /// The last such record that is known of, whatever was begun since then.
+    witnessed: Option<RecordId>,
     /// Others write it, too, as far as is known.
     shared_until: Option<Instant>,
     /// Jobs are created with keys that exist.
@@ -107,7 +112,8 @@ impl Reading {
 
 impl Memory {
     pub(super) fn new(fold_after: Duration) -> Self {
-        Self { state: Mutex::default(), jobs: States::new(fold_after), lacks_partition: AtomicBool::new(false) }
+        let (state, jobs, log) = (Mutex::default(), States::new(fold_after), Mutex::default());
+        Self { state, jobs, log, lacks_partition: AtomicBool::new(false) }
     }
 
     /// How long rows of running jobs may be behind.
@@ -150,14 +156,7 @@ impl Memory {
     pub(super) fn found(&self, org: OrgId, found: End, clock: Time) {
         let mut state = self.state();
         state.heard(clock);
-        let id = org;
         let org = state.org(org);
-        if org.last.replace(found.head).is_some_and(|last| found.head.has_gone_back_from(&last)) {
-            tracing::error!(org_id = %id, seq = found.head.seq, "a log is not as far as it was: its database was replaced by one \
-                that lacks commits; run `jobledger renew-log-id`, so that subscribers are told");
-            // Nor is it sure which types there are.
-            *org = Org { last: org.last, ..Org::default() };
-        }
         org.seen_removals(found.removals);
         let expected = org.end.replace(found);
         if expected.is_some_and(|expected| expected != found) {
@@ -171,7 +170,7 @@ impl Memory {
         let mut state = self.state();
         let org = state.org(org);
         org.seen_removals(end.removals);
-        (org.end, org.last, org.confirmed) = (Some(end), Some(end.head), Some(end.record));
+        (org.end, org.confirmed, org.witnessed) = (Some(end), Some(end.record), Some(end.record));
         if let Some(clock) = clock {
             state.heard(clock);
         }
@@ -179,7 +178,39 @@ impl Memory {
 
     /// A transaction that has found the log so was committed.
     pub(super) fn confirmed(&self, org: OrgId, last: RecordId) {
-        self.state().org(org).confirmed = Some(last);
+        let mut state = self.state();
+        let org = state.org(org);
+        (org.confirmed, org.witnessed) = (Some(last), Some(last));
+    }
+
+    /// A record that is in an org's log, unless another history has taken its place.
+    pub(super) fn witnessed(&self, org: OrgId) -> Option<RecordId> {
+        self.state().orgs.get(&org)?.witnessed
+    }
+
+    /// An org's log has another record where one was witnessed, or ends before it.
+    pub(super) fn found_other(&self, org: OrgId, head: &Head) {
+        self.log().1 = true;
+        // Nor is it sure which types there are.
+        self.state().orgs.remove(&org);
+        tracing::error!(org_id = %org, seq = head.seq, "a log is not the one that it was: its database was replaced by one that lacks \
+            commits; its log id is renewed, so that subscribers are told");
+    }
+
+    /// The log id that is to be renewed, since another history was found in its place.
+    pub(super) fn to_renew(&self) -> Option<LogId> {
+        let log = self.log();
+        log.0.filter(|_| log.1)
+    }
+
+    /// The database has a log of this id. If that is another than it was, nothing that is known counts.
+    pub(super) fn has_log(&self, id: LogId) {
+        let mut log = self.log();
+        if log.0.replace(id).is_some_and(|was| was != id) {
+            log.1 = false;
+            self.state().orgs.clear();
+            self.jobs.clear();
+        }
     }
 
     /// True if all of a log up to this record, its last, is as durable as commits are.
@@ -240,6 +271,10 @@ impl Memory {
     pub(super) fn stale(&self, limit: usize) -> Vec<OrgId> {
         let now = self.state().reading.map(|reading| reading.carried_on());
         now.map_or_else(Vec::new, |now| self.jobs.stale(now, limit))
+    }
+
+    fn log(&self) -> MutexGuard<'_, (Option<LogId>, bool)> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

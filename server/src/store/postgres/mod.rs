@@ -142,6 +142,7 @@ impl PostgresStore {
             options: base.options(SESSION),
             memory: Arc::new(Memory::new(options.fold_after)),
         };
+        store.about().await?;
         store.maintain().await.map_err(|error| match error {
             StoreError::Unusable(reason) => StoreError::Unusable(format!(
                 "{reason} (`jobledger migrate role-sql` prints the rights that a role needs to serve)"
@@ -247,7 +248,9 @@ impl Store for PostgresStore {
     }
 
     async fn about(&self) -> Result<About, StoreError> {
-        read::about(&self.readers).await
+        let about = read::about(&self.readers).await?;
+        self.memory.has_log(about.log_id);
+        Ok(about)
     }
 
     fn audit(&self) -> &dyn Audit {

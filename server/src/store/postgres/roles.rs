@@ -30,7 +30,7 @@ GRANT SELECT, INSERT, DELETE ON jobledger.org_record, jobledger.org_month, joble
 GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job, jobledger.org_counter, jobledger.org_series TO {name};
 -- What is in the log stays as it is, or goes.
 GRANT SELECT, INSERT, DELETE ON jobledger.job_event TO {name};
-GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions() TO {name};
+GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions(), jobledger.renew_log_id(UUID, UUID) TO {name};
 ",
         literal = format_args!("'{}'", role.replace('\'', "''")),
     )
@@ -39,7 +39,7 @@ GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_emp
 /// Warns of a role to which row-level security does not apply, or refuses it.
 pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
     const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
-            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_column_privilege('jobledger.ledger', 'clock_seen_at', 'UPDATE')
+            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_function_privilege('jobledger.renew_log_id(uuid, uuid)', 'EXECUTE')
         FROM pg_roles r, pg_class c WHERE r.rolname = current_user AND c.oid = 'jobledger.job'::regclass";
     let (role, is_super, bypasses, owns, may_note): (String, bool, bool, bool, bool) =
         sqlx::query_as(SQL).fetch_one(connection).await.map_err(store_error)?;

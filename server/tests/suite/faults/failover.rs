@@ -100,6 +100,15 @@ async fn create(client: &Client, jobs: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cursors_of_a_log_that_lost_its_end_are_void() {
+    check_cursors_of_a_log_that_lost_its_end(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cursors_of_a_log_that_lost_its_end_while_no_server_ran_are_void_once_told() {
+    check_cursors_of_a_log_that_lost_its_end(true).await;
+}
+
+async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
     let mut pair = Pair::start(1, &[]).await;
     let client = pair.clients().remove(0);
     create(&client, 10).await;
@@ -137,20 +146,32 @@ async fn cursors_of_a_log_that_lost_its_end_are_void() {
     });
     let told = told.await.expect("it is told");
     assert!(matches!(told, Error::CursorAhead { head_seq: 10, .. }), "{told:?}");
-    // As the operator is to do; before that, a cursor is known to be of another log only for as long as it is beyond it.
-    for program in pair.programs.drain(..) {
-        assert!(program.end_by("TERM").success());
+    if are_restarted {
+        // As the operator is to do; before that, a cursor is known to be of another log only for as long as it is beyond it.
+        for program in pair.programs.drain(..) {
+            assert!(program.end_by("TERM").success());
+        }
+        let renewed = command(&["renew-log-id", "--database-url", &pair.database.url_as(OWNER)]).output().unwrap();
+        assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
+        pair.programs.push(pair.program(&[]));
     }
-    let renewed = command(&["renew-log-id", "--database-url", &pair.database.url_as(OWNER)]).output().unwrap();
-    assert!(renewed.status.success(), "{}", String::from_utf8_lossy(&renewed.stderr));
-    pair.programs.push(pair.program(&[]));
     let client = pair.clients().remove(0);
     create(&client, 20).await;
-    let refused = client.subscribe(Follow::org().resume(&cursor)).await;
-    let told = match refused {
-        Err(error) => error,
-        Ok(mut events) => read_to(&mut events, i64::MAX).await.expect_err("the log is another"),
-    };
-    assert!(matches!(told, Error::EpochChanged { .. }), "{told:?}");
+    // A cursor of the log as it has become holds, whichever server it is of: the log has got another id once.
+    let mut follower = client.subscribe(Follow::org().after(0)).await.unwrap();
+    read_to(&mut follower, 30).await.expect("all is there");
+    let of_this = follower.cursor().expect("it was told of something").clone();
+    pair.programs.push(pair.program(&[]));
+    for client in pair.clients() {
+        let refused = client.subscribe(Follow::org().resume(&cursor)).await;
+        let told = match refused {
+            Err(error) => error,
+            Ok(mut events) => read_to(&mut events, i64::MAX).await.expect_err("the log is another"),
+        };
+        assert!(matches!(told, Error::EpochChanged { .. }), "{told:?}");
+        create(&client, 1).await;
+        let mut events = client.subscribe(Follow::org().resume(&of_this)).await.expect("it is this log's");
+        read_to(&mut events, 31).await.expect("it goes on");
+    }
     pair.database.verify().await;
 }
