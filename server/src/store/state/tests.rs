@@ -4,7 +4,10 @@ use std::fmt::Debug;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    fold::{FAR, MOST},
+    *,
+};
 use crate::domain::{
     event::JobEvent,
     tests::{job_claimed, replay::any_history},

@@ -1,0 +1,100 @@
+//! Which rows are folded, and when.
+
+use std::collections::HashSet;
+
+use chrono::TimeDelta;
+
+use super::{Lacks, OrgState};
+use crate::{
+    domain::{clock::Time, id::JobId},
+    store::{Changes, NextDue},
+};
+
+/// So much later than it should have been folded any server looks at an org: whoever has left rows behind folds them before, if it is there.
+const NOTED_LATER: TimeDelta = TimeDelta::seconds(2);
+/// The row of a running job says that it is queued for so long at most: whoever looks for what is ready passes over it.
+const QUEUED_FOR: TimeDelta = TimeDelta::seconds(3);
+/// Nor may the log be so many events beyond the first one that a row lacks: whoever does not know which rows are behind looks through them.
+pub(super) const FAR: i64 = 16_384;
+/// Rows of an org that may be behind.
+pub(super) const MOST: usize = 8_192;
+/// Rows of an org that may lack an extension of their leases.
+const MOST_EXTENDED: usize = 16_384;
+/// An extension is folded so many times later than events: heartbeats come more often than that, and each makes the one before needless.
+const EXTENDED_FOR: i32 = 6;
+/// And no later than this.
+const LONGEST_EXTENDED: TimeDelta = TimeDelta::minutes(1);
+/// Rows that one batch folds, at most: its callers wait for them.
+const FOLDED_AT_ONCE: usize = 64;
+/// The same of a batch that has fewer changes of its own than that.
+const FOLDED_ALONE: usize = 512;
+
+impl OrgState {
+    /// When jobs of the org are to be looked at, as far as it became known to a batch that has found so much of it: at some time while rows
+    /// are behind, by any server, should this one be gone then.
+    pub(in crate::store) fn next_due(
+        &mut self,
+        found: Option<NextDue>,
+        now: Time,
+        fold_after: TimeDelta,
+    ) -> Option<NextDue> {
+        let note = now + fold_after + NOTED_LATER;
+        // That a row lacks an extension is no reason to look: its lease ends no later than the log says, and then somebody does.
+        if self.since.is_empty() {
+            self.noted_until = None;
+            return found;
+        }
+        let noted = self.noted_until.filter(|noted| now < *noted && *noted <= note);
+        let noted = match (found, noted) {
+            (None | Some(NextDue::By(_)), Some(_)) => return found,
+            _ => note,
+        };
+        self.noted_until = Some(noted);
+        Some(match found {
+            Some(NextDue::At(due)) => NextDue::At(Some(due.map_or(noted, |due| due.min(noted)))),
+            Some(NextDue::By(due)) => NextDue::By(due.min(noted)),
+            None => NextDue::By(noted),
+        })
+    }
+
+    /// True if some are to be folded now.
+    pub(in crate::store) fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
+        // Before any other server looks, this one does, and says when the next time is.
+        let is_noted_soon = self.noted_until.is_some_and(|noted| noted <= now + NOTED_LATER / 2);
+        is_noted_soon && !self.since.is_empty() || self.next_stale(now, fold_after).next().is_some()
+    }
+
+    /// Jobs that are to be folded by a batch that changes these others, and leaves so many more behind.
+    pub(super) fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta, added: usize) -> Vec<JobId> {
+        let has_little = changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE;
+        // As many as it leaves behind itself, so that there are never more and more.
+        let most = if has_little { FOLDED_ALONE } else { FOLDED_AT_ONCE.max(added) };
+        let mut seen: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
+        self.next_stale(now, fold_after).filter(|id| seen.insert(*id)).take(most).collect()
+    }
+
+    /// Jobs whose rows have been behind for long, or far, or are beyond as many as may be, those first that have been for longest.
+    fn next_stale(&self, now: Time, fold_after: TimeDelta) -> impl Iterator<Item = JobId> {
+        // A clock that was set back says nothing of how long it is.
+        let is_old = move |at: Time, after| at + after <= now || at > now;
+        let looks_queued =
+            move |lacks: &Lacks| lacks.is_queued && is_old(lacks.recorded_at, fold_after.min(QUEUED_FOR));
+        let lacking = move |id: &JobId| Some((*id, self.jobs.get(id)?.lacks?));
+        let queued = self.queued.values().filter_map(lacking).take_while(move |(_, lacks)| looks_queued(lacks));
+        let beyond = self.since.len().saturating_sub(MOST);
+        let is_stale = move |(n, (_, lacks)): &(usize, (JobId, Lacks))| {
+            is_old(lacks.recorded_at, fold_after) || self.head - lacks.seq >= FAR || *n < beyond
+        };
+        let others = self.since.values().filter_map(lacking).enumerate().take_while(is_stale);
+        let others = others.map(|(_, other)| other).filter(move |(_, lacks)| !looks_queued(lacks));
+        let unheard_for =
+            fold_after.checked_mul(EXTENDED_FOR).map_or(LONGEST_EXTENDED, |after| after.min(LONGEST_EXTENDED));
+        let beyond = self.extended.len().saturating_sub(MOST_EXTENDED);
+        let is_unheard = move |(place, (_, id)): &(usize, &(i64, JobId))| {
+            let extended = self.jobs.get(id).and_then(|behind| behind.extended);
+            *place < beyond || extended.is_some_and(|extended| is_old(extended.at, unheard_for))
+        };
+        let unheard = self.extended.iter().enumerate().take_while(is_unheard).map(|(_, (_, id))| *id);
+        queued.chain(others).map(|(id, _)| id).chain(unheard)
+    }
+}
