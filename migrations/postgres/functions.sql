@@ -791,21 +791,39 @@ BEGIN
         WHERE h.org_id = p_org AND ((kept.before_n, kept.before_id) <> (kept.n - 1, kept.prev) OR kept.n = h.n AND kept.id <> h.record));
 END $$;
 
--- How many jobs' rows lack events up to where none is said to.
+-- How many jobs' rows lack events, or the last extension of their lease, up to where none is said to.
 CREATE OR REPLACE FUNCTION jobledger.count_early_rows(p_org UUID)
 RETURNS BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN (
-        SELECT count(*) FROM (
-            SELECT coalesce((SELECT r.base_seq FROM jobledger.org_record r
-                             WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.base_seq) AS base_seq
-            FROM jobledger.org_head h WHERE h.org_id = p_org
-        ) log CROSS JOIN jobledger.job j
-        WHERE j.org_id = p_org AND j.status IN ('queued', 'running') AND EXISTS (
-            SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq AND e.seq <= log.base_seq
-                AND e.recorded_at >= j.last_recorded_at));
+        WITH log AS MATERIALIZED (
+            SELECT coalesce(last.base_seq, h.base_seq) AS base_seq, coalesce(last.base_n, h.base_n) AS base_n
+            FROM jobledger.org_head h LEFT JOIN LATERAL (
+                SELECT r.base_seq, r.base_n FROM jobledger.org_record r
+                WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
+            WHERE h.org_id = p_org
+        ), extended AS MATERIALIZED (
+            SELECT DISTINCT ON (said.key) said.key::uuid AS job_id, r.n, r.seq, split_part(said.value, ',', 1)::bigint AS expires_at
+            FROM jobledger.org_record r CROSS JOIN LATERAL json_each_text(r.extensions::json) said
+            WHERE r.org_id = p_org AND r.extensions IS NOT NULL
+            ORDER BY said.key, r.n DESC
+        )
+        SELECT (
+            SELECT count(*) FROM log CROSS JOIN jobledger.job j
+            WHERE j.org_id = p_org AND j.status IN ('queued', 'running') AND EXISTS (
+                SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq
+                    AND e.seq <= log.base_seq AND e.recorded_at >= j.last_recorded_at)
+        ) + (
+            SELECT count(*) FROM log CROSS JOIN extended x
+            CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = x.job_id OFFSET 0) j
+            WHERE x.n <= log.base_n AND j.status = 'running' AND j.last_seq <= x.seq
+                AND x.expires_at IS DISTINCT FROM (extract(epoch FROM j.lease_expires_at) * 1000000)::bigint
+                AND NOT EXISTS (
+                    SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq
+                        AND e.recorded_at >= j.last_recorded_at)
+        ));
 END $$;
 
 -- How many batches have removed jobs.

@@ -158,7 +158,16 @@ impl Job {
         let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
         let key = spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len());
         let error = self.last_error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
-        labels + key + spec.requested_by.len() + error
+        let lease = self.lease.as_ref();
+        let lease =
+            lease.map_or(0, |lease| lease.worker.len() + lease.request.as_ref().map_or(0, |request| request.len()));
+        labels + key + spec.requested_by.len() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
+    }
+
+    /// What it takes in memory, about.
+    pub fn bytes(&self) -> usize {
+        const WITHOUT_TEXT: usize = 1 << 10;
+        WITHOUT_TEXT + self.text_bytes()
     }
 
     /// What proves the hold on the job; `None` where nobody holds it.

@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "111d7c79781ea7bc022042a4d9ca022a8e695a80744a35c522699263155bf1cc")
+            (3, "7fe415bf29b8398258690fff5f44e94e8ea45d1b180a314aabab7753772c9416")
         );
     }
 

@@ -44,6 +44,9 @@ pub(super) struct OrgState {
     jobs: HashMap<JobId, Running>,
     /// The same by the first event that each row lacks.
     since: BTreeMap<i64, JobId>,
+    /// What all of them take, and those whose rows are behind, in bytes.
+    bytes: usize,
+    behind_bytes: usize,
     /// Those of them whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
     /// The jobs whose rows lack an extension, by the number of the record that has the last of each.
@@ -188,8 +191,13 @@ impl OrgState {
         if let Some(extended) = before.as_ref().and_then(|before| before.extended) {
             self.extended.remove(&(extended.n, id));
         }
-        if let Some(before) = before.as_ref().filter(|before| before.is_clean()) {
-            self.clean.remove(&(before.job.last_seq, id));
+        if let Some(before) = &before {
+            self.bytes -= before.job.bytes();
+            if before.is_clean() {
+                self.clean.remove(&(before.job.last_seq, id));
+            } else {
+                self.behind_bytes -= before.job.bytes();
+            }
         }
         if let Some(behind) = behind {
             if let Some(lacks) = behind.lacks {
@@ -202,8 +210,11 @@ impl OrgState {
                 self.extended.insert((extended.n, id));
             }
             self.requests.extend(behind.request().map(|request| (request, id)));
+            self.bytes += behind.job.bytes();
             if behind.is_clean() {
                 self.clean.insert((behind.job.last_seq, id));
+            } else {
+                self.behind_bytes += behind.job.bytes();
             }
             self.jobs.insert(id, behind);
         }
@@ -266,9 +277,14 @@ impl OrgState {
         self.jobs.len()
     }
 
-    /// How many jobs it holds.
-    pub(super) fn weight(&self) -> usize {
-        self.jobs.len() + self.windows.weight()
+    /// What it takes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.windows.bytes()
+    }
+
+    /// What the jobs take of that whose rows are behind, which the database has nowhere else than in the log.
+    pub(super) fn behind_bytes(&self) -> usize {
+        self.behind_bytes
     }
 
     /// Takes what was found of what a window lacked, and says which of these jobs are to be read.

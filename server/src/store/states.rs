@@ -17,22 +17,23 @@ use crate::domain::{clock::Time, id::OrgId};
 const LONGEST_FOLD: TimeDelta = TimeDelta::days(366);
 /// Orgs of which anything is known, at most.
 const MOST_ORGS: usize = 8_192;
-/// Jobs of all of them, about; each takes about 1 KiB. Beyond that all forget what the database has as well.
-const MOST_JOBS: usize = 65_536;
+/// What all of them take, about, in bytes. Beyond that all forget what the database has as well; and once the jobs whose rows are behind
+/// take half of it, rows are written at once until they take less, of each org as many with a batch as it leaves behind itself.
+pub(super) const BUDGET: usize = 128 << 20;
 
 /// See the module.
 pub(super) struct States {
-    /// How long rows of running jobs may be behind.
-    pub(super) fold_after: TimeDelta,
+    fold_after: TimeDelta,
     all: Mutex<All>,
 }
 
 #[derive(Default)]
 struct All {
     orgs: HashMap<OrgId, Known>,
-    /// How many jobs they have.
-    weight: usize,
-    /// After all have forgotten what they could, as many must have come together again before they do so anew.
+    /// What they take.
+    bytes: usize,
+    behind_bytes: usize,
+    /// After all have forgotten what they could, as much must have come together again before they do so anew.
     left: usize,
 }
 
@@ -43,6 +44,11 @@ impl States {
     pub(super) fn new(fold_after: Duration) -> Self {
         let fold_after = TimeDelta::from_std(fold_after).unwrap_or(LONGEST_FOLD).min(LONGEST_FOLD);
         Self { fold_after, all: Mutex::default() }
+    }
+
+    /// How long rows of running jobs may be behind.
+    pub(super) fn fold_after(&self) -> TimeDelta {
+        self.all().fold_after(self.fold_after)
     }
 
     /// Takes what is known of an org, and the record as of which it is. Until it is put back, nothing is known.
@@ -57,12 +63,13 @@ impl States {
         if all.orgs.len() >= MOST_ORGS {
             *all = All::default();
         }
-        all.weight += state.weight();
+        all.bytes += state.bytes();
+        all.behind_bytes += state.behind_bytes();
         all.orgs.insert(org, (last, state));
-        if all.weight > MOST_JOBS.max(2 * all.left) {
+        if all.bytes > BUDGET.max(2 * all.left) {
             all.orgs.values_mut().for_each(|(_, state)| state.shrink());
-            all.weight = all.orgs.values().map(|(_, state)| state.weight()).sum();
-            all.left = all.weight;
+            all.bytes = all.orgs.values().map(|(_, state)| state.bytes()).sum();
+            all.left = all.bytes;
         }
     }
 
@@ -71,10 +78,17 @@ impl States {
         *self.all() = All::default();
     }
 
+    /// What all of them take.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.all().bytes
+    }
+
     /// Orgs that have jobs whose rows have been behind for long.
     pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
         let all = self.all();
-        let is_stale = |(_, (_, state)): &(&OrgId, &Known)| state.is_stale(now, self.fold_after);
+        let fold_after = all.fold_after(self.fold_after);
+        let is_stale = |(_, (_, state)): &(&OrgId, &Known)| state.is_stale(now, fold_after);
         all.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
     }
 
@@ -86,8 +100,13 @@ impl States {
 impl All {
     fn take(&mut self, org: OrgId) -> Option<Known> {
         let known = self.orgs.remove(&org)?;
-        self.weight = self.weight.saturating_sub(known.1.weight());
+        self.bytes = self.bytes.saturating_sub(known.1.bytes());
+        self.behind_bytes = self.behind_bytes.saturating_sub(known.1.behind_bytes());
         Some(known)
+    }
+
+    fn fold_after(&self, unless_pressed: TimeDelta) -> TimeDelta {
+        if self.behind_bytes > BUDGET / 2 { TimeDelta::zero() } else { unless_pressed }
     }
 }
 

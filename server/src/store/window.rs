@@ -22,8 +22,10 @@ const FILLED: usize = 512;
 const FILLED_TOGETHER: usize = 1_024;
 /// Windows of an org, at most.
 const MOST_WINDOWS: usize = 256;
-/// Jobs of an org that are in windows and known as a whole, at most; about 1 KiB each.
+/// Jobs of an org that are in windows and known as a whole, at most.
 const MOST_WHOLE: usize = 4_096;
+/// What a place takes, in bytes, about.
+const PLACE: usize = 256;
 /// What the texts of one of them may take, in bytes.
 const MOST_TEXT: usize = 2 << 10;
 
@@ -35,6 +37,8 @@ pub(super) struct Windows {
     places: HashMap<JobId, ReadyJob>,
     /// Some of the jobs in them, as they are.
     whole: HashMap<JobId, Job>,
+    /// What these take, in bytes.
+    bytes: usize,
     /// What the last batch has changed, as it was before.
     before: Vec<Before>,
 }
@@ -140,8 +144,17 @@ impl Windows {
     /// This is how a job in a window is.
     pub(super) fn know(&mut self, job: &Job) {
         if self.whole.len() < MOST_WHOLE && self.places.contains_key(&job.id) && job.text_bytes() <= MOST_TEXT {
+            self.forget(job.id);
+            self.bytes += job.bytes();
             self.whole.insert(job.id, job.clone());
         }
+    }
+
+    /// A job in a window is not known as a whole any more.
+    fn forget(&mut self, id: JobId) -> Option<Job> {
+        let job = self.whole.remove(&id)?;
+        self.bytes -= job.bytes();
+        Some(job)
     }
 
     /// A job in a window, if it is known as a whole; maybe without stage and progress, which a claim clears.
@@ -158,9 +171,9 @@ impl Windows {
         FoundReady::new(wanted, of_types, first(&ALL_TYPES, wanted.all).collect())
     }
 
-    /// What they take, in jobs: those that are not known as a whole take less.
-    pub(super) fn weight(&self) -> usize {
-        self.whole.len() + self.places.len() / 4
+    /// What they take in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.places.len() * PLACE
     }
 
     /// Nothing is known any more.
@@ -193,7 +206,7 @@ impl Windows {
         if self.of.is_empty() {
             return None;
         }
-        let before = Before { id, place: self.places.remove(&id), whole: self.whole.remove(&id) };
+        let before = Before { id, place: self.places.remove(&id), whole: self.forget(id) };
         if let Some(job) = &before.place {
             for name in [&job.job_type, &*ALL_TYPES] {
                 self.of.get_mut(name).and_then(|window| window.jobs.remove(&job.order));
@@ -225,7 +238,7 @@ impl Windows {
             let other = if *name == *ALL_TYPES { &job.job_type } else { &*ALL_TYPES };
             if self.of.get(other).is_none_or(|window| !window.jobs.contains_key(&order)) {
                 self.places.remove(&job.id);
-                self.whole.remove(&job.id);
+                self.forget(job.id);
             }
         }
     }

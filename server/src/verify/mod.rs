@@ -117,7 +117,7 @@ pub enum What {
     },
     /// So many batch records do not follow on the one before.
     Records(i64),
-    /// So many jobs' rows lack events up to where none is said to.
+    /// So many jobs' rows lack events, or the end of their lease, up to where none is said to.
     Rows(i64),
     /// There is more that is not listed.
     More,
@@ -145,8 +145,8 @@ impl fmt::Display for Difference {
             What::Head { stored, last } => write!(f, "the head is {stored}, and the log goes on to {last}"),
             What::Records(1) => f.write_str("1 batch record does not follow on the one before"),
             What::Records(broken) => write!(f, "{broken} batch records do not follow on the ones before"),
-            What::Rows(1) => f.write_str("1 row lacks events that it is said to have"),
-            What::Rows(early) => write!(f, "{early} rows lack events that they are said to have"),
+            What::Rows(1) => f.write_str("1 row lacks events, or the end of its lease, that it is said to have"),
+            What::Rows(early) => write!(f, "{early} rows lack events, or ends of leases, that they are said to have"),
             What::More => f.write_str("there are more differences, which are not listed"),
         }
     }

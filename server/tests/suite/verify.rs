@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{Claim, Client, NewJob, Report};
+use jobledger_client::{
+    Claim, Client, NewJob, Report,
+    proto::{HeartbeatRequest, LeaseHeartbeat},
+};
 use jobledger_server::domain::status::JobStatus;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -16,11 +19,13 @@ use uuid::Uuid;
 use crate::{
     cluster::OWNER,
     harness::{Database, TestServer, command, on_both_databases},
+    retention::rows,
 };
 
 on_both_databases! {
     what_was_tampered_with_is_told,
     a_row_that_lacks_what_it_is_said_to_have_is_told,
+    a_row_that_lacks_the_end_of_its_lease_is_told,
     live_databases_are_verified_while_retention_waits,
     one_org_is_verified_or_all,
 }
@@ -128,7 +133,29 @@ async fn a_row_that_lacks_what_it_is_said_to_have_is_told(database: Database) {
     let table = if database.is_postgres() { "org_record" } else { "org_head" };
     database.tamper(&format!("UPDATE {table} SET base_seq = seq")).await;
     let (code, said) = verify(&database, &[]);
-    assert!(code == Some(1) && said.contains("1 row lacks events that it is said to have"), "{said}");
+    assert!(code == Some(1) && said.contains("1 row lacks events, or the end of its lease,"), "{said}");
+}
+
+async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
+    let mut config = database.config();
+    config.fold_after = Duration::ZERO;
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    client.create(NewJob::new("t")).await.unwrap();
+    let lease = client.claim(Claim::new("w")).await.unwrap().remove(0);
+    let beat = LeaseHeartbeat { lease_token: lease.lease_token, ..Default::default() };
+    let extend_by = Some(jobledger_client::prost_types::Duration { seconds: 600, nanos: 0 });
+    client.heartbeat(HeartbeatRequest { worker_id: "w".into(), leases: vec![beat], extend_by }).await.unwrap();
+    // With this batch the row is written.
+    client.create(NewJob::new("t")).await.unwrap();
+    server.stop().await;
+    let extended = "org_record WHERE extensions IS NOT NULL";
+    assert_eq!((rows(&database, "job WHERE status = 'running'").await, rows(&database, extended).await), (1, 1));
+    assert_eq!(verify(&database, &[]).0, Some(0));
+    let earlier = if database.is_postgres() { "interval '9 minutes'" } else { "540000000" };
+    database.tamper(&format!("UPDATE job SET lease_expires_at = lease_expires_at - {earlier}")).await;
+    let (code, said) = verify(&database, &[]);
+    assert!(code == Some(1) && said.contains("1 row lacks events, or the end of its lease,"), "{said}");
 }
 
 async fn live_databases_are_verified_while_retention_waits(database: Database) {

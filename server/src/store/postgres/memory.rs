@@ -118,7 +118,7 @@ impl Memory {
 
     /// How long rows of running jobs may be behind.
     pub(super) fn fold_after(&self) -> TimeDelta {
-        self.jobs.fold_after
+        self.jobs.fold_after()
     }
 
     /// A batch failed. If that is because there is no partition for the month that the clock says, it shall be run again once there is.

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::{Lacks, OrgState};
 use crate::{
-    domain::{clock::Time, id::JobId},
+    domain::{clock::Time, id::JobId, job::Job},
     store::{Changes, NextDue},
 };
 
@@ -18,6 +18,8 @@ const QUEUED_FOR: TimeDelta = TimeDelta::seconds(3);
 pub(super) const FAR: i64 = 16_384;
 /// Rows of an org that may be behind.
 pub(super) const MOST: usize = 8_192;
+/// What the jobs with such rows may take, in bytes.
+pub(super) const MOST_BYTES: usize = 16 << 20;
 /// Rows of an org that may lack an extension of their leases.
 const MOST_EXTENDED: usize = 16_384;
 /// An extension is folded so many times later than events: heartbeats come more often than that, and each makes the one before needless.
@@ -82,8 +84,11 @@ impl OrgState {
         let lacking = move |id: &JobId| Some((*id, self.jobs.get(id)?.lacks?));
         let queued = self.queued.values().filter_map(lacking).take_while(move |(_, lacks)| looks_queued(lacks));
         let beyond = self.since.len().saturating_sub(MOST);
-        let is_stale = move |(n, (_, lacks)): &(usize, (JobId, Lacks))| {
-            is_old(lacks.recorded_at, fold_after) || self.head - lacks.seq >= FAR || *n < beyond
+        let mut beyond_bytes = self.behind_bytes.saturating_sub(MOST_BYTES);
+        let is_stale = move |(n, (id, lacks)): &(usize, (JobId, Lacks))| {
+            let is_too_much = beyond_bytes > 0;
+            beyond_bytes = beyond_bytes.saturating_sub(self.get(*id).map_or(0, Job::bytes));
+            is_old(lacks.recorded_at, fold_after) || self.head - lacks.seq >= FAR || *n < beyond || is_too_much
         };
         let others = self.since.values().filter_map(lacking).enumerate().take_while(is_stale);
         let others = others.map(|(_, other)| other).filter(move |(_, lacks)| !looks_queued(lacks));
