@@ -303,11 +303,14 @@ impl Writer {
         let began = std::time::Instant::now();
         let loaded = batch.load(&needs).await?;
         let mut chosen = Vec::with_capacity(turn.len());
+        let mut heads = HashMap::with_capacity(turn.len());
         for (OrgBatch { org, commands }, loaded) in turn.iter().zip(loaded) {
             let times = Times { clock: batch.now(), began, trust };
             if let Some(last) = loaded.head.recorded_at {
                 self.compare_clocks(last - times.clock);
             }
+            refuse_ahead(&loaded.jobs, loaded.head.seq)?;
+            heads.insert(*org, loaded.head.seq);
             let commands =
                 commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
             // A defect in what decides is its command's alone: where there are several, they are run one by one.
@@ -324,6 +327,7 @@ impl Writer {
         let mut decisions = Vec::with_capacity(turn.len());
         for (OrgBatch { org, .. }, chosen) in turn.iter().zip(chosen) {
             let rows = rows.remove(org).unwrap_or_default();
+            refuse_ahead(&rows, heads.get(org).copied().unwrap_or_default())?;
             decisions.push(defended(|| chosen.decide(rows))?);
         }
         let changes: Vec<_> =
@@ -456,6 +460,17 @@ async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
 }
 
 /// Answers everyone in a turn with an error. True if it is that the database did not answer.
+/// Refuses to decide on jobs whose rows are ahead of a log that ends here: its end was lost.
+fn refuse_ahead(jobs: &[Job], head: i64) -> Result<(), StoreError> {
+    match jobs.iter().find(|job| job.last_seq > head) {
+        Some(job) => Err(StoreError::Refused(format!(
+            "job {} has event {}, and its log ends at {head}: the log was cut",
+            job.id, job.last_seq
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn refuse(turn: Turn, error: StoreError) -> bool {
     for batch in &turn {
         tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");

@@ -114,7 +114,7 @@ struct Image {
 
 impl Image {
     /// Reads an image, or none: then the row is as of its job's last event. In either case the columns that follow are those of
-    /// [`OF_EVENT`], of the event.
+    /// [`OF_EVENT`], of the event, which is there in any case.
     fn read<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Self>, StoreError> {
         let image = columns.optional_text()?;
         let status = columns.optional_text()?.map(str::to_owned);
@@ -122,6 +122,9 @@ impl Image {
         let updated_at = columns.optional_time()?;
         let (job_seq, seq) = (columns.optional_long()?, columns.optional_long()?);
         let recorded_at = columns.optional_time()?;
+        if seq.is_none() {
+            return Err(StoreError::Unusable("the log lacks the last event of a job: its end was lost".to_owned()));
+        }
         let Some(image) = image else { return Ok(None) };
         let at = updated_at.ok_or_else(|| damaged("image"))?;
         let long = |value: Option<i64>| value.map_or(Later::Null, Later::Long);
@@ -263,6 +266,10 @@ impl<'i, 'r: 'i, C: Columns<'r>> Columns<'i> for Over<'i, 'r, C> {
 
 /// What [`read_job`] reads, after the image of a later event (null where there is none) and the columns of [`OF_EVENT`] of that, and the last
 /// [`Extension`] of the lease since then (null where there is none).
+///
+/// # Errors
+///
+/// If the log has no event of the job from its row's last one on: the row is ahead of a log that was cut, and nothing can be said of the job.
 pub(super) fn read_job_over<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
     let image = Image::read(columns)?;
     let extension = columns.optional_text()?.map(Extension::read).transpose()?;

@@ -119,6 +119,8 @@ pub enum What {
     Records(i64),
     /// So many jobs' rows lack events, or the end of their lease, up to where none is said to.
     Rows(i64),
+    /// Jobs can't be read, for this reason; they were not looked at.
+    Unreadable(String),
     /// There is more that is not listed.
     More,
 }
@@ -147,6 +149,7 @@ impl fmt::Display for Difference {
             What::Records(broken) => write!(f, "{broken} batch records do not follow on the ones before"),
             What::Rows(1) => f.write_str("1 row lacks events, or the end of its lease, that it is said to have"),
             What::Rows(early) => write!(f, "{early} rows lack events, or ends of leases, that they are said to have"),
+            What::Unreadable(reason) => write!(f, "its jobs can't be read: {reason}"),
             What::More => f.write_str("there are more differences, which are not listed"),
         }
     }

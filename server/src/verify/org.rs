@@ -81,7 +81,13 @@ pub(super) async fn verify(
     let mut of_jobs = 0;
     let mut query = ListQuery { filter: JobFilter::default(), before: heads.last + 1, limit: PAGE_JOBS };
     loop {
-        let page = store.list(org, &query).await?;
+        let page = match store.list(org, &query).await {
+            Err(StoreError::Unusable(reason)) => {
+                found.differences.push(What::Unreadable(reason));
+                break;
+            }
+            page => page?,
+        };
         found.jobs += page.jobs.len() as u64;
         for jobs in groups(&page.jobs) {
             pause.keep().await?;

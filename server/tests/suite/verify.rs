@@ -10,7 +10,7 @@ use std::{
 
 use jobledger_client::{
     Claim, Client, NewJob, Report,
-    proto::{HeartbeatRequest, LeaseHeartbeat},
+    proto::{CancelJobRequest, ClaimJobsRequest, GetJobRequest, HeartbeatRequest, LeaseHeartbeat},
 };
 use jobledger_server::domain::status::JobStatus;
 use tokio::task::JoinSet;
@@ -26,6 +26,7 @@ on_both_databases! {
     what_was_tampered_with_is_told,
     a_row_that_lacks_what_it_is_said_to_have_is_told,
     a_row_that_lacks_the_end_of_its_lease_is_told,
+    nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut,
     live_databases_are_verified_while_retention_waits,
     one_org_is_verified_or_all,
 }
@@ -156,6 +157,45 @@ async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
     database.tamper(&format!("UPDATE job SET lease_expires_at = lease_expires_at - {earlier}")).await;
     let (code, said) = verify(&database, &[]);
     assert!(code == Some(1) && said.contains("1 row lacks events, or the end of its lease,"), "{said}");
+}
+
+/// As of a restore that brought an older log beside newer rows.
+async fn nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let mut jobs = Vec::new();
+    for name in ["finished", "running", "queued", "whole"] {
+        jobs.push(client.create(NewJob::new(name)).await.unwrap().job.id);
+    }
+    client.update(Report::start(&jobs[0])).await.unwrap();
+    client.update(Report::succeeded(&jobs[0])).await.unwrap();
+    client.update(Report::start(&jobs[1])).await.unwrap();
+    let late = client.create(NewJob::new("queued")).await.unwrap().job.id;
+    server.stop().await;
+    let cut = if database.is_postgres() {
+        "DELETE FROM job_event WHERE seq > 4; DELETE FROM org_record WHERE seq > 4;
+         UPDATE job SET last_seq = 7, last_recorded_at = now() WHERE type = 'running'"
+    } else {
+        "DELETE FROM job_event WHERE seq > 4; DELETE FROM org_record WHERE seq > 4;
+         UPDATE org_head SET seq = 4, base_seq = 4, n = (SELECT max(n) FROM org_record), record = (SELECT id FROM org_record ORDER BY n DESC);
+         UPDATE job SET last_seq = 7 WHERE type = 'running'"
+    };
+    database.tamper(cut).await;
+
+    let (server, client) = TestServer::on(&database).await;
+    for id in [&jobs[0], &jobs[1], &late] {
+        let got = client.raw().get_job(GetJobRequest { job_id: id.clone(), ..Default::default() }).await;
+        assert!(got.is_err(), "{got:?}");
+        let canceled = client.raw().cancel_job(CancelJobRequest { job_id: id.clone(), ..Default::default() }).await;
+        assert!(canceled.is_err(), "{canceled:?}");
+    }
+    let claimed = client.raw().claim_jobs(ClaimJobsRequest::from(Claim::new("w").max_jobs(5))).await;
+    assert!(claimed.is_err(), "{claimed:?}");
+    // What the log has is answered.
+    assert_eq!(client.get(&jobs[3]).await.unwrap().id, jobs[3]);
+    client.update(Report::start(&jobs[3])).await.unwrap();
+    server.stop().await;
+    let (code, said) = verify(&database, &[]);
+    assert!(code == Some(1) && said.contains("the log lacks the last event of a job"), "{said}");
 }
 
 async fn live_databases_are_verified_while_retention_waits(database: Database) {
