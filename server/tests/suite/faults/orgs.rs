@@ -1,4 +1,5 @@
-//! kill -9 of the server and of PostgreSQL at any moment, with many orgs that share transactions.
+//! kill -9 of the server and of PostgreSQL at any moment, with many orgs that share transactions. Each server folds at another time: at once,
+//! soon, late or never.
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{Claim, Client, NewJob, Report};
+use jobledger_client::{
+    Claim, Client, NewJob, Report,
+    proto::{HeartbeatRequest, LeaseHeartbeat},
+};
 use jobledger_server::{
     domain::{event::EventKind, id::OrgId},
     store::{EventFilter, EventQuery, Store},
@@ -28,11 +32,20 @@ use crate::{
 };
 
 const ORGS: u128 = 50;
+/// When servers fold.
+const FOLD_AFTER: [&str; 4] = ["0s", "100ms", "10s", "1h"];
 
 /// What an org's caller was told: of each job how it ended, if it was told that it did.
 type Told = HashMap<String, Option<EventKind>>;
 
-/// Whole lives of one org's jobs, one after the other, by the SDK, which repeats what it does not know the outcome of.
+/// Starts a server that folds at a time of chance.
+fn start(random: &mut Seeded, address: &str, database: &Database) -> Program {
+    let fold_after = FOLD_AFTER[random.below(FOLD_AFTER.len() as u64) as usize];
+    Program::serve(address, &database.url(), &["--fold-after", fold_after])
+}
+
+/// Whole lives of one org's jobs, some of them with progress and heartbeats, one after the other, by the SDK, which repeats what it does not
+/// know the outcome of.
 async fn live(client: Client, is_over: Arc<AtomicBool>, done: watch::Sender<u64>) -> Told {
     let mut told = Told::new();
     while !is_over.load(Ordering::Relaxed) {
@@ -41,6 +54,16 @@ async fn live(client: Client, is_over: Arc<AtomicBool>, done: watch::Sender<u64>
         let lease =
             client.claim(Claim::new("w").types(["life"]).wait(PATIENCE)).await.expect("it is claimed").remove(0);
         let id = lease.job.expect("a job").id;
+        if told.len().is_multiple_of(3) {
+            let beat = LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
+            let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![beat], extend_by: None };
+            let answer = client.heartbeat(beat).await.expect("it is heard");
+            assert!(!answer[0].lease_lost, "{id}");
+        }
+        if told.len().is_multiple_of(2) {
+            let report = Report::progress(&id).lease(&lease.lease_token).stage("half").percent(50);
+            client.update(report).await.expect("the lease lasts for longer than anything here");
+        }
         let report = Report::succeeded(&id).lease(lease.lease_token);
         client.update(report).await.expect("the lease lasts for longer than anything here");
         told.insert(id, Some(EventKind::Succeeded));
@@ -79,7 +102,7 @@ async fn check(store: &dyn Store, org: OrgId, told: &Told) {
 async fn run(database: &Database, mut harm: impl FnMut(&mut Seeded, Program, &str) -> Program) {
     let mut random = Seeded::new(Seeded::from_environment("kills"));
     let address = fixed_address();
-    let mut program = Program::start_on(&address, database);
+    let mut program = start(&mut random, &address, database);
     let (is_over, (done, mut count)) = (Arc::<AtomicBool>::default(), watch::channel(0));
     let mut callers = JoinSet::new();
     let told = Arc::<Mutex<HashMap<OrgId, Told>>>::default();
@@ -118,9 +141,9 @@ async fn run(database: &Database, mut harm: impl FnMut(&mut Seeded, Program, &st
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_orgs_lose_nothing_when_the_server_on_a_file_is_killed() {
     let database = Database::sqlite();
-    run(&database, |_, program, address| {
+    run(&database, |random, program, address| {
         program.kill();
-        Program::start_on(address, &database)
+        start(random, address, &database)
     })
     .await;
 }
@@ -132,7 +155,7 @@ async fn many_orgs_lose_nothing_when_the_server_or_postgres_is_killed() {
     run(&database, |random, program, address| {
         if random.below(2) == 0 {
             program.kill();
-            return Program::start_on(address, &database);
+            return start(random, address, &database);
         }
         cluster.kill();
         cluster.start_again();
