@@ -98,10 +98,14 @@ fn draw(random: &mut Seeded, servers: usize) -> Wrong {
     }
 }
 
+/// When servers fold, each otherwise.
+const FOLD_AFTER: [&str; 3] = ["1s", "10s", "0s"];
+
 /// A server and what lies around it.
 struct Replica {
     address: String,
     url: String,
+    fold_after: &'static str,
     program: Option<Program>,
     /// The other end of its log, where that is a pipe.
     log: Option<PipeReader>,
@@ -113,7 +117,7 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(database: &Database, clock: &Clock) -> Self {
+    async fn start(database: &Database, clock: &Clock, fold_after: &'static str) -> Self {
         let address = fixed_address();
         let link = match database.is_postgres() {
             true => Some(Link::to(Peer::Postgres(database.socket())).await),
@@ -126,7 +130,7 @@ impl Replica {
         let callers = Link::to(Peer::Tcp(address.clone())).await;
         // The clock of a file is its server's.
         let preload = Some(clock.library()).filter(|_| !database.is_postgres());
-        let mut replica = Self { address, url, program: None, log: None, preload, callers, database: link };
+        let mut replica = Self { address, url, fold_after, program: None, log: None, preload, callers, database: link };
         replica.run(None);
         replica
     }
@@ -136,7 +140,8 @@ impl Replica {
         let preload = self.preload.as_deref().map(|library| ("LD_PRELOAD", library));
         let (to, reader) = log.map_or((Stdio::null(), None), Output::open);
         let level = if log.is_some() { "debug" } else { "error" };
-        let serve = || Program::serve_saying(&self.address, &self.url, &["--log", level], preload.as_slice(), to);
+        let options = ["--log", level, "--fold-after", self.fold_after];
+        let serve = || Program::serve_saying(&self.address, &self.url, &options, preload.as_slice(), to);
         self.program = Some(block_in_place(serve));
         self.log = reader;
     }
@@ -285,8 +290,8 @@ async fn a_server_on_a_file_holds_what_it_acknowledged_whatever_goes_wrong() {
 
 async fn run(mut scene: Scene, servers: usize, time: Duration) {
     let mut random = Seeded::new(Seeded::from_environment("mixed faults"));
-    for _ in 0..servers {
-        scene.replicas.push(Replica::start(&scene.database, &scene.clock).await);
+    for fold_after in FOLD_AFTER.into_iter().cycle().take(servers) {
+        scene.replicas.push(Replica::start(&scene.database, &scene.clock, fold_after).await);
     }
     let clients: Vec<_> = scene.replicas.iter().map(Replica::client).collect();
     let mut callers = Callers::start(&clients, CALLERS);
