@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
 use super::{
-    Parts, StoreError,
+    StoreError,
     rows::{Columns, damaged, labels_json, labels_of, non_empty},
     value::Value,
 };
@@ -23,8 +23,8 @@ use crate::domain::{
 pub(super) struct JobColumn {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
-    /// With which part of a job it changes; `None` of what never does.
-    pub(super) part: Option<Parts>,
+    /// Whether it ever changes.
+    pub(super) changes: bool,
     /// With which others it is the same in all rows of a batch, or is not.
     pub(super) shared: Shared,
     /// What a job has in it.
@@ -109,7 +109,7 @@ fields! {
 
 /// Makes [`JobRow`], which has the columns as they are read, and their definitions, in the same order.
 macro_rules! job_columns {
-    (<$r:lifetime> $($name:literal $field:ident: $type:ty, $part:ident, $shared:ident, $value:expr;)*) => {
+    (<$r:lifetime> $($name:literal $field:ident: $type:ty, $changes:ident, $shared:ident, $value:expr;)*) => {
         /// A row of `job`.
         struct JobRow<$r> {
             $($field: $type,)*
@@ -119,7 +119,7 @@ macro_rules! job_columns {
             const COLUMNS: &'static [JobColumn] = &[$(JobColumn {
                 name: $name,
                 kind: <$type as Field<$r>>::KIND,
-                part: $part,
+                changes: $changes,
                 shared: Shared::$shared,
                 value: $value,
             }),*];
@@ -134,11 +134,8 @@ macro_rules! job_columns {
 /// The columns of `job`, in the order in which they are written and read.
 pub(super) const JOB_COLUMNS: &[JobColumn] = JobRow::COLUMNS;
 
-const FIXED: Option<Parts> = None;
-const LOG: Option<Parts> = Some(Parts::LOG);
-const STATUS: Option<Parts> = Some(Parts::STATUS);
-const LEASE: Option<Parts> = Some(Parts::LEASE);
-const OUTCOME: Option<Parts> = Some(Parts::OUTCOME);
+const FIXED: bool = false;
+const CHANGES: bool = true;
 
 job_columns! {
     <'r>
@@ -164,46 +161,46 @@ job_columns! {
     "payload_recorded_at" payload_recorded_at: Option<Time>, FIXED, SmallPayload, |job| job.payload_recorded_at.into();
     "created_at" created_at: Time, FIXED, Clock, |job| job.created_at.into();
     "created_seq" created_seq: i64, FIXED, No, |job| job.created_seq.into();
-    "status" status: JobStatus, STATUS, No, |job| job.status.as_str().into();
-    "attempt" attempt: i32, STATUS, Rare, |job| job.attempt.into();
-    "failures" failures: i32, STATUS, Rare, |job| job.failures.into();
-    "lost_attempts" lost_attempts: i32, STATUS, Rare, |job| job.lost_attempts.into();
-    "updated_at" updated_at: Time, LOG, Clock, |job| job.updated_at.into();
-    "started_at" started_at: Option<Time>, STATUS, No, |job| job.started_at.into();
-    "attempt_started_at" attempt_started_at: Option<Time>, STATUS, No, |job| job.attempt_started_at.into();
-    "finished_at" finished_at: Option<Time>, STATUS, No, |job| job.finished_at.into();
-    "scheduled_at" scheduled_at: Option<Time>, STATUS, Wait, |job| job.scheduled_at.into();
-    "ready_at" ready_at: Time, STATUS, Wait, |job| job.ready_at.into();
-    "cancel_requested" cancel_requested: bool, OUTCOME, Rare, |job| job.cancel_requested.into();
-    "outcome_digest" outcome_digest: Option<Digest>, OUTCOME, No, |job| {
+    "status" status: JobStatus, CHANGES, No, |job| job.status.as_str().into();
+    "attempt" attempt: i32, CHANGES, Rare, |job| job.attempt.into();
+    "failures" failures: i32, CHANGES, Rare, |job| job.failures.into();
+    "lost_attempts" lost_attempts: i32, CHANGES, Rare, |job| job.lost_attempts.into();
+    "updated_at" updated_at: Time, CHANGES, Clock, |job| job.updated_at.into();
+    "started_at" started_at: Option<Time>, CHANGES, No, |job| job.started_at.into();
+    "attempt_started_at" attempt_started_at: Option<Time>, CHANGES, No, |job| job.attempt_started_at.into();
+    "finished_at" finished_at: Option<Time>, CHANGES, No, |job| job.finished_at.into();
+    "scheduled_at" scheduled_at: Option<Time>, CHANGES, Wait, |job| job.scheduled_at.into();
+    "ready_at" ready_at: Time, CHANGES, Wait, |job| job.ready_at.into();
+    "cancel_requested" cancel_requested: bool, CHANGES, Rare, |job| job.cancel_requested.into();
+    "outcome_digest" outcome_digest: Option<Digest>, CHANGES, No, |job| {
         job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]).into()
     };
-    "outcome_epoch" outcome_epoch: Option<i64>, OUTCOME, No, |job| job.outcome.and_then(|outcome| outcome.epoch).into();
-    "lease_worker" lease_worker: Option<&'r str>, LEASE, Lease, |job| job.lease.as_ref().map(|lease| &*lease.worker).into();
-    "lease_granted" lease_granted: Option<Duration>, LEASE, Lease, |job| job.lease.as_ref().map(|lease| lease.granted).into();
-    "lease_expires_at" lease_expires_at: Option<Time>, LEASE, Lease, |job| {
+    "outcome_epoch" outcome_epoch: Option<i64>, CHANGES, No, |job| job.outcome.and_then(|outcome| outcome.epoch).into();
+    "lease_worker" lease_worker: Option<&'r str>, CHANGES, Lease, |job| job.lease.as_ref().map(|lease| &*lease.worker).into();
+    "lease_granted" lease_granted: Option<Duration>, CHANGES, Lease, |job| job.lease.as_ref().map(|lease| lease.granted).into();
+    "lease_expires_at" lease_expires_at: Option<Time>, CHANGES, Lease, |job| {
         job.lease.as_ref().map(|lease| lease.expires_at).into()
     };
-    "lease_request" lease_request: Option<&'r str>, LEASE, Lease, |job| {
+    "lease_request" lease_request: Option<&'r str>, CHANGES, Lease, |job| {
         job.lease.as_ref().and_then(|lease| lease.request.as_deref()).into()
     };
-    "lease_confirmed" lease_confirmed: bool, LEASE, Lease, |job| {
+    "lease_confirmed" lease_confirmed: bool, CHANGES, Lease, |job| {
         job.lease.as_ref().is_some_and(|lease| lease.is_confirmed).into()
     };
-    "lease_epoch" lease_epoch: i64, LEASE, No, |job| job.lease_epoch.into();
-    "retry_request" retry_request: Option<&'r str>, OUTCOME, Rare, |job| job.retry_request.as_deref().into();
-    "due_at" due_at: Option<Time>, LEASE, Wait, |job| job.due_at.into();
-    "last_error_code" last_error_code: Option<&'r str>, OUTCOME, Rare, |job| {
+    "lease_epoch" lease_epoch: i64, CHANGES, No, |job| job.lease_epoch.into();
+    "retry_request" retry_request: Option<&'r str>, CHANGES, Rare, |job| job.retry_request.as_deref().into();
+    "due_at" due_at: Option<Time>, CHANGES, Wait, |job| job.due_at.into();
+    "last_error_code" last_error_code: Option<&'r str>, CHANGES, Rare, |job| {
         job.last_error.as_ref().map(|error| &*error.code).into()
     };
-    "last_error_message" last_error_message: Option<&'r str>, OUTCOME, Rare, |job| {
+    "last_error_message" last_error_message: Option<&'r str>, CHANGES, Rare, |job| {
         job.last_error.as_ref().map(|error| &*error.message).into()
     };
-    "result_seq" result_seq: Option<i64>, OUTCOME, Rare, |job| job.result_at.map(|at| at.seq).into();
-    "result_recorded_at" result_recorded_at: Option<Time>, OUTCOME, Rare, |job| job.result_at.map(|at| at.recorded_at).into();
-    "last_job_seq" last_job_seq: i64, LOG, Step, |job| job.last_job_seq.into();
-    "last_seq" last_seq: i64, LOG, No, |job| job.last_seq.into();
-    "last_recorded_at" last_recorded_at: Time, LOG, Clock, |job| job.last_recorded_at.into();
+    "result_seq" result_seq: Option<i64>, CHANGES, Rare, |job| job.result_at.map(|at| at.seq).into();
+    "result_recorded_at" result_recorded_at: Option<Time>, CHANGES, Rare, |job| job.result_at.map(|at| at.recorded_at).into();
+    "last_job_seq" last_job_seq: i64, CHANGES, Step, |job| job.last_job_seq.into();
+    "last_seq" last_seq: i64, CHANGES, No, |job| job.last_seq.into();
+    "last_recorded_at" last_recorded_at: Time, CHANGES, Clock, |job| job.last_recorded_at.into();
 }
 
 /// Reads [`JOB_COLUMNS`], then `stage` and `progress`.

@@ -18,6 +18,7 @@ use crate::domain::{
 };
 
 mod audit;
+mod changed;
 mod changes;
 mod copies;
 mod detail;
@@ -27,7 +28,6 @@ mod image;
 mod imports;
 mod job_columns;
 pub mod migrations;
-mod parts;
 pub mod postgres;
 mod query;
 mod ready;
@@ -45,10 +45,10 @@ mod window;
 
 pub use self::{
     audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},
+    changed::{Changed, Differs},
     changes::{Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts},
     copies::{Restored, RevokeTokens, backup, renew_log_id, restore},
     expired::{Expired, Most, Slice},
-    parts::{Changed, Parts},
     query::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
         StatisticsQuery, TypeStatistics,

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use super::{Changes, Parts, image::Differs};
+use super::Changes;
 use crate::domain::{
     event::{EventKind, JobEvent},
     id::JobId,
@@ -23,7 +23,7 @@ pub(super) struct Base {
 #[derive(Debug, Default)]
 pub(super) struct RowWrites<'a> {
     /// The rows that it writes.
-    pub(super) rows: Vec<RowWrite<'a>>,
+    pub(super) rows: Vec<Cow<'a, Job>>,
     /// Images of the others that it changes, by `seq` of the events that they lie with.
     pub(super) images: HashMap<i64, String>,
     /// Up to where rows lack nothing then.
@@ -36,14 +36,6 @@ pub(super) struct RowWrites<'a> {
     pub(super) is_fold: bool,
 }
 
-/// A row that is written over.
-#[derive(Debug)]
-pub(super) struct RowWrite<'a> {
-    pub(super) job: Cow<'a, Job>,
-    /// In what it may differ from what is stored.
-    pub(super) parts: Parts,
-}
-
 /// The first event that a batch writes of each of its jobs, and whether that job's row may be left to the log.
 pub(super) struct Events<'a>(HashMap<JobId, First<'a>>);
 
@@ -51,8 +43,6 @@ pub(super) struct Events<'a>(HashMap<JobId, First<'a>>);
 struct First<'a> {
     event: &'a JobEvent,
     may_be_left: bool,
-    /// All of its job's events in the batch find it running, and leave it so: under the same lease.
-    is_steady: bool,
 }
 
 impl<'a> Events<'a> {
@@ -61,11 +51,9 @@ impl<'a> Events<'a> {
         for event in &changes.events {
             // A row that says that its job has ended is in the lists of those.
             let has_ended = event.prev_status.is_some_and(JobStatus::is_terminal);
-            let of_job = first.entry(event.job_id).or_insert(First { event, may_be_left: !has_ended, is_steady: true });
+            let of_job = first.entry(event.job_id).or_insert(First { event, may_be_left: !has_ended });
             // Of what was brought in, events don't say when they changed the job.
             of_job.may_be_left &= !event.is_past && event.kind != EventKind::Imported;
-            of_job.is_steady &=
-                (event.prev_status, event.next_status) == (Some(JobStatus::Running), JobStatus::Running);
         }
         Self(first)
     }
@@ -79,15 +67,5 @@ impl<'a> Events<'a> {
     pub(super) fn left_to_log(&self, job: &Job) -> Option<&'a JobEvent> {
         let first = self.0.get(&job.id)?;
         (first.may_be_left && job.status == JobStatus::Running).then_some(first.event)
-    }
-
-    /// In what the batch changes a job, parts of which it changes, beside what its last event says.
-    pub(super) fn differs(&self, job: JobId, parts: Parts) -> Differs {
-        let is_steady = self.0.get(&job).is_some_and(|first| first.is_steady);
-        match parts {
-            Parts::LOG if is_steady => Differs::Nowhere,
-            Parts::LEASE if is_steady => Differs::InLease,
-            _ => Differs::InMore,
-        }
     }
 }

@@ -21,9 +21,8 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::{
-    Changed, Changes, ClaimOrder, HeldBy, Parts, ReadyJob, extension,
-    image::{self, Differs},
-    row_writes::{Base, Events, RowWrite, RowWrites},
+    Changed, Changes, ClaimOrder, Differs, HeldBy, ReadyJob, extension, image,
+    row_writes::{Base, Events, RowWrites},
     window::{ALL_TYPES, Short, Windows},
 };
 use crate::domain::{
@@ -365,13 +364,13 @@ impl OrgState {
         let events = Events::of(changes);
         let mut written = RowWrites { base: Base { seq: head, n }, ..RowWrites::default() };
         let mut extended = Vec::new();
-        for Changed { job, parts } in &changes.changed {
+        for Changed { job, differs } in &changes.changed {
             let behind = self.jobs.get(&job.id);
             let (lacks, was_extended) =
                 behind.map_or((None, false), |behind| (behind.lacks, behind.extended.is_some()));
             let differed = behind.map_or(Differs::Nowhere, |behind| behind.differs);
             if let Some(first) = events.left_to_log(job) {
-                let differs = differed.max(events.differs(job.id, *parts));
+                let differs = differed.max(*differs);
                 written.images.insert(job.last_seq, image::write(job, differs));
                 let lacks = lacks.unwrap_or_else(|| {
                     added += 1;
@@ -383,7 +382,7 @@ impl OrgState {
                 continue;
             }
             let has_events = events.have(job.id);
-            if !has_events && job.status == JobStatus::Running && job.lease.is_some() && *parts == Parts::LEASE {
+            if !has_events && job.status == JobStatus::Running && *differs == Differs::InLease {
                 added += 1;
                 extended.push(job);
                 let differs = differed.max(Differs::InLease);
@@ -391,14 +390,11 @@ impl OrgState {
                 self.change(job.id, Some(Running { job: job.clone(), lacks, extended, differs }));
                 continue;
             }
-            // All of a row that is behind.
-            let is_behind = behind.is_some_and(|behind| !behind.is_clean());
-            let parts = if is_behind { Parts::ALL } else { *parts };
             let is_running = job.status == JobStatus::Running;
             if is_running || behind.is_some() {
                 self.change(job.id, is_running.then(|| Running::clean(job)));
             }
-            written.rows.push(RowWrite { job: Cow::Borrowed(job), parts });
+            written.rows.push(Cow::Borrowed(job));
             if !has_events {
                 written.quiet.push(job.id);
                 // What was there of it in an earlier record counts no more.
@@ -413,7 +409,7 @@ impl OrgState {
         for id in self.stale(changes, now, fold_after, added) {
             let Some(job) = self.jobs.get(&id).map(|behind| behind.job.clone()) else { continue };
             self.change(id, Some(Running::clean(&job)));
-            written.rows.push(RowWrite { job: Cow::Owned(job), parts: Parts::ALL });
+            written.rows.push(Cow::Owned(job));
             written.is_fold = true;
         }
         while let Some((_, id)) = self.clean.first().copied().filter(|_| self.clean.len() > MOST_CLEAN) {

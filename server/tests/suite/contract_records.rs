@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jobledger_server::{
     domain::id::OrgId,
-    store::{Changed, Changes, NextDue, Parts, RecordId, Store, StoreError},
+    store::{Changed, Changes, Differs, NextDue, RecordId, Store, StoreError},
 };
 
 use crate::{
@@ -58,7 +58,7 @@ async fn whatever_changes_leaves_a_record_and_nothing_else_does(store: Arc<dyn S
     let waits = Changes { next_due: Some(NextDue::By(time(1))), ..Changes::default() };
     assert_eq!(record(&*store, org, &waits, true).await, None);
     // As a lease is extended: of that there is no event.
-    let changed = vec![Changed { job: held, parts: Parts::LEASE }];
+    let changed = vec![Changed { job: held, differs: Differs::InLease }];
     let extends = Changes { changed, ..Changes::default() };
     let second = record(&*store, org, &extends, true).await.unwrap();
     assert_eq!(second.n, 2);

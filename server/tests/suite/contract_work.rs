@@ -16,8 +16,8 @@ use jobledger_server::{
         status::JobStatus,
     },
     store::{
-        Changed, Changes, ClaimOrder, DueWork, FoundJob, FoundReady, Head, HeldBy, JobFilter, LARGE_JOB, ListQuery,
-        Needs, NewPayload, NextDue, Parts, Ready, Store,
+        Changed, Changes, ClaimOrder, Differs, DueWork, FoundJob, FoundReady, Head, HeldBy, JobFilter, LARGE_JOB,
+        ListQuery, Needs, NewPayload, NextDue, Ready, Store,
     },
 };
 use uuid::Uuid;
@@ -43,19 +43,19 @@ contract! {
 async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) {
     let at = Some(time(77));
     type Change = fn(&mut Job);
-    let changes: [(Parts, Change); 19] = [
-        (Parts::LOG, |job| job.last_job_seq = 9),
-        (Parts::STATUS, |job| job.status = JobStatus::Running),
-        (Parts::STATUS, |job| job.attempt = 3),
-        (Parts::STATUS, |job| job.failures = 2),
-        (Parts::STATUS, |job| job.started_at = Some(time(5))),
-        (Parts::STATUS, |job| job.attempt_started_at = Some(time(6))),
-        (Parts::STATUS, |job| job.finished_at = Some(time(7))),
-        (Parts::STATUS, |job| job.scheduled_at = Some(time(8))),
-        (Parts::STATUS, |job| job.ready_at = time(99)),
-        (Parts::LEASE, |job| job.lease_epoch = 4),
-        (Parts::LEASE, |job| job.due_at = Some(time(3))),
-        (Parts::LEASE, |job| {
+    let changes: [(Differs, Change); 19] = [
+        (Differs::Nowhere, |job| job.last_job_seq = 9),
+        (Differs::InMore, |job| job.status = JobStatus::Running),
+        (Differs::InMore, |job| job.attempt = 3),
+        (Differs::InMore, |job| job.failures = 2),
+        (Differs::InMore, |job| job.started_at = Some(time(5))),
+        (Differs::InMore, |job| job.attempt_started_at = Some(time(6))),
+        (Differs::InMore, |job| job.finished_at = Some(time(7))),
+        (Differs::InMore, |job| job.scheduled_at = Some(time(8))),
+        (Differs::InMore, |job| job.ready_at = time(99)),
+        (Differs::InMore, |job| job.lease_epoch = 4),
+        (Differs::InMore, |job| job.due_at = Some(time(3))),
+        (Differs::InMore, |job| {
             job.lease = Some(Lease {
                 worker: "w".into(),
                 granted: Duration::from_secs(9),
@@ -64,23 +64,23 @@ async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) 
                 is_confirmed: true,
             });
         }),
-        (Parts::OUTCOME, |job| job.cancel_requested = true),
-        (Parts::OUTCOME, |job| job.retry_request = Some("again".into())),
-        (Parts::OUTCOME, |job| job.outcome = Some(Ended { digest: Digest([7; 32]), epoch: Some(2) })),
-        (Parts::OUTCOME, |job| job.last_error = Some(JobError { code: "E".into(), message: "m".into() })),
-        (Parts::OUTCOME, |job| job.result_at = Some(Position { seq: 1, recorded_at: time(1) })),
-        (Parts::ALL, |job| (job.status, job.lease_epoch, job.cancel_requested) = (JobStatus::Running, 5, true)),
-        (Parts::LOG, |_| {}),
+        (Differs::InMore, |job| job.cancel_requested = true),
+        (Differs::InMore, |job| job.retry_request = Some("again".into())),
+        (Differs::InMore, |job| job.outcome = Some(Ended { digest: Digest([7; 32]), epoch: Some(2) })),
+        (Differs::InMore, |job| job.last_error = Some(JobError { code: "E".into(), message: "m".into() })),
+        (Differs::InMore, |job| job.result_at = Some(Position { seq: 1, recorded_at: time(1) })),
+        (Differs::InMore, |job| (job.status, job.lease_epoch, job.cancel_requested) = (JobStatus::Running, 5, true)),
+        (Differs::Nowhere, |_| {}),
     ];
     let written = async |org: OrgId, before: &[Job], which: &[usize]| {
         let mut changed = Vec::new();
         for n in which {
             let mut job = before[*n].clone();
-            (job.updated_at, job.last_recorded_at) = (time(77), time(77));
+            job.updated_at = time(77);
             changes[*n].1(&mut job);
-            let parts = Parts::between(&before[*n], &job);
-            assert_eq!(parts, changes[*n].0, "{n}");
-            changed.push(Changed { job, parts });
+            let differs = Differs::between(&before[*n], &job);
+            assert_eq!(differs, changes[*n].0, "{n}");
+            changed.push(Changed { job, differs });
         }
         let expected: Vec<_> = changed.iter().map(|changed| changed.job.clone()).collect();
         let head = Head { recorded_at: at, ..head(before.len() as i64).unwrap() };

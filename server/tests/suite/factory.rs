@@ -18,7 +18,7 @@ use jobledger_server::{
         status::JobStatus,
     },
     store::{
-        self, Batch, Changed, Changes, EventFilter, EventQuery, Head, Needs, Parts, Ready, RecordId, StatusCounts,
+        self, Batch, Changed, Changes, Differs, EventFilter, EventQuery, Head, Needs, Ready, RecordId, StatusCounts,
         Store, StoreError, Tally,
     },
 };
@@ -196,7 +196,7 @@ pub(crate) fn progress(job: &Job, head: &Head) -> Changes {
     let event = JobEvent { ts: now, recorded_at: now, kind: EventKind::Progress, progress, ..event(&job, seq) };
     Changes {
         head: Some(Head { seq, recorded_at: Some(now), ..*head }),
-        changed: vec![Changed { job, parts: Parts::LOG }],
+        changed: vec![Changed { job, differs: Differs::Nowhere }],
         events: vec![Arc::new(event)],
         ..Changes::default()
     }

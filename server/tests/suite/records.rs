@@ -3,7 +3,7 @@
 use chrono::TimeDelta;
 use jobledger_server::{
     domain::job::Job,
-    store::{Changed, Changes, Parts, StoreError},
+    store::{Changed, Changes, Differs, StoreError},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ async fn records_go_after_ten_minutes_though_nothing_but_leases_is_extended(data
     let org = org();
     let held = hold_one(&*store, org).await;
     let extends =
-        || Changes { changed: vec![Changed { job: held.clone(), parts: Parts::LEASE }], ..Changes::default() };
+        || Changes { changed: vec![Changed { job: held.clone(), differs: Differs::InLease }], ..Changes::default() };
     let first = record(&*store, org, &extends(), true).await.unwrap();
     let mut last = first;
     while last.n < DROPPED_AFTER {
@@ -55,8 +55,10 @@ async fn records_stay_while_a_row_lacks_what_they_say(database: Database) {
     let store = database.open().await;
     let org = org();
     let (mut once, others) = (hold_one(&*store, org).await, hold_one(&*store, org).await);
-    let extends =
-        |job: &Job| Changes { changed: vec![Changed { job: job.clone(), parts: Parts::LEASE }], ..Changes::default() };
+    let extends = |job: &Job| Changes {
+        changed: vec![Changed { job: job.clone(), differs: Differs::InLease }],
+        ..Changes::default()
+    };
     let lease = once.lease.as_mut().unwrap();
     (lease.expires_at, lease.is_confirmed) = (lease.expires_at + TimeDelta::hours(1), true);
     once.due_at = Some(lease.expires_at);

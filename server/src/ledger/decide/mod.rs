@@ -28,7 +28,8 @@ use crate::{
         transition::{self, Mark, Tick, Transition},
     },
     store::{
-        Changed, Changes, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Parts, Slice, Tally, told_since,
+        Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Slice, Tally,
+        told_since,
     },
 };
 
@@ -95,7 +96,7 @@ enum Before {
 #[derive(Debug, Clone, Copy)]
 struct Touched {
     before: Before,
-    parts: Parts,
+    differs: Differs,
     /// Time is to look at it earlier than it was to.
     is_due_sooner: bool,
 }
@@ -342,12 +343,12 @@ impl Log {
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
         let touched = self.touched.entry(job.id).or_insert(Touched {
             before,
-            parts: Parts::LOG,
+            differs: Differs::Nowhere,
             is_due_sooner: before == Before::Nothing,
         });
         match self.jobs.entry(job.id) {
             Entry::Occupied(mut known) => {
-                touched.parts |= Parts::between(known.get(), &job);
+                touched.differs = touched.differs.max(Differs::between(known.get(), &job));
                 let was_due = known.get().due_at;
                 touched.is_due_sooner |= job.due_at.is_some_and(|due| was_due.is_none_or(|was_due| due < was_due));
                 known.insert(job);
@@ -406,7 +407,7 @@ impl Log {
             for job in self.jobs.into_values() {
                 match touched.get(&job.id) {
                     Some(Touched { before: Before::Nothing, .. }) => self.changes.created.push(job),
-                    Some(Touched { parts, .. }) => self.changes.changed.push(Changed { job, parts: *parts }),
+                    Some(Touched { differs, .. }) => self.changes.changed.push(Changed { job, differs: *differs }),
                     None => {}
                 }
             }

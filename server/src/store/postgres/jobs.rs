@@ -6,9 +6,8 @@ use super::statement::{Column, Statement, all_same, unnest};
 use crate::{
     domain::{job::Job, status::JobStatus},
     store::{
-        Parts, StoreError,
+        StoreError,
         job_columns::{JOB_COLUMNS, JobColumn, Kind, Shared},
-        row_writes::RowWrite,
         value::Value,
     },
 };
@@ -26,19 +25,13 @@ impl Statement {
         Ok(())
     }
 
-    pub(super) fn changed_jobs(&mut self, changed: &[&RowWrite<'_>]) -> Result<(), StoreError> {
-        if changed.is_empty() {
+    pub(super) fn changed_jobs(&mut self, jobs: &[&Job]) -> Result<(), StoreError> {
+        if jobs.is_empty() {
             return Ok(());
         }
-        let jobs: Vec<&Job> = changed.iter().map(|changed| &*changed.job).collect();
-        // All that any of them has changed in: few texts.
-        let mut parts = Parts::LOG;
-        changed.iter().for_each(|changed| parts |= changed.parts);
-        let org = self.org_column(&jobs, |job| job.org_id)?;
-        let id = self.column("id", &jobs, |job| job.id.0)?;
-        let columns = self.job_columns(&jobs, false, |column| column.part.is_some_and(|part| parts.contain(part)))?;
-        // It has no default, and so something has to be in the row that would be new.
-        let (ready_at, ready) = if parts.contain(Parts::STATUS) { ("", "") } else { ("ready_at, ", "now(), ") };
+        let org = self.org_column(jobs, |job| job.org_id)?;
+        let id = self.column("id", jobs, |job| job.id.0)?;
+        let columns = self.job_columns(jobs, false, |column| column.changes)?;
         let set: Vec<_> = columns.iter().map(|column| format!("{0} = excluded.{0}", column.name)).collect();
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let values: Vec<_> = columns.iter().map(Column::value).collect();
@@ -51,8 +44,8 @@ impl Statement {
         self.part(
             "changed_jobs",
             format_args!(
-                "(INSERT INTO jobledger.job (org_id, id, type, created_seq, retry_initial, retry_multiplier, retry_max, {ready_at}{names})
-                 SELECT {org}, u.id, '', 0, 0, 0, 0, {ready}{values} FROM {rows}{guard}
+                "(INSERT INTO jobledger.job (org_id, id, type, created_seq, retry_initial, retry_multiplier, retry_max, {names})
+                 SELECT {org}, u.id, '', 0, 0, 0, 0, {values} FROM {rows}{guard}
                  ON CONFLICT (org_id, id) DO UPDATE SET {set})"
             ),
         );

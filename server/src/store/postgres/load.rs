@@ -24,8 +24,8 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        HeldBy, ReadyJob, RecordId, StoreError,
-        image::{DIFFERS, Differs, read_job_over},
+        Differs, HeldBy, ReadyJob, RecordId, StoreError,
+        image::{DIFFERS, read_job_over},
         job_columns::{JOB_COLUMNS, read_job},
         row_writes::Base,
         rows::{self, Columns as _},

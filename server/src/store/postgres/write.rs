@@ -1,5 +1,7 @@
 //! What a batch writes, as one statement: a part for each kind of row that it has.
 
+use std::borrow::Cow;
+
 use chrono::{Datelike as _, TimeDelta};
 use sqlx::{
     postgres::PgArguments,
@@ -206,7 +208,7 @@ impl Statement {
     fn changes(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let created = rows(writes, |changes| &changes.created);
         self.created_jobs(&created)?;
-        self.changed_jobs(&writes.iter().flat_map(|(log, _)| &log.rows.rows).collect::<Vec<_>>())?;
+        self.changed_jobs(&writes.iter().flat_map(|(log, _)| &log.rows.rows).map(Cow::as_ref).collect::<Vec<_>>())?;
         self.payloads(writes)?;
         self.labels(&created)?;
         self.events(writes)?;

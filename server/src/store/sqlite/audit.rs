@@ -70,10 +70,10 @@ pub(super) const EARLY_ROWS: &str = "/* early_rows */ SELECT (
             SELECT unhex(said.key) AS job_id, max(r.n) AS n, r.seq, CAST(said.value AS INTEGER) AS expires_at
             FROM org_record r CROSS JOIN json_each(r.extensions) said
             WHERE r.org_id = $1 AND r.extensions IS NOT NULL GROUP BY said.key
-        ) x
-        CROSS JOIN job j ON j.org_id = h.org_id AND j.id = x.job_id
-        WHERE h.org_id = $1 AND x.n <= h.base_n AND j.status = 'running' AND j.last_seq <= x.seq
-            AND x.expires_at IS NOT j.lease_expires_at
+        ) found
+        CROSS JOIN job j ON j.org_id = h.org_id AND j.id = found.job_id
+        WHERE h.org_id = $1 AND found.n <= h.base_n AND j.status = 'running' AND j.last_seq <= found.seq
+            AND found.expires_at IS NOT j.lease_expires_at
             AND NOT EXISTS (SELECT 1 FROM job_event e INDEXED BY idx_job_event_job
                 WHERE e.org_id = j.org_id AND e.job_id = j.id AND e.seq > j.last_seq)
     )";

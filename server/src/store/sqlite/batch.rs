@@ -1,6 +1,7 @@
 //! A transaction of the writer: loads and writes with a few statements, however many commands there are.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
@@ -175,7 +176,7 @@ impl Batch for SqliteBatch {
             expired::remove(connection, *org, changes).await?;
         }
         write::created(connection, &written).await?;
-        write::changed(connection, &rows.iter().collect::<Vec<_>>()).await?;
+        write::changed(connection, &rows.iter().map(Cow::as_ref).collect::<Vec<_>>()).await?;
         write::events(connection, &written).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;

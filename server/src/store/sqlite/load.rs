@@ -26,8 +26,8 @@ use crate::{
         transition::LONGEST_GRACE,
     },
     store::{
-        ClaimOrder, Head, HeldBy, ReadyJob, RecordId, StoreError,
-        image::{DIFFERS, Differs, read_job_over},
+        ClaimOrder, Differs, Head, HeldBy, ReadyJob, RecordId, StoreError,
+        image::{DIFFERS, read_job_over},
         job_columns::read_job,
         row_writes::Base,
         rows::{self, Columns as _},

@@ -1,16 +1,13 @@
 //! What a batch writes of jobs and events.
 
-use std::collections::BTreeMap;
-
 use sqlx::SqliteConnection;
 
 use super::{heads::Written, set::Set};
 use crate::{
     domain::{event::JobEvent, job::Job, status::JobStatus},
     store::{
-        NewPayload, Parts, StoreError, detail,
+        NewPayload, StoreError, detail,
         job_columns::{JOB_COLUMNS, JobColumn},
-        row_writes::RowWrite,
         rows::{self, EVENT_COLUMNS},
         value::Value,
     },
@@ -41,20 +38,13 @@ pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
     job.spec.labels.iter().map(move |(key, value)| (key.as_str(), value.as_str(), job))
 }
 
-/// Writes changed jobs over, those together that have changed in the same parts: an index whose columns are not written is left
-/// alone.
-pub(super) async fn changed(connection: &mut SqliteConnection, rows: &[&RowWrite<'_>]) -> Result<(), StoreError> {
-    let mut of_parts: BTreeMap<Parts, Vec<&Job>> = BTreeMap::new();
-    for RowWrite { job, parts } in rows.iter().copied() {
-        of_parts.entry(*parts).or_default().push(job);
+/// Writes changed jobs over.
+pub(super) async fn changed(connection: &mut SqliteConnection, jobs: &[&Job]) -> Result<(), StoreError> {
+    if jobs.is_empty() {
+        return Ok(());
     }
-    for (parts, jobs) in of_parts {
-        let is_written = |column: &JobColumn| column.part.is_some_and(|part| parts.contain(part));
-        let columns = JOB_COLUMNS.iter().enumerate();
-        let columns = columns.filter(|(n, column)| *n < KEY || is_written(column)).map(|(_, column)| column);
-        jobs_set(columns, jobs.into_iter(), KEY).update(connection, "job").await?;
-    }
-    Ok(())
+    let columns = JOB_COLUMNS.iter().enumerate().filter(|(n, column)| *n < KEY || column.changes);
+    jobs_set(columns.map(|(_, column)| column), jobs.iter().copied(), KEY).update(connection, "job").await
 }
 
 /// Writes new events.
