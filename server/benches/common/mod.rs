@@ -47,10 +47,21 @@ impl Server {
     }
 
     /// The same of another build of the program.
+    #[allow(dead_code, reason = "some run this build alone")]
     pub(crate) async fn start_program(program: &Path, database_url: &str, max_batch: u16) -> Result<Self> {
-        let mut process = Command::new(program)
+        Self::run(Command::new(program).args(["--max-batch", &max_batch.to_string()]), database_url).await
+    }
+
+    /// The same where rows of running jobs are behind for so long.
+    #[allow(dead_code, reason = "some take it as it is")]
+    pub(crate) async fn start_folding(database_url: &str, fold_after: &str) -> Result<Self> {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_jobledger"));
+        Self::run(program.args(["--fold-after", fold_after]), database_url).await
+    }
+
+    async fn run(program: &mut Command, database_url: &str) -> Result<Self> {
+        let mut process = program
             .args(["--listen", "127.0.0.1:0", "--log", "warn", "--database-url", database_url])
-            .args(["--max-batch", &max_batch.to_string()])
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = process.stdout.take().ok_or("the server has no stdout")?;

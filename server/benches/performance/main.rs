@@ -24,6 +24,7 @@ mod against;
 mod common;
 mod curves;
 mod figures;
+mod folding;
 mod generators;
 mod growth;
 mod lives;
@@ -38,12 +39,12 @@ mod yardsticks;
 
 /// The parts, in their order; those in the second list only on request, since they take long or more than this repository has.
 const PARTS: [&str; 6] = ["sqlite", "postgres", "orgs", "lives", "replicas", "curves"];
-const LONG_PARTS: [&str; 4] = ["growth", "snapshot", "peers", "against"];
+const LONG_PARTS: [&str; 5] = ["folding", "growth", "snapshot", "peers", "against"];
 
 const HELP: &str = "cargo bench --bench performance -- [PART …] [--json FILE] [--plots FOLDER] [--rounds N] [--round SECONDS]
     [--against PROGRAM [--shape TEXT]]
 
-Parts: sqlite, postgres, orgs, lives, replicas, curves; growth and snapshot, which take many minutes; peers, which takes Node.js and
+Parts: sqlite, postgres, orgs, lives, replicas, curves; folding, growth and snapshot, which take many minutes; peers, which takes Node.js and
 graphile-worker (make brings it); and against, which compares with another build of the server. Without any: the first six.
 --shape has it compare those whose names (SQLite: whole lives by an SDK worker, for one) contain the text.
 --json writes a line of JSON a figure, --plots two plots. The exit code is 1 if a figure is below its bar.";
@@ -114,6 +115,9 @@ async fn measure(options: &Options, figures: &mut Figures) -> Result<()> {
     }
     if is_wanted("curves") {
         curves::curves(figures, &cluster, options.plots.as_deref()).await?;
+    }
+    if is_wanted("folding") {
+        folding::folding(figures, &cluster).await?;
     }
     if is_wanted("growth") {
         growth::growth(figures, &cluster, options.scale).await?;
