@@ -76,8 +76,8 @@ pub enum Error {
         /// The head.
         head_seq: i64,
     },
-    /// The cursor belongs to another log than the service has now (`EPOCH_CHANGED`): its database was restored from a backup.
-    /// Begin anew, with a snapshot.
+    /// The cursor belongs to another log than the service has now (`EPOCH_CHANGED`): its database was restored from a backup, or
+    /// replaced by a standby that lacks commits. Begin anew, with a snapshot.
     #[error("the cursor belongs to another log; this one is {log_id}")]
     EpochChanged {
         /// The log that the service has.

@@ -791,7 +791,8 @@ BEGIN
         WHERE h.org_id = p_org AND ((kept.before_n, kept.before_id) <> (kept.n - 1, kept.prev) OR kept.n = h.n AND kept.id <> h.record));
 END $$;
 
--- How many jobs' rows lack events, or the last extension of their lease, up to where none is said to.
+-- How many jobs' rows lack events, or the last extension of their lease, up to where none is said to; of extensions those in the last
+-- thousand records that have any.
 CREATE OR REPLACE FUNCTION jobledger.count_early_rows(p_org UUID)
 RETURNS BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -806,8 +807,10 @@ BEGIN
             WHERE h.org_id = p_org
         ), extended AS MATERIALIZED (
             SELECT DISTINCT ON (said.key) said.key::uuid AS job_id, r.n, r.seq, split_part(said.value, ',', 1)::bigint AS expires_at
-            FROM jobledger.org_record r CROSS JOIN LATERAL json_each_text(r.extensions::json) said
-            WHERE r.org_id = p_org AND r.extensions IS NOT NULL
+            FROM (
+                SELECT * FROM jobledger.org_record r WHERE r.org_id = p_org AND r.extensions IS NOT NULL
+                ORDER BY r.seq DESC, r.n DESC LIMIT 1000) r
+            CROSS JOIN LATERAL json_each_text(r.extensions::json) said
             ORDER BY said.key, r.n DESC
         )
         SELECT (

@@ -41,7 +41,7 @@ SELECT '00000000-0000-0000-0000-00000000000d', last_seq, id, last_job_seq, now()
 /// Batches of 256 jobs that are created, claimed and completed, on a log of its own.
 const BARE_LIVES: &str = "
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}', '{NULL}', '{NULL}') \\gset
 WITH made AS MATERIALIZED (SELECT gen_random_uuid() AS id, :head + n AS seq FROM generate_series(1, 256) n),
 job AS (
     INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, created_seq,
@@ -52,11 +52,11 @@ job AS (
     INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
     SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM made
 )
-INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, '{\"bench\": [256, 0, 0, 0, 0, 0]}');
+INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, base_seq, base_n, counts)
+VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, :head + 256, :head + 256, '{\"bench\": [256, 0, 0, 0, 0, 0]}');
 COMMIT;
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}', '{NULL}', '{NULL}') \\gset
 WITH ready AS MATERIALIZED (
     SELECT id FROM jobledger.job
     WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'queued' AND due_at IS NULL
@@ -74,11 +74,11 @@ job AS (
     SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 2, now(), now(), 'claimed', 'queued', 'running', 1, 'w', 'bench', 256
     FROM taken
 )
-INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, '{\"bench\": [-256, 256, 0, 0, 0, 0]}');
+INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, base_seq, base_n, counts)
+VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, :head + 256, :head + 256, '{\"bench\": [-256, 256, 0, 0, 0, 0]}');
 COMMIT;
 BEGIN;
-SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}') \\gset
+SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}', '{NULL}', '{NULL}') \\gset
 WITH held AS MATERIALIZED (
     SELECT id FROM jobledger.job
     WHERE org_id = '00000000-0000-0000-0000-00000000000c' AND type = 'bench' AND status = 'running' LIMIT 256
@@ -94,8 +94,8 @@ job AS (
     SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 3, now(), now(), 'succeeded', 'running', 'succeeded', 1, 'w', 'bench', 256
     FROM done
 )
-INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, '{\"bench\": [0, -256, 256, 0, 0, 0]}');
+INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, base_seq, base_n, counts)
+VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, :head + 256, :head + 256, '{\"bench\": [0, -256, 256, 0, 0, 0]}');
 COMMIT;
 ";
 

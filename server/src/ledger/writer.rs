@@ -275,7 +275,13 @@ impl Writer {
             }
         }
         let asked = Moment::now();
-        let batch = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await?;
+        let log_id = self.store.log_id();
+        let begun = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await;
+        // Subscribers are told before there is anything of another log.
+        if let Some(now) = self.store.log_id().filter(|now| Some(*now) != log_id) {
+            self.hub.is_of_log(self.hub.turn(), now);
+        }
+        let batch = begun?;
         if batch.orgs().len() < turn.len() {
             let held: HashSet<_> = batch.orgs().iter().copied().collect();
             left_out.extend(turn.extract_if(.., |batch| !held.contains(&batch.org)));
@@ -459,7 +465,6 @@ async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
         .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {UNIT_OF_WORK:?}"))))
 }
 
-/// Answers everyone in a turn with an error. True if it is that the database did not answer.
 /// Refuses to decide on jobs whose rows are ahead of a log that ends here: its end was lost.
 fn refuse_ahead(jobs: &[Job], head: i64) -> Result<(), StoreError> {
     match jobs.iter().find(|job| job.last_seq > head) {
@@ -471,6 +476,7 @@ fn refuse_ahead(jobs: &[Job], head: i64) -> Result<(), StoreError> {
     }
 }
 
+/// Answers everyone in a turn with an error. True if it is that the database did not answer.
 fn refuse(turn: Turn, error: StoreError) -> bool {
     for batch in &turn {
         tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");

@@ -58,7 +58,8 @@ pub trait Audit: Send + Sync {
     /// Counts the batch records that do not follow on the one before them, or are not what the head says that they are.
     async fn broken_records(&self, org: OrgId) -> Result<i64, StoreError>;
 
-    /// Counts the jobs whose rows lack an event, or the last extension of their lease, up to where none is said to.
+    /// Counts the jobs whose rows lack an event, or the last extension of their lease, up to where none is said to; of extensions it looks
+    /// at those of the last thousand records that have any.
     async fn early_rows(&self, org: OrgId) -> Result<i64, StoreError>;
 
     /// Reads how many batches have removed jobs of an org.

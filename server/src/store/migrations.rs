@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "7fe415bf29b8398258690fff5f44e94e8ea45d1b180a314aabab7753772c9416")
+            (3, "8b27dd34e98effdfd2ec01ec5e4764a464acb0c58b2f491e56411ddaa26acc01")
         );
     }
 

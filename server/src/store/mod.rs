@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::domain::{
     access::ApiToken,
     clock::{Clock, Time},
-    id::{Digest, JobId, OrgId},
+    id::{Digest, JobId, LogId, OrgId},
     job::{Job, JobContents, JobRecord},
 };
 
@@ -167,6 +167,11 @@ pub trait Store: Send + Sync + 'static {
     /// Begins a transaction that holds the heads of these orgs until it ends, and reads the clock once they are held. It waits for the
     /// head of one org; of several it holds those that are free, see [`Batch::orgs`].
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
+
+    /// Which log the database is known to have, where another may take its place while it is open.
+    fn log_id(&self) -> Option<LogId> {
+        None
+    }
 
     /// Begins a transaction on some orgs from memory alone, where these are all the needs of so many commands, and this server was the
     /// last to write the logs as far as it knows. If they are not as it has left them, or what is written takes more, writing or

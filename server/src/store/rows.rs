@@ -5,13 +5,15 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail, image::read_job_over};
+use super::{
+    ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail, image::read_job_over, job_columns::read_job,
+};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobEvent},
     flow::Milestone,
     id::{Digest, JobId, OrgId},
-    job::{JobContents, JobRecord, Labels},
+    job::{Job, JobContents, JobRecord, Labels},
     json::Json,
     status::JobStatus,
     transition::{Mark, PastKey},
@@ -102,6 +104,19 @@ pub(super) fn ready_job<'r>(columns: &mut impl Columns<'r>) -> Result<ReadyJob, 
 /// Reads what [`read_job_over`] does, then payload and result.
 pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
     Ok(JobRecord { job: read_job_over(columns)?, contents: contents(columns)? })
+}
+
+/// Reads what [`read_job`] does, then whether the log has the job's last event.
+///
+/// # Errors
+///
+/// If it has not: the row is ahead of a log that was cut, and nothing can be decided on it.
+pub(super) fn job_of_log<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
+    let job = read_job(columns)?;
+    if columns.flag()? {
+        return Ok(job);
+    }
+    Err(StoreError::Refused(format!("the log lacks event {} of job {}: its end was lost", job.last_seq, job.id)))
 }
 
 /// Reads jobs that are among so many wanted ones: the place of each, whether it is large, and what [`job_record`] reads.

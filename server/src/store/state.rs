@@ -20,6 +20,7 @@ use std::{
 use chrono::TimeDelta;
 use uuid::Uuid;
 
+use self::fold::Added;
 use super::{
     Changed, Changes, ClaimOrder, Differs, HeldBy, ReadyJob, extension, image,
     row_writes::{Base, Events, RowWrites},
@@ -43,9 +44,10 @@ pub(super) struct OrgState {
     jobs: HashMap<JobId, Running>,
     /// The same by the first event that each row lacks.
     since: BTreeMap<i64, JobId>,
-    /// What all of them take, and those whose rows are behind, in bytes.
+    /// What all of them take, those whose rows lack events, and those whose rows lack an extension alone, in bytes.
     bytes: usize,
-    behind_bytes: usize,
+    since_bytes: usize,
+    extended_bytes: usize,
     /// Those of them whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
     /// The jobs whose rows lack an extension, by the number of the record that has the last of each.
@@ -108,11 +110,6 @@ impl Running {
     /// By what the claim is known that holds it.
     fn request(&self) -> Option<Arc<str>> {
         self.job.lease.as_ref()?.request.clone()
-    }
-
-    /// True if its row lacks nothing.
-    fn is_clean(&self) -> bool {
-        self.lacks.is_none() && self.extended.is_none()
     }
 }
 
@@ -191,11 +188,12 @@ impl OrgState {
             self.extended.remove(&(extended.n, id));
         }
         if let Some(before) = &before {
-            self.bytes -= before.job.bytes();
-            if before.is_clean() {
-                self.clean.remove(&(before.job.last_seq, id));
-            } else {
-                self.behind_bytes -= before.job.bytes();
+            let bytes = before.job.bytes();
+            self.bytes -= bytes;
+            match (before.lacks, before.extended) {
+                (Some(_), _) => self.since_bytes -= bytes,
+                (None, Some(_)) => self.extended_bytes -= bytes,
+                (None, None) => _ = self.clean.remove(&(before.job.last_seq, id)),
             }
         }
         if let Some(behind) = behind {
@@ -209,11 +207,12 @@ impl OrgState {
                 self.extended.insert((extended.n, id));
             }
             self.requests.extend(behind.request().map(|request| (request, id)));
-            self.bytes += behind.job.bytes();
-            if behind.is_clean() {
-                self.clean.insert((behind.job.last_seq, id));
-            } else {
-                self.behind_bytes += behind.job.bytes();
+            let bytes = behind.job.bytes();
+            self.bytes += bytes;
+            match (behind.lacks, behind.extended) {
+                (Some(_), _) => self.since_bytes += bytes,
+                (None, Some(_)) => self.extended_bytes += bytes,
+                (None, None) => _ = self.clean.insert((behind.job.last_seq, id)),
             }
             self.jobs.insert(id, behind);
         }
@@ -283,7 +282,7 @@ impl OrgState {
 
     /// What the jobs take of that whose rows are behind, which the database has nowhere else than in the log.
     pub(super) fn behind_bytes(&self) -> usize {
-        self.behind_bytes
+        self.since_bytes + self.extended_bytes
     }
 
     /// Takes what was found of what a window lacked, and says which of these jobs are to be read.
@@ -360,7 +359,7 @@ impl OrgState {
         for job in changes.created.iter().chain(changes.changed.iter().map(|changed| &changed.job)) {
             self.windows.follow(job);
         }
-        let mut added = 0;
+        let mut added = Added::default();
         let events = Events::of(changes);
         let mut written = RowWrites { base: Base { seq: head, n }, ..RowWrites::default() };
         let mut extended = Vec::new();
@@ -373,7 +372,7 @@ impl OrgState {
                 let differs = differed.max(*differs);
                 written.images.insert(job.last_seq, image::write(job, differs));
                 let lacks = lacks.unwrap_or_else(|| {
-                    added += 1;
+                    added.count(job);
                     let is_queued = first.prev_status == Some(JobStatus::Queued);
                     Lacks { seq: first.seq, recorded_at: first.recorded_at, is_queued }
                 });
@@ -383,7 +382,7 @@ impl OrgState {
             }
             let has_events = events.have(job.id);
             if !has_events && job.status == JobStatus::Running && *differs == Differs::InLease {
-                added += 1;
+                added.count(job);
                 extended.push(job);
                 let differs = differed.max(Differs::InLease);
                 let extended = Some(Extended { n, at: now });

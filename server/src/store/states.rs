@@ -18,7 +18,7 @@ const LONGEST_FOLD: TimeDelta = TimeDelta::days(366);
 /// Orgs of which anything is known, at most.
 const MOST_ORGS: usize = 8_192;
 /// What all of them take, about, in bytes. Beyond that all forget what the database has as well; and once the jobs whose rows are behind
-/// take half of it, rows are written at once until they take less, of each org as many with a batch as it leaves behind itself.
+/// take half of it, the orgs that have more of them than others write rows at once, with a batch as many as it leaves behind itself.
 pub(super) const BUDGET: usize = 128 << 20;
 
 /// See the module.
@@ -32,7 +32,9 @@ struct All {
     orgs: HashMap<OrgId, Known>,
     /// What they take.
     bytes: usize,
+    /// And those of their jobs whose rows are behind; and how many orgs have any.
     behind_bytes: usize,
+    behind: usize,
     /// After all have forgotten what they could, as much must have come together again before they do so anew.
     left: usize,
 }
@@ -46,9 +48,11 @@ impl States {
         Self { fold_after, all: Mutex::default() }
     }
 
-    /// How long rows of running jobs may be behind.
-    pub(super) fn fold_after(&self) -> TimeDelta {
-        self.all().fold_after(self.fold_after)
+    /// How long rows of running jobs may be behind, of an org that was taken.
+    pub(super) fn fold_after(&self, of: &OrgState) -> TimeDelta {
+        let all = self.all();
+        let own = of.behind_bytes();
+        All::fold_after(self.fold_after, own, (all.behind_bytes + own, all.behind + 1))
     }
 
     /// Takes what is known of an org, and the record as of which it is. Until it is put back, nothing is known.
@@ -65,6 +69,7 @@ impl States {
         }
         all.bytes += state.bytes();
         all.behind_bytes += state.behind_bytes();
+        all.behind += usize::from(state.behind_bytes() > 0);
         all.orgs.insert(org, (last, state));
         if all.bytes > BUDGET.max(2 * all.left) {
             all.orgs.values_mut().for_each(|(_, state)| state.shrink());
@@ -87,8 +92,10 @@ impl States {
     /// Orgs that have jobs whose rows have been behind for long.
     pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
         let all = self.all();
-        let fold_after = all.fold_after(self.fold_after);
-        let is_stale = |(_, (_, state)): &(&OrgId, &Known)| state.is_stale(now, fold_after);
+        let is_stale = |(_, (_, state)): &(&OrgId, &Known)| {
+            let fold_after = All::fold_after(self.fold_after, state.behind_bytes(), (all.behind_bytes, all.behind));
+            state.is_stale(now, fold_after)
+        };
         all.orgs.iter().filter(is_stale).map(|(org, _)| *org).take(limit).collect()
     }
 
@@ -101,12 +108,16 @@ impl All {
     fn take(&mut self, org: OrgId) -> Option<Known> {
         let known = self.orgs.remove(&org)?;
         self.bytes = self.bytes.saturating_sub(known.1.bytes());
-        self.behind_bytes = self.behind_bytes.saturating_sub(known.1.behind_bytes());
+        let behind = known.1.behind_bytes();
+        self.behind_bytes = self.behind_bytes.saturating_sub(behind);
+        self.behind = self.behind.saturating_sub(usize::from(behind > 0));
         Some(known)
     }
 
-    fn fold_after(&self, unless_pressed: TimeDelta) -> TimeDelta {
-        if self.behind_bytes > BUDGET / 2 { TimeDelta::zero() } else { unless_pressed }
+    /// That of an org whose jobs take so much, of what all take and how many orgs that is.
+    fn fold_after(unless_pressed: TimeDelta, own: usize, (all, orgs): (usize, usize)) -> TimeDelta {
+        let has_more_than_others = own > 0 && own.saturating_mul(orgs) >= all;
+        if all > BUDGET / 2 && has_more_than_others { TimeDelta::zero() } else { unless_pressed }
     }
 }
 

@@ -78,12 +78,13 @@ pub(super) async fn verify(
     let events = count_log(store, org, pause, heads.last, &mut found.differences).await?;
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
-    let mut of_jobs = 0;
+    let (mut of_jobs, mut is_whole) = (0, true);
     let mut query = ListQuery { filter: JobFilter::default(), before: heads.last + 1, limit: PAGE_JOBS };
     loop {
         let page = match store.list(org, &query).await {
             Err(StoreError::Unusable(reason)) => {
                 found.differences.push(What::Unreadable(reason));
+                is_whole = false;
                 break;
             }
             page => page?,
@@ -100,7 +101,7 @@ pub(super) async fn verify(
         }
     }
     found.events = events.unsigned_abs();
-    if found.differences.len() < MAX_DIFFERENCES {
+    if is_whole && found.differences.len() < MAX_DIFFERENCES {
         // Those of jobs that are gone are still to go.
         if of_jobs + remaining != events {
             found.differences.push(What::Orphans(events - of_jobs - remaining));

@@ -193,6 +193,16 @@ async fn nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut(database: 
     // What the log has is answered.
     assert_eq!(client.get(&jobs[3]).await.unwrap().id, jobs[3]);
     client.update(Report::start(&jobs[3])).await.unwrap();
+    // Nor once the log has events in the places of those that were lost.
+    for _ in 0..9 {
+        client.create(NewJob::new("later")).await.unwrap();
+    }
+    for id in [&jobs[0], &jobs[1], &late] {
+        let got = client.raw().get_job(GetJobRequest { job_id: id.clone() }).await;
+        assert!(got.is_err(), "{got:?}");
+        let canceled = client.raw().cancel_job(CancelJobRequest { job_id: id.clone(), ..Default::default() }).await;
+        assert!(canceled.is_err(), "{canceled:?}");
+    }
     server.stop().await;
     let (code, said) = verify(&database, &[]);
     assert!(code == Some(1) && said.contains("the log lacks the last event of a job"), "{said}");

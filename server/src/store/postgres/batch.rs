@@ -35,7 +35,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
+        Batch, Changes, FoundReady, Head, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
         row_writes::Base,
         rows::{self, Columns as _},
@@ -60,12 +60,15 @@ pub(super) struct PostgresBatch {
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
     /// What is known of the orgs' jobs as of those places.
     state: HashMap<OrgId, OrgState>,
-    /// The id that the database's log has once this is committed, if it is renewed.
-    renewed: Option<LogId>,
 }
 
 /// Begins a transaction and locks the heads of these orgs: of one whenever it is free, of several those that are free now and have a
-/// log. Where one is not the log that this server has known, it renews the database's log id, too.
+/// log.
+///
+/// # Errors
+///
+/// [`StoreError::Conflict`] where one is not the log that this server has known: the database's log id was renewed then, and nothing else
+/// has happened.
 pub(super) async fn begin(
     writers: &Arc<Connections>,
     orgs: &[OrgId],
@@ -76,6 +79,7 @@ pub(super) async fn begin(
     // database's default is: the statements in the function must each see what was committed before them.
     let mut sql =
         "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch(".to_owned();
+    let log_id = memory.log_id();
     let witnessed: Vec<_> = orgs.iter().map(|org| memory.witnessed(*org)).collect();
     list(&mut sql, orgs.iter().map(|org| org.0));
     list(&mut sql, witnessed.iter().map(|record| OrNull(record.map(|record| record.n))));
@@ -102,20 +106,18 @@ pub(super) async fn begin(
         let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
         let base = Base { seq: columns.long()?, n: columns.long()? };
         let end = End { head, record, folded_seq, folded_n, removals, base };
-        if is_other == Some(true) {
-            memory.found_other(org, &head);
+        if is_other == Some(true)
+            && let Some(was) = log_id
+        {
+            return Err(found_other(connection, &memory, (org, &head), was).await);
         }
         held.push(org);
         found.insert(org, end);
     }
-    let renewed = match memory.to_renew() {
-        Some(was) => Some(renew_log_id(&mut connection, was).await?),
-        None => None,
-    };
     let now = now.ok_or_else(|| rows::damaged("head"))?;
     found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
     let (ends, new_types, state) = (Vec::new(), HashMap::new(), HashMap::new());
-    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state, renewed })
+    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state })
 }
 
 /// An array, as the next argument of a call.
@@ -138,12 +140,38 @@ impl fmt::Display for OrNull {
     }
 }
 
-/// Gives the database's log another id than this, unless it has another already; which it has once the transaction is committed.
-async fn renew_log_id(connection: &mut PgConnection, was: LogId) -> Result<LogId, StoreError> {
-    let new = LogId(Uuid::new_v4());
-    let sql = "/* renew_log_id */ SELECT CASE WHEN jobledger.renew_log_id($1, $2) THEN $2 ELSE log_id END FROM jobledger.ledger";
-    let row = sqlx::query_with(sql, arguments![was.0, new.0]).fetch_one(connection).await.map_err(store_error)?;
-    Ok(LogId(Columns::of(&row).uuid()?))
+/// An org's log has another record where one was witnessed, or ends before it: gives the database's log another id than it had then, unless
+/// it has another already, and nothing that is known counts any more. Why the transaction is over.
+async fn found_other(
+    mut connection: Connection,
+    memory: &Memory,
+    (org, head): (OrgId, &Head),
+    was: LogId,
+) -> StoreError {
+    const SQL: &str = "/* renew_log_id */ SELECT jobledger.renew_log_id($1, $2)";
+    const LOG_ID: &str = "/* renew_log_id */ SELECT log_id FROM jobledger.ledger";
+    let renew = async {
+        sqlx::raw_sql("/* renew_log_id */ ROLLBACK").execute(&mut *connection).await.map_err(store_error)?;
+        let query = sqlx::query_with(SQL, arguments![was.0, Uuid::new_v4()]);
+        let row = query.fetch_one(&mut *connection).await.map_err(store_error)?;
+        let is_renewed = Columns::of(&row).flag()?;
+        // In a statement of its own: where another server has renewed it meanwhile, the one before does not see that.
+        let turn = memory.turn();
+        let row = sqlx::query(LOG_ID).fetch_one(&mut *connection).await.map_err(store_error)?;
+        Ok((is_renewed, turn, LogId(Columns::of(&row).uuid()?)))
+    };
+    match renew.await {
+        Ok((is_renewed, turn, now)) => {
+            connection.give_back();
+            if is_renewed {
+                tracing::error!(org_id = %org, seq = head.seq, log_id = %now, "a log is not the one that it was: its database was replaced \
+                    by one that lacks commits; its log id was renewed, so that subscribers are told");
+            }
+            memory.has_log(turn, now);
+            StoreError::Conflict("the database has another log than it had".to_owned())
+        }
+        Err(error) => error,
+    }
 }
 
 /// What is being found of an org.
@@ -240,7 +268,8 @@ impl Batch for PostgresBatch {
                 types.retain(|name| changes.tallies.contains_key(name));
             }
             let (end, mut state) = (self.end(*org)?, self.state.remove(org).unwrap_or_default());
-            let log = Log::new(*org, end, changes, self.now, &mut state, self.memory.fold_after());
+            let fold_after = self.memory.fold_after(&state);
+            let log = Log::new(*org, end, changes, self.now, &mut state, fold_after);
             if changes.is_empty() && log.record().is_none() {
                 self.state.insert(*org, state);
             } else {
@@ -273,12 +302,12 @@ impl Batch for PostgresBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut connection, found, ends, memory, mut new_types, state, renewed, .. } = *self;
+        let Self { mut connection, found, ends, memory, mut new_types, state, .. } = *self;
         // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
         // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
         // without a log shall not stay.
         let is_confirmed = |(org, end): (&OrgId, &End)| end.head.seq == 0 || memory.is_confirmed(*org, end.record);
-        let has_nothing = ends.is_empty() && renewed.is_none() && found.iter().all(is_confirmed);
+        let has_nothing = ends.is_empty() && found.iter().all(is_confirmed);
         // No time-out of the database's for the commit: this side gives up by itself, and looks.
         let sql =
             if has_nothing { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
@@ -286,7 +315,6 @@ impl Batch for PostgresBatch {
         connection.commits();
         commit(sqlx::raw_sql(sql).execute(&mut *connection)).await.map_err(commit_error)?;
         connection.give_back();
-        renewed.into_iter().for_each(|id| memory.has_log(id));
         let mut unwritten = found;
         for (org, end, left) in ends {
             unwritten.remove(&org);

@@ -61,13 +61,13 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
             SELECT wanted.org_id, wanted.type FROM unnest($9::uuid[], $10::text[]) AS wanted (org_id, type) CROSS JOIN LATERAL (
                 SELECT FROM jobledger.org_counter c WHERE c.org_id = wanted.org_id AND c.type = wanted.type OFFSET 0) c
         )
-        SELECT (SELECT array_agg(known.org_id) FROM known), (SELECT array_agg(known.type) FROM known), {}, NULL, NULL
+        SELECT (SELECT array_agg(known.org_id) FROM known), (SELECT array_agg(known.type) FROM known), {}, NULL, NULL, NULL
         UNION ALL
-        SELECT NULL, NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer
+        SELECT NULL, NULL, {}, e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer, e.seq IS NOT NULL
         FROM wanted
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = wanted.org_id AND j.id = wanted.id OFFSET 0) j
         LEFT JOIN LATERAL (
-            SELECT e.detail_json FROM jobledger.job_event e
+            SELECT e.seq, e.detail_json FROM jobledger.job_event e
             WHERE e.org_id = j.org_id AND e.job_id = j.id AND e.seq = j.last_seq AND e.recorded_at = j.last_recorded_at OFFSET 0) e ON true",
         vec!["NULL"; JOB_COLUMNS.len()].join(", "),
         job_columns("j")
@@ -114,7 +114,7 @@ pub(super) async fn load_jobs(
             let found = orgs.unwrap_or_default().into_iter().zip(found.unwrap_or_default());
             types = found.map(|(org, name)| (OrgId(org), Arc::from(name))).collect();
         } else {
-            jobs.push(read_job(&mut columns)?);
+            jobs.push(rows::job_of_log(&mut columns)?);
         }
     }
     Ok((jobs, types))

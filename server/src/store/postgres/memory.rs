@@ -1,7 +1,8 @@
 //! Where this server has left the logs that it writes, with their states, so that a batch which needs nothing else begins where the
 //! last one ended, without asking; and the database's clock, carried on in between.
 //!
-//! Nothing rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on.
+//! No decision rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on. But that another
+//! history has taken a log's place is known by what was witnessed of it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -42,10 +43,18 @@ const KEYS_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Memory {
     state: Mutex<State>,
     jobs: States,
-    /// Which log the database was known to have, and whether another history was found in its place since then.
-    log: Mutex<(Option<LogId>, bool)>,
+    log: Mutex<Log>,
     /// A batch found no partition for its events.
     lacks_partition: AtomicBool,
+}
+
+/// Which log the database was known to have.
+#[derive(Default)]
+struct Log {
+    id: Option<LogId>,
+    /// The turn on which that was read, and the last one that was taken.
+    read_on: u64,
+    turns: u64,
 }
 
 #[derive(Default)]
@@ -116,9 +125,9 @@ impl Memory {
         Self { state, jobs, log, lacks_partition: AtomicBool::new(false) }
     }
 
-    /// How long rows of running jobs may be behind.
-    pub(super) fn fold_after(&self) -> TimeDelta {
-        self.jobs.fold_after()
+    /// How long rows of running jobs may be behind, of an org that was taken.
+    pub(super) fn fold_after(&self, of: &OrgState) -> TimeDelta {
+        self.jobs.fold_after(of)
     }
 
     /// A batch failed. If that is because there is no partition for the month that the clock says, it shall be run again once there is.
@@ -188,26 +197,27 @@ impl Memory {
         self.state().orgs.get(&org)?.witnessed
     }
 
-    /// An org's log has another record where one was witnessed, or ends before it.
-    pub(super) fn found_other(&self, org: OrgId, head: &Head) {
-        self.log().1 = true;
-        // Nor is it sure which types there are.
-        self.state().orgs.remove(&org);
-        tracing::error!(org_id = %org, seq = head.seq, "a log is not the one that it was: its database was replaced by one that lacks \
-            commits; its log id is renewed, so that subscribers are told");
+    /// Which log the database is known to have.
+    pub(super) fn log_id(&self) -> Option<LogId> {
+        self.log().id
     }
 
-    /// The log id that is to be renewed, since another history was found in its place.
-    pub(super) fn to_renew(&self) -> Option<LogId> {
-        let log = self.log();
-        log.0.filter(|_| log.1)
-    }
-
-    /// The database has a log of this id. If that is another than it was, nothing that is known counts.
-    pub(super) fn has_log(&self, id: LogId) {
+    /// A turn to read which log the database has.
+    pub(super) fn turn(&self) -> u64 {
         let mut log = self.log();
-        if log.0.replace(id).is_some_and(|was| was != id) {
-            log.1 = false;
+        log.turns += 1;
+        log.turns
+    }
+
+    /// The database has a log of this id, as was read on this turn. If that is another than it was, nothing that is known counts.
+    pub(super) fn has_log(&self, turn: u64, id: LogId) {
+        let mut log = self.log();
+        if turn < log.read_on {
+            // Somebody has read it later and was told earlier.
+            return;
+        }
+        log.read_on = turn;
+        if log.id.replace(id).is_some_and(|was| was != id) {
             self.state().orgs.clear();
             self.jobs.clear();
         }
@@ -273,7 +283,7 @@ impl Memory {
         now.map_or_else(Vec::new, |now| self.jobs.stale(now, limit))
     }
 
-    fn log(&self) -> MutexGuard<'_, (Option<LogId>, bool)> {
+    fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -45,7 +45,7 @@ use super::{
 use crate::domain::{
     access::ApiToken,
     clock::Time,
-    id::{Digest, JobId, OrgId},
+    id::{Digest, JobId, LogId, OrgId},
     job::{Job, JobContents, JobRecord},
 };
 
@@ -189,6 +189,10 @@ impl Store for PostgresStore {
         Some(Box::new(recalled::recall(&self.writers, &self.memory, needs)?))
     }
 
+    fn log_id(&self) -> Option<LogId> {
+        self.memory.log_id()
+    }
+
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
         read::job(&self.readers, org, id).await
     }
@@ -248,8 +252,9 @@ impl Store for PostgresStore {
     }
 
     async fn about(&self) -> Result<About, StoreError> {
+        let turn = self.memory.turn();
         let about = read::about(&self.readers).await?;
-        self.memory.has_log(about.log_id);
+        self.memory.has_log(turn, about.log_id);
         Ok(about)
     }
 

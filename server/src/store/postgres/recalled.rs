@@ -157,7 +157,8 @@ impl Batch for RecalledBatch {
         let mut writes = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
             let Recalled { end, state, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
-            writes.push((Log::new(*org, *end, changes, self.now, state, self.memory.fold_after()), *changes));
+            let fold_after = self.memory.fold_after(state);
+            writes.push((Log::new(*org, *end, changes, self.now, state, fold_after), *changes));
         }
         let records = writes.iter().map(|(log, _)| log.record()).collect();
         let is_needless = |(log, changes): &(Log<'_>, &Changes)| {

@@ -67,9 +67,11 @@ pub(super) const EARLY_ROWS: &str = "/* early_rows */ SELECT (
             WHERE e.org_id = j.org_id AND e.job_id = j.id AND e.seq > j.last_seq AND e.seq <= h.base_seq)
     ) + (
         SELECT count(*) FROM org_head h CROSS JOIN (
-            SELECT unhex(said.key) AS job_id, max(r.n) AS n, r.seq, CAST(said.value AS INTEGER) AS expires_at
-            FROM org_record r CROSS JOIN json_each(r.extensions) said
-            WHERE r.org_id = $1 AND r.extensions IS NOT NULL GROUP BY said.key
+            SELECT unhex(said.key) AS job_id, max(found_record.n) AS n, found_record.seq, CAST(said.value AS INTEGER) AS expires_at
+            FROM (
+                SELECT n, seq, extensions FROM org_record INDEXED BY idx_org_record_extensions
+                WHERE org_id = $1 AND extensions IS NOT NULL ORDER BY seq DESC, n DESC LIMIT 1000
+            ) AS found_record CROSS JOIN json_each(found_record.extensions) said GROUP BY said.key
         ) found
         CROSS JOIN job j ON j.org_id = h.org_id AND j.id = found.job_id
         WHERE h.org_id = $1 AND found.n <= h.base_n AND j.status = 'running' AND j.last_seq <= found.seq

@@ -148,9 +148,10 @@ impl Batch for SqliteBatch {
             let record = changes.is_recorded().then(|| before.follow());
             let head = changes.head.unwrap_or(end.head);
             let n = record.unwrap_or(before).n;
+            let fold_after = self.states.fold_after(&state);
             let RowWrites { rows: of_org, images, base, extensions, is_fold, .. } =
-                state.follow(changes, (head.seq, n), self.now, self.states.fold_after());
-            due.push((*org, state.next_due(changes.next_due, self.now, self.states.fold_after())));
+                state.follow(changes, (head.seq, n), self.now, fold_after);
+            due.push((*org, state.next_due(changes.next_due, self.now, fold_after)));
             if record.is_none() && is_fold {
                 heads::write_base(&mut self.connection, *org, base).await?;
             }

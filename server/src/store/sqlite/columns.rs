@@ -27,7 +27,7 @@ pub(super) fn job_columns(row: &str) -> String {
 pub(super) const LAST_EVENT: &str = "LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = CASE
         WHEN j.finished_at IS NOT NULL THEN j.last_seq
         ELSE (SELECT max(l.seq) FROM job_event l INDEXED BY idx_job_event_job
-            WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END";
+            WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END AND +e.job_id = j.id";
 
 /// The last extension of the lease of a job `j` since its last event `e`, of a record that the base lacks; of a running job.
 pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {

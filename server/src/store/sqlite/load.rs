@@ -130,9 +130,9 @@ pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
             UNION SELECT j.org_id, j.id FROM json_each($2) of_org CROSS JOIN json_each(of_org.value) named
             CROSS JOIN job j ON j.org_id = unhex(of_org.key) AND j.idempotency_key = named.value
         )
-        SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress'
+        SELECT {}, e.detail_json ->> '$.stage', e.detail_json ->> '$.progress', e.seq IS NOT NULL
         FROM wanted CROSS JOIN job j ON j.org_id = wanted.org_id AND j.id = wanted.id
-        LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq",
+        LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = j.last_seq AND +e.job_id = j.id",
         job_columns("j")
     )
 });
@@ -147,7 +147,7 @@ pub(super) async fn load_jobs(
         keys.iter().map(|(org, keys)| (hex(org.0), keys.iter().map(|key| &**key).collect())).collect();
     let query = sqlx::query(AssertSqlSafe(LOAD_JOBS.as_str())).bind(ids_by_org(ids)).bind(rows::json_text(&keys));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
-    found.iter().map(|row| read_job(&mut Columns::of(row))).collect()
+    found.iter().map(|row| rows::job_of_log(&mut Columns::of(row))).collect()
 }
 
 /// Types whose first jobs one statement finds at most, and the smaller numbers that make up the rest: few texts, each prepared once.

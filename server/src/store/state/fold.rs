@@ -20,6 +20,8 @@ pub(super) const FAR: i64 = 16_384;
 pub(super) const MOST: usize = 8_192;
 /// What the jobs with such rows may take, in bytes.
 pub(super) const MOST_BYTES: usize = 16 << 20;
+/// The same of those whose rows lack an extension alone.
+pub(super) const MOST_EXTENDED_BYTES: usize = 32 << 20;
 /// Rows of an org that may lack an extension of their leases.
 const MOST_EXTENDED: usize = 16_384;
 /// An extension is folded so many times later than events: heartbeats come more often than that, and each makes the one before needless.
@@ -30,6 +32,20 @@ const LONGEST_EXTENDED: TimeDelta = TimeDelta::minutes(1);
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
 const FOLDED_ALONE: usize = 512;
+
+/// Jobs whose rows a batch leaves behind that were not, and what they take.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Added {
+    jobs: usize,
+    bytes: usize,
+}
+
+impl Added {
+    pub(super) fn count(&mut self, job: &Job) {
+        self.jobs += 1;
+        self.bytes += job.bytes();
+    }
+}
 
 impl OrgState {
     /// When jobs of the org are to be looked at, as far as it became known to a batch that has found so much of it: at some time while rows
@@ -67,12 +83,25 @@ impl OrgState {
     }
 
     /// Jobs that are to be folded by a batch that changes these others, and leaves so many more behind.
-    pub(super) fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta, added: usize) -> Vec<JobId> {
+    pub(super) fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta, added: Added) -> Vec<JobId> {
         let has_little = changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE;
-        // As many as it leaves behind itself, so that there are never more and more.
-        let most = if has_little { FOLDED_ALONE } else { FOLDED_AT_ONCE.max(added) };
+        let least = if has_little { FOLDED_ALONE } else { FOLDED_AT_ONCE };
         let mut seen: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
-        self.next_stale(now, fold_after).filter(|id| seen.insert(*id)).take(most).collect()
+        // As many as it leaves behind itself, and as much, so that there is never more and more.
+        let mut folded = Added::default();
+        let stale = self.next_stale(now, fold_after).filter(|id| seen.insert(*id));
+        stale
+            .take_while(|id| {
+                let goes_on = folded.jobs < least.max(added.jobs) || folded.bytes < added.bytes;
+                folded.jobs += 1;
+                folded.bytes += self.bytes_of(*id);
+                goes_on
+            })
+            .collect()
+    }
+
+    fn bytes_of(&self, id: JobId) -> usize {
+        self.get(id).map_or(0, Job::bytes)
     }
 
     /// Jobs whose rows have been behind for long, or far, or are beyond as many as may be, those first that have been for longest.
@@ -84,10 +113,10 @@ impl OrgState {
         let lacking = move |id: &JobId| Some((*id, self.jobs.get(id)?.lacks?));
         let queued = self.queued.values().filter_map(lacking).take_while(move |(_, lacks)| looks_queued(lacks));
         let beyond = self.since.len().saturating_sub(MOST);
-        let mut beyond_bytes = self.behind_bytes.saturating_sub(MOST_BYTES);
+        let mut beyond_bytes = self.since_bytes.saturating_sub(MOST_BYTES);
         let is_stale = move |(n, (id, lacks)): &(usize, (JobId, Lacks))| {
             let is_too_much = beyond_bytes > 0;
-            beyond_bytes = beyond_bytes.saturating_sub(self.get(*id).map_or(0, Job::bytes));
+            beyond_bytes = beyond_bytes.saturating_sub(self.bytes_of(*id));
             is_old(lacks.recorded_at, fold_after) || self.head - lacks.seq >= FAR || *n < beyond || is_too_much
         };
         let others = self.since.values().filter_map(lacking).enumerate().take_while(is_stale);
@@ -95,9 +124,12 @@ impl OrgState {
         let unheard_for =
             fold_after.checked_mul(EXTENDED_FOR).map_or(LONGEST_EXTENDED, |after| after.min(LONGEST_EXTENDED));
         let beyond = self.extended.len().saturating_sub(MOST_EXTENDED);
+        let mut beyond_bytes = self.extended_bytes.saturating_sub(MOST_EXTENDED_BYTES);
         let is_unheard = move |(place, (_, id)): &(usize, &(i64, JobId))| {
+            let is_too_much = beyond_bytes > 0;
+            beyond_bytes = beyond_bytes.saturating_sub(self.bytes_of(*id));
             let extended = self.jobs.get(id).and_then(|behind| behind.extended);
-            *place < beyond || extended.is_some_and(|extended| is_old(extended.at, unheard_for))
+            *place < beyond || is_too_much || extended.is_some_and(|extended| is_old(extended.at, unheard_for))
         };
         let unheard = self.extended.iter().enumerate().take_while(is_unheard).map(|(_, (_, id))| *id);
         queued.chain(others).map(|(id, _)| id).chain(unheard)

@@ -1,11 +1,11 @@
 //! What is known of running jobs, against their histories.
 
-use std::fmt::Debug;
+use std::{collections::HashSet, fmt::Debug};
 
 use proptest::prelude::*;
 
 use super::{
-    fold::{FAR, MOST, MOST_BYTES},
+    fold::{FAR, MOST, MOST_BYTES, MOST_EXTENDED_BYTES},
     *,
 };
 use crate::domain::{
@@ -28,7 +28,7 @@ fn all(state: &OrgState) -> impl Debug + PartialEq + use<> {
         state.extended.clone(),
         state.clean.clone(),
         state.requests.clone(),
-        (state.head, state.bytes, state.behind_bytes),
+        (state.head, state.bytes, state.since_bytes, state.extended_bytes),
     )
 }
 
@@ -68,6 +68,14 @@ fn claim(state: &mut OrgState, jobs: usize, like: &Job, event: &JobEvent, fold_a
     state.follow(&changes, (head, head), event.recorded_at, fold_after).base
 }
 
+/// The same of heartbeats of jobs that run already.
+fn keep(state: &mut OrgState, of: &[JobId], event: &JobEvent, fold_after: TimeDelta) -> Base {
+    let extended = |id: &JobId| Changed { job: state.get(*id).unwrap().clone(), differs: Differs::InLease };
+    let changes = Changes { changed: of.iter().map(extended).collect(), ..Changes::default() };
+    let head = state.head;
+    state.follow(&changes, (head, head), event.recorded_at, fold_after).base
+}
+
 /// However many jobs begin to run in each batch, and however large they are, the base follows the log.
 #[test]
 fn no_more_is_behind_than_may_be() {
@@ -84,25 +92,57 @@ fn no_more_is_behind_than_may_be() {
     }
 }
 
-/// However many orgs there are whose jobs run, what is known of all of them stays within bounds.
+/// What heartbeats leave to records is bounded by itself, and takes nothing from what events may leave behind.
+#[test]
+fn leases_that_are_kept_leave_others_their_room() {
+    let (job, event) = job_claimed();
+    let large = Job { stage: Some("x".repeat(4_000).into()), ..job };
+    let mut state = OrgState::default();
+    for _ in 0..30 {
+        claim(&mut state, 500, &large, &event, TimeDelta::zero());
+        let running: Vec<_> = state.jobs.keys().copied().collect();
+        keep(&mut state, &running, &event, TimeDelta::hours(1));
+        let bytes = state.extended_bytes;
+        assert!(bytes <= MOST_EXTENDED_BYTES + running.len() * large.bytes(), "{bytes} are behind");
+    }
+    assert!(state.extended_bytes > MOST_EXTENDED_BYTES / 2, "it came to it");
+    let before = state.since.len();
+    claim(&mut state, 500, &large, &event, TimeDelta::hours(1));
+    claim(&mut state, 1, &large, &event, TimeDelta::hours(1));
+    assert_eq!(state.since.len(), before + 501, "nobody is in need of room");
+}
+
+/// However many orgs there are whose jobs run, what is known of all of them stays within bounds, and those that take little don't pay for
+/// those that take much.
 #[test]
 fn many_orgs_take_no_more_than_their_budget() {
     let (job, event) = job_claimed();
     let job = Job { stage: Some("x".repeat(1_000).into()), ..job };
     let states = States::new(Duration::from_secs(3_600));
-    let orgs: Vec<_> = (0..100).map(|_| OrgId(Uuid::now_v7())).collect();
-    let (mut n, mut most) = (0, 0);
-    for turn in 0..60 {
-        for org in &orgs {
-            let (_, mut state) = states.take(*org).unwrap_or_default();
-            claim(&mut state, 20, &job, &event, states.fold_after());
-            n += 1;
-            state.settle();
-            states.put(*org, RecordId { n, id: n }, state);
+    let orgs: Vec<_> = (0..101).map(|_| OrgId(Uuid::now_v7())).collect();
+    let (little, orgs) = orgs.split_first().unwrap();
+    let mut n = 0;
+    let mut turn = |org: OrgId, jobs: usize| {
+        let (_, mut state) = states.take(org).unwrap_or_default();
+        let fold_after = states.fold_after(&state);
+        claim(&mut state, jobs, &job, &event, fold_after);
+        n += 1;
+        state.settle();
+        let behind = state.since.len();
+        states.put(org, RecordId { n, id: n }, state);
+        behind
+    };
+    let (mut most, mut pressed) = (0, HashSet::new());
+    for round in 1..=60 {
+        assert_eq!(turn(*little, 1), round, "it has little");
+        for org in orgs {
+            turn(*org, 20);
         }
         let bytes = states.bytes();
-        assert!(bytes <= states::BUDGET + orgs.len() * 20 * job.bytes(), "{bytes} after {turn} turns");
+        assert!(bytes <= states::BUDGET + orgs.len() * 20 * job.bytes(), "{bytes} after {round} rounds");
         most = most.max(bytes);
+        pressed.extend(states.stale(event.recorded_at, usize::MAX));
     }
     assert!(most > states::BUDGET / 2, "it came to it");
+    assert!(!pressed.is_empty() && !pressed.contains(little), "{pressed:?}");
 }
