@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use jobledger_client::{Client, Error, Follow, Item, NewJob, Subscription};
 use sqlx::Executor as _;
-use tokio::{task::block_in_place, time::timeout};
+use tokio::{
+    task::{JoinSet, block_in_place},
+    time::timeout,
+};
+use uuid::Uuid;
 
 use super::{
     history::Callers,
@@ -92,6 +96,9 @@ async fn read_to(events: &mut Subscription, seq: i64) -> Result<(), Error> {
     timeout(PATIENCE, read).await.expect("it comes")
 }
 
+/// Other orgs, whose logs lose their ends as well.
+const OTHERS: u128 = 4;
+
 async fn create(client: &Client, jobs: usize) {
     for _ in 0..jobs {
         client.create(NewJob::new("t")).await.expect("it is created");
@@ -111,7 +118,20 @@ async fn cursors_of_a_log_that_lost_its_end_while_no_server_ran_are_void_once_to
 async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
     let mut pair = Pair::start(1, &[]).await;
     let client = pair.clients().remove(0);
-    create(&client, 10).await;
+    let others = |pair: &Pair| {
+        let endpoint = format!("http://{}", pair.programs[0].address);
+        let of_org =
+            |n| Client::builder(&*endpoint).org(Uuid::from_u128(n)).timeout(PATIENCE).build().expect("an endpoint");
+        (1..=OTHERS).map(of_org).collect::<Vec<_>>()
+    };
+    let create_in_all = async |client: &Client, others: Vec<Client>, jobs: usize| {
+        let mut creating = JoinSet::new();
+        for client in others.into_iter().chain([client.clone()]) {
+            creating.spawn(async move { create(&client, jobs).await });
+        }
+        creating.join_all().await;
+    };
+    create_in_all(&client, others(&pair), 10).await;
     let mut admin = pair.database.connect_as("postgres").await;
     let replayed = "SELECT count(*) = 1 FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_lsn()";
     let is_there = async {
@@ -123,7 +143,7 @@ async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
     drop(admin);
     block_in_place(|| pair.standby.stop());
     // These are acknowledged, and nobody else has them.
-    create(&client, 10).await;
+    create_in_all(&client, others(&pair), 10).await;
     let mut follower = client.subscribe(Follow::org().after(0)).await.unwrap();
     read_to(&mut follower, 20).await.expect("all is there");
     let cursor = follower.cursor().expect("it was told of something").clone();
@@ -156,7 +176,8 @@ async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
         pair.programs.push(pair.program(&[]));
     }
     let client = pair.clients().remove(0);
-    create(&client, 20).await;
+    // The logs of all orgs lack something, and one of them is found out first.
+    create_in_all(&client, others(&pair), 20).await;
     // A cursor of the log as it has become holds, whichever server it is of: the log has got another id once.
     let mut follower = client.subscribe(Follow::org().after(0)).await.unwrap();
     read_to(&mut follower, 30).await.expect("all is there");
