@@ -84,7 +84,7 @@ async fn latencies(figures: &mut Figures, name: &str, urls: [String; 2]) -> Resu
 /// Where it is read how long a row has been behind.
 enum Beside {
     Postgres(PgConnection),
-    Sqlite(SqliteConnectOptions),
+    Sqlite(Box<SqliteConnectOptions>),
 }
 
 impl Beside {
@@ -154,7 +154,8 @@ pub(crate) async fn folding(figures: &mut Figures, cluster: &Cluster) -> Result<
     latencies(figures, "SQLite", [url("held.db"), url("folding.db")]).await?;
     let databases = [cluster.create_database().await, cluster.create_database().await];
     latencies(figures, "PostgreSQL", databases.map(|database| cluster.url(&database, cluster::SERVER))).await?;
-    let beside = Beside::Sqlite(SqliteConnectOptions::new().filename(file("long.db")).read_only(true));
+    let file = SqliteConnectOptions::new().filename(file("long.db")).read_only(true);
+    let beside = Beside::Sqlite(Box::new(file));
     goes_on(figures, "SQLite", &url("long.db"), beside).await?;
     let database = cluster.create_database().await;
     let beside = Beside::Postgres(cluster.connect(&database, "postgres").await);
