@@ -312,11 +312,12 @@ LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
     head BIGINT;
     base BIGINT;
+    base_n BIGINT;
     since TIMESTAMPTZ;
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     -- Before the jobs are looked for: what is streamed from here on misses nothing of what they became.
-    SELECT coalesce(last.seq, h.seq), coalesce(last.base_seq, h.base_seq) INTO head, base
+    SELECT coalesce(last.seq, h.seq), coalesce(last.base_seq, h.base_seq), h.base_n INTO head, base, base_n
     FROM jobledger.org_head h LEFT JOIN LATERAL (
         SELECT r.seq, r.base_seq FROM jobledger.org_record r
         WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
@@ -361,7 +362,7 @@ BEGIN
              ORDER BY behind.created_seq DESC LIMIT p_scan)
         ) found ORDER BY found.created_seq DESC LIMIT p_scan
     ), looked AS (
-        SELECT c.created_seq, found.whole, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json, e.extension
+        SELECT c.created_seq, c.id, found.whole, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json
         FROM candidate c
         CROSS JOIN LATERAL (SELECT j AS whole, j.* FROM jobledger.job j WHERE j.org_id = p_org AND j.id = c.id OFFSET 0) found
         LEFT JOIN LATERAL jobledger.last_event(p_org, found.id, found.last_seq, found.last_recorded_at, found.finished_at) e ON true
@@ -373,14 +374,27 @@ BEGIN
             AND (p_created_before IS NULL OR found.created_at < p_created_before)
     ), seen AS (
         SELECT count(*) AS examined, min(c.created_seq) AS reached FROM candidate c
-    ), page AS (
+    ), page AS MATERIALIZED (
         SELECT looked.* FROM looked ORDER BY looked.created_seq DESC LIMIT p_limit
+    ), size AS MATERIALIZED (
+        SELECT count(*) > 32 AS is_long FROM page WHERE page.next_status = 'running'
+    ), extended AS MATERIALIZED (
+        -- Of each job the last extension of its lease, and the seq as of which it is: for a long page once, not for each of its jobs.
+        SELECT jsonb_object_agg(said.key, r.seq || ':' || said.value ORDER BY r.n) AS by_job
+        FROM jobledger.org_record r CROSS JOIN LATERAL json_each_text(r.extensions::json) said
+        WHERE (SELECT size.is_long FROM size) AND r.org_id = p_org AND r.n > base_n AND r.extensions IS NOT NULL
+    ), kept AS (
+        SELECT page.*, CASE WHEN page.next_status IS DISTINCT FROM 'running' THEN NULL
+            WHEN NOT (SELECT size.is_long FROM size) THEN jobledger.last_extension(p_org, page.id, page.seq)
+            WHEN split_part(extended.by_job ->> encode(uuid_send(page.id), 'hex'), ':', 1)::bigint >= page.seq
+            THEN split_part(extended.by_job ->> encode(uuid_send(page.id), 'hex'), ':', 2) || '"' END AS extension
+        FROM page CROSS JOIN extended
     )
     SELECT coalesce(head, 0), seen.examined, seen.reached, page.created_seq IS NOT NULL, ROW(
         NULL, NULL, page.image, page.next_status, page.attempt, page.ts, page.job_seq, page.seq, page.recorded_at, page.extension,
         (page.whole).*,
         page.detail_json ->> 'stage', (page.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
-    FROM seen LEFT JOIN page ON true
+    FROM seen LEFT JOIN kept page ON true
     ORDER BY page.created_seq DESC;
 END $$;
 

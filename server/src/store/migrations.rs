@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "8b27dd34e98effdfd2ec01ec5e4764a464acb0c58b2f491e56411ddaa26acc01")
+            (3, "f9d9e37c4392a7fad09c6695077f75c200b7627e872e26e7c1c034df38d95f52")
         );
     }
 

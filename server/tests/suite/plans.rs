@@ -111,9 +111,13 @@ async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, S
         statement = statement.replace(&names[n], &format!("${}", n + 1));
     }
     // Variables of the function's own, read before.
-    for (variable, value) in
-        [("coalesce(head, 0)", "0"), ("> base", "> 0"), (">= since", ">= now()"), ("since IS NOT NULL", "true")]
-    {
+    for (variable, value) in [
+        ("coalesce(head, 0)", "0"),
+        ("> base_n", "> 0"),
+        ("> base", "> 0"),
+        (">= since", ">= now()"),
+        ("since IS NOT NULL", "true"),
+    ] {
         statement = statement.replace(variable, value);
     }
     (types, statement)

@@ -23,6 +23,7 @@ on_both_databases! {
     a_lease_that_nobody_keeps_ends_after_a_kill,
     another_server_writes_the_rows_that_one_has_left_behind,
     heartbeats_write_no_rows_and_outlive_a_kill,
+    a_long_list_tells_what_heartbeats_said,
 }
 
 const RUNNING_ROWS: &str = "job WHERE status = 'running'";
@@ -192,4 +193,51 @@ async fn heartbeats_write_no_rows_and_outlive_a_kill(database: Database) {
     let caught_up = async { while rows(&database, CONFIRMED_ROWS).await < 1 {} };
     timeout(PATIENCE, caught_up).await.expect("the row is written once no heartbeat comes any more");
     drop(program);
+}
+
+/// Of many jobs together it is found in another way than of each.
+async fn a_long_list_tells_what_heartbeats_said(database: Database) {
+    const JOBS: usize = 60;
+    let mut config = database.config();
+    config.fold_after = Duration::from_secs(3_600);
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    for created in client.create_all((0..JOBS).map(|_| NewJob::new("t"))).await.unwrap() {
+        created.unwrap();
+    }
+    let leases = client.claim(Claim::new("w").max_jobs(JOBS as i32).lease(Duration::from_secs(60))).await.unwrap();
+    assert_eq!(leases.len(), JOBS);
+    let beat = async |leases: &[Lease], seconds| {
+        let beat = |lease: &Lease| LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
+        let extend_by = Some(jobledger_client::prost_types::Duration { seconds, nanos: 0 });
+        let leases = leases.iter().map(beat).collect();
+        client.heartbeat(HeartbeatRequest { worker_id: "w".into(), leases, extend_by }).await.unwrap();
+    };
+    // Of some jobs there are several, of some none, and of some an event came after it, or in between.
+    beat(&leases[..50], 600).await;
+    beat(&leases[..20], 1_200).await;
+    for lease in &leases[10..30] {
+        let report = Report::progress(&lease.job.as_ref().unwrap().id).lease(lease.lease_token.clone()).percent(40);
+        client.update(report).await.unwrap();
+    }
+    beat(&leases[25..40], 1_800).await;
+    for size in [10, JOBS as i32] {
+        let mut request =
+            ListJobsRequest { statuses: vec![JobStatus::Running.into()], page_size: size, ..Default::default() };
+        let mut listed = Vec::new();
+        loop {
+            let page = client.list(request.clone()).await.unwrap();
+            listed.extend(page.jobs);
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        let ends: BTreeSet<_> = listed.iter().map(|job| job.lease_expires_at.unwrap().seconds).collect();
+        assert!(listed.len() == JOBS && ends.len() >= 4, "{ends:?}");
+        for job in listed {
+            assert_eq!(client.get(&job.id).await.unwrap(), job, "in pages of {size}");
+        }
+    }
+    server.stop().await;
 }

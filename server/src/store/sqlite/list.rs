@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, SqlitePool};
 
 use super::{
-    columns::{Columns, IS_BEHIND, JOB_OVER, LAST_EVENT, micros},
+    columns::{Columns, EXTENSION, IS_BEHIND, LAST_EVENT, job_over, micros},
     error::store_error,
 };
 use crate::{
@@ -75,6 +75,9 @@ fn has_too_many_ways(query: &ListQuery) -> bool {
     query.filter.types.len() * query.statuses().len() > MOST_WAYS
 }
 
+/// For pages of more jobs the extensions of all leases are found once, and not for each job.
+const LONG: usize = 32;
+
 pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
     let filter = &query.filter;
     // What is looked at are then jobs of other types, too.
@@ -91,14 +94,24 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
                 AND (?8 IS NULL OR j.requested_by = ?8)
                 AND (?9 IS NULL OR j.created_at >= ?9) AND (?10 IS NULL OR j.created_at < ?10)
             ORDER BY c.created_seq DESC LIMIT ?4
+        ),
+        extended AS MATERIALIZED (
+            SELECT unhex(said.key) AS job_id, max(r.n) AS n, r.seq, said.value || '\"' AS said
+            FROM org_head h CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n AND r.extensions IS NOT NULL
+            CROSS JOIN json_each(r.extensions) said
+            WHERE h.org_id = ?1 AND (SELECT count(*) FROM page) > {LONG} GROUP BY said.key
         )
         SELECT coalesce((SELECT seq FROM org_head WHERE org_id = ?1), 0),
             (SELECT count(*) FROM candidate), (SELECT min(created_seq) FROM candidate), page.id IS NOT NULL,
             {}
         FROM (SELECT 1) one LEFT JOIN page ON true LEFT JOIN job j ON j.org_id = ?1 AND j.id = page.id
-        {LAST_EVENT}
+        {LAST_EVENT} LEFT JOIN extended ON extended.job_id = j.id
         ORDER BY page.created_seq DESC",
-        *JOB_OVER
+        job_over(&format!(
+            "iif((SELECT count(*) FROM page) > {LONG}, iif(e.next_status = 'running' AND extended.seq >= e.seq, extended.said, NULL),
+                {})",
+            *EXTENSION
+        ))
     );
     let mut statement = sqlx::query(AssertSqlSafe(sql))
         .bind(org.0)
