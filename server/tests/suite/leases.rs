@@ -37,6 +37,12 @@ async fn beat(client: &Client, beats: Vec<LeaseHeartbeat>, extend_by: Option<i64
     client.heartbeat(HeartbeatRequest { worker_id: "w".to_owned(), leases: beats, extend_by }).await.unwrap()
 }
 
+/// Heartbeats of a worker `w` without news, each of which is heard.
+pub(crate) async fn keep(client: &Client, leases: &[Lease], extend_by: impl Into<Option<i64>>) {
+    let answers = beat(client, leases.iter().map(of).collect(), extend_by.into()).await;
+    assert!(answers.iter().all(|answer| !answer.lease_lost), "{answers:?}");
+}
+
 fn of(lease: &Lease) -> LeaseHeartbeat {
     LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..LeaseHeartbeat::default() }
 }

@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{
-    Claim, Client, NewJob, Report,
-    proto::{HeartbeatRequest, LeaseHeartbeat, StreamJobEventsRequest},
-};
+use jobledger_client::{Claim, Client, NewJob, Report, proto::StreamJobEventsRequest};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
@@ -18,6 +15,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{self, OWNER},
     harness::{Database, PATIENCE, Program, TestServer, command},
+    leases::keep,
     retention::rows,
 };
 
@@ -206,18 +204,20 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         for (org, is_folded) in [(3, false), (4, true), (5, false), (6, true)] {
             let working = client(&server, org);
             let id = working.create(NewJob::new("t").run_timeout(Duration::from_secs(3_600))).await.unwrap().job.id;
-            let lease = working.claim(Claim::new("w")).await.unwrap().remove(0);
+            let leases = working.claim(Claim::new("w")).await.unwrap();
             if is_folded {
                 working.create(NewJob::new("u")).await.unwrap();
             }
-            let token = lease.lease_token;
             if org > 4 {
                 // Its end is in an image, and of others in a record.
-                heartbeat(&working, &token, 1_000).await;
+                keep(&working, &leases, 1_000).await;
             }
-            working.update(Report::progress(&id).lease(&token).stage("on it").percent(40)).await.unwrap();
+            working
+                .update(Report::progress(&id).lease(&leases[0].lease_token).stage("on it").percent(40))
+                .await
+                .unwrap();
             if org == 5 {
-                heartbeat(&working, &token, 2_000).await;
+                keep(&working, &leases, 2_000).await;
             }
             running.push((org, working.get(&id).await.unwrap()));
         }
@@ -253,13 +253,6 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         assert_eq!(rows(&database, "job_payload").await, 3, "what is new lies with its event");
         database.verify().await;
     }
-}
-
-async fn heartbeat(client: &Client, token: &str, seconds: i64) {
-    let lease = LeaseHeartbeat { lease_token: token.to_owned(), ..Default::default() };
-    let extend_by = Some(jobledger_client::prost_types::Duration { seconds, nanos: 0 });
-    let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![lease], extend_by };
-    assert!(!client.heartbeat(beat).await.unwrap()[0].lease_lost);
 }
 
 #[tokio::test]

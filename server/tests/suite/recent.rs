@@ -16,6 +16,7 @@ use crate::{
     cluster::SERVER,
     faults::link::{Fault, Link, Peer},
     harness::{Database, PATIENCE, TestServer, on_both_databases},
+    leases::keep,
 };
 
 on_both_databases! {
@@ -179,9 +180,7 @@ async fn a_lease_that_was_extended_at_a_server_that_is_gone_is_not_lost() {
     let kept = leases[0].job.as_ref().unwrap().id.clone();
     // B knows the rows.
     on_b.create(NewJob::new("u")).await.unwrap();
-    let extend_by = Some(jobledger_client::prost_types::Duration { seconds: 600, nanos: 0 });
-    let lease = LeaseHeartbeat { lease_token: leases[0].lease_token.clone(), ..LeaseHeartbeat::default() };
-    on_a.heartbeat(HeartbeatRequest { worker_id: "w".to_owned(), leases: vec![lease], extend_by }).await.unwrap();
+    keep(&on_a, &leases[..1], 600).await;
     // And this one folds; another row is behind then, so that there is something to catch up with.
     on_a.create(NewJob::new("u")).await.unwrap();
     on_a.claim(Claim::new("w").types(["u"]).lease(Duration::from_secs(600))).await.unwrap();

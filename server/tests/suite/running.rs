@@ -7,13 +7,14 @@ use std::{
 
 use jobledger_client::{
     Claim, Client, NewJob, Report,
-    proto::{HeartbeatRequest, Job, JobStatus, Lease, LeaseHeartbeat, ListJobsRequest},
+    proto::{Job, JobStatus, Lease, ListJobsRequest},
 };
 use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use tokio::time::timeout;
 
 use crate::{
     harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
+    leases::keep,
     retention::rows,
 };
 
@@ -155,12 +156,7 @@ async fn heartbeats_write_no_rows_and_outlive_a_kill(database: Database) {
     }
     let claim = Claim::new("w").max_jobs(2).lease(Duration::from_secs(1));
     let leases = client.claim(claim).await.unwrap();
-    let heartbeat = async |client: &Client, extend_by| {
-        let extend_by = Some(jobledger_client::prost_types::Duration { seconds: extend_by, nanos: 0 });
-        let lease = LeaseHeartbeat { lease_token: leases[0].lease_token.clone(), ..Default::default() };
-        let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![lease], extend_by };
-        assert!(!client.heartbeat(beat).await.unwrap()[0].lease_lost);
-    };
+    let heartbeat = async |client: &Client, seconds| keep(client, &leases[..1], seconds).await;
     for seconds in 100..110 {
         heartbeat(&client, seconds).await;
     }
@@ -207,20 +203,14 @@ async fn a_long_list_tells_what_heartbeats_said(database: Database) {
     }
     let leases = client.claim(Claim::new("w").max_jobs(JOBS as i32).lease(Duration::from_secs(60))).await.unwrap();
     assert_eq!(leases.len(), JOBS);
-    let beat = async |leases: &[Lease], seconds| {
-        let beat = |lease: &Lease| LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
-        let extend_by = Some(jobledger_client::prost_types::Duration { seconds, nanos: 0 });
-        let leases = leases.iter().map(beat).collect();
-        client.heartbeat(HeartbeatRequest { worker_id: "w".into(), leases, extend_by }).await.unwrap();
-    };
     // Of some jobs there are several, of some none, and of some an event came after it, or in between.
-    beat(&leases[..50], 600).await;
-    beat(&leases[..20], 1_200).await;
+    keep(&client, &leases[..50], 600).await;
+    keep(&client, &leases[..20], 1_200).await;
     for lease in &leases[10..30] {
         let report = Report::progress(&lease.job.as_ref().unwrap().id).lease(lease.lease_token.clone()).percent(40);
         client.update(report).await.unwrap();
     }
-    beat(&leases[25..40], 1_800).await;
+    keep(&client, &leases[25..40], 1_800).await;
     for size in [10, JOBS as i32] {
         let mut request =
             ListJobsRequest { statuses: vec![JobStatus::Running.into()], page_size: size, ..Default::default() };

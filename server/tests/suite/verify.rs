@@ -10,7 +10,7 @@ use std::{
 
 use jobledger_client::{
     Claim, Client, NewJob, Report,
-    proto::{CancelJobRequest, ClaimJobsRequest, GetJobRequest, HeartbeatRequest, LeaseHeartbeat},
+    proto::{CancelJobRequest, ClaimJobsRequest, GetJobRequest},
 };
 use jobledger_server::domain::status::JobStatus;
 use tokio::task::JoinSet;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::{
     cluster::OWNER,
     harness::{Database, TestServer, command, on_both_databases},
+    leases::keep,
     retention::rows,
 };
 
@@ -143,10 +144,8 @@ async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
     let server = TestServer::start(config).await;
     let client = server.client();
     client.create(NewJob::new("t")).await.unwrap();
-    let lease = client.claim(Claim::new("w")).await.unwrap().remove(0);
-    let beat = LeaseHeartbeat { lease_token: lease.lease_token, ..Default::default() };
-    let extend_by = Some(jobledger_client::prost_types::Duration { seconds: 600, nanos: 0 });
-    client.heartbeat(HeartbeatRequest { worker_id: "w".into(), leases: vec![beat], extend_by }).await.unwrap();
+    let leases = client.claim(Claim::new("w")).await.unwrap();
+    keep(&client, &leases, 600).await;
     // With this batch the row is written.
     client.create(NewJob::new("t")).await.unwrap();
     server.stop().await;

@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{
-    Claim, Client, NewJob, Report,
-    proto::{HeartbeatRequest, LeaseHeartbeat},
-};
+use jobledger_client::{Claim, Client, NewJob, Report};
 use jobledger_server::{
     domain::{event::EventKind, id::OrgId},
     store::{EventFilter, EventQuery, Store},
@@ -28,6 +25,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{Cluster, Durability},
     harness::{Database, PATIENCE, Program, fixed_address, short_or_long},
+    leases::keep,
     seeded::Seeded,
 };
 
@@ -53,12 +51,9 @@ async fn live(client: Client, is_over: Arc<AtomicBool>, done: watch::Sender<u64>
         told.insert(created, None);
         let lease =
             client.claim(Claim::new("w").types(["life"]).wait(PATIENCE)).await.expect("it is claimed").remove(0);
-        let id = lease.job.expect("a job").id;
+        let id = lease.job.as_ref().expect("a job").id.clone();
         if told.len().is_multiple_of(3) {
-            let beat = LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
-            let beat = HeartbeatRequest { worker_id: "w".into(), leases: vec![beat], extend_by: None };
-            let answer = client.heartbeat(beat).await.expect("it is heard");
-            assert!(!answer[0].lease_lost, "{id}");
+            keep(&client, std::slice::from_ref(&lease), None).await;
         }
         if told.len().is_multiple_of(2) {
             let report = Report::progress(&id).lease(&lease.lease_token).stage("half").percent(50);
