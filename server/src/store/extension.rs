@@ -94,6 +94,13 @@ mod tests {
     use super::*;
     use crate::domain::{id::JobId, tests::job_claimed};
 
+    /// Where PostgreSQL's functions say them again.
+    #[test]
+    fn functions_look_where_extensions_are() {
+        let place = format!("strpos(x.extensions, digits) + {EXTENSION_AT}, {EXTENSION_CHARS})");
+        assert!(crate::store::migrations::FUNCTIONS.sql.contains(&place), "{place}");
+    }
+
     #[test]
     fn extensions_are_found_in_the_text_of_all() {
         let (first, _) = job_claimed();
