@@ -14,8 +14,8 @@ const SINGLE_JOB: &str = "
 WITH job AS (
     INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, last_job_seq, last_seq,
         created_seq, last_recorded_at)
-    VALUES ('00000000-0000-0000-0000-00000000000b', gen_random_uuid(), 'bench', 1000000, 2, 600000000, now(), 1,
-        nextval('bench_seq'), currval('bench_seq'), now())
+    SELECT '00000000-0000-0000-0000-00000000000b', gen_random_uuid(), 'bench', 1000000, 2, 600000000, now(), 1, seq, seq, now()
+    FROM (SELECT nextval('bench_seq') AS seq) next
     RETURNING id, last_seq
 )
 INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
