@@ -1,6 +1,7 @@
-// graphile-worker on a database, for `make bench BENCH=peers`: adds jobs one by one, 256 at a time, or runs those that are there.
+// graphile-worker on a database, for `make bench BENCH=peers`: adds jobs one by one, 256 at a time, or many with a
+// call, or runs those that are there.
 //
-//     node graphile.mjs add|run CONNECTION JOBS
+//     node graphile.mjs add|bulk|run CONNECTION JOBS
 //
 // Prints how many microseconds that took, and how many of the processor's. The settings are those that graphile-worker's own
 // documentation recommends for the most jobs a second.
@@ -38,6 +39,11 @@ if (what === "add") {
     while (left-- > 0) await utils.addJob("bench", {});
   };
   await Promise.all(Array.from({ length: 256 }, caller));
+} else if (what === "bulk") {
+  for (let left = jobs; left > 0; left -= 500) {
+    const specs = Array.from({ length: Math.min(left, 500) }, () => ({ identifier: "bench", payload: {} }));
+    await utils.addJobs(specs);
+  }
 } else {
   let left = jobs;
   let done;

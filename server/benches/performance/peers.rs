@@ -3,7 +3,7 @@
 
 use std::{
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jobledger_client::Client;
@@ -52,9 +52,9 @@ pub(crate) async fn peers(figures: &mut Figures, cluster: &Cluster, scale: Scale
     let theirs = cluster.url(&cluster.create_empty_database("").await, cluster::OWNER);
     let load = Load::on(&server)?;
     let meter = Meter::of(&server, Some(cluster));
-    let mut taken = [(); 4].map(|()| Rounds::default());
+    let mut taken = [(); 6].map(|()| Rounds::default());
     for _ in 0..scale.rounds {
-        let [added, ran, created, lived] = &mut taken;
+        let [added, ran, created, lived, theirs_whole, whole] = &mut taken;
         for (what, rounds) in [("add", &mut *added), ("run", &mut *ran)] {
             let before = meter.look()?;
             let [took, cpu] = graphile(what, &theirs, JOBS)?;
@@ -64,18 +64,30 @@ pub(crate) async fn peers(figures: &mut Figures, cluster: &Cluster, scale: Scale
         let before = meter.look()?;
         let rate = load::create(&load, MANY, scale.round).await?.rate;
         created.add(round(rate * scale.round.as_secs_f64(), scale.round, before, meter.look()?));
+        let (since, first) = (Instant::now(), meter.look()?);
         lives::create(Client::new(&server.endpoint)?, JOBS).await?;
         let before = meter.look()?;
         let took = lives::work(&server, JOBS, 0, async { Ok(()) }).await?;
-        lived.add(round(JOBS as f64, took, before, meter.look()?));
-        eprintln!("  {}", [&*added, ran, created, lived].map(|rounds| format!("{:.0}", rounds.value())).join(" "));
+        let after = meter.look()?;
+        lived.add(round(JOBS as f64, took, before, after));
+        whole.add(round(JOBS as f64, since.elapsed(), first, after));
+        let before = meter.look()?;
+        let [took, cpu] = graphile("bulk", &theirs, JOBS)?;
+        let [then, more] = graphile("run", &theirs, JOBS)?;
+        let after = Spent { server: before.server, generator: before.generator + cpu + more, ..meter.look()? };
+        theirs_whole.add(round(JOBS as f64, took + then, before, after));
+        let of_round = [&*added, ran, created, lived, theirs_whole, whole];
+        eprintln!("  {}", of_round.map(|rounds| format!("{:.0}", rounds.value())).join(" "));
     }
-    let [added, ran, created, lived] = &taken;
+    let [added, ran, created, lived, theirs_whole, whole] = &taken;
     figures.add(Figure::taken("graphile-worker: jobs added one by one, 256 in flight", "/s", added));
     let name = "PostgreSQL: CreateJob, 256 in flight";
     figures.add(Figure::taken(name, "/s", created).of_taken("graphile-worker", created, added));
     figures.add(Figure::taken("graphile-worker: a backlog run", "/s", ran));
     let name = "PostgreSQL: a backlog run by an SDK worker";
     figures.add(Figure::taken(name, "/s", lived).of_taken("graphile-worker", lived, ran));
+    figures.add(Figure::taken("graphile-worker: created in bulk, and run", "/s", theirs_whole));
+    let name = "PostgreSQL: created in bulk, and run by an SDK worker";
+    figures.add(Figure::taken(name, "/s", whole).of_taken("graphile-worker", whole, theirs_whole));
     Ok(())
 }
