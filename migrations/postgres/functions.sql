@@ -806,7 +806,7 @@ BEGIN
 END $$;
 
 -- How many jobs' rows lack events, or the last extension of their lease, up to where none is said to; of extensions those in the last
--- thousand records that have any.
+-- thousand records that have any. OFFSET 0 keeps PostgreSQL from joining all events of an org that it knows nothing of.
 CREATE OR REPLACE FUNCTION jobledger.count_early_rows(p_org UUID)
 RETURNS BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -831,7 +831,7 @@ BEGIN
             SELECT count(*) FROM log CROSS JOIN jobledger.job j
             WHERE j.org_id = p_org AND j.status IN ('queued', 'running') AND EXISTS (
                 SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq
-                    AND e.seq <= log.base_seq AND e.recorded_at >= j.last_recorded_at)
+                    AND e.seq <= log.base_seq AND e.recorded_at >= j.last_recorded_at OFFSET 0)
         ) + (
             SELECT count(*) FROM log CROSS JOIN extended x
             CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = x.job_id OFFSET 0) j
@@ -839,7 +839,7 @@ BEGIN
                 AND x.expires_at IS DISTINCT FROM (extract(epoch FROM j.lease_expires_at) * 1000000)::bigint
                 AND NOT EXISTS (
                     SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq
-                        AND e.recorded_at >= j.last_recorded_at)
+                        AND e.recorded_at >= j.last_recorded_at OFFSET 0)
         ));
 END $$;
 

@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "f9d9e37c4392a7fad09c6695077f75c200b7627e872e26e7c1c034df38d95f52")
+            (3, "204ce2418274c3465cf3471c0e8d691e5a095164d399008142afc84abcc8ac76")
         );
     }
 
