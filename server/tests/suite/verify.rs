@@ -12,8 +12,9 @@ use jobledger_client::{
     Claim, Client, NewJob, Report,
     proto::{CancelJobRequest, ClaimJobsRequest, GetJobRequest},
 };
-use jobledger_server::domain::status::JobStatus;
-use tokio::task::JoinSet;
+use jobledger_server::domain::{id::OrgId, status::JobStatus};
+use sqlx::{AssertSqlSafe, Executor as _};
+use tokio::{task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -267,4 +268,47 @@ async fn one_org_is_verified_or_all(database: Database) {
     let one = verify(&database, &["--org", &other.to_string()]);
     assert_eq!(one, (Some(0), "verified 1 orgs, 1 jobs, 1 events: no difference\n".to_owned()));
     server.stop().await;
+}
+
+/// PostgreSQL knows nothing of the tables yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_of_thousands_of_jobs_are_verified_at_once() {
+    const JOBS: usize = 40_000;
+    let database = Database::postgres().await;
+    database.is_made_up();
+    let store = database.open().await;
+    let mut filling = database.connect_as("postgres").await;
+    for table in ["job", "org_record"] {
+        let sql = format!("ALTER TABLE jobledger.{table} SET (autovacuum_enabled = off)");
+        filling.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    let org_id = OrgId(Uuid::from_u128(1));
+    let org = format!("'{}'", org_id.0);
+    let id = "('01980000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid";
+    for sql in [
+        format!("INSERT INTO jobledger.org_head (org_id, seq, base_seq, base_n, recorded_at, types) VALUES ({org}, {JOBS}, {JOBS}, 1000, now(), 1)"),
+        format!(
+            "INSERT INTO jobledger.job (org_id, id, type, status, retry_initial, retry_multiplier, retry_max, created_seq, ready_at,
+                last_job_seq, last_seq, last_recorded_at, lease_expires_at)
+             SELECT {org}, {id}, 't', 'running', 1, 2, 3, n, now(), 1, n, date_trunc('day', now()), '2026-01-01 00:00:00+00' FROM generate_series(1, {JOBS}) n"
+        ),
+        format!(
+            "INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
+             SELECT {org}, n, {id}, 1, now(), date_trunc('day', now()), 'created', 'queued', 0, 't', 100 FROM generate_series(1, {JOBS}) n"
+        ),
+        // Each tells of its own ten jobs, and of all but one of them what their rows do not say.
+        format!(
+            "INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts, base_seq, base_n, extensions)
+             SELECT {org}, r, r, r - 1, {JOBS}, 1, now(), now(), 1, '{{}}', {JOBS}, 1000, (
+                SELECT '{{' || string_agg(format('\"%s\":\"%s\"', encode(uuid_send({id}), 'hex'),
+                    CASE WHEN n % 10 = 0 THEN '1767225600000000' ELSE '1' END), ',') || '}}'
+                FROM generate_series(10 * r - 9, 10 * r) n)
+             FROM generate_series(1, 1000) r"
+        ),
+    ] {
+        filling.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    let early = timeout(Duration::from_secs(5), store.audit().early_rows(org_id)).await;
+    assert_eq!(early.expect("in no time").unwrap(), 9_000);
+    store.close().await;
 }
