@@ -1,6 +1,6 @@
 //! What a server holds in memory and in open files, seen from outside its process.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use jobledger_client::{Follow, Item, NewJob, Report, proto::StreamJobEventsRequest};
 use serde_json::json;
@@ -124,8 +124,10 @@ async fn a_message_in_many_pieces_takes_what_its_bytes_do() {
     // As much as a stream may send before the server says so.
     const PIECES: usize = 250_000;
     let database = Database::sqlite();
-    // Whatever else the machine does meanwhile.
-    let program = Program::start_with(&database, &["--request-timeout", "10m"]);
+    // Whatever else the machine does meanwhile: with one thread, each piece is taken over before more of the connection is read. With two,
+    // pieces could be read while the thread that takes them over has no processor, until the connection is ended as a flood.
+    let (times, threads) = (["--request-timeout", "10m", "--call-timeout", "10m"], Path::new("1"));
+    let program = Program::serve_in("127.0.0.1:0", &database.url(), &times, &[("TOKIO_WORKER_THREADS", threads)]);
     let mut raw = Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
     raw.is_served().await;
     let before = resident(program.id());
