@@ -100,8 +100,9 @@ impl Beside {
                 connection.fetch_one(sql).await?.get(0)
             }
             Self::Sqlite(file) => {
+                // By the heads: otherwise it walks all events, and SQLite's log grows for as long as that takes.
                 let sql = "SELECT coalesce(max(unixepoch('subsec') - e.recorded_at / 1e6), 0.0)
-                    FROM org_head h JOIN job_event e ON e.org_id = h.org_id AND e.seq = h.base_seq + 1";
+                    FROM org_head h CROSS JOIN job_event e ON e.org_id = h.org_id AND e.seq = h.base_seq + 1";
                 let mut connection = file.connect().await?;
                 let seconds = connection.fetch_one(AssertSqlSafe(sql)).await?.get(0);
                 connection.close().await?;
