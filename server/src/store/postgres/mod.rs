@@ -89,10 +89,15 @@ const ONE_PLAN: [(&str, &str); 4] = [
 const BY_KEY: [(&str, &str); 3] =
     [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_bitmapscan", "off")];
 
+/// Connections for the server's own work.
+const OWN_CONNECTIONS: u32 = 3;
+
 /// An open PostgreSQL ledger.
 pub struct PostgresStore {
     writers: Arc<Connections>,
     readers: Arc<Connections>,
+    /// For the server's own work, which no caller can take: credentials, what is due, signs of life.
+    own: Arc<Connections>,
     write_connections: usize,
     orgs_per_transaction: usize,
     options: PgConnectOptions,
@@ -133,9 +138,11 @@ impl PostgresStore {
         assert_usable(&mut connection).await?;
         migrations::prepare(&mut connection, options.migrate).await?;
         roles::check(&mut connection, options.require_rls).await?;
+        let readers = |most| Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &NOT_REPLICATED], most);
         let store = Self {
             writers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &BY_KEY], options.write_connections),
-            readers: Connections::new(base.clone(), &[&SESSION, &ONE_PLAN, &NOT_REPLICATED], options.read_connections),
+            readers: readers(options.read_connections),
+            own: readers(OWN_CONNECTIONS),
             write_connections: options.write_connections as usize,
             orgs_per_transaction: options.orgs_per_transaction as usize,
             announcer: Announcer::start(base.clone().options(SESSION).application_name("jobledger-notify")),
@@ -180,7 +187,7 @@ impl Store for PostgresStore {
 
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError> {
         if self.memory.takes_partitions() {
-            read::make_partitions(&self.readers, MONTHS_AHEAD).await?;
+            read::make_partitions(&self.own, MONTHS_AHEAD).await?;
         }
         Ok(Box::new(batch::begin(&self.writers, orgs, Arc::clone(&self.memory)).await?))
     }
@@ -222,7 +229,7 @@ impl Store for PostgresStore {
     }
 
     async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
-        read::reaches(&self.readers, orgs).await
+        read::reaches(&self.own, orgs).await
     }
 
     fn announce(&self, reaches: &[(OrgId, Reach)]) {
@@ -234,11 +241,11 @@ impl Store for PostgresStore {
     }
 
     async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
-        read::orgs(&self.readers, after, limit).await
+        read::orgs(&self.own, after, limit).await
     }
 
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        let mut due = read::take_due(&self.readers, what, limit, hold).await?;
+        let mut due = read::take_due(&self.own, what, limit, hold).await?;
         if what == DueWork::Jobs {
             // A look at an org folds, too.
             let stale = self.memory.stale(limit - due.len());
@@ -248,12 +255,12 @@ impl Store for PostgresStore {
     }
 
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {
-        tokens::find(&self.readers, org, digest).await
+        tokens::find(&self.own, org, digest).await
     }
 
     async fn about(&self) -> Result<About, StoreError> {
         let turn = self.memory.turn();
-        let about = read::about(&self.readers).await?;
+        let about = read::about(&self.own).await?;
         self.memory.has_log(turn, about.log_id);
         Ok(about)
     }
@@ -263,24 +270,25 @@ impl Store for PostgresStore {
     }
 
     async fn maintain(&self) -> Result<(), StoreError> {
-        read::maintain(&self.readers, MONTHS_AHEAD).await
+        read::maintain(&self.own, MONTHS_AHEAD).await
     }
 
     async fn ping(&self) -> Result<Time, StoreError> {
-        read::ping(&self.readers).await
+        read::ping(&self.own).await
     }
 
     async fn newer_migration(&self) -> Result<Option<i64>, StoreError> {
-        read::newer_migration(&self.readers).await
+        read::newer_migration(&self.own).await
     }
 
     async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError> {
-        read::note_clock(&self.readers, unseen, doubt).await
+        read::note_clock(&self.own, unseen, doubt).await
     }
 
     async fn close(&self) {
         self.announcer.stop().await;
         self.writers.close().await;
         self.readers.close().await;
+        self.own.close().await;
     }
 }

@@ -60,8 +60,10 @@ use crate::{
 
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
 const OLDEST_SQLITE: &str = "3.51.3";
-/// Readers; two more than the ledger lets catch-up reads have, so that other reads never queue behind them.
-const READ_CONNECTIONS: u32 = 4;
+/// Readers for callers: as many as the ledger gives turns to at most, so that none of them waits here.
+const READ_CONNECTIONS: u32 = 12;
+/// Readers for the server's own work, which no caller can take: credentials, what is due, signs of life.
+const OWN_CONNECTIONS: u32 = 2;
 /// Readers of jobs by their ids: as many as there are processors worth keeping busy with them.
 const JOB_CONNECTIONS: u32 = 2;
 /// How long a reader waits for a free connection.
@@ -91,6 +93,7 @@ pub struct SqliteStore {
     orgs_per_transaction: usize,
     readers: SqlitePool,
     job_readers: SqlitePool,
+    own: SqlitePool,
     clock: Arc<dyn Clock>,
     states: Arc<States>,
     /// Held until the store is closed, so that a second server on the same file is refused.
@@ -167,13 +170,14 @@ impl SqliteStore {
         };
         let of_jobs = base.clone().row_buffer_size(JOB_BUFFER);
         let job_readers = pool(JOB_CONNECTIONS).connect_with(of_jobs).await.map_err(unusable)?;
-        let readers = pool(READ_CONNECTIONS).connect_with(base).await.map_err(unusable)?;
+        let readers = pool(READ_CONNECTIONS).connect_with(base.clone()).await.map_err(unusable)?;
+        let own = pool(OWN_CONNECTIONS).connect_with(base).await.map_err(unusable)?;
         let writer = Arc::new(Mutex::new(Some(writer)));
         let keeper = Keeper {
             gate,
             path: wal::path_of(path),
             limit: options.max_wal,
-            pools: [readers.clone(), job_readers.clone()],
+            pools: [readers.clone(), job_readers.clone(), own.clone()],
             writer: Arc::downgrade(&writer),
         };
         let keeping = (options.file_use == FileUse::Serve).then(|| AbortOnDropHandle::new(tokio::spawn(keeper.run())));
@@ -184,6 +188,7 @@ impl SqliteStore {
             orgs_per_transaction: options.orgs_per_transaction as usize,
             readers,
             job_readers,
+            own,
             clock: options.clock,
             states: Arc::new(States::new(options.fold_after)),
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
@@ -264,7 +269,7 @@ impl Store for SqliteStore {
     }
 
     async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {
-        read::reaches(&self.readers, orgs).await
+        read::reaches(&self.own, orgs).await
     }
 
     /// No other server may have the file open.
@@ -275,11 +280,11 @@ impl Store for SqliteStore {
     }
 
     async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
-        read::orgs(&self.readers, after, limit).await
+        read::orgs(&self.own, after, limit).await
     }
 
     async fn take_due(&self, what: DueWork, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
-        let mut due = read::due(&self.readers, &*self.clock, what, limit).await?;
+        let mut due = read::due(&self.own, &*self.clock, what, limit).await?;
         if what == DueWork::Jobs {
             // A look at an org folds, too.
             let stale = self.states.stale(self.clock.now(), limit - due.len());
@@ -289,11 +294,11 @@ impl Store for SqliteStore {
     }
 
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError> {
-        tokens::find(&self.readers, org, digest).await
+        tokens::find(&self.own, org, digest).await
     }
 
     async fn about(&self) -> Result<About, StoreError> {
-        read::about(&self.readers, &*self.clock).await
+        read::about(&self.own, &*self.clock).await
     }
 
     fn audit(&self) -> &dyn Audit {
@@ -305,19 +310,19 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<Time, StoreError> {
-        sqlx::query("/* ping */ SELECT 1").execute(&self.readers).await.map_err(store_error)?;
+        sqlx::query("/* ping */ SELECT 1").execute(&self.own).await.map_err(store_error)?;
         Ok(self.clock.now())
     }
 
     async fn newer_migration(&self) -> Result<Option<i64>, StoreError> {
         let sql = "/* newer_migration */ SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
-        let last = sqlx::query_scalar(sql).fetch_one(&self.readers).await.map_err(store_error)?;
+        let last = sqlx::query_scalar(sql).fetch_one(&self.own).await.map_err(store_error)?;
         Ok(crate::store::migrations::newer(last))
     }
 
     async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError> {
         let sql = "/* note_clock */ SELECT clock_seen_at FROM ledger";
-        let row = sqlx::query(sql).fetch_one(&self.readers).await.map_err(store_error)?;
+        let row = sqlx::query(sql).fetch_one(&self.own).await.map_err(store_error)?;
         let (before, now) = (Columns::of(&row).optional_time()?, self.clock.now());
         let sql = "/* note_clock */ UPDATE ledger SET clock_seen_at = $1,
             retention_paused_until = CASE WHEN abs($1 - clock_seen_at) > $2 THEN $3 ELSE retention_paused_until END";
@@ -329,6 +334,7 @@ impl Store for SqliteStore {
     async fn close(&self) {
         self.readers.close().await;
         self.job_readers.close().await;
+        self.own.close().await;
         if let Some(writer) = self.writer.lock().await.take()
             && let Err(error) = writer.close().await
         {

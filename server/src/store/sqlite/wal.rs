@@ -77,7 +77,7 @@ pub(super) struct Keeper {
     pub(super) path: PathBuf,
     /// What it may grow to, in bytes.
     pub(super) limit: u64,
-    pub(super) pools: [SqlitePool; 2],
+    pub(super) pools: [SqlitePool; 3],
     pub(super) writer: Weak<Mutex<Option<SqliteConnection>>>,
 }
 
