@@ -24,8 +24,8 @@ pub(super) async fn answer(ledger: &Ledger, org: OrgId, listing: Listing) -> Res
     'page: for chunk in chunks(&jobs, listing.is_full) {
         let mut contents = HashMap::new();
         if listing.is_full {
-            let ids: Vec<_> = chunk.iter().map(|job| job.id).collect();
-            contents.extend(ledger.contents(org, &ids).await?);
+            let ids = chunk.iter().map(|job| job.id).collect();
+            contents.extend(ledger.contents(org, ids).await?);
         }
         for job in chunk {
             let message = convert::full_job(job, &contents.remove(&job.id).unwrap_or_default());

@@ -22,7 +22,7 @@ use tonic::Status;
 use super::{convert, status::ApiError};
 use crate::{
     domain::{id::LogId, job::JobRecord},
-    ledger::{Delivery, LedgerError, PageMemory, PageShare, SharedEvent, StreamPlace, Subscription},
+    ledger::{Delivery, LedgerError, PageShare, SharedEvent, StreamPages, StreamPlace, Subscription},
 };
 
 /// Pages that wait for the caller beside the one it is taking from. A page is bounded in events and in bytes, and its
@@ -165,7 +165,12 @@ pub(super) fn start(
     let taken = Arc::new(AtomicU64::new(0));
     let held = Arc::new(Mutex::new(Held { queue: receiver, taking: Taking::Nothing, log_id: subscription.log_id() }));
     let left = Arc::downgrade(&held);
-    let patience = Patience { taken: Arc::clone(&taken), slow_consumer_after, memory: subscription.page_memory() };
+    let patience = Patience {
+        taken: Arc::clone(&taken),
+        put: AtomicU64::new(0),
+        slow_consumer_after,
+        pages: subscription.pages(),
+    };
     let stream = EventStream { held, taken: Arc::clone(&taken), _place: subscription.place() };
     tokio::spawn(async move {
         // One place is kept for the end, so that it reaches even a caller whose queue is full.
@@ -186,6 +191,7 @@ pub(super) fn start(
             ended,
             Err(ApiError::SlowConsumer | ApiError::Ledger(LedgerError::Draining | LedgerError::Unavailable))
         );
+        patience.put(1);
         last.send(Page::End { bookmark: sent.filter(|_| goes_on_elsewhere), ended });
         tokio::select! {
             // All is taken, or the caller has gone.
@@ -204,27 +210,35 @@ pub(super) fn start(
     stream
 }
 
-/// How long a caller may take nothing: not long where others have no room for what they take.
+/// How long a caller may take nothing of what there is for it: not long where there is little room left.
 struct Patience {
+    /// Messages that the caller has taken, and those that were put into the queue for it.
     taken: Arc<AtomicU64>,
+    put: AtomicU64,
     slow_consumer_after: Duration,
-    memory: PageMemory,
+    pages: StreamPages,
 }
 
 impl Patience {
-    /// Waits until it has taken nothing for so long.
+    fn put(&self, messages: usize) {
+        self.put.fetch_add(messages as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until it has taken nothing for so long; for ever where it has taken all there is.
     async fn runs_out(&self) {
+        let put = self.put.load(Ordering::Relaxed);
         let mut last = (self.taken.load(Ordering::Relaxed), Instant::now());
-        loop {
+        while last.0 < put {
             sleep(WHERE_TIGHT.min(self.slow_consumer_after)).await;
             let taken = self.taken.load(Ordering::Relaxed);
-            let allowed = if self.memory.is_tight() { WHERE_TIGHT } else { self.slow_consumer_after };
+            let allowed = if self.pages.are_tight() { WHERE_TIGHT } else { self.slow_consumer_after };
             if taken != last.0 {
                 last = (taken, Instant::now());
             } else if last.1.elapsed() >= allowed.min(self.slow_consumer_after) {
                 return;
             }
         }
+        std::future::pending().await
     }
 }
 
@@ -241,16 +255,25 @@ async fn deliver(
     patience: &Patience,
 ) -> Result<(), ApiError> {
     loop {
-        let page = match subscription.next().await? {
-            Delivery::Events(events, room) => Page::Events(events.into_iter(), room),
-            Delivery::Snapshot(jobs, room) => Page::Jobs(jobs.into_iter(), room),
-            Delivery::Bookmark { seq, caught_up } => Page::Bookmark { seq, caught_up },
+        // Whether it waits for events, for room or for its turn: what is there already is to be taken.
+        let next = tokio::select! {
+            biased;
+            next = subscription.next() => next?,
+            () = patience.runs_out() => return Err(ApiError::SlowConsumer),
+        };
+        let (messages, page) = match next {
+            Delivery::Events(events, room) => (events.len(), Page::Events(events.into_iter(), room)),
+            Delivery::Snapshot(jobs, room) => (jobs.len(), Page::Jobs(jobs.into_iter(), room)),
+            Delivery::Bookmark { seq, caught_up } => (1, Page::Bookmark { seq, caught_up }),
             Delivery::End => return Ok(()),
         };
         tokio::select! {
             biased;
             room = queue.reserve() => match room {
-                Ok(room) => room.send(page),
+                Ok(room) => {
+                    patience.put(messages);
+                    room.send(page);
+                }
                 // The caller is gone.
                 Err(_) => return Ok(()),
             },

@@ -12,32 +12,33 @@ mod own_commits;
 mod page_memory;
 mod pending;
 mod places;
+mod reader;
 mod reads;
 mod repeats;
 mod shared;
 mod subscription;
+mod turns;
 mod waiting;
 mod writer;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::sync::Semaphore;
 
 pub use self::{
     claim::{LeaseDelivery, Leases},
     clock_watch::{ClockStep, Moment, Reading},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
     lanes::with_reserve,
-    page_memory::{PageMemory, PageShare},
+    page_memory::{PageShare, StreamPages},
     places::{StreamLimits, StreamPlace},
     shared::SharedEvent,
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
     clock_watch::ClockWatch, command::Reply, follower::Follower, hub::Hub, lanes::Lanes, own_commits::OwnCommits,
-    pending::Answered, places::Places, reads::Reads, repeats::Repeats, subscription::Source, waiting::Waiting,
-    writer::Writer,
+    page_memory::PageMemory, pending::Answered, places::Places, reader::Reader, reads::Reads, repeats::Repeats,
+    subscription::Source, waiting::Waiting, writer::Writer,
 };
 pub use crate::store::{
     EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
@@ -77,11 +78,15 @@ pub struct Limits {
     pub streams: StreamLimits,
     /// Bytes of the past that were read for streams and not taken yet.
     pub stream_bytes: usize,
+    /// The same of one org.
+    pub stream_bytes_per_org: usize,
     /// Claims that may be under way, most of them waiting for work.
     pub claims: usize,
     /// The same of one org.
     pub claims_per_org: usize,
-    /// Reads of past events that may be under way at the same time, and as many of statistics.
+    /// Reads of lists and of large jobs that may be under way at the same time, 2 to 6: of one org all but one.
+    pub reads: usize,
+    /// Reads of past events of one org that may be under way at the same time, 1 or 2, and as many of statistics; of all orgs one more.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
     pub bookmark_interval: Duration,
@@ -91,6 +96,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             batch_commands: 512,
             batch_bytes: 4 << 20,
@@ -103,10 +109,12 @@ impl Default for Limits {
             tail_bytes: 64 << 20,
             streams: StreamLimits { in_all: 20_000, per_org: 10_000, per_connection: 1_000 },
             stream_bytes: 128 << 20,
+            stream_bytes_per_org: (128 << 20) / 3,
             claims: 20_000,
             claims_per_org: 10_000,
+            reads: processors.clamp(1, 5) + 1,
             // Half the machine at most is for the past.
-            catch_up_reads: (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, 2),
+            catch_up_reads: (processors / 2).clamp(1, 2),
             bookmark_interval: Duration::from_secs(15),
             resolve_within: Duration::from_secs(10),
         }
@@ -123,11 +131,12 @@ pub struct Ledger {
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
     watch: Arc<ClockWatch>,
-    catch_up: Arc<Semaphore>,
+    /// Turns at the database's readers: of lists and large jobs, of the past, of statistics. None of them takes another's.
+    lists: Arc<Reader>,
+    catch_up: Arc<Reader>,
+    summaries: Arc<Reader>,
     places: Arc<Places>,
-    page_memory: PageMemory,
-    /// Statistics that may be read at the same time: with many types they take their time.
-    summaries: Arc<Semaphore>,
+    page_memory: Arc<PageMemory>,
     bookmark_interval: Duration,
 }
 
@@ -137,7 +146,10 @@ impl Ledger {
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
-        let catch_up = Arc::new(Semaphore::new(limits.catch_up_reads));
+        let reader = |at_a_time| Reader::new(Arc::clone(&store), at_a_time, limits.queued_within);
+        let lists = reader(limits.reads);
+        // One is kept for orgs that have none.
+        let (catch_up, summaries) = (reader(limits.catch_up_reads + 1), reader(limits.catch_up_reads + 1));
         let waiting = Waiting::new(limits.claims, limits.claims_per_org);
         let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting), Arc::clone(&own));
@@ -151,10 +163,9 @@ impl Ledger {
             Arc::clone(&watch),
             limits,
         );
-        let reads = Reads::new(Arc::clone(&store));
+        let reads = Reads::new(Arc::clone(&store), Arc::clone(&lists));
         let places = Arc::new(Places::new(limits.streams));
-        let page_memory = PageMemory::new(limits.stream_bytes);
-        let summaries = Arc::new(Semaphore::new(limits.catch_up_reads));
+        let page_memory = PageMemory::new(limits.stream_bytes, limits.stream_bytes_per_org);
         let work = async move {
             tokio::select! {
                 () = Arc::new(writer).run() => {}
@@ -170,10 +181,11 @@ impl Ledger {
                 repeats: Arc::default(),
                 hub,
                 watch,
+                lists,
                 catch_up,
+                summaries,
                 places,
                 page_memory,
-                summaries,
                 bookmark_interval: limits.bookmark_interval,
             },
             work,
@@ -306,8 +318,8 @@ impl Ledger {
     /// # Errors
     ///
     /// That of the database.
-    pub async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, LedgerError> {
-        Ok(self.store.contents(org, ids).await?)
+    pub async fn contents(&self, org: OrgId, ids: Vec<JobId>) -> Result<Vec<(JobId, JobContents)>, LedgerError> {
+        self.lists.read(org, move |store| async move { store.contents(org, &ids).await }).await
     }
 
     /// Reads a page of jobs, the newest first.
@@ -316,7 +328,8 @@ impl Ledger {
     ///
     /// That of the database.
     pub async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, LedgerError> {
-        Ok(self.store.list(org, query).await?)
+        let query = query.clone();
+        self.lists.read(org, move |store| async move { store.list(org, &query).await }).await
     }
 
     /// Reads the statistics of an org.
@@ -325,8 +338,8 @@ impl Ledger {
     ///
     /// That of the database.
     pub async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, LedgerError> {
-        let _turn = self.summaries.acquire().await.map_err(|_| LedgerError::Draining)?;
-        Ok(self.store.statistics(org, query).await?)
+        let query = query.clone();
+        self.summaries.read(org, move |store| async move { store.statistics(org, &query).await }).await
     }
 
     /// Follows an org's log, for the peer at this address.
@@ -342,17 +355,21 @@ impl Ledger {
         request: SubscribeRequest,
     ) -> Result<Subscription, LedgerError> {
         let place = self.places.take(org, peer)?;
-        let turn = self.hub.turn();
-        let about = self.store.about().await?;
-        self.hub.is_of_log(turn, about.log_id);
+        let hub = Arc::clone(&self.hub);
+        let log_id = self.lists.read(org, move |store| async move {
+            let turn = hub.turn();
+            let log_id = store.about().await?.log_id;
+            hub.is_of_log(turn, log_id);
+            Ok(log_id)
+        });
+        let log_id = log_id.await?;
         // First the hub, then the database: what is committed in between is heard of.
         let source = Source {
-            store: Arc::clone(&self.store),
             catch_up: Arc::clone(&self.catch_up),
-            page_memory: self.page_memory.clone(),
+            pages: self.page_memory.stream(org),
             listener: self.hub.listen(org),
             org,
-            log_id: about.log_id,
+            log_id,
         };
         Subscription::open(source, self.bookmark_interval, place, request).await
     }

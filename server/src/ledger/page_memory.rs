@@ -1,68 +1,196 @@
-//! What pages of the past may take that were read for streams and not taken yet, in all.
+//! What pages of the past may take that were read for streams and not taken yet: in all, and of one org. Who waits for room holds none:
+//! a stream with pages that its caller has not taken waits for that caller first, and ends with it where it takes nothing.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::LedgerError;
+use crate::domain::id::OrgId;
 
-/// PageMemory is counted in so many bytes.
+/// Memory is counted in so many bytes.
 const UNIT: usize = 1 << 10;
 
-/// The room for pages. Whoever holds one and takes nothing of it is ended sooner where there is little left.
-#[derive(Clone)]
-pub struct PageMemory {
+/// The room for pages.
+pub(super) struct PageMemory {
+    all: Pool,
+    per_org: usize,
+    orgs: Mutex<HashMap<OrgId, Weak<Pool>>>,
+}
+
+/// So many units.
+struct Pool {
     free: Arc<Semaphore>,
     total: usize,
 }
 
-/// The room that a page takes, until it is dropped.
-#[derive(Debug, Default)]
-pub struct PageShare(Option<OwnedSemaphorePermit>);
-
-impl PageMemory {
-    pub(super) fn new(bytes: usize) -> Self {
-        let total = (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS);
+impl Pool {
+    fn new(total: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(total)), total }
     }
 
-    /// Waits for room for a page of so many bytes.
-    pub(super) async fn take(&self, bytes: usize) -> Result<PageShare, LedgerError> {
-        let units = u32::try_from((bytes / UNIT + 1).min(self.total)).unwrap_or(u32::MAX);
-        let taken = Arc::clone(&self.free).acquire_many_owned(units).await;
-        Ok(PageShare(Some(taken.map_err(|_| LedgerError::Draining)?)))
+    fn is_tight(&self) -> bool {
+        self.free.available_permits() < self.total / 4
+    }
+}
+
+/// The part of one stream in it.
+#[derive(Clone)]
+pub struct StreamPages {
+    memory: Arc<PageMemory>,
+    of_org: Arc<Pool>,
+    own: Arc<Own>,
+}
+
+/// The pages that one stream has.
+#[derive(Debug, Default)]
+struct Own {
+    pages: AtomicUsize,
+    given_back: Notify,
+}
+
+/// The room that a page takes, until it is dropped.
+#[derive(Debug, Default)]
+pub struct PageShare(Option<Share>);
+
+#[derive(Debug)]
+struct Share {
+    of_org: OwnedSemaphorePermit,
+    of_all: OwnedSemaphorePermit,
+    own: Arc<Own>,
+}
+
+impl PageMemory {
+    /// Room for so many bytes, of which one org may have so many.
+    pub(super) fn new(bytes: usize, per_org: usize) -> Arc<Self> {
+        let units = |bytes: usize| (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let total = units(bytes);
+        Arc::new(Self { all: Pool::new(total), per_org: units(per_org).min(total), orgs: Mutex::default() })
     }
 
-    /// True if little is left.
-    pub fn is_tight(&self) -> bool {
-        self.free.available_permits() < self.total / 4
+    /// The part of a stream of this org.
+    pub(super) fn stream(self: &Arc<Self>, org: OrgId) -> StreamPages {
+        // The map stays whole whatever panics beside it.
+        let mut orgs = self.orgs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_org) = orgs.get(&org).and_then(Weak::upgrade) {
+            return StreamPages { memory: Arc::clone(self), of_org, own: Arc::default() };
+        }
+        // Those that have ended are looked for where the map would grow.
+        if orgs.len() == orgs.capacity() {
+            orgs.retain(|_, of_org| of_org.strong_count() > 0);
+        }
+        let of_org = Arc::new(Pool::new(self.per_org));
+        orgs.insert(org, Arc::downgrade(&of_org));
+        StreamPages { memory: Arc::clone(self), of_org, own: Arc::default() }
+    }
+}
+
+impl StreamPages {
+    /// Waits for room for a page of so many bytes: for as long as the stream has others, until its caller takes them.
+    pub(super) async fn take(&self, bytes: usize) -> Result<PageShare, LedgerError> {
+        let units = (bytes / UNIT + 1).min(self.of_org.total) as u32;
+        loop {
+            let of_org = Arc::clone(&self.of_org.free).try_acquire_many_owned(units);
+            let of_all = Arc::clone(&self.memory.all.free).try_acquire_many_owned(units);
+            if let (Ok(of_org), Ok(of_all)) = (of_org, of_all) {
+                return Ok(self.share(of_org, of_all));
+            }
+            if self.own.pages.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            self.own.given_back.notified().await;
+        }
+        let closed = |_| LedgerError::Draining;
+        let of_org = Arc::clone(&self.of_org.free).acquire_many_owned(units).await.map_err(closed)?;
+        let of_all = Arc::clone(&self.memory.all.free).acquire_many_owned(units).await.map_err(closed)?;
+        Ok(self.share(of_org, of_all))
+    }
+
+    fn share(&self, of_org: OwnedSemaphorePermit, of_all: OwnedSemaphorePermit) -> PageShare {
+        self.own.pages.fetch_add(1, Ordering::AcqRel);
+        PageShare(Some(Share { of_org, of_all, own: Arc::clone(&self.own) }))
+    }
+
+    /// True if little is left, in all or of the org's part.
+    pub fn are_tight(&self) -> bool {
+        self.of_org.is_tight() || self.memory.all.is_tight()
     }
 }
 
 impl PageShare {
     /// Keeps no more than the page turned out to take.
     pub(super) fn shrink(&mut self, bytes: usize) {
-        if let Some(taken) = &mut self.0 {
-            let surplus = taken.num_permits().saturating_sub(bytes / UNIT + 1);
-            drop(taken.split(surplus));
+        if let Some(Share { of_org, of_all, .. }) = &mut self.0 {
+            for taken in [of_org, of_all] {
+                let surplus = taken.num_permits().saturating_sub(bytes / UNIT + 1);
+                drop(taken.split(surplus));
+            }
+        }
+    }
+}
+
+impl Drop for PageShare {
+    fn drop(&mut self) {
+        if let Some(Share { of_org, of_all, own }) = self.0.take() {
+            drop((of_org, of_all));
+            own.pages.fetch_sub(1, Ordering::AcqRel);
+            own.given_back.notify_one();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+    use uuid::Uuid;
+
     use super::*;
+
+    fn org(n: u128) -> OrgId {
+        OrgId(Uuid::from_u128(n))
+    }
 
     #[tokio::test]
     async fn a_page_takes_what_it_needs_and_gives_it_back() {
-        let room = PageMemory::new(8 << 10);
-        let mut page = room.take(6 << 10).await.unwrap();
-        assert!(room.is_tight());
+        let memory = PageMemory::new(24 << 10, 8 << 10);
+        let stream = memory.stream(org(0));
+        let mut page = stream.take(6 << 10).await.unwrap();
+        assert!(stream.are_tight() && !memory.stream(org(1)).are_tight());
         page.shrink(2 << 10);
-        assert!(!room.is_tight());
-        // One that is larger than all there is takes all.
+        assert!(!stream.are_tight());
+        // One that is larger than all that an org may have takes all of that.
         drop(page);
-        drop(room.take(1 << 30).await.unwrap());
-        assert_eq!(room.free.available_permits(), 8);
+        drop(stream.take(1 << 30).await.unwrap());
+        assert_eq!((stream.of_org.free.available_permits(), memory.all.free.available_permits()), (8, 24));
+    }
+
+    #[tokio::test]
+    async fn one_org_leaves_room_to_others_and_who_waits_holds_nothing() {
+        const AT_ONCE: Duration = Duration::ZERO;
+        let memory = PageMemory::new(24 << 10, 8 << 10);
+        let [first, second, other] = [org(0), org(0), org(1)].map(|org| memory.stream(org));
+        let page = first.take(7 << 10).await.unwrap();
+        // There is room in all, not in its org's part.
+        assert!(timeout(AT_ONCE, second.take(7 << 10)).await.is_err());
+        drop(other.take(7 << 10).await.unwrap());
+        // It waits for its own caller, not in the line of those who hold nothing.
+        let mut more = Box::pin(first.take(7 << 10));
+        assert!(timeout(AT_ONCE, &mut more).await.is_err());
+        let mut waits = Box::pin(second.take(7 << 10));
+        assert!(timeout(AT_ONCE, &mut waits).await.is_err());
+        drop(page);
+        drop(waits.await.unwrap());
+        drop(more.await.unwrap());
+        drop((first, second, other));
+        drop(memory.stream(org(2)));
+        assert!(memory.orgs.lock().unwrap().values().all(|of_org| of_org.strong_count() == 0));
     }
 }

@@ -1,14 +1,14 @@
-//! Reads of single jobs: those that come while others are on their way gather, and go together. A lone one goes at once. A job
-//! that was read before is only asked for whether it has changed since.
+//! Reads of single jobs: those that come while others are on their way gather, and go together, of each org in turn. A lone one goes at
+//! once. A job that was read before is only asked for whether it has changed since.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::oneshot;
 
-use super::LedgerError;
+use super::{LedgerError, reader::Reader};
 use crate::{
     domain::{
         id::{JobId, OrgId},
@@ -30,14 +30,45 @@ const REMEMBERED_TEXT: usize = 4 << 10;
 /// Those who wait for a job, and the reads that are on their way.
 pub(super) struct Reads {
     store: Arc<dyn Store>,
+    /// Where one that is large waits for its turn.
+    lists: Arc<Reader>,
     state: Mutex<State>,
     read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
 }
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Wanted>,
+    /// Of each org; none is without.
+    waiting: HashMap<OrgId, VecDeque<Wanted>>,
+    /// These orgs, each once: the first is next.
+    orgs: VecDeque<OrgId>,
+    in_all: usize,
     on_the_way: usize,
+}
+
+impl State {
+    fn push(&mut self, wanted: Wanted) {
+        let of_org = self.waiting.entry(wanted.org).or_insert_with_key(|org| {
+            self.orgs.push_back(*org);
+            VecDeque::new()
+        });
+        of_org.push_back(wanted);
+        self.in_all += 1;
+    }
+
+    /// The next one: of the org whose turn it is.
+    fn pop(&mut self) -> Option<Wanted> {
+        let org = self.orgs.pop_front()?;
+        let of_org = self.waiting.get_mut(&org)?;
+        let wanted = of_org.pop_front();
+        if of_org.is_empty() {
+            self.waiting.remove(&org);
+        } else {
+            self.orgs.push_back(org);
+        }
+        self.in_all -= 1;
+        wanted
+    }
 }
 
 /// A job that somebody waits for.
@@ -48,8 +79,8 @@ struct Wanted {
 }
 
 impl Reads {
-    pub(super) fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
+    pub(super) fn new(store: Arc<dyn Store>, lists: Arc<Reader>) -> Arc<Self> {
+        Arc::new(Self { store, lists, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
     }
 
     /// Reads one job; it may be the work of another's call.
@@ -57,8 +88,8 @@ impl Reads {
         let (answer, answered) = oneshot::channel();
         let may_go = {
             let mut state = self.state();
-            state.waiting.push_back(Wanted { org, id, answer });
-            let may_go = state.on_the_way == 0 || state.waiting.len() >= TOGETHER && state.on_the_way < ON_THE_WAY;
+            state.push(Wanted { org, id, answer });
+            let may_go = state.on_the_way == 0 || state.in_all >= TOGETHER && state.on_the_way < ON_THE_WAY;
             state.on_the_way += usize::from(may_go);
             may_go
         };
@@ -68,7 +99,9 @@ impl Reads {
         }
         let record = match answered.await.unwrap_or(Err(LedgerError::Unavailable))? {
             FoundJob::Whole(record) => Some(record),
-            FoundJob::Large => self.store.job(org, id).await?.map(Arc::new),
+            FoundJob::Large => {
+                self.lists.read(org, move |store| async move { store.job(org, id).await }).await?.map(Arc::new)
+            }
             FoundJob::Nothing => None,
         };
         record.ok_or(LedgerError::JobNotFound { job: id })
@@ -115,14 +148,15 @@ impl Reads {
     /// The next that go together. With none left there is, from the same moment on, one read fewer on its way.
     fn take(&self) -> Option<Vec<Wanted>> {
         let mut state = self.state();
+        let state = &mut *state;
         // Whoever has gone need not be read for.
-        state.waiting.retain(|wanted| !wanted.answer.is_closed());
-        let n = state.waiting.len().min(TOGETHER);
-        if n == 0 {
+        let together: Vec<_> =
+            std::iter::from_fn(|| state.pop()).filter(|wanted| !wanted.answer.is_closed()).take(TOGETHER).collect();
+        if together.is_empty() {
             state.on_the_way -= 1;
             return None;
         }
-        Some(state.waiting.drain(..n).collect())
+        Some(together)
     }
 
     /// The queue stays whole whatever panics beside it.
@@ -164,7 +198,8 @@ impl OnTheWay {
                     let mut told = together;
                     if matches!(error, StoreError::Unavailable(_)) {
                         // Those who wait would hear the same, each after as long a time.
-                        told.extend(self.reads.state().waiting.drain(..));
+                        let mut state = self.reads.state();
+                        told.extend(std::iter::from_fn(|| state.pop()));
                     }
                     let error = LedgerError::from(error);
                     for wanted in told {

@@ -3,16 +3,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     LedgerError,
     hub::{Listener, Recent},
-    page_memory::{PageMemory, PageShare},
+    page_memory::{PageShare, StreamPages},
     places::StreamPlace,
+    reader::Reader,
     shared::SharedEvent,
 };
 use crate::{
@@ -21,7 +19,7 @@ use crate::{
         job::JobRecord,
         status::JobStatus,
     },
-    store::{EventFilter, EventQuery, JobPage, ListQuery, Store},
+    store::{EventFilter, EventQuery, JobPage, ListQuery, Store, StoreError},
 };
 
 /// Events handed over at once: a page of the past, or a slice of the tail.
@@ -70,11 +68,10 @@ pub enum Delivery {
 
 /// Where a subscription takes from.
 pub(super) struct Source {
-    pub(super) store: Arc<dyn Store>,
-    /// Reads of the past that may be under way at the same time.
-    pub(super) catch_up: Arc<Semaphore>,
-    /// What pages of it may take.
-    pub(super) page_memory: PageMemory,
+    /// Turns to read the past.
+    pub(super) catch_up: Arc<Reader>,
+    /// What its pages may take.
+    pub(super) pages: StreamPages,
     pub(super) listener: Listener,
     pub(super) org: OrgId,
     /// The log that the subscription's cursor belongs to.
@@ -124,13 +121,15 @@ impl Subscription {
         place: StreamPlace,
         request: SubscribeRequest,
     ) -> Result<Self, LedgerError> {
-        let Source { store, org, log_id, .. } = &source;
+        let Source { catch_up, org, log_id, .. } = &source;
+        let org = *org;
         if request.log_id.is_some_and(|wanted| wanted != *log_id) {
             return Err(LedgerError::EpochChanged { current: *log_id });
         }
         // A page beyond every event: the head, the floor and the job's status alone.
         let filter = EventFilter { job: request.filter.job, ..EventFilter::default() };
-        let log = store.events(*org, &EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 }).await?;
+        let query = EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 };
+        let log = catch_up.read(org, move |store| async move { store.events(org, &query).await }).await?;
         if let Some(job) = request.filter.job
             && log.job_status.is_none()
         {
@@ -177,9 +176,9 @@ impl Subscription {
         self.source.log_id
     }
 
-    /// What its pages take their page_memory from.
-    pub fn page_memory(&self) -> PageMemory {
-        self.source.page_memory.clone()
+    /// What its pages may take.
+    pub fn pages(&self) -> StreamPages {
+        self.source.pages.clone()
     }
 
     /// Up to where everything that matches was delivered; `None` while a snapshot is.
@@ -231,34 +230,18 @@ impl Subscription {
 
     /// Reads the next jobs of the snapshot, and turns to what came after it once there are no more.
     async fn snapshot(&mut self, before: i64) -> Result<(Vec<JobRecord>, PageShare), LedgerError> {
-        let Source { store, catch_up, page_memory, org, .. } = &self.source;
-        let mut taken = page_memory.take(PAGE_BYTES).await?;
-        let _turn = catch_up.acquire().await.map_err(|_| LedgerError::Draining)?;
+        let Source { catch_up, pages, org, .. } = &self.source;
+        let org = *org;
+        let mut taken = pages.take(PAGE_BYTES).await?;
         let (jobs, next) = match self.filter.job {
             Some(job) => {
-                let record = store.job(*org, job).await?.ok_or(LedgerError::JobNotFound { job })?;
+                let record = catch_up.read(org, move |store| async move { store.job(org, job).await }).await?;
+                let record = record.ok_or(LedgerError::JobNotFound { job })?;
                 (Vec::from_iter(self.filter.matches_job(&record.job).then_some(record)), None)
             }
             None => {
                 let query = ListQuery { filter: self.filter.of_jobs(), before, limit: PAGE_JOBS };
-                let JobPage { jobs, mut next, .. } = store.list(*org, &query).await?;
-                let (mut records, mut bytes) = (Vec::new(), 0);
-                let mut chunks = jobs.chunks(CONTENTS_AT_ONCE).peekable();
-                while let Some(chunk) = chunks.next() {
-                    let ids: Vec<_> = chunk.iter().map(|job| job.id).collect();
-                    let mut contents: HashMap<_, _> = store.contents(*org, &ids).await?.into_iter().collect();
-                    for job in chunk {
-                        // One that has none any more was removed since the page was read.
-                        let Some(contents) = contents.remove(&job.id) else { continue };
-                        bytes += contents.len();
-                        records.push(JobRecord { job: job.clone(), contents });
-                    }
-                    if bytes > PAGE_BYTES && chunks.peek().is_some() {
-                        next = chunk.last().map(|job| job.created_seq);
-                        break;
-                    }
-                }
-                (records, next)
+                catch_up.read(org, move |store| snapshot_page(store, org, query)).await?
             }
         };
         self.mode = next.map_or(Mode::Past, |before| Mode::Snapshot { before });
@@ -270,7 +253,7 @@ impl Subscription {
 
     /// Reads a page from the database.
     async fn past(&mut self) -> Result<(Vec<Arc<SharedEvent>>, PageShare), LedgerError> {
-        let mut taken = self.source.page_memory.take(PAGE_BYTES).await?;
+        let mut taken = self.source.pages.take(PAGE_BYTES).await?;
         let restarts = self.source.listener.restarts();
         let query = EventQuery {
             filter: self.filter.clone(),
@@ -278,10 +261,8 @@ impl Subscription {
             max_events: PAGE_EVENTS,
             max_bytes: PAGE_BYTES,
         };
-        let page = {
-            let _turn = self.source.catch_up.acquire().await.map_err(|_| LedgerError::Draining)?;
-            self.source.store.events(self.source.org, &query).await?
-        };
+        let org = self.source.org;
+        let page = self.source.catch_up.read(org, move |store| async move { store.events(org, &query).await }).await?;
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
         }
@@ -363,4 +344,30 @@ impl Subscription {
         self.mode = Mode::Ended;
         self.owes_bookmark = self.caught_up_at != Some(self.cursor);
     }
+}
+
+/// Some jobs as they are, of those created before a `seq`, and where the next page goes on if there is one.
+async fn snapshot_page(
+    store: Arc<dyn Store>,
+    org: OrgId,
+    query: ListQuery,
+) -> Result<(Vec<JobRecord>, Option<i64>), StoreError> {
+    let JobPage { jobs, mut next, .. } = store.list(org, &query).await?;
+    let (mut records, mut bytes) = (Vec::new(), 0);
+    let mut chunks = jobs.chunks(CONTENTS_AT_ONCE).peekable();
+    while let Some(chunk) = chunks.next() {
+        let ids: Vec<_> = chunk.iter().map(|job| job.id).collect();
+        let mut contents: HashMap<_, _> = store.contents(org, &ids).await?.into_iter().collect();
+        for job in chunk {
+            // One that has none any more was removed since the page was read.
+            let Some(contents) = contents.remove(&job.id) else { continue };
+            bytes += contents.len();
+            records.push(JobRecord { job: job.clone(), contents });
+        }
+        if bytes > PAGE_BYTES && chunks.peek().is_some() {
+            next = chunk.last().map(|job| job.created_seq);
+            break;
+        }
+    }
+    Ok((records, next))
 }

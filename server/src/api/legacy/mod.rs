@@ -157,7 +157,7 @@ async fn update(
     };
     let mut contents = JobContents::default();
     if job.result_at.is_some() {
-        let found = ledger.contents(org, &[id]).await.map_err(ApiError::from)?;
+        let found = ledger.contents(org, vec![id]).await.map_err(ApiError::from)?;
         contents = found.into_iter().next().map(|(_, contents)| contents).unwrap_or_default();
     }
     Ok(job_as_it_was(&job, &contents))

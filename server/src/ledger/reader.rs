@@ -1,0 +1,45 @@
+//! Reads of one kind, of all orgs: each waits for its org's turn.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{LedgerError, turns::Turns};
+use crate::{
+    domain::id::OrgId,
+    store::{Store, StoreError},
+};
+
+/// Reads from a store, so many at a time.
+pub(super) struct Reader {
+    store: Arc<dyn Store>,
+    turns: Arc<Turns>,
+    /// How long one waits for its turn.
+    patience: Duration,
+}
+
+impl Reader {
+    pub(super) fn new(store: Arc<dyn Store>, at_a_time: usize, patience: Duration) -> Arc<Self> {
+        Arc::new(Self { store, turns: Turns::new(at_a_time), patience })
+    }
+
+    /// Reads for an org once it has a turn. The read goes on to its end, and holds its turn, also when its caller has gone: calls that
+    /// are given up as soon as they are made take no more of the database than others.
+    pub(super) async fn read<T, F>(&self, org: OrgId, read: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let Ok(turn) = timeout(self.patience, self.turns.take(org)).await else {
+            // Too many wait, or those that are under way don't end.
+            let is_moving = self.turns.has_ended_one_within(self.patience);
+            return Err(if is_moving { LedgerError::Overloaded } else { LedgerError::Unavailable });
+        };
+        let read = read(Arc::clone(&self.store));
+        let done = tokio::spawn(async move {
+            let _turn = turn;
+            read.await
+        });
+        Ok(done.await.map_err(|_| LedgerError::Unavailable)??)
+    }
+}
