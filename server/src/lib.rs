@@ -25,9 +25,10 @@ mod generations;
 mod in_process;
 mod maintenance;
 mod net;
-mod places;
 mod readiness;
 mod server;
+mod shares;
+mod turns;
 
 pub use self::{
     api::CallLimits,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -23,8 +23,9 @@ use super::{
 use crate::{
     domain::access::{ApiToken, Role},
     generations::Generations,
-    places::Places,
+    shares::{Most, Shares, network},
     store::{Store, StoreError},
+    turns::Turns,
 };
 
 /// How often servers look whether a token was made or revoked.
@@ -39,18 +40,17 @@ const ONE_WITHIN: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tokens that are remembered, at most.
 const REMEMBERED: usize = 10_000;
-/// Tokens that are looked up at the same time, and that may wait for it, in all and for one address: who makes tokens up must not keep
-/// the database from others, nor others from being looked up.
+/// Tokens that are looked up at the same time, and those of one address that may wait for it: who makes tokens up must not keep the
+/// database from others, nor others from being looked up. Addresses take turns.
 const LOOKED_UP: usize = 2;
-const MAY_WAIT: usize = 64;
 const MAY_WAIT_OF_ADDRESS: usize = 16;
 
 /// See the module.
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
     state: Mutex<State>,
-    places: Arc<Places>,
-    turns: Semaphore,
+    places: Arc<Shares<IpAddr>>,
+    turns: Arc<Turns<IpAddr>>,
     /// There is something to be made sure of.
     doubted: Notify,
 }
@@ -107,8 +107,8 @@ impl Tokens {
         let revision = store.about().await?.credentials;
         let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
         let state = Mutex::new(State { known, held, doubts, revision, looked_at });
-        let places = Places::new(LOOKED_UP + MAY_WAIT, MAY_WAIT_OF_ADDRESS);
-        Ok(Self { store, state, places, turns: Semaphore::new(LOOKED_UP), doubted: Notify::new() })
+        let places = Shares::new(Most { in_all: usize::MAX, each: MAY_WAIT_OF_ADDRESS });
+        Ok(Self { store, state, places, turns: Turns::new(LOOKED_UP), doubted: Notify::new() })
     }
 
     /// True if there has ever been one.
@@ -128,8 +128,9 @@ impl Tokens {
 
     /// Looks a token up, for somebody at this address.
     pub(super) async fn find(&self, token: &TokenText, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
-        let _place = self.places.take(from).map_err(|_| Refusal::Busy)?;
-        let _turn = self.turns.acquire().await.map_err(|_| Refusal::Busy)?;
+        let from = network(from);
+        let _place = self.places.take(from, 1).map_err(|_| Refusal::Busy)?;
+        let _turn = self.turns.take(from).await;
         // Another may have looked it up meanwhile.
         if let Some(known) = self.known(token) {
             return Ok(known);

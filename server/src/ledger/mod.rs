@@ -17,7 +17,6 @@ mod reads;
 mod repeats;
 mod shared;
 mod subscription;
-mod turns;
 mod waiting;
 mod writer;
 
@@ -107,11 +106,11 @@ impl Default for Limits {
             queued_within: Duration::from_secs(10),
             types_per_org: 10_000,
             tail_bytes: 64 << 20,
-            streams: StreamLimits { in_all: 20_000, per_org: 10_000, per_connection: 1_000 },
+            streams: StreamLimits { in_all: 20_000, per_org: 20_000 / 3, per_connection: 1_000 },
             stream_bytes: 128 << 20,
             stream_bytes_per_org: (128 << 20) / 3,
             claims: 20_000,
-            claims_per_org: 10_000,
+            claims_per_org: 20_000 / 3,
             reads: processors.clamp(1, 5) + 1,
             // Half the machine at most is for the past.
             catch_up_reads: (processors / 2).clamp(1, 2),
@@ -135,7 +134,7 @@ pub struct Ledger {
     lists: Arc<Reader>,
     catch_up: Arc<Reader>,
     summaries: Arc<Reader>,
-    places: Arc<Places>,
+    places: Places,
     page_memory: Arc<PageMemory>,
     bookmark_interval: Duration,
 }
@@ -164,7 +163,7 @@ impl Ledger {
             limits,
         );
         let reads = Reads::new(Arc::clone(&store), Arc::clone(&lists));
-        let places = Arc::new(Places::new(limits.streams));
+        let places = Places::new(limits.streams);
         let page_memory = PageMemory::new(limits.stream_bytes, limits.stream_bytes_per_org);
         let work = async move {
             tokio::select! {

@@ -1,13 +1,12 @@
 //! Places for event streams: so many on this server, of one org, and on one connection.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use super::LedgerError;
-use crate::{domain::id::OrgId, places::leave};
+use crate::{
+    domain::id::OrgId,
+    shares::{Full, Most, Part, Shares},
+};
 
 /// How many streams may be open.
 #[derive(Debug, Clone, Copy)]
@@ -21,23 +20,17 @@ pub struct StreamLimits {
 }
 
 /// All places.
+#[derive(Clone)]
 pub(super) struct Places {
     limits: StreamLimits,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Default)]
-struct Taken {
-    in_all: usize,
-    orgs: HashMap<OrgId, usize>,
-    connections: HashMap<SocketAddr, usize>,
+    of_orgs: Arc<Shares<OrgId>>,
+    of_connections: Arc<Shares<SocketAddr>>,
 }
 
 /// A place, for as long as it is held.
 pub struct Place {
-    places: Arc<Places>,
-    org: OrgId,
-    connection: Option<SocketAddr>,
+    _of_org: Part<OrgId>,
+    _of_connection: Option<Part<SocketAddr>>,
 }
 
 /// A place among the streams that may be open. Whoever keeps a stream's events in memory keeps a clone.
@@ -45,49 +38,21 @@ pub type StreamPlace = Arc<Place>;
 
 impl Places {
     pub(super) fn new(limits: StreamLimits) -> Self {
-        Self { limits, taken: Mutex::default() }
+        let StreamLimits { in_all, per_org, per_connection } = limits;
+        let of_orgs = Shares::new(Most { in_all, each: per_org });
+        Self { limits, of_orgs, of_connections: Shares::new(Most { in_all, each: per_connection }) }
     }
 
     /// Takes a place for a stream of an org, on the connection of the peer with this address if it came by one.
-    pub(super) fn take(
-        self: &Arc<Self>,
-        org: OrgId,
-        connection: Option<SocketAddr>,
-    ) -> Result<StreamPlace, LedgerError> {
-        let mut taken = self.taken();
-        let of_org = taken.orgs.get(&org).copied().unwrap_or_default();
-        let of_connection = connection.and_then(|peer| taken.connections.get(&peer).copied()).unwrap_or_default();
-        for (scope, open, limit) in [
-            ("server", taken.in_all, self.limits.in_all),
-            ("org", of_org, self.limits.per_org),
-            ("connection", of_connection, self.limits.per_connection),
-        ] {
-            if open >= limit {
-                return Err(LedgerError::TooManyStreams { scope, limit });
-            }
-        }
-        taken.in_all += 1;
-        *taken.orgs.entry(org).or_default() += 1;
-        if let Some(peer) = connection {
-            *taken.connections.entry(peer).or_default() += 1;
-        }
-        drop(taken);
-        Ok(Arc::new(Place { places: Arc::clone(self), org, connection }))
-    }
-
-    /// The maps stay whole whatever panics beside them.
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        taken.in_all -= 1;
-        leave(&mut taken.orgs, &self.org);
-        if let Some(peer) = &self.connection {
-            leave(&mut taken.connections, peer);
-        }
+    pub(super) fn take(&self, org: OrgId, connection: Option<SocketAddr>) -> Result<StreamPlace, LedgerError> {
+        let StreamLimits { in_all, per_org, per_connection } = self.limits;
+        let _of_org = self.of_orgs.take(org, 1).map_err(|full| match full {
+            Full::InAll => LedgerError::TooManyStreams { scope: "server", limit: in_all },
+            Full::Each => LedgerError::TooManyStreams { scope: "org", limit: per_org },
+        })?;
+        let _of_connection = connection.map(|peer| self.of_connections.take(peer, 1)).transpose();
+        let _of_connection =
+            _of_connection.map_err(|_| LedgerError::TooManyStreams { scope: "connection", limit: per_connection })?;
+        Ok(Arc::new(Place { _of_org, _of_connection }))
     }
 }

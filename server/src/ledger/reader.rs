@@ -4,16 +4,17 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{LedgerError, turns::Turns};
+use super::LedgerError;
 use crate::{
     domain::id::OrgId,
     store::{Store, StoreError},
+    turns::Turns,
 };
 
 /// Reads from a store, so many at a time.
 pub(super) struct Reader {
     store: Arc<dyn Store>,
-    turns: Arc<Turns>,
+    turns: Arc<Turns<OrgId>>,
     /// How long one waits for its turn.
     patience: Duration,
 }

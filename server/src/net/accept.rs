@@ -1,6 +1,6 @@
 //! Takes connections in, as many as there are places for.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use tokio::{
@@ -16,7 +16,7 @@ use super::{
     ConnectionLimits, Peer, Tls, connection,
     unread::{Share, Unread},
 };
-use crate::places::{Full, Place, Places};
+use crate::shares::{Full, Most, Part, Shares, network};
 
 /// How long to wait where the system has nothing left for another connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub(crate) async fn serve<S>(
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin + 'static,
 {
-    let places = Places::new(limits.connections, limits.connections_per_address);
+    let places = Shares::new(Most { in_all: limits.connections, each: limits.connections_per_address });
     let unread = Unread::new(limits.unread);
     let mut connections = JoinSet::new();
     let mut turned_away = TurnedAway::default();
@@ -53,7 +53,7 @@ pub(crate) async fn serve<S>(
                 continue;
             }
         };
-        match places.take(address.ip()) {
+        match places.take(network(address.ip()), 1) {
             Ok(place) => {
                 let (tls, cut) = (tls.clone(), CancellationToken::new());
                 let unread = unread.share(address, cut.clone());
@@ -61,8 +61,8 @@ pub(crate) async fn serve<S>(
                 let draining = draining.clone();
                 connections.spawn(run(stream, peer, (place, unread), tls, service.clone(), limits, draining));
             }
-            Err(Full::Server) => turned_away.say("the server has as many connections as it may have"),
-            Err(Full::Address) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
+            Err(Full::InAll) => turned_away.say("the server has as many connections as it may have"),
+            Err(Full::Each) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
         }
     }
     // Nobody else is let in, nor kept waiting.
@@ -73,7 +73,7 @@ pub(crate) async fn serve<S>(
 async fn run<S>(
     stream: TcpStream,
     mut peer: Peer,
-    (_place, unread): (Place, Share),
+    (_place, unread): (Part<IpAddr>, Share),
     tls: Option<Arc<Tls>>,
     service: S,
     limits: ConnectionLimits,

@@ -1,0 +1,173 @@
+//! Shares of what callers have in common: so much in all, and of that no more than a part for one of them.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::ledger::with_reserve;
+
+/// How much there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Most {
+    pub(crate) in_all: usize,
+    /// For one.
+    pub(crate) each: usize,
+}
+
+impl Most {
+    /// True if it is more than that, in all or for one.
+    pub(crate) const fn exceeds(self, most: Self) -> bool {
+        self.in_all > most.in_all || self.each > most.each
+    }
+
+    /// With a quarter more, for what keeps running jobs alive or ends them.
+    pub(crate) const fn with_reserve(self) -> Self {
+        Self { in_all: with_reserve(self.in_all), each: with_reserve(self.each) }
+    }
+}
+
+/// Who has how much: each by a key.
+pub(crate) struct Shares<K> {
+    most: Most,
+    taken: Mutex<Taken<K>>,
+}
+
+struct Taken<K> {
+    in_all: usize,
+    /// Nothing is kept of one that has nothing.
+    each: HashMap<K, usize>,
+}
+
+/// Why there is no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// All of it is taken.
+    InAll,
+    /// One has what it may.
+    Each,
+}
+
+/// A part of one share, for as long as it is held.
+pub(crate) struct Part<K: Hash + Eq + Clone> {
+    shares: Arc<Shares<K>>,
+    key: K,
+    n: usize,
+}
+
+impl<K: Hash + Eq + Clone> Shares<K> {
+    pub(crate) fn new(most: Most) -> Arc<Self> {
+        Arc::new(Self { most, taken: Mutex::new(Taken { in_all: 0, each: HashMap::new() }) })
+    }
+
+    /// Takes so many for one.
+    pub(crate) fn take(self: &Arc<Self>, key: K, n: usize) -> Result<Part<K>, Full> {
+        let mut part = Part { shares: Arc::clone(self), key, n: 0 };
+        part.grow(n, self.most)?;
+        Ok(part)
+    }
+
+    /// Nothing as yet, to grow.
+    pub(crate) fn nothing(self: &Arc<Self>, key: K) -> Part<K> {
+        Part { shares: Arc::clone(self), key, n: 0 }
+    }
+
+    pub(crate) fn most(&self) -> Most {
+        self.most
+    }
+
+    /// The map stays whole whatever panics beside it.
+    fn taken(&self) -> MutexGuard<'_, Taken<K>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Hash + Eq + Clone> Part<K> {
+    /// Takes so many more, where there are no more than `most` with them. Refused, it is as it was.
+    pub(crate) fn grow(&mut self, n: usize, most: Most) -> Result<(), Full> {
+        let mut taken = self.shares.taken();
+        if taken.in_all.saturating_add(n) > most.in_all {
+            return Err(Full::InAll);
+        }
+        let has = taken.each.get(&self.key).copied().unwrap_or_default();
+        if has.saturating_add(n) > most.each {
+            return Err(Full::Each);
+        }
+        if n > 0 {
+            taken.in_all += n;
+            *taken.each.entry(self.key.clone()).or_default() += n;
+            self.n += n;
+        }
+        Ok(())
+    }
+
+    /// How much is taken in all, and by the one whose part this is.
+    pub(crate) fn beside(&self) -> Most {
+        let taken = self.shares.taken();
+        Most { in_all: taken.in_all, each: taken.each.get(&self.key).copied().unwrap_or_default() }
+    }
+
+    pub(crate) fn key(&self) -> &K {
+        &self.key
+    }
+}
+
+impl<K: Hash + Eq + Clone> Drop for Part<K> {
+    fn drop(&mut self) {
+        if self.n == 0 {
+            return;
+        }
+        let mut taken = self.shares.taken();
+        taken.in_all -= self.n;
+        if let Some(has) = taken.each.get_mut(&self.key) {
+            *has -= self.n;
+            if *has == 0 {
+                taken.each.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Who is at an address: whoever has one of IPv6 has those of its network, too.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_takes_its_share_and_gives_it_back() {
+        let shares = Shares::new(Most { in_all: 4, each: 2 });
+        let take = |address: &str| shares.take(network(address.parse().unwrap()), 1);
+        let held = [take("2001:db8::1").unwrap(), take("2001:db8::2").unwrap()];
+        assert_eq!(take("2001:db8::3").err(), Some(Full::Each));
+        let other = take("2001:db8:0:1::1").unwrap();
+        // IPv4 is the same in either form.
+        let four = take("::ffff:10.0.0.1").unwrap();
+        assert_eq!(take("10.0.0.1").err(), Some(Full::InAll));
+        drop((held, other, four));
+        assert!(shares.taken().each.is_empty());
+        drop([take("10.0.0.1").unwrap(), take("::ffff:10.0.0.1").unwrap()]);
+        assert_eq!(shares.taken().in_all, 0);
+    }
+
+    #[test]
+    fn a_part_grows_within_bounds_and_is_as_it_was_where_it_can_not() {
+        let shares = Shares::new(Most { in_all: 10, each: 4 });
+        let mut part = shares.nothing(1);
+        part.grow(3, shares.most()).unwrap();
+        assert_eq!(part.grow(2, shares.most()), Err(Full::Each));
+        part.grow(2, Most { in_all: 10, each: 5 }).unwrap();
+        assert_eq!(part.beside(), Most { in_all: 5, each: 5 });
+        assert_eq!(shares.take(2, 6).err(), Some(Full::InAll));
+        drop(part);
+        assert!(shares.taken().each.is_empty());
+    }
+}
