@@ -61,8 +61,8 @@ enum Lasts {
 
 /// All that can be called by gRPC.
 const CALLS: [(&str, May, Lasts, Sort); 16] = [
-    ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
-    ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly, Sort::Plain),
+    ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly, Sort::Create),
+    ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly, Sort::Create),
     ("/jobledger.v1.JobService/GetJob", READERS, Lasts::Shortly, Sort::Plain),
     ("/jobledger.v1.JobService/ListJobs", READERS, Lasts::Shortly, Sort::Plain),
     ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly, Sort::Report),

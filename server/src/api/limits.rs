@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    net::Ipv4Addr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -23,14 +24,15 @@ use super::{
     answers::whole,
     call::{is_dialogue, is_grpc},
     caller::Caller,
-    receiving::{Kind, Requests},
+    receiving::{ABOUT_NO_ORG, How, Kind, Requests, Whose},
     refusal::{Answer, refuse},
     status::ApiError,
 };
 use crate::{
     domain::id::OrgId,
-    ledger::{LedgerError, with_reserve},
-    net::GoesOn,
+    ledger::LedgerError,
+    net::{GoesOn, Peer},
+    shares::{Full, Most, Part, Shares, network},
 };
 
 /// What calls may take. Every bound has a flag of the same name.
@@ -43,10 +45,12 @@ pub struct CallLimits {
     /// Calls a second of one org, with as many at once as a second allows; as many again of claims, of heartbeats, of reports, of batches of
     /// reports and of cancellations, so that none of these waits for another. `None`: as many as there come.
     pub rate_per_org: Option<u32>,
-    /// Bytes of one request's message.
+    /// Bytes of one request's message, where it may have payloads or results.
     pub request_bytes: usize,
-    /// Bytes of requests that are being received or decided, in all.
+    /// Bytes of requests that are being received, in all.
     pub request_memory: usize,
+    /// The same of one org, or for requests about none of one address.
+    pub request_memory_per_org: usize,
     /// How long a request may take to come whole.
     pub request_within: Duration,
     /// How long a call may take, whatever its deadline says; event streams excepted.
@@ -57,10 +61,11 @@ impl Default for CallLimits {
     fn default() -> Self {
         Self {
             calls: 16_384,
-            calls_per_org: 8_192,
+            calls_per_org: 16_384 / 3,
             rate_per_org: None,
             request_bytes: 4 << 20,
             request_memory: 64 << 20,
+            request_memory_per_org: (64 << 20) / 3,
             request_within: Duration::from_secs(30),
             call_within: Duration::from_secs(120),
         }
@@ -72,6 +77,8 @@ impl Default for CallLimits {
 pub(super) enum Sort {
     /// Those of most calls.
     Plain,
+    /// A create, or many: with payloads.
+    Create,
     /// A claim, which may wait.
     Claim,
     /// A heartbeat: it keeps jobs alive.
@@ -93,7 +100,7 @@ impl Sort {
     /// Which of an org's rates it counts against.
     const fn bucket(self) -> usize {
         match self {
-            Self::Plain | Self::Stream => 0,
+            Self::Plain | Self::Create | Self::Stream => 0,
             Self::Claim => 1,
             Self::Heartbeat => 2,
             Self::Report => 3,
@@ -102,14 +109,22 @@ impl Sort {
         }
     }
 
+    /// True of calls whose requests have payloads or results.
+    const fn is_large(self) -> bool {
+        matches!(self, Self::Create | Self::Report | Self::Reports)
+    }
+
     /// True of calls that find room where creates find none, as their commands do (`Command::is_vital`).
     const fn has_reserve(self) -> bool {
         match self {
             Self::Heartbeat | Self::Report | Self::Reports | Self::Cancel => true,
-            Self::Plain | Self::Claim | Self::Stream => false,
+            Self::Plain | Self::Create | Self::Claim | Self::Stream => false,
         }
     }
 }
+
+/// What a request may take that has neither payloads nor results, in bytes: a thousand lease tokens are less.
+const SMALL: usize = 256 << 10;
 
 /// Tells whether the database is away.
 pub(super) type Stalled = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -136,7 +151,8 @@ impl LimitsLayer {
         let (short, long) = (places(), places());
         Self(Arc::new(Limiter {
             limits,
-            state: Mutex::default(),
+            rates: Mutex::default(),
+            calls: Shares::new(Most { in_all: limits.calls, each: limits.calls_per_org }),
             short,
             long,
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
@@ -162,7 +178,9 @@ pub(crate) struct Limited<S> {
 
 struct Limiter {
     limits: CallLimits,
-    state: Mutex<State>,
+    rates: Mutex<HashMap<OrgId, Rates>>,
+    /// Calls under way.
+    calls: Arc<Shares<OrgId>>,
     /// Places for what is about no org. Checks of the health are anybody's, and take none from streams, whose callers are known.
     short: Arc<Semaphore>,
     long: Arc<Semaphore>,
@@ -170,15 +188,8 @@ struct Limiter {
     is_stalled: Stalled,
 }
 
-#[derive(Default)]
-struct State {
-    calls: usize,
-    orgs: HashMap<OrgId, Org>,
-}
-
-/// What an org does.
-struct Org {
-    calls: usize,
+/// How often an org may call.
+struct Rates {
     /// Calls that it may make at once, as of then: of each sort as many as its rate.
     allowed: [f64; Sort::COUNT],
     as_of: Instant,
@@ -186,50 +197,46 @@ struct Org {
 
 impl Limiter {
     /// Lets a call in, if there is room for it.
-    fn enter(self: &Arc<Self>, org: OrgId, sort: Sort) -> Result<Option<Entered>, ApiError> {
-        let CallLimits { calls, calls_per_org, rate_per_org, .. } = self.limits;
-        // Claims that wait and streams have bounds of their own.
-        let is_counted = !matches!(sort, Sort::Claim | Sort::Stream);
-        let most = |limit| if sort.has_reserve() { with_reserve(limit) } else { limit };
-        let mut state = self.state();
-        let state = &mut *state;
-        if is_counted && state.calls >= most(calls) {
-            return Err(self.overloaded("server", calls));
+    fn enter(&self, org: OrgId, sort: Sort) -> Result<Option<Part<OrgId>>, ApiError> {
+        if let Some(rate) = self.limits.rate_per_org {
+            self.allow(org, sort, rate)?;
         }
-        if state.orgs.len() >= ORGS {
-            let full = f64::from(rate_per_org.unwrap_or_default());
-            let is_full = |org: &Org| {
+        // Claims that wait and streams have bounds of their own.
+        if matches!(sort, Sort::Claim | Sort::Stream) {
+            return Ok(None);
+        }
+        let most = self.calls.most();
+        let mut entered = self.calls.nothing(org);
+        let full = entered.grow(1, if sort.has_reserve() { most.with_reserve() } else { most });
+        full.map_err(|full| match full {
+            Full::InAll => self.overloaded("server", most.in_all),
+            Full::Each => self.overloaded("org", most.each),
+        })?;
+        Ok(Some(entered))
+    }
+
+    /// Counts a call against its org's rate.
+    fn allow(&self, org: OrgId, sort: Sort, rate: u32) -> Result<(), ApiError> {
+        let full = f64::from(rate);
+        let mut rates = self.rates();
+        if rates.len() >= ORGS {
+            let is_full = |org: &Rates| {
                 let more = full * org.as_of.elapsed().as_secs_f64();
                 org.allowed.iter().all(|allowed| allowed + more >= full)
             };
-            state.orgs.retain(|_, org| org.calls > 0 || !is_full(org));
+            rates.retain(|_, org| !is_full(org));
         }
-        let of_org = state.orgs.entry(org).or_insert_with(|| Org {
-            calls: 0,
-            allowed: [f64::from(rate_per_org.unwrap_or_default()); Sort::COUNT],
-            as_of: Instant::now(),
-        });
-        if is_counted && of_org.calls >= most(calls_per_org) {
-            return Err(self.overloaded("org", calls_per_org));
+        let now = Instant::now();
+        let of_org = rates.entry(org).or_insert_with(|| Rates { allowed: [full; Sort::COUNT], as_of: now });
+        let more = full * (now - of_org.as_of).as_secs_f64();
+        of_org.allowed = of_org.allowed.map(|allowed| (allowed + more).min(full));
+        of_org.as_of = now;
+        let allowed = &mut of_org.allowed[sort.bucket()];
+        if *allowed < 1.0 {
+            return Err(ApiError::TooFast { rate, after: Duration::from_secs_f64((1.0 - *allowed) / full) });
         }
-        if let Some(rate) = rate_per_org {
-            let (rate, now) = (f64::from(rate), Instant::now());
-            let more = rate * (now - of_org.as_of).as_secs_f64();
-            of_org.allowed = of_org.allowed.map(|allowed| (allowed + more).min(rate));
-            of_org.as_of = now;
-            let allowed = &mut of_org.allowed[sort.bucket()];
-            if *allowed < 1.0 {
-                let after = Duration::from_secs_f64((1.0 - *allowed) / rate);
-                return Err(ApiError::TooFast { rate: rate as u32, after });
-            }
-            *allowed -= 1.0;
-        }
-        if !is_counted {
-            return Ok(None);
-        }
-        state.calls += 1;
-        of_org.calls += 1;
-        Ok(Some(Entered { limiter: Arc::clone(self), org }))
+        *allowed -= 1.0;
+        Ok(())
     }
 
     /// Why a call finds no room: too many are under way, or none ends because the database is away.
@@ -238,28 +245,8 @@ impl Limiter {
     }
 
     /// The map stays whole whatever panics beside it.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A call that is under way.
-struct Entered {
-    limiter: Arc<Limiter>,
-    org: OrgId,
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut state = self.limiter.state();
-        state.calls -= 1;
-        let has_rate = self.limiter.limits.rate_per_org.is_some();
-        if let Some(org) = state.orgs.get_mut(&self.org) {
-            org.calls -= 1;
-            if org.calls == 0 && !has_rate {
-                state.orgs.remove(&self.org);
-            }
-        }
+    fn rates(&self) -> MutexGuard<'_, HashMap<OrgId, Rates>> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -288,12 +275,15 @@ where
         };
         let goes_on = sort == Sort::Stream;
         let kind = if is_grpc { Kind::Call } else { Kind::Plain };
-        let (request, held) = self.limiter.requests.receive(request, kind, sort.has_reserve());
+        let most = if sort.is_large() || !is_grpc { self.limiter.limits.request_bytes } else { SMALL };
+        let most = most.min(self.limiter.limits.request_bytes);
+        let how = How { kind, most, has_reserve: sort.has_reserve() };
+        let request = self.limiter.requests.receive(request, Whose::Org(org), how);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
             let answer = if goes_on { on(answer) } else { whole(answer).await };
-            drop((entered, held));
+            drop(entered);
             Ok(answer)
         })
     }
@@ -318,11 +308,12 @@ where
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
         };
-        let (request, held) = self.limiter.requests.receive(request, kind, false);
+        let peer = request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
+        let how = How { kind, most: ABOUT_NO_ORG, has_reserve: false };
+        let request = self.limiter.requests.receive(request, Whose::Address(network(peer)), how);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            drop(held);
             Ok(if is_long { on(answer.map(|body| until_through(body, place))) } else { whole(answer).await })
         })
     }

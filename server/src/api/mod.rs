@@ -18,6 +18,7 @@ mod service;
 mod statistics;
 mod status;
 mod stream;
+mod weight;
 mod wire;
 
 pub use self::limits::CallLimits;

@@ -2,11 +2,9 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,10 +19,13 @@ use tonic::{Status, body::Body};
 use super::{
     limits::{CallLimits, Stalled},
     status::ApiError,
+    weight::may_be_decoded,
 };
 use crate::{
     access::Credential,
-    ledger::{LedgerError, with_reserve},
+    domain::id::OrgId,
+    ledger::LedgerError,
+    shares::{Full, Most, Part, Shares},
 };
 
 /// What the name of a service or a symbol may take, in bytes: requests about no org are no more than that.
@@ -51,6 +52,23 @@ impl Kind {
     }
 }
 
+/// How a request is received.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    pub(super) kind: Kind,
+    /// What its message may have, in bytes.
+    pub(super) most: usize,
+    pub(super) has_reserve: bool,
+}
+
+/// Whose part of the room a request takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Whose {
+    Org(OrgId),
+    /// Somebody's at this address: it is about no org.
+    Address(IpAddr),
+}
+
 /// All requests.
 pub(super) struct Requests {
     limits: CallLimits,
@@ -62,25 +80,25 @@ pub(super) struct Requests {
     is_stalled: Stalled,
 }
 
-/// What some requests take.
+/// What some requests take, until they are decoded.
 struct Pool {
-    /// Bytes, and how many there may be.
-    held: AtomicUsize,
-    memory: usize,
+    bytes: Arc<Shares<Whose>>,
     /// Requests that are waited for.
-    awaited: AtomicUsize,
+    awaited: Arc<Shares<Whose>>,
 }
 
 impl Pool {
-    fn new(memory: usize) -> Self {
-        Self { held: AtomicUsize::new(0), memory, awaited: AtomicUsize::new(0) }
+    fn new(bytes: Most) -> Self {
+        let awaited = Most { in_all: usize::MAX, each: usize::MAX };
+        Self { bytes: Shares::new(bytes), awaited: Shares::new(awaited) }
     }
 }
 
 impl Requests {
     pub(super) fn new(limits: CallLimits, draining: CancellationToken, is_stalled: Stalled) -> Arc<Self> {
-        let memory = limits.request_memory;
-        let (about_orgs, about_none) = (Pool::new(memory), Pool::new(memory / 4));
+        let most = Most { in_all: limits.request_memory, each: limits.request_memory_per_org };
+        let quarter = Most { in_all: most.in_all / 4, each: most.each / 4 };
+        let (about_orgs, about_none) = (Pool::new(most), Pool::new(quarter));
         Arc::new(Self { limits, about_orgs, about_none, draining, is_stalled })
     }
 
@@ -88,98 +106,72 @@ impl Requests {
         if kind.is_about_no_org() { &self.about_none } else { &self.about_orgs }
     }
 
-    /// The request as it is to be read, and what it holds until that is dropped. With a reserve there is a quarter more room for it, and
-    /// others don't hurry it before they take of that.
-    pub(super) fn receive(
-        self: &Arc<Self>,
-        request: Request<Body>,
-        kind: Kind,
-        has_reserve: bool,
-    ) -> (Request<Body>, Arc<Held>) {
-        let held = Arc::new(Held { requests: Arc::clone(self), kind, has_reserve, bytes: AtomicUsize::new(0) });
+    /// The request as it is to be read. What it holds is given back once it is decoded: with its body, which nobody keeps longer. With a
+    /// reserve there is a quarter more room for it, and others don't hurry it before they take of that.
+    pub(super) fn receive(self: &Arc<Self>, request: Request<Body>, whose: Whose, how: How) -> Request<Body> {
+        let bytes = self.pool(how.kind).bytes.nothing(whose);
+        let held = Held { requests: Arc::clone(self), how, bytes };
+        let path = request.uri().path().to_owned();
         let credential = request.extensions().get::<Arc<Credential>>().cloned();
-        let receiving = Arc::clone(&held);
-        let request = request.map(|body| {
-            Body::new(Receiving { body, kind, credential, held: receiving, late: None, message: Message::default() })
-        });
-        (request, held)
+        request
+            .map(|body| Body::new(Receiving { body, path, credential, held, late: None, message: Message::default() }))
     }
 
     /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
-    async fn patience_ends(&self, kind: Kind, has_reserve: bool) {
-        let CallLimits { request_within, calls_per_org, .. } = self.limits;
-        let pool = self.pool(kind);
-        let awaited = Awaited::new(&pool.awaited);
+    async fn patience_ends(&self, whose: Whose, How { kind, has_reserve, .. }: How) {
+        let CallLimits { request_within, calls, calls_per_org, .. } = self.limits;
+        let Pool { bytes, awaited } = self.pool(kind);
+        // There is no bound on how many are waited for but the times.
+        let waits = awaited.take(whose, 1);
+        let part = bytes.nothing(whose);
+        let most = bytes.most();
+        let tight = if has_reserve { most } else { Most { in_all: most.in_all / 2, each: most.each / 2 } };
+        let many = Most { in_all: calls, each: calls_per_org };
+        let many = if has_reserve { many } else { Most { in_all: many.in_all / 4, each: many.each / 4 } };
         let began = Instant::now();
         loop {
             sleep_until((Instant::now() + WHERE_TIGHT).min(began + request_within)).await;
-            let (much, many) =
-                if has_reserve { (pool.memory, calls_per_org) } else { (pool.memory / 2, calls_per_org / 4) };
-            let is_tight = pool.held.load(Ordering::Relaxed) > much || awaited.in_all() > many;
-            if is_tight || began.elapsed() >= request_within {
+            let are_many = waits.as_ref().is_ok_and(|waits| waits.beside().exceeds(many));
+            if are_many || part.beside().exceeds(tight) || began.elapsed() >= request_within {
                 return;
             }
         }
     }
 }
 
-/// A request that is waited for.
-struct Awaited<'a>(&'a AtomicUsize);
-
-impl<'a> Awaited<'a> {
-    fn new(all: &'a AtomicUsize) -> Self {
-        all.fetch_add(1, Ordering::Relaxed);
-        Self(all)
-    }
-
-    fn in_all(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What a request holds, until it is answered.
-pub(super) struct Held {
+/// What a request holds, until it is decoded.
+struct Held {
     requests: Arc<Requests>,
-    kind: Kind,
-    has_reserve: bool,
-    bytes: AtomicUsize,
+    how: How,
+    bytes: Part<Whose>,
 }
 
 impl Held {
     /// Room for more, if there is any.
-    fn take(&self, bytes: usize) -> Result<(), ApiError> {
-        let pool = self.requests.pool(self.kind);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let most = if self.has_reserve { with_reserve(pool.memory) } else { pool.memory };
-        if pool.held.fetch_add(bytes, Ordering::Relaxed) + bytes > most {
-            if !self.kind.is_about_no_org() && (self.requests.is_stalled)() {
-                return Err(LedgerError::Unavailable.into());
-            }
-            return Err(ApiError::Overloaded { scope: "requests", limit: pool.memory });
+    fn take(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let How { kind, has_reserve, .. } = self.how;
+        let most = self.requests.pool(kind).bytes.most();
+        let full = match self.bytes.grow(bytes, if has_reserve { most.with_reserve() } else { most }) {
+            Ok(()) => return Ok(()),
+            Err(full) => full,
+        };
+        if !kind.is_about_no_org() && (self.requests.is_stalled)() {
+            return Err(LedgerError::Unavailable.into());
         }
-        Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.requests.pool(self.kind).held.fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+        Err(match full {
+            Full::InAll => ApiError::Overloaded { scope: "requests", limit: most.in_all },
+            Full::Each => ApiError::Overloaded { scope: "requests of one org", limit: most.each },
+        })
     }
 }
 
 /// A request's body, which has to come in time, and to find room.
 struct Receiving {
     body: Body,
-    kind: Kind,
+    path: String,
     /// Whose it is. It may end while the request is waited for.
     credential: Option<Arc<Credential>>,
-    held: Arc<Held>,
+    held: Held,
     /// From the first wait on.
     late: Option<Pin<Box<dyn Future<Output = ApiError> + Send>>>,
     message: Message,
@@ -272,7 +264,7 @@ impl http_body::Body for Receiving {
                 Poll::Ready(None) if self.late.is_some() => {
                     return Poll::Ready(self.still_holds().err().map(|error| Err(error.into())));
                 }
-                Poll::Pending if self.kind == Kind::Dialogue && self.message.is_whole => return Poll::Pending,
+                Poll::Pending if self.held.how.kind == Kind::Dialogue && self.message.is_whole => return Poll::Pending,
                 Poll::Pending => return self.poll_late(context),
                 ended => return ended,
             }
@@ -291,8 +283,8 @@ impl http_body::Body for Receiving {
 impl Receiving {
     /// Takes in what has come; what is to be passed on, if there is anything.
     fn receive(&mut self, data: Bytes) -> Result<Option<Bytes>, ApiError> {
-        let request_bytes = self.held.requests.limits.request_bytes;
-        match (self.kind, self.message.is_whole) {
+        let How { kind, most, .. } = self.held.how;
+        match (kind, self.message.is_whole) {
             // Whoever reads it bounds it, and holds one message at a time.
             (Kind::Dialogue, true) => return Ok(Some(data)),
             (Kind::Call | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
@@ -306,22 +298,23 @@ impl Receiving {
         self.held.take(data.len())?;
         self.message.add(data);
         let has = self.message.data().len();
-        let is_whole = match self.kind {
+        let is_whole = match kind {
             // It is whole when it ends; what is too long is refused by whoever reads it.
-            Kind::Plain => has > request_bytes,
-            kind => {
-                let limit = if kind.is_about_no_org() { ABOUT_NO_ORG } else { request_bytes };
-                match self.message.length(limit)? {
-                    Some(length) if has > length && kind != Kind::Dialogue => return Err(more_than_one()),
-                    length => length.is_some_and(|length| has >= length),
-                }
-            }
+            Kind::Plain => has > most,
+            _ => match self.message.length(most)? {
+                Some(length) if has > length && kind != Kind::Dialogue => return Err(more_than_one()),
+                length => length.is_some_and(|length| has >= length),
+            },
         };
         if !is_whole {
             return Ok(None);
         }
         self.still_holds()?;
-        Ok(Some(self.message.take()))
+        let message = self.message.take();
+        if kind == Kind::Call && message.get(Message::PREFIX..).is_some_and(|of| !may_be_decoded(&self.path, of)) {
+            return Err(ApiError::invalid("(message)", "has more in it than any request needs"));
+        }
+        Ok(Some(message))
     }
 
     /// An error if whose it is was revoked while it came.
@@ -332,12 +325,12 @@ impl Receiving {
 
     /// It has not come; but it had to by now?
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { held, late, kind, .. } = self;
+        let Self { held, late, .. } = self;
         let late = late.get_or_insert_with(|| {
-            let (requests, kind, has_reserve) = (Arc::clone(&held.requests), *kind, held.has_reserve);
+            let (requests, whose, how) = (Arc::clone(&held.requests), *held.bytes.key(), held.how);
             Box::pin(async move {
                 tokio::select! {
-                    () = requests.patience_ends(kind, has_reserve) => ApiError::RequestTooSlow,
+                    () = requests.patience_ends(whose, how) => ApiError::RequestTooSlow,
                     // What has not come whole was not accepted.
                     () = requests.draining.cancelled() => LedgerError::Draining.into(),
                 }

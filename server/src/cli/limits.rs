@@ -13,6 +13,11 @@ fn many() -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(1..)
 }
 
+/// What one org may have of what all have: a third where nothing is said.
+fn part(said: Option<u32>, all: u32) -> usize {
+    said.unwrap_or((all / 3).max(1)) as usize
+}
+
 fn short(text: &str) -> Result<Duration, String> {
     super::time(text, Duration::from_millis(100)..=Duration::from_secs(3_600))
 }
@@ -75,9 +80,9 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_CALLS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_calls: u32,
 
-    /// Calls under way of one organisation.
-    #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_ORG", value_name = "N", default_value_t = 8_192, value_parser = many())]
-    max_calls_per_org: u32,
+    /// Calls under way of one organisation. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_ORG", value_name = "N", value_parser = many())]
+    max_calls_per_org: Option<u32>,
 
     /// Calls a second of one organisation, on this server; as many again of claims, of heartbeats, of reports, of batches of reports and of
     /// cancellations. By default as many as there come.
@@ -88,9 +93,13 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_REQUEST_BYTES", value_name = "BYTES", default_value_t = 4 << 20, value_parser = value_parser!(u32).range(65_536..=67_108_864))]
     max_request_bytes: u32,
 
-    /// Bytes of all requests that are being received or decided. What is read of them may take twenty times as much.
+    /// Bytes of all requests that are being received.
     #[arg(long, env = "JOBLEDGER_MAX_REQUEST_MEMORY", value_name = "BYTES", default_value_t = 64 << 20, value_parser = many())]
     max_request_memory: u32,
+
+    /// The same of one organisation. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_REQUEST_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
+    max_request_memory_per_org: Option<u32>,
 
     /// How long a request may take to come whole.
     #[arg(long, env = "JOBLEDGER_REQUEST_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = short)]
@@ -104,17 +113,17 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_CLAIMS", value_name = "N", default_value_t = 20_000, value_parser = many())]
     max_claims: u32,
 
-    /// The same of one organisation.
-    #[arg(long, env = "JOBLEDGER_MAX_CLAIMS_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
-    max_claims_per_org: u32,
+    /// The same of one organisation. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_CLAIMS_PER_ORG", value_name = "N", value_parser = many())]
+    max_claims_per_org: Option<u32>,
 
     /// Event streams that may be open on this server.
     #[arg(long, env = "JOBLEDGER_MAX_STREAMS", value_name = "N", default_value_t = 20_000, value_parser = many())]
     max_streams: u32,
 
-    /// Event streams that one organisation may have open on this server.
-    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
-    max_streams_per_org: u32,
+    /// Event streams that one organisation may have open on this server. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_ORG", value_name = "N", value_parser = many())]
+    max_streams_per_org: Option<u32>,
 
     /// Event streams that one connection may have open.
     #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 1_000, value_parser = many())]
@@ -124,6 +133,10 @@ pub(super) struct LimitArgs {
     /// nothing of them for a second is ended with SLOW_CONSUMER.
     #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(8_388_608..))]
     max_stream_memory: u32,
+
+    /// The same of one organisation. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
+    max_stream_memory_per_org: Option<u32>,
 
     /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
     #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = value_parser!(u16).range(1..=4_096))]
@@ -161,10 +174,11 @@ impl LimitArgs {
     pub(super) fn calls(&self) -> CallLimits {
         CallLimits {
             calls: self.max_calls as usize,
-            calls_per_org: self.max_calls_per_org as usize,
+            calls_per_org: part(self.max_calls_per_org, self.max_calls),
             rate_per_org: self.max_rate_per_org,
             request_bytes: self.max_request_bytes as usize,
             request_memory: self.max_request_memory as usize,
+            request_memory_per_org: part(self.max_request_memory_per_org, self.max_request_memory),
             request_within: self.request_timeout,
             call_within: self.call_timeout,
         }
@@ -178,13 +192,14 @@ impl LimitArgs {
             queued_within: self.queue_timeout,
             types_per_org: self.max_types_per_org as usize,
             claims: self.max_claims as usize,
-            claims_per_org: self.max_claims_per_org as usize,
+            claims_per_org: part(self.max_claims_per_org, self.max_claims),
             streams: StreamLimits {
                 in_all: self.max_streams as usize,
-                per_org: self.max_streams_per_org as usize,
+                per_org: part(self.max_streams_per_org, self.max_streams),
                 per_connection: self.max_streams_per_connection as usize,
             },
             stream_bytes: self.max_stream_memory as usize,
+            stream_bytes_per_org: part(self.max_stream_memory_per_org, self.max_stream_memory),
             ..Limits::default()
         }
     }

@@ -72,6 +72,7 @@ mod snapshots;
 mod start;
 mod statistics;
 mod streams;
+mod tenants;
 mod tls;
 mod types;
 mod verify;

@@ -9,13 +9,16 @@ use axum::{
 };
 use tokio_stream::StreamExt as _;
 
-use super::error::Problem;
+use super::{
+    super::weight::{MOST_VALUES, may_be_parsed},
+    error::Problem,
+};
 
 /// How much of a body that is too large is read and dropped, in bytes. A server that answers and closes while its client still
 /// sends resets the connection, and the client may never see the answer.
 const DISCARDED: usize = 32 << 20;
 
-/// Hands a request on with its body in memory, or refuses it: 413 if the body has more than `limit` bytes, 400 if it does not come whole.
+/// Hands a request on with its body in memory, or refuses it: 413 if the body has more than `limit` bytes or too many values, 400 if it does not come whole.
 pub(super) async fn receive(State(limit): State<usize>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     match read(&parts.headers, body, limit).await {
@@ -45,5 +48,12 @@ async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Pr
             break;
         }
     }
-    if discarded > 0 { Err(too_large()) } else { Ok(kept.into()) }
+    if discarded > 0 {
+        return Err(too_large());
+    }
+    if !may_be_parsed(&kept) {
+        let many = format!("a body has at most {MOST_VALUES} values");
+        return Err(Problem::text(StatusCode::PAYLOAD_TOO_LARGE, many));
+    }
+    Ok(kept.into())
 }

@@ -1,0 +1,269 @@
+//! What a request will take once it is decoded, told from its bytes: four mebibytes of empty messages become a gigabyte.
+//!
+//! prost makes a value for each message that a repeated field has, whatever it says. So the fields are counted on the wire before that,
+//! with what they take in memory, by the descriptors of the contract.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use jobledger_proto::FILE_DESCRIPTOR_SET;
+use prost::Message as _;
+use prost_types::{
+    DescriptorProto, FieldDescriptorProto, FileDescriptorSet,
+    field_descriptor_proto::{Label, Type},
+};
+
+/// What a request may take once it is decoded, in bytes, about: twice what the values of the largest payload do.
+pub(super) const MOST: usize = 40 << 20;
+/// Values that JSON of one request may have: so many fit into a payload at its limit of a mebibyte, each with what separates it.
+pub(super) const MOST_VALUES: usize = 1 << 19;
+
+/// What a value takes beside what it says: a `String`, a `Vec` and a box are no larger, a map is.
+const INLINE: usize = 24;
+const MAP: usize = 48;
+/// The least that is allocated.
+const ALLOCATED: usize = 16;
+/// A vector that grows has twice what it needs, and an entry of a map its part of a node.
+const GROWN: usize = 2;
+/// prost gives up deeper than this.
+const DEEPEST: usize = 100;
+
+/// A kind of message.
+struct Shape {
+    /// What a value of it takes, beside what its fields have allocated.
+    inline: usize,
+    fields: HashMap<u32, Field>,
+}
+
+#[derive(Clone, Copy)]
+struct Field {
+    is_repeated: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// A number, a flag, an enum.
+    Scalar,
+    /// A text, or bytes.
+    Text,
+    /// A message of this shape.
+    Message(usize),
+}
+
+/// All shapes, and those of the requests of each call.
+struct Shapes {
+    shapes: Vec<Shape>,
+    requests: HashMap<String, usize>,
+}
+
+static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+    Shapes::of(&set)
+});
+
+impl Shapes {
+    fn of(set: &FileDescriptorSet) -> Self {
+        let mut messages = Vec::new();
+        for file in &set.file {
+            for message in &file.message_type {
+                collect(&format!(".{}", file.package()), message, &mut messages);
+            }
+        }
+        let places: HashMap<_, _> = messages.iter().enumerate().map(|(n, (name, _))| (name.as_str(), n)).collect();
+        let kind = |field: &FieldDescriptorProto| match field.r#type() {
+            Type::String | Type::Bytes => Kind::Text,
+            Type::Message => places.get(field.type_name()).map_or(Kind::Text, |n| Kind::Message(*n)),
+            _ => Kind::Scalar,
+        };
+        let field = |field: &FieldDescriptorProto| {
+            (field.number() as u32, Field { is_repeated: field.label() == Label::Repeated, kind: kind(field) })
+        };
+        let shapes = messages.iter().map(|(_, message)| Shape {
+            inline: inline_of(message),
+            fields: message.field.iter().map(field).collect(),
+        });
+        let shapes = shapes.collect();
+        let mut requests = HashMap::new();
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    requests.extend(places.get(method.input_type()).map(|n| (path, *n)));
+                }
+            }
+        }
+        Self { shapes, requests }
+    }
+
+    /// What a message of this shape takes, or more than `most`.
+    fn weigh(&self, shape: usize, bytes: &[u8], most: usize) -> usize {
+        let mut weight = bytes.len();
+        self.add(shape, bytes, DEEPEST, most, &mut weight);
+        weight
+    }
+
+    fn add(&self, shape: usize, mut rest: &[u8], levels: usize, most: usize, weight: &mut usize) {
+        let Some(shape) = self.shapes.get(shape).filter(|_| levels > 0) else { return };
+        while *weight <= most
+            && let Some(found) = next_field(&mut rest)
+        {
+            let Some(field) = shape.fields.get(&found.number) else { continue };
+            *weight += match (field.kind, found.text) {
+                (Kind::Scalar, None) if field.is_repeated => GROWN * size_of::<u64>(),
+                (Kind::Scalar, None) => 0,
+                // Packed: a byte for each of them, at least.
+                (Kind::Scalar, Some(packed)) => GROWN * size_of::<u64>() * packed.len(),
+                (Kind::Text, _) if field.is_repeated => GROWN * INLINE + ALLOCATED,
+                (Kind::Text, _) => ALLOCATED,
+                (Kind::Message(of), text) => {
+                    self.add(of, text.unwrap_or_default(), levels - 1, most, weight);
+                    let inline = self.shapes.get(of).map_or(0, |shape| shape.inline);
+                    if field.is_repeated { GROWN * inline + ALLOCATED } else { inline }
+                }
+            };
+        }
+    }
+}
+
+/// All messages within one, by their full names.
+fn collect<'a>(within: &str, message: &'a DescriptorProto, all: &mut Vec<(String, &'a DescriptorProto)>) {
+    let name = format!("{within}.{}", message.name());
+    for nested in &message.nested_type {
+        collect(&name, nested, all);
+    }
+    all.push((name, message));
+}
+
+/// What a field takes in the struct that has it.
+fn inline(field: &FieldDescriptorProto) -> usize {
+    match (field.label(), field.r#type()) {
+        (Label::Repeated, Type::Message) => MAP,
+        (Label::Repeated, _) | (_, Type::String | Type::Bytes | Type::Message) => INLINE,
+        _ => size_of::<u64>(),
+    }
+}
+
+/// What a struct takes: of a `oneof` what the largest of its fields does.
+fn inline_of(message: &DescriptorProto) -> usize {
+    let of_one = |field: &&FieldDescriptorProto| field.oneof_index.is_some() && !field.proto3_optional();
+    let mut unions: HashMap<i32, usize> = HashMap::new();
+    for field in message.field.iter().filter(of_one) {
+        let largest = unions.entry(field.oneof_index()).or_default();
+        *largest = inline(field).max(*largest);
+    }
+    let fields: usize = message.field.iter().filter(|field| !of_one(field)).map(inline).sum();
+    fields + unions.values().map(|largest| largest + size_of::<u64>()).sum::<usize>()
+}
+
+/// A field on the wire.
+struct Found<'a> {
+    number: u32,
+    /// Of one that says how long it is.
+    text: Option<&'a [u8]>,
+}
+
+/// The next field; `None` at the end, or where there is none that can be read: prost will say so.
+fn next_field<'a>(rest: &mut &'a [u8]) -> Option<Found<'a>> {
+    let key = varint(rest)?;
+    let number = u32::try_from(key >> 3).ok()?;
+    let skip = |rest: &mut &'a [u8], n: usize| rest.split_off(..n).map(|_| ());
+    let text = match key & 7 {
+        0 => varint(rest).map(|_| None)?,
+        1 => skip(rest, 8).map(|()| None)?,
+        2 => {
+            let length = usize::try_from(varint(rest)?).ok()?;
+            Some(rest.split_off(..length)?)
+        }
+        5 => skip(rest, 4).map(|()| None)?,
+        _ => return None,
+    };
+    Some(Found { number, text })
+}
+
+/// A number of variable length, as the encoding of Protocol Buffers has it.
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for n in 0..10 {
+        let byte = *rest.split_off_first()?;
+        value |= u64::from(byte & 0x7f) << (7 * n);
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// True of a request of a call that takes no more than it may once it is decoded.
+pub(super) fn may_be_decoded(path: &str, message: &[u8]) -> bool {
+    let shapes = &*SHAPES;
+    shapes.requests.get(path).is_none_or(|shape| shapes.weigh(*shape, message, MOST) <= MOST)
+}
+
+/// True of JSON that has no more values than it may. Whether it is JSON is for whoever reads it to say.
+pub(super) fn may_be_parsed(json: &[u8]) -> bool {
+    let (mut values, mut is_text, mut is_escaped) = (0, false, false);
+    for byte in json {
+        match (is_text, byte) {
+            (true, _) if is_escaped => is_escaped = false,
+            (true, b'\\') => is_escaped = true,
+            (_, b'"') => is_text = !is_text,
+            (false, b',' | b'[' | b'{') => values += 1,
+            _ => {}
+        }
+    }
+    values <= MOST_VALUES
+}
+
+#[cfg(test)]
+mod tests {
+    use jobledger_proto::v1 as pb;
+    use prost_types::{ListValue, Value, value::Kind as Json};
+
+    use super::*;
+
+    const BATCH: &str = "/jobledger.v1.JobService/BatchCreateJobs";
+    const CREATE: &str = "/jobledger.v1.JobService/CreateJob";
+
+    /// A list of so many values.
+    fn list(n: usize, value: &Value) -> Value {
+        Value { kind: Some(Json::ListValue(ListValue { values: vec![value.clone(); n] })) }
+    }
+
+    #[test]
+    fn empty_messages_are_counted_before_they_are_made() {
+        assert!(!may_be_decoded(BATCH, &[0x0a, 0].repeat(2 << 20)));
+        let create = pb::CreateJobRequest { r#type: "t".to_owned(), ..Default::default() };
+        let most = pb::BatchCreateJobsRequest { requests: vec![create; 1_000] };
+        assert!(may_be_decoded(BATCH, &most.encode_to_vec()));
+    }
+
+    #[test]
+    fn values_labels_and_what_nests_weigh_what_they_take() {
+        let of = |payload| pb::CreateJobRequest { payload: Some(payload), ..Default::default() }.encode_to_vec();
+        let null = Value { kind: Some(Json::NullValue(0)) };
+        let zero = Value { kind: Some(Json::NumberValue(0.0)) };
+        // As many as there may be in a payload of a mebibyte.
+        assert!(may_be_decoded(CREATE, &of(list(200_000, &null))));
+        assert!(may_be_decoded(CREATE, &of(list(300_000, &zero))));
+        assert!(!may_be_decoded(CREATE, &of(list(900_000, &null))));
+        assert!(!may_be_decoded(CREATE, &of(list(300_000, &list(1, &null)))));
+        let labels = (0..400_000).map(|n| (format!("{n:x}"), String::new())).collect();
+        assert!(!may_be_decoded(CREATE, &pb::CreateJobRequest { labels, ..Default::default() }.encode_to_vec()));
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_for_others_to_say() {
+        for bytes in [&[0xff; 20][..], &[0x0a, 0x7f], &[0x0b], &[]] {
+            assert!(may_be_decoded(BATCH, bytes), "{bytes:?}");
+        }
+        assert!(may_be_decoded("/x.Y/Z", &[0x0a, 0].repeat(2 << 20)));
+    }
+
+    #[test]
+    fn json_is_counted_by_what_separates_values() {
+        assert!(may_be_parsed(format!("[{}0]", "0,".repeat(MOST_VALUES - 1)).as_bytes()));
+        assert!(!may_be_parsed(format!("[{}0]", "0,".repeat(MOST_VALUES)).as_bytes()));
+        assert!(may_be_parsed(format!(r#"["\"{}"]"#, ",[{".repeat(MOST_VALUES)).as_bytes()));
+        assert!(!may_be_parsed("[".repeat(MOST_VALUES + 1).as_bytes()));
+    }
+}

@@ -1,0 +1,204 @@
+//! Tenants who attack with a credential that is good: what they hold, or wait for, is not taken from others.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use jobledger_client::{
+    Client, Error, Follow, Item, NewJob, Report,
+    proto::{
+        BatchCreateJobsRequest, ClaimJobsRequest, CreateJobRequest, GetStatisticsRequest, JobView, ListJobsRequest,
+        StreamJobEventsRequest,
+    },
+};
+use prost::Message as _;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::timeout,
+};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::{
+    errors::assert_error,
+    harness::{Database, PATIENCE, Program, on_both_databases, resident},
+    raw::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, header_block},
+};
+
+on_both_databases! {
+    claims_that_wait_hold_no_room_for_requests,
+    streams_that_are_not_read_keep_no_other_org_from_the_past,
+    lists_without_end_keep_nobody_from_anything,
+}
+
+const CLAIM: &str = "/jobledger.v1.JobService/ClaimJobs";
+const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
+
+/// A client of an org of its own.
+fn tenant(program: &Program) -> (Uuid, Client) {
+    let org = Uuid::new_v4();
+    let builder = Client::builder(format!("http://{}", program.address)).timeout(PATIENCE).org(org);
+    (org, builder.build().expect("a valid endpoint"))
+}
+
+/// Begins a call of an org, with all of its request.
+async fn begin(raw: &mut Raw, path: &str, org: Uuid, message: &[u8]) {
+    let stream = raw.next_stream();
+    let headers = header_block(path, &[("x-org-id", &org.to_string())]);
+    raw.send(HEADERS, END_HEADERS, stream, &headers).await.unwrap();
+    let message = frame(message);
+    let mut pieces = message.chunks(16_384).peekable();
+    while let Some(piece) = pieces.next() {
+        raw.send(DATA, if pieces.peek().is_none() { END_STREAM } else { 0 }, stream, piece).await.unwrap();
+    }
+}
+
+async fn claims_that_wait_hold_no_room_for_requests(database: Database) {
+    // The part of one org is a third of it: three such claims.
+    let program = Program::start_with(&database, &["--max-request-memory", "1800000"]);
+    let ((org, client), (_, other)) = (tenant(&program), tenant(&program));
+    let claim = ClaimJobsRequest {
+        worker_id: "w".to_owned(),
+        wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        ..Default::default()
+    };
+    // A field that no version of the contract has.
+    let mut message = claim.encode_to_vec();
+    message.extend([0xfa, 0x7f]);
+    prost::encoding::encode_varint(190_000, &mut message);
+    message.resize(message.len() + 190_000, 0);
+    let mut raw = Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
+    // It says how much may be sent at once.
+    raw.is_served().await;
+    for _ in 0..16 {
+        begin(&mut raw, CLAIM, org, &message).await;
+        raw.is_served().await;
+    }
+    for client in [client, other] {
+        let create: CreateJobRequest = NewJob::new("t").payload(&"x".repeat(300_000)).unwrap().into();
+        client.raw().create_job(create).await.unwrap();
+    }
+    assert!(program.end_by("TERM").success());
+}
+
+/// Jobs with results that fill pages.
+async fn fill(client: &Client, jobs: usize) {
+    for _ in 0..jobs {
+        let id = client.create(NewJob::new("t")).await.unwrap().job.id;
+        client.update(Report::start(&id)).await.unwrap();
+        client.update(Report::succeeded(&id).result(&json!("x".repeat(500_000))).unwrap()).await.unwrap();
+    }
+}
+
+async fn streams_that_are_not_read_keep_no_other_org_from_the_past(database: Database) {
+    const STREAMS: usize = 40;
+    let program = Program::start_with(&database, &["--max-stream-memory", "8388608"]);
+    let ((org, client), (_, other)) = (tenant(&program), tenant(&program));
+    fill(&client, 12).await;
+    fill(&other, 6).await;
+    let mut raw = Raw::without_window(TcpStream::connect(&program.address).await.unwrap()).await;
+    let request = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() }.encode_to_vec();
+    for _ in 0..STREAMS {
+        begin(&mut raw, STREAM, org, &request).await;
+    }
+    raw.is_served().await;
+    let past = async |client: &Client, events: usize, patience: Duration| {
+        let mut stream = client.subscribe(Follow::org().after(0).history_only()).await.unwrap();
+        let mut seen = 0;
+        while let Some(item) = timeout(patience, stream.next()).await.expect("the past comes") {
+            seen += usize::from(matches!(item.unwrap(), Item::Event(_)));
+        }
+        assert_eq!(seen, events);
+    };
+    // Long before who reads nothing is ended for that.
+    past(&other, 18, Duration::from_secs(10)).await;
+    // Its own streams come to an end, too: those that are not read are where there is no room.
+    past(&client, 36, PATIENCE).await;
+    drop(raw);
+    assert!(program.end_by("TERM").success());
+}
+
+async fn lists_without_end_keep_nobody_from_anything(database: Database) {
+    const LISTS: usize = 300;
+    /// Beyond what a busy machine takes, and well below what calls wait before they are given up.
+    const SOON: Duration = Duration::from_secs(4);
+    let program = Program::start(&database);
+    let ((_, client), (_, other)) = (tenant(&program), tenant(&program));
+    for _ in 0..4 {
+        let jobs = (0..500).map(|_| NewJob::new("t").payload(&"x".repeat(3_000)).unwrap());
+        assert!(client.create_all(jobs).await.unwrap().iter().all(Result::is_ok));
+    }
+    fill(&other, 1).await;
+    let mut lists = JoinSet::new();
+    for _ in 0..LISTS {
+        let mut service = client.raw();
+        lists.spawn(async move {
+            loop {
+                let request = ListJobsRequest { page_size: 1_000, view: JobView::Full.into(), ..Default::default() };
+                // Too many may be told so.
+                if let Err(error) = service.list_jobs(request).await {
+                    assert_ne!(error.code(), Code::Unavailable, "{error:?}");
+                }
+            }
+        });
+    }
+    let soon = async |what: &str, call: Pin<Box<dyn Future<Output = ()> + Send>>| {
+        timeout(SOON, call).await.unwrap_or_else(|_| panic!("{what} takes too long"));
+    };
+    for _ in 0..10 {
+        let id = other.create(NewJob::new("t")).await.unwrap().job.id;
+        let (reader, lister, counter, follower) = (other.clone(), other.raw(), other.raw(), other.clone());
+        soon("a read", Box::pin(async move { drop(reader.get(&id).await.unwrap()) })).await;
+        let mut lister = lister;
+        soon("a list", Box::pin(async move { drop(lister.list_jobs(ListJobsRequest::default()).await.unwrap()) }))
+            .await;
+        let mut counter = counter;
+        let statistics = async move { drop(counter.get_statistics(GetStatisticsRequest::default()).await.unwrap()) };
+        soon("statistics", Box::pin(statistics)).await;
+        let past = async move {
+            let mut events = follower.subscribe(Follow::org().after(0)).await.unwrap();
+            assert!(matches!(events.next().await, Some(Ok(Item::Event(_)))));
+        };
+        soon("a stream of the past", Box::pin(past)).await;
+        let ready = is_ready(program.address.clone());
+        soon("readiness", Box::pin(ready)).await;
+    }
+    lists.shutdown().await;
+    assert!(program.end_by("TERM").success());
+}
+
+/// Asserts that the server says that it is ready.
+async fn is_ready(address: String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_would_swell_when_it_is_decoded_is_refused_before() {
+    const MIB: u64 = 1 << 10;
+    let database = Database::sqlite();
+    let program = Program::start(&database);
+    let (_, client) = tenant(&program);
+    client.create(NewJob::new("t")).await.unwrap();
+    let before = resident(program.id());
+    let mut calls = JoinSet::new();
+    for _ in 0..4 {
+        let mut service = client.raw();
+        calls.spawn(async move {
+            let request = BatchCreateJobsRequest { requests: vec![CreateJobRequest::default(); 2_000_000] };
+            let error = service.batch_create_jobs(request).await.unwrap_err();
+            assert_error(&error, Code::InvalidArgument, "INVALID_FIELD");
+        });
+    }
+    while let Some(ended) = calls.join_next().await {
+        ended.unwrap();
+    }
+    let after = resident(program.id());
+    assert!(after < before + 64 * MIB, "grew from {} MiB to {} MiB", before / MIB, after / MIB);
+    assert!(matches!(client.get(&Uuid::new_v4().to_string()).await, Err(Error::JobNotFound { .. })));
+    assert!(program.end_by("TERM").success());
+}
