@@ -132,13 +132,13 @@ CREATE TABLE jobledger.job (
     due_at             TIMESTAMPTZ,                             -- when time itself may change the job, or earlier
     cancel_requested   BOOLEAN      NOT NULL DEFAULT false,
     outcome_digest     BYTEA,                                   -- of the report that ended the last attempt
-    outcome_epoch      BIGINT,                                  -- of the lease under which that ended
+    outcome_nonce      BIGINT,                                  -- of the lease under which that ended
     lease_worker       VARCHAR(255),                            -- null where nobody holds the job
     lease_granted      BIGINT,                                  -- microseconds
     lease_expires_at   TIMESTAMPTZ,
     lease_request      VARCHAR(255) COLLATE "C",                -- request_id of the claim
     lease_confirmed    BOOLEAN      NOT NULL DEFAULT false,     -- the holder was heard of since
-    lease_epoch        BIGINT       NOT NULL DEFAULT 0,         -- rises with every claim and expiry
+    lease_nonce        BIGINT       NOT NULL DEFAULT 0,         -- of the last lease: no two have the same
     retry_request      VARCHAR(255),                            -- request_id of the last RetryJob
     last_error_code    VARCHAR(100),
     last_error_message TEXT,

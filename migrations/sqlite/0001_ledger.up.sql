@@ -115,13 +115,13 @@ CREATE TABLE job (
     due_at             INTEGER,                             -- when time itself may change the job, or earlier
     cancel_requested   INTEGER NOT NULL DEFAULT 0,
     outcome_digest     BLOB,                                -- of the report that ended the last attempt
-    outcome_epoch      INTEGER,                             -- of the lease under which that ended
+    outcome_nonce      INTEGER,                             -- of the lease under which that ended
     lease_worker       TEXT,                                -- null where nobody holds the job
     lease_granted      INTEGER,                             -- microseconds
     lease_expires_at   INTEGER,
     lease_request      TEXT,                                -- request_id of the claim
     lease_confirmed    INTEGER NOT NULL DEFAULT 0,          -- the holder was heard of since
-    lease_epoch        INTEGER NOT NULL DEFAULT 0,          -- rises with every claim and expiry
+    lease_nonce        INTEGER NOT NULL DEFAULT 0,          -- of the last lease: no two have the same
     retry_request      TEXT,                                -- request_id of the last RetryJob
     last_error_code    TEXT,
     last_error_message TEXT,

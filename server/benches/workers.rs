@@ -287,7 +287,7 @@ fn held(is_postgres: bool, org: u8, n: usize) -> Vec<String> {
         (format!("unhex('000000000000000000000000000000{org:02x}')"), "(unixepoch() + 3600) * 1000000".to_owned())
     };
     sql.push(format!(
-        "UPDATE {schema}job SET status = 'running', attempt = 1, lease_epoch = 1, lease_worker = 'w', lease_request = 'r',
+        "UPDATE {schema}job SET status = 'running', attempt = 1, lease_nonce = 1, lease_worker = 'w', lease_request = 'r',
             lease_granted = 3600000000, lease_expires_at = {at}, due_at = {at}, lease_confirmed = true WHERE org_id = {whose}"
     ));
     sql

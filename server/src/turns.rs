@@ -129,7 +129,7 @@ impl<K: Whose> State<K> {
         while self.free > 0 {
             let may = |(_, whose): &&(Duration, K)| self.lines.get(whose).is_none_or(|line| line.taken < each);
             let (had, whose) = self.waiting.iter().find(may).copied()?;
-            let Some(line) = self.lines.get_mut(&whose) else { return None };
+            let line = self.lines.get_mut(&whose)?;
             while let Some(waits) = line.waiting.pop_front() {
                 if waits.is_closed() {
                     line.gone = line.gone.saturating_sub(1);

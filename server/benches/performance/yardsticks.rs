@@ -65,7 +65,7 @@ WITH ready AS MATERIALIZED (
 job AS (
     UPDATE jobledger.job j SET status = 'running', attempt = 1, updated_at = now(), started_at = now(),
         attempt_started_at = now(), lease_worker = 'w', lease_granted = 30000000, lease_request = 'r',
-        lease_expires_at = now() + interval '30 s', lease_epoch = 1, due_at = now() + interval '30 s', last_job_seq = 2,
+        lease_expires_at = now() + interval '30 s', lease_nonce = 1, due_at = now() + interval '30 s', last_job_seq = 2,
         last_seq = t.seq, last_recorded_at = now()
     FROM taken t WHERE j.org_id = '00000000-0000-0000-0000-00000000000c' AND j.id = t.id
 ), event AS (
@@ -86,7 +86,7 @@ WITH held AS MATERIALIZED (
 job AS (
     UPDATE jobledger.job j SET status = 'succeeded', updated_at = now(), finished_at = now(), lease_worker = NULL,
         lease_granted = NULL, lease_request = NULL, lease_expires_at = NULL, due_at = NULL,
-        outcome_digest = sha256('done'), outcome_epoch = 1, last_job_seq = 3, last_seq = d.seq, last_recorded_at = now()
+        outcome_digest = sha256('done'), outcome_nonce = 1, last_job_seq = 3, last_seq = d.seq, last_recorded_at = now()
     FROM done d WHERE j.org_id = '00000000-0000-0000-0000-00000000000c' AND j.id = d.id
 ), event AS (
     INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, prev_status, next_status, attempt,

@@ -68,8 +68,8 @@ pub struct Idempotency {
 pub struct Ended {
     /// Of everything that makes the outcome the same as another.
     pub digest: Digest,
-    /// The epoch of the lease under which it was reported, if it was under one.
-    pub epoch: Option<i64>,
+    /// The nonce of the lease under which it was reported, if it was under one.
+    pub nonce: Option<i64>,
 }
 
 /// A job as its org's log has it. Payload and result are not held here: no decision needs them.
@@ -103,8 +103,8 @@ pub struct Job {
     pub outcome: Option<Ended>,
     /// Who holds the job; only of one that is running, and not where a reporter without a lease runs it.
     pub lease: Option<Lease>,
-    /// The epoch of the last claim or expiry; 0 before the first.
-    pub lease_epoch: i64,
+    /// The nonce of the last lease; 0 before the first.
+    pub lease_nonce: i64,
     /// The `request_id` of the last request to run the finished job again.
     pub retry_request: Option<Arc<str>>,
     /// Time of the first event.
@@ -172,7 +172,12 @@ impl Job {
 
     /// What proves the hold on the job; `None` where nobody holds it.
     pub fn lease_token(&self) -> Option<LeaseToken> {
-        self.lease.as_ref().map(|_| LeaseToken { job: self.id, attempt: self.attempt, epoch: self.lease_epoch })
+        self.lease.as_ref().map(|_| LeaseToken {
+            org: self.org_id,
+            job: self.id,
+            attempt: self.attempt,
+            nonce: self.lease_nonce,
+        })
     }
 }
 

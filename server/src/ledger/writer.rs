@@ -21,7 +21,7 @@ use super::{
     claim::Undelivered,
     clock_watch::{ClockWatch, Moment, Reading, Trust},
     command::Reply,
-    decide::{Chosen, Decision, Ordered, Times, choose, needs},
+    decide::{Chosen, Decision, Inputs, Ordered, choose, needs},
     hub::Hub,
     lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
@@ -29,7 +29,7 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    domain::{id::OrgId, job::Job},
+    domain::{id::OrgId, job::Job, lease::LeaseSecret},
     store::{Batch, Needs, Reach, RecordId, Store, StoreError},
 };
 
@@ -307,20 +307,21 @@ impl Writer {
     ) -> Result<Prepared, StoreError> {
         let (mut batch, trust, needs) = self.begin(turn, left_out, may_recall, may_grow).await?;
         let began = std::time::Instant::now();
+        let secret = LeaseSecret::random().map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let loaded = batch.load(&needs).await?;
         let mut chosen = Vec::with_capacity(turn.len());
         let mut heads = HashMap::with_capacity(turn.len());
         for (OrgBatch { org, commands }, loaded) in turn.iter().zip(loaded) {
-            let times = Times { clock: batch.now(), began, trust };
+            let inputs = Inputs { clock: batch.now(), began, trust, secret };
             if let Some(last) = loaded.head.recorded_at {
-                self.compare_clocks(last - times.clock);
+                self.compare_clocks(last - inputs.clock);
             }
             refuse_ahead(&loaded.jobs, loaded.head.seq)?;
             heads.insert(*org, loaded.head.seq);
             let commands =
                 commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
             // A defect in what decides is its command's alone: where there are several, they are run one by one.
-            chosen.push(defended(|| choose(*org, commands, loaded, times, self.limits.types_per_org))?);
+            chosen.push(defended(|| choose(*org, commands, loaded, inputs, self.limits.types_per_org))?);
         }
         // Of what claims get no more is read than they get.
         let wanted: Vec<_> = chosen.iter().flat_map(Chosen::wanted).collect();

@@ -19,7 +19,7 @@ impl Differs {
     pub fn between(before: &Job, after: &Job) -> Self {
         let times =
             |job: &Job| (job.started_at, job.attempt_started_at, job.finished_at, job.scheduled_at, job.ready_at);
-        let counts = |job: &Job| (job.status, job.attempt, job.failures, job.lost_attempts, job.lease_epoch);
+        let counts = |job: &Job| (job.status, job.attempt, job.failures, job.lost_attempts, job.lease_nonce);
         let is_held_alike = match (&before.lease, &after.lease) {
             (Some(before), Some(after)) => {
                 (&before.worker, before.granted, &before.request) == (&after.worker, after.granted, &after.request)

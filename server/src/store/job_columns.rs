@@ -175,7 +175,7 @@ job_columns! {
     "outcome_digest" outcome_digest: Option<Digest>, CHANGES, No, |job| {
         job.outcome.as_ref().map(|outcome| &outcome.digest.0[..]).into()
     };
-    "outcome_epoch" outcome_epoch: Option<i64>, CHANGES, No, |job| job.outcome.and_then(|outcome| outcome.epoch).into();
+    "outcome_nonce" outcome_nonce: Option<i64>, CHANGES, No, |job| job.outcome.and_then(|outcome| outcome.nonce).into();
     "lease_worker" lease_worker: Option<&'r str>, CHANGES, Lease, |job| job.lease.as_ref().map(|lease| &*lease.worker).into();
     "lease_granted" lease_granted: Option<Duration>, CHANGES, Lease, |job| job.lease.as_ref().map(|lease| lease.granted).into();
     "lease_expires_at" lease_expires_at: Option<Time>, CHANGES, Lease, |job| {
@@ -187,7 +187,7 @@ job_columns! {
     "lease_confirmed" lease_confirmed: bool, CHANGES, Lease, |job| {
         job.lease.as_ref().is_some_and(|lease| lease.is_confirmed).into()
     };
-    "lease_epoch" lease_epoch: i64, CHANGES, No, |job| job.lease_epoch.into();
+    "lease_nonce" lease_nonce: i64, CHANGES, No, |job| job.lease_nonce.into();
     "retry_request" retry_request: Option<&'r str>, CHANGES, Rare, |job| job.retry_request.as_deref().into();
     "due_at" due_at: Option<Time>, CHANGES, Wait, |job| job.due_at.into();
     "last_error_code" last_error_code: Option<&'r str>, CHANGES, Rare, |job| {
@@ -239,9 +239,9 @@ pub(super) fn read_job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreE
         result_at: result_at.map(|(seq, recorded_at)| Position { seq, recorded_at }),
         last_error,
         cancel_requested: row.cancel_requested,
-        outcome: row.outcome_digest.map(|digest| Ended { digest, epoch: row.outcome_epoch }),
+        outcome: row.outcome_digest.map(|digest| Ended { digest, nonce: row.outcome_nonce }),
         lease: row.lease()?,
-        lease_epoch: row.lease_epoch,
+        lease_nonce: row.lease_nonce,
         retry_request: row.retry_request.map(Arc::from),
         created_at: row.created_at,
         updated_at: row.updated_at,

@@ -30,6 +30,7 @@ use crate::domain::{
     clock::Time,
     id::JobId,
     job::Job,
+    lease::LeaseSecret,
     status::JobStatus,
     transition::{Command, Tick},
 };
@@ -338,7 +339,8 @@ impl OrgState {
 
     /// Those that a clock which was ahead by so much at most has put off.
     pub(super) fn misdated(&self, by: Duration, now: Time) -> impl Iterator<Item = JobId> {
-        let tick = Tick { now, recorded_at: now, next_seq: 0 };
+        // No lease is granted.
+        let tick = Tick { now, recorded_at: now, next_seq: 0, secret: LeaseSecret([0; 16]) };
         let is_misdated =
             move |job: &&Job| job.apply(&Command::Redate(by), tick).is_ok_and(|redated| redated.is_changed);
         self.jobs().filter(is_misdated).map(|job| job.id)

@@ -117,7 +117,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     full.result_at = Some(Position { seq: 1, recorded_at: time(1) });
     full.last_error = Some(JobError { code: "".into(), message: "".into() });
     full.cancel_requested = true;
-    full.outcome = Some(Ended { digest: Digest([255; 32]), epoch: Some(i64::MAX) });
+    full.outcome = Some(Ended { digest: Digest([255; 32]), nonce: Some(i64::MAX) });
     full.lease = Some(Lease {
         worker: text.into(),
         granted: Duration::from_micros(4_000_001),
@@ -125,7 +125,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
         request: Some(text.into()),
         is_confirmed: true,
     });
-    (full.lease_epoch, full.retry_request, full.due_at) = (i64::MAX - 1, Some(text.into()), Some(time(22)));
+    (full.lease_nonce, full.retry_request, full.due_at) = (i64::MAX - 1, Some(text.into()), Some(time(22)));
     full.started_at = Some(time(11));
     full.attempt_started_at = Some(time(12));
     full.finished_at = Some(time(13));

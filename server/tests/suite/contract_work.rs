@@ -53,7 +53,7 @@ async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) 
         (Differs::InMore, |job| job.finished_at = Some(time(7))),
         (Differs::InMore, |job| job.scheduled_at = Some(time(8))),
         (Differs::InMore, |job| job.ready_at = time(99)),
-        (Differs::InMore, |job| job.lease_epoch = 4),
+        (Differs::InMore, |job| job.lease_nonce = 4),
         (Differs::InMore, |job| job.due_at = Some(time(3))),
         (Differs::InMore, |job| {
             job.lease = Some(Lease {
@@ -66,10 +66,10 @@ async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) 
         }),
         (Differs::InMore, |job| job.cancel_requested = true),
         (Differs::InMore, |job| job.retry_request = Some("again".into())),
-        (Differs::InMore, |job| job.outcome = Some(Ended { digest: Digest([7; 32]), epoch: Some(2) })),
+        (Differs::InMore, |job| job.outcome = Some(Ended { digest: Digest([7; 32]), nonce: Some(2) })),
         (Differs::InMore, |job| job.last_error = Some(JobError { code: "E".into(), message: "m".into() })),
         (Differs::InMore, |job| job.result_at = Some(Position { seq: 1, recorded_at: time(1) })),
-        (Differs::InMore, |job| (job.status, job.lease_epoch, job.cancel_requested) = (JobStatus::Running, 5, true)),
+        (Differs::InMore, |job| (job.status, job.lease_nonce, job.cancel_requested) = (JobStatus::Running, 5, true)),
         (Differs::Nowhere, |_| {}),
     ];
     let written = async |org: OrgId, before: &[Job], which: &[usize]| {

@@ -62,7 +62,7 @@ pub(crate) fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
         cancel_requested: false,
         outcome: None,
         lease: None,
-        lease_epoch: 0,
+        lease_nonce: 0,
         retry_request: None,
         due_at: None,
         created_seq: seq,
@@ -169,7 +169,7 @@ pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
     let loaded = load_in(&mut *batch, org, needs).await.expect("it loads");
     let mut job = batch.ready_jobs(&[(org, loaded.ready.jobs[0].id)]).await.expect("it loads").remove(0);
     let (now, seq) = (batch.now(), loaded.head.seq + 1);
-    (job.status, job.attempt, job.lease_epoch) = (JobStatus::Running, 1, 1);
+    (job.status, job.attempt, job.lease_nonce) = (JobStatus::Running, 1, 1);
     (job.last_job_seq, job.last_seq, job.last_recorded_at, job.updated_at) = (2, seq, now, now);
     let expires_at = now + TimeDelta::minutes(1);
     let (worker, granted) = ("w".into(), Duration::from_secs(60));

@@ -5,8 +5,9 @@ use std::{future::Future, pin::Pin, time::Duration};
 use jobledger_client::{
     Client, Error, Follow, Item, NewJob, Report,
     proto::{
-        BatchCreateJobsRequest, ClaimJobsRequest, CreateJobRequest, GetStatisticsRequest, JobView, ListJobsRequest,
-        StreamJobEventsRequest,
+        BatchCreateJobsRequest, ClaimJobsRequest, CreateJobRequest, GetStatisticsRequest, HeartbeatRequest,
+        JobEventKind, JobStatus, JobView, LeaseHeartbeat, ListJobsRequest, StreamJobEventsRequest,
+        UpdateJobStatusRequest,
     },
 };
 use prost::Message as _;
@@ -30,6 +31,7 @@ on_both_databases! {
     claims_that_wait_hold_no_room_for_requests,
     streams_that_are_not_read_keep_no_other_org_from_the_past,
     lists_without_end_keep_nobody_from_anything,
+    nobody_works_out_a_lease_token_from_what_is_told_of_a_job,
 }
 
 const CLAIM: &str = "/jobledger.v1.JobService/ClaimJobs";
@@ -165,6 +167,53 @@ async fn lists_without_end_keep_nobody_from_anything(database: Database) {
         soon("readiness", Box::pin(ready)).await;
     }
     lists.shutdown().await;
+    assert!(program.end_by("TERM").success());
+}
+
+async fn nobody_works_out_a_lease_token_from_what_is_told_of_a_job(database: Database) {
+    let program = Program::start(&database);
+    let (org, client) = tenant(&program);
+    for _ in 0..2 {
+        client.create(NewJob::new("t")).await.unwrap();
+    }
+    let claim = ClaimJobsRequest { worker_id: "holder".to_owned(), max_jobs: 2, ..Default::default() };
+    let leases = client.raw().claim_jobs(claim).await.unwrap().into_inner().leases;
+    let [own, others] = &leases[..] else { panic!("two leases: {leases:?}") };
+    let (job, own_job) = (others.job.as_ref().unwrap(), own.job.as_ref().unwrap());
+    let mut events = client.subscribe(Follow::job(&job.id)).await.unwrap();
+    let claimed = loop {
+        match timeout(PATIENCE, events.next()).await.expect("it is told").unwrap().unwrap() {
+            Item::Event(event) if event.kind == JobEventKind::Claimed as i32 => break event,
+            _ => {}
+        }
+    };
+    // The time of the claim, and the token of another job that the same call has claimed.
+    let at = claimed.recorded_at.unwrap();
+    let micros = at.seconds * 1_000_000 + i64::from(at.nanos) / 1_000;
+    let (job_id, own_id) = (job.id.replace('-', ""), own_job.id.replace('-', ""));
+    let guesses = [
+        format!("{job_id}-1-{micros:x}"),
+        format!("{}-{job_id}-1-{micros:016x}", org.simple()),
+        own.lease_token.replace(&own_id, &job_id),
+    ];
+    for lease_token in guesses {
+        let report = UpdateJobStatusRequest {
+            job_id: job.id.clone(),
+            lease_token: lease_token.clone(),
+            status: Some(JobStatus::Succeeded.into()),
+            ..Default::default()
+        };
+        let error = client.raw().update_job_status(report).await.unwrap_err();
+        assert_error(&error, Code::FailedPrecondition, "LEASE_LOST");
+        let leases = vec![LeaseHeartbeat { lease_token, ..Default::default() }];
+        let beat = HeartbeatRequest { worker_id: "holder".to_owned(), leases, ..Default::default() };
+        assert!(client.raw().heartbeat(beat).await.unwrap().into_inner().results[0].lease_lost);
+    }
+    for (worker_id, is_lost) in [("other", true), ("holder", false)] {
+        let leases = vec![LeaseHeartbeat { lease_token: others.lease_token.clone(), ..Default::default() }];
+        let beat = HeartbeatRequest { worker_id: worker_id.to_owned(), leases, ..Default::default() };
+        assert_eq!(client.raw().heartbeat(beat).await.unwrap().into_inner().results[0].lease_lost, is_lost);
+    }
     assert!(program.end_by("TERM").success());
 }
 

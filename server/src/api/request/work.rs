@@ -1,6 +1,6 @@
 //! What workers ask: for work, and to go on with it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jobledger_proto::v1 as pb;
 
@@ -56,6 +56,7 @@ pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<B
     check.required_name("worker_id", &request.worker_id);
     let extend_by = request.extend_by.as_ref().and_then(|by| check.duration("extend_by", by, LEASE));
     check.finish()?;
+    let worker: Arc<str> = request.worker_id.into();
     let beat = |(n, lease): (usize, pb::LeaseHeartbeat)| {
         let mut check = Check::default();
         let prefix = format!("leases[{n}].");
@@ -65,7 +66,12 @@ pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<B
         let news = if refusal.is_none() { news } else { News::default() };
         let command = token.filter(|token| *token != LeaseToken::NOBODYS).map(|token| Command::Apply {
             job: token.job,
-            command: Box::new(transition::Command::Heartbeat(Heartbeat { token, news, extend_by })),
+            command: Box::new(transition::Command::Heartbeat(Heartbeat {
+                worker: Arc::clone(&worker),
+                token,
+                news,
+                extend_by,
+            })),
         });
         Beat { command, refusal }
     };

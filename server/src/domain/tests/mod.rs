@@ -16,7 +16,7 @@ use super::{
     id::{Digest, JobId, OrgId},
     job::{Ended, Job, JobSpec, Labels},
     json::Json,
-    lease::{Lease, LeaseToken},
+    lease::{Lease, LeaseSecret, LeaseToken},
     replay::{Replay, ReplayError},
     retry::RetryPolicy,
     status::JobStatus,
@@ -31,7 +31,7 @@ fn time(seconds: i64) -> Time {
 }
 
 fn tick(seconds: i64, next_seq: i64) -> Tick {
-    Tick { now: time(seconds), recorded_at: time(seconds), next_seq }
+    Tick { now: time(seconds), recorded_at: time(seconds), next_seq, secret: LeaseSecret([7; 16]) }
 }
 
 fn spec(max_attempts: i32) -> Arc<JobSpec> {
@@ -65,7 +65,7 @@ fn job_in(status: JobStatus, max_attempts: i32, cancel_requested: bool) -> Job {
     }
     if status.is_terminal() {
         job.finished_at = Some(time(2));
-        job.outcome = Some(Ended { digest: Digest([255; 32]), epoch: None });
+        job.outcome = Some(Ended { digest: Digest([255; 32]), nonce: None });
     }
     job.last_job_seq = 2;
     job.last_seq = 7;
@@ -75,7 +75,7 @@ fn job_in(status: JobStatus, max_attempts: i32, cancel_requested: bool) -> Job {
 /// The same, running under a lease of 30 s that was granted at the time 1.
 fn job_held(max_attempts: i32, cancel_requested: bool) -> Job {
     let mut job = job_in(JobStatus::Running, max_attempts, cancel_requested);
-    job.lease_epoch = 5;
+    job.lease_nonce = 5;
     let granted = Duration::from_secs(30);
     let worker = "holder".into();
     job.lease = Some(Lease { worker, granted, expires_at: time(31), request: None, is_confirmed: false });
@@ -106,7 +106,7 @@ fn claim() -> Claim {
 }
 
 fn heartbeat(token: LeaseToken) -> Heartbeat {
-    Heartbeat { token, news: News::default(), extend_by: None }
+    Heartbeat { worker: "holder".into(), token, news: News::default(), extend_by: None }
 }
 
 fn renew(token: LeaseToken) -> Command {
@@ -183,8 +183,8 @@ fn cell(decision: &Result<Transition, TransitionError>) -> String {
 #[test]
 fn every_status_answers_every_command_as_the_table_says() {
     let under = |lease| move |report: Report| Command::Report(Report { lease, ..report });
-    let token = |job: &Job| LeaseToken { job: job.id, attempt: 1, epoch: 5 };
-    let stale = |job: &Job| LeaseToken { epoch: 4, ..token(job) };
+    let token = |job: &Job| LeaseToken { org: job.org_id, job: job.id, attempt: 1, nonce: 5 };
+    let stale = |job: &Job| LeaseToken { nonce: 4, ..token(job) };
     let elsewhere = |job: &Job| LeaseToken { job: JobId(Uuid::now_v7()), ..token(job) };
     type Make<'a> = Box<dyn Fn(&Job) -> Command + 'a>;
     let by_reporter = |report: Report| -> Make<'_> { Box::new(move |_| under(None)(report.clone())) };

@@ -74,10 +74,12 @@ fn any_target() -> impl Strategy<Value = Option<Target>> {
 
 /// The command with the token of the job's lease in it.
 pub(super) fn held_by_its_holder(command: Command, job: &Job) -> Command {
-    let Some(token) = job.lease_token() else { return command };
+    let (Some(token), Some(lease)) = (job.lease_token(), &job.lease) else { return command };
     match command {
         Command::Report(report) => Command::Report(Report { lease: Some(token), ..report }),
-        Command::Heartbeat(heartbeat) => Command::Heartbeat(Heartbeat { token, ..heartbeat }),
+        Command::Heartbeat(heartbeat) => {
+            Command::Heartbeat(Heartbeat { worker: Arc::clone(&lease.worker), token, ..heartbeat })
+        }
         Command::Renew(_) => renew(token),
         Command::Abandon(_) => abandon(job, token),
         other => other,
@@ -180,7 +182,7 @@ proptest! {
                 prop_assert!(job.attempt_started_at >= job.started_at);
             }
             prop_assert!(job.lease.is_none() || job.status == JobStatus::Running);
-            prop_assert!(job.lease_epoch >= before.lease_epoch);
+            prop_assert_eq!(job.lease_nonce != before.lease_nonce, matches!(command, Command::Claim(_)));
             let ends = job.lease.is_some() || job.status == JobStatus::Running && run_timeout.is_some();
             prop_assert!(!ends || job.due_at.is_some(), "somebody looks after it");
             prop_assert!(!job.status.is_terminal() || job.due_at.is_none());

@@ -48,6 +48,8 @@ pub struct Abandon {
 /// Says that the holder still works on the job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Heartbeat {
+    /// Who says so.
+    pub worker: Arc<str>,
     /// What the holder holds.
     pub token: LeaseToken,
     /// What it is doing.
@@ -62,7 +64,6 @@ impl Job {
             return Err(TransitionError::InvalidTransition { current: self.status });
         }
         let mut path = Path::new(self, &claim.worker, at);
-        path.job.lease_epoch = path.next_epoch();
         path.enter_running(Some(Lease {
             worker: Arc::clone(&claim.worker),
             granted: claim.lease,
@@ -70,13 +71,16 @@ impl Job {
             request: claim.request.clone(),
             is_confirmed: false,
         }));
+        path.job.lease_nonce = at.secret.nonce(self.id, at.next_seq);
         path.take(EventKind::Claimed, JobStatus::Running, Detail::default());
         Ok(path.finish())
     }
 
     /// A heartbeat never shortens a lease.
     pub(super) fn heartbeat(&self, heartbeat: &Heartbeat, at: Tick) -> Result<Transition, TransitionError> {
-        let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(heartbeat.token)) else {
+        let is_holder =
+            |lease: &&Lease| lease.worker == heartbeat.worker && self.lease_token() == Some(heartbeat.token);
+        let Some(lease) = self.lease.as_ref().filter(is_holder) else {
             return Err(TransitionError::LeaseLost);
         };
         let mut path = Path::new(self, &lease.worker, at);

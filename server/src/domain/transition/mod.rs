@@ -46,6 +46,7 @@ use super::{
     event::{EventKind, JobEvent},
     id::{JobId, OrgId},
     job::{Job, JobSpec},
+    lease::LeaseSecret,
     status::JobStatus,
 };
 
@@ -58,6 +59,8 @@ pub struct Tick {
     pub recorded_at: Time,
     /// The `seq` of the next event.
     pub next_seq: i64,
+    /// What nobody can know beforehand of leases that are granted.
+    pub secret: LeaseSecret,
 }
 
 /// Something that is asked of an existing job.
@@ -138,7 +141,7 @@ impl Job {
             cancel_requested: false,
             outcome: None,
             lease: None,
-            lease_epoch: 0,
+            lease_nonce: 0,
             retry_request: None,
             created_at: at.now,
             updated_at: at.now,

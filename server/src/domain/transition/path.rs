@@ -167,7 +167,6 @@ impl Path {
 
     /// Reports of whoever worked on the job are refused from now on.
     fn revoke_lease(&mut self) {
-        self.job.lease_epoch = self.next_epoch();
         self.job.outcome = None;
     }
 
@@ -175,12 +174,6 @@ impl Path {
     fn backoff(&self) -> Duration {
         let job = &self.job;
         job.spec.retry_policy.delay(job.id, job.failures + job.lost_attempts)
-    }
-
-    /// An epoch that no lease on the job has had: not even one that was granted by a database which has been restored to
-    /// an earlier state since.
-    pub(super) fn next_epoch(&self) -> i64 {
-        self.at.now.timestamp_micros().max(self.job.lease_epoch + 1)
     }
 
     pub(super) fn cancel(&mut self, detail: Detail) {

@@ -123,8 +123,8 @@ impl Job {
                     return Err(TransitionError::InvalidTransition { current: self.status });
                 }
                 path.job.set_news(&report.news);
-                let epoch = self.lease.as_ref().map(|_| self.lease_epoch);
-                path.job.outcome = Some(Ended { digest: ending.digest, epoch });
+                let nonce = self.lease.as_ref().map(|_| self.lease_nonce);
+                path.job.outcome = Some(Ended { digest: ending.digest, nonce });
                 path.end_attempt(&ending.outcome, detail);
             }
             (_, None) if !self.has_news(&report.news) => {}
@@ -139,7 +139,7 @@ impl Job {
         let (Some(Step::End(ending)), Some(outcome)) = (&report.step, &self.outcome) else { return false };
         let is_of_it = match report.lease {
             None => self.status != JobStatus::Running,
-            Some(token) => token.job == self.id && Some(token.epoch) == outcome.epoch,
+            Some(token) => token.job == self.id && Some(token.nonce) == outcome.nonce,
         };
         is_of_it && outcome.digest == ending.digest
     }

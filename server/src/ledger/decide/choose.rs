@@ -8,7 +8,7 @@ use super::{
         claims::{self, Candidates},
         command::{Claim, Command, Reply},
     },
-    Decision, Log, Ordered, Times, is_last,
+    Decision, Inputs, Log, Ordered, is_last,
 };
 use crate::{
     domain::{
@@ -49,11 +49,11 @@ pub(in crate::ledger) fn choose<'a>(
     org: OrgId,
     commands: impl IntoIterator<Item = Ordered<'a>>,
     mut loaded: Loaded,
-    times: Times,
+    inputs: Inputs,
     max_types: usize,
 ) -> Chosen<'a> {
     let ready = std::mem::take(&mut loaded.ready);
-    let mut log = Log::new(org, loaded, times, max_types);
+    let mut log = Log::new(org, loaded, inputs, max_types);
     let commands: Vec<_> = commands.into_iter().collect();
     let mut replies: Vec<_> = commands.iter().map(|ordered| log.decide(*ordered)).collect();
     let mut choices: Vec<Choice> = Vec::new();

@@ -24,6 +24,7 @@ use crate::{
         flow::{Milestone, Timeline, Width},
         id::{JobId, OrgId},
         job::Job,
+        lease::LeaseSecret,
         status::JobStatus,
         transition::{self, Mark, Tick, Transition},
     },
@@ -111,15 +112,17 @@ impl Before {
     }
 }
 
-/// When a batch is decided.
+/// What a batch is decided by beside what it has loaded: the same make the same of it.
 #[derive(Clone, Copy)]
-pub(super) struct Times {
+pub(super) struct Inputs {
     /// By the database's clock.
     pub(super) clock: Time,
     /// By this process's, to tell how long something took here.
     pub(super) began: Instant,
     /// What is known of the clock.
     pub(super) trust: Trust,
+    /// What the nonces of its leases are made from.
+    pub(super) secret: LeaseSecret,
 }
 
 /// A command, and who is said to have caused its events.
@@ -152,6 +155,7 @@ struct Log {
     recorded_at: Time,
     began: Instant,
     trust: Trust,
+    secret: LeaseSecret,
     head: Head,
     loaded_head: Head,
     max_types: usize,
@@ -185,7 +189,7 @@ struct Log {
 }
 
 impl Log {
-    fn new(org: OrgId, loaded: Loaded, times: Times, max_types: usize) -> Self {
+    fn new(org: OrgId, loaded: Loaded, inputs: Inputs, max_types: usize) -> Self {
         let keys = loaded
             .jobs
             .iter()
@@ -202,11 +206,12 @@ impl Log {
         Self {
             org,
             by: None,
-            now: times.clock,
+            now: inputs.clock,
             // It never falls along `seq`, whatever the clock does.
-            recorded_at: loaded.head.recorded_at.map_or(times.clock, |last| last.max(times.clock)),
-            began: times.began,
-            trust: times.trust,
+            recorded_at: loaded.head.recorded_at.map_or(inputs.clock, |last| last.max(inputs.clock)),
+            began: inputs.began,
+            trust: inputs.trust,
+            secret: inputs.secret,
             head: loaded.head,
             loaded_head: loaded.head,
             max_types,
@@ -313,7 +318,7 @@ impl Log {
     }
 
     fn tick(&self) -> Tick {
-        Tick { now: self.now, recorded_at: self.recorded_at, next_seq: self.head.seq + 1 }
+        Tick { now: self.now, recorded_at: self.recorded_at, next_seq: self.head.seq + 1, secret: self.secret }
     }
 
     /// Takes over what a transition made of a job, and appends its events to the log.
