@@ -11,6 +11,7 @@ pub mod id;
 pub mod job;
 pub mod json;
 pub mod lease;
+pub mod name;
 pub mod replay;
 pub mod retry;
 pub mod status;

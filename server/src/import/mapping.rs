@@ -25,11 +25,12 @@ use crate::{
             MAX_PRIORITY, MAX_TYPE_CHARS,
         },
         json::Json,
+        name::is_seen,
         retry::RetryPolicy,
         status::JobStatus,
         transition::{Import, Past, State},
     },
-    legacy::{DEFAULT_TYPE, check_json, fit_progress, fit_stage, fit_text, parse_status},
+    legacy::{DEFAULT_TYPE, check_json, fit_name, fit_progress, fit_stage, fit_text, parse_status},
 };
 
 /// Nobody tries more often: an attempt always has a next one.
@@ -199,8 +200,10 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
         }
         Some(name) => name,
     };
-    if job_type.chars().count() > MAX_TYPE_CHARS || job_type.chars().any(char::is_control) {
-        let reason = format!("its type is longer than {MAX_TYPE_CHARS} characters, or holds control characters");
+    if job_type.chars().count() > MAX_TYPE_CHARS || !is_seen(job_type) {
+        let reason = format!(
+            "its type is longer than {MAX_TYPE_CHARS} characters, or holds control characters or marks of direction"
+        );
         return Err(Refusal::new(reason));
     }
     let too_long = |text: &&str| text.chars().count() > MAX_NAME_CHARS;
@@ -224,7 +227,7 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
         max_lost_attempts: DEFAULT_MAX_LOST_ATTEMPTS,
         retry_policy: RetryPolicy::default(),
         idempotency: key.map(|key| Idempotency { key: key.into(), digest: None }),
-        requested_by: requested_by.into(),
+        requested_by: fit_name("requested_by", requested_by, notes),
         labels: Labels::default(),
         run_timeout: None,
         payload_bytes: 0,

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::domain::job::MAX_STAGE_CHARS;
+use crate::domain::{
+    job::MAX_STAGE_CHARS,
+    name::{is_seen, is_unseen},
+};
 
 /// Of an error or a remark: room for a long traceback, and few enough that pages of events stay small.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -17,8 +20,18 @@ pub fn fit_progress(progress: f64, notes: &mut Vec<String>) -> u8 {
     fitted as u8
 }
 
+/// A name, with a replacement character for each that is not seen.
+pub fn fit_name(name: &str, text: &str, notes: &mut Vec<String>) -> Arc<str> {
+    if is_seen(text) {
+        return text.into();
+    }
+    notes.push(format!("{name} had control characters or marks of direction"));
+    text.replace(is_unseen, "\u{fffd}").into()
+}
+
 /// A stage, cut at its bound.
 pub fn fit_stage(stage: &str, notes: &mut Vec<String>) -> Arc<str> {
+    let stage = &*fit_name("stage", stage, notes);
     match stage.char_indices().nth(MAX_STAGE_CHARS) {
         None => stage.into(),
         Some((end, _)) => {
@@ -55,6 +68,7 @@ mod tests {
         assert_eq!(fit_progress(33.4, &mut notes), 33);
         assert_eq!(fit_progress(f64::NAN, &mut notes), 0);
         assert_eq!(&*fit_stage(&"ü".repeat(101), &mut notes), "ü".repeat(100));
+        assert_eq!(&*fit_name("requested_by", "a\r\u{202e}b", &mut notes), "a\u{fffd}\u{fffd}b");
         assert_eq!(fit_text("error", &"ü".repeat(40 << 10), &mut notes).len(), 64 << 10);
         assert_eq!(
             notes,
@@ -64,6 +78,7 @@ mod tests {
                 "progress was 33.4",
                 "progress was NaN",
                 "stage of 101 characters was cut",
+                "requested_by had control characters or marks of direction",
                 "error of 81920 bytes was cut"
             ]
         );

@@ -7,7 +7,7 @@ mod json;
 mod words;
 
 pub use self::{
-    fit::{MAX_TEXT_BYTES, fit_progress, fit_stage, fit_text},
+    fit::{MAX_TEXT_BYTES, fit_name, fit_progress, fit_stage, fit_text},
     json::{Unfit, check_json},
     words::{DEFAULT_TYPE, error_text, isoformat, old_word, parse_status},
 };

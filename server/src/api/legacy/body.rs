@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::error::Problem;
 use crate::{
-    domain::{job::MAX_TYPE_CHARS, json::Json, status::JobStatus, transition::News},
+    domain::{job::MAX_TYPE_CHARS, json::Json, name::is_seen, status::JobStatus, transition::News},
     legacy::{check_json, fit_progress, fit_stage, fit_text, parse_status},
 };
 
@@ -138,8 +138,8 @@ impl<'a> Fields<'a> {
             let message = format!("String should have at most {MAX_TYPE_CHARS} characters");
             self.refuse("string_too_long", FIELD, &message, value, json!({"max_length": MAX_TYPE_CHARS}));
         }
-        if name.chars().any(char::is_control) {
-            self.refuse_value(FIELD, "must not hold control characters", value);
+        if !is_seen(name) {
+            self.refuse_value(FIELD, "must not hold control characters, nor marks of direction", value);
         }
         name.to_owned()
     }

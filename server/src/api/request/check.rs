@@ -19,6 +19,7 @@ use crate::domain::{
     job::{MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS, MAX_STAGE_CHARS, MAX_TYPE_CHARS},
     json::Json,
     lease::{LONGEST_LEASE, LeaseToken},
+    name::is_seen,
     retry::RetryPolicy,
     status::JobStatus,
     transition::{Ending, News, Outcome, Step},
@@ -79,7 +80,11 @@ impl Check {
     pub(super) fn text(&mut self, field: &str, text: &str, max_chars: usize) {
         let chars = text.chars().count();
         self.that(field, chars <= max_chars, || format!("must have at most {max_chars} characters, not {chars}"));
-        self.no_nul(field, text);
+        self.seen(field, text);
+    }
+
+    fn seen(&mut self, field: &str, text: &str) {
+        self.that(field, is_seen(text), || "must not hold control characters, nor marks of direction".to_owned());
     }
 
     pub(super) fn bytes(&mut self, field: &str, text: &str) {
@@ -117,7 +122,7 @@ impl Check {
         self.that(field, chars <= MAX_TYPE_CHARS, || {
             format!("must have at most {MAX_TYPE_CHARS} characters, not {chars}")
         });
-        self.that(field, !name.chars().any(char::is_control), || "must not hold control characters".to_owned());
+        self.seen(field, name);
     }
 
     /// Types to choose by: each once, in order.
