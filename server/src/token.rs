@@ -20,6 +20,9 @@ use uuid::Uuid;
 
 use crate::cli::TokenCommand;
 
+/// What is said of a token that does not expire.
+const NEVER: &str = "never";
+
 /// Does what was asked.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -38,9 +41,11 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
             let id = Uuid::now_v7();
             let name = name.unwrap_or_else(|| format!("token-{}", &id.simple().to_string()[20..]));
             if !Principal::is_name(&name) {
-                return Err("a name is 1 to 255 characters, none of them control characters, and not jobledger".into());
+                return Err(
+                    "a name is 1 to 240 characters, none of them control characters or marks of direction".into()
+                );
             }
-            let expires_at = expires.map(|when| parse(&when, now)).transpose()?;
+            let expires_at = (expires != NEVER).then(|| parse(&expires, now)).transpose()?;
             let secret = Secret::generate(org)?;
             let token = ApiToken {
                 id,
@@ -93,7 +98,7 @@ fn describe(token: &ApiToken, now: Time) -> String {
 /// A time, or how long from now.
 fn parse(when: &str, now: Time) -> Result<Time, String> {
     let expected =
-        || format!("--expires {when}: expected a time as 2027-01-31T00:00:00Z, or how long from now, as 90d");
+        || format!("--expires {when}: expected a time as 2027-01-31T00:00:00Z, how long from now, as 90d, or never");
     let time = match DateTime::parse_from_rfc3339(when) {
         Ok(time) => time.with_timezone(&Utc),
         Err(_) => now + humantime::parse_duration(when).map_err(|_| expected())?,

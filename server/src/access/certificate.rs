@@ -175,5 +175,5 @@ fn identity(words: &[&str]) -> Result<(String, Principal), String> {
     if !Principal::is_name(called) {
         return Err(format!("{called:?} can't be a name"));
     }
-    Ok((san, Principal { name: (*called).into(), org: org.map(OrgId), roles, expires_at: None }))
+    Ok((san, Principal { name: format!("cert:{called}").into(), org: org.map(OrgId), roles, expires_at: None }))
 }

@@ -25,6 +25,9 @@ pub struct AccessConfig {
     pub jwt: Option<JwtConfig>,
     /// The file that says who client certificates are.
     pub client_identities: Option<PathBuf>,
+    /// Names that callers may call a server by that asks nobody who they are and that only its own machine can reach, beside localhost
+    /// and addresses.
+    pub allowed_hosts: Vec<String>,
 }
 
 impl AccessConfig {
@@ -64,12 +67,18 @@ pub struct JwtConfig {
     pub subject_claim: String,
     /// See `org_claim`: an array of strings, or one string of words.
     pub roles_claim: String,
-    /// What roles are called there; where none is named, as here.
+    /// What roles are called there; where none is named, as here. Operators are not among them.
     pub roles: Vec<(String, Role)>,
+    /// What operators are called there; `None`: no JWT makes one, since an operator is every org's.
+    pub operator_role: Option<String>,
+    /// For how long a JWT may hold, from when it was issued.
+    pub max_lifetime: Duration,
     /// By how much clocks may differ.
     pub leeway: Duration,
     /// How often keys are read from a URL.
     pub refresh: Duration,
+    /// How old keys may become that can't be read again: older ones are none.
+    pub keys_max_age: Duration,
 }
 
 impl std::fmt::Debug for JwtConfig {

@@ -7,12 +7,12 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::{access::Roles, clock::Time, event::ACTOR_LEDGER, id::OrgId};
+use crate::domain::{access::Roles, clock::Time, id::OrgId, name::is_seen};
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// By which jobs and events tell who it was: 1 to 255 characters.
+    /// By which jobs and events tell who it was, with the kind of its credential: `token:importer`, `jwt:alice`, `cert:dns:a.example`.
     pub name: Arc<str>,
     /// Whose it is; `None` for operators, who name an org with each call.
     pub org: Option<OrgId>,
@@ -23,9 +23,12 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// What a name may be: 1 to 255 characters, none of them control characters, and not the ledger's own.
+    /// The characters of a name, at most: with the kind of its credential it is a name of a job's.
+    pub const MAX_NAME_CHARS: usize = 240;
+
+    /// What a name may be: not too long, and seen whole.
     pub fn is_name(name: &str) -> bool {
-        (1..=255).contains(&name.chars().count()) && !name.chars().any(char::is_control) && name != ACTOR_LEDGER
+        (1..=Self::MAX_NAME_CHARS).contains(&name.chars().count()) && is_seen(name)
     }
 }
 
@@ -62,7 +65,7 @@ impl Credential {
 }
 
 /// Why a call is not let in. None of it says anything about what is in the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// It presents nothing.
     Nothing,

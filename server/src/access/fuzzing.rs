@@ -38,8 +38,11 @@ static JWT: LazyLock<Jwt> = LazyLock::new(|| {
         subject_claim: "sub".to_owned(),
         roles_claim: "roles".to_owned(),
         roles: Vec::new(),
+        operator_role: None,
+        max_lifetime: Duration::MAX,
         leeway: Duration::from_secs(30),
         refresh: Duration::from_secs(300),
+        keys_max_age: Duration::MAX,
     };
     let jwt = Jwt::with_secret(config, SECRET);
     let genuine = jwt.credential(&GENUINE, Digest(Sha256::digest(GENUINE.as_bytes()).into()));

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     domain::{
         access::{NO_ORG, Role, Roles},
+        clock::{Clock as _, SystemClock},
         id::{Digest, OrgId},
     },
     generations::Generations,
@@ -113,6 +114,9 @@ impl Jwt {
         if header.crit.is_some() {
             return Err(Refusal::Jwt("it has critical headers"));
         }
+        if !header.typ.as_deref().is_none_or(is_access_token) {
+            return Err(Refusal::Jwt("it is of another type"));
+        }
         let key = self.keys.find(header.kid.as_deref(), header.alg).ok_or(Refusal::Jwt("its key is unknown"))?;
         let mut rules = Validation::new(key.algorithm);
         rules.set_required_spec_claims(&["exp", "iss", "aud"]);
@@ -126,7 +130,7 @@ impl Jwt {
     }
 
     fn principal(&self, claims: &Value) -> Result<Principal, Refusal> {
-        let JwtConfig { org_claim, subject_claim, roles_claim, leeway, .. } = &self.config;
+        let JwtConfig { org_claim, subject_claim, roles_claim, leeway, max_lifetime, .. } = &self.config;
         let name = claim(claims, subject_claim).and_then(Value::as_str).unwrap_or_default();
         if !Principal::is_name(name) {
             return Err(Refusal::Jwt("it does not say who it is"));
@@ -144,13 +148,20 @@ impl Jwt {
         if org.is_none() && !roles.has(Role::Operator) {
             return Err(Refusal::Jwt("it does not say whose it is"));
         }
-        let end = claims
-            .get("exp")
-            .and_then(Value::as_f64)
-            .map(|end| end as i64)
-            .and_then(|end| DateTime::from_timestamp(end, 0));
+        let time = |name: &str| {
+            let seconds = claims.get(name).and_then(Value::as_f64).map(|seconds| seconds as i64);
+            seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0))
+        };
+        let (issued, end, now) = (time("iat"), time("exp"), SystemClock.now());
+        if issued.is_some_and(|issued| (issued - now).to_std().is_ok_and(|ahead| ahead > *leeway)) {
+            return Err(Refusal::Jwt("it is not issued yet"));
+        }
+        let lifetime = end.and_then(|end| (end - issued.unwrap_or(now).min(now)).to_std().ok());
+        if lifetime.is_some_and(|lifetime| lifetime > *max_lifetime) {
+            return Err(Refusal::Jwt("it holds for longer than it may"));
+        }
         let expires_at = end.and_then(|end| end.checked_add_signed(chrono::TimeDelta::from_std(*leeway).ok()?));
-        Ok(Principal { name: name.into(), org: org.map(OrgId), roles, expires_at })
+        Ok(Principal { name: format!("jwt:{name}").into(), org: org.map(OrgId), roles, expires_at })
     }
 
     /// The roles that a claim names, as they are called there.
@@ -161,19 +172,26 @@ impl Jwt {
             _ => Vec::new(),
         };
         let mut roles = Vec::new();
-        for word in words {
+        for word in &words {
             if self.config.roles.is_empty() {
                 roles.extend(Role::parse(word));
             }
             roles.extend(self.config.roles.iter().filter(|(name, _)| name == word).map(|(_, role)| *role));
         }
-        roles.into_iter().collect()
+        let is_operator = self.config.operator_role.as_deref().is_some_and(|name| words.contains(&name));
+        let roles = roles.into_iter().filter(|role| *role != Role::Operator);
+        roles.chain(is_operator.then_some(Role::Operator)).collect()
     }
 
     /// The maps stay whole whatever panics beside them.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// True of what the type of a JWT may be that lets somebody in (RFC 7519, 5.1; RFC 9068, 2.1).
+fn is_access_token(typ: &str) -> bool {
+    ["JWT", "at+jwt", "application/at+jwt"].iter().any(|name| typ.eq_ignore_ascii_case(name))
 }
 
 /// A claim by its name, or by a JSON pointer.

@@ -34,6 +34,8 @@ use crate::domain::id::Digest;
 const FETCH_WITHIN: Duration = Duration::from_secs(10);
 /// How often a URL is read at most, whatever unknown keys are named.
 const FETCH_PAUSE: Duration = Duration::from_secs(10);
+/// How soon a URL is read again that could not be.
+const FETCH_AGAIN: Duration = Duration::from_secs(30);
 /// What a set may take.
 const MAX_BYTES: usize = 1 << 20;
 /// RFC 7518, 3.2: a key of the size of the hash, at least.
@@ -57,6 +59,7 @@ pub(super) struct Keys {
     secret: Option<Arc<Key>>,
     secret_file: Option<std::path::PathBuf>,
     refresh: Duration,
+    max_age: Duration,
     client: Option<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>>,
     now: RwLock<KeySet>,
     /// Somebody has named a key that is not there.
@@ -86,6 +89,7 @@ impl Keys {
             secret,
             secret_file: config.hs256_secret.clone(),
             refresh: config.refresh,
+            max_age: config.keys_max_age,
             client,
             now: RwLock::default(),
             missing: Notify::new(),
@@ -106,6 +110,7 @@ impl Keys {
             secret: None,
             secret_file: None,
             refresh: Duration::MAX,
+            max_age: Duration::MAX,
             client: None,
             now: RwLock::new(Arc::new(vec![Arc::new(hs256_key(secret))])),
             missing: Notify::new(),
@@ -134,16 +139,44 @@ impl Keys {
     pub(super) async fn watch(&self, mut changed: impl FnMut(&KeySet)) {
         let is_url = matches!(self.source, Some(KeySource::Url(_)));
         let mut read_at = Instant::now();
+        // When they were last read, for as long as they count.
+        let mut good_at = Some(read_at);
         let mut last = None;
         loop {
-            if is_url {
-                let _ = timeout(self.refresh, self.missing.notified()).await;
-                sleep(FETCH_PAUSE.saturating_sub(read_at.elapsed())).await;
-            } else {
-                sleep(file::LOOK).await;
+            let is_failing = good_at != Some(read_at);
+            let again = async {
+                if is_url {
+                    let longest = if is_failing { FETCH_AGAIN } else { self.max_age / 2 };
+                    let pause = self.refresh.min(longest);
+                    let _ = timeout(pause, self.missing.notified()).await;
+                    sleep(FETCH_PAUSE.saturating_sub(read_at.elapsed())).await;
+                } else {
+                    sleep(file::LOOK).await;
+                }
+            };
+            let too_old = async {
+                match good_at {
+                    Some(good_at) => sleep(self.max_age.saturating_sub(good_at.elapsed())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = again => {}
+                () = too_old => {
+                    good_at = None;
+                    last = None;
+                    tracing::error!("the keys of JWTs could not be read for too long: none of them counts any more");
+                    self.set(KeySet::default());
+                    changed(&self.now());
+                    continue;
+                }
             }
             read_at = Instant::now();
-            match self.read().await {
+            let read = self.read().await;
+            if read.is_ok() {
+                good_at = Some(read_at);
+            }
+            match read {
                 Ok((_, digest)) if last == Some(digest) => {}
                 Ok((keys, digest)) => {
                     let is_first = last.replace(digest).is_none();

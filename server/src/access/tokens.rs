@@ -234,6 +234,10 @@ impl Tokens {
             Err(_) => Refusal::Unavailable,
         };
         state.forget(token);
+        if why == Refusal::Revoked {
+            let name = &doubt.credential.principal.name;
+            tracing::info!(%name, "an API token was revoked; what is called with it ends");
+        }
         doubt.credential.end(why);
         why != Refusal::Unavailable
     }
@@ -247,5 +251,5 @@ impl Tokens {
 fn principal(token: ApiToken) -> Principal {
     // An operator is one without an org.
     let roles = if token.org.is_some() { token.roles.without(Role::Operator) } else { token.roles };
-    Principal { name: token.name.into(), org: token.org, roles, expires_at: token.expires_at }
+    Principal { name: format!("token:{}", token.name).into(), org: token.org, roles, expires_at: token.expires_at }
 }

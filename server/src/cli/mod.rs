@@ -108,9 +108,9 @@ pub(crate) enum TokenCommand {
         /// Who calls with it, as jobs and events tell; by default a name made of its id.
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
-        /// From when on it is refused: a time as 2027-01-31T00:00:00Z, or how long from now, as 90d. By default never.
-        #[arg(long, value_name = "WHEN")]
-        expires: Option<String>,
+        /// From when on it is refused: a time as 2027-01-31T00:00:00Z, how long from now, as 90d, or never.
+        #[arg(long, value_name = "WHEN", default_value = "90d")]
+        expires: String,
         #[command(flatten)]
         database: DatabaseArgs,
     },

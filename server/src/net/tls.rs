@@ -9,7 +9,7 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
 use thiserror::Error;
@@ -27,6 +27,8 @@ pub struct TlsConfig {
     pub key: PathBuf,
     /// Who issues certificates of clients: PEM. Without it none is asked for.
     pub client_ca: Option<PathBuf>,
+    /// Which of them were revoked, by all who issue them: PEM (RFC 5280, 5). An old list counts until there is another.
+    pub client_crl: Option<PathBuf>,
 }
 
 /// Why TLS can't be used.
@@ -68,6 +70,7 @@ struct Files {
     certificate: Vec<u8>,
     key: Vec<u8>,
     client_ca: Option<Vec<u8>>,
+    client_crl: Option<Vec<u8>>,
 }
 
 impl Tls {
@@ -82,6 +85,7 @@ impl Tls {
             certificate: file(&config.certificate)?,
             key: file(&config.key)?,
             client_ca: config.client_ca.as_deref().map(file).transpose()?,
+            client_crl: config.client_crl.as_deref().map(file).transpose()?,
         };
         let now = RwLock::new(Arc::new(server_config(&config, &files)?));
         Ok(Self { config, now })
@@ -130,12 +134,17 @@ impl Tls {
     }
 
     async fn read_again(&self) -> io::Result<Files> {
-        let TlsConfig { certificate, key, client_ca } = &self.config;
-        let client_ca = match client_ca {
-            Some(path) => Some(read_aside(path).await?),
-            None => None,
+        let TlsConfig { certificate, key, client_ca, client_crl } = &self.config;
+        let if_there = async |path: &Option<PathBuf>| match path {
+            Some(path) => read_aside(path).await.map(Some),
+            None => Ok(None),
         };
-        Ok(Files { certificate: read_aside(certificate).await?, key: read_aside(key).await?, client_ca })
+        Ok(Files {
+            certificate: read_aside(certificate).await?,
+            key: read_aside(key).await?,
+            client_ca: if_there(client_ca).await?,
+            client_crl: if_there(client_crl).await?,
+        })
     }
 }
 
@@ -156,10 +165,14 @@ fn server_config(config: &TlsConfig, files: &Files) -> Result<ServerConfig, TlsE
                 roots.add(root).map_err(|error| wrong(path, error.to_string()))?;
             }
             // A client may say who it is in another way.
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                .allow_unauthenticated()
-                .build()
-                .map_err(|error| wrong(path, error.to_string()))?;
+            let mut verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+            if let Some((path, pem)) = config.client_crl.as_deref().zip(files.client_crl.as_deref()) {
+                verifier = verifier
+                    .with_crls(revocations(pem).map_err(|reason| wrong(path, reason))?)
+                    .only_check_end_entity_revocation();
+            }
+            let verifier = verifier.build().map_err(|error| wrong(path, error.to_string()))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
@@ -168,6 +181,12 @@ fn server_config(config: &TlsConfig, files: &Files) -> Result<ServerConfig, TlsE
         .map_err(|error| wrong(&config.certificate, format!("can't be used with {}: {error}", config.key.display())))?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(server)
+}
+
+fn revocations(pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|error| format!("not PEM: {error}"))?;
+    if found.is_empty() { Err("no X509 CRL in PEM".to_owned()) } else { Ok(found) }
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -453,7 +453,7 @@ async fn who_calls_is_who_the_events_name(database: Database) {
     let server = TestServer::start(guarded(&database)).await;
     let (producer, worker) = (client_with(&server, &producer), client_with(&server, &worker));
     let job = producer.create(NewJob::new("t")).await.unwrap().job;
-    assert_eq!(job.requested_by, "shop");
+    assert_eq!(job.requested_by, "token:shop");
     let asked = producer.create(NewJob::new("t").requested_by("alice")).await.unwrap().job;
     assert_eq!(asked.requested_by, "alice");
     producer.cancel(&asked.id, "changed her mind").await.unwrap();
@@ -470,11 +470,11 @@ async fn who_calls_is_who_the_events_name(database: Database) {
         }
     }
     let expected = [
-        (JobEventKind::Created, "shop"),
-        (JobEventKind::Claimed, "resizers"),
-        (JobEventKind::Succeeded, "resizers"),
-        (JobEventKind::Created, "shop"),
-        (JobEventKind::Canceled, "shop"),
+        (JobEventKind::Created, "token:shop"),
+        (JobEventKind::Claimed, "token:resizers"),
+        (JobEventKind::Succeeded, "token:resizers"),
+        (JobEventKind::Created, "token:shop"),
+        (JobEventKind::Canceled, "token:shop"),
     ];
     assert_eq!(who, expected.map(|(kind, who)| (kind, who.to_owned())));
     server.stop().await;
@@ -573,7 +573,7 @@ fn run(database: &Database, arguments: &[&str]) -> (bool, String, String) {
 async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
     database.open().await.close().await;
     let org = OURS.to_string();
-    let create = ["token", "create", "--org", &org, "--role", "producer,worker", "--name", "ci", "--expires", "90d"];
+    let create = ["token", "create", "--org", &org, "--role", "producer,worker", "--name", "ci"];
     let (done, text, said) = run(&database, &create);
     assert!(done && said.contains("(ci, org") && said.contains("producer,worker"), "{said}");
     assert!(!said.contains(text.trim()), "the secret is not in what is said beside it");
@@ -583,7 +583,8 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
     let refused = client.statistics(&[]).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
     // Beside the server, and known to it at once.
-    let (_, operator, _) = run(&database, &["token", "create", "--operator"]);
+    let (_, operator, said) = run(&database, &["token", "create", "--operator", "--expires", "never"]);
+    assert!(said.contains("does not expire"), "{said}");
     let operator =
         Client::builder(server.endpoint()).org(THEIRS).token(Token::new(&operator).unwrap()).build().unwrap();
     assert_eq!(operator.create(NewJob::new("t")).await.unwrap().job.org_id, THEIRS.to_string());
@@ -615,7 +616,8 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
         (&["token", "create", "--org", &org, "--role", "root"], "\"root\" is no role"),
         (&["token", "create", "--org", &org, "--role", "operator"], "--operator instead"),
         (&["token", "create", "--org", &org, "--role", "admin", "--expires", "2001-01-01T00:00:00Z"], "that is over"),
-        (&["token", "create", "--org", &org, "--role", "admin", "--name", "jobledger"], "a name is"),
+        (&["token", "create", "--org", &org, "--role", "admin", "--expires", "soon"], "or never"),
+        (&["token", "create", "--org", &org, "--role", "admin", "--name", "a\u{202e}b"], "a name is"),
         (&["token", "create", "--org", "ffffffff-ffff-ffff-ffff-ffffffffffff", "--role", "admin"], "is no org"),
     ] {
         let (done, _, said) = run(&database, arguments);

@@ -154,8 +154,11 @@ fn config(database: &Database, keys: KeySource, folder: &Path) -> Config {
         subject_claim: "sub".to_owned(),
         roles_claim: "roles".to_owned(),
         roles: Vec::new(),
+        operator_role: None,
+        max_lifetime: Duration::from_secs(86_400),
         leeway: Duration::from_secs(30),
         refresh: Duration::from_secs(300),
+        keys_max_age: Duration::from_secs(3_600),
     });
     config
 }
@@ -184,7 +187,7 @@ async fn jwts_of_every_algorithm_are_taken_and_say_who_calls() {
     let (server, _) = start(&database, &folder, &issuer, |_| {}).await;
     for algorithm in [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA, Algorithm::HS256] {
         let client = client_with(&server, &issuer.good(algorithm));
-        assert_eq!(create(&client).await.unwrap(), "alice", "{algorithm:?}");
+        assert_eq!(create(&client).await.unwrap(), "jwt:alice", "{algorithm:?}");
     }
     for claims in [
         with("aud", json!(["other", AUDIENCE])),
@@ -248,9 +251,22 @@ async fn jwts_that_do_not_hold_are_refused() {
         ("nobody", es(&without("sub"))),
         ("an empty name", es(&with("sub", json!("")))),
         ("a name that is a number", es(&with("sub", json!(7)))),
-        ("the ledger's own name", es(&with("sub", json!("jobledger")))),
         ("a line break in the name", es(&with("sub", json!("a\nb")))),
+        ("a mark of direction in the name", es(&with("sub", json!("a\u{202e}b")))),
         ("no org", es(&without("org_id"))),
+        ("an operator's, which nothing is called here", {
+            let mut claims = without("org_id");
+            claims["roles"] = json!(["operator"]);
+            es(&claims)
+        }),
+        ("too long a time", es(&with("exp", json!(from_now(86_400 + 60))))),
+        ("too long a time since it was issued", {
+            let mut claims = with("iat", json!(from_now(-86_400)));
+            claims["exp"] = json!(from_now(300));
+            es(&claims)
+        }),
+        ("issued later", es(&with("iat", json!(from_now(60))))),
+        ("another type", issuer.sign(Algorithm::ES256, |head| head.typ = Some("logout+jwt".to_owned()), &claims())),
         ("an org that is none", es(&with("org_id", json!("acme")))),
         ("an org that is a number", es(&with("org_id", json!(1)))),
         ("too long", es(&with("sub", json!("a".repeat(9_000))))),
@@ -278,7 +294,8 @@ async fn claims_and_roles_are_called_as_configured() {
         jwt.org_claim = "/app/org".to_owned();
         jwt.subject_claim = "email".to_owned();
         jwt.roles_claim = "https://example.com/groups".to_owned();
-        jwt.roles = vec![("job-admins".to_owned(), Role::Admin), ("staff".to_owned(), Role::Operator)];
+        jwt.roles = vec![("job-admins".to_owned(), Role::Admin)];
+        jwt.operator_role = Some("staff".to_owned());
     })
     .await;
     let mut claims = without("org_id");
@@ -286,7 +303,7 @@ async fn claims_and_roles_are_called_as_configured() {
     claims["app"] = json!({ "org": OURS.to_string() });
     claims["https://example.com/groups"] = json!(["job-admins"]);
     let client = client_with(&server, &issuer.sign(Algorithm::EdDSA, |_| {}, &claims));
-    assert_eq!(create(&client).await.unwrap(), "alice@example.com");
+    assert_eq!(create(&client).await.unwrap(), "jwt:alice@example.com");
     // As it is called here it is not called there.
     claims["https://example.com/groups"] = json!(["admin"]);
     let client = client_with(&server, &issuer.sign(Algorithm::EdDSA, |_| {}, &claims));
@@ -297,7 +314,7 @@ async fn claims_and_roles_are_called_as_configured() {
     let token = issuer.sign(Algorithm::EdDSA, |_| {}, &claims);
     let token = jobledger_client::Token::new(&token).unwrap();
     let client = Client::builder(server.endpoint()).token(token).org(OURS).build().unwrap();
-    assert_eq!(create(&client).await.unwrap(), "alice@example.com");
+    assert_eq!(create(&client).await.unwrap(), "jwt:alice@example.com");
     server.stop().await;
 }
 
@@ -365,6 +382,31 @@ async fn serve(text: watch::Receiver<String>) -> (String, watch::Receiver<u32>) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_can_not_be_read_for_too_long_let_nobody_in() {
+    let database = Database::sqlite();
+    let (folder, issuer) = (TempDir::new().unwrap(), Issuer::new());
+    let (text, shown) = watch::channel(issuer.jwks().to_string());
+    let (url, _) = serve(shown).await;
+    let mut config = config(&database, KeySource::Url(url), folder.path());
+    let jwt = config.access.jwt.as_mut().unwrap();
+    (jwt.hs256_secret, jwt.keys_max_age) = (None, Duration::from_secs(2));
+    let server = TestServer::start(config).await;
+    let client = client_with(&server, &issuer.good(Algorithm::RS256));
+    create(&client).await.unwrap();
+    let mut stream = client.subscribe(Follow::org()).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    text.send_replace("not there".to_owned());
+    let refused = async { while create(&client).await.is_ok() {} };
+    timeout(PATIENCE, refused).await.expect("they are too old");
+    let ended = async { while stream.next().await.is_some_and(|item| item.is_ok()) {} };
+    timeout(PATIENCE, ended).await.expect("so is what was called with them");
+    text.send_replace(issuer.jwks().to_string());
+    let known = async { while create(&client).await.is_err() {} };
+    timeout(PATIENCE, known).await.expect("they are read again");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_at_a_url_are_read_again_when_another_is_named() {
     let database = Database::sqlite();
     let (folder, before, after) = (TempDir::new().unwrap(), Issuer::new(), Issuer::new());
@@ -404,6 +446,7 @@ fn keys_that_can_not_be_used_are_told_at_the_start() {
         (vec!["--jwt-keys", "http://127.0.0.1:1/jwks"], "http://127.0.0.1:1/jwks"),
         (vec!["--jwt-hs256-secret-file", &short], "32 bytes at least"),
         (vec!["--jwt-role", "x=root"], "\"root\" is no role"),
+        (vec!["--jwt-role", "x=operator"], "--jwt-operator-role"),
     ] {
         let url = database.url();
         let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--database-url", &url];

@@ -18,8 +18,8 @@ use jobledger_server::{
     },
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, ExtendedKeyUsagePurpose,
+    IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
@@ -61,6 +61,25 @@ impl Authority {
         self.0.pem()
     }
 
+    /// The list of those that are revoked, by their serial numbers.
+    fn revoke(&self, serials: &[u64]) -> String {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2024, 2, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.0).unwrap().pem().unwrap()
+    }
+
     fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let mut params = CertificateParams::default();
         change(&mut params);
@@ -99,8 +118,12 @@ impl Files {
         let mut config = database.config();
         config.access.authentication = Authentication::Required;
         let path = |name: &str| folder.path().join(name);
-        config.tls =
-            Some(TlsConfig { certificate: path("cert.pem"), key: path("key.pem"), client_ca: Some(path("ca.pem")) });
+        config.tls = Some(TlsConfig {
+            certificate: path("cert.pem"),
+            key: path("key.pem"),
+            client_ca: Some(path("ca.pem")),
+            client_crl: None,
+        });
         config.access.client_identities = Some(path("identities"));
         let files = Self { folder, config };
         files.put(server);
@@ -165,7 +188,7 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
     let server = TestServer::start(files.config.clone()).await;
     let known = clients.client(uri("spiffe://example.com/worker"));
     let client_of = |issued| client(&server, &authority, issued);
-    assert_eq!(create(&client_of(Some(&known))).await.unwrap(), "billing");
+    assert_eq!(create(&client_of(Some(&known))).await.unwrap(), "cert:billing");
     let denied = client_of(Some(&known)).statistics(&[]).await;
     assert!(matches!(denied, Err(Error::PermissionDenied { .. })), "a worker: {denied:?}");
     // A token counts more than the certificate, and is enough without one.
@@ -179,8 +202,8 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
         .build()
         .unwrap()
     };
-    assert_eq!(create(&by_token(None)).await.unwrap(), "tester");
-    assert_eq!(create(&by_token(Some(&known))).await.unwrap(), "tester");
+    assert_eq!(create(&by_token(None)).await.unwrap(), "token:tester");
+    assert_eq!(create(&by_token(Some(&known))).await.unwrap(), "token:tester");
     // Nobody, or nobody who is known.
     let unknown = clients.client(uri("spiffe://example.com/other"));
     let other_kind = clients.client(SanType::DnsName("spiffe://example.com/worker".try_into().unwrap()));
@@ -212,6 +235,31 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
     for version in [&TLS12, &TLS13] {
         shake_hands(&server, &authority, version).await.expect("both versions are spoken");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_was_revoked_lets_nobody_in() {
+    let database = Database::sqlite();
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let mut files = Files::new(&database, &servers.server(), &clients);
+    let list = files.write("crl.pem", &clients.revoke(&[7]));
+    files.config.tls.as_mut().unwrap().client_crl = Some(list);
+    let server = TestServer::start(files.config.clone()).await;
+    let with_serial = |serial: u64| {
+        clients.issue(|params| {
+            params.serial_number = Some(SerialNumber::from(serial));
+            params.subject_alt_names = vec![uri("spiffe://example.com/worker")];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        })
+    };
+    let (revoked, good) = (with_serial(7), with_serial(8));
+    assert!(create(&client(&server, &servers, Some(&revoked))).await.is_err());
+    create(&client(&server, &servers, Some(&good))).await.unwrap();
+    // The list is read again.
+    files.write("crl.pem", &clients.revoke(&[7, 8]));
+    let refused = async { while create(&client(&server, &servers, Some(&good))).await.is_ok() {} };
+    timeout(PATIENCE, refused).await.expect("it is seen");
     server.stop().await;
 }
 
