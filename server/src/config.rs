@@ -38,6 +38,8 @@ pub struct Config {
     pub fold_after: Duration,
     /// How long finished jobs are kept.
     pub retention: Retention,
+    /// Bytes of the disk in which no jobs are created; `None`: a twentieth of it, a gibibyte at most. SQLite only.
+    pub disk_reserve: Option<u64>,
     /// What lets callers in.
     pub access: AccessConfig,
     /// The certificates to serve with; `None`: without TLS.
@@ -68,6 +70,7 @@ impl Config {
             read_connections: options.read_connections,
             fold_after: options.fold_after,
             retention: Retention::default(),
+            disk_reserve: None,
             access: AccessConfig::default(),
             tls: None,
             connections: ConnectionLimits::default(),

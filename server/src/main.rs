@@ -74,9 +74,10 @@ async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
         let hint = if is_address { "" } else { " (expected ADDR:PORT)" };
         format!("can't listen on {}: {error}{hint}", args.listen)
     })?;
-    let config = args.config();
+    let mut config = args.config();
     let address = listener.local_addr()?;
-    raise_file_limit(config.connections.connections as u64);
+    let connections = raise_file_limit(config.connections.connections as u64);
+    config.connections.at_most(connections as usize);
     let (is_guarded, has_tls) = (config.access.is_on(address.ip().is_loopback()), config.tls.is_some());
     let server = tokio::select! {
         opened = Server::open(listener, config) => opened?,
@@ -117,17 +118,26 @@ fn say_where(address: SocketAddr) -> io::Result<()> {
 /// Files that a server needs beside those of its connections: databases, logs, certificates.
 const OTHER_FILES: u64 = 300;
 
-/// Many systems let a process begin with fewer files than it may have.
-fn raise_file_limit(connections: u64) {
+/// Many systems let a process begin with fewer files than it may have. For so many connections there are files.
+fn raise_file_limit(connections: u64) -> u64 {
     let needed = connections + OTHER_FILES;
-    match rlimit::increase_nofile_limit(needed) {
-        Ok(files) if files < needed => tracing::warn!(
-            files,
-            needed,
-            "there may be fewer files than connections: raise RLIMIT_NOFILE, or lower --max-connections"
-        ),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit on open files stays as it is"),
+    let files = rlimit::increase_nofile_limit(needed).or_else(|error| {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+        rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(files, _)| files)
+    });
+    match files {
+        Ok(files) if files < needed => {
+            // Without files of its own a server answers nobody, whoever has the others.
+            let connections = files - OTHER_FILES.min(files / 2);
+            tracing::warn!(
+                files,
+                needed,
+                connections,
+                "there are fewer files than --max-connections needs: raise RLIMIT_NOFILE"
+            );
+            connections
+        }
+        Ok(_) | Err(_) => connections,
     }
 }
 

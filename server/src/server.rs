@@ -119,7 +119,9 @@ impl Server {
         report(&health, ServingStatus::Serving).await;
         let outdated = await_outdated(watched.clone());
         let reporting = report_readiness(health.clone(), watched.clone());
-        let maintenance = maintenance::run(ledger.clone(), Arc::clone(&store), config.retention, readiness.clone());
+        let (retention, disk_reserve) = (config.retention, config.disk_reserve);
+        let maintenance =
+            maintenance::run(ledger.clone(), Arc::clone(&store), retention, disk_reserve, readiness.clone());
         let watching = watch_credentials(access.clone(), tls.clone());
         let is_deliberate = access.is_some() || config.access.authentication == Authentication::Off;
         let warning = warn_of_tokens((!is_deliberate).then(|| Arc::clone(&store)));
@@ -134,9 +136,12 @@ impl Server {
         let legacy =
             if config.legacy_http { api::legacy(ledger.clone(), config.calls.request_bytes) } else { api::no_legacy() };
         *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy);
+        // A name that leads to this machine, and is another's, is none of a server that only this machine can reach.
+        let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+        let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))
-            .layer(api::AccessLayer(access))
+            .layer(api::AccessLayer::new(access, hosts))
             .layer(api::LimitsLayer::new(config.calls, draining.clone(), {
                 let ledger = ledger.clone();
                 move || ledger.is_stalled()

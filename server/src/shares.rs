@@ -7,7 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::ledger::with_reserve;
+/// A bound with a quarter more, for what keeps running jobs alive or ends them: where there is room for nothing else, there is for that.
+pub(crate) const fn with_reserve(limit: usize) -> usize {
+    let reserve = limit / 4;
+    limit.saturating_add(if reserve == 0 { 1 } else { reserve })
+}
 
 /// How much there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

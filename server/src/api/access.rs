@@ -3,13 +3,13 @@
 use std::{
     convert::Infallible,
     future::Future,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, uri::Authority};
 use http_body::{Frame, SizeHint};
 use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
@@ -31,6 +31,8 @@ use crate::{
     },
     ledger::By,
     net::Peer,
+    shares::network,
+    telemetry::Rarely,
 };
 
 /// Who may call something.
@@ -100,13 +102,40 @@ fn right(method: &Method, path: &str) -> Option<(May, Lasts, Sort)> {
 
 /// Lets calls pass whose callers may; or all, where authentication is off.
 #[derive(Clone)]
-pub(crate) struct AccessLayer(pub(crate) Option<Arc<Access>>);
+pub(crate) struct AccessLayer {
+    access: Option<Arc<Access>>,
+    /// Where callers need not say who they are: the names that they may call the server by, if those are looked at.
+    hosts: Option<Arc<[String]>>,
+    refused: Arc<Refused>,
+}
+
+impl AccessLayer {
+    pub(crate) fn new(access: Option<Arc<Access>>, hosts: Option<Vec<String>>) -> Self {
+        Self { access, hosts: hosts.map(Arc::from), refused: Arc::default() }
+    }
+}
 
 impl<S> Layer<S> for AccessLayer {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { access: self.0.clone(), inner }
+        Guarded { access: self.access.clone(), hosts: self.hosts.clone(), refused: Arc::clone(&self.refused), inner }
+    }
+}
+
+/// Credentials that were refused, by network and reason: somebody may be trying them.
+#[derive(Default)]
+struct Refused(Rarely<(IpAddr, Refusal)>);
+
+impl Refused {
+    fn note(&self, address: IpAddr, refusal: Refusal) {
+        // A call without any is not one who tries some.
+        if refusal == Refusal::Nothing {
+            return;
+        }
+        if let Some(times) = self.0.note((network(address), refusal)) {
+            tracing::info!(%address, reason = %refusal, times, "credentials were refused");
+        }
     }
 }
 
@@ -114,6 +143,8 @@ impl<S> Layer<S> for AccessLayer {
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     access: Option<Arc<Access>>,
+    hosts: Option<Arc<[String]>>,
+    refused: Arc<Refused>,
     inner: S,
 }
 
@@ -142,11 +173,20 @@ where
                     request,
                 );
             }
+            if let Some(hosts) = &self.hosts
+                && let Some(host) = host(&request)
+                && !is_ours(host, hosts)
+            {
+                return refuse(
+                    ApiError::Denied("this server is not called so: localhost, an address, or --allowed-host NAME"),
+                    request,
+                );
+            }
             if let Some((May::Of(_), ..)) = right {
                 match asked_org(request.headers()) {
-                    Ok(org) => request.extensions_mut().insert(Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
+                    Ok(org) => let_in(&mut request, Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
                     Err(error) => return refuse(error, request),
-                };
+                }
             }
             return self.inner.call(request);
         };
@@ -162,22 +202,47 @@ where
         let authorization = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         let presented = match Presented::of(authorization, certificate.as_ref()) {
             Ok(presented) => presented,
-            Err(refusal) => return refuse(refusal.into(), request),
+            Err(refusal) => {
+                self.refused.note(from, refusal);
+                return refuse(refusal.into(), request);
+            }
         };
         match access.known(&presented) {
-            Err(refusal) => refuse(refusal.into(), request),
+            Err(refusal) => {
+                self.refused.note(from, refusal);
+                refuse(refusal.into(), request)
+            }
             Ok(Some(credential)) => enter(access, &mut self.inner, right, presented, credential, request),
             Ok(None) => {
-                let (access, mut inner) = (Arc::clone(access), self.inner.clone());
+                let (access, refused, mut inner) = (Arc::clone(access), Arc::clone(&self.refused), self.inner.clone());
                 Box::pin(async move {
                     match access.find(&presented, from).await {
                         Ok(credential) => enter(&access, &mut inner, right, presented, credential, request).await,
-                        Err(refusal) => refuse(refusal.into(), request).await,
+                        Err(refusal) => {
+                            refused.note(from, refusal);
+                            refuse(refusal.into(), request).await
+                        }
                     }
                 })
             }
         }
     }
+}
+
+/// By what a request calls the server, without the port.
+fn host(request: &Request<Body>) -> Option<&str> {
+    let named = || request.headers().get(header::HOST)?.to_str().ok();
+    let authority = request.uri().authority().map(Authority::as_str).or_else(named)?;
+    let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
+    Some(if port.bytes().all(|byte| byte.is_ascii_digit()) { host } else { authority })
+}
+
+/// True of localhost, of an address, which no name leads to, and of names that were given.
+fn is_ours(host: &str, hosts: &[String]) -> bool {
+    let name = host.trim_end_matches('.');
+    let is_local = name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
+    let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    is_local || is_address || hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
 }
 
 /// Passes a call on whose caller is known, if it may.
@@ -195,9 +260,9 @@ where
     let Some((may, lasts, _)) = right else { return refuse(ApiError::NoSuchCall, request) };
     if let May::Of(roles) = may {
         match caller(&credential, roles, request.headers()) {
-            Ok(caller) => request.extensions_mut().insert(caller),
+            Ok(caller) => let_in(&mut request, caller),
             Err(error) => return refuse(error, request),
-        };
+        }
     }
     request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
@@ -213,6 +278,14 @@ where
         };
         Ok(answer.map(|body| Body::new(WhileLetIn { body, end, is_over: false })))
     })
+}
+
+/// Says whose a call is, and that its connection is of somebody who may.
+fn let_in(request: &mut Request<Body>, caller: Caller) {
+    if let Some(peer) = request.extensions().get::<Peer>() {
+        peer.is_known.store(true, Ordering::Relaxed);
+    }
+    request.extensions_mut().insert(caller);
 }
 
 /// Who calls, about which org: its own, but for operators, who name one.
@@ -307,6 +380,23 @@ mod tests {
             }
         }
         assert_eq!(calls, 12);
+    }
+
+    #[test]
+    fn names_that_lead_here_and_are_anothers_are_not_ours() {
+        let request = |host: &str| Request::get("/jobs").header(header::HOST, host).body(Body::empty()).unwrap();
+        let given = ["ledger.internal".to_owned()];
+        for ours in
+            ["localhost:50051", "LOCALHOST", "a.localhost", "127.0.0.1:1", "[::1]:50051", "[::1]", "ledger.internal"]
+        {
+            assert!(is_ours(host(&request(ours)).unwrap(), &given), "{ours}");
+        }
+        for anothers in ["example.com:50051", "localhost.example.com", "127.0.0.1.example.com", "ledger.internal.x", ""]
+        {
+            assert!(!is_ours(host(&request(anothers)).unwrap(), &given), "{anothers}");
+        }
+        let of_uri = Request::get("http://example.com:50051/x").body(Body::empty()).unwrap();
+        assert_eq!(host(&of_uri), Some("example.com"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
@@ -33,6 +33,7 @@ use crate::{
     ledger::LedgerError,
     net::{GoesOn, Peer},
     shares::{Full, Most, Part, Shares, network},
+    telemetry::Rarely,
 };
 
 /// What calls may take. Every bound has a flag of the same name.
@@ -73,7 +74,7 @@ impl Default for CallLimits {
 }
 
 /// What bounds a call has: an extension of its request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Sort {
     /// Those of most calls.
     Plain,
@@ -157,6 +158,7 @@ impl LimitsLayer {
             long,
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
             is_stalled,
+            limited: Rarely::default(),
         }))
     }
 }
@@ -186,6 +188,8 @@ struct Limiter {
     long: Arc<Semaphore>,
     requests: Arc<Requests>,
     is_stalled: Stalled,
+    /// Orgs that have come to a limit with calls of some sort.
+    limited: Rarely<(OrgId, Sort)>,
 }
 
 /// How often an org may call.
@@ -239,6 +243,13 @@ impl Limiter {
         Ok(())
     }
 
+    /// Takes note of a call that was refused for a limit.
+    fn note(&self, org: OrgId, sort: Sort, limit: &str) {
+        if let Some(times) = self.limited.note((org, sort)) {
+            tracing::info!(org_id = %org, calls = ?sort, times, limit, "an org has come to a limit");
+        }
+    }
+
     /// Why a call finds no room: too many are under way, or none ends because the database is away.
     fn overloaded(&self, scope: &'static str, limit: usize) -> ApiError {
         if (self.is_stalled)() { LedgerError::Unavailable.into() } else { ApiError::Overloaded { scope, limit } }
@@ -271,7 +282,13 @@ where
         let sort = request.extensions().get::<Sort>().copied().unwrap_or(Sort::Plain);
         let entered = match self.limiter.enter(org, sort) {
             Ok(entered) => entered,
-            Err(error) => return refuse(error, request),
+            Err(error) => {
+                match error {
+                    ApiError::TooFast { .. } => self.limiter.note(org, sort, "--max-rate-per-org"),
+                    _ => self.limiter.note(org, sort, "--max-calls"),
+                }
+                return refuse(error, request);
+            }
         };
         let goes_on = sort == Sort::Stream;
         let kind = if is_grpc { Kind::Call } else { Kind::Plain };
@@ -279,9 +296,14 @@ where
         let most = most.min(self.limiter.limits.request_bytes);
         let how = How { kind, most, has_reserve: sort.has_reserve() };
         let request = self.limiter.requests.receive(request, Whose::Org(org), how);
-        let answer = self.inner.call(request);
+        let (answer, limiter) = (self.inner.call(request), Arc::clone(&self.limiter));
         Box::pin(async move {
             let answer = answer.await?;
+            if let Some(status) = Status::from_header_map(answer.headers())
+                && status.code() == Code::ResourceExhausted
+            {
+                limiter.note(org, sort, status.message());
+            }
             let answer = if goes_on { on(answer) } else { whole(answer).await };
             drop(entered);
             Ok(answer)

@@ -30,13 +30,13 @@ fn long(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What callers may take")]
 pub(super) struct LimitArgs {
-    /// Connections at the same time.
-    #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS", value_name = "N", default_value_t = 20_000, value_parser = many())]
+    /// Connections at the same time; no more than there are files for, but for 300 that a server needs itself.
+    #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = many())]
     max_connections: u32,
 
-    /// Connections from one address; of IPv6, from one network of 64 bits. Behind a proxy, as many as it has.
-    #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = 2_000, value_parser = many())]
-    max_connections_per_address: u32,
+    /// Connections from one address; of IPv6, from one network of 64 bits. By default a third of all; behind a proxy, as many as it has.
+    #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", value_parser = many())]
+    max_connections_per_address: Option<u32>,
 
     /// Types that the jobs of one org may have.
     #[arg(long, env = "JOBLEDGER_MAX_TYPES_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
@@ -61,6 +61,10 @@ pub(super) struct LimitArgs {
     /// How long a connection may have no call.
     #[arg(long, env = "JOBLEDGER_IDLE_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = long)]
     idle_timeout: Duration,
+
+    /// The same of a connection on which nobody has called who may.
+    #[arg(long, env = "JOBLEDGER_UNKNOWN_IDLE_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = long)]
+    unknown_idle_timeout: Duration,
 
     /// How old a connection may become, give or take a tenth: it then takes no more calls, so that new servers behind a balancer get
     /// connections. Event streams on it have five minutes to end, and are then told to go on elsewhere.
@@ -159,12 +163,13 @@ impl LimitArgs {
     pub(super) fn connections(&self) -> ConnectionLimits {
         ConnectionLimits {
             connections: self.max_connections as usize,
-            connections_per_address: self.max_connections_per_address as usize,
+            connections_per_address: part(self.max_connections_per_address, self.max_connections),
             calls_per_connection: self.max_calls_per_connection,
             header_bytes: self.max_header_bytes,
             resets: self.max_resets as usize,
             first_bytes_within: self.first_bytes_timeout,
             idle: self.idle_timeout,
+            unknown_idle: self.unknown_idle_timeout,
             age: self.max_connection_age,
             keepalive: self.keepalive,
             unread: self.max_answer_memory as usize,

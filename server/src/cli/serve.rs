@@ -47,6 +47,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_RETAIN_FINISHED", value_name = "[STATUS=]TIME", value_delimiter = ',')]
     retain_finished: Vec<Keep>,
 
+    /// Bytes of the disk that are kept for what is there already: with less than that free, jobs are refused (STORAGE_FULL), while reports,
+    /// heartbeats and retention go on. By default a twentieth of the disk, 1 GiB at most. SQLite only.
+    #[arg(long, env = "JOBLEDGER_DISK_RESERVE", value_name = "BYTES")]
+    disk_reserve: Option<u64>,
+
     /// Answer the REST calls of the service that jobledger replaces, on the same port: POST /jobs, GET /jobs/ID, POST
     /// /jobs/ID/status.
     #[arg(long, env = "JOBLEDGER_LEGACY_HTTP")]
@@ -89,6 +94,7 @@ impl ServeArgs {
                 config.retention.set(status, keep.time);
             }
         }
+        config.disk_reserve = self.disk_reserve;
         config.legacy_http = self.legacy_http;
         config.shutdown_grace = self.shutdown_grace;
         config.limits = self.limits.ledger();

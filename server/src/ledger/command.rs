@@ -217,6 +217,15 @@ impl Command {
         }
     }
 
+    /// True of a command that brings a job, or another life of one: what a disk that is nearly full is not for.
+    pub(super) fn grows(&self) -> bool {
+        match self {
+            Self::Create(_) | Self::Import(_) => true,
+            Self::Apply { command, .. } => matches!(**command, transition::Command::Retry(_)),
+            Self::Claim(_) | Self::Look(_) | Self::Redate(_) | Self::Retain(_) => false,
+        }
+    }
+
     /// True of a command that has a transaction to itself, with others of its org: what it takes of the database is not bounded by its
     /// size.
     pub(super) fn goes_alone(&self) -> bool {

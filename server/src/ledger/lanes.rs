@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,7 @@ use super::{
     command::{By, Command},
     pending::{Answer, Begun, OrgBatch, Pending, Turn},
 };
-use crate::{domain::id::OrgId, store::Capacity};
+use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
 
 /// One lane may take a part of what all may, in bytes: this is how many such parts there are.
 const ORG_SHARE: usize = 4;
@@ -31,17 +34,13 @@ const OUTAGE_LASTS: Duration = Duration::from_secs(1);
 /// It is taken to last for at most this long after such a turn, unless a turn ends otherwise before.
 const OUTAGE_IS_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// A bound with a quarter more, for what keeps running jobs alive or ends them: where there is room for nothing else, there is for that.
-pub const fn with_reserve(limit: usize) -> usize {
-    let reserve = limit / 4;
-    limit.saturating_add(if reserve == 0 { 1 } else { reserve })
-}
-
 /// All lanes.
 pub(super) struct Lanes {
     limits: Limits,
     state: Mutex<State>,
     work: Notify,
+    /// The disk is nearly full.
+    is_short: AtomicBool,
 }
 
 #[derive(Default)]
@@ -125,11 +124,21 @@ impl Kept {
 
 impl Lanes {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, state: Mutex::default(), work: Notify::new() }
+        Self { limits, state: Mutex::default(), work: Notify::new(), is_short: AtomicBool::new(false) }
+    }
+
+    /// Takes commands that [grow](Command::grows), or refuses them.
+    pub(super) fn takes_jobs(&self, takes: bool) {
+        self.is_short.store(!takes, Ordering::Relaxed);
+    }
+
+    fn refuse_growth(&self, command: &Command) -> Result<(), LedgerError> {
+        if self.is_short.load(Ordering::Relaxed) && command.grows() { Err(LedgerError::StorageFull) } else { Ok(()) }
     }
 
     /// Puts a command at the end of its org's lane.
     pub(super) fn enqueue_one(&self, by: By, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
+        self.refuse_growth(&command)?;
         let (answer, receiver) = oneshot::channel();
         let pending = Pending::new(command, by.actor, Some(answer));
         let state = self.admit(by.org, 1, pending.weight, pending.command.is_vital())?;
@@ -145,6 +154,7 @@ impl Lanes {
     ) -> Result<Vec<oneshot::Receiver<Answer>>, LedgerError> {
         let (mut pending, mut receivers) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
         for command in commands {
+            self.refuse_growth(&command)?;
             let (answer, receiver) = oneshot::channel();
             pending.push(Pending::new(command, by.actor.clone(), Some(answer)));
             receivers.push(receiver);

@@ -28,7 +28,6 @@ pub use self::{
     claim::{LeaseDelivery, Leases},
     clock_watch::{ClockStep, Moment, Reading},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
-    lanes::with_reserve,
     page_memory::{PageShare, StreamPages},
     places::{StreamLimits, StreamPlace},
     shared::SharedEvent,
@@ -386,6 +385,11 @@ impl Ledger {
     /// True while the database does not answer commands: what finds no room then is told so, not that it is too much.
     pub fn is_stalled(&self) -> bool {
         self.lanes.is_stalled()
+    }
+
+    /// Takes new jobs, or refuses them while the disk has room for what is there alone.
+    pub fn takes_jobs(&self, takes: bool) {
+        self.lanes.takes_jobs(takes);
     }
 
     /// Refuses new commands, and sends claims that wait away; what was accepted is still decided.

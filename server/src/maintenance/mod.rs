@@ -1,6 +1,7 @@
 //! What a server does by itself: one file a service. Each runs until it is dropped, on every server alike: there is no leader.
 
 mod clock;
+mod disk;
 mod due;
 mod health;
 mod retention;
@@ -21,6 +22,7 @@ pub(crate) async fn run(
     ledger: Ledger,
     store: Arc<dyn Store>,
     retention: Retention,
+    disk_reserve: Option<u64>,
     readiness: watch::Sender<Readiness>,
 ) {
     tokio::join!(
@@ -31,5 +33,6 @@ pub(crate) async fn run(
             tokio::join!(clock::run(&ledger, &*store), retention::run(&ledger, &*store, retention));
         },
         upkeep::run(&*store),
+        disk::run(&ledger, &*store, disk_reserve),
     );
 }

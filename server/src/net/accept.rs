@@ -57,7 +57,8 @@ pub(crate) async fn serve<S>(
             Ok(place) => {
                 let (tls, cut) = (tls.clone(), CancellationToken::new());
                 let unread = unread.share(address, cut.clone());
-                let peer = Peer { address, certificate: None, cut, ending: CancellationToken::new() };
+                let (ending, is_known) = (CancellationToken::new(), Arc::default());
+                let peer = Peer { address, certificate: None, cut, ending, is_known };
                 let draining = draining.clone();
                 connections.spawn(run(stream, peer, (place, unread), tls, service.clone(), limits, draining));
             }

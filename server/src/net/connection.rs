@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -72,14 +72,15 @@ pub(super) async fn run<IO, S>(
     S::Future: Send + Unpin + 'static,
 {
     let (address, cut, ending) = (peer.address, peer.cut.clone(), peer.ending.clone());
-    let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), ..Calls::default() });
+    let is_known = Arc::clone(&peer.is_known);
+    let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), is_known, ..Calls::default() });
     let read = Arc::new(AtomicU64::new(0));
     let service = Counting { service, peer, unread, calls: Arc::clone(&calls) };
     let io = TokioIo::new(Counted { io, read: Arc::clone(&read) });
     let builder = builder(&limits);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut silent = pin!(silent(&read, limits.first_bytes_within));
-    let mut idle = pin!(idle(&calls, limits.idle));
+    let mut idle = pin!(idle(&calls, &limits));
     let (mut is_draining, mut is_ending, mut is_old) = (false, false, false);
     let mut aging = pin!(sleep(about(limits.age)));
     let (mut last_calls, mut pause) = (pin!(sleep(Duration::MAX)), LAST_CALLS);
@@ -165,10 +166,12 @@ async fn silent(read: &AtomicU64, within: Duration) {
     }
 }
 
-/// Done once a connection has had no call for so long.
-async fn idle(calls: &Calls, after: Duration) {
+/// Done once a connection has had no call for too long.
+async fn idle(calls: &Calls, limits: &ConnectionLimits) {
     let mut since = (Instant::now(), calls.begun.load(Ordering::Relaxed));
     loop {
+        let is_known = calls.is_known.load(Ordering::Relaxed);
+        let after = if is_known { limits.idle } else { limits.unknown_idle.min(limits.idle) };
         sleep_until(Instant::now() + after / LOOKS).await;
         let begun = calls.begun.load(Ordering::Relaxed);
         if begun != since.1 || calls.open.load(Ordering::Relaxed) > 0 {
@@ -188,6 +191,7 @@ struct Calls {
     resets: u32,
     reset: Mutex<Option<(Instant, u32)>>,
     cut: CancellationToken,
+    is_known: Arc<AtomicBool>,
 }
 
 impl Calls {

@@ -5,7 +5,11 @@ mod connection;
 mod tls;
 mod unread;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +36,8 @@ pub struct ConnectionLimits {
     pub first_bytes_within: Duration,
     /// How long a connection may have no call before it is closed.
     pub idle: Duration,
+    /// The same where nobody has ever called on it who may.
+    pub unknown_idle: Duration,
     /// How old a connection may become, give or take a tenth: it then takes no more calls, so that whoever reconnects finds servers that
     /// have come since. Streams on it have as long again to end by themselves, five minutes at most.
     pub age: Duration,
@@ -44,16 +50,27 @@ pub struct ConnectionLimits {
 impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
-            connections: 20_000,
-            connections_per_address: 2_000,
+            connections: 10_000,
+            connections_per_address: 10_000 / 3,
             calls_per_connection: 4_096,
             header_bytes: 16 << 10,
             resets: 1_000,
             first_bytes_within: Duration::from_secs(10),
             idle: Duration::from_secs(600),
+            unknown_idle: Duration::from_secs(15),
             age: Duration::from_secs(1_800),
             keepalive: Duration::from_secs(20),
             unread: 128 << 20,
+        }
+    }
+}
+
+impl ConnectionLimits {
+    /// No more connections than these, and of one address the same part of them.
+    pub fn at_most(&mut self, connections: usize) {
+        if connections < self.connections {
+            self.connections_per_address = (self.connections_per_address * connections / self.connections).max(1);
+            self.connections = connections;
         }
     }
 }
@@ -68,4 +85,6 @@ pub(crate) struct Peer {
     pub(crate) cut: CancellationToken,
     /// Cancelled, what goes on without an end on it is to end, and to go on elsewhere.
     pub(crate) ending: CancellationToken,
+    /// Somebody has called on it who may.
+    pub(crate) is_known: Arc<AtomicBool>,
 }

@@ -240,6 +240,11 @@ pub trait Store: Send + Sync + 'static {
     /// `unseen`, either way, retention waits for as long as `doubt` from then on.
     async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError>;
 
+    /// What room there is on the database's disk, where that is this machine's.
+    async fn disk(&self) -> Option<Disk> {
+        None
+    }
+
     /// Lets go of the database. Nothing may be asked of the store afterwards.
     async fn close(&self);
 }
@@ -293,6 +298,15 @@ pub enum News {
     Reaches(Vec<(OrgId, Reach)>),
     /// Announcements may have been missed.
     Missed,
+}
+
+/// A disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// What may still be written.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
 }
 
 /// How transactions may be used.

@@ -1,6 +1,7 @@
 //! Structured logs on standard error, and what else is said there.
 
 mod lines;
+mod rarely;
 
 use std::io::IsTerminal as _;
 
@@ -8,6 +9,7 @@ use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use self::lines::{Open, Stderr, dropped, open, say};
+pub(crate) use self::rarely::Rarely;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -71,6 +71,7 @@ mod snapshot_pages;
 mod snapshots;
 mod start;
 mod statistics;
+mod strangers;
 mod streams;
 mod tenants;
 mod tls;

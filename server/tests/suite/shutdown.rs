@@ -137,7 +137,7 @@ async fn whatever_clients_do_it_is_gone_within_its_grace(database: Database) {
     // And those who don't: who says nothing, who half says something, by either protocol; who reads nothing of what comes.
     let silent = TcpStream::connect(address).await.unwrap();
     let mut half = TcpStream::connect(address).await.unwrap();
-    half.write_all(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
+    half.write_all(b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
     let mut idle = Raw::over(TcpStream::connect(address).await.unwrap()).await;
     idle.is_served().await;
     let mut receiving = Raw::over(TcpStream::connect(address).await.unwrap()).await;

@@ -3,7 +3,7 @@
 use std::{future::Future, pin::Pin, time::Duration};
 
 use jobledger_client::{
-    Client, Error, Follow, Item, NewJob, Report,
+    Claim, Client, Error, Follow, Item, NewJob, Report,
     proto::{
         BatchCreateJobsRequest, ClaimJobsRequest, CreateJobRequest, GetStatisticsRequest, HeartbeatRequest,
         JobEventKind, JobStatus, JobView, LeaseHeartbeat, ListJobsRequest, StreamJobEventsRequest,
@@ -32,20 +32,25 @@ on_both_databases! {
     streams_that_are_not_read_keep_no_other_org_from_the_past,
     lists_without_end_keep_nobody_from_anything,
     nobody_works_out_a_lease_token_from_what_is_told_of_a_job,
+    names_that_would_write_to_a_terminal_are_refused,
 }
 
 const CLAIM: &str = "/jobledger.v1.JobService/ClaimJobs";
 const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
 
-/// A client of an org of its own.
-fn tenant(program: &Program) -> (Uuid, Client) {
-    let org = Uuid::new_v4();
+fn client_of(program: &Program, org: Uuid) -> Client {
     let builder = Client::builder(format!("http://{}", program.address)).timeout(PATIENCE).org(org);
-    (org, builder.build().expect("a valid endpoint"))
+    builder.build().expect("a valid endpoint")
+}
+
+/// A client of an org of its own.
+pub(crate) fn tenant(program: &Program) -> (Uuid, Client) {
+    let org = Uuid::new_v4();
+    (org, client_of(program, org))
 }
 
 /// Begins a call of an org, with all of its request.
-async fn begin(raw: &mut Raw, path: &str, org: Uuid, message: &[u8]) {
+pub(crate) async fn begin(raw: &mut Raw, path: &str, org: Uuid, message: &[u8]) {
     let stream = raw.next_stream();
     let headers = header_block(path, &[("x-org-id", &org.to_string())]);
     raw.send(HEADERS, END_HEADERS, stream, &headers).await.unwrap();
@@ -217,13 +222,57 @@ async fn nobody_works_out_a_lease_token_from_what_is_told_of_a_job(database: Dat
     assert!(program.end_by("TERM").success());
 }
 
+async fn names_that_would_write_to_a_terminal_are_refused(database: Database) {
+    let program = Program::start(&database);
+    let (_, client) = tenant(&program);
+    for unseen in ["\x1b[31m", "a\r\nb", "\u{9b}0m", "\u{202e}gpj.exe", "a\u{2066}b", "a\u{2028}b"] {
+        let refused = [
+            client.create(NewJob::new(unseen)).await.err(),
+            client.create(NewJob::new("t").requested_by(unseen)).await.err(),
+            client.create(NewJob::new("t").label("k", unseen)).await.err(),
+            client.create(NewJob::new("t").label(unseen, "v")).await.err(),
+            client.create(NewJob::new("t").idempotency_key(unseen)).await.err(),
+            client.claim(Claim::new(unseen)).await.err(),
+        ];
+        for (n, error) in refused.into_iter().enumerate() {
+            assert!(matches!(error, Some(Error::InvalidRequest { .. })), "{unseen:?}, {n}: {error:?}");
+        }
+    }
+    client.create(NewJob::new("größer").requested_by("שלום").label("क\u{200d}ष", "支払い")).await.unwrap();
+    assert!(program.end_by("TERM").success());
+}
+
 /// Asserts that the server says that it is ready.
-async fn is_ready(address: String) {
+pub(crate) async fn is_ready(address: String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_nearly_full_takes_reports_and_no_more_jobs() {
+    let database = Database::sqlite();
+    let org = Uuid::new_v4();
+    let program = Program::start(&database);
+    let client = client_of(&program, org);
+    let id = client.create(NewJob::new("t")).await.unwrap().job.id;
+    let lease = client.claim(Claim::new("w")).await.unwrap().remove(0);
+    assert!(program.end_by("TERM").success());
+    // More than any disk has.
+    let program = Program::start_with(&database, &["--disk-reserve", "1000000000000000000"]);
+    let client = client_of(&program, org);
+    let refused = async {
+        loop {
+            if let Err(error) = client.raw().create_job(CreateJobRequest::from(NewJob::new("t"))).await {
+                return error;
+            }
+        }
+    };
+    assert_error(&timeout(PATIENCE, refused).await.expect("it is seen"), Code::ResourceExhausted, "STORAGE_FULL");
+    client.update(Report::succeeded(&id).lease(&lease.lease_token)).await.expect("it is written");
+    assert!(program.end_by("TERM").success());
 }
 
 #[tokio::test]

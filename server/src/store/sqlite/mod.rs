@@ -25,7 +25,12 @@ pub(super) mod tokens;
 mod wal;
 mod write;
 
-use std::{fs::File, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
@@ -45,8 +50,8 @@ use self::{
     wal::{Gate, Keeper},
 };
 use super::{
-    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery, Listener,
-    OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
+    About, Audit, Batch, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery,
+    Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::{
     domain::{
@@ -94,6 +99,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     job_readers: SqlitePool,
     own: SqlitePool,
+    path: PathBuf,
     clock: Arc<dyn Clock>,
     states: Arc<States>,
     /// Held until the store is closed, so that a second server on the same file is refused.
@@ -189,6 +195,7 @@ impl SqliteStore {
             readers,
             job_readers,
             own,
+            path: path.to_owned(),
             clock: options.clock,
             states: Arc::new(States::new(options.fold_after)),
             lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
@@ -329,6 +336,13 @@ impl Store for SqliteStore {
         let unseen = unseen.num_microseconds().unwrap_or(i64::MAX);
         self.write(sqlx::query(sql).bind(micros(now)).bind(unseen).bind(micros(now + doubt))).await?;
         Ok(before.map(|before| now - before))
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        let path = self.path.clone();
+        // A disk that hangs keeps nobody waiting but this.
+        let found = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path)).await.ok()?.ok()?;
+        Some(Disk { free: found.f_bavail * found.f_frsize, total: found.f_blocks * found.f_frsize })
     }
 
     async fn close(&self) {
