@@ -31,7 +31,8 @@ const DEEPEST: usize = 100;
 struct Shape {
     /// What a value of it takes, beside what its fields have allocated.
     inline: usize,
-    fields: HashMap<u32, Field>,
+    /// By their numbers, which are small.
+    fields: Vec<Option<Field>>,
 }
 
 #[derive(Clone, Copy)]
@@ -75,14 +76,16 @@ impl Shapes {
             Type::Message => places.get(field.type_name()).map_or(Kind::Text, |n| Kind::Message(*n)),
             _ => Kind::Scalar,
         };
-        let field = |field: &FieldDescriptorProto| {
-            (field.number() as u32, Field { is_repeated: field.label() == Label::Repeated, kind: kind(field) })
+        let shape = |(_, message): &(String, &DescriptorProto)| {
+            let numbers = message.field.iter().map(|field| field.number() as usize + 1);
+            let mut fields = vec![None; numbers.max().unwrap_or_default()];
+            for field in &message.field {
+                let is_repeated = field.label() == Label::Repeated;
+                fields[field.number() as usize] = Some(Field { is_repeated, kind: kind(field) });
+            }
+            Shape { inline: inline_of(message), fields }
         };
-        let shapes = messages.iter().map(|(_, message)| Shape {
-            inline: inline_of(message),
-            fields: message.field.iter().map(field).collect(),
-        });
-        let shapes = shapes.collect();
+        let shapes = messages.iter().map(shape).collect();
         let mut requests = HashMap::new();
         for file in &set.file {
             for service in &file.service {
@@ -107,7 +110,7 @@ impl Shapes {
         while *weight <= most
             && let Some(found) = next_field(&mut rest)
         {
-            let Some(field) = shape.fields.get(&found.number) else { continue };
+            let Some(Some(field)) = shape.fields.get(found.number as usize) else { continue };
             *weight += match (field.kind, found.text) {
                 (Kind::Scalar, None) if field.is_repeated => GROWN * size_of::<u64>(),
                 (Kind::Scalar, None) => 0,
