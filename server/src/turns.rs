@@ -37,13 +37,19 @@ struct State<K: Whose> {
     /// What the one had had that the last turn went to: who comes anew begins here.
     level: Duration,
     lines: HashMap<K, Line<K>>,
-    /// Those that wait, by what they have had.
-    waiting: BTreeSet<(Duration, K)>,
+    /// Those that wait, by what they have had and when they came.
+    waiting: BTreeSet<(Duration, u64, K)>,
+    /// How many have come.
+    came: u64,
+    /// With so many lines those are looked for that need not be there.
+    looks_at: usize,
 }
 
 /// One that waits for turns, or has some, or has had more than those that wait.
 struct Line<K: Whose> {
     had: Duration,
+    /// When it came to wait last.
+    came: u64,
     taken: usize,
     waiting: VecDeque<oneshot::Sender<Turn<K>>>,
     /// How many of those that wait have gone.
@@ -103,23 +109,28 @@ impl<K: Whose> Turns<K> {
 
 impl<K: Whose> State<K> {
     fn new(free: usize) -> Self {
-        Self { free, ended_at: None, level: Duration::ZERO, lines: HashMap::new(), waiting: BTreeSet::new() }
+        let (lines, waiting) = (HashMap::new(), BTreeSet::new());
+        Self { free, ended_at: None, level: Duration::ZERO, lines, waiting, came: 0, looks_at: REMEMBERED }
     }
 
     fn queue(&mut self, whose: K, turn: oneshot::Sender<Turn<K>>) {
-        if self.lines.len() >= REMEMBERED.max(2 * self.waiting.len()) {
+        if self.lines.len() >= self.looks_at {
             let level = self.level;
             self.lines.retain(|_, line| !line.is_idle() || line.had > level);
+            self.looks_at = REMEMBERED.max(2 * self.lines.len());
         }
         let line = self.lines.entry(whose).or_insert_with(|| Line {
             had: Duration::ZERO,
+            came: 0,
             taken: 0,
             waiting: VecDeque::new(),
             gone: 0,
         });
         if line.waiting.is_empty() {
             line.had = line.had.max(self.level);
-            self.waiting.insert((line.had, whose));
+            self.came += 1;
+            line.came = self.came;
+            self.waiting.insert((line.had, line.came, whose));
         }
         line.waiting.push_back(turn);
     }
@@ -127,8 +138,8 @@ impl<K: Whose> State<K> {
     /// Takes a turn for the one that has had least.
     fn next(&mut self, each: usize) -> Option<(K, oneshot::Sender<Turn<K>>)> {
         while self.free > 0 {
-            let may = |(_, whose): &&(Duration, K)| self.lines.get(whose).is_none_or(|line| line.taken < each);
-            let (had, whose) = self.waiting.iter().find(may).copied()?;
+            let may = |(.., whose): &&(Duration, u64, K)| self.lines.get(whose).is_none_or(|line| line.taken < each);
+            let (had, came, whose) = self.waiting.iter().find(may).copied()?;
             let line = self.lines.get_mut(&whose)?;
             while let Some(waits) = line.waiting.pop_front() {
                 if waits.is_closed() {
@@ -137,13 +148,13 @@ impl<K: Whose> State<K> {
                 }
                 line.taken += 1;
                 if line.waiting.is_empty() {
-                    self.waiting.remove(&(had, whose));
+                    self.waiting.remove(&(had, came, whose));
                 }
                 self.level = self.level.max(had);
                 self.free -= 1;
                 return Some((whose, waits));
             }
-            self.waiting.remove(&(had, whose));
+            self.waiting.remove(&(had, came, whose));
             self.forget(whose);
         }
         None
@@ -153,11 +164,11 @@ impl<K: Whose> State<K> {
     fn end(&mut self, whose: K, took: Duration) {
         self.free += 1;
         if let Some(line) = self.lines.get_mut(&whose) {
-            let was_waiting = self.waiting.remove(&(line.had, whose));
+            let was_waiting = self.waiting.remove(&(line.had, line.came, whose));
             line.taken -= 1;
             line.had += took;
             if was_waiting {
-                self.waiting.insert((line.had, whose));
+                self.waiting.insert((line.had, line.came, whose));
             }
         }
         self.forget(whose);
@@ -171,7 +182,7 @@ impl<K: Whose> State<K> {
             line.waiting.retain(|waits| !waits.is_closed());
             line.gone = 0;
             if line.waiting.is_empty() {
-                self.waiting.remove(&(line.had, whose));
+                self.waiting.remove(&(line.had, line.came, whose));
                 self.forget(whose);
             }
         }

@@ -153,6 +153,9 @@ impl Jwt {
             seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0))
         };
         let (issued, end, now) = (time("iat"), time("exp"), SystemClock.now());
+        if end.is_none() || issued.is_none() && claims.get("iat").is_some() {
+            return Err(Refusal::Jwt("its times can't be read"));
+        }
         if issued.is_some_and(|issued| (issued - now).to_std().is_ok_and(|ahead| ahead > *leeway)) {
             return Err(Refusal::Jwt("it is not issued yet"));
         }

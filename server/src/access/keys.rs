@@ -149,7 +149,7 @@ impl Keys {
                     let longest = if is_failing { FETCH_AGAIN } else { self.max_age / 2 };
                     let pause = self.refresh.min(longest);
                     let _ = timeout(pause, self.missing.notified()).await;
-                    sleep(FETCH_PAUSE.saturating_sub(read_at.elapsed())).await;
+                    sleep(FETCH_PAUSE.min(self.max_age / 2).saturating_sub(read_at.elapsed())).await;
                 } else {
                     sleep(file::LOOK).await;
                 }
@@ -188,6 +188,9 @@ impl Keys {
                     } else if is_first {
                         tracing::debug!("the keys of JWTs were read again");
                     }
+                }
+                Err(error) if good_at.is_none() => {
+                    tracing::warn!(error, "the keys of JWTs can't be read; there are none")
                 }
                 Err(error) => tracing::warn!(error, "the keys of JWTs can't be read; those of before are kept"),
             }

@@ -43,7 +43,9 @@ const REMEMBERED: usize = 10_000;
 /// Tokens that are looked up at the same time, and those of one address that may wait for it: who makes tokens up must not keep the
 /// database from others, nor others from being looked up. Addresses take turns.
 const LOOKED_UP: usize = 2;
+const MAY_WAIT: usize = 4_096;
 const MAY_WAIT_OF_ADDRESS: usize = 16;
+const MAY_WAIT_FOR: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(super) struct Tokens {
@@ -107,7 +109,7 @@ impl Tokens {
         let revision = store.about().await?.credentials;
         let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
         let state = Mutex::new(State { known, held, doubts, revision, looked_at });
-        let places = Shares::new(Most { in_all: usize::MAX, each: MAY_WAIT_OF_ADDRESS });
+        let places = Shares::new(Most { in_all: MAY_WAIT, each: MAY_WAIT_OF_ADDRESS });
         Ok(Self { store, state, places, turns: Turns::new(LOOKED_UP), doubted: Notify::new() })
     }
 
@@ -130,7 +132,7 @@ impl Tokens {
     pub(super) async fn find(&self, token: &TokenText, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
         let from = network(from);
         let _place = self.places.take(from, 1).map_err(|_| Refusal::Busy)?;
-        let _turn = self.turns.take(from).await;
+        let _turn = timeout(MAY_WAIT_FOR, self.turns.take(from)).await.map_err(|_| Refusal::Busy)?;
         // Another may have looked it up meanwhile.
         if let Some(known) = self.known(token) {
             return Ok(known);

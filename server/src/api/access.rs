@@ -173,7 +173,9 @@ where
                     request,
                 );
             }
-            if let Some(hosts) = &self.hosts
+            // Probes may call it as they like.
+            if let Some((May::Of(_) | May::AnyRole, ..)) = right
+                && let Some(hosts) = &self.hosts
                 && let Some(host) = host(&request)
                 && !is_ours(host, hosts)
             {

@@ -15,9 +15,8 @@ use std::{
 
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, body::Body};
+use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
@@ -29,6 +28,7 @@ use super::{
     status::ApiError,
 };
 use crate::{
+    access::Credential,
     domain::id::OrgId,
     ledger::LedgerError,
     net::{GoesOn, Peer},
@@ -148,7 +148,7 @@ impl LimitsLayer {
         is_stalled: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Self {
         let is_stalled: Stalled = Arc::new(is_stalled);
-        let places = || Arc::new(Semaphore::new(limits.calls));
+        let places = || Shares::new(Most { in_all: limits.calls, each: limits.calls_per_org });
         let (short, long) = (places(), places());
         Self(Arc::new(Limiter {
             limits,
@@ -184,8 +184,8 @@ struct Limiter {
     /// Calls under way.
     calls: Arc<Shares<OrgId>>,
     /// Places for what is about no org. Checks of the health are anybody's, and take none from streams, whose callers are known.
-    short: Arc<Semaphore>,
-    long: Arc<Semaphore>,
+    short: Arc<Shares<Whose>>,
+    long: Arc<Shares<Whose>>,
     requests: Arc<Requests>,
     is_stalled: Stalled,
     /// Orgs that have come to a limit with calls of some sort.
@@ -285,7 +285,8 @@ where
             Err(error) => {
                 match error {
                     ApiError::TooFast { .. } => self.limiter.note(org, sort, "--max-rate-per-org"),
-                    _ => self.limiter.note(org, sort, "--max-calls"),
+                    ApiError::Overloaded { scope: "org", .. } => self.limiter.note(org, sort, "--max-calls-per-org"),
+                    _ => {}
                 }
                 return refuse(error, request);
             }
@@ -296,14 +297,9 @@ where
         let most = most.min(self.limiter.limits.request_bytes);
         let how = How { kind, most, has_reserve: sort.has_reserve() };
         let request = self.limiter.requests.receive(request, Whose::Org(org), how);
-        let (answer, limiter) = (self.inner.call(request), Arc::clone(&self.limiter));
+        let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            if let Some(status) = Status::from_header_map(answer.headers())
-                && status.code() == Code::ResourceExhausted
-            {
-                limiter.note(org, sort, status.message());
-            }
             let answer = if goes_on { on(answer) } else { whole(answer).await };
             drop(entered);
             Ok(answer)
@@ -327,12 +323,15 @@ where
         let kind = if is_dialogue(path) { Kind::Dialogue } else { Kind::AboutNoOrg };
         let is_long = kind == Kind::Dialogue || path.ends_with(WATCH);
         let places = if is_long { &self.limiter.long } else { &self.limiter.short };
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+        let peer = request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
+        let whose = Whose::Address(network(peer));
+        // Whoever is known has a part of its org's: those behind one proxy don't share theirs.
+        let org = request.extensions().get::<Arc<Credential>>().and_then(|credential| credential.principal.org);
+        let Ok(place) = places.take(org.map_or(whose, Whose::Org), 1) else {
             return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
         };
-        let peer = request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
         let how = How { kind, most: ABOUT_NO_ORG, has_reserve: false };
-        let request = self.limiter.requests.receive(request, Whose::Address(network(peer)), how);
+        let request = self.limiter.requests.receive(request, whose, how);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
@@ -341,7 +340,7 @@ where
     }
 }
 
-fn until_through(body: Body, place: OwnedSemaphorePermit) -> Body {
+fn until_through(body: Body, place: Part<Whose>) -> Body {
     Body::new(body.map_frame(move |frame| {
         let _place = &place;
         frame

@@ -19,7 +19,7 @@ use tonic::{Status, body::Body};
 use super::{
     limits::{CallLimits, Stalled},
     status::ApiError,
-    weight::may_be_decoded,
+    weight::{self, may_be_decoded},
 };
 use crate::{
     access::Credential,
@@ -311,8 +311,14 @@ impl Receiving {
         }
         self.still_holds()?;
         let message = self.message.take();
+        if kind == Kind::Dialogue {
+            // It goes on, and its caller may be silent: who reads it holds one message at a time.
+            self.held.bytes = self.held.requests.pool(kind).bytes.nothing(*self.held.bytes.key());
+            self.late = None;
+        }
         if kind == Kind::Call && message.get(Message::PREFIX..).is_some_and(|of| !may_be_decoded(&self.path, of)) {
-            return Err(ApiError::invalid("(message)", "has more in it than any request needs"));
+            // Once it is decoded.
+            return Err(ApiError::MessageTooLarge { limit: weight::MOST });
         }
         Ok(Some(message))
     }

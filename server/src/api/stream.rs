@@ -189,7 +189,8 @@ pub(super) fn start(
         }
         let goes_on_elsewhere = matches!(
             ended,
-            Err(ApiError::SlowConsumer | ApiError::Ledger(LedgerError::Draining | LedgerError::Unavailable))
+            Err(ApiError::SlowConsumer
+                | ApiError::Ledger(LedgerError::Draining | LedgerError::Unavailable | LedgerError::Overloaded))
         );
         patience.put(1);
         last.send(Page::End { bookmark: sent.filter(|_| goes_on_elsewhere), ended });
@@ -228,7 +229,8 @@ impl Patience {
     async fn runs_out(&self) {
         let put = self.put.load(Ordering::Relaxed);
         let mut last = (self.taken.load(Ordering::Relaxed), Instant::now());
-        while last.0 < put {
+        // A page of which all was taken is let go with the next look for more: until then it holds its room.
+        while last.0 < put || self.pages.are_there() {
             sleep(WHERE_TIGHT.min(self.slow_consumer_after)).await;
             let taken = self.taken.load(Ordering::Relaxed);
             let allowed = if self.pages.are_tight() { WHERE_TIGHT } else { self.slow_consumer_after };

@@ -62,7 +62,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_IDLE_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = long)]
     idle_timeout: Duration,
 
-    /// The same of a connection on which nobody has called who may.
+    /// The same of a connection on which nobody has called yet who may.
     #[arg(long, env = "JOBLEDGER_UNKNOWN_IDLE_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = long)]
     unknown_idle_timeout: Duration,
 

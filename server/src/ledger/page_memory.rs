@@ -1,4 +1,4 @@
-//! What pages of the past may take that were read for streams and not taken yet: in all, and of one org. Who waits for room holds none:
+//! What pages of the past may take that were read for streams and not taken yet: in all, and of one org. Who waits for room has no page:
 //! a stream with pages that its caller has not taken waits for that caller first, and ends with it where it takes nothing.
 
 use std::{
@@ -117,9 +117,14 @@ impl StreamPages {
         PageShare(Some(Share { of_org, of_all, own: Arc::clone(&self.own) }))
     }
 
-    /// True if little is left, in all or of the org's part.
+    /// True while the stream has pages, or one that its caller has taken all of and not let go.
+    pub fn are_there(&self) -> bool {
+        self.own.pages.load(Ordering::Acquire) > 0
+    }
+
+    /// True if little is left, in all or of the org's part, and the stream has some of it.
     pub fn are_tight(&self) -> bool {
-        self.of_org.is_tight() || self.memory.all.is_tight()
+        self.are_there() && (self.of_org.is_tight() || self.memory.all.is_tight())
     }
 }
 
@@ -163,7 +168,7 @@ mod tests {
         let memory = PageMemory::new(24 << 10, 8 << 10);
         let stream = memory.stream(org(0));
         let mut page = stream.take(6 << 10).await.unwrap();
-        assert!(stream.are_tight() && !memory.stream(org(1)).are_tight());
+        assert!(stream.are_tight() && !memory.stream(org(0)).are_tight(), "who holds none is not hurried");
         page.shrink(2 << 10);
         assert!(!stream.are_tight());
         // One that is larger than all that an org may have takes all of that.

@@ -8,7 +8,7 @@ use super::LedgerError;
 use crate::{
     domain::id::OrgId,
     store::{Store, StoreError},
-    turns::Turns,
+    turns::{Turn, Turns},
 };
 
 /// Reads from a store, so many at a time.
@@ -36,11 +36,38 @@ impl Reader {
             let is_moving = self.turns.has_ended_one_within(self.patience);
             return Err(if is_moving { LedgerError::Overloaded } else { LedgerError::Unavailable });
         };
+        self.read_on(turn, read).await
+    }
+
+    /// The same, however long its turn takes to come: for one who goes on, and would only come again.
+    pub(super) async fn read_patiently<T, F>(
+        &self,
+        org: OrgId,
+        read: impl FnOnce(Arc<dyn Store>) -> F,
+    ) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let turn = self.turns.take(org).await;
+        self.read_on(turn, read).await
+    }
+
+    async fn read_on<T, F>(&self, turn: Turn<OrgId>, read: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
         let read = read(Arc::clone(&self.store));
         let done = tokio::spawn(async move {
             let _turn = turn;
             read.await
         });
-        Ok(done.await.map_err(|_| LedgerError::Unavailable)??)
+        match done.await {
+            Ok(found) => Ok(found?),
+            // A defect is the call's that came to it.
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => Err(LedgerError::Unavailable),
+        }
     }
 }

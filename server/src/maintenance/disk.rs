@@ -17,10 +17,20 @@ const MOST: u64 = 1 << 30;
 
 /// Where the database's disk can't be seen from here, it is for whoever looks after that.
 pub(super) async fn run(ledger: &Ledger, store: &dyn Store, reserve: Option<u64>) {
-    let mut was_short = false;
-    while let Some(Disk { free, total }) = store.disk().await {
+    let (mut was_short, mut was_seen) = (false, false);
+    loop {
+        let Some(Disk { free, total }) = store.disk().await else {
+            // One that was seen will be again.
+            if !was_seen {
+                return;
+            }
+            sleep(LOOK).await;
+            continue;
+        };
+        was_seen = true;
         let reserve = reserve.unwrap_or((total / PART).min(MOST));
-        let is_short = free < reserve;
+        // Somewhat more makes an end of it: otherwise jobs come and go with each look.
+        let is_short = free < if was_short { reserve.saturating_add(reserve / 10) } else { reserve };
         if is_short != was_short {
             let (free_mib, reserve_mib) = (free >> 20, reserve >> 20);
             if is_short {

@@ -265,6 +265,8 @@ async fn jwts_that_do_not_hold_are_refused() {
             claims["exp"] = json!(from_now(300));
             es(&claims)
         }),
+        ("a time that no calendar has", es(&with("exp", json!(1_700_000_000_000_000_000_i64)))),
+        ("issued at no time", es(&with("iat", json!("yesterday")))),
         ("issued later", es(&with("iat", json!(from_now(60))))),
         ("another type", issuer.sign(Algorithm::ES256, |head| head.typ = Some("logout+jwt".to_owned()), &claims())),
         ("an org that is none", es(&with("org_id", json!("acme")))),
@@ -389,7 +391,7 @@ async fn keys_that_can_not_be_read_for_too_long_let_nobody_in() {
     let (url, _) = serve(shown).await;
     let mut config = config(&database, KeySource::Url(url), folder.path());
     let jwt = config.access.jwt.as_mut().unwrap();
-    (jwt.hs256_secret, jwt.keys_max_age) = (None, Duration::from_secs(2));
+    (jwt.hs256_secret, jwt.keys_max_age) = (None, Duration::from_secs(4));
     let server = TestServer::start(config).await;
     let client = client_with(&server, &issuer.good(Algorithm::RS256));
     create(&client).await.unwrap();

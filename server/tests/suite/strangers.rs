@@ -1,6 +1,6 @@
 //! Callers whom nobody knows: what they open, try or pretend to be.
 
-use std::{fs::File, net::SocketAddr, process::Stdio};
+use std::{fs::File, net::SocketAddr, process::Stdio, time::Duration};
 
 use jobledger_client::{NewJob, proto::GetJobRequest};
 use jobledger_server::domain::access::Role;
@@ -56,6 +56,7 @@ async fn a_connection_on_which_nobody_called_is_soon_closed() {
     let (mut unknown, mut known) = (connect().await, connect().await);
     begin(&mut known, GET, Uuid::new_v4(), &GetJobRequest { job_id: Uuid::new_v4().to_string() }.encode_to_vec()).await;
     timeout(PATIENCE, unknown.goes_away()).await.expect("it is told to go");
+    assert!(known.drain(Duration::from_secs(3)).await, "it stays");
     known.is_served().await;
     assert!(program.end_by("TERM").success());
 }

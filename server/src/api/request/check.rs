@@ -1,6 +1,6 @@
 //! What every field has to be.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use chrono::{DateTime, SubsecRound};
 use jobledger_proto::v1 as pb;
@@ -19,7 +19,7 @@ use crate::domain::{
     job::{MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS, MAX_STAGE_CHARS, MAX_TYPE_CHARS},
     json::Json,
     lease::{LONGEST_LEASE, LeaseToken},
-    name::is_seen,
+    name::{is_seen, is_unseen},
     retry::RetryPolicy,
     status::JobStatus,
     transition::{Ending, News, Outcome, Step},
@@ -81,6 +81,14 @@ impl Check {
         let chars = text.chars().count();
         self.that(field, chars <= max_chars, || format!("must have at most {max_chars} characters, not {chars}"));
         self.seen(field, text);
+    }
+
+    /// A short text in what a worker says of a job, with a replacement character for each that is not seen: the job is not to be lost for it.
+    fn said(&mut self, field: &str, text: &str, max_chars: usize) -> Arc<str> {
+        let chars = text.chars().count();
+        self.that(field, chars <= max_chars, || format!("must have at most {max_chars} characters, not {chars}"));
+        self.no_nul(field, text);
+        if is_seen(text) { text.into() } else { text.replace(is_unseen, "\u{fffd}").into() }
     }
 
     fn seen(&mut self, field: &str, text: &str) {
@@ -145,16 +153,14 @@ impl Check {
 
     /// What a worker says of a job, in a message whose fields have these names with `prefix` before them.
     pub(super) fn news(&mut self, prefix: &str, stage: Option<String>, progress: Option<i32>, message: String) -> News {
-        if let Some(stage) = &stage {
-            self.text(&format!("{prefix}stage"), stage, MAX_STAGE_CHARS);
-        }
+        let stage = stage.map(|stage| self.said(&format!("{prefix}stage"), &stage, MAX_STAGE_CHARS));
         let progress = progress.and_then(|progress| {
             let percent = u8::try_from(progress).ok().filter(|percent| *percent <= 100);
             self.that(&format!("{prefix}progress"), percent.is_some(), || "must be 0 to 100".to_owned());
             percent
         });
         self.bytes(&format!("{prefix}message"), &message);
-        News { stage: stage.map(Into::into), progress, message: message.into() }
+        News { stage, progress, message: message.into() }
     }
 
     /// One that is not a token of ours is nobody's: that is for the ledger to say.
@@ -263,13 +269,12 @@ impl Check {
         self.that("error_message", request.error_message.is_empty() || fails, || only("FAILED and CANCELED"));
         self.that("retryable", request.retryable.is_none() || allows(&[JobStatus::Failed]), || only("FAILED"));
         self.that("retry_after", request.retry_after.is_none() || waits, || only("FAILED and QUEUED"));
-        self.text("error_code", &request.error_code, MAX_ERROR_CODE_CHARS);
+        let code = self.said("error_code", &request.error_code, MAX_ERROR_CODE_CHARS);
         self.bytes("error_message", &request.error_message);
         let result = self.value("result", request.result.as_ref());
         let wait = request.retry_after.as_ref();
         let retry_after = wait.and_then(|wait| self.duration("retry_after", wait, [Duration::ZERO, MAX_RETRY_AFTER]));
-        let error =
-            JobError { code: request.error_code.as_str().into(), message: request.error_message.as_str().into() };
+        let error = JobError { code, message: request.error_message.as_str().into() };
         let retryable = request.retryable.unwrap_or(true);
         let outcome = match status? {
             JobStatus::Running => return Some(Step::Run),
