@@ -830,15 +830,16 @@ BEGIN
         SELECT (
             SELECT count(*) FROM log CROSS JOIN jobledger.job j
             WHERE j.org_id = p_org AND j.status IN ('queued', 'running') AND EXISTS (
-                SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq
-                    AND e.seq <= log.base_seq AND e.recorded_at >= j.last_recorded_at OFFSET 0)
+                -- By the job: between two places in the log there may be all events that the org has.
+                SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq + 0 > j.last_seq
+                    AND e.seq + 0 <= log.base_seq AND e.recorded_at >= j.last_recorded_at OFFSET 0)
         ) + (
             SELECT count(*) FROM log CROSS JOIN extended x
             CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = p_org AND j.id = x.job_id OFFSET 0) j
             WHERE x.n <= log.base_n AND j.status = 'running' AND j.last_seq <= x.seq
                 AND x.expires_at IS DISTINCT FROM (extract(epoch FROM j.lease_expires_at) * 1000000)::bigint
                 AND NOT EXISTS (
-                    SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq > j.last_seq
+                    SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq + 0 > j.last_seq
                         AND e.recorded_at >= j.last_recorded_at OFFSET 0)
         ));
 END $$;

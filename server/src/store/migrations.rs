@@ -300,7 +300,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "204ce2418274c3465cf3471c0e8d691e5a095164d399008142afc84abcc8ac76")
+            (3, "19dbefd0bcc33d98fa8549614d56863edc90a934beaa1c1b23c92f5a0ca646f4")
         );
     }
 
