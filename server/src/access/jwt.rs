@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta};
 use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -152,18 +152,20 @@ impl Jwt {
             let seconds = claims.get(name).and_then(Value::as_f64).map(|seconds| seconds as i64);
             seconds.and_then(|seconds| DateTime::from_timestamp(seconds, 0))
         };
-        let (issued, end, now) = (time("iat"), time("exp"), SystemClock.now());
-        if end.is_none() || issued.is_none() && claims.get("iat").is_some() {
-            return Err(Refusal::Jwt("its times can't be read"));
-        }
-        if issued.is_some_and(|issued| (issued - now).to_std().is_ok_and(|ahead| ahead > *leeway)) {
+        let unreadable = Refusal::Jwt("its times can't be read");
+        let (now, end) = (SystemClock.now(), time("exp").ok_or(unreadable)?);
+        let issued = match claims.get("iat") {
+            None => now,
+            Some(_) => time("iat").ok_or(unreadable)?,
+        };
+        if (issued - now).to_std().is_ok_and(|ahead| ahead > *leeway) {
             return Err(Refusal::Jwt("it is not issued yet"));
         }
-        let lifetime = end.and_then(|end| (end - issued.unwrap_or(now).min(now)).to_std().ok());
-        if lifetime.is_some_and(|lifetime| lifetime > *max_lifetime) {
+        if (end - issued.min(now)).to_std().is_ok_and(|lifetime| lifetime > *max_lifetime) {
             return Err(Refusal::Jwt("it holds for longer than it may"));
         }
-        let expires_at = end.and_then(|end| end.checked_add_signed(chrono::TimeDelta::from_std(*leeway).ok()?));
+        let expires_at = TimeDelta::from_std(*leeway).ok().and_then(|leeway| end.checked_add_signed(leeway));
+        let expires_at = Some(expires_at.ok_or(unreadable)?);
         Ok(Principal { name: format!("jwt:{name}").into(), org: org.map(OrgId), roles, expires_at })
     }
 

@@ -155,7 +155,7 @@ impl Keys {
                 }
             };
             let too_old = async {
-                match good_at {
+                match good_at.filter(|_| self.source.is_some()) {
                     Some(good_at) => sleep(self.max_age.saturating_sub(good_at.elapsed())).await,
                     None => std::future::pending().await,
                 }
@@ -166,7 +166,9 @@ impl Keys {
                     good_at = None;
                     last = None;
                     tracing::error!("the keys of JWTs could not be read for too long: none of them counts any more");
-                    self.set(KeySet::default());
+                    // What has the secret here was withdrawn by nobody elsewhere.
+                    let secret = self.now().iter().filter(|key| key.algorithm == Algorithm::HS256).cloned().collect();
+                    self.set(Arc::new(secret));
                     changed(&self.now());
                     continue;
                 }
@@ -190,7 +192,7 @@ impl Keys {
                     }
                 }
                 Err(error) if good_at.is_none() => {
-                    tracing::warn!(error, "the keys of JWTs can't be read; there are none")
+                    tracing::warn!(error, "the keys of JWTs can't be read; none but a secret counts")
                 }
                 Err(error) => tracing::warn!(error, "the keys of JWTs can't be read; those of before are kept"),
             }

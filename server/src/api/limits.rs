@@ -202,21 +202,26 @@ struct Rates {
 impl Limiter {
     /// Lets a call in, if there is room for it.
     fn enter(&self, org: OrgId, sort: Sort) -> Result<Option<Part<OrgId>>, ApiError> {
+        // Claims that wait and streams have bounds of their own.
+        let is_counted = !matches!(sort, Sort::Claim | Sort::Stream);
+        let entered = is_counted.then(|| self.place(org, sort)).transpose()?;
+        // One that found no place is none that was made.
         if let Some(rate) = self.limits.rate_per_org {
             self.allow(org, sort, rate)?;
         }
-        // Claims that wait and streams have bounds of their own.
-        if matches!(sort, Sort::Claim | Sort::Stream) {
-            return Ok(None);
-        }
+        Ok(entered)
+    }
+
+    /// A place among the calls under way.
+    fn place(&self, org: OrgId, sort: Sort) -> Result<Part<OrgId>, ApiError> {
         let most = self.calls.most();
-        let mut entered = self.calls.nothing(org);
-        let full = entered.grow(1, if sort.has_reserve() { most.with_reserve() } else { most });
+        let mut place = self.calls.nothing(org);
+        let full = place.grow(1, if sort.has_reserve() { most.with_reserve() } else { most });
         full.map_err(|full| match full {
             Full::InAll => self.overloaded("server", most.in_all),
             Full::Each => self.overloaded("org", most.each),
         })?;
-        Ok(Some(entered))
+        Ok(place)
     }
 
     /// Counts a call against its org's rate.

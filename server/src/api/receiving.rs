@@ -19,7 +19,7 @@ use tonic::{Status, body::Body};
 use super::{
     limits::{CallLimits, Stalled},
     status::ApiError,
-    weight::{self, may_be_decoded},
+    weight::{self, RequestShape},
 };
 use crate::{
     access::Credential,
@@ -111,10 +111,10 @@ impl Requests {
     pub(super) fn receive(self: &Arc<Self>, request: Request<Body>, whose: Whose, how: How) -> Request<Body> {
         let bytes = self.pool(how.kind).bytes.nothing(whose);
         let held = Held { requests: Arc::clone(self), how, bytes };
-        let path = request.uri().path().to_owned();
+        let shape = (how.kind == Kind::Call).then(|| RequestShape::of(request.uri().path())).flatten();
         let credential = request.extensions().get::<Arc<Credential>>().cloned();
         request
-            .map(|body| Body::new(Receiving { body, path, credential, held, late: None, message: Message::default() }))
+            .map(|body| Body::new(Receiving { body, shape, credential, held, late: None, message: Message::default() }))
     }
 
     /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
@@ -168,7 +168,8 @@ impl Held {
 /// A request's body, which has to come in time, and to find room.
 struct Receiving {
     body: Body,
-    path: String,
+    /// What a call's is made of.
+    shape: Option<RequestShape>,
     /// Whose it is. It may end while the request is waited for.
     credential: Option<Arc<Credential>>,
     held: Held,
@@ -316,7 +317,8 @@ impl Receiving {
             self.held.bytes = self.held.requests.pool(kind).bytes.nothing(*self.held.bytes.key());
             self.late = None;
         }
-        if kind == Kind::Call && message.get(Message::PREFIX..).is_some_and(|of| !may_be_decoded(&self.path, of)) {
+        let weighed = self.shape.zip(message.get(Message::PREFIX..));
+        if weighed.is_some_and(|(shape, message)| !shape.may_be_decoded(message)) {
             // Once it is decoded.
             return Err(ApiError::MessageTooLarge { limit: weight::MOST });
         }

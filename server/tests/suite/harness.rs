@@ -22,6 +22,7 @@ use jobledger_server::{
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use uuid::Uuid;
 
 pub(crate) use crate::cluster::root;
 use crate::cluster::{self, Cluster};
@@ -432,6 +433,11 @@ impl Program {
 
     pub(crate) fn client(&self) -> Client {
         Client::builder(format!("http://{}", self.address)).timeout(PATIENCE).build().expect("a valid endpoint")
+    }
+
+    pub(crate) fn client_of(&self, org: Uuid) -> Client {
+        let builder = Client::builder(format!("http://{}", self.address)).timeout(PATIENCE).org(org);
+        builder.build().expect("a valid endpoint")
     }
 
     pub(crate) fn id(&self) -> u32 {

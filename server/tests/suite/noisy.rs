@@ -24,12 +24,6 @@ on_both_databases! {
 /// Where latencies are no more than noise.
 const FLOOR: Duration = Duration::from_millis(10);
 
-/// An org's client, without the patience of the SDK: what is refused is not tried again.
-fn of(program: &Program) -> Client {
-    let builder = Client::builder(format!("http://{}", program.address)).timeout(PATIENCE);
-    builder.org(Uuid::new_v4()).build().expect("a valid endpoint")
-}
-
 /// Creates jobs at a rate, whether they are answered or not. How long each took from when it was due, and how many were refused.
 async fn create(client: Client, rate: u32, time: Duration) -> (Vec<Duration>, usize) {
     let (took, refused) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
@@ -74,7 +68,7 @@ async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: D
     let share = short_or_long(50, 100);
     let (rounds, time) = (7, Duration::from_secs(short_or_long(1, 10)));
     let program = Program::start_with(&database, &["--log", "error", "--max-rate-per-org", &share.to_string()]);
-    let (quiet, noisy) = (of(&program), of(&program));
+    let (quiet, noisy) = (program.client_of(Uuid::new_v4()), program.client_of(Uuid::new_v4()));
     create(quiet.clone(), share * 4 / 5, time).await;
     let (mut alone, mut beside, mut let_in, mut refused) = (Vec::new(), Vec::new(), 0, 0);
     // In turns, so that it is the same day for both.

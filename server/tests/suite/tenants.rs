@@ -38,15 +38,10 @@ on_both_databases! {
 const CLAIM: &str = "/jobledger.v1.JobService/ClaimJobs";
 const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
 
-fn client_of(program: &Program, org: Uuid) -> Client {
-    let builder = Client::builder(format!("http://{}", program.address)).timeout(PATIENCE).org(org);
-    builder.build().expect("a valid endpoint")
-}
-
 /// A client of an org of its own.
 pub(crate) fn tenant(program: &Program) -> (Uuid, Client) {
     let org = Uuid::new_v4();
-    (org, client_of(program, org))
+    (org, program.client_of(org))
 }
 
 /// Begins a call of an org, with all of its request.
@@ -259,13 +254,13 @@ async fn a_disk_that_is_nearly_full_takes_reports_and_no_more_jobs() {
     let database = Database::sqlite();
     let org = Uuid::new_v4();
     let program = Program::start(&database);
-    let client = client_of(&program, org);
+    let client = program.client_of(org);
     let id = client.create(NewJob::new("t")).await.unwrap().job.id;
     let lease = client.claim(Claim::new("w")).await.unwrap().remove(0);
     assert!(program.end_by("TERM").success());
     // More than any disk has.
     let program = Program::start_with(&database, &["--disk-reserve", "1000000000000000000"]);
-    let client = client_of(&program, org);
+    let client = program.client_of(org);
     let refused = async {
         loop {
             if let Err(error) = client.raw().create_job(CreateJobRequest::from(NewJob::new("t"))).await {
