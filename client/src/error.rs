@@ -105,7 +105,7 @@ pub enum Error {
         message: String,
     },
     /// Something is used up: queues, streams, types, disk, or what the org may take at a time (`OVERLOADED`, `RATE_LIMITED`,
-    /// `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`, `STORAGE_FULL`).
+    /// `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`, `QUOTA_EXCEEDED`, `STORAGE_FULL`).
     #[error("{reason}: {message}")]
     Exhausted {
         /// The service's reason.

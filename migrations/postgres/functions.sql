@@ -68,7 +68,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[], p_n BIGINT[], p_records BIGINT[])
 RETURNS TABLE (
     clock TIMESTAMPTZ, org_id UUID, is_other BOOLEAN, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT,
-    n BIGINT, record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
+    jobs BIGINT, bytes BIGINT, n BIGINT, record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -91,14 +91,14 @@ BEGIN
     RETURN QUERY SELECT now, h.org_id, wanted.n > coalesce(last.n, h.n) OR wanted.n = h.n AND wanted.record <> h.record OR EXISTS (
             SELECT FROM jobledger.org_record r WHERE r.org_id = wanted.org_id AND r.n = wanted.n AND r.id <> wanted.record),
         coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
-        coalesce(last.ready_gen, h.ready_gen), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
+        coalesce(last.ready_gen, h.ready_gen), coalesce(last.jobs, h.jobs), coalesce(last.bytes, h.bytes), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
         coalesce(last.base_seq, h.base_seq), coalesce(last.base_n, h.base_n)
     FROM (VALUES (1)) one LEFT JOIN (
         unnest(p_orgs, p_n, p_records) AS wanted (org_id, n, record)
         CROSS JOIN LATERAL (
             SELECT * FROM jobledger.org_head h WHERE h.org_id = wanted.org_id AND h.org_id = ANY (held) OFFSET 0) h
         LEFT JOIN LATERAL (
-            SELECT r.seq, r.recorded_at, r.ready_gen, r.n, r.id, r.base_seq, r.base_n FROM jobledger.org_record r
+            SELECT r.seq, r.recorded_at, r.ready_gen, r.jobs, r.bytes, r.n, r.id, r.base_seq, r.base_n FROM jobledger.org_record r
             WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
     ) ON true;
 END $$;
@@ -735,7 +735,7 @@ END $$;
 -- How many events there are between two places in the log, and how many places they take: for an org's log to be whole, both have to
 -- be as many as there are places.
 CREATE OR REPLACE FUNCTION jobledger.count_events(p_org UUID, p_after BIGINT, p_last BIGINT)
-RETURNS TABLE (events BIGINT, places BIGINT)
+RETURNS TABLE (events BIGINT, places BIGINT, bytes BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
@@ -747,9 +747,9 @@ BEGIN
             coalesce((SELECT m.month FROM jobledger.org_month m
                       WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
     )
-    SELECT count(e.seq), count(DISTINCT e.seq)
+    SELECT count(e.seq), count(DISTINCT e.seq), coalesce(sum(e.bytes), 0)::bigint
     FROM bounds CROSS JOIN LATERAL (
-        SELECT e.seq FROM jobledger.job_event e
+        SELECT e.seq, e.bytes FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last
             AND e.recorded_at >= bounds.since AND e.recorded_at < bounds.until
     ) e;
@@ -842,6 +842,19 @@ BEGIN
                     SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq + 0 > j.last_seq
                         AND e.recorded_at >= j.last_recorded_at OFFSET 0)
         ));
+END $$;
+
+-- Up to where a log goes, and what its org has then.
+CREATE OR REPLACE FUNCTION jobledger.read_stock(p_org UUID)
+RETURNS TABLE (seq BIGINT, jobs BIGINT, bytes BIGINT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT coalesce(last.seq, h.seq), coalesce(last.jobs, h.jobs), coalesce(last.bytes, h.bytes)
+    FROM jobledger.org_head h LEFT JOIN LATERAL (
+        SELECT r.seq, r.jobs, r.bytes FROM jobledger.org_record r
+        WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
+    WHERE h.org_id = p_org;
 END $$;
 
 -- How many batches have removed jobs.

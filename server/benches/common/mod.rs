@@ -161,8 +161,8 @@ job AS (
     INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
     SELECT '00000000-0000-0000-0000-00000000000c', seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM made
 )
-INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, base_seq, base_n, counts)
-VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, :head + 256, :head + 256, '{\"bench\": [256, 0, 0, 0, 0, 0]}');
+INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, base_seq, base_n, jobs, bytes, counts)
+VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 1, now(), now(), 1, :head + 256, :head + 256, :head + 256, (:head + 256) * 1024, '{\"bench\": [256, 0, 0, 0, 0, 0]}');
 COMMIT;
 ";
 

@@ -273,6 +273,10 @@ impl Answer {
             LedgerError::TooManyTypes { limit } => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_TYPES", message).with("limit", limit)
             }
+            LedgerError::QuotaExceeded { quantity, limit } => {
+                let answer = Self::new(Code::ResourceExhausted, "QUOTA_EXCEEDED", message).with("quota", quantity);
+                answer.with("limit", limit)
+            }
             LedgerError::CursorAhead { oldest, head } => {
                 Self::new(Code::OutOfRange, "CURSOR_AHEAD", message).with("oldest_seq", oldest).with("head_seq", head)
             }

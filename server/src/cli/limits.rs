@@ -42,6 +42,16 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_TYPES_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
     max_types_per_org: u32,
 
+    /// Jobs that one org may have, those that have ended among them: with as many its creates are refused (QUOTA_EXCEEDED). By default as many
+    /// as there is room for.
+    #[arg(long, env = "JOBLEDGER_MAX_JOBS_PER_ORG", value_name = "N", value_parser = value_parser!(u64).range(1..))]
+    max_jobs_per_org: Option<u64>,
+
+    /// What the jobs of one org and their events may take, about, in bytes: with as much its creates and redrives are refused
+    /// (QUOTA_EXCEEDED), and with a quarter more its claims and reports of progress, too. By default as much as there is room for.
+    #[arg(long, env = "JOBLEDGER_MAX_BYTES_PER_ORG", value_name = "BYTES", value_parser = value_parser!(u64).range(1..))]
+    max_bytes_per_org: Option<u64>,
+
     /// Calls that one connection may have under way, streams among them.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_CONNECTION", value_name = "N", default_value_t = 4_096, value_parser = many())]
     max_calls_per_connection: u32,
@@ -196,6 +206,8 @@ impl LimitArgs {
             queued_commands_per_org: self.max_queued_per_org as usize,
             queued_within: self.queue_timeout,
             types_per_org: self.max_types_per_org as usize,
+            jobs_per_org: self.max_jobs_per_org,
+            bytes_per_org: self.max_bytes_per_org,
             claims: self.max_claims as usize,
             claims_per_org: part(self.max_claims_per_org, self.max_claims),
             streams: StreamLimits {

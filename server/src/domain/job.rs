@@ -164,6 +164,12 @@ impl Job {
         labels + key + spec.requested_by.len() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
     }
 
+    /// What it takes in the database beside its events, about, in bytes; never changed.
+    pub fn weight(&self) -> i64 {
+        const FIXED: i64 = 1 << 10;
+        FIXED + i64::from(self.spec.payload_bytes)
+    }
+
     /// What it takes in memory, about.
     pub fn bytes(&self) -> usize {
         const WITHOUT_TEXT: usize = 1 << 10;

@@ -416,7 +416,9 @@ fn refusal(error: LedgerError) -> Result<Refusal, ImportError> {
         LedgerError::IdempotencyKeyReused { existing } => {
             Ok(Refusal(format!("the ledger's job {existing} has its idempotency_key, and a key is one job's")))
         }
-        LedgerError::TooManyTypes { .. } | LedgerError::Refused => Ok(Refusal(error.to_string())),
+        LedgerError::TooManyTypes { .. } | LedgerError::QuotaExceeded { .. } | LedgerError::Refused => {
+            Ok(Refusal(error.to_string()))
+        }
         other => Err(other.into()),
     }
 }

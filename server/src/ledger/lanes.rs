@@ -6,10 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,6 +18,7 @@ use tokio::{
 use super::{
     LedgerError, Limits,
     command::{By, Command},
+    disk_space::Space,
     pending::{Answer, Begun, OrgBatch, Pending, Turn},
 };
 use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
@@ -39,8 +37,8 @@ pub(super) struct Lanes {
     limits: Limits,
     state: Mutex<State>,
     work: Notify,
-    /// The disk is nearly full.
-    is_short: AtomicBool,
+    /// What there is of the disk.
+    space: Space,
 }
 
 #[derive(Default)]
@@ -124,21 +122,17 @@ impl Kept {
 
 impl Lanes {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, state: Mutex::default(), work: Notify::new(), is_short: AtomicBool::new(false) }
+        Self { limits, state: Mutex::default(), work: Notify::new(), space: Space::default() }
     }
 
-    /// Takes commands that [grow](Command::grows), or refuses them.
-    pub(super) fn takes_jobs(&self, takes: bool) {
-        self.is_short.store(!takes, Ordering::Relaxed);
-    }
-
-    fn refuse_growth(&self, command: &Command) -> Result<(), LedgerError> {
-        if self.is_short.load(Ordering::Relaxed) && command.grows() { Err(LedgerError::StorageFull) } else { Ok(()) }
+    /// What there is of the disk.
+    pub(super) fn space(&self) -> &Space {
+        &self.space
     }
 
     /// Puts a command at the end of its org's lane.
     pub(super) fn enqueue_one(&self, by: By, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
-        self.refuse_growth(&command)?;
+        self.space.refuse(&command)?;
         let (answer, receiver) = oneshot::channel();
         let pending = Pending::new(command, by.actor, Some(answer));
         let state = self.admit(by.org, 1, pending.weight, pending.command.is_vital())?;
@@ -154,7 +148,7 @@ impl Lanes {
     ) -> Result<Vec<oneshot::Receiver<Answer>>, LedgerError> {
         let (mut pending, mut receivers) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
         for command in commands {
-            self.refuse_growth(&command)?;
+            self.space.refuse(&command)?;
             let (answer, receiver) = oneshot::channel();
             pending.push(Pending::new(command, by.actor.clone(), Some(answer)));
             receivers.push(receiver);

@@ -5,6 +5,8 @@ mod claims;
 mod clock_watch;
 pub mod command;
 mod decide;
+mod disk_space;
+mod error;
 mod follower;
 mod hub;
 mod lanes;
@@ -22,12 +24,12 @@ mod writer;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use thiserror::Error;
-
 pub use self::{
     claim::{LeaseDelivery, Leases},
     clock_watch::{ClockStep, Moment, Reading},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
+    disk_space::DiskSpace,
+    error::{LedgerError, Quantity},
     page_memory::{PageShare, StreamPages},
     places::{StreamLimits, StreamPlace},
     shared::SharedEvent,
@@ -44,11 +46,10 @@ pub use crate::store::{
 };
 use crate::{
     domain::{
-        id::{JobId, LogId, OrgId},
+        id::{JobId, OrgId},
         job::{JobContents, JobRecord},
-        transition::TransitionError,
     },
-    store::{Store, StoreError},
+    store::Store,
 };
 
 /// Bounds of the ledger, each a promise about memory or time.
@@ -70,6 +71,10 @@ pub struct Limits {
     pub queued_within: Duration,
     /// Distinct types of jobs in one org.
     pub types_per_org: usize,
+    /// Jobs that one org may have, those that have ended among them; `None`: as many as there is room for.
+    pub jobs_per_org: Option<u64>,
+    /// What one org's jobs and their events may take, about, in bytes ([`Stock`](crate::store::Stock)); `None`: as much as there is room for.
+    pub bytes_per_org: Option<u64>,
     /// Bytes of recent events kept for live subscribers, shared by the orgs that have any; each gets at least 16 KiB.
     pub tail_bytes: usize,
     /// Event streams that may be open.
@@ -104,6 +109,8 @@ impl Default for Limits {
             queued_bytes: 64 << 20,
             queued_within: Duration::from_secs(10),
             types_per_org: 10_000,
+            jobs_per_org: None,
+            bytes_per_org: None,
             tail_bytes: 64 << 20,
             streams: StreamLimits { in_all: 20_000, per_org: 20_000 / 3, per_connection: 1_000 },
             stream_bytes: 128 << 20,
@@ -387,9 +394,9 @@ impl Ledger {
         self.lanes.is_stalled()
     }
 
-    /// Takes new jobs, or refuses them while the disk has room for what is there alone.
-    pub fn takes_jobs(&self, takes: bool) {
-        self.lanes.takes_jobs(takes);
+    /// What was found of the database's disk: where there is little, creates and redrives are bounded, or refused.
+    pub fn has_disk_space(&self, space: DiskSpace) {
+        self.lanes.space().set(space);
     }
 
     /// Refuses new commands, and sends claims that wait away; what was accepted is still decided.
@@ -403,92 +410,5 @@ fn of_job(answer: Result<Answered, LedgerError>) -> Result<JobReply, LedgerError
     match answer?.reply {
         Reply::Job(reply) => Ok(*reply),
         _ => Err(LedgerError::Refused),
-    }
-}
-
-/// What can go wrong with a request to the ledger.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum LedgerError {
-    /// The org has no such job.
-    #[error("the org has no job {job}")]
-    JobNotFound {
-        /// The id asked for.
-        job: JobId,
-    },
-    /// The key came with another request before.
-    #[error("the idempotency key was used with a different request, for job {existing}")]
-    IdempotencyKeyReused {
-        /// The job that holds the key.
-        existing: JobId,
-    },
-    /// The state machine refuses the command.
-    #[error(transparent)]
-    Transition(#[from] TransitionError),
-    /// The org has as many types as it may.
-    #[error("the org has {limit} types of jobs, and may not have more")]
-    TooManyTypes {
-        /// The bound.
-        limit: usize,
-    },
-    /// The cursor is beyond the head.
-    #[error("the cursor is beyond the head of the log, {head}")]
-    CursorAhead {
-        /// The lowest `seq` kept.
-        oldest: i64,
-        /// The head.
-        head: i64,
-    },
-    /// The cursor is below what is kept.
-    #[error("the events after the cursor are no longer kept; the oldest is {oldest}")]
-    CursorExpired {
-        /// The lowest `seq` kept.
-        oldest: i64,
-        /// The head.
-        head: i64,
-    },
-    /// The cursor belongs to another log: the database was restored from a backup.
-    #[error("the cursor belongs to another log than this one, {current}: the database was restored since")]
-    EpochChanged {
-        /// This log.
-        current: LogId,
-    },
-    /// As many streams are open as may be.
-    #[error("this {scope} has {limit} event streams open, and may not have more; try again later")]
-    TooManyStreams {
-        /// Of what: `server`, `org` or `connection`.
-        scope: &'static str,
-        /// The bound.
-        limit: usize,
-    },
-    /// The queues are full.
-    #[error("too many commands are waiting; try again shortly")]
-    Overloaded,
-    /// The server is going away.
-    #[error("this server is shutting down; try again")]
-    Draining,
-    /// The database doesn't answer.
-    #[error("the database is not available; try again")]
-    Unavailable,
-    /// The database died while committing.
-    #[error("the outcome is unknown: the database went away during the commit")]
-    OutcomeUnknown,
-    /// The disk is full.
-    #[error("the database's disk is full")]
-    StorageFull,
-    /// A defect: the database refused what validation let through.
-    #[error("the request was refused by the database")]
-    Refused,
-}
-
-impl From<StoreError> for LedgerError {
-    /// What the database said is for the log, not for the caller.
-    fn from(error: StoreError) -> Self {
-        tracing::debug!(%error, "the database failed a request");
-        match error {
-            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Unusable(_) => Self::Unavailable,
-            StoreError::Refused(_) => Self::Refused,
-            StoreError::Full(_) => Self::StorageFull,
-            StoreError::OutcomeUnknown(_) => Self::OutcomeUnknown,
-        }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     claim::Undelivered,
     clock_watch::{ClockWatch, Moment, Reading, Trust},
     command::Reply,
-    decide::{Chosen, Decision, Inputs, Ordered, choose, needs},
+    decide::{Chosen, Decision, Inputs, Ordered, Quotas, choose, needs},
     hub::Hub,
     lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
@@ -321,7 +321,9 @@ impl Writer {
             let commands =
                 commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
             // A defect in what decides is its command's alone: where there are several, they are run one by one.
-            chosen.push(defended(|| choose(*org, commands, loaded, inputs, self.limits.types_per_org))?);
+            let space = self.lanes.space();
+            let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.unsigned_abs()));
+            chosen.push(defended(|| choose(*org, commands, loaded, inputs, quotas))?);
         }
         // Of what claims get no more is read than they get.
         let wanted: Vec<_> = chosen.iter().flat_map(Chosen::wanted).collect();
@@ -335,7 +337,12 @@ impl Writer {
         for (OrgBatch { org, .. }, chosen) in turn.iter().zip(chosen) {
             let rows = rows.remove(org).unwrap_or_default();
             refuse_ahead(&rows, heads.get(org).copied().unwrap_or_default())?;
-            decisions.push(defended(|| chosen.decide(rows))?);
+            let decision = defended(|| chosen.decide(rows))?;
+            if decision.doubts_keys {
+                batch.doubt_keys(*org);
+                return Err(StoreError::Conflict("a key is to be looked up".to_owned()));
+            }
+            decisions.push(decision);
         }
         let changes: Vec<_> =
             turn.iter().zip(&decisions).map(|(batch, decision)| (batch.org, &decision.changes)).collect();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Series, StoreError};
+use super::{Series, Stock, StoreError};
 use crate::domain::{
     event::JobEvent,
     id::{JobId, LogId, OrgId},
@@ -32,6 +32,8 @@ pub struct Stretch {
     pub events: i64,
     /// How many different places they take.
     pub places: i64,
+    /// What they take, in bytes.
+    pub bytes: i64,
 }
 
 /// Jobs whose time is still to come, told in two ways.
@@ -61,6 +63,9 @@ pub trait Audit: Send + Sync {
     /// Counts the jobs whose rows lack an event, or the last extension of their lease, up to where none is said to; of extensions it looks
     /// at those of the last thousand records that have any.
     async fn early_rows(&self, org: OrgId) -> Result<i64, StoreError>;
+
+    /// Reads up to where an org's log goes, and what the org has then; `None` where it has no log.
+    async fn stock(&self, org: OrgId) -> Result<Option<(i64, Stock)>, StoreError>;
 
     /// Reads how many batches have removed jobs of an org.
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError>;

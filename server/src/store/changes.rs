@@ -117,6 +117,10 @@ pub struct Loaded {
     pub misdated: Vec<JobId>,
     /// What was brought in before of the jobs of which that was asked.
     pub marks: HashMap<JobId, Mark>,
+    /// The keys of new jobs were taken to be new: where one is not, writing fails.
+    pub assumes_new_keys: bool,
+    /// What events took, in bytes, that were left of such of them as had gone: the same transaction has removed them.
+    pub cleared: i64,
 }
 
 impl Loaded {
@@ -137,6 +141,8 @@ impl Loaded {
             next_due: None,
             misdated: Vec::new(),
             marks: HashMap::new(),
+            assumes_new_keys: false,
+            cleared: 0,
         }
     }
 }

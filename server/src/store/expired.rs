@@ -37,6 +37,8 @@ pub struct Slice {
     pub job: JobId,
     /// These go next: those up to this `seq`.
     pub through: i64,
+    /// What they take, in bytes.
+    pub bytes: i64,
     /// None are left then.
     pub is_last: bool,
     /// When the first of all its events was recorded, or before.

@@ -26,7 +26,8 @@ macro_rules! scripts {
             $folder,
             (1, "ledger", "0001_ledger"),
             (2, "small_payloads", "0002_small_payloads"),
-            (3, "running_in_log", "0003_running_in_log")
+            (3, "running_in_log", "0003_running_in_log"),
+            (4, "quotas", "0004_quotas")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -46,7 +47,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 3, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 4, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
 /// See [`FUNCTIONS`].
 pub(super) struct Functions {
@@ -300,7 +301,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (3, "19dbefd0bcc33d98fa8549614d56863edc90a934beaa1c1b23c92f5a0ca646f4")
+            (4, "2969843269938aebb5c54336bedfd71d78a881bd4df323a51473903c2da848a3")
         );
     }
 
@@ -313,6 +314,6 @@ mod tests {
         assert_eq!(state(FUNCTIONS.version, Some(&[0; 32])), MigrationState::Different);
         assert_eq!(state(FUNCTIONS.version + 1, Some(&digest)), MigrationState::Newer);
         let newer = missing(vec![FUNCTIONS.compare(FUNCTIONS.version + 1, None)]).unwrap_err().to_string();
-        assert!(newer.starts_with("the database has functions 4, which this program doesn't know"), "{newer}");
+        assert!(newer.starts_with("the database has functions 5, which this program doesn't know"), "{newer}");
     }
 }

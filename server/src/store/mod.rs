@@ -269,6 +269,9 @@ pub trait Batch: Send {
     /// nothing of one changes. Once for an org.
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError>;
 
+    /// An answer rests on [a key being new](Loaded::assumes_new_keys): for a while they are looked up.
+    fn doubt_keys(&self, _org: OrgId) {}
+
     /// True if this record is in the log of an org that the transaction holds, and so the batch happened that wrote it.
     ///
     /// # Errors
@@ -331,11 +334,24 @@ pub struct Head {
     pub types: i64,
     /// How many batches have made a job ready.
     pub ready_gen: i64,
+    /// What the org has.
+    pub stock: Stock,
+}
+
+/// What an org has in the database, by which its quotas go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stock {
+    /// Its jobs, those that have ended among them.
+    pub jobs: i64,
+    /// What they and their events take, about, in bytes: [`Job::weight`] and [`JobEvent::weight`](crate::domain::event::JobEvent::weight) of
+    /// all, those events among them that are still to go of jobs that are gone.
+    pub bytes: i64,
 }
 
 impl Head {
     /// The head of a log without events.
-    pub const EMPTY: Self = Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0 };
+    pub const EMPTY: Self =
+        Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0, stock: Stock { jobs: 0, bytes: 0 } };
 
     /// What others are told of it.
     pub const fn reach(&self) -> Reach {

@@ -6,7 +6,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    ClaimOrder, FoundJob, Head, ReadyJob, RecordId, StoreError, detail, image::read_job_over, job_columns::read_job,
+    ClaimOrder, FoundJob, Head, ReadyJob, RecordId, Stock, StoreError, detail, image::read_job_over,
+    job_columns::read_job,
 };
 use crate::domain::{
     clock::Time,
@@ -90,6 +91,7 @@ pub(super) fn head<'r>(columns: &mut impl Columns<'r>) -> Result<(Head, RecordId
         recorded_at: columns.optional_time()?,
         types: columns.long()?,
         ready_gen: columns.long()?,
+        stock: Stock { jobs: columns.long()?, bytes: columns.long()? },
     };
     Ok((head, RecordId { n: columns.long()?, id: columns.long()? }))
 }

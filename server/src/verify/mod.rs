@@ -19,7 +19,7 @@ use crate::{
         replay::ReplayError,
         status::JobStatus,
     },
-    store::{Bucket, Store, StoreError},
+    store::{Bucket, Stock, Store, StoreError},
 };
 
 /// How long retention waits, unless it is told again.
@@ -115,6 +115,13 @@ pub enum What {
         /// The last event there is.
         last: i64,
     },
+    /// The org has other jobs, or bytes, than its head says.
+    Stock {
+        /// What is stored.
+        stored: Stock,
+        /// What was counted.
+        counted: Stock,
+    },
     /// So many batch records do not follow on the one before.
     Records(i64),
     /// So many jobs' rows lack events, or the end of their lease, up to where none is said to.
@@ -145,6 +152,11 @@ impl fmt::Display for Difference {
                 write!(f, "type {job_type:?}, {width} {start}: {name} {stored:?} by the series, {counted:?} counted")
             }
             What::Head { stored, last } => write!(f, "the head is {stored}, and the log goes on to {last}"),
+            What::Stock { stored, counted } => write!(
+                f,
+                "{} jobs of {} bytes by the head, {} of {} counted",
+                stored.jobs, stored.bytes, counted.jobs, counted.bytes
+            ),
             What::Records(1) => f.write_str("1 batch record does not follow on the one before"),
             What::Records(broken) => write!(f, "{broken} batch records do not follow on the ones before"),
             What::Rows(1) => f.write_str("1 row lacks events, or the end of its lease, that it is said to have"),

@@ -12,7 +12,7 @@ use crate::{
         replay::{Fold, Replay},
         status::JobStatus,
     },
-    store::{EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, StatisticsQuery, Store, StoreError},
+    store::{EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, StatisticsQuery, Stock, Store, StoreError},
 };
 
 /// Places in the log that are counted at once.
@@ -66,6 +66,9 @@ pub(super) async fn verify(
         heads.series.extend(types.iter().map(|name| (name.clone(), series.as_of_seq)));
         all_series.push(series);
     }
+    // Last: it is as of the same place as all that is counted.
+    let stock = store.audit().stock(org).await?;
+    heads.last = heads.last.max(stock.map_or(0, |(seq, _)| seq));
     let mut found = Found::default();
     let broken = store.audit().broken_records(org).await?;
     if broken > 0 {
@@ -75,7 +78,7 @@ pub(super) async fn verify(
     if early > 0 {
         found.differences.push(What::Rows(early));
     }
-    let events = count_log(store, org, pause, heads.last, &mut found.differences).await?;
+    let (events, mut bytes) = count_log(store, org, pause, heads.last, &mut found.differences).await?;
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
     let (mut of_jobs, mut is_whole) = (0, true);
@@ -90,6 +93,7 @@ pub(super) async fn verify(
             page => page?,
         };
         found.jobs += page.jobs.len() as u64;
+        bytes += page.jobs.iter().map(Job::weight).sum::<i64>();
         for jobs in groups(&page.jobs) {
             pause.keep().await?;
             of_jobs += check_jobs(store, org, jobs, &heads, &mut counted, &mut found.differences).await?;
@@ -105,6 +109,10 @@ pub(super) async fn verify(
         // Those of jobs that are gone are still to go.
         if of_jobs + remaining != events {
             found.differences.push(What::Orphans(events - of_jobs - remaining));
+        }
+        let counted_stock = Stock { jobs: found.jobs as i64, bytes };
+        if let Some((_, stored)) = stock.filter(|(_, stored)| *stored != counted_stock) {
+            found.differences.push(What::Stock { stored, counted: counted_stock });
         }
         counted.compare_counters(&counters, &mut found.differences);
         counted.compare_series(all_series, &mut found.differences);
@@ -122,7 +130,7 @@ pub(super) async fn verify(
     Ok(is_same.then_some(found))
 }
 
-/// Counts the events up to a head, beyond which there must be none that the log does not know of. Below the floor there may be
+/// Counts the events up to a head, and their bytes, beyond which there must be none that the log does not know of. Below the floor there may be
 /// fewer than there are places, and each has a place of its own.
 async fn count_log(
     store: &dyn Store,
@@ -130,7 +138,7 @@ async fn count_log(
     pause: &mut Pause<'_>,
     head: i64,
     differences: &mut Vec<What>,
-) -> Result<i64, StoreError> {
+) -> Result<(i64, i64), StoreError> {
     let query =
         EventQuery { filter: EventFilter::default(), after: head, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
     let page = store.events(org, &query).await?;
@@ -138,20 +146,21 @@ async fn count_log(
         differences.push(What::Head { stored: page.head, last });
     }
     let floor = page.floor;
-    let (mut after, mut events) = (0, 0);
+    let (mut after, mut events, mut bytes) = (0, 0, 0);
     while after < head {
         pause.keep().await?;
         let is_whole = after + 1 >= floor;
         let last = (after + STRETCH).min(if is_whole { head } else { (floor - 1).min(head) });
         let found = store.audit().count_events(org, after, last).await?;
         events += found.events;
+        bytes += found.bytes;
         if found.events != found.places || is_whole && found.events != last - after {
             let (first, events, places) = (after + 1, found.events, found.places);
             differences.push(What::Log { first, last, events, places });
         }
         after = last;
     }
-    Ok(events)
+    Ok((events, bytes))
 }
 
 /// Jobs whose events are read together; one with many alone.

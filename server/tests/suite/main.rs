@@ -54,6 +54,7 @@ mod probes;
 mod program;
 mod proxy;
 mod python;
+mod quotas;
 mod raw;
 mod recent;
 mod records;

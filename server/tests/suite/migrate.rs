@@ -26,8 +26,8 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 3] = ["0001 ledger", "0002 small_payloads", "0003 running_in_log"];
-const FUNCTIONS: &str = "functions 3";
+const MIGRATIONS: [&str; 4] = ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas"];
+const FUNCTIONS: &str = "functions 4";
 
 /// What a database of this kind has put in place, in this order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -56,7 +56,7 @@ fn there_and_back(url: &str, steps: &[&str]) {
     assert!(
         !done
             && said.starts_with(
-                "undoing 0003 running_in_log loses nothing\nundoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"
+                "undoing 0004 quotas loses nothing\nundoing 0003 running_in_log loses nothing\nundoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"
             ),
         "{said}"
     );
@@ -160,8 +160,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 3: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 3\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 4: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 4\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The serving role can still serve: no right was lost.
@@ -171,8 +171,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "the database has another functions 3"),
-        ("functions = 4", "the database has functions 4, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "the database has another functions 4"),
+        ("functions = 5", "the database has functions 5, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]
@@ -227,7 +227,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         // What an older program finds.
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
-        let undone = ["0003 running_in_log", "0002 small_payloads"];
+        let undone = ["0004 quotas", "0003 running_in_log", "0002 small_payloads"];
         let lines = |what: fn(&str) -> String| undone.map(what).concat();
         let expected =
             lines(|name| format!("undoing {name} loses nothing\n")) + &lines(|name| format!("undone {name}\n"));

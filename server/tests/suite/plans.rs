@@ -333,7 +333,7 @@ async fn statistics_of_thousands_of_types_come_at_once() {
                  FROM generate_series(0, {types} - 1) n, generate_series(0, 2) m, (VALUES (60), (3600)) widths (w)"
             ),
             format!(
-                "INSERT INTO jobledger.org_record SELECT {org}, n, n, n - 1, {jobs}, 1, now(), now(), 1, jsonb_build_object('t' || n % {types}, '[1]'::jsonb), {jobs}, n
+                "INSERT INTO jobledger.org_record SELECT {org}, n, n, n - 1, {jobs}, 1, now(), now(), 1, jsonb_build_object('t' || n % {types}, '[1]'::jsonb), {jobs}, n, NULL, NULL, {jobs}, 0
                  FROM generate_series(1, 500) n"
             ),
         ] {

@@ -89,6 +89,10 @@ async fn what_was_tampered_with_is_told(database: Database) {
             vec!["event 3 has another type or other labels", "1 difference"],
         ),
         (
+            "UPDATE job_event SET bytes = bytes + 1 WHERE seq = 3".to_owned(),
+            vec!["3 jobs of ", " by the head, 3 of ", "1 difference"],
+        ),
+        (
             "UPDATE org_record SET prev = prev + 1 WHERE n = 3".to_owned(),
             vec!["1 batch record does not follow on the one before", "1 difference"],
         ),
@@ -298,8 +302,8 @@ async fn leases_of_thousands_of_jobs_are_verified_at_once() {
         ),
         // Each tells of its own ten jobs, and of all but one of them what their rows do not say.
         format!(
-            "INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts, base_seq, base_n, extensions)
-             SELECT {org}, r, r, r - 1, {JOBS}, 1, now(), now(), 1, '{{}}', {JOBS}, 1000, (
+            "INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts, base_seq, base_n, jobs, bytes, extensions)
+             SELECT {org}, r, r, r - 1, {JOBS}, 1, now(), now(), 1, '{{}}', {JOBS}, 1000, {JOBS}, 0, (
                 SELECT '{{' || string_agg(format('\"%s\":\"%s\"', encode(uuid_send({id}), 'hex'),
                     CASE WHEN n % 10 = 0 THEN '1767225600000000' ELSE '1' END), ',') || '}}'
                 FROM generate_series(10 * r - 9, 10 * r) n)

@@ -8,7 +8,7 @@ use super::{
         claims::{self, Candidates},
         command::{Claim, Command, Reply},
     },
-    Decision, Inputs, Log, Ordered, is_last,
+    Decision, Inputs, Log, Ordered, Quotas, is_last,
 };
 use crate::{
     domain::{
@@ -50,10 +50,10 @@ pub(in crate::ledger) fn choose<'a>(
     commands: impl IntoIterator<Item = Ordered<'a>>,
     mut loaded: Loaded,
     inputs: Inputs,
-    max_types: usize,
+    quotas: Quotas,
 ) -> Chosen<'a> {
     let ready = std::mem::take(&mut loaded.ready);
-    let mut log = Log::new(org, loaded, inputs, max_types);
+    let mut log = Log::new(org, loaded, inputs, quotas);
     let commands: Vec<_> = commands.into_iter().collect();
     let mut replies: Vec<_> = commands.iter().map(|ordered| log.decide(*ordered)).collect();
     let mut choices: Vec<Choice> = Vec::new();
@@ -69,6 +69,10 @@ pub(in crate::ledger) fn choose<'a>(
             log.by = by.cloned();
             if let Some(reply) = log.renew_held(claim, &candidates) {
                 replies[place] = Ok(reply);
+                continue;
+            }
+            if let Err(refused) = log.may_work() {
+                replies[place] = Err(refused);
                 continue;
             }
             let request = claim.request.as_ref().map(|request| (&claim.worker, request));
@@ -122,7 +126,8 @@ impl Chosen<'_> {
                 }
             }
         }
-        Decision { replies, changes: log.finish(), ready }
+        let doubts_keys = log.doubts_keys;
+        Decision { replies, changes: log.finish(), ready, doubts_keys }
     }
 
     /// Has each claim take what was chosen for it, as far as its answer has room.

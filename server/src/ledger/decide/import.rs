@@ -34,6 +34,7 @@ impl Log {
             Err(refusal) => return Ok(Reply::of_import(Err(refusal), None, 0)),
         };
         if outcome == ImportOutcome::New {
+            self.add_to_stock(1, u64::from(wanted.spec.payload_bytes))?;
             self.is_new_type(&wanted.spec.job_type)?;
         }
         let (job, events) = (transition.job.clone(), transition.events.len());

@@ -3,6 +3,7 @@
 mod choose;
 mod due;
 mod import;
+mod quota;
 mod retain;
 
 use std::{
@@ -11,7 +12,10 @@ use std::{
     time::Instant,
 };
 
-pub(super) use self::choose::{Chosen, choose};
+pub(super) use self::{
+    choose::{Chosen, choose},
+    quota::Quotas,
+};
 use super::{
     LedgerError, claims,
     clock_watch::Trust,
@@ -29,7 +33,7 @@ use crate::{
         transition::{self, Mark, Tick, Transition},
     },
     store::{
-        Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Slice, Tally,
+        Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Slice, Stock, Tally,
         told_since,
     },
 };
@@ -138,6 +142,13 @@ pub(super) struct Decision {
     pub(super) changes: Changes,
     /// How many jobs of each type became ready and were not claimed.
     pub(super) ready: BTreeMap<Arc<str>, usize>,
+    /// A command was refused whose key may not be new: it is to be looked up, and all decided again.
+    pub(super) doubts_keys: bool,
+}
+
+/// What an org has once events of so many bytes are gone.
+fn without(stock: Stock, bytes: i64) -> Stock {
+    Stock { bytes: stock.bytes - bytes, ..stock }
 }
 
 fn is_last(command: &transition::Command) -> bool {
@@ -158,7 +169,10 @@ struct Log {
     secret: LeaseSecret,
     head: Head,
     loaded_head: Head,
-    max_types: usize,
+    quotas: Quotas,
+    assumes_new_keys: bool,
+    /// A command was refused whose key may not be new.
+    doubts_keys: bool,
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
@@ -189,7 +203,7 @@ struct Log {
 }
 
 impl Log {
-    fn new(org: OrgId, loaded: Loaded, inputs: Inputs, max_types: usize) -> Self {
+    fn new(org: OrgId, loaded: Loaded, inputs: Inputs, quotas: Quotas) -> Self {
         let keys = loaded
             .jobs
             .iter()
@@ -212,9 +226,11 @@ impl Log {
             began: inputs.began,
             trust: inputs.trust,
             secret: inputs.secret,
-            head: loaded.head,
+            head: Head { stock: without(loaded.head.stock, loaded.cleared), ..loaded.head },
             loaded_head: loaded.head,
-            max_types,
+            quotas,
+            assumes_new_keys: loaded.assumes_new_keys,
+            doubts_keys: false,
             keys,
             jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
             types: loaded.types.into_iter().map(Arc::from).collect(),
@@ -257,7 +273,8 @@ impl Log {
     /// Decides a command on a job; the job as it is then.
     fn apply(&mut self, job: JobId, command: &transition::Command) -> Result<Job, LedgerError> {
         let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
-        let transition = current.apply(command, self.tick())?;
+        let transition = current.apply(&self.within_quota(command), self.tick())?;
+        self.check_quota(command, &transition)?;
         let job = transition.job.clone();
         if transition.is_changed {
             let (status, before, timeline) = (current.status, Before::of(current), Timeline::of(current));
@@ -282,6 +299,9 @@ impl Log {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
         }
+        let has_room = self.add_to_stock(1, u64::from(create.spec.payload_bytes));
+        self.doubts_keys |= has_room.is_err() && self.assumes_new_keys && create.spec.idempotency.is_some();
+        has_room?;
         self.add_type(&create.spec.job_type)?;
         let mut transition =
             Job::create(create.id, self.org, Arc::clone(&create.spec), create.scheduled_at, self.tick());
@@ -303,8 +323,8 @@ impl Log {
     /// True of a type that the org has not had, if it may have one more.
     fn is_new_type(&self, job_type: &Arc<str>) -> Result<bool, LedgerError> {
         let is_new = !self.types.contains(job_type);
-        if is_new && self.head.types >= self.max_types as i64 {
-            return Err(LedgerError::TooManyTypes { limit: self.max_types });
+        if is_new && self.head.types >= self.quotas.types as i64 {
+            return Err(LedgerError::TooManyTypes { limit: self.quotas.types });
         }
         Ok(is_new)
     }
@@ -344,6 +364,11 @@ impl Log {
             for event in &events {
                 timeline.follow(&Milestone::of(event), &mut tally.flow);
             }
+        }
+        self.head.stock.bytes += events.iter().map(|event| event.weight() as i64).sum::<i64>();
+        if before == Before::Nothing {
+            self.head.stock.jobs += 1;
+            self.head.stock.bytes += job.weight();
         }
         self.changes.events.extend(events.into_iter().map(Arc::<JobEvent>::new));
         let touched = self.touched.entry(job.id).or_insert(Touched {

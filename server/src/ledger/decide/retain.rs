@@ -36,6 +36,7 @@ impl Log {
             return Removed { jobs: 0, has_more: false };
         }
         if let Some(slice) = self.slice.take() {
+            self.head.stock.bytes -= slice.bytes;
             self.changes.removed_slice = Some(slice);
             self.changes.next_retention = Some(self.now);
             return Removed { jobs: 0, has_more: true };
@@ -55,7 +56,8 @@ impl Log {
             }
             events += job.last_job_seq;
             let size = self.sizes.get(&id).copied();
-            bytes += size.unwrap_or_default() + i64::from(job.spec.payload_bytes);
+            let weight = job.weight();
+            bytes += size.unwrap_or_default() + weight;
             let fits = events <= REMOVED.events && bytes <= REMOVED.bytes;
             // What the series tells of has to be known to be taken away.
             let is_known = size.is_some() && (!is_told || self.histories.contains_key(&id));
@@ -65,7 +67,11 @@ impl Log {
             }
             jobs += 1;
             self.remove(id);
-            if !fits {
+            self.head.stock.jobs -= 1;
+            self.head.stock.bytes -= weight;
+            if fits {
+                self.head.stock.bytes -= size.unwrap_or_default();
+            } else {
                 self.changes.remaining.insert(id);
                 has_more = true;
                 break;

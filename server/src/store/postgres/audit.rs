@@ -12,7 +12,7 @@ use crate::{
         id::{JobId, OrgId},
     },
     store::{
-        Audit, LONGEST_PAUSE, Scheduled, Series, StoreError, Stretch,
+        Audit, LONGEST_PAUSE, Scheduled, Series, Stock, StoreError, Stretch,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -46,6 +46,16 @@ impl Audit for PostgresStore {
         let sql = "/* confirm_clock */ UPDATE jobledger.ledger SET retention_paused_until = '-infinity'";
         self.readers.fetch(sql, arguments![]).await?;
         Ok(())
+    }
+
+    async fn stock(&self, org: OrgId) -> Result<Option<(i64, Stock)>, StoreError> {
+        let sql = "/* stock */ SELECT seq, jobs, bytes FROM jobledger.read_stock($1)";
+        let found = self.readers.fetch(sql, arguments![org.0]).await?;
+        let stock = |row| {
+            let mut columns = Columns::of(row);
+            Ok((columns.long()?, Stock { jobs: columns.long()?, bytes: columns.long()? }))
+        };
+        found.first().map(stock).transpose()
     }
 
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {
@@ -92,10 +102,10 @@ impl Audit for PostgresStore {
     }
 
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {
-        let sql = "/* count_events */ SELECT events, places FROM jobledger.count_events($1, $2, $3)";
+        let sql = "/* count_events */ SELECT events, places, bytes FROM jobledger.count_events($1, $2, $3)";
         let found = self.readers.fetch(sql, arguments![org.0, after, last]).await?;
         let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("log"))?);
-        Ok(Stretch { events: columns.long()?, places: columns.long()? })
+        Ok(Stretch { events: columns.long()?, places: columns.long()?, bytes: columns.long()? })
     }
 
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {

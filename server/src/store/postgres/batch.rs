@@ -230,7 +230,7 @@ impl Batch for PostgresBatch {
                 slice = expired::load_slice(connection, *org, wanted.most).await?;
             }
             let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
-            expired::clear(connection, *org, &imported).await?;
+            let cleared = expired::clear(connection, *org, &imported).await?;
             let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
             loaded.push(Loaded {
                 head,
@@ -247,6 +247,8 @@ impl Batch for PostgresBatch {
                 next_due,
                 misdated,
                 marks,
+                cleared,
+                assumes_new_keys: false,
             });
         }
         Ok(loaded)

@@ -126,8 +126,8 @@ pub(super) async fn load_slice(
     const REMAINS: &str =
         "/* load_remains */ SELECT r.job_id, r.last_seq, r.since, r.until FROM jobledger.job_remains r
         WHERE r.org_id = $1 LIMIT 1";
-    const SLICE: &str = "/* load_slice */ SELECT max(e.seq) FROM (
-            SELECT e.seq, sum(e.bytes) OVER (ORDER BY e.seq) - e.bytes AS before FROM (
+    const SLICE: &str = "/* load_slice */ SELECT max(e.seq), coalesce(sum(e.bytes), 0)::bigint FROM (
+            SELECT e.seq, e.bytes, sum(e.bytes) OVER (ORDER BY e.seq) - e.bytes AS before FROM (
                 SELECT e.seq, e.bytes FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = $2 AND e.seq <= $3
                     AND e.recorded_at >= $4 AND e.recorded_at <= $5 ORDER BY e.seq LIMIT $6) e) e
         WHERE e.before < $7";
@@ -138,26 +138,30 @@ pub(super) async fn load_slice(
     let (since, until) = (columns.time()?, columns.time()?);
     let query = sqlx::query_with(SLICE, arguments![org.0, job.0, last, since, until, most.events, most.bytes]);
     let row = query.fetch_one(connection).await.map_err(store_error)?;
-    let through = Columns::of(&row).optional_long()?.unwrap_or(last);
-    Ok(Some(Slice { job, through, is_last: through >= last, since, until }))
+    let mut columns = Columns::of(&row);
+    let (through, bytes) = (columns.optional_long()?.unwrap_or(last), columns.long()?);
+    Ok(Some(Slice { job, through, bytes, is_last: through >= last, since, until }))
 }
 
-/// Removes at once what is left of jobs that are about to be there again.
-pub(super) async fn clear(connection: &mut PgConnection, org: OrgId, ids: &[JobId]) -> Result<(), StoreError> {
+/// Removes at once what is left of jobs that are about to be there again; what that took, in bytes.
+pub(super) async fn clear(connection: &mut PgConnection, org: OrgId, ids: &[JobId]) -> Result<i64, StoreError> {
     const REMAINS: &str = "/* clear */ DELETE FROM jobledger.job_remains r WHERE r.org_id = $1 AND r.job_id = ANY ($2)
         RETURNING r.job_id";
-    const EVENTS: &str = "/* clear */ DELETE FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = ANY ($2)";
+    const EVENTS: &str = "/* clear */ WITH gone AS (
+            DELETE FROM jobledger.job_event e WHERE e.org_id = $1 AND e.job_id = ANY ($2) RETURNING e.bytes)
+        SELECT coalesce(sum(gone.bytes), 0)::bigint FROM gone";
     if ids.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
     let query = sqlx::query_with(REMAINS, arguments![org.0, ids]);
     let found = query.fetch_all(&mut *connection).await.map_err(store_error)?;
     let ids = found.iter().map(|row| Columns::of(row).uuid()).collect::<Result<Vec<_>, _>>()?;
-    if !ids.is_empty() {
-        sqlx::query_with(EVENTS, arguments![org.0, ids]).execute(connection).await.map_err(store_error)?;
+    if ids.is_empty() {
+        return Ok(0);
     }
-    Ok(())
+    let query = sqlx::query_with(EVENTS, arguments![org.0, ids]);
+    Columns::of(&query.fetch_one(connection).await.map_err(store_error)?).long()
 }
 
 impl Statement {

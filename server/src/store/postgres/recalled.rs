@@ -143,7 +143,8 @@ impl Batch for RecalledBatch {
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
         let load = |(org, _): &(OrgId, Needs)| {
             let Recalled { end, types, jobs, ready, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
-            Ok(Loaded { jobs: jobs.clone(), ready: ready.clone(), ..Loaded::end(end.head, types.clone()) })
+            let end = Loaded::end(end.head, types.clone());
+            Ok(Loaded { jobs: jobs.clone(), ready: ready.clone(), assumes_new_keys: true, ..end })
         };
         needs.iter().map(load).collect()
     }
@@ -183,6 +184,10 @@ impl Batch for RecalledBatch {
         }
         self.statement = Some(Resuming { sql, arguments, left });
         Ok(records)
+    }
+
+    fn doubt_keys(&self, org: OrgId) {
+        self.memory.keys_again(org);
     }
 
     async fn has(&mut self, _org: OrgId, _record: RecordId) -> Result<bool, StoreError> {

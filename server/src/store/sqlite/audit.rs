@@ -19,7 +19,7 @@ use crate::{
         id::{JobId, OrgId},
     },
     store::{
-        Audit, LONGEST_PAUSE, Scheduled, Series, StoreError, Stretch,
+        Audit, LONGEST_PAUSE, Scheduled, Series, Stock, StoreError, Stretch,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -113,6 +113,12 @@ impl Audit for SqliteStore {
         sqlx::query_scalar(EARLY_ROWS).bind(org.0).fetch_one(&self.readers).await.map_err(store_error)
     }
 
+    async fn stock(&self, org: OrgId) -> Result<Option<(i64, Stock)>, StoreError> {
+        let query = sqlx::query_as("/* stock */ SELECT seq, jobs, bytes FROM org_head WHERE org_id = $1").bind(org.0);
+        let found = query.fetch_optional(&self.readers).await.map_err(store_error)?;
+        Ok(found.map(|(seq, jobs, bytes)| (seq, Stock { jobs, bytes })))
+    }
+
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError> {
         let query = sqlx::query_scalar("/* removals */ SELECT removals FROM org_head WHERE org_id = $1").bind(org.0);
         Ok(query.fetch_optional(&self.readers).await.map_err(store_error)?.unwrap_or_default())
@@ -151,11 +157,11 @@ impl Audit for SqliteStore {
     }
 
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {
-        let sql = "/* count_events */ SELECT count(*), count(DISTINCT seq) FROM job_event
+        let sql = "/* count_events */ SELECT count(*), count(DISTINCT seq), ifnull(sum(bytes), 0) FROM job_event
             WHERE org_id = $1 AND seq > $2 AND seq <= $3";
         let query = sqlx::query_as(sql).bind(org.0).bind(after).bind(last);
-        let (events, places) = query.fetch_one(&self.readers).await.map_err(store_error)?;
-        Ok(Stretch { events, places })
+        let (events, places, bytes) = query.fetch_one(&self.readers).await.map_err(store_error)?;
+        Ok(Stretch { events, places, bytes })
     }
 
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {

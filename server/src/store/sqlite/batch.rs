@@ -357,7 +357,7 @@ impl SqliteBatch {
             slice = expired::load_slice(connection, org, wanted.most).await?;
         }
         let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
-        expired::clear(connection, org, &imported).await?;
+        let cleared = expired::clear(connection, org, &imported).await?;
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
         Ok(Loaded {
             head,
@@ -374,6 +374,8 @@ impl SqliteBatch {
             next_due,
             misdated,
             marks,
+            cleared,
+            assumes_new_keys: false,
         })
     }
 }

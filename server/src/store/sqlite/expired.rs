@@ -93,18 +93,11 @@ pub(super) async fn load_histories(
     Ok(histories)
 }
 
-/// What an event takes in the database, about.
-const EVENT_BYTES: &str = "200 + ifnull(octet_length(e.detail_json), 0)";
-
 /// The bytes of so many events of each job, the first ones.
-pub(super) fn load_sizes_sql() -> String {
-    format!(
-        "/* load_sizes */ SELECT unhex(wanted.value), (SELECT ifnull(sum(bytes), 0) FROM (
-            SELECT {EVENT_BYTES} AS bytes FROM job_event e INDEXED BY idx_job_event_job
-            WHERE e.org_id = $1 AND e.job_id = unhex(wanted.value) LIMIT $3))
-        FROM json_each($2) wanted"
-    )
-}
+pub(super) const LOAD_SIZES: &str = "/* load_sizes */ SELECT unhex(wanted.value), (SELECT ifnull(sum(bytes), 0) FROM (
+        SELECT e.bytes FROM job_event e INDEXED BY idx_job_event_job
+        WHERE e.org_id = $1 AND e.job_id = unhex(wanted.value) LIMIT $3))
+    FROM json_each($2) wanted";
 
 /// What the events of some jobs take.
 pub(super) async fn load_sizes(
@@ -117,21 +110,17 @@ pub(super) async fn load_sizes(
         return Ok(HashMap::new());
     }
     let ids = ids_json(jobs.iter().map(|job| &job.id));
-    let query = sqlx::query_as::<_, (Uuid, i64)>(sqlx::AssertSqlSafe(load_sizes_sql()));
+    let query = sqlx::query_as::<_, (Uuid, i64)>(LOAD_SIZES);
     let found = query.bind(org.0).bind(ids).bind(most.events).fetch_all(connection).await.map_err(store_error)?;
     Ok(found.into_iter().map(|(id, bytes)| (JobId(id), bytes)).collect())
 }
 
-/// How far the events of a job go that are within both bounds, one at least.
-pub(super) fn load_slice_sql() -> String {
-    format!(
-        "/* load_slice */ SELECT max(seq) FROM (
-            SELECT seq, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
-                SELECT e.seq, {EVENT_BYTES} AS bytes FROM job_event e INDEXED BY idx_job_event_job
-                WHERE e.org_id = $1 AND e.job_id = $2 AND e.seq <= $3 ORDER BY e.seq LIMIT $4))
-        WHERE before < $5"
-    )
-}
+/// How far the events of a job go that are within both bounds, one at least, and what they take.
+pub(super) const LOAD_SLICE: &str = "/* load_slice */ SELECT max(seq), ifnull(sum(bytes), 0) FROM (
+        SELECT seq, bytes, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
+            SELECT e.seq, e.bytes FROM job_event e INDEXED BY idx_job_event_job
+            WHERE e.org_id = $1 AND e.job_id = $2 AND e.seq <= $3 ORDER BY e.seq LIMIT $4))
+    WHERE before < $5";
 
 /// The next events to go of a job that is gone.
 pub(super) async fn load_slice(
@@ -148,17 +137,23 @@ pub(super) async fn load_slice(
     let mut columns = Columns::of(&row);
     let (job, last) = (JobId(columns.uuid()?), columns.long()?);
     let (since, until) = (columns.time()?, columns.time()?);
-    let query = sqlx::query_scalar::<_, Option<i64>>(sqlx::AssertSqlSafe(load_slice_sql()));
+    let query = sqlx::query_as::<_, (Option<i64>, i64)>(LOAD_SLICE);
     let query = query.bind(org.0).bind(job.0).bind(last).bind(most.events).bind(most.bytes);
-    let through = query.fetch_one(connection).await.map_err(store_error)?.unwrap_or(last);
-    Ok(Some(Slice { job, through, is_last: through >= last, since, until }))
+    let (through, bytes) = query.fetch_one(connection).await.map_err(store_error)?;
+    let through = through.unwrap_or(last);
+    Ok(Some(Slice { job, through, bytes, is_last: through >= last, since, until }))
 }
 
-/// Removes at once what is left of jobs that are about to be there again.
-pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[JobId]) -> Result<(), StoreError> {
+/// Removes at once what is left of jobs that are about to be there again; what that took, in bytes.
+pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[JobId]) -> Result<i64, StoreError> {
+    const BYTES: &str = "/* clear */ SELECT ifnull(sum(e.bytes), 0) FROM json_each($2) wanted
+        CROSS JOIN job_remains r ON r.org_id = $1 AND r.job_id = unhex(wanted.value)
+        CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = r.job_id";
     if ids.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
+    let query = sqlx::query_scalar(BYTES).bind(org.0).bind(ids_json(ids));
+    let bytes = query.fetch_one(&mut *connection).await.map_err(store_error)?;
     for sql in [
         "/* clear */ DELETE FROM job_event INDEXED BY idx_job_event_job
             WHERE org_id = $1 AND job_id IN (SELECT r.job_id FROM json_each($2) wanted
@@ -167,7 +162,7 @@ pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[
     ] {
         sqlx::query(sql).bind(org.0).bind(ids_json(ids)).execute(&mut *connection).await.map_err(store_error)?;
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Deletes jobs with all that belongs to them, and events of jobs that are gone.

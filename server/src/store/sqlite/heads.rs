@@ -59,13 +59,15 @@ pub(super) async fn write(
     Ok(())
 }
 
-const HEAD_COLUMNS: [&str; 11] = [
+const HEAD_COLUMNS: [&str; 13] = [
     "org_id",
     "seq",
     "floor_seq",
     "recorded_at",
     "types",
     "ready_gen",
+    "jobs",
+    "bytes",
     "removals",
     "n",
     "record",
@@ -75,11 +77,12 @@ const HEAD_COLUMNS: [&str; 11] = [
 
 const OVER_HEAD: &str = " ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
     recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
+    jobs = excluded.jobs, bytes = excluded.bytes,
     removals = removals + excluded.removals, n = excluded.n, record = excluded.record,
     base_seq = excluded.base_seq, base_n = excluded.base_n";
 
 fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
-    let Head { seq, floor, recorded_at, types, ready_gen } = written.head;
+    let Head { seq, floor, recorded_at, types, ready_gen, stock } = written.head;
     vec![
         written.org.0.into(),
         seq.into(),
@@ -87,6 +90,8 @@ fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
         recorded_at.into(),
         types.into(),
         ready_gen.into(),
+        stock.jobs.into(),
+        stock.bytes.into(),
         (!written.changes.removed.is_empty()).into(),
         written.record.n.into(),
         written.record.id.into(),

@@ -57,7 +57,7 @@ impl Default for End {
 }
 
 pub(super) const LOAD_HEADS: &str =
-    "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.n, h.record,
+    "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.jobs, h.bytes, h.n, h.record,
         (SELECT json_group_array(c.type) FROM json_each(wanted.value) named
          CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value), h.base_seq, h.base_n
      FROM json_each($1) wanted CROSS JOIN org_head h ON h.org_id = unhex(wanted.key)";

@@ -55,11 +55,12 @@ pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written
         for event in &changes.events {
             let mut values = event_values(event)?;
             values.push(payloads.get(&event.seq).map(|payload| payload.as_str()).into());
+            values.push((event.weight() as i64).into());
             values.push(images.get(&event.seq).map(String::as_str).into());
             rows.push(values);
         }
     }
-    let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload", "image"]).collect();
+    let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload", "bytes", "image"]).collect();
     Set::new(&columns, rows).insert(connection, "job_event").await
 }
 

@@ -1,0 +1,2 @@
+ALTER TABLE jobledger.org_record DROP COLUMN jobs, DROP COLUMN bytes;
+ALTER TABLE jobledger.org_head DROP COLUMN jobs, DROP COLUMN bytes;

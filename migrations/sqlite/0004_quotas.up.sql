@@ -1,0 +1,9 @@
+-- What an org has: its jobs, and about how many bytes they and their log take (JobEvent::weight, Job::weight).
+ALTER TABLE job_event ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;      -- about what it takes in memory
+UPDATE job_event SET bytes = 256 + ifnull(octet_length(detail_json), 0) + ifnull(octet_length(labels), 0);
+ALTER TABLE org_head ADD COLUMN jobs INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE org_head ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE org_head SET
+    jobs = (SELECT count(*) FROM job j WHERE j.org_id = org_head.org_id),
+    bytes = (SELECT ifnull(sum(1024 + j.payload_bytes), 0) FROM job j WHERE j.org_id = org_head.org_id)
+        + (SELECT ifnull(sum(e.bytes), 0) FROM job_event e WHERE e.org_id = org_head.org_id);
