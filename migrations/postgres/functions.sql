@@ -844,6 +844,17 @@ BEGIN
         ));
 END $$;
 
+-- These tokens of these orgs, in this order, were called with just now.
+CREATE OR REPLACE FUNCTION jobledger.use_tokens(p_orgs UUID[], p_digests BYTEA[])
+RETURNS VOID
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM jobledger.name_orgs(ARRAY(SELECT DISTINCT unnest(p_orgs)));
+    INSERT INTO jobledger.api_token_use AS u (org_id, digest, used_at)
+    SELECT used.org_id, used.digest, clock_timestamp() FROM unnest(p_orgs, p_digests) AS used (org_id, digest)
+    ON CONFLICT (org_id, digest) DO UPDATE SET used_at = greatest(u.used_at, excluded.used_at);
+END $$;
+
 -- Up to where a log goes, and what its org has then.
 CREATE OR REPLACE FUNCTION jobledger.read_stock(p_org UUID)
 RETURNS TABLE (seq BIGINT, jobs BIGINT, bytes BIGINT)

@@ -56,6 +56,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
                 created_at: now,
                 expires_at,
                 revoked_at: None,
+                used_at: None,
             };
             tokens::make(&database.database_url, &token).await?;
             // Where it is wrong that is seen here, and not by those who are refused.
@@ -69,7 +70,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
         }
         TokenCommand::List { org, database } => {
             for token in tokens::list(&database.database_url, org.map(OrgId)).await? {
-                writeln!(out, "{}  {}", token.id, describe(&token, now))?;
+                writeln!(out, "{}  {}, {}", token.id, describe(&token, now), last_used(&token))?;
             }
         }
         TokenCommand::Revoke { id, database } => {
@@ -84,7 +85,6 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
 
 /// A token in a line.
 fn describe(token: &ApiToken, now: Time) -> String {
-    let shown = |time: Time| time.to_rfc3339_opts(SecondsFormat::Secs, true);
     let org = token.org.map_or_else(|| "no org".to_owned(), |org| format!("org {org}"));
     let holds = match (token.revoked_at, token.expires_at) {
         (Some(at), _) => format!("revoked at {}", shown(at)),
@@ -93,6 +93,15 @@ fn describe(token: &ApiToken, now: Time) -> String {
         (None, None) => "does not expire".to_owned(),
     };
     format!("{}, {org}, {}, made at {}, {holds}", token.name, token.roles, shown(token.created_at))
+}
+
+/// When somebody called with it.
+fn last_used(token: &ApiToken) -> String {
+    token.used_at.map_or_else(|| "never used".to_owned(), |at| format!("last used at {}", shown(at)))
+}
+
+fn shown(time: Time) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 /// A time, or how long from now.

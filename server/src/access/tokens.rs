@@ -47,6 +47,11 @@ const MAY_WAIT: usize = 4_096;
 const MAY_WAIT_OF_ADDRESS: usize = 16;
 const MAY_WAIT_FOR: Duration = Duration::from_secs(5);
 
+/// How exactly it is noted when a token was last used.
+const NOTED_EVERY: Duration = Duration::from_secs(60);
+/// Tokens of which that is noted at once.
+const NOTED_AT_ONCE: usize = 500;
+
 /// See the module.
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
@@ -63,9 +68,19 @@ struct State {
     held: HashMap<TokenText, Weak<Credential>>,
     /// Those to be looked at again.
     doubts: HashMap<TokenText, Doubt>,
+    /// Those that were used of late.
+    uses: HashMap<TokenText, Use>,
     /// What the database said the last time that it was asked, and when that was.
     revision: i64,
     looked_at: Instant,
+}
+
+/// When a token was used.
+#[derive(Default)]
+struct Use {
+    noted_at: Option<Instant>,
+    /// Since then.
+    is_used: bool,
 }
 
 /// A token that may have been revoked.
@@ -96,6 +111,25 @@ impl State {
         }
     }
 
+    /// It was used.
+    fn note_use(&mut self, token: &TokenText) {
+        if self.uses.len() < REMEMBERED || self.uses.contains_key(token) {
+            self.uses.entry(*token).or_default().is_used = true;
+        }
+    }
+
+    /// Those of whose use nothing was noted for a while.
+    fn take_uses(&mut self) -> Vec<TokenText> {
+        let is_old = |of_token: &Use| of_token.noted_at.is_none_or(|at| at.elapsed() >= NOTED_EVERY);
+        self.uses.retain(|_, of_token| of_token.is_used || !is_old(of_token));
+        let due = self.uses.iter_mut().filter(|(_, of_token)| of_token.is_used && is_old(of_token));
+        let due = due.take(NOTED_AT_ONCE).map(|(token, of_token)| {
+            *of_token = Use { noted_at: Some(Instant::now()), is_used: false };
+            *token
+        });
+        due.collect()
+    }
+
     fn forget(&mut self, token: &TokenText) {
         self.doubts.remove(token);
         self.known.remove(token);
@@ -108,7 +142,7 @@ impl Tokens {
         let looked_at = Instant::now();
         let revision = store.about().await?.credentials;
         let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
-        let state = Mutex::new(State { known, held, doubts, revision, looked_at });
+        let state = Mutex::new(State { known, held, doubts, uses: HashMap::new(), revision, looked_at });
         let places = Shares::new(Most { in_all: MAY_WAIT, each: MAY_WAIT_OF_ADDRESS });
         Ok(Self { store, state, places, turns: Turns::new(LOOKED_UP), doubted: Notify::new() })
     }
@@ -125,7 +159,9 @@ impl Tokens {
         if state.looked_at.elapsed() > HOLDS || is_unsure {
             return None;
         }
-        state.known.get(token).cloned()
+        let known = state.known.get(token).cloned()?;
+        state.note_use(token);
+        Some(known)
     }
 
     /// Looks a token up, for somebody at this address.
@@ -150,6 +186,7 @@ impl Tokens {
             let credential = held.unwrap_or_else(|| Credential::new(principal(found)));
             state.held.insert(*token, Arc::downgrade(&credential));
             state.known.insert(*token, Arc::clone(&credential));
+            state.note_use(token);
             return Ok(credential);
         }
     }
@@ -169,7 +206,25 @@ impl Tokens {
 
     /// Looks now and then whether tokens were made or revoked, and ends the calls of those that were.
     pub(super) async fn watch(&self) {
-        tokio::join!(self.look_for_changes(), self.make_sure());
+        tokio::join!(self.look_for_changes(), self.make_sure(), self.note_uses());
+    }
+
+    /// Has the database know when tokens were used.
+    async fn note_uses(&self) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            let mut used: Vec<_> = self.state().take_uses().iter().map(|token| (token.org, token.digest)).collect();
+            if used.is_empty() {
+                continue;
+            }
+            // In one order: other servers write them, too.
+            used.sort_unstable_by_key(|(org, digest)| (*org, digest.0));
+            if let Err(error) = self.store.use_tokens(&used).await {
+                tracing::debug!(%error, "it can't be noted that tokens were used");
+            }
+        }
     }
 
     async fn look_for_changes(&self) {

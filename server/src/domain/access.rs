@@ -154,4 +154,6 @@ pub struct ApiToken {
     pub expires_at: Option<Time>,
     /// Since when it is refused.
     pub revoked_at: Option<Time>,
+    /// When it was last called with, give or take a minute; `None` also where that was not looked up.
+    pub used_at: Option<Time>,
 }

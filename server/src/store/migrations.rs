@@ -27,7 +27,8 @@ macro_rules! scripts {
             (1, "ledger", "0001_ledger"),
             (2, "small_payloads", "0002_small_payloads"),
             (3, "running_in_log", "0003_running_in_log"),
-            (4, "quotas", "0004_quotas")
+            (4, "quotas", "0004_quotas"),
+            (5, "token_use", "0005_token_use")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -47,7 +48,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 4, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 5, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
 /// See [`FUNCTIONS`].
 pub(super) struct Functions {
@@ -301,7 +302,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (4, "2969843269938aebb5c54336bedfd71d78a881bd4df323a51473903c2da848a3")
+            (5, "311af8158a84e13f5a930ccbabf290de143b711094eb2817725b1b2bf741e3c4")
         );
     }
 
@@ -314,6 +315,6 @@ mod tests {
         assert_eq!(state(FUNCTIONS.version, Some(&[0; 32])), MigrationState::Different);
         assert_eq!(state(FUNCTIONS.version + 1, Some(&digest)), MigrationState::Newer);
         let newer = missing(vec![FUNCTIONS.compare(FUNCTIONS.version + 1, None)]).unwrap_err().to_string();
-        assert!(newer.starts_with("the database has functions 5, which this program doesn't know"), "{newer}");
+        assert!(newer.starts_with("the database has functions 6, which this program doesn't know"), "{newer}");
     }
 }

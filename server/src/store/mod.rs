@@ -221,6 +221,9 @@ pub trait Store: Send + Sync + 'static {
     /// The API token of an org, or of none, whose secret has this SHA-256.
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError>;
 
+    /// Notes that API tokens were used, by their orgs and digests: each once, in their order.
+    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
+
     /// Reads what the database says of itself.
     async fn about(&self) -> Result<About, StoreError>;
 

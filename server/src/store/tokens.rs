@@ -32,7 +32,14 @@ pub(super) fn token<'r>(columns: &mut impl Columns<'r>) -> Result<ApiToken, Stor
         created_at: columns.time()?,
         expires_at: columns.optional_time()?,
         revoked_at: columns.optional_time()?,
+        used_at: None,
     })
+}
+
+/// Reads [`TOKEN_COLUMNS`], then when it was last used.
+pub(super) fn listed<'r>(columns: &mut impl Columns<'r>) -> Result<ApiToken, StoreError> {
+    let token = token(columns)?;
+    Ok(ApiToken { used_at: columns.optional_time()?, ..token })
 }
 
 /// Keeps a token. Servers on the database know it at once, and may be running; where there is no database yet it is made.

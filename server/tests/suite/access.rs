@@ -78,6 +78,7 @@ pub(crate) async fn token_with(
         created_at: SystemClock.now(),
         expires_at: None,
         revoked_at: None,
+        used_at: None,
     };
     change(&mut token);
     if !database.is_postgres() && !database.path().exists() {
@@ -591,6 +592,10 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
 
     let (_, all, _) = run(&database, &["token", "list"]);
     assert_eq!(all.lines().count(), 2, "{all}");
+    let is_used = async { while run(&database, &["token", "list"]).1.matches("last used at 2").count() < 2 {} };
+    timeout(PATIENCE, is_used).await.expect("both are seen to be used");
+    let (_, unused, _) = run(&database, &["token", "create", "--operator"]);
+    assert!(run(&database, &["token", "list"]).1.ends_with(", never used\n") && !unused.is_empty());
     assert!(!all.contains(text.trim()), "nor can it be read again");
     let (_, listed, _) = run(&database, &["token", "list", "--org", &org]);
     assert!(listed.lines().count() == 1 && listed.contains("ci") && listed.contains("expires at"), "{listed}");

@@ -207,6 +207,10 @@ impl Store for Breaking {
         self.inner.token(org, digest).await
     }
 
+    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
+        self.inner.use_tokens(used).await
+    }
+
     async fn about(&self) -> Result<About, StoreError> {
         self.inner.about().await
     }
@@ -267,6 +271,10 @@ impl Batch for BreakingBatch {
 
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         self.batch.write(changes).await
+    }
+
+    fn doubt_keys(&self, org: OrgId) {
+        self.batch.doubt_keys(org);
     }
 
     async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    cluster::{self, OWNER},
+    cluster::{self, OWNER, SERVER},
     harness::{Database, PATIENCE, Program, TestServer, command},
     leases::keep,
     retention::rows,
@@ -26,8 +26,9 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 4] = ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas"];
-const FUNCTIONS: &str = "functions 4";
+const MIGRATIONS: [&str; 5] =
+    ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas", "0005 token_use"];
+const FUNCTIONS: &str = "functions 5";
 
 /// What a database of this kind has put in place, in this order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -38,6 +39,12 @@ fn steps(is_postgres: bool) -> Vec<&'static str> {
 fn applied(steps: &[&str], n: usize) -> String {
     let line = |(place, name): (usize, &&str)| format!("{name}: {}\n", if place < n { "applied" } else { "missing" });
     steps.iter().enumerate().map(line).collect()
+}
+
+/// What is said of a step before it is undone.
+fn undoing(step: &str) -> String {
+    let loses = if step == "0005 token_use" { "when each API token was last used" } else { "nothing" };
+    format!("undoing {step} loses {loses}\n")
 }
 
 /// Up, down and up again, as a person does it.
@@ -56,7 +63,7 @@ fn there_and_back(url: &str, steps: &[&str]) {
     assert!(
         !done
             && said.starts_with(
-                "undoing 0004 quotas loses nothing\nundoing 0003 running_in_log loses nothing\nundoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"
+                "undoing 0005 token_use loses when each API token was last used\nundoing 0004 quotas loses nothing\nundoing 0003 running_in_log loses nothing\nundoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"
             ),
         "{said}"
     );
@@ -160,8 +167,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 4: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 4\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 5: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 5\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The serving role can still serve: no right was lost.
@@ -171,8 +178,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "the database has another functions 4"),
-        ("functions = 5", "the database has functions 5, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "the database has another functions 5"),
+        ("functions = 6", "the database has functions 6, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]
@@ -227,16 +234,21 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         // What an older program finds.
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
-        let undone = ["0004 quotas", "0003 running_in_log", "0002 small_payloads"];
+        let undone = ["0005 token_use", "0004 quotas", "0003 running_in_log", "0002 small_payloads"];
         let lines = |what: fn(&str) -> String| undone.map(what).concat();
-        let expected =
-            lines(|name| format!("undoing {name} loses nothing\n")) + &lines(|name| format!("undone {name}\n"));
+        let expected = lines(undoing) + &lines(|name| format!("undone {name}\n"));
         assert!(done && said == expected, "{said}");
         assert_eq!(rows(&database, "job_payload").await, 3);
         let as_they_are = "job WHERE status = 'running' AND lease_worker = 'w' AND last_job_seq = 3";
         assert_eq!(rows(&database, as_they_are).await, 4);
         let (done, said) = run(&["migrate", "up"], &url);
         assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
+        if database.is_postgres() {
+            // To a table that is new nobody has rights.
+            let printed = command(&["migrate", "role-sql", "--role", SERVER]).output().unwrap();
+            let sql = String::from_utf8(printed.stdout).unwrap();
+            database.connect_as(OWNER).await.execute(AssertSqlSafe(sql)).await.unwrap();
+        }
 
         let (server, _) = TestServer::on(&database).await;
         for (org, before) in &running {

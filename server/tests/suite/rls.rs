@@ -9,7 +9,7 @@ use crate::{
     harness::{Database, TestServer, command},
 };
 
-const TENANT_TABLES: [&str; 11] = [
+const TENANT_TABLES: [&str; 12] = [
     "org_head",
     "org_record",
     "org_counter",
@@ -21,6 +21,7 @@ const TENANT_TABLES: [&str; 11] = [
     "job_label",
     "job_event",
     "api_token",
+    "api_token_use",
 ];
 
 async fn count(connection: &mut PgConnection, table: &str) -> i64 {
@@ -45,7 +46,10 @@ async fn two_orgs(database: &Database) -> [Uuid; 2] {
     drop(client);
     server.stop().await;
     let remains = "INSERT INTO jobledger.job_remains SELECT org_id, id, 0, now(), now() FROM jobledger.job";
-    database.connect_as("postgres").await.execute(remains).await.unwrap();
+    let mut everything = database.connect_as("postgres").await;
+    everything.execute(remains).await.unwrap();
+    let uses = "INSERT INTO jobledger.api_token_use SELECT org_id, digest, now() FROM jobledger.api_token";
+    everything.execute(uses).await.unwrap();
     orgs
 }
 
@@ -94,6 +98,7 @@ async fn the_serving_role_can_neither_write_for_others_nor_go_around_the_parent_
         (format!("INSERT INTO jobledger.org_head (org_id) VALUES ('{}')", Uuid::new_v4()), "row-level security"),
         (format!("UPDATE jobledger.job SET org_id = '{theirs}'"), "row-level security"),
         (format!("INSERT INTO jobledger.job_label VALUES ('{theirs}', 'k', 'v', '{theirs}', 1)"), "row-level security"),
+        (format!("INSERT INTO jobledger.api_token_use VALUES ('{theirs}', '\\x00', now())"), "row-level security"),
         ("UPDATE jobledger.api_token SET roles = 'admin'".to_owned(), "permission denied"),
         ("UPDATE jobledger.job_event SET actor = 'x'".to_owned(), "permission denied"),
         ("TRUNCATE jobledger.job".to_owned(), "permission denied"),

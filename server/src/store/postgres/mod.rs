@@ -258,6 +258,10 @@ impl Store for PostgresStore {
         tokens::find(&self.own, org, digest).await
     }
 
+    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
+        tokens::use_tokens(&self.own, used).await
+    }
+
     async fn about(&self) -> Result<About, StoreError> {
         let turn = self.memory.turn();
         let about = read::about(&self.own).await?;

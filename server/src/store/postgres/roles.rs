@@ -22,6 +22,8 @@ GRANT USAGE ON SCHEMA jobledger TO {name};
 GRANT SELECT ON jobledger.migration, jobledger.ledger TO {name};
 -- To look tokens up, not to make any.
 GRANT SELECT ON jobledger.api_token TO {name};
+-- When they were used.
+GRANT SELECT, INSERT, UPDATE ON jobledger.api_token_use TO {name};
 -- A verification has retention wait for it, and so has a clock that was set.
 GRANT UPDATE (retention_paused_until, clock_seen_at) ON jobledger.ledger TO {name};
 GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_due TO {name};
@@ -39,7 +41,7 @@ GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_emp
 /// Warns of a role to which row-level security does not apply, or refuses it.
 pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
     const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
-            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_function_privilege('jobledger.renew_log_id(uuid, uuid)', 'EXECUTE')
+            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_table_privilege('jobledger.api_token_use', 'INSERT')
         FROM pg_roles r, pg_class c WHERE r.rolname = current_user AND c.oid = 'jobledger.job'::regclass";
     let (role, is_super, bypasses, owns, may_note): (String, bool, bool, bool, bool) =
         sqlx::query_as(SQL).fetch_one(connection).await.map_err(store_error)?;

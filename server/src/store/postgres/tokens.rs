@@ -19,7 +19,7 @@ use crate::{
     },
     store::{
         StoreError,
-        tokens::{TOKEN_COLUMNS, key_of, token},
+        tokens::{TOKEN_COLUMNS, key_of, listed, token},
     },
 };
 
@@ -34,6 +34,17 @@ pub(super) async fn find(
 ) -> Result<Option<ApiToken>, StoreError> {
     let found = readers.fetch(FIND.as_str(), arguments![key_of(org), digest.0.to_vec()]).await?;
     found.first().map(|row| token(&mut Columns::of(row))).transpose()
+}
+
+/// Notes that tokens were used.
+pub(super) async fn use_tokens(
+    connections: &Arc<Connections>,
+    tokens: &[(Option<OrgId>, Digest)],
+) -> Result<(), StoreError> {
+    const SQL: &str = "/* use_tokens */ SELECT jobledger.use_tokens($1, $2)";
+    let (orgs, digests): (Vec<_>, Vec<_>) =
+        tokens.iter().map(|(org, digest)| (key_of(*org), digest.0.to_vec())).unzip();
+    connections.fetch(SQL, arguments![orgs, digests]).await.map(drop)
 }
 
 pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), StoreError> {
@@ -52,12 +63,16 @@ pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), St
 }
 
 pub(in crate::store) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreError> {
-    static SQL: LazyLock<String> =
-        LazyLock::new(|| format!("/* list */ SELECT {TOKEN_COLUMNS} FROM jobledger.api_token"));
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "/* list */ SELECT {TOKEN_COLUMNS}, used_at FROM jobledger.api_token
+            LEFT JOIN jobledger.api_token_use USING (org_id, digest)"
+        )
+    });
     let mut connection = migrations::open_as_owner(url).await?;
     let found = sqlx::query(SQL.as_str()).fetch_all(&mut connection).await.map_err(store_error)?;
     let _ = connection.close().await;
-    found.iter().map(|row| token(&mut Columns::of(row))).collect()
+    found.iter().map(|row| listed(&mut Columns::of(row))).collect()
 }
 
 pub(in crate::store) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bool, StoreError> {

@@ -304,6 +304,10 @@ impl Store for SqliteStore {
         tokens::find(&self.own, org, digest).await
     }
 
+    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
+        self.write(tokens::note_use(used, self.clock.now())).await
+    }
+
     async fn about(&self) -> Result<About, StoreError> {
         read::about(&self.own, &*self.clock).await
     }

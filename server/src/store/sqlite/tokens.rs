@@ -2,12 +2,13 @@
 
 use std::{path::Path, sync::LazyLock};
 
-use sqlx::{Connection as _, SqliteConnection, SqlitePool};
+use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
 use uuid::Uuid;
 
 use super::{
     columns::{Columns, micros},
     error::store_error,
+    load::hex,
     migrations,
 };
 use crate::{
@@ -17,8 +18,8 @@ use crate::{
         id::{Digest, OrgId},
     },
     store::{
-        StoreError,
-        tokens::{TOKEN_COLUMNS, key_of, token},
+        StoreError, rows,
+        tokens::{TOKEN_COLUMNS, key_of, listed, token},
     },
 };
 
@@ -58,9 +59,13 @@ pub(in crate::store) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreEr
 
 /// The same by a connection.
 pub(super) async fn list_in(connection: &mut SqliteConnection) -> Result<Vec<ApiToken>, StoreError> {
-    static SQL: LazyLock<String> = LazyLock::new(|| format!("/* list_in */ SELECT {TOKEN_COLUMNS} FROM api_token"));
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "/* list_in */ SELECT {TOKEN_COLUMNS}, used_at FROM api_token LEFT JOIN api_token_use USING (org_id, digest)"
+        )
+    });
     let found = sqlx::query(SQL.as_str()).fetch_all(connection).await.map_err(store_error)?;
-    found.iter().map(|row| token(&mut Columns::of(row))).collect()
+    found.iter().map(|row| listed(&mut Columns::of(row))).collect()
 }
 
 pub(in crate::store) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<bool, StoreError> {
@@ -87,6 +92,15 @@ pub(super) async fn revoke_all(copy: &mut SqliteConnection, at: Time) -> Result<
     const SQL: &str = "/* revoke_all */ UPDATE api_token SET revoked_at = $1 WHERE revoked_at IS NULL";
     let done = sqlx::query(SQL).bind(micros(at)).execute(copy).await.map_err(store_error)?;
     Ok(done.rows_affected() as usize)
+}
+
+/// Notes that tokens were used.
+pub(super) fn note_use(used: &[(Option<OrgId>, Digest)], at: Time) -> Query<'static, Sqlite, SqliteArguments> {
+    const SQL: &str = "/* note_use */ INSERT INTO api_token_use (org_id, digest, used_at)
+    SELECT unhex(used.value ->> 0), unhex(used.value ->> 1), $2 FROM json_each($1) used WHERE true
+    ON CONFLICT (org_id, digest) DO UPDATE SET used_at = max(used_at, excluded.used_at)";
+    let used: Vec<_> = used.iter().map(|(org, digest)| [hex(key_of(*org)), hex::encode(digest.0)]).collect();
+    sqlx::query(SQL).bind(rows::json_text(&used)).bind(micros(at))
 }
 
 /// Has a server look again.
