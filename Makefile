@@ -35,27 +35,27 @@ all: check test
 
 ## Everything that a change must pass, in the short forms.
 test: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
-	cargo test --workspace -- $(ALONE:%=--skip %)
-	cargo test --workspace --test suite -- --test-threads=1 $(ALONE)
+	cargo test --locked --workspace -- $(ALONE:%=--skip %)
+	cargo test --locked --workspace --test suite -- --test-threads=1 $(ALONE)
 
 ## The same with the long forms, against the program as it is served: more kills, more files; about an hour. Faults have long forms of
 ## their own.
 test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
-	cargo build --release -p jobledger-server
+	cargo build --locked --release -p jobledger-server
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
-		cargo test --workspace -- --nocapture --test-threads=2 --skip faults:: $(ALONE:%=--skip %)
+		cargo test --locked --workspace -- --nocapture --test-threads=2 --skip faults:: $(ALONE:%=--skip %)
 
 ## Faults and hostile clients, in the long forms, against the program as it is served: about an hour. JOBLEDGER_TEST_SEED=… for what an
 ## earlier run did.
 test-faults: $(TEST_POSTGRES)
-	cargo build --release -p jobledger-server
+	cargo build --locked --release -p jobledger-server
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
-		cargo test --workspace --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
+		cargo test --locked --workspace --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
 
 ## The contract of the store, the plans of its statements, row-level security and several servers, on every PostgreSQL that is supported.
 test-postgres: $(POSTGRES_VERSIONS:%=$(TOOLS)/postgres-%)
 	@for version in $(POSTGRES_VERSIONS); do echo "PostgreSQL $$version:"; \
-		JOBLEDGER_TEST_PG_BIN=$(TOOLS)/postgres-$$version/native/bin cargo test --workspace --test suite -- \
+		JOBLEDGER_TEST_PG_BIN=$(TOOLS)/postgres-$$version/native/bin cargo test --locked --workspace --test suite -- \
 			--skip sqlite:: contract plans:: rls:: replicas:: || exit 1; done
 
 ## Coverage-guided fuzzing of what comes from outside, FUZZ_SECONDS for each target. Takes a nightly toolchain and cargo-fuzz.
@@ -67,47 +67,48 @@ fuzz:
 			-- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
 
-## Formatting, lints, documentation, the contract and the dependencies' licences.
+## Formatting, lints, documentation, the contract, and the dependencies: licences, yanked crates, known vulnerabilities.
 check: fmt clippy doc proto deny
 
 fmt:
 	cargo fmt --all --check
 
 clippy:
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
 proto: $(TOOLS)/node_modules/.bin/buf
 	$< lint
 
 deny: $(TOOLS)/bin/cargo-deny
 	$< check licenses bans sources
+	.ci/advisories $<
 
 ## Every call on both databases, beside what it is held against; BENCH=… chooses parts: docs/performance.md.
 bench: $(TEST_POSTGRES) $(if $(filter peers,$(BENCH)),$(PEERS))
-	PEERS_MODULES=$(PEERS) cargo bench -p jobledger-server --bench performance -- $(BENCH)
+	PEERS_MODULES=$(PEERS) cargo bench --locked -p jobledger-server --bench performance -- $(BENCH)
 
 ## The same beside a million finished jobs and ten million events.
 bench-growth: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench performance -- growth
+	cargo bench --locked -p jobledger-server --bench performance -- growth
 
 ## An import of 400,000 rows into both databases.
 bench-import: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench import
+	cargo bench --locked -p jobledger-server --bench import
 
 ## Whole lives and small batches under an old snapshot: seven minutes.
 bench-snapshot: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench performance -- snapshot
+	cargo bench --locked -p jobledger-server --bench performance -- snapshot
 
 ## How soon events are with many subscribers, what idle ones cost, and statistics of a million jobs.
 bench-streams: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench streams
+	cargo bench --locked -p jobledger-server --bench streams
 
 ## How soon waiting claims get jobs, and claims beside a long history.
 bench-workers: $(TEST_POSTGRES)
-	cargo bench -p jobledger-server --bench workers
+	cargo bench --locked -p jobledger-server --bench workers
 
 tools: $(TOOLS)/bin/grpcurl $(TOOLS)/grpcio $(POSTGRES) $(TOOLS)/node_modules/.bin/buf $(TOOLS)/bin/cargo-deny
 
