@@ -3,6 +3,7 @@ DROP TABLE api_token;
 DROP TABLE job_event;
 DROP TABLE job_label;
 DROP TABLE job_remains;
+DROP TABLE job_result;
 DROP TABLE job_payload;
 DROP TABLE job;
 DROP TABLE org_due;

@@ -149,13 +149,23 @@ CREATE INDEX idx_job_status ON job (org_id, status, created_seq);               
 CREATE INDEX idx_job_type ON job (org_id, type, status, created_seq) WHERE finished_at IS NOT NULL;     -- list
 CREATE INDEX idx_job_finished ON job (org_id, status, finished_at) WHERE finished_at IS NOT NULL;       -- load_expired
 
--- Apart from job, whose rows are written anew with every event.
+-- Apart from job, whose rows are written anew with every event. With rowids: a search in a table without compares whole rows, and
+-- reads all of each that it passes.
 CREATE TABLE job_payload (
     org_id  BLOB NOT NULL,
     job_id  BLOB NOT NULL,
     payload TEXT NOT NULL,                      -- JSON, as it was given
     PRIMARY KEY (org_id, job_id)
-) STRICT, WITHOUT ROWID;
+) STRICT;
+
+-- Larger results of events, apart from them for the same reason.
+CREATE TABLE job_result (
+    org_id BLOB    NOT NULL,
+    job_id BLOB    NOT NULL,
+    seq    INTEGER NOT NULL,                    -- of the event
+    result TEXT    NOT NULL,                    -- JSON, as it was given
+    PRIMARY KEY (org_id, job_id, seq)
+) STRICT;
 
 -- Jobs that are gone and whose events are still to go: more than one batch may remove.
 CREATE TABLE job_remains (
@@ -190,7 +200,7 @@ CREATE TABLE job_event (
     attempt     INTEGER NOT NULL,
     actor       TEXT,
     job_type    TEXT    NOT NULL,
-    -- stage, progress, message, result, error_code, error_message, scheduled_at, past (it happened elsewhere)
+    -- stage, progress, message, a result of up to 512 bytes, error_code, error_message, scheduled_at, past (it happened elsewhere)
     detail_json TEXT,
     labels      TEXT,                           -- the job's, a JSON object, null when empty
     PRIMARY KEY (org_id, seq)

@@ -132,7 +132,7 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
     }
 
     fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError> {
-        Ok(None)
+        Ok(self.optional_text()?.map(Json::from_trusted))
     }
 
     fn optional_time(&mut self) -> Result<Option<Time>, StoreError> {

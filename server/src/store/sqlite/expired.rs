@@ -155,6 +155,9 @@ pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[
     let query = sqlx::query_scalar(BYTES).bind(org.0).bind(ids_json(ids));
     let bytes = query.fetch_one(&mut *connection).await.map_err(store_error)?;
     for sql in [
+        "/* clear */ DELETE FROM job_result
+            WHERE org_id = $1 AND job_id IN (SELECT r.job_id FROM json_each($2) wanted
+                CROSS JOIN job_remains r ON r.org_id = $1 AND r.job_id = unhex(wanted.value))",
         "/* clear */ DELETE FROM job_event INDEXED BY idx_job_event_job
             WHERE org_id = $1 AND job_id IN (SELECT r.job_id FROM json_each($2) wanted
                 CROSS JOIN job_remains r ON r.org_id = $1 AND r.job_id = unhex(wanted.value))",
@@ -184,8 +187,13 @@ pub(super) async fn remove(connection: &mut SqliteConnection, org: OrgId, change
     let (remaining, gone): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| changes.remaining.contains(&job.id));
     let sql = "/* remove */ DELETE FROM job_event INDEXED BY idx_job_event_job
         WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))";
-    let query = sqlx::query(sql).bind(org.0).bind(ids_json(gone.iter().map(|job| &job.id)));
-    query.execute(&mut *connection).await.map_err(store_error)?;
+    let gone = ids_json(gone.iter().map(|job| &job.id));
+    for sql in [
+        sql,
+        "/* remove */ DELETE FROM job_result WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))",
+    ] {
+        sqlx::query(sql).bind(org.0).bind(&gone).execute(&mut *connection).await.map_err(store_error)?;
+    }
     for job in remaining {
         let sql =
             "/* remain */ INSERT INTO job_remains (org_id, job_id, last_seq, since, until) VALUES ($1, $2, $3, $4, $5)";
@@ -203,10 +211,14 @@ pub(super) async fn remove(connection: &mut SqliteConnection, org: OrgId, change
 }
 
 async fn remove_slice(connection: &mut SqliteConnection, org: OrgId, slice: &Slice) -> Result<(), StoreError> {
-    let sql = "/* remove_slice */ DELETE FROM job_event INDEXED BY idx_job_event_job
-        WHERE org_id = $1 AND job_id = $2 AND seq <= $3";
-    let query = sqlx::query(sql).bind(org.0).bind(slice.job.0).bind(slice.through);
-    query.execute(&mut *connection).await.map_err(store_error)?;
+    for sql in [
+        "/* remove_slice */ DELETE FROM job_event INDEXED BY idx_job_event_job
+            WHERE org_id = $1 AND job_id = $2 AND seq <= $3",
+        "/* remove_slice */ DELETE FROM job_result WHERE org_id = $1 AND job_id = $2 AND seq <= $3",
+    ] {
+        let query = sqlx::query(sql).bind(org.0).bind(slice.job.0).bind(slice.through);
+        query.execute(&mut *connection).await.map_err(store_error)?;
+    }
     if slice.is_last {
         let sql = "/* remove_slice */ DELETE FROM job_remains WHERE org_id = $1 AND job_id = $2";
         let query = sqlx::query(sql).bind(org.0).bind(slice.job.0);

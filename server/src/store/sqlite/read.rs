@@ -10,6 +10,7 @@ use super::{
     columns::{Columns, EXTENSION, JOB_OVER, LAST_EVENT, micros},
     error::store_error,
     load::{hex, ids_json},
+    write::MAX_SMALL_RESULT,
 };
 use crate::{
     domain::{
@@ -27,7 +28,11 @@ use crate::{
 
 /// Where the result of a job `j` is: a running one has none, whatever its row says that is behind.
 const RESULT: &str =
-    "LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = iif(e.seq > j.last_seq, NULL, j.result_seq)";
+    "LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = iif(e.seq > j.last_seq, NULL, j.result_seq)
+    LEFT JOIN job_result x ON x.org_id = r.org_id AND x.job_id = r.job_id AND x.seq = r.seq";
+
+/// That result, as in an event's detail.
+const RESULT_DETAIL: &str = r#"iif(x.result IS NULL, r.detail_json, '{"result":' || x.result || '}')"#;
 
 /// Where the payload of a job `j` is: with its first event, or in a row of its own.
 const PAYLOAD: &str =
@@ -36,7 +41,7 @@ const PAYLOAD: &str =
 
 static JOB: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* job */ SELECT {}, coalesce(c.payload, p.payload), r.detail_json FROM job j {LAST_EVENT} {RESULT} {PAYLOAD}
+        "/* job */ SELECT {}, coalesce(c.payload, p.payload), {RESULT_DETAIL} FROM job j {LAST_EVENT} {RESULT} {PAYLOAD}
         WHERE j.org_id = $1 AND j.id = $2",
         *JOB_OVER
     )
@@ -48,13 +53,13 @@ pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Opti
     row.map(|row| rows::job_record(&mut Columns::of(&row))).transpose()
 }
 
-const IS_LARGE: &str = "j.payload_bytes + coalesce(octet_length(r.detail_json), 0) > $2";
+const IS_LARGE: &str = "j.payload_bytes + coalesce(octet_length(x.result), octet_length(r.detail_json), 0) > $2";
 
 /// Each by its place among those that are wanted.
 static JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* jobs */ SELECT w.key, {IS_LARGE}, {}, iif({IS_LARGE}, NULL, coalesce(c.payload, p.payload)),
-            iif({IS_LARGE}, NULL, r.detail_json)
+            iif({IS_LARGE}, NULL, {RESULT_DETAIL})
         FROM json_each($1) w
         CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33))
         {LAST_EVENT} {RESULT} {PAYLOAD}",
@@ -104,7 +109,7 @@ pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bo
 fn events_sql(name: &str, index: &str, matching: &str) -> String {
     let columns = EVENT_COLUMNS.map(|column| format!("e.{column}")).join(", ");
     format!(
-        "/* {name} */ SELECT h.seq, h.floor_seq, (SELECT status FROM job WHERE org_id = $1 AND id = $4), {columns}
+        "/* {name} */ SELECT h.seq, h.floor_seq, (SELECT status FROM job WHERE org_id = $1 AND id = $4), {columns}, x.result
         FROM org_head h LEFT JOIN job_event e {index}
             ON e.org_id = h.org_id AND e.seq > $2 AND e.seq <= $3 {matching}
             AND ($5 IS NULL OR e.job_type IN (SELECT value FROM json_each($5)))
@@ -113,6 +118,7 @@ fn events_sql(name: &str, index: &str, matching: &str) -> String {
             AND ($8 IS NULL OR e.labels IS NOT NULL AND NOT EXISTS (
                 SELECT 1 FROM json_each($8) wanted
                 WHERE NOT EXISTS (SELECT 1 FROM json_each(e.labels) found WHERE found.key = wanted.key AND found.value = wanted.value)))
+        LEFT JOIN job_result x ON e.bytes > {MAX_SMALL_RESULT} AND x.org_id = e.org_id AND x.job_id = e.job_id AND x.seq = e.seq
         WHERE h.org_id = $1 ORDER BY e.seq LIMIT $9"
     )
 }
@@ -167,7 +173,7 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
 
 static CONTENTS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* contents */ SELECT j.id, coalesce(c.payload, p.payload), r.detail_json
+        "/* contents */ SELECT j.id, coalesce(c.payload, p.payload), {RESULT_DETAIL}
         FROM json_each($2) wanted CROSS JOIN job j ON j.org_id = $1 AND j.id = unhex(wanted.value)
         {LAST_EVENT} {RESULT} {PAYLOAD}"
     )

@@ -61,8 +61,17 @@ pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written
         }
     }
     let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload", "bytes", "image"]).collect();
-    Set::new(&columns, rows).insert(connection, "job_event").await
+    Set::new(&columns, rows).insert(connection, "job_event").await?;
+    let events = written.iter().flat_map(|written| &written.changes.events);
+    let results = events.filter_map(|event| {
+        let result = event.result.as_ref().filter(|result| result.len() > MAX_SMALL_RESULT)?;
+        Some(vec![event.org_id.0.into(), event.job_id.0.into(), event.seq.into(), result.as_str().into()])
+    });
+    Set::new(&["org_id", "job_id", "seq", "result"], results.collect()).insert(connection, "job_result").await
 }
+
+/// Of so many bytes a result may be to lie with its event: one of no more bytes has none that is larger.
+pub(super) const MAX_SMALL_RESULT: usize = 512;
 
 /// Columns of a job's key, the first ones.
 const KEY: usize = 2;
@@ -94,7 +103,7 @@ fn event_values(event: &JobEvent) -> Result<Vec<Value<'_>>, StoreError> {
         event.attempt.into(),
         rows::non_empty(&event.actor).into(),
         (&*event.job_type).into(),
-        detail::write(event, usize::MAX)?.into(),
+        detail::write(event, MAX_SMALL_RESULT)?.into(),
         rows::labels_json(&event.labels).into(),
     ])
 }
