@@ -19,7 +19,9 @@ use super::{
     LedgerError, Limits,
     command::{By, Command},
     disk_space::Space,
+    lane::{Kept, Lane, MANY, Room},
     pending::{Answer, Begun, OrgBatch, Pending, Turn},
+    rests::Rests,
 };
 use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
 
@@ -58,67 +60,15 @@ struct State {
     answered_at: Option<Instant>,
     /// When the shared turns began that are under way.
     shared: Vec<Instant>,
+    /// Orgs that let others in.
+    rests: Rests,
 }
 
-/// Commands of an org with which its batch shares no transaction, where several may be open.
-const MANY: usize = 16;
 /// Shared transactions that are under way together unless they are full: where each org that has a command began one at once, few orgs
 /// would share any.
 const SHARED_AT_ONCE: usize = 2;
 /// One that takes longer than this counts no more: what waits, for the head of an org or for a standby, does not keep others waiting.
 const SHARED_FOR: Duration = Duration::from_millis(20);
-
-#[derive(Default)]
-struct Lane {
-    /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
-    vital: VecDeque<Pending>,
-    /// All others.
-    rest: VecDeque<Pending>,
-    /// The first of the rest was passed over for its size: it is next, before anything else.
-    is_rest_due: bool,
-    /// What those take that wait.
-    bytes: usize,
-    is_busy: bool,
-    /// Another held its head when it was to share a transaction: it goes alone the next time, and waits for it.
-    goes_alone: bool,
-    /// Commands that wait and share no transaction with other orgs: see [`Command::goes_alone`].
-    loners: usize,
-}
-
-impl Lane {
-    fn waiting(&self) -> usize {
-        self.vital.len() + self.rest.len()
-    }
-
-    /// True if its next batch has a transaction to itself: many commands are one's worth, and others would wait for them where they
-    /// could go at the same time.
-    fn is_alone(&self, capacity: Capacity) -> bool {
-        self.goes_alone || self.loners > 0 || capacity.transactions > 1 && self.waiting() >= MANY
-    }
-
-    fn queue(&mut self, is_vital: bool) -> &mut VecDeque<Pending> {
-        if is_vital { &mut self.vital } else { &mut self.rest }
-    }
-}
-
-/// What a transaction can still take.
-struct Room {
-    commands: usize,
-    bytes: usize,
-    /// It has nothing yet: a command that is larger than all of it is taken alone.
-    is_empty: bool,
-}
-
-/// Room that is left for others.
-#[derive(Clone, Copy)]
-struct Kept {
-    commands: usize,
-    bytes: usize,
-}
-
-impl Kept {
-    const NOTHING: Self = Self { commands: 0, bytes: 0 };
-}
 
 impl Lanes {
     pub(super) fn new(limits: Limits) -> Self {
@@ -277,14 +227,15 @@ impl Lanes {
     }
 
     /// Takes what has come since an org's batch was taken, as far as there is room in it.
-    pub(super) fn top_up(&self, batch: &mut OrgBatch) {
+    pub(super) fn top_up(&self, batch: &mut OrgBatch, capacity: Capacity) {
         let taken: usize = batch.commands.iter().map(|pending| pending.weight).sum();
+        let mut state = self.state();
         let mut room = Room {
             commands: self.limits.batch_commands.saturating_sub(batch.commands.len()),
-            bytes: self.limits.batch_bytes.saturating_sub(taken),
+            bytes: state.most_bytes(batch.org, capacity, &self.limits, Instant::now()).saturating_sub(taken),
             is_empty: batch.commands.is_empty(),
         };
-        self.state().take(batch.org, &mut room, &mut batch.commands, &self.limits);
+        state.take(batch.org, &mut room, &mut batch.commands, &self.limits);
     }
 
     /// Puts commands back that a turn has left out, in the order in which they were taken. Their orgs go alone, before all others.
@@ -309,9 +260,9 @@ impl Lanes {
         self.work.notify_one();
     }
 
-    /// Ends a turn that began so, of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or
+    /// Ends a turn that began then, shared or not, of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or
     /// took longer than [`OUTAGE`].
-    pub(super) fn finish_turn(&self, orgs: &[OrgId], shared: Option<Instant>, is_outage: bool) {
+    pub(super) fn finish_turn(&self, orgs: &[OrgId], (began, shared): (Instant, Option<Instant>), is_outage: bool) {
         let mut state = self.state();
         if let Some(n) = state.shared.iter().position(|began| Some(*began) == shared) {
             state.shared.swap_remove(n);
@@ -319,6 +270,7 @@ impl Lanes {
         let now = Instant::now();
         state.moved_at = Some(now);
         *if is_outage { &mut state.outage_at } else { &mut state.answered_at } = Some(now);
+        state.rests.ended(orgs, now - began, now);
         for org in orgs {
             state.release(*org);
         }
@@ -362,15 +314,19 @@ impl State {
             };
             self.ready.push_front(alone);
         }
+        let resting = if capacity.transactions == 1 { self.take_resting(now) } else { Vec::new() };
         let mut shared = None;
-        let mut room = Room { commands: limits.batch_commands, bytes: limits.batch_bytes, is_empty: true };
+        let first = self.ready.front().copied();
+        let bytes = first.map_or(limits.batch_bytes, |org| self.most_bytes(org, capacity, limits, now));
+        let mut room = Room { commands: limits.batch_commands, bytes, is_empty: true };
+        let room_at_first = room.bytes;
         let mut turn = Turn::new();
         while turn.len() < capacity.orgs
             && room.commands > 0
             && let Some(org) = self.ready.pop_front()
         {
             let is_alone = self.lanes.get(&org).is_some_and(|lane| lane.is_alone(capacity));
-            let is_large = limits.batch_bytes - room.bytes >= limits.shared_bytes;
+            let is_large = room_at_first.saturating_sub(room.bytes) >= limits.shared_bytes;
             if !turn.is_empty() && (is_alone || is_large) {
                 // It comes first in the next one.
                 self.ready.push_front(org);
@@ -396,8 +352,28 @@ impl State {
             }
             shared = Some(now);
         }
+        resting.into_iter().rev().for_each(|org| self.ready.push_front(org));
         self.shared.extend(shared);
         Begun { turn, shared }
+    }
+
+    /// What a batch that begins with an org's commands may have of bytes.
+    fn most_bytes(&self, org: OrgId, capacity: Capacity, limits: &Limits, now: Instant) -> usize {
+        let is_waited_for = capacity.transactions == 1 && self.rests.do_others_call(org, now);
+        if is_waited_for { limits.shared_bytes } else { limits.batch_bytes }
+    }
+
+    /// Takes those out of the line that rest.
+    fn take_resting(&mut self, now: Instant) -> Vec<OrgId> {
+        let (rests, mut resting) = (&self.rests, Vec::new());
+        if !self.is_closed {
+            self.ready.retain(|org| {
+                let is_resting = rests.until(org, now).is_some();
+                resting.extend(is_resting.then_some(*org));
+                !is_resting
+            });
+        }
+        resting
     }
 
     /// True if orgs with few commands may begin another transaction.
@@ -413,7 +389,8 @@ impl State {
 
     /// When orgs that wait for others' turns to end will wait no longer, if any do.
     fn patience(&self, now: Instant) -> Option<Instant> {
-        self.counting(now).min().filter(|_| !self.ready.is_empty())
+        let rests = self.ready.iter().filter_map(|org| self.rests.until(org, now)).min();
+        self.counting(now).min().filter(|_| !self.ready.is_empty()).into_iter().chain(rests).min()
     }
 
     /// Takes commands of an org as far as there is room; those whose callers are gone take none.

@@ -127,7 +127,7 @@ impl Writer {
             let is_slow = is_outage || began.elapsed() >= OUTAGE;
             orgs.retain(|org| left_out.iter().all(|batch| batch.org != *org));
             self.lanes.put_back(left_out);
-            self.lanes.finish_turn(&orgs, shared, is_slow);
+            self.lanes.finish_turn(&orgs, (began, shared), is_slow);
         }
     }
 
@@ -290,7 +290,7 @@ impl Writer {
         if let [of_org] = &mut turn[..]
             && may_grow
         {
-            self.lanes.top_up(of_org);
+            self.lanes.top_up(of_org, self.store.capacity());
         }
         let reading = Reading { asked, clock: batch.now(), heard: Moment::now() };
         let needs = turn.iter().map(|batch| (batch.org, needs_of(batch))).collect();
