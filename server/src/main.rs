@@ -63,6 +63,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Connections that may wait to be accepted, if the system lets as many (`net.core.somaxconn`).
+const BACKLOG: i32 = 65_535;
+
 async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     telemetry::init(&args.log, args.log_format)?;
     // Before anything is opened: a signal that comes early is not lost.
@@ -74,6 +77,8 @@ async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
         let hint = if is_address { "" } else { " (expected ADDR:PORT)" };
         format!("can't listen on {}: {error}{hint}", args.listen)
     })?;
+    // As many as the system lets wait to be accepted: a burst of strangers would otherwise have others' connections tried again a second later.
+    rustix::net::listen(&listener, BACKLOG)?;
     let mut config = args.config();
     let address = listener.local_addr()?;
     let connections = raise_file_limit(config.connections.connections as u64);
