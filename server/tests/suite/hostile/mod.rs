@@ -3,6 +3,10 @@
 //! Whoever attacks is on this machine, too, and takes its processors: together they send as many frames a second as the others get
 //! calls done.
 
+mod attacks;
+mod tenants;
+mod victims;
+
 use std::{
     future::Future,
     net::SocketAddr,

@@ -1,0 +1,215 @@
+//! Tenants who attack with a credential that is good, and strangers beside them: another org's calls of every kind keep half their rate, and
+//! are answered within three times what they take while as much of the processors is burnt elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use jobledger_server::domain::access::Role;
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::{
+    MEMORY_MIB,
+    attacks::{ATTACKS, Attack, Tenant},
+    victims::{Kind, Victims},
+};
+use crate::{
+    access::{token, token_with},
+    cluster::environment,
+    harness::{Database, Program, on_both_databases, resident, short_or_long},
+    seeded::Seeded,
+};
+
+on_both_databases! {
+    hostile_tenants_take_no_others_rate_nor_patience_nor_memory,
+    attacks_at_random_take_no_others_rate_nor_patience_nor_memory,
+}
+
+/// Where latencies are no more than noise.
+fn floor() -> Duration {
+    Duration::from_millis(short_or_long(60, 20))
+}
+
+/// Threads that burn processor time, beside everything else, until it is dropped.
+struct Burning(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
+
+impl Burning {
+    /// So many quarters of processors.
+    fn quarters(quarters: u32) -> Self {
+        const SLICE: Duration = Duration::from_millis(8);
+        let is_over = Arc::<AtomicBool>::default();
+        let burn = |is_over: Arc<AtomicBool>, part: f64| {
+            while !is_over.load(Ordering::Relaxed) {
+                let until = Instant::now() + SLICE.mul_f64(part);
+                while Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                thread::sleep(SLICE.mul_f64(1.0 - part));
+            }
+        };
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let part = (f64::from(quarters) / 4.0 / processors as f64).min(1.0);
+        let threads = (0..processors).map(|_| {
+            let is_over = Arc::clone(&is_over);
+            thread::spawn(move || burn(is_over, part))
+        });
+        let threads = threads.collect();
+        Self(is_over, threads)
+    }
+}
+
+impl Drop for Burning {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.drain(..).for_each(|thread| thread.join().expect("it only counts"));
+    }
+}
+
+/// Seconds for which this machine's processors were busy, all together.
+fn busy() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").expect("Linux has it");
+    let fields: Vec<f64> =
+        stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
+    // Without those for which they were idle, or waited for a disk.
+    (fields.iter().take(8).sum::<f64>() - fields[3] - fields[4]) / 100.0
+}
+
+/// The server, those who don't attack, and what becomes of them.
+struct Scene {
+    program: Program,
+    victims: Victims,
+    /// What victims do while so many quarters of processors are burnt.
+    burnt: BTreeMap<u32, BTreeMap<&'static str, Kind>>,
+    /// How busy the machine is without attacks, in processors.
+    quiet: f64,
+    most_mib: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+    time: Duration,
+    failures: Vec<String>,
+}
+
+impl Scene {
+    async fn set(database: &Database, phases: u32, time: Duration) -> (Self, Arc<Tenant>) {
+        database.open().await.close().await;
+        let (attacker, victim) = (Uuid::new_v4(), Uuid::new_v4());
+        let mut fresh = Vec::new();
+        for _ in 0..(time + Duration::from_secs(1)).as_secs_f64() as u32 * 4 * phases {
+            fresh.push(token_with(database, Some(victim), &[Role::Observer], |_| {}).await.0);
+        }
+        let hostile = token(database, Some(attacker), Role::Admin).await;
+        let peaceful = token(database, Some(victim), Role::Admin).await;
+        let program = Program::start_with(database, &["--log", "error", "--require-auth", "--legacy-http"]);
+        let victims = Victims::start(&program.address, &peaceful, fresh);
+        let tenant = Arc::new(Tenant { address: program.address.clone(), token: hostile });
+        tenant.prepare().await;
+        let (most_mib, is_over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (process, most, over) = (program.id(), Arc::clone(&most_mib), Arc::clone(&is_over));
+        thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                most.fetch_max(resident(process) >> 10, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        victims.measure(Duration::from_secs(2)).await;
+        let before = busy();
+        let alone = victims.measure(time).await;
+        let quiet = (busy() - before) / time.as_secs_f64();
+        println!("alone, {quiet:.2} processors: {}", shown(&alone));
+        let burnt = BTreeMap::from([(0, alone)]);
+        (Self { program, victims, burnt, quiet, most_mib, is_over, time, failures: Vec::new() }, tenant)
+    }
+
+    /// What victims do while these attacks go on; the processors that these take, the server's most memory, and the worst ratios.
+    async fn attacked(&mut self, name: &str, attacks: &[Attack], tenant: &Arc<Tenant>, seed: u64) {
+        let attackers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        for attack in attacks {
+            attackers.spawn(attack(Arc::clone(tenant), seed));
+        }
+        sleep(Duration::from_millis(300)).await;
+        self.most_mib.store(0, Ordering::Relaxed);
+        let before = busy();
+        let attacked = self.victims.measure(self.time).await;
+        let taken = ((busy() - before) / self.time.as_secs_f64() - self.quiet).max(0.0);
+        let memory = self.most_mib.load(Ordering::Relaxed);
+        attackers.shutdown_background();
+        sleep(Duration::from_millis(700)).await;
+        let quarters = (taken * 4.0).round() as u32;
+        if !self.burnt.contains_key(&quarters) {
+            let burning = Burning::quarters(quarters);
+            let measured = self.victims.measure(self.time).await;
+            drop(burning);
+            println!("{quarters} quarters of processors burnt: {}", shown(&measured));
+            self.burnt.insert(quarters, measured);
+        }
+        let burnt = &self.burnt[&quarters];
+        let (mut worst_rate, mut worst_p99) = ((f64::INFINITY, ""), (0.0, ""));
+        for (kind, beside) in burnt {
+            let rate = attacked.get(kind).map_or(0.0, |kind| kind.rate / beside.rate);
+            let p99 = attacked.get(kind).map_or(f64::INFINITY, |kind| {
+                kind.p99.max(floor()).as_secs_f64() / beside.p99.max(floor()).as_secs_f64()
+            });
+            worst_rate = if rate < worst_rate.0 { (rate, *kind) } else { worst_rate };
+            worst_p99 = if p99 > worst_p99.0 { (p99, *kind) } else { worst_p99 };
+        }
+        println!(
+            "{name} | {taken:.1} processors | {:.2} ({}) | {:.1} ({}) | {memory} MiB",
+            worst_rate.0, worst_rate.1, worst_p99.0, worst_p99.1
+        );
+        let all = || format!("{}\nbeside burnt processors: {}", shown(&attacked), shown(burnt));
+        if worst_rate.0 < 0.5 {
+            self.failures.push(format!("{name}: {} keeps {:.2} of its rate: {}", worst_rate.1, worst_rate.0, all()));
+        } else if worst_p99.0 > 3.0 {
+            let (times, kind) = worst_p99;
+            self.failures.push(format!("{name}: {kind}'s p99 is {times:.1} times as long: {}", all()));
+        } else if memory > MEMORY_MIB {
+            self.failures.push(format!("{name}: {memory} MiB"));
+        }
+    }
+
+    fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
+        assert!(self.program.end_by("TERM").success());
+    }
+}
+
+fn shown(kinds: &BTreeMap<&'static str, Kind>) -> String {
+    let shown: Vec<_> = kinds.iter().map(|(kind, of)| format!("{kind} {:.0}/s {:.1?}", of.rate, of.p99)).collect();
+    shown.join(", ")
+}
+
+async fn hostile_tenants_take_no_others_rate_nor_patience_nor_memory(database: Database) {
+    let time = Duration::from_secs(short_or_long(2, 10));
+    let (mut scene, tenant) = Scene::set(&database, 2 * ATTACKS.len() as u32 + 2, time).await;
+    // One alone, to look into.
+    let only = environment("JOBLEDGER_TEST_ATTACK").unwrap_or_default();
+    for (name, attack) in ATTACKS.into_iter().filter(|(name, _)| name.contains(&only)) {
+        scene.attacked(name, &[attack], &tenant, 0).await;
+    }
+    scene.end();
+}
+
+async fn attacks_at_random_take_no_others_rate_nor_patience_nor_memory(database: Database) {
+    const AT_ONCE: usize = 3;
+    let time = Duration::from_secs(short_or_long(3, 20));
+    let rounds = short_or_long(1, 6);
+    let (mut scene, tenant) = Scene::set(&database, short_or_long(6, 32), time).await;
+    for _ in 0..short_or_long(1, 3) {
+        let seed = Seeded::from_environment("attacks at random");
+        let mut random = Seeded::new(seed);
+        for _ in 0..rounds {
+            let chosen: Vec<_> = (0..AT_ONCE).map(|_| ATTACKS[random.below(ATTACKS.len() as u64) as usize]).collect();
+            let names: Vec<_> = chosen.iter().map(|(name, _)| *name).collect();
+            let attacks: Vec<_> = chosen.iter().map(|(_, attack)| *attack).collect();
+            scene.attacked(&names.join(" + "), &attacks, &tenant, random.next()).await;
+        }
+    }
+    scene.end();
+}
