@@ -11,6 +11,7 @@ use sqlx::SqliteConnection;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
+    checkpoints::Checkpoints,
     error::store_error,
     expired,
     heads::{self, Written},
@@ -42,6 +43,9 @@ pub(super) struct SqliteBatch {
     connection: SqliteConnection,
     now: Time,
     states: Arc<States>,
+    checkpoints: Arc<Checkpoints>,
+    /// What it writes of large payloads and results.
+    bytes: usize,
     orgs: Vec<OrgId>,
     /// Where the logs were found to end.
     ends: HashMap<OrgId, End>,
@@ -55,10 +59,11 @@ impl SqliteBatch {
         slot: OwnedMutexGuard<Option<SqliteConnection>>,
         connection: SqliteConnection,
         now: Time,
-        states: Arc<States>,
+        (states, checkpoints): (Arc<States>, Arc<Checkpoints>),
         orgs: &[OrgId],
     ) -> Self {
-        Self { slot, connection, now, states, orgs: orgs.to_vec(), ends: HashMap::new(), left: Vec::new() }
+        let (orgs, ends, left) = (orgs.to_vec(), HashMap::new(), Vec::new());
+        Self { slot, connection, now, states, checkpoints, bytes: 0, orgs, ends, left }
     }
 
     /// Where an org's log was found to end.
@@ -171,6 +176,7 @@ impl Batch for SqliteBatch {
             }));
             records.push(record);
         }
+        self.bytes += changes.iter().map(|(_, changes)| write::large_bytes(changes)).sum::<usize>();
         let connection = &mut self.connection;
         // First, since a key that goes with its job may be used again by a new one.
         for (org, changes) in changes {
@@ -198,10 +204,11 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, states, ends, left, .. } = *self;
+        let Self { mut slot, mut connection, states, checkpoints, bytes, ends, left, .. } = *self;
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
+                checkpoints.wrote(bytes);
                 left.into_iter().for_each(|left| left.committed(&states));
                 // Of logs that it only looked at.
                 for (org, end) in ends {

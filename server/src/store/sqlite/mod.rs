@@ -6,6 +6,7 @@
 mod audit;
 mod backup;
 mod batch;
+mod checkpoints;
 mod columns;
 mod error;
 mod expired;
@@ -44,6 +45,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::{backup::backup, file::is_served, restore::restore};
 use self::{
+    checkpoints::Checkpoints,
     columns::{Columns, micros},
     error::store_error,
     file::{create, find, is_open_to_others, lock, resolve},
@@ -91,7 +93,8 @@ const CHECKPOINT_PAGES: &str = "16384";
 /// An open SQLite ledger.
 pub struct SqliteStore {
     /// Keeps the log short.
-    _keeping: Option<AbortOnDropHandle<()>>,
+    _keeping: Option<[AbortOnDropHandle<()>; 2]>,
+    checkpoints: Arc<Checkpoints>,
     /// `None` after a transaction was given up: its connection is dropped with it, and the next one opens another.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     write_options: SqliteConnectOptions,
@@ -186,9 +189,15 @@ impl SqliteStore {
             pools: [readers.clone(), job_readers.clone(), own.clone()],
             writer: Arc::downgrade(&writer),
         };
-        let keeping = (options.file_use == FileUse::Serve).then(|| AbortOnDropHandle::new(tokio::spawn(keeper.run())));
+        let checkpoints = Arc::new(Checkpoints::new(write_options.clone()));
+        let copying = Arc::clone(&checkpoints);
+        let keeping = (options.file_use == FileUse::Serve).then(|| {
+            let copying = tokio::spawn(async move { copying.run().await });
+            [tokio::spawn(keeper.run()), copying].map(AbortOnDropHandle::new)
+        });
         Ok(Self {
             _keeping: keeping,
+            checkpoints,
             writer,
             write_options,
             orgs_per_transaction: options.orgs_per_transaction as usize,
@@ -244,7 +253,8 @@ impl Store for SqliteStore {
         };
         // All heads at once: SQLite has one writer.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
-        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), Arc::clone(&self.states), orgs)))
+        let known = (Arc::clone(&self.states), Arc::clone(&self.checkpoints));
+        Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), known, orgs)))
     }
 
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError> {
@@ -350,6 +360,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
+        self.checkpoints.close().await;
         self.readers.close().await;
         self.job_readers.close().await;
         self.own.close().await;

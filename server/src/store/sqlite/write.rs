@@ -1,12 +1,14 @@
 //! What a batch writes of jobs and events.
 
+use std::sync::Arc;
+
 use sqlx::SqliteConnection;
 
 use super::{heads::Written, set::Set};
 use crate::{
-    domain::{event::JobEvent, job::Job, status::JobStatus},
+    domain::{event::JobEvent, job::Job, json::Json, status::JobStatus},
     store::{
-        NewPayload, StoreError, detail,
+        Changes, NewPayload, StoreError, detail,
         job_columns::{JOB_COLUMNS, JobColumn},
         rows::{self, EVENT_COLUMNS},
         value::Value,
@@ -62,16 +64,30 @@ pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written
     }
     let columns: Vec<_> = EVENT_COLUMNS.into_iter().chain(["payload", "bytes", "image"]).collect();
     Set::new(&columns, rows).insert(connection, "job_event").await?;
-    let events = written.iter().flat_map(|written| &written.changes.events);
-    let results = events.filter_map(|event| {
-        let result = event.result.as_ref().filter(|result| result.len() > MAX_SMALL_RESULT)?;
-        Some(vec![event.org_id.0.into(), event.job_id.0.into(), event.seq.into(), result.as_str().into()])
+    let results = written.iter().flat_map(|written| large_results(written.changes)).map(|(event, result)| {
+        vec![event.org_id.0.into(), event.job_id.0.into(), event.seq.into(), result.as_str().into()]
     });
     Set::new(&["org_id", "job_id", "seq", "result"], results.collect()).insert(connection, "job_result").await
 }
 
 /// Of so many bytes a result may be to lie with its event: one of no more bytes has none that is larger.
 pub(super) const MAX_SMALL_RESULT: usize = 512;
+
+/// Results that get rows of their own.
+fn large_results(changes: &Changes) -> impl Iterator<Item = (&JobEvent, &Json)> {
+    let result = |event: &'_ Arc<JobEvent>| event.result.as_ref().is_some_and(|result| result.len() > MAX_SMALL_RESULT);
+    changes
+        .events
+        .iter()
+        .filter(move |event| result(event))
+        .filter_map(|event| Some((&**event, event.result.as_ref()?)))
+}
+
+/// What payloads and results take that get rows of their own.
+pub(super) fn large_bytes(changes: &Changes) -> usize {
+    let payloads: usize = changes.large_payloads().map(|payload| payload.json.len()).sum();
+    payloads + large_results(changes).map(|(_, result)| result.len()).sum::<usize>()
+}
 
 /// Columns of a job's key, the first ones.
 const KEY: usize = 2;
