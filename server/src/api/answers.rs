@@ -13,11 +13,16 @@ use http_body_util::BodyExt as _;
 use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
 
-use crate::{ledger::LeaseDelivery, net::AnswerBytes};
+use crate::{
+    ledger::{LeaseDelivery, ReadTurn},
+    net::AnswerBytes,
+};
 
 /// The answer, all of it made.
 pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
     let (mut parts, mut body) = answer.into_parts();
+    // Until it is made, nobody has the turn in which it was read.
+    let _turn = parts.extensions.remove::<ReadTurn>();
     if http_body::Body::is_end_stream(&body) {
         return Response::from_parts(parts, body);
     }

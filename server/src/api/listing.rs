@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::{convert, request::Listing, status::ApiError};
 use crate::{
     domain::{id::OrgId, job::Job},
-    ledger::{JobPage, Ledger},
+    ledger::{JobPage, ReadTurn},
 };
 
 /// What the jobs of one answer may take, so that it stays below 4 MiB; a single one may take more.
@@ -16,8 +16,9 @@ const ANSWER_BYTES: usize = 3_584 << 10;
 /// Jobs whose payloads and results are read at once.
 const CONTENTS_AT_ONCE: usize = 64;
 
-pub(super) async fn answer(ledger: &Ledger, org: OrgId, listing: Listing) -> Result<pb::ListJobsResponse, ApiError> {
-    let JobPage { jobs, mut next, as_of_seq } = ledger.list(org, &listing.query).await?;
+/// A page, in one turn: of those that are being put together there are no more than turns.
+pub(super) async fn answer(turn: &ReadTurn, org: OrgId, listing: Listing) -> Result<pb::ListJobsResponse, ApiError> {
+    let JobPage { jobs, mut next, as_of_seq } = turn.list(org, &listing.query).await?;
     let as_of_seq = listing.as_of_seq.unwrap_or(as_of_seq);
     let mut answer = pb::ListJobsResponse { jobs: Vec::with_capacity(jobs.len()), as_of_seq, ..Default::default() };
     let (mut bytes, mut last) = (0, None);
@@ -25,7 +26,7 @@ pub(super) async fn answer(ledger: &Ledger, org: OrgId, listing: Listing) -> Res
         let mut contents = HashMap::new();
         if listing.is_full {
             let ids = chunk.iter().map(|job| job.id).collect();
-            contents.extend(ledger.contents(org, ids).await?);
+            contents.extend(turn.contents(org, ids).await?);
         }
         for job in chunk {
             let message = convert::full_job(job, &contents.remove(&job.id).unwrap_or_default());

@@ -116,7 +116,10 @@ impl JobService for Service {
     async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let listing = request::list(request.into_inner())?;
-        Ok(Response::new(listing::answer(&self.ledger, caller.org(), listing).await?))
+        let turn = self.ledger.read_turn(caller.org()).await.map_err(ApiError::from)?;
+        let mut response = Response::new(listing::answer(&turn, caller.org(), listing).await?);
+        response.extensions_mut().insert(turn);
+        Ok(response)
     }
 
     async fn claim_jobs(
@@ -186,8 +189,12 @@ impl JobService for Service {
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let id = request::get(request.get_ref())?;
-        let record = self.ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
-        Ok(Response::new(pb::GetJobResponse { job: Some(convert::job_record(&record)) }))
+        let (record, turn) = self.ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
+        let mut response = Response::new(pb::GetJobResponse { job: Some(convert::job_record(&record)) });
+        if let Some(turn) = turn {
+            response.extensions_mut().insert(turn);
+        }
+        Ok(response)
     }
 
     async fn update_job_status(

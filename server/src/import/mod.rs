@@ -358,7 +358,7 @@ impl<'a> Importer<'a> {
         self.observer.advance(1);
         let mut reasons = vec![refusal.0];
         if let (Some(ledger), Some(org)) = (self.ledger, mapping::org_of(row, self.request.org))
-            && let Ok(record) = ledger.job(org, JobId(row.id)).await
+            && let Ok((record, _)) = ledger.job(org, JobId(row.id)).await
         {
             reasons.push(format!("the ledger still has it, {}", record.job.status));
         }

@@ -34,6 +34,7 @@ pub use self::{
     error::{LedgerError, Quantity},
     page_memory::{PageShare, StreamPages},
     places::{StreamLimits, StreamPlace},
+    reader::ReadTurn,
     shared::SharedEvent,
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
@@ -49,7 +50,7 @@ pub use crate::store::{
 use crate::{
     domain::{
         id::{JobId, OrgId},
-        job::{JobContents, JobRecord},
+        job::JobRecord,
     },
     store::Store,
 };
@@ -311,32 +312,22 @@ impl Ledger {
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
 
-    /// Reads one job.
+    /// Reads one job. A large one comes with the turn that reading it took, to be kept until the answer is made.
     ///
     /// # Errors
     ///
     /// [`LedgerError::JobNotFound`], or that of the database.
-    pub async fn job(&self, org: OrgId, id: JobId) -> Result<Arc<JobRecord>, LedgerError> {
+    pub async fn job(&self, org: OrgId, id: JobId) -> Result<(Arc<JobRecord>, Option<ReadTurn>), LedgerError> {
         self.reads.job(org, id).await
     }
 
-    /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
+    /// A turn to read pages of jobs and what they hold, to be kept until the answer is made.
     ///
     /// # Errors
     ///
-    /// That of the database.
-    pub async fn contents(&self, org: OrgId, ids: Vec<JobId>) -> Result<Vec<(JobId, JobContents)>, LedgerError> {
-        self.lists.read(org, move |store| async move { store.contents(org, &ids).await }).await
-    }
-
-    /// Reads a page of jobs, the newest first.
-    ///
-    /// # Errors
-    ///
-    /// That of the database.
-    pub async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, LedgerError> {
-        let query = query.clone();
-        self.lists.read(org, move |store| async move { store.list(org, &query).await }).await
+    /// [`LedgerError::Overloaded`] if it does not come in time, or [`LedgerError::Unavailable`] if nobody's does.
+    pub async fn read_turn(&self, org: OrgId) -> Result<ReadTurn, LedgerError> {
+        self.lists.begin(org).await
     }
 
     /// Reads the statistics of an org.

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{LedgerError, reader::Reader};
+use super::{
+    LedgerError,
+    reader::{ReadTurn, Reader},
+};
 use crate::{
     domain::{
         id::{JobId, OrgId},
@@ -83,8 +86,12 @@ impl Reads {
         Arc::new(Self { store, lists, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
     }
 
-    /// Reads one job; it may be the work of another's call.
-    pub(super) async fn job(self: &Arc<Self>, org: OrgId, id: JobId) -> Result<Arc<JobRecord>, LedgerError> {
+    /// Reads one job; it may be the work of another's call. A large one comes with the turn that it took.
+    pub(super) async fn job(
+        self: &Arc<Self>,
+        org: OrgId,
+        id: JobId,
+    ) -> Result<(Arc<JobRecord>, Option<ReadTurn>), LedgerError> {
         let (answer, answered) = oneshot::channel();
         let may_go = {
             let mut state = self.state();
@@ -97,14 +104,16 @@ impl Reads {
             // In a task of its own: others may wait for it when this caller has gone.
             tokio::spawn(OnTheWay { reads: Arc::clone(self), is_counted: true }.read());
         }
-        let record = match answered.await.unwrap_or(Err(LedgerError::Unavailable))? {
-            FoundJob::Whole(record) => Some(record),
+        let (record, turn) = match answered.await.unwrap_or(Err(LedgerError::Unavailable))? {
+            FoundJob::Whole(record) => (Some(record), None),
             FoundJob::Large => {
-                self.lists.read(org, move |store| async move { store.job(org, id).await }).await?.map(Arc::new)
+                let turn = self.lists.begin(org).await?;
+                let record = turn.read(move |store| async move { store.job(org, id).await }).await?;
+                (record.map(Arc::new), Some(turn))
             }
-            FoundJob::Nothing => None,
+            FoundJob::Nothing => (None, None),
         };
-        record.ok_or(LedgerError::JobNotFound { job: id })
+        Ok((record.ok_or(LedgerError::JobNotFound { job: id })?, turn))
     }
 
     /// What is found of each.

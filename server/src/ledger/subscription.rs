@@ -235,14 +235,17 @@ impl Subscription {
         let mut taken = pages.take(PAGE_BYTES).await?;
         let (jobs, next) = match self.filter.job {
             Some(job) => {
-                let record =
-                    catch_up.read_patiently(org, move |store| async move { store.job(org, job).await }).await?;
+                let record = catch_up
+                    .begin_patiently(org)
+                    .await
+                    .read(move |store| async move { store.job(org, job).await })
+                    .await?;
                 let record = record.ok_or(LedgerError::JobNotFound { job })?;
                 (Vec::from_iter(self.filter.matches_job(&record.job).then_some(record)), None)
             }
             None => {
                 let query = ListQuery { filter: self.filter.of_jobs(), before, limit: PAGE_JOBS };
-                catch_up.read_patiently(org, move |store| snapshot_page(store, org, query)).await?
+                catch_up.begin_patiently(org).await.read(move |store| snapshot_page(store, org, query)).await?
             }
         };
         self.mode = next.map_or(Mode::Past, |before| Mode::Snapshot { before });
@@ -266,7 +269,9 @@ impl Subscription {
         let page = self
             .source
             .catch_up
-            .read_patiently(org, move |store| async move { store.events(org, &query).await })
+            .begin_patiently(org)
+            .await
+            .read(move |store| async move { store.events(org, &query).await })
             .await?;
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });

@@ -332,7 +332,7 @@ async fn what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once(datab
     let org = OrgId::DEFAULT;
     let work = lanes::Work { ledger: &ledger, org };
     let job = work.create().await;
-    let lease_of = async || ledger.job(org, job).await.unwrap().job.lease.clone();
+    let lease_of = async || ledger.job(org, job).await.unwrap().0.job.lease.clone();
     for is_repeated in [false, true] {
         let held = store.inner.begin(&[org]).await.unwrap();
         let before = store.begun();

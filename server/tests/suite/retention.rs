@@ -180,7 +180,7 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
     let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!((statistics.as_of_seq, statistics.types[0].counts.get(JobStatus::Succeeded)), (3_300, 0));
     // The log goes on where it was, though nothing of it is left.
-    let job = ledger.job(org, work.create().await).await.unwrap().job.clone();
+    let job = ledger.job(org, work.create().await).await.unwrap().0.job.clone();
     assert_eq!(job.last_seq, 3_301);
     assert_eq!(rows(&database, "job_event").await, 1);
     assert!(store.take_due(DueWork::Retention, 10, Duration::from_secs(60)).await.unwrap().len() <= 1);

@@ -95,7 +95,7 @@ async fn a_snapshot_is_consistent_whatever_happens_between_its_pages(database: D
         }
     }
     for id in ids.iter().chain([&new]) {
-        let job = ledger.job(org, *id).await.unwrap().job.clone();
+        let job = ledger.job(org, *id).await.unwrap().0.job.clone();
         let expected = filter.matches_job(&job).then_some((job.status, job.last_seq));
         assert_eq!(folded.get(id).copied(), expected, "{job:?}");
     }

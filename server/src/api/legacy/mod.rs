@@ -128,7 +128,7 @@ async fn read(
     Path(job_id): Path<String>,
 ) -> Result<Response, Problem> {
     let id = job_id_of(&job_id)?;
-    let record = ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
+    let (record, _turn) = ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
     Ok(job_as_it_was(&record.job, &record.contents))
 }
 
@@ -157,7 +157,8 @@ async fn update(
     };
     let mut contents = JobContents::default();
     if job.result_at.is_some() {
-        let found = ledger.contents(org, vec![id]).await.map_err(ApiError::from)?;
+        let turn = ledger.read_turn(org).await.map_err(ApiError::from)?;
+        let found = turn.contents(org, vec![id]).await.map_err(ApiError::from)?;
         contents = found.into_iter().next().map(|(_, contents)| contents).unwrap_or_default();
     }
     Ok(job_as_it_was(&job, &contents))
