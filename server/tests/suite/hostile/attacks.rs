@@ -10,6 +10,7 @@ use jobledger_client::{
         RetryJobRequest, StreamJobEventsRequest, UpdateJobStatusRequest,
     },
 };
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -477,7 +478,7 @@ impl Tenant {
 
     async fn due_at_once(self: Arc<Self>) {
         self.flood(2, async |mut service: RawClient, _| {
-            let soon = std::time::SystemTime::now() + Duration::from_secs(1);
+            let soon = SystemClock.now() + Duration::from_secs(1);
             let jobs = batch((0..1_000).map(|_| NewJob::new("due").scheduled_at(soon)));
             service.batch_create_jobs(jobs).await?;
             sleep(Duration::from_millis(500)).await;
