@@ -234,6 +234,8 @@ async fn end_claim(shared: Arc<Shared>, claim: ClaimJobsRequest) {
     loop {
         match shared.worker.client.claim(claim.clone()).await {
             Ok(leases) => return give_back(&shared, leases).await,
+            // What it has taken it would have been given again.
+            Err(crate::Error::Exhausted { ref reason, .. }) if reason == "QUOTA_EXCEEDED" => return,
             Err(error) if error.is_transient() => sleep(backoff.next(error.retry_after())).await,
             Err(error) => return tracing::warn!(%error, "the last claim is refused"),
         }

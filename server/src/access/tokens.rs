@@ -130,6 +130,13 @@ impl State {
         due.collect()
     }
 
+    /// It could not be noted of these.
+    fn put_uses_back(&mut self, taken: &[TokenText]) {
+        for token in taken {
+            self.uses.insert(*token, Use { noted_at: None, is_used: true });
+        }
+    }
+
     fn forget(&mut self, token: &TokenText) {
         self.doubts.remove(token);
         self.known.remove(token);
@@ -215,14 +222,16 @@ impl Tokens {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            let mut used: Vec<_> = self.state().take_uses().iter().map(|token| (token.org, token.digest)).collect();
-            if used.is_empty() {
+            let taken = self.state().take_uses();
+            if taken.is_empty() {
                 continue;
             }
+            let mut used: Vec<_> = taken.iter().map(|token| (token.org, token.digest)).collect();
             // In one order: other servers write them, too.
             used.sort_unstable_by_key(|(org, digest)| (*org, digest.0));
             if let Err(error) = self.store.use_tokens(&used).await {
                 tracing::debug!(%error, "it can't be noted that tokens were used");
+                self.state().put_uses_back(&taken);
             }
         }
     }

@@ -58,7 +58,12 @@ impl Space {
     /// Up to how many bytes an org may have that has so many now.
     pub(super) fn most_of(&self, org: OrgId, has: u64) -> u64 {
         let mut state = self.state();
-        let DiskSpace::Scarce { each } = state.space else { return u64::MAX };
+        let each = match state.space {
+            DiskSpace::Enough => return u64::MAX,
+            DiskSpace::Scarce { each } => each,
+            // What was taken before, or leads there in other ways than by a command that grows.
+            DiskSpace::Reserved => return 0,
+        };
         let is_counted = state.had.len() < MOST_ORGS || state.had.contains_key(&org);
         if !is_counted {
             return u64::MAX;
@@ -83,6 +88,7 @@ mod tests {
         assert_eq!(space.most_of(org, 5_000), 5_100);
         assert_eq!(space.most_of(org, 5_090), 5_100, "counted from when it was first seen");
         space.set(DiskSpace::Reserved);
+        assert_eq!(space.most_of(org, 5_090), 0);
         space.set(DiskSpace::Scarce { each: 100 });
         assert_eq!(space.most_of(org, 5_090), 5_100, "and not anew after the reserve was reached");
         space.set(DiskSpace::Enough);

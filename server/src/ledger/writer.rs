@@ -322,7 +322,7 @@ impl Writer {
                 commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
             // A defect in what decides is its command's alone: where there are several, they are run one by one.
             let space = self.lanes.space();
-            let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.unsigned_abs()));
+            let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.max(0).unsigned_abs()));
             chosen.push(defended(|| choose(*org, commands, loaded, inputs, quotas))?);
         }
         // Of what claims get no more is read than they get.
@@ -337,12 +337,13 @@ impl Writer {
         for (OrgBatch { org, .. }, chosen) in turn.iter().zip(chosen) {
             let rows = rows.remove(org).unwrap_or_default();
             refuse_ahead(&rows, heads.get(org).copied().unwrap_or_default())?;
-            let decision = defended(|| chosen.decide(rows))?;
-            if decision.doubts_keys {
-                batch.doubt_keys(*org);
-                return Err(StoreError::Conflict("a key is to be looked up".to_owned()));
-            }
-            decisions.push(decision);
+            decisions.push(defended(|| chosen.decide(rows))?);
+        }
+        let doubts = turn.iter().zip(&decisions).filter(|(_, decision)| decision.doubts_keys);
+        let doubts: Vec<_> = doubts.map(|(batch, _)| batch.org).collect();
+        if !doubts.is_empty() {
+            batch.doubt_keys(&doubts);
+            return Err(StoreError::Conflict("keys are to be looked up".to_owned()));
         }
         let changes: Vec<_> =
             turn.iter().zip(&decisions).map(|(batch, decision)| (batch.org, &decision.changes)).collect();

@@ -272,8 +272,8 @@ pub trait Batch: Send {
     /// nothing of one changes. Once for an org.
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError>;
 
-    /// An answer rests on [a key being new](Loaded::assumes_new_keys): for a while they are looked up.
-    fn doubt_keys(&self, _org: OrgId) {}
+    /// Answers on these orgs rest on [keys being new](Loaded::assumes_new_keys): for a while they are looked up. Nothing may be written then.
+    fn doubt_keys(&mut self, _orgs: &[OrgId]) {}
 
     /// True if this record is in the log of an org that the transaction holds, and so the batch happened that wrote it.
     ///

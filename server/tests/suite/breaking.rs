@@ -273,8 +273,8 @@ impl Batch for BreakingBatch {
         self.batch.write(changes).await
     }
 
-    fn doubt_keys(&self, org: OrgId) {
-        self.batch.doubt_keys(org);
+    fn doubt_keys(&mut self, orgs: &[OrgId]) {
+        self.batch.doubt_keys(orgs);
     }
 
     async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError> {

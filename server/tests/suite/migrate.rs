@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{Claim, Client, NewJob, Report, proto::StreamJobEventsRequest};
+use jobledger_client::{Claim, Client, Follow, Item, NewJob, Report, proto::StreamJobEventsRequest};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
@@ -228,6 +228,12 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
             }
             running.push((org, working.get(&id).await.unwrap()));
         }
+        let ends = client(&server, 7);
+        let ended = ends.create(NewJob::new("t")).await.unwrap().job.id;
+        ends.update(Report::start(&ended)).await.unwrap();
+        ends.update(Report::succeeded(&ended).result(&"y".repeat(2_000)).unwrap()).await.unwrap();
+        let before = ends.get(&ended).await.unwrap();
+        running.push((7, before));
         server.stop().await;
         assert_eq!(rows(&database, "job_payload").await, 1, "the others lie with their events");
 
@@ -254,6 +260,12 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         for (org, before) in &running {
             assert_eq!(client(&server, *org).get(&before.id).await.unwrap(), *before);
         }
+        let mut events = client(&server, 7).subscribe(Follow::org().after(0).history_only()).await.unwrap();
+        let mut results = 0;
+        while let Some(item) = events.next().await {
+            results += usize::from(matches!(item.unwrap(), Item::Event(event) if event.result.is_some()));
+        }
+        assert_eq!(results, 1, "a large one, too");
         for (org, before) in &created {
             let client = client(&server, *org);
             assert_eq!(client.get(&before.id).await.unwrap(), *before);

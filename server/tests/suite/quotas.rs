@@ -86,7 +86,7 @@ async fn an_org_has_so_many_bytes_and_what_runs_comes_to_its_end(database: Datab
     let mut service = client.raw();
     let running = create(&client, NewJob::new("t").max_attempts(2)).await.unwrap();
     let ended = create(&client, NewJob::new("ends")).await.unwrap();
-    create(&client, NewJob::new("waits")).await.unwrap();
+    let waits = create(&client, NewJob::new("waits")).await.unwrap();
     let of_type = |name: &str| Claim::new("w").types([name]);
     let lease = client.claim(of_type("t")).await.unwrap().remove(0);
     let other = client.claim(of_type("ends")).await.unwrap().remove(0);
@@ -116,6 +116,8 @@ async fn an_org_has_so_many_bytes_and_what_runs_comes_to_its_end(database: Datab
     assert_quota(&service.retry_job(again).await.unwrap_err(), "bytes", LIMIT);
     let claim = ClaimJobsRequest { worker_id: "w".to_owned(), types: vec!["waits".to_owned()], ..Default::default() };
     assert_quota(&service.claim_jobs(claim).await.unwrap_err(), "bytes", LIMIT);
+    let start = UpdateJobStatusRequest::from(Report::start(waits));
+    assert_quota(&service.update_job_status(start).await.unwrap_err(), "bytes", LIMIT);
 
     // The lease goes on, and what the job comes to is taken.
     let beat = LeaseHeartbeat { lease_token: lease.lease_token.clone(), progress: Some(77), ..Default::default() };

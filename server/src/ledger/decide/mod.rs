@@ -274,7 +274,7 @@ impl Log {
     fn apply(&mut self, job: JobId, command: &transition::Command) -> Result<Job, LedgerError> {
         let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
         let transition = current.apply(&self.within_quota(command), self.tick())?;
-        self.check_quota(command, &transition)?;
+        self.check_quota(&transition)?;
         let job = transition.job.clone();
         if transition.is_changed {
             let (status, before, timeline) = (current.status, Before::of(current), Timeline::of(current));

@@ -11,7 +11,6 @@ use super::{
 };
 use crate::domain::{
     event::EventKind,
-    status::JobStatus,
     transition::{Command, Heartbeat, News, Transition},
 };
 
@@ -68,23 +67,33 @@ impl Log {
         }
     }
 
-    /// Refuses what a command would add to the log of an org that may not have it.
-    pub(super) fn check_quota(&self, command: &Command, transition: &Transition) -> Result<(), LedgerError> {
-        let adds_work = |status| transition.job.status == status && !transition.events.is_empty();
-        let asks_to_stop = transition.events.iter().any(|event| event.kind == EventKind::CancelRequested);
-        match command {
-            Command::Retry(_) if !transition.events.is_empty() => self.add_to_stock(0, 1),
-            _ if adds_work(JobStatus::Running) && !asks_to_stop => self.may_work(),
-            _ => Ok(()),
+    /// Refuses what a command would add to the log of an org that may not have it, whichever command it is.
+    pub(super) fn check_quota(&self, transition: &Transition) -> Result<(), LedgerError> {
+        for event in &transition.events {
+            match event.kind {
+                EventKind::Requeued => self.add_to_stock(0, 1)?,
+                EventKind::Claimed | EventKind::Started | EventKind::Progress => self.may_work()?,
+                // New jobs are checked before they are made.
+                EventKind::Created | EventKind::Imported => {}
+                EventKind::Succeeded
+                | EventKind::Failed
+                | EventKind::RetryScheduled
+                | EventKind::Released
+                | EventKind::CancelRequested
+                | EventKind::Canceled
+                | EventKind::DeadLettered
+                | EventKind::Lost => {}
+            }
         }
+        Ok(())
     }
 
     fn jobs_kept(&self) -> u64 {
-        self.head.stock.jobs.unsigned_abs()
+        self.head.stock.jobs.max(0).unsigned_abs()
     }
 
     fn bytes_kept(&self) -> u64 {
-        self.head.stock.bytes.unsigned_abs()
+        self.head.stock.bytes.max(0).unsigned_abs()
     }
 }
 

@@ -102,7 +102,8 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
     if as_of == end.record
         && let Some((found, ready)) = find(&state, jobs, held, ready)
     {
-        let is_looking = !found.is_empty() || !needs.ready.is_empty();
+        // A create that is refused rests on what the org has.
+        let is_looking = !found.is_empty() || !needs.ready.is_empty() || !needs.types.is_empty();
         return Some((Recalled { end, types, jobs: found, ready, is_looking, state }, now));
     }
     memory.put_state(org, as_of, state);
@@ -186,8 +187,9 @@ impl Batch for RecalledBatch {
         Ok(records)
     }
 
-    fn doubt_keys(&self, org: OrgId) {
-        self.memory.keys_again(org);
+    fn doubt_keys(&mut self, orgs: &[OrgId]) {
+        orgs.iter().for_each(|org| self.memory.keys_again(*org));
+        give_back(&self.memory, std::mem::take(&mut self.recalled));
     }
 
     async fn has(&mut self, _org: OrgId, _record: RecordId) -> Result<bool, StoreError> {

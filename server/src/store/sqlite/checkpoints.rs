@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
 /// Once so many bytes were written, they are copied: some milliseconds of a disk's time, for which commits may have to wait, too.
 const AT_ONCE: u64 = 2 << 20;
@@ -54,6 +54,11 @@ impl Checkpoints {
         let mut connection = self.options.connect().await?;
         sqlx::query("/* copy */ PRAGMA wal_checkpoint(PASSIVE)").execute(&mut connection).await?;
         connection.close().await
+    }
+
+    /// Nothing is copied while what this returns is kept.
+    pub(super) async fn pause(&self) -> MutexGuard<'_, bool> {
+        self.is_closed.lock().await
     }
 
     /// Lets go of the database, once what is under way is through.

@@ -146,7 +146,8 @@ pub(super) async fn load_slice(
 
 /// Removes at once what is left of jobs that are about to be there again; what that took, in bytes.
 pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[JobId]) -> Result<i64, StoreError> {
-    const BYTES: &str = "/* clear */ SELECT ifnull(sum(e.bytes), 0) FROM json_each($2) wanted
+    const BYTES: &str =
+        "/* clear */ SELECT ifnull(sum(e.bytes), 0) FROM (SELECT DISTINCT value FROM json_each($2)) wanted
         CROSS JOIN job_remains r ON r.org_id = $1 AND r.job_id = unhex(wanted.value)
         CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = r.job_id";
     if ids.is_empty() {

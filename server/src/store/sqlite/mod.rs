@@ -182,14 +182,15 @@ impl SqliteStore {
         let readers = pool(READ_CONNECTIONS).connect_with(base.clone()).await.map_err(unusable)?;
         let own = pool(OWN_CONNECTIONS).connect_with(base).await.map_err(unusable)?;
         let writer = Arc::new(Mutex::new(Some(writer)));
+        let checkpoints = Arc::new(Checkpoints::new(write_options.clone()));
         let keeper = Keeper {
             gate,
             path: wal::path_of(path),
             limit: options.max_wal,
             pools: [readers.clone(), job_readers.clone(), own.clone()],
             writer: Arc::downgrade(&writer),
+            checkpoints: Arc::clone(&checkpoints),
         };
-        let checkpoints = Arc::new(Checkpoints::new(write_options.clone()));
         let copying = Arc::clone(&checkpoints);
         let keeping = (options.file_use == FileUse::Serve).then(|| {
             let copying = tokio::spawn(async move { copying.run().await });

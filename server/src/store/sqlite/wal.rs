@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{BUSY_TIMEOUT, file::beside};
+use super::{BUSY_TIMEOUT, checkpoints::Checkpoints, file::beside};
 
 /// How often its length is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -79,6 +79,7 @@ pub(super) struct Keeper {
     pub(super) limit: u64,
     pub(super) pools: [SqlitePool; 3],
     pub(super) writer: Weak<Mutex<Option<SqliteConnection>>>,
+    pub(super) checkpoints: Arc<Checkpoints>,
 }
 
 impl Keeper {
@@ -93,7 +94,9 @@ impl Keeper {
             }
             self.gate.is_open.send_replace(false);
             let is_idle = self.await_readers(wait).await;
+            let paused = self.checkpoints.pause().await;
             let others_read = is_idle && !truncate(&writer).await;
+            drop(paused);
             self.gate.is_open.send_replace(true);
             let bytes = self.bytes();
             if bytes <= self.limit {
