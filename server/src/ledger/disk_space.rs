@@ -21,7 +21,7 @@ pub enum DiskSpace {
         /// The part of one org, in bytes as they are counted for its quota.
         each: u64,
     },
-    /// Only the reserve, or less: no command that [grows](Command::grows) is taken.
+    /// Only the reserve, or less: nothing is taken that makes a job, or brings one back.
     Reserved,
 }
 
