@@ -15,6 +15,8 @@ use crate::{
 
 /// Orgs looked at in one go.
 const ORGS: usize = 100;
+/// Batches that one sweep has an org remove, at most: what is left stays due, behind what fell due before.
+const BATCHES: usize = 10;
 /// How long an org is left to the server that took it. Should that one die, another takes over.
 const HOLD: Duration = Duration::from_secs(60);
 /// How often it is looked whether a verification is over.
@@ -65,18 +67,21 @@ async fn sweep_all(ledger: &Ledger, store: &dyn Store, retention: Retention) -> 
     }
 }
 
-/// Removes what is kept no longer of some orgs. False if something failed.
+/// Removes what is kept no longer of some orgs: a batch of each in turn, so that none waits for another to be through. False if something
+/// failed.
 async fn sweep(ledger: &Ledger, store: &dyn Store, orgs: &[OrgId], retention: Retention) -> bool {
+    let mut left: Vec<_> = orgs.iter().map(|org| (*org, 0)).collect();
     let mut is_done = true;
-    for org in orgs {
-        let mut jobs = 0;
-        loop {
+    for _ in 0..BATCHES {
+        let mut with_more = Vec::new();
+        for (org, mut jobs) in std::mem::take(&mut left) {
             await_turn(store).await;
-            match ledger.retain(*org, retention).await {
+            match ledger.retain(org, retention).await {
                 Ok(removed) => {
                     jobs += removed.jobs;
-                    if !removed.has_more {
-                        break;
+                    if removed.has_more {
+                        with_more.push((org, jobs));
+                        continue;
                     }
                 }
                 Err(LedgerError::Draining) => return false,
@@ -84,13 +89,21 @@ async fn sweep(ledger: &Ledger, store: &dyn Store, orgs: &[OrgId], retention: Re
                 Err(error) => {
                     tracing::warn!(org_id = %org, %error, "can't remove finished jobs; trying again later");
                     is_done = false;
-                    break;
                 }
             }
+            say(org, jobs);
         }
-        if jobs > 0 {
-            tracing::info!(org_id = %org, jobs, "removed finished jobs that are kept no longer");
+        left = with_more;
+        if left.is_empty() {
+            break;
         }
     }
+    left.into_iter().for_each(|(org, jobs)| say(org, jobs));
     is_done
+}
+
+fn say(org: OrgId, jobs: usize) {
+    if jobs > 0 {
+        tracing::info!(org_id = %org, jobs, "removed finished jobs that are kept no longer");
+    }
 }

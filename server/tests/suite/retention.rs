@@ -1,6 +1,10 @@
 //! What is kept no longer goes, with all that belongs to it; everything else stays.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Seek as _},
+    time::Duration,
+};
 
 use chrono::TimeDelta;
 use jobledger_client::{Client, Error, Follow, Item, NewJob, Report};
@@ -17,15 +21,17 @@ use jobledger_server::{
 use serde_json::json;
 use sqlx::{Executor as _, Row as _};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use crate::{
-    harness::{Database, ManualClock, PATIENCE, TestServer, on_both_databases},
+    harness::{Database, ManualClock, PATIENCE, Program, TestServer, on_both_databases},
     ledger::{Work, breaking, create_once, created, new_job, poll_once, start},
 };
 
 on_both_databases! {
     finished_jobs_go_when_their_time_is_over_and_others_stay,
     one_batch_removes_a_bounded_number_and_says_that_there_are_more,
+    an_org_with_much_to_remove_has_no_other_wait,
     a_job_that_was_retried_meanwhile_stays,
     what_goes_later_than_what_came_after_it_is_counted_out_too,
     a_key_is_free_for_the_next_command_once_its_job_is_removed,
@@ -186,6 +192,36 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
     assert!(store.take_due(DueWork::Retention, 10, Duration::from_secs(60)).await.unwrap().len() <= 1);
     assert_eq!(store.orgs(None, 10).await.unwrap(), [org]);
     assert_eq!(store.orgs(Some(org), 10).await.unwrap(), []);
+}
+
+async fn an_org_with_much_to_remove_has_no_other_wait(database: Database) {
+    let store = database.open().await;
+    let ledger = start(&store, Default::default());
+    // In the order in which they are looked at.
+    let [much, little] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+    for (org, n) in [(much, 2_100), (little, 1)] {
+        let creates = (0..n).map(|_| Command::Create(new_job("t", None, None))).collect();
+        let jobs = ledger.submit_all(org, creates).await.unwrap();
+        let cancel = |reply| {
+            let cancel = Cancel { reason: "".into(), etag: None, actor: "".into() };
+            Command::Apply { job: created(reply).id, command: Box::new(transition::Command::Cancel(cancel)) }
+        };
+        let canceled = ledger.submit_all(org, jobs.into_iter().map(cancel).collect()).await.unwrap();
+        assert!(canceled.into_iter().all(|reply| reply.is_ok()));
+    }
+    drop(ledger);
+    store.close().await;
+    let (mut log, mut said) = (tempfile::tempfile().unwrap(), String::new());
+    let more = ["--log", "info", "--retain-finished", "1s"];
+    let program = Program::serve_saying("127.0.0.1:0", &database.url(), &more, &[], log.try_clone().unwrap().into());
+    for org in [much, little] {
+        until_counts(&program.client_of(org.0), |counts| counts.canceled, 0).await;
+    }
+    assert!(program.end_by("TERM").success());
+    log.rewind().unwrap();
+    log.read_to_string(&mut said).unwrap();
+    let removed: Vec<_> = said.lines().filter(|line| line.contains("removed finished jobs")).collect();
+    assert!(removed.len() >= 2 && removed[0].contains(&little.to_string()), "{said}");
 }
 
 async fn a_key_is_free_for_the_next_command_once_its_job_is_removed(database: Database) {
