@@ -14,12 +14,13 @@ use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
 
 use crate::{
+    domain::id::OrgId,
     ledger::{LeaseDelivery, ReadTurn},
     net::AnswerBytes,
 };
 
-/// The answer, all of it made.
-pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
+/// The answer, of an org or of none, all of it made.
+pub(super) async fn whole(answer: Response<Body>, org: Option<OrgId>) -> Response<Body> {
     let (mut parts, mut body) = answer.into_parts();
     // Until it is made, nobody has the turn in which it was read.
     let _turn = parts.extensions.remove::<ReadTurn>();
@@ -38,7 +39,7 @@ pub(super) async fn whole(answer: Response<Body>) -> Response<Body> {
             Err(error) => frames.push_back(Err(error)),
         }
     }
-    parts.extensions.insert(AnswerBytes(bytes));
+    parts.extensions.insert(AnswerBytes { bytes, org: org.map(|org| org.0) });
     let on_taken = parts.extensions.remove();
     Response::from_parts(parts, Body::new(Whole { frames, on_taken }))
 }

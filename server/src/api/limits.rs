@@ -305,7 +305,7 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            let answer = if goes_on { on(answer) } else { whole(answer).await };
+            let answer = if goes_on { on(answer) } else { whole(answer, Some(org)).await };
             drop(entered);
             Ok(answer)
         })
@@ -340,7 +340,7 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = answer.await?;
-            Ok(if is_long { on(answer.map(|body| until_through(body, place))) } else { whole(answer).await })
+            Ok(if is_long { on(answer.map(|body| until_through(body, place))) } else { whole(answer, None).await })
         })
     }
 }

@@ -85,8 +85,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_KEEPALIVE", value_name = "TIME", default_value = "20s", value_parser = long)]
     keepalive: Duration,
 
-    /// Bytes of answers that callers have not taken, event streams excepted: 16,777,216 or more. Beyond that, the connection with most of
-    /// them is closed.
+    /// Bytes of answers that callers have not taken, event streams excepted: 16,777,216 or more. Beyond that, of the
+    /// organisation with most of them, or the address where they are about none, the connection with most is closed.
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(16_777_216..))]
     max_answer_memory: u32,
 

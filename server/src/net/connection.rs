@@ -312,8 +312,8 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for 
         let open = self.open.take();
         Poll::Ready(answer.map(|mut answer| {
             let extensions = answer.extensions_mut();
-            let bytes = extensions.remove::<AnswerBytes>().map_or(0, |AnswerBytes(bytes)| bytes);
-            let holding = extensions.remove::<GoesOn>().is_none().then(|| self.unread.hold(bytes));
+            let AnswerBytes { bytes, org } = extensions.remove().unwrap_or(AnswerBytes { bytes: 0, org: None });
+            let holding = extensions.remove::<GoesOn>().is_none().then(|| self.unread.hold(bytes, org));
             answer.map(|body| UntilThrough { body, _open: open, _holding: holding })
         }))
     }

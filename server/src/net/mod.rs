@@ -43,7 +43,8 @@ pub struct ConnectionLimits {
     pub age: Duration,
     /// A peer that says nothing is asked for a sign of life this often, and given up after the same time again.
     pub keepalive: Duration,
-    /// Bytes of answers that callers have not taken, but for those that go on; beyond that, the connection with most of them is closed.
+    /// Bytes of answers that callers have not taken, but for those that go on; beyond that, the connection with most of them is closed, of the
+    /// org with most, or of the address where they are about none.
     pub unread: usize,
 }
 

@@ -1,8 +1,9 @@
-//! Answers that their callers have not taken: so many bytes in all. Beyond that, whoever holds most of them loses its connection.
+//! Answers that their callers have not taken: so many bytes in all. Beyond that, whoever holds most of them, in whatever number of connections,
+//! loses the one that holds most.
 
 use std::{
-    collections::HashMap,
-    net::SocketAddr,
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -10,6 +11,9 @@ use std::{
 };
 
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::shares::network;
 
 /// What is kept of an answer besides its bytes.
 const OF_EACH: usize = 2 << 10;
@@ -24,8 +28,9 @@ pub(super) struct Unread {
 #[derive(Default)]
 struct State {
     in_all: usize,
-    /// Those with answers, by the order they came in.
-    connections: HashMap<u64, Connection>,
+    holders: HashMap<Holder, usize>,
+    /// Of each holder those with answers, by the order they came in.
+    connections: BTreeMap<(Holder, u64), Connection>,
 }
 
 struct Connection {
@@ -34,9 +39,21 @@ struct Connection {
     cut: CancellationToken,
 }
 
-/// How many bytes an answer has, for one that is all made: an extension of the response.
+/// Who is to take an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Holder {
+    /// An org, whose callers may be anywhere.
+    Org(Uuid),
+    /// Of an answer about no org, whoever is at an address.
+    Network(IpAddr),
+}
+
+/// How many bytes an answer has that is all made, and of which org it is: an extension of the response.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct AnswerBytes(pub(crate) usize);
+pub(crate) struct AnswerBytes {
+    pub(crate) bytes: usize,
+    pub(crate) org: Option<Uuid>,
+}
 
 /// An answer that goes on and has bounds of its own, and so is not counted: an extension of the response.
 #[derive(Debug, Clone, Copy)]
@@ -68,51 +85,77 @@ impl Unread {
 }
 
 impl Share {
-    /// Counts an answer for as long as what is returned is kept.
-    pub(super) fn hold(&self, bytes: usize) -> Holding {
+    /// Counts an answer, of an org or of none, for as long as what is returned is kept.
+    pub(super) fn hold(&self, bytes: usize, org: Option<Uuid>) -> Holding {
+        let holder = org.map_or_else(|| Holder::Network(network(self.address.ip())), Holder::Org);
         let mut state = self.all.state();
-        let is_cut = self.cut.is_cancelled();
-        let bytes = if is_cut { 0 } else { bytes + OF_EACH };
-        if !is_cut {
+        let bytes = if self.cut.is_cancelled() { 0 } else { bytes + OF_EACH };
+        if bytes > 0 {
             let (address, cut) = (self.address, &self.cut);
             let new = || Connection { bytes: 0, address, cut: cut.clone() };
-            state.connections.entry(self.id).or_insert_with(new).bytes += bytes;
+            state.connections.entry((holder, self.id)).or_insert_with(new).bytes += bytes;
+            *state.holders.entry(holder).or_default() += bytes;
             state.in_all += bytes;
         }
         while state.in_all > self.all.limit
-            && let Some(most) = state.connections.iter().max_by_key(|(_, of)| of.bytes).map(|(id, _)| *id)
+            && let Some(most) = state.most()
         {
             state.cut(most);
         }
-        Holding { share: self.clone(), bytes }
+        Holding { share: self.clone(), holder, bytes }
     }
 }
 
 impl State {
+    /// The connection that holds most of whoever holds most.
+    fn most(&self) -> Option<u64> {
+        let (holder, _) = self.holders.iter().max_by_key(|(_, bytes)| **bytes)?;
+        let of_holder = self.connections.range((*holder, 0)..=(*holder, u64::MAX));
+        of_holder.max_by_key(|(_, of)| of.bytes).map(|((_, id), _)| *id)
+    }
+
+    /// Cuts a connection: of whomever it holds answers, nothing of them is counted any more.
     fn cut(&mut self, id: u64) {
-        let Some(Connection { bytes, address, cut }) = self.connections.remove(&id) else { return };
+        let holders: Vec<_> = self.holders.keys().copied().collect();
+        for holder in holders {
+            let Some(Connection { bytes, address, cut }) = self.connections.remove(&(holder, id)) else { continue };
+            self.gives_back(holder, bytes);
+            if !cut.is_cancelled() {
+                tracing::warn!(%address, ?holder, bytes, "a connection is cut that does not take its answers");
+                cut.cancel();
+            }
+        }
+    }
+
+    fn gives_back(&mut self, holder: Holder, bytes: usize) {
         self.in_all -= bytes;
-        tracing::warn!(%address, bytes, "a connection is cut that does not take its answers");
-        cut.cancel();
+        if let Some(of) = self.holders.get_mut(&holder) {
+            *of -= bytes;
+            if *of == 0 {
+                self.holders.remove(&holder);
+            }
+        }
     }
 }
 
 /// An answer that is not taken yet.
 pub(super) struct Holding {
     share: Share,
+    holder: Holder,
     bytes: usize,
 }
 
 impl Drop for Holding {
     fn drop(&mut self) {
         let mut state = self.share.all.state();
+        let key = (self.holder, self.share.id);
         // Of one that was cut for it nothing is counted any more.
-        let Some(of) = state.connections.get_mut(&self.share.id) else { return };
+        let Some(of) = state.connections.get_mut(&key) else { return };
         of.bytes -= self.bytes;
         if of.bytes == 0 {
-            state.connections.remove(&self.share.id);
+            state.connections.remove(&key);
         }
-        state.in_all -= self.bytes;
+        state.gives_back(self.holder, self.bytes);
     }
 }
 
@@ -121,21 +164,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_holds_most_is_cut_and_nothing_of_it_counts_any_more() {
+    fn a_connection_that_holds_most_is_cut_and_nothing_of_it_counts_any_more() {
         let all = Unread::new(9 * OF_EACH);
         let cuts = [(); 3].map(|()| CancellationToken::new());
         let [few, most, late] = [0, 1, 2].map(|n| all.share(([127, 0, 0, 1], n as u16).into(), cuts[n].clone()));
-        let of_few = [few.hold(0), few.hold(0)];
-        let of_most = [most.hold(3 * OF_EACH), most.hold(0)];
-        drop(late.hold(OF_EACH));
+        let of_few = [few.hold(0, None), few.hold(0, None)];
+        let of_most = [most.hold(3 * OF_EACH, None), most.hold(0, None)];
+        drop(late.hold(OF_EACH, None));
         assert!(cuts.iter().all(|cut| !cut.is_cancelled()));
-        let of_late = late.hold(2 * OF_EACH);
+        let of_late = late.hold(2 * OF_EACH, None);
         assert_eq!(cuts.each_ref().map(CancellationToken::is_cancelled), [false, true, false]);
-        let after = most.hold(0);
+        let after = most.hold(0, None);
         drop((of_most, after));
         assert_eq!(all.state().in_all, 5 * OF_EACH);
         drop((of_few, of_late));
         assert_eq!(all.state().in_all, 0);
-        assert!(all.state().connections.is_empty());
+        assert!(all.state().connections.is_empty() && all.state().holders.is_empty());
+    }
+
+    #[test]
+    fn whoever_holds_most_in_many_connections_has_one_of_them_cut() {
+        let all = Unread::new(20 * OF_EACH);
+        let cuts = [(); 11].map(|()| CancellationToken::new());
+        let share = |n: usize| all.share(([127, 0, 0, n as u8], 1).into(), cuts[n].clone());
+        let [many, large] = [1, 2].map(|n| Some(Uuid::from_u128(n)));
+        // Its answers are larger than each of the others, and it holds less than they do together.
+        let of_large = share(10).hold(7 * OF_EACH, large);
+        let of_many: Vec<_> = (0..7).map(|n| share(n).hold(OF_EACH, many)).collect();
+        let _stranger = share(10).hold(0, None);
+        assert!(!cuts[10].is_cancelled());
+        assert_eq!(cuts.iter().filter(|cut| cut.is_cancelled()).count(), 2);
+        drop((of_large, of_many));
+        assert_eq!(all.state().in_all, OF_EACH);
+        assert_eq!(all.state().holders.len(), 1);
     }
 }
