@@ -128,9 +128,12 @@ impl JobService for Service {
     ) -> Result<Response<pb::ClaimJobsResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let (claim, wait) = request::claim(request.into_inner())?;
-        let leases = self.ledger.claim(caller.by, claim, wait).await.map_err(ApiError::from)?;
+        let mut leases = self.ledger.claim(caller.by, claim, wait).await.map_err(ApiError::from)?;
         let answer = pb::ClaimJobsResponse { leases: leases.jobs().iter().map(convert::lease).collect() };
         let mut response = Response::new(answer);
+        if let Some(turn) = leases.take_turn() {
+            response.extensions_mut().insert(turn);
+        }
         response.extensions_mut().insert(OnTaken::new(leases.into_delivery()));
         Ok(response)
     }

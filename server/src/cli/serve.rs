@@ -33,8 +33,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_ORGS_PER_TRANSACTION", value_name = "N", default_value_t = ORGS_PER_TRANSACTION, value_parser = clap::value_parser!(u32).range(1..=64))]
     orgs_per_transaction: u32,
 
-    /// Connections that read for callers: 1 to 100. With fewer than 16, one org's reads may keep another's waiting. PostgreSQL only.
-    #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Connections that read for callers: 1 to 100. With fewer than 20, one org's reads may keep another's waiting. PostgreSQL only.
+    #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
     read_connections: u32,
 
     /// How long what a running job does may be in the log alone before it is in the job's row, for whoever reads the tables by themselves: up

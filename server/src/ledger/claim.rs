@@ -8,12 +8,16 @@ use super::{
     Ledger, LedgerError,
     command::{By, Claim, Claimed, Command, Reply},
     lanes::Lanes,
+    reader::ReadTurn,
 };
 use crate::domain::{
     id::OrgId,
     job::{Job, JobRecord},
     transition::{self, Abandon},
 };
+
+/// Payloads of more bytes than this are read in turns with lists and large jobs.
+const LARGE: i64 = 64 << 10;
 
 /// Jobs that were claimed and are not delivered yet. Dropped, they are given back at once, unless something was heard of
 /// their holder by then: a heartbeat, or the same claim again.
@@ -50,16 +54,22 @@ impl Drop for Undelivered {
 pub struct Leases {
     jobs: Vec<JobRecord>,
     undelivered: Option<Undelivered>,
+    turn: Option<ReadTurn>,
 }
 
 impl Leases {
     fn none() -> Self {
-        Self { jobs: Vec::new(), undelivered: None }
+        Self { jobs: Vec::new(), undelivered: None, turn: None }
     }
 
     /// The jobs, the most urgent first, each held under its lease.
     pub fn jobs(&self) -> &[JobRecord] {
         &self.jobs
+    }
+
+    /// The turn in which their payloads were read, to be kept until the answer is made.
+    pub fn take_turn(&mut self) -> Option<ReadTurn> {
+        self.turn.take()
     }
 
     /// Says that the worker has them.
@@ -142,14 +152,18 @@ impl Ledger {
         }
     }
 
-    /// Adds what the jobs carry.
+    /// Adds what the jobs carry, in a turn of the org: what the same claim gets again was read before, and is read again.
     async fn fill(&self, org: OrgId, jobs: Vec<Job>, undelivered: Option<Undelivered>) -> Result<Leases, LedgerError> {
         let with_payload: Vec<_> = jobs.iter().filter(|job| job.spec.payload_bytes > 0).map(|job| job.id).collect();
-        let mut contents = HashMap::new();
+        let bytes: i64 = jobs.iter().map(|job| i64::from(job.spec.payload_bytes)).sum();
+        let (mut contents, mut turn) = (HashMap::new(), None);
         if !with_payload.is_empty() {
-            contents.extend(self.store.contents(org, &with_payload).await?);
+            let reader = if bytes > LARGE { &self.lists } else { &self.deliveries };
+            let begun = reader.begin(org).await?;
+            contents.extend(begun.contents(org, with_payload).await?);
+            turn = Some(begun);
         }
         let record = |job: Job| JobRecord { contents: contents.remove(&job.id).unwrap_or_default(), job };
-        Ok(Leases { jobs: jobs.into_iter().map(record).collect(), undelivered })
+        Ok(Leases { jobs: jobs.into_iter().map(record).collect(), undelivered, turn })
     }
 }

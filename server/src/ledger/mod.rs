@@ -129,18 +129,22 @@ impl Default for Limits {
     }
 }
 
+/// Reads of the payloads of claimed jobs that may be under way at the same time: of one org all but one.
+const DELIVERIES: usize = 4;
+
 /// The ledger of all orgs of one database. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
-    store: Arc<dyn Store>,
     reads: Arc<Reads>,
     lanes: Arc<Lanes>,
     waiting: Arc<Waiting>,
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
     watch: Arc<ClockWatch>,
-    /// Turns at the database's readers: of lists and large jobs, of the past, of statistics. None of them takes another's.
+    /// Turns at the database's readers: of lists and large jobs, of what claimed jobs carry, of the past, of statistics. None of them takes
+    /// another's.
     lists: Arc<Reader>,
+    deliveries: Arc<Reader>,
     catch_up: Arc<Reader>,
     summaries: Arc<Reader>,
     places: Places,
@@ -155,7 +159,7 @@ impl Ledger {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
         let reader = |at_a_time| Reader::new(Arc::clone(&store), at_a_time, limits.queued_within);
-        let lists = reader(limits.reads);
+        let (lists, deliveries) = (reader(limits.reads), reader(DELIVERIES));
         // One is kept for orgs that have none.
         let (catch_up, summaries) = (reader(limits.catch_up_reads + 1), reader(limits.catch_up_reads + 1));
         let waiting = Waiting::new(limits.claims, limits.claims_per_org);
@@ -182,7 +186,6 @@ impl Ledger {
         };
         (
             Self {
-                store,
                 reads,
                 lanes,
                 waiting,
@@ -190,6 +193,7 @@ impl Ledger {
                 hub,
                 watch,
                 lists,
+                deliveries,
                 catch_up,
                 summaries,
                 places,

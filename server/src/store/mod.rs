@@ -135,7 +135,7 @@ impl OpenOptions {
             require_rls: false,
             write_connections: 8,
             orgs_per_transaction: ORGS_PER_TRANSACTION,
-            read_connections: 16,
+            read_connections: 20,
             fold_after: Duration::from_secs(10),
             max_wal: 256 << 20,
             file_use: FileUse::Serve,

@@ -103,7 +103,7 @@ pub(crate) fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option
             requested_by: "".into(),
             labels: Labels::default(),
             run_timeout: None,
-            payload_bytes: 0,
+            payload_bytes: payload.as_ref().map_or(0, |payload| payload.len() as u32),
         }),
         payload,
         scheduled_at: None,

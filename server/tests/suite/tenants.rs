@@ -10,6 +10,10 @@ use jobledger_client::{
         UpdateJobStatusRequest,
     },
 };
+use jobledger_server::{
+    domain::{id::OrgId, json::Json, status},
+    ledger::{self, Command, Limits, StatisticsQuery},
+};
 use prost::Message as _;
 use serde_json::json;
 use tokio::{
@@ -24,6 +28,7 @@ use uuid::Uuid;
 use crate::{
     errors::assert_error,
     harness::{Database, PATIENCE, Program, on_both_databases, resident},
+    ledger as lanes,
     raw::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, header_block},
 };
 
@@ -31,6 +36,7 @@ on_both_databases! {
     claims_that_wait_hold_no_room_for_requests,
     streams_that_are_not_read_keep_no_other_org_from_the_past,
     lists_without_end_keep_nobody_from_anything,
+    what_large_payloads_take_is_shared_with_lists,
     nobody_works_out_a_lease_token_from_what_is_told_of_a_job,
     names_that_would_write_to_a_terminal_are_refused,
 }
@@ -297,4 +303,38 @@ async fn what_would_swell_when_it_is_decoded_is_refused_before() {
     assert!(after < before + 64 * MIB, "grew from {} MiB to {} MiB", before / MIB, after / MIB);
     assert!(matches!(client.get(&Uuid::new_v4().to_string()).await, Err(Error::JobNotFound { .. })));
     assert!(program.end_by("TERM").success());
+}
+
+fn claim(worker: &str) -> ledger::Claim {
+    let (max_jobs, lease) = (1, Duration::from_secs(3_600));
+    ledger::Claim { worker: worker.into(), types: [].into(), max_jobs, lease, request: None }
+}
+
+async fn what_large_payloads_take_is_shared_with_lists(database: Database) {
+    let store = database.open().await;
+    let ledger = lanes::start(&store, Limits { reads: 2, ..Limits::default() });
+    let [org, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+    let payload = Json::from_trusted(format!("\"{}\"", "x".repeat(100_000)));
+    for org in [org, other] {
+        let create = Command::Create(lanes::new_job("t", Some(payload.clone()), None));
+        lanes::created(ledger.submit(org, create).await);
+    }
+    let all_turns = ledger.read_turn(org).await.unwrap();
+    let claimed = tokio::spawn({
+        let ledger = ledger.clone();
+        async move { ledger.claim(org, claim("w"), Duration::ZERO).await }
+    });
+    let running = async || {
+        let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
+        statistics.types[0].counts.get(status::JobStatus::Running)
+    };
+    timeout(PATIENCE, async { while running().await == 0 {} }).await.unwrap();
+    // Another's turn is free.
+    let leases = timeout(PATIENCE, ledger.claim(other, claim("w"), Duration::ZERO)).await.unwrap().unwrap();
+    assert!(leases.jobs()[0].contents.payload.is_some());
+    assert!(!claimed.is_finished(), "it waits for its turn");
+    drop(all_turns);
+    let leases = timeout(PATIENCE, claimed).await.unwrap().unwrap().unwrap();
+    assert!(leases.jobs()[0].contents.payload.is_some());
+    leases.deliver();
 }

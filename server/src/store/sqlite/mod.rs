@@ -68,7 +68,7 @@ use crate::{
 /// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
 const OLDEST_SQLITE: &str = "3.51.3";
 /// Readers for callers: as many as the ledger gives turns to at most, so that none of them waits here.
-const READ_CONNECTIONS: u32 = 12;
+const READ_CONNECTIONS: u32 = 16;
 /// Readers for the server's own work, which no caller can take: credentials, what is due, signs of life.
 const OWN_CONNECTIONS: u32 = 3;
 /// Readers of jobs by their ids: as many as there are processors worth keeping busy with them.
