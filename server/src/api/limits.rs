@@ -136,6 +136,9 @@ const ORGS: usize = 10_000;
 /// The call about no org that goes on for as long as its caller likes, but for those of reflection.
 const WATCH: &str = "/Watch";
 
+/// Dialogues of reflection that may be open: each may have an answer of a hundred kilobytes that its caller does not take.
+const DIALOGUES: Most = Most { in_all: 300, each: 100 };
+
 /// Lets as many calls pass as may.
 #[derive(Clone)]
 pub(crate) struct LimitsLayer(Arc<Limiter>);
@@ -156,6 +159,7 @@ impl LimitsLayer {
             calls: Shares::new(Most { in_all: limits.calls, each: limits.calls_per_org }),
             short,
             long,
+            dialogues: Shares::new(DIALOGUES),
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
             is_stalled,
             limited: Rarely::default(),
@@ -186,6 +190,7 @@ struct Limiter {
     /// Places for what is about no org. Checks of the health are anybody's, and take none from streams, whose callers are known.
     short: Arc<Shares<Whose>>,
     long: Arc<Shares<Whose>>,
+    dialogues: Arc<Shares<Whose>>,
     requests: Arc<Requests>,
     is_stalled: Stalled,
     /// Orgs that have come to a limit with calls of some sort.
@@ -326,14 +331,17 @@ where
     fn about_no_org(&mut self, request: Request<Body>) -> Answer {
         let path = request.uri().path();
         let kind = if is_dialogue(path) { Kind::Dialogue } else { Kind::AboutNoOrg };
-        let is_long = kind == Kind::Dialogue || path.ends_with(WATCH);
-        let places = if is_long { &self.limiter.long } else { &self.limiter.short };
+        let (places, is_long) = match kind {
+            Kind::Dialogue => (&self.limiter.dialogues, true),
+            _ if path.ends_with(WATCH) => (&self.limiter.long, true),
+            _ => (&self.limiter.short, false),
+        };
         let peer = request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
         let whose = Whose::Address(network(peer));
         // Whoever is known has a part of its org's: those behind one proxy don't share theirs.
         let org = request.extensions().get::<Arc<Credential>>().and_then(|credential| credential.principal.org);
         let Ok(place) = places.take(org.map_or(whose, Whose::Org), 1) else {
-            return refuse(ApiError::Overloaded { scope: "server", limit: self.limiter.limits.calls }, request);
+            return refuse(ApiError::Overloaded { scope: "server", limit: places.most().in_all }, request);
         };
         let how = How { kind, most: ABOUT_NO_ORG, has_reserve: false };
         let request = self.limiter.requests.receive(request, whose, how);

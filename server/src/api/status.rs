@@ -291,6 +291,10 @@ impl Answer {
                 let answer = Self::new(Code::ResourceExhausted, "TOO_MANY_STREAMS", message).retry();
                 answer.with("scope", scope).with("limit", limit)
             }
+            LedgerError::TooManyNames { scope, limit } => {
+                let answer = Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry();
+                answer.with("scope", scope).with("limit", limit)
+            }
             LedgerError::StorageFull => Self::new(Code::ResourceExhausted, "STORAGE_FULL", message),
             LedgerError::Draining => Self::new(Code::Unavailable, "DRAINING", message).retry(),
             LedgerError::Unavailable => Self::new(Code::Unavailable, "DATABASE_UNAVAILABLE", message).retry(),

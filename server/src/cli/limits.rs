@@ -152,6 +152,14 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
     max_stream_memory_per_org: Option<u32>,
 
+    /// Bytes of the types, labels and workers that claims that wait and event streams name.
+    #[arg(long, env = "JOBLEDGER_MAX_NAMED_MEMORY", value_name = "BYTES", default_value_t = 32 << 20, value_parser = value_parser!(u32).range(1_048_576..))]
+    max_named_memory: u32,
+
+    /// The same of one organisation. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_NAMED_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
+    max_named_memory_per_org: Option<u32>,
+
     /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
     #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = value_parser!(u16).range(1..=4_096))]
     max_batch: u16,
@@ -217,6 +225,8 @@ impl LimitArgs {
             },
             stream_bytes: self.max_stream_memory as usize,
             stream_bytes_per_org: part(self.max_stream_memory_per_org, self.max_stream_memory),
+            named_bytes: self.max_named_memory as usize,
+            named_bytes_per_org: part(self.max_named_memory_per_org, self.max_named_memory),
             ..Limits::default()
         }
     }

@@ -105,9 +105,11 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// As for [`Ledger::submit`]; [`LedgerError::Overloaded`] also where too many claims wait.
+    /// As for [`Ledger::submit`]; [`LedgerError::Overloaded`] also where too many claims wait, and [`LedgerError::TooManyNames`] where they and
+    /// event streams name too much.
     pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let by = by.into();
+        let _wish = self.wishes.of_claim(by.org, &claim)?;
         let Some(latest) = self.repeats.supersede(by.org, &claim) else {
             return self.await_work(by, claim, wait).await;
         };

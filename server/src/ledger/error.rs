@@ -92,6 +92,14 @@ pub enum LedgerError {
         /// The bound.
         limit: usize,
     },
+    /// Claims that wait and event streams name types, labels and workers of as many bytes as they may.
+    #[error("what waiting claims and event streams of this {scope} name takes {limit} bytes, and may not take more; try again later")]
+    TooManyNames {
+        /// Of what: `server` or `org`.
+        scope: &'static str,
+        /// The bound.
+        limit: usize,
+    },
     /// The queues are full.
     #[error("too many commands are waiting; try again shortly")]
     Overloaded,

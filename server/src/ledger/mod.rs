@@ -22,6 +22,7 @@ mod rests;
 mod shared;
 mod subscription;
 mod waiting;
+mod wishes;
 mod writer;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
@@ -41,7 +42,7 @@ pub use self::{
 use self::{
     clock_watch::ClockWatch, command::Reply, follower::Follower, hub::Hub, lanes::Lanes, own_commits::OwnCommits,
     page_memory::PageMemory, pending::Answered, places::Places, reader::Reader, reads::Reads, repeats::Repeats,
-    subscription::Source, waiting::Waiting, writer::Writer,
+    subscription::Source, waiting::Waiting, wishes::Wishes, writer::Writer,
 };
 pub use crate::store::{
     EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
@@ -86,6 +87,10 @@ pub struct Limits {
     pub stream_bytes: usize,
     /// The same of one org.
     pub stream_bytes_per_org: usize,
+    /// Bytes of what claims that wait and event streams name: types, labels, workers.
+    pub named_bytes: usize,
+    /// The same of one org.
+    pub named_bytes_per_org: usize,
     /// Claims that may be under way, most of them waiting for work.
     pub claims: usize,
     /// The same of one org.
@@ -118,6 +123,8 @@ impl Default for Limits {
             streams: StreamLimits { in_all: 20_000, per_org: 20_000 / 3, per_connection: 1_000 },
             stream_bytes: 128 << 20,
             stream_bytes_per_org: (128 << 20) / 3,
+            named_bytes: 32 << 20,
+            named_bytes_per_org: (32 << 20) / 3,
             claims: 20_000,
             claims_per_org: 20_000 / 3,
             reads: processors.clamp(1, 5) + 1,
@@ -138,6 +145,7 @@ pub struct Ledger {
     reads: Arc<Reads>,
     lanes: Arc<Lanes>,
     waiting: Arc<Waiting>,
+    wishes: Wishes,
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
     watch: Arc<ClockWatch>,
@@ -189,6 +197,7 @@ impl Ledger {
                 reads,
                 lanes,
                 waiting,
+                wishes: Wishes::new(limits.named_bytes, limits.named_bytes_per_org),
                 repeats: Arc::default(),
                 hub,
                 watch,
@@ -349,14 +358,14 @@ impl Ledger {
     /// # Errors
     ///
     /// [`LedgerError::JobNotFound`], [`LedgerError::CursorAhead`], [`LedgerError::CursorExpired`],
-    /// [`LedgerError::EpochChanged`], [`LedgerError::TooManyStreams`], or that of the database.
+    /// [`LedgerError::EpochChanged`], [`LedgerError::TooManyStreams`], [`LedgerError::TooManyNames`], or that of the database.
     pub async fn subscribe(
         &self,
         org: OrgId,
         peer: Option<SocketAddr>,
         request: SubscribeRequest,
     ) -> Result<Subscription, LedgerError> {
-        let place = self.places.take(org, peer)?;
+        let place = self.places.take(org, peer, self.wishes.of_stream(org, &request)?)?;
         let hub = Arc::clone(&self.hub);
         let log_id = self.lists.read(org, move |store| async move {
             let turn = hub.turn();

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::LedgerError;
+use super::{LedgerError, wishes::Wish};
 use crate::{
     domain::id::OrgId,
     shares::{Full, Most, Part, Shares},
@@ -31,6 +31,7 @@ pub(super) struct Places {
 pub struct Place {
     _of_org: Part<OrgId>,
     _of_connection: Option<Part<SocketAddr>>,
+    _wish: Wish,
 }
 
 /// A place among the streams that may be open. Whoever keeps a stream's events in memory keeps a clone.
@@ -43,8 +44,13 @@ impl Places {
         Self { limits, of_orgs, of_connections: Shares::new(Most { in_all, each: per_connection }) }
     }
 
-    /// Takes a place for a stream of an org, on the connection of the peer with this address if it came by one.
-    pub(super) fn take(&self, org: OrgId, connection: Option<SocketAddr>) -> Result<StreamPlace, LedgerError> {
+    /// Takes a place for a stream of an org that asks for this, on the connection of the peer with this address if it came by one.
+    pub(super) fn take(
+        &self,
+        org: OrgId,
+        connection: Option<SocketAddr>,
+        _wish: Wish,
+    ) -> Result<StreamPlace, LedgerError> {
         let StreamLimits { in_all, per_org, per_connection } = self.limits;
         let _of_org = self.of_orgs.take(org, 1).map_err(|full| match full {
             Full::InAll => LedgerError::TooManyStreams { scope: "server", limit: in_all },
@@ -53,6 +59,6 @@ impl Places {
         let _of_connection = connection.map(|peer| self.of_connections.take(peer, 1)).transpose();
         let _of_connection =
             _of_connection.map_err(|_| LedgerError::TooManyStreams { scope: "connection", limit: per_connection })?;
-        Ok(Arc::new(Place { _of_org, _of_connection }))
+        Ok(Arc::new(Place { _of_org, _of_connection, _wish }))
     }
 }

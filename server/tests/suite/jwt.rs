@@ -33,8 +33,8 @@ use crate::{
 };
 
 const OURS: Uuid = Uuid::from_u128(0xa11ce);
-const ISSUER: &str = "https://login.example.com";
-const AUDIENCE: &str = "jobledger";
+pub(crate) const ISSUER: &str = "https://login.example.com";
+pub(crate) const AUDIENCE: &str = "jobledger";
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 /// A key of tests alone: RSA of 2,048 bits takes seconds to make. PKCS #1 in DER.
 const RSA: [&str; 15] = [
@@ -54,6 +54,11 @@ const RSA: [&str; 15] = [
     "NH5v262qEx4FllCxcdZ0aLijNcCPlzDwwjam3qxDDI/mPPQQ7ceIOqWGtCagzn9l9UQcAI7hOGr+eVjgsqy6fxdSAIUow9qaKiZEuW54vSdy1l",
     "GjusQc6knzBhhF/bLjeUULouCkNQFbcW9ftH5L5867bxJ2L/AYE=",
 ];
+
+/// Writes keys, `rsa` and `ec` among them, by which nobody signs.
+pub(crate) fn keys_of_nobody(path: &Path) {
+    fs::write(path, Issuer::new().jwks().to_string()).unwrap();
+}
 
 /// Somebody who issues JWTs.
 struct Issuer {

@@ -24,6 +24,7 @@ use crate::{
     access::{token, token_with},
     cluster::environment,
     harness::{Database, Program, on_both_databases, resident, short_or_long},
+    jwt::{AUDIENCE, ISSUER, keys_of_nobody},
     seeded::Seeded,
 };
 
@@ -114,7 +115,11 @@ impl Scene {
         }
         let hostile = token(database, Some(attacker), Role::Admin).await;
         let peaceful = token(database, Some(victim), Role::Admin).await;
-        let program = Program::start_with(database, &["--log", "error", "--require-auth", "--legacy-http"]);
+        let keys = tempfile::NamedTempFile::new().unwrap();
+        keys_of_nobody(keys.path());
+        let keys = ["--jwt-keys", keys.path().to_str().unwrap(), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
+        let more = [&["--log", "error", "--require-auth", "--legacy-http"][..], &keys].concat();
+        let program = Program::start_with(database, &more);
         let victims = Victims::start(&program.address, &peaceful, fresh);
         let tenant = Arc::new(Tenant { address: program.address.clone(), token: hostile });
         tenant.prepare().await;

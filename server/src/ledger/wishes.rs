@@ -1,0 +1,44 @@
+//! What claims and event streams ask for (types, labels, names), which the server keeps for as long as they wait: so many bytes in all, and of
+//! one org.
+
+use std::sync::Arc;
+
+use super::{LedgerError, SubscribeRequest, command::Claim};
+use crate::{
+    domain::id::OrgId,
+    shares::{Full, Most, Part, Shares},
+};
+
+/// What a text takes besides its bytes.
+const OF_EACH: usize = 64;
+
+/// All of them.
+#[derive(Clone)]
+pub(super) struct Wishes(Arc<Shares<OrgId>>);
+
+/// One, for as long as it is kept.
+pub(super) type Wish = Part<OrgId>;
+
+impl Wishes {
+    pub(super) fn new(bytes: usize, bytes_per_org: usize) -> Self {
+        Self(Shares::new(Most { in_all: bytes, each: bytes_per_org }))
+    }
+
+    pub(super) fn of_claim(&self, org: OrgId, claim: &Claim) -> Result<Wish, LedgerError> {
+        let names = claim.request.iter().chain([&claim.worker]).chain(claim.types.iter());
+        self.keep(org, names.map(|name| &**name))
+    }
+
+    pub(super) fn of_stream(&self, org: OrgId, request: &SubscribeRequest) -> Result<Wish, LedgerError> {
+        let labels = request.filter.labels.iter().flat_map(|(key, value)| [key, value]);
+        self.keep(org, request.filter.types.iter().chain(labels).map(String::as_str))
+    }
+
+    fn keep<'a>(&self, org: OrgId, texts: impl Iterator<Item = &'a str>) -> Result<Wish, LedgerError> {
+        let Most { in_all, each } = self.0.most();
+        self.0.take(org, texts.map(|text| text.len() + OF_EACH).sum()).map_err(|full| match full {
+            Full::InAll => LedgerError::TooManyNames { scope: "server", limit: in_all },
+            Full::Each => LedgerError::TooManyNames { scope: "org", limit: each },
+        })
+    }
+}

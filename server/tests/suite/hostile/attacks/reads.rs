@@ -1,0 +1,246 @@
+//! Attacks by reading: lists, statistics, streams, and answers that nobody takes.
+
+use std::{iter, sync::Arc, time::Duration};
+
+use jobledger_client::{
+    Follow, NewJob, RawClient,
+    proto::{
+        ClaimJobsRequest, CreateJobRequest, GetJobRequest, GetStatisticsRequest, HeartbeatRequest, JobView, Lease,
+        LeaseHeartbeat, ListJobsRequest, StreamJobEventsRequest,
+    },
+};
+use prost::Message as _;
+use tokio::{task::JoinSet, time::sleep};
+
+use super::{KEPT, Tenant, batch, client, created, long_types, seconds};
+use crate::{raw::RST_STREAM, seeded::Seeded};
+
+/// A heartbeat of all of these leases.
+fn beat(leases: &[Lease]) -> HeartbeatRequest {
+    let beat = |lease: &Lease| LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
+    HeartbeatRequest { worker_id: "w".to_owned(), leases: leases.iter().map(beat).collect(), extend_by: None }
+}
+
+impl Tenant {
+    pub(super) async fn untaken_streams(self: Arc<Self>) {
+        self.over_and_over(4, async |tenant: Arc<Self>| {
+            let mut raw = tenant.raw(false).await;
+            let request = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() }.encode_to_vec();
+            for _ in 0..40 {
+                tenant.call(&mut raw, "StreamJobEvents", &request).await?;
+            }
+            while raw.drain(Duration::from_secs(1)).await {}
+            Ok(())
+        })
+        .await;
+    }
+
+    pub(super) async fn lists(self: Arc<Self>) {
+        self.flood(300, async |mut service: RawClient, _| {
+            let request = ListJobsRequest { page_size: 1_000, view: JobView::Full.into(), ..Default::default() };
+            service.list_jobs(request).await.map(drop)
+        })
+        .await;
+    }
+
+    pub(super) async fn reset_lists(self: Arc<Self>) {
+        self.over_and_over(4, async |tenant: Arc<Self>| {
+            let request = ListJobsRequest { page_size: 1_000, view: JobView::Full.into(), ..Default::default() };
+            let (request, mut raw) = (request.encode_to_vec(), tenant.raw(true).await);
+            loop {
+                let stream = tenant.call(&mut raw, "ListJobs", &request).await?;
+                sleep(Duration::from_millis(1)).await;
+                raw.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes()).await?;
+                if !raw.drain(Duration::ZERO).await {
+                    return Ok(());
+                }
+            }
+        })
+        .await;
+    }
+
+    pub(super) async fn statistics(self: Arc<Self>) {
+        self.flood(100, async |mut service: RawClient, _| {
+            let request = GetStatisticsRequest { window: seconds(7 * 86_400), series: true, ..Default::default() };
+            service.get_statistics(request).await.map(drop)
+        })
+        .await;
+    }
+
+    pub(super) async fn matching_nothing(self: Arc<Self>) {
+        let mut streams = JoinSet::new();
+        for lane in 0..2 {
+            let client = client(&self.address, &self.token);
+            for n in 0..500 {
+                let mut service = client.raw();
+                streams.spawn(async move {
+                    let types = (0..100).map(|type_| format!("none {lane} {n} {type_}"));
+                    loop {
+                        let request = StreamJobEventsRequest::from(Follow::org().types(types.clone()));
+                        if let Ok(stream) = service.stream_job_events(request).await {
+                            let mut stream = stream.into_inner();
+                            while let Ok(Some(_)) = stream.message().await {}
+                        }
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                });
+            }
+        }
+        let creates = self.flood(16, async |mut service: RawClient, _| {
+            service.create_job(CreateJobRequest::from(NewJob::new("t"))).await.map(drop)
+        });
+        tokio::join!(streams.join_all(), creates);
+    }
+
+    pub(super) async fn past(self: Arc<Self>) {
+        self.flood(50, async |mut service: RawClient, _| {
+            let request = StreamJobEventsRequest::from(Follow::org().after(0).history_only());
+            let mut stream = service.stream_job_events(request).await?.into_inner();
+            while stream.message().await?.is_some() {}
+            Ok(())
+        })
+        .await;
+    }
+
+    pub(super) async fn snapshots(self: Arc<Self>) {
+        self.flood(50, async |mut service: RawClient, _| {
+            let request = StreamJobEventsRequest::from(Follow::org().snapshot().history_only());
+            let mut stream = service.stream_job_events(request).await?.into_inner();
+            while stream.message().await?.is_some() {}
+            Ok(())
+        })
+        .await;
+    }
+
+    pub(super) async fn labels(self: Arc<Self>) {
+        self.flood(100, async |mut service: RawClient, n| {
+            let labels = [("n".to_owned(), (n % 500).to_string()), ("none".to_owned(), "none".to_owned())].into();
+            service.list_jobs(ListJobsRequest { labels, page_size: 1_000, ..Default::default() }).await.map(drop)
+        })
+        .await;
+    }
+
+    pub(super) async fn untaken_jobs(self: Arc<Self>) {
+        let client = client(&self.address, &self.token);
+        let large = NewJob::new("large").payload(&"x".repeat(1_000_000)).unwrap();
+        let Ok(created) = client.create(large).await else { return };
+        let request = GetJobRequest { job_id: created.job.id }.encode_to_vec();
+        self.over_and_over(16, move |tenant: Arc<Self>| {
+            let request = request.clone();
+            async move {
+                let mut raw = tenant.raw(false).await;
+                for _ in 0..100 {
+                    tenant.call(&mut raw, "GetJob", &request).await?;
+                }
+                while raw.drain(Duration::from_secs(1)).await {}
+                Ok(())
+            }
+        })
+        .await;
+    }
+
+    /// 6,000 of them, each with a filter of 35 KB.
+    pub(super) async fn long_streams(self: Arc<Self>, seed: u64) {
+        self.by_lane(6, move |tenant: Arc<Self>, lane| async move {
+            let mut random = Seeded::new(seed ^ u64::from(lane));
+            let mut connection = tenant.windowless(lane).await;
+            for _ in 0..1_000 {
+                let request = StreamJobEventsRequest { types: long_types(&mut random), ..Default::default() };
+                connection.call(&tenant, "StreamJobEvents", &request.encode_to_vec()).await?;
+            }
+            connection.stays(KEPT).await;
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Their filters have to be tried on every event, and let none through.
+    pub(super) async fn live_streams(self: Arc<Self>) {
+        let streams = self.by_lane(6, move |tenant: Arc<Self>, lane| async move {
+            let mut connection = tenant.windowless(lane).await;
+            for n in 0..1_000 {
+                // Types that have jobs, from `prepare`.
+                let others = (0..20).map(|other| format!("type 0 {other}"));
+                let types = iter::once(format!("none {lane} {n}")).chain(others).collect();
+                let request = StreamJobEventsRequest { types, ..Default::default() };
+                connection.call(&tenant, "StreamJobEvents", &request.encode_to_vec()).await?;
+            }
+            connection.stays(KEPT).await;
+            Ok(())
+        });
+        tokio::join!(streams, Arc::clone(&self).batches());
+    }
+
+    /// Each connection holds 300 KB or 900 KB of answers: much together, and none holds much more than the others.
+    pub(super) async fn held_answers(self: Arc<Self>) {
+        let client = client(&self.address, &self.token);
+        let job = NewJob::new("held").payload(&"x".repeat(300_000)).unwrap();
+        let mut gets = Vec::new();
+        for _ in 0..10 {
+            gets.push(GetJobRequest { job_id: created(&client, &job).await }.encode_to_vec());
+        }
+        let (types, view) = (vec!["held".to_owned()], JobView::Full.into());
+        let list = ListJobsRequest { types, view, page_size: 2, ..Default::default() }.encode_to_vec();
+        self.by_lane(300, move |tenant: Arc<Self>, lane| {
+            let (get, list) = (gets[lane as usize % gets.len()].clone(), list.clone());
+            async move {
+                let mut connection = tenant.windowless(lane).await;
+                connection.call(&tenant, "GetJob", &get).await?;
+                if lane.is_multiple_of(2) {
+                    connection.call(&tenant, "ListJobs", &list).await?;
+                }
+                connection.stays(KEPT).await;
+                Ok(())
+            }
+        })
+        .await;
+    }
+
+    /// Its lease was extended before, and the 900 others are extended all the time.
+    pub(super) async fn running_job(self: Arc<Self>) {
+        let leases = self.leases(901).await;
+        let (one, others) = leases.split_at(1);
+        let mut service = client(&self.address, &self.token).raw();
+        for _ in 0..10 {
+            let _ = service.heartbeat(beat(one)).await;
+        }
+        let job_id = one[0].job.clone().unwrap_or_default().id;
+        let (get, beats) = (GetJobRequest { job_id }, beat(others));
+        let gets = self.flood(64, move |mut service: RawClient, _| {
+            let get = get.clone();
+            async move { service.get_job(get).await.map(drop) }
+        });
+        let heartbeats = self.flood(2, move |mut service: RawClient, _| {
+            let beats = beats.clone();
+            async move { service.heartbeat(beats).await.map(drop) }
+        });
+        tokio::join!(gets, heartbeats);
+    }
+
+    /// So many leases of an hour, on jobs that are created for them.
+    async fn leases(&self, number: usize) -> Vec<Lease> {
+        let mut service = client(&self.address, &self.token).raw();
+        let claim = ClaimJobsRequest {
+            worker_id: "w".to_owned(),
+            types: vec!["runs".to_owned()],
+            max_jobs: 100,
+            lease_duration: seconds(3_600),
+            ..Default::default()
+        };
+        let mut leases = Vec::new();
+        while leases.len() < number {
+            let missing = batch((leases.len()..number).map(|_| NewJob::new("runs")));
+            let _ = service.batch_create_jobs(missing).await;
+            while let Ok(claimed) = service.claim_jobs(claim.clone()).await {
+                let claimed = claimed.into_inner().leases;
+                if claimed.is_empty() {
+                    break;
+                }
+                leases.extend(claimed);
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        leases.truncate(number);
+        leases
+    }
+}
