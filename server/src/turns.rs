@@ -8,8 +8,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    future::poll_fn,
     hash::Hash,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -84,6 +87,23 @@ impl<K: Whose> Turns<K> {
         self.pass_on();
         // The sender is with the turns, which are here.
         (&mut waits.taken).await.expect("a turn comes")
+    }
+
+    /// Goes on with a future in turns: of those that take long whenever they go on, no more do at a time than there are turns, and what is
+    /// short goes on in between.
+    pub(crate) async fn poll<F: Future>(self: &Arc<Self>, whose: K, future: F) -> F::Output {
+        let mut future = pin!(future);
+        loop {
+            let mut turn = Some(self.take(whose).await);
+            let goes_on = poll_fn(|context| match turn.take() {
+                Some(_turn) => future.as_mut().poll(context).map(Some),
+                // Woken, it waits for another turn.
+                None => Poll::Ready(None),
+            });
+            if let Some(done) = goes_on.await {
+                return done;
+            }
+        }
     }
 
     /// Gives free turns to those that wait.
@@ -312,6 +332,20 @@ mod tests {
         drop(turn);
         drop(given);
         drop(turns.take(2).await);
+        assert!(turns.state().lines.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_future_has_its_turn_only_while_it_goes_on() {
+        let turns = Turns::new(1);
+        let (done, waits) = oneshot::channel();
+        let mut waiting = Box::pin(turns.poll(0, waits));
+        assert!(at_once(&mut waiting).await.is_none());
+        let other = turns.take(1).await;
+        done.send(7).unwrap();
+        assert!(at_once(&mut waiting).await.is_none(), "another has the turn");
+        drop(other);
+        assert_eq!(waiting.await, Ok(7));
         assert!(turns.state().lines.is_empty());
     }
 

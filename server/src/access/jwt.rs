@@ -2,18 +2,23 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
+    panic::resume_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
 };
 
 use chrono::{DateTime, TimeDelta};
 use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
 use serde_json::{Map, Value};
+use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use super::{
     AccessError,
     config::JwtConfig,
     credential::{Credential, Principal, Refusal},
+    gate::Gate,
     keys::Keys,
 };
 use crate::{
@@ -35,6 +40,7 @@ pub(super) struct Jwt {
     config: JwtConfig,
     keys: Keys,
     state: Mutex<State>,
+    gate: Gate,
 }
 
 struct State {
@@ -51,21 +57,53 @@ struct Verified {
 
 impl Jwt {
     pub(super) async fn open(config: &JwtConfig) -> Result<Self, AccessError> {
-        let state = Mutex::new(State { known: Generations::new(REMEMBERED), held: HashMap::new() });
-        Ok(Self { config: config.clone(), keys: Keys::open(config).await?, state })
+        Ok(Self::of(config.clone(), Keys::open(config).await?))
     }
 
     /// With a secret for HS256 alone.
     pub(super) fn with_secret(config: JwtConfig, secret: &[u8]) -> Self {
+        Self::of(config, Keys::of_secret(secret))
+    }
+
+    fn of(config: JwtConfig, keys: Keys) -> Self {
         let state = Mutex::new(State { known: Generations::new(REMEMBERED), held: HashMap::new() });
-        Self { config, keys: Keys::of_secret(secret), state }
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Self { config, keys, state, gate: Gate::new(processors / 2) }
+    }
+
+    /// Who the JWT says it is whose digest this is, if that was verified before.
+    pub(super) fn known(&self, digest: &Digest) -> Option<Arc<Credential>> {
+        self.state().known.get(digest).map(|known| Arc::clone(&known.credential))
+    }
+
+    /// Verifies one, for somebody at this address: by a thread that does nothing else, since it takes as long as many a call.
+    pub(super) async fn find(
+        self: &Arc<Self>,
+        text: &str,
+        digest: Digest,
+        from: IpAddr,
+    ) -> Result<Arc<Credential>, Refusal> {
+        let entered = self.gate.enter(from).await?;
+        // Another may have been called with meanwhile.
+        if let Some(known) = self.known(&digest) {
+            return Ok(known);
+        }
+        let (jwt, text) = (Arc::clone(self), text.to_owned());
+        let verified = spawn_blocking(move || {
+            // Also where its caller has gone.
+            let _entered = entered;
+            jwt.credential(&text, digest)
+        });
+        match verified.await {
+            Ok(verified) => verified,
+            // A defect is the call's that came to it.
+            Err(ended) if ended.is_panic() => resume_unwind(ended.into_panic()),
+            Err(_) => Err(Refusal::Busy),
+        }
     }
 
     /// Who a JWT says it is, whose digest this is; if it holds.
     pub(super) fn credential(&self, text: &str, digest: Digest) -> Result<Arc<Credential>, Refusal> {
-        if let Some(known) = self.state().known.get(&digest) {
-            return Ok(Arc::clone(&known.credential));
-        }
         loop {
             let keys = self.keys.now();
             let (principal, key) = self.verify(text)?;

@@ -8,6 +8,7 @@ mod config;
 mod credential;
 mod file;
 pub(crate) mod fuzzing;
+mod gate;
 mod jwt;
 mod keys;
 mod token;
@@ -34,7 +35,7 @@ use crate::{
 /// What all servers of a process need to know who calls.
 pub struct Access {
     tokens: Tokens,
-    jwt: Option<Jwt>,
+    jwt: Option<Arc<Jwt>>,
     identities: Option<Identities>,
     clock: Arc<dyn Clock>,
 }
@@ -120,7 +121,7 @@ impl Access {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AccessError> {
         let jwt = match &config.jwt {
-            Some(jwt) => Some(Jwt::open(jwt).await?),
+            Some(jwt) => Some(Arc::new(Jwt::open(jwt).await?)),
             None => None,
         };
         let identities = config.client_identities.as_deref().map(Identities::open).transpose()?;
@@ -131,7 +132,7 @@ impl Access {
         Ok(Self { tokens, jwt, identities, clock })
     }
 
-    /// Whose it is, if that is known without asking anybody else.
+    /// Whose it is, if that is known at once.
     ///
     /// # Errors
     ///
@@ -139,9 +140,7 @@ impl Access {
     pub fn known(&self, presented: &Presented) -> Result<Option<Arc<Credential>>, Refusal> {
         let found = match presented {
             Presented::Token(token) => self.tokens.known(token),
-            Presented::Jwt(text, digest) => {
-                Some(self.jwt.as_ref().ok_or(Refusal::NotTaken("JWTs"))?.credential(text, *digest)?)
-            }
+            Presented::Jwt(_, digest) => self.jwt()?.known(digest),
             Presented::Certificate(certificate) => {
                 if self.clock.now() > certificate.not_after {
                     return Err(Refusal::Expired);
@@ -153,7 +152,7 @@ impl Access {
         found.map(|found| self.in_time(found)).transpose()
     }
 
-    /// Whose it is, as it comes from this address; asks whoever knows.
+    /// Whose it is, as it comes from this address: looked up, or worked out.
     ///
     /// # Errors
     ///
@@ -164,8 +163,13 @@ impl Access {
         }
         match presented {
             Presented::Token(token) => self.in_time(self.tokens.find(token, from).await?),
-            Presented::Jwt(..) | Presented::Certificate(_) => Err(Refusal::Unknown),
+            Presented::Jwt(text, digest) => self.in_time(self.jwt()?.find(text, *digest, from).await?),
+            Presented::Certificate(_) => Err(Refusal::Unknown),
         }
+    }
+
+    fn jwt(&self) -> Result<&Arc<Jwt>, Refusal> {
+        self.jwt.as_ref().ok_or(Refusal::NotTaken("JWTs"))
     }
 
     fn in_time(&self, found: Arc<Credential>) -> Result<Arc<Credential>, Refusal> {

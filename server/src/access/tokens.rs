@@ -18,14 +18,13 @@ use tokio::{
 
 use super::{
     credential::{Credential, Principal, Refusal},
+    gate::Gate,
     token::TokenText,
 };
 use crate::{
     domain::access::{ApiToken, Role},
     generations::Generations,
-    shares::{Most, Shares, network},
     store::{Store, StoreError},
-    turns::Turns,
 };
 
 /// How often servers look whether a token was made or revoked.
@@ -40,12 +39,8 @@ const ONE_WITHIN: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tokens that are remembered, at most.
 const REMEMBERED: usize = 10_000;
-/// Tokens that are looked up at the same time, and those of one address that may wait for it: who makes tokens up must not keep the
-/// database from others, nor others from being looked up. Addresses take turns.
+/// Tokens that are looked up at the same time.
 const LOOKED_UP: usize = 2;
-const MAY_WAIT: usize = 4_096;
-const MAY_WAIT_OF_ADDRESS: usize = 16;
-const MAY_WAIT_FOR: Duration = Duration::from_secs(5);
 
 /// How exactly it is noted when a token was last used.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
@@ -56,8 +51,7 @@ const NOTED_AT_ONCE: usize = 500;
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
     state: Mutex<State>,
-    places: Arc<Shares<IpAddr>>,
-    turns: Arc<Turns<IpAddr>>,
+    gate: Gate,
     /// There is something to be made sure of.
     doubted: Notify,
 }
@@ -150,8 +144,7 @@ impl Tokens {
         let revision = store.about().await?.credentials;
         let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
         let state = Mutex::new(State { known, held, doubts, uses: HashMap::new(), revision, looked_at });
-        let places = Shares::new(Most { in_all: MAY_WAIT, each: MAY_WAIT_OF_ADDRESS });
-        Ok(Self { store, state, places, turns: Turns::new(LOOKED_UP), doubted: Notify::new() })
+        Ok(Self { store, state, gate: Gate::new(LOOKED_UP), doubted: Notify::new() })
     }
 
     /// True if there has ever been one.
@@ -173,9 +166,7 @@ impl Tokens {
 
     /// Looks a token up, for somebody at this address.
     pub(super) async fn find(&self, token: &TokenText, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
-        let from = network(from);
-        let _place = self.places.take(from, 1).map_err(|_| Refusal::Busy)?;
-        let _turn = timeout(MAY_WAIT_FOR, self.turns.take(from)).await.map_err(|_| Refusal::Busy)?;
+        let _entered = self.gate.enter(from).await?;
         // Another may have looked it up meanwhile.
         if let Some(known) = self.known(token) {
             return Ok(known);

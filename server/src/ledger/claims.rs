@@ -14,7 +14,7 @@ use crate::{
 /// What the jobs of one answer may take on the wire, unless it is a single one: an answer stays below 4 MiB.
 pub(super) const ANSWER_BYTES: usize = 3_584 << 10;
 /// Jobs that are looked at for the claims of one batch, of each type: as many as ten claims take at most.
-const LOOKED_AT: usize = 1_000;
+pub(super) const LOOKED_AT: usize = 1_000;
 
 /// The jobs that claims may take, as the database is asked for them: of each type as many as all claims on it could take,
 /// and one more, by which it is seen that some are left.

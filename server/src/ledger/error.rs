@@ -93,7 +93,9 @@ pub enum LedgerError {
         limit: usize,
     },
     /// Claims that wait and event streams name types, labels and workers of as many bytes as they may.
-    #[error("what waiting claims and event streams of this {scope} name takes {limit} bytes, and may not take more; try again later")]
+    #[error(
+        "what waiting claims and event streams of this {scope} name takes {limit} bytes, and may not take more; try again later"
+    )]
     TooManyNames {
         /// Of what: `server` or `org`.
         scope: &'static str,

@@ -1,12 +1,26 @@
 //! One org's queue of commands, and what a transaction takes of it.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
-use super::pending::Pending;
-use crate::store::Capacity;
+use super::{
+    claims,
+    command::{Claim, Command},
+    pending::Pending,
+};
+use crate::{domain::id::OrgId, store::Capacity};
+
+/// Types that the claims of one transaction name, of all orgs, and jobs of these that they are looked for among: of each type that nobody has
+/// asked for of late they are read.
+const TYPES: usize = 256;
+const LOOKED_AT: usize = 8_192;
 
 /// Commands of an org with which its batch shares no transaction, where several may be open.
 pub(super) const MANY: usize = 16;
+
+/// See the module.
 #[derive(Default)]
 pub(super) struct Lane {
     /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
@@ -46,6 +60,54 @@ pub(super) struct Room {
     pub(super) bytes: usize,
     /// It has nothing yet: a command that is larger than all of it is taken alone.
     pub(super) is_empty: bool,
+    /// What its claims name: how many jobs of each type they ask for, no more than are looked at.
+    types: HashMap<(OrgId, Arc<str>), usize>,
+    /// As many in all.
+    looked_at: usize,
+}
+
+impl Room {
+    pub(super) fn new(commands: usize, bytes: usize) -> Self {
+        Self { commands, bytes, is_empty: true, types: HashMap::new(), looked_at: 0 }
+    }
+
+    /// True if a command fits in, with some bytes left for others.
+    pub(super) fn fits(&self, org: OrgId, next: &Pending, kept: Kept) -> bool {
+        let fits_claim = match &next.command {
+            Command::Claim(claim) => self.fits_claim(org, claim),
+            _ => true,
+        };
+        self.is_empty || fits_claim && next.weight + kept.bytes <= self.bytes
+    }
+
+    fn fits_claim(&self, org: OrgId, claim: &Claim) -> bool {
+        let (mut types, mut looked_at) = (self.types.len(), self.looked_at);
+        // Mostly there is room for more than it could ask for.
+        if types + claim.types.len() <= TYPES && looked_at + claim.types.len() * claim.max_jobs <= LOOKED_AT {
+            return true;
+        }
+        for name in claim.types.iter() {
+            let before = self.types.get(&(org, Arc::clone(name)));
+            types += usize::from(before.is_none());
+            let before = before.copied().unwrap_or_default();
+            looked_at += (before + claim.max_jobs).min(claims::LOOKED_AT) - before;
+        }
+        types <= TYPES && looked_at <= LOOKED_AT
+    }
+
+    /// Takes room for a command.
+    pub(super) fn take(&mut self, org: OrgId, next: &Pending) {
+        self.commands = self.commands.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(next.weight);
+        self.is_empty = false;
+        let Command::Claim(claim) = &next.command else { return };
+        for name in claim.types.iter() {
+            let of_type = self.types.entry((org, Arc::clone(name))).or_default();
+            let more = (*of_type + claim.max_jobs).min(claims::LOOKED_AT) - *of_type;
+            *of_type += more;
+            self.looked_at += more;
+        }
+    }
 }
 
 /// Room that is left for others.
@@ -57,4 +119,35 @@ pub(super) struct Kept {
 
 impl Kept {
     pub(super) const NOTHING: Self = Self { commands: 0, bytes: 0 };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn claim(types: std::ops::Range<usize>, max_jobs: usize) -> Pending {
+        let types = types.map(|n| Arc::from(format!("t{n:04}"))).collect();
+        let claim = Claim { worker: "w".into(), types, max_jobs, lease: Duration::from_secs(1), request: None };
+        Pending::new(Command::Claim(Box::new(claim)), None, None)
+    }
+
+    #[test]
+    fn claims_of_one_transaction_name_so_many_types_and_ask_for_so_many_jobs() {
+        let [org, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let mut room = Room::new(512, 4 << 20);
+        let fits = |room: &Room, org, claim: &Pending| room.fits(org, claim, Kept::NOTHING);
+        assert!(fits(&room, org, &claim(0..300, 100)), "it is the first");
+        room.take(org, &claim(0..200, 1));
+        assert!(fits(&room, org, &claim(100..256, 1)) && !fits(&room, org, &claim(100..257, 1)));
+        assert!(fits(&room, other, &claim(0..56, 1)) && !fits(&room, other, &claim(0..57, 1)), "theirs are others");
+        let mut room = Room::new(512, 4 << 20);
+        (0..80).for_each(|_| room.take(org, &claim(0..5, 100)));
+        assert!(fits(&room, org, &claim(0..5, 100)), "of these so many are looked at as ever are");
+        room.take(org, &claim(5..36, 100));
+        assert!(!fits(&room, org, &claim(5..6, 100)) && fits(&room, org, &claim(0..5, 1)));
+    }
 }

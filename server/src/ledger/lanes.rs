@@ -228,13 +228,10 @@ impl Lanes {
 
     /// Takes what has come since an org's batch was taken, as far as there is room in it.
     pub(super) fn top_up(&self, batch: &mut OrgBatch, capacity: Capacity) {
-        let taken: usize = batch.commands.iter().map(|pending| pending.weight).sum();
         let mut state = self.state();
-        let mut room = Room {
-            commands: self.limits.batch_commands.saturating_sub(batch.commands.len()),
-            bytes: state.most_bytes(batch.org, capacity, &self.limits, Instant::now()).saturating_sub(taken),
-            is_empty: batch.commands.is_empty(),
-        };
+        let bytes = state.most_bytes(batch.org, capacity, &self.limits, Instant::now());
+        let mut room = Room::new(self.limits.batch_commands, bytes);
+        batch.commands.iter().for_each(|taken| room.take(batch.org, taken));
         state.take(batch.org, &mut room, &mut batch.commands, &self.limits);
     }
 
@@ -318,7 +315,7 @@ impl State {
         let mut shared = None;
         let first = self.ready.front().copied();
         let bytes = first.map_or(limits.batch_bytes, |org| self.most_bytes(org, capacity, limits, now));
-        let mut room = Room { commands: limits.batch_commands, bytes, is_empty: true };
+        let mut room = Room::new(limits.batch_commands, bytes);
         let room_at_first = room.bytes;
         let mut turn = Turn::new();
         while turn.len() < capacity.orgs
@@ -430,10 +427,8 @@ impl State {
         while room.commands > kept.commands {
             let Some(lane) = self.lanes.get_mut(&org) else { return true };
             let queue = lane.queue(is_vital);
-            let next = queue.pop_front_if(|next| {
-                let fits = next.weight + kept.bytes <= room.bytes || room.is_empty;
-                fits || next.is_abandoned() || next.is_late(limits)
-            });
+            let next =
+                queue.pop_front_if(|next| room.fits(org, next, kept) || next.is_abandoned() || next.is_late(limits));
             let Some(next) = next else { return queue.is_empty() };
             lane.bytes -= next.weight;
             lane.loners -= usize::from(next.command.goes_alone());
@@ -449,9 +444,7 @@ impl State {
                 }
                 continue;
             }
-            room.commands -= 1;
-            room.bytes = room.bytes.saturating_sub(next.weight);
-            room.is_empty = false;
+            room.take(org, &next);
             commands.push(next);
         }
         true

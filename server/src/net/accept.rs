@@ -87,7 +87,7 @@ async fn run<S>(
     let _ = stream.set_nodelay(true);
     match tls {
         None => connection::run(stream, peer, unread, service, limits, draining).await,
-        Some(tls) => match timeout(limits.first_bytes_within, tls.accept(stream)).await {
+        Some(tls) => match timeout(limits.first_bytes_within, tls.accept(stream, peer.address.ip())).await {
             Ok(Ok((stream, certificate))) => {
                 peer.certificate = certificate.map(Arc::new);
                 connection::run(stream, peer, unread, service, limits, draining).await;

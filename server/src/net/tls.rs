@@ -2,8 +2,10 @@
 
 use std::{
     fmt, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
+    thread,
 };
 
 use rustls::{
@@ -16,7 +18,11 @@ use thiserror::Error;
 use tokio::{net::TcpStream, time::sleep};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::access::{LOOK, PeerCertificate, read, read_aside};
+use crate::{
+    access::{LOOK, PeerCertificate, read, read_aside},
+    shares::network,
+    turns::Turns,
+};
 
 /// Where the certificates are.
 #[derive(Debug, Clone)]
@@ -56,6 +62,8 @@ pub enum TlsError {
 pub struct Tls {
     config: TlsConfig,
     now: RwLock<Arc<ServerConfig>>,
+    /// Turns at what handshakes make the processors do, by addresses.
+    turns: Arc<Turns<IpAddr>>,
 }
 
 impl fmt::Debug for Tls {
@@ -88,7 +96,8 @@ impl Tls {
             client_crl: config.client_crl.as_deref().map(file).transpose()?,
         };
         let now = RwLock::new(Arc::new(server_config(&config, &files)?));
-        Ok(Self { config, now })
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self { config, now, turns: Turns::new(processors / 2) })
     }
 
     fn now(&self) -> Arc<ServerConfig> {
@@ -99,8 +108,10 @@ impl Tls {
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
+        from: IpAddr,
     ) -> io::Result<(TlsStream<TcpStream>, Option<PeerCertificate>)> {
-        let stream = TlsAcceptor::from(self.now()).accept(stream).await?;
+        let handshake = TlsAcceptor::from(self.now()).accept(stream);
+        let stream = self.turns.poll(network(from), handshake).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = shown.and_then(|certificate| PeerCertificate::read(certificate));
         Ok((stream, certificate))

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::fold::Added;
 use super::{
-    Changed, Changes, ClaimOrder, Differs, HeldBy, ReadyJob, extension, image,
+    Changed, Changes, ClaimOrder, Differs, HeldBy, Ready, ReadyJob, extension, image,
     row_writes::{Base, Events, RowWrites},
     window::{ALL_TYPES, Short, Windows},
 };
@@ -291,13 +291,25 @@ impl OrgState {
         self.windows.fill(short, found, |id| self.jobs.contains_key(&id))
     }
 
-    /// How many of a type, or of [all](super::window::ALL_TYPES), may stand among those that are ready, from a place on.
-    pub(super) fn count_ready(&self, name: &Arc<str>, from: Option<ClaimOrder>) -> usize {
-        let stands_there = |behind: &&Running| {
-            let is_of_type = *name == *ALL_TYPES || behind.job.spec.job_type == *name;
-            is_of_type && from.is_none_or(|from| ClaimOrder::of(&behind.job) >= from)
-        };
-        self.queued.values().filter_map(|id| self.jobs.get(id)).filter(stands_there).count()
+    /// What windows lack of what is wanted. Rows that are behind look ready: as many more are looked at, and left out.
+    pub(super) fn short(&mut self, wanted: &Ready) -> Vec<Short> {
+        self.windows.make_room(wanted);
+        let mut short = self.windows.short(wanted);
+        if short.is_empty() {
+            return short;
+        }
+        let mut by_name: HashMap<_, _> = short.iter_mut().map(|short| (Arc::clone(&short.name), short)).collect();
+        for behind in self.queued.values().filter_map(|id| self.jobs.get(id)) {
+            let order = ClaimOrder::of(&behind.job);
+            for name in [&behind.job.spec.job_type, &*ALL_TYPES] {
+                if let Some(short) = by_name.get_mut(name)
+                    && short.from.is_none_or(|from| order >= from)
+                {
+                    short.limit += 1;
+                }
+            }
+        }
+        short
     }
 
     /// Those that claims hold which came before, of each no more than are wanted.

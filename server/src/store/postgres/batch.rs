@@ -446,12 +446,7 @@ impl PostgresBatch {
         let mut wanted: Vec<Of<Short>> = Vec::new();
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
             let state = self.state.entry(*org).or_default();
-            state.windows.make_room(&needs.ready);
-            for mut short in state.windows.short(&needs.ready) {
-                // Rows that are behind look ready: as many more are looked at, and left out.
-                short.limit += state.count_ready(&short.name, short.from);
-                wanted.push((*org, short));
-            }
+            wanted.extend(state.short(&needs.ready).into_iter().map(|short| (*org, short)));
         }
         let found = load_ready(self.connection(), &wanted).await?;
         let mut unknown = Vec::new();

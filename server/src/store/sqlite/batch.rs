@@ -314,12 +314,7 @@ impl SqliteBatch {
         let mut wanted = Vec::new();
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
             let Some(state) = self.ends.get_mut(org).and_then(|end| end.state.as_mut()) else { continue };
-            state.windows.make_room(&needs.ready);
-            for mut short in state.windows.short(&needs.ready) {
-                // Rows that are behind look ready: as many more are looked at, and left out.
-                short.limit += state.count_ready(&short.name, short.from);
-                wanted.push(Wanted { org: *org, short });
-            }
+            wanted.extend(state.short(&needs.ready).into_iter().map(|short| Wanted { org: *org, short }));
         }
         let found = load_ready(&mut self.connection, &wanted).await?;
         let mut unknown: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
