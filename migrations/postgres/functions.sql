@@ -26,6 +26,21 @@ BEGIN
         ORDER BY x.seq DESC, x.n DESC LIMIT 1);
 END $$;
 
+-- The same for a read that others wait for: '?' where there is much to be looked at, which then takes a turn of its own (extension.rs).
+CREATE OR REPLACE FUNCTION jobledger.near_extension(p_org UUID, p_job UUID, p_seq BIGINT)
+RETURNS TEXT LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+DECLARE
+    records BIGINT;
+    bytes BIGINT;
+BEGIN
+    SELECT count(*), sum(near.bytes) INTO records, bytes FROM (
+        SELECT octet_length(x.extensions) AS bytes FROM jobledger.org_record x
+        WHERE x.org_id = p_org AND x.seq >= p_seq AND x.extensions IS NOT NULL
+            AND x.n > (SELECT h.base_n FROM jobledger.org_head h WHERE h.org_id = p_org)
+        ORDER BY x.seq DESC, x.n DESC LIMIT 65) near;
+    RETURN CASE WHEN records > 64 OR bytes > 65536 THEN '?' WHEN records > 0 THEN jobledger.last_extension(p_org, p_job, p_seq) END;
+END $$;
+
 -- The last event of a job from p_seq on. A running job's row may lack events: what it is then says the image of the last one, and the last
 -- extension of its lease since then. A job that has ended has no later event than p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
 CREATE OR REPLACE FUNCTION jobledger.last_event(p_org UUID, p_job UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_finished_at TIMESTAMPTZ)
@@ -237,7 +252,7 @@ BEGIN
 END $$;
 
 -- Several jobs, of one or more orgs: of each org those between the ends of the last and its own. Payload and result are left out where
--- they take more than p_most bytes.
+-- they take more than p_most bytes, or how its lease stands takes much to find.
 CREATE OR REPLACE FUNCTION jobledger.read_jobs(p_orgs UUID[], p_ends INTEGER[], p_ids UUID[], p_most INTEGER)
 RETURNS SETOF jobledger.found_job
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -250,7 +265,7 @@ BEGIN
         org := p_orgs[i];
         PERFORM set_config('app.current_org_id', org::text, true);
         RETURN QUERY
-        SELECT first + wanted.n - 2, size.is_large, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.extension, j.*,
+        SELECT first + wanted.n - 2, size.is_large, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, x.extension, j.*,
             e.detail_json ->> 'stage', (e.detail_json ->> 'progress')::integer,
             CASE WHEN NOT size.is_large THEN coalesce(c.payload, p.payload) END, CASE WHEN NOT size.is_large THEN r.result END
         FROM unnest(p_ids[first : p_ends[i]]) WITH ORDINALITY AS wanted (id, n)
@@ -263,13 +278,17 @@ BEGIN
             WHERE e.org_id = org AND e.job_id = j.id AND e.seq = j.created_seq AND e.recorded_at = j.payload_recorded_at OFFSET 0) c ON true
         LEFT JOIN LATERAL (SELECT * FROM jobledger.job_payload p
             WHERE p.org_id = org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true
-        CROSS JOIN LATERAL (SELECT j.payload_bytes + coalesce(r.bytes, 0) > p_most) AS size (is_large);
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN e.next_status = 'running' THEN jobledger.near_extension(org, j.id, e.seq) END OFFSET 0) x (extension)
+        CROSS JOIN LATERAL (
+            SELECT j.payload_bytes + coalesce(r.bytes, 0) > p_most OR coalesce(x.extension = '?', false)) AS size (is_large);
         first := p_ends[i] + 1;
     END LOOP;
 END $$;
 
 -- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs. By the last event, and
--- what its lease was since: that of a record counts (p_extensions), or else of the row, if that has the event.
+-- what its lease was since: that of a record counts (p_extensions), or else of the row, if that has the event. One for which that takes much
+-- to find counts as changed.
 CREATE OR REPLACE FUNCTION jobledger.unchanged_jobs(
     p_orgs UUID[], p_ends INTEGER[], p_jobs UUID[], p_seqs BIGINT[], p_recorded TIMESTAMPTZ[],
     p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[], p_extensions TEXT[])
@@ -289,7 +308,7 @@ BEGIN
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
         -- With the same last event it is held as it was, or not.
-        CROSS JOIN LATERAL (SELECT CASE WHEN wanted.expires_at IS NOT NULL THEN jobledger.last_extension(org, j.id, e.seq) END OFFSET 0) x (extension)
+        CROSS JOIN LATERAL (SELECT CASE WHEN wanted.expires_at IS NOT NULL THEN jobledger.near_extension(org, j.id, e.seq) END OFFSET 0) x (extension)
         WHERE e.seq = wanted.last_seq AND e.recorded_at = wanted.last_recorded_at
             AND CASE WHEN x.extension IS NOT NULL THEN starts_with(x.extension, wanted.extension)
                 ELSE e.seq > j.last_seq OR j.lease_expires_at IS NOT DISTINCT FROM wanted.expires_at

@@ -4,4 +4,4 @@ ALTER TABLE org_head ADD COLUMN base_seq INTEGER NOT NULL DEFAULT 0;    -- no ro
 ALTER TABLE org_head ADD COLUMN base_n INTEGER NOT NULL DEFAULT 0;      -- nor an extension of a lease of a record up to here
 UPDATE org_head SET base_seq = seq, base_n = n;
 ALTER TABLE org_record ADD COLUMN extensions TEXT;                      -- of leases, a JSON object: see store/extension.rs
-CREATE INDEX idx_org_record_extensions ON org_record (org_id, seq, n) WHERE extensions IS NOT NULL; -- job, jobs, unchanged, list
+CREATE INDEX idx_org_record_extensions ON org_record (org_id, seq, n, octet_length(extensions)) WHERE octet_length(extensions) > 0; -- job, jobs, unchanged, list

@@ -14,6 +14,11 @@ pub(super) const EXTENSION_AT: usize = 35;
 /// An extension, and what follows on it, takes no more of the text.
 pub(super) const EXTENSION_CHARS: usize = 64;
 
+/// Records with extensions, and what these take in bytes, that a read of a job looks at which others wait for: where there are more, it takes a
+/// turn of its org.
+pub(super) const NEAR_RECORDS: usize = 64;
+pub(super) const NEAR_BYTES: usize = 64 << 10;
+
 /// What of a running job changes without an event while it is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extension {
@@ -98,7 +103,11 @@ mod tests {
     #[test]
     fn functions_look_where_extensions_are() {
         let place = format!("strpos(x.extensions, digits) + {EXTENSION_AT}, {EXTENSION_CHARS})");
-        assert!(crate::store::migrations::FUNCTIONS.sql.contains(&place), "{place}");
+        let near = format!("LIMIT {}) near;\n", NEAR_RECORDS + 1);
+        let far = format!("records > {NEAR_RECORDS} OR bytes > {NEAR_BYTES} THEN '?'");
+        for said in [place, near, far] {
+            assert!(crate::store::migrations::FUNCTIONS.sql.contains(&said), "{said}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ pub enum FoundJob {
     Nothing,
     /// The job.
     Whole(Arc<JobRecord>),
-    /// It is there, and more than [`LARGE_JOB`]: to be read alone.
+    /// It is there, and more than [`LARGE_JOB`], or takes long to find out about: to be read alone.
     Large,
 }
 

@@ -25,6 +25,7 @@ on_both_databases! {
     another_server_writes_the_rows_that_one_has_left_behind,
     heartbeats_write_no_rows_and_outlive_a_kill,
     a_long_list_tells_what_heartbeats_said,
+    what_a_lease_was_long_ago_extended_to_is_told_however_many_heartbeats_came_since,
 }
 
 const RUNNING_ROWS: &str = "job WHERE status = 'running'";
@@ -189,6 +190,31 @@ async fn heartbeats_write_no_rows_and_outlive_a_kill(database: Database) {
     let caught_up = async { while rows(&database, CONFIRMED_ROWS).await < 1 {} };
     timeout(PATIENCE, caught_up).await.expect("the row is written once no heartbeat comes any more");
     drop(program);
+}
+
+async fn what_a_lease_was_long_ago_extended_to_is_told_however_many_heartbeats_came_since(database: Database) {
+    let mut config = database.config();
+    config.fold_after = Duration::from_secs(3_600);
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    for _ in 0..2 {
+        client.create(NewJob::new("t")).await.unwrap();
+    }
+    let leases = client.claim(Claim::new("w").max_jobs(2).lease(Duration::from_secs(60))).await.unwrap();
+    let ids = [0, 1].map(|n: usize| leases[n].job.as_ref().unwrap().id.clone());
+    keep(&client, &leases[..1], 3_000).await;
+    let long_ago = client.get(&ids[0]).await.unwrap();
+    let end = |job: &Job| job.lease_expires_at.unwrap().seconds;
+    let mut last = end(&client.get(&ids[1]).await.unwrap());
+    // Of so many records none is looked at on the way.
+    for seconds in 100..180 {
+        keep(&client, &leases[1..], 2 * seconds).await;
+        let now = client.get(&ids[1]).await.unwrap();
+        assert!(end(&now) > last, "{now:?} after {last}");
+        last = end(&now);
+        assert_eq!(client.get(&ids[0]).await.unwrap(), long_ago);
+    }
+    server.stop().await;
 }
 
 /// Of many jobs together it is found in another way than of each.

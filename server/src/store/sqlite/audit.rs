@@ -72,7 +72,7 @@ pub(super) const EARLY_ROWS: &str = "/* early_rows */ SELECT (
             SELECT unhex(said.key) AS job_id, max(found_record.n) AS n, found_record.seq, CAST(said.value AS INTEGER) AS expires_at
             FROM (
                 SELECT n, seq, extensions FROM org_record INDEXED BY idx_org_record_extensions
-                WHERE org_id = $1 AND extensions IS NOT NULL ORDER BY seq DESC, n DESC LIMIT 1000
+                WHERE org_id = $1 AND octet_length(extensions) > 0 ORDER BY seq DESC, n DESC LIMIT 1000
             ) AS found_record CROSS JOIN json_each(found_record.extensions) said GROUP BY said.key
         ) found
         CROSS JOIN job j ON j.org_id = h.org_id AND j.id = found.job_id

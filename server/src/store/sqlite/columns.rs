@@ -11,7 +11,7 @@ use crate::{
     domain::{clock::Time, json::Json},
     store::{
         StoreError, detail,
-        extension::{EXTENSION_AT, EXTENSION_CHARS},
+        extension::{EXTENSION_AT, EXTENSION_CHARS, NEAR_BYTES, NEAR_RECORDS},
         job_columns::JOB_COLUMNS,
         rows::{self, damaged},
     },
@@ -29,17 +29,33 @@ pub(super) const LAST_EVENT: &str = "LEFT JOIN job_event e ON e.org_id = j.org_i
         ELSE (SELECT max(l.seq) FROM job_event l INDEXED BY idx_job_event_job
             WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END AND +e.job_id = j.id";
 
+/// Records `x` with extensions, of the org of a job `j`, since its last event `e`, that the base lacks.
+const RECORDS_SINCE: &str = "FROM org_record x INDEXED BY idx_org_record_extensions
+            WHERE x.org_id = j.org_id AND x.seq >= e.seq AND octet_length(x.extensions) > 0
+                AND x.n > (SELECT h.base_n FROM org_head h WHERE h.org_id = j.org_id)";
+
 /// The last extension of the lease of a job `j` since its last event `e`, of a record that the base lacks; of a running job.
 pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {
     let at = "instr(x.extensions, lower(hex(j.id)))";
     format!(
         "iif(e.next_status = 'running', (
-            SELECT substr(x.extensions, {at} + {EXTENSION_AT}, {EXTENSION_CHARS}) FROM org_record x INDEXED BY idx_org_record_extensions
-            WHERE x.org_id = j.org_id AND x.seq >= e.seq AND x.extensions IS NOT NULL AND {at} > 0
-                AND x.n > (SELECT h.base_n FROM org_head h WHERE h.org_id = j.org_id)
+            SELECT substr(x.extensions, {at} + {EXTENSION_AT}, {EXTENSION_CHARS}) {RECORDS_SINCE} AND {at} > 0
             ORDER BY x.seq DESC, x.n DESC LIMIT 1), NULL)"
     )
 });
+
+/// True where there is much to be looked at for that.
+pub(super) static IS_EXTENSION_FAR: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "(e.next_status = 'running' AND (SELECT count(*) > {NEAR_RECORDS} OR total(near.bytes) > {NEAR_BYTES} FROM (
+            SELECT octet_length(x.extensions) AS bytes {RECORDS_SINCE}
+            ORDER BY x.seq DESC, x.n DESC LIMIT {NEAR_RECORDS} + 1) near))"
+    )
+});
+
+/// The extension for a read that others wait for: `?` where there is much to be looked at.
+pub(super) static NEAR_EXTENSION: LazyLock<String> =
+    LazyLock::new(|| format!("iif({}, '?', {})", *IS_EXTENSION_FAR, *EXTENSION));
 
 /// What [`read_job_over`](crate::store::image::read_job_over) reads of a job `j` with [`LAST_EVENT`].
 pub(super) static JOB_OVER: LazyLock<String> = LazyLock::new(|| job_over(&EXTENSION));

@@ -7,7 +7,7 @@ use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{
-    columns::{Columns, EXTENSION, JOB_OVER, LAST_EVENT, micros},
+    columns::{Columns, IS_EXTENSION_FAR, JOB_OVER, LAST_EVENT, NEAR_EXTENSION, job_over, micros},
     error::store_error,
     load::{hex, ids_json},
     write::MAX_SMALL_RESULT,
@@ -58,12 +58,13 @@ const IS_LARGE: &str = "j.payload_bytes + coalesce(octet_length(x.result), octet
 /// Each by its place among those that are wanted.
 static JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* jobs */ SELECT w.key, {IS_LARGE}, {}, iif({IS_LARGE}, NULL, coalesce(c.payload, p.payload)),
+        "/* jobs */ SELECT w.key, {IS_LARGE} OR {}, {}, iif({IS_LARGE}, NULL, coalesce(c.payload, p.payload)),
             iif({IS_LARGE}, NULL, {RESULT_DETAIL})
         FROM json_each($1) w
         CROSS JOIN job j ON j.org_id = unhex(substr(w.value, 1, 32)) AND j.id = unhex(substr(w.value, 33))
         {LAST_EVENT} {RESULT} {PAYLOAD}",
-        *JOB_OVER
+        *IS_EXTENSION_FAR,
+        job_over(&NEAR_EXTENSION)
     )
 });
 
@@ -74,7 +75,8 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     rows::found_jobs(names.len(), found.iter().map(Columns::of))
 }
 
-/// Each by its place, whether it is held (with the same last event it is so still), its last event, and what its lease was since: that of a record counts, or else of the row, if that has the event.
+/// Each by its place, whether it is held (with the same last event it is so still), its last event, and what its lease was since: that of a record counts, or else of the row, if that has the event. One for which that takes much to find
+/// counts as changed.
 static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
@@ -82,7 +84,7 @@ static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
         {LAST_EVENT}
         WHERE CASE WHEN e.seq > j.last_seq AND {ext} IS NULL THEN instr(substr(w.value, 66), e.seq || ',' || e.recorded_at || ',') = 1
             ELSE instr(e.seq || ',' || e.recorded_at || ',' || coalesce({ext}, {LEASE_OF_ROW}), substr(w.value, 66)) = 1 END",
-        ext = format_args!("iif(substr(w.value, 65, 1) = '1', {}, NULL)", *EXTENSION)
+        ext = format_args!("iif(substr(w.value, 65, 1) = '1', {}, NULL)", *NEAR_EXTENSION)
     )
 });
 
