@@ -35,6 +35,7 @@ use crate::{
 on_both_databases! {
     claims_that_wait_hold_no_room_for_requests,
     streams_that_are_not_read_keep_no_other_org_from_the_past,
+    what_streams_and_claims_name_takes_no_more_than_its_part,
     lists_without_end_keep_nobody_from_anything,
     what_large_payloads_take_is_shared_with_lists,
     nobody_works_out_a_lease_token_from_what_is_told_of_a_job,
@@ -124,6 +125,38 @@ async fn streams_that_are_not_read_keep_no_other_org_from_the_past(database: Dat
     // Its own streams come to an end, too: those that are not read are where there is no room.
     past(&client, 36, PATIENCE).await;
     drop(raw);
+    assert!(program.end_by("TERM").success());
+}
+
+async fn what_streams_and_claims_name_takes_no_more_than_its_part(database: Database) {
+    let program = Program::start_with(&database, &["--max-named-memory", "1048576"]);
+    let ((_, client), (_, other)) = (tenant(&program), tenant(&program));
+    let types = |n: usize| (0..100).map(move |m| format!("{}{n} {m}", "🦀".repeat(80)));
+    let mut kept = Vec::new();
+    // Each names some 40 KB: of a third of a mebibyte few find room.
+    for n in 0..12 {
+        let request = StreamJobEventsRequest { types: types(n).collect(), ..Default::default() };
+        match client.raw().stream_job_events(request).await {
+            Ok(stream) => kept.push(stream),
+            Err(status) => {
+                assert_error(&status, Code::ResourceExhausted, "OVERLOADED");
+            }
+        }
+    }
+    assert!((4..12).contains(&kept.len()), "{} of 12", kept.len());
+    let claim = |client: &Client| {
+        let (worker_id, types) = ("w".to_owned(), types(20).collect());
+        let (claim, mut service) = (ClaimJobsRequest { worker_id, types, ..Default::default() }, client.raw());
+        async move { service.claim_jobs(claim).await }
+    };
+    let status = claim(&client).await.unwrap_err();
+    let told = assert_error(&status, Code::ResourceExhausted, "OVERLOADED");
+    assert_eq!((&*told["scope"], &*told["limit"]), ("org", "349525"));
+    // Others have their part, and who lets go has it again.
+    claim(&other).await.unwrap();
+    drop(kept);
+    let again = async { while claim(&client).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("there is room again");
     assert!(program.end_by("TERM").success());
 }
 

@@ -45,7 +45,7 @@ pub(super) struct Tenant {
 pub(super) type Attack = fn(Arc<Tenant>, u64) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// All of them, by name.
-pub(super) const ATTACKS: [(&str, Attack); 33] = [
+pub(super) const ATTACKS: [(&str, Attack); 34] = [
     ("claims that wait, each with 3.9 MiB", |tenant, _| Box::pin(async move { tenant.heavy_claims().await })),
     ("160 streams of the past that take nothing", |tenant, _| Box::pin(async move { tenant.untaken_streams().await })),
     ("requests of 4 MiB that swell", |tenant, _| Box::pin(async move { tenant.swelling().await })),
@@ -80,6 +80,7 @@ pub(super) const ATTACKS: [(&str, Attack); 33] = [
     ("answers held by many", |tenant, _| Box::pin(async move { tenant.held_answers().await })),
     ("the job that runs", |tenant, _| Box::pin(async move { tenant.running_job().await })),
     ("6,000 live streams", |tenant, _| Box::pin(async move { tenant.live_streams().await })),
+    ("all that can be held, at once", |tenant, _| Box::pin(async move { tenant.all_held().await })),
     ("signatures that are wrong", |tenant, seed| Box::pin(async move { tenant.bad_signatures(seed).await })),
 ];
 

@@ -196,6 +196,31 @@ impl Tenant {
         .await;
     }
 
+    /// As many streams and claims as an org may have, pages of the past, answers and dialogues, and nothing of it is read.
+    pub(super) async fn all_held(self: Arc<Self>) {
+        let waiting = self.by_lane(14, move |tenant: Arc<Self>, lane| async move {
+            let mut connection = tenant.windowless(lane).await;
+            for n in 0..1_000 {
+                let (types, worker_id) = (vec![format!("none {n}")], format!("w{lane} {n}"));
+                if lane.is_multiple_of(2) {
+                    let request = StreamJobEventsRequest { types, ..Default::default() };
+                    connection.call(&tenant, "StreamJobEvents", &request.encode_to_vec()).await?;
+                } else {
+                    let claim = ClaimJobsRequest { worker_id, types, wait: seconds(60), ..Default::default() };
+                    connection.call(&tenant, "ClaimJobs", &claim.encode_to_vec()).await?;
+                }
+            }
+            connection.stays(KEPT).await;
+            Ok(())
+        });
+        tokio::join!(
+            waiting,
+            Arc::clone(&self).held_answers(),
+            Arc::clone(&self).untaken_streams(),
+            Arc::clone(&self).dialogues(),
+        );
+    }
+
     /// Its lease was extended before, and the 900 others are extended all the time.
     pub(super) async fn running_job(self: Arc<Self>) {
         let leases = self.leases(901).await;
