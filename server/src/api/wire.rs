@@ -148,6 +148,13 @@ impl Encoder for EventEncoder {
     type Item = Outgoing;
     type Error = Status;
 
+    /// A stream keeps its buffer for as long as it is open, and most of them wait.
+    fn buffer_settings(&self) -> BufferSettings {
+        const BUFFER: usize = 512;
+        const SENT_AT: usize = 32 << 10;
+        BufferSettings::new(BUFFER, SENT_AT)
+    }
+
     fn encode(&mut self, item: Outgoing, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         match item {
             Outgoing::Event(event) => buffer.put_slice(event.encoded(encode)),

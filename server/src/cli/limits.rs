@@ -90,6 +90,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(16_777_216..))]
     max_answer_memory: u32,
 
+    /// The same of one organisation, or of one address where they are about none. By default a third of all.
+    #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY_PER_ORG", value_name = "BYTES", value_parser = value_parser!(u32).range(4_194_304..))]
+    max_answer_memory_per_org: Option<u32>,
+
     /// Calls under way, of all organisations, and a quarter more of heartbeats and reports; claims and event streams are counted apart.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_calls: u32,
@@ -191,6 +195,7 @@ impl LimitArgs {
             age: self.max_connection_age,
             keepalive: self.keepalive,
             unread: self.max_answer_memory as usize,
+            unread_each: part(self.max_answer_memory_per_org, self.max_answer_memory),
         }
     }
 

@@ -46,6 +46,8 @@ pub struct ConnectionLimits {
     /// Bytes of answers that callers have not taken, but for those that go on; beyond that, the connection with most of them is closed, of the
     /// org with most, or of the address where they are about none.
     pub unread: usize,
+    /// The same of one org, or of one address where they are about none.
+    pub unread_each: usize,
 }
 
 impl Default for ConnectionLimits {
@@ -62,6 +64,7 @@ impl Default for ConnectionLimits {
             age: Duration::from_secs(1_800),
             keepalive: Duration::from_secs(20),
             unread: 128 << 20,
+            unread_each: (128 << 20) / 3,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Answers that their callers have not taken: so many bytes in all. Beyond that, whoever holds most of them, in whatever number of connections,
-//! loses the one that holds most.
+//! Answers that their callers have not taken: so many bytes in all, and of one org, or of one address where they are about none. Beyond that,
+//! whoever holds too much, or most, in whatever number of connections, loses the one that holds most.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,14 +13,14 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::shares::network;
+use crate::shares::{Most, network};
 
 /// What is kept of an answer besides its bytes.
 const OF_EACH: usize = 2 << 10;
 
 /// Of all connections.
 pub(super) struct Unread {
-    limit: usize,
+    most: Most,
     next: AtomicU64,
     state: Mutex<State>,
 }
@@ -69,8 +69,8 @@ pub(super) struct Share {
 }
 
 impl Unread {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, next: AtomicU64::new(0), state: Mutex::default() })
+    pub(super) fn new(most: Most) -> Arc<Self> {
+        Arc::new(Self { most, next: AtomicU64::new(0), state: Mutex::default() })
     }
 
     /// The share of a new connection, which is cut if it becomes too much.
@@ -97,8 +97,8 @@ impl Share {
             *state.holders.entry(holder).or_default() += bytes;
             state.in_all += bytes;
         }
-        while state.in_all > self.all.limit
-            && let Some(most) = state.most()
+        while let Some(holder) = state.too_much(holder, self.all.most)
+            && let Some(most) = state.largest_of(holder)
         {
             state.cut(most);
         }
@@ -107,10 +107,18 @@ impl Share {
 }
 
 impl State {
-    /// The connection that holds most of whoever holds most.
-    fn most(&self) -> Option<u64> {
-        let (holder, _) = self.holders.iter().max_by_key(|(_, bytes)| **bytes)?;
-        let of_holder = self.connections.range((*holder, 0)..=(*holder, u64::MAX));
+    /// Who holds too much, where this one holds more than before.
+    fn too_much(&self, more: Holder, most: Most) -> Option<Holder> {
+        if self.holders.get(&more).is_some_and(|bytes| *bytes > most.each) {
+            return Some(more);
+        }
+        let holders = self.holders.iter().filter(|_| self.in_all > most.in_all);
+        holders.max_by_key(|(_, bytes)| **bytes).map(|(holder, _)| *holder)
+    }
+
+    /// The connection that holds most of what one holds.
+    fn largest_of(&self, holder: Holder) -> Option<u64> {
+        let of_holder = self.connections.range((holder, 0)..=(holder, u64::MAX));
         of_holder.max_by_key(|(_, of)| of.bytes).map(|((_, id), _)| *id)
     }
 
@@ -165,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_holds_most_is_cut_and_nothing_of_it_counts_any_more() {
-        let all = Unread::new(9 * OF_EACH);
+        let all = Unread::new(Most { in_all: 9 * OF_EACH, each: usize::MAX });
         let cuts = [(); 3].map(|()| CancellationToken::new());
         let [few, most, late] = [0, 1, 2].map(|n| all.share(([127, 0, 0, 1], n as u16).into(), cuts[n].clone()));
         let of_few = [few.hold(0, None), few.hold(0, None)];
@@ -184,7 +192,7 @@ mod tests {
 
     #[test]
     fn whoever_holds_most_in_many_connections_has_one_of_them_cut() {
-        let all = Unread::new(20 * OF_EACH);
+        let all = Unread::new(Most { in_all: 20 * OF_EACH, each: usize::MAX });
         let cuts = [(); 11].map(|()| CancellationToken::new());
         let share = |n: usize| all.share(([127, 0, 0, n as u8], 1).into(), cuts[n].clone());
         let [many, large] = [1, 2].map(|n| Some(Uuid::from_u128(n)));
@@ -197,5 +205,18 @@ mod tests {
         drop((of_large, of_many));
         assert_eq!(all.state().in_all, OF_EACH);
         assert_eq!(all.state().holders.len(), 1);
+    }
+
+    #[test]
+    fn whoever_holds_more_than_its_part_has_a_connection_cut_though_there_is_room() {
+        let all = Unread::new(Most { in_all: 20 * OF_EACH, each: 6 * OF_EACH });
+        let cuts = [(); 3].map(|()| CancellationToken::new());
+        let [first, second, other] = [0, 1, 2].map(|n| all.share(([127, 0, 0, 1], n as u16).into(), cuts[n].clone()));
+        let [org, another] = [1, 2].map(|n| Some(Uuid::from_u128(n)));
+        let _held = (first.hold(3 * OF_EACH, org), other.hold(5 * OF_EACH, another), second.hold(OF_EACH, org));
+        assert!(cuts.iter().all(|cut| !cut.is_cancelled()));
+        let _more = second.hold(0, org);
+        assert_eq!(cuts.each_ref().map(CancellationToken::is_cancelled), [true, false, false]);
+        assert_eq!(all.state().in_all, 9 * OF_EACH);
     }
 }
