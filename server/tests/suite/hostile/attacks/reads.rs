@@ -201,6 +201,8 @@ impl Tenant {
         let waiting = self.by_lane(14, move |tenant: Arc<Self>, lane| async move {
             let mut connection = tenant.windowless(lane).await;
             for n in 0..1_000 {
+                // It is about what is held, not about how fast it comes.
+                sleep(Duration::from_millis(7)).await;
                 let (types, worker_id) = (vec![format!("none {n}")], format!("w{lane} {n}"));
                 if lane.is_multiple_of(2) {
                     let request = StreamJobEventsRequest { types, ..Default::default() };
