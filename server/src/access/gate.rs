@@ -11,8 +11,8 @@ use crate::{
     turns::{Turn, Turns},
 };
 
-/// Those that may wait, and of them those of one address.
-const MAY_WAIT: Most = Most { in_all: 4_096, each: 16 };
+/// Those that may wait.
+const MAY_WAIT: usize = 4_096;
 const MAY_WAIT_FOR: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -28,8 +28,9 @@ pub(super) struct Entered {
 }
 
 impl Gate {
-    pub(super) fn new(at_a_time: usize) -> Self {
-        Self { places: Shares::new(MAY_WAIT), turns: Turns::new(at_a_time) }
+    /// With so many at a time, and so many that may wait of one address.
+    pub(super) fn new(at_a_time: usize, each: usize) -> Self {
+        Self { places: Shares::new(Most { in_all: MAY_WAIT, each }), turns: Turns::new(at_a_time) }
     }
 
     /// Waits for a turn of somebody at this address.

@@ -19,7 +19,7 @@ use super::{
     config::JwtConfig,
     credential::{Credential, Principal, Refusal},
     gate::Gate,
-    keys::Keys,
+    keys::{Key, Keys},
 };
 use crate::{
     domain::{
@@ -34,6 +34,8 @@ use crate::{
 const MAX_TOKEN: usize = 8 << 10;
 /// JWTs that are remembered, at most: verifying one takes longer than many a call.
 const REMEMBERED: usize = 10_000;
+/// Calls with new ones from one address that may wait until they are verified: a client that has just got one may call with it many times.
+const MAY_WAIT_OF_ADDRESS: usize = 512;
 
 /// See the module.
 pub(super) struct Jwt {
@@ -68,7 +70,7 @@ impl Jwt {
     fn of(config: JwtConfig, keys: Keys) -> Self {
         let state = Mutex::new(State { known: Generations::new(REMEMBERED), held: HashMap::new() });
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        Self { config, keys, state, gate: Gate::new(processors / 2) }
+        Self { config, keys, state, gate: Gate::new(processors / 2, MAY_WAIT_OF_ADDRESS) }
     }
 
     /// Who the JWT says it is whose digest this is, if that was verified before.
@@ -83,6 +85,8 @@ impl Jwt {
         digest: Digest,
         from: IpAddr,
     ) -> Result<Arc<Credential>, Refusal> {
+        // What no key could have signed waits for nobody.
+        self.key(text)?;
         let entered = self.gate.enter(from).await?;
         // Another may have been called with meanwhile.
         if let Some(known) = self.known(&digest) {
@@ -142,8 +146,8 @@ impl Jwt {
             .await;
     }
 
-    /// Who it is, and by which key.
-    fn verify(&self, text: &str) -> Result<(Principal, Digest), Refusal> {
+    /// The key by which it says that it was signed.
+    fn key(&self, text: &str) -> Result<Arc<Key>, Refusal> {
         if text.len() > MAX_TOKEN {
             return Err(Refusal::Jwt("it is too long"));
         }
@@ -155,7 +159,12 @@ impl Jwt {
         if !header.typ.as_deref().is_none_or(is_access_token) {
             return Err(Refusal::Jwt("it is of another type"));
         }
-        let key = self.keys.find(header.kid.as_deref(), header.alg).ok_or(Refusal::Jwt("its key is unknown"))?;
+        self.keys.find(header.kid.as_deref(), header.alg).ok_or(Refusal::Jwt("its key is unknown"))
+    }
+
+    /// Who it is, and by which key.
+    fn verify(&self, text: &str) -> Result<(Principal, Digest), Refusal> {
+        let key = self.key(text)?;
         let mut rules = Validation::new(key.algorithm);
         rules.set_required_spec_claims(&["exp", "iss", "aud"]);
         rules.set_issuer(&[&self.config.issuer]);

@@ -39,8 +39,9 @@ const ONE_WITHIN: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tokens that are remembered, at most.
 const REMEMBERED: usize = 10_000;
-/// Tokens that are looked up at the same time.
+/// Tokens that are looked up at the same time, and those of one address that may wait for it.
 const LOOKED_UP: usize = 2;
+const MAY_WAIT_OF_ADDRESS: usize = 16;
 
 /// How exactly it is noted when a token was last used.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
@@ -144,7 +145,7 @@ impl Tokens {
         let revision = store.about().await?.credentials;
         let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
         let state = Mutex::new(State { known, held, doubts, uses: HashMap::new(), revision, looked_at });
-        Ok(Self { store, state, gate: Gate::new(LOOKED_UP), doubted: Notify::new() })
+        Ok(Self { store, state, gate: Gate::new(LOOKED_UP, MAY_WAIT_OF_ADDRESS), doubted: Notify::new() })
     }
 
     /// True if there has ever been one.

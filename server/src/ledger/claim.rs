@@ -16,9 +16,6 @@ use crate::domain::{
     transition::{self, Abandon},
 };
 
-/// Payloads of more bytes than this are read in turns with lists and large jobs.
-const LARGE: i64 = 64 << 10;
-
 /// Jobs that were claimed and are not delivered yet. Dropped, they are given back at once, unless something was heard of
 /// their holder by then: a heartbeat, or the same claim again.
 pub(super) struct Undelivered {
@@ -109,8 +106,9 @@ impl Ledger {
     /// event streams name too much.
     pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let by = by.into();
+        let latest = self.repeats.supersede(by.org, &claim);
         let _wish = self.wishes.of_claim(by.org, &claim)?;
-        let Some(latest) = self.repeats.supersede(by.org, &claim) else {
+        let Some(latest) = latest else {
             return self.await_work(by, claim, wait).await;
         };
         tokio::select! {
@@ -157,11 +155,9 @@ impl Ledger {
     /// Adds what the jobs carry, in a turn of the org: what the same claim gets again was read before, and is read again.
     async fn fill(&self, org: OrgId, jobs: Vec<Job>, undelivered: Option<Undelivered>) -> Result<Leases, LedgerError> {
         let with_payload: Vec<_> = jobs.iter().filter(|job| job.spec.payload_bytes > 0).map(|job| job.id).collect();
-        let bytes: i64 = jobs.iter().map(|job| i64::from(job.spec.payload_bytes)).sum();
         let (mut contents, mut turn) = (HashMap::new(), None);
         if !with_payload.is_empty() {
-            let reader = if bytes > LARGE { &self.lists } else { &self.deliveries };
-            let begun = reader.begin(org).await?;
+            let begun = self.deliveries.begin(org).await?;
             contents.extend(begun.contents(org, with_payload).await?);
             turn = Some(begun);
         }

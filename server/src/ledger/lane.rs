@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, LazyLock},
 };
 
 use super::{
@@ -12,10 +12,12 @@ use super::{
 };
 use crate::{domain::id::OrgId, store::Capacity};
 
-/// Types that the claims of one transaction name, of all orgs, and jobs of these that they are looked for among: of each type that nobody has
-/// asked for of late they are read.
+/// Types that an org's claims name in one transaction, and jobs of these that they are looked for among: of each type that nobody has asked
+/// for of late they are read. The first claim may name more.
 const TYPES: usize = 256;
 const LOOKED_AT: usize = 8_192;
+/// Claims for which there is no room that others of an org's commands may pass.
+pub(super) const PASSED_OVER: usize = 64;
 
 /// Commands of an org with which its batch shares no transaction, where several may be open.
 pub(super) const MANY: usize = 16;
@@ -60,39 +62,35 @@ pub(super) struct Room {
     pub(super) bytes: usize,
     /// It has nothing yet: a command that is larger than all of it is taken alone.
     pub(super) is_empty: bool,
-    /// What its claims name: how many jobs of each type they ask for, no more than are looked at.
-    types: HashMap<(OrgId, Arc<str>), usize>,
+    /// What the claims of each org ask for.
+    asked: HashMap<OrgId, Asked>,
+}
+
+/// What claims of one org ask for.
+#[derive(Default)]
+struct Asked {
+    /// How many jobs of each type, no more than are looked at.
+    types: HashMap<Arc<str>, usize>,
     /// As many in all.
     looked_at: usize,
 }
 
 impl Room {
     pub(super) fn new(commands: usize, bytes: usize) -> Self {
-        Self { commands, bytes, is_empty: true, types: HashMap::new(), looked_at: 0 }
+        Self { commands, bytes, is_empty: true, asked: HashMap::new() }
     }
 
     /// True if a command fits in, with some bytes left for others.
-    pub(super) fn fits(&self, org: OrgId, next: &Pending, kept: Kept) -> bool {
-        let fits_claim = match &next.command {
-            Command::Claim(claim) => self.fits_claim(org, claim),
-            _ => true,
-        };
-        self.is_empty || fits_claim && next.weight + kept.bytes <= self.bytes
+    pub(super) fn fits(&self, next: &Pending, kept: Kept) -> bool {
+        self.is_empty || next.weight + kept.bytes <= self.bytes
     }
 
-    fn fits_claim(&self, org: OrgId, claim: &Claim) -> bool {
-        let (mut types, mut looked_at) = (self.types.len(), self.looked_at);
-        // Mostly there is room for more than it could ask for.
-        if types + claim.types.len() <= TYPES && looked_at + claim.types.len() * claim.max_jobs <= LOOKED_AT {
-            return true;
+    /// True of a claim that asks for too much beside what its org's others ask for.
+    pub(super) fn passes_over(&self, org: OrgId, next: &Pending) -> bool {
+        match (&next.command, self.asked.get(&org)) {
+            (Command::Claim(claim), Some(asked)) => !asked.has_room_for(claim),
+            _ => false,
         }
-        for name in claim.types.iter() {
-            let before = self.types.get(&(org, Arc::clone(name)));
-            types += usize::from(before.is_none());
-            let before = before.copied().unwrap_or_default();
-            looked_at += (before + claim.max_jobs).min(claims::LOOKED_AT) - before;
-        }
-        types <= TYPES && looked_at <= LOOKED_AT
     }
 
     /// Takes room for a command.
@@ -100,14 +98,43 @@ impl Room {
         self.commands = self.commands.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(next.weight);
         self.is_empty = false;
-        let Command::Claim(claim) = &next.command else { return };
-        for name in claim.types.iter() {
-            let of_type = self.types.entry((org, Arc::clone(name))).or_default();
+        if let Command::Claim(claim) = &next.command {
+            self.asked.entry(org).or_default().add(claim);
+        }
+    }
+}
+
+impl Asked {
+    fn has_room_for(&self, claim: &Claim) -> bool {
+        let (mut types, mut looked_at) = (self.types.len(), self.looked_at);
+        let names = claim.types.len().max(1);
+        // Mostly there is room for more than it could ask for.
+        if types + names <= TYPES && looked_at + names * claim.max_jobs <= LOOKED_AT {
+            return true;
+        }
+        for name in names_of(claim) {
+            let before = self.types.get(name);
+            types += usize::from(before.is_none());
+            let before = before.copied().unwrap_or_default();
+            looked_at += (before + claim.max_jobs).min(claims::LOOKED_AT) - before;
+        }
+        types <= TYPES && looked_at <= LOOKED_AT
+    }
+
+    fn add(&mut self, claim: &Claim) {
+        for name in names_of(claim) {
+            let of_type = self.types.entry(Arc::clone(name)).or_default();
             let more = (*of_type + claim.max_jobs).min(claims::LOOKED_AT) - *of_type;
             *of_type += more;
             self.looked_at += more;
         }
     }
+}
+
+/// The types that a claim names; of one that takes any, a name that no type has.
+fn names_of(claim: &Claim) -> impl Iterator<Item = &Arc<str>> {
+    static ANY: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
+    claim.types.iter().chain(claim.types.is_empty().then(|| &*ANY))
 }
 
 /// Room that is left for others.
@@ -139,15 +166,17 @@ mod tests {
     fn claims_of_one_transaction_name_so_many_types_and_ask_for_so_many_jobs() {
         let [org, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
         let mut room = Room::new(512, 4 << 20);
-        let fits = |room: &Room, org, claim: &Pending| room.fits(org, claim, Kept::NOTHING);
+        let fits = |room: &Room, org, claim: &Pending| !room.passes_over(org, claim);
         assert!(fits(&room, org, &claim(0..300, 100)), "it is the first");
         room.take(org, &claim(0..200, 1));
         assert!(fits(&room, org, &claim(100..256, 1)) && !fits(&room, org, &claim(100..257, 1)));
-        assert!(fits(&room, other, &claim(0..56, 1)) && !fits(&room, other, &claim(0..57, 1)), "theirs are others");
+        assert!(fits(&room, other, &claim(0..300, 100)), "it is the first of its org");
         let mut room = Room::new(512, 4 << 20);
         (0..80).for_each(|_| room.take(org, &claim(0..5, 100)));
         assert!(fits(&room, org, &claim(0..5, 100)), "of these so many are looked at as ever are");
-        room.take(org, &claim(5..36, 100));
-        assert!(!fits(&room, org, &claim(5..6, 100)) && fits(&room, org, &claim(0..5, 1)));
+        (0..20).for_each(|_| room.take(org, &claim(0..0, 100)));
+        room.take(org, &claim(5..26, 100));
+        assert!(!fits(&room, org, &claim(26..27, 100)) && fits(&room, org, &claim(0..5, 1)));
+        assert!(fits(&room, org, &claim(0..0, 100)));
     }
 }

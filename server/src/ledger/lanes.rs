@@ -19,7 +19,7 @@ use super::{
     LedgerError, Limits,
     command::{By, Command},
     disk_space::Space,
-    lane::{Kept, Lane, MANY, Room},
+    lane::{Kept, Lane, MANY, PASSED_OVER, Room},
     pending::{Answer, Begun, OrgBatch, Pending, Turn},
     rests::Rests,
 };
@@ -424,11 +424,19 @@ impl State {
         commands: &mut Vec<Pending>,
         limits: &Limits,
     ) -> bool {
+        // Claims that ask for too much beside others stay where they are, and what follows on them passes.
+        let mut passed_over = 0;
         while room.commands > kept.commands {
             let Some(lane) = self.lanes.get_mut(&org) else { return true };
             let queue = lane.queue(is_vital);
-            let next =
-                queue.pop_front_if(|next| room.fits(org, next, kept) || next.is_abandoned() || next.is_late(limits));
+            let next = queue.get(passed_over);
+            let is_over = |next: &Pending| next.is_abandoned() || next.is_late(limits);
+            if next.is_some_and(|next| !is_over(next) && room.passes_over(org, next)) && passed_over < PASSED_OVER {
+                passed_over += 1;
+                continue;
+            }
+            let fits = |next: &&Pending| is_over(next) || room.fits(next, kept) && !room.passes_over(org, next);
+            let next = next.filter(fits).is_some().then(|| queue.remove(passed_over)).flatten();
             let Some(next) = next else { return queue.is_empty() };
             lane.bytes -= next.weight;
             lane.loners -= usize::from(next.command.goes_alone());

@@ -9,15 +9,21 @@ use std::{
 
 /// How often the same is said, at most.
 const AGAIN: Duration = Duration::from_secs(60);
-/// Of how many it is known when they were last said. Beyond that nothing is said of others until some of these are long past.
+/// Of how many it is known when they were last said. Of all others together one is said, and how often they have happened, until some of
+/// these are long past.
 const KNOWN: usize = 1_024;
 
 /// What was said when, and how often it has happened since.
-pub(crate) struct Rarely<K>(Mutex<HashMap<K, (Instant, u64)>>);
+pub(crate) struct Rarely<K>(Mutex<Said<K>>);
+
+struct Said<K> {
+    known: HashMap<K, (Instant, u64)>,
+    others: Option<(Instant, u64)>,
+}
 
 impl<K> Default for Rarely<K> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Said { known: HashMap::new(), others: None }))
     }
 }
 
@@ -30,22 +36,32 @@ impl<K: Hash + Eq> Rarely<K> {
     fn note_at(&self, what: K, now: Instant) -> Option<u64> {
         // The map stays whole whatever panics beside it.
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, times)) = said.get_mut(&what) {
+        let Said { known, others } = &mut *said;
+        let again = |(at, times): &mut (Instant, u64)| {
             *times += 1;
             let is_due = now.duration_since(*at) >= AGAIN;
-            return is_due.then(|| {
+            is_due.then(|| {
                 *at = now;
                 std::mem::take(times)
-            });
+            })
+        };
+        if let Some(of_it) = known.get_mut(&what) {
+            return again(of_it);
         }
-        if said.len() >= KNOWN {
-            said.retain(|_, (at, _)| now.duration_since(*at) < AGAIN);
+        if known.len() >= KNOWN {
+            known.retain(|_, (at, _)| now.duration_since(*at) < AGAIN);
         }
-        if said.len() >= KNOWN {
-            return None;
+        if known.len() < KNOWN {
+            known.insert(what, (now, 0));
+            return Some(1);
         }
-        said.insert(what, (now, 0));
-        Some(1)
+        match others {
+            Some(others) => again(others),
+            None => {
+                *others = Some((now, 0));
+                Some(1)
+            }
+        }
     }
 }
 
@@ -66,7 +82,19 @@ mod tests {
     fn no_more_is_kept_than_is_said() {
         let (rarely, now) = (Rarely::default(), Instant::now());
         let said = (0..5_000).filter(|n| rarely.note_at(*n, now).is_some()).count();
-        assert_eq!(said, KNOWN);
-        assert_eq!(rarely.note_at(6_000, now + AGAIN), Some(1));
+        assert_eq!(said, KNOWN + 1, "one of the others");
+        let soon = now + AGAIN / 2;
+        (0..KNOWN).for_each(|n| assert_eq!(rarely.note_at(n, soon), None));
+        assert_eq!(rarely.note_at(6_000, now + AGAIN), Some(1), "those of before are long past");
+    }
+
+    #[test]
+    fn those_beyond_what_is_known_are_said_together() {
+        let (rarely, now) = (Rarely::default(), Instant::now());
+        (0..KNOWN).for_each(|n| assert_eq!(rarely.note_at(n, now), Some(1)));
+        assert_eq!(rarely.note_at(KNOWN, now - AGAIN / 2), Some(1));
+        let others = (2_000..2_100).filter_map(|n| rarely.note_at(n, now));
+        assert_eq!(others.count(), 0);
+        assert_eq!(rarely.note_at(3_000, now + AGAIN / 2), Some(101));
     }
 }

@@ -64,7 +64,6 @@ pub(super) const ATTACKS: [(&str, Attack); 34] = [
     ("heartbeats of 1,000 leases", |tenant, seed| Box::pin(async move { tenant.heartbeats(seed).await })),
     ("canceled and retried", |tenant, _| Box::pin(async move { tenant.retries().await })),
     ("one key for all", |tenant, _| Box::pin(async move { tenant.one_key().await })),
-    ("a type for each job", |tenant, _| Box::pin(async move { tenant.types().await })),
     ("labels that few have", |tenant, _| Box::pin(async move { tenant.labels().await })),
     ("large jobs, not taken", |tenant, _| Box::pin(async move { tenant.untaken_jobs().await })),
     ("all due at once", |tenant, _| Box::pin(async move { tenant.due_at_once().await })),
@@ -82,6 +81,7 @@ pub(super) const ATTACKS: [(&str, Attack); 34] = [
     ("6,000 live streams", |tenant, _| Box::pin(async move { tenant.live_streams().await })),
     ("all that can be held, at once", |tenant, _| Box::pin(async move { tenant.all_held().await })),
     ("signatures that are wrong", |tenant, seed| Box::pin(async move { tenant.bad_signatures(seed).await })),
+    ("a type for each job", |tenant, _| Box::pin(async move { tenant.types().await })),
 ];
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
