@@ -20,7 +20,7 @@ use super::{
     command::{By, Command},
     disk_space::Space,
     lane::{Kept, Lane, MANY, PASSED_OVER, Room},
-    pending::{Answer, Begun, OrgBatch, Pending, Turn},
+    pending::{Answer, Begun, Load, OrgBatch, Pending, Turn},
     rests::Rests,
 };
 use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
@@ -49,8 +49,8 @@ struct State {
     lanes: HashMap<OrgId, Lane>,
     /// Orgs with commands waiting and no batch under way, in the order of their turn.
     ready: VecDeque<OrgId>,
-    commands: usize,
-    bytes: usize,
+    /// All that waits.
+    load: Load,
     is_closed: bool,
     /// When a turn last ended, or commands began to wait after none had.
     moved_at: Option<Instant>,
@@ -123,8 +123,9 @@ impl Lanes {
         if state.is_closed {
             return Err(LedgerError::Draining);
         }
-        let is_full = state.commands + commands > most(self.limits.queued_commands);
-        if is_full || state.bytes + weight > most(self.limits.queued_bytes) {
+        let (waiting, bytes) = state.load.asked();
+        let is_full = waiting + commands > most(self.limits.queued_commands);
+        if is_full || bytes + weight > most(self.limits.queued_bytes) {
             return Err(state.refusal(Instant::now()));
         }
         if let Some(lane) = state.lanes.get(&org) {
@@ -146,7 +147,7 @@ impl Lanes {
 
     fn push(&self, mut guard: MutexGuard<'_, State>, org: OrgId, pending: impl IntoIterator<Item = Pending>) {
         let state = &mut *guard;
-        if state.commands == 0 {
+        if state.load.commands == 0 {
             state.moved_at = Some(Instant::now());
         }
         let mut pending = pending.into_iter().peekable();
@@ -157,8 +158,7 @@ impl Lanes {
         let before = lane.waiting();
         let is_first = before == 0 && !lane.is_busy;
         for pending in pending {
-            state.commands += 1;
-            state.bytes += pending.weight;
+            state.load.add(&pending);
             lane.bytes += pending.weight;
             lane.loners += usize::from(pending.command.goes_alone());
             lane.queue(pending.command.is_vital()).push_back(pending);
@@ -176,7 +176,7 @@ impl Lanes {
     /// How long commands have been waiting while no turn ended; zero if none waits.
     pub(super) fn stalled_for(&self) -> Duration {
         let state = self.state();
-        let moved_at = state.moved_at.filter(|_| state.commands > 0);
+        let moved_at = state.moved_at.filter(|_| state.load.commands > 0);
         moved_at.map_or(Duration::ZERO, |moved_at| moved_at.elapsed())
     }
 
@@ -232,7 +232,8 @@ impl Lanes {
         let bytes = state.most_bytes(batch.org, capacity, &self.limits, Instant::now());
         let mut room = Room::new(self.limits.batch_commands, bytes);
         batch.commands.iter().for_each(|taken| room.take(batch.org, taken));
-        state.take(batch.org, &mut room, &mut batch.commands, &self.limits);
+        let most = state.most_commands(batch.org, capacity, Instant::now()).saturating_sub(batch.commands.len());
+        state.take(batch.org, most, &mut room, &mut batch.commands, &self.limits);
     }
 
     /// Puts commands back that a turn has left out, in the order in which they were taken. Their orgs go alone, before all others.
@@ -246,8 +247,7 @@ impl Lanes {
             let lane = state.lanes.entry(org).or_default();
             (lane.is_busy, lane.goes_alone) = (false, true);
             for pending in commands.into_iter().rev() {
-                state.commands += 1;
-                state.bytes += pending.weight;
+                state.load.add(&pending);
                 lane.bytes += pending.weight;
                 lane.loners += usize::from(pending.command.goes_alone());
                 lane.queue(pending.command.is_vital()).push_front(pending);
@@ -255,6 +255,12 @@ impl Lanes {
             state.ready.push_front(org);
         }
         self.work.notify_one();
+    }
+
+    /// Takes note of how long the work of a turn took before its commit.
+    pub(super) fn worked(&self, turn: &[OrgBatch], took: Duration) {
+        let turn: Vec<_> = turn.iter().map(|batch| (batch.org, batch.commands.len())).collect();
+        self.state().rests.worked(&turn, took, Instant::now());
     }
 
     /// Ends a turn that began then, shared or not, of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or
@@ -293,7 +299,7 @@ impl State {
 
     /// True while commands wait and no turn ends, and after one that the database did not answer.
     fn is_out(&self, now: Instant) -> bool {
-        let is_stuck = self.commands > 0 && self.moved_at.is_some_and(|moved_at| now - moved_at >= OUTAGE);
+        let is_stuck = self.load.commands > 0 && self.moved_at.is_some_and(|moved_at| now - moved_at >= OUTAGE);
         let is_recent = |at| {
             let lasts = if self.answered_at < Some(at) { OUTAGE_IS_REMEMBERED } else { OUTAGE_LASTS };
             now - at < lasts
@@ -330,7 +336,8 @@ impl State {
                 break;
             }
             let mut commands = Vec::new();
-            self.take(org, &mut room, &mut commands, limits);
+            let most = self.most_commands(org, capacity, now);
+            self.take(org, most, &mut room, &mut commands, limits);
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
             if commands.is_empty() {
                 if lane.waiting() == 0 {
@@ -360,6 +367,12 @@ impl State {
         if is_waited_for { limits.shared_bytes } else { limits.batch_bytes }
     }
 
+    /// How many commands of an org a turn may have.
+    fn most_commands(&self, org: OrgId, capacity: Capacity, now: Instant) -> usize {
+        let most = self.rests.most(org, now).filter(|_| capacity.transactions == 1);
+        most.unwrap_or(usize::MAX)
+    }
+
     /// Takes those out of the line that rest.
     fn take_resting(&mut self, now: Instant) -> Vec<OrgId> {
         let (rests, mut resting) = (&self.rests, Vec::new());
@@ -375,7 +388,7 @@ impl State {
 
     /// True if orgs with few commands may begin another transaction.
     fn may_share(&self, capacity: Capacity, limits: &Limits, now: Instant) -> bool {
-        let is_full = self.ready.len() >= capacity.orgs || self.commands >= limits.batch_commands;
+        let is_full = self.ready.len() >= capacity.orgs || self.load.commands >= limits.batch_commands;
         is_full || self.counting(now).count() < SHARED_AT_ONCE
     }
 
@@ -390,8 +403,15 @@ impl State {
         self.counting(now).min().filter(|_| !self.ready.is_empty()).into_iter().chain(rests).min()
     }
 
-    /// Takes commands of an org as far as there is room; those whose callers are gone take none.
-    fn take(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
+    /// Takes up to so many commands of an org as far as there is room; those whose callers are gone take none.
+    fn take(&mut self, org: OrgId, most: usize, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
+        let kept = room.commands.saturating_sub(most);
+        room.commands -= kept;
+        self.take_in_turn(org, room, commands, limits);
+        room.commands += kept;
+    }
+
+    fn take_in_turn(&mut self, org: OrgId, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
         let Some(lane) = self.lanes.get(&org).filter(|_| room.commands > 0) else { return };
         commands.reserve(lane.waiting().min(room.commands));
         if lane.is_rest_due
@@ -440,8 +460,7 @@ impl State {
             let Some(next) = next else { return queue.is_empty() };
             lane.bytes -= next.weight;
             lane.loners -= usize::from(next.command.goes_alone());
-            self.commands -= 1;
-            self.bytes -= next.weight;
+            self.load.remove(&next);
             if next.is_abandoned() {
                 continue;
             }

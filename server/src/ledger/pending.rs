@@ -47,6 +47,41 @@ impl Pending {
     }
 }
 
+/// Commands that wait, and what they take in bytes.
+#[derive(Default)]
+pub(super) struct Load {
+    pub(super) commands: usize,
+    bytes: usize,
+    /// Of these, what nobody waits for: it keeps nobody's out.
+    unasked: usize,
+    unasked_bytes: usize,
+}
+
+impl Load {
+    pub(super) fn add(&mut self, pending: &Pending) {
+        self.commands += 1;
+        self.bytes += pending.weight;
+        if pending.answer.is_none() {
+            self.unasked += 1;
+            self.unasked_bytes += pending.weight;
+        }
+    }
+
+    pub(super) fn remove(&mut self, pending: &Pending) {
+        self.commands -= 1;
+        self.bytes -= pending.weight;
+        if pending.answer.is_none() {
+            self.unasked -= 1;
+            self.unasked_bytes -= pending.weight;
+        }
+    }
+
+    /// How many somebody waits for, and their bytes.
+    pub(super) fn asked(&self) -> (usize, usize) {
+        (self.commands - self.unasked, self.bytes - self.unasked_bytes)
+    }
+}
+
 /// One org's share of a transaction.
 pub(super) struct OrgBatch {
     pub(super) org: OrgId,

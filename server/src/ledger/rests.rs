@@ -1,5 +1,6 @@
 //! Where one transaction is open at a time, everybody waits for the one that is under way: an org whose turns take long keeps them short, and
-//! lets as much time pass after each, for as long as others call, too. Alone it has all the time there is.
+//! lets as much time pass after each, for as long as others call, too. What a command takes is seen only when it is done: of an org whose
+//! turn was too long the next has fewer. Alone it has all the time there is.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,8 +10,12 @@ use crate::domain::id::OrgId;
 
 /// A turn that takes longer is long: what a commit takes by itself.
 const LONG: Duration = Duration::from_millis(5);
+/// One in which the work before its commit takes longer is too long: the next shall take no longer.
+const TOO_LONG: Duration = Duration::from_millis(15);
 /// The longest rest.
-const LONGEST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = CALLED_OF_LATE;
+/// Of an org whose turns may have so many commands nothing need be known.
+const MANY: usize = 4_096;
 /// Others call for so long after a turn of theirs.
 const CALLED_OF_LATE: Duration = Duration::from_millis(200);
 
@@ -22,6 +27,8 @@ pub(super) struct Rests {
     other: Option<(OrgId, Instant)>,
     /// Until when orgs rest.
     until: HashMap<OrgId, Instant>,
+    /// How many commands a turn of an org may have, of those whose turns were too long.
+    most: HashMap<OrgId, usize>,
 }
 
 impl Rests {
@@ -42,6 +49,24 @@ impl Rests {
         }
     }
 
+    /// The work of a turn took so long; it had so many commands of each org.
+    pub(super) fn worked(&mut self, turn: &[(OrgId, usize)], took: Duration, now: Instant) {
+        let all: usize = turn.iter().map(|(_, commands)| commands).sum();
+        // Whose commands are most of it.
+        let Some(&(org, commands)) = turn.iter().find(|(_, commands)| 2 * commands > all) else { return };
+        if took > TOO_LONG && self.do_others_call(org, now) {
+            self.most.retain(|_, most| *most < MANY);
+            self.most.insert(org, ((commands as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(1));
+        } else if let Some(most) = self.most.get_mut(&org).filter(|most| commands >= **most && took < TOO_LONG / 2) {
+            *most *= 2;
+        }
+    }
+
+    /// How many commands of an org a turn may have, if there is a bound.
+    pub(super) fn most(&self, org: OrgId, now: Instant) -> Option<usize> {
+        self.most.get(&org).copied().filter(|_| self.do_others_call(org, now))
+    }
+
     /// True if others than this org have called of late.
     pub(super) fn do_others_call(&self, org: OrgId, now: Instant) -> bool {
         let is_other = |called: &(OrgId, Instant)| called.0 != org && now - called.1 < CALLED_OF_LATE;
@@ -59,6 +84,24 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+
+    #[test]
+    fn turns_of_an_org_that_take_too_long_have_fewer_commands_while_others_call() {
+        let [busy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let (mut rests, now) = (Rests::default(), Instant::now());
+        rests.worked(&[(busy, 512)], 32 * TOO_LONG, now);
+        assert_eq!(rests.most(busy, now), None, "it is alone");
+        rests.ended(&[other], Duration::from_millis(1), now);
+        rests.worked(&[(busy, 512)], 32 * TOO_LONG, now);
+        assert_eq!((rests.most(busy, now), rests.most(other, now)), (Some(16), None));
+        rests.worked(&[(other, 3), (busy, 3)], 32 * TOO_LONG, now);
+        assert_eq!((rests.most(busy, now), rests.most(other, now)), (Some(16), None), "whose it is nobody knows");
+        rests.worked(&[(other, 1), (busy, 16)], TOO_LONG / 4, now);
+        assert_eq!(rests.most(busy, now), Some(32));
+        rests.worked(&[(busy, 7)], TOO_LONG / 4, now);
+        assert_eq!(rests.most(busy, now), Some(32), "there were no more");
+        assert_eq!(rests.most(busy, now + CALLED_OF_LATE), None, "the other has gone");
+    }
 
     #[test]
     fn who_takes_long_rests_while_others_call() {

@@ -73,6 +73,8 @@ struct Prepared {
     decisions: Vec<Decision>,
     /// One of the records that it leaves: all are there, or none is. `None` if it leaves none.
     record: Option<(OrgId, RecordId)>,
+    /// How long it took, once the heads were won.
+    worked: Duration,
 }
 
 /// Orgs whose last commit may or may not have happened.
@@ -170,7 +172,7 @@ impl Writer {
             // What was begun from memory in vain is begun by looking.
             let prepared = bounded(self.prepare(turn, left_out, conflicts == 0 && may_run_again, may_grow)).await;
             may_grow = false;
-            let Prepared { batch, decisions, record } = match prepared {
+            let Prepared { batch, decisions, record, worked } = match prepared {
                 Err(StoreError::Conflict(reason)) if conflicts < MAX_CONFLICTS => {
                     tracing::debug!(reason, "a batch got in the way of another transaction; running it again");
                     conflicts += 1;
@@ -178,6 +180,7 @@ impl Writer {
                 }
                 prepared => prepared?,
             };
+            self.lanes.worked(turn, worked);
             let under_way = self.own.begin(reaches(turn, &decisions));
             let reason = match timeout(UNIT_OF_WORK, batch.commit()).await {
                 Ok(Ok(())) => {
@@ -349,7 +352,7 @@ impl Writer {
             turn.iter().zip(&decisions).map(|(batch, decision)| (batch.org, &decision.changes)).collect();
         let records = batch.write(&changes).await?;
         let record = turn.iter().zip(records).find_map(|(batch, record)| Some((batch.org, record?)));
-        Ok(Prepared { batch, decisions, record })
+        Ok(Prepared { batch, decisions, record, worked: began.elapsed() })
     }
 
     /// Says so where the clock was set back: until it has caught up with the log `recorded_at` stands still.

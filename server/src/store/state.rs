@@ -55,8 +55,8 @@ pub(super) struct OrgState {
     extended: BTreeSet<(i64, JobId)>,
     /// The jobs whose rows lack nothing, by their last events.
     clean: BTreeSet<(i64, JobId)>,
-    /// Those that claims hold which may come again, by their `request_id`.
-    requests: BTreeSet<(Arc<str>, JobId)>,
+    /// Those that claims hold which may come again, by their `request_id` and their worker.
+    requests: BTreeSet<(Arc<str>, Arc<str>, JobId)>,
     /// Whether all jobs are known that claims hold which may come again; and if not, whether they are too many.
     knows_held: bool,
     are_many_held: bool,
@@ -109,8 +109,9 @@ impl Running {
     }
 
     /// By what the claim is known that holds it.
-    fn request(&self) -> Option<Arc<str>> {
-        self.job.lease.as_ref()?.request.clone()
+    fn claim(&self) -> Option<(Arc<str>, Arc<str>)> {
+        let lease = self.job.lease.as_ref()?;
+        Some((lease.request.clone()?, Arc::clone(&lease.worker)))
     }
 }
 
@@ -178,8 +179,8 @@ impl OrgState {
     /// Puts this in the place of what there is of a job, which it brings.
     fn put(&mut self, id: JobId, behind: Option<Running>) -> Option<Running> {
         let before = self.jobs.remove(&id);
-        if let Some(request) = before.as_ref().and_then(Running::request) {
-            self.requests.remove(&(request, id));
+        if let Some((request, worker)) = before.as_ref().and_then(Running::claim) {
+            self.requests.remove(&(request, worker, id));
         }
         if let Some(lacks) = before.as_ref().and_then(|before| before.lacks) {
             self.since.remove(&lacks.seq);
@@ -207,7 +208,7 @@ impl OrgState {
             if let Some(extended) = behind.extended {
                 self.extended.insert((extended.n, id));
             }
-            self.requests.extend(behind.request().map(|request| (request, id)));
+            self.requests.extend(behind.claim().map(|(request, worker)| (request, worker, id)));
             let bytes = behind.job.bytes();
             self.bytes += bytes;
             match (behind.lacks, behind.extended) {
@@ -315,12 +316,10 @@ impl OrgState {
     /// Those that claims hold which came before, of each no more than are wanted.
     pub(super) fn held(&self, wanted: &[HeldBy]) -> Vec<JobId> {
         let of_claim = |held: &HeldBy| {
-            let first = (Arc::clone(&held.request), JobId(Uuid::nil()));
-            let of_request = self.requests.range(first..).take_while(|(request, _)| *request == held.request);
-            let is_workers = |id: &JobId| {
-                self.get(*id).and_then(|job| job.lease.as_ref()).is_some_and(|lease| lease.worker == held.worker)
-            };
-            of_request.map(|(_, id)| *id).filter(is_workers).take(held.limit).collect::<Vec<_>>()
+            let first = (Arc::clone(&held.request), Arc::clone(&held.worker), JobId(Uuid::nil()));
+            let found = self.requests.range(first..).take(held.limit);
+            let of_claim = found.take_while(|(request, worker, _)| (request, worker) == (&held.request, &held.worker));
+            of_claim.map(|(.., id)| *id).collect::<Vec<_>>()
         };
         wanted.iter().flat_map(of_claim).collect()
     }
