@@ -235,6 +235,11 @@ impl Command {
         }
     }
 
+    /// The labels that the command brings: each has a place of its own in the database.
+    pub(super) fn labels(&self) -> usize {
+        if let Self::Create(create) = self { create.spec.labels.len() } else { 0 }
+    }
+
     /// About how many bytes the command takes in memory, which is what queues and batches are bounded by.
     pub fn weight(&self) -> usize {
         const FIXED: usize = 512;

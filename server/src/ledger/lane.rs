@@ -16,6 +16,8 @@ use crate::{domain::id::OrgId, store::Capacity};
 /// for of late they are read. The first claim may name more.
 const TYPES: usize = 256;
 const LOOKED_AT: usize = 8_192;
+/// Labels that a transaction brings for which others wait: each is at a place of its own, and so mostly on a page of its own.
+const LABELS: usize = 256;
 /// Claims for which there is no room that others of an org's commands may pass.
 pub(super) const PASSED_OVER: usize = 64;
 
@@ -60,6 +62,7 @@ impl Lane {
 pub(super) struct Room {
     pub(super) commands: usize,
     pub(super) bytes: usize,
+    labels: usize,
     /// It has nothing yet: a command that is larger than all of it is taken alone.
     pub(super) is_empty: bool,
     /// What the claims of each org ask for.
@@ -77,12 +80,17 @@ struct Asked {
 
 impl Room {
     pub(super) fn new(commands: usize, bytes: usize) -> Self {
-        Self { commands, bytes, is_empty: true, asked: HashMap::new() }
+        Self { commands, bytes, labels: usize::MAX, is_empty: true, asked: HashMap::new() }
+    }
+
+    /// With room for so few labels as others wait for.
+    pub(super) fn with_few_labels(self) -> Self {
+        Self { labels: LABELS, ..self }
     }
 
     /// True if a command fits in, with some bytes left for others.
     pub(super) fn fits(&self, next: &Pending, kept: Kept) -> bool {
-        self.is_empty || next.weight + kept.bytes <= self.bytes
+        self.is_empty || next.weight + kept.bytes <= self.bytes && next.command.labels() <= self.labels
     }
 
     /// True of a claim that asks for too much beside what its org's others ask for.
@@ -97,6 +105,7 @@ impl Room {
     pub(super) fn take(&mut self, org: OrgId, next: &Pending) {
         self.commands = self.commands.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(next.weight);
+        self.labels = self.labels.saturating_sub(next.command.labels());
         self.is_empty = false;
         if let Command::Claim(claim) = &next.command {
             self.asked.entry(org).or_default().add(claim);

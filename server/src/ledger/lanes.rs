@@ -229,8 +229,7 @@ impl Lanes {
     /// Takes what has come since an org's batch was taken, as far as there is room in it.
     pub(super) fn top_up(&self, batch: &mut OrgBatch, capacity: Capacity) {
         let mut state = self.state();
-        let bytes = state.most_bytes(batch.org, capacity, &self.limits, Instant::now());
-        let mut room = Room::new(self.limits.batch_commands, bytes);
+        let mut room = state.room(Some(batch.org), capacity, &self.limits, Instant::now());
         batch.commands.iter().for_each(|taken| room.take(batch.org, taken));
         let most = state.most_commands(batch.org, capacity, Instant::now()).saturating_sub(batch.commands.len());
         state.take(batch.org, most, &mut room, &mut batch.commands, &self.limits);
@@ -320,8 +319,7 @@ impl State {
         let resting = if capacity.transactions == 1 { self.take_resting(now) } else { Vec::new() };
         let mut shared = None;
         let first = self.ready.front().copied();
-        let bytes = first.map_or(limits.batch_bytes, |org| self.most_bytes(org, capacity, limits, now));
-        let mut room = Room::new(limits.batch_commands, bytes);
+        let mut room = self.room(first, capacity, limits, now);
         let room_at_first = room.bytes;
         let mut turn = Turn::new();
         while turn.len() < capacity.orgs
@@ -361,10 +359,13 @@ impl State {
         Begun { turn, shared }
     }
 
-    /// What a batch that begins with an org's commands may have of bytes.
-    fn most_bytes(&self, org: OrgId, capacity: Capacity, limits: &Limits, now: Instant) -> usize {
-        let is_waited_for = capacity.transactions == 1 && self.rests.do_others_call(org, now);
-        if is_waited_for { limits.shared_bytes } else { limits.batch_bytes }
+    /// What a transaction may have that begins with an org's commands.
+    fn room(&self, first: Option<OrgId>, capacity: Capacity, limits: &Limits, now: Instant) -> Room {
+        let do_others_call = first.is_some_and(|org| self.rests.do_others_call(org, now));
+        if capacity.transactions == 1 && do_others_call {
+            return Room::new(limits.batch_commands, limits.shared_bytes).with_few_labels();
+        }
+        Room::new(limits.batch_commands, limits.batch_bytes)
     }
 
     /// How many commands of an org a turn may have.

@@ -9,6 +9,7 @@ mod disk_space;
 mod error;
 mod follower;
 mod hub;
+mod label_marks;
 mod lane;
 mod lanes;
 mod own_commits;

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     LedgerError,
     hub::{Listener, Recent},
+    label_marks::LabelMarks,
     page_memory::{PageShare, StreamPages},
     places::StreamPlace,
     reader::Reader,
@@ -82,6 +83,8 @@ pub(super) struct Source {
 pub struct Subscription {
     source: Source,
     filter: EventFilter,
+    /// Of the filter's labels.
+    marks: LabelMarks,
     /// Everything that matches up to here was delivered.
     cursor: i64,
     is_history: bool,
@@ -151,6 +154,7 @@ impl Subscription {
         Ok(Self {
             restarts: source.listener.restarts(),
             source,
+            marks: LabelMarks::of(&request.filter.labels),
             filter: request.filter,
             cursor,
             is_history: request.history_only,
@@ -328,7 +332,7 @@ impl Subscription {
                 {
                     self.job_status = Some(last.next_status);
                 }
-                events.retain(|event| self.filter.matches(event));
+                events.retain(|event| event.matches(&self.filter, &self.marks));
                 events
             }
             // What memory takes for the head of the log may not be it: whether the job is finished there, the database says.

@@ -45,7 +45,7 @@ pub(super) struct Tenant {
 pub(super) type Attack = fn(Arc<Tenant>, u64) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// All of them, by name.
-pub(super) const ATTACKS: [(&str, Attack); 34] = [
+pub(super) const ATTACKS: [(&str, Attack); 39] = [
     ("claims that wait, each with 3.9 MiB", |tenant, _| Box::pin(async move { tenant.heavy_claims().await })),
     ("160 streams of the past that take nothing", |tenant, _| Box::pin(async move { tenant.untaken_streams().await })),
     ("requests of 4 MiB that swell", |tenant, _| Box::pin(async move { tenant.swelling().await })),
@@ -81,6 +81,11 @@ pub(super) const ATTACKS: [(&str, Attack); 34] = [
     ("6,000 live streams", |tenant, _| Box::pin(async move { tenant.live_streams().await })),
     ("all that can be held, at once", |tenant, _| Box::pin(async move { tenant.all_held().await })),
     ("signatures that are wrong", |tenant, seed| Box::pin(async move { tenant.bad_signatures(seed).await })),
+    ("one request for all", |tenant, _| Box::pin(async move { tenant.one_request().await })),
+    ("thousands given back at once", |tenant, _| Box::pin(async move { tenant.given_back().await })),
+    ("claims of 100 jobs", |tenant, _| Box::pin(async move { tenant.large_claims().await })),
+    ("32 labels a job", |tenant, seed| Box::pin(async move { tenant.random_labels(seed).await })),
+    ("2,400 streams by 32 labels", |tenant, _| Box::pin(async move { tenant.labeled_streams().await })),
     ("a type for each job", |tenant, _| Box::pin(async move { tenant.types().await })),
 ];
 

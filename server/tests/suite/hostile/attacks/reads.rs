@@ -270,4 +270,26 @@ impl Tenant {
         leases.truncate(number);
         leases
     }
+
+    /// Streams that ask for 32 labels, of which each job has all but one.
+    pub(super) async fn labeled_streams(self: Arc<Self>) {
+        let labels = || (0..31).map(|n| (format!("l{n}"), "v".to_owned()));
+        let streams = self.by_lane(3, move |tenant: Arc<Self>, lane| async move {
+            let mut connection = tenant.windowless(lane).await;
+            let labels = labels().chain([("z".to_owned(), "v".to_owned())]).collect();
+            let request = StreamJobEventsRequest { labels, ..Default::default() }.encode_to_vec();
+            for _ in 0..800 {
+                connection.call(&tenant, "StreamJobEvents", &request).await?;
+            }
+            connection.stays(KEPT).await;
+            Ok(())
+        });
+        let jobs = self.flood(1, move |mut service: RawClient, _| async move {
+            let job = || labels().fold(NewJob::new("labeled"), |job, (key, value)| job.label(key, value));
+            service.batch_create_jobs(batch((0..200).map(|_| job()))).await?;
+            sleep(Duration::from_secs(1)).await;
+            Ok(())
+        });
+        tokio::join!(streams, jobs);
+    }
 }

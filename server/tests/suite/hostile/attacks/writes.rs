@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jobledger_client::{
-    NewJob, RawClient, Report,
+    Claim, NewJob, RawClient, Report,
     proto::{
         BatchCreateJobsRequest, BatchUpdateJobStatusRequest, CancelJobRequest, ClaimJobsRequest, CreateJobRequest,
         GetJobRequest, HeartbeatRequest, LeaseHeartbeat, RetryJobRequest, RetryPolicy, UpdateJobStatusRequest,
@@ -249,5 +249,70 @@ impl Tenant {
             }
         });
         tokio::join!(jobs, claims);
+    }
+
+    /// Many workers hold what they claimed by the same `request_id`, and others claim by it again and again.
+    pub(super) async fn one_request(self: Arc<Self>) {
+        let client = client(&self.address, &self.token);
+        for n in 0..5_000 / 100 {
+            let _ = client.create_all((0..100).map(|_| NewJob::new("requested"))).await;
+            let claim = Claim::new(format!("{}{n}", "🦀".repeat(200))).types(["requested"]).max_jobs(100);
+            let _ = client.claim(claim.lease(Duration::from_secs(3_600)).request_id("the same")).await;
+        }
+        self.flood(600, async |mut service: RawClient, n| {
+            let (worker_id, types) = (format!("{}b{n}", "🦀".repeat(200)), vec!["none".to_owned()]);
+            let request_id = "the same".to_owned();
+            service.claim_jobs(ClaimJobsRequest { worker_id, types, request_id, ..Default::default() }).await.map(drop)
+        })
+        .await;
+    }
+
+    /// Thousands of jobs are claimed, and given back at once when nobody takes them.
+    pub(super) async fn given_back(self: Arc<Self>) {
+        let client = client(&self.address, &self.token);
+        for _ in 0..10 {
+            let jobs = (0..1_000).map(|_| NewJob::new("given back").max_lost_attempts(100));
+            let _ = client.create_all(jobs).await;
+        }
+        self.by_lane(2, async |tenant: Arc<Self>, lane| {
+            let mut connection = tenant.windowless(lane).await;
+            for n in 0..50 {
+                let (worker_id, types) = (format!("w{lane} {n}"), vec!["given back".to_owned()]);
+                let claim = ClaimJobsRequest { worker_id, types, max_jobs: 100, ..Default::default() };
+                connection.call(&tenant, "ClaimJobs", &claim.encode_to_vec()).await?;
+            }
+            connection.stays(Duration::from_secs(1)).await;
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Each claim takes as many as it may, of types that have many, and their leases end after a second.
+    pub(super) async fn large_claims(self: Arc<Self>) {
+        let client = client(&self.address, &self.token);
+        for n in 0..9 {
+            let jobs = (0..1_000).map(|_| NewJob::new(format!("many {n}")).max_attempts(100).max_lost_attempts(100));
+            let _ = client.create_all(jobs).await;
+        }
+        self.flood(128, async |mut service: RawClient, n| {
+            let (worker_id, types) = ("w".to_owned(), vec![format!("many {}", n % 9)]);
+            let lease_duration = seconds(1);
+            let claim = ClaimJobsRequest { worker_id, types, max_jobs: 100, lease_duration, ..Default::default() };
+            service.claim_jobs(claim).await.map(drop)
+        })
+        .await;
+    }
+
+    /// As many labels as a job may have, and no two are the same.
+    pub(super) async fn random_labels(self: Arc<Self>, seed: u64) {
+        self.flood(4, move |mut service: RawClient, n| async move {
+            let mut random = Seeded::new(seed ^ n);
+            let mut job = || {
+                (0..32)
+                    .fold(NewJob::new("labeled"), |job, n| job.label(format!("l{n}"), format!("{:x}", random.next())))
+            };
+            service.batch_create_jobs(batch((0..500).map(|_| job()))).await.map(drop)
+        })
+        .await;
     }
 }
