@@ -297,7 +297,7 @@ mod tests {
         for sql in statements {
             let plan = plan(&mut connection, sql).await;
             for step in &plan {
-                let is_small = ["VIRTUAL TABLE", "wanted", "found", "CONSTANT", "(subquery"]
+                let is_small = ["VIRTUAL TABLE", "wanted", "found", "near", "CONSTANT", "(subquery"]
                     .iter()
                     .any(|name| step.contains(name));
                 let walks = step.starts_with("SCAN") && !is_small;
