@@ -15,7 +15,7 @@ use crate::{
 const MAY_WAIT: usize = 4_096;
 const MAY_WAIT_FOR: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// Turns by address, and places to wait for them.
 pub(super) struct Gate {
     places: Arc<Shares<IpAddr>>,
     turns: Arc<Turns<IpAddr>>,

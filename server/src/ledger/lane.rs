@@ -24,7 +24,7 @@ pub(super) const PASSED_OVER: usize = 64;
 /// Commands of an org with which its batch shares no transaction, where several may be open.
 pub(super) const MANY: usize = 16;
 
-/// See the module.
+/// Commands of an org that wait, and whether a batch of it is under way.
 #[derive(Default)]
 pub(super) struct Lane {
     /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].

@@ -12,6 +12,8 @@ use crate::domain::id::OrgId;
 const LONG: Duration = Duration::from_millis(5);
 /// One in which the work before its commit takes longer is too long: the next shall take no longer.
 const TOO_LONG: Duration = Duration::from_millis(15);
+/// It may have so many in any case: of four commands one is for what is not urgent.
+const LEAST: usize = 4;
 /// The longest rest.
 const LONGEST: Duration = CALLED_OF_LATE;
 /// Of an org whose turns may have so many commands nothing need be known.
@@ -56,7 +58,7 @@ impl Rests {
         let Some(&(org, commands)) = turn.iter().find(|(_, commands)| 2 * commands > all) else { return };
         if took > TOO_LONG && self.do_others_call(org, now) {
             self.most.retain(|_, most| *most < MANY);
-            self.most.insert(org, ((commands as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(1));
+            self.most.insert(org, ((commands as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(LEAST));
         } else if let Some(most) = self.most.get_mut(&org).filter(|most| commands >= **most && took < TOO_LONG / 2) {
             *most *= 2;
         }

@@ -1,5 +1,5 @@
-//! Answers that their callers have not taken: so many bytes in all, and of one org, or of one address where they are about none. Beyond that,
-//! whoever holds too much, or most, in whatever number of connections, loses the one that holds most.
+//! Answers that their callers have not taken: so many bytes in all, and of one org, or of one address where they are about none. Beyond that, the
+//! org or address that holds too much, or most, over all of its connections, loses the one that holds most.
 
 use std::{
     collections::{BTreeMap, HashMap},
