@@ -7,7 +7,7 @@
 //! found work and left some. The call that came last is woken first. Whoever is woken and goes away without having looked hands the news on.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -50,11 +50,17 @@ struct Queues {
     /// The highest generation heard of.
     heard: i64,
     queues: HashMap<Types, Queue>,
+    /// The numbers of those that name types, by type: of thousands that may name a hundred each, few want what became ready.
+    by_type: BTreeSet<(Arc<str>, u64)>,
+    /// How many there were ever.
+    opened: u64,
 }
 
 /// Claims for the same types.
 #[derive(Default)]
 struct Queue {
+    /// In the order in which they were opened.
+    number: u64,
     /// Up to this generation it is known that nothing is left for these types.
     exhausted: i64,
     /// Claims that were woken and have not come back yet.
@@ -122,12 +128,10 @@ impl Waiting {
         let Some(org) = self.org(org) else { return };
         let mut queues = lock(&org.queues);
         queues.heard = queues.heard.max(generation);
+        let wanted = queues.wanted(ready);
         for (types, queue) in &mut queues.queues {
-            let jobs: usize = if types.is_empty() {
-                ready.values().sum()
-            } else {
-                types.iter().filter_map(|name| ready.get(name)).sum()
-            };
+            let jobs =
+                if types.is_empty() { ready.values().sum() } else { wanted.get(&queue.number).copied().unwrap_or(0) };
             if jobs > 0 {
                 queue.wake(jobs);
             } else if queue.exhausted == generation - 1 {
@@ -247,7 +251,7 @@ impl Visit {
                 return Err(LedgerError::Draining);
             }
             let heard = queues.heard;
-            let queue = queues.queues.entry(Arc::clone(&self.types)).or_default();
+            let queue = queues.open(&self.types);
             queue.exhausted = queue.exhausted.max(generation);
             if heard > queue.exhausted && queue.woken == 0 {
                 queue.woken += 1;
@@ -313,9 +317,34 @@ impl Drop for Sleep<'_> {
 }
 
 impl Queues {
+    /// How many of these jobs claims want that name types, by their queues' numbers.
+    fn wanted(&self, ready: &BTreeMap<Arc<str>, usize>) -> HashMap<u64, usize> {
+        let mut wanted = HashMap::new();
+        for (name, jobs) in ready {
+            let of_type = (Arc::clone(name), u64::MIN)..=(Arc::clone(name), u64::MAX);
+            for (_, number) in self.by_type.range(of_type) {
+                *wanted.entry(*number).or_default() += jobs;
+            }
+        }
+        wanted
+    }
+
+    /// The queue of claims for these types.
+    fn open(&mut self, types: &Types) -> &mut Queue {
+        self.queues.entry(Arc::clone(types)).or_insert_with(|| {
+            self.opened += 1;
+            self.by_type.extend(types.iter().map(|name| (Arc::clone(name), self.opened)));
+            Queue { number: self.opened, ..Queue::default() }
+        })
+    }
+
     fn forget_if_empty(&mut self, types: &Types) {
-        if self.queues.get(types).is_some_and(|queue| queue.sleeping.is_empty() && queue.woken == 0) {
-            self.queues.remove(types);
+        if self.queues.get(types).is_some_and(|queue| queue.sleeping.is_empty() && queue.woken == 0)
+            && let Some(queue) = self.queues.remove(types)
+        {
+            for name in types.iter() {
+                self.by_type.remove(&(Arc::clone(name), queue.number));
+            }
         }
     }
 }

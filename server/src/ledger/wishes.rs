@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What a text takes besides its bytes.
-const OF_EACH: usize = 64;
+const OF_EACH: usize = 96;
 
 /// All of them.
 #[derive(Clone)]

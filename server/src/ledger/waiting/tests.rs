@@ -55,6 +55,21 @@ fn as_many_are_woken_as_jobs_became_ready() {
 }
 
 #[test]
+fn types_are_forgotten_with_the_last_claim_that_names_them() {
+    let waiting = Waiting::new(100, 100);
+    let mut visits = [&["a", "b"][..], &["a"], &["a"], &[]].map(|names| enter(&waiting, names));
+    let org = Arc::clone(&visits[0].org);
+    let [two, one, same, any] = &mut visits;
+    let (asleep, others) = (sleep(two, 0), [sleep(one, 0), sleep(same, 0), sleep(any, 0)]);
+    let named = || lock(&org.queues).by_type.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    assert_eq!(named(), ["a", "a", "b"], "those for the same types stand in one queue");
+    drop(asleep);
+    assert_eq!(named(), ["a"]);
+    drop(others);
+    assert!(named().is_empty());
+}
+
+#[test]
 fn news_from_elsewhere_wakes_one_and_it_wakes_more_if_there_is_more() {
     let waiting = Waiting::new(100, 100);
     let mut visits: Vec<_> = (0..6).map(|_| enter(&waiting, &["a"])).collect();
