@@ -46,9 +46,9 @@ pub enum Command {
     Import(Box<Import>),
     /// Take jobs that are ready.
     Claim(Box<Claim>),
-    /// Do what is due, to as many jobs as one batch may.
+    /// Do what is due, to as many jobs as its batch may.
     Look(Asked),
-    /// Date anew what a clock that was ahead, by so much at most, has put off: as many jobs as one batch may.
+    /// Date anew what a clock that was ahead, by so much at most, has put off: as many jobs as its batch may.
     Redate(Duration),
     /// Remove finished jobs that are kept no longer, as many as one batch may.
     Retain(Retention),

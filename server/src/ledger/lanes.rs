@@ -21,7 +21,7 @@ use super::{
     disk_space::Space,
     lane::{Kept, Lane, MANY, PASSED_OVER, Room},
     pending::{Answer, Begun, Load, OrgBatch, Pending, Turn},
-    rests::Rests,
+    rests::{Rests, Worked},
 };
 use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
 
@@ -231,7 +231,7 @@ impl Lanes {
         let mut state = self.state();
         let mut room = state.room(Some(batch.org), capacity, &self.limits, Instant::now());
         batch.commands.iter().for_each(|taken| room.take(batch.org, taken));
-        let most = state.most_commands(batch.org, capacity, Instant::now()).saturating_sub(batch.commands.len());
+        let most = batch.most.map(|most| most.saturating_sub(batch.commands.len()));
         state.take(batch.org, most, &mut room, &mut batch.commands, &self.limits);
     }
 
@@ -242,7 +242,7 @@ impl Lanes {
         }
         let mut state = self.state();
         let state = &mut *state;
-        for OrgBatch { org, commands } in left_out {
+        for OrgBatch { org, commands, .. } in left_out {
             let lane = state.lanes.entry(org).or_default();
             (lane.is_busy, lane.goes_alone) = (false, true);
             for pending in commands.into_iter().rev() {
@@ -256,10 +256,9 @@ impl Lanes {
         self.work.notify_one();
     }
 
-    /// Takes note of how long the work of a turn took before its commit.
-    pub(super) fn worked(&self, turn: &[OrgBatch], took: Duration) {
-        let turn: Vec<_> = turn.iter().map(|batch| (batch.org, batch.commands.len())).collect();
-        self.state().rests.worked(&turn, took, Instant::now());
+    /// Takes note of how much work a turn was before its commit.
+    pub(super) fn worked(&self, turn: &[Worked], took: Duration) {
+        self.state().rests.worked(turn, took, Instant::now());
     }
 
     /// Ends a turn that began then, shared or not, of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or
@@ -334,7 +333,7 @@ impl State {
                 break;
             }
             let mut commands = Vec::new();
-            let most = self.most_commands(org, capacity, now);
+            let most = self.most(org, capacity, now);
             self.take(org, most, &mut room, &mut commands, limits);
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
             if commands.is_empty() {
@@ -348,7 +347,7 @@ impl State {
                 break;
             }
             (lane.is_busy, lane.goes_alone) = (true, false);
-            turn.push(OrgBatch { org, commands });
+            turn.push(OrgBatch { org, commands, most });
             if is_alone {
                 break;
             }
@@ -368,10 +367,9 @@ impl State {
         Room::new(limits.batch_commands, limits.batch_bytes)
     }
 
-    /// How many commands of an org a turn may have.
-    fn most_commands(&self, org: OrgId, capacity: Capacity, now: Instant) -> usize {
-        let most = self.rests.most(org, now).filter(|_| capacity.transactions == 1);
-        most.unwrap_or(usize::MAX)
+    /// How many commands of an org a turn may have, and how many jobs they may change beside those that they name, if there is a bound.
+    fn most(&self, org: OrgId, capacity: Capacity, now: Instant) -> Option<usize> {
+        self.rests.most(org, now).filter(|_| capacity.transactions == 1)
     }
 
     /// Takes those out of the line that rest.
@@ -405,8 +403,8 @@ impl State {
     }
 
     /// Takes up to so many commands of an org as far as there is room; those whose callers are gone take none.
-    fn take(&mut self, org: OrgId, most: usize, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
-        let kept = room.commands.saturating_sub(most);
+    fn take(&mut self, org: OrgId, most: Option<usize>, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
+        let kept = most.map_or(0, |most| room.commands.saturating_sub(most));
         room.commands -= kept;
         self.take_in_turn(org, room, commands, limits);
         room.commands += kept;

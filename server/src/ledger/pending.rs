@@ -86,6 +86,8 @@ impl Load {
 pub(super) struct OrgBatch {
     pub(super) org: OrgId,
     pub(super) commands: Vec<Pending>,
+    /// Jobs that it may hand out, and as many that it may change because they are due, if others are to have their turns soon.
+    pub(super) most: Option<usize>,
 }
 
 /// A transaction's worth of work.

@@ -1,6 +1,6 @@
 //! Where one transaction is open at a time, everybody waits for the one that is under way: an org whose turns take long keeps them short, and
 //! lets as much time pass after each, for as long as others call, too. What a command takes is seen only when it is done: of an org whose
-//! turn was too long the next has fewer. Alone it has all the time there is.
+//! turn was too long the next changes fewer jobs. Alone it has all the time there is.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,11 +12,13 @@ use crate::domain::id::OrgId;
 const LONG: Duration = Duration::from_millis(5);
 /// One in which the work before its commit takes longer is too long: the next shall take no longer.
 const TOO_LONG: Duration = Duration::from_millis(15);
-/// It may have so many in any case: of four commands one is for what is not urgent.
+/// It may have so many commands in any case: of four one is for what is not urgent.
 const LEAST: usize = 4;
 /// The longest rest.
 const LONGEST: Duration = CALLED_OF_LATE;
-/// Of an org whose turns may have so many commands nothing need be known.
+/// Turns that were short for so long may change more, however little they did.
+const PROVEN: Duration = Duration::from_secs(1);
+/// Of an org whose turns may change so many jobs nothing need be known.
 const MANY: usize = 4_096;
 /// Others call for so long after a turn of theirs.
 const CALLED_OF_LATE: Duration = Duration::from_millis(200);
@@ -29,8 +31,22 @@ pub(super) struct Rests {
     other: Option<(OrgId, Instant)>,
     /// Until when orgs rest.
     until: HashMap<OrgId, Instant>,
-    /// How many commands a turn of an org may have, of those whose turns were too long.
-    most: HashMap<OrgId, usize>,
+    /// What a turn may change, of orgs whose turns were too long.
+    most: HashMap<OrgId, Most>,
+}
+
+/// How many commands a turn of an org may have, and how many jobs they may change beside those that they name, since when.
+struct Most {
+    jobs: usize,
+    since: Instant,
+}
+
+/// What a turn was for one org.
+#[derive(Clone, Copy)]
+pub(super) struct Worked {
+    pub(super) org: OrgId,
+    pub(super) commands: usize,
+    pub(super) events: usize,
 }
 
 impl Rests {
@@ -51,22 +67,29 @@ impl Rests {
         }
     }
 
-    /// The work of a turn took so long; it had so many commands of each org.
-    pub(super) fn worked(&mut self, turn: &[(OrgId, usize)], took: Duration, now: Instant) {
-        let all: usize = turn.iter().map(|(_, commands)| commands).sum();
-        // Whose commands are most of it.
-        let Some(&(org, commands)) = turn.iter().find(|(_, commands)| 2 * commands > all) else { return };
+    /// The work of a turn took so long.
+    pub(super) fn worked(&mut self, turn: &[Worked], took: Duration, now: Instant) {
+        let size = |of: &Worked| of.events.max(of.commands);
+        let all: usize = turn.iter().map(size).sum();
+        // Whose most of it is.
+        let Some(of) = turn.iter().find(|of| 2 * size(of) > all) else { return };
+        let org = of.org;
         if took > TOO_LONG && self.do_others_call(org, now) {
-            self.most.retain(|_, most| *most < MANY);
-            self.most.insert(org, ((commands as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(LEAST));
-        } else if let Some(most) = self.most.get_mut(&org).filter(|most| commands >= **most && took < TOO_LONG / 2) {
-            *most *= 2;
+            let jobs = ((size(of) as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(LEAST);
+            self.most.retain(|_, most| most.jobs < MANY);
+            self.most.insert(org, Most { jobs, since: now });
+        } else if took < TOO_LONG / 2
+            && let Some(most) = self.most.get_mut(&org).filter(|most| size(of) >= most.jobs)
+            // That claims which find nothing take no time says little of those that do.
+            && (of.events >= most.jobs / 2 || now - most.since >= PROVEN)
+        {
+            *most = Most { jobs: most.jobs * 2, since: now };
         }
     }
 
-    /// How many commands of an org a turn may have, if there is a bound.
+    /// How many commands a turn of an org may have, and how many other jobs they may change, if there is a bound.
     pub(super) fn most(&self, org: OrgId, now: Instant) -> Option<usize> {
-        self.most.get(&org).copied().filter(|_| self.do_others_call(org, now))
+        self.most.get(&org).map(|most| most.jobs).filter(|_| self.do_others_call(org, now))
     }
 
     /// True if others than this org have called of late.
@@ -88,20 +111,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turns_of_an_org_that_take_too_long_have_fewer_commands_while_others_call() {
+    fn turns_of_an_org_that_take_too_long_change_fewer_jobs_while_others_call() {
         let [busy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
         let (mut rests, now) = (Rests::default(), Instant::now());
-        rests.worked(&[(busy, 512)], 32 * TOO_LONG, now);
+        let of = |org, commands, events| Worked { org, commands, events };
+        rests.worked(&[of(busy, 512, 512)], 32 * TOO_LONG, now);
         assert_eq!(rests.most(busy, now), None, "it is alone");
         rests.ended(&[other], Duration::from_millis(1), now);
-        rests.worked(&[(busy, 512)], 32 * TOO_LONG, now);
+        rests.worked(&[of(busy, 512, 512)], 32 * TOO_LONG, now);
         assert_eq!((rests.most(busy, now), rests.most(other, now)), (Some(16), None));
-        rests.worked(&[(other, 3), (busy, 3)], 32 * TOO_LONG, now);
+        rests.worked(&[of(other, 3, 3), of(busy, 3, 3)], 32 * TOO_LONG, now);
         assert_eq!((rests.most(busy, now), rests.most(other, now)), (Some(16), None), "whose it is nobody knows");
-        rests.worked(&[(other, 1), (busy, 16)], TOO_LONG / 4, now);
+        rests.worked(&[of(other, 1, 1), of(busy, 16, 16)], TOO_LONG / 4, now);
         assert_eq!(rests.most(busy, now), Some(32));
-        rests.worked(&[(busy, 7)], TOO_LONG / 4, now);
+        rests.worked(&[of(busy, 7, 7)], TOO_LONG / 4, now);
         assert_eq!(rests.most(busy, now), Some(32), "there were no more");
+        rests.worked(&[of(busy, 100, 0)], TOO_LONG / 4, now);
+        assert_eq!(rests.most(busy, now), Some(32), "a claim found nothing");
+        let later = now + PROVEN;
+        rests.ended(&[other], Duration::from_millis(1), later);
+        rests.worked(&[of(busy, 100, 0)], TOO_LONG / 4, later);
+        assert_eq!(rests.most(busy, later), Some(64), "claims find nothing for long");
+        let now = later;
         assert_eq!(rests.most(busy, now + CALLED_OF_LATE), None, "the other has gone");
     }
 

@@ -26,6 +26,7 @@ use super::{
     lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
     pending::{Answered, Begun, OrgBatch, Turn},
+    rests::Worked,
     waiting::Waiting,
 };
 use crate::{
@@ -35,6 +36,8 @@ use crate::{
 
 /// How long loading and writing, or committing, may take before the connection is given up.
 const UNIT_OF_WORK: Duration = Duration::from_secs(10);
+/// What a disk takes for it, about, with the copy from SQLite's log.
+const COMMIT_OF_MEBIBYTE: Duration = Duration::from_millis(10);
 /// The wait between two looks for the outcome of a broken commit.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,7 +76,7 @@ struct Prepared {
     decisions: Vec<Decision>,
     /// One of the records that it leaves: all are there, or none is. `None` if it leaves none.
     record: Option<(OrgId, RecordId)>,
-    /// How long it took, once the heads were won.
+    /// How long it took, once the heads were won, and what is to be written will take beyond what any commit does.
     worked: Duration,
 }
 
@@ -180,7 +183,7 @@ impl Writer {
                 }
                 prepared => prepared?,
             };
-            self.lanes.worked(turn, worked);
+            self.lanes.worked(&works(turn, &decisions), worked);
             let under_way = self.own.begin(reaches(turn, &decisions));
             let reason = match timeout(UNIT_OF_WORK, batch.commit()).await {
                 Ok(Ok(())) => {
@@ -268,7 +271,7 @@ impl Writer {
         may_recall: bool,
         may_grow: bool,
     ) -> Result<(Box<dyn Batch>, Trust, Vec<(OrgId, Needs)>), StoreError> {
-        let needs_of = |batch: &OrgBatch| needs(batch.commands.iter().map(|pending| &pending.command));
+        let needs_of = |batch: &OrgBatch| needs(batch.commands.iter().map(|pending| &pending.command), batch.most);
         if may_recall {
             let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch), batch.commands.len())).collect();
             if let Some(batch) = self.store.recall(&needs) {
@@ -314,8 +317,8 @@ impl Writer {
         let loaded = batch.load(&needs).await?;
         let mut chosen = Vec::with_capacity(turn.len());
         let mut heads = HashMap::with_capacity(turn.len());
-        for (OrgBatch { org, commands }, loaded) in turn.iter().zip(loaded) {
-            let inputs = Inputs { clock: batch.now(), began, trust, secret };
+        for (OrgBatch { org, commands, most }, loaded) in turn.iter().zip(loaded) {
+            let inputs = Inputs { clock: batch.now(), began, trust, secret, most: *most };
             if let Some(last) = loaded.head.recorded_at {
                 self.compare_clocks(last - inputs.clock);
             }
@@ -352,7 +355,9 @@ impl Writer {
             turn.iter().zip(&decisions).map(|(batch, decision)| (batch.org, &decision.changes)).collect();
         let records = batch.write(&changes).await?;
         let record = turn.iter().zip(records).find_map(|(batch, record)| Some((batch.org, record?)));
-        Ok(Prepared { batch, decisions, record, worked: began.elapsed() })
+        let bytes: usize = decisions.iter().map(|decision| decision.changes.text_bytes()).sum();
+        let worked = began.elapsed() + COMMIT_OF_MEBIBYTE.mul_f64(bytes as f64 / f64::from(1 << 20));
+        Ok(Prepared { batch, decisions, record, worked })
     }
 
     /// Says so where the clock was set back: until it has caught up with the log `recorded_at` stands still.
@@ -451,11 +456,11 @@ fn is_single(turn: &Turn) -> bool {
 /// The orgs of a turn one by one, or the commands of its only org.
 fn parts(turn: Turn) -> Vec<Turn> {
     let is_shared = turn.len() > 1;
-    let part = |OrgBatch { org, commands }| {
+    let part = |OrgBatch { org, commands, most }| {
         if is_shared {
-            return vec![vec![OrgBatch { org, commands }]];
+            return vec![vec![OrgBatch { org, commands, most }]];
         }
-        commands.into_iter().map(|pending| vec![OrgBatch { org, commands: vec![pending] }]).collect()
+        commands.into_iter().map(|pending| vec![OrgBatch { org, commands: vec![pending], most }]).collect()
     };
     turn.into_iter().flat_map(part).collect()
 }
@@ -463,6 +468,16 @@ fn parts(turn: Turn) -> Vec<Turn> {
 /// Runs what decides.
 fn defended<T>(decide: impl FnOnce() -> T) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(decide)).map_err(|_| StoreError::Refused("a decision panicked".to_owned()))
+}
+
+/// What a turn was for each org.
+fn works(turn: &[OrgBatch], decisions: &[Decision]) -> Vec<Worked> {
+    let worked = |(batch, decision): (&OrgBatch, &Decision)| Worked {
+        org: batch.org,
+        commands: batch.commands.len(),
+        events: decision.changes.events.len(),
+    };
+    turn.iter().zip(decisions).map(worked).collect()
 }
 
 /// How far a turn takes the logs that it changes.

@@ -205,6 +205,16 @@ impl Changes {
         self.payloads.iter().filter(|payload| payload.seq.is_none())
     }
 
+    /// What it writes of its callers' texts, payloads and results, about, in bytes.
+    pub fn text_bytes(&self) -> usize {
+        let events = self.events.iter().map(|event| event.weight());
+        // A job's labels have rows of their own, too.
+        let created = self.created.iter().map(|job| 2 * job.text_bytes());
+        let changed = self.changed.iter().map(|changed| changed.job.text_bytes());
+        let payloads = self.payloads.iter().map(|payload| payload.json.len());
+        events.chain(created).chain(changed).chain(payloads).sum()
+    }
+
     /// True if there is nothing to write.
     pub fn is_empty(&self) -> bool {
         !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && self.removed_slice.is_none()

@@ -65,6 +65,8 @@ pub(in crate::ledger) fn choose<'a>(
     if claims.peek().is_some() {
         let mut candidates = Candidates::new(ready, &log.jobs);
         let mut by_request: HashMap<(&Arc<str>, &Arc<str>), usize> = HashMap::new();
+        // Who gets none for that asks again, since there are more.
+        let mut left = log.most.unwrap_or(usize::MAX);
         for (place, claim, by) in claims {
             log.by = by.cloned();
             if let Some(reply) = log.renew_held(claim, &candidates) {
@@ -78,8 +80,12 @@ pub(in crate::ledger) fn choose<'a>(
             let request = claim.request.as_ref().map(|request| (&claim.worker, request));
             let jobs = match request.and_then(|request| by_request.get(&request)) {
                 Some(earlier) => Taken::SameAs(*earlier),
-                None => Taken::Jobs((0..claim.max_jobs).map_while(|_| candidates.take(claim)).collect()),
+                None => {
+                    let jobs = (0..claim.max_jobs.min(left)).map_while(|_| candidates.take(claim));
+                    Taken::Jobs(jobs.collect())
+                }
             };
+            left -= if let Taken::Jobs(jobs) = &jobs { jobs.len() } else { 0 };
             if let (Some(request), Taken::Jobs(jobs)) = (request, &jobs)
                 && !jobs.is_empty()
             {

@@ -9,13 +9,18 @@ use crate::{
 };
 
 /// Jobs that one batch looks at because they are due, at most.
-pub(super) const JOBS: usize = 1_000;
+const JOBS: usize = 1_000;
+
+/// The same of a batch that may change so many.
+pub(super) fn most(most: Option<usize>) -> usize {
+    most.map_or(JOBS, |most| most.clamp(1, JOBS))
+}
 
 impl Log {
     /// Does what is due.
     pub(super) fn look(&mut self, look: Look) -> Looked {
         let due = std::mem::take(&mut self.due);
-        let has_more = due.len() >= JOBS;
+        let has_more = due.len() >= most(self.most);
         // The others fell due no sooner.
         let last = due.last().and_then(|id| self.jobs.get(id)?.due_at);
         for id in due {
@@ -29,7 +34,7 @@ impl Log {
     /// Dates anew what a clock that was ahead has put off.
     pub(super) fn redate(&mut self, by: Duration) -> Looked {
         let misdated = std::mem::take(&mut self.misdated);
-        let has_more = misdated.len() >= JOBS;
+        let has_more = misdated.len() >= most(self.most);
         for id in misdated {
             let _ = self.apply(id, &transition::Command::Redate(by));
         }

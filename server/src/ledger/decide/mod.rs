@@ -38,8 +38,9 @@ use crate::{
     },
 };
 
-/// What the commands of a batch name.
-pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Needs {
+/// What the commands of a batch name, which may change so many other jobs.
+pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: Option<usize>) -> Needs {
+    let most_due = due::most(most);
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
     let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
     for command in commands {
@@ -61,10 +62,10 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>) -> Need
                 keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
             }
             Command::Claim(claim) => claims.push(&**claim),
-            Command::Look(_) => due = Some(due::JOBS),
+            Command::Look(_) => due = Some(most_due),
             Command::Redate(by) => {
-                due = Some(due::JOBS);
-                misdated = Some((due::JOBS, *by));
+                due = Some(most_due);
+                misdated = Some((most_due, *by));
             }
             Command::Retain(retention) => {
                 expired = Some(retain::expired(retention));
@@ -127,6 +128,8 @@ pub(super) struct Inputs {
     pub(super) trust: Trust,
     /// What the nonces of its leases are made from.
     pub(super) secret: LeaseSecret,
+    /// Jobs that it hands out at most, and as many that it changes because they are due.
+    pub(super) most: Option<usize>,
 }
 
 /// A command, and who is said to have caused its events.
@@ -167,6 +170,7 @@ struct Log {
     began: Instant,
     trust: Trust,
     secret: LeaseSecret,
+    most: Option<usize>,
     head: Head,
     loaded_head: Head,
     quotas: Quotas,
@@ -226,6 +230,7 @@ impl Log {
             began: inputs.began,
             trust: inputs.trust,
             secret: inputs.secret,
+            most: inputs.most,
             head: Head { stock: without(loaded.head.stock, loaded.cleared), ..loaded.head },
             loaded_head: loaded.head,
             quotas,

@@ -1,4 +1,4 @@
-//! Brings large payloads and results from SQLite's log (`-wal`) into the database before a commit has to. That would copy up to 64 MiB while
+//! Brings large payloads, results and texts from SQLite's log (`-wal`) into the database before a commit has to. That would copy up to 64 MiB while
 //! all other commits wait for it; a connection of its own copies while the writer goes on, and leaves the commit that comes last little to
 //! do. What is small is left to that commit: it is written often, and so goes to the database once.
 
@@ -25,7 +25,7 @@ impl Checkpoints {
         Self { options, written: AtomicU64::new(0), due: Notify::new(), is_closed: Mutex::new(false) }
     }
 
-    /// So many bytes of large payloads and results were committed.
+    /// So many bytes of large payloads, results and texts were committed.
     pub(super) fn wrote(&self, bytes: usize) {
         let bytes = bytes as u64;
         if self.written.fetch_add(bytes, Ordering::Relaxed) + bytes >= AT_ONCE {

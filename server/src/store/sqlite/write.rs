@@ -83,11 +83,19 @@ fn large_results(changes: &Changes) -> impl Iterator<Item = (&JobEvent, &Json)> 
         .filter_map(|event| Some((&**event, event.result.as_ref()?)))
 }
 
-/// What payloads and results take that get rows of their own.
+/// What payloads and results take that get rows of their own, and long texts.
 pub(super) fn large_bytes(changes: &Changes) -> usize {
-    let payloads: usize = changes.large_payloads().map(|payload| payload.json.len()).sum();
-    payloads + large_results(changes).map(|(_, result)| result.len()).sum::<usize>()
+    let payloads = changes.large_payloads().map(|payload| payload.json.len());
+    let results = large_results(changes).map(|(_, result)| result.len());
+    let texts = changes.created.iter().map(|job| 2 * job.text_bytes()).chain(changes.events.iter().map(|event| {
+        let result = event.result.as_ref().filter(|result| result.len() > MAX_SMALL_RESULT);
+        event.weight() - result.map_or(0, Json::len)
+    }));
+    payloads.chain(results).chain(texts.filter(|bytes| *bytes > LONG_TEXT)).sum()
 }
+
+/// A text of more bytes is long.
+const LONG_TEXT: usize = 2 << 10;
 
 /// Columns of a job's key, the first ones.
 const KEY: usize = 2;

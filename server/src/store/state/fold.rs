@@ -32,6 +32,8 @@ const LONGEST_EXTENDED: TimeDelta = TimeDelta::minutes(1);
 const FOLDED_AT_ONCE: usize = 64;
 /// The same of a batch that has fewer changes of its own than that.
 const FOLDED_ALONE: usize = 512;
+/// And what their jobs take at most, in bytes, but for as much as the batch leaves behind.
+const FOLDED_BYTES: usize = 1 << 20;
 
 /// Jobs whose rows a batch leaves behind that were not, and what they take.
 #[derive(Debug, Clone, Copy, Default)]
@@ -92,7 +94,8 @@ impl OrgState {
         let stale = self.next_stale(now, fold_after).filter(|id| seen.insert(*id));
         stale
             .take_while(|id| {
-                let goes_on = folded.jobs < least.max(added.jobs) || folded.bytes < added.bytes;
+                let has_few = folded.jobs < least.max(added.jobs) && folded.bytes < FOLDED_BYTES;
+                let goes_on = has_few || folded.bytes < added.bytes;
                 folded.jobs += 1;
                 folded.bytes += self.bytes_of(*id);
                 goes_on
