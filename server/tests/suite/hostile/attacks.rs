@@ -1,5 +1,6 @@
 //! What a tenant with a good credential may do to others, and strangers to all: each goes on until it is dropped, as fast as it can.
 
+mod heavy;
 mod reads;
 mod strangers;
 mod writes;
@@ -45,7 +46,7 @@ pub(super) struct Tenant {
 pub(super) type Attack = fn(Arc<Tenant>, u64) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// All of them, by name.
-pub(super) const ATTACKS: [(&str, Attack); 39] = [
+pub(super) const ATTACKS: [(&str, Attack); 46] = [
     ("claims that wait, each with 3.9 MiB", |tenant, _| Box::pin(async move { tenant.heavy_claims().await })),
     ("160 streams of the past that take nothing", |tenant, _| Box::pin(async move { tenant.untaken_streams().await })),
     ("requests of 4 MiB that swell", |tenant, _| Box::pin(async move { tenant.swelling().await })),
@@ -86,6 +87,13 @@ pub(super) const ATTACKS: [(&str, Attack); 39] = [
     ("claims of 100 jobs", |tenant, _| Box::pin(async move { tenant.large_claims().await })),
     ("32 labels a job", |tenant, seed| Box::pin(async move { tenant.random_labels(seed).await })),
     ("2,400 streams by 32 labels", |tenant, _| Box::pin(async move { tenant.labeled_streams().await })),
+    ("jobs with long labels, due", |tenant, _| Box::pin(async move { tenant.long_and_due().await })),
+    ("jobs with long labels, claimed", |tenant, _| Box::pin(async move { tenant.long_and_claimed().await })),
+    ("jobs with long labels, reported on", |tenant, _| Box::pin(async move { tenant.long_and_reported().await })),
+    ("jobs of every shape", |tenant, _| Box::pin(async move { tenant.jobs_of_every_shape().await })),
+    ("claims that any of many jobs wakes", |tenant, _| Box::pin(async move { tenant.woken_claims().await })),
+    ("one job's long history", |tenant, _| Box::pin(async move { tenant.long_history().await })),
+    ("leases that are extended", |tenant, _| Box::pin(async move { tenant.extended_leases().await })),
     ("a type for each job", |tenant, _| Box::pin(async move { tenant.types().await })),
 ];
 

@@ -16,7 +16,7 @@ use super::{KEPT, Tenant, batch, client, created, long_types, seconds};
 use crate::{raw::RST_STREAM, seeded::Seeded};
 
 /// A heartbeat of all of these leases.
-fn beat(leases: &[Lease]) -> HeartbeatRequest {
+pub(super) fn beat(leases: &[Lease]) -> HeartbeatRequest {
     let beat = |lease: &Lease| LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
     HeartbeatRequest { worker_id: "w".to_owned(), leases: leases.iter().map(beat).collect(), extend_by: None }
 }
@@ -225,7 +225,7 @@ impl Tenant {
 
     /// Its lease was extended before, and the 900 others are extended all the time.
     pub(super) async fn running_job(self: Arc<Self>) {
-        let leases = self.leases(901).await;
+        let leases = self.leases(901, 3_600).await;
         let (one, others) = leases.split_at(1);
         let mut service = client(&self.address, &self.token).raw();
         for _ in 0..10 {
@@ -244,14 +244,14 @@ impl Tenant {
         tokio::join!(gets, heartbeats);
     }
 
-    /// So many leases of an hour, on jobs that are created for them.
-    async fn leases(&self, number: usize) -> Vec<Lease> {
+    /// So many leases of so many seconds, on jobs that are created for them.
+    pub(super) async fn leases(&self, number: usize, duration: i64) -> Vec<Lease> {
         let mut service = client(&self.address, &self.token).raw();
         let claim = ClaimJobsRequest {
             worker_id: "w".to_owned(),
             types: vec!["runs".to_owned()],
             max_jobs: 100,
-            lease_duration: seconds(3_600),
+            lease_duration: seconds(duration),
             ..Default::default()
         };
         let mut leases = Vec::new();

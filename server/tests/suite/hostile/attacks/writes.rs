@@ -112,6 +112,30 @@ impl Tenant {
         .await;
     }
 
+    /// Batches whose jobs have in common now this and now that: what differs is written another way.
+    pub(super) async fn jobs_of_every_shape(self: Arc<Self>) {
+        self.flood(4, async |mut service: RawClient, n| {
+            let shape = n / 100_000 * 4 + n % 4;
+            let job = |row: u32| {
+                // Of each pair of bits: all alike, or none, or half of them.
+                let varies = |bit: u64| shape >> bit & 1 == 1 && row.is_multiple_of(2);
+                let mut job = NewJob::new(if varies(0) { "shape a" } else { "shape b" });
+                job = if varies(1) { job.priority(1) } else { job };
+                job = if varies(2) { job.max_attempts(2) } else { job };
+                job = if varies(3) { job.max_lost_attempts(2) } else { job };
+                job = if varies(4) { job.requested_by("another") } else { job };
+                job = if varies(5) { job.run_timeout(Duration::from_secs(60)) } else { job };
+                job = if varies(6) { job.label("a", "b") } else { job };
+                job = if varies(7) { job.payload("x").unwrap() } else { job };
+                job = if varies(8) { job.idempotency_key(Uuid::new_v4().to_string()) } else { job };
+                let policy = RetryPolicy { multiplier: Some(1.0), ..Default::default() };
+                if varies(9) { job.retry_policy(policy) } else { job }
+            };
+            service.batch_create_jobs(batch((0..256).map(job))).await.map(drop)
+        })
+        .await;
+    }
+
     pub(super) async fn heartbeats(self: Arc<Self>, seed: u64) {
         self.flood(8, move |mut service: RawClient, n| async move {
             let mut random = Seeded::new(seed ^ n);
