@@ -29,10 +29,13 @@ pub(super) const LAST_EVENT: &str = "LEFT JOIN job_event e ON e.org_id = j.org_i
         ELSE (SELECT max(l.seq) FROM job_event l INDEXED BY idx_job_event_job
             WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END AND +e.job_id = j.id";
 
-/// Records `x` with extensions, of the org of a job `j`, since its last event `e`, that the base lacks.
+/// Records `x` with extensions, of the org of a job `j`, since its last event `e`, that the base lacks. Both bounds are one place in the
+/// index: records of many minutes may be between them, of one `seq` where nothing but heartbeats comes.
 const RECORDS_SINCE: &str = "FROM org_record x INDEXED BY idx_org_record_extensions
-            WHERE x.org_id = j.org_id AND x.seq >= e.seq AND octet_length(x.extensions) > 0
-                AND x.n > (SELECT h.base_n FROM org_head h WHERE h.org_id = j.org_id)";
+            WHERE x.org_id = j.org_id AND octet_length(x.extensions) > 0 AND (x.seq, x.n) >= (
+                SELECT max(e.seq, r.seq), iif(e.seq > r.seq, 0, r.n) FROM org_head h
+                CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n
+                WHERE h.org_id = j.org_id ORDER BY r.n LIMIT 1)";
 
 /// The last extension of the lease of a job `j` since its last event `e`, of a record that the base lacks; of a running job.
 pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {
