@@ -1,5 +1,5 @@
 //! Where one transaction is open at a time, everybody waits for the one that is under way: an org whose turns take long keeps them short, and
-//! lets as much time pass after each, for as long as others call, too. What a command takes is seen only when it is done: of an org whose
+//! lets more time pass after each, for as long as others call, too. What a command takes is seen only when it is done: of an org whose
 //! turn was too long the next changes fewer jobs. Alone it has all the time there is.
 
 use std::{collections::HashMap, time::Duration};
@@ -11,9 +11,11 @@ use crate::domain::id::OrgId;
 /// A turn that takes longer is long: what a commit takes by itself.
 const LONG: Duration = Duration::from_millis(5);
 /// One in which the work before its commit takes longer is too long: the next shall take no longer.
-const TOO_LONG: Duration = Duration::from_millis(15);
+const TOO_LONG: Duration = Duration::from_millis(10);
 /// It may have so many commands in any case: of four one is for what is not urgent.
 const LEAST: usize = 4;
+/// A rest is so many times as long as the turn.
+const REST: f64 = 1.5;
 /// The longest rest.
 const LONGEST: Duration = CALLED_OF_LATE;
 /// Turns that were short for so long may change more, however little they did.
@@ -63,7 +65,7 @@ impl Rests {
             && self.do_others_call(*org, now)
         {
             self.until.retain(|_, until| *until > now);
-            self.until.insert(*org, now + took.min(LONGEST));
+            self.until.insert(*org, now + took.mul_f64(REST).min(LONGEST));
         }
     }
 
@@ -147,8 +149,8 @@ mod tests {
         rests.ended(&[other], Duration::from_millis(1), now);
         assert!(rests.do_others_call(busy, now) && rests.until(&other, now).is_none());
         rests.ended(&[busy], long, now);
-        assert_eq!(rests.until(&busy, now), Some(now + long));
-        assert_eq!(rests.until(&busy, now + long), None, "it is over");
+        assert_eq!(rests.until(&busy, now), Some(now + long.mul_f64(REST)));
+        assert_eq!(rests.until(&busy, now + long.mul_f64(REST)), None, "it is over");
         rests.ended(&[busy], Duration::from_secs(3), now);
         assert_eq!(rests.until(&busy, now), Some(now + LONGEST));
         let later = now + CALLED_OF_LATE;
