@@ -38,7 +38,7 @@ CREATE TABLE org_record (
     written_at  INTEGER NOT NULL,               -- by the clock
     format      INTEGER NOT NULL,               -- of this record; a server that does not know it can't go on
     PRIMARY KEY (org_id, n)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 -- Jobs by type and status, kept by the batches that change them.
 CREATE TABLE org_counter (

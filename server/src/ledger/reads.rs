@@ -118,7 +118,16 @@ impl Reads {
 
     /// What is found of each.
     async fn find(&self, wanted: &[Wanted]) -> Result<Vec<FoundJob>, StoreError> {
-        let names: Vec<_> = wanted.iter().map(|wanted| (wanted.org, wanted.id)).collect();
+        // Many may wait for the same.
+        let names: BTreeSet<_> = wanted.iter().map(|wanted| (wanted.org, wanted.id)).collect();
+        let names: Vec<_> = names.into_iter().collect();
+        let found = self.find_each(&names).await?;
+        let place = |wanted: &Wanted| names.binary_search(&(wanted.org, wanted.id)).expect("it is one of them");
+        Ok(wanted.iter().map(|wanted| found[place(wanted)].clone()).collect())
+    }
+
+    /// What is found of each of these, which differ.
+    async fn find_each(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
         let mut found = vec![FoundJob::Nothing; names.len()];
         let known: Vec<_> = {
             let mut read_before = self.read_before();
