@@ -19,7 +19,7 @@ const LONGEST_FOLD: TimeDelta = TimeDelta::days(366);
 const MOST_ORGS: usize = 8_192;
 /// What all of them take, about, in bytes. Beyond that all forget what the database has as well; and once the jobs whose rows are behind
 /// take half of it, the orgs that have more of them than others write rows at once, with a batch as many as it leaves behind itself.
-pub(super) const BUDGET: usize = 128 << 20;
+pub(super) const BUDGET: usize = 64 << 20;
 
 /// See the module.
 pub(super) struct States {
