@@ -78,7 +78,7 @@ pub(super) const ATTACKS: [(&str, Attack); 46] = [
     }),
     ("claims of large payloads, not taken", |tenant, _| Box::pin(async move { tenant.untaken_claims().await })),
     ("answers held by many", |tenant, _| Box::pin(async move { tenant.held_answers().await })),
-    ("the job that runs", |tenant, _| Box::pin(async move { tenant.running_job().await })),
+    ("jobs that run", |tenant, _| Box::pin(async move { tenant.running_jobs().await })),
     ("6,000 live streams", |tenant, _| Box::pin(async move { tenant.live_streams().await })),
     ("all that can be held, at once", |tenant, _| Box::pin(async move { tenant.all_held().await })),
     ("signatures that are wrong", |tenant, seed| Box::pin(async move { tenant.bad_signatures(seed).await })),

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::{
     MEMORY_MIB,
     attacks::{ATTACKS, Attack, Tenant},
-    victims::{Kind, Victims},
+    victims::{Kind, TOKENS_A_SECOND, Victims},
 };
 use crate::{
     access::{token, token_with},
@@ -110,7 +110,7 @@ impl Scene {
         database.open().await.close().await;
         let victim = Uuid::new_v4();
         let mut fresh = Vec::new();
-        for _ in 0..(time + Duration::from_secs(1)).as_secs_f64() as u32 * 4 * phases {
+        for _ in 0..(time + Duration::from_secs(1)).as_secs_f64() as u32 * TOKENS_A_SECOND * phases {
             fresh.push(token_with(database, Some(victim), &[Role::Observer], |_| {}).await.0);
         }
         let peaceful = token(database, Some(victim), Role::Admin).await;

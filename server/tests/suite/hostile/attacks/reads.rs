@@ -223,18 +223,18 @@ impl Tenant {
         );
     }
 
-    /// Its lease was extended before, and the 900 others are extended all the time.
-    pub(super) async fn running_job(self: Arc<Self>) {
-        let leases = self.leases(901, 3_600).await;
-        let (one, others) = leases.split_at(1);
+    /// Their leases were extended before, and those of 900 others are extended all the time.
+    pub(super) async fn running_jobs(self: Arc<Self>) {
+        let leases = self.leases(964, 3_600).await;
+        let (some, others) = leases.split_at(64);
         let mut service = client(&self.address, &self.token).raw();
         for _ in 0..10 {
-            let _ = service.heartbeat(beat(one)).await;
+            let _ = service.heartbeat(beat(some)).await;
         }
-        let job_id = one[0].job.clone().unwrap_or_default().id;
-        let (get, beats) = (GetJobRequest { job_id }, beat(others));
-        let gets = self.flood(64, move |mut service: RawClient, _| {
-            let get = get.clone();
+        let beats = beat(others);
+        let ids: Arc<[_]> = some.iter().map(|lease| lease.job.clone().unwrap_or_default().id).collect();
+        let gets = self.flood(64, move |mut service: RawClient, n| {
+            let get = GetJobRequest { job_id: ids[n as usize % ids.len()].clone() };
             async move { service.get_job(get).await.map(drop) }
         });
         let heartbeats = self.flood(2, move |mut service: RawClient, _| {
