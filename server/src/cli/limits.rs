@@ -128,7 +128,7 @@ pub(super) struct LimitArgs {
     call_timeout: Duration,
 
     /// Claims that may be under way, most of them waiting for work.
-    #[arg(long, env = "JOBLEDGER_MAX_CLAIMS", value_name = "N", default_value_t = 20_000, value_parser = many())]
+    #[arg(long, env = "JOBLEDGER_MAX_CLAIMS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_claims: u32,
 
     /// The same of one organisation. By default a third of all.
@@ -136,7 +136,7 @@ pub(super) struct LimitArgs {
     max_claims_per_org: Option<u32>,
 
     /// Event streams that may be open on this server.
-    #[arg(long, env = "JOBLEDGER_MAX_STREAMS", value_name = "N", default_value_t = 20_000, value_parser = many())]
+    #[arg(long, env = "JOBLEDGER_MAX_STREAMS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_streams: u32,
 
     /// Event streams that one organisation may have open on this server. By default a third of all.

@@ -14,7 +14,7 @@ use crate::{domain::id::OrgId, store::Capacity};
 
 /// Types that an org's claims name in one transaction, and jobs of these that they are looked for among: of each type that nobody has asked
 /// for of late they are read. The first claim may name more.
-const TYPES: usize = 256;
+const TYPES: usize = 128;
 const LOOKED_AT: usize = 8_192;
 /// Labels that a transaction brings for which others wait: each is at a place of its own, and so mostly on a page of its own.
 const LABELS: usize = 256;
@@ -177,8 +177,8 @@ mod tests {
         let mut room = Room::new(512, 4 << 20);
         let fits = |room: &Room, org, claim: &Pending| !room.passes_over(org, claim);
         assert!(fits(&room, org, &claim(0..300, 100)), "it is the first");
-        room.take(org, &claim(0..200, 1));
-        assert!(fits(&room, org, &claim(100..256, 1)) && !fits(&room, org, &claim(100..257, 1)));
+        room.take(org, &claim(0..100, 1));
+        assert!(fits(&room, org, &claim(50..128, 1)) && !fits(&room, org, &claim(50..129, 1)));
         assert!(fits(&room, other, &claim(0..300, 100)), "it is the first of its org");
         let mut room = Room::new(512, 4 << 20);
         (0..80).for_each(|_| room.take(org, &claim(0..5, 100)));
