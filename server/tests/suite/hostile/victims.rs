@@ -23,10 +23,9 @@ use tokio::{
 
 /// How often each of them calls.
 const PACE: Duration = Duration::from_millis(25);
-/// How often a token is presented that was never seen.
-const PACE_OF_TOKENS: Duration = Duration::from_millis(100);
-/// How many that are a second.
+/// How many tokens are presented a second that were never seen, and so how often one is.
 pub(super) const TOKENS_A_SECOND: u32 = 10;
+const PACE_OF_TOKENS: Duration = Duration::from_millis(1_000 / TOKENS_A_SECOND as u64);
 
 /// How long calls took, by kind, and what went wrong.
 #[derive(Default)]
