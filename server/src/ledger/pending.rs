@@ -9,7 +9,7 @@ use super::{
     claim::Undelivered,
     command::{Command, Reply},
 };
-use crate::domain::id::OrgId;
+use crate::{domain::id::OrgId, store::StoreError};
 
 /// What the caller of a command is told.
 pub(super) type Answer = Result<Answered, LedgerError>;
@@ -98,4 +98,37 @@ pub(super) struct Begun {
     pub(super) turn: Turn,
     /// When it began, if others may share it.
     pub(super) shared: Option<Instant>,
+}
+
+/// True of a turn of one command.
+pub(super) fn is_single(turn: &Turn) -> bool {
+    turn.iter().map(|batch| batch.commands.len()).sum::<usize>() <= 1
+}
+
+/// The orgs of a turn one by one, or the commands of its only org.
+pub(super) fn parts(turn: Turn) -> Vec<Turn> {
+    let is_shared = turn.len() > 1;
+    let part = |OrgBatch { org, commands, most }| {
+        if is_shared {
+            return vec![vec![OrgBatch { org, commands, most }]];
+        }
+        commands.into_iter().map(|pending| vec![OrgBatch { org, commands: vec![pending], most }]).collect()
+    };
+    turn.into_iter().flat_map(part).collect()
+}
+
+/// Answers everyone in a turn with an error. True if it is that the database did not answer.
+pub(super) fn refuse(turn: Turn, error: StoreError) -> bool {
+    for batch in &turn {
+        tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");
+    }
+    let is_outage = match &error {
+        StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) => true,
+        StoreError::Conflict(_) | StoreError::Refused(_) | StoreError::Full(_) | StoreError::Unusable(_) => false,
+    };
+    let error = LedgerError::from(error);
+    for answer in turn.into_iter().flat_map(|batch| batch.commands).filter_map(|pending| pending.answer) {
+        let _ = answer.send(Err(error.clone()));
+    }
+    is_outage
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    LedgerError, Limits,
+    Limits,
     claim::Undelivered,
     clock_watch::{ClockWatch, Moment, Reading, Trust},
     command::Reply,
@@ -25,7 +25,7 @@ use super::{
     hub::Hub,
     lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
-    pending::{Answered, Begun, OrgBatch, Turn},
+    pending::{Answered, Begun, OrgBatch, Turn, is_single, parts, refuse},
     rests::Worked,
     waiting::Waiting,
 };
@@ -448,23 +448,6 @@ impl Writer {
     }
 }
 
-/// True of a turn of one command.
-fn is_single(turn: &Turn) -> bool {
-    turn.iter().map(|batch| batch.commands.len()).sum::<usize>() <= 1
-}
-
-/// The orgs of a turn one by one, or the commands of its only org.
-fn parts(turn: Turn) -> Vec<Turn> {
-    let is_shared = turn.len() > 1;
-    let part = |OrgBatch { org, commands, most }| {
-        if is_shared {
-            return vec![vec![OrgBatch { org, commands, most }]];
-        }
-        commands.into_iter().map(|pending| vec![OrgBatch { org, commands: vec![pending], most }]).collect()
-    };
-    turn.into_iter().flat_map(part).collect()
-}
-
 /// Runs what decides.
 fn defended<T>(decide: impl FnOnce() -> T) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(decide)).map_err(|_| StoreError::Refused("a decision panicked".to_owned()))
@@ -501,20 +484,4 @@ fn refuse_ahead(jobs: &[Job], head: i64) -> Result<(), StoreError> {
         ))),
         None => Ok(()),
     }
-}
-
-/// Answers everyone in a turn with an error. True if it is that the database did not answer.
-fn refuse(turn: Turn, error: StoreError) -> bool {
-    for batch in &turn {
-        tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");
-    }
-    let is_outage = match &error {
-        StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) => true,
-        StoreError::Conflict(_) | StoreError::Refused(_) | StoreError::Full(_) | StoreError::Unusable(_) => false,
-    };
-    let error = LedgerError::from(error);
-    for answer in turn.into_iter().flat_map(|batch| batch.commands).filter_map(|pending| pending.answer) {
-        let _ = answer.send(Err(error.clone()));
-    }
-    is_outage
 }

@@ -117,11 +117,17 @@ impl Callers {
     pub(super) async fn go_on(&mut self) {
         let lengths: Vec<_> = self.done.iter().map(|done| *done.borrow()).collect();
         for (done, before) in self.done.iter_mut().zip(lengths) {
-            timeout(PATIENCE, done.wait_for(|now| *now > before)).await.expect("every caller goes on").unwrap();
+            let went_on = timeout(PATIENCE, done.wait_for(|now| *now > before)).await.expect("every caller goes on");
+            if went_on.is_err() {
+                panic!("a caller stopped: {}", reason(&mut self.tasks).await);
+            }
         }
         for seen in &mut self.seen {
             let before = *seen.borrow();
-            timeout(PATIENCE, seen.wait_for(|now| *now > before)).await.expect("every subscriber goes on").unwrap();
+            let went_on = timeout(PATIENCE, seen.wait_for(|now| *now > before)).await.expect("every subscriber goes on");
+            if went_on.is_err() {
+                panic!("a subscriber stopped: {}", reason(&mut self.subscribers).await);
+            }
         }
     }
 
@@ -175,6 +181,16 @@ impl Callers {
             lost_attempts: events.iter().filter(|event| event.kind == EventKind::Lost).count(),
         }
     }
+}
+
+/// Why one of the tasks panicked.
+async fn reason<T: 'static>(tasks: &mut JoinSet<T>) -> String {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return error.to_string();
+        }
+    }
+    "nobody panicked".to_owned()
 }
 
 /// Sees every event once, in order, wherever it is told of it.
