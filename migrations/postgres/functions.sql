@@ -598,7 +598,9 @@ BEGIN
         FROM jobledger.org_head h WHERE h.org_id = p_org
     ), batch AS MATERIALIZED (
         SELECT r.recorded_at, change.key AS type, change.value
-        FROM log JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > log.n
+        -- In order, so that the index says where to begin: a join would be free to walk all that are kept.
+        FROM log CROSS JOIN LATERAL (
+            SELECT r.recorded_at, r.counts FROM jobledger.org_record r WHERE r.org_id = p_org AND r.n > log.n ORDER BY r.n) r
         CROSS JOIN LATERAL jsonb_each(r.counts) change
         WHERE p_types IS NULL OR change.key = ANY (p_types)
     ), happened AS MATERIALIZED (
@@ -722,8 +724,8 @@ BEGIN
     RETURN QUERY
     WITH batch AS MATERIALIZED (
         SELECT r.recorded_at, change.key, change.value
-        FROM jobledger.org_head h
-        JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
+        FROM jobledger.org_head h CROSS JOIN LATERAL (
+            SELECT r.recorded_at, r.counts FROM jobledger.org_record r WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n) r
         CROSS JOIN LATERAL jsonb_each(r.counts) change
         WHERE h.org_id = p_org
     ), log AS (
@@ -812,7 +814,8 @@ BEGIN
         SELECT c.type::text, c.scheduled, 0 FROM jobledger.org_counter c WHERE c.org_id = p_org
         UNION ALL
         SELECT of_type.key, (of_type.value ->> 6)::bigint, 0
-        FROM jobledger.org_head h JOIN jobledger.org_record r ON r.org_id = p_org AND r.n > h.n
+        FROM jobledger.org_head h CROSS JOIN LATERAL (
+            SELECT r.counts FROM jobledger.org_record r WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n) r
         CROSS JOIN LATERAL jsonb_each(r.counts) of_type
         WHERE h.org_id = p_org
         UNION ALL

@@ -48,7 +48,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 7, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 8, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
 /// See [`FUNCTIONS`].
 pub(super) struct Functions {
@@ -302,7 +302,7 @@ mod tests {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (7, "460d7b54141c9b0fcf926d10554f1ac3c0df71d629ab4b3107ae895ecc3bff81")
+            (8, "96c61072d664c3226fb5b033ee564a0764b491c0714c1230d78be545a83074ca")
         );
     }
 

@@ -359,6 +359,46 @@ async fn statistics_of_thousands_of_types_come_at_once() {
     database.is_made_up();
 }
 
+/// Records are kept for a while after they were folded: who counts on from the last that was does not walk them.
+#[tokio::test]
+async fn records_that_are_folded_are_not_walked() {
+    const OF_EACH: i64 = 900;
+    let database = Database::postgres().await;
+    let mut filling = database.connect_as("postgres").await;
+    for sql in [
+        "ALTER TABLE jobledger.org_record SET (autovacuum_enabled = off)".to_owned(),
+        format!(
+            "INSERT INTO jobledger.org_head (org_id, n, record, seq, base_seq, recorded_at, types)
+             SELECT lpad(to_hex(o), 32, '0')::uuid, {OF_EACH}, {OF_EACH}, 1, 1, now(), 1 FROM generate_series(1, 100) o"
+        ),
+        "INSERT INTO jobledger.org_counter SELECT org_id, 't', 1, 0, 0, 0, 0, 0, 0 FROM jobledger.org_head".to_owned(),
+        // As they come: the orgs' beside each other.
+        format!(
+            "INSERT INTO jobledger.org_record
+             SELECT lpad(to_hex(o), 32, '0')::uuid, n, n, n - 1, 1, 1, now(), now(), 1, '{{\"t\": [1]}}', 1, n, NULL, NULL, 1, 0
+             FROM generate_series(1, {OF_EACH}) n, generate_series(1, 100) o ORDER BY n, o"
+        ),
+        "ANALYZE".to_owned(),
+    ] {
+        filling.execute(AssertSqlSafe(sql)).await.unwrap();
+    }
+    let store = database.open().await;
+    for n in 1..=5 {
+        assert_eq!(store.statistics(org(n), &StatisticsQuery::of(&[])).await.unwrap().types.len(), 1);
+        store.audit().series(org(n), &["t".to_owned()]).await.unwrap();
+    }
+    store.close().await;
+    const READ: &str = "SELECT 0::bigint, coalesce(sum(idx_tup_read), 0)::bigint FROM pg_stat_user_indexes
+        WHERE schemaname = 'jobledger' AND relname = 'org_record'";
+    let count = async |connection: &mut PgConnection| {
+        let row = connection.fetch_one(READ).await.unwrap();
+        (row.get::<i64, _>(0), row.get::<i64, _>(1))
+    };
+    let (_, read) = settled(&mut filling, &count, 0).await;
+    assert!(read < OF_EACH / 10, "{read} records were read for five orgs that have nothing to count");
+    database.is_made_up();
+}
+
 /// Has a store do all that it does, and asserts that PostgreSQL walked no table for it. How long the reads took.
 async fn serve(database: &Database) -> String {
     const WALKS: &str = "SELECT coalesce(sum(seq_scan) FILTER (WHERE relname LIKE 'job%'), 0)::bigint,
