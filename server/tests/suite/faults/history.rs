@@ -124,7 +124,8 @@ impl Callers {
         }
         for seen in &mut self.seen {
             let before = *seen.borrow();
-            let went_on = timeout(PATIENCE, seen.wait_for(|now| *now > before)).await.expect("every subscriber goes on");
+            let went_on =
+                timeout(PATIENCE, seen.wait_for(|now| *now > before)).await.expect("every subscriber goes on");
             if went_on.is_err() {
                 panic!("a subscriber stopped: {}", reason(&mut self.subscribers).await);
             }
