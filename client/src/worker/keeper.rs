@@ -17,8 +17,10 @@ use crate::{Client, Error, retry::Backoff};
 
 /// Leases in one call, at most.
 const AT_ONCE: usize = 1_000;
-/// Bytes in one call, about: the service takes 4 MiB.
-const BYTES: usize = 2 << 20;
+/// Bytes in one call, about: the service takes 256 KiB in a heartbeat (MESSAGE_TOO_LARGE beyond that).
+const BYTES: usize = 224 << 10;
+/// Bytes of one lease in a call beside its texts: a token, numbers and tags.
+const LEASE: usize = 160;
 /// What one call may take: another, at another server, may have better luck.
 const CALL: Duration = Duration::from_secs(5);
 /// A lease that could not be extended is tried again after this.
@@ -262,7 +264,7 @@ impl Keeper {
         let (mut due, mut bytes) = (Vec::new(), 0);
         for (_, held) in candidates.into_iter().take(AT_ONCE) {
             let mut state = lock(&held.state);
-            bytes += 256 + state.news.message.len();
+            bytes += LEASE + state.news.message.len() + state.news.stage.as_ref().map_or(0, String::len);
             if bytes > BYTES {
                 break;
             }

@@ -370,7 +370,7 @@ impl Ledger {
         let hub = Arc::clone(&self.hub);
         let log_id = self.lists.read(org, move |store| async move {
             let turn = hub.turn();
-            let log_id = store.about().await?.log_id;
+            let log_id = store.read_log_id().await?;
             hub.is_of_log(turn, log_id);
             Ok(log_id)
         });

@@ -224,8 +224,11 @@ pub trait Store: Send + Sync + 'static {
     /// Notes that API tokens were used, by their orgs and digests: each once, in their order.
     async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
 
-    /// Reads what the database says of itself.
+    /// Reads what the database says of itself: by connections that no caller can take.
     async fn about(&self) -> Result<About, StoreError>;
+
+    /// Reads the log's identity for a caller, who takes none of the connections of [`Store::about`] for it.
+    async fn read_log_id(&self) -> Result<LogId, StoreError>;
 
     /// What a verification asks.
     fn audit(&self) -> &dyn Audit;

@@ -14,7 +14,7 @@ use jobledger_server::{
     domain::{
         access::ApiToken,
         clock::Time,
-        id::{Digest, JobId, OrgId},
+        id::{Digest, JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
     store::{
@@ -213,6 +213,10 @@ impl Store for Breaking {
 
     async fn about(&self) -> Result<About, StoreError> {
         self.inner.about().await
+    }
+
+    async fn read_log_id(&self) -> Result<LogId, StoreError> {
+        self.inner.read_log_id().await
     }
 
     fn audit(&self) -> &dyn Audit {

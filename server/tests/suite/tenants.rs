@@ -1,6 +1,6 @@
 //! Tenants who attack with a credential that is good: what they hold, or wait for, is not taken from others.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use jobledger_client::{
     Claim, Client, Error, Follow, Item, NewJob, Report,
@@ -11,7 +11,11 @@ use jobledger_client::{
     },
 };
 use jobledger_server::{
-    domain::{id::OrgId, json::Json, status},
+    domain::{
+        id::{Digest, OrgId},
+        json::Json,
+        status,
+    },
     ledger::{self, Command, Limits, StatisticsQuery},
 };
 use prost::Message as _;
@@ -286,6 +290,37 @@ pub(crate) async fn is_ready(address: String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Opening a stream reads the log's identity. However many do, the look-up of a token has a connection.
+#[tokio::test]
+async fn streams_that_are_opened_take_no_connection_from_the_look_up_of_credentials() {
+    use sqlx::Executor as _;
+
+    const STREAMS: i64 = 6;
+    let database = Database::postgres().await;
+    let store = database.open().await;
+    let mut admin = database.connect_as("postgres").await;
+    admin.execute("BEGIN; LOCK TABLE jobledger.ledger IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let opened: Vec<_> = (0..STREAMS)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.read_log_id().await })
+        })
+        .collect();
+    let mut watching = database.connect_as("postgres").await;
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let all_wait =
+        async { while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watching).await.unwrap() < STREAMS {} };
+    timeout(PATIENCE, all_wait).await.expect("they wait for the lock");
+    let found = timeout(PATIENCE, store.token(None, Digest([0; 32]))).await.expect("a connection is free");
+    assert_eq!(found.unwrap(), None);
+    admin.execute("ROLLBACK").await.unwrap();
+    for log_id in opened {
+        log_id.await.unwrap().unwrap();
+    }
+    store.close().await;
 }
 
 #[tokio::test]

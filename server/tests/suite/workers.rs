@@ -11,13 +11,13 @@ use std::{
 };
 
 use jobledger_client::{
-    Client, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, from_value,
+    Client, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, Subscription, from_value,
     worker::{Context, Error, Worker, WorkerBuilder},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Barrier, Notify, Semaphore, oneshot},
     task::JoinHandle,
     time::timeout,
 };
@@ -37,6 +37,7 @@ on_both_databases! {
     a_worker_that_stops_finishes_what_it_can_and_gives_the_rest_back,
     a_worker_outlives_its_server,
     a_hundred_slots_do_not_make_a_hundred_calls,
+    many_long_messages_cost_no_lease,
 }
 
 #[derive(Deserialize)]
@@ -417,5 +418,42 @@ async fn a_hundred_slots_do_not_make_a_hundred_calls(database: Database) {
     timeout(PATIENCE, all).await.unwrap();
     worker.stop().await;
     assert!(batches.len() <= 250, "1,000 jobs were completed in {} batches", batches.len());
+    server.stop().await;
+}
+
+/// A heartbeat has room for so many of the longest messages; the others go with the next one.
+async fn many_long_messages_cost_no_lease(database: Database) {
+    const JOBS: usize = 100;
+    let (server, client) = TestServer::on(&database).await;
+    let (running, all_told) = (Arc::new(Barrier::new(JOBS)), Arc::new(Semaphore::new(0)));
+    let told = Arc::clone(&all_told);
+    let handler = move |context: Context, (): ()| {
+        let (running, told) = (Arc::clone(&running), Arc::clone(&told));
+        async move {
+            running.wait().await;
+            context.message("x".repeat(4_096));
+            told.acquire().await.unwrap().forget();
+            Ok(())
+        }
+    };
+    let worker = Worker::builder(client.clone()).handle("t", handler).concurrency(JOBS).lease(Duration::from_secs(3));
+    let worker = Working::start(worker);
+    let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
+    client.create_all((0..JOBS).map(|_| NewJob::new("t"))).await.unwrap();
+    let until = async |events: &mut Subscription, wanted: JobEventKind| {
+        let mut seen = 0;
+        while seen < JOBS {
+            if let Item::Event(event) = events.next().await.unwrap().unwrap() {
+                assert_ne!(event.kind(), JobEventKind::Lost, "a lease is lost");
+                seen += usize::from(
+                    event.kind() == wanted && (wanted != JobEventKind::Progress || event.message.len() == 4_096),
+                );
+            }
+        }
+    };
+    timeout(PATIENCE, until(&mut events, JobEventKind::Progress)).await.expect("all messages are told");
+    all_told.add_permits(JOBS);
+    timeout(PATIENCE, until(&mut events, JobEventKind::Succeeded)).await.expect("all jobs end");
+    worker.stop().await;
     server.stop().await;
 }

@@ -179,6 +179,16 @@ async fn assert_usable(connection: &mut PgConnection) -> Result<(), StoreError> 
     Ok(())
 }
 
+impl PostgresStore {
+    /// What the database says of itself, by these connections.
+    async fn about_by(&self, connections: &Arc<Connections>) -> Result<About, StoreError> {
+        let turn = self.memory.turn();
+        let about = read::about(connections).await?;
+        self.memory.has_log(turn, about.log_id);
+        Ok(about)
+    }
+}
+
 #[async_trait]
 impl Store for PostgresStore {
     fn capacity(&self) -> Capacity {
@@ -263,10 +273,11 @@ impl Store for PostgresStore {
     }
 
     async fn about(&self) -> Result<About, StoreError> {
-        let turn = self.memory.turn();
-        let about = read::about(&self.own).await?;
-        self.memory.has_log(turn, about.log_id);
-        Ok(about)
+        self.about_by(&self.own).await
+    }
+
+    async fn read_log_id(&self) -> Result<LogId, StoreError> {
+        Ok(self.about_by(&self.readers).await?.log_id)
     }
 
     fn audit(&self) -> &dyn Audit {

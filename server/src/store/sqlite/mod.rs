@@ -59,7 +59,7 @@ use crate::{
     domain::{
         access::ApiToken,
         clock::{Clock, Time},
-        id::{Digest, JobId, OrgId},
+        id::{Digest, JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
     store::{rows::Columns as _, states::States},
@@ -321,6 +321,10 @@ impl Store for SqliteStore {
 
     async fn about(&self) -> Result<About, StoreError> {
         read::about(&self.own, &*self.clock).await
+    }
+
+    async fn read_log_id(&self) -> Result<LogId, StoreError> {
+        Ok(read::about(&self.readers, &*self.clock).await?.log_id)
     }
 
     fn audit(&self) -> &dyn Audit {
