@@ -12,6 +12,7 @@ mod hub;
 mod label_marks;
 mod lane;
 mod lanes;
+mod log_identity;
 mod own_commits;
 mod page_memory;
 mod pending;
@@ -41,9 +42,9 @@ pub use self::{
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
-    clock_watch::ClockWatch, command::Reply, follower::Follower, hub::Hub, lanes::Lanes, own_commits::OwnCommits,
-    page_memory::PageMemory, pending::Answered, places::Places, reader::Reader, reads::Reads, repeats::Repeats,
-    subscription::Source, waiting::Waiting, wishes::Wishes, writer::Writer,
+    clock_watch::ClockWatch, command::Reply, follower::Follower, hub::Hub, lanes::Lanes, log_identity::LogIdentity,
+    own_commits::OwnCommits, page_memory::PageMemory, pending::Answered, places::Places, reader::Reader, reads::Reads,
+    repeats::Repeats, subscription::Source, waiting::Waiting, wishes::Wishes, writer::Writer,
 };
 pub use crate::store::{
     EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
@@ -149,6 +150,7 @@ pub struct Ledger {
     wishes: Wishes,
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
+    log_identity: Arc<LogIdentity>,
     watch: Arc<ClockWatch>,
     /// Turns at the database's readers: of lists and large jobs, of what claimed jobs carry, of the past, of statistics. None of them takes
     /// another's.
@@ -185,6 +187,7 @@ impl Ledger {
             limits,
         );
         let reads = Reads::new(Arc::clone(&store), Arc::clone(&lists));
+        let log_identity = LogIdentity::new(Arc::clone(&store), Arc::clone(&hub));
         let places = Places::new(limits.streams);
         let page_memory = PageMemory::new(limits.stream_bytes, limits.stream_bytes_per_org);
         let work = async move {
@@ -201,6 +204,7 @@ impl Ledger {
                 wishes: Wishes::new(limits.named_bytes, limits.named_bytes_per_org),
                 repeats: Arc::default(),
                 hub,
+                log_identity,
                 watch,
                 lists,
                 deliveries,
@@ -367,14 +371,7 @@ impl Ledger {
         request: SubscribeRequest,
     ) -> Result<Subscription, LedgerError> {
         let place = self.places.take(org, peer, self.wishes.of_stream(org, &request)?)?;
-        let hub = Arc::clone(&self.hub);
-        let log_id = self.lists.read(org, move |store| async move {
-            let turn = hub.turn();
-            let log_id = store.read_log_id().await?;
-            hub.is_of_log(turn, log_id);
-            Ok(log_id)
-        });
-        let log_id = log_id.await?;
+        let log_id = self.log_identity.read().await?;
         // First the hub, then the database: what is committed in between is heard of.
         let source = Source {
             catch_up: Arc::clone(&self.catch_up),
