@@ -1,4 +1,4 @@
-//! README's calls, run as they stand there by the real grpcurl through reflection.
+//! The calls that the docs show, run as they stand there by the real grpcurl through reflection.
 
 use std::{
     collections::HashMap,
@@ -11,20 +11,21 @@ use serde_json::{Deserializer, Value};
 use crate::harness::{Database, Program, TestServer, on_both_databases, root};
 
 on_both_databases! {
-    the_calls_of_the_readme_answer_as_it_says,
+    calls_in_the_docs_answer_as_they_say,
 }
 
-/// A command of README, with the output that it shows.
+/// A command in the docs, with the output that they show.
 struct Shown {
     command: String,
     output: String,
 }
 
-/// The `$ grpcurl …` commands of README's console blocks.
+/// The `$ grpcurl …` commands of the docs' console blocks, in the order in which they are run.
 fn shown() -> Vec<Shown> {
-    let readme = fs::read_to_string(root().join("README.md")).expect("README is there");
+    let read = |file| fs::read_to_string(root().join(file)).expect("it is there");
+    let text = ["docs/calls.md", "README.md"].map(read).concat();
     let mut found: Vec<Shown> = Vec::new();
-    for block in readme.split("```console\n").skip(1) {
+    for block in text.split("```console\n").skip(1) {
         let block = block.split("```").next().expect("a block ends");
         for part in format!("\n{block}").split("\n$ ").skip(1).filter(|part| part.starts_with("grpcurl ")) {
             let mut lines = part.lines();
@@ -89,20 +90,20 @@ impl Normal {
     }
 }
 
-async fn the_calls_of_the_readme_answer_as_it_says(database: Database) {
+async fn calls_in_the_docs_answer_as_they_say(database: Database) {
     let grpcurl = grpcurl();
     let program = Program::start(&database);
     let shown = shown();
     for rpc in ["list", "CreateJob", "GetJob", "UpdateJobStatus", "StreamJobEvents", "GetStatistics"] {
-        assert!(shown.iter().any(|shown| shown.command.ends_with(rpc)), "README doesn't show {rpc}");
+        assert!(shown.iter().any(|shown| shown.command.ends_with(rpc)), "the docs don't show {rpc}");
     }
     let (mut here, mut there) = (Normal::new(), Normal::new());
-    // README's ids → those of this run.
+    // Ids in the docs → those of this run.
     let mut ids: HashMap<String, String> = HashMap::new();
     for Shown { command, output } in shown {
         let mut run = command.replacen("grpcurl", &grpcurl, 1).replace("127.0.0.1:50051", &program.address);
-        for (readme, actual) in &ids {
-            run = run.replace(readme, actual);
+        for (shown, actual) in &ids {
+            run = run.replace(shown, actual);
         }
         let ran = Command::new("sh").args(["-c", &format!("{run} 2>&1")]).output().expect("a shell runs");
         let printed = String::from_utf8(ran.stdout).expect("grpcurl prints text");
