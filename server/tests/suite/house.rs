@@ -103,14 +103,14 @@ fn files_fit_in_the_head() {
 #[test]
 fn tests_that_documents_name_are_there() {
     let mut named = 0;
-    let entries = fs::read_dir(root().join("docs")).expect("the folder exists");
-    let paths = entries.map(|entry| entry.expect("the folder is readable").path());
+    let folders = ["docs", "docs/internals"].map(|folder| fs::read_dir(root().join(folder)).expect("it exists"));
+    let paths = folders.into_iter().flatten().map(|entry| entry.expect("the folder is readable").path());
     for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
         let text = fs::read_to_string(&path).expect("documents are text");
         for link in text.split('[').filter_map(|part| part.split_once(')')).map(|(link, _)| link) {
             let Some((name, target)) = link.split_once("](") else { continue };
             let Some((module, test)) = name.split_once("::") else { continue };
-            let file = root().join("docs").join(target);
+            let file = path.parent().expect("it is in a folder").join(target);
             let source =
                 fs::read_to_string(&file).unwrap_or_else(|error| panic!("{name}: {}: {error}", file.display()));
             assert!(target.ends_with(&format!("/{module}.rs")), "{name} is said to be in {target}");
@@ -119,4 +119,33 @@ fn tests_that_documents_name_are_there() {
         }
     }
     assert!(named > 20, "{named} were found");
+}
+
+/// Invariants are numbered without gaps, and each names a test, as `file::test` below `server/tests/suite`.
+#[test]
+fn each_invariant_names_a_test_that_is_there() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("it is there");
+    let (_, invariants) = text.split_once("\n## Invariants\n").expect("there is a section");
+    for (n, invariant) in invariants.split("\n- **I").skip(1).enumerate() {
+        assert!(invariant.starts_with(&format!("{}** ", n + 1)), "I{} is missing", n + 1);
+        let names = invariant.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.split_once("::"));
+        let names: Vec<_> = names.collect();
+        assert!(!names.is_empty(), "I{} names no test", n + 1);
+        for (file, test) in names {
+            let path = root().join(format!("server/tests/suite/{file}.rs"));
+            let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            assert!(source.contains(&format!("fn {test}(")), "{file} has no {test}");
+        }
+    }
+}
+
+/// Who reads these decides by them whether to go on.
+#[test]
+fn first_documents_are_short() {
+    for (file, lines, width) in [("README.md", 150, 160), ("ARCHITECTURE.md", 160, 120)] {
+        let text = fs::read_to_string(root().join(file)).expect("it is there");
+        assert!(text.lines().count() <= lines, "{file} has {} lines", text.lines().count());
+        let long = text.lines().position(|line| line.chars().count() > width);
+        assert_eq!(long, None, "{file} has a long line");
+    }
 }
