@@ -14,19 +14,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new([INCLUDE])?;
     compiler.include_source_info(true).include_imports(true).open_files(FILES)?;
 
-    // Reflection serves this; `compile_fds` would not write it.
+    // Server reflection needs this file, which `compile_fds` does not write.
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out_dir.join("jobledger_descriptor.bin"), compiler.encode_file_descriptor_set())?;
 
     tonic_prost_build::configure()
-        // Maps in key order: a request has one encoding, which idempotency digests rely on.
+        // Maps are encoded in key order, so each request has one encoding. Idempotency digests rely on that.
         .btree_map(".jobledger")
-        // A stream's message is as small as a bookmark, but where it is an event.
+        // Boxed, so that a stream message takes no more space than a bookmark unless it has an event or a job.
         .boxed(".jobledger.v1.StreamJobEventsResponse.item.event")
         .boxed(".jobledger.v1.StreamJobEventsResponse.item.snapshot")
-        // The message of the errors that single items of a batch have, as the crate that makes such errors has it.
+        // The errors of single batch items use the type of the crate that builds such errors.
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
-        // The transport is the server's and the client's choice, not the contract's.
+        // The client and the server choose their transports.
         .build_transport(false)
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
