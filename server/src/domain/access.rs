@@ -1,4 +1,4 @@
-//! Who may do what.
+//! Roles and API tokens.
 
 use std::{fmt, str::FromStr};
 
@@ -9,21 +9,21 @@ use super::{
     id::{Digest, OrgId},
 };
 
-/// What stands for no org where an id has to be: the Max UUID of RFC 9562, which no org has.
+/// Stands for "no org" where an id is required: the Max UUID of RFC 9562. No org has this id.
 pub const NO_ORG: Uuid = Uuid::max();
 
-/// What a caller may do, within one org.
+/// What a caller may do. All roles but [`Role::Operator`] apply within one org.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// Creates, cancels and retries jobs, and sees them.
+    /// Creates, cancels and redrives jobs, and reads them.
     Producer,
-    /// Claims jobs and reports on them, and sees them.
+    /// Claims jobs and reports on them, and reads them.
     Worker,
-    /// Sees all there is: jobs, every event, statistics.
+    /// Reads everything: jobs, all events, statistics.
     Observer,
-    /// All of that.
+    /// Everything that the three roles above allow.
     Admin,
-    /// The same in any org: for credentials without one.
+    /// The same as an admin, in any org; for credentials without an org.
     Operator,
 }
 
@@ -31,7 +31,7 @@ impl Role {
     /// Every role.
     pub const ALL: [Self; 5] = [Self::Producer, Self::Worker, Self::Observer, Self::Admin, Self::Operator];
 
-    /// Its name, in the database and for people.
+    /// The role's name, in the database and for people.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Producer => "producer",
@@ -70,10 +70,10 @@ impl FromStr for Role {
 pub struct Roles(u8);
 
 impl Roles {
-    /// None.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// These roles.
+    /// The set of these roles.
     pub const fn of(roles: &[Role]) -> Self {
         let mut set = 0;
         let mut n = 0;
@@ -84,33 +84,33 @@ impl Roles {
         Self(set)
     }
 
-    /// True if the role is one of them.
+    /// True if the set has this role.
     pub const fn has(self, role: Role) -> bool {
         self.0 & (1 << role as u8) != 0
     }
 
-    /// True if they have a role in common.
+    /// True if the two sets have a role in common.
     pub const fn meets(self, others: Self) -> bool {
         self.0 & others.0 != 0
     }
 
-    /// True if there is none.
+    /// True if the set has no role.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The same without one.
+    /// The set without one role.
     #[must_use]
     pub const fn without(self, role: Role) -> Self {
         Self(self.0 & !(1 << role as u8))
     }
 
-    /// Each.
+    /// The roles of the set, in the order of [`Role::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Role> {
         Role::ALL.into_iter().filter(move |role| self.has(*role))
     }
 
-    /// From their names, separated by commas; those that are unknown are none.
+    /// Parses names that are separated by commas. Unknown names are ignored.
     pub fn parse(names: &str) -> Self {
         names.split(',').filter_map(Role::parse).collect()
     }
@@ -122,7 +122,7 @@ impl FromIterator<Role> for Roles {
     }
 }
 
-/// Their names, separated by commas.
+/// Writes the names, separated by commas.
 impl fmt::Display for Roles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.iter().map(Role::as_str).collect::<Vec<_>>().join(","))
@@ -135,25 +135,25 @@ impl fmt::Debug for Roles {
     }
 }
 
-/// What is known of an API token: all but its secret.
+/// An API token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiToken {
-    /// By which it is revoked.
+    /// The id by which the token is revoked.
     pub id: Uuid,
-    /// Whose it is; `None` for an operator's.
+    /// The org of the token; `None` for an operator's.
     pub org: Option<OrgId>,
-    /// The SHA-256 of its secret.
+    /// The SHA-256 of the secret.
     pub digest: Digest,
-    /// Who calls with it: 1 to 255 characters.
+    /// The name of the caller in jobs and events: 1 to 240 characters.
     pub name: String,
-    /// What its holder may do.
+    /// What the caller may do.
     pub roles: Roles,
-    /// When it was made.
+    /// When the token was made.
     pub created_at: Time,
-    /// From when on it is refused.
+    /// When the token expires; `None`: never.
     pub expires_at: Option<Time>,
-    /// Since when it is refused.
+    /// When the token was revoked.
     pub revoked_at: Option<Time>,
-    /// When it was last called with, give or take a minute; `None` also where that was not looked up.
+    /// When the token was last used, to within a minute; `None` if never, or if the query did not read it.
     pub used_at: Option<Time>,
 }

@@ -1,4 +1,4 @@
-//! The lines of an org's log.
+//! The events of an org's log.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use super::{
     status::JobStatus,
 };
 
-/// The actor of what the ledger does by itself.
+/// The actor of events that the ledger causes by itself.
 pub const ACTOR_LEDGER: &str = "jobledger";
 
-/// What an event says happened: one kind for each arrow of the state machine.
+/// What happened. Each arrow of the state machine has one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventKind {
     /// Queued for the first time.
@@ -22,13 +22,13 @@ pub enum EventKind {
     Claimed,
     /// queued → running, by a reporter without a lease.
     Started,
-    /// running → running, with news.
+    /// running → running, with a new stage, progress or message.
     Progress,
     /// running → succeeded.
     Succeeded,
     /// running → failed.
     Failed,
-    /// failed → queued, by itself.
+    /// failed → queued, without a request.
     RetryScheduled,
     /// running → queued, given back.
     Released,
@@ -40,7 +40,7 @@ pub enum EventKind {
     DeadLettered,
     /// failed, canceled or dead_letter → queued, on request.
     Requeued,
-    /// Brought in from another system.
+    /// Imported from another system, with the status that the job had there.
     Imported,
     /// running → queued, because the lease expired.
     Lost,
@@ -91,51 +91,51 @@ impl EventKind {
     }
 }
 
-/// What went wrong, as the worker put it.
+/// An error, as the worker reported it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobError {
-    /// A short, stable name; may be empty.
+    /// A short, stable code; may be empty.
     pub code: Arc<str>,
-    /// For people; may be empty.
+    /// A message for people; may be empty.
     pub message: Arc<str>,
 }
 
-/// What a job was in the system that it was brought in from, beside what its [`EventKind::Imported`] event says like any other.
+/// What an imported job was in its system of origin, beyond the common fields of its [`EventKind::Imported`] event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// Of all that was brought in, to know the same when it comes again.
+    /// Digest of the whole imported job, to recognise the same job when it is imported again.
     pub digest: Digest,
-    /// When it was created there.
+    /// When the job was created there.
     pub created_at: Time,
-    /// When it was first worked on there, as far as that is known.
+    /// When the job was first worked on there, if that is known.
     pub started_at: Option<Time>,
-    /// When it ended there.
+    /// When the job ended there.
     pub finished_at: Option<Time>,
 }
 
-/// Where an event stands: in its org's log, and in time, by which databases may part the log.
+/// The position of an event: in its org's log, and in time, by which a database may partition the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// The place in the org's log.
+    /// The number of the event in the org's log.
     pub seq: i64,
-    /// When it was written.
+    /// When the event was written.
     pub recorded_at: Time,
 }
 
-/// One line of an org's log. Never changed after it was written.
+/// One event of an org's log. It never changes once it is written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobEvent {
-    /// Whose log.
+    /// The org that owns the log.
     pub org_id: OrgId,
-    /// The place in the org's log: 1, 2, 3, …
+    /// The number of the event in the org's log: 1, 2, 3, …
     pub seq: i64,
     /// The job.
     pub job_id: JobId,
-    /// The place among the job's events: 1, 2, 3, …
+    /// The number among the job's events: 1, 2, 3, …
     pub job_seq: i64,
-    /// When it happened.
+    /// When it happened, by the database's clock; for imported past events, by the clock of the other system.
     pub ts: Time,
-    /// When it was written; never falls along `seq`.
+    /// When it was written. Never falls along `seq`.
     pub recorded_at: Time,
     /// What happened.
     pub kind: EventKind,
@@ -145,7 +145,7 @@ pub struct JobEvent {
     pub next_status: JobStatus,
     /// The job's attempt after the event.
     pub attempt: i32,
-    /// Who caused it; empty when unknown.
+    /// Who caused the event; empty when unknown.
     pub actor: Arc<str>,
     /// The job's type.
     pub job_type: Arc<str>,
@@ -155,22 +155,22 @@ pub struct JobEvent {
     pub stage: Option<Arc<str>>,
     /// The job's progress after the event, in per cent.
     pub progress: Option<u8>,
-    /// A remark; empty for none.
+    /// A remark of the reporter; empty for none.
     pub message: Arc<str>,
-    /// The result that this event brought.
+    /// The result that came with this event.
     pub result: Option<Json>,
-    /// The error that this event brought.
+    /// The error that came with this event.
     pub error: Option<JobError>,
-    /// For an event that leads to queued: the time before which the job is not to be worked on.
+    /// On an event that leads to queued: the earliest time for the next attempt; `None` if the job is ready at once.
     pub scheduled_at: Option<Time>,
-    /// What was brought in, of an [`EventKind::Imported`] event.
+    /// What the other system had of the job; only on [`EventKind::Imported`] events.
     pub origin: Option<Arc<Origin>>,
-    /// It happened in the system from which the job was brought in.
+    /// True if it happened in the system that the job was imported from.
     pub is_past: bool,
 }
 
 impl JobEvent {
-    /// About how many bytes the event takes in memory and on the wire.
+    /// The approximate size of the event in memory and on the wire, in bytes.
     pub fn weight(&self) -> usize {
         const FIXED: usize = 256;
         FIXED

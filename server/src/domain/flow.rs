@@ -1,7 +1,7 @@
-//! What happened to jobs, counted over time: how many began and how they ended, how long they waited and ran.
+//! What happened to jobs over time: how many began, how they ended, how long they waited and ran.
 //!
-//! A [`Timeline`] follows one job from event to event and says what each adds. Batches follow jobs from where their rows
-//! stand, and retention and `verify` from their first event: the same code, and so the same counts.
+//! A [`Timeline`] follows one job from event to event and tells what each event adds. Batches start it at the job's
+//! row, retention and `verify` at the first event. Both run the same code, so their counts agree.
 
 use std::time::Duration;
 
@@ -14,40 +14,41 @@ use super::{
     status::JobStatus,
 };
 
-/// Buckets for each doubling of a duration. The middle of one is within 2^(1/8) of all in it: 9.1 per cent.
+/// Buckets for each doubling of a duration. The middle of a bucket is within 2^(1/8), 9.1 per cent, of every duration
+/// in it.
 const BUCKETS_PER_DOUBLING: f64 = 4.0;
-/// What is shorter counts as nothing.
+/// Shorter durations go into bucket 0.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// The last bucket takes all that is longer than 3,181 days.
+/// The last bucket has all durations longer than 3,181 days.
 const MAX_BUCKETS: usize = 154;
 
-/// Durations by their size: `counts[0]` of those below a millisecond, then four buckets for each doubling.
+/// A histogram of durations: `counts[0]` counts those below a millisecond, then four buckets follow for each doubling.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Histogram(Vec<i64>);
 
 impl Histogram {
-    /// With these counts, as [`Histogram::counts`] gives them.
+    /// A histogram with these counts, as [`Histogram::counts`] returns them.
     pub fn new(mut counts: Vec<i64>) -> Self {
         counts.truncate(counts.iter().rposition(|n| *n != 0).map_or(0, |last| last + 1));
         Self(counts)
     }
 
-    /// The counts, up to the last that is not zero.
+    /// The counts, up to the last one that is not zero.
     pub fn counts(&self) -> &[i64] {
         &self.0
     }
 
-    /// True if nothing is in it.
+    /// True if the histogram is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many durations are in it.
+    /// The number of durations in the histogram.
     pub fn total(&self) -> i64 {
         self.0.iter().sum()
     }
 
-    /// Takes one more.
+    /// Adds one duration.
     pub fn add(&mut self, duration: Duration) {
         let bucket = if duration < SHORTEST {
             0
@@ -61,7 +62,7 @@ impl Histogram {
         self.0[bucket] += 1;
     }
 
-    /// Takes all of another.
+    /// Adds all durations of another histogram.
     pub fn add_all(&mut self, other: &Self) {
         if self.0.len() < other.0.len() {
             self.0.resize(other.0.len(), 0);
@@ -71,8 +72,8 @@ impl Histogram {
         }
     }
 
-    /// The duration that this share (0 to 1) of all are no longer than: within 9.1 per cent, or a millisecond. `None` of
-    /// nothing.
+    /// The duration that this share (0 to 1) of all durations does not exceed, to within 9.1 per cent or a millisecond,
+    /// whichever is more. `None` if the histogram is empty.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let rank = ((self.total() as f64 * share).ceil() as i64).max(1);
         let mut seen = 0;
@@ -90,29 +91,29 @@ impl Histogram {
     }
 }
 
-/// How many counts a [`Flow`] has beside its durations.
+/// The number of counts in a [`Flow`], without its histograms.
 pub const FLOW_COUNTS: usize = 7;
 
-/// What happened to some jobs within some time.
+/// What happened to some jobs in some period.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flow {
     /// Jobs created.
     pub created: i64,
-    /// Attempts begun.
+    /// Attempts started.
     pub started: i64,
-    /// Attempts that ended well.
+    /// Attempts that succeeded.
     pub succeeded: i64,
     /// Attempts that failed, whether or not another followed.
     pub failed: i64,
-    /// Times that a job was queued again after its end: by itself, or on request.
+    /// How often jobs were queued again after they had ended: by a retry or a redrive.
     pub retried: i64,
     /// Jobs canceled.
     pub canceled: i64,
     /// Attempts that were lost: their leases expired.
     pub lost: i64,
-    /// From when a job was ready to when an attempt began.
+    /// From the time a job was ready to the start of its attempt.
     pub waits: Histogram,
-    /// From when an attempt began to when it succeeded, failed or was canceled. One that is given back or lost is not counted.
+    /// From the start of an attempt to its success, failure or cancellation. Released and lost attempts don't count.
     pub runs: Histogram,
 }
 
@@ -121,12 +122,12 @@ impl Flow {
     pub const NAMES: [&'static str; FLOW_COUNTS] =
         ["created", "started", "succeeded", "failed", "retried", "canceled", "lost"];
 
-    /// The counts but for the durations.
+    /// The counts, without the histograms.
     pub const fn counts(&self) -> [i64; FLOW_COUNTS] {
         [self.created, self.started, self.succeeded, self.failed, self.retried, self.canceled, self.lost]
     }
 
-    /// With these counts, and no durations.
+    /// A flow with these counts and empty histograms.
     pub fn of_counts([created, started, succeeded, failed, retried, canceled, lost]: [i64; FLOW_COUNTS]) -> Self {
         Self { created, started, succeeded, failed, retried, canceled, lost, ..Self::default() }
     }
@@ -136,7 +137,7 @@ impl Flow {
         self.counts() == [0; FLOW_COUNTS] && self.waits.is_empty() && self.runs.is_empty()
     }
 
-    /// Takes what happened elsewhere, or at another time.
+    /// Adds another flow.
     pub fn add_all(&mut self, other: &Self) {
         self.created += other.created;
         self.started += other.started;
@@ -150,23 +151,23 @@ impl Flow {
     }
 }
 
-/// What a timeline needs to know of an event.
+/// The parts of an event that a [`Timeline`] needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Milestone {
     /// What happened.
     pub kind: EventKind,
-    /// When.
+    /// When it happened.
     pub ts: Time,
-    /// When it was written.
+    /// When the event was written.
     pub recorded_at: Time,
-    /// Whether it happened in the system from which the job was brought in.
+    /// True if it happened in the system that the job was imported from.
     pub is_past: bool,
-    /// For an event that leads to queued: the time before which the job is not to be worked on.
+    /// On an event that leads to queued: the earliest time for the next attempt.
     pub scheduled_at: Option<Time>,
 }
 
 impl Milestone {
-    /// What an event says of it.
+    /// The milestone of an event.
     pub fn of(event: &JobEvent) -> Self {
         let JobEvent { kind, ts, recorded_at, is_past, scheduled_at, .. } = *event;
         Self { kind, ts, recorded_at, is_past, scheduled_at }
@@ -176,20 +177,20 @@ impl Milestone {
 /// Where one job stands in time.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timeline {
-    /// When its wait in the queue became, or becomes, ready to end.
+    /// When the job becomes or became ready.
     ready_at: Option<Time>,
-    /// When the attempt began that is under way.
+    /// When the current attempt started.
     attempt_started_at: Option<Time>,
 }
 
 impl Timeline {
-    /// Where a job's row says that it stands.
+    /// The timeline at a job's row.
     pub fn of(job: &Job) -> Self {
         let is_running = job.status == JobStatus::Running;
         Self { ready_at: Some(job.ready_at), attempt_started_at: job.attempt_started_at.filter(|_| is_running) }
     }
 
-    /// True if it stands where a job's row says.
+    /// True if the timeline agrees with a job's row.
     pub fn is_of(&self, job: &Job) -> bool {
         match job.status {
             JobStatus::Queued => self.ready_at == Some(job.ready_at),
@@ -198,8 +199,8 @@ impl Timeline {
         }
     }
 
-    /// Follows the job through its next event, and adds to the flow what it tells. What happened before it was written,
-    /// in the system from which it was brought in, moves the job along and is not counted.
+    /// Follows the job through its next event, and adds what the event counts to the flow. Past events of imported jobs
+    /// move the timeline along but are not counted.
     pub fn follow(&mut self, event: &Milestone, flow: &mut Flow) {
         let is_own = !event.is_past && event.kind != EventKind::Imported;
         let own = i64::from(is_own);
@@ -228,7 +229,7 @@ impl Timeline {
             }
             EventKind::Claimed | EventKind::Started => {
                 if let Some(ready_at) = self.ready_at.filter(|_| is_own) {
-                    // A reporter may begin before the time.
+                    // A reporter may start a job before it is ready: the wait is then zero.
                     flow.waits.add((event.ts - ready_at).to_std().unwrap_or_default());
                 }
                 self.attempt_started_at = Some(event.ts);
@@ -244,20 +245,20 @@ impl Timeline {
     }
 }
 
-/// How wide a bucket of the series is.
+/// The width of a bucket of the series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Width {
-    /// A minute; kept for a day and an hour at least.
+    /// One minute. Buckets are kept for a day and an hour at least.
     Minute,
-    /// An hour; kept for a week and a day at least.
+    /// One hour. Buckets are kept for a week and a day at least.
     Hour,
 }
 
 impl Width {
-    /// Both.
+    /// Both widths.
     pub const ALL: [Self; 2] = [Self::Minute, Self::Hour];
 
-    /// Seconds.
+    /// The width in seconds.
     pub const fn seconds(self) -> i64 {
         match self {
             Self::Minute => 60,
@@ -265,12 +266,12 @@ impl Width {
         }
     }
 
-    /// That in which a window of this length is told.
+    /// The width in which a series over a window of this length is returned.
     pub fn of(window: TimeDelta) -> Self {
         if window <= Self::Minute.longest_window() { Self::Minute } else { Self::Hour }
     }
 
-    /// The longest window that is told in buckets of this width.
+    /// The longest window whose series is returned in buckets of this width.
     pub const fn longest_window(self) -> TimeDelta {
         match self {
             Self::Minute => TimeDelta::days(1),
@@ -278,13 +279,13 @@ impl Width {
         }
     }
 
-    /// The first instant of the bucket that a time is in.
+    /// The start of the bucket that contains a time.
     pub fn start(self, time: Time) -> Time {
         let seconds = time.timestamp().div_euclid(self.seconds()) * self.seconds();
         DateTime::from_timestamp(seconds, 0).unwrap_or(time)
     }
 
-    /// Buckets that begin before this may be forgotten once the log has come to a time.
+    /// Once the log has reached `time`, buckets that start before this may be removed.
     pub fn kept_since(self, time: Time) -> Time {
         let spare = match self {
             Self::Minute => TimeDelta::hours(1),
@@ -294,19 +295,19 @@ impl Width {
     }
 }
 
-/// Where a window over the series begins, and which buckets make it up.
+/// A window over the series: where it begins, and which buckets cover it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// The first instant: of a minute where the window is a day or shorter, else of an hour.
+    /// The start of the window: a whole minute if the window is a day or shorter, else a whole hour.
     pub since: Time,
-    /// From here on by the hour, and before by the minute.
+    /// Hour buckets cover the window from here on, minute buckets before.
     pub hours_since: Time,
-    /// The width in which it is told as a series.
+    /// The width in which the series over this window is returned.
     pub width: Width,
 }
 
 impl Window {
-    /// The window of this length that ends now.
+    /// The window of this length that ends at `now`.
     pub fn ending_at(now: Time, length: TimeDelta) -> Self {
         let width = Width::of(length);
         let since = width.start(now - length);

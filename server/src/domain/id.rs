@@ -1,15 +1,15 @@
-//! Identities.
+//! Identities of orgs, jobs, requests and logs.
 
 use std::{fmt, str::FromStr};
 
 use uuid::Uuid;
 
-/// An organisation: the owner of one log.
+/// An organisation, the owner of one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrgId(pub Uuid);
 
 impl OrgId {
-    /// The org of callers that name none.
+    /// The org of callers that name no org.
     pub const DEFAULT: Self = Self(Uuid::nil());
 }
 
@@ -29,12 +29,12 @@ impl fmt::Display for JobId {
     }
 }
 
-/// A SHA-256 over a request in its canonical form; equal digests mean the same request.
+/// A SHA-256: of a request, an outcome or an import in its canonical form, or of a token's secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 impl fmt::Display for Digest {
-    /// In 64 hexadecimal digits.
+    /// Writes 64 hexadecimal digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
@@ -56,8 +56,8 @@ impl FromStr for Digest {
     }
 }
 
-/// A log's identity: that of a whole database, and another one once it was restored from a backup. A cursor counts only in the
-/// log that it comes from.
+/// The identity of a database's log. A restore from a backup renews it. A cursor is valid only for the log that it
+/// comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LogId(pub Uuid);
 

@@ -1,4 +1,4 @@
-//! A job: what its creator asked for, and where it stands.
+//! A job: what its creator asked for, and its current state.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,121 +12,122 @@ use super::{
     status::JobStatus,
 };
 
-/// Characters of a type.
+/// The most characters of a job type.
 pub const MAX_TYPE_CHARS: usize = 100;
-/// Characters of whatever names somebody or something: a key, a requester, a worker.
+/// The most characters of an idempotency key or of the name of a requester or worker.
 pub const MAX_NAME_CHARS: usize = 255;
-/// Characters of a stage.
+/// The most characters of a stage.
 pub const MAX_STAGE_CHARS: usize = 100;
-/// Characters of an error's code.
+/// The most characters of an error code.
 pub const MAX_ERROR_CODE_CHARS: usize = 100;
-/// A priority is no higher than this, and no lower than as much below zero.
+/// Priorities range from minus this to this.
 pub const MAX_PRIORITY: i32 = 1_000;
 
-/// How many attempts may be lost without counting as failures, where the creator doesn't say.
+/// How many lost attempts don't count as failures, unless the creator sets another number.
 pub const DEFAULT_MAX_LOST_ATTEMPTS: i32 = 3;
 
-/// What a creator calls a job, by key. Shared by the job and its events.
+/// The creator's labels, by key. The job and its events share them.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
-/// What the creator asked for. Never changes.
+/// What the creator asked for. It never changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
-    /// What kind of work this is.
+    /// The kind of work; workers choose jobs by it.
     pub job_type: Arc<str>,
-    /// Higher first.
+    /// Higher priorities are claimed first.
     pub priority: i32,
-    /// How many failures until the job stops being retried; at least 1.
+    /// The number of failures after which the job is not retried; at least 1.
     pub max_attempts: i32,
-    /// How many lost attempts don't count as failures.
+    /// How many lost attempts don't count as failures. Each further one does.
     pub max_lost_attempts: i32,
-    /// How long to wait between attempts.
+    /// The wait between attempts.
     pub retry_policy: RetryPolicy,
-    /// The creator's key, with the digest of the request that came with it.
+    /// The creator's key, and the digest of the request that came with it.
     pub idempotency: Option<Idempotency>,
-    /// Who asked; empty when unknown.
+    /// Who asked for the job; empty when unknown.
     pub requested_by: Arc<str>,
     /// The creator's labels.
     pub labels: Labels,
-    /// How long an attempt may take; `None`: for ever.
+    /// How long an attempt may take; `None`: without limit.
     pub run_timeout: Option<Duration>,
-    /// What the payload takes on the wire; 0 where there is none.
+    /// Size of the payload on the wire, in bytes; 0 without a payload.
     pub payload_bytes: u32,
 }
 
-/// What makes repeating a create safe.
+/// The key and digest that make it safe to repeat a create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Idempotency {
-    /// Unique in the org.
+    /// The key; unique in the org.
     pub key: Arc<str>,
-    /// Of the whole request but the key; `None` of a key that was brought in from another system, which says nothing of it.
+    /// Digest of the whole request except the key; `None` for an imported key, whose request is unknown.
     pub digest: Option<Digest>,
 }
 
-/// The end of a job's last ended attempt, to know the same report when it comes again.
+/// How a report ended a job's last attempt, to recognise the same report when it is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
-    /// Of everything that makes the outcome the same as another.
+    /// Digest of everything that distinguishes one outcome from another.
     pub digest: Digest,
-    /// The nonce of the lease under which it was reported, if it was under one.
+    /// The nonce of the lease that the report came under, if it came under one.
     pub nonce: Option<i64>,
 }
 
-/// A job as its org's log has it. Payload and result are not held here: no decision needs them.
+/// A job as its org's log defines it. Payload and result are stored elsewhere: no decision needs them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// Identity.
+    /// The job's identity.
     pub id: JobId,
-    /// Whose job.
+    /// The org that owns the job.
     pub org_id: OrgId,
     /// What the creator asked for.
     pub spec: Arc<JobSpec>,
-    /// Where it stands.
+    /// The current status.
     pub status: JobStatus,
-    /// How often it has entered running; never falls.
+    /// How often the job has entered running; never falls.
     pub attempt: i32,
-    /// What counts against `max_attempts`.
+    /// How many failures count against `max_attempts`.
     pub failures: i32,
-    /// Attempts whose leases expired, and that did not count as failures: at most `max_lost_attempts`.
+    /// How many attempts were lost without counting as failures; at most `max_lost_attempts`.
     pub lost_attempts: i32,
     /// What the worker is doing, in its own words.
     pub stage: Option<Arc<str>>,
-    /// How far the attempt is, in per cent.
+    /// Progress of the attempt, in per cent.
     pub progress: Option<u8>,
-    /// The event that brought the result, if there is one.
+    /// The position of the event that has the result, if there is a result.
     pub result_at: Option<Position>,
-    /// The last failure; kept through later attempts.
+    /// The last failure or lost attempt; kept through later attempts.
     pub last_error: Option<JobError>,
-    /// Somebody asked for the running job to stop.
+    /// True once somebody asked for the running job to stop, until it is redriven.
     pub cancel_requested: bool,
-    /// How the last attempt that a report ended did so.
+    /// The reported outcome of the last ended attempt; `None` if no report ended it.
     pub outcome: Option<Ended>,
-    /// Who holds the job; only of one that is running, and not where a reporter without a lease runs it.
+    /// The current lease. Only running jobs have one, and only if a claim started the attempt.
     pub lease: Option<Lease>,
     /// The nonce of the last lease; 0 before the first.
     pub lease_nonce: i64,
-    /// The `request_id` of the last request to run the finished job again.
+    /// The `request_id` of the last redrive.
     pub retry_request: Option<Arc<str>>,
-    /// Time of the first event.
+    /// When the first event happened; for imported jobs, when the other system created the job.
     pub created_at: Time,
-    /// Time of the last event.
+    /// When the last event happened.
     pub updated_at: Time,
-    /// First entry into running.
+    /// When the job first entered running.
     pub started_at: Option<Time>,
-    /// Last entry into running.
+    /// When the job last entered running.
     pub attempt_started_at: Option<Time>,
-    /// When it reached its terminal status.
+    /// When the job reached its terminal status.
     pub finished_at: Option<Time>,
-    /// Asked-for time of the current or last wait in the queue.
+    /// The requested end of the current or last wait in the queue; `None` if the job was ready at once.
     pub scheduled_at: Option<Time>,
-    /// When the current or last wait in the queue became, or becomes, ready to end.
+    /// When the job becomes or became ready: `scheduled_at`, but not before it was queued.
     pub ready_at: Time,
-    /// When time itself may change the job: a wait ends, a lease, or the time for the attempt. Never later than that, but
-    /// possibly earlier, where time was to look at it for another reason. `None` of a job that waits for nothing but a worker.
+    /// When a timer has to check the job: when its wait, its lease or its `run_timeout` ends, whichever is first. It
+    /// may be earlier, and later by the grace that follows an outage or a clock jump. `None` if the job waits only for
+    /// a worker, or has ended.
     pub due_at: Option<Time>,
-    /// `recorded_at` of the first event, where the payload lies with it.
+    /// `recorded_at` of the first event, if the payload is stored with that event.
     pub payload_recorded_at: Option<Time>,
-    /// `seq` of the first event: the job's place in the order of creation.
+    /// `seq` of the first event: orders jobs by creation.
     pub created_seq: i64,
     /// `job_seq` of the last event.
     pub last_job_seq: i64,
@@ -137,22 +138,22 @@ pub struct Job {
 }
 
 impl Job {
-    /// The opaque version of the job: changes with every event.
+    /// The opaque version of the job; every event changes it.
     pub fn etag(&self) -> String {
         self.last_seq.to_string()
     }
 
-    /// True of a job that a worker may claim.
+    /// True if a worker may claim the job.
     pub fn is_ready(&self) -> bool {
         self.status == JobStatus::Queued && self.due_at.is_none()
     }
 
-    /// True of a job whose time is still to come.
+    /// True if the job is queued and its time has not come.
     pub fn is_scheduled(&self) -> bool {
         self.status == JobStatus::Queued && self.due_at.is_some()
     }
 
-    /// What its creator's and reporters' texts take in memory, about, in bytes.
+    /// Approximate size of the texts of creator and reporters in memory, in bytes.
     pub fn text_bytes(&self) -> usize {
         let spec = &self.spec;
         let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
@@ -164,19 +165,19 @@ impl Job {
         labels + key + spec.requested_by.len() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
     }
 
-    /// What it takes in the database beside its events, about, in bytes; never changed.
+    /// Approximate size in the database without its events, in bytes. Never changes during a job's life.
     pub fn weight(&self) -> i64 {
         const FIXED: i64 = 1 << 10;
         FIXED + i64::from(self.spec.payload_bytes)
     }
 
-    /// What it takes in memory, about.
+    /// Approximate size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         const WITHOUT_TEXT: usize = 1 << 10;
         WITHOUT_TEXT + self.text_bytes()
     }
 
-    /// What proves the hold on the job; `None` where nobody holds it.
+    /// The token that proves the current lease; `None` without a lease.
     pub fn lease_token(&self) -> Option<LeaseToken> {
         self.lease.as_ref().map(|_| LeaseToken {
             org: self.org_id,
@@ -187,16 +188,16 @@ impl Job {
     }
 }
 
-/// A job with all that its readers may ask for.
+/// A job with payload and result.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobRecord {
     /// The job.
     pub job: Job,
-    /// What it carries.
+    /// Its payload and result.
     pub contents: JobContents,
 }
 
-/// What a job carries.
+/// The payload and result of a job.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct JobContents {
     /// The creator's input.
@@ -206,12 +207,12 @@ pub struct JobContents {
 }
 
 impl JobContents {
-    /// Bytes of JSON.
+    /// Size of the JSON, in bytes.
     pub fn len(&self) -> usize {
         [&self.payload, &self.result].into_iter().flatten().map(Json::len).sum()
     }
 
-    /// True if it carries nothing.
+    /// True without payload and result.
     pub fn is_empty(&self) -> bool {
         self.payload.is_none() && self.result.is_none()
     }

@@ -1,4 +1,4 @@
-//! JSON that the ledger carries without looking into it.
+//! JSON that the ledger carries without parsing it.
 
 use std::{fmt, sync::Arc};
 
@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 pub struct Json(Arc<str>);
 
 impl Json {
-    /// Wraps text that is known to be well-formed JSON.
+    /// Wraps text that must already be well-formed JSON; this is not checked.
     pub fn from_trusted(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
@@ -24,7 +24,7 @@ impl Json {
     }
 }
 
-/// Payloads and results don't belong into logs: only the size is shown.
+/// Shows only the size: payloads and results don't belong in logs.
 impl fmt::Debug for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Json({} bytes)", self.0.len())

@@ -1,4 +1,4 @@
-//! Leases: who works on a job, and until when unless they say that they still do.
+//! Leases: which worker works on a job, and until when unless a heartbeat extends that.
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -10,43 +10,43 @@ use super::{
     id::{JobId, OrgId},
 };
 
-/// No lease is granted, or extended, for longer.
+/// The longest time for which a lease is granted or extended.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3_600);
 
-/// A worker's hold on a running job.
+/// A worker's right to work on a running job until a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Who holds it.
+    /// The worker that has the lease.
     pub worker: Arc<str>,
-    /// How long it was granted for, and is extended by where the holder doesn't say.
+    /// How long the lease was granted for. A heartbeat extends by this unless it asks for another time.
     pub granted: Duration,
-    /// When it ends unless it is extended. It really ends by an event in the log: until then its token works.
+    /// When the lease ends unless it is extended. The lease token works until an event in the log ends the lease.
     pub expires_at: Time,
-    /// The `request_id` of the claim that took it, by which the claim is known when it comes again.
+    /// The `request_id` of the claim, to recognise the claim when it is repeated.
     pub request: Option<Arc<str>>,
-    /// Whether the holder was heard of since it claimed.
+    /// True once the worker has sent anything under this lease.
     pub is_confirmed: bool,
 }
 
-/// What proves a hold: the job, its attempt, and a nonce of which nobody can know but who was told.
+/// The proof of a lease: the job, its attempt, and a nonce that only the claim's answer reveals.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseToken {
     /// The job's org.
     pub org: OrgId,
     /// The job.
     pub job: JobId,
-    /// Its attempt.
+    /// The job's attempt.
     pub attempt: i32,
     /// The lease's [nonce](LeaseSecret::nonce).
     pub nonce: i64,
 }
 
-/// What the nonces of one batch's leases are made from: random, and written nowhere.
+/// The secret from which the nonces of one batch's leases are derived. It is random and never stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LeaseSecret(pub [u8; 16]);
 
 impl LeaseSecret {
-    /// One of its own.
+    /// Draws a new secret.
     ///
     /// # Errors
     ///
@@ -57,15 +57,15 @@ impl LeaseSecret {
         Ok(Self(secret))
     }
 
-    /// The nonce of the lease on a job that is granted at this `seq`: 64 bits that follow from nothing that is told of any job. No two
-    /// leases share one, not even where a database was restored to an earlier state between them.
+    /// The nonce of the lease that is granted on a job at this `seq`: 64 bits that nothing visible of any job reveals.
+    /// No two leases share a nonce, even if the database is restored to an earlier state between them.
     pub fn nonce(&self, job: JobId, seq: i64) -> i64 {
         let digest = Sha256::new().chain_update(self.0).chain_update(job.0).chain_update(seq.to_be_bytes()).finalize();
         digest.first_chunk().copied().map_or(0, i64::from_be_bytes)
     }
 }
 
-/// Secrets don't belong into logs.
+/// Secrets don't belong in logs.
 impl fmt::Debug for LeaseSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LeaseSecret(…)")
@@ -73,12 +73,12 @@ impl fmt::Debug for LeaseSecret {
 }
 
 impl LeaseToken {
-    /// What a caller holds whose token is none: of no job, and so never the right one.
+    /// Stands for a token that can't be parsed. It names no job, so no check accepts it.
     pub const NOBODYS: Self = Self { org: OrgId(Uuid::nil()), job: JobId(Uuid::nil()), attempt: 0, nonce: 0 };
 }
 
 impl fmt::Display for LeaseToken {
-    /// As it travels: something that a person can paste.
+    /// The form on the wire, which a person can paste.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}-{}-{:016x}", self.org.0.simple(), self.job.0.simple(), self.attempt, self.nonce)
     }
@@ -87,7 +87,7 @@ impl fmt::Display for LeaseToken {
 impl FromStr for LeaseToken {
     type Err = ();
 
-    /// The token in its one form; anything else is nobody's.
+    /// Parses the one valid form, that of `Display`.
     fn from_str(text: &str) -> Result<Self, ()> {
         let mut parts = text.splitn(4, '-');
         let mut part = || parts.next().ok_or(());
@@ -100,7 +100,7 @@ impl FromStr for LeaseToken {
     }
 }
 
-/// Tokens don't belong into logs.
+/// Lease tokens don't belong in logs.
 impl fmt::Debug for LeaseToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LeaseToken(…)")

@@ -1,7 +1,7 @@
-//! The rules of the ledger: pure, without IO, proto, SQL or a time of its own.
+//! The rules of the ledger. This code is pure: it does no IO, knows neither proto nor SQL, and reads no clock.
 //!
-//! [`Job::create`](job::Job::create) and [`Job::apply`](job::Job::apply) are the only places where a job changes; see
-//! [`transition`].
+//! [`Job::create`](job::Job::create) and [`Job::apply`](job::Job::apply) decide every change of a job; see
+//! [`transition`]. Imports go through [`Job::import`](job::Job::import).
 
 pub mod access;
 pub mod clock;

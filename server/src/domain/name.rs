@@ -1,13 +1,14 @@
-//! What names and short texts may consist of: of jobs and who asks for them, of workers, stages, labels and codes.
+//! Which characters names and short texts may contain: jobs, requesters, workers, stages, labels and codes.
 
-/// True of a character that no name may have: it is not seen, or changes how what is around it is seen, in a log or on a terminal.
-/// Controls are those of Unicode (Cc), separators those of lines (Zl, Zp), and marks those that embed, override and isolate directions
-/// (UAX #9, 2.1 to 2.4); those that stand for one letter of a direction (2.6) change nothing around them.
+/// True for a character that no name may contain: it is invisible, or it changes how a log or a terminal shows the text
+/// around it. These are controls (Unicode Cc), line and paragraph separators (Zl, Zp), and the direction marks that
+/// embed, override and isolate (UAX #9, 2.1 to 2.4). Implicit direction marks (2.6) are allowed: each stands for one
+/// letter and changes nothing around it.
 pub fn is_unseen(character: char) -> bool {
     character.is_control() || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// True of a text that has no such character.
+/// True for a text without such a character.
 pub fn is_seen(text: &str) -> bool {
     !text.contains(is_unseen)
 }

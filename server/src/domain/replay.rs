@@ -1,7 +1,7 @@
-//! A job's row is the fold of its events: this is the fold.
+//! Folds a job's events into its state. A job's row must equal this fold.
 //!
-//! An imported event says where a job stands whatever went before, which need not chain: what happened in another system is
-//! in the log as it was there.
+//! An IMPORTED event sets the state regardless of the events before it. Past events of an imported job are in the log as
+//! the other system had them, and need not chain.
 
 use std::sync::Arc;
 
@@ -14,69 +14,70 @@ use super::{
     status::JobStatus,
 };
 
-/// What a job's events say of it. What they don't carry (payload, labels, budget) is left out.
+/// The state of a job by its events. What events don't carry (payload, labels, the bounds on attempts) is left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replay {
-    /// As in [`Job`].
+    /// The current status.
     pub status: JobStatus,
-    /// As in [`Job`].
+    /// How often the job has entered running.
     pub attempt: i32,
-    /// As in [`Job`].
+    /// Failures since the job was created or redriven; for imported jobs since the import, with a failure there as the
+    /// first.
     pub failures: i32,
-    /// As in [`Job`].
+    /// Lost attempts since then that did not count as failures.
     pub lost_attempts: i32,
-    /// As in [`Job`].
+    /// What the worker is doing, in its own words.
     pub stage: Option<Arc<str>>,
-    /// As in [`Job`].
+    /// Progress of the attempt, in per cent.
     pub progress: Option<u8>,
-    /// As in [`Job`].
+    /// The position of the event that has the result.
     pub result_at: Option<Position>,
-    /// As in [`Job`].
+    /// The last failure or lost attempt.
     pub last_error: Option<JobError>,
-    /// As in [`Job`].
+    /// When the first event happened; for imported jobs, when the other system created the job.
     pub created_at: Time,
-    /// As in [`Job`].
+    /// When the last event happened.
     pub updated_at: Time,
-    /// As in [`Job`].
+    /// When the job first entered running.
     pub started_at: Option<Time>,
-    /// As in [`Job`].
+    /// When the job reached its terminal status.
     pub finished_at: Option<Time>,
-    /// As in [`Job`].
+    /// The requested end of the current or last wait in the queue.
     pub scheduled_at: Option<Time>,
-    /// As in [`Job`].
+    /// `job_seq` of the last event.
     pub last_job_seq: i64,
-    /// As in [`Job`].
+    /// `seq` of the last event.
     pub last_seq: i64,
-    /// As in [`Job`].
+    /// `recorded_at` of the last event.
     pub last_recorded_at: Time,
 }
 
-/// Why events are not the history of a job.
+/// Why events are not the whole history of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ReplayError {
-    /// There are none.
+    /// There are no events.
     #[error("no events")]
     Empty,
     /// `job_seq` is not 1, 2, 3, …
     #[error("event {seq} has job_seq {found}, not {expected}")]
     NotDense {
-        /// The event.
+        /// `seq` of the event.
         seq: i64,
-        /// What it says.
+        /// Its `job_seq`.
         found: i64,
-        /// What comes after its predecessor.
+        /// The `job_seq` that would follow the event before.
         expected: i64,
     },
-    /// An event does not begin where its predecessor ended, or goes back in time.
+    /// An event does not begin in the status where the one before ended, or goes back in the log, in time or in attempts.
     #[error("event {seq} does not follow from the one before it")]
     NotChained {
-        /// The event.
+        /// `seq` of the event.
         seq: i64,
     },
 }
 
 impl Replay {
-    /// What the row says of the same.
+    /// The same state, as the row has it.
     pub fn of(job: &Job) -> Self {
         Self {
             status: job.status,
@@ -98,7 +99,7 @@ impl Replay {
         }
     }
 
-    /// Folds one job's events, in order.
+    /// Folds all events of one job, in order.
     ///
     /// # Errors
     ///
@@ -111,7 +112,7 @@ impl Replay {
         fold.outcome().cloned()
     }
 
-    /// Where a job stands before its first event, which is this one.
+    /// The state before a job's first event.
     fn before(first: &JobEvent) -> Self {
         Self {
             status: first.next_status,
@@ -133,14 +134,14 @@ impl Replay {
         }
     }
 
-    /// True if the event begins where the job stands, and goes neither back in the log nor in time.
+    /// True if the event begins in the job's status, and goes back neither in the log nor in time nor in attempts.
     fn leads_to(&self, event: &JobEvent) -> bool {
         let forward =
             event.seq > self.last_seq && event.recorded_at >= self.last_recorded_at && event.attempt >= self.attempt;
         forward && event.prev_status == (self.last_job_seq > 0).then_some(self.status)
     }
 
-    /// Counts how attempts ended, against the job's budgets.
+    /// Counts the attempt that the event ends, if it ends one, as failed or lost.
     fn count_attempt(&mut self, event: &JobEvent) {
         match event.kind {
             EventKind::Failed => self.failures += 1,
@@ -198,16 +199,17 @@ impl Replay {
     }
 }
 
-/// A fold under way, for histories that are read in parts.
+/// A fold in progress, for histories that are read in parts.
 #[derive(Debug, Default)]
 pub struct Fold {
     state: Option<Replay>,
-    /// Where the events ceased to be a history. An imported event mends what does not chain, not what is missing.
+    /// The first defect of the history. An IMPORTED event clears [`ReplayError::NotChained`], but not
+    /// [`ReplayError::NotDense`].
     error: Option<ReplayError>,
 }
 
 impl Fold {
-    /// Goes on with the next event.
+    /// Folds in the next event.
     pub fn follow(&mut self, event: &JobEvent) {
         if matches!(self.error, Some(ReplayError::NotDense { .. })) {
             return;
@@ -227,7 +229,7 @@ impl Fold {
         state.take(event);
     }
 
-    /// Where the events have led.
+    /// The state after the events so far.
     ///
     /// # Errors
     ///

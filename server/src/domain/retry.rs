@@ -1,4 +1,4 @@
-//! How long a job whose attempt failed or was lost waits for the next one.
+//! The wait between a failed or lost attempt and the next one.
 
 use std::time::Duration;
 
@@ -7,25 +7,26 @@ use super::id::JobId;
 /// Exponential backoff with full jitter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryPolicy {
-    /// Upper end of the first delay.
+    /// Upper bound of the first delay.
     pub initial_backoff: Duration,
-    /// Growth of the upper end from one failure to the next, at least 1.
+    /// Growth of the upper bound from one failure to the next; at least 1.
     pub multiplier: f64,
-    /// Bound of the upper end.
+    /// The upper bound grows no further than this.
     pub max_backoff: Duration,
 }
 
 impl Default for RetryPolicy {
-    /// 1 s, doubled up to 10 min.
+    /// 1 s, doubled with each failure up to 10 min.
     fn default() -> Self {
         Self { initial_backoff: Duration::from_secs(1), multiplier: 2.0, max_backoff: Duration::from_secs(600) }
     }
 }
 
 impl RetryPolicy {
-    /// The delay after a job's `failures`-th failure or lost attempt (from 1): drawn evenly between zero and the upper end.
+    /// The delay after a job's `failures`-th failure or lost attempt (from 1): evenly distributed between zero and the
+    /// upper bound.
     ///
-    /// The draw depends on the job and the failure alone, so that deciding the same again gives the same.
+    /// The draw depends only on the job and the failure, so that the same decision gives the same delay again.
     pub fn delay(&self, job: JobId, failures: i32) -> Duration {
         let exponent = failures.saturating_sub(1);
         let ceiling =
@@ -35,7 +36,7 @@ impl RetryPolicy {
     }
 }
 
-/// A number in [0, 1), evenly spread over jobs and failures: the finaliser of SplitMix64 over both.
+/// A number in [0, 1), evenly distributed over jobs and failures: the finaliser of SplitMix64 over both.
 fn fraction(job: JobId, failures: i32) -> f64 {
     let (high, low) = job.0.as_u64_pair();
     let mut z = (high ^ low.rotate_left(32)).wrapping_add((failures as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -2,20 +2,20 @@
 
 use std::fmt;
 
-/// Where a job stands. The names are those of the database's CHECK constraint.
+/// The status of a job. The names are those of the database's CHECK constraint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum JobStatus {
     /// Waiting to be worked on.
     Queued,
     /// Being worked on.
     Running,
-    /// Ended well; final.
+    /// Ended with success. Final.
     Succeeded,
-    /// Ended with an error.
+    /// Ended with an error; no retry follows by itself.
     Failed,
-    /// Ended on request.
+    /// Ended because somebody asked for it.
     Canceled,
-    /// Ended because its budget of attempts is used up.
+    /// Failed `max_attempts` times, where that is more than one.
     DeadLetter,
 }
 
@@ -41,7 +41,7 @@ impl JobStatus {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 
-    /// True for a status in which a job stays until somebody asks for it to run again.
+    /// True for a status that a job leaves only on request, if at all.
     pub const fn is_terminal(self) -> bool {
         match self {
             Self::Queued | Self::Running => false,

@@ -1,4 +1,4 @@
-//! What happened, counted: where a job's row stands tells as much as its whole history.
+//! The flow of jobs: a timeline from a job's row counts the same as one from its first event.
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::flow::{Flow, Histogram, Milestone, Timeline, Width, Window};
 
-/// What a job's events come to from the first on.
+/// The flow of a job's events, from the first one on.
 pub(super) fn flow_of(events: &[JobEvent]) -> Flow {
     let (mut timeline, mut flow) = (Timeline::default(), Flow::default());
     for event in events {
@@ -15,7 +15,7 @@ pub(super) fn flow_of(events: &[JobEvent]) -> Flow {
     flow
 }
 
-/// What some events of a job come to, given its row before them.
+/// The flow of some events of a job, from its row before them.
 pub(super) fn flow_after(before: &Job, events: &[JobEvent]) -> Flow {
     let (mut timeline, mut flow) = (Timeline::of(before), Flow::default());
     for event in events {
@@ -32,7 +32,8 @@ fn waits_and_runs_are_measured_between_the_right_events() {
     };
     let Transition { job, mut events, .. } =
         Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(3), Some(time(10)), tick(0, 1));
-    // Ready at 10, begun at 14, given back at 20 until 30, begun too early at 25, failed at 26, retried at once, begun at 28.
+    // Ready at 10, started at 14, given back at 20 until 30, started early at 25, failed at 26, retried at once, started at
+    // 28.
     let (job, more) = after(&job, Command::Report(report(Some(Step::Run))), 14);
     events.extend(more);
     let release = ending(Outcome::Released { retry_after: Some(Duration::from_secs(10)) });
@@ -91,7 +92,7 @@ fn windows_begin_with_whole_buckets() {
     assert_eq!((day.since, day.width), (at(noon + 20 * 60 - 86_400), Width::Minute));
     let longer = Window::ending_at(now, TimeDelta::days(1) + TimeDelta::seconds(1));
     assert_eq!((longer.since, longer.hours_since, longer.width), (at(noon - 86_400), at(noon - 86_400), Width::Hour));
-    // Where it begins with an hour there are no minutes before it.
+    // A window that begins with an hour has no minute buckets before its hours.
     let whole = Window::ending_at(at(noon + 59), TimeDelta::hours(3));
     assert_eq!((whole.since, whole.hours_since), (at(noon - 3 * 3_600), at(noon - 3 * 3_600)));
     for window in [hour, day, longer, whole] {
@@ -100,7 +101,7 @@ fn windows_begin_with_whole_buckets() {
 }
 
 proptest! {
-    /// The bound that the contract states.
+    /// The contract states this bound.
     #[test]
     fn a_quantile_is_within_its_bound(micros in prop::collection::vec(0u64..1 << 45, 1..200), share in 0.0f64..=1.0) {
         let mut histogram = Histogram::default();

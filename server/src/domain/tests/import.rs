@@ -1,4 +1,4 @@
-//! Jobs that are brought in from another system, and what becomes of them here.
+//! Imported jobs, and what happens to them afterwards.
 
 use proptest::prelude::*;
 
@@ -42,7 +42,7 @@ fn state(status: JobStatus, updated_at: i64) -> State {
     }
 }
 
-/// A job that was begun elsewhere at -90 and changed last at -80.
+/// A job that started elsewhere at -90 and last changed at -80.
 fn running() -> Import {
     let past = vec![past(-100, None, JobStatus::Queued), past(-90, Some(JobStatus::Queued), JobStatus::Running)];
     let digest = Digest([1; 32]);
@@ -87,7 +87,7 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
     let (outcome, transition) = bring(&import, Some((&job, Some(&known))), tick(1, 4));
     assert_eq!((outcome, transition.is_changed), (ImportOutcome::Unchanged, false));
 
-    // Elsewhere it went on, and something older came to light.
+    // The other system has changed the job, and an older entry was found.
     let mut later = import.clone();
     later.digest = Digest([2; 32]);
     later.state = state(JobStatus::Succeeded, -70);
@@ -100,7 +100,7 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
     assert_eq!(transition.job.finished_at, Some(time(-70)));
     assert_eq!((transition.job.created_seq, transition.job.last_job_seq), (1, 6));
 
-    // The ledger's own job wins.
+    // A job that has changed here is not updated.
     let own = job.apply(&Command::Report(report(succeeded())), tick(2, 4)).unwrap().job;
     let refused = Job::import(&later, OrgId::DEFAULT, Some((&own, Some(&known))), tick(3, 5));
     assert_eq!(refused.unwrap_err(), ImportRefusal::BothChanged);
@@ -108,7 +108,7 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
     assert_eq!((outcome, transition.is_changed), (ImportOutcome::Ahead, false));
     let refused = Job::import(&import, OrgId::DEFAULT, Some((&own, None)), tick(3, 5));
     assert_eq!(refused.unwrap_err(), ImportRefusal::Own);
-    // What was written back, and changed no more since, is what the ledger has.
+    // A job that was exported and has not changed since equals the ledger's.
     let mut written_back = later.clone();
     written_back.state.updated_at = own.updated_at;
     (written_back.state.stage, written_back.state.progress) = (own.stage.clone(), own.progress);
@@ -118,7 +118,7 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
         assert_eq!((outcome, transition.is_changed), (ImportOutcome::Unchanged, false));
     }
 
-    // Of what nobody has dated, another date makes no difference.
+    // Inferred entries match whatever their time.
     let mut inferred = import.clone();
     inferred.past.iter_mut().for_each(|past| past.is_inferred = true);
     let mut redated = inferred.clone();
@@ -165,7 +165,7 @@ prop_compose! {
         progress in prop::option::of(0u8..=100),
         has_result: bool,
         has_error: bool,
-        // In no order, and ahead of the clock too.
+        // In any order, and also in the future.
         [created_at, updated_at] in [-100i64..10, -100i64..10],
         [started_at, finished_at] in [prop::option::of(-100i64..10), prop::option::of(-100i64..10)],
     ) -> State {
@@ -198,7 +198,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever is brought in, and whatever is done to it then, a row is the fold of its events.
+    /// A row is the fold of its events, whatever is imported and whatever happens to the job then.
     #[test]
     fn a_row_that_was_brought_in_is_the_fold_of_its_events(
         imports in prop::collection::vec(any_import(), 1..4),

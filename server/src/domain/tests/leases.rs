@@ -1,4 +1,4 @@
-//! Leases, and what time and others than its worker do to a job.
+//! Leases, timers, cancellation and redrives.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn a_claim_takes_the_job_under_a_lease_of_its_own() {
     assert_eq!((&*lease.worker, lease.expires_at, lease.request.as_deref()), ("claimer", time(40), Some("r")));
     assert_eq!((held.attempt, held.due_at, &*claimed.events[0].actor), (1, Some(time(40)), "claimer"));
 
-    // Given back and claimed again in the same instant, it is another lease.
+    // Given back and claimed again at the same instant, the job has another lease.
     let token = held.lease_token();
     let back = held.apply(&abandon(held, token.unwrap()), tick(10, 101)).unwrap().job;
     let again = back.apply(&Command::Claim(claim()), tick(10, 102)).unwrap().job;
@@ -43,7 +43,7 @@ fn a_heartbeat_extends_and_never_shortens() {
     assert_eq!((with_news.job.progress, &*with_news.events[0].actor), (Some(7), "holder"));
     let others = Heartbeat { worker: "other".into(), ..heartbeat(token) };
     assert_eq!(job.apply(&Command::Heartbeat(others), tick(10, 100)), Err(TransitionError::LeaseLost));
-    // After its end, until that is decided, it still works.
+    // A lease that is over can be extended until the ledger ends it.
     assert_eq!(beat(&job, 50, None, News::default()).job.lease.unwrap().expires_at, time(80));
     let abandoned = extended.job.apply(&abandon(&extended.job, token), tick(11, 100)).unwrap();
     assert!(!abandoned.is_changed, "something was heard of it");
@@ -54,7 +54,7 @@ fn of_the_answers_to_one_claim_the_last_gives_back() {
     let queued = job_in(JobStatus::Queued, 1, false);
     let first = queued.apply(&Command::Claim(claim()), tick(10, 100)).unwrap().job;
     let token = first.lease_token().unwrap();
-    // In the same batch, and later.
+    // In the same batch, and in a later one.
     for at in [10, 20] {
         let second = first.apply(&renew(token), tick(at, 101)).unwrap().job;
         assert_eq!(second.lease_token(), Some(token), "the same lease");
@@ -87,7 +87,7 @@ fn an_attempt_whose_lease_expires_is_lost_and_followed_by_another() {
         let late = Report { lease: token, ..report(step) };
         assert_eq!(expired.job.apply(&Command::Report(late), tick(32, 102)), Err(TransitionError::LeaseLost));
     }
-    // The delays of failures and lost attempts are of one row, and never the same draw.
+    // Failures and lost attempts share one sequence of delays, so no draw repeats.
     job.failures = 2;
     job.lost_attempts = 1;
     let third = job.apply(&look(), tick(31, 100)).unwrap().job;
@@ -98,7 +98,7 @@ fn an_attempt_whose_lease_expires_is_lost_and_followed_by_another() {
     assert_eq!(canceled.job.lost_attempts, 1, "what cancels is not lost");
     assert_eq!(&*canceled.job.last_error.unwrap().code, LEASE_EXPIRED);
 
-    // Extended since it was noted when to look: looked at again when it really ends.
+    // The lease was extended after `due_at` was set: the sweep moves `due_at` to its end.
     job.lease.as_mut().unwrap().expires_at = time(60);
     let later = job.apply(&look(), tick(31, 100)).unwrap();
     assert_eq!((cell(&Ok(later.clone())).as_str(), later.job.due_at), ("quietly", Some(time(60))));
@@ -132,7 +132,7 @@ fn what_a_clock_that_was_ahead_has_put_off_is_dated_anew() {
     assert_eq!((right.job.lease.as_ref().unwrap().expires_at, right.job.due_at), (time(40), Some(time(40))));
     assert!(right.events.is_empty() && !redate(&right.job, 20).is_changed, "once is enough");
     assert!(!redate(&held, DAY + 1).is_changed, "it is not ahead");
-    // Only extended by such a clock: no lease is that long.
+    // Only the extension came from a clock that was ahead: no lease is that long.
     let mut extended = job_in(JobStatus::Queued, 3, false).apply(&Command::Claim(claim()), tick(5, 100)).unwrap().job;
     extended.lease.as_mut().unwrap().expires_at = time(2 * DAY);
     assert_eq!(redate(&extended, 10).job.lease.unwrap().expires_at, time(40));
@@ -142,7 +142,7 @@ fn what_a_clock_that_was_ahead_has_put_off_is_dated_anew() {
     let right = redate(&lost, 10).job;
     assert_eq!((right.due_at, right.scheduled_at), (Some(time(10) + wait), lost.scheduled_at));
     assert!(!redate(&right, 11).is_changed);
-    // What somebody wants tomorrow waits until tomorrow.
+    // A wait that the creator asked for stays.
     let tomorrow = Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(1), Some(time(DAY)), tick(5, 1)).job;
     assert!(!redate(&tomorrow, 1).is_changed);
 }
@@ -162,16 +162,16 @@ fn the_end_that_grace_gives_is_whole_microseconds() {
 #[test]
 fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     let job = job_held(2, false);
-    // The lease ended at 31; the ledger can be reached since 90.
+    // The lease ended at 31; workers can reach the ledger since 90.
     let since_90 = |now| Command::Look(Look { reachable_for: Duration::from_secs(now as u64 - 90), jump: None });
     let at_90 = job.apply(&since_90(90), tick(90, 100)).unwrap();
     assert_eq!((cell(&Ok(at_90.clone())).as_str(), at_90.job.due_at), ("quietly", Some(time(100))));
     assert_eq!(cell(&job.apply(&since_90(99), tick(99, 100))), "quietly");
     assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "lost");
-    // Given once: another outage in the meantime does not add to it.
+    // Grace is given once: another outage meanwhile does not add to it.
     let again = Command::Look(Look { reachable_for: Duration::ZERO, jump: None });
     assert_eq!(cell(&at_90.job.apply(&again, tick(100, 101))), "lost");
-    // One that ends shortly after is given as much; one that ends later had its time.
+    // A lease that ends shortly after the outage gets the same grace; one that ends later gets none.
     let mut ends_at_95 = job.clone();
     ends_at_95.lease.as_mut().unwrap().expires_at = time(95);
     assert_eq!(cell(&ends_at_95.apply(&since_90(104), tick(104, 100))), "quietly");

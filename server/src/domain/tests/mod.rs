@@ -1,4 +1,4 @@
-//! The state machine against its table, and against random histories.
+//! Tests the state machine against its table, and against random histories.
 
 mod flow;
 mod import;
@@ -53,7 +53,7 @@ fn create(max_attempts: i32) -> Transition {
     Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, spec(max_attempts), None, tick(0, 1))
 }
 
-/// A job as it stands in `status`, with another outcome on record than any test reports.
+/// A job in this status. Its recorded outcome differs from every outcome that tests report.
 fn job_in(status: JobStatus, max_attempts: i32, cancel_requested: bool) -> Job {
     let mut job = create(max_attempts).job;
     job.status = status;
@@ -72,7 +72,7 @@ fn job_in(status: JobStatus, max_attempts: i32, cancel_requested: bool) -> Job {
     job
 }
 
-/// The same, running under a lease of 30 s that was granted at the time 1.
+/// The same job, running under a lease of 30 s that was granted at time 1.
 fn job_held(max_attempts: i32, cancel_requested: bool) -> Job {
     let mut job = job_in(JobStatus::Running, max_attempts, cancel_requested);
     job.lease_nonce = 5;
@@ -83,7 +83,7 @@ fn job_held(max_attempts: i32, cancel_requested: bool) -> Job {
     job
 }
 
-/// A job that a worker has just claimed, and the event that says so.
+/// A job that a worker has just claimed, and the event of the claim.
 pub(crate) fn job_claimed() -> (Job, JobEvent) {
     let claimed = job_in(JobStatus::Queued, 1, false).apply(&Command::Claim(claim()), tick(10, 100)).unwrap();
     (claimed.job, claimed.events[0].clone())
@@ -113,7 +113,7 @@ fn renew(token: LeaseToken) -> Command {
     Command::Renew(Renew { token, lease: Duration::from_secs(30) })
 }
 
-/// Gives back what was answered with the job as it is.
+/// Gives back the job as the last answer delivered it.
 fn abandon(job: &Job, token: LeaseToken) -> Command {
     let expires_at = job.lease.as_ref().map_or(time(0), |lease| lease.expires_at);
     Command::Abandon(Abandon { token, expires_at })
@@ -127,13 +127,13 @@ fn retry() -> Retry {
     Retry { etag: None, request: None, actor: "boss".into() }
 }
 
-/// By somebody who has been reachable all the while.
+/// A sweep without an outage before it.
 fn look() -> Command {
     Command::Look(Look { reachable_for: Duration::from_secs(3_600), jump: None })
 }
 
 fn ending(outcome: Outcome) -> Option<Step> {
-    // Tests need no more of a digest than that equal outcomes have equal ones.
+    // For tests, a digest only has to be equal for equal outcomes.
     let mut digest = [0; 32];
     for (at, byte) in format!("{outcome:?}").bytes().enumerate() {
         digest[at % 31] = u8::wrapping_add(digest[at % 31], byte).rotate_left(3);
@@ -165,7 +165,7 @@ fn apply(job: &Job, report: Report) -> Result<Transition, TransitionError> {
     job.apply(&Command::Report(report), tick(10, 100))
 }
 
-/// What a table cell says of a decision: the kinds of its events, `quietly` for a change without one, `same`, or the error.
+/// The table cell of a decision: the kinds of its events, `quietly` for a change without an event, `same`, or the error.
 fn cell(decision: &Result<Transition, TransitionError>) -> String {
     match decision {
         Ok(transition) if transition.events.is_empty() && transition.is_changed => "quietly".to_owned(),
@@ -190,7 +190,7 @@ fn every_status_answers_every_command_as_the_table_says() {
     let by_reporter = |report: Report| -> Make<'_> { Box::new(move |_| under(None)(report.clone())) };
     let by_holder = |report: Report| -> Make<'_> { Box::new(move |job| under(Some(token(job)))(report.clone())) };
     let with_news = |step| Report { news: news(50), ..report(step) };
-    // Where canceling makes a difference: not asked for | asked for.
+    // `a|b`: without and with a requested cancellation, where these differ.
     #[rustfmt::skip]
     let table: [(&str, i32, Make<'_>, [&str; 7]); 28] = [
         //                                                      queued     running               held                 succeeded failed     canceled   dead_letter

@@ -1,4 +1,4 @@
-//! A row against the fold of its events, over random histories.
+//! Compares rows with the fold of their events, over random histories.
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
@@ -31,7 +31,7 @@ fn replay_refuses_what_is_not_a_history() {
     }
 }
 
-/// Whatever may be asked of a job; the flag says that a report or heartbeat comes from the holder, if there is one.
+/// Any command. With the flag, a report or heartbeat comes with the token of the job's lease, if there is one.
 pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
     let request = || prop::option::of("[rs]").prop_map(|request| request.map(Arc::from));
     let command = prop_oneof![
@@ -54,7 +54,7 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
     (command, prop::bool::weighted(0.8))
 }
 
-/// Wherever an old worker may say that a job is.
+/// Any status that an old worker may report.
 fn any_target() -> impl Strategy<Value = Option<Target>> {
     let end = |outcome| match ending(outcome) {
         Some(Step::End(ending)) => ending,
@@ -72,7 +72,7 @@ fn any_target() -> impl Strategy<Value = Option<Target>> {
     ])
 }
 
-/// The command with the token of the job's lease in it.
+/// The command with the token of the job's lease.
 pub(super) fn held_by_its_holder(command: Command, job: &Job) -> Command {
     let (Some(token), Some(lease)) = (job.lease_token(), &job.lease) else { return command };
     match command {
@@ -108,13 +108,13 @@ fn any_report() -> impl Strategy<Value = Report> {
         .prop_map(|(step, stage, progress, message)| Report { news: News { stage, progress, message }, ..report(step) })
 }
 
-/// By how many seconds somebody moves the clock.
+/// By how many seconds the clock is set.
 fn clock_step() -> impl Strategy<Value = i64> {
     prop_oneof![9 => Just(0), 1 => -1_000i64..1_000]
 }
 
 prop_compose! {
-    /// A job as each command has left it, from its create on, with the events of that.
+    /// The job after its create and after each accepted command, with the events of each.
     pub(crate) fn any_history()(
         max_attempts in 1i32..5,
         run_timeout in prop::option::of(1u64..60),
@@ -135,7 +135,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever is asked in whatever order, and whatever the clock does, the row stays the fold of its events.
+    /// A row is the fold of its events, for any commands in any order and any changes of the clock.
     #[test]
     fn a_row_is_the_fold_of_its_events(
         max_attempts in 1i32..5,
@@ -154,7 +154,7 @@ proptest! {
             now += wait + step;
             is_steady &= step == 0;
             recorded = recorded.max(now);
-            // Other jobs' events lie in between.
+            // Events of other jobs lie in between.
             next_seq += wait;
             let command = if is_holder { held_by_its_holder(command, &job) } else { command };
             let before = job.clone();

@@ -1,4 +1,4 @@
-//! What others than its worker ask of a job: to stop, or to run again.
+//! Requests from outside: to cancel a job, and to redrive it.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use super::{
 };
 use crate::domain::{event::EventKind, job::Job, status::JobStatus};
 
-/// Asks for a job to end. One that is held is ended by its holder.
+/// Asks for a job to end. A job under a lease is only marked: its worker ends it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cancel {
-    /// Why, for the log; empty for none.
+    /// The reason, for the log; empty for none.
     pub reason: Arc<str>,
-    /// Only if this still is the job's etag.
+    /// The command is refused if this is not the job's etag.
     pub etag: Option<String>,
     /// Who asks; empty when unknown.
     pub actor: Arc<str>,
@@ -22,9 +22,9 @@ pub struct Cancel {
 /// Asks for a finished job to run again, with a fresh budget of attempts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
-    /// Only if this still is the job's etag.
+    /// The command is refused if this is not the job's etag.
     pub etag: Option<String>,
-    /// By what the request is known when it comes again.
+    /// The `request_id`, to recognise the request when it is repeated.
     pub request: Option<Arc<str>>,
     /// Who asks; empty when unknown.
     pub actor: Arc<str>,
@@ -46,7 +46,8 @@ impl Job {
             }
             JobStatus::Queued => path.cancel(detail),
             JobStatus::Running => {
-                // Nobody's report ended the attempt: what ended an earlier one is none of this.
+                // No report ended this attempt. Without this, a late report could pass as a repetition of an earlier
+                // attempt's outcome.
                 path.job.outcome = None;
                 path.cancel(detail);
             }

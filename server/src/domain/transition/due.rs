@@ -1,4 +1,4 @@
-//! What time does to a job: ends its wait, its lease, or its attempt.
+//! Timers: the end of a wait, of a lease, or of an attempt's `run_timeout`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,31 +13,30 @@ use crate::domain::{
     status::JobStatus,
 };
 
-/// The error code of an attempt whose lease ended.
+/// The error code of an attempt whose lease expired.
 pub const LEASE_EXPIRED: &str = "LEASE_EXPIRED";
-/// The error code of an attempt that took longer than it may.
+/// The error code of an attempt that exceeded its `run_timeout`.
 pub const RUN_TIMEOUT: &str = "RUN_TIMEOUT";
-/// Whoever could not be heard for a while is given no less and no more time than this to be heard again: clients wait a few seconds
-/// between tries.
+/// The shortest grace after an outage: clients wait a few seconds between tries.
 const SHORTEST_GRACE: Duration = Duration::from_secs(5);
-/// No longer than this is anybody given who could not be heard for a while.
+/// The longest grace after an outage.
 pub const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
-/// Does what is due.
+/// Handles what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
-    /// For how long workers have been able to reach the ledger through whoever looks: since its start, or the end of an outage.
+    /// For how long workers have been able to reach this server: since its start, or since the end of the last outage.
     pub reachable_for: Duration,
-    /// When the clock jumped ahead last, as far as is known: what it jumped over is no time that anybody had.
+    /// The last known jump of the clock. Leases and attempts don't lose the time that the clock jumped over.
     pub jump: Option<Jump>,
 }
 
-/// The clock was found ahead of where it should have been.
+/// A jump of the clock ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Jump {
-    /// What it said then.
+    /// The time that the clock showed after the jump.
     pub at: Time,
-    /// By how much it was ahead.
+    /// How far the clock jumped.
     pub by: TimeDelta,
 }
 
@@ -48,16 +47,17 @@ impl Job {
         }
         let mut path = Path::new(self, &Arc::from(ACTOR_LEDGER), at);
         if self.status != JobStatus::Running {
-            // Its wait is over: workers may claim it.
+            // The wait is over: workers may claim the job.
             path.change(|job| job.due_at = None);
             return path.finish();
         }
-        // Later than what it is due for only where grace was given: once is enough.
+        // `due_at` is later than the end only if grace was given before. It is given once.
         let settle = |end: Time, length| {
             let was_given = self.due_at.is_some_and(|due| due > end);
             if was_given { end } else { look.settle(end, length, at.now) }
         };
-        // One that began by a clock that was ahead has as long as it may from when that was set right: see `redate`.
+        // A clock that was ahead dated the start of this attempt without a lease, and `redate` has moved `due_at` to the
+        // end of its `run_timeout`. So it ends when it is due.
         let ends_as_dated = self.lease.is_none() && self.attempt_started_at.is_some_and(|started| started > at.now);
         let run_end = self
             .run_ends_at()
@@ -66,7 +66,7 @@ impl Job {
         let lease_end = self.lease.as_ref().map(|lease| settle(lease.expires_at, lease.granted));
         let has_run_out = |end: Option<Time>| end.is_some_and(|end| end <= at.now);
         let is_silent = self.lease.as_ref().zip(lease_end).is_some_and(|(lease, end)| lease.is_silent(end, at.now));
-        // Of a worker that isn't heard of any more it is not known that it took too long.
+        // A silent worker may be dead, so its attempt is lost; that it took too long is unknown.
         if has_run_out(lease_end) || has_run_out(run_end) && is_silent {
             let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
             path.lose(error(
@@ -84,28 +84,30 @@ impl Job {
 }
 
 impl Lease {
-    /// True if nothing was heard of the holder for half of the lease, which ends then: heartbeats come every third.
+    /// True if a lease that ends at `end` was not extended for half of its length. Workers send a heartbeat every third of
+    /// it.
     fn is_silent(&self, end: Time, now: Time) -> bool {
         now + self.granted / 2 >= end
     }
 }
 
 impl Look {
-    /// When something that ends at `end`, and was to take `length`, really ends: a third of its length later, 5 s to a minute, if those who
-    /// could have kept it going, or reported that it is done, could not be heard until then.
+    /// The real end of a lease or attempt that lasts `length` and would end at `end`. If workers could not reach the server
+    /// until then, or until shortly before, they get a grace of a third of `length`, 5 s to 60 s, to extend it or to
+    /// report.
     fn settle(self, end: Time, length: Duration, now: Time) -> Time {
         let end = self.jump.map_or(end, |jump| jump.carry(end, length));
         let grace = (length / 3).clamp(SHORTEST_GRACE, LONGEST_GRACE);
         let reachable_since = now - self.reachable_for;
         let end = if end < reachable_since + grace { end.max(reachable_since) + grace } else { end };
-        // A third of a length, and what a monotonic clock measured, are finer than what is kept.
+        // Databases keep microseconds. A third of a length, and the monotonic clock's measurements, are finer.
         end.trunc_subsecs(6)
     }
 }
 
 impl Jump {
-    /// When something that ends at `end`, and was to take `length`, ends if it began before the jump: that much later, and no later than
-    /// if it began after it.
+    /// Moves the end of a lease or attempt that began before the jump by the jump, but no later than if it had begun right
+    /// after the jump.
     fn carry(self, end: Time, length: Duration) -> Time {
         let latest = self.at + length;
         if end < latest { latest.min(end + self.by) } else { end }

@@ -1,4 +1,4 @@
-//! Leases: taken, extended, and given back where nobody took delivery.
+//! Leases: claim, extend, and give back undelivered jobs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,45 +16,45 @@ use crate::domain::{
     status::JobStatus,
 };
 
-/// Takes a job that is ready, under a lease.
+/// Takes a ready job under a lease.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// Who takes it.
+    /// The worker that claims.
     pub worker: Arc<str>,
-    /// For how long, unless it is extended.
+    /// How long the lease lasts unless it is extended.
     pub lease: Duration,
-    /// By what the claim is known when it comes again.
+    /// The `request_id`, to recognise the claim when it is repeated.
     pub request: Option<Arc<str>>,
 }
 
-/// A claim that came again: takes the lease that it took before, in another answer.
+/// Repeats a claim: the lease of the first one is delivered in another answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renew {
-    /// What the claim holds.
+    /// The lease token of the first claim.
     pub token: LeaseToken,
-    /// For how long from now, at least.
+    /// How long the lease lasts from now, at least.
     pub lease: Duration,
 }
 
-/// Gives back a lease whose answer nobody took.
+/// Gives back a job whose answer was not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Abandon {
-    /// The lease.
+    /// The lease token in the answer.
     pub token: LeaseToken,
-    /// When it was to end, as the answer says: a later answer to the same claim says otherwise.
+    /// The end of the lease in the answer. A later answer to the same claim has another.
     pub expires_at: Time,
 }
 
-/// Says that the holder still works on the job.
+/// Extends a lease.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Heartbeat {
-    /// Who says so.
+    /// The worker that sends it.
     pub worker: Arc<str>,
-    /// What the holder holds.
+    /// The worker's lease token.
     pub token: LeaseToken,
-    /// What it is doing.
+    /// What the worker is doing.
     pub news: News,
-    /// How long the lease shall go on from now, at least; `None`: as long as it was granted for.
+    /// How long the lease lasts from now, at least; `None`: as long as it was granted for.
     pub extend_by: Option<Duration>,
 }
 
@@ -76,7 +76,7 @@ impl Job {
         Ok(path.finish())
     }
 
-    /// A heartbeat never shortens a lease.
+    /// Extends the lease if it would end earlier, and confirms it. Never shortens a lease.
     pub(super) fn heartbeat(&self, heartbeat: &Heartbeat, at: Tick) -> Result<Transition, TransitionError> {
         let is_holder =
             |lease: &&Lease| lease.worker == heartbeat.worker && self.lease_token() == Some(heartbeat.token);
@@ -98,7 +98,8 @@ impl Job {
         Ok(path.finish())
     }
 
-    /// The lease ends no earlier than this, and time is to look at the job no earlier either, unless it is to for another reason.
+    /// Moves the end of the lease to `until`, if that is later. `due_at` follows if it was the end of the attempt; set for
+    /// another reason, it stays.
     fn extend_lease(&mut self, until: Time) {
         let is_due_then = self.due_at == self.attempt_ends_at();
         if let Some(lease) = &mut self.lease {
@@ -109,8 +110,8 @@ impl Job {
         }
     }
 
-    /// Extends the lease for another answer with it, of which it is not known either whether anybody takes it: whatever else an answer says,
-    /// no two say the same end.
+    /// Extends the lease for another answer. Each answer to a claim has its own `expires_at`, by which `abandon` tells them
+    /// apart. The lease stays unconfirmed: this answer may be lost, too.
     pub(super) fn renew(&self, renew: Renew, at: Tick) -> Result<Transition, TransitionError> {
         let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(renew.token)) else {
             return Err(TransitionError::LeaseLost);
@@ -121,7 +122,7 @@ impl Job {
         Ok(path.finish())
     }
 
-    /// Gives back what its claimer never took delivery of, unless something was heard of it since, or there is a later answer with it.
+    /// Gives the job back, unless the worker has confirmed the lease or a later answer delivers it.
     pub(super) fn abandon(&self, abandon: Abandon, at: Tick) -> Transition {
         let is_as_answered =
             self.lease.as_ref().is_some_and(|lease| !lease.is_confirmed && lease.expires_at == abandon.expires_at);

@@ -1,4 +1,4 @@
-//! Jobs that are brought in from another system, with what happened to them there.
+//! Jobs that are imported from another system, with their history there.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,109 +12,110 @@ use crate::domain::{
     status::JobStatus,
 };
 
-/// A job as another system has it.
+/// A job of another system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Import {
-    /// Its identity there and here.
+    /// The job's id, there and here.
     pub id: JobId,
     /// What its creator asked for.
     pub spec: Arc<JobSpec>,
-    /// Where it stands.
+    /// Its current state there.
     pub state: State,
-    /// What happened to it, in order; the first is its creation.
+    /// Its history there, in order. The first entry is its creation.
     pub past: Vec<Past>,
-    /// Of all that the other system has of it.
+    /// Digest of everything that the other system has of the job.
     pub digest: Digest,
 }
 
-/// Where a job stands in another system.
+/// The state of a job in another system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// As in [`Job`].
+    /// The status there.
     pub status: JobStatus,
-    /// As in [`Job`].
+    /// How often the job has entered running there.
     pub attempt: i32,
-    /// As in [`Job`].
+    /// What its worker is doing, in its own words.
     pub stage: Option<Arc<str>>,
-    /// As in [`Job`].
+    /// Progress of the attempt, in per cent.
     pub progress: Option<u8>,
     /// What its worker returned.
     pub result: Option<Json>,
     /// The last failure.
     pub error: Option<JobError>,
-    /// As in [`Job`].
+    /// When the job was created there.
     pub created_at: Time,
-    /// As in [`Job`].
+    /// When the job last changed there.
     pub updated_at: Time,
-    /// As in [`Job`].
+    /// When the job first entered running there.
     pub started_at: Option<Time>,
-    /// As in [`Job`]; of one that has ended and doesn't say when, it is `updated_at`.
+    /// When the job ended there. Where an ended job lacks it, the ledger keeps the end that it has, or takes `updated_at`.
     pub finished_at: Option<Time>,
 }
 
-/// Something that happened to a job in another system.
+/// One entry of a job's history in another system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Past {
-    /// When.
+    /// When it happened.
     pub ts: Time,
-    /// Nobody has written down when, or that it happened: it follows from something else, and may be dated otherwise next time.
+    /// True if the other system has no record of it, or not of its time. It follows from other data, and the next import
+    /// may date it differently.
     pub is_inferred: bool,
-    /// As in [`JobEvent`].
+    /// The status before; `None` for the creation.
     pub prev_status: Option<JobStatus>,
-    /// As in [`JobEvent`].
+    /// The status after.
     pub next_status: JobStatus,
-    /// As in [`JobEvent`].
+    /// The attempt after it.
     pub attempt: i32,
-    /// As in [`JobEvent`].
+    /// The stage after it.
     pub stage: Option<Arc<str>>,
-    /// As in [`JobEvent`].
+    /// The progress after it, in per cent.
     pub progress: Option<u8>,
-    /// As in [`JobEvent`].
+    /// A remark; empty for none.
     pub message: Arc<str>,
-    /// As in [`JobEvent`].
+    /// The result that came with it.
     pub result: Option<Json>,
-    /// As in [`JobEvent`].
+    /// The error that came with it.
     pub error: Option<JobError>,
 }
 
-/// What was brought in of a job before.
+/// What the log has of an earlier import of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
-    /// `seq` of its last [`EventKind::Imported`] event.
+    /// `seq` of the job's last [`EventKind::Imported`] event.
     pub seq: i64,
-    /// What the other system had of it then.
+    /// Digest of what the other system had of the job then.
     pub digest: Digest,
-    /// The log's events of it that are no such, if the other system has something else now.
+    /// The keys of the job's other events. Only loaded if the other system has changed the job since.
     pub past: Vec<PastKey>,
 }
 
-/// By what something that happened elsewhere is known: two such that are the same in this are told apart by nothing but their number.
+/// Identifies a history entry by time and statuses. Entries with equal keys are matched by their number.
 pub type PastKey = (Time, Option<JobStatus>, JobStatus);
 
-/// What became of a job that was brought in.
+/// The outcome of an import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ImportOutcome {
-    /// The ledger did not have it.
+    /// The ledger did not have the job.
     New,
-    /// The other system had changed it since it was brought in, and the ledger had not.
+    /// The other system has changed the job since the last import, and the ledger has not. The import was applied.
     Updated,
-    /// It is here as it is there.
+    /// The job is the same here and there.
     Unchanged,
-    /// It has gone on here, and not there.
+    /// The job has changed here since the import, and not there.
     Ahead,
 }
 
-/// Why a job is not brought in.
+/// Why an import is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImportRefusal {
-    /// It has changed on both sides since it was brought in.
+    /// The job has changed on both sides since it was imported.
     BothChanged,
-    /// It was not brought in, but created here, and is another than that.
+    /// The ledger created the job itself, and it differs.
     Own,
 }
 
 impl Past {
-    /// What it proves to have happened.
+    /// The event kind that the two statuses imply.
     fn kind(&self) -> EventKind {
         if self.prev_status == Some(self.next_status) {
             return EventKind::Progress;
@@ -131,19 +132,19 @@ impl Past {
         }
     }
 
-    /// By what it is known.
+    /// The key of the entry.
     pub fn key(&self) -> PastKey {
         (self.ts, self.prev_status, self.next_status)
     }
 }
 
 impl Job {
-    /// Brings a job in, or along with what has happened to it elsewhere since. The ledger's own job wins over what is
-    /// brought in: only one to which nothing has happened here is changed. Pure, as [`Job::apply`].
+    /// Imports a job, or updates an imported one with what has happened in the other system since. The ledger wins: a job
+    /// that has changed here is not updated. Pure, like [`Job::apply`].
     ///
     /// # Errors
     ///
-    /// If the job is here and must not change in this way; it then stays as it is.
+    /// If the job is here and must not be changed by the import; it then stays as it is.
     pub fn import(
         import: &Import,
         org_id: OrgId,
@@ -158,7 +159,7 @@ impl Job {
                 return Ok((outcome, job.unchanged()));
             }
             Some((job, Some(mark))) if job.last_seq == mark.seq => (job, mark),
-            // As when what was written back to the other system is brought in.
+            // This happens when a job that was exported to the other system is imported.
             Some((job, _)) if import.state.is_of(job) => return Ok((ImportOutcome::Unchanged, job.unchanged())),
             Some((_, None)) => return Err(ImportRefusal::Own),
             Some((_, Some(_))) => return Err(ImportRefusal::BothChanged),
@@ -166,16 +167,16 @@ impl Job {
         Ok((ImportOutcome::Updated, import.bring(job.clone(), &before.past, at)))
     }
 
-    /// A job before its first event.
+    /// The job before its first event.
     fn unborn(import: &Import, org_id: OrgId, at: Tick) -> Self {
         let create = Self::create(import.id, org_id, Arc::clone(&import.spec), None, at);
-        // Where its events are looked for by time, none is older than the job.
+        // Queries for a job's events use `created_at` as the lower bound of `recorded_at`, so it must not be in the future.
         Self { created_at: import.state.created_at.min(at.now), last_job_seq: 0, last_seq: 0, ..create.job }
     }
 }
 
 impl State {
-    /// True if a job of the ledger's stands there, as far as old clients can tell.
+    /// True if a job of the ledger is in this state, as far as old clients can tell.
     fn is_of(&self, job: &Job) -> bool {
         let in_old_words = |status| if status == JobStatus::DeadLetter { JobStatus::Failed } else { status };
         (job.created_at, job.updated_at) == (self.created_at, self.updated_at)
@@ -187,7 +188,7 @@ impl State {
 }
 
 impl Import {
-    /// What happened elsewhere and is not among the events that are known.
+    /// The history entries that the log lacks.
     fn unknown(&self, known: &[PastKey]) -> Vec<&Past> {
         let mut dated: HashMap<PastKey, usize> = HashMap::new();
         for key in known {
@@ -201,7 +202,7 @@ impl Import {
             _ => false,
         };
         let is_known: Vec<_> = self.past.iter().map(|past| !past.is_inferred && take(past.key())).collect();
-        // Of what is inferred, the date says nothing.
+        // Inferred entries match whatever their time.
         let mut undated: HashMap<_, usize> = HashMap::new();
         for ((_, prev, next), n) in dated {
             *undated.entry((prev, next)).or_default() += n;
@@ -217,7 +218,7 @@ impl Import {
         unknown.map(|(past, _)| past).collect()
     }
 
-    /// Appends what happened elsewhere and is not in the log yet, and then where that has led.
+    /// Appends the history entries that the log lacks, and then an IMPORTED event with the current state.
     fn bring(&self, mut job: Job, known: &[PastKey], at: Tick) -> Transition {
         let new = self.unknown(known);
         let mut events = Vec::with_capacity(self.past.len() + 1);
@@ -226,7 +227,7 @@ impl Import {
             let n = events.len() as i64;
             events.push(JobEvent { seq: at.next_seq + n, job_seq: before + n + 1, ..event });
         };
-        // Who follows the status that the job had here is told that it leaves it.
+        // The job leaves the status that it had here, so that subscribers that filter by that status see it go.
         let mut status = (before > 0).then_some(job.status);
         for past in new {
             if before == 0 {
@@ -268,7 +269,7 @@ impl Import {
         Transition { job, events, is_changed: true }
     }
 
-    /// The event that says where the job stands.
+    /// An IMPORTED event with the job's state.
     fn event(&self, job: &Job, at: Tick) -> JobEvent {
         JobEvent {
             org_id: job.org_id,
@@ -295,15 +296,15 @@ impl Import {
         }
     }
 
-    /// Puts the job where it stands in the other system. What that is ahead in time counts as now.
+    /// Sets the job to its state in the other system. Times in the future become now.
     fn enter(&self, job: &mut Job, at: Tick) {
         let State { status, attempt, stage, progress, error, updated_at, started_at, finished_at, .. } = &self.state;
-        // What the other system does not know, or not any more, stays.
+        // What the other system lacks, or has no more, stays.
         let started_at = started_at.or(job.started_at);
         let finished_at = finished_at.or(job.finished_at.filter(|_| job.status == *status));
         job.status = *status;
         job.attempt = job.attempt.max(*attempt);
-        // One failure uses the budget up: the other system did not try again by itself.
+        // One failure uses up the budget: the other system did not retry by itself.
         job.failures = i32::from(matches!(status, JobStatus::Failed | JobStatus::DeadLetter));
         job.lost_attempts = 0;
         job.stage.clone_from(stage);
@@ -313,7 +314,7 @@ impl Import {
         job.started_at = started_at.map(|time| time.min(at.now));
         let finished_at = finished_at.map_or(job.updated_at, |time| time.min(at.now));
         job.finished_at = status.is_terminal().then_some(finished_at);
-        // Since when it runs is not known to the microsecond, and what is not known is not counted.
+        // The start of the attempt is not known to the microsecond, so its duration is not counted.
         job.attempt_started_at = None;
         job.scheduled_at = None;
         job.ready_at = job.updated_at;

@@ -6,18 +6,18 @@
 //!                     │ ▲  ▲                           │ │ │  ▲
 //!              cancel │ │  └──── give back, lost ──────┘ │ │  └─ progress, cancel requested
 //!                     │ │                                │ │
-//!                     ▼ │ retry                          │ └──▶ canceled   (at once where nobody holds the job; else every
-//!              canceled │                                ▼                  exit but success, after it was requested)
+//!                     ▼ │ retry                          │ └──▶ canceled   (at once without a lease; else by every exit
+//!              canceled │                                ▼                  but success, once it was requested)
 //!                       └────────────────────────────  failed              failed, run timed out, lost too often
 //!                         by itself while the budget     │
 //!                         lasts, or on request           └──▶ dead_letter   a budget of more than one attempt is used up
 //! ```
 //!
-//! An attempt is lost when its lease expires; `max_lost_attempts` of them don't count as failures.
-//! dead_letter and canceled lead back to queued on request, as failed does.
-//! A job that is brought in from another system ([`Job::import`]) is where it was there.
-//! Each arrow is exactly one event. A failure that is retried, or that uses the budget up, takes two arrows at once.
-//! Checks run in this order: repetition of the same outcome, lease, etag, transition.
+//! An attempt is lost when its lease expires; up to `max_lost_attempts` lost attempts don't count as failures. A redrive
+//! leads from dead_letter and canceled back to queued, as it does from failed. An imported job ([`Job::import`]) starts in
+//! the status that it has in the other system. Each arrow is exactly one event. A failure that is retried, or that uses the
+//! budget up, takes two arrows at once. A command is checked in this order: repetition of the same outcome, lease, etag,
+//! transition.
 
 mod ask;
 mod due;
@@ -50,70 +50,71 @@ use super::{
     status::JobStatus,
 };
 
-/// The place in the org's log at which a command is decided.
+/// Time and position at which a command is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tick {
-    /// What the clock says, as it is: leases, waits and time-outs go by it, and it is when events happen.
+    /// The clock, unadjusted. Leases, waits and timeouts go by it, and events happen at it.
     pub now: Time,
-    /// When the events are written: never before the log's last one, even where the clock was set back since.
+    /// When the events are written. Never before the log's last event, even if the clock was set back since.
     pub recorded_at: Time,
     /// The `seq` of the next event.
     pub next_seq: i64,
-    /// What nobody can know beforehand of leases that are granted.
+    /// The batch's secret, from which the nonces of new leases are derived.
     pub secret: LeaseSecret,
 }
 
-/// Something that is asked of an existing job.
+/// A command on an existing job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// A worker's report.
     Report(Report),
-    /// What a worker says of a job whatever leads there.
+    /// A report of an old worker, which names a status without regard to transitions.
     Reach(Reach),
-    /// A worker takes the job.
+    /// A worker claims the job.
     Claim(Claim),
-    /// A worker goes on holding it.
+    /// A worker extends its lease.
     Heartbeat(Heartbeat),
-    /// A worker takes again what it has taken: its first answer was lost.
+    /// A worker repeats its claim because it did not get the first answer.
     Renew(Renew),
-    /// The worker that was given this lease never heard of it.
+    /// The answer with this lease was not delivered: the job is given back.
     Abandon(Abandon),
-    /// Somebody asks for the job to end.
+    /// Somebody asks for the job to be canceled.
     Cancel(Cancel),
-    /// Somebody asks for it to run again.
+    /// Somebody redrives the job.
     Retry(Retry),
-    /// Time has passed.
+    /// A sweep handles what is due.
     Look(Look),
-    /// The clock was ahead, by so much at most as far as is known, and was set back since.
+    /// The clock was set back after it had been ahead, by at most this much as far as known.
     Redate(Duration),
 }
 
-/// What a command does: the job after it, and the events that say so.
+/// The effect of a command: the changed job, and the events of the change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transition {
     /// The job after the command.
     pub job: Job,
-    /// One for each arrow taken, numbered from the tick's `next_seq`.
+    /// One event for each arrow, numbered from the tick's `next_seq`.
     pub events: Vec<JobEvent>,
-    /// Whether the job is another than before: also without an event, where a lease was extended or a wait has ended.
+    /// True if the job differs from before. Without an event, that is an extended lease, a wait that ended or a changed due
+    /// time.
     pub is_changed: bool,
 }
 
 /// Why a command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TransitionError {
-    /// No arrow leads there.
+    /// No arrow leads from the job's status to the wanted one.
     #[error("the job is {current}, and that is not possible from there")]
     InvalidTransition {
-        /// Where the job stands.
+        /// The job's status.
         current: JobStatus,
     },
-    /// The reporter's lease is not the job's.
+    /// The lease token is not that of the job's current lease, or it is missing.
     #[error(
         "the lease is lost: the job is not, or no longer, held under this lease token, or it is held and none was given"
     )]
     LeaseLost,
-    /// The job has changed since.
+    /// The job has changed since the caller read it.
     #[error("the job has changed: its etag is {current}")]
     EtagMismatch {
         /// The job's etag.
@@ -166,7 +167,7 @@ impl Job {
     ///
     /// # Errors
     ///
-    /// If the job must not change in this way; it then stays as it is.
+    /// If the command is not allowed on this job; the job then stays as it is.
     pub fn apply(&self, command: &Command, at: Tick) -> Result<Transition, TransitionError> {
         match command {
             Command::Report(report) => self.report(report, at),

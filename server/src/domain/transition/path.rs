@@ -1,4 +1,4 @@
-//! The arrows that one command takes.
+//! Builds the transition of one command: the changed job, and its events.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::domain::{
     status::JobStatus,
 };
 
-/// What an event says beside the job's state.
+/// The fields of an event that don't come from the job.
 #[derive(Default)]
 pub(super) struct Detail {
     pub(super) message: Arc<str>,
@@ -27,13 +27,13 @@ impl Detail {
     }
 }
 
-/// The way of one job through one command: the job as it becomes, and an event for each arrow.
+/// A transition in progress: the job as changed so far, and an event for each arrow taken.
 pub(super) struct Path {
     pub(super) job: Job,
     pub(super) events: Vec<JobEvent>,
     actor: Arc<str>,
     at: Tick,
-    /// Whether the job has changed in a way that no event tells of.
+    /// True if the job has changed without an event.
     is_changed: bool,
 }
 
@@ -46,13 +46,13 @@ impl Path {
         Transition { is_changed: self.is_changed || !self.events.is_empty(), job: self.job, events: self.events }
     }
 
-    /// Changes the job in a way that no event tells of.
+    /// Changes the job without an event.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Job)) {
         self.is_changed = true;
         change(&mut self.job);
     }
 
-    /// Begins an attempt, under a lease or a reporter's. The arrow is still to be taken.
+    /// Sets up a new attempt, under a lease or (`None`) for a reporter without one. The caller takes the arrow afterwards.
     pub(super) fn enter_running(&mut self, lease: Option<Lease>) {
         let job = &mut self.job;
         job.attempt += 1;
@@ -65,7 +65,7 @@ impl Path {
         job.due_at = job.attempt_ends_at();
     }
 
-    /// Takes one arrow: writes its event, and what the event says, into the job.
+    /// Takes one arrow: adds its event, and applies what the event says to the job.
     pub(super) fn take(&mut self, kind: EventKind, next: JobStatus, detail: Detail) {
         let job = &mut self.job;
         let prev = job.status;
@@ -123,7 +123,7 @@ impl Path {
             }
             // After cancel was requested, every exit other than success leads to canceled and keeps its error.
             Outcome::Failed { result, error, .. } if self.job.cancel_requested => {
-                // Of an error that says nothing there is nothing to keep.
+                // An empty error is not kept.
                 let error = Some(error.clone()).filter(|error| *error != JobError::default());
                 self.cancel(Detail { result: result.clone(), error, ..detail });
             }
@@ -158,14 +158,14 @@ impl Path {
         self.take(EventKind::Lost, JobStatus::Queued, Detail { error: Some(error), scheduled_at, ..Detail::default() });
     }
 
-    /// Ends the attempt as a failure for the ledger's own reason.
+    /// Ends the attempt as a failure that the ledger decided.
     pub(super) fn give_up(&mut self, error: JobError) {
         self.revoke_lease();
         let (result, retryable, retry_after) = (None, true, None);
         self.end_attempt(&Outcome::Failed { result, error, retryable, retry_after }, Detail::default());
     }
 
-    /// Reports of whoever worked on the job are refused from now on.
+    /// Clears the last outcome, so that a late report is refused and can't pass as a repetition.
     fn revoke_lease(&mut self) {
         self.job.outcome = None;
     }
@@ -180,7 +180,7 @@ impl Path {
         self.take(EventKind::Canceled, JobStatus::Canceled, detail);
     }
 
-    /// running → failed, and at once on to queued or dead_letter where the budget says so.
+    /// running → failed, and from there at once to queued or dead_letter, as the budget says.
     fn fail(&mut self, detail: Detail, retryable: bool, retry_after: Option<Duration>) {
         self.job.failures += 1;
         self.take(EventKind::Failed, JobStatus::Failed, detail);
@@ -200,13 +200,13 @@ impl Path {
 }
 
 impl Job {
-    /// When time ends the attempt: its lease's, or that which it may take.
+    /// When a timer ends the attempt: at the end of its lease or of its `run_timeout`, whichever is first.
     pub(super) fn attempt_ends_at(&self) -> Option<Time> {
         let lease_end = self.lease.as_ref().map(|lease| lease.expires_at);
         lease_end.into_iter().chain(self.run_ends_at()).min()
     }
 
-    /// When the time for the attempt is over.
+    /// When the attempt's `run_timeout` ends.
     pub(super) fn run_ends_at(&self) -> Option<Time> {
         Some(self.attempt_started_at? + self.spec.run_timeout?)
     }

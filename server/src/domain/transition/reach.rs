@@ -1,32 +1,32 @@
-//! Reports of workers that were written for a service which checked no transition: they say where a job is, and every
-//! arrow that leads there is taken, at once.
+//! Reports of workers that were written for the old service, which checked no transition. A report names the job's status,
+//! and the job takes all arrows that lead there, or none.
 
 use std::sync::Arc;
 
 use super::{Cancel, Command, Ending, News, Outcome, Report, Retry, Step, Tick, Transition, TransitionError};
 use crate::domain::{job::Job, status::JobStatus};
 
-/// Says where a job is.
+/// Sets a job's status.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reach {
-    /// Where; `None`: where it was.
+    /// The reported status; `None` leaves the status as it is.
     pub to: Option<Target>,
-    /// What its worker is doing.
+    /// What the worker is doing.
     pub news: News,
 }
 
-/// Where a job is said to be.
+/// The status that a report names.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    /// Waiting; if somebody works on it, given back in this way.
+    /// queued. A running job is given back with this ending.
     Queued(Ending),
-    /// Being worked on.
+    /// running.
     Running,
-    /// Ended, well or not.
+    /// succeeded or failed.
     Ended(Ending),
-    /// Given up.
+    /// canceled.
     Canceled,
-    /// Out of attempts; nobody but the ledger takes it there.
+    /// dead_letter. Refused unless the job is there already: only the ledger takes a job there.
     DeadLetter,
 }
 
@@ -46,7 +46,7 @@ impl Job {
         Ok(way)
     }
 
-    /// The commands that lead there.
+    /// The commands that lead to the reported status.
     fn way_to(&self, reach: &Reach) -> Result<Vec<Command>, TransitionError> {
         let nobody: Arc<str> = Arc::default();
         let report = |step: Option<Step>, news: &News| Report {
@@ -67,7 +67,7 @@ impl Job {
 
         use JobStatus::{Canceled, DeadLetter, Failed, Queued, Running, Succeeded};
         Ok(match (self.status, &reach.to) {
-            // Where somebody has asked for the job to run again, the same end is another.
+            // A repeated outcome changes nothing. After a redrive (queued, no failures) it is the outcome of a new attempt.
             (_, Some(Target::Ended(ending)))
                 if (self.status != Queued || self.failures > 0)
                     && self.repeats_outcome(&report(Some(Step::End(ending.clone())), news)) =>
@@ -75,12 +75,12 @@ impl Job {
                 Vec::new()
             }
             (_, Some(Target::Ended(ending))) if self.has_ended_by(&ending.outcome) => Vec::new(),
-            // Who tells of a stage or of progress works on it.
+            // A report with a stage or progress comes from a worker at work, so it starts the job.
             (Queued, None) if tells_of_work(news) => vec![say(Some(Step::Run))],
             (Queued, None) => Vec::new(),
             (_, None) => vec![say(None)],
 
-            // Of a job that waits there is no stage.
+            // Nobody works on a queued job: its news is dropped.
             (Queued, Some(Target::Queued(_))) => Vec::new(),
             (Running, Some(Target::Queued(ending))) => vec![end(ending)],
             (Failed | DeadLetter | Canceled, Some(Target::Queued(_))) => vec![retry()],
@@ -102,8 +102,8 @@ impl Job {
 }
 
 impl Job {
-    /// True if it has ended in this way, and nothing is said of it but what it has: what is absent stays as it is. A job that was
-    /// brought in has ended by a report that is not known; its result is known by its being there.
+    /// True if the job has ended with this outcome and the report adds nothing. A missing result or message counts as
+    /// equal. An imported job has no outcome to compare with, so any result counts as equal to the one that it has.
     fn has_ended_by(&self, outcome: &Outcome) -> bool {
         use JobStatus::{DeadLetter, Failed, Succeeded};
         let has = |result: &Option<_>| result.is_none() || self.outcome.is_none() && self.result_at.is_some();
@@ -120,7 +120,7 @@ impl Job {
     }
 }
 
-/// True of what nobody says who has not begun: old workers send a progress of 0 with whatever they say.
+/// True if the news proves that work has begun. A progress of 0 does not: old workers send it with every report.
 fn tells_of_work(news: &News) -> bool {
     news.stage.as_ref().is_some_and(|stage| !stage.is_empty()) || news.progress.is_some_and(|progress| progress > 0)
 }

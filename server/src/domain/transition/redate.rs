@@ -1,4 +1,4 @@
-//! What a clock that was ahead has put off: dated anew once it is right again.
+//! Corrects leases and waits that were dated by a clock that was ahead, once the clock is right.
 
 use std::time::Duration;
 
@@ -6,8 +6,9 @@ use super::{Tick, Transition, due::LONGEST_GRACE, path::Path};
 use crate::domain::{clock::Time, job::Job, lease::LONGEST_LEASE, status::JobStatus};
 
 impl Job {
-    /// Ends a lease, or a wait that the ledger has set, no later than if it began now, where the clock that it was set by was ahead of
-    /// what it says today, by so much at most. What somebody named by the time of day stays.
+    /// Corrects the end of a lease, a `run_timeout` or a retry wait that was dated while the clock was ahead, by `by` at
+    /// most as far as known. A `run_timeout` or wait then ends no later than if it began now; for leases see
+    /// `lease_end_today`. A time that a caller gave stays.
     pub(super) fn redate(&self, by: Duration, at: Tick) -> Transition {
         let mut path = Path::new(self, &self.spec.requested_by, at);
         match self.status {
@@ -41,7 +42,9 @@ impl Job {
         path.finish()
     }
 
-    /// When the lease ends by today's clock: granted, or extended for the last time, by one that was ahead, it ends that much sooner.
+    /// The end of the lease by the corrected clock, never later than before. If the job's last event is in the future, or
+    /// the lease is longer than any may be, it lasts for `granted` from now. Else, if it ends more than `by` from now, it
+    /// ends `by` sooner, but lasts for `granted` from now at least.
     fn lease_end_today(&self, by: Duration, now: Time) -> Option<Time> {
         let lease = self.lease.as_ref()?;
         let (end, latest) = (lease.expires_at, now + lease.granted);

@@ -1,4 +1,4 @@
-//! What workers report.
+//! Reports of workers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,12 +15,12 @@ use crate::domain::{
     status::JobStatus,
 };
 
-/// What a worker says of a job on which it goes on working.
+/// What a worker reports while it goes on working.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct News {
-    /// The new stage, if any is given; an empty one clears it.
+    /// The new stage; empty clears it, `None` leaves it.
     pub stage: Option<Arc<str>>,
-    /// The new progress in per cent, if any is given.
+    /// The new progress in per cent; `None` leaves it.
     pub progress: Option<u8>,
     /// A remark for the log; empty for none.
     pub message: Arc<str>,
@@ -29,56 +29,56 @@ pub struct News {
 /// A worker's report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// Where the job goes; `None` leaves it where it is.
+    /// Where the report takes the job; `None` leaves its status.
     pub step: Option<Step>,
     /// What the worker is doing.
     pub news: News,
-    /// The lease that the reporter holds.
+    /// The reporter's lease token.
     pub lease: Option<LeaseToken>,
-    /// Only if this still is the job's etag.
+    /// The report is refused if this is not the job's etag.
     pub etag: Option<String>,
     /// Who reports; empty when unknown.
     pub actor: Arc<str>,
 }
 
-/// Where a report takes the job.
+/// The step that a report takes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Begins a queued job; of a running one it is a plain progress report.
+    /// Starts a queued job. On a running job this is a plain progress report.
     Run,
-    /// Ends the attempt, one way or another.
+    /// Ends the attempt.
     End(Ending),
 }
 
 /// The end of an attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ending {
-    /// How it ended.
+    /// How the attempt ended.
     pub outcome: Outcome,
-    /// Of everything that makes this outcome the same as another.
+    /// Digest of everything that distinguishes this outcome from others.
     pub digest: Digest,
 }
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// Well.
+    /// The attempt succeeded.
     Succeeded {
         /// What the worker returned.
         result: Option<Json>,
     },
-    /// With a failure that counts against the budget.
+    /// The attempt failed, which counts against the budget.
     Failed {
         /// What the worker returned.
         result: Option<Json>,
-        /// What went wrong.
+        /// The error.
         error: JobError,
-        /// Whether another attempt may help.
+        /// Whether the job may be retried.
         retryable: bool,
-        /// The wait before it, instead of the policy's.
+        /// The wait before the retry, instead of the policy's delay.
         retry_after: Option<Duration>,
     },
-    /// Given back: no failure is counted.
+    /// The worker gives the job back. No failure is counted.
     Released {
         /// The wait before the job is ready again.
         retry_after: Option<Duration>,
@@ -87,7 +87,7 @@ pub enum Outcome {
     Canceled {
         /// What the worker returned.
         result: Option<Json>,
-        /// What went wrong, if anything did.
+        /// The error, if there was one.
         error: Option<JobError>,
     },
 }
@@ -97,7 +97,7 @@ impl Job {
         if self.repeats_outcome(report) {
             return Ok(self.unchanged());
         }
-        // Also where a lease is held and none is shown.
+        // This also refuses a report without a token if the job has a lease.
         if report.lease != self.lease_token() {
             return Err(TransitionError::LeaseLost);
         }
@@ -133,8 +133,8 @@ impl Job {
         Ok(path.finish())
     }
 
-    /// True if the report is the one that ended the last ended attempt: under its lease for as long as that is the last,
-    /// without one until the next attempt begins.
+    /// True if the report repeats the outcome of the last ended attempt. With a lease token it must be that attempt's, and
+    /// the job may run again; without one, no attempt may have started since.
     pub(super) fn repeats_outcome(&self, report: &Report) -> bool {
         let (Some(Step::End(ending)), Some(outcome)) = (&report.step, &self.outcome) else { return false };
         let is_of_it = match report.lease {
