@@ -1,4 +1,4 @@
-//! What a verification asks of a store: everything that is kept, in small parts, to be computed again.
+//! The reads of `verify`. They return everything that is stored in small parts, so that `verify` can compute it again.
 
 use std::time::Duration;
 
@@ -10,33 +10,33 @@ use crate::domain::{
     id::{JobId, LogId, OrgId},
 };
 
-/// Retention waits no longer than this without being told again. Where it was told to wait until later than that, the clock was ahead
-/// then, and has been set back since.
+/// The longest pause of retention: a longer one has to be renewed. A stored end that is later than this from now is ignored. It
+/// was set by a clock that was ahead, and that was set back since.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3_900);
 
-/// What a database says of itself.
+/// What a database says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct About {
-    /// The log's identity.
+    /// The log id.
     pub log_id: LogId,
-    /// Retention is to wait.
+    /// Retention must wait.
     pub is_retention_paused: bool,
-    /// Raised whenever an API token is made or revoked; 0 if there has never been one.
+    /// The revision of the API tokens: raised when a token is made or revoked, 0 if there has never been one.
     pub credentials: i64,
 }
 
-/// Events of a stretch of a log.
+/// The events of a range of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {
-    /// How many there are.
+    /// The number of events.
     pub events: i64,
-    /// How many different places they take.
+    /// The number of different `seq`s.
     pub places: i64,
-    /// What they take, in bytes.
+    /// The weight of the events, in bytes.
     pub bytes: i64,
 }
 
-/// Jobs whose time is still to come, told in two ways.
+/// The number of scheduled jobs of a type, from two sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheduled {
     /// By the counter.
@@ -45,42 +45,42 @@ pub struct Scheduled {
     pub counted: i64,
 }
 
-/// The reads of a verification. None holds a snapshot for longer than one statement.
+/// The reads of `verify`. None holds a snapshot for longer than one statement.
 #[async_trait]
 pub trait Audit: Send + Sync {
-    /// Has every server's retention wait for so long, at least; no longer than [`LONGEST_PAUSE`].
+    /// Pauses retention on every server for at least this long, which is at most [`LONGEST_PAUSE`].
     async fn pause_retention(&self, time: Duration) -> Result<(), StoreError>;
 
-    /// Says that the clock is right: retention waits no longer.
+    /// Ends every pause of retention: the operator says that the clock is right.
     async fn confirm_clock(&self) -> Result<(), StoreError>;
 
-    /// Reads the whole series of some types of an org, as of one place in its log.
+    /// Reads the whole series of some types of an org, as of one `seq` of its log.
     async fn series(&self, org: OrgId, types: &[String]) -> Result<Series, StoreError>;
 
-    /// Counts the batch records that do not follow on the one before them, or are not what the head says that they are.
+    /// Counts the batch records that do not follow the record before them, or that contradict the head.
     async fn broken_records(&self, org: OrgId) -> Result<i64, StoreError>;
 
-    /// Counts the jobs whose rows lack an event, or the last extension of their lease, up to where none is said to; of extensions it looks
-    /// at those of the last thousand records that have any.
+    /// Counts the jobs whose rows lack an event or the last lease extension although the base says that they don't. Of
+    /// extensions, only the last thousand records with any are checked.
     async fn early_rows(&self, org: OrgId) -> Result<i64, StoreError>;
 
-    /// Reads up to where an org's log goes, and what the org has then; `None` where it has no log.
+    /// Reads the org's head `seq`, and what the org stores at that `seq`. `None` for an org without a log.
     async fn stock(&self, org: OrgId) -> Result<Option<(i64, Stock)>, StoreError>;
 
     /// Reads how many batches have removed jobs of an org.
     async fn removals(&self, org: OrgId) -> Result<i64, StoreError>;
 
-    /// Counts the queued jobs whose time is still to come: the types for which that is not what the counter says.
+    /// Counts the scheduled jobs of each type, and returns the types whose counter differs.
     async fn miscounted(&self, org: OrgId) -> Result<Vec<(String, Scheduled)>, StoreError>;
 
-    /// Counts the events after `after` up to `last`.
+    /// Counts the events after `after`, up to `last`.
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError>;
 
-    /// Counts the events that are still to go of jobs that are gone.
+    /// Counts the events of removed jobs that are still stored.
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError>;
 
-    /// Reads events of some jobs, in the order given and of each in the order of `seq`: at most `limit`, those of the first job
-    /// only if they are after `after`, and none after `last`. A result is told by a null in its place.
+    /// Reads at most `limit` events up to `last` of some jobs: in the order of `jobs`, and by `seq` within a job. Of the first
+    /// job it reads only events after `after`. A null stands for each result.
     async fn histories(
         &self,
         org: OrgId,

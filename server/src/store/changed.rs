@@ -1,21 +1,22 @@
-//! In what a batch has changed a job.
+//! How a batch has changed a job.
 
 use crate::domain::job::Job;
 
-/// In what a job differs from what it was, or from its row, beside what its last event says: its place in the log, stage and progress.
+/// How a job differs from its earlier state, or from its row, in what its last event does not say. The event says the job's
+/// position in the log, its stage and its progress.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Differs {
-    /// In nothing.
+    /// Not at all.
     #[default]
     Nowhere,
-    /// In the end of its lease, whether the holder was heard of, and when time is to look at it: that is an extension of the lease.
+    /// In the end of the lease, `is_confirmed` and `due_at`: a lease extension.
     InLease,
-    /// In more.
+    /// In more than that.
     InMore,
 }
 
 impl Differs {
-    /// In what a job differs from what it was.
+    /// Compares a job with its earlier state.
     pub fn between(before: &Job, after: &Job) -> Self {
         let times =
             |job: &Job| (job.started_at, job.attempt_started_at, job.finished_at, job.scheduled_at, job.ready_at);
@@ -43,12 +44,12 @@ impl Differs {
     }
 }
 
-/// A job that was there and has changed.
+/// An existing job that a batch has changed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Changed {
-    /// As it is now.
+    /// The job after the batch.
     pub job: Job,
-    /// In what it may differ from what it was.
+    /// An upper bound of how the job differs from its earlier state.
     pub differs: Differs,
 }
 

@@ -1,4 +1,4 @@
-//! What a batch of one org takes and leaves: what its commands name, what the database has of that, and what changes.
+//! The inputs and outputs of one org's batch: what its commands need, what the database has of that, and what changes.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,113 +18,113 @@ use crate::domain::{
     transition::Mark,
 };
 
-/// What the commands of a batch name.
+/// What the commands of a batch need from the database.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// Jobs.
+    /// Jobs by id.
     pub jobs: Vec<JobId>,
-    /// Idempotency keys.
+    /// Jobs by idempotency key.
     pub keys: Vec<Arc<str>>,
-    /// Types of jobs to be created.
+    /// Types of which jobs are to be created.
     pub types: Vec<Arc<str>>,
-    /// Finished jobs that are kept no longer.
+    /// Finished jobs whose retention time is over.
     pub expired: Option<Expired>,
-    /// Jobs that claims hold which came before.
+    /// Jobs that earlier claims with the same `request_id` hold.
     pub held: Vec<HeldBy>,
-    /// Jobs that may be claimed.
+    /// Jobs that are ready, for claims.
     pub ready: Ready,
-    /// Jobs that are due: those that were so first, no more than this many.
+    /// At most this many jobs that are due, those first that were due first.
     pub due: Option<usize>,
-    /// Jobs whose lease, or wait that the ledger has set, was dated by a clock that was ahead: no more than this many, and by so much at
-    /// most.
+    /// At most this many jobs whose lease or retry wait was dated by a clock that was ahead, by at most this long.
     pub misdated: Option<(usize, Duration)>,
-    /// What was brought in of these of the jobs before, and if that is other than this, what is in the log of them.
+    /// Jobs to import, each with the digest of the source's data. Their earlier imports are loaded, and the keys of their
+    /// events too if the digest differs.
     pub imports: Vec<(JobId, Digest)>,
 }
 
-/// What a claim holds that came before with the same `request_id`.
+/// The jobs that an earlier claim of the same worker with the same `request_id` holds: a repeated claim gets them again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldBy {
-    /// Whose claim it is.
+    /// The worker of the claim.
     pub worker: Arc<str>,
-    /// Its `request_id`.
+    /// The `request_id` of the claim.
     pub request: Arc<str>,
-    /// No more of the jobs than this.
+    /// At most this many jobs.
     pub limit: usize,
 }
 
-/// How long finished jobs are kept, by the status in which they ended. Others are always kept.
+/// How long finished jobs are kept, by terminal status. Jobs of other statuses are always kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retention([Option<Duration>; JobStatus::ALL.len()]);
 
 impl Retention {
-    /// How long jobs that ended in this status are kept; `None`: for ever.
+    /// How long jobs with this status are kept. `None`: for ever.
     pub const fn get(&self, status: JobStatus) -> Option<Duration> {
         self.0[status as usize]
     }
 
-    /// Keeps jobs that ended in this status so long, and no longer.
+    /// Removes jobs with this status once they have been finished for this long.
     ///
     /// # Panics
     ///
-    /// If it is not a status in which jobs end.
+    /// If the status is not terminal.
     pub const fn set(&mut self, status: JobStatus, keep: Duration) {
         assert!(status.is_terminal(), "only finished jobs are removed");
         self.0[status as usize] = Some(keep);
     }
 
-    /// The shortest time for which any finished job is kept; `None` if all are kept for ever.
+    /// The shortest retention time of any status. `None` if all jobs are kept for ever.
     pub fn shortest(&self) -> Option<Duration> {
         self.0.iter().flatten().min().copied()
     }
 
-    /// The statuses whose jobs are removed, each with the time before which they must have ended.
+    /// The statuses whose jobs are removed, each with the time before which the jobs must have finished.
     pub fn cutoffs(&self, now: Time) -> impl Iterator<Item = (JobStatus, Time)> {
         let retention = *self;
         JobStatus::ALL.into_iter().filter_map(move |status| Some((status, now - retention.get(status)?)))
     }
 }
 
-/// What the database has of it.
+/// What the database has of a batch's [`Needs`].
 #[derive(Debug)]
 pub struct Loaded {
-    /// The end of the log.
+    /// The head of the log.
     pub head: Head,
-    /// The jobs that exist of those named, and of those asked for in other ways but that they may be claimed. Each once.
+    /// The jobs that exist of those needed, each once, except for ready jobs.
     pub jobs: Vec<Job>,
-    /// Jobs that may be claimed.
+    /// Jobs that are ready, by id, type and claim order.
     pub ready: FoundReady,
-    /// The types that exist of those named.
+    /// The types that exist, of those named.
     pub types: Vec<String>,
-    /// Of the jobs, those that are kept no longer; of each status those that ended first.
+    /// Those of `jobs` whose retention time is over. Within a status, the jobs that finished first come first.
     pub expired: Vec<JobId>,
-    /// What the events of those of them that may go at once take, about, in bytes.
+    /// About how many bytes the events take of each expired job that may be removed now.
     pub sizes: HashMap<JobId, i64>,
-    /// Where jobs that are kept no longer were asked for, the next events of one that is gone.
+    /// The next events to remove of a job that is gone, if expired jobs were asked for.
     pub slice: Option<Slice>,
-    /// What happened to those of them of which the series may still tell, as far as their events are within the bounds: those
-    /// events in order, but for progress.
+    /// The events of expired jobs that may be removed now and that the series still covers: in order, without progress and
+    /// cancel requests.
     pub histories: HashMap<JobId, Vec<Milestone>>,
-    /// Where jobs that are kept no longer were asked for, how many jobs the types of all these have.
+    /// How many jobs there are of each type in `jobs`, if expired jobs were asked for.
     pub populations: HashMap<Arc<str>, i64>,
-    /// When the next of the finished jobs that are still kept ends to be so.
+    /// When the retention time of the next finished job ends.
     pub next_expiry: Option<Time>,
-    /// Of the jobs, those that are due.
+    /// Those of `jobs` that are due.
     pub due: Vec<JobId>,
-    /// When the next of the others is due, if jobs that are were asked for.
+    /// When the next job is due that is not due yet, if due jobs were asked for.
     pub next_due: Option<Time>,
-    /// Of the jobs, those that were dated by a clock that was ahead.
+    /// Those of `jobs` that were dated by a clock that was ahead.
     pub misdated: Vec<JobId>,
-    /// What was brought in before of the jobs of which that was asked.
+    /// The last import of each job that is imported again.
     pub marks: HashMap<JobId, Mark>,
-    /// The keys of new jobs were taken to be new: where one is not, writing fails.
+    /// Keys of new jobs were not looked up, but taken to be new. If one exists, writing fails.
     pub assumes_new_keys: bool,
-    /// What events took, in bytes, that were left of such of them as had gone: the same transaction has removed them.
+    /// Bytes of leftover events that this transaction has removed because their removed jobs are imported again.
     pub cleared: i64,
 }
 
 impl Loaded {
-    /// A log's end, and types, and nothing else.
+    /// The head and the types, and nothing else.
     pub(crate) fn end(head: Head, types: Vec<String>) -> Self {
         Self {
             head,
@@ -147,101 +147,101 @@ impl Loaded {
     }
 }
 
-/// What a batch changes in one org.
+/// The changes of one org's batch.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// The new head; `None` if nothing changed.
+    /// The new head. `None` if the log does not change.
     pub head: Option<Head>,
-    /// Jobs that are new.
+    /// New jobs.
     pub created: Vec<Job>,
-    /// Jobs that were there and have changed, as they are now. Each once.
+    /// Existing jobs that have changed, as they are after the batch. Each once.
     pub changed: Vec<Changed>,
-    /// Jobs that go, with their events.
+    /// Jobs to remove, with their events.
     pub removed: Vec<Job>,
-    /// Those of them whose events stay for now.
+    /// Those of `removed` whose events are removed by later batches.
     pub remaining: HashSet<JobId>,
-    /// Events that go, of a job that is gone already.
+    /// Events to remove of a job that is gone already.
     pub removed_slice: Option<Slice>,
-    /// When to look again for finished jobs that are kept no longer, if that is known now.
+    /// When to sweep the org for retention next. `None` leaves the time as it is.
     pub next_retention: Option<Time>,
-    /// What became known of when jobs are due.
+    /// When to sweep the org for due jobs next. `None` leaves the time as it is.
     pub next_due: Option<NextDue>,
-    /// The payloads of those that are new and have one.
+    /// The payloads of new jobs.
     pub payloads: Vec<NewPayload>,
     /// New events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
-    /// By how much the statistics of each type change.
+    /// How the statistics of each type change.
     pub tallies: BTreeMap<Arc<str>, Tally>,
-    /// What the log loses with the jobs that go.
+    /// The flow that the log loses with the removed jobs.
     pub removed_flow: RemovedFlow,
-    /// Types whose last job goes: the head counts them no more.
+    /// Types whose last job is removed.
     pub forgotten: Vec<Arc<str>>,
-    /// The batch's time, if it is the first of its minute: what is too old of the series may go.
+    /// The batch's `recorded_at`, if it is the first batch of its minute. Old rows of the series are removed then.
     pub new_minute: Option<Time>,
 }
 
-/// Of so many bytes a payload may be to lie with its job's first event.
+/// Bytes up to which a payload is stored with its job's first event.
 pub const MAX_SMALL_PAYLOAD: usize = 512;
 
-/// A payload that is to be stored.
+/// A payload to store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewPayload {
-    /// Of which job.
+    /// Its job.
     pub job: JobId,
-    /// As it was given.
+    /// The JSON text as the creator gave it.
     pub json: Json,
-    /// `seq` of the job's first event, if it is to lie with that ([`Job::payload_recorded_at`]).
+    /// `seq` of the job's first event, if the payload is stored with that event ([`Job::payload_recorded_at`]).
     pub seq: Option<i64>,
 }
 
 impl Changes {
-    /// Payloads that are to lie with events, by `seq`.
+    /// Payloads that are stored with events, by the `seq` of the event.
     pub(super) fn small_payloads(&self) -> HashMap<i64, &Json> {
         self.payloads.iter().filter_map(|payload| Some((payload.seq?, &payload.json))).collect()
     }
 
-    /// Payloads that get rows of their own.
+    /// Payloads that are stored in rows of their own.
     pub(super) fn large_payloads(&self) -> impl Iterator<Item = &NewPayload> {
         self.payloads.iter().filter(|payload| payload.seq.is_none())
     }
 
-    /// What it writes of its callers' texts, payloads and results, about, in bytes.
+    /// About how many bytes of callers' texts, payloads and results the batch writes.
     pub fn text_bytes(&self) -> usize {
         const LABEL: usize = 2 << 10;
         let events = self.events.iter().map(|event| event.weight());
-        // A job's labels have rows of their own, too, each at its place in two trees: where few are alike, on pages of its own.
+        // Labels are stored in the job's row, and in a row each. Such a row changes a page of its own if labels differ.
         let created = self.created.iter().map(|job| 2 * job.text_bytes() + LABEL * job.spec.labels.len());
         let changed = self.changed.iter().map(|changed| changed.job.text_bytes());
         let payloads = self.payloads.iter().map(|payload| payload.json.len());
         events.chain(created).chain(changed).chain(payloads).sum()
     }
 
-    /// True if there is nothing to write.
+    /// True if the batch writes nothing.
     pub fn is_empty(&self) -> bool {
         !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && self.removed_slice.is_none()
     }
 
-    /// True if anything of the log or its jobs changes, which leaves a record.
+    /// True if the log or a job changes. Such a batch leaves a record.
     pub fn is_recorded(&self) -> bool {
         self.head.is_some() || !self.changed.is_empty()
     }
 }
 
-/// When an org's jobs are to be looked at for what is due.
+/// How a batch changes the time at which its org is swept for due jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextDue {
-    /// No later than this, whatever is on record.
+    /// Lowers the time to this one, if it is later or unset.
     By(Time),
-    /// Then, and not before; `None`: nothing waits for its time.
+    /// Sets the time. `None`: no job is due at any time.
     At(Option<Time>),
 }
 
-/// Jobs by status, or a change of such counts.
+/// Counts of jobs by status, or a change of such counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StatusCounts([i64; JobStatus::ALL.len()]);
 
 impl StatusCounts {
-    /// All together.
+    /// The sum of all counts.
     pub fn total(&self) -> i64 {
         self.0.iter().sum()
     }

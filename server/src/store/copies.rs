@@ -1,4 +1,4 @@
-//! Backups, restores, and the log ids that tell a copy from its original.
+//! Backups and restores, and the log ids that tell a copy from its original.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,12 @@ use uuid::Uuid;
 use super::{DatabaseUrl, StoreError, postgres, sqlite};
 use crate::domain::{clock::Time, id::LogId};
 
-/// Gives the database's log another identity, and says which: to be done once after it was restored from a backup, while no
-/// server is on it. Cursors of before are void then, instead of skipping what is written anew.
+/// Gives the log a new id, and returns it. To be called once after the database was restored from a backup, while no server is
+/// on it. Cursors from before are then refused, instead of skipping events that are written after the restore.
 ///
 /// # Errors
 ///
-/// If the database is in use by a server (SQLite), lacks migrations, or the role is not its owner's (PostgreSQL).
+/// If the database is in use by a server (SQLite), lacks migrations, or if the role does not own its tables (PostgreSQL).
 pub async fn renew_log_id(url: &DatabaseUrl) -> Result<LogId, StoreError> {
     let log_id = LogId(Uuid::new_v4());
     match url {
@@ -23,13 +23,13 @@ pub async fn renew_log_id(url: &DatabaseUrl) -> Result<LogId, StoreError> {
     Ok(log_id)
 }
 
-/// Copies the database, as of one moment, to a file that is not there yet, and says which log the copy has: another, so that cursors of
-/// what is written after this are void where the copy is restored. Servers go on meanwhile. `progress` is told now and then how many
-/// bytes are written of about how many. SQLite only.
+/// Copies the database, as of one moment, to a new file, and returns the log id of the copy. It is a new one, so that cursors
+/// from after the backup are refused once the copy is restored. Servers may go on. `progress` gets, a few times a second, the
+/// bytes written and about how many there will be. SQLite only.
 ///
 /// # Errors
 ///
-/// If the file is there, or can't be written; if the database lacks migrations; on PostgreSQL.
+/// If the file exists, or can't be written; if the database lacks migrations; on PostgreSQL.
 pub async fn backup(url: &DatabaseUrl, to: &Path, progress: impl FnMut(u64, u64)) -> Result<LogId, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::backup(path.as_ref(), to, progress).await,
@@ -41,14 +41,14 @@ pub async fn backup(url: &DatabaseUrl, to: &Path, progress: impl FnMut(u64, u64)
     }
 }
 
-/// Replaces the database with a copy, and keeps the replaced file beside it under another name ([`Restored::replaced`]). The copy may have
-/// this program's schema or an earlier one; it is only read. API tokens are revoked as of `at`. `progress` gets, a few times a second, the
-/// bytes written and about how many there will be. SQLite only.
+/// Replaces the database with a copy, and keeps the replaced file beside it under another name ([`Restored::replaced`]). The
+/// copy may have this program's schema or an earlier one, and is only read. API tokens are revoked as of `at`. `progress` gets,
+/// a few times a second, the bytes written and about how many there will be. SQLite only.
 ///
 /// # Errors
 ///
-/// If any process has the database open; if the copy is no ledger, or can't be read; on PostgreSQL. The database is in place as before
-/// then.
+/// If any process has the database open; if the copy is no ledger, or can't be read; on PostgreSQL. The database then stays as
+/// it was.
 pub async fn restore(
     url: &DatabaseUrl,
     copy: &Path,
@@ -69,9 +69,9 @@ pub async fn restore(
 /// Which API tokens are revoked in a restored database, besides those that are revoked in the copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RevokeTokens {
-    /// Those that are revoked in the replaced database.
+    /// Tokens that are revoked in the replaced database.
     RevokedSince,
-    /// All.
+    /// All tokens.
     All,
 }
 

@@ -1,4 +1,4 @@
-//! `job_event.detail_json`: what an event says beside its columns, the same in every database.
+//! `job_event.detail_json`: what an event says besides its columns, the same in every database.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::domain::{
     json::Json,
 };
 
-/// What is absent is left out.
+/// Absent values are left out of the JSON.
 #[derive(Default, Serialize, Deserialize)]
 struct Detail<'a> {
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
@@ -35,12 +35,12 @@ struct Detail<'a> {
     scheduled_at: Option<Cow<'a, str>>,
     #[serde(borrow, skip_serializing_if = "Option::is_none")]
     origin: Option<OriginText<'a>>,
-    /// It happened elsewhere, before the job was brought in.
+    /// The event happened in another system, before the job was imported.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     past: bool,
 }
 
-/// What was brought in.
+/// The [`Origin`] of an imported job.
 #[derive(Serialize, Deserialize)]
 struct OriginText<'a> {
     /// In hexadecimal digits.
@@ -80,7 +80,7 @@ impl OriginText<'_> {
     }
 }
 
-/// What is there, also where it is null: a result may be.
+/// Keeps a null, unlike the default: a result may be null.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
 }
@@ -102,7 +102,7 @@ impl<'a> Detail<'a> {
     }
 }
 
-/// An event's `detail_json`, with a result of at most `max_result` bytes; null when there is nothing to say.
+/// An event's `detail_json`, with its result if that has at most `max_result` bytes. `None` if there is nothing to say.
 pub(super) fn write(event: &JobEvent, max_result: usize) -> Result<Option<String>, StoreError> {
     let result = event.result.as_ref().filter(|result| result.len() <= max_result);
     let raw = result.map(|result| serde_json::from_str::<&RawValue>(result.as_str()));
@@ -120,7 +120,7 @@ pub(super) fn write(event: &JobEvent, max_result: usize) -> Result<Option<String
     Ok((!detail.is_empty()).then(|| json_text(&detail)))
 }
 
-/// Puts what an event's `detail_json` says into the event.
+/// Sets what an event's `detail_json` says in the event.
 pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
     let detail = Detail::parse(text)?;
     event.stage = detail.stage.map(|stage| stage.into_owned().into());
@@ -139,7 +139,7 @@ pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Of what was brought in by the event with this `detail_json`.
+/// The digest of what was imported, from the `detail_json` of an `IMPORTED` event.
 pub(super) fn origin_digest(text: &str) -> Result<Digest, StoreError> {
     Detail::parse(text)?.origin.ok_or_else(|| damaged("origin"))?.digest()
 }
@@ -149,7 +149,7 @@ pub(super) fn result(text: &str) -> Result<Option<Json>, StoreError> {
     Ok(Detail::parse(text)?.result.map(|raw| Json::from_trusted(raw.get())))
 }
 
-/// A time, as `scheduled_at` has it.
+/// Parses a time in the form of `scheduled_at`.
 pub(super) fn time(text: &str) -> Result<DateTime<Utc>, StoreError> {
     DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).map_err(|_| damaged("time"))
 }

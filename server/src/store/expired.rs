@@ -1,53 +1,53 @@
-//! Finished jobs that are kept no longer, and how much of them may go at once.
+//! Finished jobs whose retention time is over, and how much one batch removes of them.
 //!
-//! A job with more events than one batch may remove goes first, and its events then, a slice a batch: nobody sees them any more, since
-//! the log is whole only from beyond them on.
+//! A job with more events than one batch may remove goes first, and its events follow, a slice a batch. Nobody reads these
+//! events: they lie before the log's floor.
 
 use std::collections::HashMap;
 
 use super::{Head, Retention, told_since};
 use crate::domain::{clock::Time, id::JobId, job::Job};
 
-/// What is asked for.
+/// Which expired jobs to load, and how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expired {
-    /// How long they are kept.
+    /// The retention times.
     pub retention: Retention,
-    /// No more of them; at least 1.
+    /// At most this many jobs, at least 1.
     pub limit: usize,
-    /// No more events of theirs in all, nor bytes, but of the first: of that as many are left as are more.
+    /// Bounds on the events of all these jobs. The first job may exceed them: then later batches remove its events in slices.
     pub most: Most,
-    /// Of a job with more events than this it is not looked up what happened: it stays for as long as the series tell of it.
+    /// The history of a job with more events than this is not loaded. The job stays for as long as the series covers it.
     pub max_history: i64,
 }
 
 /// How much of the log one batch removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Most {
-    /// Events.
+    /// The number of events.
     pub events: i64,
-    /// What they take, about.
+    /// The weight of the events, in bytes.
     pub bytes: i64,
 }
 
-/// Events of a job that is gone, which are still there.
+/// The next events to remove of a job that is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slice {
-    /// The job.
+    /// The job's id.
     pub job: JobId,
-    /// These go next: those up to this `seq`.
+    /// The last `seq` of the slice.
     pub through: i64,
-    /// What they take, in bytes.
+    /// The weight of the slice, in bytes.
     pub bytes: i64,
-    /// None are left then.
+    /// True if no event is left after the slice.
     pub is_last: bool,
-    /// When the first of all its events was recorded, or before.
+    /// A time no later than `recorded_at` of the job's first event.
     pub since: Time,
-    /// When the last of them was.
+    /// `recorded_at` of the job's last event.
     pub until: Time,
 }
 
-/// The jobs that may go, in their order, as many as may at once by their events: one at least.
+/// The expired jobs that one batch may remove by their number of events, in order. At least one, if there is any.
 pub(super) fn may_go<'a>(jobs: &'a [Job], expired: &[JobId], wanted: &Expired) -> Vec<&'a Job> {
     let by_id: HashMap<_, _> = jobs.iter().map(|job| (job.id, job)).collect();
     let mut events = 0;
@@ -59,7 +59,7 @@ pub(super) fn may_go<'a>(jobs: &'a [Job], expired: &[JobId], wanted: &Expired) -
     jobs.take_while(fits).collect()
 }
 
-/// Those of them of which the series still tell something.
+/// Those of these jobs that the series still covers.
 pub(super) fn told_by_series(head: &Head, may_go: &[&Job]) -> Vec<JobId> {
     let since = told_since(head);
     may_go.iter().filter(|job| job.last_recorded_at >= since).map(|job| job.id).collect()

@@ -1,6 +1,6 @@
-//! Lease extensions in batch records: what a heartbeat without news changes in a running job has no event, and its row is not written for it.
-//! The record of a batch has all of its extensions, as the text of a JSON object: under the job's id, in 32 hexadecimal digits, a string of
-//! what an [`Extension`] is. Of a job the last one counts, if no event of the job came after it.
+//! Lease extensions in batch records. A heartbeat without news has no event, and its job's row is not written. Instead the
+//! record of its batch has all extensions of the batch, as the text of a JSON object. A key is a job's id in 32 hexadecimal
+//! digits, a value the text of an [`Extension`]. The last extension of a job counts, if no event of the job came after it.
 
 use std::fmt::Write as _;
 
@@ -9,17 +9,17 @@ use chrono::DateTime;
 use super::{StoreError, rows::damaged};
 use crate::domain::{clock::Time, job::Job};
 
-/// Where an extension begins in the text, counted from the first digit of its job's id.
+/// Where an extension begins in the text, in characters from the first digit of its job's id.
 pub(super) const EXTENSION_AT: usize = 35;
-/// An extension, and what follows on it, takes no more of the text.
+/// Characters that are enough to read an extension from there.
 pub(super) const EXTENSION_CHARS: usize = 64;
 
-/// Records with extensions, and what these take in bytes, that a read of a job looks at which others wait for: where there are more, it takes a
-/// turn of its org.
+/// Records with extensions, and their bytes, that a shared read of jobs may scan for the last extension of one job. A job that
+/// needs more is read alone, in a turn of its org.
 pub(super) const NEAR_RECORDS: usize = 64;
 pub(super) const NEAR_BYTES: usize = 64 << 10;
 
-/// What of a running job changes without an event while it is held.
+/// What a heartbeat without news changes in a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extension {
     expires_at: Time,
@@ -28,13 +28,13 @@ pub(super) struct Extension {
 }
 
 impl Extension {
-    /// How a job stands in that; `None` where nobody holds it.
+    /// The values of a job. `None` without a lease.
     pub(super) fn of(job: &Job) -> Option<Self> {
         let lease = job.lease.as_ref()?;
         Some(Self { expires_at: lease.expires_at, due_at: job.due_at, is_confirmed: lease.is_confirmed })
     }
 
-    /// The job as it is after it.
+    /// Sets the values in a job that has a lease.
     pub(super) fn apply(self, job: &mut Job) {
         if let Some(lease) = &mut job.lease {
             (lease.expires_at, lease.is_confirmed) = (self.expires_at, self.is_confirmed);
@@ -42,8 +42,8 @@ impl Extension {
         }
     }
 
-    /// The end of the lease; unless both are as usual, when time is to look at the job, and whether the holder was heard of; and the quote
-    /// behind, so that no text is the beginning of another. Times in microseconds since 1970.
+    /// The end of the lease, then `due_at` and `is_confirmed` unless `due_at` is that end and the lease is confirmed. Times are
+    /// microseconds since 1970. The closing quote ends the text, so that no text is the beginning of another.
     pub(super) fn text(self) -> String {
         let mut text = self.expires_at.timestamp_micros().to_string();
         if self.due_at != Some(self.expires_at) || !self.is_confirmed {
@@ -54,11 +54,11 @@ impl Extension {
         text
     }
 
-    /// Reads it, with whatever follows.
+    /// Reads an extension, and ignores the text after its closing quote.
     ///
     /// # Errors
     ///
-    /// If it is none.
+    /// If the text does not begin with an extension.
     pub(super) fn read(text: &str) -> Result<Self, StoreError> {
         let refused = || damaged("lease extension");
         let time = |text: &str| text.parse().ok().and_then(DateTime::from_timestamp_micros).ok_or_else(refused);
@@ -74,7 +74,7 @@ impl Extension {
     }
 }
 
-/// The text of a job's extension, as of the job itself; of one that nobody holds, when time is to look at it.
+/// The text of an extension with the job's own values. Without a lease it has only `due_at`.
 pub(super) fn lease_text(job: &Job) -> String {
     Extension::of(job).map_or_else(
         || format!(",{},0\"", job.due_at.map_or_else(String::new, |due_at| due_at.timestamp_micros().to_string())),
@@ -82,7 +82,7 @@ pub(super) fn lease_text(job: &Job) -> String {
     )
 }
 
-/// The extensions of some jobs that are held; `None` if there are none.
+/// The JSON object with the extensions of all of these jobs that have a lease. `None` if none has.
 pub(super) fn write<'a>(jobs: impl Iterator<Item = &'a Job>) -> Option<String> {
     let mut text = String::new();
     for (job, extension) in jobs.filter_map(|job| Some((job, Extension::of(job)?))) {
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use crate::domain::{id::JobId, tests::job_claimed};
 
-    /// Where PostgreSQL's functions say them again.
+    /// PostgreSQL's functions repeat these constants.
     #[test]
     fn functions_look_where_extensions_are() {
         let place = format!("strpos(x.extensions, digits) + {EXTENSION_AT}, {EXTENSION_CHARS})");

@@ -1,7 +1,7 @@
-//! After-images: what a running job is after an event, beside what the event says itself. An image lies with its event, in a column that no
-//! reader is shown. So the log alone tells all of a running job, and its row need not be written with every event. Where a job is what its row
-//! says but for what events say, the image is empty, or has the lease alone ([`Differs`]): so it is with reports of progress once the row was
-//! written.
+//! Images. The image of an event has everything of a running job that the event does not say itself. It lies in a column of the
+//! event that no reader gets. So the log alone has all of a running job, and its row need not be written with every event. If
+//! the job differs from its row only in what events say, the image is empty. If its lease was also extended, the image has the
+//! lease alone ([`Differs`]). Progress reports have such images once the row was written.
 
 use std::marker::PhantomData;
 
@@ -18,13 +18,13 @@ use super::{
 };
 use crate::domain::{clock::Time, job::Job, json::Json};
 
-/// The form in which images are written. A server that does not know the form of one can't go on.
+/// The format in which images are written. A server that does not know the format of an image can't go on.
 const IMAGE_FORMAT: i64 = 1;
-/// Of an image of a row `e`, its [`Differs`] as a number.
+/// SQL for the [`Differs`] of the image of an event `e`, as a number.
 pub(super) const DIFFERS: &str = "CASE WHEN e.image = '' THEN 0 WHEN e.image LIKE '[%' THEN 2 ELSE 1 END";
 
 impl Differs {
-    /// Of the image that has this for [`DIFFERS`]; nothing where there is no image.
+    /// Maps the number that [`DIFFERS`] gives. `None` is for no image.
     pub(super) fn of_number(number: Option<i32>) -> Self {
         match number {
             None | Some(0) => Self::Nowhere,
@@ -37,13 +37,13 @@ impl Differs {
 /// Columns of `job` that the event has itself, in the order of [`JOB_COLUMNS`].
 const OF_EVENT: [&str; 6] = ["status", "attempt", "updated_at", "last_job_seq", "last_seq", "last_recorded_at"];
 
-/// True of a column that an image has; it has them in the order of [`JOB_COLUMNS`].
+/// True of a column that images have. They have these in the order of [`JOB_COLUMNS`].
 fn is_in_image(column: &JobColumn) -> bool {
     column.changes && !OF_EVENT.contains(&column.name)
 }
 
-/// A value in an image, as JSON: a number for a number, a flag or a time (microseconds since that of the event, [`Job::updated_at`]); bytes in
-/// hexadecimal digits.
+/// A value in an image, as JSON. Numbers, flags and times are numbers: a time counts microseconds from that of the event
+/// ([`Job::updated_at`]). Bytes are hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Item {
@@ -61,13 +61,13 @@ impl Item {
             Value::Time(value) => Self::Number(value.timestamp_micros() - at.timestamp_micros()),
             Value::Text(value) => Self::Text(value.into_owned()),
             Value::Bytes(value) => Self::Text(hex::encode(value)),
-            // Null; and what never changes is in no image.
+            // Values that never change, such as doubles and UUIDs, are in no image.
             Value::Null | Value::Double(_) | Value::Uuid(_) => return None,
         })
     }
 }
 
-/// The image of a running job that differs so from its row: an empty text, the lease (as an [`Extension`]), or all.
+/// The image of a running job: an empty text, the lease (an [`Extension`]), or all, by how the job differs from its row.
 pub(super) fn write(job: &Job, differs: Differs) -> String {
     match differs {
         Differs::Nowhere => String::new(),
@@ -76,7 +76,7 @@ pub(super) fn write(job: &Job, differs: Differs) -> String {
     }
 }
 
-/// A JSON array of the format and the values, without the nulls at its end.
+/// A JSON array of the format and the values, without trailing nulls.
 fn of_all(job: &Job) -> String {
     let columns = JOB_COLUMNS.iter().filter(|column| is_in_image(column));
     let mut items = vec![Some(Item::Number(IMAGE_FORMAT))];
@@ -85,7 +85,7 @@ fn of_all(job: &Job) -> String {
     serde_json::to_string(&items).expect("numbers and texts serialise")
 }
 
-/// A value that a column is to have instead of the row's.
+/// A value that replaces that of the row.
 #[derive(Debug, Clone, PartialEq)]
 enum Later {
     Null,
@@ -95,16 +95,16 @@ enum Later {
     Time(Time),
 }
 
-/// An image with what its event says: for each of [`JOB_COLUMNS`] the value that it has then, `None` where that never changes.
+/// An image and its event: the value of each of [`JOB_COLUMNS`] after the event. `None` keeps the value of the row.
 struct Image {
     values: Vec<Option<Later>>,
-    /// Where that is all that differs.
+    /// The lease, if the image has that alone.
     lease: Option<Extension>,
 }
 
 impl Image {
-    /// Reads an image, or none: then the row is as of its job's last event. In either case the columns that follow are those of
-    /// [`OF_EVENT`], of the event, which is there in any case.
+    /// Reads an image, then the columns [`OF_EVENT`] of the job's last event. A null image gives `None`: the row is as of that
+    /// event.
     fn read<'r>(columns: &mut impl Columns<'r>) -> Result<Option<Self>, StoreError> {
         let image = columns.optional_text()?;
         let status = columns.optional_text()?.map(str::to_owned);
@@ -165,7 +165,7 @@ fn later(kind: Kind, item: Option<Item>, at: Time) -> Result<Later, StoreError> 
     })
 }
 
-/// A row of `job` with an image laid over it.
+/// A row of `job` with an image over it.
 struct Over<'i, 'r, C> {
     row: &'i mut C,
     image: &'i Image,
@@ -174,7 +174,7 @@ struct Over<'i, 'r, C> {
 }
 
 impl<'i, 'r, C: Columns<'r>> Over<'i, 'r, C> {
-    /// Reads the row's next column in any case, and gives what the image has instead.
+    /// Reads the next column of the row, and returns the image's value instead if there is one.
     fn read<T>(
         &mut self,
         row: impl FnOnce(&mut C) -> Result<T, StoreError>,
@@ -193,7 +193,7 @@ impl Later {
     }
 }
 
-/// Nothing is null that the schema doesn't let be.
+/// For columns that may be null. In all others a null is an error.
 fn optional<'i, T>(value: impl FnOnce(&'i Later) -> Option<T>) -> impl FnOnce(&'i Later) -> Option<Option<T>> {
     |later| if *later == Later::Null { Some(None) } else { value(later).map(Some) }
 }
@@ -254,12 +254,13 @@ impl<'i, 'r: 'i, C: Columns<'r>> Columns<'i> for Over<'i, 'r, C> {
     }
 }
 
-/// What [`read_job`] reads, after the image of a later event (null where there is none) and the columns of [`OF_EVENT`] of that, and the last
-/// [`Extension`] of the lease since then (null where there is none).
+/// Reads the image of the job's last event, null if the row is as of that event; the columns [`OF_EVENT`] of that event; the
+/// last [`Extension`] of the lease after it, or null; and then the columns of [`read_job`].
 ///
 /// # Errors
 ///
-/// If the log has no event of the job from its row's last one on: the row is ahead of a log that was cut, and nothing can be said of the job.
+/// If the log has no event of the job from its row's last one on. Then the row is ahead of a log that was cut, and the job is
+/// unknown.
 pub(super) fn read_job_over<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
     let image = Image::read(columns)?;
     let extension = columns.optional_text()?.map(Extension::read).transpose()?;
@@ -278,7 +279,7 @@ mod tests {
     use super::*;
     use crate::domain::{event::JobEvent, status::JobStatus, tests::replay::any_history};
 
-    /// A row as somebody would read it: values from left to right.
+    /// A row as a list of values, from left to right.
     struct Row<'a>(std::vec::IntoIter<Value<'a>>);
 
     macro_rules! next {
@@ -345,7 +346,7 @@ mod tests {
         }
     }
 
-    /// A job by its row and what a reader finds of a later event.
+    /// Reads a job from its row and its last event, which has an image if it is later than the row.
     fn read(row: &Job, later: Option<(&str, &JobEvent)>, shown: &JobEvent) -> Job {
         let (image, event) = later.map_or((None, shown), |(image, event)| (Some(image), event));
         let mut values: Vec<Value<'_>> = vec![
@@ -364,7 +365,7 @@ mod tests {
     }
 
     proptest! {
-        /// A running job is what its row says, however old that is, with the image of its last event laid over it.
+        /// A running job is its row, however old, with the image of its last event over it.
         #[test]
         fn a_row_with_an_image_over_it_is_the_job(history in any_history()) {
             let mut rows: Vec<&Job> = Vec::new();

@@ -1,4 +1,4 @@
-//! Which jobs a batch has to look closer at because they are brought in.
+//! Which jobs of a batch were imported before, and have changed in the source since.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,13 +8,13 @@ use crate::domain::{
     transition::Mark,
 };
 
-/// Those of the jobs that are brought in again.
+/// Those of the jobs that are imported again.
 pub(super) fn of_imported<'a>(jobs: &'a [Job], imports: &[(JobId, Digest)]) -> Vec<&'a Job> {
     let wanted: HashSet<_> = imports.iter().map(|(job, _)| job).collect();
     jobs.iter().filter(|job| wanted.contains(&job.id)).collect()
 }
 
-/// Those that are another than when they were brought in.
+/// The jobs whose source has other data than at the last import.
 pub(super) fn other_than(marks: &HashMap<JobId, Mark>, imports: &[(JobId, Digest)]) -> HashSet<JobId> {
     let is_other = |(job, digest): &&(JobId, Digest)| marks.get(job).is_some_and(|mark| mark.digest != *digest);
     imports.iter().filter(is_other).map(|(job, _)| *job).collect()

@@ -1,4 +1,4 @@
-//! The columns of `job`, each defined once: its name, how it is read, when it is written, and what a job has in it.
+//! The columns of `job`, each defined once: name, type, whether it changes, group, and the value that it gets from a job.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,15 +23,15 @@ use crate::domain::{
 pub(super) struct JobColumn {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
-    /// Whether it ever changes.
+    /// Whether the column changes after the job was created.
     pub(super) changes: bool,
-    /// With which others it is the same in all rows of a batch, or is not.
+    /// The group of the column.
     pub(super) shared: Shared,
-    /// What a job has in it.
+    /// The column's value for a job.
     pub(super) value: for<'a> fn(&'a Job) -> Value<'a>,
 }
 
-/// What a column holds.
+/// The type of a column's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Uuid,
@@ -44,36 +44,35 @@ pub(super) enum Kind {
     Time,
 }
 
-/// Columns that are likely to be the same in all jobs that a batch writes, together.
+/// Groups of columns of `job`. The columns of a group likely have the same values in all jobs that a batch writes. PostgreSQL
+/// then gets each value once instead of for every row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Shared {
-    /// It differs from job to job.
+    /// In no group: the column differs from job to job.
     No,
-    /// Whose it is.
     Org,
     Type,
-    /// What jobs of one producer have in common.
+    /// What the jobs of one producer have in common.
     Spec,
     Key,
     RunTimeout,
     Payload,
     SmallPayload,
-    /// When the batch ran.
+    /// The batch's time.
     Clock,
-    /// How many events the job has.
+    /// The number of the job's last event.
     Step,
-    /// What it waits for.
+    /// The times of a job's wait in the queue.
     Wait,
-    /// What most jobs never have.
+    /// Columns that are empty in most jobs.
     Rare,
     Lease,
 }
 
-/// What a column is read as.
+/// A Rust type as which a column is read.
 trait Field<'r>: Sized {
     const KIND: Kind;
 
-    /// Reads the next column.
     fn read(columns: &mut impl Columns<'r>) -> Result<Self, StoreError>;
 }
 
@@ -107,7 +106,7 @@ fields! {
     optional_time: Option<Time> = Time;
 }
 
-/// Makes [`JobRow`], which has the columns as they are read, and their definitions, in the same order.
+/// Defines [`JobRow`], with a field for each column as it is read, and the list of columns in the same order.
 macro_rules! job_columns {
     (<$r:lifetime> $($name:literal $field:ident: $type:ty, $changes:ident, $shared:ident, $value:expr;)*) => {
         /// A row of `job`.

@@ -1,4 +1,4 @@
-//! Brings a database to this server's schema, and back.
+//! Migrates a database to this server's schema, and back.
 
 use std::{borrow::Cow, cmp::Ordering, fmt};
 
@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::{DatabaseUrl, StoreError, postgres, sqlite};
 
-/// One step of the schema, up and down.
+/// A migration, up and down.
 #[derive(Clone, Copy)]
 pub(super) struct Script {
     version: i64,
@@ -19,7 +19,7 @@ pub(super) struct Script {
     down: &'static str,
 }
 
-/// The same numbers and names for every database, each with a folder of its own.
+/// All databases have the same migrations by number and name, each in a folder of its own.
 macro_rules! scripts {
     ($folder:literal) => {
         scripts!(
@@ -41,18 +41,18 @@ macro_rules! scripts {
     };
 }
 
-/// The schema of SQLite.
+/// The migrations of SQLite.
 pub(super) const SQLITE: &[Script] = scripts!("sqlite");
-/// The schema of PostgreSQL.
+/// The migrations of PostgreSQL.
 pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
-/// PostgreSQL's functions, all in one file: it is applied after the migrations, and again whenever it has changed.
+/// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
     Functions { version: 8, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
-/// See [`FUNCTIONS`].
+/// The functions of one version.
 pub(super) struct Functions {
-    /// Raised with every change, so that an older program does not put its own in place of a newer one's.
+    /// Raised with every change, so that an older program does not replace a newer program's functions.
     pub(super) version: i32,
     pub(super) sql: &'static str,
 }
@@ -62,7 +62,7 @@ impl Functions {
         Sha256::digest(self.sql).into()
     }
 
-    /// Where a database stands that has this version of the functions, with this digest.
+    /// Compares the functions with those of a database, which have this version and digest.
     pub(super) fn compare(&self, found: i32, digest: Option<&[u8]>) -> MigrationStatus {
         let state = match found.cmp(&self.version) {
             Ordering::Less => MigrationState::Missing,
@@ -91,40 +91,40 @@ impl Script {
     }
 }
 
-/// What a step of the schema is.
+/// Kinds of steps of the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepKind {
     /// A migration, which can be undone.
     Migration,
-    /// The functions of PostgreSQL, which are put in place as a whole.
+    /// PostgreSQL's functions, which are replaced as a whole.
     Functions,
 }
 
-/// Where one step of the schema stands in a database.
+/// The state of one step of the schema in a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigrationStatus {
-    /// What it is.
+    /// The kind of the step.
     pub kind: StepKind,
-    /// Its number: migrations are applied in this order; of functions the version.
+    /// The number of the migration, by which migrations are ordered, or the version of the functions.
     pub version: i64,
-    /// Its name; empty if this program doesn't know it.
+    /// The name of the step. Empty if this program doesn't know it.
     pub name: String,
-    /// What the database has of it.
+    /// What the database has of the step.
     pub state: MigrationState,
-    /// What undoing it loses, for people.
+    /// What undoing the step loses, in words for people.
     pub loses: String,
 }
 
-/// What a database has of a migration.
+/// What a database has of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MigrationState {
-    /// It is applied.
+    /// The step is applied.
     Applied,
-    /// It is not applied yet.
+    /// The step is not applied.
     Missing,
-    /// It is applied, with other contents than this program has under its number.
+    /// The step is applied, with other contents than this program has under its number.
     Different,
-    /// It is applied, and this program doesn't know it: a newer one applied it.
+    /// The step is applied, and this program doesn't know it: a newer one applied it.
     Newer,
 }
 
@@ -142,7 +142,7 @@ impl fmt::Display for MigrationState {
 impl fmt::Display for MigrationStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            // Of one that a newer program has applied the name is not known.
+            // This program doesn't know the name of a newer program's migration.
             StepKind::Migration if self.name.is_empty() => write!(f, "{:04}", self.version),
             StepKind::Migration => write!(f, "{:04} {}", self.version, self.name),
             StepKind::Functions => write!(f, "{} {}", self.name, self.version),
@@ -150,7 +150,7 @@ impl fmt::Display for MigrationStatus {
     }
 }
 
-/// Where a database stands, a line for each migration that it or this program knows. Changes nothing.
+/// The state of each step that the database or this program knows. Changes nothing.
 ///
 /// # Errors
 ///
@@ -163,11 +163,11 @@ pub async fn status(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreErro
     }
 }
 
-/// Applies what is missing, and says what that was.
+/// Applies the missing steps, and returns them.
 ///
 /// # Errors
 ///
-/// If the database is newer than this program, is in use by a server (SQLite), or refuses.
+/// If the database is newer than this program, is in use by a server (SQLite), or refuses a step.
 pub async fn up(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::migrations::up(path.as_ref()).await,
@@ -176,7 +176,7 @@ pub async fn up(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
     }
 }
 
-/// Undoes every migration above `target`, the last one first, with what they keep.
+/// Undoes every migration above `target`, the last one first. What these migrations added is lost.
 ///
 /// # Errors
 ///
@@ -195,7 +195,7 @@ pub(super) fn newer(version: i64) -> Option<i64> {
     Some(version).filter(|version| Some(*version) > known)
 }
 
-/// Migrates one kind of database, on a connection that nobody else migrates it by.
+/// The migrations of one kind of database. The caller holds a lock against other migrations of the same database.
 pub(super) struct Migrations {
     scripts: &'static [Script],
     migrator: Migrator,
@@ -207,12 +207,12 @@ impl Migrations {
         let down = scripts.iter().map(|script| script.migration(MigrationType::ReversibleDown));
         let mut migrator = Migrator::with_migrations(up.chain(down).collect());
         migrator.dangerous_set_table_name(table);
-        // Whoever calls holds a lock of its own.
+        // The caller holds a lock already.
         migrator.set_locking(false);
         Self { scripts, migrator }
     }
 
-    /// Where the database stands, of which `applied` is known.
+    /// The state of each migration in a database that has these migrations applied.
     pub(super) fn compare(&self, applied: &[AppliedMigration]) -> Vec<MigrationStatus> {
         let known = self.scripts.iter().map(|script| {
             let found = applied.iter().find(|applied| applied.version == script.version);
@@ -244,18 +244,18 @@ impl Migrations {
         known.chain(newer).collect()
     }
 
-    /// Where the database stands, which has a table of migrations.
+    /// The state of each migration in a database that has a table of migrations.
     pub(super) async fn status(&self, connection: &mut impl Migrate) -> Result<Vec<MigrationStatus>, StoreError> {
         let applied = connection.list_applied_migrations(&self.migrator.table_name).await.map_err(failed)?;
         Ok(self.compare(&applied))
     }
 
-    /// Applies what is missing.
+    /// Applies the missing migrations.
     pub(super) async fn up(&self, connection: &mut impl Migrate) -> Result<(), StoreError> {
         self.migrator.run_direct(None, connection, false).await.map_err(failed)
     }
 
-    /// Undoes what is above `target`.
+    /// Undoes the migrations above `target`.
     pub(super) async fn down<C>(&self, connection: &mut C, target: i64) -> Result<(), StoreError>
     where
         for<'c> &'c mut C: sqlx::Acquire<'c, Connection = &'c mut C>,
@@ -269,7 +269,7 @@ fn failed(error: MigrateError) -> StoreError {
     StoreError::Unusable(format!("migration failed: {error}"))
 }
 
-/// Those that are missing from a database that this program may use; an error if it may not.
+/// The missing steps of a database that this program may use. An error if the database is newer, or has other contents.
 pub(super) fn missing(all: Vec<MigrationStatus>) -> Result<Vec<MigrationStatus>, StoreError> {
     let is = |state| move |status: &&MigrationStatus| status.state == state;
     if let Some(newer) = all.iter().find(is(MigrationState::Newer)) {
@@ -285,7 +285,7 @@ pub(super) fn missing(all: Vec<MigrationStatus>) -> Result<Vec<MigrationStatus>,
     Ok(all.into_iter().filter(|status| status.state == MigrationState::Missing).collect())
 }
 
-/// What a server says that may not migrate a database which lacks these.
+/// The error of a server that may not migrate a database in which these steps are missing.
 pub(super) fn refuse(missing: &[MigrationStatus]) -> StoreError {
     let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
     StoreError::Unusable(format!("the database lacks {}: run `jobledger migrate up` on it first", names.join(", ")))
@@ -295,8 +295,8 @@ pub(super) fn refuse(missing: &[MigrationStatus]) -> StoreError {
 mod tests {
     use super::*;
 
-    /// A change to the functions raises their version and updates the digest here: a database that has other functions under the same
-    /// version is refused.
+    /// A change to the functions must raise their version and update the digest here. A database with other functions under the
+    /// same version is refused.
     #[test]
     fn functions_that_have_changed_have_another_version() {
         let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -1,8 +1,8 @@
-//! Where logs are kept: one trait, a folder for each database.
+//! The storage interface: the trait [`Store`], implemented in one folder for each database.
 //!
-//! The trait is the lane protocol cut where the database ends and the decisions begin: [`Store::begin`] locks the heads of
-//! some orgs and reads the clock, [`Batch::load`] brings what the commands name, pure code decides, [`Batch::write`]
-//! takes what has changed, and [`Batch::commit`] makes it durable. Reads are single statements outside transactions.
+//! A batch uses it in this order. [`Store::begin`] locks the heads of some orgs and reads the clock, [`Batch::load`] loads what
+//! the commands name, pure code decides, [`Batch::write`] writes the changes, and [`Batch::commit`] makes them durable. Reads
+//! are single statements outside transactions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -67,8 +67,8 @@ use self::{
 ///
 /// # Errors
 ///
-/// If the database can't be opened or migrated, is in use by another server, is newer than this one, or is served by a
-/// role that must not serve it.
+/// If the database can't be opened or migrated, is in use by another server, is newer than this server, or if the role must not
+/// serve it.
 pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(path.as_ref(), options).await?)),
@@ -77,11 +77,11 @@ pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Sto
     }
 }
 
-/// True of an SQLite file that a server has: whoever writes to it meanwhile keeps that server waiting.
+/// True if a server has this SQLite file open: whatever writes to the file delays that server. False for PostgreSQL.
 ///
 /// # Errors
 ///
-/// If it can't be told.
+/// If the file or its lock file can't be opened.
 pub fn is_served(url: &DatabaseUrl) -> Result<bool, StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::is_served(path.as_ref()),
@@ -92,42 +92,42 @@ pub fn is_served(url: &DatabaseUrl) -> Result<bool, StoreError> {
 /// How to open a store.
 #[derive(Clone)]
 pub struct OpenOptions {
-    /// The clock of an embedded database; a database server has its own.
+    /// The clock of an embedded database. A database server has its own clock.
     pub clock: Arc<dyn Clock>,
-    /// Whether to bring the database to this server's schema; otherwise one that is behind is refused.
+    /// Whether to migrate the database to this server's schema. If false, a database that lacks migrations is refused.
     pub migrate: bool,
-    /// Whether to refuse a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
+    /// Whether to refuse a role that bypasses row-level security, instead of logging a warning. PostgreSQL only.
     pub require_rls: bool,
-    /// Transactions that may be open at the same time; at least 1. PostgreSQL only.
+    /// Transactions that may be open at the same time, at least 1. PostgreSQL only.
     pub write_connections: u32,
-    /// Orgs whose batches one transaction may carry; at least 1.
+    /// Orgs whose batches one transaction may carry, at least 1.
     pub orgs_per_transaction: u32,
-    /// Reads that may be under way at the same time; at least 1. PostgreSQL only.
+    /// Reads that may run at the same time, at least 1. PostgreSQL only.
     pub read_connections: u32,
-    /// How long the row of a running job may lack what the log says, about; at most a year. Far behind, or of many, it is written earlier.
+    /// About how long the row of a running job may be behind, at most a year. Far behind, or one of many, it is folded earlier.
     pub fold_after: Duration,
-    /// What the log beside the database may grow to before reads wait for it to begin anew, in bytes. SQLite only.
+    /// Size of the WAL in bytes beyond which reads wait until it restarts. SQLite only.
     pub max_wal: u64,
-    /// What for. SQLite only: one server has the file for itself.
+    /// What the file is opened for. SQLite only.
     pub file_use: FileUse,
 }
 
 /// What an SQLite file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileUse {
-    /// To be served: no other server may have it.
+    /// To serve it: no other server may have it open.
     Serve,
-    /// To be read or written beside a server, if there is one. It is neither created nor migrated.
+    /// To read or write it while a server may have it open. The file is neither created nor migrated.
     Beside,
-    /// The same, but where no server has it, it is created and migrated first.
+    /// Like [`FileUse::Beside`], but if no server has the file open, it is created and migrated first.
     Prepare,
 }
 
-/// Orgs whose batches share a transaction, unless it is said otherwise.
+/// Orgs whose batches share a transaction by default.
 pub const ORGS_PER_TRANSACTION: u32 = 64;
 
 impl OpenOptions {
-    /// The defaults, with this clock.
+    /// The default options with this clock.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             clock,
@@ -143,10 +143,10 @@ impl OpenOptions {
     }
 }
 
-/// What payload and result of a job may have together, in bytes, to be read with others.
+/// Bytes of payload and result together up to which a job is read along with others.
 pub const LARGE_JOB: i32 = 64 << 10;
 
-/// What is found where one of several jobs should be.
+/// The result of reading one of several jobs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum FoundJob {
     /// No such job.
@@ -154,28 +154,28 @@ pub enum FoundJob {
     Nothing,
     /// The job.
     Whole(Arc<JobRecord>),
-    /// It is there, and more than [`LARGE_JOB`], or takes long to find out about: to be read alone.
+    /// A job of more than [`LARGE_JOB`] bytes, or whose last lease extension takes long to find. [`Store::job`] reads it.
     Large,
 }
 
-/// A database that keeps logs.
+/// A database that stores the logs of orgs.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// How transactions may be used.
+    /// How many transactions may be open, and how many orgs each may carry.
     fn capacity(&self) -> Capacity;
 
-    /// Begins a transaction that holds the heads of these orgs until it ends, and reads the clock once they are held. It waits for the
-    /// head of one org; of several it holds those that are free, see [`Batch::orgs`].
+    /// Begins a transaction, locks the heads of these orgs until it ends, and then reads the clock. It waits for the head of a
+    /// single org, but skips those of several orgs that are not free: [`Batch::orgs`] names the others.
     async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
 
-    /// Which log the database is known to have, where another may take its place while it is open.
+    /// The log id that the database was last seen to have. `None` for SQLite: nothing can replace the open database.
     fn log_id(&self) -> Option<LogId> {
         None
     }
 
-    /// Begins a transaction on some orgs from memory alone, where these are all the needs of so many commands, and this server was the
-    /// last to write the logs as far as it knows. If they are not as it has left them, or what is written takes more, writing or
-    /// committing it is a [`StoreError::Conflict`], and nothing has happened.
+    /// Begins a transaction from cached states, without a round trip, for orgs with these needs and numbers of commands. `None`
+    /// if the states lack something, or another server may have written to a log. If a state is stale, or the changes take more
+    /// than one statement, writing or committing fails with [`StoreError::Conflict`].
     fn recall(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
         let _ = needs;
         None
@@ -184,146 +184,147 @@ pub trait Store: Send + Sync + 'static {
     /// Reads one job with payload and result.
     async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError>;
 
-    /// Reads some jobs, of any orgs, in the order in which they are named; without those that are [large](FoundJob::Large).
+    /// Reads some jobs, of any orgs, in the given order. A large job comes as [`FoundJob::Large`].
     async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError>;
 
-    /// Which of these jobs, of any orgs, are still there as they are here: no event of theirs has come, and no lease was extended.
+    /// Tells which of these jobs, of any orgs, are current: they exist, and no event or lease extension came after.
     async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError>;
 
-    /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
+    /// Reads the payloads and results of some jobs, in any order. Jobs that don't exist are left out.
     async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError>;
 
-    /// Reads a page of jobs, the newest first.
+    /// Reads a page of jobs, newest first.
     async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError>;
 
     /// Reads the next page of an org's events, with the head and the floor of the same snapshot.
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError>;
 
-    /// Reads the org's statistics as of one place in its log.
+    /// Reads the org's statistics as of one `seq` of its log.
     async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError>;
 
-    /// Reads how far the logs of some orgs reach.
+    /// Reads how far the logs of some orgs have come.
     async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError>;
 
-    /// Tells other servers on the same database how far logs reach. Returns at once; what can't be told now is told later,
-    /// or found by those who look.
+    /// Announces to the database's other servers how far logs have come. Returns at once. What can't be sent is sent later, or
+    /// the other servers find it by reading the heads.
     fn announce(&self, reaches: &[(OrgId, Reach)]);
 
-    /// Listens to what other servers on the same database announce; `None` where there are no others.
+    /// Listens to the announcements of the database's other servers. `None` for SQLite, which has one server.
     fn listen(&self) -> Option<Box<dyn Listener>>;
 
-    /// Reads some orgs that have a log: those after `after`, in the order of their ids, at most `limit`.
+    /// Reads the ids of at most `limit` orgs that have a log: those after `after`, in ascending order.
     async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError>;
 
-    /// Takes up to `limit` orgs in which something is due, and leaves them to the caller for as long as `hold`.
+    /// Takes up to `limit` orgs with due work. On PostgreSQL no other server gets them for as long as `hold`.
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
 
-    /// The API token of an org, or of none, whose secret has this SHA-256.
+    /// Reads the API token of an org, or of none, whose secret has this SHA-256.
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError>;
 
-    /// Notes that API tokens were used, by their orgs and digests: each once, in their order.
+    /// Records that API tokens were used. Each token comes once, in ascending order: servers would deadlock otherwise.
     async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
 
-    /// Reads what the database says of itself: by connections that no caller can take.
+    /// Reads the log id, whether retention is paused, and the revision of the API tokens, on the server's own connections.
     async fn about(&self) -> Result<About, StoreError>;
 
-    /// Reads the log's identity for a caller, who takes none of the connections of [`Store::about`] for it.
+    /// Reads the log id for a caller, on the connections that callers share.
     async fn read_log_id(&self) -> Result<LogId, StoreError>;
 
-    /// What a verification asks.
+    /// The reads of `verify`.
     fn audit(&self) -> &dyn Audit;
 
-    /// Does what the database itself needs now and then: partitions of the months to come, and none that is empty and past.
+    /// Makes partitions for the coming months, and drops past ones that are empty. PostgreSQL only.
     async fn maintain(&self) -> Result<(), StoreError>;
 
-    /// Asks for a sign of life, and what the clock says; without touching a table.
+    /// Checks that the database answers, and reads its clock, without touching a table.
     async fn ping(&self) -> Result<Time, StoreError>;
 
-    /// The last migration, if it is one that this server doesn't know: a newer one has come since it was opened.
+    /// The version of the last migration, or of PostgreSQL's functions, if this server doesn't know it.
     async fn newer_migration(&self) -> Result<Option<i64>, StoreError>;
 
-    /// Notes that the clock was seen, and tells how far it has come since any server did last; `None` if none has. If that is more than
-    /// `unseen`, either way, retention waits for as long as `doubt` from then on.
+    /// Records what the clock says. Returns how far it has moved since any server last recorded it, `None` for the first time.
+    /// If that is more than `unseen`, forwards or back, retention pauses for `doubt` from now on.
     async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError>;
 
-    /// What room there is on the database's disk, where that is this machine's.
+    /// The space on the database's disk, if that disk is on this machine.
     async fn disk(&self) -> Option<Disk> {
         None
     }
 
-    /// Lets go of the database. Nothing may be asked of the store afterwards.
+    /// Closes the database. The store must not be used afterwards.
     async fn close(&self);
 }
 
-/// A transaction over the logs of some orgs. Dropped before [`Batch::commit`], it never was.
+/// A transaction over the logs of some orgs. Dropping it before [`Batch::commit`] rolls it back.
 #[async_trait]
 pub trait Batch: Send {
-    /// The database's clock, read after the heads were won.
+    /// The database's clock, read after the heads were locked.
     fn now(&self) -> Time;
 
-    /// The orgs whose heads it holds: all that were asked for, or of several some.
+    /// The orgs whose heads are locked: all that were asked for, or some of several.
     fn orgs(&self) -> &[OrgId];
 
-    /// Brings what the commands on each of some orgs name, in the same order. Once for an org.
+    /// Loads what the commands of each org name, in the same order. May be called once for each org.
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError>;
 
-    /// Reads jobs that the same transaction has found to be [ready](Loaded::ready), in no order, without stage and progress, which a
+    /// Reads jobs that this transaction has [found ready](Loaded::ready), in any order. They lack stage and progress, which a
     /// claim clears.
     async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError>;
 
-    /// Writes what has changed in each of some orgs. The records that the batch leaves in their logs, in the same order; `None` where
-    /// nothing of one changes. Once for an org.
+    /// Writes the changes of each org. May be called once for each org. Returns the records that the batches leave, in the same
+    /// order, `None` for an org without one.
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError>;
 
-    /// Answers on these orgs rest on [keys being new](Loaded::assumes_new_keys): for a while they are looked up. Nothing may be written then.
+    /// Has keys of these orgs looked up for a second, since a decision depends on [keys being new](Loaded::assumes_new_keys).
+    /// The batch must not be written afterwards.
     fn doubt_keys(&mut self, _orgs: &[OrgId]) {}
 
-    /// True if this record is in the log of an org that the transaction holds, and so the batch happened that wrote it.
+    /// True if the log of an org whose head is locked has this record, so the batch that wrote it was committed.
     ///
     /// # Errors
     ///
-    /// [`StoreError::OutcomeUnknown`] if records of its age are kept no longer.
+    /// [`StoreError::OutcomeUnknown`] if records of its age have been removed.
     async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError>;
 
-    /// Makes everything durable.
+    /// Commits the transaction.
     ///
     /// # Errors
     ///
-    /// [`StoreError::OutcomeUnknown`] if it can't be told whether the transaction was committed.
+    /// [`StoreError::OutcomeUnknown`] if the transaction may or may not have been committed.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;
 }
 
-/// Hears what other servers announce.
+/// Receives the announcements of other servers.
 #[async_trait]
 pub trait Listener: Send {
-    /// The next announcement. Reconnects by itself, for ever; may be dropped while it waits.
+    /// Waits for the next announcement. It reconnects by itself, without end. The future may be dropped.
     async fn next(&mut self) -> News;
 }
 
-/// What was heard from other servers.
+/// What a listener received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    /// These logs reach at least so far.
+    /// These logs have come at least this far.
     Reaches(Vec<(OrgId, Reach)>),
     /// Announcements may have been missed.
     Missed,
 }
 
-/// A disk, in bytes.
+/// The space on a disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
-    /// What may still be written.
+    /// Bytes that may still be written.
     pub free: u64,
-    /// All of it.
+    /// Size of the disk.
     pub total: u64,
 }
 
-/// How transactions may be used.
+/// How many transactions may be open, and how many orgs each may carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Transactions that may be open at the same time; at least 1.
+    /// Transactions that may be open at the same time, at least 1.
     pub transactions: usize,
-    /// Orgs that one transaction may hold; at least 1.
+    /// Orgs that one transaction may carry, at least 1.
     pub orgs: usize,
 }
 
@@ -332,7 +333,7 @@ pub struct Capacity {
 pub struct Head {
     /// `seq` of the last event; 0 before the first.
     pub seq: i64,
-    /// The lowest `seq` from which on the log is whole.
+    /// The lowest `seq` from which on the log lacks no event.
     pub floor: i64,
     /// `recorded_at` of the last event.
     pub recorded_at: Option<Time>,
@@ -340,17 +341,17 @@ pub struct Head {
     pub types: i64,
     /// How many batches have made a job ready.
     pub ready_gen: i64,
-    /// What the org has.
+    /// What the org stores.
     pub stock: Stock,
 }
 
-/// What an org has in the database, by which its quotas go.
+/// What an org stores: quotas are checked against it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stock {
-    /// Its jobs, those that have ended among them.
+    /// Its jobs, finished ones included.
     pub jobs: i64,
-    /// What they and their events take, about, in bytes: [`Job::weight`] and [`JobEvent::weight`](crate::domain::event::JobEvent::weight) of
-    /// all, those events among them that are still to go of jobs that are gone.
+    /// About how many bytes they and their events take: the sum of [`Job::weight`] and of
+    /// [`JobEvent::weight`](crate::domain::event::JobEvent::weight). Events of removed jobs count until they are removed too.
     pub bytes: i64,
 }
 
@@ -359,7 +360,7 @@ impl Head {
     pub const EMPTY: Self =
         Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0, stock: Stock { jobs: 0, bytes: 0 } };
 
-    /// What others are told of it.
+    /// The part of the head that other servers need.
     pub const fn reach(&self) -> Reach {
         Reach { seq: self.seq, ready_gen: self.ready_gen }
     }
@@ -375,32 +376,32 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// The farther of two, each way.
+    /// The higher of each of the two numbers.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self { seq: self.seq.max(other.seq), ready_gen: self.ready_gen.max(other.ready_gen) }
     }
 }
 
-/// What may be due in an org.
+/// Kinds of work that may be due in an org.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DueWork {
-    /// Leases and attempts that end, waits that are over.
+    /// Leases and attempts that end, waits that are over, rows to fold.
     Jobs,
-    /// Finished jobs that are kept no longer.
+    /// Finished jobs whose retention time is over.
     Retention,
 }
 
-/// What can go wrong with a database, in terms of what to do about it.
+/// Database errors, by what the caller can do about them.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// It doesn't answer, or not in time. Nothing was committed.
+    /// The database doesn't answer, or not in time. Nothing was committed.
     #[error("the database is not available: {0}")]
     Unavailable(String),
-    /// It gave the transaction up for the sake of another. Nothing was committed; it may be run again.
+    /// The transaction conflicted with another, or relied on a stale state. Nothing was committed; it may be run again.
     #[error("the transaction got in the way of another: {0}")]
     Conflict(String),
-    /// It refused data that validation let through. Nothing was committed.
+    /// The database refused data that validation accepted. Nothing was committed.
     #[error("the database refused the data: {0}")]
     Refused(String),
     /// The disk is full. Nothing was committed; reads still work.
@@ -409,7 +410,7 @@ pub enum StoreError {
     /// The connection broke while the transaction was being committed.
     #[error("it is not known whether the transaction was committed: {0}")]
     OutcomeUnknown(String),
-    /// It can't be used: wrong file, wrong version, in use, damaged.
+    /// The database can't be used: wrong file or version, in use, or damaged.
     #[error("{0}")]
     Unusable(String),
 }

@@ -1,4 +1,4 @@
-//! What readers ask of a store, and what they get.
+//! Queries of readers, and their results.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,23 +7,23 @@ use chrono::TimeDelta;
 use super::StatusCounts;
 use crate::domain::{clock::Time, event::JobEvent, flow::Flow, id::JobId, job::Job, status::JobStatus};
 
-/// Which events a reader wants.
+/// A filter of events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
-    /// Only this job's.
+    /// Only events of this job.
     pub job: Option<JobId>,
-    /// Only those of jobs of these types, which are in order; empty: all.
+    /// Only events of these types, which are sorted. Empty: all types.
     pub types: Vec<String>,
-    /// Only those that lead to one of these statuses; empty: all.
+    /// Only events that lead to one of these statuses. Empty: all statuses.
     pub statuses: Vec<JobStatus>,
-    /// And those that lead away from one of them.
+    /// Also events that lead away from one of `statuses`.
     pub is_leaving: bool,
-    /// Only those of jobs with all of these labels.
+    /// Only events of jobs with all of these labels.
     pub labels: BTreeMap<String, String>,
 }
 
 impl EventFilter {
-    /// True for an event that the reader wants.
+    /// True for an event that passes the filter.
     pub fn matches(&self, event: &JobEvent) -> bool {
         self.job.is_none_or(|job| job == event.job_id)
             && self.is_of(&event.job_type)
@@ -35,13 +35,13 @@ impl EventFilter {
 }
 
 impl EventFilter {
-    /// With a hundred types that an event is none of, it is told from a few.
+    /// A binary search, since a filter may have a hundred types.
     fn is_of(&self, job_type: &str) -> bool {
         debug_assert!(self.types.is_sorted(), "types are in order");
         self.types.is_empty() || self.types.binary_search_by(|wanted| (**wanted).cmp(job_type)).is_ok()
     }
 
-    /// The jobs whose events are wanted, but for the one named.
+    /// The same filter for jobs, without `job` and `is_leaving`.
     pub fn of_jobs(&self) -> JobFilter {
         JobFilter {
             statuses: self.statuses.clone(),
@@ -51,7 +51,7 @@ impl EventFilter {
         }
     }
 
-    /// True for a job that is among them as it is now.
+    /// True for a job that passes [`EventFilter::of_jobs`] as it is.
     pub fn matches_job(&self, job: &Job) -> bool {
         self.is_of(&job.spec.job_type)
             && (self.statuses.is_empty() || self.statuses.contains(&job.status))
@@ -62,36 +62,36 @@ impl EventFilter {
 /// Which page of events to read.
 #[derive(Debug, Clone)]
 pub struct EventQuery {
-    /// Which events.
+    /// The filter of events.
     pub filter: EventFilter,
-    /// Only those with a greater `seq`.
+    /// Only events with a greater `seq`.
     pub after: i64,
-    /// At most this many; at least 1.
+    /// At most this many events, at least 1.
     pub max_events: usize,
-    /// No more once this many bytes are exceeded.
+    /// The page ends with the event that exceeds this many bytes.
     pub max_bytes: usize,
 }
 
 /// A page of events.
 #[derive(Debug)]
 pub struct EventPage {
-    /// The events that match, in the order of `seq`.
+    /// The matching events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
-    /// The page has every matching event from the query's `after` up to this `seq`.
+    /// The page has every matching event after the query's `after` up to this `seq`.
     pub through: i64,
     /// The head of the log in the same snapshot.
     pub head: i64,
     /// The floor of the log in the same snapshot.
     pub floor: i64,
-    /// The status, in the same snapshot, of the job that the filter names; `None` if it doesn't exist or none is named.
+    /// The status, in the same snapshot, of the filter's job. `None` if it doesn't exist, or the filter has none.
     pub job_status: Option<JobStatus>,
 }
 
-/// How far along `seq` a page of an org's events looks for those that match: bounds the work of a filter that matches little.
+/// `seq`s that a page of an org's events spans at most. It bounds the work for a filter that matches little.
 pub(super) const SCAN_WINDOW: i64 = 4_096;
 
 impl EventPage {
-    /// The page, which looked at what is there up to `last`, or was cut after its last event.
+    /// The page, which covers the log up to `last`, or only up to its last event if it is cut.
     pub(super) fn ending_at(mut self, last: i64, is_cut: bool) -> Self {
         self.through = match self.events.last() {
             Some(event) if is_cut => event.seq,
@@ -101,25 +101,25 @@ impl EventPage {
     }
 }
 
-/// Which jobs a list is of. What is empty or absent lets all through.
+/// A filter of jobs. A field that is empty or absent matches all jobs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct JobFilter {
-    /// In one of these statuses. Each once.
+    /// Jobs with one of these statuses, each named once.
     pub statuses: Vec<JobStatus>,
-    /// Of one of these types. Each once.
+    /// Jobs of one of these types, each named once.
     pub types: Vec<String>,
-    /// With all of these labels.
+    /// Jobs with all of these labels.
     pub labels: BTreeMap<String, String>,
-    /// Asked for by.
+    /// Jobs that this requester asked for.
     pub requested_by: Option<String>,
-    /// Created then or later.
+    /// Jobs created then or later.
     pub created_after: Option<Time>,
-    /// Created before then.
+    /// Jobs created before then.
     pub created_before: Option<Time>,
 }
 
 impl JobFilter {
-    /// True if an index finds exactly the jobs that match.
+    /// True if an index has exactly the matching jobs.
     fn is_indexed(&self) -> bool {
         let no_rest = self.requested_by.is_none() && self.created_after.is_none() && self.created_before.is_none();
         let of_types = self.types.is_empty()
@@ -133,36 +133,36 @@ impl JobFilter {
 /// Which page of jobs to read.
 #[derive(Debug, Clone)]
 pub struct ListQuery {
-    /// Which jobs.
+    /// The filter of jobs.
     pub filter: JobFilter,
-    /// Only those whose first event is before this `seq`.
+    /// Only jobs whose first event is before this `seq`.
     pub before: i64,
-    /// At most this many; at least 1.
+    /// At most this many jobs, at least 1.
     pub limit: usize,
 }
 
-/// How many jobs a page looks at for those that match, where no index finds just those.
+/// Jobs that a page examines at most if no index has exactly the matching ones.
 pub(super) const LIST_SCAN: usize = 2_000;
 
 impl ListQuery {
-    /// How many jobs are looked at. One more than is wanted, which tells that the page is not the last.
+    /// How many jobs a page examines. One more than its limit tells whether there is a next page.
     pub(super) fn scan(&self) -> usize {
         let wanted = self.limit + 1;
         if self.filter.is_indexed() { wanted } else { wanted.max(LIST_SCAN) }
     }
 
-    /// The statuses to look among.
+    /// The statuses of jobs to examine.
     pub(super) fn statuses(&self) -> &[JobStatus] {
         if self.filter.statuses.is_empty() { &JobStatus::ALL } else { &self.filter.statuses }
     }
 
-    /// Their names.
+    /// The names of [`ListQuery::statuses`].
     pub(super) fn status_names(&self) -> Vec<&'static str> {
         self.statuses().iter().copied().map(JobStatus::as_str).collect()
     }
 
-    /// The page, given what was found (one more than is wanted, if there is more), and the last that was looked at, if not all
-    /// were.
+    /// The page of these jobs, which are one more than the limit if there are more. `reached` is the `created_seq` of the last
+    /// job examined, `None` if all were.
     pub(super) fn page(&self, mut jobs: Vec<Job>, as_of_seq: i64, reached: Option<i64>) -> JobPage {
         let is_cut = jobs.len() > self.limit;
         jobs.truncate(self.limit);
@@ -177,92 +177,92 @@ impl ListQuery {
 /// A page of jobs.
 #[derive(Debug)]
 pub struct JobPage {
-    /// Those that match, the newest first.
+    /// The matching jobs, newest first.
     pub jobs: Vec<Job>,
-    /// Before which `seq` to go on; `None` at the end. There may be a next page where this one has no jobs.
+    /// The `before` of the next page, `None` at the end. A page without jobs may have a next one.
     pub next: Option<i64>,
-    /// A head of the log of which the page misses nothing: what is streamed after it tells of everything that the page
-    /// does not.
+    /// A `seq` up to which the page lacks no event. Events after it have everything that the page lacks.
     pub as_of_seq: i64,
 }
 
 /// Which statistics to read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StatisticsQuery {
-    /// Of these types; empty: of all.
+    /// Only these types. Empty: all types.
     pub types: Vec<String>,
-    /// What happened within this time until now; at most seven days.
+    /// Length of the window, which ends now. At most seven days.
     pub window: TimeDelta,
-    /// Whether to tell it bucket by bucket as well.
+    /// Whether to return the buckets of the window as well.
     pub series: SeriesKind,
 }
 
 impl StatisticsQuery {
-    /// Of these types, within the last minute.
+    /// The statistics of these types for the last minute.
     pub fn of(types: &[String]) -> Self {
         Self { types: types.to_vec(), window: TimeDelta::minutes(1), series: SeriesKind::None }
     }
 }
 
-/// How a series is told.
+/// Which buckets a series has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeriesKind {
-    /// Not at all.
+    /// None.
     None,
-    /// Of all types together.
+    /// A bucket for all types together.
     Together,
-    /// Of each type.
+    /// A bucket for each type.
     ByType,
 }
 
 /// The statistics of an org.
 #[derive(Debug)]
 pub struct Statistics {
-    /// The head of the log that they belong to.
+    /// The head of the log at which the statistics were read.
     pub as_of_seq: i64,
-    /// The database's clock when they were read.
+    /// The database's clock at that time.
     pub as_of: Time,
-    /// When the window begins: with a minute, or an hour where it is longer than a day; or when the series did, if that was later.
+    /// The start of the window: a whole minute, or a whole hour if the window is longer than a day. Later if the series starts
+    /// later.
     pub since: Time,
-    /// Each type that has had a job, in the order of their names.
+    /// The types, ordered by name. Retention drops a type with its last job.
     pub types: Vec<TypeStatistics>,
-    /// What happened bucket by bucket, in order; those in which nothing did are left out.
+    /// The buckets in order, without empty ones.
     pub series: Vec<SeriesPoint>,
 }
 
 /// The statistics of one type.
 #[derive(Debug)]
 pub struct TypeStatistics {
-    /// The type.
+    /// The type's name.
     pub job_type: String,
-    /// Its jobs.
+    /// The numbers of jobs by status.
     pub counts: StatusCounts,
-    /// Those of the queued whose time is still to come. The others may be claimed.
+    /// The number of scheduled jobs. The other queued jobs are ready.
     pub scheduled: i64,
-    /// When the job became ready that has been waiting longest.
+    /// The ready time of the job that has been ready for longest.
     pub oldest_ready_at: Option<Time>,
-    /// What happened to its jobs within the window.
+    /// What happened to jobs of the type within the window.
     pub flow: Flow,
 }
 
-/// What happened within one bucket of the series.
+/// One bucket of the series.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesPoint {
-    /// Its first instant.
+    /// The first instant of the bucket.
     pub start: Time,
-    /// The type, if they are told apart.
+    /// The type, in a series by type.
     pub job_type: Option<String>,
-    /// What happened; without the durations.
+    /// What happened in the bucket, without durations.
     pub flow: Flow,
 }
 
 impl Statistics {
-    /// Those of an org without a log.
+    /// The statistics of an org without a log.
     pub(super) fn empty(as_of: Time, since: Time) -> Self {
         Self { as_of_seq: 0, as_of, since, types: Vec::new(), series: Vec::new() }
     }
 
-    /// With types and buckets in order.
+    /// Sorts types and buckets.
     pub(super) fn in_order(mut self) -> Self {
         self.types.sort_unstable_by(|a, b| a.job_type.cmp(&b.job_type));
         self.series.sort_unstable_by(|a, b| (a.start, &a.job_type).cmp(&(b.start, &b.job_type)));

@@ -1,4 +1,4 @@
-//! Jobs that may be claimed, by what claims choose by: rows are read of those alone that are handed out.
+//! Ready jobs, by the keys that claims choose by. Full rows are read only of jobs that claims get.
 
 use std::{
     cmp::Reverse,
@@ -8,64 +8,64 @@ use std::{
 
 use crate::domain::{clock::Time, id::JobId, job::Job};
 
-/// Where a job stands among those that may be claimed: the least is claimed first.
+/// The claim order: the smallest is claimed first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClaimOrder {
-    /// The highest comes first.
+    /// The highest priority first.
     pub priority: Reverse<i32>,
-    /// Then the one that has been ready for longest.
+    /// Then the job that has been ready for longest.
     pub ready_at: Time,
-    /// Then the one that was created first.
+    /// Then the job that was created first.
     pub created_seq: i64,
 }
 
 impl ClaimOrder {
-    /// That of a job.
+    /// The claim order of a job.
     pub fn of(job: &Job) -> Self {
         Self { priority: Reverse(job.spec.priority), ready_at: job.ready_at, created_seq: job.created_seq }
     }
 }
 
-/// What is wanted of the jobs that may be claimed: those that are claimed first.
+/// How many ready jobs the claims of a batch need, the first in claim order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ready {
-    /// No more than so many of each of these types.
+    /// At most this many of each of these types.
     pub of: BTreeMap<Arc<str>, usize>,
-    /// And no more than this many, whatever their type.
+    /// At most this many of all types together.
     pub all: usize,
 }
 
 impl Ready {
-    /// True if there is nothing to look for.
+    /// True if no ready jobs are needed.
     pub fn is_empty(&self) -> bool {
         self.of.is_empty() && self.all == 0
     }
 }
 
-/// A job that may be claimed.
+/// A ready job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadyJob {
-    /// Which.
+    /// The job's id.
     pub id: JobId,
-    /// Its type.
+    /// The job's type.
     pub job_type: Arc<str>,
-    /// Where it stands.
+    /// The job's claim order.
     pub order: ClaimOrder,
 }
 
-/// The jobs that may be claimed of those that were wanted.
+/// The ready jobs that were found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FoundReady {
-    /// Each once.
+    /// The jobs, each once.
     pub jobs: Vec<ReadyJob>,
-    /// Types of which there are as many as were wanted, and so may be more.
+    /// Types of which as many were found as asked for, so that there may be more.
     pub cut: BTreeSet<Arc<str>>,
-    /// The same of those of whatever type.
+    /// The same for all types together.
     pub is_cut: bool,
 }
 
 impl FoundReady {
-    /// Puts what was found of some types, and of all, together.
+    /// Merges the jobs found by type with those found among all types.
     pub(super) fn new(wanted: &Ready, of_types: Vec<ReadyJob>, of_all: Vec<ReadyJob>) -> Self {
         let mut found: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
         for job in &of_types {

@@ -1,29 +1,29 @@
-//! Batch records: what each batch that changes anything leaves of itself in its org's log, by which it is known whether it happened.
+//! Batch records. Each batch that changes the log or a job leaves one in its org's log, which proves that it was committed.
 
 use chrono::TimeDelta;
 use uuid::Uuid;
 
 /// The format in which records are written.
 pub(super) const RECORD_FORMAT: i16 = 1;
-/// How long records are kept, by the database's clock, since events alone move the log's time on; longer than anybody looks for the
-/// outcome of a batch.
+/// How long records are kept, by the database's clock: the log's time moves only with events. No writer looks for the outcome
+/// of a batch as late as this.
 pub(super) const RECORDS_KEPT: TimeDelta = TimeDelta::minutes(10);
-/// Records that go at once, at most: more than are written between two such times.
+/// Records that are removed at a time, at most: more than are written between two removals.
 pub(super) const RECORDS_DROPPED: i64 = 1_024;
 
-/// Which record of a log: the last one tells how far the log has come, heartbeats included.
+/// A batch record of a log. The last record says how far the log has come, heartbeats included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecordId {
-    /// Its number: 1, 2, 3, …; 0 before the first.
+    /// The record's number: 1, 2, 3, …; 0 before the first.
     pub n: i64,
-    /// Random: of two logs that differ, a restored one and that which it replaced, no two records are the same.
+    /// A random number. Two different histories, such as a restored log and the one that it replaced, have no record in common.
     pub id: i64,
 }
 
 impl RecordId {
-    /// A new one after this.
+    /// A new record that follows this one.
     pub(super) fn follow(self) -> Self {
-        // Random but for six bits.
+        // 62 of these 64 bits are random.
         Self { n: self.n + 1, id: Uuid::new_v4().as_u128() as i64 }
     }
 }

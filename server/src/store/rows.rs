@@ -1,4 +1,4 @@
-//! Rows as the domain's values: one mapping, whichever database they come from.
+//! Maps rows to the domain's values, the same way for both databases.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ pub(super) const EVENT_COLUMNS: [&str; 14] = [
     "labels",
 ];
 
-/// A row, read from left to right. The types are those that both databases have for the same thing.
+/// A row, read from left to right. Each method reads the next column, in a type that both databases have.
 pub(super) trait Columns<'r> {
     fn uuid(&mut self) -> Result<Uuid, StoreError>;
     fn flag(&mut self) -> Result<bool, StoreError>;
@@ -51,16 +51,16 @@ pub(super) trait Columns<'r> {
     fn optional_text(&mut self) -> Result<Option<&'r str>, StoreError>;
     fn optional_bytes(&mut self) -> Result<Option<&'r [u8]>, StoreError>;
     fn optional_time(&mut self) -> Result<Option<Time>, StoreError>;
-    /// The result that an event brought, exactly.
+    /// The result of an event, exactly as it was given.
     fn result(&mut self) -> Result<Option<Json>, StoreError>;
-    /// The same after [`EVENT_COLUMNS`], where it has a column of its own; `None` where `detail_json` has it.
+    /// The result in a column of its own after [`EVENT_COLUMNS`]. `None` if `detail_json` has the result.
     fn result_beside_detail(&mut self) -> Result<Option<Json>, StoreError>;
 
     fn time(&mut self) -> Result<Time, StoreError> {
         self.optional_time()?.ok_or_else(|| damaged("time"))
     }
 
-    /// Text that is empty when the column is null.
+    /// A null becomes the empty text.
     fn text(&mut self) -> Result<&'r str, StoreError> {
         Ok(self.optional_text()?.unwrap_or_default())
     }
@@ -83,7 +83,7 @@ pub(super) trait Columns<'r> {
     }
 }
 
-/// Reads the end of a log, then its last record.
+/// Reads the head of a log, then its last record.
 pub(super) fn head<'r>(columns: &mut impl Columns<'r>) -> Result<(Head, RecordId), StoreError> {
     let head = Head {
         seq: columns.long()?,
@@ -96,23 +96,23 @@ pub(super) fn head<'r>(columns: &mut impl Columns<'r>) -> Result<(Head, RecordId
     Ok((head, RecordId { n: columns.long()?, id: columns.long()? }))
 }
 
-/// Reads what is known of a job that may be claimed: its id, type, priority, when it became ready, and its first event.
+/// Reads a ready job: its id, type, priority, ready time, and the `seq` of its first event.
 pub(super) fn ready_job<'r>(columns: &mut impl Columns<'r>) -> Result<ReadyJob, StoreError> {
     let (id, job_type) = (JobId(columns.uuid()?), columns.text()?.into());
     let (priority, ready_at) = (Reverse(columns.int()?), columns.time()?);
     Ok(ReadyJob { id, job_type, order: ClaimOrder { priority, ready_at, created_seq: columns.long()? } })
 }
 
-/// Reads what [`read_job_over`] does, then payload and result.
+/// Reads a job as [`read_job_over`] does, then payload and result.
 pub(super) fn job_record<'r>(columns: &mut impl Columns<'r>) -> Result<JobRecord, StoreError> {
     Ok(JobRecord { job: read_job_over(columns)?, contents: contents(columns)? })
 }
 
-/// Reads what [`read_job`] does, then whether the log has the job's last event.
+/// Reads a job as [`read_job`] does, then whether the log has the job's last event.
 ///
 /// # Errors
 ///
-/// If it has not: the row is ahead of a log that was cut, and nothing can be decided on it.
+/// If the log lacks that event. Then the row is ahead of a log that was cut, and nothing can be decided on the job.
 pub(super) fn job_of_log<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreError> {
     let job = read_job(columns)?;
     if columns.flag()? {
@@ -121,7 +121,7 @@ pub(super) fn job_of_log<'r>(columns: &mut impl Columns<'r>) -> Result<Job, Stor
     Err(StoreError::Refused(format!("the log lacks event {} of job {}: its end was lost", job.last_seq, job.id)))
 }
 
-/// Reads jobs that are among so many wanted ones: the place of each, whether it is large, and what [`job_record`] reads.
+/// Reads some of `wanted` jobs. Each row has the job's index among them, whether it is large, and what [`job_record`] reads.
 pub(super) fn found_jobs<'r, C: Columns<'r>>(
     wanted: usize,
     rows: impl Iterator<Item = C>,
@@ -135,7 +135,7 @@ pub(super) fn found_jobs<'r, C: Columns<'r>>(
     Ok(found)
 }
 
-/// True at these places among so many.
+/// A list of `wanted` flags, of which those at these indexes are true.
 pub(super) fn at(wanted: usize, places: impl IntoIterator<Item = usize>) -> Result<Vec<bool>, StoreError> {
     let mut found = vec![false; wanted];
     for place in places {
@@ -149,7 +149,7 @@ pub(super) fn contents<'r>(columns: &mut impl Columns<'r>) -> Result<JobContents
     Ok(JobContents { payload: columns.optional_text()?.map(Json::from_trusted), result: columns.result()? })
 }
 
-/// Reads what a timeline needs to know of an event, with the job.
+/// Reads a job's id, and what a timeline needs of one of its events.
 pub(super) fn milestone<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Milestone), StoreError> {
     let job = JobId(columns.uuid()?);
     let kind = EventKind::parse(columns.text()?).ok_or_else(|| damaged("kind"))?;
@@ -158,7 +158,7 @@ pub(super) fn milestone<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Mi
     Ok((job, Milestone { kind, ts, recorded_at, is_past: columns.flag()?, scheduled_at }))
 }
 
-/// Reads what was brought in of a job last: its id, the `seq` of the event that says so, and that event's detail.
+/// Reads the last import of a job: the job's id, and the `seq` and the detail of its `IMPORTED` event.
 pub(super) fn mark<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Mark), StoreError> {
     let job = JobId(columns.uuid()?);
     let seq = columns.long()?;
@@ -166,14 +166,14 @@ pub(super) fn mark<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, Mark), 
     Ok((job, Mark { seq, digest, past: Vec::new() }))
 }
 
-/// Reads by what an event is known that was brought in, with the job.
+/// Reads a job's id, and the key by which an imported event of the job is recognised.
 pub(super) fn past_key<'r>(columns: &mut impl Columns<'r>) -> Result<(JobId, PastKey), StoreError> {
     let job = JobId(columns.uuid()?);
     let ts = columns.time()?;
     Ok((job, (ts, columns.optional_text()?.map(status).transpose()?, columns.status()?)))
 }
 
-/// Reads [`EVENT_COLUMNS`], and the result where it lies beside them.
+/// Reads [`EVENT_COLUMNS`], then the result if it has a column of its own.
 pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, StoreError> {
     let mut event = JobEvent {
         org_id: OrgId(columns.uuid()?),
@@ -216,7 +216,7 @@ pub(super) fn damaged(what: &str) -> StoreError {
     StoreError::Unusable(format!("the database holds a {what} that can't be read"))
 }
 
-/// Null for the empty string, as in the seed of this schema.
+/// `None` for the empty text, which is stored as null.
 pub(super) fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
@@ -229,7 +229,7 @@ pub(super) fn labels_json(labels: &BTreeMap<String, String>) -> Option<String> {
     (!labels.is_empty()).then(|| json_text(labels))
 }
 
-/// The JSON of something that has string keys only, and so always has one.
+/// The JSON text of a value. It must have string keys only, as then serialising can't fail.
 pub(super) fn json_text(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("strings, numbers and raw JSON serialise")
 }

@@ -1,4 +1,4 @@
-//! What a batch adds to the statistics, and how they are stored over time.
+//! What a batch adds to the statistics, and the buckets in which they are stored.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,49 +8,49 @@ use crate::domain::{
     flow::{Flow, Width},
 };
 
-/// Rows of the series that are too old and go at once, at least; and with them those of the same bucket.
+/// Old rows of the series that one batch removes for each width. SQLite also removes the other rows of the last bucket.
 pub(super) const FORGOTTEN_AT_ONCE: i64 = 2_000;
 
-/// By how much the statistics of one type change with a batch.
+/// How a batch changes the statistics of one type.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Its jobs.
+    /// Changes of the numbers of jobs.
     pub counts: StatusCounts,
-    /// Those of its queued jobs whose time is still to come.
+    /// Change of the number of scheduled jobs.
     pub scheduled: i64,
-    /// What happened to its jobs, at the batch's time.
+    /// What happened to jobs of the type, at the batch's time.
     pub flow: Flow,
 }
 
-/// What retention takes away of the log.
+/// The flow that the log loses with the jobs that retention removes.
 pub type RemovedFlow = BTreeMap<Bucket, Flow>;
 
-/// Where something stands in the series.
+/// The key of a bucket of the series.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bucket {
-    /// How wide it is.
+    /// A minute or an hour.
     pub width: Width,
-    /// Its first instant.
+    /// The first instant of the bucket.
     pub start: Time,
-    /// The type.
+    /// The type of the jobs.
     pub job_type: Arc<str>,
 }
 
 /// The whole series of some types.
 #[derive(Debug, Default)]
 pub struct Series {
-    /// The head of the log that it belongs to.
+    /// The head of the log at which the series was read.
     pub as_of_seq: i64,
-    /// When that was written.
+    /// `recorded_at` of the event at that head.
     pub recorded_at: Option<Time>,
-    /// What happened.
+    /// All that happened.
     pub happened: BTreeMap<Bucket, Flow>,
-    /// What retention has taken away of that: what the log still has makes up the rest.
+    /// The part that retention has removed from the log. Counting the log gives the rest.
     pub removed: BTreeMap<Bucket, Flow>,
 }
 
 impl Series {
-    /// Takes what a row has, whose width is in seconds.
+    /// Adds one row, whose width is in seconds.
     pub(super) fn take(
         &mut self,
         (width, start, job_type): (i64, Time, &str),
@@ -64,7 +64,7 @@ impl Series {
     }
 }
 
-/// Since when the series of a log may tell of a job.
+/// The time since which the series may cover events of a log.
 pub fn told_since(head: &Head) -> Time {
     head.recorded_at.map_or(Time::MIN_UTC, |last| Width::Hour.kept_since(last))
 }

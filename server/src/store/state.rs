@@ -1,14 +1,16 @@
-//! What a server knows of an org's jobs as of a record of its log: those that run, whether their rows are behind the log or not, and the
-//! first of those that may be claimed ([`Windows`]).
+//! The state of an org: what a server caches of the org's jobs as of a record of its log. It has the running jobs, whether
+//! their rows are behind or not, and the first of the ready jobs ([`Windows`]).
 //!
-//! Nothing rests on it alone: whoever decides by it makes sure, in the same transaction or statement, that the record is still the log's last,
-//! or catches up from it. What was lost is loaded: of rows that are behind the events since then, each with its image, tell what the jobs are.
+//! A state is only a hint. A batch that uses it checks in the same transaction or statement that its record is still the log's
+//! last, or catches up from there. A lost state is loaded again: the images of the events after the base lead to all jobs whose
+//! rows are behind.
 //!
-//! A batch writes the rows of the jobs that it creates and of those that don't run after it. What a running job does is in the log alone
-//! until it stops, or until it is **folded**: a batch of its org writes its row once that has been behind for some seconds.
+//! A batch writes the rows of the jobs that it creates, and of changed jobs that don't run after it. A running job changes in
+//! the log alone until it stops, or until its row is **folded**: a batch of its org writes a row that has been behind for some
+//! seconds.
 //!
-//! What a heartbeat without news changes is in the record of its batch alone ([`Extension`](super::extension::Extension)): such a job is kept
-//! here, too, and folded once its last heartbeat is a minute old, so that records may go.
+//! A heartbeat without news changes only the record of its batch ([`Extension`](super::extension::Extension)). The state keeps
+//! such a job too. Its row is folded once the last extension is a minute old, so that old records can be removed.
 
 use std::{
     borrow::Cow,
@@ -35,62 +37,62 @@ use crate::domain::{
     transition::{Command, Tick},
 };
 
-/// Jobs of an org that run, whose rows are not behind, and that are known all the same.
+/// Running jobs of an org that are cached although their rows are not behind.
 const MOST_CLEAN: usize = 8_192;
-/// Jobs of an org that claims hold which may come again, where all of them are to be known.
+/// Jobs of an org that claims with a `request_id` hold. Up to this many, the state has all of them.
 pub(super) const MOST_HELD: usize = 4_096;
-/// See the module.
+
 #[derive(Debug, Default)]
 pub(super) struct OrgState {
     jobs: HashMap<JobId, Running>,
-    /// The same by the first event that each row lacks.
+    /// Jobs whose rows lack events, by the `seq` of the first event that the row lacks.
     since: BTreeMap<i64, JobId>,
-    /// What all of them take, those whose rows lack events, and those whose rows lack an extension alone, in bytes.
+    /// Memory of all jobs, of those whose rows lack events, and of those whose rows lack only a lease extension, in bytes.
     bytes: usize,
     since_bytes: usize,
     extended_bytes: usize,
-    /// Those of them whose rows say that they are queued.
+    /// The jobs in `since` whose rows say that they are queued.
     queued: BTreeMap<i64, JobId>,
-    /// The jobs whose rows lack an extension, by the number of the record that has the last of each.
+    /// Jobs whose rows lack a lease extension, by the number of the record with their last one.
     extended: BTreeSet<(i64, JobId)>,
-    /// The jobs whose rows lack nothing, by their last events.
+    /// Jobs whose rows lack nothing, by the `seq` of their last events.
     clean: BTreeSet<(i64, JobId)>,
-    /// Those that claims hold which may come again, by their `request_id` and their worker.
+    /// Jobs that claims with a `request_id` hold, by that and the worker.
     requests: BTreeSet<(Arc<str>, Arc<str>, JobId)>,
-    /// Whether all jobs are known that claims hold which may come again; and if not, whether they are too many.
+    /// Whether `requests` has all such jobs of the org; if not, whether they are too many for it.
     knows_held: bool,
     are_many_held: bool,
-    /// Jobs that may be claimed.
+    /// The first ready jobs.
     pub(super) windows: Windows,
-    /// What the last batch has changed, as it was before: the first time first; and `head` before it.
+    /// Undo log of the last batch: the jobs that it changed as they were before, in order, and `head` as it was before.
     before: Vec<(JobId, Option<Running>)>,
     head_before: i64,
-    /// Until then a server looks at the org that finds it in the database.
+    /// The time at which `org_due` has the org swept so that its rows are folded, if this server has written one.
     noted_until: Option<Time>,
-    /// The `seq` at which the log ended.
+    /// The `seq` of the log's last event.
     pub(super) head: i64,
-    /// How many batches had removed jobs; of a log that several servers write.
+    /// How many batches have removed jobs. PostgreSQL only.
     pub(super) removals: i64,
 }
 
-/// A job that runs, and what its row lacks.
+/// A running job, and what its row lacks.
 #[derive(Debug, Clone)]
 struct Running {
     job: Job,
-    /// Events.
+    /// The events that the row lacks.
     lacks: Option<Lacks>,
-    /// An extension of its lease, since the last event.
+    /// The lease extension that the row lacks, if no event came after it.
     extended: Option<Extended>,
-    /// In what it differs from its row beside.
+    /// How the job differs from its row, in what its events don't say.
     differs: Differs,
 }
 
-/// Where an extension is that a row lacks.
+/// The last lease extension that a row lacks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Extended {
-    /// The number of the record.
+    /// The number of its record.
     pub(super) n: i64,
-    /// When that was written, by the clock.
+    /// When the record was written, by the clock.
     pub(super) at: Time,
 }
 
@@ -99,7 +101,7 @@ pub(super) struct Extended {
 pub(super) struct Lacks {
     pub(super) seq: i64,
     pub(super) recorded_at: Time,
-    /// The row says that its job is queued, and may stand among those that are ready.
+    /// The row says that the job is queued, so that the job may look ready.
     pub(super) is_queued: bool,
 }
 
@@ -108,7 +110,7 @@ impl Running {
         Self { job: job.clone(), lacks: None, extended: None, differs: Differs::Nowhere }
     }
 
-    /// By what the claim is known that holds it.
+    /// The `request_id` and the worker of the claim that holds the job.
     fn claim(&self) -> Option<(Arc<str>, Arc<str>)> {
         let lease = self.job.lease.as_ref()?;
         Some((lease.request.clone()?, Arc::clone(&lease.worker)))
@@ -116,27 +118,27 @@ impl Running {
 }
 
 impl Extended {
-    /// `None` where there is no time: none counts.
+    /// `None` without a time: the extension doesn't count then.
     pub(super) fn of(n: Option<i64>, at: Option<Time>) -> Option<Self> {
         Some(Self { n: n?, at: at? })
     }
 }
 
 impl Lacks {
-    /// `None` where there is no event.
+    /// `None` without an event.
     pub(super) fn of(seq: Option<i64>, recorded_at: Option<Time>, is_queued: Option<bool>) -> Option<Self> {
         Some(Self { seq: seq?, recorded_at: recorded_at?, is_queued: is_queued.unwrap_or_default() })
     }
 }
 
 impl OrgState {
-    /// No row is behind as of this place of a log, and so many batches that removed jobs.
+    /// A state at this `seq` in which no row is behind, of a log from which this many batches have removed jobs.
     pub(super) fn of(head: i64, removals: i64) -> Self {
         Self { head, removals, knows_held: head == 0, ..Self::default() }
     }
 
-    /// A job is so as of the log's end: its row lacks events from the one given on, or none, and the extension given, or none; and its last
-    /// image says in what it differs from the row.
+    /// Sets a job as of the log's end, or drops it if it does not run. `lacks` and `extended` say what its row lacks, and
+    /// `differs` how its last image differs from the row.
     pub(super) fn set(&mut self, job: Job, lacks: Option<Lacks>, extended: Option<Extended>, differs: Differs) {
         self.windows.follow(&job);
         let is_running = job.status == JobStatus::Running;
@@ -146,12 +148,12 @@ impl OrgState {
         self.put(job.id, is_running.then_some(Running { job, lacks, extended, differs }));
     }
 
-    /// Whether all jobs are known that claims hold which may come again. If not, whether to load them.
+    /// Whether the state has all jobs that claims with a `request_id` hold. The error says whether to load them.
     pub(super) fn knows_held(&self) -> Result<(), bool> {
         if self.knows_held { Ok(()) } else { Err(!self.are_many_held) }
     }
 
-    /// These are all jobs by their rows that claims hold which may come again, or the first of them.
+    /// Takes the jobs that claims with a `request_id` hold by their rows. Without `are_all` there are too many to cache.
     pub(super) fn set_held(&mut self, jobs: Vec<Job>, are_all: bool) {
         (self.knows_held, self.are_many_held) = (are_all, !are_all);
         for job in jobs.into_iter().filter(|_| are_all) {
@@ -161,13 +163,13 @@ impl OrgState {
         }
     }
 
-    /// The last batch was committed: it won't come to nothing.
+    /// The last batch was committed: drops its undo log.
     pub(super) fn settle(&mut self) {
         self.before = Vec::new();
         self.windows.begin();
     }
 
-    /// Forgets all that the database has as well.
+    /// Drops everything that the rows have as well.
     pub(super) fn shrink(&mut self) {
         for id in self.clean.iter().map(|(_, id)| *id).collect::<Vec<_>>() {
             self.put(id, None);
@@ -176,7 +178,7 @@ impl OrgState {
         self.windows.clear();
     }
 
-    /// Puts this in the place of what there is of a job, which it brings.
+    /// Replaces what the state has of a job, and returns that.
     fn put(&mut self, id: JobId, behind: Option<Running>) -> Option<Running> {
         let before = self.jobs.remove(&id);
         if let Some((request, worker)) = before.as_ref().and_then(Running::claim) {
@@ -221,24 +223,24 @@ impl OrgState {
         before
     }
 
-    /// The last batch has come to nothing: all is as it was before.
+    /// The last batch was not committed: undoes its changes.
     pub(super) fn revert(&mut self) {
         while let Some((id, before)) = self.before.pop() {
             self.put(id, before);
         }
         self.windows.revert();
         self.head = self.head_before;
-        // What the database says was not written either.
+        // The time in `org_due` was not written either.
         self.noted_until = None;
     }
 
-    /// Puts this in the place of what there is of a job, until the batch is known to have come to nothing.
+    /// Replaces what the state has of a job, and adds that to the undo log.
     fn change(&mut self, id: JobId, behind: Option<Running>) {
         let before = self.put(id, behind);
         self.before.push((id, before));
     }
 
-    /// Another server has written all rows up to a place, and those of some jobs.
+    /// Another server has written all rows up to `base`, and the rows of these jobs.
     pub(super) fn forget(&mut self, base: Base, written: &[JobId]) {
         let up_to = self.since.range(..=base.seq).map(|(_, id)| *id);
         let up_to = up_to.chain(self.extended.iter().take_while(|(n, _)| *n <= base.n).map(|(_, id)| *id));
@@ -253,46 +255,47 @@ impl OrgState {
         }
         written.iter().for_each(|id| _ = self.put(*id, None));
         if !written.is_empty() {
-            // Some may wait no longer, or be held.
+            // Such jobs may have left the queue, or a claim may hold them.
             (self.knows_held, self.are_many_held) = (false, false);
             self.windows.clear();
         }
         self.before.clear();
-        // Whoever has written them may have looked for what is due, too.
+        // That server may have changed the time in `org_due`, too.
         self.noted_until = None;
     }
 
-    /// A job as the log has it, if it is known to run. Those in windows lack their stages.
+    /// A job as of the log's end, if the state has it as running.
     pub(super) fn get(&self, id: JobId) -> Option<&Job> {
         self.jobs.get(&id).map(|running| &running.job)
     }
 
-    /// True of a job that is known to run, whatever its row says.
+    /// True if the state has this job as running, whatever its row says.
     pub(super) fn runs(&self, id: JobId) -> bool {
         self.jobs.contains_key(&id)
     }
 
-    /// How many are known to run.
+    /// How many running jobs the state has.
     pub(super) fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// What it takes in memory, about.
+    /// About how many bytes the state takes in memory.
     pub(super) fn bytes(&self) -> usize {
         self.bytes + self.windows.bytes()
     }
 
-    /// What the jobs take of that whose rows are behind, which the database has nowhere else than in the log.
+    /// Memory of the jobs whose rows are behind: only the log has these as they are.
     pub(super) fn behind_bytes(&self) -> usize {
         self.since_bytes + self.extended_bytes
     }
 
-    /// Takes what was found of what a window lacked, and says which of these jobs are to be read.
+    /// Adds the ready jobs that were found for a window, and returns those of them whose rows are worth reading.
     pub(super) fn fill(&mut self, short: &Short, found: Vec<ReadyJob>) -> Vec<JobId> {
         self.windows.fill(short, found, |id| self.jobs.contains_key(&id))
     }
 
-    /// What windows lack of what is wanted. Rows that are behind look ready: as many more are looked at, and left out.
+    /// What to load before windows have what is wanted. Queued rows that are behind look ready, so the limits rise by their
+    /// number.
     pub(super) fn short(&mut self, wanted: &Ready) -> Vec<Short> {
         self.windows.make_room(wanted);
         let mut short = self.windows.short(wanted);
@@ -313,7 +316,7 @@ impl OrgState {
         short
     }
 
-    /// Those that claims hold which came before, of each no more than are wanted.
+    /// The jobs that the earlier claims hold, of each claim at most as many as it asks for.
     pub(super) fn held(&self, wanted: &[HeldBy]) -> Vec<JobId> {
         let of_claim = |held: &HeldBy| {
             let first = (Arc::clone(&held.request), Arc::clone(&held.worker), JobId(Uuid::nil()));
@@ -324,13 +327,12 @@ impl OrgState {
         wanted.iter().flat_map(of_claim).collect()
     }
 
-    /// All of them.
     pub(super) fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.jobs.values().map(|behind| &behind.job)
     }
 
-    /// What is due, and when the next of the others is: of all jobs, where this is so of the rows. No more than so many, those that were
-    /// due first.
+    /// The jobs that are due, and when the next one is, given the same of rows. Returns at most `limit` jobs, those first that
+    /// were due first.
     pub(super) fn due(
         &self,
         of_rows: Vec<(Time, JobId)>,
@@ -338,7 +340,7 @@ impl OrgState {
         limit: usize,
         now: Time,
     ) -> (Vec<JobId>, Option<Time>) {
-        // What the row of one waits for may be over.
+        // A row that is behind may have an outdated due time.
         let of_rows = of_rows.into_iter().filter(|(_, id)| !self.runs(*id));
         let running = self.jobs().filter_map(|job| Some((job.due_at?, job.id)));
         let (running, later): (Vec<_>, Vec<_>) = running.partition(|(at, _)| *at <= now);
@@ -348,17 +350,17 @@ impl OrgState {
         (due.into_iter().map(|(_, id)| id).take(limit).collect(), next)
     }
 
-    /// Those that a clock which was ahead by so much at most has put off.
+    /// The running jobs that were dated by a clock that was ahead, by at most `by`.
     pub(super) fn misdated(&self, by: Duration, now: Time) -> impl Iterator<Item = JobId> {
-        // No lease is granted.
+        // Redating grants no lease, so it needs no secret.
         let tick = Tick { now, recorded_at: now, next_seq: 0, secret: LeaseSecret([0; 16]) };
         let is_misdated =
             move |job: &&Job| job.apply(&Command::Redate(by), tick).is_ok_and(|redated| redated.is_changed);
         self.jobs().filter(is_misdated).map(|job| job.id)
     }
 
-    /// Takes note of what a batch changes in a log that ends at `head` then, with the record of this number, and says what that is to the
-    /// rows of its jobs.
+    /// Applies the changes of a batch with record `n`, after which the log ends at `head`. Returns what the batch writes of its
+    /// existing jobs.
     pub(super) fn follow<'a>(
         &mut self,
         changes: &'a Changes,
@@ -409,7 +411,7 @@ impl OrgState {
             written.rows.push(Cow::Borrowed(job));
             if !has_events {
                 written.quiet.push(job.id);
-                // What was there of it in an earlier record counts no more.
+                // Readers would still apply the extension in the earlier record, so this record replaces it.
                 extended.extend(was_extended.then_some(job));
             }
         }

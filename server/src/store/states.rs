@@ -1,7 +1,7 @@
-//! What this server knows of the logs that it writes, each as of the record that its last batch left there.
+//! The cached states of the orgs to which this server writes, each as of the record that the server's last batch left.
 //!
-//! Nothing rests on it: whoever decides by it makes sure, within the same transaction or statement, that the log's last record is still that
-//! one, or catches up from it.
+//! A state is only a hint. A batch that uses it checks in the same transaction or statement that the log's last record is still
+//! the one that the state was made at, and otherwise catches up from there.
 
 use std::{
     collections::HashMap,
@@ -15,13 +15,12 @@ use super::{RecordId, state::OrgState};
 use crate::domain::{clock::Time, id::OrgId};
 
 const LONGEST_FOLD: TimeDelta = TimeDelta::days(366);
-/// Orgs of which anything is known, at most.
+/// Orgs that may have a cached state. One more drops all states.
 const MOST_ORGS: usize = 8_192;
-/// What all of them take, about, in bytes. Beyond that all forget what the database has as well; and once the jobs whose rows are behind
-/// take half of it, the orgs that have more of them than others write rows at once, with a batch as many as it leaves behind itself.
+/// Memory of all states, about, in bytes. Beyond it, every state drops what rows have as well. Once jobs whose rows are behind
+/// take half of it, orgs with at least the average of them fold at once: each batch folds as much as it leaves behind.
 pub(super) const BUDGET: usize = 64 << 20;
 
-/// See the module.
 pub(super) struct States {
     fold_after: TimeDelta,
     all: Mutex<All>,
@@ -30,16 +29,16 @@ pub(super) struct States {
 #[derive(Default)]
 struct All {
     orgs: HashMap<OrgId, Known>,
-    /// What they take.
+    /// Bytes of all states.
     bytes: usize,
-    /// And those of their jobs whose rows are behind; and how many orgs have any.
+    /// Bytes of the jobs whose rows are behind, and the number of orgs that have such jobs.
     behind_bytes: usize,
     behind: usize,
-    /// After all have forgotten what they could, as much must have come together again before they do so anew.
+    /// Bytes that were left when the states were last shrunk. They are shrunk again only at twice as many.
     left: usize,
 }
 
-/// What is known of an org as of a record.
+/// A state, and the record that it was made at.
 type Known = (RecordId, OrgState);
 
 impl States {
@@ -48,19 +47,19 @@ impl States {
         Self { fold_after, all: Mutex::default() }
     }
 
-    /// How long rows of running jobs may be behind, of an org that was taken.
+    /// How long rows may be behind in an org whose state was taken out.
     pub(super) fn fold_after(&self, of: &OrgState) -> TimeDelta {
         let all = self.all();
         let own = of.behind_bytes();
         All::fold_after(self.fold_after, own, (all.behind_bytes + own, all.behind + 1))
     }
 
-    /// Takes what is known of an org, and the record as of which it is. Until it is put back, nothing is known.
+    /// Takes out the state of an org. Until it is put back, the org has none.
     pub(super) fn take(&self, org: OrgId) -> Option<Known> {
         self.all().take(org)
     }
 
-    /// This is how an org is in a log whose last record this is.
+    /// Caches the state of an org whose log ends with this record.
     pub(super) fn put(&self, org: OrgId, last: RecordId, state: OrgState) {
         let all = &mut *self.all();
         all.take(org);
@@ -78,18 +77,17 @@ impl States {
         }
     }
 
-    /// Nothing is known any more.
+    /// Drops all states.
     pub(super) fn clear(&self) {
         *self.all() = All::default();
     }
 
-    /// What all of them take.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.all().bytes
     }
 
-    /// Orgs that have jobs whose rows have been behind for long.
+    /// Orgs with rows that have been behind for long, at most `limit`.
     pub(super) fn stale(&self, now: Time, limit: usize) -> Vec<OrgId> {
         let all = self.all();
         let is_stale = |(_, (_, state)): &(&OrgId, &Known)| {
@@ -114,14 +112,14 @@ impl All {
         Some(known)
     }
 
-    /// That of an org whose jobs take so much, of what all take and how many orgs that is.
+    /// How long rows may be behind in an org with `own` bytes of such jobs, of `all` bytes in `orgs` orgs.
     fn fold_after(unless_pressed: TimeDelta, own: usize, (all, orgs): (usize, usize)) -> TimeDelta {
         let has_more_than_others = own > 0 && own.saturating_mul(orgs) >= all;
         if all > BUDGET / 2 && has_more_than_others { TimeDelta::zero() } else { unless_pressed }
     }
 }
 
-/// What a batch leaves of an org once it is committed.
+/// The state of an org before and after a batch that is about to be committed.
 pub(super) struct Left {
     pub(super) org: OrgId,
     pub(super) before: RecordId,
@@ -130,13 +128,13 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// It was committed.
+    /// The batch was committed: caches the state after it.
     pub(super) fn committed(mut self, states: &States) {
         self.state.settle();
         states.put(self.org, self.after, self.state);
     }
 
-    /// It is known that it was not: all is as it was before.
+    /// The batch was certainly not committed: caches the state before it.
     pub(super) fn reverted(mut self, states: &States) {
         self.state.revert();
         states.put(self.org, self.before, self.state);

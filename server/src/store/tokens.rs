@@ -1,4 +1,4 @@
-//! API tokens: made, listed and revoked by whoever owns the database; looked up by servers.
+//! API tokens. The owner of the database makes, lists and revokes them, and servers look them up.
 
 use uuid::Uuid;
 
@@ -13,10 +13,10 @@ use crate::domain::{
     id::OrgId,
 };
 
-/// The columns of a token, in the order of [`token`].
+/// The columns of a token, in the order in which [`token`] reads them.
 pub(super) const TOKEN_COLUMNS: &str = "id, org_id, digest, name, roles, created_at, expires_at, revoked_at";
 
-/// Under which org a token is kept.
+/// The org id under which a token is stored.
 pub(super) fn key_of(org: Option<OrgId>) -> Uuid {
     org.map_or(NO_ORG, |org| org.0)
 }
@@ -36,17 +36,17 @@ pub(super) fn token<'r>(columns: &mut impl Columns<'r>) -> Result<ApiToken, Stor
     })
 }
 
-/// Reads [`TOKEN_COLUMNS`], then when it was last used.
+/// Reads [`TOKEN_COLUMNS`], then the time of the last use.
 pub(super) fn listed<'r>(columns: &mut impl Columns<'r>) -> Result<ApiToken, StoreError> {
     let token = token(columns)?;
     Ok(ApiToken { used_at: columns.optional_time()?, ..token })
 }
 
-/// Keeps a token. Servers on the database know it at once, and may be running; where there is no database yet it is made.
+/// Stores a token. Servers may be running, and accept it at once.
 ///
 /// # Errors
 ///
-/// If the database can't be opened or migrated, or the role does not own its tables (PostgreSQL).
+/// If the database can't be opened, lacks migrations, or if the role does not own its tables (PostgreSQL).
 pub async fn make(url: &DatabaseUrl, token: &ApiToken) -> Result<(), StoreError> {
     match url {
         DatabaseUrl::Sqlite(path) => sqlite::tokens::make(path.as_ref(), token).await,
@@ -55,11 +55,11 @@ pub async fn make(url: &DatabaseUrl, token: &ApiToken) -> Result<(), StoreError>
     }
 }
 
-/// All tokens, or those of one org; the oldest first.
+/// All tokens, or those of one org, oldest first.
 ///
 /// # Errors
 ///
-/// If the database can't be opened, lacks migrations, or the role does not own its tables (PostgreSQL).
+/// If the database can't be opened, lacks migrations, or if the role does not own its tables (PostgreSQL).
 pub async fn list(url: &DatabaseUrl, org: Option<OrgId>) -> Result<Vec<ApiToken>, StoreError> {
     let mut tokens = match url {
         DatabaseUrl::Sqlite(path) => sqlite::tokens::list(path.as_ref()).await?,
@@ -71,7 +71,7 @@ pub async fn list(url: &DatabaseUrl, org: Option<OrgId>) -> Result<Vec<ApiToken>
     Ok(tokens)
 }
 
-/// Has every server refuse a token from now on; true if there is one with this id.
+/// Revokes a token. Servers notice within seconds. Returns true if there is a token with this id.
 ///
 /// # Errors
 ///

@@ -1,31 +1,31 @@
-//! Which database to use.
+//! The URL of the database.
 
 use std::{fmt, str::FromStr};
 
 use super::StoreError;
 
-/// Which database to use.
+/// The URL of the database.
 #[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
     /// An SQLite file, `sqlite://PATH`.
     Sqlite(String),
     /// A database of a PostgreSQL server, `postgres://USER:PASSWORD@HOST:PORT/NAME`, as a whole URL.
     Postgres(String),
-    /// Something else with a user in it, and so perhaps a password: refused when it is opened, since what is wrong with an argument
-    /// is said together with the argument.
+    /// Another URL with a user, and perhaps a password. It is refused when it is opened: an error of the argument parser would
+    /// print the whole argument.
     Other,
 }
 
 const EXPECTED_URL: &str = "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db";
 
 impl DatabaseUrl {
-    /// That of another kind can't be opened.
+    /// The error for [`DatabaseUrl::Other`].
     pub(super) fn refused() -> StoreError {
         StoreError::Unusable(EXPECTED_URL.to_owned())
     }
 }
 
-/// Without the password that a URL may hold.
+/// Without the password.
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -41,7 +41,7 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(url: &str) -> Result<Self, String> {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            // Looked at when it is opened, as what is something else.
+            // Parsed when it is opened, for the same reason as `Other`.
             return Ok(Self::Postgres(url.to_owned()));
         }
         let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {

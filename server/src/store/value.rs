@@ -1,4 +1,4 @@
-//! What a row has in a column, the same for both databases: each has types of its own for it.
+//! Column values, the same for both databases. Each database maps them to its own types.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::domain::clock::Time;
 
-/// A value to be written.
+/// The value of one column.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value<'a> {
     Null,
@@ -21,7 +21,7 @@ pub(super) enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// True of what a column of `job` has where nobody says anything: null, zero, false.
+    /// True for null, zero and false, the defaults of most columns of `job`.
     pub(super) fn is_nothing(&self) -> bool {
         matches!(self, Self::Null | Self::Flag(false) | Self::Int(0) | Self::Long(0))
     }
@@ -39,7 +39,7 @@ impl From<i32> for Value<'_> {
     }
 }
 
-/// What is larger than any `INTEGER` becomes the largest.
+/// Saturates at the largest `INTEGER`.
 impl From<u32> for Value<'_> {
     fn from(value: u32) -> Self {
         Self::Int(i32::try_from(value).unwrap_or(i32::MAX))
@@ -58,7 +58,7 @@ impl From<f64> for Value<'_> {
     }
 }
 
-/// As microseconds.
+/// In microseconds.
 impl From<Duration> for Value<'_> {
     fn from(value: Duration) -> Self {
         Self::Long(i64::try_from(value.as_micros()).unwrap_or(i64::MAX))
@@ -95,7 +95,7 @@ impl<'a> From<&'a [u8]> for Value<'a> {
     }
 }
 
-/// Null where there is nothing.
+/// `None` becomes null.
 impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
     fn from(value: Option<T>) -> Self {
         value.map_or(Self::Null, Into::into)

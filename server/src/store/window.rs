@@ -1,7 +1,7 @@
-//! The ready window: the first of the jobs that may be claimed, in memory, so that no claim looks for what it doesn't hand out.
+//! The ready window: the first ready jobs in memory, so that no claim reads rows of jobs that it does not get.
 //!
-//! Of each type that claims ask for, and of all types together, a window has every job that may be claimed up to some place in their order,
-//! and is filled from that place on when claims want more. Every batch brings it up to date with what it changes.
+//! Each type that claims ask for has a window, and so have all types together. A window has every ready job up to some position
+//! in claim order. It is filled from there on when claims want more. Every batch applies its changes to the windows.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,58 +11,58 @@ use std::{
 use super::{ClaimOrder, FoundReady, Ready, ReadyJob};
 use crate::domain::{id::JobId, job::Job};
 
-/// Under this, which is the name of no type, stands the window of all types.
+/// The name of the window of all types: no type is called so.
 pub(super) static ALL_TYPES: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
-/// Jobs of a window, at most; more than the claims of a batch look at.
+/// Jobs in a window, at most: more than the claims of a batch consider.
 const MOST: usize = 2_048;
-/// As many are looked for at least where a window is filled for the first time; then twice as many each time, up to the other number.
+/// Jobs that a window loads the first time. Each load doubles that, up to `FILLED`. Claims that want more load more.
 const FILLED_FIRST: usize = 32;
 const FILLED: usize = 512;
-/// The same of all windows that are filled at once.
+/// Jobs that the windows of an org load together, unless claims want more.
 const FILLED_TOGETHER: usize = 1_024;
 /// Windows of an org, at most.
 const MOST_WINDOWS: usize = 256;
-/// Jobs of an org that are in windows and known as a whole, at most.
+/// Jobs of an org that are cached whole, at most.
 const MOST_WHOLE: usize = 4_096;
-/// What a place takes, in bytes, about.
+/// About how many bytes an entry of `places` takes.
 const PLACE: usize = 256;
-/// What the texts of one of them may take, in bytes.
+/// Bytes of text beyond which a job is not cached whole.
 const MOST_TEXT: usize = 2 << 10;
 
 /// The windows of one org.
 #[derive(Debug, Default)]
 pub(super) struct Windows {
     of: HashMap<Arc<str>, Window>,
-    /// Where the jobs in them stand.
+    /// The jobs in any window, with their positions.
     places: HashMap<JobId, ReadyJob>,
-    /// Some of the jobs in them, as they are.
+    /// Some of these jobs, whole.
     whole: HashMap<JobId, Job>,
-    /// What these take, in bytes.
+    /// Memory of the whole jobs, in bytes.
     bytes: usize,
-    /// What the last batch has changed, as it was before.
+    /// Undo log of the last batch.
     before: Vec<Before>,
 }
 
-/// The first jobs of a type.
+/// The first ready jobs of a type, or of all types.
 #[derive(Debug, Default)]
 struct Window {
     jobs: BTreeMap<ClaimOrder, ReadyJob>,
     through: Through,
-    /// For how many was looked the last time.
+    /// The limit of the last load.
     filled: usize,
 }
 
-/// Up to where a window has every job.
+/// How far a window has every ready job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Through {
     #[default]
     Nothing,
-    /// Up to this place, with it.
+    /// Up to and including this position.
     Order(ClaimOrder),
     All,
 }
 
-/// How a job stood among those that may be claimed.
+/// A job as the windows had it before a change.
 #[derive(Debug)]
 struct Before {
     id: JobId,
@@ -70,14 +70,14 @@ struct Before {
     whole: Option<Job>,
 }
 
-/// What a window lacks of what is wanted.
+/// A load that a window needs before it has enough jobs.
 #[derive(Debug, Clone)]
 pub(super) struct Short {
     /// The name of the window.
     pub(super) name: Arc<str>,
-    /// Look from here on; `None`: from the first on.
+    /// The position from which to load. `None`: from the first job on.
     pub(super) from: Option<ClaimOrder>,
-    /// For as many.
+    /// How many jobs to load.
     pub(super) limit: usize,
 }
 
@@ -92,7 +92,7 @@ impl Window {
 }
 
 impl Windows {
-    /// Has there be as few windows as may be, with those of what is wanted.
+    /// Drops all windows if those that `wanted` needs would exceed the bound.
     pub(super) fn make_room(&mut self, wanted: &Ready) {
         let added = wanted.of.keys().filter(|name| !self.of.contains_key(*name)).count();
         if added > 0 && self.of.len() + added > MOST_WINDOWS {
@@ -100,7 +100,7 @@ impl Windows {
         }
     }
 
-    /// What there has to be looked for before `wanted` can be told.
+    /// The loads that the windows need before they have what is wanted.
     pub(super) fn short(&self, wanted: &Ready) -> Vec<Short> {
         let all = (wanted.all > 0).then_some((&*ALL_TYPES, &wanted.all));
         let short = |(name, limit): (&Arc<str>, &usize)| {
@@ -119,8 +119,8 @@ impl Windows {
         wanted.of.iter().chain(all).filter_map(short).collect()
     }
 
-    /// Takes what was found of what a window lacked, in order, but for those that run in truth. Of these it may know so many as a whole,
-    /// once somebody reads them.
+    /// Adds the jobs that were loaded for a window, in claim order, except those that run according to the log. Returns those
+    /// that [`Windows::know`] may cache whole once their rows are read.
     pub(super) fn fill(&mut self, short: &Short, found: Vec<ReadyJob>, runs: impl Fn(JobId) -> bool) -> Vec<JobId> {
         let room = MOST_WHOLE.saturating_sub(self.whole.len());
         let mut unknown = Vec::new();
@@ -141,7 +141,7 @@ impl Windows {
         unknown
     }
 
-    /// This is how a job in a window is.
+    /// Caches a job whole if it is in a window, is not too long, and there is room.
     pub(super) fn know(&mut self, job: &Job) {
         if self.whole.len() < MOST_WHOLE && self.places.contains_key(&job.id) && job.text_bytes() <= MOST_TEXT {
             self.forget(job.id);
@@ -150,19 +150,19 @@ impl Windows {
         }
     }
 
-    /// A job in a window is not known as a whole any more.
+    /// Drops a job that is cached whole.
     fn forget(&mut self, id: JobId) -> Option<Job> {
         let job = self.whole.remove(&id)?;
         self.bytes -= job.bytes();
         Some(job)
     }
 
-    /// A job in a window, if it is known as a whole; maybe without stage and progress, which a claim clears.
+    /// A job in a window, if it is cached whole. It may lack stage and progress, which a claim clears.
     pub(super) fn get(&self, id: JobId) -> Option<&Job> {
         self.whole.get(&id)
     }
 
-    /// The first jobs of what is wanted, of which nothing is [short](Self::short).
+    /// The first jobs of what is wanted. Nothing of that may be [short](Self::short).
     pub(super) fn ready(&self, wanted: &Ready) -> FoundReady {
         let first = |name: &Arc<str>, limit: usize| {
             self.of.get(name).into_iter().flat_map(move |window| window.jobs.values().take(limit)).cloned()
@@ -171,22 +171,22 @@ impl Windows {
         FoundReady::new(wanted, of_types, first(&ALL_TYPES, wanted.all).collect())
     }
 
-    /// What they take in memory, about.
+    /// About how many bytes the windows take in memory.
     pub(super) fn bytes(&self) -> usize {
         self.bytes + self.places.len() * PLACE
     }
 
-    /// Nothing is known any more.
+    /// Drops all windows.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// A batch begins to change jobs.
+    /// Starts the undo log of a batch.
     pub(super) fn begin(&mut self) {
         self.before = Vec::new();
     }
 
-    /// A batch has made this of a job.
+    /// Applies what a batch has made of a job.
     pub(super) fn follow(&mut self, job: &Job) {
         let place = job.is_ready().then(|| ready_job(job));
         if let Some(before) = self.set(job.id, place, Some(job)) {
@@ -194,14 +194,14 @@ impl Windows {
         }
     }
 
-    /// The last batch has come to nothing.
+    /// Undoes the changes of the last batch.
     pub(super) fn revert(&mut self) {
         for Before { id, place, whole } in std::mem::take(&mut self.before).into_iter().rev() {
             self.set(id, place, whole.as_ref());
         }
     }
 
-    /// Has a job stand here among those that may be claimed, or nowhere; how it was before, unless it is in no window.
+    /// Sets a job's position, `None` if it is not ready. Returns what the windows had of it, `None` if it was and is in none.
     fn set(&mut self, id: JobId, place: Option<ReadyJob>, whole: Option<&Job>) -> Option<Before> {
         if self.of.is_empty() {
             return None;
@@ -230,7 +230,7 @@ impl Windows {
         (before.place.is_some() || is_there).then_some(before)
     }
 
-    /// Has a window be no larger than it may be.
+    /// Cuts a window down to its bound.
     fn trim(&mut self, name: &Arc<str>) {
         while let Some(window) = self.of.get_mut(name).filter(|window| window.jobs.len() > MOST) {
             let Some((order, job)) = window.jobs.pop_last() else { return };

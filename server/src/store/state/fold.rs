@@ -10,32 +10,32 @@ use crate::{
     store::{Changes, NextDue},
 };
 
-/// So much later than it should have been folded any server looks at an org: whoever has left rows behind folds them before, if it is there.
+/// How long after its fold time any server sweeps an org. The server that left the rows behind folds them before, if it is up.
 const NOTED_LATER: TimeDelta = TimeDelta::seconds(2);
-/// The row of a running job says that it is queued for so long at most: whoever looks for what is ready passes over it.
+/// How long the row of a running job may say that it is queued: every search for ready jobs has to skip such a row.
 const QUEUED_FOR: TimeDelta = TimeDelta::seconds(3);
-/// Nor may the log be so many events beyond the first one that a row lacks: whoever does not know which rows are behind looks through them.
+/// How many events of the log may follow the first one that a row lacks: a server without a cached state reads them all.
 pub(super) const FAR: i64 = 16_384;
-/// Rows of an org that may be behind.
+/// Rows of an org that may lack events.
 pub(super) const MOST: usize = 8_192;
-/// What the jobs with such rows may take, in bytes.
+/// Memory of the jobs with such rows, in bytes.
 pub(super) const MOST_BYTES: usize = 16 << 20;
-/// The same of those whose rows lack an extension alone.
+/// Memory of the jobs whose rows lack only a lease extension, in bytes.
 pub(super) const MOST_EXTENDED_BYTES: usize = 32 << 20;
-/// Rows of an org that may lack an extension of their leases.
+/// Rows of an org that may lack a lease extension.
 const MOST_EXTENDED: usize = 16_384;
-/// An extension is folded so many times later than events: heartbeats come more often than that, and each makes the one before needless.
+/// Extensions are folded so many times later than events: heartbeats come more often, and each replaces the last one.
 const EXTENDED_FOR: i32 = 6;
-/// And no later than this.
+/// Extensions are folded no later than this.
 const LONGEST_EXTENDED: TimeDelta = TimeDelta::minutes(1);
-/// Rows that one batch folds, at most: its callers wait for them.
+/// Rows that one batch folds at most: its callers wait for them.
 const FOLDED_AT_ONCE: usize = 64;
-/// The same of a batch that has fewer changes of its own than that.
+/// The same for a batch with fewer changes than `FOLDED_AT_ONCE`.
 const FOLDED_ALONE: usize = 512;
-/// And what their jobs take at most, in bytes, but for as much as the batch leaves behind.
+/// Memory of the jobs that a batch folds, in bytes, unless it leaves more behind itself.
 const FOLDED_BYTES: usize = 1 << 20;
 
-/// Jobs whose rows a batch leaves behind that were not, and what they take.
+/// Jobs whose rows a batch leaves behind, and which were not behind before; and their memory in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Added {
     jobs: usize,
@@ -50,8 +50,8 @@ impl Added {
 }
 
 impl OrgState {
-    /// When jobs of the org are to be looked at, as far as it became known to a batch that has found so much of it: at some time while rows
-    /// are behind, by any server, should this one be gone then.
+    /// When to sweep the org next, given what the batch itself found. While rows are behind, the sweep is no later than shortly
+    /// after their fold time, so that any server folds them if this one is gone.
     pub(in crate::store) fn next_due(
         &mut self,
         found: Option<NextDue>,
@@ -59,7 +59,7 @@ impl OrgState {
         fold_after: TimeDelta,
     ) -> Option<NextDue> {
         let note = now + fold_after + NOTED_LATER;
-        // That a row lacks an extension is no reason to look: its lease ends no later than the log says, and then somebody does.
+        // Lease extensions need no sweep: the org is swept at the row's lease end, which is no later than the real one.
         if self.since.is_empty() {
             self.noted_until = None;
             return found;
@@ -77,19 +77,19 @@ impl OrgState {
         })
     }
 
-    /// True if some are to be folded now.
+    /// True if rows of the org are to be folded now.
     pub(in crate::store) fn is_stale(&self, now: Time, fold_after: TimeDelta) -> bool {
-        // Before any other server looks, this one does, and says when the next time is.
+        // This server sweeps the org, and writes a new time, a second before any other server does.
         let is_noted_soon = self.noted_until.is_some_and(|noted| noted <= now + NOTED_LATER / 2);
         is_noted_soon && !self.since.is_empty() || self.next_stale(now, fold_after).next().is_some()
     }
 
-    /// Jobs that are to be folded by a batch that changes these others, and leaves so many more behind.
+    /// The jobs that a batch with these changes folds. `added` is what the batch leaves behind itself.
     pub(super) fn stale(&self, changes: &Changes, now: Time, fold_after: TimeDelta, added: Added) -> Vec<JobId> {
         let has_little = changes.events.len() + changes.changed.len() < FOLDED_AT_ONCE;
         let least = if has_little { FOLDED_ALONE } else { FOLDED_AT_ONCE };
         let mut seen: HashSet<_> = changes.changed.iter().map(|changed| changed.job.id).collect();
-        // As many as it leaves behind itself, and as much, so that there is never more and more.
+        // Folding at least what the batch leaves behind bounds how much is behind.
         let mut folded = Added::default();
         let stale = self.next_stale(now, fold_after).filter(|id| seen.insert(*id));
         stale
@@ -107,9 +107,10 @@ impl OrgState {
         self.get(id).map_or(0, Job::bytes)
     }
 
-    /// Jobs whose rows have been behind for long, or far, or are beyond as many as may be, those first that have been for longest.
+    /// Jobs whose rows have been behind for too long, by too many events, or beyond a bound. Rows that say queued come first,
+    /// then rows that lack events, then rows that lack extensions; of each kind the longest behind first.
     fn next_stale(&self, now: Time, fold_after: TimeDelta) -> impl Iterator<Item = JobId> {
-        // A clock that was set back says nothing of how long it is.
+        // After the clock was set back a row's age is unknown: it counts as old.
         let is_old = move |at: Time, after| at + after <= now || at > now;
         let looks_queued =
             move |lacks: &Lacks| lacks.is_queued && is_old(lacks.recorded_at, fold_after.min(QUEUED_FOR));

@@ -1,4 +1,4 @@
-//! What is known of running jobs, against their histories.
+//! Compares states with random histories of jobs.
 
 use std::{collections::HashSet, fmt::Debug};
 
@@ -18,7 +18,7 @@ use crate::store::{
     states::{self, States},
 };
 
-/// All there is, in an order.
+/// Everything in a state, in a fixed order.
 fn all(state: &OrgState) -> impl Debug + PartialEq + use<> {
     let jobs: BTreeMap<_, _> = state.jobs.iter().map(|(id, behind)| (*id, format!("{behind:?}"))).collect();
     (
@@ -33,7 +33,7 @@ fn all(state: &OrgState) -> impl Debug + PartialEq + use<> {
 }
 
 proptest! {
-    /// What a batch that came to nothing has changed is as it was, whatever it was.
+    /// Reverting a batch restores the state, whatever the batch changed.
     #[test]
     fn a_batch_that_came_to_nothing_leaves_no_trace(history in any_history(), seconds in 0i64..20) {
         let mut state = OrgState::default();
@@ -56,7 +56,7 @@ proptest! {
     }
 }
 
-/// What is left of a log once so many of its jobs were claimed by a batch.
+/// Applies a batch that claims this many new jobs. Returns the base after it.
 fn claim(state: &mut OrgState, jobs: usize, like: &Job, event: &JobEvent, fold_after: TimeDelta) -> Base {
     let mut changes = Changes::default();
     for seq in state.head + 1..=state.head + jobs as i64 {
@@ -68,7 +68,7 @@ fn claim(state: &mut OrgState, jobs: usize, like: &Job, event: &JobEvent, fold_a
     state.follow(&changes, (head, head), event.recorded_at, fold_after).base
 }
 
-/// The same of heartbeats of jobs that run already.
+/// Applies a batch of heartbeats of running jobs. Returns the base after it.
 fn keep(state: &mut OrgState, of: &[JobId], event: &JobEvent, fold_after: TimeDelta) -> Base {
     let extended = |id: &JobId| Changed { job: state.get(*id).unwrap().clone(), differs: Differs::InLease };
     let changes = Changes { changed: of.iter().map(extended).collect(), ..Changes::default() };
@@ -76,7 +76,7 @@ fn keep(state: &mut OrgState, of: &[JobId], event: &JobEvent, fold_after: TimeDe
     state.follow(&changes, (head, head), event.recorded_at, fold_after).base
 }
 
-/// However many jobs begin to run in each batch, and however large they are, the base follows the log.
+/// However many jobs start in each batch, and however large they are, the base follows the log.
 #[test]
 fn no_more_is_behind_than_may_be() {
     let (job, event) = job_claimed();
@@ -92,7 +92,7 @@ fn no_more_is_behind_than_may_be() {
     }
 }
 
-/// What heartbeats leave to records is bounded by itself, and takes nothing from what events may leave behind.
+/// Extensions have a bound of their own, and take nothing from what events may leave behind.
 #[test]
 fn leases_that_are_kept_leave_others_their_room() {
     let (job, event) = job_claimed();
@@ -112,8 +112,7 @@ fn leases_that_are_kept_leave_others_their_room() {
     assert_eq!(state.since.len(), before + 501, "nobody is in need of room");
 }
 
-/// However many orgs there are whose jobs run, what is known of all of them stays within bounds, and those that take little don't pay for
-/// those that take much.
+/// With any number of orgs, all states together stay within the budget. Orgs that use little don't pay for those that use much.
 #[test]
 fn many_orgs_take_no_more_than_their_budget() {
     let (job, event) = job_claimed();

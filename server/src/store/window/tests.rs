@@ -1,4 +1,4 @@
-//! Windows against all jobs that may be claimed.
+//! Compares windows with the list of all ready jobs.
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
@@ -11,9 +11,9 @@ const TYPES: [&str; 3] = ["t", "u", "v"];
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A batch makes these of jobs: ready since then, or running.
+    /// A batch makes jobs ready, since so many seconds, or running. The flag says whether it is committed.
     Batch(Vec<(usize, Option<i64>)>, bool),
-    /// Claims want so many of these types, and of all.
+    /// Claims ask for so many jobs of these types, and of all types.
     Claim(Vec<usize>, usize, usize),
     Clear,
 }
@@ -28,7 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A job by its number.
+/// The job with this number.
 fn job(n: usize) -> Job {
     let (job, _) = job_claimed();
     let job_type = TYPES[n % 3].into();
@@ -41,7 +41,7 @@ fn is_of(job: &Job, name: &Arc<str>) -> bool {
 }
 
 proptest! {
-    /// Whatever batches do, and whichever of them come to nothing: claims are told of the first jobs that they may take.
+    /// Whatever batches change, committed or not, claims get the first ready jobs.
     #[test]
     fn windows_are_the_first_of_all(steps in prop::collection::vec(step(), 1..60)) {
         let (mut windows, mut jobs): (Windows, Vec<Job>) = (Windows::default(), (0..40).map(job).collect());
