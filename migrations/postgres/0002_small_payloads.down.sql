@@ -1,4 +1,4 @@
--- Org by org: row-level security shows the owner nothing else.
+-- Org by org: row-level security shows even the owner only the org that the transaction names.
 DO $$
 DECLARE
     org UUID;

@@ -1,4 +1,4 @@
--- Rows first become what the log says, org by org: row-level security shows the owner nothing else.
+-- First brings rows up to date with the log. Org by org: row-level security shows even the owner only the org that is named.
 DO $$
 DECLARE
     org UUID;
@@ -14,7 +14,7 @@ BEGIN
                              WHERE r.org_id = org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.base_seq)
             FROM jobledger.org_head h WHERE h.org_id = org)
         ORDER BY e.job_id, e.seq DESC;
-        -- An empty image: the rest is as the row says.
+        -- Full images. If the last image is empty, these columns are as in the row.
         UPDATE jobledger.job j SET
             failures = coalesce((last.image ->> 1)::integer, 0),
             lost_attempts = coalesce((last.image ->> 2)::integer, 0),
@@ -39,7 +39,7 @@ BEGIN
             result_seq = (last.image ->> 21)::bigint,
             result_recorded_at = last.ts + (last.image ->> 22)::bigint * interval '1 microsecond'
         FROM last WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq < last.seq AND last.image IS NOT NULL;
-        -- An image that is the lease alone.
+        -- Images that have only the lease.
         UPDATE jobledger.job j SET
             lease_expires_at = 'epoch'::timestamptz + split_part(last.said, ',', 1)::bigint * interval '1 microsecond',
             lease_confirmed = split_part(last.said, ',', 3) <> '0',
@@ -54,7 +54,7 @@ BEGIN
             last_seq = last.seq,
             last_recorded_at = last.recorded_at
         FROM last WHERE j.org_id = org AND j.id = last.job_id AND j.last_seq < last.seq;
-        -- And what records say of their leases since then.
+        -- Then the lease extensions in records since.
         UPDATE jobledger.job j SET
             lease_expires_at = 'epoch'::timestamptz + split_part(last.said, ',', 1)::bigint * interval '1 microsecond',
             lease_confirmed = split_part(last.said, ',', 3) <> '0',

@@ -1,10 +1,10 @@
--- What an org has: its jobs, and about how many bytes they and their log take (JobEvent::weight, Job::weight).
-ALTER TABLE jobledger.org_head ADD COLUMN jobs BIGINT NOT NULL DEFAULT 0,       -- as of the last record that is folded: see org_record
+-- What an org has: its jobs, and the approximate bytes of them and their log (JobEvent::weight, Job::weight).
+ALTER TABLE jobledger.org_head ADD COLUMN jobs BIGINT NOT NULL DEFAULT 0,       -- as of the last folded record: see org_record
     ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE jobledger.org_record ADD COLUMN jobs BIGINT NOT NULL DEFAULT 0,     -- as of this batch
     ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE jobledger.org_record ALTER COLUMN jobs DROP DEFAULT, ALTER COLUMN bytes DROP DEFAULT;
--- Org by org: row-level security shows the owner nothing else. Of records the last one counts.
+-- Org by org: row-level security shows even the owner only the org that is named. Only the last record's values count.
 DO $$
 DECLARE
     org UUID;

@@ -1,4 +1,4 @@
--- When each API token was last called with, give or take a minute. Apart from the tokens, to which servers may not write.
+-- When each API token was last used, within a minute. A table of its own, since servers may not write to api_token.
 CREATE TABLE jobledger.api_token_use (
     org_id  UUID        NOT NULL,
     digest  BYTEA       NOT NULL,

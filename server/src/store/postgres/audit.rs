@@ -1,4 +1,4 @@
-//! The reads of a verification.
+//! The queries of a verification, and the statements that pause retention and resume it.
 
 use std::{sync::LazyLock, time::Duration};
 

@@ -1,9 +1,9 @@
-//! A transaction of the writer on one org's log, or on those of many: three round trips for plain creates, four where something has to
-//! be looked up first, however many commands there are.
+//! A write transaction on the log of one org or of several. Plain creates take three round trips, and four if rows have to be
+//! loaded first, however many commands there are.
 //!
-//! 1. BEGIN, with `jobledger.begin_batch`: names the orgs, locks their heads, then reads where the logs end and the clock;
-//! 2. [`load`](PostgresBatch::load), unless everything is known: jobs, by ids and keys, and types;
-//! 3. [`write`](PostgresBatch::write): everything in one statement;
+//! 1. BEGIN, with `jobledger.begin_batch`: names the orgs, locks their heads, then reads the ends of the logs and the clock;
+//! 2. [`load`](PostgresBatch::load): loads jobs by ids and keys, and types. Skipped if all of them are cached;
+//! 3. [`write`](PostgresBatch::write): one statement, and more only for retention;
 //! 4. COMMIT.
 
 use std::{
@@ -45,38 +45,37 @@ use crate::{
     },
 };
 
-/// An open write transaction.
 pub(super) struct PostgresBatch {
     connection: Connection,
     now: Time,
     memory: Arc<Memory>,
-    /// The orgs whose heads it holds.
+    /// The orgs whose heads the transaction has locked.
     held: Vec<OrgId>,
-    /// Where their logs were found to end.
+    /// The ends of their logs, as [`begin`] found them.
     found: HashMap<OrgId, End>,
-    /// Where the logs end that this batch has written, and the states of their orgs, once it is committed.
+    /// For each org that the batch writes: the new end of its log, and the state to cache after the commit.
     ends: Vec<(OrgId, End, Left)>,
-    /// Types that are known to exist once this batch is committed.
+    /// Types that the batch creates, to be cached after the commit.
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
-    /// What is known of the orgs' jobs as of those places.
+    /// The states of the orgs, as of the ends in `found`.
     state: HashMap<OrgId, OrgState>,
 }
 
-/// Begins a transaction and locks the heads of these orgs: of one whenever it is free, of several those that are free now and have a
-/// log.
+/// Begins a transaction and locks the heads of these orgs. For one org it waits for the head, and creates the head row if there
+/// is none. Of several orgs it locks the heads that exist and are free.
 ///
 /// # Errors
 ///
-/// [`StoreError::Conflict`] where one is not the log that this server has known: the database's log id was renewed then, and nothing else
-/// has happened.
+/// [`StoreError::Conflict`] if the log of an org is not the one that this server has witnessed. The database's log id is
+/// renewed then, and nothing else has happened.
 pub(super) async fn begin(
     writers: &Arc<Connections>,
     orgs: &[OrgId],
     memory: Arc<Memory>,
 ) -> Result<PostgresBatch, StoreError> {
     let mut connection = writers.take().await?;
-    // A UUID has nothing that would need quoting. Several statements in one message need no prepared ones. Whatever the
-    // database's default is: the statements in the function must each see what was committed before them.
+    // A message of several statements takes no parameters, so the text has the arguments; UUIDs need no quoting. Isolation is
+    // not left to the database's default: each statement of the function must see what was committed before it.
     let mut sql =
         "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch(".to_owned();
     let log_id = memory.log_id();
@@ -88,7 +87,7 @@ pub(super) async fn begin(
     let rows = loop {
         match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).fetch_all(&mut *connection).await {
             Ok(rows) => break rows,
-            // Nothing has happened yet.
+            // The transaction has not begun, so it can begin on another connection.
             Err(error) if connection.is_reused() && is_lost(&error) => connection.replace().await?,
             Err(error) => return Err(store_error(error)),
         }
@@ -96,7 +95,7 @@ pub(super) async fn begin(
     let (mut held, mut found, mut now) = (Vec::with_capacity(rows.len()), HashMap::new(), None);
     for row in &rows {
         let mut columns = Columns::of(row);
-        // The clock alone, where none of several heads is free.
+        // If none of several heads is free, the only row has nothing but the clock.
         now = Some(columns.time()?);
         if columns.peek_is_null()? {
             break;
@@ -120,7 +119,7 @@ pub(super) async fn begin(
     Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state })
 }
 
-/// An array, as the next argument of a call.
+/// Appends an array to the arguments of a call.
 fn list(sql: &mut String, values: impl Iterator<Item = impl fmt::Display>) {
     sql.push_str(if sql.ends_with('(') { "'{" } else { ", '{" });
     for (n, value) in values.enumerate() {
@@ -140,8 +139,8 @@ impl fmt::Display for OrNull {
     }
 }
 
-/// An org's log has another record where one was witnessed, or ends before it: gives the database's log another id than it had then, unless
-/// it has another already, and nothing that is known counts any more. Why the transaction is over.
+/// Ends a transaction that found another history in an org's log: another record where this server has witnessed one, or an end
+/// before it. Renews the database's log id, unless another server has already, and drops what this server has cached.
 async fn found_other(
     mut connection: Connection,
     memory: &Memory,
@@ -155,7 +154,7 @@ async fn found_other(
         let query = sqlx::query_with(SQL, arguments![was.0, Uuid::new_v4()]);
         let row = query.fetch_one(&mut *connection).await.map_err(store_error)?;
         let is_renewed = Columns::of(&row).flag()?;
-        // In a statement of its own: where another server has renewed it meanwhile, the one before does not see that.
+        // A statement of its own: if another server has just renewed the id, the snapshot of the one before does not show it.
         let turn = memory.turn();
         let row = sqlx::query(LOG_ID).fetch_one(&mut *connection).await.map_err(store_error)?;
         Ok((is_renewed, turn, LogId(Columns::of(&row).uuid()?)))
@@ -174,7 +173,6 @@ async fn found_other(
     }
 }
 
-/// What is being found of an org.
 #[derive(Default)]
 struct Found {
     expired: Vec<JobId>,
@@ -183,7 +181,7 @@ struct Found {
     next_due: Option<Time>,
     misdated: Vec<JobId>,
     types: Vec<String>,
-    /// Types of which it is not known whether they exist.
+    /// Types that are not cached, so the database has to be asked for them.
     unknown: Vec<Arc<str>>,
     jobs: Vec<Job>,
     ready: FoundReady,
@@ -215,7 +213,7 @@ impl Batch for PostgresBatch {
         for (org, needs) in needs {
             let found = all.remove(org).unwrap_or_default();
             let Found { expired, next_expiry, due, next_due, misdated, types, unknown, jobs, ready, .. } = found;
-            // Of those that are not there, this batch creates some.
+            // The batch may create the types that don't exist.
             let is_new = |name: &Arc<str>| types.iter().all(|found| **found != **name);
             self.new_types.insert(*org, unknown.into_iter().filter(is_new).collect());
             let head = self.end(*org)?.head;
@@ -305,12 +303,12 @@ impl Batch for PostgresBatch {
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         let Self { mut connection, found, ends, memory, mut new_types, state, .. } = *self;
-        // A batch that writes nothing still answers from the logs as they were found, whose last commit a synchronous standby may lack
-        // (see `Writer::resolve`). So it commits, too, unless the logs up to there are known to be confirmed. The head row of an org
-        // without a log shall not stay.
+        // A batch that writes nothing still answers from the logs as it found them, and a synchronous standby may lack their
+        // last commits (see `Writer::resolve`). So it commits too, unless those commits are known to be confirmed. The rollback
+        // also removes the head row that `begin` has created for an org without a log.
         let is_confirmed = |(org, end): (&OrgId, &End)| end.head.seq == 0 || memory.is_confirmed(*org, end.record);
         let has_nothing = ends.is_empty() && found.iter().all(is_confirmed);
-        // No time-out of the database's for the commit: this side gives up by itself, and looks.
+        // No time-out in the database for the commit: the writer gives up by itself, and then looks for the batch record.
         let sql =
             if has_nothing { "/* commit */ ROLLBACK" } else { "/* commit */ SET LOCAL statement_timeout = 0; COMMIT" };
         ends.iter().for_each(|(org, ..)| memory.committing(*org));
@@ -338,12 +336,12 @@ impl PostgresBatch {
         &mut self.connection
     }
 
-    /// Where an org's log was found to end.
+    /// The end of an org's log, as [`begin`] found it.
     fn end(&self, org: OrgId) -> Result<End, StoreError> {
         self.found.get(&org).copied().ok_or_else(|| StoreError::Unusable(format!("the head of org {org} is not held")))
     }
 
-    /// Finds the jobs of some orgs whose rows are behind, where that is not known.
+    /// Loads the states of orgs for which no current state is cached.
     async fn find_states(&mut self, orgs: impl Iterator<Item = OrgId> + Send) -> Result<(), StoreError> {
         let mut behind = Vec::new();
         for org in orgs {
@@ -356,7 +354,7 @@ impl PostgresBatch {
                 _ if base.seq >= head.seq && base.n >= record.n => {
                     _ = self.state.insert(org, OrgState::of(head.seq, removals))
                 }
-                // Of jobs that were removed nothing tells any more.
+                // A state from before a removal can't catch up: the log has no events of removed jobs.
                 other => {
                     let known = other.filter(|(_, known)| known.removals == removals);
                     behind.push(Behind { org, base, known });
@@ -371,11 +369,11 @@ impl PostgresBatch {
         Ok(())
     }
 
-    /// What there is of what the commands on some orgs name; of all orgs by the same statements.
+    /// Loads what the commands name and the states lack. Only retention and misdated jobs take a statement for each org.
     async fn find(&mut self, needs: &[(OrgId, Needs)]) -> Result<HashMap<OrgId, Found>, StoreError> {
         let now = self.now;
         let mut all: HashMap<OrgId, Found> = HashMap::with_capacity(needs.len());
-        // Rows that are behind may say that they are due: as many more are looked at.
+        // Rows that are behind may look due although their jobs are not. The limit grows by the number of jobs in the state.
         let behind = |org: &OrgId| self.state.get(org).map_or(0, OrgState::len);
         let looks: Vec<Of<usize>> =
             needs.iter().filter_map(|(org, needs)| Some((*org, needs.due? + behind(org)))).collect();
@@ -426,7 +424,7 @@ impl PostgresBatch {
             }
         }
         for job in jobs {
-            // A key may name one whose row is behind, and so may what a claim holds.
+            // A key or a claim may lead to a job whose row is behind. The state has the job as the log has it.
             let as_it_is = self.state.get(&job.org_id).and_then(|state| state.get(job.id)).cloned();
             if let Some(found) = all.get_mut(&job.org_id) {
                 found.add(as_it_is.unwrap_or(job));
@@ -441,7 +439,7 @@ impl PostgresBatch {
         Ok(all)
     }
 
-    /// Looks for what windows lack of what is wanted.
+    /// Loads the ready jobs that the windows lack.
     async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
         let mut wanted: Vec<Of<Short>> = Vec::new();
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
@@ -460,7 +458,8 @@ impl PostgresBatch {
         Ok(())
     }
 
-    /// Loads all that claims hold which may come again, of orgs of which that is asked and not known.
+    /// Loads the jobs leased to claims that have a `request_id`, which a client may send again. Only for orgs whose commands
+    /// need these jobs and whose states lack them.
     async fn find_held(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
         let is_unknown = |org: &OrgId| self.state.get(org).is_none_or(|state| state.knows_held() == Err(true));
         let asked = needs.iter().filter(|(org, needs)| !needs.held.is_empty() && is_unknown(org));

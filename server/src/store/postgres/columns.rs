@@ -1,4 +1,4 @@
-//! PostgreSQL's columns.
+//! Lists of columns for SELECTs, and rows that are read from left to right.
 
 use sqlx::{Decode, Postgres, Row, Type, ValueRef, postgres::PgRow, types::chrono::DateTime, types::chrono::Utc};
 use uuid::Uuid;
@@ -9,14 +9,14 @@ use crate::{
     store::{StoreError, job_columns::JOB_COLUMNS, rows},
 };
 
-/// [`JOB_COLUMNS`] of a row, for a SELECT: JSON is read as text.
+/// The [`JOB_COLUMNS`] of a row, for a SELECT. JSON is selected as text.
 pub(super) fn job_columns(row: &str) -> String {
     let column = |name| if name == "labels" { format!("{row}.labels::text") } else { format!("{row}.{name}") };
     let columns: Vec<_> = JOB_COLUMNS.iter().map(|job| column(job.name)).collect();
     columns.join(", ")
 }
 
-/// What [`read_job_over`](crate::store::image::read_job_over) reads of a row of `jobledger.found_job`.
+/// The columns of a `jobledger.found_job` that [`read_job_over`](crate::store::image::read_job_over) reads, for a SELECT.
 pub(super) fn job_over(row: &str) -> String {
     let event =
         ["status", "attempt", "ts", "job_seq", "seq", "recorded_at"].map(|column| format!("{row}.event_{column}"));
@@ -27,7 +27,7 @@ pub(super) fn job_over(row: &str) -> String {
     )
 }
 
-/// A row, read from left to right.
+/// A row, and the position of its next column.
 pub(super) struct Columns<'r> {
     row: &'r PgRow,
     next: usize,
@@ -44,7 +44,7 @@ impl<'r> Columns<'r> {
         self.row.try_get(index).map_err(store_error)
     }
 
-    /// True if the next column is null, as all of an outer join's are where it found nothing.
+    /// True if the next column is null. If an outer join found nothing, all of its columns are.
     pub(super) fn peek_is_null(&self) -> Result<bool, StoreError> {
         Ok(self.row.try_get_raw(self.next).map_err(store_error)?.is_null())
     }
@@ -91,7 +91,7 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
         self.get()
     }
 
-    /// A column of its own, as it was written: `jsonb` prints numbers at full length.
+    /// The result as it was given, from a text column of its own: `jsonb` prints numbers at full length.
     fn result(&mut self) -> Result<Option<Json>, StoreError> {
         Ok(self.optional_text()?.map(Json::from_trusted))
     }

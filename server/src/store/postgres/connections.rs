@@ -1,9 +1,9 @@
-//! Connections that are used again only after work that ended well.
+//! A pool that reuses a connection only after work that ended well.
 //!
-//! sqlx's pool takes back a connection whatever its user was doing when it was dropped, and has returned some with a
-//! transaction still open. Here a connection comes back by [`Connection::give_back`] alone; dropped anywhere else, in a
-//! failure, at a time-out or with its task, it is closed, and PostgreSQL rolls back what was open on it. A commit
-//! may go on in its backend: until that is gone the connection keeps its place (`lingering.rs`).
+//! sqlx's pool takes a connection back whatever its user was doing when it was dropped, and has returned some with an open
+//! transaction. Here a connection comes back only by [`Connection::give_back`]. One that is dropped otherwise (after a failure,
+//! at a time-out, or with its task) is closed, and PostgreSQL rolls back its transaction. A commit may go on in its backend:
+//! the connection keeps its slot until that backend is gone (`lingering.rs`).
 
 use std::{
     ops::{Deref, DerefMut},
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::store::StoreError;
 
-/// The arguments of a statement, in order.
+/// Encodes the arguments of a statement, in order.
 macro_rules! arguments {
     () => { sqlx::postgres::PgArguments::default() };
     ($($value:expr),+) => {{
@@ -43,17 +43,15 @@ pub(super) fn not_encoded(error: sqlx::error::BoxDynError) -> StoreError {
 
 /// How long work waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long opening a connection may take.
+/// How long opening a connection and setting it up may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a read may take, its answer included; a little longer than the server gives it, so that the server's word is
-/// heard where there is one.
+/// How long a read may take, its answer included. A second above `statement_timeout`, whose error arrives first.
 const READ_TIMEOUT: Duration = Duration::from_secs(11);
 
-/// A bounded number of connections of one kind.
+/// A bounded pool of connections with the same settings.
 pub(super) struct Connections {
     options: PgConnectOptions,
-    /// What is set on each new connection: said again, since a pooler may not pass on what was said when it was opened. Then it
-    /// asks which backend serves it.
+    /// Sets up a new connection, then asks for its backend. SQL, since a pooler may not pass on start-up parameters.
     settings: String,
     idle: Mutex<Vec<(PgConnection, Backend)>>,
     places: Arc<Semaphore>,
@@ -61,7 +59,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Opens none yet.
+    /// Opens no connection yet.
     pub(super) fn new(options: PgConnectOptions, settings: &[&[(&str, &str)]], max: u32) -> Arc<Self> {
         let set = |(name, value): &(&str, &str)| format!("SET {name} = '{value}'; ");
         let mut settings: String = settings.iter().flat_map(|settings| settings.iter().map(set)).collect();
@@ -70,7 +68,7 @@ impl Connections {
         Arc::new(Self { options, settings, idle, places, lingering: Lingering::default() })
     }
 
-    /// Takes a connection, which may have been used before and may have died since.
+    /// Takes a connection. It waits for a free slot for 5 s at most. A reused connection may have died while it was idle.
     pub(super) async fn take(self: &Arc<Self>) -> Result<Connection, StoreError> {
         let place = timeout(ACQUIRE_TIMEOUT, Arc::clone(&self.places).acquire_owned()).await;
         let place = place
@@ -100,8 +98,8 @@ impl Connections {
         }
     }
 
-    /// Runs one statement outside any transaction and brings all its rows. It runs to its end whether or not this future
-    /// does, so that a caller who goes away costs no connection.
+    /// Runs one statement outside any transaction and returns all of its rows. The statement runs to its end even if this
+    /// future is dropped, so a caller that goes away costs no connection.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         sql: &'static str,
@@ -135,7 +133,7 @@ impl Connections {
         }
     }
 
-    /// The backends that keep a place without a connection.
+    /// The backends that occupy slots without a connection.
     pub(super) fn lingering(&self) -> &Lingering {
         &self.lingering
     }
@@ -144,42 +142,42 @@ impl Connections {
         self.places.is_closed()
     }
 
-    /// Closes those that are idle, and lets no other be taken.
+    /// Closes the idle connections. None can be taken afterwards.
     pub(super) async fn close(&self) {
         self.places.close();
         let idle = std::mem::take(&mut *self.idle());
         for (connection, _) in idle {
-            // Said as a courtesy: the server sees the end of the socket anyway.
+            // A courtesy: the server notices the end of the socket anyway.
             let _ = connection.close().await;
         }
     }
 
-    /// A vector stays whole whatever panics beside it.
+    /// A poisoned lock is used all the same: a panic elsewhere leaves the vector whole.
     fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Backend)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection in use. Closed when dropped.
+/// A connection in use. Dropping it closes it.
 pub(super) struct Connection {
-    /// `None` only while it is given back.
+    /// `None` only while the connection is given back or dropped.
     inner: Option<PgConnection>,
     backend: Backend,
     is_reused: bool,
-    /// Its backend may outlive it.
+    /// A commit may be under way, so the backend may outlive the connection.
     is_committing: bool,
     home: Arc<Connections>,
-    /// `None` only once it is dropped.
+    /// The slot in the pool. `None` only once this is dropped.
     place: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
-    /// True if it was used before, and so may have died since.
+    /// True if the connection was used before, and so may have died while it was idle.
     pub(super) fn is_reused(&self) -> bool {
         self.is_reused
     }
 
-    /// Opens a new one in its place. The idle ones go too: they are as old.
+    /// Opens a new connection instead of this one. Closes the idle ones too, which are as old.
     pub(super) async fn replace(&mut self) -> Result<(), StoreError> {
         self.home.idle().clear();
         let (inner, backend) = self.home.open().await?;
@@ -187,12 +185,12 @@ impl Connection {
         Ok(())
     }
 
-    /// A commit is about to be sent: dropped from now on, it keeps its place until the commit is over.
+    /// Call this before a commit is sent. A connection that is dropped from then on keeps its slot until the commit is over.
     pub(super) fn commits(&mut self) {
         self.is_committing = true;
     }
 
-    /// Keeps it for others. Nothing may be open on it.
+    /// Returns the connection to the pool. No transaction may be open on it.
     pub(super) fn give_back(mut self) {
         if let Some(connection) = self.inner.take()
             && !self.home.places.is_closed()

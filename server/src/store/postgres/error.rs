@@ -1,13 +1,13 @@
-//! What PostgreSQL's codes mean to the ledger (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+//! What PostgreSQL's error codes mean for the ledger (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 
 use super::warnings::heard;
 use crate::store::StoreError;
 
-/// What an error of the database means.
+/// What an error means for the caller. For the answer to COMMIT use [`commit_error`].
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     let text = error.to_string();
     if lacks_partition(&error) {
-        // Not the data's fault.
+        // The data is not to blame.
         return StoreError::Unavailable(text);
     }
     match &error {
@@ -28,13 +28,13 @@ pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// True if rows belong into a partition that isn't there.
+/// True if a row belongs to a partition that doesn't exist: a check violation (23514) that names no constraint.
 pub(super) fn lacks_partition(error: &sqlx::Error) -> bool {
     let said = error.as_database_error();
     said.is_some_and(|said| said.code().as_deref() == Some("23514") && said.constraint().is_none())
 }
 
-/// What an error in answer to COMMIT means: that nothing was committed is certain only where the server says why.
+/// What an error in answer to COMMIT means. Only refused data, a conflict or a full disk proves that nothing was committed.
 pub(super) fn commit_error(error: sqlx::Error) -> StoreError {
     match store_error(error) {
         definite @ (StoreError::Refused(_) | StoreError::Conflict(_) | StoreError::Full(_)) => definite,
@@ -42,10 +42,10 @@ pub(super) fn commit_error(error: sqlx::Error) -> StoreError {
     }
 }
 
-/// Commits: an error unless what was committed is as durable as it shall be.
+/// Runs a commit. A warning counts as an error: the commit may be less durable than it has to be (`warnings.rs`).
 pub(super) async fn commit<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
     match heard(work).await {
-        // Whatever it is, in whichever language.
+        // Any warning counts, since its text may be in any language.
         (Ok(_), Some(warning)) => {
             Err(sqlx::Error::Protocol(format!("the database warned when it committed: {warning}")))
         }
@@ -53,10 +53,10 @@ pub(super) async fn commit<T>(work: impl Future<Output = Result<T, sqlx::Error>>
     }
 }
 
-/// True if the connection is gone, or the server behind it: not the statement's fault, and not to be used again.
+/// True if the connection, or the server behind it, is gone. The statement is not to blame. The connection must not be reused.
 pub(super) fn is_lost(error: &sqlx::Error) -> bool {
     match error {
-        // Connection exceptions, and shutdowns.
+        // Connection exceptions, invalid transaction states, and shutdowns.
         sqlx::Error::Database(database) => {
             let code = database.code();
             let code = code.as_deref().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Jobs that are kept no longer: what there is of them, and how they go.
+//! Retention: finds the finished jobs that it removes, and removes them.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// Those that may go, and when the next one ends to be kept.
+/// Loads up to `wanted.limit` finished jobs whose retention is over, and when that of the next one is.
 pub(super) async fn load_expired(
     connection: &mut PgConnection,
     org: OrgId,
@@ -60,7 +60,7 @@ pub(super) async fn load_expired(
     Ok((expired, next))
 }
 
-/// What happened to some of an org's jobs.
+/// Loads the milestones of the jobs in `told`: their events in order, without progress and cancel requests.
 pub(super) async fn load_histories(
     connection: &mut PgConnection,
     org: OrgId,
@@ -91,7 +91,7 @@ pub(super) async fn load_histories(
     Ok(histories)
 }
 
-/// What so many of the first events of each of some jobs take, in bytes.
+/// Loads how many bytes the first `most.events` events of each job take.
 pub(super) async fn load_sizes(
     connection: &mut PgConnection,
     org: OrgId,
@@ -117,7 +117,8 @@ pub(super) async fn load_sizes(
     query.fetch_all(connection).await.map_err(store_error)?.iter().map(size).collect()
 }
 
-/// The next events to go of a job that is gone: those within both bounds, one at least.
+/// Loads the next slice of events of one removed job: as many events as both bounds allow, but at least one. `None` if no
+/// removed job has events left.
 pub(super) async fn load_slice(
     connection: &mut PgConnection,
     org: OrgId,
@@ -143,7 +144,7 @@ pub(super) async fn load_slice(
     Ok(Some(Slice { job, through, bytes, is_last: through >= last, since, until }))
 }
 
-/// Removes at once what is left of jobs that are about to be there again; what that took, in bytes.
+/// Removes the remaining events of removed jobs that are about to be imported again. Returns their size in bytes.
 pub(super) async fn clear(connection: &mut PgConnection, org: OrgId, ids: &[JobId]) -> Result<i64, StoreError> {
     const REMAINS: &str = "/* clear */ DELETE FROM jobledger.job_remains r WHERE r.org_id = $1 AND r.job_id = ANY ($2)
         RETURNING r.job_id";
@@ -165,7 +166,7 @@ pub(super) async fn clear(connection: &mut PgConnection, org: OrgId, ids: &[JobI
 }
 
 impl Statement {
-    /// Events of a job that is gone.
+    /// Removes a slice of the events of a removed job, and with the last slice its row in `job_remains`.
     pub(super) fn removed_slice(&mut self, org: &str, changes: &Changes) -> Result<(), StoreError> {
         let Some(slice) = &changes.removed_slice else { return Ok(()) };
         let (job, through) = (self.bind(slice.job.0)?, self.bind(slice.through)?);
@@ -186,11 +187,12 @@ impl Statement {
         Ok(())
     }
 
-    /// Jobs with all that belongs to them, but for the events of those that are to leave them behind.
+    /// Removes jobs with their payloads, labels and events. Jobs in `changes.remaining` keep their events for later slices, and
+    /// get a row in `job_remains`.
     pub(super) fn removed_jobs(&mut self, org: &str, changes: &Changes) -> Result<(), StoreError> {
         let jobs = &changes.removed;
         let ids = self.bind(jobs.iter().map(|job| job.id.0).collect::<Vec<_>>())?;
-        // Where in time their events are, so that no other partition is looked into.
+        // The time range of their events, so that no other partition is read.
         let since = self.bind(jobs.iter().map(|job| job.created_at).min())?;
         let until = self.bind(jobs.iter().map(|job| job.last_recorded_at).max())?;
         let labels = self.label_columns(&jobs.iter().collect::<Vec<_>>())?;

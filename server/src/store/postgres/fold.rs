@@ -1,4 +1,4 @@
-//! What a batch writes of logs beside their events: records, heads, counters and when orgs are due.
+//! What a batch writes about a log beside its events: months, records, heads, counters, and when the org is due.
 
 use super::{
     series,
@@ -16,14 +16,14 @@ use crate::{
     },
 };
 
-/// Ids as the text of an array; `None` if there are none.
+/// The ids as the text of an SQL array. `None` if there are none.
 fn array(ids: &[JobId]) -> Option<String> {
     let ids: Vec<_> = ids.iter().map(|id| id.0.to_string()).collect();
     (!ids.is_empty()).then(|| format!("{{{}}}", ids.join(",")))
 }
 
 impl Statement {
-    /// Notes where months begin, for orgs whose first batch in one this is.
+    /// Writes the `seq` at which a month begins, for orgs whose first batch of that month this is.
     pub(super) fn months(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let begun: Vec<_> = writes
             .iter()
@@ -46,7 +46,7 @@ impl Statement {
         Ok(())
     }
 
-    /// Brings each log on by a record.
+    /// Appends the batch's record to each log that changes.
     pub(super) fn records(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let records: Vec<_> = writes
             .iter()
@@ -83,7 +83,8 @@ impl Statement {
         Ok(())
     }
 
-    /// Folds the records of logs for which it is time, those of this batch too, into their heads, counters and series.
+    /// Folds the records of the logs that `Log::shall_fold` selects, that of this batch included, into their heads, counters
+    /// and series. Removes old records.
     pub(super) fn fold(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let folding: Vec<_> = writes
             .iter()
@@ -117,7 +118,7 @@ impl Statement {
                  ) folded, jsonb_each(folded.counts) change)"
             ),
         );
-        // Bounded below too: what went earlier may still stand there, dead but seen by an old snapshot.
+        // Bounded below by `kept_n`: the index still has rows that were removed earlier, while an old snapshot sees them.
         self.part(
             "dropped",
             format_args!(
@@ -169,7 +170,7 @@ impl Statement {
         Ok(())
     }
 
-    /// When orgs are to be looked at again for what is due; and for what retention removes, where their log begins.
+    /// Writes when each org's jobs are due next, and when retention is, if the batch begins the org's log.
     pub(super) fn due(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let (begun, others): (Vec<_>, Vec<_>) = writes.iter().copied().partition(|(_, changes)| begins_log(changes));
         let by = |next| match next {
@@ -185,7 +186,7 @@ impl Statement {
         let mut exact = Vec::new();
         for (log, _) in others {
             match log.next_due {
-                // The other is there: its org has a log.
+                // The retention time is a placeholder: the org has a row, and keeps that row's retention time.
                 Some(NextDue::By(due)) => earlier.push((log.org, due, Some(due))),
                 Some(NextDue::At(due)) => exact.push((log.org, log.now, due)),
                 None => {}
@@ -193,7 +194,7 @@ impl Statement {
         }
         const SAME: &str = "work_due_at = excluded.work_due_at";
         self.due_rows("first_due", &first, &format!("next_due_at = excluded.next_due_at, {SAME}"))?;
-        // Most are earlier already: nothing is written then.
+        // Most rows have an earlier time already, and are not written then.
         let if_earlier = format!("{SAME} WHERE d.work_due_at IS NULL OR d.work_due_at > excluded.work_due_at");
         self.due_rows("earlier_due", &earlier, &if_earlier)?;
         self.due_rows("exact_due", &exact, SAME)

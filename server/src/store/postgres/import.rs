@@ -1,4 +1,4 @@
-//! What was brought in before of jobs that are brought in again.
+//! Loads what an earlier import brought, for jobs that are imported again.
 
 use std::collections::HashMap;
 
@@ -30,7 +30,8 @@ const LOAD_PAST: &str = "/* load_past */ SELECT wanted.id, e.ts, e.prev_status, 
             AND e.kind <> 'imported' OFFSET 0
     ) e";
 
-/// What was brought in before of the jobs among these, and if that is other than what is brought in now, what is in the log of them.
+/// Loads the last import of each of these jobs that was imported before. If its digest differs from that of the new import,
+/// also loads the keys of the job's other events.
 pub(super) async fn load_marks(
     connection: &mut PgConnection,
     org: OrgId,
@@ -41,7 +42,7 @@ pub(super) async fn load_marks(
     if known.is_empty() {
         return Ok(HashMap::new());
     }
-    // Where in time their events are, so that no other partition is looked into.
+    // The time range of each job's events, so that no other partition is read.
     let stretches = |wanted: &[&Job]| -> (Vec<_>, Vec<Time>, Vec<Time>) {
         let (ids, times): (Vec<_>, Vec<_>) =
             wanted.iter().map(|job| (job.id.0, (job.created_at, job.last_recorded_at))).unzip();

@@ -1,4 +1,4 @@
-//! What a batch writes of jobs: parts of its statement.
+//! The parts of a batch's statement that write rows of `job`.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Statement {
-    /// New jobs: those that only wait, which is nearly all, apart from those that this batch has worked on already.
+    /// Inserts new jobs in two parts: those that only wait (nearly all), and those that this batch has already changed.
     pub(super) fn created_jobs(&mut self, jobs: &[&Job]) -> Result<(), StoreError> {
         let (waiting, others): (Vec<_>, Vec<_>) = jobs.iter().copied().partition(|job| job.last_job_seq == 1);
         for (part, jobs) in [("waiting_jobs", waiting), ("created_jobs", others)] {
@@ -39,8 +39,8 @@ impl Statement {
         let rows = unnest([&org, &id].into_iter().chain(&columns));
         let org = org.value();
         let guard = self.guard(" CROSS JOIN");
-        // The rows are there, and so none is inserted. It is written like this because it looks each up by its key, whatever
-        // PostgreSQL takes the table for: an UPDATE that was planned while it was small goes on walking the org's rows.
+        // All of these rows exist, so none is inserted. ON CONFLICT looks each row up by its key, whatever PostgreSQL assumes
+        // about the table. An UPDATE that was planned while the table was small would go on walking the org's rows.
         self.part(
             "changed_jobs",
             format_args!(
@@ -52,10 +52,10 @@ impl Statement {
         Ok(())
     }
 
-    /// The columns of new jobs; without those, or those that are shared together, in which all have what a row has where nobody says
-    /// anything.
+    /// The columns of new jobs, without those in which all jobs have the table's default. Columns that are shared together are
+    /// left out together or not at all.
     fn new_job_columns(&mut self, jobs: &[&Job]) -> Result<Vec<Column>, StoreError> {
-        // The first event of most is their last.
+        // Most new jobs have one event, so `created_seq` equals `last_seq` and need not travel.
         let is_at_first = jobs.iter().all(|job| job.created_seq == job.last_seq);
         let mut columns = self.job_columns(jobs, true, |column| !is_at_first || column.name != "created_seq")?;
         if is_at_first {
@@ -64,7 +64,7 @@ impl Statement {
         Ok(columns)
     }
 
-    /// Some columns of jobs: those that are shared travel once where all of them are the same in all rows.
+    /// The columns of jobs that `is_written` selects. Shared columns travel as single values if all rows have the same.
     fn job_columns(
         &mut self,
         jobs: &[&Job],
@@ -91,7 +91,7 @@ impl Statement {
         Ok(columns)
     }
 
-    /// Binds a column of a set that has rows.
+    /// Binds a column of a set that is not empty.
     fn values(&mut self, column: &JobColumn, values: &[Value<'_>], is_same: bool) -> Result<Column, StoreError> {
         macro_rules! either {
             ($pattern:pat => $value:expr) => {
@@ -114,7 +114,7 @@ impl Statement {
     }
 }
 
-/// True of what a new row has in a column where nobody says anything.
+/// True if a new row has this value by default.
 fn is_default(column: &JobColumn, value: &Value<'_>) -> bool {
     value.is_nothing() || column.name == "status" && *value == JobStatus::Queued.as_str().into()
 }

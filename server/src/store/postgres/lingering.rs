@@ -1,8 +1,8 @@
-//! Backends that outlive their connection.
+//! Backends that outlive their connections.
 //!
-//! A backend that waits for a synchronous standby does not notice that its client has gone (PostgreSQL's `SyncRepWaitForLSN`). While the
-//! standby is away every commit that times out leaves one such backend behind, until PostgreSQL has no connection left to give. So a
-//! connection that is dropped during its commit keeps its place in the pool until its backend is gone.
+//! A backend that waits for a synchronous standby does not notice that its client has gone (PostgreSQL's `SyncRepWaitForLSN`).
+//! While the standby is away, each commit that times out leaves such a backend behind, until PostgreSQL has no connection left.
+//! So a connection that is dropped during its commit keeps its slot in the pool until its backend is gone.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -18,24 +18,24 @@ use tokio::{
 use super::{connections::Connections, error::store_error};
 use crate::{domain::clock::Time, store::StoreError};
 
-/// The first pause between two queries for the backends, and the longest.
+/// The pause between two queries for the backends: the first one, and the longest. It doubles in between.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long such a query may take, its connection included.
+/// How long such a query may take, connecting included.
 const LOOKS_WITHIN: Duration = Duration::from_secs(5);
-/// How often the log says that some backends still wait.
+/// How often the log repeats that some backends still wait.
 const SAY: Duration = Duration::from_secs(60);
 
-/// Which process of PostgreSQL serves a connection.
+/// The PostgreSQL process that serves a connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Backend {
     pub(super) pid: i32,
-    /// Process ids come again. `None` where the session's role may not see it: one that logged in as another.
+    /// Process ids are reused, so the start time counts too. `None` if the session changed to a role that may not see it.
     pub(super) started: Option<Time>,
 }
 
-/// The places of a pool that are kept for backends without a connection.
+/// The slots of a pool that backends without a connection occupy.
 #[derive(Default)]
 pub(super) struct Lingering {
     state: Mutex<State>,
@@ -48,9 +48,9 @@ struct State {
 }
 
 impl Lingering {
-    /// Keeps a place in the pool until this backend is gone.
+    /// Keeps a slot occupied until this backend is gone.
     pub(super) fn keep(&self, backend: Backend, place: OwnedSemaphorePermit, home: &Arc<Connections>) {
-        // Without a runtime nobody connects any more.
+        // Without a runtime nothing connects any more, so the slot may become free.
         let Ok(runtime) = Handle::try_current() else { return };
         let mut state = self.state();
         state.places.push((backend, place));
@@ -59,7 +59,7 @@ impl Lingering {
         }
     }
 
-    /// Gives back the places of the backends that were asked about and are gone. True if no place is kept any more.
+    /// Frees the slots of the backends that were asked about and are gone. True if no slot is occupied any more.
     fn keep_only(&self, asked: &[Backend], there: &[Backend]) -> bool {
         let mut state = self.state();
         state.places.retain(|(backend, _)| !asked.contains(backend) || there.contains(backend));
@@ -67,20 +67,20 @@ impl Lingering {
         !state.is_watched
     }
 
-    /// A vector stays whole whatever panics beside it.
+    /// A poisoned lock is used all the same: a panic elsewhere leaves the vector whole.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks for the backends until all are gone, or the pool is closed.
+/// Queries the backends until all are gone, or the pool is closed.
 async fn watch(home: Weak<Connections>) {
     let (mut pause, mut said) = (FIRST_PAUSE, None::<Instant>);
     loop {
         let Some(connections) = home.upgrade().filter(|home| !home.is_closed()) else { return };
         let lingering = connections.lingering();
         let asked: Vec<_> = lingering.state().places.iter().map(|(backend, _)| *backend).collect();
-        // A connection to a host that has vanished says nothing for a quarter of an hour.
+        // A connection to a host that has vanished reports no error for a quarter of an hour.
         let looked = timeout(LOOKS_WITHIN, look(&connections, &asked)).await;
         match looked.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".to_owned()))) {
             Ok(there) if lingering.keep_only(&asked, &there) => return,
@@ -100,7 +100,7 @@ async fn watch(home: Weak<Connections>) {
     }
 }
 
-/// Which of these backends still work. Asks on a connection outside the pool, whose places may all be taken.
+/// Which of these backends still work. Uses a connection outside the pool, whose slots may all be occupied.
 async fn look(home: &Connections, backends: &[Backend]) -> Result<Vec<Backend>, StoreError> {
     const SQL: &str = "/* lingering */ SELECT pid, backend_start FROM pg_stat_activity
         WHERE pid = ANY ($1) AND wait_event IS DISTINCT FROM 'ClientRead'";

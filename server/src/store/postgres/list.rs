@@ -1,4 +1,4 @@
-//! Lists of jobs: a call of a function that knows the ways in to them.
+//! Lists of jobs: one call of `jobledger.list_jobs`, which finds jobs by a label, or by status and type.
 
 use std::{
     collections::BTreeMap,

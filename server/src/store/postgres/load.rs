@@ -1,4 +1,4 @@
-//! What a batch needs to know before it is decided, of one org or of many: a statement for each kind of it.
+//! What a batch loads before it decides: a statement for each kind of thing.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -34,18 +34,17 @@ use crate::{
     },
 };
 
-/// Something of an org.
 pub(super) type Of<T> = (OrgId, T);
 
-/// The orgs as a column, and what is theirs as another.
+/// Splits rows into a column of orgs and a column of values.
 fn columns_of<T, U>(rows: &[Of<T>], value: impl Fn(&T) -> U) -> (Vec<Uuid>, Vec<U>) {
     rows.iter().map(|(org, row)| (org.0, value(row))).unzip()
 }
 
-/// The first row has the types, with their orgs; each other row is a job.
+/// The first row has the types that exist, with their orgs. Each other row is a job.
 ///
-/// OFFSET 0 has PostgreSQL look each row up by its whole key. Left free, it plans while the tables are empty to walk an org's
-/// rows for the wanted ones, and keeps to that until they have been analysed.
+/// OFFSET 0 makes PostgreSQL look each row up by its whole key. Without it, a plan made while the tables are empty walks an
+/// org's rows to find the wanted ones, and PostgreSQL keeps that plan until the tables are analysed.
 static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_jobs */ WITH wanted (org_id, id) AS MATERIALIZED (
@@ -74,7 +73,7 @@ static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What jobs and types are looked up by.
+/// The names by which [`load_jobs`] finds jobs and types.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     pub(super) jobs: Vec<Of<JobId>>,
@@ -89,7 +88,7 @@ impl Names {
     }
 }
 
-/// The jobs that there are of these names, each once, and the types.
+/// Loads the jobs that have any of these names, each once, and the types that exist.
 pub(super) async fn load_jobs(
     connection: &mut PgConnection,
     names: &Names,
@@ -120,10 +119,10 @@ pub(super) async fn load_jobs(
     Ok((jobs, types))
 }
 
-/// What is due of an org by the rows of its jobs, and when the next of the others is.
+/// The jobs of an org that are due by their rows, and when the next of the other jobs is.
 pub(super) type Due = (Vec<(Time, JobId)>, Option<Time>);
 
-/// What is due, of each of some orgs no more than so many.
+/// Loads the due jobs of each org, up to its limit, those that were due first.
 pub(super) async fn load_due(
     connection: &mut PgConnection,
     wanted: &[Of<usize>],
@@ -152,8 +151,7 @@ pub(super) async fn load_due(
     Ok(found)
 }
 
-/// An org whose jobs with rows that are behind are not known as of its log's end: up to where rows lack nothing, and how they were as of a
-/// record of the log, if that is known.
+/// An org for which no current state is cached: its base, and an older state with the record that it was made at, if cached.
 pub(super) struct Behind {
     pub(super) org: OrgId,
     pub(super) base: Base,
@@ -170,7 +168,7 @@ static READ_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The jobs of some orgs whose rows are behind.
+/// Loads the states of these orgs: the jobs whose rows are behind, or a cached state with what has changed since its record.
 pub(super) async fn load_unfolded(
     connection: &mut PgConnection,
     behind: Vec<Behind>,
@@ -234,7 +232,7 @@ pub(super) async fn load_misdated(
     found.iter().map(|row| Ok(JobId(Columns::of(row).uuid()?))).collect()
 }
 
-/// Jobs of some orgs that claims hold which may come again, of each so many at most.
+/// Loads jobs that are leased to claims with a `request_id`, up to `limit` for each org.
 pub(super) async fn load_all_held(
     connection: &mut PgConnection,
     orgs: &[OrgId],
@@ -252,7 +250,7 @@ pub(super) async fn load_all_held(
     found.iter().map(held).collect()
 }
 
-/// How many jobs the types of these jobs have.
+/// Loads how many jobs each type of these jobs has: the counter, and the records that are not folded.
 pub(super) async fn load_populations(
     connection: &mut PgConnection,
     org: OrgId,
@@ -282,7 +280,7 @@ pub(super) async fn load_populations(
     query.fetch_all(connection).await.map_err(store_error)?.iter().map(population).collect()
 }
 
-/// Jobs that may be claimed, in their order for each of what is wanted.
+/// Loads ready jobs in claim order, a list for each element of `wanted`.
 pub(super) async fn load_ready(
     connection: &mut PgConnection,
     wanted: &[Of<Short>],
@@ -322,7 +320,7 @@ async fn load_ready_of(
     found.iter().map(job).collect()
 }
 
-/// Jobs by their ids, without stage and progress.
+/// Loads jobs by id, without stage and progress.
 pub(super) async fn load_rows(connection: &mut PgConnection, ids: &[Of<JobId>]) -> Result<Vec<Job>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
@@ -341,9 +339,9 @@ static LOAD_ROWS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The first in the order of an index, from a place on. Of jobs that are claimed the index keeps what stood there for as long as anybody
-/// has an older snapshot: beginning at its front, each claim would wade through all of them. Where no place is known the priority is
-/// above all.
+/// Selects ready jobs in the order of an index, from a position on. While anyone has an older snapshot, the index keeps the
+/// entries of claimed jobs, and a claim that began at its front would walk through all of them. If no position is known,
+/// `priority` is above all priorities.
 fn load_ready_sql(name: &str, of_type: &str) -> String {
     let first = |condition: &str, order: &str| {
         format!(

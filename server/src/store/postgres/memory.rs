@@ -1,8 +1,8 @@
-//! Where this server has left the logs that it writes, with their states, so that a batch which needs nothing else begins where the
-//! last one ended, without asking; and the database's clock, carried on in between.
+//! What this server has cached of the logs that it writes: where it has left them, and the states of their orgs. A batch that
+//! needs nothing else begins there without a query. The last reading of the database's clock is cached too.
 //!
-//! No decision rests on it: the statement that writes such a batch locks the head first, and fails where the log has moved on. But that another
-//! history has taken a log's place is known by what was witnessed of it.
+//! No decision depends on a cached end: the statement that writes such a batch locks the head first, and fails if the log has
+//! moved on. The witnessed records show whether another history has replaced a log.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,16 +30,15 @@ use crate::{
     },
 };
 
-/// Orgs remembered before all are forgotten, which costs each a look.
+/// Orgs that are cached at most. Beyond that all are dropped, which costs each of them a query.
 const MAX_ORGS: usize = 10_000;
-/// How long a reading of the clock is carried on by that of this machine.
+/// How long this machine's clock carries on a reading of the database's clock.
 const CARRIED: Duration = Duration::from_secs(1);
-/// How long an org's log that others write, too, is not taken to be where this server left it.
+/// How long an org's batches don't begin from memory after another server has written the log too.
 const SHARED: Duration = Duration::from_secs(1);
-/// How long an org's keys are looked for once one came again.
+/// How long an org's idempotency keys are looked up first after one of them was not new.
 const KEYS_AGAIN: Duration = Duration::from_secs(1);
 
-/// See the module.
 pub(super) struct Memory {
     state: Mutex<State>,
     jobs: States,
@@ -48,11 +47,11 @@ pub(super) struct Memory {
     lacks_partition: AtomicBool,
 }
 
-/// Which log the database was known to have.
+/// The id that the database's log had when it was last read.
 #[derive(Default)]
 struct Log {
     id: Option<LogId>,
-    /// The turn on which that was read, and the last one that was taken.
+    /// Reads of the id are numbered as they begin: the one that found `id`, and the last one.
     read_on: u64,
     turns: u64,
 }
@@ -65,24 +64,24 @@ struct State {
 
 #[derive(Default)]
 struct Org {
-    /// Types known to exist: once there, a type stays until its last job is removed.
+    /// Types that exist. A type stays until its last job is removed.
     types: HashSet<Arc<str>>,
-    /// How many batches had removed jobs then.
+    /// The org's count of batches that removed jobs, as of `types`.
     removals: i64,
-    /// Where this server's last batch has left the log.
+    /// The log's end, as this server's last batch on it found or left it. `None` while a later commit is undecided.
     end: Option<End>,
-    /// Where it was found, or left, by a commit that the database has confirmed.
+    /// The log's last record, as of the last commit that the database confirmed. `None` at the same times.
     confirmed: Option<RecordId>,
-    /// The last such record that is known of, whatever was begun since then.
+    /// The same record, but it stays while a commit is under way.
     witnessed: Option<RecordId>,
-    /// Others write it, too, as far as is known.
+    /// Until then other servers are assumed to write this log too.
     shared_until: Option<Instant>,
-    /// Jobs are created with keys that exist.
+    /// Until then creates are assumed to use keys that exist.
     keys_again_until: Option<Instant>,
 }
 
 impl Org {
-    /// Jobs were removed since types were known: of some it may have been the last.
+    /// Drops the types if jobs were removed since they were cached: some types may have lost their last job.
     fn seen_removals(&mut self, removals: i64) {
         if std::mem::replace(&mut self.removals, removals) != removals {
             self.types.clear();
@@ -90,22 +89,21 @@ impl Org {
     }
 }
 
-/// Where a log ends, and up to where its records are folded.
+/// Where a log ends, and how far its records are folded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct End {
     pub(super) head: Head,
-    /// The last record.
     pub(super) record: RecordId,
-    /// `seq` of the last event, and number of the last record, that are folded.
+    /// `seq` of the last folded event, and number of the last folded record.
     pub(super) folded_seq: i64,
     pub(super) folded_n: i64,
-    /// Batches that have removed jobs.
+    /// How many batches have removed jobs.
     pub(super) removals: i64,
-    /// Up to where rows lack nothing.
+    /// The place up to which no row lacks anything.
     pub(super) base: Base,
 }
 
-/// The database's clock, as it was heard of at some instant of this machine's.
+/// A time of the database's clock, and the instant of this machine's clock at which it arrived.
 #[derive(Clone, Copy)]
 struct Reading {
     heard: Instant,
@@ -114,7 +112,7 @@ struct Reading {
 
 impl Reading {
     fn carried_on(&self) -> Time {
-        // The database keeps microseconds.
+        // The database's times have microseconds.
         (self.time + self.heard.elapsed()).trunc_subsecs(6)
     }
 }
@@ -125,12 +123,12 @@ impl Memory {
         Self { state, jobs, log, lacks_partition: AtomicBool::new(false) }
     }
 
-    /// How long rows of running jobs may be behind, of an org that was taken.
+    /// How long the rows of running jobs of an org may be behind. The org's state must have been taken.
     pub(super) fn fold_after(&self, of: &OrgState) -> TimeDelta {
         self.jobs.fold_after(of)
     }
 
-    /// A batch failed. If that is because there is no partition for the month that the clock says, it shall be run again once there is.
+    /// The error of a failed batch. A missing partition is a conflict: the batch is run again once the partition is made.
     pub(super) fn failed(&self, error: sqlx::Error, meaning: fn(sqlx::Error) -> StoreError) -> StoreError {
         if lacks_partition(&error) {
             self.lacks_partition.store(true, Ordering::Relaxed);
@@ -139,12 +137,12 @@ impl Memory {
         meaning(error)
     }
 
-    /// Whether partitions have to be made first. The caller makes them.
+    /// True if partitions have to be made first, which is left to the caller. Only the first call says so.
     pub(super) fn takes_partitions(&self) -> bool {
         self.lacks_partition.swap(false, Ordering::Relaxed)
     }
 
-    /// Parts some types into those known to exist and the others.
+    /// Splits types into those that are cached, and so exist, and the others.
     pub(super) fn part(&self, org: OrgId, types: &[Arc<str>]) -> (Vec<String>, Vec<Arc<str>>) {
         let state = self.state();
         let known = state.orgs.get(&org);
@@ -153,7 +151,6 @@ impl Memory {
         (known.iter().map(|name| name.to_string()).collect(), unknown)
     }
 
-    /// These types exist.
     pub(super) fn add_types(&self, org: OrgId, types: impl Iterator<Item = Arc<str>>) {
         let mut types = types.peekable();
         if types.peek().is_some() {
@@ -161,7 +158,7 @@ impl Memory {
         }
     }
 
-    /// A batch has found the log's end, with its head locked, and the clock.
+    /// Notes the log's end and the clock that a batch has read after it locked the head.
     pub(super) fn found(&self, org: OrgId, found: End, clock: Time) {
         let mut state = self.state();
         state.heard(clock);
@@ -173,7 +170,7 @@ impl Memory {
         }
     }
 
-    /// A batch was committed that has left the log so.
+    /// Notes that a batch was committed, and left the log at `end`.
     pub(super) fn left(&self, org: OrgId, end: End, jobs: Left, clock: Option<Time>) {
         jobs.committed(&self.jobs);
         let mut state = self.state();
@@ -185,35 +182,35 @@ impl Memory {
         }
     }
 
-    /// A transaction that has found the log so was committed.
+    /// Notes that a transaction was committed that had found this last record.
     pub(super) fn confirmed(&self, org: OrgId, last: RecordId) {
         let mut state = self.state();
         let org = state.org(org);
         (org.confirmed, org.witnessed) = (Some(last), Some(last));
     }
 
-    /// A record that is in an org's log, unless another history has taken its place.
+    /// The last record known to be in an org's log, unless another history has replaced it.
     pub(super) fn witnessed(&self, org: OrgId) -> Option<RecordId> {
         self.state().orgs.get(&org)?.witnessed
     }
 
-    /// Which log the database is known to have.
+    /// The id of the database's log, as last read.
     pub(super) fn log_id(&self) -> Option<LogId> {
         self.log().id
     }
 
-    /// A turn to read which log the database has.
+    /// The number of a read of the log id. Take it before the read.
     pub(super) fn turn(&self) -> u64 {
         let mut log = self.log();
         log.turns += 1;
         log.turns
     }
 
-    /// The database has a log of this id, as was read on this turn. If that is another than it was, nothing that is known counts.
+    /// Notes the log id that the read of this number found. If the id has changed, drops everything that is cached of orgs.
     pub(super) fn has_log(&self, turn: u64, id: LogId) {
         let mut log = self.log();
         if turn < log.read_on {
-            // Somebody has read it later and was told earlier.
+            // A read that began later has already finished.
             return;
         }
         log.read_on = turn;
@@ -223,40 +220,42 @@ impl Memory {
         }
     }
 
-    /// True if all of a log up to this record, its last, is as durable as commits are.
+    /// True if the log up to this record, its last, is as durable as commits are.
     pub(super) fn is_confirmed(&self, org: OrgId, last: RecordId) -> bool {
         self.state().orgs.get(&org).is_some_and(|org| org.confirmed == Some(last))
     }
 
-    /// A batch is about to be committed: unless it is heard to be, nothing is known of its org any more but types.
+    /// Notes that a batch is about to be committed. Until the commit is known to have happened, the org's end is unknown. Its
+    /// types and the witnessed record stay.
     pub(super) fn committing(&self, org: OrgId) {
         let mut state = self.state();
         let org = state.org(org);
         (org.end, org.confirmed) = (None, None);
     }
 
-    /// It is known that a batch was not committed.
+    /// Notes that a batch was not committed: caches the org's state as it was before.
     pub(super) fn reverted(&self, jobs: Left) {
         jobs.reverted(&self.jobs);
     }
 
-    /// The log was not where this server had left it.
+    /// Notes that the log was not where this server had left it.
     pub(super) fn missed(&self, org: OrgId) {
         self.state().org(org).shared_until = Some(Instant::now() + SHARED);
     }
 
-    /// A key of one of the orgs that a batch wrote was not new.
+    /// Notes that a batch on this org, and maybe on others, used a key that was not new.
     pub(super) fn keys_again(&self, org: OrgId) {
         self.state().org(org).keys_again_until = Some(Instant::now() + KEYS_AGAIN);
     }
 
-    /// True of an org whose keys are to be looked for, because one has come again of late.
+    /// True if the org's keys have to be looked up first, because one was not new a moment ago.
     pub(super) fn has_keys_again(&self, org: OrgId) -> bool {
         let until = self.state().orgs.get(&org).and_then(|org| org.keys_again_until);
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Where the log should end, and what the clock should say; if this server has written it last, as far as it knows.
+    /// Where the log should end, and what the database's clock should show. `None` if another server writes the log too, or if
+    /// no end or recent reading is cached.
     pub(super) fn recall(&self, org: OrgId) -> Option<(End, Time)> {
         let state = self.state();
         let org = state.orgs.get(&org)?;
@@ -267,17 +266,17 @@ impl Memory {
         Some((org.end?, reading.carried_on()))
     }
 
-    /// Takes what is known of an org's jobs, and the record as of which it is.
+    /// Takes the state of an org, and the record that it was made at.
     pub(super) fn take_state(&self, org: OrgId) -> Option<(RecordId, OrgState)> {
         self.jobs.take(org)
     }
 
-    /// Gives it back, in a log whose last record this is.
+    /// Puts a state back, with the log's last record as that which it was made at.
     pub(super) fn put_state(&self, org: OrgId, last: RecordId, state: OrgState) {
         self.jobs.put(org, last, state);
     }
 
-    /// Orgs that have jobs whose rows have been behind for long, as far as this server knows.
+    /// Orgs whose cached states have rows that have been behind for long.
     pub(super) fn stale(&self, limit: usize) -> Vec<OrgId> {
         let now = self.state().reading.map(|reading| reading.carried_on());
         now.map_or_else(Vec::new, |now| self.jobs.stale(now, limit))
@@ -300,7 +299,7 @@ impl State {
         self.orgs.entry(org).or_default()
     }
 
-    /// What was heard is as old as its way here took: of some readings that which says the most is the best.
+    /// A reading is as old as its answer took to arrive, so the one that implies the latest time is the most accurate.
     fn heard(&mut self, time: Time) {
         let is_better = |known: &Reading| time >= known.carried_on() || known.heard.elapsed() >= CARRIED;
         if self.reading.as_ref().is_none_or(is_better) {

@@ -1,4 +1,4 @@
-//! Brings a database to this server's schema, and back.
+//! Migrates a database to this server's schema, and back.
 
 use std::sync::LazyLock;
 
@@ -19,7 +19,7 @@ use crate::{
 static MIGRATIONS: LazyLock<Migrations> =
     LazyLock::new(|| Migrations::new(migrations::POSTGRES, "jobledger.migration"));
 
-/// Applies what is missing, or refuses a database that lacks something. Servers that start at once take turns.
+/// Applies the missing steps, or refuses a database that lacks some. Servers that start at once take turns.
 pub(super) async fn prepare(connection: &mut PgConnection, may_migrate: bool) -> Result<(), StoreError> {
     let missing = migrations::missing(read_status(connection).await?)?;
     match missing.as_slice() {
@@ -29,15 +29,15 @@ pub(super) async fn prepare(connection: &mut PgConnection, may_migrate: bool) ->
     }
 }
 
-/// Applies what is missing, while nobody else does.
+/// Applies the missing steps under an advisory lock.
 async fn apply(connection: &mut PgConnection) -> Result<Vec<MigrationStatus>, StoreError> {
     lock(connection).await?;
-    // Another may have done it meanwhile.
+    // Another process may have applied them meanwhile.
     let missing = migrations::missing(read_status(connection).await?)?;
     if !missing.is_empty() {
-        // Not by the migrator, which would need the right to create schemas even where there is nothing to create.
+        // Not left to the migrator, which would need the right to create schemas even if the schema exists.
         run(connection, "/* apply */ CREATE SCHEMA IF NOT EXISTS jobledger").await?;
-        // What functions return are the tables' rows: they go first, so that tables may change.
+        // Functions return rows of the tables, so they are dropped before the tables change.
         drop_functions(connection, "AND NOT p.prosecdef").await?;
         MIGRATIONS.up(connection).await?;
         create_functions(connection).await?;
@@ -62,7 +62,8 @@ async fn read_status(connection: &mut PgConnection) -> Result<Vec<MigrationStatu
     Ok(status)
 }
 
-/// Drops functions of the schema, and the types of their rows: in one transaction, so that they are there or known not to be.
+/// Drops the functions that `which` selects, and the view whose rows they return. The same transaction resets their version,
+/// which says that they exist.
 async fn drop_functions(connection: &mut PgConnection, which: &str) -> Result<(), StoreError> {
     let sql = format!(
         "/* drop_functions */ DO $$
@@ -84,7 +85,7 @@ async fn drop_functions(connection: &mut PgConnection, which: &str) -> Result<()
     Ok(())
 }
 
-/// Puts this program's functions in place, where there are none but those that are only replaced.
+/// Creates this program's functions. Older ones must be gone, except those that are only ever replaced.
 async fn create_functions(connection: &mut PgConnection) -> Result<(), StoreError> {
     let functions = migrations::FUNCTIONS;
     let mut transaction = connection.begin().await.map_err(store_error)?;
@@ -116,7 +117,7 @@ async fn connect_to(url: &str) -> Result<PgConnection, StoreError> {
     Ok(connection)
 }
 
-/// A connection to a database that lacks nothing.
+/// A connection to a database that lacks no step.
 async fn open(url: &str) -> Result<PgConnection, StoreError> {
     let mut connection = connect_to(url).await?;
     prepare(&mut connection, false).await?;
@@ -130,7 +131,7 @@ pub(in crate::store) async fn status(url: &str) -> Result<Vec<MigrationStatus>, 
 pub(in crate::store) async fn up(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
     let mut connection = connect_to(url).await?;
     let applied = apply(&mut connection).await?;
-    // Ends the session, and with it whatever it holds.
+    // Ends the session, and so releases its locks.
     let _ = connection.close().await;
     Ok(applied)
 }
@@ -139,14 +140,14 @@ pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreEr
     let mut connection = connect_to(url).await?;
     lock(&mut connection).await?;
     migrations::missing(read_status(&mut connection).await?)?;
-    // The next `migrate up` puts its program's own in place.
+    // The next `migrate up` creates the functions of its own program.
     drop_functions(&mut connection, if target == 0 { "" } else { "AND NOT p.prosecdef" }).await?;
     MIGRATIONS.down(&mut connection, target).await?;
     let _ = connection.close().await;
     Ok(())
 }
 
-/// Connects to a database that has all migrations, as the owner of its tables: row-level security shows others nothing, or a part.
+/// Connects to a database that lacks no step, as the owner of its tables. Row-level security hides rows from other roles.
 pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError> {
     let mut connection = open(url).await?;
     let sql = "/* owner */ SELECT pg_has_role(relowner, 'MEMBER'), current_user::text, pg_get_userbyid(relowner)::text
@@ -156,13 +157,13 @@ pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError>
     if !owns {
         return Err(StoreError::Unusable(format!("this takes the owner of the tables, {owner}: {user} is not")));
     }
-    // Whatever the database's default is: see `warnings.rs`.
+    // Warnings have to arrive, whatever the database's default is: see `warnings.rs`.
     let sql = "/* open_as_owner */ SET client_min_messages = 'warning'";
     sqlx::query(sql).execute(&mut connection).await.map_err(store_error)?;
     Ok(connection)
 }
 
-/// Gives the log another identity.
+/// Gives the database's log another id.
 pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
     let mut connection = open_as_owner(url).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);

@@ -1,8 +1,8 @@
-//! The ledger in a PostgreSQL database, with any number of servers on it.
+//! The ledger in a PostgreSQL database, which any number of servers share.
 //!
-//! A batch locks its org's head row, so an org's log is serial across servers; what is committed is announced to the others
-//! by NOTIFY (`notify.rs`). Every unit of work names its org to row-level security, for its transaction only, and is bounded in time
-//! on both sides.
+//! A batch locks its org's head row, so an org's log is serial across servers. Servers announce what they commit by NOTIFY
+//! (`notify.rs`). Each unit of work names its org to row-level security for its transaction only. Server and database both
+//! bound its time.
 
 mod audit;
 mod batch;
@@ -49,13 +49,13 @@ use crate::domain::{
     job::{Job, JobContents, JobRecord},
 };
 
-/// The oldest PostgreSQL that is supported, as `server_version_num` has it.
+/// The oldest PostgreSQL that is supported, as in `server_version_num`.
 const OLDEST_SERVER: i32 = 140_000;
-/// Partitions of `job_event` made ahead, in months: no more, since a read of what may go on looks into each.
+/// How many months ahead partitions of `job_event` are made. Not more: a read without an upper time bound visits each of them.
 const MONTHS_AHEAD: i32 = 2;
 
-/// What every session is told: how long anything may take, and to notice a peer that has vanished. A server that goes away
-/// while it holds an org's head blocks that org for no longer.
+/// The settings of every session: bounds on how long anything takes, and keepalives that notice a vanished peer. A server that
+/// vanishes while it has an org's head locked blocks that org for no longer than these bounds.
 const SESSION: [(&str, &str); 11] = [
     // Whatever the database's default is: a statement that has waited for a lock must see what was committed meanwhile.
     ("default_transaction_isolation", "read committed"),
@@ -68,35 +68,34 @@ const SESSION: [(&str, &str); 11] = [
     ("tcp_keepalives_count", "2"),
     ("tcp_user_timeout", "9s"),
     ("jit", "off"),
-    // A warning is all that tells of a commit whose wait for a standby was cut short.
+    // If a commit's wait for a standby is cut short, only a warning says so.
     ("client_min_messages", "warning"),
 ];
 
-/// What readers write (which orgs are looked after, when the clock was seen) may be lost with a primary: it must not wait for a standby,
-/// and take the connections that reads need.
+/// Settings of connections that read. The little that they write (due times of orgs, when the clock was seen) may be lost with
+/// a primary. If it waited for a standby, it would occupy the connections that reads need.
 const NOT_REPLICATED: [(&str, &str); 1] = [("synchronous_commit", "local")];
 
-/// Statements are planned once, for tables of any size: a plan made while a table was small must not walk it when it is not. What is
-/// first is taken in the order of an index, never found by sorting all that there is: where statistics are from before there were any
-/// such rows, PostgreSQL takes them for one, and one is sorted at no cost.
+/// Every statement is planned once, for tables of any size: a plan made for a small table must not walk it once it is large.
+/// First rows come in the order of an index, never from a sort of all rows. If the statistics are older than such rows,
+/// PostgreSQL expects one row, which costs nothing to sort.
 const ONE_PLAN: [(&str, &str); 4] = [
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_sort", "off"),
     ("enable_incremental_sort", "off"),
 ];
-/// Batches look rows up one by one, by keys they bring along.
+/// Batches look rows up one by one, by keys among their arguments.
 const BY_KEY: [(&str, &str); 3] =
     [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_bitmapscan", "off")];
 
-/// Connections for the server's own work.
 const OWN_CONNECTIONS: u32 = 3;
 
-/// An open PostgreSQL ledger.
+/// A ledger in a PostgreSQL database.
 pub struct PostgresStore {
     writers: Arc<Connections>,
     readers: Arc<Connections>,
-    /// For the server's own work, which no caller can take: credentials, what is due, signs of life.
+    /// For the server's own work, so that calls can't occupy its connections: credentials, due work, pings.
     own: Arc<Connections>,
     write_connections: usize,
     orgs_per_transaction: usize,
@@ -111,7 +110,7 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
     Ok(options.disable_statement_logging().application_name("jobledger"))
 }
 
-/// A connection for a single purpose.
+/// Opens a connection outside the pools.
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
     let host = options.get_host();
     let fail = |reason: String| StoreError::Unavailable(format!("can't connect to PostgreSQL at {host}: {reason}"));
@@ -126,12 +125,12 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError>
 }
 
 impl PostgresStore {
-    /// Opens the database, migrating it where needed.
+    /// Opens the database, and migrates it if `options.migrate` is set.
     ///
     /// # Errors
     ///
-    /// If it doesn't answer, is older than PostgreSQL 14, was migrated by a newer server, or is served by a role that must
-    /// not serve it.
+    /// If it does not answer, is older than PostgreSQL 14, is not UTF-8, lacks migrations that this server may not apply, was
+    /// migrated by a newer server, or is served by a role that must not serve it.
     pub(super) async fn open(url: &str, options: OpenOptions) -> Result<Self, StoreError> {
         let base = connect_options(url)?;
         let mut connection = connect(&base).await?;
@@ -160,7 +159,7 @@ impl PostgresStore {
     }
 }
 
-/// Refuses a database that jobledger can't work with.
+/// Refuses a database that is not UTF-8, or a PostgreSQL older than [`OLDEST_SERVER`].
 async fn assert_usable(connection: &mut PgConnection) -> Result<(), StoreError> {
     let sql =
         "/* assert_usable */ SELECT current_setting('server_version_num')::integer, current_setting('server_version'),
@@ -257,7 +256,7 @@ impl Store for PostgresStore {
     async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         let mut due = read::take_due(&self.own, what, limit, hold).await?;
         if what == DueWork::Jobs {
-            // A look at an org folds, too.
+            // The sweep of an org also folds rows.
             let stale = self.memory.stale(limit - due.len());
             due.extend(stale.into_iter().filter(|org| !due.contains(org)).collect::<Vec<_>>());
         }

@@ -1,8 +1,9 @@
-//! How servers on one database hear of each other's commits.
+//! How servers on one database learn of each other's commits.
 //!
-//! After a commit its org and the head of its log are announced by NOTIFY, on a connection of its own: many orgs in one
-//! message, at once when idle, gathered while the last message is on its way. Never inside a batch: NOTIFY takes a lock
-//! across the whole cluster at its commit. A message carries no data, so losing one delays, never loses.
+//! After a commit the server announces the org and the head of its log by NOTIFY, on a connection of its own. A message has
+//! many orgs. It is sent at once if the connection is idle, and otherwise gathers orgs until the last message was sent. A batch
+//! itself never uses NOTIFY, which takes a cluster-wide lock at its commit. Messages carry no data, so a lost one delays events
+//! but loses none.
 
 use std::{
     collections::HashMap,
@@ -29,20 +30,19 @@ use crate::{
     store::{Listener, News, Reach, StoreError},
 };
 
-/// The channel of all servers.
+/// All servers listen to this channel.
 const CHANNEL: &str = "jobledger";
-/// Something is said this often even where there is nothing to say, so that a listener can tell silence from a dead line.
+/// A server sends a message this often even if there is no news, so that a listener can tell silence from a dead connection.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// A listener that hears nothing for so long gives its connection up.
+/// A listener that receives nothing for so long replaces its connection.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long sending a message, or opening a connection, may take.
+/// How long sending messages, or opening a connection, may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// The wait before a connection is opened again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// PostgreSQL takes payloads below 8,000 bytes.
+/// PostgreSQL accepts payloads below 8,000 bytes.
 const MAX_PAYLOAD: usize = 7_900;
 
-/// Tells other servers how far logs reach.
+/// Announces to other servers how far logs reach.
 pub(super) struct Announcer {
     shared: Arc<Shared>,
     stopping: CancellationToken,
@@ -51,7 +51,7 @@ pub(super) struct Announcer {
 
 #[derive(Default)]
 struct Shared {
-    /// How far each org's log reaches, where that is not announced yet.
+    /// How far each org's log reaches, if that is not announced yet.
     waiting: Mutex<HashMap<OrgId, Reach>>,
     wake: Notify,
 }
@@ -83,12 +83,12 @@ impl Announcer {
         self.shared.wake.notify_one();
     }
 
-    /// Says what is still to be said, if that can be done at once.
+    /// Makes one last try to send what is waiting.
     pub(super) async fn stop(&self) {
         self.stopping.cancel();
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
-            // It bounds itself.
+            // That try has a time-out of its own.
             let _ = task.await;
         }
     }
@@ -147,7 +147,7 @@ async fn send_all(
     Ok(())
 }
 
-/// Reaches as `org:seq:ready_gen` words, in messages that fit. Without any, one empty message: the heartbeat.
+/// The reaches as words `org:seq:ready_gen`, in messages that fit. If there are none, one empty message: the heartbeat.
 fn messages(reaches: &HashMap<OrgId, Reach>) -> Vec<String> {
     let mut messages = vec![String::new()];
     for (org, Reach { seq, ready_gen }) in reaches {
@@ -160,8 +160,8 @@ fn messages(reaches: &HashMap<OrgId, Reach>) -> Vec<String> {
     messages
 }
 
-/// What a message says. Words that are not understood are from a newer server, and passed over; one from an older server
-/// says nothing of what is ready.
+/// The reaches in a message. Skips words in another form, which a newer server sends. An older one sends no `ready_gen`: it is
+/// 0 then.
 fn reaches(message: &str) -> Vec<(OrgId, Reach)> {
     let reach = |word: &str| {
         let mut parts = word.split(':');
@@ -172,7 +172,7 @@ fn reaches(message: &str) -> Vec<(OrgId, Reach)> {
     message.split_ascii_whitespace().filter_map(reach).collect()
 }
 
-/// Hears what other servers announce.
+/// Receives what servers announce.
 pub(super) struct Ear {
     options: PgConnectOptions,
     listener: Option<PgListener>,
@@ -184,7 +184,7 @@ impl Ear {
     }
 
     async fn connect(&self) -> Result<PgListener, sqlx::Error> {
-        // A pool of one, since that is what a listener takes its connection from; it never outlives the listener.
+        // A listener takes its connection from a pool. This one has a single connection, and never outlives the listener.
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ANSWER_WITHIN)
@@ -219,7 +219,7 @@ impl Listener for Ear {
                         return News::Reaches(reaches);
                     }
                 }
-                // Lost, broken, or so silent that it must be: every server says something every few seconds.
+                // The connection is lost, broken, or so silent that it must be: every server sends something every few seconds.
                 Ok(Ok(None) | Err(_)) => self.listener = None,
                 Err(_) => {
                     tracing::warn!("heard nothing from any server, not even this one; listening anew");

@@ -1,4 +1,4 @@
-//! Reads: each a single call outside any transaction, of a function that names the org to row-level security and selects.
+//! Single statements outside transactions, mostly reads. A function that reads an org first names it to row-level security.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -43,12 +43,12 @@ static JOBS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What belongs to some orgs, by org: a function is in one after the other.
+/// The wanted items by org: a function processes one org after another.
 struct ByOrg {
-    /// The places of what is wanted, those of an org one after the other.
+    /// The positions of the items in the request, grouped by org.
     places: Vec<usize>,
     orgs: Vec<Uuid>,
-    /// How many of the places are those of an org and the ones before it.
+    /// How many positions belong to each org and the orgs before it.
     ends: Vec<i32>,
 }
 
@@ -124,7 +124,7 @@ pub(super) async fn events(
     let max_events = i64::try_from(query.max_events).unwrap_or(i64::MAX);
     let max_bytes = i64::try_from(query.max_bytes).unwrap_or(i64::MAX);
     let (found, last) = match filter.job {
-        // One job's events have an index of their own: no window is needed.
+        // The events of one job have an index of their own, so no window is needed.
         Some(job) => {
             let arguments = arguments![
                 org.0,
@@ -155,7 +155,7 @@ pub(super) async fn events(
         page.head = columns.long()?;
         page.floor = columns.long()?;
         page.job_status = columns.optional_text()?.map(rows::status).transpose()?;
-        // As the database counted them, which is what it cut the page by.
+        // The database's own count, by which it cut the page.
         let Some(bytes_through) = columns.optional_long()? else {
             break;
         };
@@ -218,7 +218,7 @@ pub(super) async fn orgs(
     found.iter().map(|row| Ok(OrgId(Columns::of(row).uuid()?))).collect()
 }
 
-/// Puts off what it takes, so that other servers leave it alone; should this one die, it falls due again.
+/// Puts off the orgs that it takes, so that other servers leave them alone. If this server dies, they fall due again.
 pub(super) async fn take_due(
     readers: &Arc<Connections>,
     what: DueWork,
@@ -254,7 +254,7 @@ pub(super) async fn make_partitions(readers: &Arc<Connections>, months_ahead: i3
 
 pub(super) async fn maintain(readers: &Arc<Connections>, months_ahead: i32) -> Result<(), StoreError> {
     make_partitions(readers, months_ahead).await?;
-    // Nothing depends on it: there is another time.
+    // A failure is harmless: the next call tries again.
     match readers.fetch("/* maintain */ SELECT jobledger.drop_empty_partitions()", arguments![]).await {
         Ok(dropped) => {
             let dropped = dropped.first().map_or(Ok(0), |row| Columns::of(row).int())?;
@@ -287,7 +287,7 @@ pub(super) async fn note_clock(
     unseen: TimeDelta,
     doubt: Duration,
 ) -> Result<Option<TimeDelta>, StoreError> {
-    // Two servers at once find the same that was before: both have retention wait.
+    // If two servers run this at once, both see the same earlier time, and both pause retention.
     let sql = "/* note_clock */ WITH before AS MATERIALIZED (SELECT clock_seen_at AS seen, clock_timestamp() AS now FROM jobledger.ledger)
         UPDATE jobledger.ledger SET clock_seen_at = before.now, retention_paused_until = CASE
             WHEN abs(extract(epoch FROM before.now - before.seen)) > $1::double precision

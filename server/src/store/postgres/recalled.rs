@@ -1,7 +1,7 @@
-//! A batch that begins where this server's last ones on some orgs have left their logs: one round trip, which locks the heads, sees
-//! that the last records are still those, writes, and commits. Only for batches that need nothing but what is known: of jobs that run, and
-//! of those that may be claimed. Keys of new jobs are taken to be new: the index that keeps them apart says where one is not, and then the
-//! batch is begun again by looking.
+//! A batch that begins from memory, where this server's last batches left the logs of some orgs. It takes one round trip, which
+//! locks the heads, checks that the last records are still the same, writes, and commits. It needs nothing but cached running
+//! jobs and ready jobs. Keys of new jobs are assumed to be new: if one is not, the unique index refuses it, and the batch is
+//! run again with look-ups.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -30,13 +30,12 @@ use crate::{
     },
 };
 
-/// The code of `jobledger.resume_batch` where the log has moved on.
+/// The SQLSTATE of `jobledger.resume_batch` if a log has moved on.
 const MOVED_ON: &str = "JL001";
 
-/// The index that keeps idempotency keys apart.
+/// The unique index over idempotency keys.
 const KEYS: &str = "uq_job_org_idempotency";
 
-/// See the module.
 pub(super) struct RecalledBatch {
     writers: Arc<Connections>,
     memory: Arc<Memory>,
@@ -46,25 +45,25 @@ pub(super) struct RecalledBatch {
     statement: Option<Resuming>,
 }
 
-/// What the commit runs, and where it leaves the logs and the jobs.
+/// What the commit runs, and the log ends and states that it leaves.
 struct Resuming {
     sql: String,
     arguments: PgArguments,
     left: Vec<(OrgId, End, Left)>,
 }
 
-/// What is known of an org that meets the needs of its commands.
+/// What is cached of an org. It meets all needs of the org's commands.
 struct Recalled {
     end: End,
     types: Vec<String>,
     jobs: Vec<Job>,
     ready: FoundReady,
-    /// Its answers rest on how the log is, whether anything is written or not.
+    /// The answers depend on the log, so the commit has to check it even if nothing is written.
     is_looking: bool,
     state: OrgState,
 }
 
-/// Begins such a batch, if these needs of so many commands can be met from memory, of all orgs.
+/// Begins a batch from memory. `None` if the cache does not meet the needs of all orgs. Each comes with its number of commands.
 pub(super) fn recall(
     writers: &Arc<Connections>,
     memory: &Arc<Memory>,
@@ -102,7 +101,7 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
     if as_of == end.record
         && let Some((found, ready)) = find(&state, jobs, held, ready)
     {
-        // A create that is refused rests on what the org has.
+        // A create can be refused because of what the org has, so that has to be current too.
         let is_looking = !found.is_empty() || !needs.ready.is_empty() || !needs.types.is_empty();
         return Some((Recalled { end, types, jobs: found, ready, is_looking, state }, now));
     }
@@ -110,7 +109,7 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
     None
 }
 
-/// What claims and other commands need, if all of it is known.
+/// The jobs that claims and other commands need. `None` if the state does not have all of them.
 fn find(state: &OrgState, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Option<(Vec<Job>, FoundReady)> {
     if !held.is_empty() && state.knows_held().is_err() || !state.windows.short(ready).is_empty() {
         return None;
@@ -124,7 +123,7 @@ fn find(state: &OrgState, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Opt
     Some((found, ready))
 }
 
-/// Nothing has come of it.
+/// Puts the states back, since nothing is written.
 fn give_back(memory: &Memory, recalled: HashMap<OrgId, Recalled>) {
     for (org, Recalled { end, state, .. }) in recalled {
         memory.put_state(org, end.record, state);
@@ -220,14 +219,14 @@ impl Batch for RecalledBatch {
             }
             Err(sqlx::Error::Database(said)) if said.constraint() == Some(KEYS) => {
                 connection.give_back();
-                // Under row-level security it doesn't say whose.
+                // Under row-level security the error does not say whose key it was.
                 orgs.iter().for_each(|org| memory.keys_again(*org));
                 left.into_iter().for_each(|(_, _, left)| memory.reverted(left));
                 Err(StoreError::Conflict(said.message().to_owned()))
             }
             Err(sqlx::Error::Database(said)) if said.code().as_deref() == Some(MOVED_ON) => {
                 connection.give_back();
-                // Which of them it was is in the message, where it is one.
+                // The message names the orgs whose logs have moved on.
                 let moved_on = said.message();
                 let is_named = |org: &&OrgId| moved_on.contains(&org.0.to_string());
                 orgs.iter().filter(is_named).for_each(|org| memory.missed(*org));

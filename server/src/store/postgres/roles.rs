@@ -1,11 +1,11 @@
-//! Who may serve: a role to which row-level security applies, with the rights that serving takes and no others.
+//! The role that servers use: row-level security applies to it, and it has only the rights that serving needs.
 
 use sqlx::PgConnection;
 
 use super::error::store_error;
 use crate::store::StoreError;
 
-/// The SQL that makes such a role; to be run by the owner of the tables, or a superuser, after `migrate up`.
+/// The SQL that creates such a role. The owner of the tables, or a superuser, runs it after `migrate up`.
 pub fn role_sql(role: &str) -> String {
     let name = format!("\"{}\"", role.replace('"', "\"\""));
     format!(
@@ -38,7 +38,7 @@ GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_emp
     )
 }
 
-/// Warns of a role to which row-level security does not apply, or refuses it.
+/// Refuses a role that lacks rights, and warns of one to which row-level security does not apply, or refuses that too.
 pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
     const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
             pg_has_role(r.oid, c.relowner, 'MEMBER'), has_table_privilege('jobledger.api_token_use', 'INSERT')

@@ -1,6 +1,6 @@
-//! The counters and the series, as batches write them.
+//! Writes the counters and the series.
 //!
-//! A batch brings along what it changes as JSON, in `org_record`; folding adds that up in the database.
+//! A batch writes its changes as JSON into `org_record`. Folding adds them up in the database.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,13 +17,13 @@ use crate::{
     store::{RemovedFlow, StoreError, Tally, rows::json_text, series::FORGOTTEN_AT_ONCE},
 };
 
-/// Where a tally's counts stand in its JSON.
+/// Positions in the JSON array of a tally, after the counts by status.
 const SCHEDULED: usize = JobStatus::ALL.len();
 const FLOW: usize = SCHEDULED + 1;
 const WAITS: usize = FLOW + Flow::NAMES.len();
 const RUNS: usize = WAITS + 1;
 
-/// What a batch changes, by type: its counts one after the other, without the zeros at the end.
+/// The changes of a batch, by type: an array of counts without the zeros at its end.
 pub(super) fn json(tallies: &BTreeMap<Arc<str>, Tally>) -> String {
     let value = |tally: &Tally| {
         let statuses = JobStatus::ALL.map(|status| tally.counts.get(status));
@@ -39,7 +39,7 @@ pub(super) fn json(tallies: &BTreeMap<Arc<str>, Tally>) -> String {
 }
 
 impl Statement {
-    /// Adds the part `changes` to the counters of its orgs.
+    /// Adds up the part `changes` into the counters of its orgs.
     pub(super) fn counters(&mut self) {
         let names: Vec<_> = JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"]).collect();
         let sums: Vec<_> =
@@ -56,7 +56,7 @@ impl Statement {
         );
     }
 
-    /// Adds the part `changes` to the series of its orgs.
+    /// Adds up the part `changes` into the series of its orgs.
     pub(super) fn series(&mut self) {
         let sums: Vec<_> =
             (FLOW..WAITS).map(|n| format!("coalesce(sum((changes.value ->> {n})::bigint), 0)")).collect();
@@ -76,7 +76,7 @@ impl Statement {
         );
     }
 
-    /// Forgets what is too old of the series of some orgs, as of these times.
+    /// Removes old rows from the series of some orgs, as of these times.
     pub(super) fn forget(&mut self, orgs: &[(OrgId, Time)]) -> Result<(), StoreError> {
         if orgs.is_empty() {
             return Ok(());
@@ -101,7 +101,7 @@ impl Statement {
         Ok(())
     }
 
-    /// Keeps what the series no longer finds in the log.
+    /// Adds what retention removes from the log to the `removed` rows of the series.
     pub(super) fn removed_flow(&mut self, org: &str, removed: &RemovedFlow) -> Result<(), StoreError> {
         let rows: Vec<_> = removed.iter().collect();
         if rows.is_empty() {
@@ -134,7 +134,7 @@ impl Statement {
     }
 }
 
-/// What is added where there is a row.
+/// The SET list that adds to an existing row of the series.
 fn add() -> String {
     let mut add: Vec<_> = Flow::NAMES.iter().map(|name| format!("{name} = s.{name} + excluded.{name}")).collect();
     add.extend(["waits", "runs"].map(|name| format!("{name} = jobledger.add_counts(s.{name}, excluded.{name})")));

@@ -1,7 +1,7 @@
-//! A statement of many parts over sets: a WITH of a part for each kind of row, each a set taken apart by `unnest`.
+//! A statement of many parts: a WITH that has a part for each kind of row. Each part takes its rows from arrays, by `unnest`.
 //!
-//! Columns that belong together and are the same in all rows of a set travel once, not as arrays: most batches create jobs
-//! that differ in their ids and places only. The groups are few, and so are the texts that are prepared.
+//! Columns that belong together travel as single values if they are the same in all rows: most batches create jobs that differ
+//! only in ids and positions. There are few such groups of columns, so few texts have to be prepared.
 
 use std::fmt::Write as _;
 
@@ -13,30 +13,30 @@ use crate::{
     store::{RecordId, StoreError},
 };
 
-/// A statement in the making: parts of a WITH, and their arguments.
+/// A statement under construction: parts of a WITH, and their arguments.
 pub(super) struct Statement {
     text: String,
     has_parts: bool,
-    /// Nothing is written unless the logs end where they are said to.
+    /// The statement writes nothing unless the logs end where its guard expects.
     is_guarded: bool,
     arguments: PgArguments,
 }
 
-/// A column to be written.
+/// A column to write.
 pub(super) struct Column {
     pub(super) name: &'static str,
-    /// Where its values stand among the arguments.
+    /// The placeholder of its values.
     place: String,
-    /// The type in which one travels.
+    /// The SQL type of a single value as it is sent.
     sent_as: String,
     /// One value for all rows, instead of an array.
     is_same: bool,
-    /// The column of the set that has the values, where it is another.
+    /// The column whose values this one has too, if it sends none.
     of: Option<&'static str>,
 }
 
 impl Column {
-    /// What a row has in it.
+    /// The expression for the value in a row.
     pub(super) fn value(&self) -> String {
         let (name, place) = (self.name, &self.place);
         if self.is_same {
@@ -46,7 +46,7 @@ impl Column {
         }
     }
 
-    /// A column with the values of another.
+    /// A column with the same values as another.
     pub(super) fn same_as(name: &'static str, of: &'static str) -> Self {
         Self { name, place: String::new(), sent_as: String::new(), is_same: false, of: Some(of) }
     }
@@ -58,9 +58,9 @@ impl Statement {
         Self { text, has_parts: false, is_guarded: false, arguments: PgArguments::default() }
     }
 
-    /// A statement that is a transaction by itself: it first names the orgs, locks their heads, and fails unless these are the last
-    /// records of their logs. Each part has to be an INSERT that waits for [`Statement::guard`]: whatever else reads a table may do so
-    /// before. It brings the clock.
+    /// A statement that is a transaction by itself. Its guard names the orgs, locks their heads, and fails unless these are the
+    /// last records of their logs. Each part must be an INSERT that waits for [`Statement::guard`], since anything else may
+    /// read a table before the guard ran. Returns the clock.
     pub(super) fn resuming(name: &str, last: &[(OrgId, RecordId)]) -> Result<Self, StoreError> {
         let mut statement = Self::new(name);
         let orgs = statement.bind(last.iter().map(|(org, _)| org.0).collect::<Vec<_>>())?;
@@ -81,7 +81,7 @@ impl Statement {
         (self.text, self.arguments)
     }
 
-    /// What a part takes its rows from besides its set, after `before`.
+    /// The guard, to be joined to the rows of a part after `before`. Empty without a guard.
     pub(super) fn guard(&self, before: &str) -> String {
         if self.is_guarded { format!("{before} guard") } else { String::new() }
     }
@@ -92,7 +92,7 @@ impl Statement {
         self.has_parts = true;
     }
 
-    /// Binds a value; its place in the text.
+    /// Binds a value and returns its placeholder.
     pub(super) fn bind<'q, T: Encode<'q, Postgres> + Type<Postgres>>(
         &mut self,
         value: T,
@@ -101,7 +101,7 @@ impl Statement {
         Ok(format!("${}", self.arguments.len()))
     }
 
-    /// Binds one column of a set as an array.
+    /// Binds a column as an array.
     pub(super) fn column<'q, R, T>(
         &mut self,
         name: &'static str,
@@ -116,7 +116,7 @@ impl Statement {
         Ok(Column { name, place, sent_as: T::type_info().to_string(), is_same: false, of: None })
     }
 
-    /// Binds one column of a set that has rows: as one value where all are known to be the same.
+    /// Binds a column of rows that are not empty: as a single value if `is_same`, otherwise as an array.
     pub(super) fn either<'q, R, T>(
         &mut self,
         is_same: bool,
@@ -135,7 +135,7 @@ impl Statement {
         Ok(Column { name, place, sent_as: T::type_info().to_string(), is_same, of: None })
     }
 
-    /// A part that inserts a set.
+    /// Adds a part that inserts rows.
     pub(super) fn insert(&mut self, part: &str, table: &str, columns: &[Column]) {
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let values: Vec<_> = columns.iter().map(Column::value).collect();
@@ -145,7 +145,7 @@ impl Statement {
     }
 }
 
-/// The columns that differ from row to row, as a table `u`.
+/// The columns that travel as arrays, as a table `u`.
 pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> String {
     let (mut places, mut names) = (Vec::new(), Vec::new());
     for column in columns.into_iter().filter(|column| !column.is_same && column.of.is_none()) {
@@ -155,7 +155,7 @@ pub(super) fn unnest<'a>(columns: impl IntoIterator<Item = &'a Column>) -> Strin
     format!("unnest({}) AS u ({})", places.join(", "), names.join(", "))
 }
 
-/// What makes a column's type of that in which it travels, where that is another.
+/// The cast to the type of the column, if it is sent as another type.
 fn cast(column: &str) -> &'static str {
     match column {
         "labels" | "detail_json" | "counts" => "::jsonb",
@@ -164,7 +164,7 @@ fn cast(column: &str) -> &'static str {
     }
 }
 
-/// True if something is the same in all rows.
+/// True if the value is the same in all rows.
 pub(super) fn all_same<'q, R, T: PartialEq>(rows: &'q [R], value: impl Fn(&'q R) -> T) -> bool {
     rows.windows(2).all(|pair| value(&pair[0]) == value(&pair[1]))
 }

@@ -1,4 +1,4 @@
-//! Statistics: one call of a function that adds up the counters, the series and what is not folded yet.
+//! Statistics: one call of a function that adds up the counters, the series, and the records that are not folded.
 
 use std::sync::{Arc, LazyLock};
 
@@ -43,7 +43,7 @@ pub(super) async fn statistics(
     let mut statistics = Statistics::empty(now, Window::ending_at(now, query.window).since);
     for row in &found {
         let mut columns = Columns::of(row);
-        // The same in all rows.
+        // These are the same in all rows.
         statistics.as_of_seq = columns.long()?;
         (statistics.as_of, statistics.since) = (columns.time()?, columns.time()?);
         let (job_type, bucket) = (columns.optional_text()?.map(str::to_owned), columns.optional_time()?);
@@ -60,14 +60,14 @@ pub(super) async fn statistics(
                 let counts = StatusCounts::new(statuses);
                 statistics.types.push(TypeStatistics { job_type, counts, scheduled, oldest_ready_at, flow });
             }
-            // The org has a log, and none of these types.
+            // The org has a log, but none of these types.
             (None, None) => {}
         }
     }
     Ok(statistics.in_order())
 }
 
-/// Reads the counts of a flow, then its durations. Nothing is null where nothing happened.
+/// Reads the counts of a flow, then its durations. They are null if nothing happened.
 pub(super) fn flow(columns: &mut Columns<'_>) -> Result<Flow, StoreError> {
     let mut counts = [0; FLOW_COUNTS];
     for count in &mut counts {

@@ -1,4 +1,4 @@
-//! API tokens. Row-level security lets the owner of the tables see all of them, and a server that of the org which it names.
+//! API tokens. Row-level security shows the owner of the tables all of them, and a server only those of the org that it names.
 
 use std::sync::{Arc, LazyLock};
 
@@ -26,7 +26,7 @@ use crate::{
 static FIND: LazyLock<String> =
     LazyLock::new(|| format!("/* find */ SELECT {TOKEN_COLUMNS} FROM jobledger.read_token($1, $2)"));
 
-/// The token of an org with this digest.
+/// The token with this digest, of an org or of none.
 pub(super) async fn find(
     readers: &Arc<Connections>,
     org: Option<OrgId>,
@@ -36,7 +36,7 @@ pub(super) async fn find(
     found.first().map(|row| token(&mut Columns::of(row))).transpose()
 }
 
-/// Notes that tokens were used.
+/// Notes that tokens were used just now.
 pub(super) async fn use_tokens(
     connections: &Arc<Connections>,
     tokens: &[(Option<OrgId>, Digest)],
@@ -86,7 +86,7 @@ pub(in crate::store) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bo
     Ok(revoked.rows_affected() > 0)
 }
 
-/// Has servers look again.
+/// Raises the revision of credentials, so that servers look tokens up again.
 async fn tell(connection: &mut PgConnection) -> Result<(), StoreError> {
     let sql = "/* tell */ UPDATE jobledger.ledger SET credentials = credentials + 1";
     sqlx::query(sql).execute(connection).await.map_err(store_error)?;

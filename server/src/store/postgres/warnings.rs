@@ -1,7 +1,8 @@
-//! What PostgreSQL warns of while it commits.
+//! Catches the warnings that PostgreSQL sends during a commit.
 //!
-//! `pg_cancel_backend` ends a commit's wait for a synchronous standby: the commit is then acknowledged, after a warning that the standby may
-//! lack it (PostgreSQL's `SyncRepWaitForLSN`). sqlx passes warnings on as tracing events only, so this listens to those.
+//! `pg_cancel_backend` ends a commit's wait for a synchronous standby. PostgreSQL then acknowledges the commit, after a warning
+//! that the standby may lack it (`SyncRepWaitForLSN`). sqlx passes warnings on only as tracing events, so this subscribes to
+//! those.
 
 use std::{cell::RefCell, fmt::Debug, pin::pin, sync::LazyLock, task::Poll};
 
@@ -13,16 +14,16 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// The target of the events that sqlx makes of notices and warnings.
+/// The target of sqlx's tracing events for notices and warnings.
 const NOTICES: &str = "sqlx::postgres::notice";
 
 thread_local! {
-    /// The last warning while the future on this thread is polled.
+    /// The last warning that arrived while a future was polled on this thread.
     static HEARD: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs some work, and tells the last warning that PostgreSQL gave meanwhile, in the server's language. Other events of the work are not
-/// logged.
+/// Runs some work, and also returns the last warning that PostgreSQL sent meanwhile, in the server's language. Other tracing
+/// events of the work are dropped.
 pub(super) async fn heard<T>(work: impl Future<Output = T>) -> (T, Option<String>) {
     static LISTENING: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(WarningSubscriber));
     let mut work = pin!(work);
@@ -38,7 +39,7 @@ pub(super) async fn heard<T>(work: impl Future<Output = T>) -> (T, Option<String
     (output, warned)
 }
 
-/// Takes the events that sqlx makes of warnings, and no others.
+/// Records sqlx's events for warnings, and drops all others.
 struct WarningSubscriber;
 
 impl WarningSubscriber {
@@ -68,7 +69,7 @@ impl Subscriber for WarningSubscriber {
         }
     }
 
-    /// No span is taken.
+    /// Spans are dropped.
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
         span::Id::from_u64(1)
     }
@@ -82,7 +83,7 @@ impl Subscriber for WarningSubscriber {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// An event's message.
+/// The message of an event.
 #[derive(Default)]
 struct Text(String);
 

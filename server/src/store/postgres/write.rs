@@ -1,4 +1,4 @@
-//! What a batch writes, as one statement: a part for each kind of row that it has.
+//! Writes what a batch changes: in one statement with a part for each kind of row, and in others for retention.
 
 use std::borrow::Cow;
 
@@ -23,26 +23,26 @@ use crate::{
     },
 };
 
-/// Once the log has come so far beyond what is folded, a batch folds. It bounds the batches that a reader of statistics
-/// adds up, and under an old snapshot the versions of a head: one for so many events.
+/// A batch folds if its log is this many events or records beyond what is folded. This bounds the records that a reader of
+/// statistics adds up, and the versions that a head has under an old snapshot: one for this many events.
 const FOLD_AFTER: i64 = 512;
-/// The same for a batch of many events: of such there are few until then.
+/// The same for events, in a batch of [`LARGE`] events or more: few such batches come before that.
 const FOLD_LARGE_AFTER: i64 = 2_048;
 const LARGE: usize = 64;
-/// A result of no more than this stands in `detail_json` too, for those who read the table by themselves.
+/// Bytes up to which a result is also in `detail_json`, for people who read the table.
 const MAX_DETAIL_RESULT: usize = 64 << 10;
 
-/// Where a batch stands in its org's log.
+/// A batch's part in one org: where it found the log, and what it leaves there.
 pub(super) struct Log<'a> {
     pub(super) org: OrgId,
     pub(super) before: End,
-    /// The head and the record that it leaves; `None` where it leaves the log, its jobs and their rows as they are.
+    /// The head and the record that the batch leaves. `None` if it changes neither the log, nor jobs, nor their rows.
     pub(super) after: Option<(Head, RecordId)>,
     /// The database's clock.
     pub(super) now: Time,
-    /// What it does to the rows of jobs that were there.
+    /// What the batch does to the rows of existing jobs.
     pub(super) rows: RowWrites<'a>,
-    /// When jobs of the org are to be looked at, as far as it became known.
+    /// When to sweep the org for due jobs. `None` leaves the time as it is.
     pub(super) next_due: Option<NextDue>,
 }
 
@@ -65,19 +65,18 @@ impl<'a> Log<'a> {
         Self { org, before, after, now, rows, next_due }
     }
 
-    /// What it leaves once it is committed.
+    /// The state to cache once the batch is committed.
     pub(super) fn leaving(&self, changes: &Changes, mut state: OrgState) -> Left {
         let end = self.end(changes);
         state.removals = end.removals;
         Left { org: self.org, before: self.before.record, after: end.record, state }
     }
 
-    /// The record that the batch leaves.
     pub(super) fn record(&self) -> Option<RecordId> {
         self.after.map(|(_, record)| record)
     }
 
-    /// Where the log ends after the batch.
+    /// The log's end after the batch.
     pub(super) fn end(&self, changes: &Changes) -> End {
         let Some((head, record)) = self.after else { return self.before };
         if self.shall_fold(changes) {
@@ -89,7 +88,7 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// True of a batch that folds its record and those before it into the head and the counters.
+    /// True if the batch folds its record and those before it into the head and the counters.
     pub(super) fn shall_fold(&self, changes: &Changes) -> bool {
         let Some((after, record)) = &self.after else { return false };
         let before = &self.before;
@@ -101,24 +100,24 @@ impl<'a> Log<'a> {
             || record.n - before.folded_n >= FOLD_AFTER
     }
 
-    /// When the log was written last.
+    /// When the log's last event was recorded, or the batch's time if there is none.
     pub(super) fn recorded_at(&self, after: &Head) -> Time {
         after.recorded_at.unwrap_or(self.now)
     }
 
-    /// True of a batch that is its org's first in a month.
+    /// True if the batch has the org's first event of a month.
     pub(super) fn begins_month(&self, changes: &Changes) -> bool {
         let first = changes.events.first();
         first.is_some_and(|first| self.before.head.recorded_at.map(month_of) != Some(month_of(first.recorded_at)))
     }
 }
 
-/// How far a batch of so many events lets the log come beyond what is folded.
+/// How many events a log may be beyond what is folded, after a batch of this many events.
 fn fold_after(events: usize) -> i64 {
     if events >= LARGE { FOLD_LARGE_AFTER } else { FOLD_AFTER }
 }
 
-/// True if a batch of so many events that begins here will have more to do than to add rows.
+/// True if a batch of this many events that begins here has to do more than insert rows.
 pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
     let minute = |time| Width::Minute.start(time);
     end.head.seq + events as i64 - end.folded_seq >= fold_after(events)
@@ -126,10 +125,10 @@ pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
         || end.head.recorded_at.is_none_or(|last| minute(last) != minute(now.max(last)))
 }
 
-/// What a batch writes of an org.
+/// What a batch writes for an org.
 pub(super) type Write<'a> = (&'a Log<'a>, &'a Changes);
 
-/// The statement that writes what a batch changes by itself, if that is all it takes.
+/// The statement that writes and commits the changes by itself. `None` if they take more than that.
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
     let takes_more = |(log, changes): &Write<'_>| {
         let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
@@ -147,10 +146,10 @@ pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArgumen
     Ok(Some(write.finish()))
 }
 
-/// The statements that write what a batch changes: one, and others for what retention removes and when it comes next.
+/// The statements that write the changes of a batch: one, and others for what retention removes and when it comes next.
 pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArguments)>, StoreError> {
     let mut statements = Vec::with_capacity(1);
-    // First, since a key that goes with its job may be used again by a new one.
+    // First, since a new job may use the idempotency key of a removed one.
     for (log, changes) in writes {
         let mut remove = Statement::new("remove");
         let org = remove.bind(log.org.0)?;
@@ -169,7 +168,7 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
         statements.push(write.finish());
     }
     for (log, changes) in writes.iter().filter(|(_, changes)| !changes.forgotten.is_empty()) {
-        // After their counters were brought to nothing.
+        // Last, since the statement before brings their counters to zero.
         let mut forget = Statement::new("forget_types");
         let names: Vec<_> = changes.forgotten.iter().map(|name| name.to_string()).collect();
         let (org, names) = (forget.bind(log.org.0)?, forget.bind(names)?);
@@ -179,7 +178,7 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
         statements.push(forget.finish());
     }
     for (log, changes) in writes {
-        // With the first event there is a row that says both.
+        // The batch with the org's first event writes this time with the new row of `org_due`.
         if let Some(retention) = changes.next_retention.filter(|_| !begins_log(changes)) {
             let mut due = Statement::new("due");
             let (org, retention) = (due.bind(log.org.0)?, due.bind(retention)?);
@@ -193,18 +192,18 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
     Ok(statements)
 }
 
-/// True of a batch with the first event of its org.
+/// True if the batch has the org's first event.
 pub(super) fn begins_log(changes: &Changes) -> bool {
     changes.events.first().is_some_and(|event| event.seq == 1)
 }
 
-/// The rows of all orgs that a batch writes.
+/// One kind of row, of all orgs in the batch.
 fn rows<'a, T: 'a>(writes: &[Write<'a>], of: impl Fn(&'a Changes) -> &'a [T]) -> Vec<&'a T> {
     writes.iter().flat_map(|(_, changes)| of(changes)).collect()
 }
 
 impl Statement {
-    /// All that a batch changes but for what it removes.
+    /// Adds parts for all changes except removals.
     fn changes(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let created = rows(writes, |changes| &changes.created);
         self.created_jobs(&created)?;
@@ -218,7 +217,7 @@ impl Statement {
         self.due(writes)
     }
 
-    /// Whose each of some rows is.
+    /// The column with the org of each row.
     pub(super) fn org_column<'q, R>(
         &mut self,
         rows: &'q [R],
@@ -322,7 +321,7 @@ impl Statement {
     }
 }
 
-/// The first instant of a time's month.
+/// The first instant of a time's month, in UTC.
 pub(super) fn month_of(time: Time) -> DateTime<Utc> {
     Utc.with_ymd_and_hms(time.year(), time.month(), 1, 0, 0, 0).single().expect("every month has a first day in UTC")
 }
