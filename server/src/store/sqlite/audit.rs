@@ -1,4 +1,4 @@
-//! The reads of a verification.
+//! The reads of `verify`.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -34,7 +34,7 @@ pub(super) static SERIES: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Of all jobs wanted, by their place among them.
+/// Events job by job, in the order of the argument; of the first job only those after `$3`. Results are read as null.
 pub(super) static HISTORIES: LazyLock<String> = LazyLock::new(|| {
     let column = |name: &str| match name {
         "detail_json" => "CASE WHEN json_type(e.detail_json, '$.result') IS NULL THEN e.detail_json

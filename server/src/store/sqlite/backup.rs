@@ -1,4 +1,4 @@
-//! A copy of a file beside its server.
+//! `backup`: copies a database file while its server runs.
 
 use std::{
     fs::File,
@@ -14,10 +14,10 @@ use uuid::Uuid;
 use super::{error::store_error, file::beside, migrations};
 use crate::{domain::id::LogId, files, store::StoreError};
 
-/// How often it is said how far it is.
+/// How often progress is reported.
 const SAY: Duration = Duration::from_millis(200);
 
-/// Copies what is committed now to a file that is not there yet. Until it is whole and on the disk it has another name.
+/// Copies the committed data to a new file. The copy has another name until it is complete and synced to the disk.
 pub(in crate::store) async fn backup(
     path: &Path,
     to: &Path,
@@ -32,28 +32,27 @@ pub(in crate::store) async fn backup(
     source.close().await.map_err(store_error)?;
     let log_id = LogId(Uuid::new_v4());
     copy.adopt(log_id).await?.close().await.map_err(store_error)?;
-    // Whoever may not read the one may not read the other.
+    // The copy gets the permissions of the original: whoever may not read the one may not read the other.
     copy.finish(Some(path)).map_err(failed)?;
-    // Unlike a rename, it replaces nothing.
+    // A hard link never replaces an existing file; a rename would.
     std::fs::hard_link(&copy.path, to).map_err(failed)?;
     copy.folder.sync_all().map_err(failed)?;
     Ok(log_id)
 }
 
-/// A file can't be written.
 pub(super) fn not_written(file: &Path, error: &std::io::Error) -> StoreError {
     StoreError::Unusable(format!("can't write {}: {error}", file.display()))
 }
 
-/// A copy that may not be whole. Removed in the end, however that comes, unless it has got another name.
+/// A copy that may be incomplete. Dropping the value removes the file, unless that was renamed.
 pub(super) struct Copy {
     pub(super) path: PathBuf,
-    /// Where it is.
+    /// The folder of the copy, which is synced after the copy gets its final name.
     pub(super) folder: File,
 }
 
 impl Copy {
-    /// Copies what is committed now, to a name beside another. `progress` is told how much of about how much is written.
+    /// Copies the committed data to a file beside `beside_of`. `progress` gets the bytes written and an estimate of all.
     pub(super) async fn make(
         source: &mut SqliteConnection,
         beside_of: &Path,
@@ -67,9 +66,9 @@ impl Copy {
             return Err(failed(std::io::ErrorKind::InvalidFilename.into()));
         }
         let copy = Self { path: beside(beside_of, suffix), folder };
-        // Left by one that was killed.
+        // A killed process may have left a copy.
         files::remove_earlier(&copy.path).map_err(failed)?;
-        // SQLite writes to a file that is empty.
+        // `VACUUM INTO` accepts an existing file if it is empty.
         files::create_new(&copy.path).map_err(failed)?;
         let pages = "/* pages */ SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
         let bytes: i64 = sqlx::query_scalar(pages).fetch_one(&mut *source).await.map_err(store_error)?;
@@ -90,18 +89,18 @@ impl Copy {
         Ok(copy)
     }
 
-    /// Makes it a ledger of its own.
+    /// Gives the copy this schema, the log id and a mark of its own ([`migrations::adopt`]).
     pub(super) async fn adopt(&self, log_id: LogId) -> Result<SqliteConnection, StoreError> {
         migrations::adopt(&self.path, log_id).await
     }
 
-    /// Brings it to the disk, for those who may read `like`; without that, for its owner alone.
+    /// Syncs the copy to the disk. It gets the owner and permissions of `like`; without `like`, only its owner may read it.
     pub(super) fn finish(&self, like: Option<&Path>) -> std::io::Result<()> {
         let file = File::open(&self.path)?;
         if let Some(like) = like {
             let like = std::fs::metadata(like)?;
             file.set_permissions(like.permissions())?;
-            // Only root may; for others it is theirs in any case, or stays so.
+            // Only root may change the owner. For others the file already has the right owner, or keeps its own.
             let _ = fchown(&file, Some(like.uid()), Some(like.gid()));
         }
         file.sync_all()

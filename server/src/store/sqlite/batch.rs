@@ -1,4 +1,4 @@
-//! A transaction of the writer: loads and writes with a few statements, however many commands there are.
+//! A transaction of the writer. It loads and writes with few statements, however many commands it carries.
 
 use std::{
     borrow::Cow,
@@ -44,17 +44,17 @@ pub(super) struct SqliteBatch {
     now: Time,
     states: Arc<States>,
     checkpoints: Arc<Checkpoints>,
-    /// What it writes of large payloads and results.
+    /// Bytes of large payloads and results and of long texts that the transaction writes.
     bytes: usize,
     orgs: Vec<OrgId>,
-    /// Where the logs were found to end.
+    /// The ends of the logs, as found by this transaction.
     ends: HashMap<OrgId, End>,
-    /// The states of the orgs that it has written, once this batch is committed.
+    /// The states of the written orgs, to be cached once the transaction is committed.
     left: Vec<Left>,
 }
 
 impl SqliteBatch {
-    /// The connection has just begun a transaction; it returns to its slot only by a commit.
+    /// `connection` has just begun a transaction. It returns to its slot only by a commit.
     pub(super) fn new(
         slot: OwnedMutexGuard<Option<SqliteConnection>>,
         connection: SqliteConnection,
@@ -66,7 +66,7 @@ impl SqliteBatch {
         Self { slot, connection, now, states, checkpoints, bytes: 0, orgs, ends, left }
     }
 
-    /// Where an org's log was found to end.
+    /// The end of an org's log, loaded at most once.
     async fn end(&mut self, org: OrgId) -> Result<&End, StoreError> {
         if !self.ends.contains_key(&org) {
             let mut found = load_ends(&mut self.connection, [(org, &[][..])]).await?;
@@ -116,7 +116,7 @@ impl Batch for SqliteBatch {
             let mut ready = FoundReady::default();
             if let Some(state) = self.ends.get(org).and_then(|end| end.state.as_ref()) {
                 ready = state.windows.ready(&needs.ready);
-                // A key may name one whose row is behind.
+                // A key may name a job whose row is behind: the state has the current job.
                 jobs.iter_mut().for_each(|job| {
                     if let Some(running) = state.get(job.id) {
                         *job = running.clone();
@@ -178,7 +178,7 @@ impl Batch for SqliteBatch {
         }
         self.bytes += changes.iter().map(|(_, changes)| write::large_bytes(changes)).sum::<usize>();
         let connection = &mut self.connection;
-        // First, since a key that goes with its job may be used again by a new one.
+        // Removals come first: a new job may use the idempotency key of a removed one.
         for (org, changes) in changes {
             expired::remove(connection, *org, changes).await?;
         }
@@ -210,7 +210,7 @@ impl Batch for SqliteBatch {
                 *slot = Some(connection);
                 checkpoints.wrote(bytes);
                 left.into_iter().for_each(|left| left.committed(&states));
-                // Of logs that it only looked at.
+                // Orgs that the transaction only read.
                 for (org, end) in ends {
                     if let Some(state) = end.state {
                         states.put(org, end.record, state);
@@ -219,16 +219,16 @@ impl Batch for SqliteBatch {
                 Ok(())
             }
             Err(error) => Err(match store_error(error) {
-                // The pages did not fit: SQLite has rolled back, and a frame cut short fails its checksum.
+                // The pages did not fit. SQLite has rolled back, and a truncated frame fails its checksum.
                 StoreError::Full(reason) => StoreError::Full(reason),
-                // Of other failures it can't be told what they left behind: look before running it again.
+                // Other errors don't tell whether the commit happened. Only the batch record does.
                 other => StoreError::OutcomeUnknown(other.to_string()),
             }),
         }
     }
 }
 
-/// Finds the jobs of an org whose rows are behind, unless somebody has.
+/// Sets the org's state at `end`, unless it is set: the cached one if it is current, else a loaded one.
 async fn find_states(
     connection: &mut SqliteConnection,
     states: &States,
@@ -240,7 +240,7 @@ async fn find_states(
     }
     let state = match states.take(org) {
         Some((as_of, known)) if as_of == end.record => known,
-        // Another process has written to the log, or none has in this one.
+        // No current state is cached: another process has written to the log, or this one has not yet. Some rows may be behind.
         _ if end.base.seq < end.head.seq || end.base.n < end.record.n => {
             load_unfolded(connection, org, end.base).await?
         }
@@ -250,7 +250,7 @@ async fn find_states(
     Ok(())
 }
 
-/// What was looked up of one org before its jobs.
+/// What [`SqliteBatch::look`] finds of one org before the jobs are loaded.
 struct Looked {
     /// Jobs that the state has.
     known: Vec<Job>,
@@ -262,7 +262,7 @@ struct Looked {
 }
 
 impl SqliteBatch {
-    /// Finds out which jobs of an org are asked for, and which of them are to be read.
+    /// Finds the ids of the jobs that `needs` asks for. Returns the jobs that the state has, and the ids of those to be loaded.
     async fn look(&mut self, org: OrgId, end: &mut End, needs: &Needs) -> Result<(Looked, Vec<JobId>), StoreError> {
         let connection = &mut self.connection;
         let state = end.state.get_or_insert_default();
@@ -300,7 +300,7 @@ impl SqliteBatch {
             held.extend(of_rows.into_iter().filter(|id| !state.runs(*id)));
         }
         held.extend(state.held(&needs.held));
-        // Others leave a record of whatever they write: an import, beside this server.
+        // The state is current here: whoever else writes (an import beside this server) leaves a record, which was compared.
         let ids = needs.jobs.iter().chain(&expired).chain(&due).chain(&misdated).chain(&held);
         let ids: Vec<_> = ids.copied().collect::<BTreeSet<_>>().into_iter().collect();
         let known: Vec<_> = ids.iter().filter_map(|id| state.get(*id).cloned()).collect();
@@ -309,7 +309,7 @@ impl SqliteBatch {
         Ok((Looked { known, expired, next_expiry, due, next_due, misdated }, unknown))
     }
 
-    /// Looks for what windows lack of what is wanted.
+    /// Loads the ready jobs that the ready windows lack.
     async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
         let mut wanted = Vec::new();
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
@@ -333,7 +333,7 @@ impl SqliteBatch {
         Ok(())
     }
 
-    /// Adds what depends on the jobs.
+    /// Adds what can be loaded only once the jobs are known: histories, sizes, populations and import marks.
     async fn put_together(
         &mut self,
         org: OrgId,
@@ -344,7 +344,7 @@ impl SqliteBatch {
     ) -> Result<Loaded, StoreError> {
         let Looked { known, expired, next_expiry, due, next_due, misdated } = looked;
         let is_known: HashSet<_> = known.iter().map(|job| job.id).collect();
-        // A key may name what an id does.
+        // A key and an id may name the same job.
         jobs.retain(|job| !is_known.contains(&job.id));
         jobs.extend(known);
         let End { head, types, .. } = self.end(org).await?;

@@ -1,4 +1,4 @@
-//! SQLite's columns: ids are blobs, times microseconds since 1970.
+//! SQLite's column types: ids are blobs, times are microseconds since 1970.
 
 use std::sync::LazyLock;
 
@@ -17,27 +17,27 @@ use crate::{
     },
 };
 
-/// [`JOB_COLUMNS`] of a row, for a SELECT.
+/// [`JOB_COLUMNS`] of a table or alias, for a SELECT.
 pub(super) fn job_columns(row: &str) -> String {
     let columns: Vec<_> = JOB_COLUMNS.iter().map(|column| format!("{row}.{}", column.name)).collect();
     columns.join(", ")
 }
 
-/// Joins the last event `e` of a job `j`, which the log may have beyond the job's row.
+/// Joins the last event `e` of a job `j`. The event may be later than the job's row.
 pub(super) const LAST_EVENT: &str = "LEFT JOIN job_event e ON e.org_id = j.org_id AND e.seq = CASE
         WHEN j.finished_at IS NOT NULL THEN j.last_seq
         ELSE (SELECT max(l.seq) FROM job_event l INDEXED BY idx_job_event_job
             WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq >= j.last_seq) END AND +e.job_id = j.id";
 
-/// Records `x` with extensions, of the org of a job `j`, since its last event `e`, that the base lacks. Both bounds are one place in the
-/// index: records of many minutes may be between them, of one `seq` where nothing but heartbeats comes.
+/// Records `x` with lease extensions, since the last event `e` of a job `j` and beyond the base. Both bounds are one
+/// position (`seq`, `n`) in the index: while only heartbeats come, the records of many minutes have the same `seq`.
 const RECORDS_SINCE: &str = "FROM org_record x INDEXED BY idx_org_record_extensions
             WHERE x.org_id = j.org_id AND octet_length(x.extensions) > 0 AND (x.seq, x.n) >= (
                 SELECT max(e.seq, r.seq), iif(e.seq > r.seq, 0, r.n) FROM org_head h
                 CROSS JOIN org_record r ON r.org_id = h.org_id AND r.n > h.base_n
                 WHERE h.org_id = j.org_id ORDER BY r.n LIMIT 1)";
 
-/// The last extension of the lease of a job `j` since its last event `e`, of a record that the base lacks; of a running job.
+/// The last lease extension of a running job `j` since its last event `e`, in a record beyond the base.
 pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {
     let at = "instr(x.extensions, lower(hex(j.id)))";
     format!(
@@ -47,7 +47,7 @@ pub(super) static EXTENSION: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// True where there is much to be looked at for that.
+/// True if finding the extension takes more than [`NEAR_RECORDS`] records or [`NEAR_BYTES`] bytes.
 pub(super) static IS_EXTENSION_FAR: LazyLock<String> = LazyLock::new(|| {
     format!(
         "(e.next_status = 'running' AND (SELECT count(*) > {NEAR_RECORDS} OR total(near.bytes) > {NEAR_BYTES} FROM (
@@ -56,14 +56,14 @@ pub(super) static IS_EXTENSION_FAR: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The extension for a read that others wait for: `?` where there is much to be looked at.
+/// The extension, for reads that other reads wait for: `?` if finding it takes too long ([`IS_EXTENSION_FAR`]).
 pub(super) static NEAR_EXTENSION: LazyLock<String> =
     LazyLock::new(|| format!("iif({}, '?', {})", *IS_EXTENSION_FAR, *EXTENSION));
 
-/// What [`read_job_over`](crate::store::image::read_job_over) reads of a job `j` with [`LAST_EVENT`].
+/// The columns that [`read_job_over`](crate::store::image::read_job_over) reads, of a job `j` with [`LAST_EVENT`].
 pub(super) static JOB_OVER: LazyLock<String> = LazyLock::new(|| job_over(&EXTENSION));
 
-/// The same where the extension is found like this.
+/// The same columns, with this expression for the extension.
 pub(super) fn job_over(extension: &str) -> String {
     format!(
         "iif(e.seq > j.last_seq, e.image, NULL), e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, {extension}, {},
@@ -72,13 +72,13 @@ pub(super) fn job_over(extension: &str) -> String {
     )
 }
 
-/// True of a job `j` whose row is behind: it runs.
+/// True of a job `j` whose row is behind. Such a job is running.
 pub(super) const IS_BEHIND: &str =
     "(j.finished_at IS NULL AND EXISTS (SELECT 1 FROM job_event l INDEXED BY idx_job_event_job
         WHERE l.org_id = j.org_id AND l.job_id = j.id AND l.seq > j.last_seq))";
 
-/// True of a job that may be claimed ([`Job::is_ready`](crate::domain::job::Job::is_ready)): in a statement on one table of jobs, whose
-/// indexes over such jobs have the same condition.
+/// True of a job that may be claimed ([`Job::is_ready`](crate::domain::job::Job::is_ready)). The partial indexes over
+/// ready jobs have the same condition. It names no alias, so the statement must read one table of jobs only.
 pub(super) const IS_READY: &str = "(status = 'queued' AND due_at IS NULL)";
 
 /// A row, read from left to right.
@@ -98,7 +98,7 @@ impl<'r> Columns<'r> {
         self.row.try_get(index).map_err(store_error)
     }
 
-    /// True if the next column is null, as all of an outer join's are where it found nothing.
+    /// True if the next column is null. All columns of an outer join are null where it found nothing.
     pub(super) fn peek_is_null(&self) -> Result<bool, StoreError> {
         Ok(self.row.try_get_raw(self.next).map_err(store_error)?.is_null())
     }
@@ -145,7 +145,7 @@ impl<'r> rows::Columns<'r> for Columns<'r> {
         self.get()
     }
 
-    /// In the detail of its event, which is text and keeps it as it was written.
+    /// The result is in the event's detail, which is text and keeps it as it was given.
     fn result(&mut self) -> Result<Option<Json>, StoreError> {
         self.optional_text()?.map(detail::result).transpose().map(Option::flatten)
     }

@@ -1,4 +1,4 @@
-//! What SQLite's result codes mean to the ledger (<https://www.sqlite.org/rescode.html>).
+//! Maps SQLite's result codes (<https://www.sqlite.org/rescode.html>) to [`StoreError`].
 
 use crate::store::StoreError;
 
@@ -9,7 +9,6 @@ const SQLITE_CONSTRAINT: u32 = 19;
 const SQLITE_MISMATCH: u32 = 20;
 const SQLITE_NOTADB: u32 = 26;
 
-/// What an error of the database means.
 pub(super) fn store_error(error: sqlx::Error) -> StoreError {
     let text = error.to_string();
     match &error {

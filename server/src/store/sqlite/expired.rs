@@ -1,4 +1,4 @@
-//! Jobs that are kept no longer: what there is of them, and how they go.
+//! Retention: finding expired jobs, and removing jobs with their events.
 
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job
 pub(super) const LOAD_NEXT_EXPIRY: &str = "/* load_next_expiry */ SELECT min(finished_at) FROM job
      WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at >= $3";
 
-/// Those that may go, and when the next one ends to be kept.
+/// The jobs that may be removed, and when the next finished job expires.
 pub(super) async fn load_expired(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -75,7 +75,7 @@ pub(super) const LOAD_HISTORIES: &str =
      CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
      WHERE e.kind NOT IN ('progress', 'cancel_requested')";
 
-/// What happened to some jobs.
+/// The milestones of some jobs, from which retention computes the flow that the log loses.
 pub(super) async fn load_histories(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -93,13 +93,13 @@ pub(super) async fn load_histories(
     Ok(histories)
 }
 
-/// The bytes of so many events of each job, the first ones.
+/// The bytes of each job's first `$3` events.
 pub(super) const LOAD_SIZES: &str = "/* load_sizes */ SELECT unhex(wanted.value), (SELECT ifnull(sum(bytes), 0) FROM (
         SELECT e.bytes FROM job_event e INDEXED BY idx_job_event_job
         WHERE e.org_id = $1 AND e.job_id = unhex(wanted.value) LIMIT $3))
     FROM json_each($2) wanted";
 
-/// What the events of some jobs take.
+/// The bytes of the events of some jobs, at most `most.events` of each.
 pub(super) async fn load_sizes(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -115,14 +115,14 @@ pub(super) async fn load_sizes(
     Ok(found.into_iter().map(|(id, bytes)| (JobId(id), bytes)).collect())
 }
 
-/// How far the events of a job go that are within both bounds, one at least, and what they take.
+/// The last `seq` and the bytes of a removed job's next events: as many as fit both bounds, at least one.
 pub(super) const LOAD_SLICE: &str = "/* load_slice */ SELECT max(seq), ifnull(sum(bytes), 0) FROM (
         SELECT seq, bytes, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
             SELECT e.seq, e.bytes FROM job_event e INDEXED BY idx_job_event_job
             WHERE e.org_id = $1 AND e.job_id = $2 AND e.seq <= $3 ORDER BY e.seq LIMIT $4))
     WHERE before < $5";
 
-/// The next events to go of a job that is gone.
+/// The next events to remove of a job that is already gone; `None` if no such job has events left.
 pub(super) async fn load_slice(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -144,7 +144,7 @@ pub(super) async fn load_slice(
     Ok(Some(Slice { job, through, bytes, is_last: through >= last, since, until }))
 }
 
-/// Removes at once what is left of jobs that are about to be there again; what that took, in bytes.
+/// Removes what is left of removed jobs, which are about to be imported again. Returns the bytes freed.
 pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[JobId]) -> Result<i64, StoreError> {
     const BYTES: &str =
         "/* clear */ SELECT ifnull(sum(e.bytes), 0) FROM (SELECT DISTINCT value FROM json_each($2)) wanted
@@ -169,7 +169,7 @@ pub(super) async fn clear(connection: &mut SqliteConnection, org: OrgId, ids: &[
     Ok(bytes)
 }
 
-/// Deletes jobs with all that belongs to them, and events of jobs that are gone.
+/// Removes jobs with all their rows (events of `changes.remaining` stay for later), and a slice of a gone job's events.
 pub(super) async fn remove(connection: &mut SqliteConnection, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
     if let Some(slice) = &changes.removed_slice {
         remove_slice(connection, org, slice).await?;

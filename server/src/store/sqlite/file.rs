@@ -1,5 +1,5 @@
-//! The database's file, and the lock that keeps a second server off it: a file beside it, which the kernel lets go of however its holder
-//! ends.
+//! The database's file, and the lock file beside it that keeps a second server off. The kernel releases the lock
+//! however the holder ends.
 
 use std::{
     fs::{File, Metadata, Permissions, TryLockError},
@@ -15,11 +15,11 @@ use tokio::time::sleep;
 use super::migrations;
 use crate::{files, store::StoreError};
 
-/// How often who needs the file's lock looks for it, and how long it waits in between: in all for a second.
+/// Attempts to take the lock, and the pause between them: one second in all.
 const LOOKS: u32 = 40;
 const LOOK_PAUSE: Duration = Duration::from_millis(25);
 
-/// The file itself, whatever links lead to it: the lock is on a name beside it.
+/// The canonical path of the file, with links resolved: the lock's name is derived from it.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
     let fail = |error: std::io::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
@@ -32,7 +32,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
     Ok(folder.canonicalize().map_err(fail)?.join(name))
 }
 
-/// The file, which is there.
+/// The canonical path of an existing file.
 pub(super) fn find(path: &Path) -> Result<PathBuf, StoreError> {
     if path.try_exists().is_ok_and(|is_there| !is_there) {
         return Err(StoreError::Unusable(format!(
@@ -45,7 +45,7 @@ pub(super) fn find(path: &Path) -> Result<PathBuf, StoreError> {
 
 /// Takes the lock that keeps a second server off the file.
 pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
-    // Who only looks whether somebody has it, has it for a moment.
+    // [`is_served`] takes the lock for a moment, so a lock that is taken is tried again.
     for _ in 0..LOOKS {
         if let Some(lock) = try_lock(path)? {
             return Ok(lock);
@@ -55,7 +55,7 @@ pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
     Err(StoreError::Unusable(format!("{} is in use by another jobledger server", path.display())))
 }
 
-/// Takes the same lock, to create and migrate the file; `None` where whoever has it has done that, or takes too long.
+/// Takes the lock to create and migrate the file. `None` if its holder has done that, or keeps it for over a second.
 pub(super) async fn prepare(path: &Path) -> Result<Option<File>, StoreError> {
     for _ in 0..LOOKS {
         let lock = try_lock(path)?;
@@ -67,7 +67,7 @@ pub(super) async fn prepare(path: &Path) -> Result<Option<File>, StoreError> {
     Ok(None)
 }
 
-/// Creates the file where there is none, for its owner alone: payloads are in it. What SQLite puts beside it is for the same.
+/// Creates the file if there is none, readable by its owner only. SQLite gives the files beside it the same permissions.
 pub(super) fn create(path: &Path) -> Result<(), StoreError> {
     match files::create_new(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -77,34 +77,34 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// True of a file that others than its owner may read or write.
+/// True if others than the owner have any permission on the file.
 pub(super) fn is_open_to_others(file: &Metadata) -> bool {
     file.permissions().mode() & 0o077 != 0
 }
 
-/// True if a server has the file.
+/// True if a server has the file's lock.
 pub(in crate::store) fn is_served(path: &Path) -> Result<bool, StoreError> {
     Ok(path.exists() && try_lock(&resolve(path)?)?.is_none())
 }
 
-/// The name of the lock, in which what the file is marked with is noted, too.
+/// The path of the lock file, which also has the noted marks (`own_log.rs`).
 pub(super) fn lock_of(path: &Path) -> PathBuf {
     beside(path, "-lock")
 }
 
-/// A name beside the database's.
+/// The database's path with a suffix.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Takes the same lock, if it is free; `None` where a server has it. The kernel drops it with the process,
-/// however that ends.
+/// Takes the lock if it is free; `None` if another process has it. The kernel releases it when the process ends,
+/// however that happens.
 pub(super) fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     let lock_path = lock_of(path);
     let fail = |error: std::io::Error| StoreError::Unusable(format!("can't lock {}: {error}", lock_path.display()));
-    // Whoever can open it can hold the lock.
+    // Whoever can open the lock file can take the lock, so only the owner may open it.
     let file = File::options()
         .create(true)
         .truncate(false)

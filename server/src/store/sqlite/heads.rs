@@ -1,4 +1,4 @@
-//! How far batches bring their logs, and when work in them is due.
+//! Writes of a batch to `org_head`, `org_record` and `org_due`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,32 +16,32 @@ use crate::{
     },
 };
 
-/// What a batch changes in the log of one org, and leaves there.
+/// What a batch changes in one org, and the head and record that it leaves.
 pub(super) struct Written<'a> {
     pub(super) org: OrgId,
     pub(super) changes: &'a Changes,
-    /// Where the log ends then.
+    /// The log's head after the batch.
     pub(super) head: Head,
-    /// Its last record before.
+    /// The log's last record before the batch.
     pub(super) before: RecordId,
-    /// The batch's own.
+    /// The batch's own record.
     pub(super) record: RecordId,
-    /// Up to where rows lack nothing.
+    /// No row lacks an event or a lease extension up to here.
     pub(super) base: Base,
-    /// Images by `seq` of the events that they lie with.
+    /// Images, by the `seq` of the events that they are stored with.
     pub(super) images: HashMap<i64, String>,
-    /// Extensions of leases, for the record.
+    /// Lease extensions, as text for the record.
     pub(super) extensions: Option<String>,
 }
 
 impl Written<'_> {
-    /// The time of the log's last event, or the clock's where it has none.
+    /// The time of the log's last event; the clock's if the log has none.
     pub(super) fn recorded_at(&self, now: Time) -> Time {
         self.head.recorded_at.unwrap_or(now)
     }
 }
 
-/// Writes heads and records; now and then records that are too old go.
+/// Writes heads and records. Every `RECORDS_DROPPED / 2` records of an org, it also removes old ones.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     written: &[Written<'_>],
@@ -100,7 +100,7 @@ fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
     ]
 }
 
-/// Writes how far the rows of an org's jobs have come, by a batch that leaves no record.
+/// Writes the base of a batch that only folds rows, and so leaves no record.
 pub(super) async fn write_base(connection: &mut SqliteConnection, org: OrgId, base: Base) -> Result<(), StoreError> {
     let query = sqlx::query("/* write_base */ UPDATE org_head SET base_seq = $2, base_n = $3 WHERE org_id = $1");
     query.bind(org.0).bind(base.seq).bind(base.n).execute(connection).await.map(drop).map_err(store_error)
@@ -128,7 +128,7 @@ const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_
     SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
     WHERE oldest.written_at < $3) AND n <= $4";
 
-/// Writes when orgs are to be looked at for retention.
+/// Sets when retention next looks at each org. An org's first batch sets it to now.
 pub(super) async fn write_retention(
     connection: &mut SqliteConnection,
     changes: &[(OrgId, &Changes)],
@@ -144,7 +144,7 @@ pub(super) async fn write_retention(
         .await
 }
 
-/// Writes when orgs are to be looked at for jobs that are due.
+/// Sets when the sweep next looks at each org for due jobs.
 pub(super) async fn write_due(
     connection: &mut SqliteConnection,
     due: &[(OrgId, Option<NextDue>)],

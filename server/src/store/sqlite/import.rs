@@ -1,4 +1,4 @@
-//! What was brought in before of jobs that are brought in again.
+//! What the database has of jobs that are imported again.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ pub(super) const LOAD_PAST: &str = "/* load_past */ SELECT e.job_id, e.ts, e.pre
      CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
      WHERE e.kind <> 'imported'";
 
-/// What was brought in before of the jobs among these, and if that is other than what is brought in now, what is in the log of them.
+/// Loads the last `IMPORTED` event of each job that is imported again; if the digest differs, also the job's other events.
 pub(super) async fn load_marks(
     connection: &mut SqliteConnection,
     org: OrgId,

@@ -1,4 +1,4 @@
-//! Lists of jobs: a statement that is made for each shape of filter, over the indexes that end in the order of creation.
+//! Lists of jobs. Each shape of filter has its own statement, over the indexes that end in `created_seq`.
 
 use sqlx::{AssertSqlSafe, SqlitePool};
 
@@ -15,14 +15,14 @@ use crate::{
     },
 };
 
-/// Types and statuses that are looked for each by itself: SQLite takes 500 selections in one, and where more are asked for
-/// they are most of the jobs anyway.
+/// The most pairs of type and status that get a subselect each. SQLite allows 500 terms in a compound SELECT, and a
+/// filter with more pairs matches most of the jobs anyway.
 const MOST_WAYS: usize = 60;
-/// The arguments that every such statement has.
+/// The number of arguments that all these statements have in common.
 const FIXED: usize = 10;
 
-/// The jobs that may match as a SELECT for each way in to them, from the newest on, and the arguments of those, which
-/// follow on the fixed ones.
+/// A SELECT of the jobs that may match, the newest first: one subselect for each index range. Also returns the
+/// arguments of the subselects, which follow the fixed ones.
 fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     let filter = &query.filter;
     let mut values = Vec::new();
@@ -38,7 +38,7 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
         let is_by_type = !filter.types.is_empty() && !has_too_many_ways(query);
         for status in query.statuses() {
             let name = bind(status.as_str());
-            // The index over types has jobs that have ended.
+            // The index over types has finished jobs only.
             if is_by_type && status.is_terminal() {
                 for job_type in &filter.types {
                     let job_type = bind(job_type);
@@ -64,7 +64,7 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     (ways.join(" UNION ALL"), values)
 }
 
-/// The way to running jobs whose rows are behind, and are not found by what they say. Each once.
+/// Subselect of the running jobs whose rows are behind and have none of the wanted statuses. It returns each job once.
 const BEHIND: &str = "id FROM (SELECT DISTINCT b.created_seq, b.id FROM org_head h
     CROSS JOIN job_event i ON i.org_id = h.org_id AND i.seq > h.base_seq AND i.image IS NOT NULL
     CROSS JOIN job b ON b.org_id = i.org_id AND b.id = i.job_id AND b.last_seq < i.seq
@@ -75,12 +75,12 @@ fn has_too_many_ways(query: &ListQuery) -> bool {
     query.filter.types.len() * query.statuses().len() > MOST_WAYS
 }
 
-/// For pages of more jobs the extensions of all leases are found once, and not for each job.
+/// On pages of more jobs than this, one pass finds all lease extensions, instead of one search for each job.
 const LONG: usize = 32;
 
 pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
     let filter = &query.filter;
-    // What is looked at are then jobs of other types, too.
+    // Without the index over types, the statement also reads jobs of other types.
     let scan = if has_too_many_ways(query) { query.scan().max(LIST_SCAN) } else { query.scan() };
     let (candidates, values) = candidates(query);
     let sql = format!(

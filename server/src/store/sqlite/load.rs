@@ -1,4 +1,4 @@
-//! What a batch needs to know before it is decided.
+//! What a batch loads before it is decided.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -36,17 +36,17 @@ use crate::{
     },
 };
 
-/// Where a log was found to end.
+/// The end of an org's log.
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) head: Head,
-    /// Its last record.
+    /// The log's last record.
     pub(super) record: RecordId,
-    /// The types that exist of those named.
+    /// Those of the named types that exist.
     pub(super) types: Vec<String>,
-    /// Up to where rows lack nothing.
+    /// No row lacks an event or a lease extension up to here.
     pub(super) base: Base,
-    /// What is known of the org's jobs then; `None` until it is asked for.
+    /// The org's state as of `record`; `None` until it is needed.
     pub(super) state: Option<OrgState>,
 }
 
@@ -62,7 +62,7 @@ pub(super) const LOAD_HEADS: &str =
          CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value), h.base_seq, h.base_n
      FROM json_each($1) wanted CROSS JOIN org_head h ON h.org_id = unhex(wanted.key)";
 
-/// Where the logs of some orgs end, each with the types that are named; orgs without a log are left out.
+/// The ends of some orgs' logs, each with those of the named types that exist. Orgs without a log are left out.
 pub(super) async fn load_ends<'a>(
     connection: &mut SqliteConnection,
     orgs: impl IntoIterator<Item = (OrgId, &'a [Arc<str>])>,
@@ -81,8 +81,8 @@ pub(super) async fn load_ends<'a>(
     found.map_err(store_error)?.iter().map(end).collect()
 }
 
-/// Jobs whose rows are behind: the record of the last extension, if that counts, the first event that each row lacks, if there is one, and
-/// the job.
+/// Jobs whose rows are behind. Of each: number and time of the record with its last extension (if that extension
+/// counts), the first event that its row lacks (if any), and the job.
 pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_unfolded */ SELECT found.n, x.written_at, b.seq, b.recorded_at, b.prev_status = 'queued',
@@ -102,7 +102,7 @@ pub(super) static LOAD_UNFOLDED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The jobs of an org whose rows are behind.
+/// Loads an org's state: the jobs whose rows are behind.
 pub(super) async fn load_unfolded(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -121,7 +121,7 @@ pub(super) async fn load_unfolded(
     Ok(state)
 }
 
-/// CROSS JOIN keeps SQLite from scanning an org's jobs for the wanted ones.
+/// CROSS JOIN keeps SQLite from scanning all jobs of an org for the wanted ones.
 pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* load_jobs */ WITH wanted (org_id, id) AS (
@@ -137,7 +137,7 @@ pub(super) static LOAD_JOBS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Jobs of some orgs by their ids, and by their idempotency keys. Each once.
+/// Jobs of some orgs, by id and by idempotency key. Returns each job once.
 pub(super) async fn load_jobs(
     connection: &mut SqliteConnection,
     ids: &[(OrgId, Vec<JobId>)],
@@ -150,11 +150,11 @@ pub(super) async fn load_jobs(
     found.iter().map(|row| rows::job_of_log(&mut Columns::of(row))).collect()
 }
 
-/// Types whose first jobs one statement finds at most, and the smaller numbers that make up the rest: few texts, each prepared once.
+/// How many types one statement covers. There are few sizes, so each text is prepared once.
 const TYPES_AT_ONCE: [usize; 3] = [32, 4, 1];
 
-/// Jobs that may be claimed, in their order from a place on. The parameters from `first` on are the place (priority, time, first event),
-/// the number of jobs, the org, and what else `of` asks for.
+/// SELECT of the ready jobs from a claim position on, in claim order. The parameters from `first` on are the position
+/// (priority, ready time, `seq` of the first event), the limit, the org, and what else `of` names.
 fn ready_from(name: &str, index: &str, of: &str, first: usize) -> String {
     let from = |condition: &str, order: &str| {
         format!(
@@ -170,10 +170,10 @@ fn ready_from(name: &str, index: &str, of: &str, first: usize) -> String {
     format!("{same} UNION ALL {lower}")
 }
 
-/// The parameters of each such type.
+/// Parameters of each type in [`load_ready_of`].
 const READY_PARAMETERS: usize = 6;
 
-/// The first jobs of so many types that may be claimed.
+/// SELECT of the first ready jobs of this many types.
 pub(super) fn load_ready_of(types: usize) -> String {
     let of_type = |n| {
         let first = READY_PARAMETERS * n + 1;
@@ -185,26 +185,26 @@ pub(super) fn load_ready_of(types: usize) -> String {
 pub(super) static LOAD_ALL_READY: LazyLock<String> =
     LazyLock::new(|| ready_from("load_all_ready", "idx_job_ready_all", "", 1));
 
-/// Binds where to begin, how many there may be, and the org.
+/// Binds the position to begin at, the limit and the org.
 fn bind_from<'q>(
     query: Query<'q, Sqlite, SqliteArguments>,
     from: Option<ClaimOrder>,
     limit: usize,
     org: OrgId,
 ) -> Query<'q, Sqlite, SqliteArguments> {
-    // No priority is as high.
+    // `i32::MAX` is above every priority, so the search begins at the first job.
     let query =
         query.bind(from.map_or(i32::MAX, |from| from.priority.0)).bind(from.map_or(0, |from| micros(from.ready_at)));
     query.bind(from.map_or(0, |from| from.created_seq)).bind(limit as i64).bind(org.0)
 }
 
-/// Jobs of an org that may be claimed.
+/// What a ready window of an org lacks.
 pub(super) struct Wanted {
     pub(super) org: OrgId,
     pub(super) short: Short,
 }
 
-/// Jobs that may be claimed, in their order, for each of what is wanted.
+/// Ready jobs in claim order, for each element of `wanted`.
 pub(super) async fn load_ready(
     connection: &mut SqliteConnection,
     wanted: &[Wanted],
@@ -241,7 +241,7 @@ pub(super) async fn load_ready(
             found[place].push(job(row)?.1);
         }
     }
-    // Each is found in two parts, of which one may reach farther than was asked for.
+    // The two halves of the UNION each have the limit, so together they may exceed it.
     for (found, wanted) in found.iter_mut().zip(wanted) {
         found.truncate(wanted.short.limit);
     }
@@ -256,7 +256,7 @@ pub(super) static LOAD_ROWS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Jobs of some orgs by their ids, without stage and progress.
+/// Jobs of some orgs by id, without stage and progress.
 pub(super) async fn load_rows(
     connection: &mut SqliteConnection,
     ids: &[(OrgId, Vec<JobId>)],
@@ -269,7 +269,7 @@ pub(super) async fn load_rows(
 pub(super) const LOAD_HELD: &str = "/* load_held */ SELECT id FROM job INDEXED BY idx_job_lease_request
      WHERE org_id = $1 AND lease_request = $2 AND lease_worker = $3 LIMIT $4";
 
-/// Jobs that a claim holds which came before.
+/// Jobs under the lease of an earlier claim with the same worker and `request_id`.
 pub(super) async fn load_held(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -283,7 +283,7 @@ pub(super) async fn load_held(
 pub(super) const LOAD_ALL_HELD: &str = "/* load_all_held */ SELECT id FROM job INDEXED BY idx_job_lease_request
      WHERE org_id = $1 AND lease_request IS NOT NULL LIMIT $2";
 
-/// Jobs that claims hold which may come again.
+/// Jobs whose claims have a `request_id`, and so may be repeated.
 pub(super) async fn load_all_held(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -298,7 +298,7 @@ pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id, due_at FROM job
 pub(super) const LOAD_NEXT_DUE: &str = "/* load_next_due */ SELECT min(due_at) FROM job
      WHERE org_id = $1 AND due_at IS NOT NULL AND due_at > $2";
 
-/// The jobs that are due, those that were so first; and when the next one is.
+/// The due jobs, the earliest first, and when the next one is due.
 pub(super) async fn load_due(
     connection: &mut SqliteConnection,
     org: OrgId,
@@ -350,7 +350,7 @@ pub(super) fn ids_json<'a>(ids: impl IntoIterator<Item = &'a JobId>) -> String {
     rows::json_text(&ids.into_iter().map(|id| hex(id.0)).collect::<Vec<_>>())
 }
 
-/// Ids as a JSON object of such arrays under the ids of their orgs. Each org once.
+/// A JSON object from org to such an array of ids. Each org must occur once.
 fn ids_by_org(ids: &[(OrgId, Vec<JobId>)]) -> String {
     let ids: BTreeMap<_, Vec<_>> =
         ids.iter().map(|(org, ids)| (hex(org.0), ids.iter().map(|id| hex(id.0)).collect())).collect();
@@ -361,7 +361,7 @@ pub(super) const LOAD_POPULATIONS: &str =
     "/* load_populations */ SELECT type, queued + running + succeeded + failed + canceled + dead_letter
      FROM org_counter WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2))";
 
-/// How many jobs the types of these jobs have.
+/// The number of jobs of each type that these jobs have.
 pub(super) async fn load_populations(
     connection: &mut SqliteConnection,
     org: OrgId,

@@ -1,4 +1,4 @@
-//! Brings the file to this server's schema, and back.
+//! Migrates the file to this program's schema, and back.
 
 use std::{path::Path, sync::LazyLock};
 
@@ -20,7 +20,7 @@ use crate::{
 
 static MIGRATIONS: LazyLock<Migrations> = LazyLock::new(|| Migrations::new(migrations::SQLITE, "_sqlx_migrations"));
 
-/// Applies what is missing, or refuses a file that lacks something.
+/// Applies the missing migrations. If `may_migrate` is false, refuses a file that lacks any.
 pub(super) async fn prepare(connection: &mut SqliteConnection, may_migrate: bool) -> Result<(), StoreError> {
     let missing = migrations::missing(read_status(connection).await?)?;
     match missing.as_slice() {
@@ -36,7 +36,7 @@ async fn read_status(connection: &mut SqliteConnection) -> Result<Vec<MigrationS
     if tables == 0 { Ok(MIGRATIONS.compare(&[])) } else { MIGRATIONS.status(connection).await }
 }
 
-/// How a file is opened for one purpose.
+/// Connection options outside the store's pools.
 pub(super) fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_TIMEOUT)
 }
@@ -53,7 +53,7 @@ pub(in crate::store) async fn status(path: &Path) -> Result<Vec<MigrationStatus>
     read_status(&mut connect(&find(path)?).await?).await
 }
 
-/// True of a file that lacks nothing.
+/// True if the file has all migrations.
 pub(super) async fn is_current(path: &Path) -> bool {
     let status = if path.exists() { status(path).await.ok() } else { None };
     status.and_then(|status| migrations::missing(status).ok()).is_some_and(|missing| missing.is_empty())
@@ -76,7 +76,7 @@ pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), Store
     MIGRATIONS.down(&mut connection, target).await
 }
 
-/// A connection to a ledger of this program's schema or an earlier one.
+/// A connection to a ledger with this program's schema or an earlier one.
 pub(super) async fn earlier(path: &Path) -> Result<SqliteConnection, StoreError> {
     let is_none = |why: &str| StoreError::Unusable(format!("{} is no ledger{why}", path.display()));
     let mut connection = connect(path).await?;
@@ -88,14 +88,14 @@ pub(super) async fn earlier(path: &Path) -> Result<SqliteConnection, StoreError>
     Ok(connection)
 }
 
-/// A connection beside a server's, if there is one, to a file that lacks nothing.
+/// A connection to a file that has all migrations. A server may have the file open.
 pub(super) async fn beside(path: &Path) -> Result<SqliteConnection, StoreError> {
     let mut connection = connect(&find(path)?).await?;
     prepare(&mut connection, false).await?;
     Ok(connection)
 }
 
-/// Gives the log another identity, of which no server may know yet.
+/// Gives the log another id. No server may have the file open.
 pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     let path = &find(path)?;
     let _held = lock(path).await?;
@@ -109,7 +109,7 @@ async fn rename_log(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     connection.close().await.map_err(store_error)
 }
 
-/// Brings a copy that nobody else knows of to this program's schema, and makes it one of its own: another log, in another file.
+/// Migrates a copy that no other process uses to this program's schema, and gives it its own log id and mark.
 pub(super) async fn adopt(copy: &Path, log_id: LogId) -> Result<SqliteConnection, StoreError> {
     let mut connection = connect(copy).await?;
     MIGRATIONS.up(&mut connection).await?;

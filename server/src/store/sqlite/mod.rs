@@ -1,7 +1,7 @@
 //! The ledger in one SQLite file.
 //!
-//! One connection writes, under `BEGIN IMMEDIATE`; a pool of read-only connections reads. WAL lets readers go on while the
-//! writer commits, and `synchronous=FULL` makes a commit survive a power cut.
+//! One connection writes, under `BEGIN IMMEDIATE`; pools of read-only connections read. WAL lets readers go on while
+//! the writer commits, and `synchronous=FULL` makes a commit survive a power cut.
 
 mod audit;
 mod backup;
@@ -65,37 +65,36 @@ use crate::{
     store::{rows::Columns as _, states::States},
 };
 
-/// The oldest SQLite that may be linked: 3.51.3 mended a corruption of WAL files on reset.
+/// The oldest SQLite that may be linked. 3.51.3 fixed a corruption of WAL files on reset.
 const OLDEST_SQLITE: &str = "3.51.3";
-/// Readers for callers: as many as the ledger gives turns to at most, so that none of them waits here.
+/// Readers for callers: as many as the ledger has turns of reads in all, so that no read with a turn waits here.
 const READ_CONNECTIONS: u32 = 16;
-/// Readers for the server's own work, which no caller can take: credentials, what is due, signs of life.
+/// Readers for the server's own work (credentials, due orgs, pings). No caller can occupy them.
 const OWN_CONNECTIONS: u32 = 3;
-/// Readers of jobs by their ids: as many as there are processors worth keeping busy with them.
+/// Readers of jobs by id: the most processors that these reads should keep busy.
 const JOB_CONNECTIONS: u32 = 2;
-/// How long a reader waits for a free connection.
+/// How long a read waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a transaction waits for another process that writes (an import, a backup).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Rows that travel ahead of their reader: few, since an event may hold a mebibyte. Where there are no more of them, SQLite's thread
-/// waits.
+/// Rows that SQLite's thread reads ahead before it waits for the reader. Few, because an event may have a mebibyte.
 const ROW_BUFFER: usize = 8;
-/// The same of jobs without what is large, for batches and for reads of several jobs.
+/// The same for jobs without payloads and results: for batches, and for reads of several jobs.
 const JOB_BUFFER: usize = 1_024;
-/// SQLite's page cache for the writer: −KiB.
+/// SQLite's page cache of the writer. A negative value is in KiB.
 const WRITER_CACHE: &str = "-65536";
-/// Texts of statements that the writer keeps prepared: the numbers of rows differ, and what rows have in common. To prepare one of many rows
-/// takes a millisecond.
+/// Prepared statements that the writer caches. Their texts differ by the number of rows and by the columns that the
+/// rows share. Preparing a statement of many rows takes a millisecond.
 const WRITER_STATEMENTS: usize = 256;
-/// The log grows to so many pages (64 MiB) before they go into the database: what is written often goes there once. With SQLite's
-/// 1,000 nearly every large batch would have it done.
+/// WAL pages (64 MiB) before a commit checkpoints. A page that is written often is then copied to the database once.
+/// With SQLite's default of 1,000 nearly every large batch would checkpoint.
 const CHECKPOINT_PAGES: &str = "16384";
 /// An open SQLite ledger.
 pub struct SqliteStore {
-    /// Keeps the log short.
+    /// The tasks that keep the WAL short. They end with the store.
     _keeping: Option<[AbortOnDropHandle<()>; 2]>,
     checkpoints: Arc<Checkpoints>,
-    /// `None` after a transaction was given up: its connection is dropped with it, and the next one opens another.
+    /// `None` after a transaction was abandoned: its connection is dropped with it, and the next transaction opens another.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     write_options: SqliteConnectOptions,
     orgs_per_transaction: usize,
@@ -105,12 +104,12 @@ pub struct SqliteStore {
     path: PathBuf,
     clock: Arc<dyn Clock>,
     states: Arc<States>,
-    /// Held until the store is closed, so that a second server on the same file is refused.
+    /// Locked until the store is closed, so that a second server on the same file is refused.
     lock: std::sync::Mutex<Option<File>>,
 }
 
 impl SqliteStore {
-    /// Opens the file, creating and migrating it where needed.
+    /// Opens the file. Creates and migrates it where `options` allow that.
     ///
     /// # Errors
     ///
@@ -127,7 +126,7 @@ impl SqliteStore {
             create(path)?;
         }
         own_log::check(path).await?;
-        // Not opened for it: closing it would let go of the locks that SQLite has elsewhere in this process.
+        // Uses the path, not an open file: closing a file drops all locks that SQLite has on it in this process.
         if std::fs::metadata(path).is_ok_and(|found| is_open_to_others(&found)) {
             tracing::warn!(file = %path.display(), "others may read the ledger, and what SQLite puts beside it: chmod 600");
         }
@@ -143,7 +142,7 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("cache_size", WRITER_CACHE)
-            // What undoes a statement stays in memory too.
+            // SQLite's statement journals stay in memory too.
             .pragma("temp_store", "MEMORY")
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
@@ -173,8 +172,8 @@ impl SqliteStore {
                     Ok(true)
                 })
             });
-            // Readers stay. A writer whose commit failed is opened anew; were it the only connection, SQLite would then read its whole log
-            // again, and take for committed what no fsync has brought to the disk.
+            // Readers stay open. After a failed commit the writer's connection is replaced. If it were the file's only
+            // connection, SQLite would recover the whole WAL, and take frames for committed that were never synced to the disk.
             pool.idle_timeout(None).max_lifetime(None)
         };
         let of_jobs = base.clone().row_buffer_size(JOB_BUFFER);
@@ -212,7 +211,7 @@ impl SqliteStore {
         })
     }
 
-    /// Runs a statement by itself on the writer, which may belong to another process than the server.
+    /// Runs one statement on the writer connection, outside a batch. The process may be another one than the server.
     async fn write(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<(), StoreError> {
         let mut slot = self.writer.lock().await;
         if slot.is_none() {
@@ -252,7 +251,7 @@ impl Store for SqliteStore {
             Some(connection) => connection,
             None => self.connect_writer().await?,
         };
-        // All heads at once: SQLite has one writer.
+        // SQLite has one writer, so this locks the heads of all orgs.
         sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.map_err(store_error)?;
         let known = (Arc::clone(&self.states), Arc::clone(&self.checkpoints));
         Ok(Box::new(batch::SqliteBatch::new(slot, connection, self.clock.now(), known, orgs)))
@@ -290,7 +289,7 @@ impl Store for SqliteStore {
         read::reaches(&self.own, orgs).await
     }
 
-    /// No other server may have the file open.
+    /// Nothing to do: no other server may have the file open.
     fn announce(&self, _reaches: &[(OrgId, Reach)]) {}
 
     fn listen(&self) -> Option<Box<dyn Listener>> {
@@ -304,7 +303,7 @@ impl Store for SqliteStore {
     async fn take_due(&self, what: DueWork, limit: usize, _hold: Duration) -> Result<Vec<OrgId>, StoreError> {
         let mut due = read::due(&self.own, &*self.clock, what, limit).await?;
         if what == DueWork::Jobs {
-            // A look at an org folds, too.
+            // The sweep also folds, so orgs whose rows have been behind for long count as due.
             let stale = self.states.stale(self.clock.now(), limit - due.len());
             due.extend(stale.into_iter().filter(|org| !due.contains(org)).collect::<Vec<_>>());
         }
@@ -359,7 +358,7 @@ impl Store for SqliteStore {
 
     async fn disk(&self) -> Option<Disk> {
         let path = self.path.clone();
-        // A disk that hangs keeps nobody waiting but this.
+        // On its own thread, because a disk may hang.
         let found = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path)).await.ok()?.ok()?;
         Some(Disk { free: found.f_bavail * found.f_frsize, total: found.f_blocks * found.f_frsize })
     }

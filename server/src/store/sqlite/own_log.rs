@@ -1,10 +1,10 @@
-//! Refuses a database that lies beside the log (`-wal`) of another.
+//! Refuses a database that lies beside the WAL of another.
 //!
-//! SQLite applies whatever log it finds beside a file. If a copy replaces the database of a server that was killed, SQLite writes the old
-//! database's log into the copy. So a server marks its file at each start: it sets `user_version`, which nothing else uses, to a random
-//! number, checkpoints, and notes the number in the lock file. If the log is not empty and the file's mark is not the noted one, the log is another file's.
-//! That tells every copy that `jobledger backup` has made (each has a mark of its own), and every other copy made before the
-//! server's last start.
+//! SQLite applies whatever WAL it finds beside a file. If a copy replaces the database of a server that was killed,
+//! SQLite writes the old database's WAL into the copy. So a server marks its file at each start: it sets
+//! `user_version`, which nothing else uses, to a random number, checkpoints, and notes the number in the lock file. If
+//! the WAL is not empty and the file's mark is not the noted one, the WAL belongs to another file. This detects every
+//! copy that `jobledger backup` made (each has its own mark), and every other copy made before the server's last start.
 
 use std::{fs::File, os::unix::fs::FileExt as _, path::Path, time::Duration};
 
@@ -15,14 +15,14 @@ use uuid::Uuid;
 use super::{error::store_error, file::lock_of, wal};
 use crate::store::StoreError;
 
-/// A server that starts meanwhile changes file and note one after the other.
+/// A server that starts at the same time changes the file and the note one after the other, so a mismatch is checked again.
 const LOOKS: u32 = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a file is marked with.
+/// The file's `user_version`.
 type Mark = u32;
 
-/// The marks that the file may have: the previous and the present one, which differ while a server marks it.
+/// The marks that the file may have: the previous and the current one. They differ only while a server marks the file.
 #[derive(Clone, Copy)]
 struct Noted([Mark; 2]);
 
@@ -33,7 +33,7 @@ impl Noted {
         Some(Self([marks.next()??, marks.next()??]))
     }
 
-    /// The same length each time, so that there is no moment in which it is half of one.
+    /// The text always has the same length, so overwriting it never leaves a partial one.
     fn write(self, lock: &File) -> Result<(), StoreError> {
         let Self([before, now]) = self;
         let text = format!("{before:08x} {now:08x}\n");
@@ -42,7 +42,7 @@ impl Noted {
     }
 }
 
-/// Refuses a database with a log that is not its own.
+/// Refuses a database whose WAL belongs to another file.
 pub(super) async fn check(path: &Path) -> Result<(), StoreError> {
     let log = wal::path_of(path);
     if is_empty(&log) {
@@ -66,13 +66,13 @@ pub(super) async fn check(path: &Path) -> Result<(), StoreError> {
     )))
 }
 
-/// True of a log that is not there, too.
+/// True for a missing or empty file.
 pub(super) fn is_empty(log: &Path) -> bool {
     std::fs::metadata(log).map_or(true, |log| log.len() == 0)
 }
 
-/// The mark in the file itself, whatever its log says. Read by SQLite, since a file that this process opens and closes loses SQLite's
-/// locks.
+/// The mark in the file itself, without its WAL. SQLite reads it: if this process opened and closed the file,
+/// SQLite's locks on it would be lost.
 pub(super) async fn read_mark(path: &Path) -> Option<Mark> {
     let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(true);
     let mut connection = options.connect().await.ok()?;
@@ -81,7 +81,7 @@ pub(super) async fn read_mark(path: &Path) -> Option<Mark> {
     mark.map(i32::cast_unsigned)
 }
 
-/// Marks a file whose lock was just taken. If somebody reads it, it keeps the mark that it has.
+/// Marks a file whose lock was just taken. If another process is reading the file, the file keeps its mark.
 pub(super) async fn mark(path: &Path, connection: &mut SqliteConnection, lock: &File) -> Result<(), StoreError> {
     if !empty_log(connection).await? {
         return match read_mark(path).await {
@@ -100,12 +100,12 @@ pub(super) async fn mark(path: &Path, connection: &mut SqliteConnection, lock: &
     Ok(())
 }
 
-/// Gives a copy that nobody else knows of a mark of its own.
+/// Gives a copy that no other process uses its own mark.
 pub(super) async fn mark_copy(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     set_mark(connection, new_mark()).await
 }
 
-/// Notes that either of two files may be in place from now on.
+/// Notes the marks of two files, either of which may be in place from here on.
 pub(super) async fn note_both(lock: &File, present: &Path, copy: &Path) -> Result<(), StoreError> {
     let (present, copy) = (read_mark(present).await, read_mark(copy).await);
     match present.or(copy).zip(copy) {
@@ -124,7 +124,7 @@ async fn set_mark(connection: &mut SqliteConnection, mark: Mark) -> Result<(), S
     Ok(())
 }
 
-/// Brings what is in the log into the file. False if somebody reads.
+/// Checkpoints the whole WAL and truncates it. Returns false if another process is reading.
 async fn empty_log(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
     let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
     let (busy, _, _): (i64, i64, i64) = sqlx::query_as(sql).fetch_one(connection).await.map_err(store_error)?;

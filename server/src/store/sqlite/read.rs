@@ -1,4 +1,4 @@
-//! Reads: each a single statement outside any transaction, and so a snapshot of its own.
+//! Reads for callers. Each is a single statement outside any transaction, and so one snapshot.
 
 use std::sync::{Arc, LazyLock};
 
@@ -26,15 +26,15 @@ use crate::{
     },
 };
 
-/// Where the result of a job `j` is: a running one has none, whatever its row says that is behind.
+/// Joins the result of a job `j`. A running job has none, even if its row, which is behind, names one.
 const RESULT: &str =
     "LEFT JOIN job_event r ON r.org_id = j.org_id AND r.seq = iif(e.seq > j.last_seq, NULL, j.result_seq)
     LEFT JOIN job_result x ON x.org_id = r.org_id AND x.job_id = r.job_id AND x.seq = r.seq";
 
-/// That result, as in an event's detail.
+/// The result, in the form of an event's detail.
 const RESULT_DETAIL: &str = r#"iif(x.result IS NULL, r.detail_json, '{"result":' || x.result || '}')"#;
 
-/// Where the payload of a job `j` is: with its first event, or in a row of its own.
+/// Joins the payload of a job `j`: with its first event, or in a row of its own.
 const PAYLOAD: &str =
     "LEFT JOIN job_event c ON j.payload_recorded_at IS NOT NULL AND c.org_id = j.org_id AND c.seq = j.created_seq
     LEFT JOIN job_payload p ON j.payload_recorded_at IS NULL AND p.org_id = j.org_id AND p.job_id = j.id";
@@ -55,7 +55,7 @@ pub(super) async fn job(pool: &SqlitePool, org: OrgId, id: JobId) -> Result<Opti
 
 const IS_LARGE: &str = "j.payload_bytes + coalesce(octet_length(x.result), octet_length(r.detail_json), 0) > $2";
 
-/// Each by its place among those that are wanted.
+/// Each found job with its position in the argument.
 static JOBS: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* jobs */ SELECT w.key, {IS_LARGE} OR {}, {}, iif({IS_LARGE}, NULL, coalesce(c.payload, p.payload)),
@@ -75,8 +75,10 @@ pub(super) async fn jobs(pool: &SqlitePool, names: &[(OrgId, JobId)]) -> Result<
     rows::found_jobs(names.len(), found.iter().map(Columns::of))
 }
 
-/// Each by its place, whether it is held (with the same last event it is so still), its last event, and what its lease was since: that of a record counts, or else of the row, if that has the event. One for which that takes much to find
-/// counts as changed.
+/// The positions of the wanted jobs whose last event and lease are unchanged. A wanted text has the org, the job,
+/// whether it is leased (with the same last event, it still is), the last event, and the lease ([`lease_text`]). The
+/// lease is compared with the last extension, else with the row if that has the last event. A job whose extension
+/// takes long to find counts as changed.
 static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* unchanged */ SELECT json_group_array(w.key) FROM json_each($1) w
@@ -88,7 +90,7 @@ static UNCHANGED: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// As [`lease_text`] has it, of the row of a job `j`.
+/// The [`lease_text`] of the row of a job `j`.
 const LEASE_OF_ROW: &str = "iif(j.due_at = j.lease_expires_at AND j.lease_confirmed, j.lease_expires_at,
     ifnull(j.lease_expires_at, '') || ',' || ifnull(j.due_at, '') || ',' || j.lease_confirmed) || '\"'";
 
@@ -107,7 +109,7 @@ pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bo
     rows::at(jobs.len(), places)
 }
 
-/// The outer join brings the head and floor of the same snapshot even where no event matches.
+/// The outer join returns head and floor of the same snapshot even if no event matches.
 fn events_sql(name: &str, index: &str, matching: &str) -> String {
     let columns = EVENT_COLUMNS.map(|column| format!("e.{column}")).join(", ");
     format!(
@@ -127,14 +129,14 @@ fn events_sql(name: &str, index: &str, matching: &str) -> String {
 
 static ORG_EVENTS: LazyLock<String> = LazyLock::new(|| events_sql("org_events", "", ""));
 
-/// Left alone, SQLite would walk the whole log by its primary key.
+/// Without INDEXED BY, SQLite would walk the whole log by its primary key.
 static JOB_EVENTS: LazyLock<String> =
     LazyLock::new(|| events_sql("job_events", "INDEXED BY idx_job_event_job", "AND e.job_id = $4"));
 
 pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {
     let filter = &query.filter;
     let (sql, last) = match filter.job {
-        // One job's events have an index of their own: no window is needed.
+        // The events of one job have their own index, so the scan needs no window.
         Some(_) => (&*JOB_EVENTS, i64::MAX),
         None => (&*ORG_EVENTS, query.after.saturating_add(SCAN_WINDOW)),
     };
@@ -222,7 +224,7 @@ pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) 
     Ok(found.into_iter().map(OrgId).collect())
 }
 
-/// One server has the file, so nobody else has to be told to leave them alone.
+/// Orgs with due work. They need not be reserved for this server: no other one has the file.
 pub(super) async fn due(
     pool: &SqlitePool,
     clock: &dyn Clock,
@@ -249,7 +251,7 @@ mod tests {
     use super::*;
     use crate::store::sqlite::{audit, expired, heads, load, migrations, series, statistics};
 
-    /// The plan of a statement, a line for each step.
+    /// The query plan of a statement, one line a step.
     async fn plan(connection: &mut SqliteConnection, sql: &str) -> Vec<String> {
         let explain = format!("EXPLAIN QUERY PLAN {sql}");
         let steps = sqlx::query(AssertSqlSafe(explain)).fetch_all(connection).await.unwrap();

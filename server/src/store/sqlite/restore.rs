@@ -1,4 +1,4 @@
-//! Replaces a database with a copy.
+//! `restore`: replaces a database with a copy.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use crate::{
     store::{Restored, RevokeTokens, StoreError},
 };
 
-/// Replaces a file that nobody has open. The copy takes its name in one step, so one or the other is in place whenever this is killed.
+/// Replaces a file that no process has open. A rename puts the copy in place, so that a kill leaves one or the other there.
 pub(in crate::store) async fn restore(
     path: &Path,
     from: &Path,
@@ -50,7 +50,7 @@ pub(in crate::store) async fn restore(
     let is_there = path.try_exists().map_err(failed)?;
     copy.finish(Some(path.as_path()).filter(|_| is_there)).map_err(failed)?;
     let aside = beside(path, &format!(".replaced-{}", now.format("%Y%m%dT%H%M%SZ")));
-    // Beside a file that isn't its own a log would be written into it.
+    // The WAL belongs to another file. Under the matching name SQLite would apply it to the replaced database.
     let log_aside = if matches!(present, Present::OthersLog) { ".others-wal" } else { "-wal" };
     let mut kept = Kept::default();
     let mut put_in_place = || {
@@ -78,17 +78,17 @@ pub(in crate::store) async fn restore(
         kept.undo();
         return Err(failed(error));
     }
-    // Until here nobody else could open what was there.
+    // Until here the lock kept other processes from opening the replaced file.
     drop(present);
     Ok(Restored { log_id, replaced: Some(aside).filter(|_| is_there), revoked })
 }
 
-/// The copy, which is there.
+/// The path of the copy, which must exist.
 fn find(from: &Path) -> Result<PathBuf, StoreError> {
     from.canonicalize().map_err(|error| StoreError::Unusable(format!("can't read {}: {error}", from.display())))
 }
 
-/// What has got another name.
+/// The files that were linked or renamed so far.
 #[derive(Default)]
 struct Kept {
     linked: Option<PathBuf>,
@@ -96,7 +96,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// Gives everything its name back, as far as that goes.
+    /// Undoes the links and renames, as far as possible.
     fn undo(self) {
         for (name, aside) in self.moved {
             let _ = fs::rename(aside, name);
@@ -107,14 +107,14 @@ impl Kept {
     }
 }
 
-/// What is there before.
+/// What is at the path before the restore.
 enum Present {
     Nothing,
-    /// A database, locked against everybody else, with all of its log in it.
+    /// A database, locked exclusively, with its whole WAL checkpointed.
     Open(SqliteConnection),
-    /// A file beside another's log.
+    /// A file beside the WAL of another.
     OthersLog,
-    /// A file that is no database, or a damaged one.
+    /// A damaged database, or a file that is none.
     Damaged,
 }
 
@@ -133,7 +133,7 @@ impl Present {
         }
     }
 
-    /// Takes it for itself. A change of the journal's mode takes that nobody else has it open, and brings all of its log into it.
+    /// Locks the database exclusively. Changing the journal mode checkpoints the WAL, and fails if others have the file open.
     async fn lock(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
         let mut connection = migrations::options(path).connect().await?;
         let mode: String = sqlx::query_scalar("PRAGMA journal_mode = DELETE").fetch_one(&mut connection).await?;
@@ -145,13 +145,13 @@ impl Present {
     }
 }
 
-/// SQLITE_CORRUPT and SQLITE_NOTADB (<https://www.sqlite.org/rescode.html>), whatever they are extended by.
+/// SQLITE_CORRUPT and SQLITE_NOTADB (<https://www.sqlite.org/rescode.html>), with any extended code.
 fn is_damage(said: &dyn sqlx::error::DatabaseError) -> bool {
     let code = said.code().and_then(|code| code.parse::<u32>().ok());
     matches!(code.map(|code| code & 0xff), Some(11 | 26))
 }
 
-/// Revokes those in the copy that are revoked in what it replaces. How many; `None` if that can't be read.
+/// Revokes in the copy what is revoked in the replaced database. Returns how many tokens; `None` if those can't be read.
 async fn revoke_again(
     copy: &mut SqliteConnection,
     present: &mut SqliteConnection,

@@ -1,4 +1,4 @@
-//! The counters and the series, as batches write them.
+//! Writes of a batch to the counters and the series.
 
 use std::sync::{Arc, LazyLock};
 
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Adds what batches count and what happened in them, and lets go of what is too old and of types whose last job goes.
+/// Adds tallies to counters and series. Removes old buckets, and the counters of types whose last job is removed.
 pub(super) async fn write(
     connection: &mut SqliteConnection,
     written: &[Written<'_>],
@@ -65,7 +65,6 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Removes the counters of types whose last job goes.
 async fn forget_types(connection: &mut SqliteConnection, org: OrgId, types: &[Arc<str>]) -> Result<(), StoreError> {
     if types.is_empty() {
         return Ok(());
@@ -82,7 +81,7 @@ const FORGET: &str = "/* forget */ DELETE FROM org_series WHERE org_id = $1 AND 
     SELECT max(start) FROM (
         SELECT start FROM org_series WHERE org_id = $1 AND width = $2 AND start < $3 ORDER BY start LIMIT $4))";
 
-/// The counters of a type, by their columns.
+/// The count columns of `org_counter`.
 fn counts() -> impl Iterator<Item = &'static str> {
     JobStatus::ALL.map(JobStatus::as_str).into_iter().chain(["scheduled"])
 }
@@ -99,18 +98,17 @@ fn tally_values<'a>(org: OrgId, job_type: &'a str, tally: &Tally) -> Vec<Value<'
     values
 }
 
-/// What is added to a bucket of an org's series.
+/// A flow to add to one bucket of an org's series.
 struct Added {
     org: OrgId,
-    /// To what retention has taken away, not to what happened.
+    /// True: to what retention removed. False: to what happened.
     is_removed: bool,
     bucket: Bucket,
     flow: Flow,
 }
 
-/// Adds to the buckets of the series.
 async fn add(connection: &mut SqliteConnection, added: &mut [Added]) -> Result<(), StoreError> {
-    // Histograms are added up here: SQL has no sum of arrays. What only creates has none.
+    // Histograms are added here, because SQL can't add arrays. A flow of creates alone has none.
     let has_durations = |added: &Added| !(added.flow.waits.is_empty() && added.flow.runs.is_empty());
     let with_durations: Vec<_> = (0..added.len()).filter(|n| has_durations(&added[*n])).collect();
     let name = |Added { org, is_removed, bucket, .. }: &Added| {
@@ -134,7 +132,7 @@ async fn add(connection: &mut SqliteConnection, added: &mut [Added]) -> Result<(
     Set::plain(&columns, rows).put(connection, "add_series", "org_series", &OVER_SERIES).await
 }
 
-/// Which of the wanted buckets are there, and their histograms.
+/// The histograms of those wanted buckets that exist.
 pub(super) const DURATIONS: &str = "/* durations */ SELECT wanted.key, s.waits, s.runs
     FROM json_each($1) wanted CROSS JOIN org_series s
     ON s.org_id = unhex(wanted.value ->> 0) AND s.width = wanted.value ->> 1 AND s.start = wanted.value ->> 2
@@ -146,7 +144,7 @@ pub(super) fn histogram(text: &str) -> Result<Histogram, StoreError> {
 
 static OVER_SERIES: LazyLock<String> = LazyLock::new(|| {
     let add: Vec<_> = Flow::NAMES.iter().map(|name| format!("{name} = {name} + excluded.{name}")).collect();
-    // An empty one stands for none that is new.
+    // An empty histogram means that the stored one does not change.
     format!(
         " ON CONFLICT (org_id, width, start, type, removed) DO UPDATE SET {},
             waits = CASE excluded.waits WHEN '[]' THEN waits ELSE excluded.waits END,

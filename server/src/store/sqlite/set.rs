@@ -1,5 +1,5 @@
-//! Many rows by one statement, or a few: what all of them have in common is bound once, what differs goes as further parameters, in
-//! statements of a few sizes, so that each text is prepared once.
+//! Writes many rows with few statements. Values that all rows share are bound once, the others once a row. Statements
+//! have a few fixed numbers of rows, so that each text is prepared once.
 //!
 //! No statement calls a function: see [`INSERT`].
 
@@ -10,12 +10,12 @@ use crate::store::{StoreError, value::Value};
 
 pub(super) type Statement<'q> = Query<'q, sqlx::Sqlite, SqliteArguments>;
 
-/// Rows that one statement writes at most, and the smaller numbers that make up the rest. What is more than half of one of them is
-/// filled up with rows of nothing: each statement takes its way to SQLite's thread and back.
+/// Numbers of rows in one statement. Rows that fill at least half of a size are padded with rows of nulls: each
+/// statement costs a round trip to SQLite's thread.
 const CHUNKS: [usize; 5] = [256, 64, 16, 4, 1];
 
-/// How rows are added: one that is refused ends the transaction, which nobody would go on with. To be able to undo a statement alone,
-/// SQLite would keep a copy of each page that it changes; and so it does where a function is called, which may fail.
+/// OR ROLLBACK ends the transaction when a row is refused; the batch would not continue anyway. To undo a single statement,
+/// SQLite would keep a copy of each page that it changes. It does the same where a statement calls a function, which may fail.
 pub(super) const INSERT: &str = "INSERT OR ROLLBACK INTO";
 
 /// Binds a value: ids are blobs, times microseconds since 1970.
@@ -33,12 +33,12 @@ fn bind<'q>(query: Statement<'q>, value: &Value<'_>) -> Statement<'q> {
     }
 }
 
-/// Where a column's values are.
+/// Where a column's value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// In a parameter of the statement.
+    /// One parameter of the statement, the same for all rows.
     Shared,
-    /// With each row, in a column of its own.
+    /// A column of the VALUES, by its index.
     Each(usize),
 }
 
@@ -48,10 +48,10 @@ pub(super) struct Set<'a> {
     rows: Vec<Vec<Value<'a>>>,
     key: usize,
     places: Vec<Place>,
-    /// The columns whose values are shared, and those that differ.
+    /// The columns whose values all rows share, and those that get a column in the VALUES.
     shared: Vec<usize>,
     each: Vec<usize>,
-    /// One of the latter that no row lacks: what tells rows from those of nothing.
+    /// Index in `each` of a column that is null in no row. It tells rows from padding; without it, statements are not padded.
     filled: Option<usize>,
 }
 
@@ -61,8 +61,8 @@ impl<'a> Set<'a> {
         Self::keyed(columns, rows, 0)
     }
 
-    /// Rows whose first column is never null, with whatever they have in common bound for each: where that differs from batch to batch,
-    /// texts would be many.
+    /// Binds every value with its row, even if all rows share it: for columns that are shared in some batches only,
+    /// which would make many texts. The first column must never be null.
     pub(super) fn plain(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>) -> Self {
         let each: Vec<_> = (0..columns.len()).collect();
         let places = each.iter().map(|n| Place::Each(*n)).collect();
@@ -70,16 +70,16 @@ impl<'a> Set<'a> {
         Self { columns: columns.to_vec(), rows, key: 0, places, shared: Vec::new(), each, filled }
     }
 
-    /// The same of which so many of the first columns are those of a key.
+    /// As [`Set::new`], with the first `key` columns as the key of [`Set::update`].
     pub(super) fn keyed(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>, key: usize) -> Self {
         let (mut shared, mut each) = (Vec::new(), Vec::<usize>::new());
         let place = |column| {
-            // A part of the key that is known beforehand would have SQLite walk all that have it, and look for the rows.
+            // With a key column as a parameter, SQLite would walk all rows that have its value.
             if column >= key && rows.windows(2).all(|pair| pair[0][column] == pair[1][column]) {
                 shared.push(column);
                 return Place::Shared;
             }
-            // A job's first event is its last: two columns of the same numbers.
+            // Columns with equal values share one: a new job's first event is also its last.
             let is_same = |other: &usize| rows.iter().all(|row| row[column] == row[*other]);
             let known = each.iter().position(is_same);
             Place::Each(known.unwrap_or_else(|| {
@@ -97,7 +97,7 @@ impl<'a> Set<'a> {
         self.put(connection, "insert", table, "").await
     }
 
-    /// Adds all rows to a table, with what follows in the INSERT.
+    /// Adds all rows to a table. `name` opens the statement, `tail` ends it.
     pub(super) async fn put(
         &self,
         connection: &mut SqliteConnection,
@@ -114,7 +114,7 @@ impl<'a> Set<'a> {
         self.run(connection, sql).await
     }
 
-    /// Writes all rows over those of a table that have the same key.
+    /// Updates the table's rows by their keys.
     pub(super) async fn update(&self, connection: &mut SqliteConnection, table: &str) -> Result<(), StoreError> {
         self.run(connection, |rows| self.update_sql(table, rows)).await
     }
@@ -127,7 +127,7 @@ impl<'a> Set<'a> {
         format!("/* update */ UPDATE OR ROLLBACK {table} SET {set} FROM ({rows}) v WHERE {of_row}")
     }
 
-    /// What stands for a column's value in a statement.
+    /// The SQL expression for a column's value.
     fn value(&self, column: usize) -> String {
         match self.places[column] {
             Place::Shared => "?".to_owned(),
@@ -135,7 +135,7 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// Runs a statement on all rows, which is told those that it takes.
+    /// Runs a statement for all rows. `sql` builds its text from the VALUES of some of them.
     async fn run(&self, connection: &mut SqliteConnection, sql: impl Fn(&str) -> String) -> Result<(), StoreError> {
         let mut rows = &self.rows[..];
         for size in CHUNKS {
@@ -164,10 +164,10 @@ impl<'a> Set<'a> {
         self.shared.iter().fold(query, |query, column| bind(query, &self.rows[0][*column]))
     }
 
-    /// `VALUES` of so many rows of what differs. Parameters have no numbers, which SQLite would take for names, and sqlx look for the name of
-    /// each: those that are shared stand before these, once each, in the order of their columns.
+    /// The VALUES of this many rows. Parameters are not numbered: SQLite takes numbers for names, and sqlx would look
+    /// each name up. So the shared parameters must stand before these, once each, in the order of their columns.
     fn marks(&self, rows: usize) -> String {
-        // Rows that are the same in everything have no column of their own.
+        // VALUES needs a column, even if the rows are the same in all columns.
         let row = if self.each.is_empty() {
             "(0)".to_owned()
         } else {

@@ -1,4 +1,4 @@
-//! Statistics: one statement over the counters and the series, and so one snapshot.
+//! Statistics: one statement over counters and series, and so one snapshot.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// Part 0 has a row for each type, with its counters; parts 60 and 3600 one for each bucket of that width, with its flow: both have
-/// seven counts.
+/// Width 0: a row for each type, with its counters. Widths 60 and 3600: a row for each bucket, with its flow. All
+/// have seven counts.
 pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     let counts = JobStatus::ALL.map(|status| format!("c.{status}")).join(", ");
     let flow = Flow::NAMES.map(|name| format!("s.{name}")).join(", ");
@@ -66,7 +66,7 @@ pub(super) async fn statistics(
 ) -> Result<Statistics, StoreError> {
     let now = clock.now();
     let window = Window::ending_at(now, query.window);
-    // As a series of minutes, all of the window's are wanted.
+    // A series by the minute needs all minutes of the window, not only those before its first whole hour.
     let by_minute = query.series != SeriesKind::None && window.width == Width::Minute;
     let mut found = sqlx::query(AssertSqlSafe(STATISTICS.as_str()))
         .bind(org.0)
@@ -108,12 +108,12 @@ pub(super) async fn statistics(
             total.runs.add_all(&histogram(columns.text()?)?);
         }
     }
-    // Read after the snapshot: nothing in it is younger.
+    // Read after the snapshot, so nothing in it is later.
     statistics.as_of = clock.now();
     for of_type in &mut statistics.types {
         of_type.flow = flows.remove(&of_type.job_type).unwrap_or_default();
     }
-    // Types whose last job is gone, of which the window still tells.
+    // Types that have no jobs left, but a flow within the window.
     for (job_type, flow) in flows {
         let of_type =
             TypeStatistics { job_type, counts: StatusCounts::default(), scheduled: 0, oldest_ready_at: None, flow };

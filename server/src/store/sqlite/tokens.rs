@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// The token of an org with this digest.
+/// The token with this digest, of an org or of none.
 pub(super) async fn find(
     readers: &SqlitePool,
     org: Option<OrgId>,
@@ -57,7 +57,6 @@ pub(in crate::store) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreEr
     Ok(tokens)
 }
 
-/// The same by a connection.
 pub(super) async fn list_in(connection: &mut SqliteConnection) -> Result<Vec<ApiToken>, StoreError> {
     static SQL: LazyLock<String> = LazyLock::new(|| {
         format!(
@@ -80,21 +79,21 @@ pub(in crate::store) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<
     Ok(revoked.rows_affected() > 0)
 }
 
-/// Revokes one in a copy that nobody serves, if it isn't yet. How many that are.
+/// Revokes a token in a copy that no server uses. Returns 0 if it is unknown or was revoked before, else 1.
 pub(super) async fn revoke_in(copy: &mut SqliteConnection, id: Uuid, at: Time) -> Result<usize, StoreError> {
     const SQL: &str = "/* revoke_in */ UPDATE api_token SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL";
     let done = sqlx::query(SQL).bind(id).bind(micros(at)).execute(copy).await.map_err(store_error)?;
     Ok(done.rows_affected() as usize)
 }
 
-/// The same with all of them.
+/// Revokes all tokens in a copy that no server uses. Returns how many were not revoked before.
 pub(super) async fn revoke_all(copy: &mut SqliteConnection, at: Time) -> Result<usize, StoreError> {
     const SQL: &str = "/* revoke_all */ UPDATE api_token SET revoked_at = $1 WHERE revoked_at IS NULL";
     let done = sqlx::query(SQL).bind(micros(at)).execute(copy).await.map_err(store_error)?;
     Ok(done.rows_affected() as usize)
 }
 
-/// Notes that tokens were used.
+/// Records when tokens were last used.
 pub(super) fn note_use(used: &[(Option<OrgId>, Digest)], at: Time) -> Query<'static, Sqlite, SqliteArguments> {
     const SQL: &str = "/* note_use */ INSERT INTO api_token_use (org_id, digest, used_at)
     SELECT unhex(used.value ->> 0), unhex(used.value ->> 1), $2 FROM json_each($1) used WHERE true
@@ -103,7 +102,7 @@ pub(super) fn note_use(used: &[(Option<OrgId>, Digest)], at: Time) -> Query<'sta
     sqlx::query(SQL).bind(rows::json_text(&used)).bind(micros(at))
 }
 
-/// Has a server look again.
+/// Raises the revision of the credentials. Servers poll it, and check their cached tokens again.
 async fn tell(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let sql = "/* tell */ UPDATE ledger SET credentials = credentials + 1";
     sqlx::query(sql).execute(connection).await.map_err(store_error)?;

@@ -1,6 +1,5 @@
-//! Keeps the log that SQLite has beside the database (`-wal`) from growing without end. It can begin anew only in a moment in which
-//! nobody reads, and where reads overlap that moment never comes by itself: once it is too long, reads are kept waiting until those
-//! that are under way are through.
+//! Keeps SQLite's WAL from growing without bound. SQLite can restart the WAL only when nobody reads, and overlapping
+//! reads never leave such a moment. So once the WAL is too long, new reads wait until the running ones have ended.
 
 use std::{
     path::{Path, PathBuf},
@@ -19,22 +18,22 @@ use tokio::{
 
 use super::{BUSY_TIMEOUT, checkpoints::Checkpoints, file::beside};
 
-/// How often its length is looked at.
+/// How often the length is checked.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long reads are kept waiting for others at first, and at most.
+/// How long new reads wait for running ones: at first, and at most.
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// The wait between two tries, and between two times that it is said that they are in vain.
+/// The pause after a failed attempt, and the time between two log lines about it.
 const PAUSE: Duration = Duration::from_secs(1);
 const SAY: Duration = Duration::from_secs(60);
-/// The wait where another process reads: a backup, a verification.
+/// The pause while another process (a backup, a verification) reads.
 const WHILE_OTHERS_READ: Duration = Duration::from_secs(15);
 
-/// Keeps reads waiting while it is closed.
+/// Makes reads wait while it is closed.
 #[derive(Clone)]
 pub(super) struct Gate {
     is_open: watch::Sender<bool>,
-    /// Reads that wait, each with a connection that it does not use yet.
+    /// Waiting reads. Each has a connection that it does not use yet.
     waiting: Arc<AtomicUsize>,
 }
 
@@ -43,19 +42,19 @@ impl Gate {
         Self { is_open: watch::Sender::new(true), waiting: Arc::default() }
     }
 
-    /// Waits while it is closed.
+    /// Waits while the gate is closed.
     pub(super) async fn pass(&self) {
         let mut is_open = self.is_open.subscribe();
         if *is_open.borrow() {
             return;
         }
         let _waiting = Waiting::begin(&self.waiting);
-        // The sender lives in this gate.
+        // Can't fail: the gate has the sender.
         let _ = is_open.wait_for(|is_open| *is_open).await;
     }
 }
 
-/// A read that waits, or is given up.
+/// Counts a waiting read until it goes on or is canceled.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -71,11 +70,11 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Watches over one file's log.
+/// Watches the WAL of one database.
 pub(super) struct Keeper {
     pub(super) gate: Gate,
     pub(super) path: PathBuf,
-    /// What it may grow to, in bytes.
+    /// Bytes above which the WAL is restarted.
     pub(super) limit: u64,
     pub(super) pools: [SqlitePool; 3],
     pub(super) writer: Weak<Mutex<Option<SqliteConnection>>>,
@@ -83,7 +82,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps it short for as long as the store is there.
+    /// Runs until the store is dropped.
     pub(super) async fn run(self) {
         let (mut wait, mut said) = (SHORTEST_WAIT, None::<Instant>);
         loop {
@@ -113,7 +112,7 @@ impl Keeper {
                     "SQLite's log grows: somebody reads for long, as a backup, a verification or another program does"
                 );
             }
-            // Others don't wait for this process: there is no use in having its own reads wait for them.
+            // Other processes don't pass this gate, so holding up this process's reads would not help.
             sleep(if others_read { WHILE_OTHERS_READ } else { PAUSE }).await;
         }
     }
@@ -122,7 +121,7 @@ impl Keeper {
         std::fs::metadata(&self.path).map_or(0, |file| file.len())
     }
 
-    /// True if nobody of this process reads any more.
+    /// True once no read of this process is running; false after `wait`.
     async fn await_readers(&self, wait: Duration) -> bool {
         let until = Instant::now() + wait;
         let idle = |pool: &SqlitePool| pool.num_idle();
@@ -140,8 +139,8 @@ impl Keeper {
     }
 }
 
-/// Brings everything into the database and begins the log anew. False if somebody reads, whom it does not wait for: nobody can write
-/// meanwhile.
+/// Checkpoints everything and restarts the WAL. Returns false if another process reads. Does not wait for it: nobody
+/// could write meanwhile.
 async fn truncate(writer: &Arc<Mutex<Option<SqliteConnection>>>) -> bool {
     let mut slot = writer.lock().await;
     let Some(writer) = slot.as_mut() else { return true };
@@ -154,13 +153,13 @@ async fn truncate(writer: &Arc<Mutex<Option<SqliteConnection>>>) -> bool {
     let done = attempt.await;
     let restored = format!("/* truncate */ PRAGMA busy_timeout = {}", BUSY_TIMEOUT.as_millis());
     if sqlx::query(AssertSqlSafe(restored)).execute(&mut *writer).await.is_err() {
-        // The next one opens another.
+        // The next transaction opens another connection.
         *slot = None;
     }
     done.unwrap_or(false)
 }
 
-/// The log beside a database.
+/// The WAL beside a database.
 pub(super) fn path_of(database: &Path) -> PathBuf {
     beside(database, "-wal")
 }

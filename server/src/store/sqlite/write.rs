@@ -1,4 +1,4 @@
-//! What a batch writes of jobs and events.
+//! Writes of a batch to jobs, payloads, labels, events and results.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Writes new jobs, with their payloads and labels.
+/// Inserts new jobs, with their payloads and labels.
 pub(super) async fn created<'a>(
     connection: &mut SqliteConnection,
     written: &'a [Written<'a>],
@@ -35,12 +35,12 @@ pub(super) async fn created<'a>(
     Set::new(&columns, labels.collect()).insert(connection, "job_label").await
 }
 
-/// A job's labels as rows.
+/// A job's labels, one item for each row of `job_label`.
 pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
     job.spec.labels.iter().map(move |(key, value)| (key.as_str(), value.as_str(), job))
 }
 
-/// Writes changed jobs over.
+/// Overwrites the rows of changed jobs.
 pub(super) async fn changed(connection: &mut SqliteConnection, jobs: &[&Job]) -> Result<(), StoreError> {
     if jobs.is_empty() {
         return Ok(());
@@ -49,7 +49,7 @@ pub(super) async fn changed(connection: &mut SqliteConnection, jobs: &[&Job]) ->
     jobs_set(columns.map(|(_, column)| column), jobs.iter().copied(), KEY).update(connection, "job").await
 }
 
-/// Writes new events.
+/// Inserts new events, and their large results.
 pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {
     let mut rows = Vec::new();
     for Written { changes, images, .. } in written {
@@ -70,7 +70,7 @@ pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written
     Set::new(&["org_id", "job_id", "seq", "result"], results.collect()).insert(connection, "job_result").await
 }
 
-/// Of so many bytes a result may be to lie with its event: one of no more bytes has none that is larger.
+/// The largest result, in bytes, that is stored with its event. Reads of events of at most this size skip `job_result`.
 pub(super) const MAX_SMALL_RESULT: usize = 512;
 
 /// Results that get rows of their own.
@@ -83,7 +83,7 @@ fn large_results(changes: &Changes) -> impl Iterator<Item = (&JobEvent, &Json)> 
         .filter_map(|event| Some((&**event, event.result.as_ref()?)))
 }
 
-/// What payloads and results take that get rows of their own, and long texts.
+/// Bytes of payloads and results that get rows of their own, and of long texts.
 pub(super) fn large_bytes(changes: &Changes) -> usize {
     let payloads = changes.large_payloads().map(|payload| payload.json.len());
     let results = large_results(changes).map(|(_, result)| result.len());
@@ -94,13 +94,13 @@ pub(super) fn large_bytes(changes: &Changes) -> usize {
     payloads.chain(results).chain(texts.filter(|bytes| *bytes > LONG_TEXT)).sum()
 }
 
-/// A text of more bytes is long.
+/// Bytes above which a text is long.
 const LONG_TEXT: usize = 2 << 10;
 
-/// Columns of a job's key, the first ones.
+/// The first columns of [`JOB_COLUMNS`] are a job's key.
 const KEY: usize = 2;
 
-/// Some columns of jobs, so many of the first of them a key.
+/// These columns of some jobs. The first `key` of them are the key.
 fn jobs_set<'a>(
     columns: impl IntoIterator<Item = &'static JobColumn>,
     jobs: impl Iterator<Item = &'a Job>,
@@ -112,7 +112,7 @@ fn jobs_set<'a>(
     Set::keyed(&names, jobs.map(row).collect(), key)
 }
 
-/// What an event has in [`EVENT_COLUMNS`].
+/// The values of [`EVENT_COLUMNS`].
 fn event_values(event: &JobEvent) -> Result<Vec<Value<'_>>, StoreError> {
     Ok(vec![
         event.org_id.0.into(),
