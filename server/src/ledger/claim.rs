@@ -1,4 +1,4 @@
-//! A claim from the call to the delivery: looking, waiting, and giving back what nobody took.
+//! A claim from the call to the delivery: attempts, waits, and giving back jobs that were not delivered.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::domain::{
     transition::{self, Abandon},
 };
 
-/// Jobs that were claimed and are not delivered yet. Dropped, they are given back at once, unless something was heard of
-/// their holder by then: a heartbeat, or the same claim again.
+/// Claimed jobs that are not delivered yet. Dropping this gives them back, unless a heartbeat or a repeat of the claim came
+/// meanwhile.
 pub(super) struct Undelivered {
     lanes: Arc<Lanes>,
     org: OrgId,
@@ -25,7 +25,7 @@ pub(super) struct Undelivered {
 }
 
 impl Undelivered {
-    /// `None` where nothing was claimed.
+    /// `None` if nothing was claimed.
     pub(super) fn of(lanes: &Arc<Lanes>, org: OrgId, claimed: &[Job]) -> Option<Self> {
         let answer = |job: &Job| {
             let expires_at = job.lease.as_ref()?.expires_at;
@@ -46,7 +46,7 @@ impl Drop for Undelivered {
     }
 }
 
-/// Claimed jobs on their way to their worker. Dropped before they are [delivered](Leases::deliver) they are given back.
+/// Claimed jobs on their way to their worker. Dropping this before [`Leases::deliver`] gives them back.
 #[must_use]
 pub struct Leases {
     jobs: Vec<JobRecord>,
@@ -59,33 +59,33 @@ impl Leases {
         Self { jobs: Vec::new(), undelivered: None, turn: None }
     }
 
-    /// The jobs, the most urgent first, each held under its lease.
+    /// The jobs, most urgent first, each with its lease.
     pub fn jobs(&self) -> &[JobRecord] {
         &self.jobs
     }
 
-    /// The turn in which their payloads were read, to be kept until the answer is made.
+    /// The turn in which their payloads were read. The caller keeps it until its answer is made.
     pub fn take_turn(&mut self) -> Option<ReadTurn> {
         self.turn.take()
     }
 
-    /// Says that the worker has them.
+    /// Confirms that the worker has the jobs.
     pub fn deliver(self) {
         self.into_delivery().deliver();
     }
 
-    /// What is left once the jobs are in an answer: whether its caller takes it.
+    /// Takes the jobs' delivery, to be confirmed once the caller has taken the answer.
     pub fn into_delivery(self) -> LeaseDelivery {
         LeaseDelivery(self.undelivered)
     }
 }
 
-/// Whether an answer with claimed jobs is taken. Dropped before it is they are given back.
+/// Delivery of an answer with claimed jobs. Dropping this before [`LeaseDelivery::deliver`] gives them back.
 #[must_use]
 pub struct LeaseDelivery(Option<Undelivered>);
 
 impl LeaseDelivery {
-    /// Says that the answer was taken.
+    /// Confirms that the caller took the answer.
     pub fn deliver(mut self) {
         if let Some(undelivered) = &mut self.0 {
             undelivered.answered.clear();
@@ -94,16 +94,16 @@ impl LeaseDelivery {
 }
 
 impl Ledger {
-    /// Takes jobs that are ready, under leases; where there are none, waits for them as long as `wait`.
+    /// Claims ready jobs under leases. If there are none, waits for them up to `wait`.
     ///
-    /// Dropped while it waits it takes nothing. A later call with the same worker and `request_id` ends it without any; and one with a
-    /// `request_id` looks once more before it answers with none, since an earlier call of it, at another server, may have taken jobs
-    /// meanwhile.
+    /// A waiting call that is dropped takes nothing. A later call with the same worker and `request_id` ends it with no jobs. A
+    /// call with a `request_id` tries once more before it answers with none, since an earlier call of the claim at another
+    /// server may have taken jobs meanwhile.
     ///
     /// # Errors
     ///
-    /// As for [`Ledger::submit`]; [`LedgerError::Overloaded`] also where too many claims wait, and [`LedgerError::TooManyNames`] where they and
-    /// event streams name too much.
+    /// As for [`Ledger::submit`]; also [`LedgerError::Overloaded`] if too many claims wait, and [`LedgerError::TooManyNames`]
+    /// if claims and event streams name too much.
     pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let by = by.into();
         let latest = self.repeats.supersede(by.org, &claim);
@@ -152,7 +152,7 @@ impl Ledger {
         }
     }
 
-    /// Adds what the jobs carry, in a turn of the org: what the same claim gets again was read before, and is read again.
+    /// Reads the payloads, in a turn of the org because repeats of a claim read the same payloads each time.
     async fn fill(&self, org: OrgId, jobs: Vec<Job>, undelivered: Option<Undelivered>) -> Result<Leases, LedgerError> {
         let with_payload: Vec<_> = jobs.iter().filter(|job| job.spec.payload_bytes > 0).map(|job| job.id).collect();
         let (mut contents, mut turn) = (HashMap::new(), None);

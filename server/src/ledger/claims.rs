@@ -1,4 +1,4 @@
-//! Which of the jobs that are ready a claim gets: the most urgent first.
+//! Which ready jobs a claim gets: the most urgent first.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,13 +11,13 @@ use crate::{
     store::{ClaimOrder, FoundReady, HeldBy, Ready},
 };
 
-/// What the jobs of one answer may take on the wire, unless it is a single one: an answer stays below 4 MiB.
+/// Bytes on the wire of the jobs of one answer, unless it has a single job. Keeps answers below 4 MiB.
 pub(super) const ANSWER_BYTES: usize = 3_584 << 10;
-/// Jobs that are looked at for the claims of one batch, of each type: as many as ten claims take at most.
+/// Candidates of each type for the claims of one batch: as many as ten claims take at most.
 pub(super) const LOOKED_AT: usize = 1_000;
 
-/// The jobs that claims may take, as the database is asked for them: of each type as many as all claims on it could take,
-/// and one more, by which it is seen that some are left.
+/// The candidates to load: of each type as many as all claims that name it could take, and one more, which shows that some are
+/// left.
 pub(super) fn ready(claims: &[&Claim]) -> Ready {
     let bounded = |wanted: usize| wanted.min(LOOKED_AT) + 1;
     let mut wanted = BTreeMap::<_, usize>::new();
@@ -26,13 +26,13 @@ pub(super) fn ready(claims: &[&Claim]) -> Ready {
             *wanted.entry(Arc::clone(name)).or_default() += claim.max_jobs;
         }
     }
-    // Of the most urgent of all types, others may take what they name.
+    // Claims that name types may take some of the most urgent jobs of all types, so all claims count.
     let wants_all = claims.iter().any(|claim| claim.types.is_empty());
     let all = if wants_all { bounded(claims.iter().map(|claim| claim.max_jobs).sum()) } else { 0 };
     Ready { of: wanted.into_iter().map(|(name, n)| (name, bounded(n))).collect(), all }
 }
 
-/// What earlier claims hold whose calls may come again in these.
+/// The leases that earlier calls of these claims may have taken.
 pub(super) fn held(claims: &[&Claim]) -> Vec<HeldBy> {
     let by = |claim: &&Claim| {
         let request = Arc::clone(claim.request.as_ref()?);
@@ -41,17 +41,17 @@ pub(super) fn held(claims: &[&Claim]) -> Vec<HeldBy> {
     claims.iter().filter_map(by).collect()
 }
 
-/// The jobs that are left to be chosen.
+/// The jobs that can still be chosen.
 pub(super) struct Candidates {
     types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>>,
-    /// Types of which the database has more than it was asked for, maybe.
+    /// Types of which the database may have more jobs than were loaded.
     cut: BTreeSet<Arc<str>>,
-    /// Whether it has more of whatever type.
+    /// The database may have more jobs of any type than were loaded.
     is_cut: bool,
 }
 
 impl Candidates {
-    /// Those that the database has, but for jobs that the batch knows: of those only the ones that are ready now.
+    /// The loaded ready jobs. A job that the batch has loaded in full counts only if it is ready at this point.
     pub(super) fn new(found: FoundReady, known: &HashMap<JobId, Job>) -> Self {
         let mut types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>> = HashMap::new();
         for job in found.jobs.into_iter().filter(|job| !known.contains_key(&job.id)) {
@@ -65,7 +65,7 @@ impl Candidates {
 
     /// The type of the job that the claim gets next.
     fn first(&self, claim: &Claim) -> Option<&Arc<str>> {
-        // The database has more urgent ones than what is left of the other types, maybe: another batch will see.
+        // The database may have jobs of a used-up type that are more urgent than the candidates left. Another batch will see.
         let is_used_up = |name: &Arc<str>| self.types.get(name).is_none_or(BTreeMap::is_empty);
         if self.cut.iter().any(|name| claim.wants(name) && is_used_up(name)) {
             return None;
@@ -87,14 +87,14 @@ impl Candidates {
         Some(id)
     }
 
-    /// True if there is, or may be, one more that the claim could get.
+    /// True if there is, or may be, one more job for the claim.
     pub(super) fn has_more(&self, claim: &Claim) -> bool {
         let is_cut = self.is_cut && claim.types.is_empty();
         is_cut || self.first(claim).is_some() || self.cut.iter().any(|name| claim.wants(name))
     }
 }
 
-/// What a job takes in an answer, about.
+/// Approximate bytes of a job in an answer.
 pub(super) fn weight(job: &Job) -> usize {
     const FIXED: usize = 1_024;
     FIXED + job.spec.payload_bytes as usize + job.text_bytes()

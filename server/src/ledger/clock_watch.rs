@@ -1,8 +1,8 @@
-//! Whether the database's clock goes as time does.
+//! Detects steps of the database's clock.
 //!
-//! Each reading of it is held against this machine's own count of time, which nobody sets and which goes on while the machine
-//! sleeps. A reading lies between the moment at which it was asked for and that at which it was heard, so what is found is
-//! certain, however long answers take.
+//! Each reading of the clock is compared with this machine's monotonic time, which nobody sets and which goes on while the
+//! machine sleeps. The clock was read between the moments at which the request was sent and the answer arrived, so a detected
+//! step is certain, however slow the answers are.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,59 +14,59 @@ use tokio::sync::Notify;
 
 use crate::domain::{clock::Time, transition::Jump};
 
-/// What clocks may differ by without having been set: a second, and a thousandth of the time since.
+/// By how much the clocks may differ without a step: one second, and a thousandth of the elapsed time.
 const TOLERANCE: Duration = Duration::from_secs(1);
 const TOLERANCE_SHARE: u32 = 1_000;
 /// Jumps within this time count as one.
 const ONE_JUMP: TimeDelta = TimeDelta::hours(1);
 
-/// A moment by this machine's own count.
+/// A moment of this machine's monotonic time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
 impl Moment {
-    /// This one.
+    /// The current moment.
     #[cfg(target_os = "linux")]
     pub fn now() -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Self(Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32))
     }
 
-    /// This one. Here the time that the machine sleeps is not in it, and looks like a jump.
+    /// The current moment. On this platform it stands still while the machine sleeps, so a sleep looks like a jump.
     #[cfg(not(target_os = "linux"))]
     pub fn now() -> Self {
         static FIRST: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
         Self(FIRST.elapsed())
     }
 
-    /// From the other to this one; below zero if that is later.
+    /// Time from the other moment to this one; negative if the other is later.
     fn since(self, other: Self) -> TimeDelta {
         let signed = |time: Duration| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX);
         signed(self.0) - signed(other.0)
     }
 }
 
-/// What the database's clock said, and between which moments.
+/// A reading of the database's clock, and the moments between which it was read.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
-    /// When it was asked for.
+    /// When it was requested.
     pub asked: Moment,
-    /// What it said.
+    /// The clock's time.
     pub clock: Time,
-    /// When the answer had come.
+    /// When the answer arrived.
     pub heard: Moment,
 }
 
-/// Somebody has set the database's clock.
+/// The database's clock was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockStep {
-    /// It jumped ahead by so much.
+    /// It jumped ahead by this much.
     Ahead(TimeDelta),
-    /// It was set back by so much.
+    /// It was set back by this much.
     Back(TimeDelta),
 }
 
-/// See the module.
+/// Compares readings, and keeps the steps found for one caller.
 #[derive(Default)]
 pub(super) struct ClockWatch {
     state: Mutex<State>,
@@ -77,32 +77,31 @@ pub(super) struct ClockWatch {
 struct State {
     last: Option<Reading>,
     jump: Option<Jump>,
-    /// Steps each way that nobody was told of.
+    /// Steps in each direction that are not delivered yet.
     ahead: Option<TimeDelta>,
     back: Option<TimeDelta>,
-    /// It jumped ahead, and nobody has seen to it that retention waits.
+    /// The clock jumped ahead, and retention is not paused in the database yet.
     is_retention_barred: bool,
 }
 
 impl State {
-    /// Those ahead first: until somebody is told of them retention is barred.
+    /// Jumps ahead first, because retention stays barred until they are delivered.
     fn take_step(&mut self) -> Option<ClockStep> {
         let ahead = self.ahead.take().map(ClockStep::Ahead);
         ahead.or_else(|| self.back.take().map(ClockStep::Back))
     }
 }
 
-/// What a batch has to know of the clock beside what it says.
+/// What a batch has to know about the clock besides its time.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Trust {
     /// The last jump ahead.
     pub(super) jump: Option<Jump>,
-    /// Nothing may be removed for being old.
+    /// Nothing may be removed because of its age.
     pub(super) is_retention_barred: bool,
 }
 
 impl ClockWatch {
-    /// Takes note of a reading.
     pub(super) fn observe(&self, reading: Reading) -> Trust {
         let mut state = self.state();
         if let Some(step) = state.last.and_then(|last| step_between(&last, &reading)) {
@@ -114,7 +113,7 @@ impl ClockWatch {
                     state.is_retention_barred = true;
                     state.ahead = Some(by);
                 }
-                // What is left of the jump; of one that was taken back, nothing.
+                // The rest of the jump remains; a jump that was taken back is forgotten.
                 ClockStep::Back(by) => {
                     state.back = state.back.max(Some(by));
                     let rest = state.jump.map(|jump| Jump { at: jump.at - by, by: jump.by - by });
@@ -129,7 +128,7 @@ impl ClockWatch {
         Trust { jump: state.jump, is_retention_barred: state.is_retention_barred }
     }
 
-    /// Waits until somebody sets the clock.
+    /// Waits until the clock is set.
     pub(super) async fn step(&self) -> ClockStep {
         loop {
             if let Some(step) = self.state().take_step() {
@@ -139,19 +138,19 @@ impl ClockWatch {
         }
     }
 
-    /// Retention waits wherever it is asked whether it may begin; until the next jump nothing has to bar it here.
+    /// Retention is paused in the database, so it need not be barred here. A jump that is not delivered yet keeps it barred.
     pub(super) fn retention_waits(&self) {
         let mut state = self.state();
         state.is_retention_barred = state.ahead.is_some();
     }
 
-    /// The state stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the state whole, so lock poisoning is ignored.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How the clock was set between two readings, if that is certain.
+/// The step of the clock between two readings, if it is certain.
 fn step_between(before: &Reading, after: &Reading) -> Option<ClockStep> {
     let advance = after.clock - before.clock;
     let (least, most) = (after.asked.since(before.heard), after.heard.since(before.asked));
@@ -162,7 +161,7 @@ fn step_between(before: &Reading, after: &Reading) -> Option<ClockStep> {
     if advance > most + tolerance(most) {
         Some(ClockStep::Ahead(advance - most))
     } else if after.asked >= before.heard && advance < least - tolerance(least) {
-        // Of two that overlap the first may be heard of last.
+        // Readings that overlap may arrive in either order.
         Some(ClockStep::Back(least - advance))
     } else {
         None
@@ -173,14 +172,14 @@ fn step_between(before: &Reading, after: &Reading) -> Option<ClockStep> {
 mod tests {
     use super::*;
 
-    /// Asked at one second, answered at another, with the clock so many seconds ahead.
+    /// A reading requested at one second and answered at another, with the clock ahead by some seconds.
     fn reading(asked: u64, heard: u64, ahead: i64) -> Reading {
         let moment = |seconds| Moment(Duration::from_secs(seconds));
         let clock = Time::UNIX_EPOCH + TimeDelta::seconds(1_700_000_000 + heard as i64 + ahead);
         Reading { asked: moment(asked), clock, heard: moment(heard) }
     }
 
-    /// What is found of some readings, one after the other.
+    /// The steps found in some readings, in order.
     fn steps(readings: &[Reading]) -> Vec<Option<ClockStep>> {
         let watch = ClockWatch::default();
         let observe = |reading: &Reading| {
@@ -196,13 +195,13 @@ mod tests {
         let back = |seconds| Some(ClockStep::Back(TimeDelta::seconds(seconds)));
         assert_eq!(steps(&[reading(0, 0, 0), reading(2, 2, 45), reading(4, 4, 45)]), [None, ahead(45), None]);
         assert_eq!(steps(&[reading(0, 0, 45), reading(2, 2, 0), reading(4, 4, 0)]), [None, back(45), None]);
-        // Asleep for an hour, as the clock was not.
+        // The machine slept for an hour, and the clock went on.
         assert_eq!(steps(&[reading(0, 0, 0), reading(3_600, 3_600, 3)]), [None, None]);
-        // The answer took ten seconds, at whichever end of them the clock was read.
+        // The answer took ten seconds. The clock was read at the beginning or at the end of that time.
         assert_eq!(steps(&[reading(0, 10, -10), reading(11, 11, 0)]), [None, None]);
         assert_eq!(steps(&[reading(0, 0, 0), reading(1, 11, 0), reading(12, 12, 0)]), [None, None, None]);
         assert_eq!(steps(&[reading(0, 0, 0), reading(1, 11, 45)]), [None, ahead(45)]);
-        // Readings that overlap, and are heard of in another order.
+        // Readings that overlap, and arrive in the other order.
         assert_eq!(steps(&[reading(2, 4, 45), reading(1, 3, 0), reading(5, 5, 45)]), [None, None, None]);
     }
 

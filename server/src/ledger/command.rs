@@ -1,4 +1,4 @@
-//! What callers ask of a log, and what they are answered.
+//! Commands on an org's log, and their answers.
 
 use std::{
     sync::Arc,
@@ -14,13 +14,13 @@ use crate::domain::{
 };
 use crate::store::Retention;
 
-/// Whose command it is.
+/// The org and the actor of a command.
 #[derive(Debug, Clone)]
 pub struct By {
     /// The org.
     pub org: OrgId,
-    /// Who the events say that it was, but for what the ledger does by itself. Where nobody is known: the worker or the creator that
-    /// the command names.
+    /// Actor of the command's events, except events that the ledger itself causes. `None`: the worker or the creator that the
+    /// command names.
     pub actor: Option<Arc<str>>,
 }
 
@@ -35,84 +35,83 @@ impl From<OrgId> for By {
 pub enum Command {
     /// Queue a new job.
     Create(Box<Create>),
-    /// Change an existing one.
+    /// Change an existing job.
     Apply {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// How.
+        /// The change.
         command: Box<transition::Command>,
     },
-    /// Bring in a job of another system.
+    /// Import a job of another system.
     Import(Box<Import>),
-    /// Take jobs that are ready.
+    /// Claim ready jobs.
     Claim(Box<Claim>),
-    /// Do what is due, to as many jobs as its batch may.
+    /// Sweep: handle jobs that are due, as many as a batch may.
     Look(Asked),
-    /// Date anew what a clock that was ahead, by so much at most, has put off: as many jobs as its batch may.
+    /// Re-date jobs that the clock postponed while it was ahead, by this much at most: as many jobs as a batch may.
     Redate(Duration),
-    /// Remove finished jobs that are kept no longer, as many as one batch may.
+    /// Remove finished jobs whose retention is over, as many as a batch may.
     Retain(Retention),
 }
 
 /// A job to queue.
 #[derive(Debug, Clone)]
 pub struct Create {
-    /// Its identity, made by whoever accepted it, so that deciding the same again makes the same job.
+    /// Chosen when the call is accepted, so that a batch that is run again creates the same job.
     pub id: JobId,
-    /// What is asked for.
+    /// The job's type, policy, labels and idempotency key.
     pub spec: Arc<JobSpec>,
     /// Input for the worker.
     pub payload: Option<Json>,
-    /// Not to be worked on before.
+    /// Earliest time at which workers may claim the job.
     pub scheduled_at: Option<Time>,
 }
 
-/// A job to be brought in.
+/// A job to import.
 #[derive(Debug, Clone)]
 pub struct Import {
-    /// As the other system has it.
+    /// The job as the other system has it.
     pub job: transition::Import,
-    /// Whether to say only what would become of it. What commands before it would have done is then not seen.
+    /// If true, report the outcome and write nothing. A dry run does not see the effects of dry runs before it.
     pub is_dry_run: bool,
 }
 
-/// When a look for what is due was asked for.
+/// When a sweep was requested, and since when workers could be heard.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
-    /// Since when workers can reach the ledger through whoever asks.
+    /// Since when workers can reach the ledger through the server that sweeps.
     pub reachable_since: Instant,
-    /// When it was asked for. Workers could not be heard either while it had to wait.
+    /// When the sweep was requested. If it had to wait long, workers could not be heard either.
     pub at: Instant,
 }
 
 impl Asked {
-    /// The wait from which on it tells of an outage: a batch takes milliseconds. No longer than the shortest lease.
+    /// A sweep that waited this long indicates an outage, since a batch takes milliseconds. No longer than the shortest lease.
     pub const OUTAGE: Duration = Duration::from_secs(1);
 
-    /// The look, in a batch that begins now.
+    /// The sweep as its batch decides it, which begins at `now`.
     pub(super) fn look(self, now: Instant, jump: Option<Jump>) -> Look {
         let has_waited = now - self.at >= Self::OUTAGE;
         Look { reachable_for: if has_waited { Duration::ZERO } else { now - self.reachable_since }, jump }
     }
 }
 
-/// A worker that wants work.
+/// A worker's request for jobs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    /// Who.
+    /// The worker.
     pub worker: Arc<str>,
-    /// Of these types alone; each once, in order. Empty: of all.
+    /// Types of the jobs, sorted and unique. Empty: all types.
     pub types: Arc<[Arc<str>]>,
-    /// No more than this many; at least 1.
+    /// Most jobs to take; at least 1.
     pub max_jobs: usize,
-    /// For how long, unless it is extended.
+    /// How long the lease lasts unless it is extended.
     pub lease: Duration,
-    /// By what the claim is known when it comes again.
+    /// The claim's `request_id`, by which a repeated call is recognised.
     pub request: Option<Arc<str>>,
 }
 
 impl Claim {
-    /// True if the worker wants jobs of this type.
     pub(super) fn wants(&self, job_type: &Arc<str>) -> bool {
         self.types.is_empty() || self.types.binary_search(job_type).is_ok()
     }
@@ -121,62 +120,62 @@ impl Claim {
 /// The answer to a command.
 #[derive(Debug)]
 pub enum Reply {
-    /// To one on a job.
+    /// To a command on a job.
     Job(Box<JobReply>),
-    /// To one that brings a job in.
+    /// To an import.
     Imported(Box<Imported>),
-    /// To one that takes jobs.
+    /// To a claim.
     Claimed(Claimed),
-    /// To one that does what is due.
+    /// To a sweep.
     Looked(Looked),
-    /// To one that removes jobs.
+    /// To retention.
     Removed(Removed),
 }
 
-/// What became of a job.
+/// A job after a command.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobReply {
     /// The job after the command.
     pub job: Job,
-    /// True of a create whose job existed before, by its idempotency key.
+    /// True if a create found an existing job with its idempotency key.
     pub deduplicated: bool,
 }
 
-/// What became of a job that was to be brought in.
+/// The outcome of an import.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
-    /// Whether it was.
+    /// Whether the job was imported.
     pub outcome: Result<ImportOutcome, ImportRefusal>,
-    /// The job in the ledger; after a dry run, as it would be. `None` of one that was refused.
+    /// The job in the ledger; after a dry run, as it would be. `None` if it was refused.
     pub job: Option<Job>,
     /// How many events were written.
     pub events: usize,
 }
 
-/// What a claim took.
+/// The outcome of a claim.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
-    /// The jobs, the most urgent first, each with its lease.
+    /// The jobs, most urgent first, each with its lease.
     pub jobs: Vec<Job>,
-    /// True if there may be more that it could have taken.
+    /// True if there may be more jobs that the claim could have taken.
     pub has_more: bool,
-    /// How many batches had made a job ready: all that they made so was there to be taken.
+    /// The `ready_gen` that the claim saw: every job that became ready up to this generation was a candidate.
     pub ready_gen: i64,
 }
 
-/// What came of a look for what is due.
+/// The outcome of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Looked {
-    /// True if there are more: a batch is bounded.
+    /// True if more jobs are due: a batch is bounded.
     pub has_more: bool,
 }
 
-/// What retention did.
+/// The outcome of retention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
-    /// Jobs that were removed, with their events.
+    /// Jobs removed, with their events.
     pub jobs: usize,
-    /// True if there are more: a batch is bounded.
+    /// True if more jobs may be removed: a batch is bounded.
     pub has_more: bool,
 }
 
@@ -189,15 +188,15 @@ impl Reply {
         Self::Imported(Box::new(Imported { outcome, job, events }))
     }
 
-    /// The generation is known once the whole batch is decided.
+    /// The caller sets `ready_gen` once the whole batch is decided.
     pub(super) fn of_claim(jobs: Vec<Job>, has_more: bool) -> Self {
         Self::Claimed(Claimed { jobs, has_more, ready_gen: 0 })
     }
 }
 
 impl Command {
-    /// True of a command that keeps a running job alive, ends or begins one: a report, a heartbeat, a cancellation, a claim, a sweep. It
-    /// goes before creates and finds room where those find none, as do the calls that bring it (`api/access.rs`).
+    /// True of commands that keep a running job alive, begin it or end it: reports, heartbeats, cancellations, claims, sweeps.
+    /// They go before creates and have reserved room in queues, as their calls have (`api/access.rs`).
     pub(super) fn is_vital(&self) -> bool {
         match self {
             Self::Claim(_) | Self::Look(_) | Self::Redate(_) => true,
@@ -217,7 +216,7 @@ impl Command {
         }
     }
 
-    /// True of a command that brings a job, or another life of one: what a disk that is nearly full is not for.
+    /// True of commands that add a job or revive one. They are bounded or refused while the disk is nearly full.
     pub(super) fn grows(&self) -> bool {
         match self {
             Self::Create(_) | Self::Import(_) => true,
@@ -226,7 +225,7 @@ impl Command {
         }
     }
 
-    /// True of a command that has a transaction to itself, with others of its org: what it takes of the database is not bounded by its
+    /// True of commands that share no transaction with other orgs, because the database work they cause is not bounded by their
     /// size.
     pub(super) fn goes_alone(&self) -> bool {
         match self {
@@ -235,12 +234,12 @@ impl Command {
         }
     }
 
-    /// The labels that the command brings: each has a place of its own in the database.
+    /// The labels that the command adds. Each is a row of its own.
     pub(super) fn labels(&self) -> usize {
         if let Self::Create(create) = self { create.spec.labels.len() } else { 0 }
     }
 
-    /// About how many bytes the command takes in memory, which is what queues and batches are bounded by.
+    /// Approximate bytes that the command takes in memory. Queues and batches are bounded by this.
     pub fn weight(&self) -> usize {
         const FIXED: usize = 512;
         FIXED

@@ -1,4 +1,4 @@
-//! What creates may take of a disk that is nearly full: each org a part of what is left above the reserve, and nobody any of that.
+//! What creates may take of a nearly full disk: each org a share of the space above the reserve, and nothing of the reserve.
 
 use std::{
     collections::HashMap,
@@ -8,29 +8,29 @@ use std::{
 use super::{LedgerError, command::Command};
 use crate::domain::id::OrgId;
 
-/// Orgs whose parts are counted; what others take is not bounded.
+/// Orgs whose shares are counted. Orgs beyond this number are not bounded.
 const MOST_ORGS: usize = 100_000;
 
 /// How much of the database's disk is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskSpace {
-    /// Enough, or it is not known.
+    /// Enough, or unknown.
     Enough,
-    /// Little more than the reserve: of it each org's jobs and events may take so many bytes.
+    /// Little more than the reserve. Each org's jobs and events may grow by `each` bytes.
     Scarce {
-        /// The part of one org, in bytes as they are counted for its quota.
+        /// The share of one org, in bytes as its quota counts them.
         each: u64,
     },
-    /// Only the reserve, or less: nothing is taken that makes a job, or brings one back.
+    /// Only the reserve, or less. Commands that add or revive a job are refused.
     Reserved,
 }
 
-/// See the module.
+/// The state of the disk, and each org's share of it.
 pub(super) struct Space(Mutex<State>);
 
 struct State {
     space: DiskSpace,
-    /// What each org had when it was first asked for since space is scarce.
+    /// What each org had when it was first seen since space became scarce.
     had: HashMap<OrgId, u64>,
 }
 
@@ -49,19 +49,19 @@ impl Space {
         }
     }
 
-    /// Refuses a command that grows where only the reserve is left.
+    /// Refuses commands that grow the database while only the reserve is left.
     pub(super) fn refuse(&self, command: &Command) -> Result<(), LedgerError> {
         let is_refused = command.grows() && self.state().space == DiskSpace::Reserved;
         if is_refused { Err(LedgerError::StorageFull) } else { Ok(()) }
     }
 
-    /// Up to how many bytes an org may have that has so many now.
+    /// How many bytes an org may have in all, given what it has now.
     pub(super) fn most_of(&self, org: OrgId, has: u64) -> u64 {
         let mut state = self.state();
         let each = match state.space {
             DiskSpace::Enough => return u64::MAX,
             DiskSpace::Scarce { each } => each,
-            // What was taken before, or leads there in other ways than by a command that grows.
+            // Refuses commands that were queued before, and others that bring a job back.
             DiskSpace::Reserved => return 0,
         };
         let is_counted = state.had.len() < MOST_ORGS || state.had.contains_key(&org);

@@ -1,4 +1,4 @@
-//! What can go wrong with a request to the ledger, in terms of what its caller is told.
+//! Errors of the ledger, as callers see them.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use crate::{
     store::StoreError,
 };
 
-/// What an org may have so much of.
+/// A quantity that an org's quota bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantity {
-    /// Jobs, those that have ended among them.
+    /// Jobs, finished ones included.
     Jobs,
-    /// Bytes of jobs and events, about.
+    /// Bytes of jobs and events, approximately.
     Bytes,
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for Quantity {
     }
 }
 
-/// What can go wrong with a request to the ledger.
+/// An error of a request to the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LedgerError {
     /// The org has no such job.
@@ -39,25 +39,25 @@ pub enum LedgerError {
         /// The id asked for.
         job: JobId,
     },
-    /// The key came with another request before.
+    /// The idempotency key was used before with a different request.
     #[error("the idempotency key was used with a different request, for job {existing}")]
     IdempotencyKeyReused {
-        /// The job that holds the key.
+        /// The job that has the key.
         existing: JobId,
     },
     /// The state machine refuses the command.
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    /// The org has as many types as it may.
+    /// The org has reached its bound on types.
     #[error("the org has {limit} types of jobs, and may not have more")]
     TooManyTypes {
         /// The bound.
         limit: usize,
     },
-    /// The org has as much as it may.
+    /// The org has reached its quota.
     #[error("the org has, or would have, more than the {limit} {quantity} that it may have")]
     QuotaExceeded {
-        /// Of what.
+        /// The quantity.
         quantity: Quantity,
         /// The bound.
         limit: u64,
@@ -70,7 +70,7 @@ pub enum LedgerError {
         /// The head.
         head: i64,
     },
-    /// The cursor is below what is kept.
+    /// The events after the cursor are no longer kept.
     #[error("the events after the cursor are no longer kept; the oldest is {oldest}")]
     CursorExpired {
         /// The lowest `seq` kept.
@@ -81,49 +81,49 @@ pub enum LedgerError {
     /// The cursor belongs to another log: the database was restored from a backup.
     #[error("the cursor belongs to another log than this one, {current}: the database was restored since")]
     EpochChanged {
-        /// This log.
+        /// The current log.
         current: LogId,
     },
-    /// As many streams are open as may be.
+    /// The bound on open streams is reached.
     #[error("this {scope} has {limit} event streams open, and may not have more; try again later")]
     TooManyStreams {
-        /// Of what: `server`, `org` or `connection`.
+        /// `server`, `org` or `connection`.
         scope: &'static str,
         /// The bound.
         limit: usize,
     },
-    /// Claims that wait and event streams name types, labels and workers of as many bytes as they may.
+    /// Waiting claims and event streams have reached the bound on the bytes of types, labels and worker names.
     #[error(
         "what waiting claims and event streams of this {scope} name takes {limit} bytes, and may not take more; try again later"
     )]
     TooManyNames {
-        /// Of what: `server` or `org`.
+        /// `server` or `org`.
         scope: &'static str,
-        /// The bound.
+        /// The bound, in bytes.
         limit: usize,
     },
     /// The queues are full.
     #[error("too many commands are waiting; try again shortly")]
     Overloaded,
-    /// The server is going away.
+    /// The server is shutting down.
     #[error("this server is shutting down; try again")]
     Draining,
-    /// The database doesn't answer.
+    /// The database does not answer.
     #[error("the database is not available; try again")]
     Unavailable,
-    /// The database died while committing.
+    /// The connection broke during the commit, and its outcome could not be found.
     #[error("the outcome is unknown: the database went away during the commit")]
     OutcomeUnknown,
-    /// The disk is full.
+    /// The database's disk is full.
     #[error("the database's disk is full")]
     StorageFull,
-    /// A defect: the database refused what validation let through.
+    /// A defect: the database refused data that validation accepted.
     #[error("the request was refused by the database")]
     Refused,
 }
 
 impl From<StoreError> for LedgerError {
-    /// What the database said is for the log, not for the caller.
+    /// The database's message goes to the server's log, not to the caller.
     fn from(error: StoreError) -> Self {
         tracing::debug!(%error, "the database failed a request");
         match error {

@@ -1,7 +1,7 @@
-//! Brings to this process's subscribers and waiting claims what others have committed: other servers on the same database, or an import.
+//! Brings commits of other servers and of imports to this process's subscribers and waiting claims.
 //!
-//! It listens to what they announce, looks for itself every few seconds in case an announcement was lost, and reads what the
-//! tails lack: each org's log once, however many follow it.
+//! The follower listens to announcements, and reads the heads every few seconds in case an announcement was lost. It reads what
+//! the tails lack, each org's log once for all its subscribers.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,19 +22,19 @@ use crate::{
     store::{EventFilter, EventQuery, Listener, News, Reach, Store, StoreError},
 };
 
-/// How often it looks for itself. A lost announcement delays by no more.
+/// How often it reads the heads. A lost announcement delays events by no more than this.
 const LOOK: Duration = Duration::from_secs(5);
-/// Orgs that it looks after with one question.
+/// Orgs whose heads one query reads.
 const ORGS_PER_LOOK: usize = 256;
-/// Orgs whose logs are read at the same time.
+/// Orgs whose logs are read concurrently.
 const READS: usize = 2;
-/// A page of what a tail lacks.
+/// Bounds of a page of missing events.
 const PAGE_EVENTS: usize = 512;
 const PAGE_BYTES: usize = 1 << 20;
-/// The wait after a read that failed.
+/// Pause after a failed read.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// See the module.
+/// Follows the logs that have subscribers or waiting claims here.
 pub(super) struct Follower {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
@@ -74,9 +74,9 @@ impl Follower {
         }
     }
 
-    /// Asks the database how far the logs reach that are followed here, or in which claims wait here.
+    /// Reads how far the logs reach that have subscribers or waiting claims here.
     async fn look(&self) {
-        // Before the database is asked: it has at least what was there then.
+        // Taken before the query: the database has at least these events, unless it lost some.
         let ends: HashMap<_, _> = self.hub.ends().into_iter().collect();
         let orgs: HashSet<_> = ends.keys().copied().chain(self.waiting.orgs()).collect();
         for orgs in Vec::from_iter(orgs).chunks(ORGS_PER_LOOK) {
@@ -90,7 +90,7 @@ impl Follower {
         }
     }
 
-    /// Has subscribers see for themselves where a log ends before what they were told of: a standby took over that lacks commits.
+    /// Restarts the tails of logs that end before their tail: a standby that lacks commits took over.
     fn look_back(&self, orgs: &[OrgId], ends: &HashMap<OrgId, Option<i64>>, reaches: &[(OrgId, Reach)]) {
         let reaches: HashMap<_, _> = reaches.iter().map(|(org, reach)| (org, reach.seq)).collect();
         for org in orgs {
@@ -108,7 +108,7 @@ impl Follower {
         let mut reads = JoinSet::new();
         loop {
             for org in self.hub.behind().await {
-                // Never closed.
+                // The semaphore is never closed.
                 let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
                 while reads.try_join_next().is_some() {}
                 let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
@@ -138,13 +138,13 @@ async fn fetch_page(store: &dyn Store, hub: &Hub, org: OrgId, gap: Gap) -> Resul
     let query = EventQuery { filter, after: gap.end, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
     let page = store.events(org, &query).await?;
     if page.head <= gap.end {
-        // What was heard is not true. Anyone on the database may send a NOTIFY.
+        // The announcement was false. Anyone on the database may send a NOTIFY.
         hub.correct(org, page.head);
         return Ok(());
     }
     let is_whole = page.events.iter().zip(gap.end + 1..).all(|(event, expected)| event.seq == expected);
     if page.events.is_empty() || !is_whole {
-        // Retention was faster, or the database is not the one that it was: each subscriber sees for itself.
+        // Retention removed events meanwhile, or the database is another one. Each subscriber reads it for itself.
         hub.restart(org);
         return Ok(());
     }

@@ -1,9 +1,9 @@
-//! Hands committed events to the subscribers in this process.
+//! Hands committed events to the subscribers of this process.
 //!
-//! Each org that has subscribers has a channel: the recent tail of its log, and a signal. The tail only ever holds an
-//! unbroken run of events, and grows at its own end alone; whoever needs others reads the database. Where somebody else has
-//! written in between, another server or an import, the [follower](super::follower) reads what is missing, once for all
-//! subscribers. Nothing here is needed for correctness: losing the tail delays, never loses.
+//! Each org with subscribers has a channel: the tail, which is the newest part of its log, and a signal. A tail is an unbroken
+//! run of events and grows at its end only. A subscriber that needs other events reads the database. If another server or an
+//! import has written in between, the [follower](super::follower) reads the missing events once for all subscribers.
+//! Correctness does not depend on the hub: losing a tail delays events and loses none.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -21,27 +21,26 @@ use crate::domain::{
     id::{LogId, OrgId},
 };
 
-/// An org's share of the memory for tails is never smaller, however many orgs there are, and never larger, however few:
-/// a tail is for subscribers that are nearly live, and those that are not have the database.
+/// Bounds of an org's share of the memory for tails, however many orgs there are. Tails serve subscribers that are nearly live;
+/// the others read the database.
 const MIN_TAIL_BYTES: usize = 16 << 10;
 const MAX_TAIL_BYTES: usize = 4 << 20;
 
-/// All channels.
 pub(super) struct Hub {
     channels: Mutex<HashMap<OrgId, Weak<Channel>>>,
     tail_bytes: usize,
-    /// What all tails hold together.
+    /// Bytes of all tails together.
     held_bytes: AtomicUsize,
-    /// The log that all of it is of, once known, and the turn of whoever read that.
+    /// The log id of the database, once known, and the turn in which it was read.
     log_id: Mutex<(u64, Option<LogId>)>,
-    /// Turns to read which log it is.
+    /// Numbers the reads of the log id.
     turns: AtomicU64,
-    /// Orgs whose tail ends before what is known to be committed.
+    /// Orgs whose tail lacks committed events.
     behind: Mutex<HashSet<OrgId>>,
     fell_behind: Notify,
 }
 
-/// What a tail lacks of what is known to be committed.
+/// The committed events that a tail lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gap {
     /// Where the tail ends.
@@ -63,7 +62,7 @@ impl Hub {
         }
     }
 
-    /// Joins an org's channel, opening it for its first subscriber.
+    /// Joins an org's channel, and opens it for the first subscriber.
     pub(super) fn listen(self: &Arc<Self>, org: OrgId) -> Listener {
         let mut channels = lock(&self.channels);
         let slot = channels.entry(org).or_default();
@@ -80,8 +79,8 @@ impl Hub {
         Listener { signal: channel.signal.subscribe(), channel }
     }
 
-    /// Hands on committed events of an org, without a hole among them. Those that the tail has are passed over; if some
-    /// are missing before them, they wait for the follower to read those.
+    /// Publishes committed events of an org, an unbroken run. Events that the tail has are skipped. If earlier ones are
+    /// missing, none is added, and the follower reads all of them.
     pub(super) fn publish(&self, org: OrgId, events: &[Arc<JobEvent>]) {
         let Some(last) = events.last() else { return };
         let (channel, share) = {
@@ -93,7 +92,7 @@ impl Hub {
         let held = self.held_bytes.load(Ordering::Relaxed);
         let (end, gap) = channel.change_tail(|tail| {
             tail.known = tail.known.max(last.seq);
-            // Others may hold more than their share, from when they were fewer.
+            // Tails of other orgs may exceed their share, from a time when there were fewer orgs.
             let room = self.tail_bytes.saturating_sub(held.saturating_sub(tail.bytes));
             tail.append(events, share.min(room).max(MIN_TAIL_BYTES));
             (tail.end, tail.gap())
@@ -106,7 +105,7 @@ impl Hub {
         }
     }
 
-    /// Takes note that an org's log reaches so far.
+    /// Records that an org's log reaches this `seq`.
     pub(super) fn heard(&self, org: OrgId, seq: i64) {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
@@ -115,18 +114,17 @@ impl Hub {
         }
     }
 
-    /// A turn to read which log the database has.
+    /// A turn to read the database's log id. Take it before reading.
     pub(super) fn turn(&self) -> u64 {
         self.turns.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Takes note of which log the database has, as was read on this turn. If it is another than it was, memory is of no use, and
-    /// neither is any cursor.
+    /// Records the log id of the database, read in this turn. If it has changed, all tails and cursors are void.
     pub(super) fn is_of_log(&self, turn: u64, log_id: LogId) {
         let was = {
             let mut known = lock(&self.log_id);
             if turn < known.0 {
-                // Somebody has read it later and was told earlier.
+                // A read that began later has already reported.
                 return;
             }
             known.0 = turn;
@@ -145,27 +143,27 @@ impl Hub {
         lock(&self.channels).keys().copied().collect()
     }
 
-    /// The same, with where each tail ends, as far as that is known.
+    /// The orgs that have subscribers, each with the end of its tail, if known.
     pub(super) fn ends(&self) -> Vec<(OrgId, Option<i64>)> {
         let channels: Vec<_> =
             lock(&self.channels).iter().filter_map(|(org, slot)| Some((*org, slot.upgrade()?))).collect();
         channels.into_iter().map(|(org, channel)| (org, lock(&channel.tail).end)).collect()
     }
 
-    /// Takes back what was heard of an org's log, which ends here.
+    /// Corrects a false announcement: the org's log ends at `head`.
     pub(super) fn correct(&self, org: OrgId, head: i64) {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
         channel.change_tail(|tail| tail.known = tail.end.map_or(head, |end| end.max(head)));
     }
 
-    /// Has the follower look after an org.
+    /// Asks the follower to fill an org's tail.
     pub(super) fn fall_behind(&self, org: OrgId) {
         lock(&self.behind).insert(org);
         self.fell_behind.notify_one();
     }
 
-    /// Waits for orgs whose tail lacks something, and takes them.
+    /// Waits for orgs whose tail lacks events, and takes them.
     pub(super) async fn behind(&self) -> Vec<OrgId> {
         loop {
             let orgs = std::mem::take(&mut *lock(&self.behind));
@@ -176,24 +174,23 @@ impl Hub {
         }
     }
 
-    /// What an org's tail lacks; `None` for nothing, or when nobody listens.
+    /// What an org's tail lacks; `None` if nothing, or if nobody listens.
     pub(super) fn gap(&self, org: OrgId) -> Option<Gap> {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade)?;
         lock(&channel.tail).gap()
     }
 
-    /// Forgets an org's tail after a commit whose outcome this process could not follow, and sends its subscribers to
-    /// the database.
+    /// Drops an org's tail after a commit whose events may not reach it, and sends its subscribers to the database.
     pub(super) fn restart(&self, org: OrgId) {
         let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
         channel.change_tail(Tail::forget);
-        // The log may end before where the tail did.
+        // The log may end before the tail did.
         channel.signal.send_modify(|signal| *signal = Signal { head: 0, restarts: signal.restarts + 1 });
     }
 }
 
-/// What subscribers of one org share.
+/// What the subscribers of one org share.
 struct Channel {
     hub: Weak<Hub>,
     org: OrgId,
@@ -202,7 +199,7 @@ struct Channel {
 }
 
 impl Channel {
-    /// Changes the tail and keeps count of what all of them hold.
+    /// Changes the tail and updates the byte count of all tails.
     fn change_tail<T>(&self, change: impl FnOnce(&mut Tail) -> T) -> T {
         let mut tail = lock(&self.tail);
         let before = tail.bytes;
@@ -221,7 +218,7 @@ impl Channel {
 }
 
 impl Drop for Channel {
-    /// The last subscriber is gone. A new one may have opened another channel meanwhile: that one stays.
+    /// The last subscriber has left. If a new one has opened another channel meanwhile, that one stays.
     fn drop(&mut self) {
         self.change_tail(Tail::forget);
         let Some(hub) = self.hub.upgrade() else { return };
@@ -232,21 +229,21 @@ impl Drop for Channel {
     }
 }
 
-/// How far an org's subscribers can be brought.
+/// What wakes an org's subscribers.
 #[derive(Debug, Clone, Copy, Default)]
 struct Signal {
-    /// Where the tail ended last; 0 before its first event, and once it was forgotten.
+    /// Where the tail last ended; 0 before its first event and after a restart.
     head: i64,
-    /// How often the tail was forgotten.
+    /// How often the tail was dropped.
     restarts: u64,
 }
 
-/// The last events of a log: an unbroken run.
+/// The last events of a log, an unbroken run.
 #[derive(Default)]
 struct Tail {
     events: VecDeque<Arc<SharedEvent>>,
     bytes: usize,
-    /// What comes next follows on this `seq`, also where no event is held; `None` until that is known.
+    /// The next event follows on this `seq`, even if no event is cached; `None` until that is known.
     end: Option<i64>,
     /// The highest `seq` heard of.
     known: i64,
@@ -272,7 +269,7 @@ impl Tail {
         }
     }
 
-    /// What is known to be committed and not here.
+    /// The committed events that the tail lacks.
     fn gap(&self) -> Option<Gap> {
         let end = self.end?;
         (self.known > end).then_some(Gap { end, known: self.known })
@@ -287,26 +284,26 @@ impl Tail {
 pub(super) enum Recent {
     /// The next events, without a gap after the cursor.
     Events(Vec<Arc<SharedEvent>>),
-    /// The cursor is where the log ends, as far as is known.
+    /// The cursor is at the head of the log, as far as is known.
     AtHead,
-    /// More is known to be committed than was brought here yet.
+    /// More events are committed, and the tail does not have them yet.
     Awaited,
-    /// The next events are no longer, or not, in memory.
+    /// The tail does not cover the cursor.
     Behind,
 }
 
-/// One subscriber's place in a channel. Leaves it when dropped.
+/// One subscriber of a channel. Leaves it when dropped.
 pub(super) struct Listener {
     channel: Arc<Channel>,
     signal: watch::Receiver<Signal>,
 }
 
 impl Listener {
-    /// Events after the cursor: at most so many, and no more once so many bytes are exceeded.
+    /// Events after the cursor, at most `max_events`, and no more once `max_bytes` is exceeded.
     pub(super) fn recent(&self, after: i64, max_events: usize, max_bytes: usize) -> Recent {
         let tail = lock(&self.channel.tail);
         let Some(end) = tail.end else {
-            // Nobody has brought the tail to where this subscriber is.
+            // Nobody has reached the head yet, so the tail has no end.
             return Recent::Behind;
         };
         if after >= end {
@@ -327,7 +324,7 @@ impl Listener {
         }
     }
 
-    /// Takes note that a subscriber has read the log up to here, and that it ended there.
+    /// Records that a subscriber has read the log up to `head`, where it ended.
     pub(super) fn reached(&self, head: i64) {
         let gap = self.channel.change_tail(|tail| {
             tail.end.get_or_insert(head);
@@ -341,25 +338,25 @@ impl Listener {
         }
     }
 
-    /// The log that the hub knows of.
+    /// The database's log id, as far as the hub knows.
     pub(super) fn log_id(&self) -> Option<LogId> {
         self.channel.hub.upgrade().and_then(|hub| lock(&hub.log_id).1)
     }
 
-    /// Counts the times the tail was forgotten; see [`Listener::news`].
+    /// How often the tail was dropped; see [`Listener::news`].
     pub(super) fn restarts(&self) -> u64 {
         self.signal.borrow().restarts
     }
 
-    /// Waits until there is, or may be, something after the cursor that was not there at that count of restarts.
+    /// Waits until there may be events after the cursor, or the tail was dropped since it had been `restarts` times.
     pub(super) async fn news(&mut self, after: i64, restarts: u64) {
         let found = self.signal.wait_for(|signal| signal.head > after || signal.restarts != restarts).await;
-        // The sender lives in the channel that this listener holds.
+        // The channel, which this listener keeps alive, owns the sender.
         debug_assert!(found.is_ok());
     }
 }
 
-/// The maps behind these locks stay whole whatever panics beside them.
+/// A panic elsewhere leaves the maps whole, so lock poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -399,7 +396,7 @@ pub(super) mod tests {
         seqs.into_iter().map(|seq| Arc::new(event(seq))).collect()
     }
 
-    /// Of one such event.
+    /// The weight of one such event.
     fn weight() -> usize {
         SharedEvent::new(events([1]).remove(0)).weight()
     }
@@ -428,12 +425,12 @@ pub(super) mod tests {
         assert_eq!(after(&listener, 4), Ok(vec![5, 6, 7, 8]));
         assert_eq!(after(&listener, 6), Ok(vec![7, 8]));
         assert_eq!((after(&listener, 3), after(&listener, 8)), (Err("behind"), Err("at head")));
-        // Somebody else wrote 9: what is after it waits until that is read.
+        // Another server wrote 9. Events after it are not added before 9 is read.
         hub.publish(OrgId::DEFAULT, &events(10..=11));
         assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Err("awaited"), Some(Gap { end: 8, known: 11 })));
         hub.publish(OrgId::DEFAULT, &events(9..=10));
         assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Ok(vec![9, 10]), Some(Gap { end: 10, known: 11 })));
-        // What comes twice is there once.
+        // Events published twice are added once.
         hub.publish(OrgId::DEFAULT, &events(9..=11));
         hub.publish(OrgId::DEFAULT, &events(10..=11));
         assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Ok(vec![9, 10, 11]), None));
@@ -444,7 +441,7 @@ pub(super) mod tests {
         let (hub, listener) = listen(usize::MAX);
         hub.heard(OrgId::DEFAULT, 5);
         assert_eq!((after(&listener, 3), hub.gap(OrgId::DEFAULT)), (Err("behind"), None));
-        // The head that it read was from before.
+        // The head was read before 5 was committed.
         listener.reached(4);
         assert_eq!((after(&listener, 4), hub.gap(OrgId::DEFAULT)), (Err("awaited"), Some(Gap { end: 4, known: 5 })));
         assert_eq!(hub.behind().await, [OrgId::DEFAULT]);
@@ -474,7 +471,7 @@ pub(super) mod tests {
     fn tails_of_many_orgs_stay_within_the_whole() {
         let weight = weight();
         let hub = Arc::new(Hub::new(1_000 * weight));
-        // The first fills its share while it is alone; the others come later.
+        // The first tail fills its share while it is alone; the others come later.
         let listeners: Vec<_> = (0..50)
             .map(|n| {
                 let org = OrgId(Uuid::from_u128(n));

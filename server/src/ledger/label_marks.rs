@@ -1,5 +1,5 @@
-//! Whether labels may be among others, told from marks of 512 bits (Bloom 1970): a stream by many labels looks closer only at events that may
-//! have them all.
+//! A Bloom filter (Bloom 1970) of 512 bits over labels. A stream with a label filter compares labels only of events that may
+//! have all of them.
 
 use std::{
     collections::BTreeMap,
@@ -7,10 +7,10 @@ use std::{
     sync::LazyLock,
 };
 
-/// With keys of this process: who chooses labels can't have marks coincide.
+/// Randomly keyed for each process, so that callers can't choose labels that collide.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// The marks of some labels, a bit for each.
+/// The marks of some labels, one bit for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct LabelMarks([u64; 8]);
 
@@ -24,7 +24,7 @@ impl LabelMarks {
         marks
     }
 
-    /// False if one of the others is not among these labels; mostly, if not.
+    /// False: at least one of the other labels is missing. True does not prove that all are there.
     pub(super) fn may_have(&self, others: &Self) -> bool {
         self.0.iter().zip(others.0).all(|(has, wanted)| has & wanted == wanted)
     }

@@ -1,4 +1,4 @@
-//! One org's queue of commands, and what a transaction takes of it.
+//! One org's queue of commands, and the room that a transaction has for them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,33 +12,33 @@ use super::{
 };
 use crate::{domain::id::OrgId, store::Capacity};
 
-/// Types that an org's claims name in one transaction, and jobs of these that they are looked for among: of each type that nobody has asked
-/// for of late they are read. The first claim may name more.
+/// Bounds on the claims of one org in one transaction: the types that they name, and the candidates of these types, which are
+/// read from the database unless the type was asked for lately. The first claim may exceed both.
 const TYPES: usize = 128;
 const LOOKED_AT: usize = 8_192;
-/// Labels that a transaction brings for which others wait: each is at a place of its own, and so mostly on a page of its own.
+/// Labels that a transaction may add while other orgs wait. Each is a row of its own, and mostly on a page of its own.
 const LABELS: usize = 256;
-/// Claims for which there is no room that others of an org's commands may pass.
+/// Claims without room that other commands of the org may pass.
 pub(super) const PASSED_OVER: usize = 64;
 
-/// Commands of an org with which its batch shares no transaction, where several may be open.
+/// With this many waiting commands an org's batch shares no transaction, where several transactions may be open.
 pub(super) const MANY: usize = 16;
 
-/// Commands of an org that wait, and whether a batch of it is under way.
+/// Waiting commands of an org, and whether a batch of it is under way.
 #[derive(Default)]
 pub(super) struct Lane {
     /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
     pub(super) vital: VecDeque<Pending>,
     /// All others.
     pub(super) rest: VecDeque<Pending>,
-    /// The first of the rest was passed over for its size: it is next, before anything else.
+    /// The first command of `rest` did not fit the last batch. It is next, before anything else.
     pub(super) is_rest_due: bool,
-    /// What those take that wait.
+    /// Bytes of the waiting commands.
     pub(super) bytes: usize,
     pub(super) is_busy: bool,
-    /// Another held its head when it was to share a transaction: it goes alone the next time, and waits for it.
+    /// Another server held its head when it was to share a transaction. It goes alone the next time, and waits for the head.
     pub(super) goes_alone: bool,
-    /// Commands that wait and share no transaction with other orgs: see [`Command::goes_alone`].
+    /// Waiting commands that share no transaction with other orgs: see [`Command::goes_alone`].
     pub(super) loners: usize,
 }
 
@@ -47,8 +47,8 @@ impl Lane {
         self.vital.len() + self.rest.len()
     }
 
-    /// True if its next batch has a transaction to itself: many commands are one's worth, and others would wait for them where they
-    /// could go at the same time.
+    /// True if its next batch has a transaction to itself. Many commands fill one, and other orgs, which could commit at the
+    /// same time in their own, would wait for them.
     pub(super) fn is_alone(&self, capacity: Capacity) -> bool {
         self.goes_alone || self.loners > 0 || capacity.transactions > 1 && self.waiting() >= MANY
     }
@@ -63,18 +63,18 @@ pub(super) struct Room {
     pub(super) commands: usize,
     pub(super) bytes: usize,
     labels: usize,
-    /// It has nothing yet: a command that is larger than all of it is taken alone.
+    /// Nothing is taken yet. The first command is taken even if it exceeds the whole room.
     pub(super) is_empty: bool,
-    /// What the claims of each org ask for.
+    /// What each org's claims ask for.
     asked: HashMap<OrgId, Asked>,
 }
 
-/// What claims of one org ask for.
+/// What the claims of one org ask for.
 #[derive(Default)]
 struct Asked {
-    /// How many jobs of each type, no more than are looked at.
+    /// Jobs asked for by type, at most as many as are candidates in a batch.
     types: HashMap<Arc<str>, usize>,
-    /// As many in all.
+    /// The sum of these jobs.
     looked_at: usize,
 }
 
@@ -83,17 +83,17 @@ impl Room {
         Self { commands, bytes, labels: usize::MAX, is_empty: true, asked: HashMap::new() }
     }
 
-    /// With room for so few labels as others wait for.
+    /// Bounds the labels, while other orgs wait.
     pub(super) fn with_few_labels(self) -> Self {
         Self { labels: LABELS, ..self }
     }
 
-    /// True if a command fits in, with some bytes left for others.
+    /// True if the command fits and leaves `kept` bytes.
     pub(super) fn fits(&self, next: &Pending, kept: Kept) -> bool {
         self.is_empty || next.weight + kept.bytes <= self.bytes && next.command.labels() <= self.labels
     }
 
-    /// True of a claim that asks for too much beside what its org's others ask for.
+    /// True of a claim that asks for too much in addition to the org's other claims.
     pub(super) fn passes_over(&self, org: OrgId, next: &Pending) -> bool {
         match (&next.command, self.asked.get(&org)) {
             (Command::Claim(claim), Some(asked)) => !asked.has_room_for(claim),
@@ -101,7 +101,6 @@ impl Room {
         }
     }
 
-    /// Takes room for a command.
     pub(super) fn take(&mut self, org: OrgId, next: &Pending) {
         self.commands = self.commands.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(next.weight);
@@ -117,7 +116,7 @@ impl Asked {
     fn has_room_for(&self, claim: &Claim) -> bool {
         let (mut types, mut looked_at) = (self.types.len(), self.looked_at);
         let names = claim.types.len().max(1);
-        // Mostly there is room for more than it could ask for.
+        // The upper bound suffices in most cases and is cheap.
         if types + names <= TYPES && looked_at + names * claim.max_jobs <= LOOKED_AT {
             return true;
         }
@@ -140,13 +139,13 @@ impl Asked {
     }
 }
 
-/// The types that a claim names; of one that takes any, a name that no type has.
+/// The types that a claim names. A claim of any type yields the empty name, which no type has.
 fn names_of(claim: &Claim) -> impl Iterator<Item = &Arc<str>> {
     static ANY: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
     claim.types.iter().chain(claim.types.is_empty().then(|| &*ANY))
 }
 
-/// Room that is left for others.
+/// Room that is left for other commands.
 #[derive(Clone, Copy)]
 pub(super) struct Kept {
     pub(super) commands: usize,

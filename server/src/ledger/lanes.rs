@@ -1,8 +1,8 @@
 //! The lanes: one queue of commands for each org, taken in turn.
 //!
-//! An org with commands waiting is ready; one whose batch is under way is busy, and never ready at the same time: that
-//! makes its log serial. Queues are bounded in commands and in bytes, over all lanes together; what keeps running jobs alive or
-//! ends them has a quarter more room than the rest, and is taken first.
+//! An org with waiting commands is ready. An org whose batch is under way is busy, and never ready at the same time: this makes
+//! its log serial. Queues are bounded in commands and in bytes, over all lanes together. Vital commands, which keep running
+//! jobs alive or end them, have a quarter more room and are taken first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,49 +25,48 @@ use super::{
 };
 use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
 
-/// One lane may take a part of what all may, in bytes: this is how many such parts there are.
+/// One lane may have one part in this many of the bytes of all lanes.
 const ORG_SHARE: usize = 4;
-/// A turn takes milliseconds: one that takes longer than this, or is refused, tells of an outage of the database.
+/// A turn takes milliseconds. One that takes longer than this, or that the database does not answer, indicates an outage.
 pub(super) const OUTAGE: Duration = Duration::from_secs(3);
-/// An outage is taken to last for at least this long after such a turn, even if other orgs' turns end otherwise.
+/// An outage lasts at least this long after such a turn, even if turns of other orgs end well.
 const OUTAGE_LASTS: Duration = Duration::from_secs(1);
-/// It is taken to last for at most this long after such a turn, unless a turn ends otherwise before.
+/// An outage lasts at most this long after such a turn, and ends earlier once another turn ends well.
 const OUTAGE_IS_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// All lanes.
 pub(super) struct Lanes {
     limits: Limits,
     state: Mutex<State>,
     work: Notify,
-    /// What there is of the disk.
+    /// Free space of the database's disk.
     space: Space,
 }
 
 #[derive(Default)]
 struct State {
-    /// Only orgs that have commands waiting or a batch under way.
+    /// Only orgs that have waiting commands or a batch under way.
     lanes: HashMap<OrgId, Lane>,
-    /// Orgs with commands waiting and no batch under way, in the order of their turn.
+    /// Orgs with waiting commands and no batch under way, in the order of their turns.
     ready: VecDeque<OrgId>,
-    /// All that waits.
+    /// All waiting commands.
     load: Load,
     is_closed: bool,
-    /// When a turn last ended, or commands began to wait after none had.
+    /// When a turn last ended, or when commands began to wait after none had.
     moved_at: Option<Instant>,
-    /// When a turn last ended because the database did not answer, or only after [`OUTAGE`].
+    /// When a turn last ended without an answer of the database, or later than [`OUTAGE`].
     outage_at: Option<Instant>,
-    /// When a turn last ended because the database answered, whatever it said.
+    /// When a turn last ended with an answer of the database, whichever it was.
     answered_at: Option<Instant>,
-    /// When the shared turns began that are under way.
+    /// When the shared turns under way began.
     shared: Vec<Instant>,
-    /// Orgs that let others in.
+    /// Orgs that rest so that others get turns.
     rests: Rests,
 }
 
-/// Shared transactions that are under way together unless they are full: where each org that has a command began one at once, few orgs
-/// would share any.
+/// Shared transactions under way at a time, unless they are full. If each org with a command began its own at once, few would
+/// share one.
 const SHARED_AT_ONCE: usize = 2;
-/// One that takes longer than this counts no more: what waits, for the head of an org or for a standby, does not keep others waiting.
+/// A shared transaction that takes longer does not count: a wait for a head or for a standby must not stop others.
 const SHARED_FOR: Duration = Duration::from_millis(20);
 
 impl Lanes {
@@ -75,12 +74,11 @@ impl Lanes {
         Self { limits, state: Mutex::default(), work: Notify::new(), space: Space::default() }
     }
 
-    /// What there is of the disk.
     pub(super) fn space(&self) -> &Space {
         &self.space
     }
 
-    /// Puts a command at the end of its org's lane.
+    /// Appends a command to its org's lane.
     pub(super) fn enqueue_one(&self, by: By, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
         self.space.refuse(&command)?;
         let (answer, receiver) = oneshot::channel();
@@ -90,7 +88,7 @@ impl Lanes {
         Ok(receiver)
     }
 
-    /// Puts commands at the end of their org's lane: all of them, or none.
+    /// Appends commands to their org's lane: all of them, or none.
     pub(super) fn enqueue(
         &self,
         by: &By,
@@ -110,7 +108,7 @@ impl Lanes {
         Ok(receivers)
     }
 
-    /// The state, if there is room in it for so many commands that take so much.
+    /// Locks the state if it has room for this many commands of this many bytes.
     fn admit(
         &self,
         org: OrgId,
@@ -130,7 +128,7 @@ impl Lanes {
         }
         if let Some(lane) = state.lanes.get(&org) {
             let is_full = lane.waiting() + commands > most(self.limits.queued_commands_per_org);
-            // One that is larger by itself is taken where there is nothing else.
+            // An empty lane accepts a command that exceeds the bound by itself.
             if is_full || lane.bytes > 0 && lane.bytes + weight > most(self.limits.queued_bytes / ORG_SHARE) {
                 return Err(state.refusal(Instant::now()));
             }
@@ -138,8 +136,8 @@ impl Lanes {
         Ok(state)
     }
 
-    /// Puts commands at the end of their org's lane that nobody waits for. They follow from what was accepted before, so they
-    /// are taken beyond the bounds, and while the lanes are being emptied.
+    /// Appends commands that nobody waits for. They follow from accepted commands, so bounds do not apply, and they are
+    /// accepted while the lanes drain.
     pub(super) fn enqueue_unasked(&self, org: OrgId, commands: impl IntoIterator<Item = Command>) {
         let pending = |command: Command| Pending::new(command, None, None);
         self.push(self.state(), org, commands.into_iter().map(pending));
@@ -180,12 +178,12 @@ impl Lanes {
         moved_at.map_or(Duration::ZERO, |moved_at| moved_at.elapsed())
     }
 
-    /// True while the database does not answer: what finds no room then is not the callers' fault.
+    /// True while the database does not answer: a lack of room is then not the callers' fault.
     pub(super) fn is_stalled(&self) -> bool {
         self.state().is_out(Instant::now())
     }
 
-    /// Refuses new commands; those that wait are still taken.
+    /// Refuses new commands. Waiting commands are still taken.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.work.notify_waiters();
@@ -196,7 +194,7 @@ impl Lanes {
         self.state().is_closed
     }
 
-    /// Waits for orgs that have commands and takes their batches; `None` once closed and empty.
+    /// Waits for orgs with commands and takes their batches; `None` once closed and empty.
     pub(super) async fn next_turn(&self, capacity: Capacity) -> Option<Begun> {
         loop {
             let patience;
@@ -214,7 +212,7 @@ impl Lanes {
                 patience = state.patience(Instant::now());
                 if state.is_closed && state.lanes.is_empty() {
                     drop(state);
-                    // Other writers may be waiting for work that will not come.
+                    // Wakes the other writers, which may be waiting for work that will not come.
                     self.work.notify_one();
                     return None;
                 }
@@ -226,7 +224,7 @@ impl Lanes {
         }
     }
 
-    /// Takes what has come since an org's batch was taken, as far as there is room in it.
+    /// Adds commands that arrived since an org's batch was taken, as far as the batch has room.
     pub(super) fn top_up(&self, batch: &mut OrgBatch, capacity: Capacity) {
         let mut state = self.state();
         let mut room = state.room(Some(batch.org), capacity, &self.limits, Instant::now());
@@ -235,7 +233,7 @@ impl Lanes {
         state.take(batch.org, most, &mut room, &mut batch.commands, &self.limits);
     }
 
-    /// Puts commands back that a turn has left out, in the order in which they were taken. Their orgs go alone, before all others.
+    /// Puts back the commands of orgs that a turn left out, in their old order. These orgs go alone, before all others.
     pub(super) fn put_back(&self, left_out: Turn) {
         if left_out.is_empty() {
             return;
@@ -256,13 +254,13 @@ impl Lanes {
         self.work.notify_one();
     }
 
-    /// Takes note of how much work a turn was before its commit.
+    /// Records how much work a turn was before its commit.
     pub(super) fn worked(&self, turn: &[Worked], took: Duration) {
         self.state().rests.worked(turn, took, Instant::now());
     }
 
-    /// Ends a turn that began then, shared or not, of these orgs: those with more commands queue up again. `is_outage`: the database did not answer, or
-    /// took longer than [`OUTAGE`].
+    /// Ends a turn of these orgs. Orgs with more commands queue up again. `is_outage`: the database did not answer, or took
+    /// longer than [`OUTAGE`].
     pub(super) fn finish_turn(&self, orgs: &[OrgId], (began, shared): (Instant, Option<Instant>), is_outage: bool) {
         let mut state = self.state();
         if let Some(n) = state.shared.iter().position(|began| Some(*began) == shared) {
@@ -282,20 +280,20 @@ impl Lanes {
         }
     }
 
-    /// The state stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the state whole, so lock poisoning is ignored.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Why a command is refused that has waited since then, or finds no room: the database was away, or there are too many.
+    /// Why a command is refused that waited since `since`, or that finds no room: an outage, or an overload.
     fn refusal(&self, since: Instant) -> LedgerError {
         let was_out = self.outage_at.is_some_and(|at| at >= since);
         if was_out || self.is_out(Instant::now()) { LedgerError::Unavailable } else { LedgerError::Overloaded }
     }
 
-    /// True while commands wait and no turn ends, and after one that the database did not answer.
+    /// True while commands wait and no turn ends, and for a while after a turn that the database did not answer.
     fn is_out(&self, now: Instant) -> bool {
         let is_stuck = self.load.commands > 0 && self.moved_at.is_some_and(|moved_at| now - moved_at >= OUTAGE);
         let is_recent = |at| {
@@ -305,7 +303,7 @@ impl State {
         is_stuck || self.outage_at.is_some_and(is_recent)
     }
 
-    /// Takes batches from the orgs whose turn it is. Commands whose callers are gone are dropped here, undecided.
+    /// Takes batches from the orgs whose turn it is. Commands whose callers have gone are dropped here, undecided.
     fn take_turn(&mut self, capacity: Capacity, limits: &Limits) -> Begun {
         let now = Instant::now();
         if !self.may_share(capacity, limits, now) {
@@ -328,7 +326,7 @@ impl State {
             let is_alone = self.lanes.get(&org).is_some_and(|lane| lane.is_alone(capacity));
             let is_large = room_at_first.saturating_sub(room.bytes) >= limits.shared_bytes;
             if !turn.is_empty() && (is_alone || is_large) {
-                // It comes first in the next one.
+                // The org comes first in the next turn.
                 self.ready.push_front(org);
                 break;
             }
@@ -338,11 +336,11 @@ impl State {
             let Some(lane) = self.lanes.get_mut(&org) else { continue };
             if commands.is_empty() {
                 if lane.waiting() == 0 {
-                    // No caller is left.
+                    // All its commands were abandoned.
                     self.lanes.remove(&org);
                     continue;
                 }
-                // The transaction is full: this org comes first in the next one.
+                // The transaction is full. The org comes first in the next one.
                 self.ready.push_front(org);
                 break;
             }
@@ -358,7 +356,7 @@ impl State {
         Begun { turn, shared }
     }
 
-    /// What a transaction may have that begins with an org's commands.
+    /// The room of a transaction that begins with commands of the org `first`.
     fn room(&self, first: Option<OrgId>, capacity: Capacity, limits: &Limits, now: Instant) -> Room {
         let do_others_call = first.is_some_and(|org| self.rests.do_others_call(org, now));
         if capacity.transactions == 1 && do_others_call {
@@ -367,12 +365,12 @@ impl State {
         Room::new(limits.batch_commands, limits.batch_bytes)
     }
 
-    /// How many commands of an org a turn may have, and how many jobs they may change beside those that they name, if there is a bound.
+    /// Bound on an org's commands in a turn, and on the jobs that they change besides those that they name; `None`: unbounded.
     fn most(&self, org: OrgId, capacity: Capacity, now: Instant) -> Option<usize> {
         self.rests.most(org, now).filter(|_| capacity.transactions == 1)
     }
 
-    /// Takes those out of the line that rest.
+    /// Removes resting orgs from the queue of ready orgs.
     fn take_resting(&mut self, now: Instant) -> Vec<OrgId> {
         let (rests, mut resting) = (&self.rests, Vec::new());
         if !self.is_closed {
@@ -391,18 +389,18 @@ impl State {
         is_full || self.counting(now).count() < SHARED_AT_ONCE
     }
 
-    /// The shared turns that keep others waiting: when they no longer will.
+    /// The shared turns that count against [`SHARED_AT_ONCE`], each as the time at which it stops counting.
     fn counting(&self, now: Instant) -> impl Iterator<Item = Instant> {
         self.shared.iter().map(|began| *began + SHARED_FOR).filter(move |until| *until > now)
     }
 
-    /// When orgs that wait for others' turns to end will wait no longer, if any do.
+    /// When ready orgs can next be tried: a shared turn stops counting, or an org's rest ends. `None`: nothing to wait for.
     fn patience(&self, now: Instant) -> Option<Instant> {
         let rests = self.ready.iter().filter_map(|org| self.rests.until(org, now)).min();
         self.counting(now).min().filter(|_| !self.ready.is_empty()).into_iter().chain(rests).min()
     }
 
-    /// Takes up to so many commands of an org as far as there is room; those whose callers are gone take none.
+    /// Takes up to `most` commands of an org, as far as there is room. Abandoned commands do not count.
     fn take(&mut self, org: OrgId, most: Option<usize>, room: &mut Room, commands: &mut Vec<Pending>, limits: &Limits) {
         let kept = most.map_or(0, |most| room.commands.saturating_sub(most));
         room.commands -= kept;
@@ -416,10 +414,10 @@ impl State {
         if lane.is_rest_due
             && !self.take_of(org, false, Kept { commands: room.commands - 1, bytes: 0 }, room, commands, limits)
         {
-            // There is not enough room yet: others have taken of it.
+            // Other orgs have taken some of the room, and the rest is too small.
             return;
         }
-        // The rest has a quarter of each batch, however many vital commands wait.
+        // The `rest` queue has a quarter of each batch, however many vital commands wait.
         let Some(lane) = self.lanes.get(&org) else { return };
         let kept = match lane.rest.len() {
             0 => Kept::NOTHING,
@@ -433,7 +431,7 @@ impl State {
         self.take_of(org, true, Kept::NOTHING, room, commands, limits);
     }
 
-    /// The same of one of an org's queues, leaving some room for others. False if one is passed over for its size.
+    /// Takes commands from one of an org's queues and leaves `kept` room. False if a command was left because it did not fit.
     fn take_of(
         &mut self,
         org: OrgId,
@@ -443,7 +441,7 @@ impl State {
         commands: &mut Vec<Pending>,
         limits: &Limits,
     ) -> bool {
-        // Claims that ask for too much beside others stay where they are, and what follows on them passes.
+        // Claims for which there is no room stay in the queue, and the commands behind them pass.
         let mut passed_over = 0;
         while room.commands > kept.commands {
             let Some(lane) = self.lanes.get_mut(&org) else { return true };
@@ -476,7 +474,7 @@ impl State {
         true
     }
 
-    /// Ends an org's turn: it queues up again if more commands are waiting.
+    /// Ends an org's turn. The org queues up again if more commands are waiting.
     fn release(&mut self, org: OrgId) {
         let Some(lane) = self.lanes.get_mut(&org) else { return };
         lane.is_busy = false;

@@ -1,4 +1,4 @@
-//! The log id, read once for all streams that are opened meanwhile.
+//! Reads the log id for new streams; streams that open while a read is under way share the next one.
 
 use std::{sync::Arc, time::Instant};
 
@@ -11,7 +11,7 @@ use crate::{domain::id::LogId, store::Store};
 pub(super) struct LogIdentity {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
-    /// When the last read began, and what it found.
+    /// When the last read began, and its result.
     last: Mutex<Option<(Instant, Result<LogId, LedgerError>)>>,
 }
 
@@ -20,11 +20,11 @@ impl LogIdentity {
         Arc::new(Self { store, hub, last: Mutex::default() })
     }
 
-    /// The log id as of some moment after the call. Calls that wait for a read share the one that begins after it.
+    /// The log id as of some moment after the call. Calls that wait for a read in progress share the one after it.
     ///
     /// # Errors
     ///
-    /// That of the database.
+    /// The error of the database.
     pub(super) async fn read(&self) -> Result<LogId, LedgerError> {
         let called = Instant::now();
         let mut last = self.last.lock().await;

@@ -1,4 +1,4 @@
-//! An org's serial log: commands go through lanes in batches, readers follow the hub, both over one store.
+//! The ledger: an org's serial log. Commands go through lanes in batches, readers follow the hub, and both use one store.
 
 mod claim;
 mod claims;
@@ -58,52 +58,52 @@ use crate::{
     store::Store,
 };
 
-/// Bounds of the ledger, each a promise about memory or time.
+/// Bounds of the ledger on memory and time.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Commands in one batch; at least 1.
     pub batch_commands: usize,
-    /// Bytes of commands in one batch, unless a single one is larger.
+    /// Bytes of commands in one batch. A single larger command is still accepted.
     pub batch_bytes: usize,
-    /// The same of a batch that several orgs share: with so many no other org joins it.
+    /// Bytes at which a shared batch takes no further org; on SQLite the bytes of any batch while other orgs call.
     pub shared_bytes: usize,
-    /// Commands waiting in all lanes together; here and below, a quarter more of what keeps running jobs alive or ends them.
+    /// Commands waiting in all lanes. Vital commands may exceed this and the next two bounds by a quarter.
     pub queued_commands: usize,
     /// Commands waiting in one lane.
     pub queued_commands_per_org: usize,
-    /// Bytes of commands waiting in all lanes together; of one lane, a quarter of it.
+    /// Bytes of commands waiting in all lanes together. One lane may have a quarter of them.
     pub queued_bytes: usize,
-    /// How long a command may wait to be decided; those of the ledger itself wait as long as it takes.
+    /// How long a command waits before it is refused, and a read for its turn. The ledger's own commands wait without a limit.
     pub queued_within: Duration,
     /// Distinct types of jobs in one org.
     pub types_per_org: usize,
-    /// Jobs that one org may have, those that have ended among them; `None`: as many as there is room for.
+    /// Jobs that one org may have, finished ones included; `None`: no bound.
     pub jobs_per_org: Option<u64>,
-    /// What one org's jobs and their events may take, about, in bytes ([`Stock`](crate::store::Stock)); `None`: as much as there is room for.
+    /// Approximate bytes of one org's jobs and events ([`Stock`](crate::store::Stock)); `None`: no bound.
     pub bytes_per_org: Option<u64>,
-    /// Bytes of recent events kept for live subscribers, shared by the orgs that have any; each gets at least 16 KiB.
+    /// Bytes of recent events cached for live subscribers, shared by the orgs that have any. Each org gets at least 16 KiB.
     pub tail_bytes: usize,
     /// Event streams that may be open.
     pub streams: StreamLimits,
-    /// Bytes of the past that were read for streams and not taken yet.
+    /// Bytes of past events that were read for streams and that the callers have not taken yet.
     pub stream_bytes: usize,
-    /// The same of one org.
+    /// As `stream_bytes`, for one org.
     pub stream_bytes_per_org: usize,
-    /// Bytes of what claims that wait and event streams name: types, labels, workers.
+    /// Bytes of types, labels and worker names in waiting claims and event streams.
     pub named_bytes: usize,
-    /// The same of one org.
+    /// As `named_bytes`, for one org.
     pub named_bytes_per_org: usize,
-    /// Claims that may be under way, most of them waiting for work.
+    /// Claims under way, most of them waiting for work.
     pub claims: usize,
-    /// The same of one org.
+    /// As `claims`, for one org.
     pub claims_per_org: usize,
-    /// Reads of lists and of large jobs that may be under way at the same time, 2 to 6: of one org all but one.
+    /// Concurrent reads of lists and of large jobs, 2 to 6. One org may have all but one.
     pub reads: usize,
-    /// Reads of past events of one org that may be under way at the same time, 1 or 2, and as many of statistics; of all orgs one more.
+    /// Concurrent reads of past events for one org, 1 or 2, and as many of statistics. All orgs together may have one more.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
     pub bookmark_interval: Duration,
-    /// How long the outcome of a broken commit is looked for.
+    /// How long the writer looks for the outcome of a broken commit.
     pub resolve_within: Duration,
 }
 
@@ -130,7 +130,7 @@ impl Default for Limits {
             claims: 16_384,
             claims_per_org: 16_384 / 3,
             reads: processors.clamp(1, 5) + 1,
-            // Half the machine at most is for the past.
+            // Past events may use at most half the processors.
             catch_up_reads: (processors / 2).clamp(1, 2),
             bookmark_interval: Duration::from_secs(15),
             resolve_within: Duration::from_secs(10),
@@ -138,7 +138,7 @@ impl Default for Limits {
     }
 }
 
-/// Reads of the payloads of claimed jobs that may be under way at the same time: of one org all but one.
+/// Concurrent reads of claimed jobs' payloads. One org may have all but one.
 const DELIVERIES: usize = 4;
 
 /// The ledger of all orgs of one database. Cheap to clone.
@@ -152,8 +152,8 @@ pub struct Ledger {
     hub: Arc<Hub>,
     log_identity: Arc<LogIdentity>,
     watch: Arc<ClockWatch>,
-    /// Turns at the database's readers: of lists and large jobs, of what claimed jobs carry, of the past, of statistics. None of them takes
-    /// another's.
+    /// Turns at the database's readers, for lists and large jobs, for payloads of claimed jobs, for past events, and for
+    /// statistics. The kinds do not compete with each other.
     lists: Arc<Reader>,
     deliveries: Arc<Reader>,
     catch_up: Arc<Reader>,
@@ -164,14 +164,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger over a store, and the work that moves its lanes: it ends after [`Ledger::close`], once every accepted
-    /// command is answered.
+    /// Creates the ledger of a store, and the future that moves its lanes. The future ends after [`Ledger::close`], once every
+    /// accepted command is answered.
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
         let reader = |at_a_time| Reader::new(Arc::clone(&store), at_a_time, limits.queued_within);
         let (lists, deliveries) = (reader(limits.reads), reader(DELIVERIES));
-        // One is kept for orgs that have none.
+        // One turn more than one org may have, so that other orgs always find one.
         let (catch_up, summaries) = (reader(limits.catch_up_reads + 1), reader(limits.catch_up_reads + 1));
         let waiting = Waiting::new(limits.claims, limits.claims_per_org);
         let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
@@ -218,23 +218,23 @@ impl Ledger {
         )
     }
 
-    /// Has one command on a job decided and committed.
+    /// Decides and commits one command on a job.
     ///
-    /// Once it is taken into a batch it is decided, whether or not this future is still there; dropped before that, it
-    /// never happens.
+    /// Once a batch has taken the command, it is decided even if this future is dropped. If the future is dropped before that,
+    /// the command has no effect.
     ///
     /// # Errors
     ///
-    /// The command's own, after the commit of its batch; or that of the database or of an overload.
+    /// The command's own error, after its batch committed; or an error of the database or of an overload.
     pub async fn submit(&self, by: impl Into<By>, command: Command) -> Result<JobReply, LedgerError> {
         of_job(self.ask(by.into(), command).await)
     }
 
-    /// The same with many commands on one org at once: an answer for each, in order. They may be decided in several batches.
+    /// Submits many commands on one org. Returns an answer for each, in order. Several batches may decide them.
     ///
     /// # Errors
     ///
-    /// If not even one of them was accepted.
+    /// If not a single command was accepted.
     pub async fn submit_all(
         &self,
         by: impl Into<By>,
@@ -247,11 +247,11 @@ impl Ledger {
         Ok(replies)
     }
 
-    /// Brings in jobs of another system. They are in the lane at once; the future has an answer for each, in order.
+    /// Imports jobs of another system. Queues the commands at once; the future yields an answer for each, in order.
     ///
     /// # Errors
     ///
-    /// If not even one of them was accepted.
+    /// If not a single command was accepted.
     pub fn import_all(
         &self,
         org: OrgId,
@@ -272,7 +272,7 @@ impl Ledger {
         })
     }
 
-    /// Does what is due in one org: to as many jobs as one batch may.
+    /// Sweeps one org: handles jobs that are due, as many as one batch may.
     ///
     /// # Errors
     ///
@@ -284,8 +284,8 @@ impl Ledger {
         }
     }
 
-    /// Dates anew, in one org, leases and waits that a clock that was ahead, by so much at most, has put off: of as many jobs as one batch
-    /// may. Whoever looks for what is due does so by today's clock from then on.
+    /// Re-dates leases and waits of one org that the clock dated while it was ahead, by `by` at most. One batch handles a
+    /// bounded number of jobs. The org's next sweep and next retention are re-dated too.
     ///
     /// # Errors
     ///
@@ -297,7 +297,7 @@ impl Ledger {
         }
     }
 
-    /// Removes finished jobs of one org that are kept no longer, with their events: as many as one batch may.
+    /// Removes finished jobs of one org whose retention is over, with their events: as many as one batch may.
     ///
     /// # Errors
     ///
@@ -309,41 +309,42 @@ impl Ledger {
         }
     }
 
-    /// Takes note of what the database's clock said. Batches do so by themselves.
+    /// Records a reading of the database's clock. Batches record theirs themselves.
     pub fn observe_clock(&self, reading: Reading) {
         self.watch.observe(reading);
     }
 
-    /// Waits until somebody sets the database's clock. One caller at a time is told.
+    /// Waits until the database's clock is set. Each step is delivered to one caller.
     pub async fn clock_step(&self) -> ClockStep {
         self.watch.step().await
     }
 
-    /// Says that retention is known to wait since the last jump of the clock: until then batches remove nothing.
+    /// Reports that retention is paused since the clock's last jump. Until this is called, batches remove nothing.
     pub fn retention_waits(&self) {
         self.watch.retention_waits();
     }
 
     async fn ask(&self, by: By, command: Command) -> Result<Answered, LedgerError> {
         let answer = self.lanes.enqueue_one(by, command)?;
-        // Lanes answer everything they took, unless a stop cuts them off in the middle of it.
+        // Lanes answer every command that they accepted, unless the server is stopped in the middle of a turn.
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
 
-    /// Reads one job. A large one comes with the turn that reading it took, to be kept until the answer is made.
+    /// Reads one job. A large job comes with the read turn it took; the caller keeps the turn until its answer is made.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::JobNotFound`], or that of the database.
+    /// [`LedgerError::JobNotFound`], or an error of the database.
     pub async fn job(&self, org: OrgId, id: JobId) -> Result<(Arc<JobRecord>, Option<ReadTurn>), LedgerError> {
         self.reads.job(org, id).await
     }
 
-    /// A turn to read pages of jobs and what they hold, to be kept until the answer is made.
+    /// Takes a turn to read pages of jobs with their contents. The caller keeps it until its answer is made.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Overloaded`] if it does not come in time, or [`LedgerError::Unavailable`] if nobody's does.
+    /// [`LedgerError::Overloaded`] if it does not come in time, or [`LedgerError::Unavailable`] if meanwhile no org's turn
+    /// ended.
     pub async fn read_turn(&self, org: OrgId) -> Result<ReadTurn, LedgerError> {
         self.lists.begin(org).await
     }
@@ -352,18 +353,18 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// That of the database.
+    /// An error of the database.
     pub async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, LedgerError> {
         let query = query.clone();
         self.summaries.read(org, move |store| async move { store.statistics(org, &query).await }).await
     }
 
-    /// Follows an org's log, for the peer at this address.
+    /// Follows an org's log. `peer` is the address of the subscriber's connection.
     ///
     /// # Errors
     ///
     /// [`LedgerError::JobNotFound`], [`LedgerError::CursorAhead`], [`LedgerError::CursorExpired`],
-    /// [`LedgerError::EpochChanged`], [`LedgerError::TooManyStreams`], [`LedgerError::TooManyNames`], or that of the database.
+    /// [`LedgerError::EpochChanged`], [`LedgerError::TooManyStreams`], [`LedgerError::TooManyNames`], or one of the database.
     pub async fn subscribe(
         &self,
         org: OrgId,
@@ -372,7 +373,7 @@ impl Ledger {
     ) -> Result<Subscription, LedgerError> {
         let place = self.places.take(org, peer, self.wishes.of_stream(org, &request)?)?;
         let log_id = self.log_identity.read().await?;
-        // First the hub, then the database: what is committed in between is heard of.
+        // Joins the hub before reading the head, so that the subscription hears of every commit after the head.
         let source = Source {
             catch_up: Arc::clone(&self.catch_up),
             pages: self.page_memory.stream(org),
@@ -383,27 +384,27 @@ impl Ledger {
         Subscription::open(source, self.bookmark_interval, place, request).await
     }
 
-    /// How many claims wait here because there is nothing for them.
+    /// How many claims wait on this server because no job is ready for them.
     pub fn waiting_claims(&self) -> usize {
         self.waiting.sleeping()
     }
 
-    /// How long commands have been waiting while none was decided; zero if none waits.
+    /// How long commands have been waiting while no turn ended; zero if none waits.
     pub fn stalled_for(&self) -> Duration {
         self.lanes.stalled_for()
     }
 
-    /// True while the database does not answer commands: what finds no room then is told so, not that it is too much.
+    /// True while the database does not answer. Calls without room are then refused as unavailable, not as overloaded.
     pub fn is_stalled(&self) -> bool {
         self.lanes.is_stalled()
     }
 
-    /// What was found of the database's disk: where there is little, creates and redrives are bounded, or refused.
+    /// Sets the free space of the database's disk. Low space bounds creates, imports and retries, or refuses them.
     pub fn has_disk_space(&self, space: DiskSpace) {
         self.lanes.space().set(space);
     }
 
-    /// Refuses new commands, and sends claims that wait away; what was accepted is still decided.
+    /// Refuses new commands and ends waiting claims. Accepted commands are still decided.
     pub fn close(&self) {
         self.lanes.close();
         self.waiting.close();

@@ -1,8 +1,8 @@
-//! Commits of this server that are under way, and what is heard of their orgs meanwhile.
+//! This server's commits under way, and what the follower hears of their orgs meanwhile.
 //!
-//! The [follower](super::follower) may find a commit in the database before the [writer](super::writer) has handed on what it
-//! holds of it in memory. Taken for another server's, it would be read from the database for nothing. So what is heard and has
-//! such a commit in it waits until the writer has handed it on, or has given it up.
+//! The [follower](super::follower) may find a commit in the database before the [writer](super::writer) has published its
+//! events from memory. The follower would take it for another server's commit and read its events needlessly. So news that
+//! includes a commit under way is held back until the writer has published that commit or given it up.
 
 use std::{
     collections::HashMap,
@@ -12,18 +12,18 @@ use std::{
 use super::{hub::Hub, waiting::Waiting};
 use crate::{domain::id::OrgId, store::Reach};
 
-/// See the module.
+/// Commits under way, by org.
 pub(super) struct OwnCommits {
     hub: Arc<Hub>,
     waiting: Arc<Waiting>,
     under_way: Mutex<HashMap<OrgId, Commit>>,
 }
 
-/// An org's share of a commit. An org is in one at a time.
+/// An org's part of a commit. An org has one commit under way at a time.
 struct Commit {
-    /// How far the log reaches with it.
+    /// How far the log reaches with the commit.
     reach: Reach,
-    /// The farthest that was heard of meanwhile and has it in it.
+    /// The farthest reach heard meanwhile that includes the commit.
     heard: Option<Reach>,
 }
 
@@ -32,8 +32,8 @@ impl OwnCommits {
         Self { hub, waiting, under_way: Mutex::default() }
     }
 
-    /// Takes note of a commit that begins, with how far it takes each org's log, until the answer is dropped: after its events
-    /// were handed on, or it turned out otherwise.
+    /// Registers a commit that begins, with how far it takes each log. The caller drops the guard once it has published the
+    /// events, or once the commit has failed.
     pub(super) fn begin(&self, reaches: impl IntoIterator<Item = (OrgId, Reach)>) -> UnderWay<'_> {
         let mut under_way = self.under_way();
         let begin = |(org, reach)| {
@@ -43,7 +43,7 @@ impl OwnCommits {
         UnderWay { own: self, orgs: reaches.into_iter().map(begin).collect() }
     }
 
-    /// Hands on how far logs were found to reach.
+    /// Passes on how far logs reach, as announced or found.
     pub(super) fn heard(&self, reaches: Vec<(OrgId, Reach)>) {
         for (org, reach) in reaches {
             if !self.is_kept(org, reach) {
@@ -52,7 +52,7 @@ impl OwnCommits {
         }
     }
 
-    /// Keeps what is heard if a commit under way is in it.
+    /// Holds news back if it includes a commit under way.
     fn is_kept(&self, org: OrgId, found: Reach) -> bool {
         let mut under_way = self.under_way();
         let Some(Commit { reach, heard }) = under_way.get_mut(&org) else { return false };
@@ -68,13 +68,13 @@ impl OwnCommits {
         self.waiting.heard(org, ready_gen);
     }
 
-    /// The map stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the map whole, so lock poisoning is ignored.
     fn under_way(&self) -> MutexGuard<'_, HashMap<OrgId, Commit>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A commit under way; see [`OwnCommits::begin`].
+/// Guard of a commit under way; see [`OwnCommits::begin`].
 pub(super) struct UnderWay<'a> {
     own: &'a OwnCommits,
     orgs: Vec<OrgId>,
@@ -121,7 +121,7 @@ mod tests {
         drop(under_way);
         assert_eq!(hub.gap(ORG), None, "and has come");
 
-        // Another server's, which was committed before it, waits for nothing.
+        // Another server's commit from before ours is passed on at once.
         let under_way = own.begin([(ORG, reach(9, 3))]);
         own.heard(vec![(ORG, reach(8, 2))]);
         assert_eq!(hub.gap(ORG), Some(Gap { end: 6, known: 8 }));
@@ -129,7 +129,7 @@ mod tests {
         hub.publish(ORG, &events(7..=9));
         drop(under_way);
 
-        // One that turns out not to have happened: what was heard was another's.
+        // Our commit did not happen: the reach was another server's.
         let under_way = own.begin([(ORG, reach(10, 3))]);
         own.heard(vec![(ORG, reach(11, 3))]);
         own.heard(vec![(ORG, reach(10, 4))]);

@@ -1,5 +1,5 @@
-//! What pages of the past may take that were read for streams and not taken yet: in all, and of one org. Who waits for room has no page:
-//! a stream with pages that its caller has not taken waits for that caller first, and ends with it where it takes nothing.
+//! Bounds the memory of past pages that were read for streams and not taken yet, in all and for each org. Only streams without
+//! pages queue for room. A stream with pages waits for its caller to take them, and ends with the caller if it takes nothing.
 
 use std::{
     collections::HashMap,
@@ -14,17 +14,17 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use super::LedgerError;
 use crate::domain::id::OrgId;
 
-/// Memory is counted in so many bytes.
+/// Memory is counted in units of this many bytes.
 const UNIT: usize = 1 << 10;
 
-/// The room for pages.
+/// The memory for pages.
 pub(super) struct PageMemory {
     all: Pool,
     per_org: usize,
     orgs: Mutex<HashMap<OrgId, Weak<Pool>>>,
 }
 
-/// So many units.
+/// A number of units.
 struct Pool {
     free: Arc<Semaphore>,
     total: usize,
@@ -40,7 +40,7 @@ impl Pool {
     }
 }
 
-/// The part of one stream in it.
+/// One stream's access to the memory.
 #[derive(Clone)]
 pub struct StreamPages {
     memory: Arc<PageMemory>,
@@ -48,14 +48,14 @@ pub struct StreamPages {
     own: Arc<Own>,
 }
 
-/// The pages that one stream has.
+/// The pages of one stream.
 #[derive(Debug, Default)]
 struct Own {
     pages: AtomicUsize,
     given_back: Notify,
 }
 
-/// The room that a page takes, until it is dropped.
+/// The memory of one page, until it is dropped.
 #[derive(Debug, Default)]
 pub struct PageShare(Option<Share>);
 
@@ -67,21 +67,21 @@ struct Share {
 }
 
 impl PageMemory {
-    /// Room for so many bytes, of which one org may have so many.
+    /// Memory of `bytes`, of which one org may have `per_org`.
     pub(super) fn new(bytes: usize, per_org: usize) -> Arc<Self> {
         let units = |bytes: usize| (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         let total = units(bytes);
         Arc::new(Self { all: Pool::new(total), per_org: units(per_org).min(total), orgs: Mutex::default() })
     }
 
-    /// The part of a stream of this org.
+    /// The access of a new stream of this org.
     pub(super) fn stream(self: &Arc<Self>, org: OrgId) -> StreamPages {
-        // The map stays whole whatever panics beside it.
+        // A panic elsewhere leaves the map whole, so lock poisoning is ignored.
         let mut orgs = self.orgs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_org) = orgs.get(&org).and_then(Weak::upgrade) {
             return StreamPages { memory: Arc::clone(self), of_org, own: Arc::default() };
         }
-        // Those that have ended are looked for where the map would grow.
+        // Removes orgs without streams when the map would grow.
         if orgs.len() == orgs.capacity() {
             orgs.retain(|_, of_org| of_org.strong_count() > 0);
         }
@@ -92,7 +92,7 @@ impl PageMemory {
 }
 
 impl StreamPages {
-    /// Waits for room for a page of so many bytes: for as long as the stream has others, until its caller takes them.
+    /// Waits for memory for a page of this size. While the stream has other pages, it waits for its caller to take one.
     pub(super) async fn take(&self, bytes: usize) -> Result<PageShare, LedgerError> {
         let units = (bytes / UNIT + 1).min(self.of_org.total) as u32;
         loop {
@@ -117,19 +117,19 @@ impl StreamPages {
         PageShare(Some(Share { of_org, of_all, own: Arc::clone(&self.own) }))
     }
 
-    /// True while the stream has pages, or one that its caller has taken all of and not let go.
+    /// True while the stream has pages, including one that the caller has taken whole but not dropped.
     pub fn are_there(&self) -> bool {
         self.own.pages.load(Ordering::Acquire) > 0
     }
 
-    /// True if little is left, in all or of the org's part, and the stream has some of it.
+    /// True if less than a quarter is free, in all or of the org's part, and the stream has pages.
     pub fn are_tight(&self) -> bool {
         self.are_there() && (self.of_org.is_tight() || self.memory.all.is_tight())
     }
 }
 
 impl PageShare {
-    /// Keeps no more than the page turned out to take.
+    /// Gives back what the page does not need.
     pub(super) fn shrink(&mut self, bytes: usize) {
         if let Some(Share { of_org, of_all, .. }) = &mut self.0 {
             for taken in [of_org, of_all] {
@@ -171,7 +171,7 @@ mod tests {
         assert!(stream.are_tight() && !memory.stream(org(0)).are_tight(), "who holds none is not hurried");
         page.shrink(2 << 10);
         assert!(!stream.are_tight());
-        // One that is larger than all that an org may have takes all of that.
+        // A page larger than the org's whole part takes all of it.
         drop(page);
         drop(stream.take(1 << 30).await.unwrap());
         assert_eq!((stream.of_org.free.available_permits(), memory.all.free.available_permits()), (8, 24));
@@ -183,10 +183,10 @@ mod tests {
         let memory = PageMemory::new(24 << 10, 8 << 10);
         let [first, second, other] = [org(0), org(0), org(1)].map(|org| memory.stream(org));
         let page = first.take(7 << 10).await.unwrap();
-        // There is room in all, not in its org's part.
+        // There is room in all, but not in the org's part.
         assert!(timeout(AT_ONCE, second.take(7 << 10)).await.is_err());
         drop(other.take(7 << 10).await.unwrap());
-        // It waits for its own caller, not in the line of those who hold nothing.
+        // It waits for its own caller, not in the queue of streams without pages.
         let mut more = Box::pin(first.take(7 << 10));
         assert!(timeout(AT_ONCE, &mut more).await.is_err());
         let mut waits = Box::pin(second.take(7 << 10));

@@ -1,4 +1,4 @@
-//! Commands that wait, what their callers are told, and turns of them.
+//! Waiting commands, their answers, and turns of them.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use super::{
 };
 use crate::{domain::id::OrgId, store::StoreError};
 
-/// What the caller of a command is told.
+/// The answer to a command.
 pub(super) type Answer = Result<Answered, LedgerError>;
 
 /// A reply on its way to its caller.
 pub(super) struct Answered {
     pub(super) reply: Reply,
-    /// What a claim took, until somebody takes delivery of it.
+    /// Jobs that a claim took and that are not delivered yet.
     pub(super) undelivered: Option<Undelivered>,
 }
 
-/// A command and who waits for its answer.
+/// A waiting command.
 pub(super) struct Pending {
     pub(super) command: Command,
-    /// See [`By`].
+    /// Actor of the command's events, as in [`By`](super::command::By).
     pub(super) actor: Option<Arc<str>>,
     pub(super) weight: usize,
     pub(super) since: Instant,
-    /// `None`: nobody waits for it, and it is decided all the same.
+    /// `None`: nobody waits for the answer, and the command is decided all the same.
     pub(super) answer: Option<oneshot::Sender<Answer>>,
 }
 
@@ -37,7 +37,7 @@ impl Pending {
         Self { weight: command.weight(), command, actor, since: Instant::now(), answer }
     }
 
-    /// True of one that has waited longer than it may.
+    /// True if the command has waited longer than it may.
     pub(super) fn is_late(&self, limits: &Limits) -> bool {
         self.answer.is_some() && self.since.elapsed() > limits.queued_within
     }
@@ -47,12 +47,12 @@ impl Pending {
     }
 }
 
-/// Commands that wait, and what they take in bytes.
+/// Counts waiting commands and their bytes.
 #[derive(Default)]
 pub(super) struct Load {
     pub(super) commands: usize,
     bytes: usize,
-    /// Of these, what nobody waits for: it keeps nobody's out.
+    /// The commands among them that nobody waits for. They do not count against bounds.
     unasked: usize,
     unasked_bytes: usize,
 }
@@ -76,36 +76,36 @@ impl Load {
         }
     }
 
-    /// How many somebody waits for, and their bytes.
+    /// Commands that somebody waits for, and their bytes.
     pub(super) fn asked(&self) -> (usize, usize) {
         (self.commands - self.unasked, self.bytes - self.unasked_bytes)
     }
 }
 
-/// One org's share of a transaction.
+/// One org's part of a transaction.
 pub(super) struct OrgBatch {
     pub(super) org: OrgId,
     pub(super) commands: Vec<Pending>,
-    /// Jobs that it may hand out, and as many that it may change because they are due, if others are to have their turns soon.
+    /// Most jobs that its claims get, and most due jobs that it changes, while other orgs wait for their turns.
     pub(super) most: Option<usize>,
 }
 
-/// A transaction's worth of work.
+/// The batches of one transaction.
 pub(super) type Turn = Vec<OrgBatch>;
 
-/// A turn that is under way.
+/// A turn under way.
 pub(super) struct Begun {
     pub(super) turn: Turn,
-    /// When it began, if others may share it.
+    /// When it began, if it is shared.
     pub(super) shared: Option<Instant>,
 }
 
-/// True of a turn of one command.
+/// True if the turn has one command, or none.
 pub(super) fn is_single(turn: &Turn) -> bool {
     turn.iter().map(|batch| batch.commands.len()).sum::<usize>() <= 1
 }
 
-/// The orgs of a turn one by one, or the commands of its only org.
+/// Splits a turn into its orgs, or the batch of a single org into its commands.
 pub(super) fn parts(turn: Turn) -> Vec<Turn> {
     let is_shared = turn.len() > 1;
     let part = |OrgBatch { org, commands, most }| {
@@ -117,7 +117,7 @@ pub(super) fn parts(turn: Turn) -> Vec<Turn> {
     turn.into_iter().flat_map(part).collect()
 }
 
-/// Answers everyone in a turn with an error. True if it is that the database did not answer.
+/// Answers every command of a turn with an error. True if the database did not answer.
 pub(super) fn refuse(turn: Turn, error: StoreError) -> bool {
     for batch in &turn {
         tracing::warn!(org_id = %batch.org, commands = batch.commands.len(), %error, "a batch failed");

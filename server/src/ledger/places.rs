@@ -1,4 +1,4 @@
-//! Places for event streams: so many on this server, of one org, and on one connection.
+//! Slots for event streams: bounded on this server, for each org, and on each connection.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -8,18 +8,17 @@ use crate::{
     shares::{Full, Most, Part, Shares},
 };
 
-/// How many streams may be open.
+/// How many event streams may be open.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {
     /// On this server.
     pub in_all: usize,
-    /// Of one org.
+    /// For one org.
     pub per_org: usize,
     /// On one connection.
     pub per_connection: usize,
 }
 
-/// All places.
 #[derive(Clone)]
 pub(super) struct Places {
     limits: StreamLimits,
@@ -27,14 +26,14 @@ pub(super) struct Places {
     of_connections: Arc<Shares<SocketAddr>>,
 }
 
-/// A place, for as long as it is held.
+/// One slot, until it is dropped.
 pub struct Place {
     _of_org: Part<OrgId>,
     _of_connection: Option<Part<SocketAddr>>,
     _wish: Wish,
 }
 
-/// A place among the streams that may be open. Whoever keeps a stream's events in memory keeps a clone.
+/// A stream's slot. Everything that keeps events of the stream in memory keeps a clone.
 pub type StreamPlace = Arc<Place>;
 
 impl Places {
@@ -44,7 +43,7 @@ impl Places {
         Self { limits, of_orgs, of_connections: Shares::new(Most { in_all, each: per_connection }) }
     }
 
-    /// Takes a place for a stream of an org that asks for this, on the connection of the peer with this address if it came by one.
+    /// Takes a slot for a stream of an org. `connection` is the peer's address, if the call came over a connection.
     pub(super) fn take(
         &self,
         org: OrgId,

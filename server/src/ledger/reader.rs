@@ -1,4 +1,4 @@
-//! Reads of one kind, of all orgs: each waits for its org's turn.
+//! Reads of one kind, in which orgs take turns.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::{
     turns::{Turn, Turns},
 };
 
-/// Reads from a store, so many at a time.
+/// Reads from a store, with bounded concurrency.
 pub(super) struct Reader {
     store: Arc<dyn Store>,
     turns: Arc<Turns<OrgId>>,
-    /// How long one waits for its turn.
+    /// How long a read waits for its turn.
     patience: Duration,
 }
 
@@ -27,19 +27,19 @@ impl Reader {
         Arc::new(Self { store, turns: Turns::new(at_a_time), patience })
     }
 
-    /// A turn of an org to read.
+    /// Takes a turn for an org.
     pub(super) async fn begin(&self, org: OrgId) -> Result<ReadTurn, LedgerError> {
         match timeout(self.patience, self.turns.take(org)).await {
             Ok(turn) => Ok(self.with(turn)),
             Err(_) => {
-                // Too many wait, or those that are under way don't end.
+                // Either too many reads wait, or the ones under way do not end.
                 let is_moving = self.turns.has_ended_one_within(self.patience);
                 Err(if is_moving { LedgerError::Overloaded } else { LedgerError::Unavailable })
             }
         }
     }
 
-    /// The same, however long its turn takes to come: for one who goes on, and would only come again.
+    /// Takes a turn however long it takes, for callers that would only try again.
     pub(super) async fn begin_patiently(&self, org: OrgId) -> ReadTurn {
         self.with(self.turns.take(org).await)
     }
@@ -58,8 +58,8 @@ impl Reader {
     }
 }
 
-/// A turn to read: the next one's comes when it was dropped and its reads have ended. Whoever keeps it until its answer is made has no more
-/// answers in the making than there are turns.
+/// A turn to read. It ends when it is dropped and its reads have ended. Callers keep it until their answer is made, so that no
+/// more answers are in the making than there are turns.
 #[derive(Clone)]
 pub struct ReadTurn {
     store: Arc<dyn Store>,
@@ -71,23 +71,23 @@ impl ReadTurn {
     ///
     /// # Errors
     ///
-    /// That of the database.
+    /// An error of the database.
     pub async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, LedgerError> {
         let query = query.clone();
         self.read(move |store| async move { store.list(org, &query).await }).await
     }
 
-    /// Reads the payloads and results of some jobs, in no order; without those that don't exist.
+    /// Reads the payloads and results of some jobs, in no order, without jobs that don't exist.
     ///
     /// # Errors
     ///
-    /// That of the database.
+    /// An error of the database.
     pub async fn contents(&self, org: OrgId, ids: Vec<JobId>) -> Result<Vec<(JobId, JobContents)>, LedgerError> {
         self.read(move |store| async move { store.contents(org, &ids).await }).await
     }
 
-    /// Reads. It goes on to its end, and holds the turn, also when its caller has gone: calls that are given up as soon as they are made take
-    /// no more of the database than others.
+    /// Reads. The read runs to its end and keeps the turn even if its caller has gone, so that calls that are given up at once
+    /// take no more of the database than others.
     pub(super) async fn read<T, F>(&self, read: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, LedgerError>
     where
         T: Send + 'static,
@@ -100,7 +100,7 @@ impl ReadTurn {
         });
         match done.await {
             Ok(found) => Ok(found?),
-            // A defect is the call's that came to it.
+            // A panic in the read is a defect, and is passed to its caller.
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
             Err(_) => Err(LedgerError::Unavailable),
         }

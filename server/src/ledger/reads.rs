@@ -1,5 +1,5 @@
-//! Reads of single jobs: those that come while others are on their way gather, and go together, of each org in turn. A lone one goes at
-//! once. A job that was read before is only asked for whether it has changed since.
+//! Reads of single jobs. A lone read starts at once. Reads that arrive while others are under way gather, and are read
+//! together, orgs in turn. Of a cached job, the database is only asked whether it is unchanged.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -21,19 +21,19 @@ use crate::{
     store::{FoundJob, Store, StoreError},
 };
 
-/// Reads that are on their way at a time, at most.
+/// Most reads under way at a time.
 const ON_THE_WAY: usize = 4;
-/// Jobs that one of them brings, at most; another begins beside those that are on their way once so many wait.
+/// Most jobs in one read. Once this many wait, another read starts beside those under way.
 const TOGETHER: usize = 64;
 
-/// Jobs that are remembered, at most, and what the texts of one of them may take, in bytes.
+/// Most cached jobs, and most bytes of the texts of one of them.
 const REMEMBERED: usize = 4_096;
 const REMEMBERED_TEXT: usize = 4 << 10;
 
-/// Those who wait for a job, and the reads that are on their way.
+/// The waiting callers, and the reads under way.
 pub(super) struct Reads {
     store: Arc<dyn Store>,
-    /// Where one that is large waits for its turn.
+    /// Reads of large jobs take turns here.
     lists: Arc<Reader>,
     state: Mutex<State>,
     read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
@@ -41,9 +41,9 @@ pub(super) struct Reads {
 
 #[derive(Default)]
 struct State {
-    /// Of each org; none is without.
+    /// By org; no entry is empty.
     waiting: HashMap<OrgId, VecDeque<Wanted>>,
-    /// These orgs, each once: the first is next.
+    /// The orgs in `waiting`, each once; the first is next.
     orgs: VecDeque<OrgId>,
     in_all: usize,
     on_the_way: usize,
@@ -59,7 +59,7 @@ impl State {
         self.in_all += 1;
     }
 
-    /// The next one: of the org whose turn it is.
+    /// The next wanted job, of the org whose turn it is.
     fn pop(&mut self) -> Option<Wanted> {
         let org = self.orgs.pop_front()?;
         let of_org = self.waiting.get_mut(&org)?;
@@ -74,7 +74,7 @@ impl State {
     }
 }
 
-/// A job that somebody waits for.
+/// A job that a caller waits for.
 struct Wanted {
     org: OrgId,
     id: JobId,
@@ -86,7 +86,7 @@ impl Reads {
         Arc::new(Self { store, lists, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
     }
 
-    /// Reads one job; it may be the work of another's call. A large one comes with the turn that it took.
+    /// Reads one job, possibly in a read that another call started. A large job comes with the read turn it took.
     pub(super) async fn job(
         self: &Arc<Self>,
         org: OrgId,
@@ -101,7 +101,7 @@ impl Reads {
             may_go
         };
         if may_go {
-            // In a task of its own: others may wait for it when this caller has gone.
+            // In its own task, since other callers may still wait for it when this one has gone.
             tokio::spawn(OnTheWay { reads: Arc::clone(self), is_counted: true }.read());
         }
         let (record, turn) = match answered.await.unwrap_or(Err(LedgerError::Unavailable))? {
@@ -116,9 +116,9 @@ impl Reads {
         Ok((record.ok_or(LedgerError::JobNotFound { job: id })?, turn))
     }
 
-    /// What is found of each.
+    /// Finds the wanted jobs, in order.
     async fn find(&self, wanted: &[Wanted]) -> Result<Vec<FoundJob>, StoreError> {
-        // Many may wait for the same.
+        // Several callers may wait for the same job.
         let names: BTreeSet<_> = wanted.iter().map(|wanted| (wanted.org, wanted.id)).collect();
         let names: Vec<_> = names.into_iter().collect();
         let found = self.find_each(&names).await?;
@@ -126,7 +126,7 @@ impl Reads {
         Ok(wanted.iter().map(|wanted| found[place(wanted)].clone()).collect())
     }
 
-    /// What is found of each of these, which differ.
+    /// Finds these jobs, which are distinct.
     async fn find_each(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError> {
         let mut found = vec![FoundJob::Nothing; names.len()];
         let known: Vec<_> = {
@@ -163,11 +163,11 @@ impl Reads {
         self.read_before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next that go together. With none left there is, from the same moment on, one read fewer on its way.
+    /// The next jobs to read together. If there are none, lowers the count of reads under the same lock.
     fn take(&self) -> Option<Vec<Wanted>> {
         let mut state = self.state();
         let state = &mut *state;
-        // Whoever has gone need not be read for.
+        // Skips callers that have gone.
         let together: Vec<_> =
             std::iter::from_fn(|| state.pop()).filter(|wanted| !wanted.answer.is_closed()).take(TOGETHER).collect();
         if together.is_empty() {
@@ -177,13 +177,13 @@ impl Reads {
         Some(together)
     }
 
-    /// The queue stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the queue whole, so lock poisoning is ignored.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A read that is on its way, until it finds nothing more to do; or breaks off.
+/// A read under way, until no job is left to read or its task is dropped.
 struct OnTheWay {
     reads: Arc<Reads>,
     is_counted: bool,
@@ -206,7 +206,7 @@ impl OnTheWay {
                         let _ = wanted.answer.send(Ok(found));
                     }
                 }
-                // One of them can't be read: only who asked for it shall hear of it.
+                // One of the jobs can't be read. Each caller reads its job alone, so that only one of them fails.
                 Err(error) if together.len() > 1 && !matches!(error, StoreError::Unavailable(_)) => {
                     for wanted in together {
                         let _ = wanted.answer.send(Ok(FoundJob::Large));
@@ -215,7 +215,7 @@ impl OnTheWay {
                 Err(error) => {
                     let mut told = together;
                     if matches!(error, StoreError::Unavailable(_)) {
-                        // Those who wait would hear the same, each after as long a time.
+                        // Other waiting callers would get the same error, each after as long a wait.
                         let mut state = self.reads.state();
                         told.extend(std::iter::from_fn(|| state.pop()));
                     }

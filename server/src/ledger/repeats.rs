@@ -1,4 +1,4 @@
-//! Claims that come again by their `request_id`: the latest call of each is the one whose caller still listens.
+//! Repeated claims: of all calls with the same `request_id`, only the latest has a caller that still listens.
 
 use std::{
     collections::HashMap,
@@ -10,16 +10,16 @@ use tokio_util::sync::CancellationToken;
 use super::command::Claim;
 use crate::domain::id::OrgId;
 
-/// By what a claim is known when it comes again: the org, its worker and its `request_id`.
+/// Identifies a claim: org, worker and `request_id`.
 type Key = (OrgId, Arc<str>, Arc<str>);
 
-/// The latest calls of all claims with a `request_id` that are under way on this server.
+/// The latest call of each claim with a `request_id` that is under way on this server.
 #[derive(Default)]
 pub(super) struct Repeats(Mutex<HashMap<Key, CancellationToken>>);
 
 impl Repeats {
-    /// Takes the place of an earlier call of the same claim, which ends: its caller has given it up, and a job that it took now would
-    /// be held by nobody. `None` of a claim without a `request_id`.
+    /// Registers a call and ends an earlier call of the same claim. The earlier caller has given up, so jobs that it took would
+    /// be lost until their leases expire. `None` if the claim has no `request_id`.
     pub(super) fn supersede(self: &Arc<Self>, org: OrgId, claim: &Claim) -> Option<Latest> {
         let request = claim.request.as_ref()?;
         let key = (org, Arc::clone(&claim.worker), Arc::clone(request));
@@ -30,13 +30,13 @@ impl Repeats {
         Some(Latest { repeats: Arc::clone(self), key, superseded })
     }
 
-    /// The map stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the map whole, so lock poisoning is ignored.
     fn calls(&self) -> MutexGuard<'_, HashMap<Key, CancellationToken>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The latest call of a claim, for as long as it is under way.
+/// The latest call of a claim, while it is under way.
 pub(super) struct Latest {
     repeats: Arc<Repeats>,
     key: Key,
@@ -44,7 +44,7 @@ pub(super) struct Latest {
 }
 
 impl Latest {
-    /// Waits until a later call has taken its place.
+    /// Waits until a later call replaces this one.
     pub(super) async fn superseded(&self) {
         self.superseded.cancelled().await;
     }
@@ -53,7 +53,7 @@ impl Latest {
 impl Drop for Latest {
     fn drop(&mut self) {
         let mut calls = self.repeats.calls();
-        // The place of one that was superseded is another's.
+        // The entry of a superseded call is the later call's.
         if !self.superseded.is_cancelled() {
             calls.remove(&self.key);
         }

@@ -1,6 +1,6 @@
-//! Where one transaction is open at a time, everybody waits for the one that is under way: an org whose turns take long keeps them short, and
-//! lets more time pass after each, for as long as others call, too. What a command takes is seen only when it is done: of an org whose
-//! turn was too long the next changes fewer jobs. Alone it has all the time there is.
+//! Fairness where one transaction is open at a time (SQLite), and every org waits for the current one. While other orgs call,
+//! an org whose turns take long gets short turns and rests after each. The cost of a command is known only afterwards: an org
+//! whose turn took too long changes fewer jobs in the next ones. An org that is alone is not limited.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -8,42 +8,42 @@ use tokio::time::Instant;
 
 use crate::domain::id::OrgId;
 
-/// A turn that takes longer is long: what a commit takes by itself.
+/// A turn that takes longer is long. About the time of a commit alone.
 const LONG: Duration = Duration::from_millis(5);
-/// One in which the work before its commit takes longer is too long: the next shall take no longer.
+/// A turn whose work before the commit takes longer is too long. The org's next turns are bounded to take no longer.
 const TOO_LONG: Duration = Duration::from_millis(10);
-/// It may have so many commands in any case: of four one is for what is not urgent.
+/// The least bound on commands. A quarter of them, which is one, is for commands that are not vital.
 const LEAST: usize = 4;
-/// A rest is so many times as long as the turn.
+/// Length of a rest, as a multiple of the turn.
 const REST: f64 = 1.5;
 /// The longest rest.
 const LONGEST: Duration = CALLED_OF_LATE;
-/// Turns that were short for so long may change more, however little they did.
+/// After short turns for this long the bound rises, however little the turns did.
 const PROVEN: Duration = Duration::from_secs(1);
-/// Of an org whose turns may change so many jobs nothing need be known.
+/// A bound this high limits nothing, so its entry is dropped.
 const MANY: usize = 4_096;
-/// Others call for so long after a turn of theirs.
+/// Other orgs count as calling for this long after their last turn.
 const CALLED_OF_LATE: Duration = Duration::from_millis(200);
 
-/// See the module.
+/// The orgs that rest, and the bounds on their turns.
 #[derive(Default)]
 pub(super) struct Rests {
-    /// The org that had a turn last, and the one that had of the others.
+    /// The org that had the last turn, and the org that had the last turn of all others.
     last: Option<(OrgId, Instant)>,
     other: Option<(OrgId, Instant)>,
     /// Until when orgs rest.
     until: HashMap<OrgId, Instant>,
-    /// What a turn may change, of orgs whose turns were too long.
+    /// Bounds on the turns of orgs whose turns were too long.
     most: HashMap<OrgId, Most>,
 }
 
-/// How many commands a turn of an org may have, and how many jobs they may change beside those that they name, since when.
+/// Bound on an org's commands in a turn, and on the jobs that they change besides those that they name; and when it was set.
 struct Most {
     jobs: usize,
     since: Instant,
 }
 
-/// What a turn was for one org.
+/// One org's part of a turn.
 #[derive(Clone, Copy)]
 pub(super) struct Worked {
     pub(super) org: OrgId,
@@ -52,7 +52,7 @@ pub(super) struct Worked {
 }
 
 impl Rests {
-    /// A turn of some orgs has ended.
+    /// Records that a turn of these orgs ended.
     pub(super) fn ended(&mut self, orgs: &[OrgId], took: Duration, now: Instant) {
         for org in orgs {
             if let Some(last) = self.last.filter(|(last, _)| last != org) {
@@ -69,11 +69,11 @@ impl Rests {
         }
     }
 
-    /// The work of a turn took so long.
+    /// Records how long the work of a turn took.
     pub(super) fn worked(&mut self, turn: &[Worked], took: Duration, now: Instant) {
         let size = |of: &Worked| of.events.max(of.commands);
         let all: usize = turn.iter().map(size).sum();
-        // Whose most of it is.
+        // The org that most of the work was for.
         let Some(of) = turn.iter().find(|of| 2 * size(of) > all) else { return };
         let org = of.org;
         if took > TOO_LONG && self.do_others_call(org, now) {
@@ -82,19 +82,19 @@ impl Rests {
             self.most.insert(org, Most { jobs, since: now });
         } else if took < TOO_LONG / 2
             && let Some(most) = self.most.get_mut(&org).filter(|most| size(of) >= most.jobs)
-            // That claims which find nothing take no time says little of those that do.
+            // Fast claims that find nothing say little about claims that find jobs.
             && (of.events >= most.jobs / 2 || now - most.since >= PROVEN)
         {
             *most = Most { jobs: most.jobs * 2, since: now };
         }
     }
 
-    /// How many commands a turn of an org may have, and how many other jobs they may change, if there is a bound.
+    /// Bound on an org's commands in a turn, and on the other jobs that they may change; `None`: no bound.
     pub(super) fn most(&self, org: OrgId, now: Instant) -> Option<usize> {
         self.most.get(&org).map(|most| most.jobs).filter(|_| self.do_others_call(org, now))
     }
 
-    /// True if others than this org have called of late.
+    /// True if other orgs have called lately.
     pub(super) fn do_others_call(&self, org: OrgId, now: Instant) -> bool {
         let is_other = |called: &(OrgId, Instant)| called.0 != org && now - called.1 < CALLED_OF_LATE;
         [self.last, self.other].iter().flatten().any(is_other)

@@ -1,4 +1,4 @@
-//! Events as many subscribers are told of them.
+//! Events shared by all subscribers of an org.
 
 use std::{
     ops::Deref,
@@ -8,7 +8,7 @@ use std::{
 use super::label_marks::LabelMarks;
 use crate::{domain::event::JobEvent, store::EventFilter};
 
-/// A committed event, with room for what it is on the wire: made by whoever tells it first, and the same for all.
+/// A committed event with its encoding, which is made by the first stream that sends it and shared by all.
 #[derive(Debug)]
 pub struct SharedEvent {
     event: Arc<JobEvent>,
@@ -17,24 +17,23 @@ pub struct SharedEvent {
 }
 
 impl SharedEvent {
-    /// Not told to anyone yet.
     pub(super) fn new(event: Arc<JobEvent>) -> Arc<Self> {
         Arc::new(Self { event, encoded: OnceLock::new(), marks: OnceLock::new() })
     }
 
-    /// What it is on the wire.
+    /// Its encoding on the wire, made by `encode` unless another stream has made it.
     pub fn encoded(&self, encode: impl FnOnce(&JobEvent) -> Vec<u8>) -> &[u8] {
         self.encoded.get_or_init(|| encode(&self.event).into_boxed_slice())
     }
 
-    /// True if a filter, whose labels have these marks, has it.
+    /// True if the event matches the filter, whose labels have these marks.
     pub(super) fn matches(&self, filter: &EventFilter, labels: &LabelMarks) -> bool {
         let may_have =
             filter.labels.is_empty() || self.marks.get_or_init(|| LabelMarks::of(&self.event.labels)).may_have(labels);
         may_have && filter.matches(&self.event)
     }
 
-    /// About what it takes in memory, once it was told.
+    /// Approximate bytes in memory, its encoding included.
     pub(super) fn weight(&self) -> usize {
         2 * self.event.weight()
     }

@@ -1,5 +1,5 @@
-//! One subscriber's way along an org's log: the past from the database, then live from the hub, and back whenever it
-//! falls behind what memory holds.
+//! One subscriber's progress along an org's log: past events from the database, then live ones from the hub, and back to the
+//! database whenever its cursor falls behind the tail.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -23,55 +23,55 @@ use crate::{
     store::{EventFilter, EventQuery, JobPage, ListQuery, Store, StoreError},
 };
 
-/// Events handed over at once: a page of the past, or a slice of the tail.
+/// Events of a delivery: a page of the past, or a slice of the tail.
 const PAGE_EVENTS: usize = 256;
-/// Bytes of a page of the past; one event more than that, at most.
+/// Bytes of a page of the past; exceeded by one event at most.
 const PAGE_BYTES: usize = 1 << 20;
-/// What a job of a page takes besides its texts, about.
+/// Approximate bytes of a job in a page besides its texts.
 const JOB_BYTES: usize = 1 << 10;
-/// Jobs of a page of a snapshot.
+/// Jobs in a page of a snapshot.
 const PAGE_JOBS: usize = 64;
-/// Jobs whose payloads and results are read at once, at most: each may be at its limit.
+/// Jobs whose payloads and results are read at once. Each may have the largest size allowed.
 const CONTENTS_AT_ONCE: usize = 8;
 
-/// What a subscriber wants.
+/// What a subscriber asks for.
 #[derive(Debug, Clone, Default)]
 pub struct SubscribeRequest {
     /// Which events.
     pub filter: EventFilter,
-    /// Only events with a greater `seq`. `None`: for a job all of them, for an org those from now on.
+    /// Only events with a greater `seq`. `None`: for a job all events, for an org only new ones.
     pub after: Option<i64>,
-    /// End at what is the head now, or when the snapshot is complete.
+    /// End at the head as of the call; with a snapshot, at the head once the snapshot is complete.
     pub history_only: bool,
-    /// Begin with the jobs as they are.
+    /// Begin with a snapshot of the matching jobs.
     pub with_snapshot: bool,
-    /// The log that the cursor belongs to, if that is to be checked.
+    /// The log that the cursor belongs to; `None`: do not check.
     pub log_id: Option<LogId>,
 }
 
-/// What comes next.
+/// What a subscriber gets next.
 #[derive(Debug)]
 pub enum Delivery {
     /// Events, in the order of `seq`; never empty.
     Events(Vec<Arc<SharedEvent>>, PageShare),
-    /// Jobs of the snapshot; never none.
+    /// Jobs of the snapshot; never empty.
     Snapshot(Vec<JobRecord>, PageShare),
     /// Every matching event up to `seq` was delivered.
     Bookmark {
-        /// The cursor to go on from.
+        /// The cursor to resume from.
         seq: i64,
         /// True if this is the head of the log.
         caught_up: bool,
     },
-    /// Nothing more will come: the history was asked for, or the job is finished.
+    /// Nothing more will come: only the history was asked for, or the job is finished.
     End,
 }
 
-/// Where a subscription takes from.
+/// What a subscription reads from.
 pub(super) struct Source {
     /// Turns to read the past.
     pub(super) catch_up: Arc<Reader>,
-    /// What its pages may take.
+    /// Memory for its pages.
     pub(super) pages: StreamPages,
     pub(super) listener: Listener,
     pub(super) org: OrgId,
@@ -79,35 +79,35 @@ pub(super) struct Source {
     pub(super) log_id: LogId,
 }
 
-/// A place in an org's log. Holds no database connection between deliveries.
+/// A position in an org's log. Uses no database connection between deliveries.
 pub struct Subscription {
     source: Source,
     filter: EventFilter,
-    /// Of the filter's labels.
+    /// The marks of the filter's labels.
     marks: LabelMarks,
-    /// Everything that matches up to here was delivered.
+    /// Every matching event up to here was delivered.
     cursor: i64,
     is_history: bool,
-    /// Where a history ends, once that is known.
+    /// Where a history ends, once known.
     until: Option<i64>,
-    /// The status of the filter's job at the cursor, once the cursor has been at the head.
+    /// The status of the filter's job at the cursor, once the cursor has reached the head.
     job_status: Option<JobStatus>,
     mode: Mode,
-    /// The cursor was found to be where the log ended, and nothing was delivered since.
+    /// The cursor is at the head, and nothing was delivered since that was found.
     is_at_head: bool,
-    /// The hub's count of forgotten tails when this subscription last turned to the database.
+    /// The hub's count of restarts when this subscription last read the database.
     restarts: u64,
     owes_bookmark: bool,
     bookmark_interval: Duration,
     place: StreamPlace,
     next_bookmark: Instant,
-    /// Where the last bookmark said that the subscriber had caught up.
+    /// The cursor of the last bookmark, if it said that the subscriber had caught up.
     caught_up_at: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Reading the jobs as they are: those created before this `seq`.
+    /// Reading the snapshot: jobs created before this `seq`.
     Snapshot { before: i64 },
     /// Reading the past from the database.
     Past,
@@ -129,7 +129,7 @@ impl Subscription {
         if request.log_id.is_some_and(|wanted| wanted != *log_id) {
             return Err(LedgerError::EpochChanged { current: *log_id });
         }
-        // A page beyond every event: the head, the floor and the job's status alone.
+        // A page beyond every event reads only the head, the floor and the job's status.
         let filter = EventFilter { job: request.filter.job, ..EventFilter::default() };
         let query = EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 };
         let log = catch_up.read(org, move |store| async move { store.events(org, &query).await }).await?;
@@ -147,7 +147,7 @@ impl Subscription {
             None if request.filter.job.is_some() => 0,
             None => log.head,
         };
-        // A job that exists has its whole history: only the org's stream can expire.
+        // A job that exists has its whole history. Only an org's stream can expire.
         if request.filter.job.is_none() && cursor + 1 < log.floor {
             return Err(LedgerError::CursorExpired { oldest: log.floor, head: log.head });
         }
@@ -170,7 +170,7 @@ impl Subscription {
         })
     }
 
-    /// What this subscription takes up of the bound on streams.
+    /// The slot that this subscription takes of the bound on streams.
     pub fn place(&self) -> StreamPlace {
         Arc::clone(&self.place)
     }
@@ -180,28 +180,29 @@ impl Subscription {
         self.source.log_id
     }
 
-    /// What its pages may take.
+    /// Memory for its pages.
     pub fn pages(&self) -> StreamPages {
         self.source.pages.clone()
     }
 
-    /// Up to where everything that matches was delivered; `None` while a snapshot is.
+    /// Every matching event up to here was delivered; `None` while the snapshot is being read.
     pub fn cursor(&self) -> Option<i64> {
         (!matches!(self.mode, Mode::Snapshot { .. })).then_some(self.cursor)
     }
 
-    /// The next delivery. May be dropped while it waits: nothing is lost, and the next call goes on from there.
+    /// The next delivery. May be dropped while it waits: nothing is lost, and the next call resumes.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::CursorExpired`], [`LedgerError::EpochChanged`], or that of the database.
+    /// [`LedgerError::CursorExpired`], [`LedgerError::CursorAhead`], [`LedgerError::EpochChanged`],
+    /// [`LedgerError::JobNotFound`], or an error of the database.
     pub async fn next(&mut self) -> Result<Delivery, LedgerError> {
         loop {
             if let Some(current) = self.source.listener.log_id().filter(|current| *current != self.source.log_id) {
                 return Err(LedgerError::EpochChanged { current });
             }
             if let Mode::Snapshot { before } = self.mode {
-                // No bookmark: there is no cursor to go on from until it is complete.
+                // Without a bookmark: until the snapshot is complete, there is no cursor to resume from.
                 let (jobs, taken) = self.snapshot(before).await?;
                 if !jobs.is_empty() {
                     return Ok(Delivery::Snapshot(jobs, taken));
@@ -215,7 +216,7 @@ impl Subscription {
                 Mode::Snapshot { .. } => continue,
                 Mode::Ended => return Ok(Delivery::End),
                 Mode::Past => self.past().await?,
-                // What is in memory anyway takes none.
+                // Events of the tail take no memory of their own.
                 Mode::Live => (self.live().await, PageShare::default()),
             };
             if !events.is_empty() {
@@ -232,7 +233,7 @@ impl Subscription {
         Delivery::Bookmark { seq: self.cursor, caught_up }
     }
 
-    /// Reads the next jobs of the snapshot, and turns to what came after it once there are no more.
+    /// Reads the next jobs of the snapshot. After the last one, the subscription goes on with the past after the noted head.
     async fn snapshot(&mut self, before: i64) -> Result<(Vec<JobRecord>, PageShare), LedgerError> {
         let Source { catch_up, pages, org, .. } = &self.source;
         let org = *org;
@@ -253,7 +254,7 @@ impl Subscription {
             }
         };
         self.mode = next.map_or(Mode::Past, |before| Mode::Snapshot { before });
-        // It says where the snapshot belongs.
+        // The bookmark says which `seq` the snapshot belongs to.
         self.owes_bookmark = next.is_none();
         taken.shrink(jobs.iter().map(|job| job.job.text_bytes() + job.contents.len() + JOB_BYTES).sum());
         Ok((jobs, taken))
@@ -280,14 +281,14 @@ impl Subscription {
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
         }
-        // What was delivered is not there any more: a standby took over that had not got it.
+        // Delivered events are gone: a standby that lacked them took over.
         if self.cursor > page.head {
             return Err(LedgerError::CursorAhead { oldest: page.floor, head: page.head });
         }
         if let Some(job) = self.filter.job
             && page.job_status.is_none()
         {
-            // Removed meanwhile, with what was still to be read of it.
+            // The job was removed meanwhile, with its remaining events.
             return Err(LedgerError::JobNotFound { job });
         }
         self.restarts = restarts;
@@ -316,7 +317,7 @@ impl Subscription {
         Ok((events.into_iter().map(SharedEvent::new).collect(), taken))
     }
 
-    /// Takes what the hub has, or waits for it. Comes back empty when something else is due first.
+    /// Takes events from the tail, or waits for them. Returns none when something else is due first.
     async fn live(&mut self) -> Vec<Arc<SharedEvent>> {
         match self.source.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
             Recent::Behind => {
@@ -335,7 +336,7 @@ impl Subscription {
                 events.retain(|event| event.matches(&self.filter, &self.marks));
                 events
             }
-            // What memory takes for the head of the log may not be it: whether the job is finished there, the database says.
+            // The end of the tail may not be the head of the log. Only the database says whether the job is finished there.
             Recent::AtHead if self.job_status.is_some_and(JobStatus::is_terminal) => {
                 self.mode = Mode::Past;
                 Vec::new()
@@ -343,7 +344,7 @@ impl Subscription {
             recent @ (Recent::AtHead | Recent::Awaited) => {
                 self.is_at_head = matches!(recent, Recent::AtHead);
                 let news = self.source.listener.news(self.cursor, self.restarts);
-                // Either way the loop looks again.
+                // The loop checks again in either case.
                 let _ = timeout_at(self.next_bookmark, news).await;
                 if self.source.listener.restarts() != self.restarts {
                     self.is_at_head = false;
@@ -360,7 +361,7 @@ impl Subscription {
     }
 }
 
-/// Some jobs as they are, of those created before a `seq`, and where the next page goes on if there is one.
+/// A page of jobs created before a `seq`, and where the next page begins if there is one.
 async fn snapshot_page(
     store: Arc<dyn Store>,
     org: OrgId,
@@ -373,7 +374,7 @@ async fn snapshot_page(
         let ids: Vec<_> = chunk.iter().map(|job| job.id).collect();
         let mut contents: HashMap<_, _> = store.contents(org, &ids).await?.into_iter().collect();
         for job in chunk {
-            // One that has none any more was removed since the page was read.
+            // Without contents the job was removed since the page was read.
             let Some(contents) = contents.remove(&job.id) else { continue };
             bytes += contents.len();
             records.push(JobRecord { job: job.clone(), contents });

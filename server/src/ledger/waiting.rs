@@ -1,10 +1,12 @@
-//! Claims that wait for work, without asking the database for it.
+//! Claims that wait for work without querying the database.
 //!
-//! The log's head counts the batches that made a job ready: `ready_gen`. A claim that found nothing knows the count up to
-//! which it did, and waits until a higher one is heard of: from this server's own commits, which tell the types too, or from
-//! another's. Claims for the same types stand in one queue, and of a queue no more are woken than there is news for: as many
-//! as jobs became ready here; one when all that is known is that something did somewhere else, and two more by each that
-//! found work and left some. The call that came last is woken first. Whoever is woken and goes away without having looked hands the news on.
+//! The log's head counts the batches that made a job ready: `ready_gen`, the generation. A claim that found nothing waits until
+//! it hears of a generation above the one that it saw: from this server's commits, which also say which types became ready, or
+//! from another server's.
+//!
+//! Claims for the same types wait in one queue, and a queue wakes only as many claims as there is news for: as many as jobs
+//! became ready here; one if all that is known is that another server made some job ready; and two for each claim that found
+//! work and left some. The latest call is woken first. A woken claim that leaves without checking passes the news on.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,10 +18,10 @@ use tokio::sync::oneshot;
 use super::LedgerError;
 use crate::domain::id::OrgId;
 
-/// The types that a claim wants; empty: all.
+/// The types of a claim's jobs; empty: all types.
 pub(super) type Types = Arc<[Arc<str>]>;
 
-/// How many are woken by one that found work and left some.
+/// How many claims are woken by one that found work and left some.
 const WOKEN_BY_ONE: usize = 2;
 
 /// All claims that wait, or may have to.
@@ -32,7 +34,7 @@ pub(super) struct Waiting {
 
 #[derive(Default)]
 struct State {
-    /// Claims that are here, and how many there were ever.
+    /// Claims under way, and how many have entered in all.
     claims: usize,
     entered: u64,
     is_closed: bool,
@@ -50,36 +52,36 @@ struct Queues {
     /// The highest generation heard of.
     heard: i64,
     queues: HashMap<Types, Queue>,
-    /// The numbers of those that name types, by type: of thousands that may name a hundred each, few want what became ready.
+    /// Queue numbers by type. Of thousands of queues that may name a hundred types each, few want what became ready.
     by_type: BTreeSet<(Arc<str>, u64)>,
-    /// How many there were ever.
+    /// How many queues have been opened in all.
     opened: u64,
 }
 
-/// Claims for the same types.
+/// The claims for one set of types.
 #[derive(Default)]
 struct Queue {
-    /// In the order in which they were opened.
+    /// Numbers queues in the order in which they were opened.
     number: u64,
-    /// Up to this generation it is known that nothing is left for these types.
+    /// Nothing is left for these types up to this generation.
     exhausted: i64,
-    /// Claims that were woken and have not come back yet.
+    /// Woken claims that have not reported yet.
     woken: usize,
-    /// In the order in which their calls came.
+    /// Sleeping claims in the order of their calls.
     sleeping: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 impl Queue {
-    /// Wakes up to so many, those first whose calls came last: of a worker that stands still, or is gone without a word, the call is old.
+    /// Wakes up to `n` claims, latest call first: an old call may be that of a worker that hangs or is gone.
     fn wake(&mut self, n: usize) {
         for _ in 0..n {
             let Some((_, wake)) = self.sleeping.pop_last() else { return };
-            // One that leaves takes itself out of the queue, under the same lock: it is there to be woken.
+            // A leaving claim removes itself under the same lock, so a claim in the queue can be woken.
             self.woken += usize::from(wake.send(()).is_ok());
         }
     }
 
-    /// Has one look if there is news that nobody has looked into.
+    /// Wakes one claim if there is news that no woken claim is checking.
     fn look_into(&mut self, heard: i64) {
         if heard > self.exhausted && self.woken == 0 {
             self.wake(1);
@@ -88,12 +90,12 @@ impl Queue {
 }
 
 impl Waiting {
-    /// With room for so many claims, and for so many of one org.
+    /// Bounds the claims, in all and of one org.
     pub(super) fn new(limit: usize, per_org: usize) -> Arc<Self> {
         Arc::new(Self { orgs: Mutex::default(), state: Mutex::default(), limit, per_org })
     }
 
-    /// Enters with a claim, before it looks for the first time: from here on what becomes ready is heard of.
+    /// Registers a claim before its first attempt. From here on it hears of jobs that become ready.
     pub(super) fn enter(self: &Arc<Self>, org: OrgId, types: Types) -> Result<Visit, LedgerError> {
         let mut state = lock(&self.state);
         if state.is_closed {
@@ -114,7 +116,7 @@ impl Waiting {
             org
         });
         drop(orgs);
-        // Each claim holds it, and nothing else for long.
+        // Each claim on the org has a reference. Other references are short-lived.
         if Arc::strong_count(&org) > self.per_org {
             lock(&self.state).claims -= 1;
             return Err(LedgerError::Overloaded);
@@ -123,7 +125,7 @@ impl Waiting {
         Ok(Visit { room: Arc::clone(self), org, types, order, is_woken: false, heard_before })
     }
 
-    /// Takes note that a batch of this server made so many jobs of these types ready.
+    /// Records how many jobs of each type a batch of this server made ready.
     pub(super) fn became_ready(&self, org: OrgId, generation: i64, ready: &BTreeMap<Arc<str>, usize>) {
         let Some(org) = self.org(org) else { return };
         let mut queues = lock(&org.queues);
@@ -137,13 +139,13 @@ impl Waiting {
             } else if queue.exhausted == generation - 1 {
                 queue.exhausted = generation;
             } else {
-                // What the generations in between made ready, nobody here has heard yet.
+                // Another server's generations in between may have made jobs of these types ready.
                 queue.look_into(generation);
             }
         }
     }
 
-    /// Takes note of what another server did, or was found in the database.
+    /// Records a generation that another server announced, or that was found in the database.
     pub(super) fn heard(&self, org: OrgId, generation: i64) {
         let Some(org) = self.org(org) else { return };
         let mut queues = lock(&org.queues);
@@ -156,7 +158,6 @@ impl Waiting {
         }
     }
 
-    /// How many claims wait.
     pub(super) fn sleeping(&self) -> usize {
         let orgs: Vec<_> = lock(&self.orgs).values().filter_map(Weak::upgrade).collect();
         let of_org =
@@ -164,18 +165,18 @@ impl Waiting {
         orgs.iter().map(of_org).sum()
     }
 
-    /// The orgs that claims are on.
+    /// The orgs that have claims.
     pub(super) fn orgs(&self) -> Vec<OrgId> {
         lock(&self.orgs).keys().copied().collect()
     }
 
-    /// Sends everyone away, and lets nobody in.
+    /// Ends all claims and refuses new ones.
     pub(super) fn close(&self) {
         lock(&self.state).is_closed = true;
         let orgs: Vec<_> = lock(&self.orgs).values().filter_map(Weak::upgrade).collect();
         for org in orgs {
             for queue in lock(&org.queues).queues.values_mut() {
-                // Who finds its waker gone knows why.
+                // A claim whose waker is dropped ends with `Draining`.
                 queue.sleeping.clear();
             }
         }
@@ -191,7 +192,7 @@ impl Waiting {
 }
 
 impl Drop for Org {
-    /// The last claim has left. A new one may have opened another room meanwhile: that one stays.
+    /// The last claim has left. If a new claim has registered the org anew meanwhile, that entry stays.
     fn drop(&mut self) {
         let Some(room) = self.room.upgrade() else { return };
         let mut orgs = lock(&room.orgs);
@@ -201,31 +202,31 @@ impl Drop for Org {
     }
 }
 
-/// One claim, while it looks and waits by turns.
+/// One claim, while it tries and waits by turns.
 pub(super) struct Visit {
     room: Arc<Waiting>,
     org: Arc<Org>,
     types: Types,
-    /// When its call came, among all others.
+    /// Its position among all calls.
     order: u64,
-    /// Whether it was woken, and has not said yet what it found.
+    /// It was woken, and has not reported what it found.
     is_woken: bool,
-    /// What had been heard when it began to look.
+    /// The generation heard of when its current attempt began.
     heard_before: i64,
 }
 
 impl Visit {
-    /// Says what a look found: as of which generation, and whether it left something.
+    /// Reports an attempt: the generation that it saw, and whether it left jobs.
     pub(super) fn found(&mut self, generation: i64, has_more: bool) {
         let mut queues = lock(&self.org.queues);
-        // A look that began after something was heard, and finds that the log has not come so far: it wasn't true. (What the
-        // look itself tells of the log's end is for its own queue alone: the others have not looked.)
+        // The attempt began after this generation was announced and saw an earlier one: the announcement was false. (What the
+        // attempt saw counts for its own queue only, since the other queues have not checked.)
         if generation < self.heard_before && queues.heard == self.heard_before {
             queues.heard = generation;
         }
         let heard = queues.heard;
         let Some(queue) = queues.queues.get_mut(&self.types) else {
-            // Nobody else waits for these types.
+            // No claim waits for these types.
             return;
         };
         queue.woken -= usize::from(std::mem::take(&mut self.is_woken));
@@ -238,12 +239,12 @@ impl Visit {
         queues.forget_if_empty(&self.types);
     }
 
-    /// Waits until there may be something that a look as of this generation, which found nothing and left nothing, did not
-    /// see. May be dropped while it waits.
+    /// Waits until there may be a job that an attempt at this generation, which found and left nothing, did not see. May be
+    /// dropped while it waits.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Draining`] when the server is going away.
+    /// [`LedgerError::Draining`] when the server shuts down.
     pub(super) async fn news(&mut self, generation: i64) -> Result<(), LedgerError> {
         let (id, woken) = {
             let mut queues = lock(&self.org.queues);
@@ -285,7 +286,7 @@ impl Drop for Visit {
         if !self.is_woken {
             return;
         }
-        // It was woken and has not looked: somebody else shall.
+        // It was woken and did not check: another claim has to.
         let mut queues = lock(&self.org.queues);
         let heard = queues.heard;
         if let Some(queue) = queues.queues.get_mut(&self.types) {
@@ -296,7 +297,7 @@ impl Drop for Visit {
     }
 }
 
-/// A claim that sleeps. Given up, it leaves the queue, and if it was being woken the visit hands the news on.
+/// A sleeping claim. Dropped, it leaves the queue. If it was woken just then, the visit passes the news on.
 struct Sleep<'a> {
     visit: &'a mut Visit,
     id: u64,
@@ -317,7 +318,7 @@ impl Drop for Sleep<'_> {
 }
 
 impl Queues {
-    /// How many of these jobs claims want that name types, by their queues' numbers.
+    /// How many of these jobs each queue that names types wants, by queue number.
     fn wanted(&self, ready: &BTreeMap<Arc<str>, usize>) -> HashMap<u64, usize> {
         let mut wanted = HashMap::new();
         for (name, jobs) in ready {
@@ -329,7 +330,7 @@ impl Queues {
         wanted
     }
 
-    /// The queue of claims for these types.
+    /// The queue of these types, opened if there is none.
     fn open(&mut self, types: &Types) -> &mut Queue {
         self.queues.entry(Arc::clone(types)).or_insert_with(|| {
             self.opened += 1;
@@ -349,7 +350,7 @@ impl Queues {
     }
 }
 
-/// What is behind these locks stays whole whatever panics beside them.
+/// A panic elsewhere leaves the data behind these locks whole, so lock poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,4 @@
-//! What claims and event streams ask for (types, labels, names), which the server keeps for as long as they wait: so many bytes in all, and of
-//! one org.
+//! Bounds the memory of what waiting claims and event streams name (types, labels, workers), on the server and for each org.
 
 use std::sync::Arc;
 
@@ -9,14 +8,13 @@ use crate::{
     shares::{Full, Most, Part, Shares},
 };
 
-/// What a text takes besides its bytes.
+/// Bytes that a text takes besides its own.
 const OF_EACH: usize = 96;
 
-/// All of them.
 #[derive(Clone)]
 pub(super) struct Wishes(Arc<Shares<OrgId>>);
 
-/// One, for as long as it is kept.
+/// The memory of one claim or stream, until it is dropped.
 pub(super) type Wish = Part<OrgId>;
 
 impl Wishes {

@@ -1,6 +1,6 @@
 //! Moves the lanes: takes a turn's commands, decides them, commits, and answers.
 //!
-//! While one batch commits, the next gathers in the lanes; a lone command never waits for company.
+//! While one batch commits, the next gathers in the lanes. A lone command never waits for company.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,21 +34,20 @@ use crate::{
     store::{Batch, Needs, Reach, RecordId, Store, StoreError},
 };
 
-/// How long loading and writing, or committing, may take before the connection is given up.
+/// How long loading and writing, or committing, may take before the writer gives up the connection.
 const UNIT_OF_WORK: Duration = Duration::from_secs(10);
-/// What a disk takes for it, about, with the copy from SQLite's log.
+/// Approximate time to commit 1 MiB of text, including its copy from SQLite's WAL.
 const COMMIT_OF_MEBIBYTE: Duration = Duration::from_millis(10);
-/// The wait between two looks for the outcome of a broken commit.
+/// Pause between two attempts to find the outcome of a broken commit.
 const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 
-/// How often a batch is run again for getting in the way of another transaction.
+/// How often a batch is run again after a conflict with another transaction.
 const MAX_CONFLICTS: u32 = 3;
 
-/// How far the clock may be behind the log's last event before that is said, and how often it is.
+/// How far the clock may be behind the log's last event before that is logged, and the pause between two such messages.
 const CLOCK_BEHIND: TimeDelta = TimeDelta::seconds(5);
 const SAY_BEHIND: Duration = Duration::from_secs(60);
 
-/// What moves the lanes.
 pub(super) struct Writer {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
@@ -58,7 +57,7 @@ pub(super) struct Writer {
     watch: Arc<ClockWatch>,
     limits: Limits,
     undecided: Mutex<Undecided>,
-    /// When it was last said that the clock is behind.
+    /// When the server's log last reported that the clock is behind.
     said_behind: Mutex<Option<std::time::Instant>>,
 }
 
@@ -66,21 +65,21 @@ pub(super) struct Writer {
 struct Ended {
     /// The database did not answer.
     is_outage: bool,
-    /// What is of orgs whose heads others hold.
+    /// Batches of orgs whose heads other servers held.
     left_out: Turn,
 }
 
-/// A turn up to its commit.
+/// A turn that is ready to commit.
 struct Prepared {
     batch: Box<dyn Batch>,
     decisions: Vec<Decision>,
-    /// One of the records that it leaves: all are there, or none is. `None` if it leaves none.
+    /// One of the turn's batch records: the database has all of them or none. `None` if the turn leaves none.
     record: Option<(OrgId, RecordId)>,
-    /// How long it took, once the heads were won, and what is to be written will take beyond what any commit does.
+    /// Time since the heads were won, plus the estimated time to commit the texts.
     worked: Duration,
 }
 
-/// Orgs whose last commit may or may not have happened.
+/// Orgs whose last commit has an unknown outcome.
 #[derive(Default)]
 struct Undecided {
     orgs: HashSet<OrgId>,
@@ -118,7 +117,7 @@ impl Writer {
         }
         while let Some(ended) = writers.join_next().await {
             if let Err(error) = ended {
-                // A panic here is a defect that must not turn into a server that hangs.
+                // A panic of a writer is a defect. Ending the server is better than a server that hangs.
                 std::panic::resume_unwind(error.into_panic());
             }
         }
@@ -136,7 +135,7 @@ impl Writer {
         }
     }
 
-    /// Commits a turn and answers everyone in it, but for orgs whose heads others hold.
+    /// Commits a turn and answers its callers, except those of orgs whose heads other servers hold.
     async fn commit(self: &Arc<Self>, mut turn: Turn, may_grow: bool) -> Ended {
         let mut left_out = Turn::new();
         let is_outage = match self.attempt(&mut turn, &mut left_out, may_grow).await {
@@ -144,7 +143,7 @@ impl Writer {
                 self.finish(turn, decisions);
                 false
             }
-            // The database refused data that validation let through: only the culprit shall hear of it.
+            // The database refused data that validation accepted. Running the parts one by one fails only the culprit.
             Err(StoreError::Refused(reason)) if !is_single(&turn) => {
                 tracing::warn!(reason, "the database refused a batch; its orgs, or its commands, are run one by one");
                 let mut is_outage = false;
@@ -160,19 +159,19 @@ impl Writer {
         Ended { is_outage, left_out }
     }
 
-    /// Runs a turn as one transaction. On success everything is durable and the subscribers have it, but for orgs whose heads others
-    /// hold: those are left out of the turn.
+    /// Runs a turn as one transaction. On success its events are durable and in the hub. Orgs whose heads other servers hold
+    /// are moved from the turn to `left_out`.
     async fn attempt(
         self: &Arc<Self>,
         turn: &mut Turn,
         left_out: &mut Turn,
         mut may_grow: bool,
     ) -> Result<Vec<Decision>, StoreError> {
-        // A broken commit that never happened is run again, once; one that got in the way of another, a few times.
+        // A broken commit that did not happen is run again once, a conflict up to [`MAX_CONFLICTS`] times.
         let mut may_run_again = true;
         let mut conflicts = 0;
         loop {
-            // What was begun from memory in vain is begun by looking.
+            // Only the first attempt begins from memory.
             let prepared = bounded(self.prepare(turn, left_out, conflicts == 0 && may_run_again, may_grow)).await;
             may_grow = false;
             let Prepared { batch, decisions, record, worked } = match prepared {
@@ -203,7 +202,7 @@ impl Writer {
             tracing::warn!(reason, "a commit broke; looking for its outcome");
             match self.resolve(record).await {
                 Ok(was_committed) => {
-                    // Memory does not have these events.
+                    // The hub's tails may lack these events.
                     self.send_to_database(turn);
                     if was_committed {
                         self.wake(turn, &decisions);
@@ -223,15 +222,15 @@ impl Writer {
         }
     }
 
-    /// Has the subscribers of a turn's orgs read on from the database.
+    /// Sends the subscribers of a turn's orgs to the database.
     fn send_to_database(&self, turn: &[OrgBatch]) {
         for batch in turn {
             self.hub.restart(batch.org);
         }
     }
 
-    /// Looks after orgs whose last commit is undecided: once their heads can be won it is decided, and if it happened
-    /// nobody else will tell their subscribers.
+    /// Watches orgs whose last commit has an unknown outcome. Once an org's head is won, the outcome is decided. If the commit
+    /// happened, only this announces it to the org's subscribers.
     fn await_outcome(self: &Arc<Self>, turn: &[OrgBatch]) {
         let mut undecided = self.undecided();
         undecided.orgs.extend(turn.iter().map(|batch| batch.org));
@@ -258,12 +257,12 @@ impl Writer {
         }
     }
 
-    /// The set stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the set whole, so lock poisoning is ignored.
     fn undecided(&self) -> MutexGuard<'_, Undecided> {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a turn's transaction: from memory, or by taking the heads; what the turn needs is known then.
+    /// Begins a turn's transaction, from memory or by locking the heads, and determines what the turn needs.
     async fn begin(
         &self,
         turn: &mut Turn,
@@ -276,14 +275,14 @@ impl Writer {
             let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch), batch.commands.len())).collect();
             if let Some(batch) = self.store.recall(&needs) {
                 let needs = needs.into_iter().map(|(org, needs, _)| (org, needs)).collect();
-                // What it takes for the time is carried on from an earlier reading.
+                // Its time is carried on from an earlier reading, so there is no new reading to observe.
                 return Ok((batch, Trust::default(), needs));
             }
         }
         let asked = Moment::now();
         let log_id = self.store.log_id();
         let begun = self.store.begin(&turn.iter().map(|batch| batch.org).collect::<Vec<_>>()).await;
-        // Subscribers are told before there is anything of another log.
+        // Ends subscriptions of the old log before any event of the new one is published.
         if let Some(now) = self.store.log_id().filter(|now| Some(*now) != log_id) {
             self.hub.is_of_log(self.hub.turn(), now);
         }
@@ -292,7 +291,7 @@ impl Writer {
             let held: HashSet<_> = batch.orgs().iter().copied().collect();
             left_out.extend(turn.extract_if(.., |batch| !held.contains(&batch.org)));
         }
-        // The head may have been long to win.
+        // Locking the head may have taken long, and more commands may wait.
         if let [of_org] = &mut turn[..]
             && may_grow
         {
@@ -326,12 +325,12 @@ impl Writer {
             heads.insert(*org, loaded.head.seq);
             let commands =
                 commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
-            // A defect in what decides is its command's alone: where there are several, they are run one by one.
+            // A panic in a decision fails only its command: the commands of the turn are then run one by one.
             let space = self.lanes.space();
             let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.max(0).unsigned_abs()));
             chosen.push(defended(|| choose(*org, commands, loaded, inputs, quotas))?);
         }
-        // Of what claims get no more is read than they get.
+        // Reads only the rows of the jobs that claims get.
         let wanted: Vec<_> = chosen.iter().flat_map(Chosen::wanted).collect();
         let mut rows: HashMap<OrgId, Vec<Job>> = HashMap::new();
         if !wanted.is_empty() {
@@ -360,7 +359,7 @@ impl Writer {
         Ok(Prepared { batch, decisions, record, worked })
     }
 
-    /// Says so where the clock was set back: until it has caught up with the log `recorded_at` stands still.
+    /// Reports a clock that was set back: `recorded_at` stands still until the clock has caught up with the log.
     fn compare_clocks(&self, behind: TimeDelta) {
         if behind < CLOCK_BEHIND {
             return;
@@ -376,19 +375,19 @@ impl Writer {
         }
     }
 
-    /// Whether a turn whose commit broke was committed: its record is in the log, or it isn't.
+    /// Whether a turn whose commit broke was committed, which its record in the log proves.
     async fn resolve(&self, record: Option<(OrgId, RecordId)>) -> Result<bool, StoreError> {
-        // What was decided from memory rests on the database's word that it is so, even where nothing was to be written.
+        // Without a record the turn is run again. Cached states that its answers rest on are confirmed only by a commit.
         let Some((org, record)) = record else { return Ok(false) };
         let until = Instant::now() + self.limits.resolve_within;
         loop {
             let look = async {
-                // Winning the head means that the transaction in question is over, one way or the other.
+                // Once the head is won, the transaction in question is over, one way or the other.
                 let mut held = self.store.begin(&[org]).await?;
                 let is_there = held.has(org, record).await?;
                 if is_there {
-                    // It can be seen, and lost yet: a wait for a synchronous standby that was cut short, by a restart of the
-                    // database say, shows what the standby lacks. Once a commit after it is confirmed, so is it.
+                    // The record may be visible and still be lost: if a restart of the database, for instance, cut the wait for
+                    // a synchronous standby short, the standby may lack it. A confirmed later commit confirms this one too.
                     held.commit().await?;
                 }
                 Ok(is_there)
@@ -411,7 +410,7 @@ impl Writer {
         }
     }
 
-    /// Wakes claims that wait for what has become ready.
+    /// Wakes claims that wait for jobs that became ready.
     fn wake(&self, turn: &[OrgBatch], decisions: &[Decision]) {
         for (batch, decision) in turn.iter().zip(decisions) {
             if let Some(head) = decision.changes.head
@@ -422,7 +421,7 @@ impl Writer {
         }
     }
 
-    /// Answers everyone, and then tells other servers how far the logs have come.
+    /// Answers the callers, then announces to other servers how far the logs reach.
     fn finish(&self, turn: Turn, decisions: Vec<Decision>) {
         let reaches: Vec<_> = reaches(&turn, &decisions).collect();
         self.answer(turn, decisions);
@@ -439,7 +438,7 @@ impl Writer {
                     let undelivered = Undelivered::of(&self.lanes, batch.org, claimed);
                     Answered { reply, undelivered }
                 });
-                // A caller that has gone since has had its command decided all the same. What it had claimed is given back.
+                // A command whose caller has gone since was still decided. Dropping `answered` gives claimed jobs back.
                 if let Some(answer) = pending.answer {
                     let _ = answer.send(answered);
                 }
@@ -448,12 +447,12 @@ impl Writer {
     }
 }
 
-/// Runs what decides.
+/// Runs a decision and turns a panic into an error.
 fn defended<T>(decide: impl FnOnce() -> T) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(decide)).map_err(|_| StoreError::Refused("a decision panicked".to_owned()))
 }
 
-/// What a turn was for each org.
+/// The work of a turn for each org.
 fn works(turn: &[OrgBatch], decisions: &[Decision]) -> Vec<Worked> {
     let worked = |(batch, decision): (&OrgBatch, &Decision)| Worked {
         org: batch.org,
@@ -463,19 +462,19 @@ fn works(turn: &[OrgBatch], decisions: &[Decision]) -> Vec<Worked> {
     turn.iter().zip(decisions).map(worked).collect()
 }
 
-/// How far a turn takes the logs that it changes.
+/// How far the logs reach that a turn changes.
 fn reaches(turn: &[OrgBatch], decisions: &[Decision]) -> impl Iterator<Item = (OrgId, Reach)> {
     turn.iter().zip(decisions).filter_map(|(batch, decision)| Some((batch.org, decision.changes.head?.reach())))
 }
 
-/// Bounds a unit of work before its commit. Given up, it never happened.
+/// Bounds the work before a commit. If it times out, nothing has happened.
 async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(UNIT_OF_WORK, work)
         .await
         .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {UNIT_OF_WORK:?}"))))
 }
 
-/// Refuses to decide on jobs whose rows are ahead of a log that ends here: its end was lost.
+/// Refuses jobs whose rows are ahead of the log's head: the end of the log was lost.
 fn refuse_ahead(jobs: &[Job], head: i64) -> Result<(), StoreError> {
     match jobs.iter().find(|job| job.last_seq > head) {
         Some(job) => Err(StoreError::Refused(format!(

@@ -1,4 +1,4 @@
-//! What claims get: chosen by keys once all other commands are decided, handed out once the rows of what was chosen are there.
+//! What claims get. Jobs are chosen by keys once all other commands are decided, and handed out once their rows are read.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
     store::Loaded,
 };
 
-/// A batch that has decided all but what claims get, which is chosen: it takes the rows of those jobs.
+/// A batch whose commands are decided and whose claims have chosen jobs. It still needs the rows of these jobs.
 pub(in crate::ledger) struct Chosen<'a> {
     log: Log,
     commands: Vec<Ordered<'a>>,
@@ -29,22 +29,22 @@ pub(in crate::ledger) struct Chosen<'a> {
 
 /// What a claim gets.
 struct Choice {
-    /// Whose it is among the commands.
+    /// Index of its command.
     place: usize,
     jobs: Taken,
-    /// There are, or may be, more.
+    /// True if there are, or may be, more jobs for it.
     has_more: bool,
 }
 
 enum Taken {
-    /// Jobs that were ready, in this order.
+    /// Ready jobs, in this order.
     Jobs(Vec<JobId>),
-    /// What an earlier claim of the same batch gets, with the same `request_id`: it came again.
+    /// A repeat of an earlier claim of the same batch, with the same `request_id`: gets the same jobs.
     SameAs(usize),
 }
 
-/// Decides the commands in order, but for what gives back undelivered claims, and chooses jobs for claims. Each sees what those before
-/// it did; an error is its caller's alone.
+/// Decides the commands in order, except `Abandon`s, and chooses jobs for claims. Each command sees the effects of those before
+/// it. An error is its caller's alone.
 pub(in crate::ledger) fn choose<'a>(
     org: OrgId,
     commands: impl IntoIterator<Item = Ordered<'a>>,
@@ -65,7 +65,7 @@ pub(in crate::ledger) fn choose<'a>(
     if claims.peek().is_some() {
         let mut candidates = Candidates::new(ready, &log.jobs);
         let mut by_request: HashMap<(&Arc<str>, &Arc<str>), usize> = HashMap::new();
-        // Who gets none for that asks again, since there are more.
+        // A claim that gets none because of this bound has `has_more` set, and asks again.
         let mut left = log.most.unwrap_or(usize::MAX);
         for (place, claim, by) in claims {
             log.by = by.cloned();
@@ -98,7 +98,7 @@ pub(in crate::ledger) fn choose<'a>(
 }
 
 impl Chosen<'_> {
-    /// The jobs whose rows it takes.
+    /// The jobs whose rows [`Self::decide`] takes.
     pub(in crate::ledger) fn wanted(&self) -> impl Iterator<Item = (OrgId, JobId)> {
         let jobs = self.choices.iter().flat_map(|choice| match &choice.jobs {
             Taken::Jobs(jobs) => &jobs[..],
@@ -107,7 +107,7 @@ impl Chosen<'_> {
         jobs.filter(|id| !self.log.jobs.contains_key(id)).map(|id| (self.log.org, *id))
     }
 
-    /// Hands the jobs out, and decides last what gives back undelivered claims: one that came again is found before.
+    /// Hands the jobs out. Then decides `Abandon`s, last so that a repeated claim still finds its leases.
     pub(in crate::ledger) fn decide(mut self, rows: Vec<Job>) -> Decision {
         self.log.jobs.extend(rows.into_iter().map(|job| (job.id, job)));
         let has_claims = self.commands.iter().any(|ordered| matches!(ordered.command, Command::Claim(_)));
@@ -136,7 +136,7 @@ impl Chosen<'_> {
         Decision { replies, changes: log.finish(), ready, doubts_keys }
     }
 
-    /// Has each claim take what was chosen for it, as far as its answer has room.
+    /// Gives each claim its chosen jobs, as far as its answer has room.
     fn hand_out(&mut self) {
         let (mut taken, mut is_cut): (Vec<Vec<JobId>>, bool) = (Vec::with_capacity(self.choices.len()), false);
         for Choice { place, jobs, has_more } in std::mem::take(&mut self.choices) {
@@ -159,7 +159,7 @@ impl Chosen<'_> {
             self.replies[place] = Ok(Reply::of_claim(jobs, has_more));
         }
         if is_cut {
-            // What one had no room for may be another's: all look again.
+            // Jobs left out of one answer may be another claim's, so all claims ask again.
             for claimed in self.replies.iter_mut().flatten() {
                 if let Reply::Claimed(claimed) = claimed {
                     claimed.has_more = true;
@@ -170,7 +170,7 @@ impl Chosen<'_> {
 }
 
 impl Log {
-    /// If the claim is one that came before, what it holds of that.
+    /// If the claim is a repeat, extends the leases that it has; `None` if it has none.
     fn renew_held(&mut self, claim: &Claim, candidates: &Candidates) -> Option<Reply> {
         let request = (Arc::clone(&claim.worker), Arc::clone(claim.request.as_ref()?));
         let held = self.held.get(&request).cloned()?;
@@ -178,7 +178,7 @@ impl Log {
         (!renewed.is_empty()).then(|| Reply::of_claim(renewed, candidates.has_more(claim)))
     }
 
-    /// Takes jobs that are ready, as many of these as an answer has room for.
+    /// Claims ready jobs, as many as an answer has room for.
     fn claim(&mut self, claim: &Claim, chosen: Vec<JobId>) -> Vec<Job> {
         let command = transition::Command::Claim(transition::Claim {
             worker: Arc::clone(&claim.worker),
@@ -191,16 +191,16 @@ impl Log {
             if !jobs.is_empty() && bytes > claims::ANSWER_BYTES {
                 break;
             }
-            // One that is not there any more, or not ready, is nobody's.
+            // Skips jobs that were removed or are not ready any more.
             jobs.extend(self.apply(id, &command));
         }
         jobs
     }
 
-    /// Extends a lease that the claim took when it came before, if it lives.
+    /// Extends a lease that an earlier call of this claim took, if it is alive.
     fn renew(&mut self, id: JobId, claim: &Claim) -> Option<Job> {
         let job = self.jobs.get(&id)?;
-        // Others may number their claims in the same way.
+        // A `request_id` identifies a claim only together with its worker.
         if job.lease.as_ref()?.worker != claim.worker {
             return None;
         }

@@ -1,4 +1,4 @@
-//! Jobs of other systems.
+//! Imports of jobs of other systems.
 
 use std::sync::Arc;
 
@@ -16,7 +16,6 @@ use crate::domain::{
 };
 
 impl Log {
-    /// Brings in a job of another system.
     pub(super) fn import(&mut self, import: &Import) -> Result<Reply, LedgerError> {
         let Import { job: wanted, is_dry_run } = import;
         if let Some(idempotency) = &wanted.spec.idempotency

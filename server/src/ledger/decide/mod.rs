@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-/// What the commands of a batch name, which may change so many other jobs.
+/// What a batch has to load for its commands. `most` bounds the due jobs that it may change.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: Option<usize>) -> Needs {
     let most_due = due::most(most);
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
@@ -88,13 +88,13 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: O
 /// What a job was before its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Before {
-    /// Not there.
+    /// It did not exist.
     Nothing,
     /// Ready to be claimed.
     Ready,
     /// Waiting for its time.
     Scheduled,
-    /// There, and not waiting.
+    /// In any other status.
     Other,
 }
 
@@ -103,7 +103,7 @@ enum Before {
 struct Touched {
     before: Before,
     differs: Differs,
-    /// Time is to look at it earlier than it was to.
+    /// The job is due earlier than it was.
     is_due_sooner: bool,
 }
 
@@ -117,39 +117,39 @@ impl Before {
     }
 }
 
-/// What a batch is decided by beside what it has loaded: the same make the same of it.
+/// Inputs of a decision besides the loaded data. Equal inputs give equal decisions.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs {
-    /// By the database's clock.
+    /// The database's clock.
     pub(super) clock: Time,
-    /// By this process's, to tell how long something took here.
+    /// This process's clock, for measuring how long something took here.
     pub(super) began: Instant,
-    /// What is known of the clock.
+    /// What is known about the database's clock.
     pub(super) trust: Trust,
-    /// What the nonces of its leases are made from.
+    /// The nonces of new leases are derived from this.
     pub(super) secret: LeaseSecret,
-    /// Jobs that it hands out at most, and as many that it changes because they are due.
+    /// Most jobs that claims get, and most due jobs that are changed; `None`: the usual bounds.
     pub(super) most: Option<usize>,
 }
 
-/// A command, and who is said to have caused its events.
+/// A command, and the actor of its events.
 #[derive(Clone, Copy)]
 pub(super) struct Ordered<'a> {
     pub(super) command: &'a Command,
     pub(super) by: Option<&'a Arc<str>>,
 }
 
-/// What became of a batch: an answer for each command in order, and what to write before any of them is given.
+/// The outcome of a batch: an answer for each command in order, and the changes to write before any answer is sent.
 pub(super) struct Decision {
     pub(super) replies: Vec<Result<Reply, LedgerError>>,
     pub(super) changes: Changes,
-    /// How many jobs of each type became ready and were not claimed.
+    /// Jobs that became ready and were not claimed, by type.
     pub(super) ready: BTreeMap<Arc<str>, usize>,
-    /// A command was refused whose key may not be new: it is to be looked up, and all decided again.
+    /// A create was refused though its idempotency key may exist: the batch has to look the key up and decide again.
     pub(super) doubts_keys: bool,
 }
 
-/// What an org has once events of so many bytes are gone.
+/// The stock of an org once events of this many bytes are removed.
 fn without(stock: Stock, bytes: i64) -> Stock {
     Stock { bytes: stock.bytes - bytes, ..stock }
 }
@@ -161,11 +161,11 @@ fn is_last(command: &transition::Command) -> bool {
 /// The part of an org's log that a batch touches.
 struct Log {
     org: OrgId,
-    /// Whose command is being decided.
+    /// Actor of the command that is being decided.
     by: Option<Arc<str>>,
-    /// What the clock says.
+    /// The database's clock.
     now: Time,
-    /// When what this batch does is written.
+    /// `recorded_at` of the batch's events.
     recorded_at: Time,
     began: Instant,
     trust: Trust,
@@ -175,33 +175,33 @@ struct Log {
     loaded_head: Head,
     quotas: Quotas,
     assumes_new_keys: bool,
-    /// A command was refused whose key may not be new.
+    /// A create was refused though its idempotency key may exist.
     doubts_keys: bool,
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
-    /// Jobs that claims with a `request_id` hold, by worker and that.
+    /// Jobs leased to claims with a `request_id`, by worker and `request_id`.
     held: HashMap<(Arc<str>, Arc<str>), Vec<JobId>>,
-    /// Jobs that are due, and when the next of the others is.
+    /// Jobs that are due, and when the next other job is.
     due: Vec<JobId>,
     next_due: Option<Time>,
-    /// Jobs that a clock that was ahead has put off.
+    /// Jobs that the clock postponed while it was ahead.
     misdated: Vec<JobId>,
-    /// Jobs that may be kept no longer, and when the next one may.
+    /// Jobs whose retention may be over, and when the next of the others expires.
     expired: Vec<JobId>,
     sizes: HashMap<JobId, i64>,
     slice: Option<Slice>,
     histories: HashMap<JobId, Vec<Milestone>>,
-    /// What was brought in before of jobs that are brought in.
+    /// Earlier imports of the jobs to be imported.
     marks: HashMap<JobId, Mark>,
-    /// A job was brought in that has ended: retention may be through with it at once.
+    /// A finished job was imported. Its retention may be over at once.
     has_brought_ended: bool,
-    /// How many jobs the types of the loaded jobs have, before this batch, if some may be kept no longer.
+    /// How many jobs each type of an expired job had before this batch.
     populations: HashMap<Arc<str>, i64>,
-    /// Since when the series tells of jobs.
+    /// Since when the series covers jobs.
     told_since: Time,
     next_expiry: Option<Time>,
-    /// Jobs that are other than they were, each with what it was.
+    /// Jobs that the batch changed, each with what it was.
     touched: HashMap<JobId, Touched>,
     changes: Changes,
 }
@@ -225,7 +225,7 @@ impl Log {
             org,
             by: None,
             now: inputs.clock,
-            // It never falls along `seq`, whatever the clock does.
+            // Never falls along `seq`, even if the clock is set back.
             recorded_at: loaded.head.recorded_at.map_or(inputs.clock, |last| last.max(inputs.clock)),
             began: inputs.began,
             trust: inputs.trust,
@@ -261,7 +261,7 @@ impl Log {
         self.by = by.cloned();
         match command {
             Command::Create(create) => self.create(create),
-            // Decided when everything else is.
+            // Decided after all other commands.
             Command::Apply { command, .. } if is_last(command) => Err(LedgerError::Refused),
             Command::Claim(_) => Err(LedgerError::Refused),
             Command::Apply { job, command } => {
@@ -275,7 +275,7 @@ impl Log {
         }
     }
 
-    /// Decides a command on a job; the job as it is then.
+    /// Decides a command on a job. Returns the job after it.
     fn apply(&mut self, job: JobId, command: &transition::Command) -> Result<Job, LedgerError> {
         let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
         let transition = current.apply(&self.within_quota(command), self.tick())?;
@@ -293,7 +293,7 @@ impl Log {
             && let Some(existing) = self.keys.get(&wanted.key).and_then(|id| self.jobs.get(id))
         {
             let held = existing.spec.idempotency.as_ref().and_then(|held| held.digest);
-            // Of a key that was brought in no more is known than what type it was for.
+            // An imported key has no digest, so only the job's type can be compared.
             let is_same = match held {
                 Some(digest) => wanted.digest == Some(digest),
                 None => existing.spec.job_type == create.spec.job_type,
@@ -325,7 +325,7 @@ impl Log {
         Ok(Reply::of_job(job, false))
     }
 
-    /// True of a type that the org has not had, if it may have one more.
+    /// True if the org does not have the type. Fails if it may not have another.
     fn is_new_type(&self, job_type: &Arc<str>) -> Result<bool, LedgerError> {
         let is_new = !self.types.contains(job_type);
         if is_new && self.head.types >= self.quotas.types as i64 {
@@ -346,7 +346,7 @@ impl Log {
         Tick { now: self.now, recorded_at: self.recorded_at, next_seq: self.head.seq + 1, secret: self.secret }
     }
 
-    /// Takes over what a transition made of a job, and appends its events to the log.
+    /// Applies a transition: replaces the job and appends its events to the log.
     fn append(&mut self, status: Option<JobStatus>, before: Before, mut timeline: Timeline, transition: Transition) {
         let Transition { job, mut events, .. } = transition;
         if let Some(by) = &self.by {
@@ -394,12 +394,12 @@ impl Log {
         }
     }
 
-    /// What the batch does to the statistics of a job's type.
+    /// The batch's changes to the statistics of a job's type.
     fn tally(&mut self, job: &Job) -> &mut Tally {
         self.changes.tallies.entry(Arc::clone(&job.spec.job_type)).or_default()
     }
 
-    /// Counts what became ready and still is, and has others hear of it.
+    /// Counts the jobs that became ready and still are, and raises `ready_gen` if there are any.
     fn count_ready(&mut self) -> BTreeMap<Arc<str>, usize> {
         let ready = self.ready_now();
         if !ready.is_empty() {
@@ -408,7 +408,7 @@ impl Log {
         ready
     }
 
-    /// How many jobs of each type may be claimed and couldn't before this batch.
+    /// Jobs that are ready now and were not before this batch, by type.
     fn ready_now(&self) -> BTreeMap<Arc<str>, usize> {
         let mut ready: BTreeMap<Arc<str>, usize> = BTreeMap::new();
         let became = self.touched.iter().filter(|(_, touched)| touched.before != Before::Ready);
@@ -425,14 +425,14 @@ impl Log {
 
     fn finish(mut self) -> Changes {
         self.forget_types();
-        // A job may go without raising the floor.
+        // The tallies are stored with the batch record, which needs a head, even an unchanged one.
         if self.head != self.loaded_head || !self.changes.tallies.is_empty() {
             self.changes.head = Some(self.head);
         }
         if self.has_brought_ended {
             self.changes.next_retention = Some(self.now);
         }
-        // By the log's time: what is too old is so as of its last event.
+        // The age of the series' buckets goes by the log's time, that of its last event.
         let minute = |head: &Head| head.recorded_at.map(|last| Width::Minute.start(last));
         if minute(&self.head) != minute(&self.loaded_head) {
             self.changes.new_minute = self.head.recorded_at;
@@ -446,7 +446,7 @@ impl Log {
                     None => {}
                 }
             }
-            // In the order of the table: neighbours in the database are written one after the other.
+            // In the order of the table, so that neighbouring rows are written one after the other.
             self.changes.created.sort_unstable_by_key(|job| job.id);
             self.changes.changed.sort_unstable_by_key(|changed| changed.job.id);
             let changed = self.changes.changed.iter().map(|changed| &changed.job);
@@ -454,7 +454,7 @@ impl Log {
             let due = |job: &Job| Some((job.due_at?, touched.get(&job.id)?.is_due_sooner));
             let due: Vec<_> = waiting.filter_map(due).collect();
             let of_all = due.iter().map(|(due, _)| *due).min();
-            // Of the others that is on record.
+            // The due times of the other jobs are already on record.
             let sooner = due.iter().filter(|(_, is_sooner)| *is_sooner).map(|(due, _)| *due).min();
             self.changes.next_due = match (self.changes.next_due, sooner) {
                 (Some(NextDue::At(next)), _) => Some(NextDue::At(next.into_iter().chain(of_all).min())),

@@ -1,7 +1,7 @@
-//! What an org may have, and what is refused to one that has as much.
+//! Quotas of an org, and what is refused once they are reached.
 //!
-//! An org with all the bytes that it may have gets no new jobs and brings none back. What its workers do goes on in a quarter more. Beyond that
-//! nothing begins and no progress is taken: jobs still end, are canceled, given back and removed, each of which a job can do but once.
+//! An org that has all its bytes gets no new jobs and can't revive any. Its workers go on until it has a quarter more. Beyond
+//! that no attempt begins and no progress is recorded. Jobs still end, are canceled, given back and removed, each only once.
 
 use std::borrow::Cow;
 
@@ -14,16 +14,16 @@ use crate::domain::{
     transition::{Command, Heartbeat, News, Transition},
 };
 
-/// What one org may have.
+/// Quotas of one org.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ledger) struct Quotas {
     /// Distinct types of its jobs.
     pub(in crate::ledger) types: usize,
-    /// Jobs, those that have ended among them.
+    /// Jobs, finished ones included.
     pub(in crate::ledger) jobs: u64,
-    /// What they and their events take, about, in bytes.
+    /// Approximate bytes of its jobs and events.
     pub(in crate::ledger) bytes: u64,
-    /// The same while the disk is nearly full: its part of what is left.
+    /// The same while the disk is nearly full: what the org had before, plus its share of the remaining space.
     pub(in crate::ledger) bytes_left: u64,
 }
 
@@ -36,7 +36,7 @@ impl Quotas {
 }
 
 impl Log {
-    /// Refuses so many more jobs, with so many bytes, to an org that may not have them.
+    /// Refuses more jobs, or more bytes, than the org may have.
     pub(super) fn add_to_stock(&self, jobs: u64, bytes: u64) -> Result<(), LedgerError> {
         let Quotas { jobs: most_jobs, bytes: most_bytes, bytes_left, .. } = self.quotas;
         if self.jobs_kept() + jobs > most_jobs {
@@ -48,7 +48,7 @@ impl Log {
         if self.bytes_kept() + bytes > bytes_left { Err(LedgerError::StorageFull) } else { Ok(()) }
     }
 
-    /// Refuses what begins, or tells of progress, to an org that has a quarter more than it may.
+    /// Refuses new attempts and progress to an org that exceeds its bytes by more than a quarter.
     pub(super) fn may_work(&self) -> Result<(), LedgerError> {
         let most = self.quotas.bytes;
         if self.bytes_kept() <= with_a_quarter(most) {
@@ -57,7 +57,7 @@ impl Log {
         Err(LedgerError::QuotaExceeded { quantity: Quantity::Bytes, limit: most })
     }
 
-    /// What a command comes to in an org that has a quarter more than it may: a heartbeat extends its lease and tells nothing.
+    /// Reduces a command while the org exceeds its bytes by more than a quarter: a heartbeat then only extends its lease.
     pub(super) fn within_quota<'a>(&self, command: &'a Command) -> Cow<'a, Command> {
         match command {
             Command::Heartbeat(heartbeat) if self.may_work().is_err() => {
@@ -67,7 +67,7 @@ impl Log {
         }
     }
 
-    /// Refuses what a command would add to the log of an org that may not have it, whichever command it is.
+    /// Refuses events that the org may not add to its log, whichever command causes them.
     pub(super) fn check_quota(&self, transition: &Transition) -> Result<(), LedgerError> {
         for event in &transition.events {
             match event.kind {

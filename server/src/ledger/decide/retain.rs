@@ -1,4 +1,4 @@
-//! Finished jobs that are kept no longer.
+//! Retention: removal of finished jobs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,27 +12,27 @@ use crate::{
     store::{Bucket, Expired, Most, Retention},
 };
 
-/// Jobs that one batch removes, at most.
+/// Most jobs that one batch removes.
 const REMOVED_JOBS: usize = 500;
-/// Events that one batch removes, and what they and their jobs' payloads take, at most.
+/// Most events that one batch removes, and most bytes of these events and their jobs.
 const REMOVED: Most = Most { events: 10_000, bytes: 16 << 20 };
-/// What happened to a job with more events than this is not looked up.
+/// The history of a job with more events than this is not loaded.
 const MAX_HISTORY: i64 = 200_000;
-/// The least and the longest wait between two looks for what an org no longer keeps.
+/// The shortest and the longest wait between two checks of an org's retention.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 
-/// What a batch that removes jobs asks for.
+/// What a batch with a retention command loads.
 pub(super) fn expired(retention: &Retention) -> Expired {
     Expired { retention: *retention, limit: REMOVED_JOBS, most: REMOVED, max_history: MAX_HISTORY }
 }
 
 impl Log {
-    /// Removes finished jobs that are kept no longer. A job that this batch has changed is judged as it is now.
+    /// Removes finished jobs whose retention is over. A job that this batch changed is judged as it is now.
     pub(super) fn retain(&mut self, retention: &Retention) -> Removed {
         let candidates = std::mem::take(&mut self.expired);
         if self.trust.is_retention_barred {
-            // It stays due, and whoever asked waits before asking again.
+            // The org stays due, and the retention service waits before it tries again.
             return Removed { jobs: 0, has_more: false };
         }
         if let Some(slice) = self.slice.take() {
@@ -59,7 +59,7 @@ impl Log {
             let weight = job.weight();
             bytes += size.unwrap_or_default() + weight;
             let fits = events <= REMOVED.events && bytes <= REMOVED.bytes;
-            // What the series tells of has to be known to be taken away.
+            // The series still covers the job. Without its history, its part of the series can't be recorded as removed.
             let is_known = size.is_some() && (!is_told || self.histories.contains_key(&id));
             if !is_known || !fits && jobs > 0 {
                 has_more = true;
@@ -77,13 +77,13 @@ impl Log {
                 break;
             }
         }
-        // Where none could be removed, looking again at once would find the same.
+        // If no job could be removed, another attempt at once would find the same.
         has_more &= jobs > 0;
         self.changes.next_retention = retention.shortest().map(|keep| {
             if has_more {
                 return self.now;
             }
-            // What finishes from now on expires after the shortest time, at the earliest.
+            // A job that finishes from now on expires after the shortest retention, at the earliest.
             let next = self.next_expiry.map_or(self.now + keep, |next| next.min(self.now + keep));
             next.max(self.now + (keep / 100).clamp(LEAST_WAIT, LONGEST_WAIT))
         });
@@ -102,7 +102,7 @@ impl Log {
         self.changes.removed.push(job);
     }
 
-    /// Forgets types whose last job goes.
+    /// Forgets types whose last job is removed.
     pub(super) fn forget_types(&mut self) {
         if self.changes.removed.is_empty() {
             return;
@@ -115,7 +115,7 @@ impl Log {
         self.head.types -= self.changes.forgotten.len() as i64;
     }
 
-    /// Notes what the series no longer finds in the log, for as long as it tells of it.
+    /// Records what the log loses of the job's history, for the buckets that the series still keeps.
     fn forget(&mut self, job: &Job) {
         let Some(log_time) = self.loaded_head.recorded_at else { return };
         let mut timeline = Timeline::default();

@@ -1,4 +1,4 @@
-//! Claims that wait, woken in order, without a ledger.
+//! The order in which waiting claims are woken, tested without a ledger.
 
 use std::{
     future::Future,
@@ -22,7 +22,7 @@ fn ready(jobs: &[(&str, usize)]) -> BTreeMap<Arc<str>, usize> {
     jobs.iter().map(|(name, n)| (Arc::from(*name), *n)).collect()
 }
 
-/// A claim that looked as of a generation, found nothing, and waits.
+/// A claim that found nothing at some generation, and waits.
 type Asleep<'a> = Pin<Box<dyn Future<Output = Result<(), LedgerError>> + 'a>>;
 
 fn sleep(visit: &mut Visit, generation: i64) -> Asleep<'_> {
@@ -95,7 +95,7 @@ fn what_is_heard_while_somebody_looks_is_looked_into_after() {
     waiting.heard(ORG, 1);
     assert!(is_awake(&mut one));
     drop(one);
-    // Its look was as of 1 when 2 came.
+    // It checked at generation 1, and 2 arrives meanwhile.
     waiting.heard(ORG, 2);
     assert!(!is_awake(&mut other));
     first.found(1, false);
@@ -117,7 +117,7 @@ fn what_one_queue_has_seen_is_news_to_another() {
     let waiting = Waiting::new(100, 100);
     let mut of_b = enter(&waiting, &["b"]);
     let mut news = sleep(&mut of_b, 4);
-    // Another server's batch is seen by a look for other types before it is announced.
+    // A claim for other types sees another server's batch before that is announced.
     enter(&waiting, &["a"]).found(5, false);
     waiting.heard(ORG, 5);
     assert!(is_awake(&mut news));
@@ -141,7 +141,7 @@ fn a_generation_that_was_skipped_is_looked_into() {
     let waiting = Waiting::new(100, 100);
     let mut visit = enter(&waiting, &["a"]);
     let mut news = sleep(&mut visit, 0);
-    // Another server's batch made a job ready as of 1; of this one's it is known that it is no concern of the claim's.
+    // Generation 1, another server's, may have made a job ready. Generation 2, this server's, has none for the claim.
     waiting.became_ready(ORG, 2, &ready(&[("b", 1)]));
     assert!(is_awake(&mut news));
     drop(news);
@@ -153,7 +153,7 @@ fn a_generation_that_was_skipped_is_looked_into() {
 
 #[test]
 fn whoever_was_woken_and_goes_hands_the_news_on() {
-    // Before it noticed, after it noticed, and one after the other.
+    // The claim leaves before it has noticed that it was woken, and after.
     for notices in [false, true] {
         let waiting = Waiting::new(100, 100);
         let mut visits: Vec<_> = (0..3).map(|_| enter(&waiting, &["a"])).collect();
