@@ -1,4 +1,4 @@
-//! Client certificates: whose they are, by their subject alternative names.
+//! Client certificates, mapped to principals by their subject alternative names.
 
 use std::{
     collections::HashMap,
@@ -26,12 +26,12 @@ use crate::domain::{
     id::OrgId,
 };
 
-/// What a client's certificate says of it, once it was verified.
+/// A verified client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
-    /// Its subject alternative names, as in `dns:worker.example.com`, `uri:spiffe://example.com/worker`, `email:a@example.com`.
+    /// Its subject alternative names: `dns:worker.example.com`, `uri:spiffe://example.com/worker`, `email:a@example.com`.
     pub names: Vec<String>,
-    /// When it ends.
+    /// The end of its validity.
     pub not_after: Time,
 }
 
@@ -56,7 +56,7 @@ impl PeerCertificate {
     }
 }
 
-/// Whose certificates are whose, from a file: a line for each name.
+/// Principals by certificate name, from a file with a line for each name.
 pub(super) struct Identities {
     path: PathBuf,
     now: RwLock<Arc<HashMap<String, Arc<Credential>>>>,
@@ -67,7 +67,7 @@ impl Identities {
         let shown = || path.display().to_string();
         let bytes = file::read(path).map_err(|error| AccessError::File { path: shown(), error })?;
         let read = parse(&bytes).map_err(|error| AccessError::Unusable(format!("{}: {error}", shown())))?;
-        // Later it may be: nobody is left to be let in.
+        // Only at the start: later an empty file may be meant to lock all clients out.
         if read.is_empty() {
             return Err(AccessError::Unusable(format!("{}: it names nobody", shown())));
         }
@@ -79,13 +79,13 @@ impl Identities {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Who a certificate lets in: the first of its names that is known.
+    /// The credential of the first of the certificate's names that is configured.
     pub(super) fn find(&self, certificate: &PeerCertificate) -> Option<Arc<Credential>> {
         let now = self.now();
         certificate.names.iter().find_map(|name| now.get(name)).cloned()
     }
 
-    /// Reads the file again when it changes, and ends the calls of those who are no longer who they were.
+    /// Reads the file again when it changes. Ends the calls of names that were removed, or whose principal differs.
     pub(super) async fn watch(&self) {
         let mut last = None;
         loop {
@@ -130,8 +130,8 @@ impl Identities {
     }
 }
 
-/// Lines of a name, an org (or `-` for operators) and roles, with the principal's name after them where it is another than the
-/// certificate's: `uri:spiffe://example.com/worker 0190… worker,producer billing`. What begins with `#` is a comment.
+/// Each line has a name, an org (or `-` for operators) and roles, and the principal's name if it differs from the
+/// certificate's: `uri:spiffe://example.com/worker 0190… worker,producer billing`. Lines that begin with `#` are comments.
 fn parse(bytes: &[u8]) -> Result<HashMap<String, Principal>, String> {
     let text = str::from_utf8(bytes).map_err(|error| error.to_string())?;
     let mut identities = HashMap::new();

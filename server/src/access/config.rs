@@ -1,37 +1,37 @@
-//! What is to let callers in.
+//! Configuration of access.
 
 use std::{path::PathBuf, time::Duration};
 
 use crate::domain::access::Role;
 
-/// Whether callers have to say who they are.
+/// Whether callers must present credentials.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Authentication {
-    /// Only where a server listens elsewhere than on loopback, or takes JWTs or client certificates.
+    /// Required unless the server listens on loopback only and takes neither JWTs nor client certificates.
     #[default]
     Automatic,
-    /// They have to.
+    /// Always required.
     Required,
-    /// Nobody has to, whoever can reach the server.
+    /// Never required: whoever can reach the server may call it.
     Off,
 }
 
-/// What lets callers in, besides API tokens.
+/// How callers are authenticated, besides API tokens.
 #[derive(Debug, Clone, Default)]
 pub struct AccessConfig {
-    /// Whether they have to say who they are.
+    /// Whether callers must present credentials.
     pub authentication: Authentication,
-    /// JWTs.
+    /// Which JWTs are accepted; `None`: none.
     pub jwt: Option<JwtConfig>,
-    /// The file that says who client certificates are.
+    /// The file that maps names in client certificates to principals; `None`: certificates are not accepted.
     pub client_identities: Option<PathBuf>,
-    /// Names that callers may call a server by that asks nobody who they are and that only its own machine can reach, beside localhost
-    /// and addresses.
+    /// Host names, besides localhost and addresses, by which callers may address a server that listens on loopback
+    /// and requires no credentials.
     pub allowed_hosts: Vec<String>,
 }
 
 impl AccessConfig {
-    /// True if callers have to say who they are to a server that listens on loopback, or doesn't.
+    /// True if the server requires credentials. `is_loopback`: it listens on loopback only.
     pub fn is_on(&self, is_loopback: bool) -> bool {
         match self.authentication {
             Authentication::Required => true,
@@ -46,38 +46,38 @@ impl AccessConfig {
 pub enum KeySource {
     /// A file, read again when it changes.
     File(PathBuf),
-    /// A URL of http or https, read again now and then, and when a key is named that is not known.
+    /// An http or https URL, read again every [`JwtConfig::refresh`], and when a JWT names an unknown key.
     Url(String),
 }
 
-/// Which JWTs are taken, and what they say.
+/// Which JWTs are accepted, and how their claims are read.
 #[derive(Clone)]
 pub struct JwtConfig {
-    /// The keys of RS256, ES256 and EdDSA.
+    /// Where the public keys for RS256, ES256 and EdDSA are.
     pub keys: Option<KeySource>,
-    /// The file with the secret of HS256: at least 32 bytes.
+    /// The file with the HS256 secret: at least 32 bytes.
     pub hs256_secret: Option<PathBuf>,
-    /// What `iss` must be.
+    /// The required `iss`.
     pub issuer: String,
-    /// What `aud` must name.
+    /// The `aud` that a JWT must name.
     pub audience: String,
-    /// The claims that say whose it is, who it is, and what it may do: names, or JSON pointers where they begin with a slash.
+    /// The claim with the org's id. All three claims are a name, or a JSON pointer, which begins with a slash.
     pub org_claim: String,
-    /// See `org_claim`.
+    /// The claim with the caller's name.
     pub subject_claim: String,
-    /// See `org_claim`: an array of strings, or one string of words.
+    /// The claim with the caller's roles: an array of strings, or one string of words.
     pub roles_claim: String,
-    /// What roles are called there; where none is named, as here. Operators are not among them.
+    /// Role names in the claim, and the role of each. If empty, the claim has jobledger's names. Never the operator role.
     pub roles: Vec<(String, Role)>,
-    /// What operators are called there; `None`: no JWT makes one, since an operator is every org's.
+    /// The name of the operator role in the claim. `None`: no JWT makes an operator, because operators may act on every org.
     pub operator_role: Option<String>,
-    /// For how long a JWT may hold, from when it was issued.
+    /// The longest lifetime of a JWT, counted from its `iat`.
     pub max_lifetime: Duration,
     /// By how much clocks may differ.
     pub leeway: Duration,
     /// How often keys are read from a URL.
     pub refresh: Duration,
-    /// How old keys may become that can't be read again: older ones are none.
+    /// How long keys that can't be read again remain valid.
     pub keys_max_age: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! What was found of a credential.
+//! Principals, cached credentials, and reasons for refusal.
 
 use std::{
     fmt,
@@ -9,32 +9,32 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::{access::Roles, clock::Time, id::OrgId, name::is_seen};
 
-/// Who calls.
+/// A caller, as authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// By which jobs and events tell who it was, with the kind of its credential: `token:importer`, `jwt:alice`, `cert:dns:a.example`.
+    /// The actor in jobs and events. The prefix is the kind of credential: `token:importer`, `jwt:alice`, `cert:dns:a.example`.
     pub name: Arc<str>,
-    /// Whose it is; `None` for operators, who name an org with each call.
+    /// The caller's org; `None` for operators, who name an org with each call.
     pub org: Option<OrgId>,
-    /// What it may do.
+    /// The caller's roles.
     pub roles: Roles,
-    /// From when on it may not.
+    /// When the credential expires.
     pub expires_at: Option<Time>,
 }
 
 impl Principal {
-    /// The characters of a name, at most: with the kind of its credential it is a name of a job's.
+    /// The longest name, in characters. With its prefix it must fit where jobs and events name an actor (255).
     pub const MAX_NAME_CHARS: usize = 240;
 
-    /// What a name may be: not too long, and seen whole.
+    /// True for 1 to [`Self::MAX_NAME_CHARS`] characters, none of which is invisible or redirects text (control, bidi).
     pub fn is_name(name: &str) -> bool {
         (1..=Self::MAX_NAME_CHARS).contains(&name.chars().count()) && is_seen(name)
     }
 }
 
-/// A principal, for as long as its credential holds.
+/// A principal, until its credential ends.
 pub struct Credential {
-    /// Who it lets in.
+    /// The principal that the credential authenticates.
     pub principal: Principal,
     ended: CancellationToken,
     why: OnceLock<Refusal>,
@@ -45,45 +45,45 @@ impl Credential {
         Arc::new(Self { principal, ended: CancellationToken::new(), why: OnceLock::new() })
     }
 
-    /// It lets nobody in any more.
+    /// Ends the credential, and so the long calls made with it.
     pub(super) fn end(&self, why: Refusal) {
-        // The first reason counts.
+        // Only the first reason is kept.
         let _ = self.why.set(why);
         self.ended.cancel();
     }
 
-    /// Why it lets nobody in any more, for another reason than its time; `None` as long as it does.
+    /// Why the credential was ended, except for expiry; `None` while it is valid.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         self.why.get().copied()
     }
 
-    /// Done once it was ended: why.
+    /// Completes with the reason once the credential was ended.
     pub(super) async fn ended(&self) -> Refusal {
         self.ended.cancelled().await;
         self.refusal().unwrap_or(Refusal::Revoked)
     }
 }
 
-/// Why a call is not let in. None of it says anything about what is in the ledger.
+/// Why a call is refused. No variant reveals anything about the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// It presents nothing.
+    /// The call presents no credential.
     Nothing,
-    /// What it presents is nothing that lets anybody in.
+    /// The header is malformed, or is neither an API token nor a JWT.
     Malformed,
-    /// This server doesn't take credentials of the kind.
+    /// This server does not accept credentials of this kind.
     NotTaken(&'static str),
-    /// It is not known, or says it is somebody who is not.
+    /// The credential is unknown, or no principal is configured for it.
     Unknown,
-    /// Its time is over.
+    /// The credential has expired.
     Expired,
-    /// It was revoked.
+    /// The credential was revoked.
     Revoked,
-    /// It is a JWT that does not hold.
+    /// The JWT is invalid, for this reason.
     Jwt(&'static str),
-    /// Too many unknown ones are being looked up.
+    /// Too many credentials are waiting to be checked.
     Busy,
-    /// Nobody can tell: the database doesn't answer.
+    /// The credential can't be checked: the database does not answer.
     Unavailable,
 }
 

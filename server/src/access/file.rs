@@ -1,10 +1,10 @@
-//! Files that are read again when they change.
+//! Reading of configured files, which are read again when they change.
 
 use std::{io, path::Path, time::Duration};
 
-/// How often they are looked at.
+/// How often files are checked for changes.
 pub(crate) const LOOK: Duration = Duration::from_secs(5);
-/// No more is read of one.
+/// The largest file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Reads a small file.
@@ -18,7 +18,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same, where others must not wait for it.
+/// As [`read`], on a blocking thread.
 pub(crate) async fn read_aside(path: &Path) -> io::Result<Vec<u8>> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || read(&path)).await.unwrap_or_else(|ended| Err(io::Error::other(ended)))

@@ -1,4 +1,4 @@
-//! Credentials as they come, with bytes for credentials.
+//! Fuzz targets: arbitrary bytes as credentials.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::{JwtConfig, Secret, TokenText, jwt::Jwt};
 use crate::domain::{access::Role, id::Digest};
 
-/// An API token: none, or one that has this form alone.
+/// Only texts of the one valid form may parse as API tokens.
 pub fn api_token(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     if TokenText::parse(text).is_some() {
@@ -19,7 +19,7 @@ pub fn api_token(bytes: &[u8]) {
 
 const SECRET: &[u8] = b"a secret that is long enough for HS256";
 
-/// The one JWT that there is.
+/// The only correctly signed JWT.
 static GENUINE: LazyLock<String> = LazyLock::new(|| {
     let claims = json!({
         "iss": "https://login.example.com", "aud": "jobledger", "exp": 4_102_444_800_u64, "sub": "somebody",
@@ -51,7 +51,7 @@ static JWT: LazyLock<Jwt> = LazyLock::new(|| {
     jwt
 });
 
-/// A JWT: only the one that was signed is taken. `{genuine}` in the bytes stands for it.
+/// Only the signed JWT may be accepted. `{genuine}` in the bytes is replaced by it.
 pub fn jwt(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let text = text.replace("{genuine}", &GENUINE);

@@ -1,4 +1,4 @@
-//! JWTs (RFC 7519): verified with the key that they name, by the one algorithm that this key is for.
+//! JWTs (RFC 7519), verified with the key that they name, by the one algorithm of that key.
 
 use std::{
     collections::HashMap,
@@ -30,14 +30,13 @@ use crate::{
     generations::Generations,
 };
 
-/// No longer one is looked at.
+/// The longest JWT, in bytes.
 const MAX_TOKEN: usize = 8 << 10;
-/// JWTs that are remembered, at most: verifying one takes longer than many a call.
+/// Verified JWTs that are cached. Verifying one takes longer than many calls do.
 const REMEMBERED: usize = 10_000;
-/// Calls with new ones from one address that may wait until they are verified: a client that has just got one may call with it many times.
+/// Calls with unverified JWTs that may wait from one address: a client may begin many calls with a new JWT at once.
 const MAY_WAIT_OF_ADDRESS: usize = 512;
 
-/// See the module.
 pub(super) struct Jwt {
     config: JwtConfig,
     keys: Keys,
@@ -47,11 +46,11 @@ pub(super) struct Jwt {
 
 struct State {
     known: Generations<Digest, Verified>,
-    /// All that somebody calls with, by the key that they were verified with.
+    /// Credentials of JWTs that are in use, cached or not, by the JWT's digest; with the digest of the key that verified it.
     held: HashMap<Digest, (Digest, Weak<Credential>)>,
 }
 
-/// One that holds as long as its key does.
+/// A verified JWT. It stays valid as long as its key does.
 #[derive(Clone)]
 struct Verified {
     credential: Arc<Credential>,
@@ -62,7 +61,7 @@ impl Jwt {
         Ok(Self::of(config.clone(), Keys::open(config).await?))
     }
 
-    /// With a secret for HS256 alone.
+    /// Accepts JWTs of HS256 with this secret only.
     pub(super) fn with_secret(config: JwtConfig, secret: &[u8]) -> Self {
         Self::of(config, Keys::of_secret(secret))
     }
@@ -73,50 +72,50 @@ impl Jwt {
         Self { config, keys, state, gate: Gate::new(processors / 2, MAY_WAIT_OF_ADDRESS) }
     }
 
-    /// Who the JWT says it is whose digest this is, if that was verified before.
+    /// The credential of the JWT with this digest, if it is cached.
     pub(super) fn known(&self, digest: &Digest) -> Option<Arc<Credential>> {
         self.state().known.get(digest).map(|known| Arc::clone(&known.credential))
     }
 
-    /// Verifies one, for somebody at this address: by a thread that does nothing else, since it takes as long as many a call.
+    /// Verifies a JWT, in a turn of this address and on a blocking thread, since it takes as long as many calls do.
     pub(super) async fn find(
         self: &Arc<Self>,
         text: &str,
         digest: Digest,
         from: IpAddr,
     ) -> Result<Arc<Credential>, Refusal> {
-        // What no key could have signed waits for nobody.
+        // A JWT that no known key can have signed is refused without a turn.
         self.key(text)?;
         let entered = self.gate.enter(from).await?;
-        // Another may have been called with meanwhile.
+        // Another call may have verified the same JWT meanwhile.
         if let Some(known) = self.known(&digest) {
             return Ok(known);
         }
         let (jwt, text) = (Arc::clone(self), text.to_owned());
         let verified = spawn_blocking(move || {
-            // Also where its caller has gone.
+            // The turn lasts until the work is done, even if the caller has gone.
             let _entered = entered;
             jwt.credential(&text, digest)
         });
         match verified.await {
             Ok(verified) => verified,
-            // A defect is the call's that came to it.
+            // A panic is passed on to the call that caused it.
             Err(ended) if ended.is_panic() => resume_unwind(ended.into_panic()),
             Err(_) => Err(Refusal::Busy),
         }
     }
 
-    /// Who a JWT says it is, whose digest this is; if it holds.
+    /// Verifies a JWT that has this digest, and caches its credential.
     pub(super) fn credential(&self, text: &str, digest: Digest) -> Result<Arc<Credential>, Refusal> {
         loop {
             let keys = self.keys.now();
             let (principal, key) = self.verify(text)?;
             let mut state = self.state();
             if !Arc::ptr_eq(&keys, &self.keys.now()) {
-                // Its key may be gone.
+                // The keys changed during the verification: the JWT's key may be gone.
                 continue;
             }
-            // One for all who call with it, so that all of their calls end with its key.
+            // All calls with one JWT share a credential, so that they all end with its key.
             let held = state.held.get(&digest).filter(|(by, _)| *by == key).and_then(|(_, held)| held.upgrade());
             let credential = held.unwrap_or_else(|| Credential::new(principal));
             if state.held.len() > 2 * REMEMBERED {
@@ -128,7 +127,7 @@ impl Jwt {
         }
     }
 
-    /// Has JWTs verified again when keys change, and ends the calls of those whose key is gone.
+    /// When the keys change, clears the cache, and ends the calls with JWTs whose key is gone.
     pub(super) async fn watch(&self) {
         self.keys
             .watch(|keys| {
@@ -146,13 +145,13 @@ impl Jwt {
             .await;
     }
 
-    /// The key by which it says that it was signed.
+    /// The key that the JWT's header names.
     fn key(&self, text: &str) -> Result<Arc<Key>, Refusal> {
         if text.len() > MAX_TOKEN {
             return Err(Refusal::Jwt("it is too long"));
         }
         let header = decode_header(text).map_err(|_| Refusal::Jwt("its header can't be read"))?;
-        // RFC 7515, 4.1.11: what must be understood, and is not.
+        // RFC 7515, 4.1.11: a JWT with critical headers that are not understood must be refused. None is understood here.
         if header.crit.is_some() {
             return Err(Refusal::Jwt("it has critical headers"));
         }
@@ -162,7 +161,7 @@ impl Jwt {
         self.keys.find(header.kid.as_deref(), header.alg).ok_or(Refusal::Jwt("its key is unknown"))
     }
 
-    /// Who it is, and by which key.
+    /// The principal of a valid JWT, and the digest of its key.
     fn verify(&self, text: &str) -> Result<(Principal, Digest), Refusal> {
         let key = self.key(text)?;
         let mut rules = Validation::new(key.algorithm);
@@ -190,7 +189,7 @@ impl Jwt {
             }
         };
         let named = self.roles(claim(claims, roles_claim));
-        // An operator is one without an org.
+        // Only principals without an org can be operators.
         let roles = if org.is_some() { named.without(Role::Operator) } else { named };
         if org.is_none() && !roles.has(Role::Operator) {
             return Err(Refusal::Jwt("it does not say whose it is"));
@@ -216,7 +215,7 @@ impl Jwt {
         Ok(Principal { name: format!("jwt:{name}").into(), org: org.map(OrgId), roles, expires_at })
     }
 
-    /// The roles that a claim names, as they are called there.
+    /// The roles that the claim names, by the configured role names.
     fn roles(&self, claim: Option<&Value>) -> Roles {
         let words: Vec<&str> = match claim {
             Some(Value::String(words)) => words.split_whitespace().collect(),
@@ -235,18 +234,18 @@ impl Jwt {
         roles.chain(is_operator.then_some(Role::Operator)).collect()
     }
 
-    /// The maps stay whole whatever panics beside them.
+    /// A poisoned lock is usable: no panic leaves the maps inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// True of what the type of a JWT may be that lets somebody in (RFC 7519, 5.1; RFC 9068, 2.1).
+/// True if this `typ` is allowed for an access token (RFC 7519, 5.1; RFC 9068, 2.1).
 fn is_access_token(typ: &str) -> bool {
     ["JWT", "at+jwt", "application/at+jwt"].iter().any(|name| typ.eq_ignore_ascii_case(name))
 }
 
-/// A claim by its name, or by a JSON pointer.
+/// A claim, by its name or by a JSON pointer.
 fn claim<'a>(claims: &'a Value, name: &str) -> Option<&'a Value> {
     if name.starts_with('/') { claims.pointer(name) } else { claims.get(name) }
 }

@@ -1,4 +1,4 @@
-//! Public keys of those who issue JWTs, from a file or a URL, read again when they may have changed.
+//! Keys that verify JWTs: a JWKS from a file or a URL, and an HS256 secret. All are read again when they may have changed.
 
 use std::{
     path::Path,
@@ -30,30 +30,30 @@ use super::{
 };
 use crate::domain::id::Digest;
 
-/// How long reading from a URL may take.
+/// The time limit for reading a URL.
 const FETCH_WITHIN: Duration = Duration::from_secs(10);
-/// How often a URL is read at most, whatever unknown keys are named.
+/// The shortest time between two reads of a URL, however many unknown keys are named.
 const FETCH_PAUSE: Duration = Duration::from_secs(10);
-/// How soon a URL is read again that could not be.
+/// The longest time until a URL that could not be read is read again.
 const FETCH_AGAIN: Duration = Duration::from_secs(30);
-/// What a set may take.
+/// The largest JWKS, in bytes.
 const MAX_BYTES: usize = 1 << 20;
-/// RFC 7518, 3.2: a key of the size of the hash, at least.
+/// RFC 7518, 3.2: a key must have at least the size of the hash.
 const MIN_SECRET: usize = 32;
 
-/// A key, and the one algorithm that it is for: what a JWT says of its algorithm chooses nothing.
+/// A key with its one algorithm. The algorithm that a JWT names must be this one.
 pub(super) struct Key {
     kid: Option<String>,
     pub(super) algorithm: Algorithm,
     pub(super) decoding: DecodingKey,
-    /// By which it is known when the set is read again.
+    /// Identifies the key when the set is read again.
     pub(super) digest: Digest,
 }
 
-/// The keys at one time.
+/// All keys at one time.
 pub(super) type KeySet = Arc<Vec<Arc<Key>>>;
 
-/// The keys, now.
+/// The current keys, and where they come from.
 pub(super) struct Keys {
     source: Option<KeySource>,
     secret: Option<Arc<Key>>,
@@ -62,7 +62,7 @@ pub(super) struct Keys {
     max_age: Duration,
     client: Option<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>>,
     now: RwLock<KeySet>,
-    /// Somebody has named a key that is not there.
+    /// Notified when a JWT names an unknown key.
     missing: Notify,
 }
 
@@ -95,7 +95,7 @@ impl Keys {
             missing: Notify::new(),
         };
         let (read, _) = keys.read().await.map_err(AccessError::Unusable)?;
-        // Later it may be: then none is left to be taken.
+        // Only at the start: later an empty set may be meant to withdraw all keys.
         if read.is_empty() {
             return Err(AccessError::Unusable("the JWKS has no key for RS256, ES256 or EdDSA".to_owned()));
         }
@@ -103,7 +103,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// One secret, and nothing to read again.
+    /// A fixed secret, which is never read again.
     pub(super) fn of_secret(secret: &[u8]) -> Self {
         Self {
             source: None,
@@ -125,7 +125,7 @@ impl Keys {
         *self.now.write().unwrap_or_else(std::sync::PoisonError::into_inner) = keys;
     }
 
-    /// The key that a JWT names; one that names none can only be of a key that has no name.
+    /// The key with this id and algorithm. A JWT without a key id only matches a key without one.
     pub(super) fn find(&self, kid: Option<&str>, algorithm: Algorithm) -> Option<Arc<Key>> {
         let keys = self.now();
         let found = keys.iter().find(|key| key.kid.as_deref() == kid && key.algorithm == algorithm);
@@ -135,11 +135,11 @@ impl Keys {
         found.cloned()
     }
 
-    /// Reads the set again when it may have changed, and says so when it has.
+    /// Reads the keys again when they may have changed, and calls `changed` if they have.
     pub(super) async fn watch(&self, mut changed: impl FnMut(&KeySet)) {
         let is_url = matches!(self.source, Some(KeySource::Url(_)));
         let mut read_at = Instant::now();
-        // When they were last read, for as long as they count.
+        // The last successful read; `None` once its keys are too old to be valid.
         let mut good_at = Some(read_at);
         let mut last = None;
         loop {
@@ -166,7 +166,7 @@ impl Keys {
                     good_at = None;
                     last = None;
                     tracing::error!("the keys of JWTs could not be read for too long: none of them counts any more");
-                    // What has the secret here was withdrawn by nobody elsewhere.
+                    // The secret is local, so an unreachable JWKS says nothing about it.
                     let secret = self.now().iter().filter(|key| key.algorithm == Algorithm::HS256).cloned().collect();
                     self.set(Arc::new(secret));
                     changed(&self.now());
@@ -199,7 +199,7 @@ impl Keys {
         }
     }
 
-    /// The keys where they are kept, and the digest of what was read.
+    /// Reads the keys. Returns them with a digest of what was read.
     async fn read(&self) -> Result<(KeySet, Digest), String> {
         let text = match &self.source {
             None => Vec::new(),
@@ -242,7 +242,7 @@ impl Keys {
     }
 }
 
-/// A URL without what may be a secret in it.
+/// A URL without the parts that may have secrets: user info, query and fragment.
 fn shown(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
@@ -274,7 +274,7 @@ fn client() -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, Acces
 fn secret_key(path: &Path) -> Result<Key, AccessError> {
     let shown = || path.display().to_string();
     let mut bytes = file::read(path).map_err(|error| AccessError::File { path: shown(), error })?;
-    // The end of the line that editors leave.
+    // Editors end the last line with a newline, which is not part of the secret.
     while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
         bytes.pop();
     }
@@ -292,7 +292,7 @@ fn hs256_key(secret: &[u8]) -> Key {
     Key { kid: None, algorithm: Algorithm::HS256, decoding: DecodingKey::from_secret(secret), digest }
 }
 
-/// The keys of a set that can be used: others are left out, as RFC 7517 (5) has it.
+/// The usable keys of a JWKS. Others are ignored, as RFC 7517 (5) requires.
 fn parse(text: &[u8]) -> Result<Vec<Arc<Key>>, String> {
     let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("not a JWKS: {error}"))?;
     Ok(set.keys.iter().filter_map(|jwk| key(jwk).map(Arc::new)).collect())
@@ -304,7 +304,7 @@ fn key(jwk: &Jwk) -> Option<Key> {
         AlgorithmParameters::RSA(_) => Algorithm::RS256,
         AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
         AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
-        // A secret is none where public keys are kept.
+        // Symmetric keys are not accepted in a set of public keys.
         _ => return None,
     };
     let is_named = |name: &str| name.eq_ignore_ascii_case(&format!("{algorithm:?}"));

@@ -1,7 +1,7 @@
 //! Who calls, and what they may do.
 //!
-//! A call presents an API token (`tokens.rs`), a JWT (`jwt.rs`, whose keys `keys.rs` keeps) or, by its connection, a client certificate
-//! (`certificate.rs`). What was found of a credential is remembered for as long as it may be; [`Access::watch`] looks whether it still may.
+//! A call presents an API token (`tokens.rs`), a JWT (`jwt.rs`, with the keys of `keys.rs`) or, by its connection, a
+//! client certificate (`certificate.rs`). Valid credentials are cached, and [`Access::watch`] keeps checking them.
 
 mod certificate;
 mod config;
@@ -32,7 +32,7 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// What all servers of a process need to know who calls.
+/// Authenticates callers.
 pub struct Access {
     tokens: Tokens,
     jwt: Option<Arc<Jwt>>,
@@ -40,10 +40,10 @@ pub struct Access {
     clock: Arc<dyn Clock>,
 }
 
-/// Why nobody may call yet.
+/// Why access can't be set up.
 #[derive(Debug, Error)]
 pub enum AccessError {
-    /// Nobody could.
+    /// Nobody could call: neither API tokens, nor JWTs, nor client certificates are set up.
     #[error(
         "there are no credentials: make a token with `jobledger token create`, or configure --jwt-keys or --client-identities; \
          to let everybody in who reaches this address, --insecure-no-auth"
@@ -52,20 +52,20 @@ pub enum AccessError {
     /// A file can't be read.
     #[error("can't read {path}: {error}")]
     File {
-        /// Which.
+        /// Its path.
         path: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
-    /// What was configured can't be used.
+    /// The configuration can't be used.
     #[error("{0}")]
     Unusable(String),
-    /// The database doesn't say.
+    /// The database can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What a call presents.
+/// The credential that a call presents.
 pub enum Presented {
     /// An API token.
     Token(TokenText),
@@ -76,11 +76,11 @@ pub enum Presented {
 }
 
 impl Presented {
-    /// What is in the `authorization` headers, or else the certificate of the connection.
+    /// The credential in the `authorization` header, else the connection's certificate.
     ///
     /// # Errors
     ///
-    /// If there is neither, or the header is not what it must be, or is there twice: whoever passes calls on may look at another one.
+    /// If there is neither; if the header is malformed; or if there are two: a proxy may have checked the other one.
     pub fn of<'a>(
         authorization: impl IntoIterator<Item = &'a [u8]>,
         certificate: Option<&Arc<PeerCertificate>>,
@@ -110,11 +110,11 @@ impl Presented {
 }
 
 impl Access {
-    /// Reads what is configured.
+    /// Reads the configuration, and the credentials' revision in the database.
     ///
     /// # Errors
     ///
-    /// If it can't be used, or lets nobody in.
+    /// If either can't be read or used, or if nobody could call.
     pub async fn open(
         config: &AccessConfig,
         store: Arc<dyn Store>,
@@ -132,11 +132,11 @@ impl Access {
         Ok(Self { tokens, jwt, identities, clock })
     }
 
-    /// Whose it is, if that is known at once.
+    /// The credential, if that can be told without waiting: it is cached, or is a certificate.
     ///
     /// # Errors
     ///
-    /// If it is not to be let in.
+    /// If the credential is refused.
     pub fn known(&self, presented: &Presented) -> Result<Option<Arc<Credential>>, Refusal> {
         let found = match presented {
             Presented::Token(token) => self.tokens.known(token),
@@ -152,11 +152,11 @@ impl Access {
         found.map(|found| self.in_time(found)).transpose()
     }
 
-    /// Whose it is, as it comes from this address: looked up, or worked out.
+    /// The credential: cached, or looked up or verified in a turn of the caller's address.
     ///
     /// # Errors
     ///
-    /// If it is not to be let in, or that can't be told.
+    /// If the credential is refused, or can't be checked.
     pub async fn find(&self, presented: &Presented, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
         if let Some(known) = self.known(presented)? {
             return Ok(known);
@@ -179,7 +179,7 @@ impl Access {
         Ok(found)
     }
 
-    /// Done once what was presented no longer lets anybody in: why.
+    /// Completes with the reason once the presented credential is no longer valid.
     pub async fn end_of(&self, presented: &Presented, credential: &Credential) -> Refusal {
         let end = match presented {
             Presented::Certificate(certificate) => Some(certificate.not_after),
@@ -200,7 +200,7 @@ impl Access {
         }
     }
 
-    /// Looks whether what is known still holds, for as long as it is polled.
+    /// Keeps checking whether cached credentials are still valid, for as long as it is polled.
     pub async fn watch(&self) {
         let jwt = async {
             match &self.jwt {

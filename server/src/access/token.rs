@@ -1,4 +1,4 @@
-//! API tokens as text.
+//! The text form of API tokens.
 
 use std::fmt;
 
@@ -11,23 +11,23 @@ use crate::domain::{
     id::{Digest, OrgId},
 };
 
-/// How each begins, so that people and scanners for secrets know one when they see it.
+/// The prefix by which people and secret scanners recognise a token.
 pub(super) const PREFIX: &str = "jl_";
 /// An org's id, and a secret of 256 bits.
 const BYTES: usize = 16 + 32;
 
-/// A token that was just made: the only time that it can be read.
+/// A new token. Its text can't be read again later.
 pub struct Secret {
     text: String,
     digest: Digest,
 }
 
 impl Secret {
-    /// A token of an org, or an operator's, with a secret from the system's source of randomness.
+    /// Makes a token of an org, or of an operator, with a secret from the system's source of randomness.
     ///
     /// # Errors
     ///
-    /// If that has none.
+    /// If that source fails.
     pub fn generate(org: Option<OrgId>) -> Result<Self, getrandom::Error> {
         let mut bytes = [0; BYTES];
         let (of_org, secret) = bytes.split_at_mut(16);
@@ -37,32 +37,32 @@ impl Secret {
         Ok(Self { text: format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes)), digest })
     }
 
-    /// To be shown once.
+    /// The token, to be shown once.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// To be kept.
+    /// The SHA-256 of the secret, to be stored.
     pub fn digest(&self) -> Digest {
         self.digest
     }
 }
 
-/// A token as a call presents it, without its secret.
+/// A token as a call presents it, with the digest in place of the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenText {
-    /// Whose it says it is; `None` for an operator's.
+    /// The org that the token names; `None` for an operator's.
     pub org: Option<OrgId>,
-    /// The SHA-256 of its secret.
+    /// The SHA-256 of the secret.
     pub digest: Digest,
 }
 
 impl TokenText {
-    /// Takes a token apart; `None` if it is none.
+    /// Parses a token; `None` if the text is not one.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; BYTES];
         let encoded = text.strip_prefix(PREFIX)?;
-        // Refuses what is longer, too, and bits that mean nothing.
+        // Also refuses longer texts, and texts whose unused trailing bits are set.
         if URL_SAFE_NO_PAD.decode_slice(encoded, &mut bytes).ok()? != BYTES {
             return None;
         }

@@ -1,4 +1,4 @@
-//! API tokens that were looked up, for as long as nobody has made or revoked one since.
+//! API tokens: looked up in the database, and cached until a token is made or revoked.
 
 use std::{
     cmp::Reverse,
@@ -27,54 +27,53 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How often servers look whether a token was made or revoked.
+/// How often the revision of the credentials is read: the database raises it when a token is made or revoked.
 const LOOK: Duration = Duration::from_secs(1);
-/// What is known counts no longer than this after the last look: a revoked token is refused within 5 s even where the database
-/// can't be asked.
+/// Cached tokens are valid for this long after the last read of the revision. So even without an answer of the
+/// database a revoked token is refused within 5 s.
 const HOLDS: Duration = Duration::from_secs(4);
-/// How long it may take, once one was made or revoked, to be sure of each that is known: what can't be made sure of counts no more.
+/// After a change, each cached token must be checked within this time. Else it is dropped, and its calls end.
 const SURE_WITHIN: Duration = Duration::from_secs(2);
-/// How long one look may take then, and how soon one that failed is tried again.
+/// The time limit for one such check, and the pause after a round of checks that left some open.
 const ONE_WITHIN: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);
-/// Tokens that are remembered, at most.
+/// Tokens that are cached.
 const REMEMBERED: usize = 10_000;
-/// Tokens that are looked up at the same time, and those of one address that may wait for it.
+/// Look-ups at the same time, and callers of one address that may wait for one.
 const LOOKED_UP: usize = 2;
 const MAY_WAIT_OF_ADDRESS: usize = 16;
 
-/// How exactly it is noted when a token was last used.
+/// How often the last use of a token is written.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
-/// Tokens of which that is noted at once.
+/// Tokens in one such write.
 const NOTED_AT_ONCE: usize = 500;
 
-/// See the module.
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
     state: Mutex<State>,
     gate: Gate,
-    /// There is something to be made sure of.
+    /// Notified when there are tokens to check again.
     doubted: Notify,
 }
 
 struct State {
     known: Generations<TokenText, Arc<Credential>>,
-    /// All that somebody calls with, known or forgotten.
+    /// Credentials of tokens that are in use, cached or not.
     held: HashMap<TokenText, Weak<Credential>>,
-    /// Those to be looked at again.
+    /// Tokens to check again.
     doubts: HashMap<TokenText, Doubt>,
-    /// Those that were used of late.
+    /// Tokens that were used lately.
     uses: HashMap<TokenText, Use>,
-    /// What the database said the last time that it was asked, and when that was.
+    /// The last revision read, and when its read began.
     revision: i64,
     looked_at: Instant,
 }
 
-/// When a token was used.
+/// The uses of a token.
 #[derive(Default)]
 struct Use {
     noted_at: Option<Instant>,
-    /// Since then.
+    /// Whether it was used since `noted_at`.
     is_used: bool,
 }
 
@@ -82,13 +81,13 @@ struct Use {
 #[derive(Clone)]
 struct Doubt {
     credential: Arc<Credential>,
-    /// As of which revision.
+    /// The revision at which it has to be valid.
     revision: i64,
     since: Instant,
 }
 
 impl State {
-    /// Doubts all that is known.
+    /// Marks all tokens that are cached or in use to be checked at this revision.
     fn doubt_all(&mut self, revision: i64) {
         let since = Instant::now();
         let held = self.held.iter().filter_map(|(token, held)| Some((*token, held.upgrade()?)));
@@ -99,21 +98,20 @@ impl State {
         }
     }
 
-    /// It holds, as of a revision.
+    /// Unmarks a token that is valid at this revision.
     fn make_sure(&mut self, token: &TokenText, revision: i64) {
         if self.doubts.get(token).is_some_and(|doubt| doubt.revision == revision) {
             self.doubts.remove(token);
         }
     }
 
-    /// It was used.
     fn note_use(&mut self, token: &TokenText) {
         if self.uses.len() < REMEMBERED || self.uses.contains_key(token) {
             self.uses.entry(*token).or_default().is_used = true;
         }
     }
 
-    /// Those of whose use nothing was noted for a while.
+    /// Takes the tokens whose last use is to be written.
     fn take_uses(&mut self) -> Vec<TokenText> {
         let is_old = |of_token: &Use| of_token.noted_at.is_none_or(|at| at.elapsed() >= NOTED_EVERY);
         self.uses.retain(|_, of_token| of_token.is_used || !is_old(of_token));
@@ -125,7 +123,7 @@ impl State {
         due.collect()
     }
 
-    /// It could not be noted of these.
+    /// Puts back tokens whose use could not be written.
     fn put_uses_back(&mut self, taken: &[TokenText]) {
         for token in taken {
             self.uses.insert(*token, Use { noted_at: None, is_used: true });
@@ -148,12 +146,12 @@ impl Tokens {
         Ok(Self { store, state, gate: Gate::new(LOOKED_UP, MAY_WAIT_OF_ADDRESS), doubted: Notify::new() })
     }
 
-    /// True if there has ever been one.
+    /// True if any token was ever made.
     pub(super) fn were_made(&self) -> bool {
         self.state().revision > 0
     }
 
-    /// Whose a token is, if that is remembered and still holds.
+    /// The credential of a cached token; `None` if the last read of the revision, or the token's check, is overdue.
     pub(super) fn known(&self, token: &TokenText) -> Option<Arc<Credential>> {
         let mut state = self.state();
         let is_unsure = state.doubts.get(token).is_some_and(|doubt| doubt.since.elapsed() > SURE_WITHIN);
@@ -165,10 +163,10 @@ impl Tokens {
         Some(known)
     }
 
-    /// Looks a token up, for somebody at this address.
+    /// Looks a token up, in a turn of this address.
     pub(super) async fn find(&self, token: &TokenText, from: IpAddr) -> Result<Arc<Credential>, Refusal> {
         let _entered = self.gate.enter(from).await?;
-        // Another may have looked it up meanwhile.
+        // Another call may have looked it up meanwhile.
         if let Some(known) = self.known(token) {
             return Ok(known);
         }
@@ -177,7 +175,7 @@ impl Tokens {
             let found = self.look(token).await?;
             let mut state = self.state();
             if state.revision != revision {
-                // It may have been revoked since.
+                // The revision changed during the look-up: the token may have been revoked.
                 continue;
             }
             state.make_sure(token, revision);
@@ -190,7 +188,7 @@ impl Tokens {
         }
     }
 
-    /// The token in the database, if it still holds.
+    /// Reads the token from the database. Refuses unknown and revoked ones.
     async fn look(&self, token: &TokenText) -> Result<ApiToken, Refusal> {
         match self.store.token(token.org, token.digest).await {
             Ok(Some(found)) if found.revoked_at.is_some() => Err(Refusal::Revoked),
@@ -203,12 +201,12 @@ impl Tokens {
         }
     }
 
-    /// Looks now and then whether tokens were made or revoked, and ends the calls of those that were.
+    /// Keeps the cache current, ends the calls of revoked tokens, and writes when tokens were used.
     pub(super) async fn watch(&self) {
         tokio::join!(self.look_for_changes(), self.make_sure(), self.note_uses());
     }
 
-    /// Has the database know when tokens were used.
+    /// Writes when tokens were last used, once a second.
     async fn note_uses(&self) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -219,7 +217,7 @@ impl Tokens {
                 continue;
             }
             let mut used: Vec<_> = taken.iter().map(|token| (token.org, token.digest)).collect();
-            // In one order: other servers write them, too.
+            // All servers write the rows in the same order, so that they don't deadlock.
             used.sort_unstable_by_key(|(org, digest)| (*org, digest.0));
             if let Err(error) = self.store.use_tokens(&used).await {
                 tracing::debug!(%error, "it can't be noted that tokens were used");
@@ -247,7 +245,7 @@ impl Tokens {
         }
     }
 
-    /// Looks at what is doubted until it is sure, or has been in doubt for too long.
+    /// Checks marked tokens until each is confirmed or dropped.
     async fn make_sure(&self) {
         loop {
             let mut doubts: Vec<_> = self.state().doubts.iter().map(|(token, doubt)| (*token, doubt.clone())).collect();
@@ -255,7 +253,7 @@ impl Tokens {
                 self.doubted.notified().await;
                 continue;
             }
-            // Those with open calls first: each holds its credential.
+            // Tokens with open calls first: each call has a reference to its credential.
             doubts.sort_by_key(|(_, doubt)| Reverse(Arc::strong_count(&doubt.credential)));
             let queue = Mutex::new(doubts.into_iter());
             let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
@@ -278,7 +276,7 @@ impl Tokens {
         }
     }
 
-    /// Looks at one that is doubted; false if it ends for want of an answer.
+    /// Checks one marked token. Returns false if its calls end because the database did not answer in time.
     async fn settle(&self, token: &TokenText, doubt: &Doubt) -> bool {
         let looked = timeout(ONE_WITHIN, self.look(token)).await.unwrap_or(Err(Refusal::Unavailable));
         let mut state = self.state();
@@ -300,14 +298,14 @@ impl Tokens {
         why != Refusal::Unavailable
     }
 
-    /// The maps stay whole whatever panics beside them.
+    /// A poisoned lock is usable: no panic leaves the maps inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn principal(token: ApiToken) -> Principal {
-    // An operator is one without an org.
+    // Only principals without an org can be operators.
     let roles = if token.org.is_some() { token.roles.without(Role::Operator) } else { token.roles };
     Principal { name: format!("token:{}", token.name).into(), org: token.org, roles, expires_at: token.expires_at }
 }

@@ -1,5 +1,5 @@
-//! What is done about a clock that somebody sets: it is read every other second; where it jumped ahead, or nobody has seen it for long,
-//! retention waits; and it is said.
+//! Reacts to steps of the database's clock. `health.rs` reads the clock every other second. Retention waits after a
+//! step, and after a time in which no server saw the clock. Each step is logged.
 
 use std::{future::Future, time::Duration};
 
@@ -12,19 +12,19 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// How long retention waits after a jump, unless somebody says that the clock is right.
+/// How long retention waits after a step, unless somebody confirms the clock.
 const DOUBT: Duration = Duration::from_secs(3_600);
-/// Where no server has seen the clock for longer, it may have been set meanwhile.
+/// The longest gap between two sightings of the clock after which it is still trusted.
 const UNSEEN: TimeDelta = TimeDelta::hours(1);
-/// How often it is noted that it was seen.
+/// How often the sighting of the clock is written.
 const NOTE: Duration = Duration::from_secs(60);
-/// Orgs looked at in one go.
+/// Orgs in one page.
 const ORGS: usize = 100;
-/// The wait after something that failed, and before all orgs are gone through again because of one.
+/// The pause after a failed call, and the pause before all orgs are redated again because one failed.
 const RETRY: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Has retention wait if the clock may have been set while no server was there. To be done before anything is removed.
+/// Makes retention wait if the clock may have been set while no server ran. Must complete before anything is removed.
 pub(super) async fn after_absence(store: &dyn Store) {
     let unseen = insist("can't note when the clock was seen", || store.note_clock(UNSEEN, DOUBT)).await;
     if let Some(unseen) = unseen.filter(|unseen| unseen.abs() > UNSEEN) {
@@ -35,9 +35,9 @@ pub(super) async fn after_absence(store: &dyn Store) {
     }
 }
 
-/// Watches the clock.
+/// Reacts to steps until it is dropped.
 pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
-    // It may have been ahead, and have been set back, when no server was there to see it.
+    // The clock may have been ahead and set back while no server ran, so each start redates once.
     let set_back = watch::Sender::new(Some(LONGEST_LEASE));
     tokio::join!(react(ledger, store, &set_back), redate(ledger, store, set_back.subscribe()), note(store));
 }
@@ -45,7 +45,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
 async fn react(ledger: &Ledger, store: &dyn Store, set_back: &watch::Sender<Option<Duration>>) {
     loop {
         let step = ledger.clock_step().await;
-        // Also where it was set back: of what was ahead by a year that may be an hour.
+        // Also after a step back: a clock that was a year ahead may have been set back by only an hour.
         hold(store).await;
         match step {
             ClockStep::Ahead(by) => {
@@ -64,7 +64,7 @@ async fn react(ledger: &Ledger, store: &dyn Store, set_back: &watch::Sender<Opti
     }
 }
 
-/// Has every org's leases and waits dated anew that were dated by a clock that was ahead, whenever it was set back.
+/// After each step back, redates the leases and waits of every org that were dated while the clock was ahead.
 async fn redate(ledger: &Ledger, store: &dyn Store, mut set_back: watch::Receiver<Option<Duration>>) {
     loop {
         let by = (*set_back.borrow_and_update()).unwrap_or(LONGEST_LEASE);
@@ -80,7 +80,7 @@ async fn redate(ledger: &Ledger, store: &dyn Store, mut set_back: watch::Receive
             }
         }
         if is_done {
-            // The sender lives as long as this.
+            // Can't fail: the caller keeps the sender.
             let _ = set_back.changed().await;
         } else {
             sleep(AGAIN).await;
@@ -88,7 +88,7 @@ async fn redate(ledger: &Ledger, store: &dyn Store, mut set_back: watch::Receive
     }
 }
 
-/// False if it has to be done again.
+/// Returns false if the org has to be redated again.
 async fn redate_org(ledger: &Ledger, org: OrgId, by: Duration) -> bool {
     loop {
         match ledger.redate(org, by).await {
@@ -116,7 +116,7 @@ async fn note(store: &dyn Store) {
     }
 }
 
-/// Does it until it is done.
+/// Repeats the attempt until it succeeds.
 async fn insist<T, F: Future<Output = Result<T, StoreError>>>(failure: &'static str, attempt: impl Fn() -> F) -> T {
     loop {
         match attempt().await {

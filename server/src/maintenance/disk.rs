@@ -1,5 +1,5 @@
-//! Keeps a reserve of the disk for what is there already: reports, heartbeats and retention write in it, creates don't. As much again above
-//! it is shared: no org takes more than a third of that.
+//! Reserves disk space for existing jobs: reports, heartbeats and retention may use the reserve, creates may not. The
+//! same amount above the reserve is shared: no org may take more than a third of it.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use crate::{
     store::{Disk, Store},
 };
 
-/// How often it is looked at. What creates write meanwhile is bounded by what a disk takes.
+/// How often the disk is checked. What creates write in between is bounded by the disk's speed.
 const LOOK: Duration = Duration::from_millis(500);
-/// The reserve, where none is said: a part of the disk, and no more than this.
+/// The default reserve: a twentieth of the disk, at most 1 GiB.
 const PART: u64 = 20;
 const MOST: u64 = 1 << 30;
-/// One org's part of what is shared: a third, of which its jobs and events are a third, the rest being indexes, statistics and logs.
+/// One org may take a third of the shared space. Of that, a third is jobs and events, the rest indexes, statistics and logs.
 const SHARE: u64 = 9;
 
-/// Where the database's disk can't be seen from here, it is for whoever looks after that.
+/// Returns if this server can't see the database's disk, as with PostgreSQL. Its operator has to watch it then.
 pub(super) async fn run(ledger: &Ledger, store: &dyn Store, reserve: Option<u64>) {
     let (mut space, mut was_seen) = (DiskSpace::Enough, false);
     loop {
         let Some(Disk { free, total }) = store.disk().await else {
-            // One that was seen will be again.
+            // A disk that was seen before is tried again.
             if !was_seen {
                 return;
             }
@@ -55,7 +55,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, reserve: Option<u64>
     }
 }
 
-/// How much there is with so much free. Somewhat more makes an end of what was less: otherwise jobs come and go with each look.
+/// Classifies the free space. A better state takes a tenth of the reserve more, so that the state does not flip.
 fn space_of(free: u64, reserve: u64, was: DiskSpace) -> DiskSpace {
     let more = reserve / 10;
     let to_be_scarce = reserve.saturating_add(if was == DiskSpace::Reserved { more } else { 0 });

@@ -1,8 +1,7 @@
-//! Does what is due: ends leases and attempts, and makes jobs ready whose time has come, as commands in the lanes of their
-//! orgs.
+//! Sweeps orgs with due jobs: ends leases and attempts, and makes scheduled jobs ready, by commands in the orgs' lanes.
 //!
-//! `org_due` leads it, so nothing is looked for where nothing is due. Workers who could not reach the ledger for a while, because this
-//! server was not there, or its database, are given time to be heard again before their leases end.
+//! `org_due` has the next time of each org, so orgs without due jobs cost nothing. After an outage of this server or
+//! its database, workers get time to report before their leases end.
 
 use std::{
     collections::HashSet,
@@ -21,18 +20,18 @@ use crate::{
     store::{DueWork, Store},
 };
 
-/// How often it looks where nothing was due.
+/// The pause when nothing was due.
 const LOOK: Duration = Duration::from_millis(250);
-/// Orgs looked at in one go: as many as a few transactions carry.
+/// Orgs that are swept at the same time: as many as a few transactions carry.
 const ORGS: usize = 256;
-/// Batches that one look has do what is due in an org; what is left falls due again.
+/// Batches of one sweep of an org. What is left falls due again.
 const BATCHES: usize = 100;
-/// How long an org is left to the server that took it. Should that one die, another takes over.
+/// How long an org is reserved for the server that took it. If that server dies, another takes over.
 const HOLD: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     let mut reachable = Reachable::default();
-    // One org that is slow stands in nobody's way.
+    // Orgs are swept concurrently, so that a slow one does not delay others.
     let (mut looks, mut busy) = (JoinSet::new(), HashSet::new());
     loop {
         let room = ORGS.saturating_sub(busy.len());
@@ -55,12 +54,12 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
         }
         let until = Instant::now() + LOOK;
         while let Ok(Some(ended)) = timeout_at(until.into(), looks.join_next()).await {
-            // A panic in a look is a defect that the next one will show again.
+            // A panic in a sweep is a defect, which the next sweep will show again.
             let Ok((org, has_succeeded)) = ended else { continue };
             busy.remove(&org);
             if !has_succeeded {
                 reachable.failed();
-                // Not at once again.
+                // Don't retry a failing org at once.
                 is_more_due = false;
             }
             if is_more_due && busy.len() <= ORGS / 2 {
@@ -74,7 +73,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     }
 }
 
-/// Does all that is due in one org, a batch after the other. False if that failed: it falls due again.
+/// Runs batches in one org until nothing is due. Returns false on failure; the org then falls due again.
 async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
     for _ in 0..BATCHES {
         match ledger.look(org, Asked { reachable_since: since, at: Instant::now() }).await {
@@ -89,10 +88,10 @@ async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
     true
 }
 
-/// Since when workers can reach the ledger here.
+/// Since when workers can reach the ledger through this server.
 #[derive(Default)]
 struct Reachable {
-    /// Since when, and the last sign of it.
+    /// When the current stretch began, and the last time that the database answered.
     known: Option<(Instant, Instant)>,
 }
 
@@ -103,7 +102,7 @@ impl Reachable {
 
     fn succeeded(&mut self) -> Instant {
         let now = Instant::now();
-        // The database was not there, or this process was not, if there was no sign of them for so long.
+        // A longer gap means that the database or this process was down.
         let (since, _) = self.known.filter(|(_, last)| now - *last < Asked::OUTAGE).unwrap_or((now, now));
         self.known = Some((since, now));
         since

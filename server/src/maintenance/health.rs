@@ -1,4 +1,4 @@
-//! Looks every other second whether this server can be used.
+//! Checks every other second whether this server is ready, and reads the database's clock.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::{
     store::Store,
 };
 
-/// How often it looks.
+/// How often readiness is checked.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long the database may take to answer.
+/// The time limit for an answer of the database.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How long commands may wait while none is decided. Longer than the outcome of a broken commit is looked for.
+/// How long commands may wait while none is decided. Longer than the writer looks for the outcome of a broken commit.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(ledger: &Ledger, store: &dyn Store, readiness: &watch::Sender<Readiness>) {

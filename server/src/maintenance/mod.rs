@@ -1,4 +1,4 @@
-//! What a server does by itself: one file a service. Each runs until it is dropped, on every server alike: there is no leader.
+//! A server's background services, one in each file. Each runs until it is dropped, and on every server: there is no leader.
 
 mod clock;
 mod disk;
@@ -17,7 +17,7 @@ use crate::{
     store::Store,
 };
 
-/// Runs all services, for as long as it is polled.
+/// Runs all services for as long as it is polled.
 pub(crate) async fn run(
     ledger: Ledger,
     store: Arc<dyn Store>,

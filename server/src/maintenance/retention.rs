@@ -1,7 +1,7 @@
-//! Removes finished jobs that are kept no longer, org by org, as commands in their lanes.
+//! Removes expired jobs, org by org, by commands in the orgs' lanes.
 //!
-//! `org_due` leads it: a look at an org says when the next one is worth while. At its start it looks at every org once,
-//! since what is kept may be another time than before.
+//! `org_due` has the time of each org's next sweep. At the server's start every org is swept once, since the
+//! retention times may have changed.
 
 use std::{future::pending, time::Duration};
 
@@ -13,15 +13,15 @@ use crate::{
     store::{DueWork, Store, StoreError},
 };
 
-/// Orgs looked at in one go.
+/// Orgs in one query.
 const ORGS: usize = 100;
-/// Batches that one sweep has an org remove, at most: what is left stays due, behind what fell due before.
+/// Batches of one sweep of an org. What is left stays due, behind what fell due before.
 const BATCHES: usize = 10;
-/// How long an org is left to the server that took it. Should that one die, another takes over.
+/// How long an org is reserved for the server that took it. If that server dies, another takes over.
 const HOLD: Duration = Duration::from_secs(60);
-/// How often it is looked whether a verification is over.
+/// How often a paused retention checks whether it may continue.
 const PAUSED_LOOK: Duration = Duration::from_millis(500);
-/// The shortest and the longest wait between two looks for orgs that are due.
+/// The bounds of the pause between two queries for due orgs: a hundredth of the shortest retention time.
 const LEAST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -48,8 +48,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
     }
 }
 
-/// Waits while a verification has retention wait. Where that can't be read, neither can anything be removed: the attempt will say
-/// so.
+/// Waits while retention is paused. If that can't be read, removing will fail too, and its error is logged.
 async fn await_turn(store: &dyn Store) {
     while store.about().await.is_ok_and(|about| about.is_retention_paused) {
         sleep(PAUSED_LOOK).await;
@@ -67,8 +66,8 @@ async fn sweep_all(ledger: &Ledger, store: &dyn Store, retention: Retention) -> 
     }
 }
 
-/// Removes what is kept no longer of some orgs: a batch of each in turn, so that none waits for another to be through. False if something
-/// failed.
+/// Removes expired jobs of some orgs, one batch of each org in turn, so that no org waits until another is done.
+/// Returns false if any batch failed.
 async fn sweep(ledger: &Ledger, store: &dyn Store, orgs: &[OrgId], retention: Retention) -> bool {
     let mut left: Vec<_> = orgs.iter().map(|org| (*org, 0)).collect();
     let mut is_done = true;
@@ -85,7 +84,7 @@ async fn sweep(ledger: &Ledger, store: &dyn Store, orgs: &[OrgId], retention: Re
                     }
                 }
                 Err(LedgerError::Draining) => return false,
-                // It stays due, or falls due again.
+                // The org stays due, or falls due again.
                 Err(error) => {
                     tracing::warn!(org_id = %org, %error, "can't remove finished jobs; trying again later");
                     is_done = false;

@@ -1,4 +1,4 @@
-//! Has the database do what it needs now and then.
+//! Runs the store's own maintenance.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use tokio::time::sleep;
 
 use crate::store::Store;
 
-/// How often. Partitions are made months ahead.
+/// The interval. Partitions are made months ahead.
 const INTERVAL: Duration = Duration::from_secs(3_600);
-/// The wait after it failed.
+/// The pause after a failure.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The store did it once when it was opened.
+/// Begins with a pause: opening the store has run the maintenance once.
 pub(super) async fn run(store: &dyn Store) {
     let mut wait = INTERVAL;
     loop {

@@ -1,4 +1,4 @@
-//! Takes connections in, as many as there are places for.
+//! Accepts connections, up to the limits in all and for each address.
 
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use super::{
 };
 use crate::shares::{Full, Most, Part, Shares, network};
 
-/// How long to wait where the system has nothing left for another connection.
+/// The pause when the system has no resources (files, memory) for another connection.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often it is said that connections are turned away.
+/// The shortest time between two log lines about refused connections.
 const SAID: Duration = Duration::from_secs(10);
 
-/// Serves connections until it is told to drain, and then those that are open until they end. Dropped, it cuts them off.
+/// Accepts connections until `draining` is cancelled, then waits until the open ones have ended. Dropping the future cuts them.
 pub(crate) async fn serve<S>(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
@@ -66,7 +66,7 @@ pub(crate) async fn serve<S>(
             Err(Full::Each) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
         }
     }
-    // Nobody else is let in, nor kept waiting.
+    // Closing the listener refuses new connections instead of leaving them to wait.
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
@@ -83,7 +83,7 @@ async fn run<S>(
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin + 'static,
 {
-    // Answers are small, and wait for nobody.
+    // Answers are small and must not wait to be joined with others (Nagle's algorithm).
     let _ = stream.set_nodelay(true);
     match tls {
         None => connection::run(stream, peer, unread, service, limits, draining).await,
@@ -98,7 +98,7 @@ async fn run<S>(
     }
 }
 
-/// True of what concerns one connection alone, which was gone before it was accepted.
+/// True if the error concerns only one connection, which ended before it was accepted.
 fn is_of_one(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -106,7 +106,7 @@ fn is_of_one(error: &io::Error) -> bool {
     ) || error.kind() == io::ErrorKind::Interrupted
 }
 
-/// Says that connections are turned away, now and then.
+/// Logs refused connections, at most one line every [`SAID`].
 #[derive(Default)]
 struct TurnedAway {
     said: Option<Instant>,

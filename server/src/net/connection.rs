@@ -33,29 +33,29 @@ use super::{
     unread::{AnswerBytes, GoesOn, Holding, Share},
 };
 
-/// What a connection says first: the preface of HTTP/2 (RFC 9113, 3.4). No request of HTTP/1 that means anything is shorter.
+/// Bytes of the HTTP/2 preface, with which a connection begins (RFC 9113, 3.4). No useful HTTP/1 request is shorter.
 const PREFACE: u64 = 24;
-/// What a stream holds of what its caller has not taken.
+/// Bytes of an answer that a stream buffers until the caller takes them.
 const SEND_BUFFER: usize = 64 << 10;
-/// What a connection and a stream may have under way to the server before it has read them.
+/// HTTP/2 flow-control windows: bytes that a client may send before the server has read them.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 const STREAM_WINDOW: u32 = 256 << 10;
-/// Headers of HTTP/1, in number.
+/// The most headers of an HTTP/1 request.
 const HEADERS: usize = 64;
-/// The least that a connection of HTTP/1 may hold of a request's head.
+/// The least buffer of an HTTP/1 connection for a request's head.
 const LEAST_BUFFER: usize = 8 << 10;
-/// How long a connection may go on without a call that was told to end: for having none, and for the stop of the server. A peer that
-/// listens ends it before.
+/// How long a closing connection without calls is kept: after it was idle or became too old, and when the server
+/// stops. A client that obeys GOAWAY closes it earlier.
 const LAST_CALLS: Duration = Duration::from_secs(20);
 const LAST_CALLS_AT_STOP: Duration = Duration::from_secs(1);
 
-/// How long streams may go on at most on a connection that is too old.
+/// How long streams may continue at most on a connection that is too old.
 const LAST_STREAMS: Duration = Duration::from_secs(300);
 
-/// In what time resets are counted.
+/// The period over which resets are counted.
 const RESETS_WITHIN: Duration = Duration::from_secs(60);
 
-/// How often it is seen to that an idle connection ends, in its time.
+/// Checks for idleness in each idle timeout. A connection closes up to an eighth of the timeout late.
 const LOOKS: u32 = 8;
 
 /// Serves a connection to its end.
@@ -118,7 +118,7 @@ pub(super) async fn run<IO, S>(
                 }
             }
             () = &mut last_calls, if is_ending => {
-                // A call that came at the last moment goes on.
+                // A call that came at the last moment may finish.
                 if calls.open.load(Ordering::Relaxed) == 0 {
                     return;
                 }
@@ -152,13 +152,13 @@ fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
     builder
 }
 
-/// A time, give or take a tenth: connections that came together don't come again together.
+/// The time, varied at random by up to a tenth, so that connections opened together are not renewed together.
 fn about(time: Duration) -> Duration {
     let share = f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX);
     time.mul_f64(0.9 + 0.2 * share)
 }
 
-/// Done if a connection has not said what it is in time.
+/// Completes if the connection sent fewer than [`PREFACE`] bytes in time; else never.
 async fn silent(read: &AtomicU64, within: Duration) {
     sleep(within).await;
     if read.load(Ordering::Relaxed) >= PREFACE {
@@ -166,7 +166,7 @@ async fn silent(read: &AtomicU64, within: Duration) {
     }
 }
 
-/// Done once a connection has had no call for too long.
+/// Completes once the connection had no call for too long.
 async fn idle(calls: &Calls, limits: &ConnectionLimits) {
     let mut since = (Instant::now(), calls.begun.load(Ordering::Relaxed));
     loop {
@@ -182,12 +182,12 @@ async fn idle(calls: &Calls, limits: &ConnectionLimits) {
     }
 }
 
-/// The calls of a connection.
+/// The calls of one connection.
 #[derive(Default)]
 struct Calls {
     open: AtomicUsize,
     begun: AtomicU64,
-    /// How many may be reset in [`RESETS_WITHIN`] before their answers come.
+    /// Calls that the client may reset within [`RESETS_WITHIN`] before they are answered.
     resets: u32,
     reset: Mutex<Option<(Instant, u32)>>,
     cut: CancellationToken,
@@ -195,7 +195,7 @@ struct Calls {
 }
 
 impl Calls {
-    /// Counts one that the caller has reset. Beyond what is allowed the connection ends.
+    /// Counts a call that the client reset before it was answered. Too many close the connection.
     fn count_reset(&self) {
         let mut reset = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, n) = reset.filter(|(since, _)| since.elapsed() < RESETS_WITHIN).unwrap_or((Instant::now(), 0));
@@ -207,7 +207,7 @@ impl Calls {
     }
 }
 
-/// Counts what is read.
+/// Counts the bytes that are read.
 struct Counted<IO> {
     io: IO,
     read: Arc<AtomicU64>,
@@ -252,7 +252,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
     }
 }
 
-/// Says of each call whom it is from, and counts it until its answer is through.
+/// Adds the peer to each request, and counts the call as open until its answer has ended.
 struct Counting<S> {
     service: S,
     peer: Peer,
@@ -274,13 +274,13 @@ where
         request.extensions_mut().insert(self.peer.clone());
         self.calls.open.fetch_add(1, Ordering::Relaxed);
         self.calls.begun.fetch_add(1, Ordering::Relaxed);
-        // Nothing behind it is ever not ready.
+        // `poll_ready` is not needed: all services behind this one are always ready.
         let answer = self.service.clone().call(request);
         Answering { answer, unread: self.unread.clone(), open: Some(Open(Arc::clone(&self.calls))) }
     }
 }
 
-/// A call that is open.
+/// An open call.
 struct Open(Arc<Calls>);
 
 impl Drop for Open {
@@ -289,7 +289,7 @@ impl Drop for Open {
     }
 }
 
-/// An answer to come.
+/// An answer that is being made. Dropping it before it is ready counts as a reset by the client.
 struct Answering<F> {
     answer: F,
     unread: Share,
@@ -319,7 +319,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for 
     }
 }
 
-/// An answer's body, which keeps its call open, and counts.
+/// An answer's body. Until it is dropped, its call is open, and its bytes count as unread.
 struct UntilThrough {
     body: Body,
     _open: Option<Open>,

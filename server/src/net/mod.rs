@@ -1,4 +1,4 @@
-//! Connections: how many there may be, how long one may be silent, and what it may hold. Knows nothing of what is served.
+//! Connections: their number, how long they may be silent, and their memory. Independent of the service.
 
 mod accept;
 mod connection;
@@ -18,35 +18,35 @@ pub use self::tls::{Tls, TlsConfig, TlsError};
 pub(crate) use self::unread::{AnswerBytes, GoesOn};
 use crate::access::PeerCertificate;
 
-/// What connections may take. Every bound has a flag of the same name.
+/// Bounds on connections. Each has a command-line flag.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// Connections at the same time.
+    /// Open connections.
     pub connections: usize,
-    /// Connections from one address; of IPv6 from one network of 64 bits.
+    /// Open connections of one IPv4 address, or of one IPv6 /64 network.
     pub connections_per_address: usize,
-    /// Calls that one connection may have under way, streams among them.
+    /// Concurrent calls on one connection, streams included.
     pub calls_per_connection: u32,
     /// Bytes of a call's headers, names included.
     pub header_bytes: u32,
-    /// Calls that a caller may reset within a minute before their answers come, and that the server may have to reset for a caller's
-    /// mistakes, before the connection is closed.
+    /// Calls that a client may reset within a minute before they are answered, and calls that the server may have to
+    /// reset for the client's errors, before the connection is closed.
     pub resets: usize,
-    /// How long a new connection may take for its first bytes, and for the handshake of TLS.
+    /// The time limit for the TLS handshake, and then for a connection's first bytes.
     pub first_bytes_within: Duration,
     /// How long a connection may have no call before it is closed.
     pub idle: Duration,
-    /// The same where nobody has ever called on it who may.
+    /// The same for a connection without any authorised call so far.
     pub unknown_idle: Duration,
-    /// How old a connection may become, give or take a tenth: it then takes no more calls, so that whoever reconnects finds servers that
-    /// have come since. Streams on it have as long again to end by themselves, five minutes at most.
+    /// The age, varied by up to a tenth, from which a connection takes no more calls, so that clients reconnect and
+    /// find new servers. Its streams may continue for as long again, five minutes at most.
     pub age: Duration,
-    /// A peer that says nothing is asked for a sign of life this often, and given up after the same time again.
+    /// How often a silent peer is pinged. It must answer within the same time.
     pub keepalive: Duration,
-    /// Bytes of answers that callers have not taken, but for those that go on; beyond that, the connection with most of them is closed, of the
-    /// org with most, or of the address where they are about none.
+    /// Bytes of answers that callers have not taken, streams excluded. Above this bound, the org with the most bytes
+    /// loses its largest connection. Answers without an org count for their address.
     pub unread: usize,
-    /// The same of one org, or of one address where they are about none.
+    /// The same bound for one org, or for one address if the answers have no org.
     pub unread_each: usize,
 }
 
@@ -70,7 +70,7 @@ impl Default for ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// No more connections than these, and of one address the same part of them.
+    /// Lowers the bound on connections to this number, and the bound for each address in proportion.
     pub fn at_most(&mut self, connections: usize) {
         if connections < self.connections {
             self.connections_per_address = (self.connections_per_address * connections / self.connections).max(1);
@@ -79,16 +79,16 @@ impl ConnectionLimits {
     }
 }
 
-/// Whom a call came from: an extension of its request.
+/// Where a call came from. An extension of the request.
 #[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
-    /// Its certificate, where it has shown one that was verified.
+    /// The client's certificate, if it sent one and that was verified.
     pub(crate) certificate: Option<Arc<PeerCertificate>>,
-    /// Cancelled, the connection is closed with all that is on it.
+    /// Cancelling it closes the connection with all its calls.
     pub(crate) cut: CancellationToken,
-    /// Cancelled, what goes on without an end on it is to end, and to go on elsewhere.
+    /// Cancelling it ends the connection's streams, which the client then resumes elsewhere.
     pub(crate) ending: CancellationToken,
-    /// Somebody has called on it who may.
+    /// True once an authorised call was made on the connection.
     pub(crate) is_known: Arc<AtomicBool>,
 }

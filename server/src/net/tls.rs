@@ -1,4 +1,4 @@
-//! TLS by rustls: versions 1.2 and 1.3, with certificates that are read again when their files change.
+//! TLS 1.2 and 1.3 by rustls. Certificates are read again when their files change.
 
 use std::{
     fmt, io,
@@ -24,16 +24,16 @@ use crate::{
     turns::Turns,
 };
 
-/// Where the certificates are.
+/// The files of certificates and keys.
 #[derive(Debug, Clone)]
 pub struct TlsConfig {
-    /// The server's certificate, and those that lead to its root: PEM.
+    /// The server's certificate chain, in PEM.
     pub certificate: PathBuf,
-    /// Its private key: PEM.
+    /// The server's private key, in PEM.
     pub key: PathBuf,
-    /// Who issues certificates of clients: PEM. Without it none is asked for.
+    /// The CAs of client certificates, in PEM. Without it, clients are not asked for certificates.
     pub client_ca: Option<PathBuf>,
-    /// Which of them were revoked, by all who issue them: PEM (RFC 5280, 5). An old list counts until there is another.
+    /// Revocation lists of all these CAs, in PEM (RFC 5280, 5). An expired list stays in use until it is replaced.
     pub client_crl: Option<PathBuf>,
 }
 
@@ -43,26 +43,26 @@ pub enum TlsError {
     /// A file can't be read.
     #[error("can't read {path}: {error}")]
     File {
-        /// Which.
+        /// Its path.
         path: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
-    /// A file is not what it must be.
+    /// A file has unusable content.
     #[error("{path}: {reason}")]
     Content {
-        /// Which.
+        /// Its path.
         path: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// TLS as it is configured now.
+/// The current TLS configuration.
 pub struct Tls {
     config: TlsConfig,
     now: RwLock<Arc<ServerConfig>>,
-    /// Turns at what handshakes make the processors do, by addresses.
+    /// Turns at the processor time of handshakes, by address.
     turns: Arc<Turns<IpAddr>>,
 }
 
@@ -72,7 +72,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What was in the files.
+/// The contents of the files.
 #[derive(PartialEq)]
 struct Files {
     certificate: Vec<u8>,
@@ -86,7 +86,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If they can't be read, or don't fit each other.
+    /// If one can't be read or used, or key and certificate don't match.
     pub fn open(config: TlsConfig) -> Result<Self, TlsError> {
         let file = |path: &Path| read(path).map_err(|error| TlsError::File { path: path.display().to_string(), error });
         let files = Files {
@@ -104,7 +104,7 @@ impl Tls {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The handshake with a client; its certificate, if it has shown one.
+    /// Performs the handshake. Also returns the client's certificate, if it sent one that can be read.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
@@ -117,7 +117,7 @@ impl Tls {
         Ok((stream, certificate))
     }
 
-    /// Reads the files again when they change, for connections to come; for as long as it is polled.
+    /// Reads the files again when they change, and uses them for new connections. Runs for as long as it is polled.
     pub(crate) async fn watch(&self) {
         let mut last = None;
         loop {
@@ -175,7 +175,7 @@ fn server_config(config: &TlsConfig, files: &Files) -> Result<ServerConfig, TlsE
             for root in certificates(pem).map_err(|reason| wrong(path, reason))? {
                 roots.add(root).map_err(|error| wrong(path, error.to_string()))?;
             }
-            // A client may say who it is in another way.
+            // Clients without a certificate may present another credential.
             let mut verifier =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
             if let Some((path, pem)) = config.client_crl.as_deref().zip(files.client_crl.as_deref()) {

@@ -1,5 +1,5 @@
-//! Answers that their callers have not taken: so many bytes in all, and of one org, or of one address where they are about none. Beyond that, the
-//! org or address that holds too much, or most, over all of its connections, loses the one that holds most.
+//! Bounds the bytes of answers that callers have not taken: in all, and for each org (or address, for answers without an
+//! org). Above a bound, the org or address with too many bytes over all its connections loses the largest connection.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,10 +15,10 @@ use uuid::Uuid;
 
 use crate::shares::{Most, network};
 
-/// What is kept of an answer besides its bytes.
+/// Bytes counted for an answer beside its own.
 const OF_EACH: usize = 2 << 10;
 
-/// Of all connections.
+/// The unread answers of all connections.
 pub(super) struct Unread {
     most: Most,
     next: AtomicU64,
@@ -29,7 +29,7 @@ pub(super) struct Unread {
 struct State {
     in_all: usize,
     holders: HashMap<Holder, usize>,
-    /// Of each holder those with answers, by the order they came in.
+    /// Connections with unread answers, by holder and by the order in which the connections came.
     connections: BTreeMap<(Holder, u64), Connection>,
 }
 
@@ -39,27 +39,27 @@ struct Connection {
     cut: CancellationToken,
 }
 
-/// Who is to take an answer.
+/// Whom an answer's bytes are counted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Holder {
-    /// An org, whose callers may be anywhere.
+    /// The org, from whatever addresses it is called.
     Org(Uuid),
-    /// Of an answer about no org, whoever is at an address.
+    /// The caller's network, if the answer has no org.
     Network(IpAddr),
 }
 
-/// How many bytes an answer has that is all made, and of which org it is: an extension of the response.
+/// The bytes of a complete answer, and its org. An extension of the response.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AnswerBytes {
     pub(crate) bytes: usize,
     pub(crate) org: Option<Uuid>,
 }
 
-/// An answer that goes on and has bounds of its own, and so is not counted: an extension of the response.
+/// Marks a stream's answer, which has its own bounds and is not counted here. An extension of the response.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GoesOn;
 
-/// Of one connection.
+/// One connection's handle to [`Unread`].
 #[derive(Clone)]
 pub(super) struct Share {
     all: Arc<Unread>,
@@ -73,19 +73,19 @@ impl Unread {
         Arc::new(Self { most, next: AtomicU64::new(0), state: Mutex::default() })
     }
 
-    /// The share of a new connection, which is cut if it becomes too much.
+    /// The share of a new connection. `cut` is cancelled if it has to be closed.
     pub(super) fn share(self: &Arc<Self>, address: SocketAddr, cut: CancellationToken) -> Share {
         Share { all: Arc::clone(self), id: self.next.fetch_add(1, Ordering::Relaxed), address, cut }
     }
 
-    /// The map stays whole whatever panics beside it.
+    /// A poisoned lock is usable: no panic leaves the map inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Share {
-    /// Counts an answer, of an org or of none, for as long as what is returned is kept.
+    /// Counts an answer until the returned value is dropped. Cuts connections while a bound is exceeded.
     pub(super) fn hold(&self, bytes: usize, org: Option<Uuid>) -> Holding {
         let holder = org.map_or_else(|| Holder::Network(network(self.address.ip())), Holder::Org);
         let mut state = self.all.state();
@@ -107,7 +107,8 @@ impl Share {
 }
 
 impl State {
-    /// Who holds too much, where this one holds more than before: while there is room for all, one may have more than its part.
+    /// The holder to cut, after `more` has grown. `more` itself if it exceeds its bound and over half of the total is
+    /// taken; the largest holder if the total is exceeded.
     fn too_much(&self, more: Holder, most: Most) -> Option<Holder> {
         if self.in_all > most.in_all / 2 && self.holders.get(&more).is_some_and(|bytes| *bytes > most.each) {
             return Some(more);
@@ -116,13 +117,13 @@ impl State {
         holders.max_by_key(|(_, bytes)| **bytes).map(|(holder, _)| *holder)
     }
 
-    /// The connection that holds most of what one holds.
+    /// The holder's connection with the most bytes.
     fn largest_of(&self, holder: Holder) -> Option<u64> {
         let of_holder = self.connections.range((holder, 0)..=(holder, u64::MAX));
         of_holder.max_by_key(|(_, of)| of.bytes).map(|((_, id), _)| *id)
     }
 
-    /// Cuts a connection: of whomever it holds answers, nothing of them is counted any more.
+    /// Cuts a connection, and stops counting its answers, whichever holder they belong to.
     fn cut(&mut self, id: u64) {
         let holders: Vec<_> = self.holders.keys().copied().collect();
         for holder in holders {
@@ -146,7 +147,7 @@ impl State {
     }
 }
 
-/// An answer that is not taken yet.
+/// An unread answer.
 pub(super) struct Holding {
     share: Share,
     holder: Holder,
@@ -157,7 +158,7 @@ impl Drop for Holding {
     fn drop(&mut self) {
         let mut state = self.share.all.state();
         let key = (self.holder, self.share.id);
-        // Of one that was cut for it nothing is counted any more.
+        // The answers of a cut connection are no longer counted.
         let Some(of) = state.connections.get_mut(&key) else { return };
         of.bytes -= self.bytes;
         if of.bytes == 0 {
@@ -196,7 +197,7 @@ mod tests {
         let cuts = [(); 11].map(|()| CancellationToken::new());
         let share = |n: usize| all.share(([127, 0, 0, n as u8], 1).into(), cuts[n].clone());
         let [many, large] = [1, 2].map(|n| Some(Uuid::from_u128(n)));
-        // Its answers are larger than each of the others, and it holds less than they do together.
+        // This org has the largest answers, but fewer bytes than the other org has in all.
         let of_large = share(10).hold(7 * OF_EACH, large);
         let of_many: Vec<_> = (0..7).map(|n| share(n).hold(OF_EACH, many)).collect();
         let _stranger = share(10).hold(0, None);

@@ -1,7 +1,7 @@
-//! Lines on their way to standard error, which a thread of their own writes.
+//! A queue of lines, which its own thread writes to standard error.
 //!
-//! Whoever has a line to say never waits: standard error may be a pipe that nobody reads, a terminal that stands still, a full
-//! disk. What finds no room is dropped and counted, and once something can be written again the count is said in its place.
+//! Callers never wait: standard error may be a pipe that nobody reads, a stopped terminal, or a full disk. Lines that
+//! don't fit the queue are dropped and counted. Once writing succeeds again, the count is written in their place.
 
 use std::{
     fs::File,
@@ -16,11 +16,11 @@ use chrono::SecondsFormat;
 
 use crate::domain::clock::{Clock as _, SystemClock};
 
-/// What lines may take that wait; as much again may be in the thread's hands.
+/// The most bytes in the queue. The thread may have as many in its current write.
 const ROOM: usize = 4 << 20;
-/// How long the process's end waits for the lines that are left.
+/// How long the process waits at its end until the queue is written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// The wait where standard error says that it can take nothing now.
+/// The pause when standard error can't take more at the moment.
 const PAUSE: Duration = Duration::from_millis(20);
 
 static LINES: Lines = Lines { state: Mutex::new(State::EMPTY), changed: Condvar::new(), file: OnceLock::new() };
@@ -28,18 +28,18 @@ static LINES: Lines = Lines { state: Mutex::new(State::EMPTY), changed: Condvar:
 struct Lines {
     state: Mutex<State>,
     changed: Condvar,
-    /// Standard error, for the thread alone: the standard library's handle has a lock that others could wait for.
+    /// Standard error, for the thread alone: others could block on the lock of the standard library's handle.
     file: OnceLock<File>,
 }
 
 struct State {
     waiting: Vec<u8>,
-    /// Lines that found no room, or could not be written, and of which nothing was said yet.
+    /// Lines that did not fit or could not be written, and are not yet in a notice.
     dropped: u64,
     dropped_ever: u64,
-    /// The thread has nothing in its hands.
+    /// True while the thread has nothing to write.
     is_idle: bool,
-    /// How the count of what was dropped is said.
+    /// Formats the notice about dropped lines.
     notice: fn(u64) -> String,
 }
 
@@ -54,7 +54,7 @@ impl State {
 }
 
 impl Lines {
-    /// What is behind this lock stays whole whatever panics beside it.
+    /// A poisoned lock is usable: no panic leaves the state inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,7 +69,7 @@ impl Lines {
             }
             state.is_idle = false;
             let batch = std::mem::take(&mut state.waiting);
-            // They came after what is in the batch, and before what comes next.
+            // These lines were dropped after those in the batch, and before the next ones.
             let (dropped, notice) = (std::mem::take(&mut state.dropped), state.notice);
             drop(state);
             let lost = write_all(file, &batch);
@@ -86,27 +86,27 @@ impl Lines {
     }
 }
 
-/// Writes it all, and waits for as long as that takes. How many lines could not be written.
+/// Writes all bytes, however long that takes. Returns the number of lines that could not be written.
 fn write_all(mut file: &File, mut bytes: &[u8]) -> u64 {
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => break,
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Somebody else who has the same pipe or terminal made it so.
+            // Another process with the same pipe or terminal has made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
-            // Its reader has gone, or the disk is full: later lines may fare better.
+            // The reader has gone, or the disk is full. Later lines may succeed.
             Err(_) => break,
         }
     }
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Starts the thread that writes, unless it runs. While the answer lives the process waits a moment at its end for what is left.
+/// Starts the writing thread, once. While the returned value lives, the end of the process waits up to a second for the queue.
 ///
 /// # Errors
 ///
-/// If the system gives no thread or no file.
+/// If the system provides no thread or no file.
 pub fn open() -> io::Result<Open> {
     if LINES.file.get().is_none() {
         let file = File::from(io::stderr().as_fd().try_clone_to_owned()?);
@@ -116,7 +116,7 @@ pub fn open() -> io::Result<Open> {
     Ok(Open { _private: () })
 }
 
-/// See [`open`].
+/// Dropping it waits up to a second until the queue is written. Made by [`open`].
 #[must_use = "what is left is lost where nobody waits for it"]
 pub struct Open {
     _private: (),
@@ -129,25 +129,25 @@ impl Drop for Open {
     }
 }
 
-/// How many lines were dropped since the process began.
+/// Lines dropped since the process began.
 pub fn dropped() -> u64 {
     LINES.state().dropped_ever
 }
 
-/// Says a line on standard error, soon; for what the program tells people, beside the log.
+/// Queues a line that the program shows to people, outside the log.
 pub fn say(line: &str) {
     write(format!("{line}\n").as_bytes());
 }
 
-/// Has the count of dropped lines be a JSON object, as the lines around it are.
+/// Makes notices about dropped lines JSON objects, as log lines are.
 pub(super) fn say_notices_in_json() {
     LINES.state().notice = notice_in_json;
 }
 
-/// Puts whole lines, or what is drawn on a terminal, behind what waits; or drops them.
+/// Queues whole lines, or a drawing on a terminal; or drops them.
 fn write(bytes: &[u8]) {
     let mut state = LINES.state();
-    // A line that is larger by itself is taken where there is nothing else.
+    // A line larger than the queue is accepted if the queue is empty.
     if state.dropped > 0 && !state.is_idle || !state.waiting.is_empty() && state.waiting.len() + bytes.len() > ROOM {
         state.drop_lines(bytes.iter().filter(|byte| **byte == b'\n').count() as u64);
         return;
@@ -157,7 +157,7 @@ fn write(bytes: &[u8]) {
     LINES.changed.notify_all();
 }
 
-/// Writes through the queue. Each write is one line or more, whole.
+/// Writes through the queue. Each write must be one or more whole lines.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stderr;
 

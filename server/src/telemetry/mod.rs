@@ -1,4 +1,4 @@
-//! Structured logs on standard error, and what else is said there.
+//! Structured logs, and other output on standard error.
 
 mod lines;
 mod rarely;
@@ -11,7 +11,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 pub use self::lines::{Open, Stderr, dropped, open, say};
 pub(crate) use self::rarely::Rarely;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
@@ -24,13 +24,13 @@ fn is_level(word: &str) -> bool {
     word.parse::<LevelFilter>().is_ok()
 }
 
-/// Starts logging for the whole process. Where standard error doesn't take lines they are dropped and counted: see [`dropped`].
+/// Starts logging for the whole process. Lines that standard error does not take are dropped and counted ([`dropped`]).
 ///
 /// # Errors
 ///
-/// If the filter is malformed, logging was started before, or [`open`] fails.
+/// If the filter is malformed, or logging was started before.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // A lone word is taken for a module's name, which would silence everything else.
+    // A lone word would be parsed as a module's name, which silences all other modules.
     if let Some(word) = filter.split(',').map(str::trim).find(|word| !word.contains(['=', ':', '[']) && !is_level(word))
     {
         return Err(format!("invalid log filter {filter:?}: {word:?} is no level, and no module=level").into());
@@ -47,7 +47,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::E
             builder.json().try_init()
         }
     }?;
-    // A panic is a line of the log like any other.
+    // Panics are logged like everything else.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, message = panic.payload_as_str(), "panic");

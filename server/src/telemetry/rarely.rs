@@ -1,4 +1,4 @@
-//! What happens often is said now and then: whoever makes it happen does not write the log.
+//! Limits how often the same thing is logged, so that callers who cause it can't flood the log.
 
 use std::{
     collections::HashMap,
@@ -7,13 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the same is said, at most.
+/// The shortest time between two log lines about the same thing.
 const AGAIN: Duration = Duration::from_secs(60);
-/// Of how many it is known when they were last said. Of all others together one is said, and how often they have happened, until some of
-/// these are long past.
+/// Things that are tracked. All others share one entry, until some tracked ones were last logged over [`AGAIN`] ago.
 const KNOWN: usize = 1_024;
 
-/// What was said when, and how often it has happened since.
+/// When each thing was last logged, and how often it has happened since.
 pub(crate) struct Rarely<K>(Mutex<Said<K>>);
 
 struct Said<K> {
@@ -28,13 +27,13 @@ impl<K> Default for Rarely<K> {
 }
 
 impl<K: Hash + Eq> Rarely<K> {
-    /// Takes note that it has happened: how often since it was said last, this time included, if it is to be said.
+    /// Counts an occurrence. Returns the count since the last log line, this one included, if a line is due.
     pub(crate) fn note(&self, what: K) -> Option<u64> {
         self.note_at(what, Instant::now())
     }
 
     fn note_at(&self, what: K, now: Instant) -> Option<u64> {
-        // The map stays whole whatever panics beside it.
+        // A poisoned lock is usable: no panic leaves the map inconsistent.
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Said { known, others } = &mut *said;
         let again = |(at, times): &mut (Instant, u64)| {
