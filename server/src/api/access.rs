@@ -1,4 +1,5 @@
-//! What stands before every service: who calls, whether they may, and which org it is about. What is not in the list below is refused.
+//! The layer before every service: finds the caller, checks its roles and determines the org. Any call that is not
+//! listed below is refused.
 
 use std::{
     convert::Infallible,
@@ -35,33 +36,30 @@ use crate::{
     telemetry::Rarely,
 };
 
-/// Who may call something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum May {
-    /// Anybody: it says nothing of any org, and costs nothing.
+    /// Anybody: the call tells nothing of any org, and costs nothing.
     Anybody,
-    /// Whoever says who they are.
+    /// Any caller with a credential.
     AnyRole,
-    /// Those with one of these roles, about one org.
+    /// Callers with one of these roles, about one org.
     Of(Roles),
 }
 
-/// Those who see jobs.
+/// All roles: everybody in an org sees its jobs.
 const READERS: May = May::Of(Roles::of(&[Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator]));
 const PRODUCERS: May = May::Of(Roles::of(&[Role::Producer, Role::Admin, Role::Operator]));
 const WORKERS: May = May::Of(Roles::of(&[Role::Worker, Role::Admin, Role::Operator]));
 const OBSERVERS: May = May::Of(Roles::of(&[Role::Observer, Role::Admin, Role::Operator]));
 
-/// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lasts {
-    /// About as long as a commit.
+    /// About as long as a commit: the credential is checked once.
     Shortly,
-    /// So long that its credential may end before it does.
+    /// So long that the credential may end before the call does.
     Long,
 }
 
-/// All that can be called by gRPC.
 const CALLS: [(&str, May, Lasts, Sort); 16] = [
     ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly, Sort::Create),
     ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly, Sort::Create),
@@ -73,7 +71,7 @@ const CALLS: [(&str, May, Lasts, Sort); 16] = [
     ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly, Sort::Heartbeat),
     ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly, Sort::Cancel),
     ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
-    // Of all jobs it is for observers alone: the service looks, when it knows what is asked for.
+    // A stream of all jobs is for observers only. The service checks that, once it has read the request.
     ("/jobledger.v1.JobService/StreamJobEvents", READERS, Lasts::Long, Sort::Stream),
     ("/jobledger.v1.JobService/GetStatistics", OBSERVERS, Lasts::Shortly, Sort::Plain),
     ("/grpc.health.v1.Health/Check", May::Anybody, Lasts::Shortly, Sort::Plain),
@@ -82,14 +80,14 @@ const CALLS: [(&str, May, Lasts, Sort); 16] = [
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long, Sort::Plain),
 ];
 
-/// Who may call this, and within which bounds; `None` for what is not there.
+/// Who may make a call, and which bounds apply; `None` for an unknown call.
 fn right(method: &Method, path: &str) -> Option<(May, Lasts, Sort)> {
     if let Some((_, may, lasts, sort)) = CALLS.iter().find(|(call, ..)| *call == path) {
         return Some((*may, *lasts, *sort));
     }
     let (may, sort) = match path {
         "/healthz" | "/readyz" => (May::Anybody, Sort::Plain),
-        // The old REST calls: a report is a worker's, any other POST a producer's.
+        // The old REST calls: reports are for workers, any other POST is for producers.
         path if path.starts_with("/jobs") => match *method {
             Method::POST if path.trim_end_matches('/').ends_with("/status") => (WORKERS, Sort::Report),
             Method::POST => (PRODUCERS, Sort::Plain),
@@ -100,11 +98,11 @@ fn right(method: &Method, path: &str) -> Option<(May, Lasts, Sort)> {
     Some((may, Lasts::Shortly, sort))
 }
 
-/// Lets calls pass whose callers may; or all, where authentication is off.
+/// Admits calls whose callers may make them; every call where authentication is off.
 #[derive(Clone)]
 pub(crate) struct AccessLayer {
     access: Option<Arc<Access>>,
-    /// Where callers need not say who they are: the names that they may call the server by, if those are looked at.
+    /// With authentication off: the host names that a request may use beside localhost and addresses; `None`: not checked.
     hosts: Option<Arc<[String]>>,
     refused: Arc<Refused>,
 }
@@ -123,13 +121,13 @@ impl<S> Layer<S> for AccessLayer {
     }
 }
 
-/// Credentials that were refused, by network and reason: somebody may be trying them.
+/// Logs refused credentials by network and reason: somebody may be guessing them.
 #[derive(Default)]
 struct Refused(Rarely<(IpAddr, Refusal)>);
 
 impl Refused {
     fn note(&self, address: IpAddr, refusal: Refusal) {
-        // A call without any is not one who tries some.
+        // A call without a credential guesses none.
         if refusal == Refusal::Nothing {
             return;
         }
@@ -139,7 +137,6 @@ impl Refused {
     }
 }
 
-/// See [`AccessLayer`].
 #[derive(Clone)]
 pub(crate) struct Guarded<S> {
     access: Option<Arc<Access>>,
@@ -166,14 +163,14 @@ where
             request.extensions_mut().insert(sort);
         }
         let Some(access) = &self.access else {
-            // A page that somebody looks at on this machine may call whatever answers there.
+            // A page in a browser on this machine can call any server that listens here.
             if [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|of| request.headers().contains_key(*of)) {
                 return refuse(
                     ApiError::Denied("browsers may not call a server that asks nobody who they are"),
                     request,
                 );
             }
-            // Probes may call it as they like.
+            // Probes may use any host name.
             if let Some((May::Of(_) | May::AnyRole, ..)) = right
                 && let Some(hosts) = &self.hosts
                 && let Some(host) = host(&request)
@@ -193,7 +190,7 @@ where
             return self.inner.call(request);
         };
         if let Some((May::Anybody, ..)) = right {
-            // Nobody looks at its headers, which may be many, while the rest of it is waited for.
+            // Nobody reads the headers, which may be large, and they would be kept while the rest of the request arrives.
             let kind = request.headers_mut().remove(header::CONTENT_TYPE);
             *request.headers_mut() = kind.into_iter().map(|kind| (header::CONTENT_TYPE, kind)).collect();
             return self.inner.call(request);
@@ -231,7 +228,7 @@ where
     }
 }
 
-/// By what a request calls the server, without the port.
+/// The host name that a request uses, without the port.
 fn host(request: &Request<Body>) -> Option<&str> {
     let named = || request.headers().get(header::HOST)?.to_str().ok();
     let authority = request.uri().authority().map(Authority::as_str).or_else(named)?;
@@ -239,7 +236,7 @@ fn host(request: &Request<Body>) -> Option<&str> {
     Some(if port.bytes().all(|byte| byte.is_ascii_digit()) { host } else { authority })
 }
 
-/// True of localhost, of an address, which no name leads to, and of names that were given.
+/// True of localhost, IP addresses and the allowed names. A page elsewhere may have any other name resolve to this machine.
 fn is_ours(host: &str, hosts: &[String]) -> bool {
     let name = host.trim_end_matches('.');
     let is_local = name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
@@ -247,7 +244,7 @@ fn is_ours(host: &str, hosts: &[String]) -> bool {
     is_local || is_address || hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
 }
 
-/// Passes a call on whose caller is known, if it may.
+/// Passes on the call of a caller with a credential, if its roles allow the call.
 fn enter<S>(
     access: &Arc<Access>,
     inner: &mut S,
@@ -282,7 +279,7 @@ where
     })
 }
 
-/// Says whose a call is, and that its connection is of somebody who may.
+/// Attaches the caller to the request, and marks its connection as one of an admitted caller.
 fn let_in(request: &mut Request<Body>, caller: Caller) {
     if let Some(peer) = request.extensions().get::<Peer>() {
         peer.is_known.store(true, Ordering::Relaxed);
@@ -290,7 +287,7 @@ fn let_in(request: &mut Request<Body>, caller: Caller) {
     request.extensions_mut().insert(caller);
 }
 
-/// Who calls, about which org: its own, but for operators, who name one.
+/// The caller and its org: the credential's, or for an operator the one that the call names.
 fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let principal = &credential.principal;
     let asked = asked_org(headers)?;
@@ -308,7 +305,7 @@ fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<
     Ok(Caller { by, roles: principal.roles })
 }
 
-/// The org that a call names.
+/// The org that a call names in `x-org-id`.
 fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
     let mut values = headers.get_all(ORG_HEADER).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -321,7 +318,7 @@ fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
 
 type End = Pin<Box<dyn Future<Output = Refusal> + Send>>;
 
-/// An answer that ends with its caller's credential.
+/// The body of an answer that ends when its caller's credential ends.
 struct WhileLetIn {
     body: Body,
     end: End,

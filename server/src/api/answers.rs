@@ -1,4 +1,5 @@
-//! Answers that were made and are not taken yet: encoded, so that they take what their bytes do, which are counted.
+//! Encoded answers that the caller has not taken yet. An answer is encoded whole, so that it takes exactly the memory
+//! that is counted for it.
 
 use std::{
     collections::VecDeque,
@@ -19,15 +20,15 @@ use crate::{
     net::AnswerBytes,
 };
 
-/// The answer, of an org or of none, all of it made.
+/// Encodes the whole answer and attaches its size and its org, if it is about one, for the connection to count.
 pub(super) async fn whole(answer: Response<Body>, org: Option<OrgId>) -> Response<Body> {
     let (mut parts, mut body) = answer.into_parts();
-    // Until it is made, nobody has the turn in which it was read.
+    // The read turn ends once the answer is encoded: no more answers are in the making than there are turns.
     let _turn = parts.extensions.remove::<ReadTurn>();
     if http_body::Body::is_end_stream(&body) {
         return Response::from_parts(parts, body);
     }
-    // A message, and the trailers.
+    // Usually one message and the trailers.
     let (mut frames, mut bytes) = (VecDeque::with_capacity(3), 0);
     while let Some(frame) = body.frame().await {
         match frame.map(Frame::into_data) {
@@ -44,11 +45,12 @@ pub(super) async fn whole(answer: Response<Body>, org: Option<OrgId>) -> Respons
     Response::from_parts(parts, Body::new(Whole { frames, on_taken }))
 }
 
-/// What a caller's window has no room for is kept by HTTP/2, in bytes of one piece at most.
+/// Bytes of one piece. HTTP/2 buffers what the caller's window has no room for, at most one piece.
 const PIECE: usize = 16 << 10;
 
-/// Hands data on in pieces. A connection asks for the next one once the caller's window had room for a byte of the one before: so
-/// the last byte is a piece of its own, and what follows it is asked for once the window has had room for all that was before.
+/// Splits data into pieces, the last byte being one of its own. A connection polls for the next frame once the caller's
+/// window had room for one byte of the frame before. So it polls for what follows the last byte only after the window
+/// had room for everything before.
 fn in_pieces(mut data: Bytes, mut push: impl FnMut(Bytes)) {
     while data.len() > 1 {
         push(data.split_to(PIECE.min(data.len() - 1)));
@@ -56,14 +58,14 @@ fn in_pieces(mut data: Bytes, mut push: impl FnMut(Bytes)) {
     push(data);
 }
 
-/// See [`whole`].
+/// The body of an answer that [`whole`] has encoded.
 struct Whole {
     frames: VecDeque<Result<Frame<Bytes>, Status>>,
     on_taken: Option<OnTaken>,
 }
 
-/// An extension of an answer with claimed jobs: they are the caller's once its connection has taken the last of the answer, and given
-/// back if the caller goes away before.
+/// Response extension of an answer with claimed jobs. The jobs are the caller's once its connection has taken the last
+/// frame of the answer. If the caller goes away before, they are given back.
 #[derive(Clone)]
 pub(super) struct OnTaken(Arc<Mutex<Option<LeaseDelivery>>>);
 
@@ -98,7 +100,7 @@ impl http_body::Body for Whole {
     }
 
     fn size_hint(&self) -> SizeHint {
-        // Of what has trailers no length is said.
+        // With trailers among the frames the length stays unknown.
         let data = self.frames.iter().map(|frame| frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len));
         data.sum::<Option<usize>>().map_or_else(SizeHint::default, |bytes| SizeHint::with_exact(bytes as u64))
     }

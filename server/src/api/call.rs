@@ -1,4 +1,4 @@
-//! What surrounds every call: its deadline, and a line in the log.
+//! The outermost layer of every call: its deadline, its panics and its line in the log.
 
 use std::{
     future::Future,
@@ -23,12 +23,12 @@ use super::{
     status::{ApiError, plain},
 };
 
-/// tonic answers an expired deadline with CANCELLED, from a timer outside of every layer. This much earlier, ours
-/// answers with DEADLINE_EXCEEDED.
+/// tonic answers an expired deadline with CANCELLED, from a timer outside of all layers. Our timer fires this much
+/// earlier and answers with DEADLINE_EXCEEDED.
 const AHEAD_OF_TONIC: Duration = Duration::from_millis(1);
 
-/// Bounds each call by its `grpc-timeout`, and by what any may take; logs it; and makes of what else answers, or doesn't, an answer
-/// of the contract. A server stream is bounded up to its first message.
+/// Bounds each call by its `grpc-timeout` and by [`CallLimits::call_within`], and logs it. Turns panics, expired
+/// deadlines and tonic's own errors into errors of the contract. A server stream is bounded until its response headers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallLayer(pub(crate) CallLimits);
 
@@ -40,7 +40,6 @@ impl<S> Layer<S> for CallLayer {
     }
 }
 
-/// See [`CallLayer`].
 #[derive(Debug, Clone)]
 pub(crate) struct Call<S> {
     inner: S,
@@ -99,7 +98,7 @@ where
                 Err(error) if is_grpc => Status::from(error).into_http(),
                 Err(error) => plain(error),
             };
-            // A status in the headers is an error; success comes in the trailers.
+            // Only errors have their status in the headers; success has it in the trailers.
             let response =
                 match Status::from_header_map(response.headers()).and_then(|status| in_contract(&status, &limits)) {
                     Some(error) => Status::from(error).into_http(),
@@ -119,17 +118,17 @@ where
     }
 }
 
-/// True of a call of gRPC, or its kin for browsers; anything else is plain HTTP.
+/// True of gRPC and gRPC-Web. Everything else is plain HTTP.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// True of a call of reflection, whose caller says more only once it was answered.
+/// True of server reflection. Its caller sends further messages after it has seen answers.
 pub(super) fn is_dialogue(path: &str) -> bool {
     path.ends_with("/ServerReflectionInfo")
 }
 
-/// What is answered to plain HTTP where gRPC is spoken.
+/// The answer to plain HTTP at the path of a gRPC call: this code, and a header that names what is allowed.
 fn nothing_but(code: StatusCode, header: HeaderName, value: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = code;
@@ -137,13 +136,13 @@ fn nothing_but(code: StatusCode, header: HeaderName, value: &'static str) -> Res
     response
 }
 
-/// True of a path at which services of gRPC are: `/package.Service/Method`.
+/// True of the paths of gRPC calls: `/package.Service/Method`.
 fn is_of_grpc(path: &str) -> bool {
     let mut parts = path.split('/').skip(1);
     parts.next().is_some_and(|service| service.contains('.')) && parts.next().is_some_and(|method| !method.is_empty())
 }
 
-/// A future whose panic is an answer like any other: what it shares with others is theirs to keep whole.
+/// Turns a panic of the future into an error. State that it shares with other calls has to survive a panic by itself.
 struct CatchPanic<F>(F);
 
 impl<F: Future + Unpin> Future for CatchPanic<F> {
@@ -152,13 +151,13 @@ impl<F: Future + Unpin> Future for CatchPanic<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match std::panic::catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.0).poll(context))) {
             Ok(polled) => polled.map(Ok),
-            // The hook has logged what it says.
+            // The panic hook has logged the message.
             Err(_) => Poll::Ready(Err(())),
         }
     }
 }
 
-/// What is answered to plain HTTP at a path where nothing is: tonic would say 200, and the rest in a header of gRPC's.
+/// The answer to plain HTTP at an unknown path. tonic would answer 200, with the error in a gRPC header.
 fn nowhere() -> Response<Body> {
     let mut response = Response::new(Body::new(r#"{"detail":"Not Found"}"#.to_owned()));
     *response.status_mut() = StatusCode::NOT_FOUND;
@@ -166,7 +165,7 @@ fn nowhere() -> Response<Body> {
     response
 }
 
-/// The contract's error for one that tonic gave by itself, before a request reached the service.
+/// The contract's error for an error that tonic made by itself, before the request reached the service.
 fn in_contract(status: &Status, limits: &CallLimits) -> Option<ApiError> {
     if !status.details().is_empty() {
         return None;
@@ -176,7 +175,7 @@ fn in_contract(status: &Status, limits: &CallLimits) -> Option<ApiError> {
             Some(ApiError::invalid("(message)", "is not a message of the contract, or nested too deep"))
         }
         Code::OutOfRange => Some(ApiError::MessageTooLarge { limit: limits.request_bytes }),
-        // The codec, of a message that does not come whole, or is compressed.
+        // From the codec: the message is incomplete, or marked as compressed without an encoding.
         Code::Internal | Code::Unknown => Some(ApiError::invalid("(message)", "can't be read")),
         Code::Unimplemented if status.message().contains("compressed") => Some(ApiError::UnsupportedEncoding),
         Code::Unimplemented => Some(ApiError::NoSuchCall),
@@ -184,7 +183,7 @@ fn in_contract(status: &Status, limits: &CallLimits) -> Option<ApiError> {
     }
 }
 
-/// `grpc-timeout` as the gRPC protocol has it; `None` if it is malformed.
+/// Parses `grpc-timeout` as the gRPC protocol defines it; `None` if it is malformed.
 fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

@@ -1,4 +1,4 @@
-//! Who a call is from, as the layer before the services has found (`access.rs`).
+//! Who makes a call, as the access layer (`access.rs`) has found.
 
 use std::sync::Arc;
 
@@ -13,21 +13,21 @@ use crate::{
     ledger::By,
 };
 
-/// Who a call is from, and which org it is about.
+/// Who makes a call, and which org it is about.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// The org, and who is said to have done it; nobody where authentication is off.
+    /// The org, and the actor of the call's events; no actor where authentication is off.
     pub(super) by: By,
     pub(super) roles: Roles,
 }
 
 impl Caller {
-    /// Anybody, where authentication is off.
+    /// The caller where authentication is off: an operator without a name.
     pub(super) fn anybody(org: OrgId) -> Self {
         Self { by: org.into(), roles: Roles::of(&[Role::Operator]) }
     }
 
-    /// The caller of a request.
+    /// The caller of a request. [`ApiError::Internal`] if the access layer has set none.
     pub(super) fn of(extensions: &Extensions) -> Result<Self, ApiError> {
         extensions.get::<Self>().cloned().ok_or(ApiError::Internal)
     }
@@ -36,12 +36,12 @@ impl Caller {
         self.by.org
     }
 
-    /// Who creates a job that does not say.
+    /// The principal's name: the `requested_by` of jobs that name none.
     pub(super) fn name(&self) -> Option<&Arc<str>> {
         self.by.actor.as_ref()
     }
 
-    /// Refuses to tell of all jobs whom it is not for.
+    /// Refuses streams of all jobs to callers without one of the roles observer, admin and operator.
     pub(super) fn may_follow_all(&self) -> Result<(), ApiError> {
         if self.roles.meets(Roles::of(&[Role::Observer, Role::Admin, Role::Operator])) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The domain's values as the contract's messages.
+//! Converts domain values into messages of the contract.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ pub(super) fn job_record(record: &JobRecord) -> pb::Job {
     full_job(&record.job, &record.contents)
 }
 
-/// The same, where they come apart.
+/// A job with payload and result, which the caller has read apart from it.
 pub(super) fn full_job(of: &Job, contents: &JobContents) -> pb::Job {
     pb::Job {
         payload: contents.payload.as_ref().map(json::from_json),
@@ -102,7 +102,7 @@ pub(super) fn full_job(of: &Job, contents: &JobContents) -> pb::Job {
     }
 }
 
-/// What the answer to a batch says of each of its jobs.
+/// The few fields of a job that the answers of batch calls have.
 pub(super) fn brief_job(job: &Job) -> pb::Job {
     pb::Job {
         id: job.id.to_string(),
@@ -115,7 +115,7 @@ pub(super) fn brief_job(job: &Job) -> pb::Job {
     }
 }
 
-/// A job with what its worker needs to hold it.
+/// A claimed job with its lease token and the end of its lease.
 pub(super) fn lease(record: &JobRecord) -> pb::Lease {
     let token = record.job.lease_token();
     pb::Lease {
@@ -125,7 +125,7 @@ pub(super) fn lease(record: &JobRecord) -> pb::Lease {
     }
 }
 
-/// How a lease stands after a heartbeat; `None`: it is lost.
+/// The state of a lease after a heartbeat; `None`: it is lost.
 pub(super) fn heartbeat(held: Option<&Job>) -> pb::HeartbeatResult {
     pb::HeartbeatResult {
         expires_at: held.and_then(lease_end),

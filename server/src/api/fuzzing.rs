@@ -1,4 +1,4 @@
-//! What requests go through before the ledger sees them, with bytes for requests.
+//! Entry points for fuzzing: what requests go through before the ledger sees them, with arbitrary bytes as requests.
 
 use http::{HeaderMap, StatusCode};
 use jobledger_proto::v1 as pb;
@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::{caller::Caller, legacy, request, status::ApiError};
 use crate::domain::id::OrgId;
 
-/// A message of the kind that the first byte chooses, read and checked as its call does. What is refused is refused as the contract says.
+/// Decodes and validates a message as its call does. The first byte chooses the call. A refusal must be INVALID_ARGUMENT.
 pub fn request(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
     let caller = Caller::anybody(OrgId::DEFAULT);
@@ -33,7 +33,7 @@ pub fn request(bytes: &[u8]) {
     }
 }
 
-/// The same message is read the same way, and what is wrong with it is said in few words.
+/// Asserts that a message and its re-encoded form are validated alike, and that the error message of a refusal is short.
 fn read<M: Message + Default, T>(bytes: &[u8], check: impl Fn(M) -> Result<T, ApiError>) {
     let Ok(message) = M::decode(bytes) else { return };
     let again = M::decode(&*message.encode_to_vec()).expect("what was read can be written and read");
@@ -45,10 +45,10 @@ fn read<M: Message + Default, T>(bytes: &[u8], check: impl Fn(M) -> Result<T, Ap
     }
 }
 
-/// A page token: refused, or a place to go on from, which has one form.
+/// Parses a page token. One that is accepted must have the only form that the server writes.
 pub fn page_token(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
-    // The same list as the token's says that it is of, so that more than its fingerprint is looked at.
+    // `{list}` stands for the fingerprint of this list, so that parsing gets further than the fingerprint.
     let request = pb::ListJobsRequest::default();
     let fingerprint = request::list(request.clone()).expect("a list of everything").token(0, 0);
     let fingerprint = fingerprint.rsplit('.').next().unwrap_or_default();
@@ -61,7 +61,7 @@ pub fn page_token(bytes: &[u8]) {
     }
 }
 
-/// A body of the old REST calls: refused as they were, or read.
+/// Reads the bodies of the old REST calls: each is read, or refused with 422. `!` as the first byte stands for a browser.
 pub fn legacy_json(bytes: &[u8]) {
     let (from_browser, bytes) = bytes.split_first().map_or((false, bytes), |(first, rest)| (*first == b'!', rest));
     let mut headers = HeaderMap::new();

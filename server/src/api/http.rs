@@ -1,11 +1,12 @@
-//! What is answered to plain HTTP, on the same port: probes.
+//! The probes: plain HTTP on the same port.
 
 use axum::{Router, http::StatusCode, routing::get};
 use tokio::sync::watch;
 
 use crate::readiness::Readiness;
 
-/// `/healthz`: the process answers, whatever its database does. `/readyz`: it can be used; why not is for the log, since anybody may ask.
+/// `/healthz` says that the process answers, whatever the state of its database. `/readyz` says whether the server can
+/// be used. The reason why not is only logged, since anybody may ask.
 pub(crate) fn probes(readiness: watch::Receiver<Readiness>) -> Router {
     let ready = move || {
         let found = *readiness.borrow();

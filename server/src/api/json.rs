@@ -1,4 +1,4 @@
-//! `google.protobuf.Value` as JSON text, and back.
+//! Converts `google.protobuf.Value` to JSON text and back.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,13 +15,13 @@ use crate::domain::json::Json;
 pub(super) enum Unstorable {
     /// NaN or an infinity: JSON has none.
     Number,
-    /// A number of ±2^53 or beyond, where a double no longer tells whole numbers apart: what the caller meant may be another.
+    /// A number of ±2^53 or beyond. Doubles do not tell whole numbers apart there, so the caller may have meant another one.
     Inexact,
-    /// The NUL character, which PostgreSQL's text can't hold.
+    /// The NUL character, which PostgreSQL cannot store in text.
     Nul,
-    /// A `Value` message in which nothing is set.
+    /// A `Value` message without a kind.
     Empty,
-    /// More containers in each other than [`MAX_DEPTH`].
+    /// Lists and objects that nest deeper than [`MAX_DEPTH`].
     TooDeep,
 }
 
@@ -46,11 +46,11 @@ pub(super) fn to_json(value: &Value) -> Result<Json, Unstorable> {
     Ok(Json::from_trusted(text))
 }
 
-/// Up to here no other whole number becomes the same double: 2^53 is also what 2^53 + 1 becomes.
+/// The largest whole number that is its double's only one: 2^53 + 1 becomes the same double as 2^53.
 const EXACT: f64 = ((1u64 << 53) - 1) as f64;
 
-/// How deep lists and objects may nest. A level takes up to three nested messages, and decoders give up at a hundred:
-/// what is stored has to be readable where a message nests it deeper than the request did.
+/// How deep lists and objects may nest. A level takes up to three nested messages, and decoders refuse more than a
+/// hundred. A stored value also has to be readable inside answers that nest it deeper than its request did.
 const MAX_DEPTH: usize = 32;
 
 fn check(value: &Value, depth: usize) -> Result<(), Unstorable> {
@@ -75,7 +75,7 @@ fn check_text(text: &str) -> Result<(), Unstorable> {
     if text.contains('\0') { Err(Unstorable::Nul) } else { Ok(()) }
 }
 
-/// Serialises a checked value.
+/// Serialises a value that [`check`] has accepted.
 struct Text<'a>(&'a Value);
 
 impl Serialize for Text<'_> {
@@ -85,7 +85,7 @@ impl Serialize for Text<'_> {
             Some(Kind::BoolValue(value)) => serializer.serialize_bool(*value),
             Some(Kind::NumberValue(number)) => {
                 let is_negative_zero = *number == 0.0 && number.is_sign_negative();
-                // Shorter without its ".0".
+                // An integer is shorter without ".0".
                 if number.fract() == 0.0 && number.abs() <= EXACT && !is_negative_zero {
                     serializer.serialize_i64(*number as i64)
                 } else {
@@ -101,7 +101,7 @@ impl Serialize for Text<'_> {
     }
 }
 
-/// The value of stored JSON text. Text that can't be read, which no writer of ours leaves behind, reads as null.
+/// The value of stored JSON text. Text that can't be read becomes null, and is logged: the server never writes such text.
 pub(super) fn from_json(json: &Json) -> Value {
     serde_json::from_str(json.as_str()).map_or_else(
         |error| {
@@ -142,7 +142,7 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_i64<E: de::Error>(self, v: i64) -> Result<Value, E> {
-        // What came as text may have digits that a double has not.
+        // JSON of the old REST calls and of imports may have integers with more digits than a double holds.
         if v.unsigned_abs() as f64 <= EXACT { self.visit_f64(v as f64) } else { self.visit_string(v.to_string()) }
     }
 
@@ -210,7 +210,7 @@ mod tests {
         fn every_storable_value_comes_back(value in any_value()) {
             let json = to_json(&value).unwrap();
             let back = from_json(&json);
-            // Debug tells -0.0 from 0.0, which == does not.
+            // Debug output distinguishes -0.0 from 0.0, unlike ==.
             prop_assert_eq!(format!("{back:?}"), format!("{value:?}"));
         }
     }

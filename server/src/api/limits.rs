@@ -1,8 +1,9 @@
-//! What calls may take: how many may be under way, of all orgs, of one and about none, and how often an org may call. What requests may
-//! hold is in `receiving.rs`. Calls that follow on claims find room where creates find none, so that no job is lost to a flood of them.
+//! Bounds calls: how many may be under way in all, of one org and about none, and how often an org may call. The memory
+//! of requests is bounded in `receiving.rs`. Heartbeats, reports and cancellations have a reserve, so a flood of
+//! creates costs no job.
 //!
-//! Claims that wait and event streams have bounds of their own (`ledger/waiting.rs`, `ledger/places.rs`): they are not counted here,
-//! but for how often they are called.
+//! Waiting claims and event streams have bounds of their own (`ledger/waiting.rs`, `ledger/places.rs`). Here only their
+//! rate counts.
 
 use std::{
     collections::HashMap,
@@ -36,25 +37,25 @@ use crate::{
     telemetry::Rarely,
 };
 
-/// What calls may take. Every bound has a flag of the same name.
+/// Bounds on calls. Each has a command-line option.
 #[derive(Debug, Clone, Copy)]
 pub struct CallLimits {
-    /// Calls under way, of all orgs; as many again that are about none: checks of the health, and streams of health and reflection.
+    /// Calls under way, of all orgs. As many again may be health checks, and as many again streams of health.
     pub calls: usize,
     /// Calls under way of one org.
     pub calls_per_org: usize,
-    /// Calls a second of one org, with as many at once as a second allows; as many again of claims, of heartbeats, of reports, of batches of
-    /// reports and of cancellations, so that none of these waits for another. `None`: as many as there come.
+    /// Calls a second of one org, which is also the largest burst. Claims, heartbeats, reports, batches of reports and
+    /// cancellations each have the same rate of their own, so that none waits for another. `None`: unbounded.
     pub rate_per_org: Option<u32>,
-    /// Bytes of one request's message, where it may have payloads or results.
+    /// Bytes of one request's message, if it may have payloads or results.
     pub request_bytes: usize,
-    /// Bytes of requests that are being received, in all.
+    /// Bytes of all requests that are being received.
     pub request_memory: usize,
-    /// The same of one org, or for requests about none of one address.
+    /// Bytes of requests that are being received of one org, or of one address where they are about none.
     pub request_memory_per_org: usize,
-    /// How long a request may take to come whole.
+    /// How long a request may take to arrive whole.
     pub request_within: Duration,
-    /// How long a call may take, whatever its deadline says; event streams excepted.
+    /// How long a call may take, whatever its deadline. Event streams are exempt.
     pub call_within: Duration,
 }
 
@@ -73,32 +74,31 @@ impl Default for CallLimits {
     }
 }
 
-/// What bounds a call has: an extension of its request.
+/// Which bounds apply to a call: a request extension that the access layer sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Sort {
-    /// Those of most calls.
+    /// Any other call.
     Plain,
-    /// A create, or many: with payloads.
+    /// CreateJob and BatchCreateJobs: their requests have payloads.
     Create,
-    /// A claim, which may wait.
+    /// ClaimJobs, which may wait.
     Claim,
-    /// A heartbeat: it keeps jobs alive.
+    /// Heartbeat: it keeps running jobs alive.
     Heartbeat,
-    /// A report.
+    /// UpdateJobStatus.
     Report,
-    /// Many reports, as workers send the outcomes of their jobs.
+    /// BatchUpdateJobStatus, by which workers send the outcomes of their jobs.
     Reports,
-    /// A cancellation: it may end a running job, and is a producer's.
+    /// CancelJob: it may end a running job, and comes from producers.
     Cancel,
-    /// A stream of events.
+    /// StreamJobEvents.
     Stream,
 }
 
 impl Sort {
-    /// How many rates an org has.
     const COUNT: usize = 6;
 
-    /// Which of an org's rates it counts against.
+    /// The rate of its org that a call counts against.
     const fn bucket(self) -> usize {
         match self {
             Self::Plain | Self::Create | Self::Stream => 0,
@@ -115,7 +115,7 @@ impl Sort {
         matches!(self, Self::Create | Self::Report | Self::Reports)
     }
 
-    /// True of calls that find room where creates find none, as their commands do (`Command::is_vital`).
+    /// True of calls that have a quarter more room than creates, as their commands have in the lanes (`Command::is_vital`).
     const fn has_reserve(self) -> bool {
         match self {
             Self::Heartbeat | Self::Report | Self::Reports | Self::Cancel => true,
@@ -124,27 +124,27 @@ impl Sort {
     }
 }
 
-/// What a request may take that has neither payloads nor results, in bytes: a thousand lease tokens are less.
+/// Bytes of a request without payloads and results. A thousand lease tokens take less.
 const SMALL: usize = 256 << 10;
 
-/// Tells whether the database is away.
+/// Tells whether the database does not answer.
 pub(super) type Stalled = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Orgs whose rates are remembered before those that do nothing are forgotten.
+/// Orgs whose rates are kept. Beyond that, orgs that may make a full burst again are dropped.
 const ORGS: usize = 10_000;
 
-/// The call about no org that goes on for as long as its caller likes, but for those of reflection.
+/// The method of the health service that streams for as long as its caller likes.
 const WATCH: &str = "/Watch";
 
-/// Dialogues of reflection that may be open: each may have an answer of a hundred kilobytes that its caller does not take.
+/// Open reflection streams. Each may hold an answer of 100 kB that its caller does not take.
 const DIALOGUES: Most = Most { in_all: 300, each: 100 };
 
-/// Lets as many calls pass as may.
+/// Applies [`CallLimits`].
 #[derive(Clone)]
 pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
-    /// `is_stalled` tells whether the database is away: who finds no room then is told so.
+    /// While `is_stalled`, calls that find no room get UNAVAILABLE.
     pub(crate) fn new(
         limits: CallLimits,
         draining: CancellationToken,
@@ -175,7 +175,6 @@ impl<S> Layer<S> for LimitsLayer {
     }
 }
 
-/// See [`LimitsLayer`].
 #[derive(Clone)]
 pub(crate) struct Limited<S> {
     limiter: Arc<Limiter>,
@@ -185,39 +184,38 @@ pub(crate) struct Limited<S> {
 struct Limiter {
     limits: CallLimits,
     rates: Mutex<HashMap<OrgId, Rates>>,
-    /// Calls under way.
     calls: Arc<Shares<OrgId>>,
-    /// Places for what is about no org. Checks of the health are anybody's, and take none from streams, whose callers are known.
+    /// Slots of calls about no org. Anybody may make health checks, so they do not take slots from Watch streams, whose
+    /// callers are known.
     short: Arc<Shares<Whose>>,
     long: Arc<Shares<Whose>>,
     dialogues: Arc<Shares<Whose>>,
     requests: Arc<Requests>,
     is_stalled: Stalled,
-    /// Orgs that have come to a limit with calls of some sort.
+    /// Limits that were reached, by org and sort of call, for the log.
     limited: Rarely<(OrgId, Sort)>,
 }
 
-/// How often an org may call.
+/// The token buckets of one org.
 struct Rates {
-    /// Calls that it may make at once, as of then: of each sort as many as its rate.
+    /// Calls that the org may make at once, as of `as_of`: for each rate at most its calls of a second.
     allowed: [f64; Sort::COUNT],
     as_of: Instant,
 }
 
 impl Limiter {
-    /// Lets a call in, if there is room for it.
+    /// Admits a call if there is a slot for it and its org's rate allows it.
     fn enter(&self, org: OrgId, sort: Sort) -> Result<Option<Part<OrgId>>, ApiError> {
-        // Claims that wait and streams have bounds of their own.
+        // Waiting claims and streams have bounds of their own.
         let is_counted = !matches!(sort, Sort::Claim | Sort::Stream);
         let entered = is_counted.then(|| self.place(org, sort)).transpose()?;
-        // One that found no place is none that was made.
+        // Last, since a call that finds no slot does not count against the rate.
         if let Some(rate) = self.limits.rate_per_org {
             self.allow(org, sort, rate)?;
         }
         Ok(entered)
     }
 
-    /// A place among the calls under way.
     fn place(&self, org: OrgId, sort: Sort) -> Result<Part<OrgId>, ApiError> {
         let most = self.calls.most();
         let mut place = self.calls.nothing(org);
@@ -229,7 +227,6 @@ impl Limiter {
         Ok(place)
     }
 
-    /// Counts a call against its org's rate.
     fn allow(&self, org: OrgId, sort: Sort, rate: u32) -> Result<(), ApiError> {
         let full = f64::from(rate);
         let mut rates = self.rates();
@@ -253,19 +250,19 @@ impl Limiter {
         Ok(())
     }
 
-    /// Takes note of a call that was refused for a limit.
+    /// Logs, at most once a minute for an org and sort, that a call was refused because of a limit.
     fn note(&self, org: OrgId, sort: Sort, limit: &str) {
         if let Some(times) = self.limited.note((org, sort)) {
             tracing::info!(org_id = %org, calls = ?sort, times, limit, "an org has come to a limit");
         }
     }
 
-    /// Why a call finds no room: too many are under way, or none ends because the database is away.
+    /// Why a call finds no slot: too many are under way, or none ends because the database is away.
     fn overloaded(&self, scope: &'static str, limit: usize) -> ApiError {
         if (self.is_stalled)() { LedgerError::Unavailable.into() } else { ApiError::Overloaded { scope, limit } }
     }
 
-    /// The map stays whole whatever panics beside it.
+    /// A panic elsewhere leaves the map consistent, so a poisoned lock can be used.
     fn rates(&self) -> MutexGuard<'_, HashMap<OrgId, Rates>> {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -286,7 +283,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Answer {
         let is_grpc = is_grpc(request.headers());
         let Some(org) = request.extensions().get::<Caller>().map(Caller::org) else {
-            // Probes by plain HTTP have no request to speak of, and are answered whatever else goes on.
+            // Probes by plain HTTP have no body to speak of, and are answered however busy the server is.
             return if is_grpc { self.about_no_org(request) } else { self.inner.call(request) };
         };
         let sort = request.extensions().get::<Sort>().copied().unwrap_or(Sort::Plain);
@@ -317,7 +314,7 @@ where
     }
 }
 
-/// An answer that goes on, with bounds of its own.
+/// Marks an answer that is a stream: it has bounds of its own, and is not counted as untaken.
 fn on(mut answer: Response<Body>) -> Response<Body> {
     answer.extensions_mut().insert(GoesOn);
     answer
@@ -327,7 +324,7 @@ impl<S> Limited<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
 {
-    /// Passes on a call about no org. One that goes on holds its place until its answer is through.
+    /// Admits a call about no org. A stream keeps its slot until it ends.
     fn about_no_org(&mut self, request: Request<Body>) -> Answer {
         let path = request.uri().path();
         let kind = if is_dialogue(path) { Kind::Dialogue } else { Kind::AboutNoOrg };
@@ -338,7 +335,7 @@ where
         };
         let peer = request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());
         let whose = Whose::Address(network(peer));
-        // Whoever is known has a part of its org's: those behind one proxy don't share theirs.
+        // A caller with a credential takes the slots of its org, so that callers behind one proxy do not share theirs.
         let org = request.extensions().get::<Arc<Credential>>().and_then(|credential| credential.principal.org);
         let Ok(place) = places.take(org.map_or(whose, Whose::Org), 1) else {
             return refuse(ApiError::Overloaded { scope: "server", limit: places.most().in_all }, request);

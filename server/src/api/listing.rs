@@ -1,4 +1,4 @@
-//! Pages of jobs on the wire: cut by bytes as well as by number.
+//! Answers of ListJobs: pages that are cut by bytes as well as by number.
 
 use std::collections::HashMap;
 
@@ -11,12 +11,12 @@ use crate::{
     ledger::{JobPage, ReadTurn},
 };
 
-/// What the jobs of one answer may take, so that it stays below 4 MiB; a single one may take more.
+/// Bytes of the jobs of one answer, so that it stays below 4 MiB. A single job may take more.
 const ANSWER_BYTES: usize = 3_584 << 10;
-/// Jobs whose payloads and results are read at once.
+/// Jobs whose payloads and results are read in one query, at most.
 const CONTENTS_AT_ONCE: usize = 64;
 
-/// A page, in one turn: of those that are being put together there are no more than turns.
+/// Lists a page within one read turn: no more pages are in the making than there are turns.
 pub(super) async fn answer(turn: &ReadTurn, org: OrgId, listing: Listing) -> Result<pb::ListJobsResponse, ApiError> {
     let JobPage { jobs, mut next, as_of_seq } = turn.list(org, &listing.query).await?;
     let as_of_seq = listing.as_of_seq.unwrap_or(as_of_seq);
@@ -43,7 +43,8 @@ pub(super) async fn answer(turn: &ReadTurn, org: OrgId, listing: Listing) -> Res
     Ok(answer)
 }
 
-/// Parts of a page, each read at once: as many jobs as fit by what their payloads take, their results taken for as large.
+/// Splits a page into chunks whose payloads and results are read in one query each. A chunk is filled by the known
+/// sizes of the payloads, and [`RESULT_BYTES`] for each result.
 fn chunks(jobs: &[Job], is_full: bool) -> Vec<&[Job]> {
     if !is_full {
         return vec![jobs];
@@ -64,5 +65,6 @@ fn chunks(jobs: &[Job], is_full: bool) -> Vec<&[Job]> {
     chunks
 }
 
-/// What a result is taken for before it is read: with a chunk's number of them at their limit it is bounded all the same.
+/// Assumed size of a result that is not read yet. A chunk has at most [`CONTENTS_AT_ONCE`] results, so it stays bounded
+/// where they are larger.
 const RESULT_BYTES: usize = 64 << 10;

@@ -1,4 +1,5 @@
-//! The gRPC side: validates and converts requests, asks the [ledger](crate::ledger), converts answers. Knows no store.
+//! The gRPC side: validates and converts requests, submits commands to the [ledger](crate::ledger), and converts its
+//! replies. It does not know the store.
 
 mod access;
 mod answers;

@@ -1,4 +1,4 @@
-//! Requests on their way in: what they may hold until they are answered, and how long they may take to come whole.
+//! Incoming requests: how much memory they may hold until they are decoded, and how long they may take to arrive.
 
 use std::{
     future::Future,
@@ -28,21 +28,19 @@ use crate::{
     shares::{Full, Most, Part, Shares},
 };
 
-/// What the name of a service or a symbol may take, in bytes: requests about no org are no more than that.
+/// Bytes of a request about no org: it has at most the name of a service or a symbol.
 pub(crate) const ABOUT_NO_ORG: usize = 4 << 10;
-/// How long a request may take to come whole where there is little room left for others.
+/// How long a request may take to arrive where memory or slots run short, and how often that is checked.
 const WHERE_TIGHT: Duration = Duration::from_secs(1);
 
-/// What a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A call about an org.
     Call,
-    /// A call about none: small.
+    /// A call about no org, which is small.
     AboutNoOrg,
-    /// One that goes on with further messages.
+    /// A call whose caller sends further messages: server reflection.
     Dialogue,
-    /// Plain HTTP.
     Plain,
 }
 
@@ -52,38 +50,38 @@ impl Kind {
     }
 }
 
-/// How a request is received.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct How {
     pub(super) kind: Kind,
-    /// What its message may have, in bytes.
+    /// Bytes that its message may have.
     pub(super) most: usize,
     pub(super) has_reserve: bool,
 }
 
-/// Whose part of the room a request takes.
+/// To whom the memory of a request is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Whose {
     Org(OrgId),
-    /// Somebody's at this address: it is about no org.
+    /// The network of the caller's address, for a request about no org.
     Address(IpAddr),
 }
 
-/// All requests.
+/// Bounds what requests hold while they are received.
 pub(super) struct Requests {
     limits: CallLimits,
-    /// Those about orgs, and those about none, which are anybody's: neither takes room from the other, nor hurries it.
+    /// Requests about orgs and requests about none, which anybody may send, have separate pools. Neither takes memory
+    /// from the other, nor shortens its time.
     about_orgs: Pool,
     about_none: Pool,
     draining: CancellationToken,
-    /// Requests are not answered while the database is away: that there is no room is then not their callers' fault.
+    /// While the database is away, requests are not answered. A lack of memory is then reported as UNAVAILABLE.
     is_stalled: Stalled,
 }
 
-/// What some requests take, until they are decoded.
+/// What the requests of one kind hold, until they are decoded.
 struct Pool {
     bytes: Arc<Shares<Whose>>,
-    /// Requests that are waited for.
+    /// Counts requests that have not arrived whole.
     awaited: Arc<Shares<Whose>>,
 }
 
@@ -106,8 +104,8 @@ impl Requests {
         if kind.is_about_no_org() { &self.about_none } else { &self.about_orgs }
     }
 
-    /// The request as it is to be read. What it holds is given back once it is decoded: with its body, which nobody keeps longer. With a
-    /// reserve there is a quarter more room for it, and others don't hurry it before they take of that.
+    /// Wraps the body of a request. The body gives its memory back when it is dropped, after decoding. A request with a
+    /// reserve may take a quarter more memory, and its time is shortened only where it would take from that quarter.
     pub(super) fn receive(self: &Arc<Self>, request: Request<Body>, whose: Whose, how: How) -> Request<Body> {
         let bytes = self.pool(how.kind).bytes.nothing(whose);
         let held = Held { requests: Arc::clone(self), how, bytes };
@@ -117,11 +115,12 @@ impl Requests {
             .map(|body| Body::new(Receiving { body, shape, credential, held, late: None, message: Message::default() }))
     }
 
-    /// Waits for as long as a request may take to come whole: not long where others would find no room, or no place.
+    /// Waits until a request is too slow. That is after `request_within`, or earlier, at a check each second, if more than half
+    /// of the memory is taken or more than a quarter of the calls are still arriving. With a reserve it takes all of either.
     async fn patience_ends(&self, whose: Whose, How { kind, has_reserve, .. }: How) {
         let CallLimits { request_within, calls, calls_per_org, .. } = self.limits;
         let Pool { bytes, awaited } = self.pool(kind);
-        // There is no bound on how many are waited for but the times.
+        // These shares only count: nothing but time bounds how many requests are arriving.
         let waits = awaited.take(whose, 1);
         let part = bytes.nothing(whose);
         let most = bytes.most();
@@ -139,7 +138,7 @@ impl Requests {
     }
 }
 
-/// What a request holds, until it is decoded.
+/// The memory that one request holds until it is decoded.
 struct Held {
     requests: Arc<Requests>,
     how: How,
@@ -147,7 +146,7 @@ struct Held {
 }
 
 impl Held {
-    /// Room for more, if there is any.
+    /// Takes memory for more bytes. [`ApiError::Overloaded`] if there is none, or UNAVAILABLE if the database is away.
     fn take(&mut self, bytes: usize) -> Result<(), ApiError> {
         let How { kind, has_reserve, .. } = self.how;
         let most = self.requests.pool(kind).bytes.most();
@@ -165,35 +164,35 @@ impl Held {
     }
 }
 
-/// A request's body, which has to come in time, and to find room.
+/// The body of a request, which has to find memory and to arrive in time.
 struct Receiving {
     body: Body,
-    /// What a call's is made of.
+    /// The shape of a call's request, by which it is weighed.
     shape: Option<RequestShape>,
-    /// Whose it is. It may end while the request is waited for.
+    /// The caller's credential. It may be revoked while the request is received.
     credential: Option<Arc<Credential>>,
     held: Held,
-    /// From the first wait on.
+    /// Set at the first wait. Resolves to the error once the request is too slow, or the server stops.
     late: Option<Pin<Box<dyn Future<Output = ApiError> + Send>>>,
     message: Message,
 }
 
-/// What has come of a message, held back until it is whole: whoever decodes it makes room for all that its first bytes promise. In one
-/// piece, since a piece for each of its bytes takes a hundred times as much as they do.
+/// A message as far as it has arrived, held back until it is whole: a decoder would allocate the length that the first
+/// bytes claim. It is kept in one piece, since a list of one-byte pieces takes a hundred times as much memory.
 #[derive(Default)]
 struct Message {
-    /// The first piece, as it came: mostly it is all.
+    /// The first piece as it arrived: usually the whole message.
     first: Bytes,
-    /// With those that followed it.
+    /// The first piece and those after it, once there are several.
     rest: BytesMut,
-    /// What came after all of it.
+    /// The frame that came after the message.
     trailers: Option<Frame<Bytes>>,
-    /// All of it is there, or will never be; it has been passed on.
+    /// The message was passed on, whole or as far as it will ever arrive.
     is_whole: bool,
 }
 
 impl Message {
-    /// Whether it is compressed, and its length: the first bytes (gRPC over HTTP/2, Length-Prefixed-Message).
+    /// The length of gRPC's message prefix: a byte that says whether the message is compressed, and the message's length.
     const PREFIX: usize = 5;
 
     fn data(&self) -> &[u8] {
@@ -211,20 +210,20 @@ impl Message {
         self.rest.extend_from_slice(&data);
     }
 
-    /// All that has come, at once.
     fn take(&mut self) -> Bytes {
         self.is_whole = true;
         if self.rest.is_empty() { std::mem::take(&mut self.first) } else { std::mem::take(&mut self.rest).freeze() }
     }
 
-    /// How long it says that it is, prefix included; `None` until it has. An error if that is more than it may be.
+    /// The length that the message claims, prefix included; `None` before the prefix is whole.
+    /// [`ApiError::MessageTooLarge`] if it exceeds `limit`.
     fn length(&self, limit: usize) -> Result<Option<usize>, ApiError> {
         let Some(&[flag, a, b, c, d]) = self.data().first_chunk::<{ Self::PREFIX }>() else { return Ok(None) };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         match (flag, length > limit) {
             (0, true) => Err(ApiError::MessageTooLarge { limit }),
             (0, false) => Ok(Some(Self::PREFIX + length)),
-            // What is no message, or compressed, is for whoever decodes it to say, without making room.
+            // The decoder refuses a compressed or malformed message, without allocating its length.
             _ => Ok(Some(self.data().len())),
         }
     }
@@ -258,7 +257,7 @@ impl http_body::Body for Receiving {
                         return Poll::Ready(Some(Ok(Frame::data(self.message.take()))));
                     }
                 },
-                // Cut short: that is for whoever decodes it to say.
+                // The message was cut short: the decoder reports that.
                 Poll::Ready(None) if !self.message.is_whole => {
                     return Poll::Ready(Some(Ok(Frame::data(self.message.take()))));
                 }
@@ -282,11 +281,11 @@ impl http_body::Body for Receiving {
 }
 
 impl Receiving {
-    /// Takes in what has come; what is to be passed on, if there is anything.
+    /// Takes in bytes that have arrived. Returns the bytes to pass on, if there are any.
     fn receive(&mut self, data: Bytes) -> Result<Option<Bytes>, ApiError> {
         let How { kind, most, .. } = self.held.how;
         match (kind, self.message.is_whole) {
-            // Whoever reads it bounds it, and holds one message at a time.
+            // The reflection service bounds further messages, and holds one at a time.
             (Kind::Dialogue, true) => return Ok(Some(data)),
             (Kind::Call | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
             (Kind::Call | Kind::AboutNoOrg, true) => return Err(more_than_one()),
@@ -300,7 +299,7 @@ impl Receiving {
         self.message.add(data);
         let has = self.message.data().len();
         let is_whole = match kind {
-            // It is whole when it ends; what is too long is refused by whoever reads it.
+            // Plain HTTP is whole when its body ends. Its handler refuses a body that is too long.
             Kind::Plain => has > most,
             _ => match self.message.length(most)? {
                 Some(length) if has > length && kind != Kind::Dialogue => return Err(more_than_one()),
@@ -313,25 +312,26 @@ impl Receiving {
         self.still_holds()?;
         let message = self.message.take();
         if kind == Kind::Dialogue {
-            // It goes on, and its caller may be silent: who reads it holds one message at a time.
+            // The dialogue stays open and its caller may be silent. It gives its memory back, and its time is no longer
+            // bounded.
             self.held.bytes = self.held.requests.pool(kind).bytes.nothing(*self.held.bytes.key());
             self.late = None;
         }
         let weighed = self.shape.zip(message.get(Message::PREFIX..));
         if weighed.is_some_and(|(shape, message)| !shape.may_be_decoded(message)) {
-            // Once it is decoded.
+            // The bound on the decoded size.
             return Err(ApiError::MessageTooLarge { limit: weight::MOST });
         }
         Ok(Some(message))
     }
 
-    /// An error if whose it is was revoked while it came.
+    /// The refusal of a credential that was revoked while its request arrived.
     fn still_holds(&self) -> Result<(), ApiError> {
         let refusal = self.credential.as_ref().and_then(|credential| credential.refusal());
         refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    /// It has not come; but it had to by now?
+    /// Fails with the error of a request that has not arrived in time, and otherwise waits.
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Self { held, late, .. } = self;
         let late = late.get_or_insert_with(|| {
@@ -339,7 +339,7 @@ impl Receiving {
             Box::pin(async move {
                 tokio::select! {
                     () = requests.patience_ends(whose, how) => ApiError::RequestTooSlow,
-                    // What has not come whole was not accepted.
+                    // A request that has not arrived whole was not accepted.
                     () = requests.draining.cancelled() => LedgerError::Draining.into(),
                 }
             })

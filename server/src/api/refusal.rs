@@ -1,4 +1,4 @@
-//! Answers to requests that are not looked at.
+//! Answers to requests that a layer refuses without decoding them.
 
 use std::{convert::Infallible, future::Future, pin::Pin, time::Duration};
 
@@ -13,17 +13,17 @@ use super::{
     status::{ApiError, plain},
 };
 
-/// What layers answer with.
+/// The future of a layer's answer.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-/// What is let come of a request that is refused, how long, and of how many at a time: whoever sends more of them, and halves, counts as
-/// one who resets.
+/// Bounds on receiving refused requests: bytes of one, time for one, and how many at a time. Beyond them the stream is
+/// reset while its request still comes, and counts as a reset of its connection.
 const MOST: usize = 4 << 20;
 const WITHIN: Duration = Duration::from_secs(2);
 static PLACES: Semaphore = Semaphore::const_new(1_024);
 
-/// Refuses a request, once what was on its way of it has come: a stream that is reset before counts against its connection, and a caller
-/// who is refused often, for calling too often, would lose that.
+/// Refuses a request after receiving the rest of its body. Answering earlier would reset the stream. Resets count
+/// against the connection, so a caller that is refused often, as when it exceeds its rate, would lose it.
 pub(super) fn refuse(error: ApiError, request: Request<Body>) -> Answer {
     let answer = if is_grpc(request.headers()) { Status::from(error).into_http() } else { plain(error) };
     if is_dialogue(request.uri().path()) {

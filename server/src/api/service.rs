@@ -1,4 +1,4 @@
-//! `jobledger.v1.JobService`: a few lines an RPC.
+//! `jobledger.v1.JobService`: a few lines for each RPC.
 
 use std::time::Duration;
 
@@ -20,10 +20,9 @@ use crate::{
     net::Peer,
 };
 
-/// The metadata of a stream's answer that names the log.
+/// The metadata key by which the answer of a stream names its log.
 const LOG_ID_HEADER: &str = "jobledger-log-id";
 
-/// The service over a ledger.
 pub(crate) struct Service {
     ledger: Ledger,
     slow_consumer_after: Duration,
@@ -35,7 +34,6 @@ impl Service {
         Self { ledger, slow_consumer_after, draining }
     }
 
-    /// StreamJobEvents.
     pub(super) async fn stream_events(
         &self,
         request: Request<pb::StreamJobEventsRequest>,
@@ -64,7 +62,7 @@ impl Service {
         Ok(answer)
     }
 
-    /// Has the items of a batch decided that are well-formed; an answer for each, in order.
+    /// Submits the valid items of a batch. Returns a result for each item, in order.
     async fn submit_all(
         &self,
         caller: &Caller,
@@ -152,13 +150,13 @@ impl JobService for Service {
             let reply = if is_held { replies.next() } else { None };
             let mut result = match reply {
                 Some(Ok(reply)) => convert::heartbeat(Some(&reply.job)),
-                // Its token can't be one: of which lease it is is not known.
+                // The item was refused and names no lease: whether a lease is lost is unknown.
                 None if refusal.is_some() => pb::HeartbeatResult::default(),
                 None
                 | Some(Err(LedgerError::JobNotFound { .. } | LedgerError::Transition(TransitionError::LeaseLost))) => {
                     convert::heartbeat(None)
                 }
-                // That the lease is lost is not known.
+                // The lease was not extended, but is not known to be lost.
                 Some(Err(error)) => {
                     pb::HeartbeatResult { error: Some(item_error(ApiError::from(error))), ..Default::default() }
                 }

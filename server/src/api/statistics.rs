@@ -1,4 +1,4 @@
-//! Statistics as the contract has them.
+//! Converts statistics into the answer of GetStatistics.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     ledger::{SeriesKind, SeriesPoint, Statistics, StatisticsQuery, StatusCounts, TypeStatistics},
 };
 
-/// Types that GetStatistics lists at most, so that its answer stays small.
+/// Types that GetStatistics lists, so that its answer stays small.
 const MAX_TYPES_LISTED: usize = 1_000;
 
 pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::GetStatisticsResponse {
@@ -63,7 +63,7 @@ fn of_one(of_type: TypeStatistics, as_of: Time) -> pb::TypeStatistics {
     }
 }
 
-/// How long something has been ready; `None` if its time is yet to come.
+/// How long the oldest ready job has waited; `None` if its ready time is later than `as_of`.
 fn age(ready_at: Option<Time>, as_of: Time) -> Option<prost_types::Duration> {
     (as_of - ready_at?).to_std().ok().map(duration)
 }
@@ -95,7 +95,7 @@ fn durations(histogram: &Histogram) -> pb::Durations {
     pb::Durations { count: histogram.total(), p50: quantile(0.5), p90: quantile(0.9), p99: quantile(0.99) }
 }
 
-/// One of all types together, or one for each.
+/// One series of all types together, or one for each type.
 fn series(points: Vec<SeriesPoint>) -> Vec<pb::Series> {
     let mut series: BTreeMap<String, Vec<pb::SeriesPoint>> = BTreeMap::new();
     for SeriesPoint { start, job_type, flow } in points {

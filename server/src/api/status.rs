@@ -1,4 +1,4 @@
-//! Errors as the contract has them: the one place where codes, reasons and details are given.
+//! Errors of the contract. All codes, reasons and details are defined here.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,52 +15,46 @@ use uuid::Uuid;
 use super::convert;
 use crate::{access::Refusal, domain::transition::TransitionError, ledger::LedgerError};
 
-/// The domain of every ErrorInfo.
+/// The `domain` of every ErrorInfo.
 const DOMAIN: &str = "jobledger";
-/// When a client should come back to a server that is busy, or whose database is away.
+/// The retry delay while the server is overloaded or its database is away.
 const RETRY_SOON: Duration = Duration::from_millis(250);
-/// Details travel in trailers, which should stay under 4 KiB: no more violations than this are listed.
+/// Violations listed in an error. Details travel in trailers, which should stay under 4 KiB.
 pub(super) const MAX_VIOLATIONS: usize = 16;
 
-/// An answer has up to a thousand such errors, and stays under 4 MiB.
+/// Violations listed in the error of one item of a batch. An answer has up to 1,000 such errors, and has to stay under 4 MiB.
 const MAX_ITEM_VIOLATIONS: usize = 4;
 
-/// Why a request fails.
 #[derive(Debug)]
 pub(super) enum ApiError {
-    /// Fields that break the contract.
+    /// Fields that violate the contract.
     Invalid(Vec<Violation>),
     /// A payload or result over its limit.
     TooLarge { field: &'static str, limit: usize, size: usize },
-    /// A request that is larger than the server reads.
+    /// A request that is larger than the server accepts.
     MessageTooLarge { limit: usize },
-    /// A request that did not come whole in time.
+    /// A request that did not arrive whole in time.
     RequestTooSlow,
-    /// Nobody calls, or nobody who is let in.
+    /// The credential is missing or refused.
     Refused(Refusal),
-    /// Who calls may not.
+    /// The caller may not make this call.
     Denied(&'static str),
-    /// Nothing is there to be called.
     NoSuchCall,
-    /// A message that is compressed in a way that this server doesn't know.
     UnsupportedEncoding,
-    /// As many calls are under way as may be: of the server, of the org, or of requests in bytes.
+    /// The server or the org has as many calls under way as it may, or requests take as much memory as they may.
     Overloaded { scope: &'static str, limit: usize },
-    /// An org calls more often than it may.
+    /// The org exceeds its rate; the next call is allowed after this time.
     TooFast { rate: u32, after: Duration },
-    /// A defect: somebody panicked. The log has more under this id.
+    /// A defect: the call panicked. The log has the panic under this id.
     Panicked { id: Uuid },
-    /// A defect.
     Internal,
-    /// What the ledger said.
     Ledger(LedgerError),
-    /// The deadline has passed.
     DeadlineExceeded,
     /// A subscriber took nothing for too long.
     SlowConsumer,
 }
 
-/// A field that breaks the contract, and how.
+/// A field that violates the contract, and how.
 #[derive(Debug)]
 pub(super) struct Violation {
     pub(super) field: String,
@@ -68,21 +62,21 @@ pub(super) struct Violation {
 }
 
 impl ApiError {
-    /// A single bad field.
+    /// The error of a single bad field.
     pub(super) fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::Invalid(vec![Violation { field: field.into(), description: description.into() }])
     }
 }
 
 impl ApiError {
-    /// For those who know nothing of gRPC's details: the code, a sentence, and when to come back.
+    /// The error for plain HTTP: code, message and retry delay.
     pub(super) fn in_short(self) -> (Code, String, Option<Duration>) {
         let Answer { code, message, retry, .. } = Answer::of(self);
         (code, message, retry)
     }
 }
 
-/// The same to plain HTTP: what has gone wrong, in a line of JSON.
+/// The error as an answer to plain HTTP: one line of JSON.
 pub(super) fn plain(error: ApiError) -> http::Response<Body> {
     let Answer { code, message, retry, violations, .. } = Answer::of(error);
     let asks_who = code == Code::Unauthenticated;
@@ -105,7 +99,7 @@ pub(super) fn plain(error: ApiError) -> http::Response<Body> {
     response
 }
 
-/// What a code of gRPC is to HTTP.
+/// The HTTP status for a gRPC code.
 pub(super) fn http_code(code: Code) -> StatusCode {
     match code {
         Code::InvalidArgument => StatusCode::UNPROCESSABLE_ENTITY,
@@ -146,14 +140,14 @@ impl From<ApiError> for Status {
     }
 }
 
-/// The same as the error of one item of a batch.
+/// The error of one item of a batch.
 pub(super) fn item_error(error: impl Into<ApiError>) -> tonic_types::Status {
     let mut error = error.into();
     if let ApiError::Invalid(violations) = &mut error {
         violations.truncate(MAX_ITEM_VIOLATIONS);
     }
     let status = Status::from(error);
-    // What the details of a gRPC error are, encoded.
+    // The details of a gRPC error are an encoded `google.rpc.Status`.
     tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
         code: status.code().into(),
         message: status.message().to_owned(),
@@ -300,7 +294,7 @@ impl Answer {
             LedgerError::Unavailable => Self::new(Code::Unavailable, "DATABASE_UNAVAILABLE", message).retry(),
             LedgerError::OutcomeUnknown => Self::new(Code::Unavailable, "OUTCOME_UNKNOWN", message).retry(),
             LedgerError::Refused => {
-                // The ledger has logged what was said.
+                // The ledger has logged the database's message.
                 let id = Uuid::new_v4();
                 tracing::error!(error_id = %id, "a request was refused that should not have been");
                 Self::new(Code::Internal, "REFUSED_BY_DATABASE", message).with("error_id", id)

@@ -1,4 +1,4 @@
-//! An event stream on the wire: a task that moves a subscription along, and a short queue that the caller empties.
+//! An event stream on the wire: a task that drives a subscription, and a short queue that the caller empties.
 
 use std::{
     pin::Pin,
@@ -25,18 +25,17 @@ use crate::{
     ledger::{Delivery, LedgerError, PageShare, SharedEvent, StreamPages, StreamPlace, Subscription},
 };
 
-/// Pages that wait for the caller beside the one it is taking from. A page is bounded in events and in bytes, and its
-/// events become messages only when they are taken: a caller that takes nothing costs this one, the one that it
-/// takes from, one in the hands of the task, and what the transport buffers.
+/// Pages that wait for the caller beside the one that it is taking from. A page is bounded in events and bytes, and its
+/// events become messages only when they are taken. So a caller that takes nothing costs this page, the one that it
+/// takes from, one that the task holds, and the buffers of the transport.
 const QUEUE: usize = 1;
 
-/// How long a caller may take nothing where there is little room left for pages.
+/// How long a caller may take nothing while memory for pages is short.
 const WHERE_TIGHT: Duration = Duration::from_secs(1);
 
-/// How often as long as it takes to be a slow consumer a caller may leave the end of its stream unread.
+/// A connection is cut if the end of a stream stays unread for this many times the patience with slow consumers.
 const CUT_AFTER: u32 = 10;
 
-/// What waits for the caller.
 enum Page {
     Events(std::vec::IntoIter<Arc<SharedEvent>>, PageShare),
     Jobs(std::vec::IntoIter<JobRecord>, PageShare),
@@ -44,32 +43,30 @@ enum Page {
         seq: i64,
         caught_up: bool,
     },
-    /// The end. A queue that closes without it was left by a task that failed.
+    /// The end of the stream. If the queue closes without one, the task has failed.
     End {
-        /// Where to go on from, for one who has to do so elsewhere.
+        /// The cursor from which the caller can go on at another server.
         bookmark: Option<i64>,
         ended: Result<(), ApiError>,
     },
 }
 
-/// The page that is being taken.
 enum Taking {
-    /// Nothing, for now.
+    /// None yet, or the last one was taken whole.
     Nothing,
     Events(std::vec::IntoIter<Arc<SharedEvent>>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
     Jobs(std::vec::IntoIter<JobRecord>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
-    /// Nothing but how it ended.
+    /// The end: the bookmark is still to be sent, then the error.
     End {
         bookmark: Option<i64>,
         ended: Result<(), ApiError>,
     },
 }
 
-/// A message to be sent.
 pub(crate) enum Outgoing {
-    /// With this event, encoded once for all who are told of it.
+    /// An event, encoded once for all streams.
     Event(Arc<SharedEvent>),
-    /// For this caller alone.
+    /// A message for this caller only.
     Message(pb::StreamJobEventsResponse),
 }
 
@@ -82,13 +79,13 @@ impl Outgoing {
 /// The answer of StreamJobEvents.
 pub(crate) struct EventStream {
     held: Arc<Mutex<Held>>,
-    /// How many messages the caller has taken.
+    /// Messages that the caller has taken.
     taken: Arc<AtomicU64>,
-    /// Kept for as long as the stream is there.
+    /// The stream's slot, held until the stream is dropped.
     _place: StreamPlace,
 }
 
-/// What is held for the caller.
+/// The part of a stream that its task can drop if the caller takes nothing.
 struct Held {
     queue: mpsc::Receiver<Page>,
     taking: Taking,
@@ -132,7 +129,7 @@ impl Held {
         Outgoing::of(Item::Bookmark(pb::Bookmark { seq, caught_up, log_id: self.log_id.to_string() }))
     }
 
-    /// Lets go of everything but the end: the caller has what it has taken, up to the last bookmark or event.
+    /// Drops everything but the end. The caller can go on from the last bookmark or event that it has taken.
     fn let_go(&mut self, ended: ApiError) {
         self.queue.close();
         while self.queue.try_recv().is_ok() {}
@@ -152,9 +149,9 @@ impl Stream for EventStream {
     }
 }
 
-/// Starts moving a subscription. The task ends with the subscription, the caller or the server, whichever is first. A caller that does
-/// not take the end of it either has what is held for it dropped, and then its connection cut: nothing else ends a stream that nobody
-/// reads.
+/// Starts the task that drives a subscription. It ends with the subscription, the caller or the server. If the caller
+/// does not take the end either, the task drops what the stream holds, and later cuts the connection: nothing else ends
+/// a stream that is not read.
 pub(super) fn start(
     subscription: Subscription,
     slow_consumer_after: Duration,
@@ -173,7 +170,7 @@ pub(super) fn start(
     };
     let stream = EventStream { held, taken: Arc::clone(&taken), _place: subscription.place() };
     tokio::spawn(async move {
-        // One place is kept for the end, so that it reaches even a caller whose queue is full.
+        // One slot of the queue is reserved for the end, so that it is delivered even if the queue is full.
         let Ok(last) = queue.clone().try_reserve_owned() else {
             return;
         };
@@ -195,7 +192,7 @@ pub(super) fn start(
         patience.put(1);
         last.send(Page::End { bookmark: sent.filter(|_| goes_on_elsewhere), ended });
         tokio::select! {
-            // All is taken, or the caller has gone.
+            // The caller has taken everything, or is gone.
             () = queue.closed() => return,
             () = patience.runs_out() => {}
         }
@@ -211,9 +208,9 @@ pub(super) fn start(
     stream
 }
 
-/// How long a caller may take nothing of what there is for it: not long where there is little room left.
+/// Measures how long a caller takes nothing of what is queued. It gets less time while memory for pages is short.
 struct Patience {
-    /// Messages that the caller has taken, and those that were put into the queue for it.
+    /// Messages that the caller has taken, and messages that were put into the queue.
     taken: Arc<AtomicU64>,
     put: AtomicU64,
     slow_consumer_after: Duration,
@@ -225,11 +222,11 @@ impl Patience {
         self.put.fetch_add(messages as u64, Ordering::Relaxed);
     }
 
-    /// Waits until it has taken nothing for so long; for ever where it has taken all there is.
+    /// Returns once the caller has taken nothing for too long. Never returns if it has taken everything.
     async fn runs_out(&self) {
         let put = self.put.load(Ordering::Relaxed);
         let mut last = (self.taken.load(Ordering::Relaxed), Instant::now());
-        // A page of which all was taken is let go with the next look for more: until then it holds its room.
+        // A page that was taken whole keeps its memory until the stream is polled again, so it counts as untaken.
         while last.0 < put || self.pages.are_there() {
             sleep(WHERE_TIGHT.min(self.slow_consumer_after)).await;
             let taken = self.taken.load(Ordering::Relaxed);
@@ -244,12 +241,12 @@ impl Patience {
     }
 }
 
-/// It stays whole whatever panics beside it.
+/// A panic elsewhere leaves the value consistent, so a poisoned lock can be used.
 fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Keeps in `sent` up to where everything was put into the queue; `None` where there is no such place yet.
+/// Moves deliveries into the queue. Keeps in `sent` the cursor up to which everything was queued; `None` during a snapshot.
 async fn deliver(
     mut subscription: Subscription,
     queue: &mpsc::Sender<Page>,
@@ -257,7 +254,7 @@ async fn deliver(
     patience: &Patience,
 ) -> Result<(), ApiError> {
     loop {
-        // Whether it waits for events, for room or for its turn: what is there already is to be taken.
+        // The caller has to take what is queued, whether the subscription waits for events, for memory or for its turn.
         let next = tokio::select! {
             biased;
             next = subscription.next() => next?,

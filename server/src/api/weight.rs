@@ -1,7 +1,7 @@
-//! What a request will take once it is decoded, told from its bytes: four mebibytes of empty messages become a gigabyte.
+//! The memory that a request will take once it is decoded, estimated from its bytes. 4 MiB of empty messages decode to 1 GiB.
 //!
-//! prost makes a value for each message that a repeated field has, whatever it says. So the fields are counted on the wire before that,
-//! with what they take in memory, by the descriptors of the contract.
+//! prost allocates a value for each message in a repeated field, even an empty one. So the fields are counted on the wire
+//! first, each with the size that the contract's descriptors give it in memory.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -12,26 +12,26 @@ use prost_types::{
     field_descriptor_proto::{Label, Type},
 };
 
-/// What a request may take once it is decoded, in bytes, about: twice what the values of the largest payload do.
+/// Approximate bytes that a decoded request may take: twice what the values of the largest payload take.
 pub(super) const MOST: usize = 40 << 20;
-/// Values that JSON of one request may have: so many fit into a payload at its limit of a mebibyte, each with what separates it.
+/// JSON values that one request may have. A payload at its limit of 1 MiB has no more: a value and its separator take
+/// two bytes.
 pub(super) const MOST_VALUES: usize = 1 << 19;
 
-/// What a value takes beside what it says: a `String`, a `Vec` and a box are no larger, a map is.
+/// Bytes of a `String`, a `Vec` or a box, without what it points to. A map takes more.
 const INLINE: usize = 24;
 const MAP: usize = 48;
-/// The least that is allocated.
+/// Bytes of the smallest allocation.
 const ALLOCATED: usize = 16;
-/// A vector that grows has twice what it needs, and an entry of a map its part of a node.
+/// A growing vector may have twice the capacity that it needs. Entries of a map take part of a node.
 const GROWN: usize = 2;
-/// prost gives up deeper than this.
+/// prost refuses deeper nesting.
 const DEEPEST: usize = 100;
 
-/// A kind of message.
 struct Shape {
-    /// What a value of it takes, beside what its fields have allocated.
+    /// Bytes of one value, without what its fields have allocated.
     inline: usize,
-    /// By their numbers, which are small.
+    /// By field number. The numbers are small.
     fields: Vec<Option<Field>>,
 }
 
@@ -43,15 +43,14 @@ struct Field {
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// A number, a flag, an enum.
+    /// A number, a bool or an enum.
     Scalar,
-    /// A text, or bytes.
+    /// A string or bytes.
     Text,
-    /// A message of this shape.
     Message(usize),
 }
 
-/// All shapes, and those of the requests of each call.
+/// The shapes of all messages, and for each call's path the index of its request's shape.
 struct Shapes {
     shapes: Vec<Shape>,
     requests: HashMap<String, usize>,
@@ -98,7 +97,7 @@ impl Shapes {
         Self { shapes, requests }
     }
 
-    /// What a message of this shape takes, or more than `most`.
+    /// Estimates the bytes of a message of this shape. Stops counting once they exceed `most`.
     fn weigh(&self, shape: usize, bytes: &[u8], most: usize) -> usize {
         let mut weight = bytes.len();
         self.add(shape, bytes, DEEPEST, most, &mut weight);
@@ -114,7 +113,7 @@ impl Shapes {
             *weight += match (field.kind, found.text) {
                 (Kind::Scalar, None) if field.is_repeated => GROWN * size_of::<u64>(),
                 (Kind::Scalar, None) => 0,
-                // Packed: a byte for each of them, at least.
+                // Packed: each number takes at least one byte.
                 (Kind::Scalar, Some(packed)) => GROWN * size_of::<u64>() * packed.len(),
                 (Kind::Text, _) if field.is_repeated => GROWN * INLINE + ALLOCATED,
                 (Kind::Text, _) => ALLOCATED,
@@ -128,7 +127,7 @@ impl Shapes {
     }
 }
 
-/// All messages within one, by their full names.
+/// Collects a message and all messages nested in it, by their full names.
 fn collect<'a>(within: &str, message: &'a DescriptorProto, all: &mut Vec<(String, &'a DescriptorProto)>) {
     let name = format!("{within}.{}", message.name());
     for nested in &message.nested_type {
@@ -137,7 +136,7 @@ fn collect<'a>(within: &str, message: &'a DescriptorProto, all: &mut Vec<(String
     all.push((name, message));
 }
 
-/// What a field takes in the struct that has it.
+/// Bytes that a field takes inside its struct.
 fn inline(field: &FieldDescriptorProto) -> usize {
     match (field.label(), field.r#type()) {
         (Label::Repeated, Type::Message) => MAP,
@@ -146,7 +145,7 @@ fn inline(field: &FieldDescriptorProto) -> usize {
     }
 }
 
-/// What a struct takes: of a `oneof` what the largest of its fields does.
+/// Bytes that a struct takes. A `oneof` counts as its largest field.
 fn inline_of(message: &DescriptorProto) -> usize {
     let of_one = |field: &&FieldDescriptorProto| field.oneof_index.is_some() && !field.proto3_optional();
     let mut unions: HashMap<i32, usize> = HashMap::new();
@@ -158,14 +157,13 @@ fn inline_of(message: &DescriptorProto) -> usize {
     fields + unions.values().map(|largest| largest + size_of::<u64>()).sum::<usize>()
 }
 
-/// A field on the wire.
 struct Found<'a> {
     number: u32,
-    /// Of one that says how long it is.
+    /// The content of a length-delimited field.
     text: Option<&'a [u8]>,
 }
 
-/// The next field; `None` at the end, or where there is none that can be read: prost will say so.
+/// The next field; `None` at the end, or where the bytes are malformed, which prost will report.
 fn next_field<'a>(rest: &mut &'a [u8]) -> Option<Found<'a>> {
     let key = varint(rest)?;
     let number = u32::try_from(key >> 3).ok()?;
@@ -183,7 +181,7 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Option<Found<'a>> {
     Some(Found { number, text })
 }
 
-/// A number of variable length, as the encoding of Protocol Buffers has it.
+/// A varint of the Protocol Buffers encoding.
 fn varint(rest: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for n in 0..10 {
@@ -196,23 +194,23 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// What requests of one call are made of.
+/// The shape of the requests of one call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestShape(usize);
 
 impl RequestShape {
-    /// That of a call of the contract.
+    /// The shape for the path of a call; `None` if the contract has no such call.
     pub(super) fn of(path: &str) -> Option<Self> {
         SHAPES.requests.get(path).copied().map(Self)
     }
 
-    /// True of a request that takes no more than it may once it is decoded.
+    /// True if the request takes at most [`MOST`] bytes once it is decoded.
     pub(super) fn may_be_decoded(self, message: &[u8]) -> bool {
         SHAPES.weigh(self.0, message, MOST) <= MOST
     }
 }
 
-/// True of JSON that has no more values than it may. Whether it is JSON is for whoever reads it to say.
+/// True if the JSON has at most [`MOST_VALUES`] values. Its parser has to check that it is JSON.
 pub(super) fn may_be_parsed(json: &[u8]) -> bool {
     let (mut values, mut is_text, mut is_escaped) = (0, false, false);
     for byte in json {
@@ -241,7 +239,6 @@ mod tests {
         RequestShape::of(path).unwrap().may_be_decoded(message)
     }
 
-    /// A list of so many values.
     fn list(n: usize, value: &Value) -> Value {
         Value { kind: Some(Json::ListValue(ListValue { values: vec![value.clone(); n] })) }
     }
@@ -259,7 +256,7 @@ mod tests {
         let of = |payload| pb::CreateJobRequest { payload: Some(payload), ..Default::default() }.encode_to_vec();
         let null = Value { kind: Some(Json::NullValue(0)) };
         let zero = Value { kind: Some(Json::NumberValue(0.0)) };
-        // As many as there may be in a payload of a mebibyte.
+        // As many as fit into a payload of 1 MiB.
         assert!(may_be_decoded(CREATE, &of(list(200_000, &null))));
         assert!(may_be_decoded(CREATE, &of(list(300_000, &zero))));
         assert!(!may_be_decoded(CREATE, &of(list(900_000, &null))));

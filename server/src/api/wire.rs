@@ -1,4 +1,4 @@
-//! The service on the wire: as generated, but for StreamJobEvents, whose events are encoded once for all who follow them.
+//! The service on the wire. It is served as generated, except for StreamJobEvents: an event is encoded once for all streams.
 
 use std::{
     convert::Infallible,
@@ -27,10 +27,9 @@ use crate::domain::event::JobEvent;
 
 /// The call that is not served as generated.
 const STREAM_JOB_EVENTS: &str = "/jobledger.v1.JobService/StreamJobEvents";
-/// How the paths of all its calls begin.
+/// The prefix of the paths of all calls of the service.
 const OF_SERVICE: &str = "/jobledger.v1.JobService/";
 
-/// See the module.
 #[derive(Clone)]
 pub(crate) struct WireService {
     service: Arc<Service>,
@@ -39,7 +38,7 @@ pub(crate) struct WireService {
 }
 
 impl WireService {
-    /// Reads no longer requests than this.
+    /// `request_bytes` bounds the message of a request.
     pub(crate) fn new(service: Service, request_bytes: usize) -> Self {
         let service = Arc::new(service);
         let generated = JobServiceServer::from_arc(Arc::clone(&service)).max_decoding_message_size(request_bytes);
@@ -68,7 +67,7 @@ impl TowerService<http::Request<Body>> for WireService {
     }
 }
 
-/// Hands calls of the service to it, and others on: past the router, whose way costs as much as a small call.
+/// Routes calls of the service to it, and others to the inner service. Passing the router would cost as much as a small call.
 #[derive(Clone)]
 pub(crate) struct WireLayer(pub(crate) WireService);
 
@@ -80,7 +79,6 @@ impl<S> Layer<S> for WireLayer {
     }
 }
 
-/// See [`WireLayer`].
 #[derive(Clone)]
 pub(crate) struct Front<S> {
     service: WireService,
@@ -122,7 +120,7 @@ impl ServerStreamingService<pb::StreamJobEventsRequest> for Streaming {
     }
 }
 
-/// Protobuf, where what is to be sent may be encoded already.
+/// Protobuf, with messages to send that may be encoded already.
 struct EventCodec;
 
 type Generated = ProstCodec<pb::StreamJobEventsResponse, pb::StreamJobEventsRequest>;
@@ -148,7 +146,7 @@ impl Encoder for EventEncoder {
     type Item = Outgoing;
     type Error = Status;
 
-    /// A stream keeps its buffer for as long as it is open, and most of them wait.
+    /// A small buffer: a stream keeps it for as long as it is open, and most streams are idle.
     fn buffer_settings(&self) -> BufferSettings {
         const BUFFER: usize = 512;
         const SENT_AT: usize = 32 << 10;

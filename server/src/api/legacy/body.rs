@@ -1,4 +1,4 @@
-//! What a body has to be, told as pydantic tells it where it is not.
+//! Reads the bodies of the old REST calls. Errors have the form that pydantic gave them.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -11,19 +11,19 @@ use crate::{
     legacy::{check_json, fit_progress, fit_stage, fit_text, parse_status},
 };
 
-/// The words that a status may be given in.
+/// The words for a status, as the error message lists them.
 const WORDS: &str =
     "'pending', 'processing', 'completed', 'failed', 'canceled', 'queued', 'running', 'succeeded' or 'dead_letter'";
 
-/// A body that is JSON.
+/// A body that was parsed as JSON.
 pub(super) struct Body<'a> {
     text: &'a str,
     value: Value,
 }
 
 impl<'a> Body<'a> {
-    /// Reads it, if it says that it is JSON, or says nothing and no page of another site sends it: a browser lets those send
-    /// anything but JSON without asking.
+    /// Parses a body that is declared as JSON. A body without a content type is parsed too, unless a browser sends it:
+    /// browsers let pages of other sites send anything but JSON without asking the server first.
     pub(super) fn read(headers: &HeaderMap, bytes: &'a [u8]) -> Result<Self, Problem> {
         if bytes.is_empty() {
             return Err(missing());
@@ -50,7 +50,7 @@ fn missing() -> Problem {
     Problem::invalid(vec![json!({"type": "missing", "loc": ["body"], "msg": "Field required", "input": null})])
 }
 
-/// Where in a text an error is, in characters.
+/// The position of a parse error in the text, in characters.
 fn place(text: &str, error: &serde_json::Error) -> usize {
     let before = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(|line| line.chars().count());
     before.sum::<usize>() + error.column().saturating_sub(1)
@@ -69,7 +69,7 @@ fn no_object(input: Value) -> Problem {
     })])
 }
 
-/// The fields of a body; all that is wrong with them is told at once. Others than those that are asked for are let be.
+/// The fields of a body. Collects all errors; unknown fields are ignored.
 pub(super) struct Fields<'a> {
     text: &'a str,
     fields: &'a Map<String, Value>,
@@ -94,12 +94,12 @@ impl<'a> Fields<'a> {
         self.errors.push(error);
     }
 
-    /// What pydantic calls an error of the value's own.
+    /// Adds an error of pydantic's kind `value_error`.
     fn refuse_value(&mut self, field: &str, reason: &str, input: &Value) {
         self.refuse("value_error", field, &format!("Value error, {reason}"), input, json!({"error": reason}));
     }
 
-    /// What is there and not null.
+    /// The value of a field; `None` if it is absent or null.
     fn get(&self, field: &str) -> Option<&'a Value> {
         self.fields.get(field).filter(|value| !value.is_null())
     }
@@ -155,12 +155,12 @@ impl<'a> Fields<'a> {
         status
     }
 
-    /// Stage and progress. The old service bounded neither: what is too long or too much is cut.
+    /// Stage and progress. The old service bounded neither, so values beyond the ledger's bounds are cut.
     pub(super) fn news(&mut self) -> News {
         let mut cuts = Vec::new();
         let stage = self.text("stage").map(|stage| fit_stage(stage, &mut cuts));
         let progress = self.get("progress").and_then(|value| {
-            // As pydantic does, a text that is a number is one.
+            // pydantic accepts a string that holds a number.
             let number = match value {
                 Value::Bool(value) => Some(f64::from(*value)),
                 Value::String(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
@@ -180,11 +180,11 @@ impl<'a> Fields<'a> {
         News { stage, progress, ..News::default() }
     }
 
-    /// The result to the letter.
+    /// The result with its exact text.
     pub(super) fn result(&mut self) -> Option<Json> {
         const FIELD: &str = "result";
         let value = self.get(FIELD)?;
-        // The last of a name counts, as it does in Python.
+        // As in Python, the last value of a repeated name counts.
         let letters: HashMap<Cow<'_, str>, &RawValue> = serde_json::from_str(self.text).ok()?;
         match check_json(letters.get(FIELD)?.get()) {
             Ok(json) => Some(json),

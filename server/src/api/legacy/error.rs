@@ -1,4 +1,4 @@
-//! What goes wrong, as FastAPI says it.
+//! Errors of the old REST calls, in the form that FastAPI gave them.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{domain::transition::TransitionError, legacy::old_word};
 
-/// An answer that is an error: `{"detail": …}`.
+/// An error answer: `{"detail": …}`.
 #[derive(Debug)]
 pub(super) struct Problem {
     code: StatusCode,
@@ -24,12 +24,12 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// One that is told in a sentence.
+    /// An error with a sentence as its detail.
     pub(super) fn text(code: StatusCode, detail: impl Into<String>) -> Self {
         Self { code, detail: Value::String(detail.into()), retry: None }
     }
 
-    /// A request that is not what it must be: a list of what is wrong with it.
+    /// A 422 for an invalid request, with a list of errors as its detail.
     pub(super) fn invalid(errors: Vec<Value>) -> Self {
         Self { code: StatusCode::UNPROCESSABLE_ENTITY, detail: Value::Array(errors), retry: None }
     }
@@ -42,7 +42,7 @@ impl Problem {
         ])
     }
 
-    /// The state machine says no to a status, given in the old words.
+    /// A 409 for a report that the state machine refuses, with statuses in the old words.
     pub(super) fn refused(refused: &TransitionError, wanted: Option<&str>) -> Self {
         let detail = match (refused, wanted) {
             (TransitionError::InvalidTransition { current }, Some(wanted)) => {
@@ -64,7 +64,7 @@ impl From<ApiError> for Problem {
     fn from(error: ApiError) -> Self {
         let (code, message, retry) = error.in_short();
         if code == Code::NotFound {
-            // In the old service's words.
+            // The old service's message.
             return Self::text(StatusCode::NOT_FOUND, "Job not found");
         }
         Self { retry, ..Self::text(http_code(code), message) }

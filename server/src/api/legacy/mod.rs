@@ -1,5 +1,5 @@
-//! The REST calls of the service that jobledger replaces, for clients that were written for it: its paths, its words, its JSON, and
-//! its errors, which are FastAPI's.
+//! The REST calls of the service that jobledger replaces, for its clients: the same paths, words and JSON, and errors
+//! in the form of FastAPI.
 
 mod body;
 mod error;
@@ -39,7 +39,7 @@ use crate::{
     legacy::{error_text, isoformat, old_word},
 };
 
-/// The old calls.
+/// The routes of the old calls.
 pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
     let not_allowed = || async { Problem::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").into_response() };
     Router::new()
@@ -56,7 +56,7 @@ pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
         .with_state(ledger)
 }
 
-/// What their callers are told where they are off.
+/// The answer to the old calls where they are off.
 pub(crate) fn no_legacy() -> Router {
     let off = || async {
         let detail = "Not Found: the old REST calls are off; the server's --legacy-http turns them on";
@@ -65,7 +65,7 @@ pub(crate) fn no_legacy() -> Router {
     Router::new().route("/jobs", any(off)).route("/jobs/", any(off)).route("/jobs/{*rest}", any(off))
 }
 
-/// As FastAPI does with a slash too many.
+/// Redirects a path with a trailing slash, as FastAPI does.
 async fn redirect(uri: Uri) -> Response {
     let path = uri.path().trim_end_matches('/');
     let to = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
@@ -96,7 +96,7 @@ async fn create(
     Ok(answer(StatusCode::OK, &Created { job_id: job.id.to_string() }))
 }
 
-/// What the body of `POST /jobs` says.
+/// Reads the body of `POST /jobs`: the job's type.
 fn read_create(headers: &HeaderMap, bytes: &[u8]) -> Result<String, Problem> {
     let body = Body::read(headers, bytes)?;
     let mut fields = Fields::of(&body)?;
@@ -105,7 +105,7 @@ fn read_create(headers: &HeaderMap, bytes: &[u8]) -> Result<String, Problem> {
     Ok(job_type)
 }
 
-/// What that of `POST /jobs/{job_id}/status` says.
+/// Reads the body of `POST /jobs/{job_id}/status`.
 fn read_update(headers: &HeaderMap, bytes: &[u8]) -> Result<OldReport, Problem> {
     let body = Body::read(headers, bytes)?;
     let mut fields = Fields::of(&body)?;
@@ -115,7 +115,7 @@ fn read_update(headers: &HeaderMap, bytes: &[u8]) -> Result<OldReport, Problem> 
     Ok(OldReport { status, news, result, error })
 }
 
-/// Reads bytes as each of these bodies, and says how those are refused that are.
+/// Reads bytes as each of the two bodies. Returns the HTTP status of a refusal.
 pub(super) fn read_any(headers: &HeaderMap, bytes: &[u8]) -> [Result<(), StatusCode>; 2] {
     [read_create(headers, bytes).map(|_| ()), read_update(headers, bytes).map(|_| ())]
         .map(|read| read.map_err(|problem| problem.into_response().status()))
@@ -132,7 +132,7 @@ async fn read(
     Ok(job_as_it_was(&record.job, &record.contents))
 }
 
-/// `POST /jobs/{job_id}/status`: what a worker says, with the arguments of the old `_update_job_status`.
+/// `POST /jobs/{job_id}/status`: a worker's report, with the arguments of the old `_update_job_status`.
 async fn update(
     State(ledger): State<Ledger>,
     Extension(caller): Extension<Caller>,
@@ -147,7 +147,7 @@ async fn update(
         let detail = "a result comes with the end of a job: with the status completed or failed";
         return Err(Problem::text(StatusCode::CONFLICT, detail));
     }
-    // Of a dead letter they have no word of their own.
+    // The old words have none for a dead letter.
     let wanted = status.map(|status| if status == JobStatus::DeadLetter { status.as_str() } else { old_word(status) });
     let command = request::reach(id, report);
     let job = match ledger.submit(caller.by, command).await {
@@ -168,7 +168,7 @@ fn job_id_of(text: &str) -> Result<JobId, Problem> {
     Uuid::try_parse(text).map(JobId).map_err(|error| Problem::no_uuid(["path", "job_id"], text, &error))
 }
 
-/// A job in the old words: the fields and their order are those of the old `JobStatusResponse`.
+/// A job in the old words. The fields and their order are those of the old `JobStatusResponse`.
 fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
     #[derive(Serialize)]
     struct JobStatusResponse<'a> {
@@ -181,7 +181,7 @@ fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
         created_at: String,
         updated_at: String,
     }
-    // To the letter: numbers keep all their digits.
+    // The exact text, so that numbers keep all their digits.
     let raw = |json: &'_ Json| serde_json::from_str::<Box<RawValue>>(json.as_str()).ok();
     let result = contents.result.as_ref().and_then(raw);
     answer(
@@ -192,7 +192,7 @@ fn job_as_it_was(job: &Job, contents: &JobContents) -> Response {
             stage: job.stage.as_deref(),
             progress: job.progress.unwrap_or_default(),
             result: result.as_deref(),
-            // Of a failure that says nothing there is none.
+            // A failure without code and message has no error.
             error: job.last_error.as_ref().map(error_text).filter(|text| !text.is_empty()),
             created_at: isoformat(job.created_at),
             updated_at: isoformat(job.updated_at),

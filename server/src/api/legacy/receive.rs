@@ -1,4 +1,4 @@
-//! Reads a request's body whole before it is handled.
+//! Receives a request's whole body before the request is handled.
 
 use axum::{
     body::{Body, Bytes},
@@ -14,11 +14,12 @@ use super::{
     error::Problem,
 };
 
-/// How much of a body that is too large is read and dropped, in bytes. A server that answers and closes while its client still
+/// Bytes of a body over its limit that are read and discarded. A server that answers and closes while the client still
 /// sends resets the connection, and the client may never see the answer.
 const DISCARDED: usize = 32 << 20;
 
-/// Hands a request on with its body in memory, or refuses it: 413 if the body has more than `limit` bytes or too many values, 400 if it does not come whole.
+/// Passes on a request with its body in memory. Refuses it with 413 if the body has more than `limit` bytes or too many
+/// values, and with 400 if it breaks off.
 pub(super) async fn receive(State(limit): State<usize>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     match read(&parts.headers, body, limit).await {
@@ -30,7 +31,7 @@ pub(super) async fn receive(State(limit): State<usize>, request: Request, next: 
 async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::text(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {limit} bytes"));
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    // A client that asks first has sent nothing yet.
+    // A client that sends `Expect` has not sent the body yet.
     if length.is_some_and(|length| length > limit) && headers.contains_key(header::EXPECT) {
         return Err(too_large());
     }

@@ -1,4 +1,4 @@
-//! What every field has to be.
+//! Validates the fields of requests.
 
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use crate::domain::{
 const MAX_LABELS: usize = 32;
 const MAX_LABEL_CHARS: usize = 63;
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
-/// Counted in bytes of the encoded `Value`, as received.
+/// Bytes of the encoded `Value`, as received.
 const MAX_VALUE_BYTES: usize = 1 << 20;
 const MAX_FILTER_TYPES: usize = 100;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3_600);
@@ -36,10 +36,10 @@ const INITIAL_BACKOFF: [Duration; 2] = [Duration::from_millis(1), Duration::from
 const MAX_BACKOFF: Duration = Duration::from_secs(7 * 24 * 3_600);
 const MULTIPLIER: [f64; 2] = [1.0, 100.0];
 pub(super) const LEASE: [Duration; 2] = [Duration::from_secs(1), LONGEST_LEASE];
-/// No lease token, etag or page token of ours is longer.
+/// The server makes no lease token, etag or page token that is longer.
 const MAX_TOKEN_CHARS: usize = 255;
 
-/// Collects what is wrong with a request, so that the caller hears of everything at once.
+/// Collects the violations of a request, so that the caller sees all of them at once.
 #[derive(Default)]
 pub(super) struct Check {
     violations: Vec<Violation>,
@@ -83,7 +83,7 @@ impl Check {
         self.seen(field, text);
     }
 
-    /// A short text in what a worker says of a job, with a replacement character for each that is not seen: the job is not to be lost for it.
+    /// Checks a short text of a worker, replacing characters that can't be seen: refusing them could cost the worker its job.
     fn said(&mut self, field: &str, text: &str, max_chars: usize) -> Arc<str> {
         let chars = text.chars().count();
         self.that(field, chars <= max_chars, || format!("must have at most {max_chars} characters, not {chars}"));
@@ -103,18 +103,18 @@ impl Check {
         self.no_nul(field, text);
     }
 
-    /// A text that names somebody or something in a call.
+    /// Checks a text that names something: at most 255 characters, all of which can be seen.
     pub(super) fn name(&mut self, field: &str, text: &str) {
         self.text(field, text, MAX_NAME_CHARS);
     }
 
-    /// The same, where there has to be one.
+    /// Checks such a text that must not be empty.
     pub(super) fn required_name(&mut self, field: &str, text: &str) {
         self.that(field, !text.is_empty(), || "is required".to_owned());
         self.name(field, text);
     }
 
-    /// A token of ours; `None` for an empty one.
+    /// Checks a token that the server has made; `None` for an empty one.
     pub(super) fn token(&mut self, field: &str, token: String) -> Option<String> {
         self.text(field, &token, MAX_TOKEN_CHARS);
         (!token.is_empty()).then_some(token)
@@ -133,7 +133,7 @@ impl Check {
         self.seen(field, name);
     }
 
-    /// Types to choose by: each once, in order.
+    /// Checks the types to filter by, sorts them and removes duplicates.
     pub(super) fn types(&mut self, mut types: Vec<String>) -> Vec<String> {
         self.that("types", types.len() <= MAX_FILTER_TYPES, || format!("must name at most {MAX_FILTER_TYPES} types"));
         for name in types.iter().take(MAX_FILTER_TYPES) {
@@ -144,14 +144,14 @@ impl Check {
         types
     }
 
-    /// How many are asked for, where 0 is the default.
+    /// Checks a number of items; 0 stands for the default.
     pub(super) fn count(&mut self, field: &str, n: i32, default: i32, allowed: RangeInclusive<i32>) -> usize {
         let n = if n == 0 { default } else { n };
         self.that(field, allowed.contains(&n), || format!("must be {} to {}", allowed.start(), allowed.end()));
         usize::try_from(n).unwrap_or_default()
     }
 
-    /// What a worker says of a job, in a message whose fields have these names with `prefix` before them.
+    /// Checks stage, progress and message. `prefix` goes before their names in violations.
     pub(super) fn news(&mut self, prefix: &str, stage: Option<String>, progress: Option<i32>, message: String) -> News {
         let stage = stage.map(|stage| self.said(&format!("{prefix}stage"), &stage, MAX_STAGE_CHARS));
         let progress = progress.and_then(|progress| {
@@ -163,7 +163,7 @@ impl Check {
         News { stage, progress, message: message.into() }
     }
 
-    /// One that is not a token of ours is nobody's: that is for the ledger to say.
+    /// Parses a lease token; `None` for an empty one. Any other text becomes [`LeaseToken::NOBODYS`], which the ledger refuses.
     pub(super) fn lease_token(&mut self, field: &str, token: String) -> Option<LeaseToken> {
         self.token(field, token).map(|token| token.parse().unwrap_or(LeaseToken::NOBODYS))
     }
@@ -195,7 +195,7 @@ impl Check {
         [min, max]: [Duration; 2],
     ) -> Option<Duration> {
         let valid = Duration::try_from(*duration).ok().filter(|duration| (min..=max).contains(duration));
-        // What is kept is whole microseconds, and so is what is answered.
+        // Durations are stored in microseconds. The answer has to equal what is stored.
         let valid = valid.map(|duration| Duration::from_micros(duration.as_micros() as u64));
         self.that(field, valid.is_some(), || format!("must be {} to {}", in_words(min), in_words(max)));
         valid
@@ -253,7 +253,7 @@ impl Check {
         statuses
     }
 
-    /// Where a report takes the job, with what belongs to that, and nothing that doesn't.
+    /// Checks where a report takes the job, and that only fields are set which belong to that status.
     pub(super) fn step(&mut self, request: &pb::UpdateJobStatusRequest) -> Option<Step> {
         let status = match request.status {
             Some(number) => Some(self.status("status", number)?),
@@ -291,7 +291,7 @@ impl Check {
     }
 }
 
-/// Of what makes the outcome that a report brings the same as another.
+/// The digest of a reported outcome. Two reports with the same digest report the same outcome.
 pub(super) fn ending_digest(report: &pb::UpdateJobStatusRequest) -> Digest {
     digest(&pb::UpdateJobStatusRequest {
         status: report.status,
@@ -304,7 +304,7 @@ pub(super) fn ending_digest(report: &pb::UpdateJobStatusRequest) -> Digest {
     })
 }
 
-/// A bound for people: in whole days, else in seconds, else in milliseconds.
+/// Prints a bound in whole days, else in seconds, else in milliseconds.
 fn in_words(duration: Duration) -> String {
     match duration.as_secs() {
         0 if !duration.is_zero() => format!("{} ms", duration.as_millis()),

@@ -1,4 +1,4 @@
-//! Which jobs to list, and where the next page begins.
+//! Requests of ListJobs, and their page tokens.
 
 use std::fmt::Write as _;
 
@@ -13,13 +13,12 @@ use crate::ledger::{JobFilter, ListQuery};
 const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 1_000;
 
-/// A page that is asked for.
 pub(in super::super) struct Listing {
     pub(in super::super) query: ListQuery,
     pub(in super::super) is_full: bool,
-    /// That of the first page; `None` where this is the first.
+    /// The `as_of_seq` of the first page; `None` where this is the first page.
     pub(in super::super) as_of_seq: Option<i64>,
-    /// Says whose pages these are: a token is good for its own filters only.
+    /// Digest of the filters: a page token is valid only for the filters that it was made for.
     fingerprint: String,
 }
 
@@ -59,7 +58,7 @@ pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing
 }
 
 impl Listing {
-    /// The token of the page with the jobs created before that `seq`.
+    /// The token of the page that begins with the newest job created before this `seq`.
     pub(in super::super) fn token(&self, before: i64, as_of_seq: i64) -> String {
         token((before, as_of_seq), &self.fingerprint)
     }
@@ -69,7 +68,7 @@ fn token((before, as_of_seq): (i64, i64), fingerprint: &str) -> String {
     format!("{before}.{as_of_seq}.{fingerprint}")
 }
 
-/// The place of a token in its one form.
+/// Parses a page token; `None` unless it is exactly as [`token`] writes it.
 fn parse(text: &str, fingerprint: &str) -> Option<(i64, i64)> {
     let mut parts = text.split('.');
     let mut seq = || parts.next()?.parse().ok().filter(|seq| *seq >= 0);

@@ -1,4 +1,4 @@
-//! Requests as the ledger's commands: every field checked, every violation named.
+//! Validates requests and converts them into commands. A refusal names every violation.
 
 mod check;
 mod list;
@@ -29,16 +29,16 @@ use crate::{
     ledger::{Command, Create},
 };
 
-/// The metadata that names the org.
+/// The metadata key that names the org.
 pub(super) const ORG_HEADER: &str = "x-org-id";
 
 const MAX_ATTEMPTS: i32 = 100;
 const MAX_LOST_ATTEMPTS: i32 = 100;
 const RUN_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(365 * 24 * 3_600)];
-/// Items of one batch.
+/// Items of one batch call.
 const MAX_ITEMS: usize = 1_000;
 
-/// Refuses a batch that is empty or too large, as a whole.
+/// Refuses a batch call without items or with too many.
 pub(super) fn items(field: &str, n: usize) -> Result<(), ApiError> {
     if (1..=MAX_ITEMS).contains(&n) {
         return Ok(());
@@ -56,7 +56,7 @@ pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
 pub(super) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Result<Command, ApiError> {
     let mut check = Check::default();
     let key = std::mem::take(&mut request.idempotency_key);
-    // The request without its key, as it came: two that differ in a default only are not the same.
+    // Digest of the request as received, without its key: a field set to its default differs from an absent one.
     let idempotency =
         (!key.is_empty()).then(|| Idempotency { digest: Some(digest(&request)), key: Arc::from(key.as_str()) });
     check.name("idempotency_key", &key);

@@ -1,4 +1,4 @@
-//! What an old worker says of a job.
+//! Status reports of the old REST calls.
 
 use jobledger_proto::v1 as pb;
 
@@ -14,23 +14,23 @@ use crate::{
     ledger::Command,
 };
 
-/// A report in the old words, fitted to the ledger's bounds.
+/// An old report, with its texts cut to the ledger's bounds.
 pub(in super::super) struct OldReport {
     pub(in super::super) status: Option<JobStatus>,
     pub(in super::super) news: News,
     pub(in super::super) result: Option<Json>,
-    /// Of a failure; of anything else it is a remark.
+    /// The error of a failure. With any other status it becomes the event's message.
     pub(in super::super) error: Option<String>,
 }
 
-/// The command that takes the job where the report says it is.
+/// The command that moves the job to the reported status, over as many transitions as that takes.
 pub(in super::super) fn reach(job: JobId, report: OldReport) -> Command {
     let OldReport { status, mut news, result, error } = report;
     if let Some(remark) = error.as_ref().filter(|_| status != Some(JobStatus::Failed)) {
         news.message = remark.as_str().into();
     }
     let ending = |status, outcome, result: Option<&Json>, error_message: &str| {
-        // The same outcome is the same, whichever way it is reported.
+        // An outcome has the same digest whether it comes by REST or by UpdateJobStatus.
         let digest = ending_digest(&pb::UpdateJobStatusRequest {
             status: Some(convert::status(status).into()),
             result: result.map(json::from_json),

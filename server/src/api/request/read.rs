@@ -1,4 +1,4 @@
-//! Which events to stream, and what to count.
+//! Requests of StreamJobEvents and GetStatistics.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 
 const WINDOW: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(7 * 24 * 3_600)];
 const DEFAULT_WINDOW: Duration = Duration::from_secs(3_600);
-/// Types whose series are told apart in one answer: a day of minutes of each takes 80 KiB at most.
+/// Types with a series of their own in one answer. A day of minutes takes at most 80 KiB a type.
 const MAX_SERIES: usize = 40;
 
 pub(in super::super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {

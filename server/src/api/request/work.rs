@@ -1,4 +1,4 @@
-//! What workers ask: for work, and to go on with it.
+//! Requests of ClaimJobs and Heartbeat.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const WAIT: [Duration; 2] = [Duration::ZERO, Duration::from_secs(60)];
 const MAX_JOBS: i32 = 100;
 
-/// The claim, and how long to wait where there is nothing.
+/// The claim, and how long it may wait if no job is ready.
 pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, Duration), ApiError> {
     let mut check = Check::default();
     check.required_name("worker_id", &request.worker_id);
@@ -41,15 +41,14 @@ pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, D
     Ok((claim, wait.unwrap_or_default()))
 }
 
-/// One lease's part of a heartbeat.
 pub(in super::super) struct Beat {
-    /// `None` where its token is nobody's, or can't be one.
+    /// `None` if the token is not one of a lease.
     pub(in super::super) command: Option<Command>,
-    /// Why its news is not taken; the lease is extended all the same.
+    /// Why the news of this lease is refused. The lease is extended all the same.
     pub(in super::super) refusal: Option<ApiError>,
 }
 
-/// Heartbeats by lease. What is wrong with one of them is nothing to its neighbours.
+/// Converts the heartbeats of all leases. A violation in one does not affect the others.
 pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<Beat>, ApiError> {
     items("leases", request.leases.len())?;
     let mut check = Check::default();
