@@ -1,4 +1,4 @@
-//! `jobledger verify`, `jobledger backup`, `jobledger restore`, `jobledger renew-log-id` and `jobledger confirm-clock`.
+//! `jobledger verify`, `backup`, `restore`, `renew-log-id` and `confirm-clock`.
 
 use std::{
     error::Error,
@@ -21,19 +21,18 @@ use jobledger_server::{
 };
 use uuid::Uuid;
 
-/// Some difference was found.
+/// Exit code: there are differences.
 const DIFFERENT: u8 = 1;
-/// It could not be told.
+/// Exit code: verification was not possible, or not of all orgs.
 const UNVERIFIED: u8 = 2;
 
-/// What was found.
 enum Found {
     Nothing,
     Differences,
     Untold,
 }
 
-/// Verifies, and says what was found.
+/// Verifies, and prints the differences.
 pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
     match look(url, org) {
         Ok(Found::Nothing) => ExitCode::SUCCESS,
@@ -79,7 +78,7 @@ async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<Found, Box<dyn Err
     })
 }
 
-/// How far it is: a line that is written over on a terminal, one now and then elsewhere.
+/// Shows progress: on a terminal a line that is overwritten every 200 ms, elsewhere a line every 10 s.
 struct Display {
     is_terminal: bool,
     next: Instant,
@@ -111,12 +110,12 @@ impl Display {
     }
 
     fn draw(&self, text: &str) {
-        // It takes everything, or drops it.
+        // This can't fail: `Stderr` queues the text or drops it.
         let _ = Stderr.write_all(text.as_bytes());
     }
 }
 
-/// Copies a database to a file.
+/// Copies an SQLite database to a file.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut display = Display::new();
@@ -140,7 +139,7 @@ fn how_much(written: u64, of: u64) -> String {
     format!("{:.1} of about {:.1} MiB written", mib(written), mib(of))
 }
 
-/// Puts a copy in place.
+/// Puts a copy in the place of a database.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn restore(
     url: &DatabaseUrl,
@@ -169,7 +168,7 @@ pub(crate) async fn restore(
     Ok(())
 }
 
-/// Says that the clock is right.
+/// Declares the database's clock to be right, so that retention goes on.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn confirm_clock(url: &DatabaseUrl) -> Result<(), Box<dyn Error + Send + Sync>> {
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
@@ -185,7 +184,7 @@ pub(crate) async fn confirm_clock(url: &DatabaseUrl) -> Result<(), Box<dyn Error
     Ok(())
 }
 
-/// Renews the log's identity.
+/// Gives the log a new identity, which voids all cursors.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn renew_log_id(url: &DatabaseUrl) -> Result<(), Box<dyn Error + Send + Sync>> {
     let log_id = store::renew_log_id(url).await?;

@@ -1,4 +1,4 @@
-//! What a server can be told.
+//! The configuration of a server.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,49 +11,51 @@ use crate::{
     store::{DatabaseUrl, OpenOptions, Retention},
 };
 
-/// How a server runs.
+/// The configuration of a server.
 #[derive(Clone)]
 pub struct Config {
-    /// Where the ledger is kept.
+    /// The database of the ledger.
     pub database_url: DatabaseUrl,
     /// Bounds of queues, batches and memory.
     pub limits: Limits,
-    /// How long a stop may take before what is left is cut off.
+    /// How long a shutdown may take before it cuts off what is left.
     pub shutdown_grace: Duration,
     /// How long a subscriber may take nothing before its stream is ended.
     pub slow_consumer_after: Duration,
-    /// The clock of the embedded database.
+    /// The clock of an SQLite database, and the clock by which credentials expire. PostgreSQL has its own.
     pub clock: Arc<dyn Clock>,
-    /// Whether to bring the database to this server's schema at the start; otherwise one that is behind is refused.
+    /// Whether to migrate the database to this server's schema at the start. Otherwise a database that lacks migrations is
+    /// refused.
     pub migrate: bool,
-    /// Whether to refuse a role to which row-level security does not apply. PostgreSQL only.
+    /// Whether to refuse a database role to which row-level security does not apply. PostgreSQL only.
     pub require_rls: bool,
-    /// Transactions that may be open at the same time. PostgreSQL only.
+    /// The number of connections that write, and so of open transactions. PostgreSQL only.
     pub write_connections: u32,
-    /// Orgs whose commands one transaction may carry.
+    /// How many orgs' batches one transaction may carry.
     pub orgs_per_transaction: u32,
-    /// Reads that may be under way at the same time. PostgreSQL only.
+    /// The number of connections that read for callers. PostgreSQL only.
     pub read_connections: u32,
-    /// How long the row of a running job may lack what the log says.
+    /// How long a running job's row may lag behind the log.
     pub fold_after: Duration,
     /// How long finished jobs are kept.
     pub retention: Retention,
-    /// Bytes of the disk in which no jobs are created; `None`: a twentieth of it, a gibibyte at most. SQLite only.
+    /// Bytes of free disk space below which creates are refused; `None`: a twentieth of the disk, 1 GiB at most. SQLite
+    /// only.
     pub disk_reserve: Option<u64>,
-    /// What lets callers in.
+    /// How callers are authenticated.
     pub access: AccessConfig,
-    /// The certificates to serve with; `None`: without TLS.
+    /// The certificates for TLS; `None`: no TLS.
     pub tls: Option<TlsConfig>,
-    /// What connections may take.
+    /// Limits of connections.
     pub connections: ConnectionLimits,
-    /// What calls may take.
+    /// Limits of calls.
     pub calls: CallLimits,
-    /// Whether the REST calls of the service that jobledger replaces are answered.
+    /// Whether to answer the REST calls of the service that jobledger replaces.
     pub legacy_http: bool,
 }
 
 impl Config {
-    /// The defaults, on this database.
+    /// The defaults, with this database.
     pub fn new(database_url: DatabaseUrl) -> Self {
         let clock = Arc::new(SystemClock);
         let options = OpenOptions::new(clock.clone());
@@ -81,7 +83,7 @@ impl Config {
 }
 
 impl Config {
-    /// How the store is opened.
+    /// The options to open the store with.
     pub fn open_options(&self) -> OpenOptions {
         OpenOptions {
             migrate: self.migrate,

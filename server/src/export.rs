@@ -1,4 +1,4 @@
-//! The way back: an org's jobs as SQL for the old `jobs` table.
+//! Exports an org's jobs as SQL for the `jobs` table of the old service.
 
 use std::{
     collections::HashMap,
@@ -16,33 +16,34 @@ use crate::{
     store::{JobFilter, ListQuery, Store, StoreError},
 };
 
-/// Jobs that are listed at once.
+/// Jobs per page.
 const PAGE_JOBS: usize = 256;
-/// Rows and bytes of one INSERT, about.
+/// An INSERT ends at this many rows, or after about this many bytes.
 const INSERT_ROWS: usize = 256;
 const INSERT_BYTES: usize = 1 << 20;
-/// Results that are read at once: each may take a mebibyte.
+/// Results per read; each may have 1 MiB.
 const RESULTS_AT_ONCE: usize = 8;
-/// Orgs that are listed at once.
+/// Orgs per page.
 const ORGS: usize = 100;
 
-/// Why jobs can't be exported.
+/// Why an export failed.
 #[derive(Debug, Error)]
 pub enum ExportError {
-    /// The ledger.
+    /// The ledger can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Whoever takes the SQL.
+    /// The SQL can't be written.
     #[error("can't write: {0}")]
     Write(#[from] io::Error),
 }
 
-/// Writes an org's jobs as SQL that brings the old `jobs` table of this schema up to date, making it where it is missing; how many
-/// they are. It is one transaction, and may be run again: of a row that the table has in a later state nothing is changed.
+/// Writes an org's jobs as SQL that brings the old `jobs` table of this schema up to date, and creates the table if it is
+/// missing. Returns the number of jobs. The SQL is one transaction and may be run again: it changes no row whose
+/// `updated_at` is the same or later.
 ///
 /// # Errors
 ///
-/// If the ledger can't be read, or the SQL not be written.
+/// If the ledger can't be read or the SQL can't be written.
 pub async fn to_old_table(
     store: &dyn Store,
     org: OrgId,
@@ -75,7 +76,7 @@ pub async fn to_old_table(
     Ok(exported)
 }
 
-/// Rows of the next INSERT.
+/// The rows of the next INSERT.
 struct Rows {
     table: String,
     text: String,
@@ -89,7 +90,7 @@ impl Rows {
         self.n += 1;
     }
 
-    /// Writes them once they take so much, or are many.
+    /// Writes the rows if they have at least this many bytes or [`INSERT_ROWS`] rows.
     fn write(&mut self, out: &mut (dyn Write + Send), bytes: usize) -> io::Result<()> {
         if self.n == 0 || self.text.len() < bytes && self.n < INSERT_ROWS {
             return Ok(());
@@ -106,7 +107,7 @@ impl Rows {
     }
 }
 
-/// How many other orgs have a log.
+/// The number of other orgs that have a log.
 ///
 /// # Errors
 ///
@@ -132,7 +133,7 @@ async fn results(store: &dyn Store, org: OrgId, jobs: &[Job]) -> Result<HashMap<
     Ok(results)
 }
 
-/// The table as the old service had it.
+/// Creates the table with the columns of the old service.
 const BEGIN: &str = "-- The old jobs table, as the ledger has its jobs.
 SET client_encoding = 'UTF8';
 SET standard_conforming_strings = on;
@@ -170,7 +171,7 @@ fn row(job: &Job, contents: &JobContents) -> String {
     )
 }
 
-/// A text as SQL has it, where backslashes mean nothing.
+/// Quotes a text for SQL, where `standard_conforming_strings` makes backslashes plain characters.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }

@@ -1,4 +1,5 @@
-//! Files that hold what callers gave: for their owner alone, and never through a link that somebody else has put there.
+//! Files with data of callers. Only their owner may read them, and they are never opened through a link that somebody has
+//! put there.
 
 use std::{
     fs::{self, File},
@@ -7,20 +8,20 @@ use std::{
     path::Path,
 };
 
-/// Creates a file that is not there yet.
+/// Creates a file for its owner alone.
 ///
 /// # Errors
 ///
-/// If anything is there, a link that leads nowhere included, or it can't be created.
+/// If anything exists at the path, even a dangling link, or the file can't be created.
 pub fn create_new(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Removes what an earlier run has written there, if it did.
+/// Removes the file of an earlier run, if there is one.
 ///
 /// # Errors
 ///
-/// If something else is there than a plain file, or it can't be removed.
+/// If the path is not a plain file, or it can't be removed.
 pub fn remove_earlier(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_file() => fs::remove_file(path),

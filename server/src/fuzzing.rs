@@ -1,5 +1,5 @@
-//! What bytes from outside go through before anything else, as entries for fuzzing: `server/fuzz`, and `suite/fuzz.rs`. None panics,
-//! whatever it is given, unless something is wrong with jobledger.
+//! Entry points for fuzzing the code that handles bytes from outside first: for `server/fuzz` and `suite/fuzz.rs`. An input
+//! that makes one of them panic has found a defect.
 
 use crate::domain::lease::LeaseToken;
 pub use crate::{
@@ -7,10 +7,10 @@ pub use crate::{
     api::fuzzing::{legacy_json, page_token, request},
 };
 
-/// Something that takes any bytes.
+/// A function that accepts any bytes.
 pub type Target = fn(&[u8]);
 
-/// All of them, by name.
+/// All entry points, by name.
 pub const TARGETS: [(&str, Target); 6] = [
     ("request", request),
     ("page_token", page_token),
@@ -20,7 +20,7 @@ pub const TARGETS: [(&str, Target); 6] = [
     ("legacy_json", legacy_json),
 ];
 
-/// A lease token: nobody's, or one that has this form alone.
+/// Parses a lease token. A token that parses must print as the same text.
 pub fn lease_token(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     if let Ok(token) = text.parse::<LeaseToken>() {

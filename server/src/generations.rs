@@ -1,8 +1,9 @@
-//! A map that keeps what was used last.
+//! A map that keeps the entries that were used last.
 
 use std::{collections::HashMap, hash::Hash};
 
-/// What was used last, of two generations: when the young ones fill theirs, the old ones go, and the young ones are the old ones.
+/// An approximate LRU map of two generations. When the young generation has half of `most` entries, it becomes the old one,
+/// and the previous old one is dropped. Reading an entry moves it to the young generation.
 #[derive(Debug)]
 pub(crate) struct Generations<K, V> {
     young: HashMap<K, V>,
@@ -11,7 +12,7 @@ pub(crate) struct Generations<K, V> {
 }
 
 impl<K: Eq + Hash, V> Generations<K, V> {
-    /// Keeps this many at most.
+    /// A map of at most this many entries.
     pub(crate) fn new(most: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), most }
     }

@@ -7,33 +7,34 @@ use uuid::Uuid;
 
 use crate::{Config, ServeError, Server, store::DatabaseUrl};
 
-/// A server of this process, on a free port of loopback: for tests of workers and producers, against the real thing.
+/// A server in this process, on a free loopback port: for tests of workers and producers against a real server.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let server = jobledger_server::InProcess::start().await?;
 /// let client = jobledger_client::Client::new(server.endpoint())?;
-/// // … create jobs, run workers, look at what became of them …
+/// // … create jobs, run workers, check what became of the jobs …
 /// server.stop().await?;
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Dropped, it stops without being waited for.
+/// Dropping it stops the server without waiting for it.
 pub struct InProcess {
     endpoint: String,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), ServeError>>,
-    /// Removed with everything in it.
+    /// The database's directory, which is removed with the server.
     folder: Option<Folder>,
 }
 
 impl InProcess {
-    /// A server on an SQLite database of its own, which is removed in the end. Its port is bound: it can be called at once.
+    /// Starts a server on an SQLite database of its own, which is removed at the end. The port is bound, so clients can
+    /// connect at once.
     ///
     /// # Errors
     ///
-    /// If there is no room for it, or no port.
+    /// If the database can't be created or no port is free.
     pub async fn start() -> Result<Self, ServeError> {
         let folder = Folder::new()?;
         let url = DatabaseUrl::Sqlite(folder.0.join("ledger.db").display().to_string());
@@ -42,11 +43,11 @@ impl InProcess {
         Ok(server)
     }
 
-    /// A server that is configured as the caller likes.
+    /// Starts a server with this configuration.
     ///
     /// # Errors
     ///
-    /// As for [`Server::open`].
+    /// If no port is free; else those of [`Server::open`].
     pub async fn start_with(config: Config) -> Result<Self, ServeError> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let server = Server::open(listener, config).await?;
@@ -58,16 +59,16 @@ impl InProcess {
         Ok(Self { endpoint, stop: Some(stop), running, folder: None })
     }
 
-    /// Its URL: what a client connects to.
+    /// The URL that a client connects to.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// Stops it, and waits until it is gone.
+    /// Stops the server, and waits until it has ended.
     ///
     /// # Errors
     ///
-    /// If it has failed.
+    /// If the server has failed.
     pub async fn stop(mut self) -> Result<(), ServeError> {
         drop(self.stop.take());
         let ended = self.running.await;
@@ -76,7 +77,7 @@ impl InProcess {
     }
 }
 
-/// A directory of its own among the temporary ones.
+/// A new directory in the system's temporary directory. Dropping it removes it.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -89,7 +90,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What can't be removed is the system's to clean up.
+        // The system cleans up what can't be removed here.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,10 +1,11 @@
 //! The jobledger server: a durable, ordered job ledger over gRPC.
 //!
-//! [`Server::open`] takes a listener and a [`Config`], [`Server::run`] serves until it is told to stop. Both can be done
-//! any number of times in one process, which is how the tests do it. [`InProcess`] is a server for the tests of those who use
+//! [`Server::open`] takes a listener and a [`Config`], and [`Server::run`] serves until its shutdown future completes. One
+//! process can run any number of servers, as the tests do. [`InProcess`] is a server for the tests of programs that use
 //! jobledger.
 //!
-//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `api` → `net` → `access` → `store`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
+//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `api` → `net` → `access` →
+//! `store`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
 
 pub mod access;
 pub mod config;

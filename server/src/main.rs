@@ -25,12 +25,12 @@ use tokio::{
 
 use crate::cli::{Cli, Command, ServeArgs};
 
-/// Calls allocate much and in small pieces, on one thread what another frees.
+/// Calls make many small allocations, and often one thread frees what another has allocated.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Payloads, tokens and results are nobody else's business, whatever file they are in.
+    // Only the owner may read files that the program creates: payloads, tokens and results may be in any of them.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let _written = match telemetry::open() {
         Ok(open) => open,
@@ -63,12 +63,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Connections that may wait to be accepted, if the system lets as many (`net.core.somaxconn`).
+/// The most connections that wait to be accepted. The system's limit (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 65_535;
 
 async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     telemetry::init(&args.log, args.log_format)?;
-    // Before anything is opened: a signal that comes early is not lost.
+    // Listen before anything is opened, so that an early signal is not lost.
     let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);
 
     let listener = TcpListener::bind(&args.listen).await.map_err(|error| {
@@ -77,7 +77,7 @@ async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
         let hint = if is_address { "" } else { " (expected ADDR:PORT)" };
         format!("can't listen on {}: {error}{hint}", args.listen)
     })?;
-    // As many as the system lets wait to be accepted: a burst of strangers would otherwise have others' connections tried again a second later.
+    // Sets the longest queue. If a burst fills it, other clients' attempts to connect are retried only a second later.
     rustix::net::listen(&listener, BACKLOG)?;
     let mut config = args.config();
     let address = listener.local_addr()?;
@@ -109,7 +109,7 @@ async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     }
 }
 
-/// Prints where it listens. Nobody has to read it.
+/// Prints the address, on a thread of its own: standard output may block if nobody reads it.
 fn say_where(address: SocketAddr) -> io::Result<()> {
     let print = move || {
         let mut stdout = io::stdout();
@@ -120,10 +120,11 @@ fn say_where(address: SocketAddr) -> io::Result<()> {
     thread::Builder::new().name("stdout".to_owned()).spawn(print).map(drop)
 }
 
-/// Files that a server needs beside those of its connections: databases, logs, certificates.
+/// Files that a server needs beside those of its connections: for databases, logs, certificates.
 const OTHER_FILES: u64 = 300;
 
-/// Many systems let a process begin with fewer files than it may have. For so many connections there are files.
+/// Raises the limit on open files, which many systems set lower than allowed. Returns how many connections there are files
+/// for.
 fn raise_file_limit(connections: u64) -> u64 {
     let needed = connections + OTHER_FILES;
     let files = rlimit::increase_nofile_limit(needed).or_else(|error| {
@@ -132,7 +133,7 @@ fn raise_file_limit(connections: u64) -> u64 {
     });
     match files {
         Ok(files) if files < needed => {
-            // Without files of its own a server answers nobody, whoever has the others.
+            // Keep files for the server itself: without them it can serve no connection.
             let connections = files - OTHER_FILES.min(files / 2);
             tracing::warn!(
                 files,

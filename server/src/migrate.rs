@@ -13,7 +13,6 @@ use jobledger_server::store::{
 
 use crate::cli::Migrate;
 
-/// Does what was asked, and says what was done.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(command: Migrate) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut out = io::stdout().lock();

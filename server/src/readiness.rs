@@ -1,19 +1,18 @@
-//! What a server finds of itself, for whoever asks for its health.
+//! Whether the server is ready, for health checks.
 
 use std::fmt;
 
-/// Whether a server can be used.
+/// Whether the server can serve calls, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Readiness {
-    /// It can.
     Ready,
-    /// The database doesn't answer, or not in time.
+    /// The database doesn't answer, or too late.
     NoDatabase,
-    /// Commands wait, and none is decided.
+    /// Commands wait in the lanes, and none is decided.
     Stalled,
-    /// A newer server has migrated the database: what this one would write there may be wrong.
+    /// A newer server has migrated the database: what this one would write may be wrong there.
     Outdated,
-    /// It is going away.
+    /// The server is shutting down.
     Stopping,
 }
 

@@ -1,4 +1,4 @@
-//! Puts the parts together, and takes them apart in order.
+//! Starts the parts of a server, and stops them in order.
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,22 +26,22 @@ use crate::{
     store::{self, Store, StoreError},
 };
 
-/// What is left of the grace period, at most, for callers to hear what became of what was cut off.
+/// At most this, and at most a tenth of the grace period, is left at its end to answer calls that were cut off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Closing the database may take this long even where the grace period is over: it saves the next start a replay.
+/// Closing the database may take this long even after the grace period: otherwise the next start has to replay its log.
 const CLOSE_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// A server whose database is open, whose listener is bound, and that knows whom to let in.
+/// A server with an open database, a bound listener and loaded credentials.
 pub struct Server {
     listener: TcpListener,
     config: Config,
     store: Arc<dyn Store>,
-    /// `None`: nobody is asked who they are.
+    /// `None`: callers are not authenticated.
     access: Option<Arc<Access>>,
     tls: Option<Arc<Tls>>,
 }
 
-/// Why a server can't start, or stopped.
+/// Why a server can't start, or has stopped.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The database can't be used.
@@ -50,7 +50,7 @@ pub enum ServeError {
     /// The listener failed.
     #[error("the listener failed: {0}")]
     Listener(#[from] io::Error),
-    /// Nobody can be let in.
+    /// Keys can't be used, or there is no credential with which anybody could call.
     #[error(transparent)]
     Access(#[from] AccessError),
     /// TLS can't be used.
@@ -62,27 +62,29 @@ pub enum ServeError {
     /// A newer server has migrated the database.
     #[error("a newer jobledger has migrated the database: this server has stopped, and a newer one is to be started")]
     Outdated,
-    /// A defect: the lanes ended by themselves.
+    /// A defect: the lanes ended without being closed.
     #[error("the ledger stopped by itself; this is a defect, and the log has its panic")]
     LedgerStopped,
 }
 
 impl Server {
-    /// Opens the database, creating and migrating it where needed, and reads the keys and certificates.
+    /// Opens the database, creates and migrates it if needed, and reads keys and certificates.
     ///
     /// # Errors
     ///
-    /// [`ServeError::Store`] if the database can't be used; else as for [`Server::with_store`].
+    /// [`ServeError::Store`] if the database can't be used; else those of [`Server::with_store`].
     pub async fn open(listener: TcpListener, config: Config) -> Result<Self, ServeError> {
         let store = store::open(&config.database_url, config.open_options()).await?;
         Self::with_store(listener, config, store).await
     }
 
-    /// A server on a store that is open already; the configuration's database and clock are not used.
+    /// A server on a store that is open already. The database URL and the rest of [`Config::open_options`] are not used,
+    /// but for the clock: credentials expire by it.
     ///
     /// # Errors
     ///
-    /// [`ServeError::Access`] if nobody could be let in, or keys can't be used; [`ServeError::Tls`] if certificates can't.
+    /// [`ServeError::Access`] if keys can't be used or no credential exists; [`ServeError::Tls`] if certificates can't be
+    /// used; [`ServeError::Listener`] if the listener has no address.
     pub async fn with_store(listener: TcpListener, config: Config, store: Arc<dyn Store>) -> Result<Self, ServeError> {
         let access = match config.access.is_on(listener.local_addr()?.ip().is_loopback()) {
             true => Some(Arc::new(Access::open(&config.access, Arc::clone(&store), Arc::clone(&config.clock)).await?)),
@@ -92,21 +94,21 @@ impl Server {
         Ok(Self { listener, config, store, access, tls })
     }
 
-    /// Where the server listens.
+    /// The address on which the server listens.
     ///
     /// # Errors
     ///
-    /// If the socket can't tell.
+    /// If the socket doesn't tell its address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown` is done, then stops taking work, answers what was accepted, tells streams to resume
-    /// elsewhere, and closes the database; all within the configured grace period.
+    /// Serves until `shutdown` completes. Then it takes no more work, answers the accepted calls, tells streams to resume
+    /// elsewhere and closes the database. This ends with the grace period; only closing may take a second longer.
     ///
     /// # Errors
     ///
-    /// If serving fails.
+    /// [`ServeError::Outdated`] if a newer server has migrated the database; another if serving fails.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { listener, config, store, access, tls } = self;
         let (ledger, lanes) = Ledger::new(Arc::clone(&store), config.limits);
@@ -115,7 +117,7 @@ impl Server {
 
         let (health, health_service) = tonic_health::server::health_reporter();
         let (readiness, watched) = watch::channel(Readiness::Ready);
-        // A store that was opened has just answered.
+        // The store has answered while it was opened.
         report(&health, ServingStatus::Serving).await;
         let outdated = await_outdated(watched.clone());
         let reporting = report_readiness(health.clone(), watched.clone());
@@ -136,7 +138,8 @@ impl Server {
         let legacy =
             if config.legacy_http { api::legacy(ledger.clone(), config.calls.request_bytes) } else { api::no_legacy() };
         *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy);
-        // A name that leads to this machine, and is another's, is none of a server that only this machine can reach.
+        // Against DNS rebinding: a page from elsewhere whose host name resolves to this machine must not reach a loopback
+        // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
         let layers = ServiceBuilder::new()
@@ -162,14 +165,15 @@ impl Server {
         drop(maintenance);
         report(&health, ServingStatus::NotServing).await;
         for name in HEALTH_SERVICES {
-            // Ends the streams of those who watch, which would hold up the stop.
+            // This ends Watch streams, which would delay the shutdown.
             health.clone().clear_service_status(name).await;
         }
         let deadline = Instant::now() + config.shutdown_grace;
         ledger.close();
         draining.cancel();
         let mut serving = AbortOnDropHandle::new(serving);
-        // Calls end with what they wait for, or are told that it was cut off.
+        // Calls end with their commands. If some are left shortly before the deadline, the lanes are cut off, and the calls
+        // get errors.
         let last_words = deadline - LAST_WORDS.min(config.shutdown_grace / 10);
         if timeout_at(last_words, &mut serving).await.is_err() {
             finish(lanes, last_words, "accepted commands").await;
@@ -188,7 +192,7 @@ impl Server {
     }
 }
 
-/// The names under which health is reported: the server's, and the service's.
+/// The names of which health is reported: of the server as a whole, and of the service.
 const HEALTH_SERVICES: [&str; 2] = ["", JobServiceServer::<api::Service>::NAME];
 
 async fn report(health: &HealthReporter, status: ServingStatus) {
@@ -197,7 +201,7 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Tells those who ask for the health what is found, until the stop, which tells them itself.
+/// Reports readiness as gRPC health, until the shutdown, which reports by itself.
 async fn report_readiness(health: HealthReporter, mut readiness: watch::Receiver<Readiness>) {
     while readiness.changed().await.is_ok() {
         let found = *readiness.borrow_and_update();
@@ -211,14 +215,14 @@ async fn report_readiness(health: HealthReporter, mut readiness: watch::Receiver
     }
 }
 
-/// Done once a newer server has migrated the database.
+/// Completes once a newer server has migrated the database.
 async fn await_outdated(mut readiness: watch::Receiver<Readiness>) {
     if readiness.wait_for(|found| *found == Readiness::Outdated).await.is_err() {
         std::future::pending().await
     }
 }
 
-/// Somebody made tokens, and may believe that they are asked for.
+/// Warns if API tokens exist while callers on loopback are not authenticated: whoever made them may expect that they are.
 async fn warn_of_tokens(store: Option<Arc<dyn Store>>) {
     if let Some(store) = store
         && store.about().await.is_ok_and(|about| about.credentials > 0)
@@ -227,7 +231,7 @@ async fn warn_of_tokens(store: Option<Arc<dyn Store>>) {
     }
 }
 
-/// Looks whether callers may still be let in, and with which certificates to serve.
+/// Re-checks credentials, and reloads keys and certificates.
 async fn watch_credentials(access: Option<Arc<Access>>, tls: Option<Arc<Tls>>) {
     let access = async {
         if let Some(access) = access {
@@ -242,7 +246,7 @@ async fn watch_credentials(access: Option<Arc<Access>>, tls: Option<Arc<Tls>>) {
     tokio::join!(access, tls);
 }
 
-/// Waits for a task until the deadline, then cuts it off. One that has ended already is nothing to wait for.
+/// Waits for a task until the deadline, then aborts it. A task that has ended must not be awaited again.
 async fn finish(mut task: JoinHandle<()>, deadline: Instant, what: &'static str) {
     if !task.is_finished() && timeout_at(deadline, &mut task).await.is_err() {
         tracing::warn!(what, "the grace period is over; cutting off what is left");
@@ -254,6 +258,6 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // The details of errors, so that grpcurl can show them.
+        // The details of errors, which grpcurl can then show.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }

@@ -1,4 +1,4 @@
-//! Shares of what callers have in common: so much in all, and of that no more than a part for one of them.
+//! Shared bounds: an amount in all, and a smaller share for each key (an org, an address).
 
 use std::{
     collections::HashMap,
@@ -7,33 +7,33 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// A bound with a quarter more, for what keeps running jobs alive or ends them: where there is room for nothing else, there is for that.
+/// A bound plus a reserve of a quarter, at least 1. Only calls that keep running jobs alive or end them may use the
+/// reserve, so they get through when others are refused.
 pub(crate) const fn with_reserve(limit: usize) -> usize {
     let reserve = limit / 4;
     limit.saturating_add(if reserve == 0 { 1 } else { reserve })
 }
 
-/// How much there is.
+/// Bounds or amounts: in all, and of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Most {
     pub(crate) in_all: usize,
-    /// For one.
     pub(crate) each: usize,
 }
 
 impl Most {
-    /// True if it is more than that, in all or for one.
+    /// True if one of the amounts exceeds its bound.
     pub(crate) const fn exceeds(self, most: Self) -> bool {
         self.in_all > most.in_all || self.each > most.each
     }
 
-    /// With a quarter more, for what keeps running jobs alive or ends them.
+    /// The bounds with their reserves, see [`with_reserve`].
     pub(crate) const fn with_reserve(self) -> Self {
         Self { in_all: with_reserve(self.in_all), each: with_reserve(self.each) }
     }
 }
 
-/// Who has how much: each by a key.
+/// Counts who has taken how much, by key.
 pub(crate) struct Shares<K> {
     most: Most,
     taken: Mutex<Taken<K>>,
@@ -41,20 +41,20 @@ pub(crate) struct Shares<K> {
 
 struct Taken<K> {
     in_all: usize,
-    /// Nothing is kept of one that has nothing.
+    /// Keys that have taken nothing have no entry.
     each: HashMap<K, usize>,
 }
 
-/// Why there is no more.
+/// Which bound was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// All of it is taken.
+    /// The bound in all.
     InAll,
-    /// One has what it may.
+    /// The bound of the key.
     Each,
 }
 
-/// A part of one share, for as long as it is held.
+/// An amount that a key has taken. Dropping it returns the amount.
 pub(crate) struct Part<K: Hash + Eq + Clone> {
     shares: Arc<Shares<K>>,
     key: K,
@@ -66,14 +66,14 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         Arc::new(Self { most, taken: Mutex::new(Taken { in_all: 0, each: HashMap::new() }) })
     }
 
-    /// Takes so many for one.
+    /// Takes `n` for a key.
     pub(crate) fn take(self: &Arc<Self>, key: K, n: usize) -> Result<Part<K>, Full> {
         let mut part = Part { shares: Arc::clone(self), key, n: 0 };
         part.grow(n, self.most)?;
         Ok(part)
     }
 
-    /// Nothing as yet, to grow.
+    /// An empty part, to be grown.
     pub(crate) fn nothing(self: &Arc<Self>, key: K) -> Part<K> {
         Part { shares: Arc::clone(self), key, n: 0 }
     }
@@ -82,14 +82,14 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         self.most
     }
 
-    /// The map stays whole whatever panics beside it.
+    /// Ignores poisoning: a panic elsewhere leaves the map consistent.
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K: Hash + Eq + Clone> Part<K> {
-    /// Takes so many more, where there are no more than `most` with them. Refused, it is as it was.
+    /// Takes `n` more, if that stays within `most`. If refused, nothing changes.
     pub(crate) fn grow(&mut self, n: usize, most: Most) -> Result<(), Full> {
         let mut taken = self.shares.taken();
         if taken.in_all.saturating_add(n) > most.in_all {
@@ -107,7 +107,7 @@ impl<K: Hash + Eq + Clone> Part<K> {
         Ok(())
     }
 
-    /// How much is taken in all, and by the one whose part this is.
+    /// The amounts taken in all, and by the key of this part.
     pub(crate) fn beside(&self) -> Most {
         let taken = self.shares.taken();
         Most { in_all: taken.in_all, each: taken.each.get(&self.key).copied().unwrap_or_default() }
@@ -134,7 +134,7 @@ impl<K: Hash + Eq + Clone> Drop for Part<K> {
     }
 }
 
-/// Who is at an address: whoever has one of IPv6 has those of its network, too.
+/// The key of an address: of IPv6 its /64 network, because one host usually has a whole network.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
@@ -153,7 +153,7 @@ mod tests {
         let held = [take("2001:db8::1").unwrap(), take("2001:db8::2").unwrap()];
         assert_eq!(take("2001:db8::3").err(), Some(Full::Each));
         let other = take("2001:db8:0:1::1").unwrap();
-        // IPv4 is the same in either form.
+        // An IPv4 address counts as the same in both forms.
         let four = take("::ffff:10.0.0.1").unwrap();
         assert_eq!(take("10.0.0.1").err(), Some(Full::InAll));
         drop((held, other, four));

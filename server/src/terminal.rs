@@ -1,4 +1,4 @@
-//! What commands show and print, such that nothing they do waits for it.
+//! The output of commands. A command never hangs because its output is not read.
 
 use std::{
     error::Error,
@@ -13,12 +13,13 @@ use indicatif::{ProgressDrawTarget, TermLike};
 use jobledger_server::telemetry::Stderr;
 use tokio::{runtime::Runtime, task::spawn_blocking};
 
-/// How long the end of a command waits for threads that stand still, as in a write to a pipe that nobody reads.
+/// How long the end of a command waits for blocked threads, for example one that writes to a pipe that nobody reads.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
-/// Runs a command that hears signals itself: what stands still, as a write to standard output, doesn't keep it from its end.
+/// Runs a command that handles signals itself. A blocked thread, for example in a write to standard output, delays its end
+/// by [`LAST_WORDS`] at most.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = Runtime::new()?;
     let done = runtime.block_on(work);
@@ -26,7 +27,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Res
     done
 }
 
-/// Prints on standard output. May be given up while its reader takes its time.
+/// Prints on standard output, from another thread: the caller may give up while the reader is slow.
 pub(crate) async fn print(text: String) -> io::Result<()> {
     let print = move || {
         let mut out = io::stdout();
@@ -36,7 +37,7 @@ pub(crate) async fn print(text: String) -> io::Result<()> {
     spawn_blocking(print).await?
 }
 
-/// Where progress bars are drawn: on standard error, if that is a terminal.
+/// Progress bars are drawn on standard error if that is a terminal, else nowhere.
 pub(crate) fn bars() -> ProgressDrawTarget {
     if io::stderr().is_terminal() {
         ProgressDrawTarget::term_like(Box::new(Bars { term: Term::stderr(), drawn: Mutex::default() }))
@@ -45,10 +46,10 @@ pub(crate) fn bars() -> ProgressDrawTarget {
     }
 }
 
-/// Gathers what is drawn, and hands it on as a whole.
+/// Collects what is drawn, and writes it as a whole.
 #[derive(Debug)]
 struct Bars {
-    /// For its size alone.
+    /// Used for the size only.
     term: Term,
     drawn: Mutex<String>,
 }
@@ -59,7 +60,7 @@ impl Bars {
         Ok(())
     }
 
-    /// An ANSI sequence that moves the cursor.
+    /// Draws the ANSI sequence that moves the cursor.
     fn moved(&self, n: usize, way: char) -> io::Result<()> {
         if n == 0 { Ok(()) } else { self.draw(&format!("\x1b[{n}{way}")) }
     }

@@ -20,10 +20,9 @@ use uuid::Uuid;
 
 use crate::cli::TokenCommand;
 
-/// What is said of a token that does not expire.
+/// Value of `--expires` for a token that does not expire.
 const NEVER: &str = "never";
 
-/// Does what was asked.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut out = io::stdout().lock();
@@ -59,7 +58,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
                 used_at: None,
             };
             tokens::make(&database.database_url, &token).await?;
-            // Where it is wrong that is seen here, and not by those who are refused.
+            // Names the database file: whoever makes a token in the wrong one sees it here.
             let place = match &database.database_url {
                 DatabaseUrl::Sqlite(path) => format!(" in {path}"),
                 DatabaseUrl::Postgres(_) | DatabaseUrl::Other => String::new(),
@@ -83,7 +82,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
     Ok(())
 }
 
-/// A token in a line.
+/// Describes a token in one line.
 fn describe(token: &ApiToken, now: Time) -> String {
     let org = token.org.map_or_else(|| "no org".to_owned(), |org| format!("org {org}"));
     let holds = match (token.revoked_at, token.expires_at) {
@@ -95,7 +94,6 @@ fn describe(token: &ApiToken, now: Time) -> String {
     format!("{}, {org}, {}, made at {}, {holds}", token.name, token.roles, shown(token.created_at))
 }
 
-/// When somebody called with it.
 fn last_used(token: &ApiToken) -> String {
     token.used_at.map_or_else(|| "never used".to_owned(), |at| format!("last used at {}", shown(at)))
 }
@@ -104,7 +102,7 @@ fn shown(time: Time) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// A time, or how long from now.
+/// Parses a time, or a duration from now.
 fn parse(when: &str, now: Time) -> Result<Time, String> {
     let expected =
         || format!("--expires {when}: expected a time as 2027-01-31T00:00:00Z, how long from now, as 90d, or never");

@@ -31,16 +31,17 @@ use crate::{
     terminal::{self, Failure},
 };
 
-/// Some row is not in the ledger.
+/// Exit code: some rows are not in the ledger.
 const INCOMPLETE: u8 = 1;
-/// It could not go through.
+/// Exit code: the import failed.
 const FAILED: u8 = 2;
-/// A server that waits for its SQLite file looks every 25 to 100 ms whether it is free.
+/// The pause after each page beside a server on the same SQLite file. A server that waits for the file tries every 25 to
+/// 100 ms.
 const BREATHER: Duration = Duration::from_millis(25);
-/// How often something is said where nobody watches.
+/// How often progress is printed if standard error is no terminal.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Brings the old jobs in, and says what became of them.
+/// Imports the old jobs, and prints the outcome.
 pub(crate) fn import(args: ImportArgs) -> ExitCode {
     match terminal::block_on(bring_in(args)) {
         Ok(true) => ExitCode::SUCCESS,
@@ -52,12 +53,11 @@ pub(crate) fn import(args: ImportArgs) -> ExitCode {
     }
 }
 
-/// True if every row is in the ledger.
 async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
     let began = Instant::now();
     let progress = Progress::new(args.refused.clone(), args.dry_run);
     let (bar, interrupted) = (progress.bar.clone(), shutdown_signal()?);
-    // On its own, so that a signal is heard where what it prints is not read.
+    // A task of its own, so that a signal gets through while printing blocks.
     let mut work = AbortOnDropHandle::new(tokio::spawn(async move {
         let store = open_target(&args.database.database_url, args.dry_run).await?;
         let request = ImportRequest {
@@ -102,7 +102,7 @@ async fn import_into(
     Ok(imported?)
 }
 
-/// Opens what to import into, as a server would; `None` where a dry run finds nothing.
+/// Opens the target as a server would. `None` if a dry run finds no database.
 async fn open_target(url: &DatabaseUrl, is_dry_run: bool) -> Result<Option<Arc<dyn Store>>, Failure> {
     let options = OpenOptions { write_connections: 4, read_connections: 2, ..OpenOptions::new(Arc::new(SystemClock)) };
     if !is_dry_run {
@@ -154,13 +154,13 @@ fn in_words(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration)
     Ok(out)
 }
 
-/// How far an import is, and what becomes of rows that are not as they were.
+/// Shows the progress of an import, and writes the rows that were refused or adjusted to a file.
 struct Progress {
     bar: ProgressBar,
     is_terminal: bool,
     next: Instant,
     path: PathBuf,
-    /// Made when there is something to write.
+    /// Created with the first row.
     file: Option<BufWriter<File>>,
     is_dry_run: bool,
 }
@@ -187,7 +187,7 @@ impl Progress {
 impl Observer for Progress {
     fn begin(&mut self, tables: &[Table], rows: u64) -> io::Result<()> {
         let cannot = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
-        // What an earlier run has written is told again, or is no longer true. That a file can be made is seen before it is needed.
+        // Removes the file of an earlier run: this run reports every row again. Then tries whether a file can be created.
         let try_out = || {
             files::remove_earlier(&self.path)?;
             files::create_new(&self.path)?;
@@ -226,7 +226,7 @@ impl Observer for Progress {
     }
 }
 
-/// Writes an org's jobs as the old table.
+/// Removes the file of an earlier run: this run reports again what still applies. Then tries whether a file can be created.
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn export(args: ExportArgs) -> Result<(), Failure> {
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };

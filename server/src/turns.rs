@@ -1,10 +1,10 @@
-//! Turns at what callers have in common: so many at a time. Of those that wait (orgs, or addresses), the one that has had the least time of
-//! them is next.
+//! Fair turns at a shared resource, with a bound on turns at the same time. Of the keys that wait (orgs, or addresses), the
+//! one that has used the least time is next.
 //!
-//! It is start-time fair queueing (Goyal, Vin, Cheng 1996) with costs that are measured: a turn is charged when it ends, with
-//! the time that it took, so that ten short reads of one org weigh as much as a long one of another. Who comes anew begins where
-//! those that wait are, and can't have saved any up. Who is alone has all turns but one: that one is there for whoever comes
-//! while the others take their time.
+//! This is start-time fair queueing (Goyal, Vin, Cheng 1996) with measured costs: when a turn ends, its key is charged the
+//! time that it took. So ten short reads of one org weigh as much as one long read of another. A newcomer starts at the
+//! level of those that wait, so nobody saves up time. A key that is alone gets all turns but one: that one is for others
+//! that come while long turns run.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -18,48 +18,48 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-/// Those that are remembered for what they have had before those are looked for that need not be.
+/// With this many lines, those that are no longer needed are removed for the first time.
 const REMEMBERED: usize = 1_024;
 
-/// Whose turn it is.
+/// A key: the org or address that a turn belongs to.
 pub(crate) trait Whose: Copy + Ord + Hash {}
 
 impl<K: Copy + Ord + Hash> Whose for K {}
 
-/// All turns of one kind.
+/// The turns of one kind.
 pub(crate) struct Turns<K: Whose> {
     state: Mutex<State<K>>,
-    /// How many one may have.
+    /// The most turns of one key.
     each: usize,
 }
 
 struct State<K: Whose> {
     free: usize,
-    /// When one ended last.
+    /// When a turn last ended.
     ended_at: Option<Instant>,
-    /// What the one had had that the last turn went to: who comes anew begins here.
+    /// The time used by the key that got the last turn, as of then. A newcomer starts here.
     level: Duration,
     lines: HashMap<K, Line<K>>,
-    /// Those that wait, by what they have had and when they came.
+    /// The keys that wait, ordered by time used and then by arrival.
     waiting: BTreeSet<(Duration, u64, K)>,
-    /// How many have come.
+    /// Numbers the arrivals.
     came: u64,
-    /// With so many lines those are looked for that need not be there.
+    /// With this many lines, those that are no longer needed are removed.
     looks_at: usize,
 }
 
-/// One that waits for turns, or has some, or has had more than those that wait.
+/// The state of a key that waits, has turns, or has used more time than those that wait.
 struct Line<K: Whose> {
     had: Duration,
-    /// When it came to wait last.
+    /// The number of its last arrival.
     came: u64,
     taken: usize,
     waiting: VecDeque<oneshot::Sender<Turn<K>>>,
-    /// How many of those that wait have gone.
+    /// How many of `waiting` have gone away.
     gone: usize,
 }
 
-/// A turn, until it is dropped.
+/// A turn. Dropping it ends it.
 pub(crate) struct Turn<K: Whose> {
     turns: Arc<Turns<K>>,
     whose: K,
@@ -67,37 +67,37 @@ pub(crate) struct Turn<K: Whose> {
 }
 
 impl<K: Whose> Turns<K> {
-    /// So many at a time, at least one.
+    /// Allows this many turns at the same time, at least one.
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let state = State::new(places.max(1));
         let each = (state.free - 1).max(1);
         Arc::new(Self { state: Mutex::new(state), each })
     }
 
-    /// True if a turn has ended lately.
+    /// True if a turn has ended within this time.
     pub(crate) fn has_ended_one_within(&self, time: Duration) -> bool {
         self.state().ended_at.is_some_and(|at| at.elapsed() < time)
     }
 
-    /// Waits for a turn of somebody.
+    /// Waits for a turn.
     pub(crate) async fn take(self: &Arc<Self>, whose: K) -> Turn<K> {
         let (turn, taken) = oneshot::channel();
         self.state().queue(whose, turn);
         let mut waits = Waits { turns: self, whose, taken };
         self.pass_on();
-        // The sender is with the turns, which are here.
+        // `self` has the sender, so the channel stays open.
         (&mut waits.taken).await.expect("a turn comes")
     }
 
-    /// Goes on with a future in turns: of those that take long whenever they go on, no more do at a time than there are turns, and what is
-    /// short goes on in between.
+    /// Polls a future, in a turn for each poll. So no more long polls run at the same time than there are turns, and short
+    /// polls run in between.
     pub(crate) async fn poll<F: Future>(self: &Arc<Self>, whose: K, future: F) -> F::Output {
         let mut future = pin!(future);
         loop {
             let mut turn = Some(self.take(whose).await);
             let goes_on = poll_fn(|context| match turn.take() {
                 Some(_turn) => future.as_mut().poll(context).map(Some),
-                // Woken, it waits for another turn.
+                // The future was woken: its next poll needs another turn.
                 None => Poll::Ready(None),
             });
             if let Some(done) = goes_on.await {
@@ -106,22 +106,22 @@ impl<K: Whose> Turns<K> {
         }
     }
 
-    /// Gives free turns to those that wait.
+    /// Gives the free turns to waiters.
     fn pass_on(self: &Arc<Self>) {
         while let Some((waits, turn)) = self.next() {
-            // From one who has just gone it comes back.
+            // If the waiter has just gone, this drops the turn, which frees it.
             let _ = waits.send(turn);
         }
     }
 
-    /// Who is next, and its turn; `None` if none is free, or nobody waits who may have it.
+    /// The next waiter, with its turn. `None` if no turn is free or no waiting key may have one.
     fn next(self: &Arc<Self>) -> Option<(oneshot::Sender<Turn<K>>, Turn<K>)> {
         let mut state = self.state();
         let (whose, waits) = state.next(self.each)?;
         Some((waits, Turn { turns: Arc::clone(self), whose, since: Instant::now() }))
     }
 
-    /// The maps stay whole whatever panics beside them.
+    /// Ignores poisoning: a panic elsewhere leaves the maps consistent.
     fn state(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,7 +155,7 @@ impl<K: Whose> State<K> {
         line.waiting.push_back(turn);
     }
 
-    /// Takes a turn for the one that has had least.
+    /// Takes a turn for the waiting key that has used the least time.
     fn next(&mut self, each: usize) -> Option<(K, oneshot::Sender<Turn<K>>)> {
         while self.free > 0 {
             let may = |(.., whose): &&(Duration, u64, K)| self.lines.get(whose).is_none_or(|line| line.taken < each);
@@ -180,7 +180,7 @@ impl<K: Whose> State<K> {
         None
     }
 
-    /// Ends a turn that took so long.
+    /// Ends a turn that took this long.
     fn end(&mut self, whose: K, took: Duration) {
         self.free += 1;
         if let Some(line) = self.lines.get_mut(&whose) {
@@ -194,7 +194,7 @@ impl<K: Whose> State<K> {
         self.forget(whose);
     }
 
-    /// Takes out who has gone, once they are half of those that wait.
+    /// Counts a waiter that has gone. Removes such waiters once they are half of those of the key.
     fn has_gone(&mut self, whose: K) {
         let Some(line) = self.lines.get_mut(&whose) else { return };
         line.gone += 1;
@@ -208,8 +208,8 @@ impl<K: Whose> State<K> {
         }
     }
 
-    /// Forgets those of which nothing need be known: what this one has had counts for as long as others wait who have had less, and what
-    /// any has had while somebody waits.
+    /// Removes lines that are no longer needed. While keys wait, the time that an idle key has used counts only if it is
+    /// more than the level; when none waits, it does not count.
     fn forget(&mut self, whose: K) {
         if self.waiting.is_empty() {
             self.lines.retain(|_, line| !line.is_idle());
@@ -236,7 +236,7 @@ impl<K: Whose> Drop for Turn<K> {
     }
 }
 
-/// Who waits, or goes away.
+/// A waiter. Dropping it before its turn leaves the queue.
 struct Waits<'a, K: Whose> {
     turns: &'a Turns<K>,
     whose: K,
@@ -247,7 +247,7 @@ impl<K: Whose> Drop for Waits<'_, K> {
     fn drop(&mut self) {
         if !self.taken.is_terminated() {
             self.taken.close();
-            // If it had come already, it goes back by itself.
+            // A turn that was sent already frees itself when dropped.
             if self.taken.try_recv().is_err() {
                 self.turns.state().has_gone(self.whose);
             }
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(turns.state().lines.len(), 1);
         let mut given = Box::pin(turns.take(1));
         assert!(at_once(&mut given).await.is_none());
-        // Its turn has come when it goes.
+        // The waiter has its turn already when it goes.
         drop(turn);
         drop(given);
         drop(turns.take(2).await);
@@ -349,7 +349,7 @@ mod tests {
         assert!(turns.state().lines.is_empty());
     }
 
-    /// What a future comes to without waiting.
+    /// The output of a future, if it is ready at once.
     async fn at_once<T>(future: &mut std::pin::Pin<Box<impl Future<Output = T>>>) -> Option<T> {
         tokio::select! {
             biased;

@@ -1,4 +1,4 @@
-//! Who is let in, and by which certificates.
+//! Options for authentication and TLS.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
@@ -9,84 +9,86 @@ use jobledger_server::{
     domain::access::Role,
 };
 
-/// See the module.
+/// Authentication and TLS.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Who is let in", group(ArgGroup::new("keys_of_jwts").multiple(true)))]
 pub(super) struct AccessArgs {
-    /// Ask callers who they are also where only this machine can reach the server. Elsewhere they always are, and wherever JWTs or client
-    /// certificates are configured.
+    /// Require credentials even on an address that only this machine can reach. On other addresses, and where JWTs or
+    /// client certificates are configured, they are always required.
     #[arg(long, env = "JOBLEDGER_REQUIRE_AUTH", conflicts_with = "insecure_no_auth")]
     require_auth: bool,
 
-    /// Ask nobody who they are: whoever reaches the server may read and change every job.
+    /// Require no credentials: everybody who reaches the server may read and change every job.
     #[arg(long, env = "JOBLEDGER_INSECURE_NO_AUTH")]
     insecure_no_auth: bool,
 
-    /// A name by which this server is called, beside localhost and addresses, where it asks nobody who they are and only this machine can
-    /// reach it: a page from elsewhere whose name leads here is turned away. May be given several times.
+    /// A host name that clients may use for this server beside localhost and addresses, if it requires no credentials
+    /// and only this machine can reach it. Calls under other names are refused: a foreign page's name may resolve to
+    /// this machine. May be given several times.
     #[arg(long, env = "JOBLEDGER_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
     allowed_host: Vec<String>,
 
-    /// Take JWTs that are signed with these keys, by RS256, ES256 or EdDSA: a JWKS in a file, which is read again when it changes, or
-    /// at a URL, which is read again now and then and when a new key is named.
+    /// Accept JWTs that are signed with these keys, by RS256, ES256 or EdDSA. The keys are a JWKS: in a file, which is
+    /// read again when it changes, or at a URL, which is read again regularly and when a JWT names a new key.
     #[arg(long, env = "JOBLEDGER_JWT_KEYS", value_name = "FILE|URL", group = "keys_of_jwts", requires_all = ["jwt_issuer", "jwt_audience"])]
     jwt_keys: Option<Keys>,
 
-    /// Take JWTs that are signed with the secret in this file, by HS256: 32 bytes or more.
+    /// Accept JWTs that are signed by HS256 with the secret in this file, of at least 32 bytes.
     #[arg(long, env = "JOBLEDGER_JWT_HS256_SECRET_FILE", value_name = "FILE", group = "keys_of_jwts", requires_all = ["jwt_issuer", "jwt_audience"])]
     jwt_hs256_secret_file: Option<PathBuf>,
 
-    /// What the claim `iss` of a JWT must be.
+    /// The required value of a JWT's claim `iss`.
     #[arg(long, env = "JOBLEDGER_JWT_ISSUER", value_name = "TEXT", requires = "keys_of_jwts")]
     jwt_issuer: Option<String>,
 
-    /// What the claim `aud` of a JWT must be, or have among others.
+    /// The required value of a JWT's claim `aud`, or of one of its elements.
     #[arg(long, env = "JOBLEDGER_JWT_AUDIENCE", value_name = "TEXT", requires = "keys_of_jwts")]
     jwt_audience: Option<String>,
 
-    /// The claim that says whose a JWT is, by the organisation's UUID: its name, or a JSON pointer as /app/org.
+    /// The claim with the UUID of the organisation that a JWT belongs to: its name, or a JSON pointer like /app/org.
     #[arg(long, env = "JOBLEDGER_JWT_ORG_CLAIM", value_name = "CLAIM", default_value = "org_id")]
     jwt_org_claim: String,
 
-    /// The claim that says who calls.
+    /// The claim with the name of the caller.
     #[arg(long, env = "JOBLEDGER_JWT_SUBJECT_CLAIM", value_name = "CLAIM", default_value = "sub")]
     jwt_subject_claim: String,
 
-    /// The claim that says what the caller may do: an array of strings, or a string of words.
+    /// The claim with the caller's roles: an array of strings, or a string of words.
     #[arg(long, env = "JOBLEDGER_JWT_ROLES_CLAIM", value_name = "CLAIM", default_value = "roles")]
     jwt_roles_claim: String,
 
-    /// What a role is called in that claim, as in `job-admins=admin`; may be given several times; names that are not given are nothing then.
-    /// By default roles are called as here.
+    /// The name of a role in that claim, as in `job-admins=admin`. May be given several times; names that are not given
+    /// then have no role. By default the roles have the names that jobledger uses.
     #[arg(long, env = "JOBLEDGER_JWT_ROLE", value_name = "NAME=ROLE", value_delimiter = ',', value_parser = named_role)]
     jwt_role: Vec<(String, Role)>,
 
-    /// What operators are called in that claim. They are every organisation's, so no JWT makes one unless this is said.
+    /// The name of the operator role in that claim. Operators may act for every organisation, so by default no JWT has
+    /// that role.
     #[arg(long, env = "JOBLEDGER_JWT_OPERATOR_ROLE", value_name = "NAME", requires = "keys_of_jwts")]
     jwt_operator_role: Option<String>,
 
-    /// For how long a JWT may hold, from when it was issued (`iat`) or, where that is not said, from now: 1m to 366d.
+    /// The longest lifetime of a JWT, counted from its `iat`, or from now if it has none: 1m to 366d.
     #[arg(long, env = "JOBLEDGER_JWT_MAX_LIFETIME", value_name = "TIME", default_value = "24h", value_parser = lifetime)]
     jwt_max_lifetime: Duration,
 
-    /// By how much the clocks of issuers may differ: 0s to 5m.
+    /// Tolerated difference to the clocks of issuers: 0s to 5m.
     #[arg(long, env = "JOBLEDGER_JWT_LEEWAY", value_name = "TIME", default_value = "30s", value_parser = leeway)]
     jwt_leeway: Duration,
 
-    /// How often keys are read from a URL: 10s to 24h.
+    /// How often the keys at a URL are read: 10s to 24h.
     #[arg(long, env = "JOBLEDGER_JWT_REFRESH", value_name = "TIME", default_value = "5m", value_parser = refresh)]
     jwt_refresh: Duration,
 
-    /// How long keys count that can't be read again, as when the issuer does not answer: 1m to 30d.
+    /// How long keys stay valid that can't be read again, as when the issuer does not answer: 1m to 30d.
     #[arg(long, env = "JOBLEDGER_JWKS_MAX_AGE", value_name = "TIME", default_value = "1h", value_parser = max_age)]
     jwks_max_age: Duration,
 
-    /// Let clients in by their certificates: lines of NAME ORG ROLES, where NAME is dns:…, uri:… or email:… as the certificate has it,
-    /// ORG a UUID or - for operators, ROLES as worker,producer. Read again when it changes.
+    /// Accept client certificates. The file has lines of NAME ORG ROLES: NAME is dns:…, uri:… or email:… as in the certificate,
+    /// ORG is a UUID or - for operators, and ROLES is a list like worker,producer. Read again when it changes.
     #[arg(long, env = "JOBLEDGER_CLIENT_IDENTITIES", value_name = "FILE", requires = "tls_client_ca")]
     client_identities: Option<PathBuf>,
 
-    /// Serve by TLS (1.2 and 1.3) with this certificate and those that lead to its root, in PEM. Read again when it changes.
+    /// Serve TLS (1.2 and 1.3) with this certificate chain, in PEM. Read again when it changes.
     #[arg(long, env = "JOBLEDGER_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 
@@ -94,12 +96,12 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "JOBLEDGER_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
 
-    /// Ask clients for certificates that were issued by these, in PEM. Read again when it changes, for new connections.
+    /// Ask clients for certificates that these CAs have issued, in PEM. Read again when it changes, for new connections.
     #[arg(long, env = "JOBLEDGER_TLS_CLIENT_CA", value_name = "FILE", requires_all = ["tls_cert", "client_identities"])]
     tls_client_ca: Option<PathBuf>,
 
-    /// Refuse clients whose certificates are in these lists of revoked ones (CRLs, in PEM), one from each issuer. Read again when it
-    /// changes, for new connections.
+    /// Refuse client certificates that these CRLs revoke, in PEM, one CRL from each issuer. Read again when it changes,
+    /// for new connections.
     #[arg(long, env = "JOBLEDGER_TLS_CLIENT_CRL", value_name = "FILE", requires = "tls_client_ca")]
     tls_client_crl: Option<PathBuf>,
 }
@@ -138,7 +140,7 @@ impl AccessArgs {
     }
 }
 
-/// Where keys are.
+/// Where the JWKS is: in a file, or at a URL.
 #[derive(Debug, Clone)]
 struct Keys(KeySource);
 

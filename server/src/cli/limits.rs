@@ -1,4 +1,4 @@
-//! What callers may take.
+//! Options that bound what callers may use.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use jobledger_server::{
     ledger::{Limits, StreamLimits},
 };
 
-/// A number of things, or of bytes: 1 to 2³² − 1.
+/// A number, of things or bytes: 1 to 2³² − 1.
 fn many() -> RangedU64ValueParser<u32> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// What one org may have of what all have: a third where nothing is said.
+/// The bound for one org: by default a third of the bound for all.
 fn part(said: Option<u32>, all: u32) -> usize {
     said.unwrap_or((all / 3).max(1)) as usize
 }
@@ -26,15 +26,16 @@ fn long(text: &str) -> Result<Duration, String> {
     super::time(text, Duration::from_secs(1)..=Duration::from_secs(30 * 86_400))
 }
 
-/// See the module. Beyond a bound callers are told so (RESOURCE_EXHAUSTED, and when to come back), or turned away.
+/// Bounds on callers. Beyond one, calls get RESOURCE_EXHAUSTED and often a retry delay, or connections are turned away.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What callers may take")]
 pub(super) struct LimitArgs {
-    /// Connections at the same time; no more than there are files for, but for 300 that a server needs itself.
+    /// Connections at the same time. The limit on open files lowers it: the server itself needs 300 of them.
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = many())]
     max_connections: u32,
 
-    /// Connections from one address; of IPv6, from one network of 64 bits. By default a third of all; behind a proxy, as many as it has.
+    /// Connections from one address, or from one /64 network of IPv6. By default a third of all. Behind a proxy it has
+    /// to allow as many as the proxy has.
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", value_parser = many())]
     max_connections_per_address: Option<u32>,
 
@@ -42,17 +43,17 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_TYPES_PER_ORG", value_name = "N", default_value_t = 10_000, value_parser = many())]
     max_types_per_org: u32,
 
-    /// Jobs that one org may have, those that have ended among them: with as many its creates are refused (QUOTA_EXCEEDED). By default as many
-    /// as there is room for.
+    /// Jobs that one org may have, finished ones included. At this number its creates are refused (QUOTA_EXCEEDED). By
+    /// default unlimited.
     #[arg(long, env = "JOBLEDGER_MAX_JOBS_PER_ORG", value_name = "N", value_parser = value_parser!(u64).range(1..))]
     max_jobs_per_org: Option<u64>,
 
-    /// What the jobs of one org and their events may take, about, in bytes: with as much its creates and redrives are refused
-    /// (QUOTA_EXCEEDED), and with a quarter more its claims and reports of progress, too. By default as much as there is room for.
+    /// Approximate bytes of one org's jobs and events. With that many its creates and redrives are refused
+    /// (QUOTA_EXCEEDED), and a quarter above it its claims and reports of progress as well. By default unlimited.
     #[arg(long, env = "JOBLEDGER_MAX_BYTES_PER_ORG", value_name = "BYTES", value_parser = value_parser!(u64).range(1..))]
     max_bytes_per_org: Option<u64>,
 
-    /// Calls that one connection may have under way, streams among them.
+    /// Calls under way on one connection, streams included.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_CONNECTION", value_name = "N", default_value_t = 4_096, value_parser = many())]
     max_calls_per_connection: u32,
 
@@ -60,41 +61,43 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_HEADER_BYTES", value_name = "BYTES", default_value_t = 16_384, value_parser = value_parser!(u32).range(4_096..=1_048_576))]
     max_header_bytes: u32,
 
-    /// Calls that a connection may reset within a minute before their answers come, or have reset for its mistakes, before it is closed.
+    /// Calls that a connection may have reset within a minute before it is closed: by the client before their answers,
+    /// or by the server because of the client's errors.
     #[arg(long, env = "JOBLEDGER_MAX_RESETS", value_name = "N", default_value_t = 1_000, value_parser = many())]
     max_resets: u32,
 
-    /// How long a connection may take for its first bytes, and for the handshake of TLS.
+    /// How long a new connection may take for its first bytes, and for the TLS handshake.
     #[arg(long, env = "JOBLEDGER_FIRST_BYTES_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = short)]
     first_bytes_timeout: Duration,
 
-    /// How long a connection may have no call.
+    /// How long a connection may have no call before it is closed.
     #[arg(long, env = "JOBLEDGER_IDLE_TIMEOUT", value_name = "TIME", default_value = "10m", value_parser = long)]
     idle_timeout: Duration,
 
-    /// The same of a connection on which nobody has called yet who may.
+    /// The same before any admitted caller has used the connection.
     #[arg(long, env = "JOBLEDGER_UNKNOWN_IDLE_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = long)]
     unknown_idle_timeout: Duration,
 
-    /// How old a connection may become, give or take a tenth: it then takes no more calls, so that new servers behind a balancer get
-    /// connections. Event streams on it have five minutes to end, and are then told to go on elsewhere.
+    /// Age at which a connection takes no more calls, give or take a tenth, so that new servers behind a balancer get
+    /// connections. Event streams on it have five minutes to end; then the server ends them, to be resumed elsewhere.
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "30m", value_parser = long)]
     max_connection_age: Duration,
 
-    /// How often a connection that says nothing is asked for a sign of life; without one for as long again it is closed.
+    /// How often a silent connection is pinged. It is closed if no reply comes for as long again.
     #[arg(long, env = "JOBLEDGER_KEEPALIVE", value_name = "TIME", default_value = "20s", value_parser = long)]
     keepalive: Duration,
 
-    /// Bytes of answers that callers have not taken, event streams excepted: 16,777,216 or more. Beyond that, of the
-    /// organisation with most of them, or the address where they are about none, the connection with most is closed.
+    /// Bytes of answers that callers have not taken, event streams excepted: 16,777,216 or more. Beyond that the server
+    /// closes the connection with the most, of the organisation with the most, or of the address for calls about none.
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(16_777_216..))]
     max_answer_memory: u32,
 
-    /// The same of one organisation, or of one address where they are about none. By default a third of all.
+    /// The same for one organisation, or for one address where calls are about none. By default a third of all.
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY_PER_ORG", value_name = "BYTES", value_parser = value_parser!(u32).range(4_194_304..))]
     max_answer_memory_per_org: Option<u32>,
 
-    /// Calls under way, of all organisations, and a quarter more of heartbeats and reports; claims and event streams are counted apart.
+    /// Calls under way of all organisations. Heartbeats, reports and cancellations have a quarter more. Claims and
+    /// event streams are not counted.
     #[arg(long, env = "JOBLEDGER_MAX_CALLS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_calls: u32,
 
@@ -102,8 +105,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_CALLS_PER_ORG", value_name = "N", value_parser = many())]
     max_calls_per_org: Option<u32>,
 
-    /// Calls a second of one organisation, on this server; as many again of claims, of heartbeats, of reports, of batches of reports and of
-    /// cancellations. By default as many as there come.
+    /// Calls a second of one organisation on this server. Claims, heartbeats, reports, batches of reports and
+    /// cancellations each have this rate of their own. By default unlimited.
     #[arg(long, env = "JOBLEDGER_MAX_RATE_PER_ORG", value_name = "N", value_parser = many())]
     max_rate_per_org: Option<u32>,
 
@@ -115,23 +118,23 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_REQUEST_MEMORY", value_name = "BYTES", default_value_t = 64 << 20, value_parser = many())]
     max_request_memory: u32,
 
-    /// The same of one organisation. By default a third of all.
+    /// The same for one organisation. By default a third of all.
     #[arg(long, env = "JOBLEDGER_MAX_REQUEST_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
     max_request_memory_per_org: Option<u32>,
 
-    /// How long a request may take to come whole.
+    /// How long a request may take to arrive whole.
     #[arg(long, env = "JOBLEDGER_REQUEST_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = short)]
     request_timeout: Duration,
 
-    /// How long a call may take, whatever its deadline; event streams excepted.
+    /// How long a call may take, whatever its deadline. Event streams are exempt.
     #[arg(long, env = "JOBLEDGER_CALL_TIMEOUT", value_name = "TIME", default_value = "2m", value_parser = long)]
     call_timeout: Duration,
 
-    /// Claims that may be under way, most of them waiting for work.
+    /// Claims under way, most of them waiting for work.
     #[arg(long, env = "JOBLEDGER_MAX_CLAIMS", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_claims: u32,
 
-    /// The same of one organisation. By default a third of all.
+    /// The same for one organisation. By default a third of all.
     #[arg(long, env = "JOBLEDGER_MAX_CLAIMS_PER_ORG", value_name = "N", value_parser = many())]
     max_claims_per_org: Option<u32>,
 
@@ -147,28 +150,28 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 1_000, value_parser = many())]
     max_streams_per_connection: u32,
 
-    /// Bytes of past events and jobs that were read for streams and are not taken yet: 8,388,608 or more. Where little is left, who takes
-    /// nothing of them for a second is ended with SLOW_CONSUMER.
+    /// Bytes of past events and jobs that were read for streams and not taken yet: 8,388,608 or more. When less than a
+    /// quarter is left, a stream whose caller takes nothing for a second ends with SLOW_CONSUMER.
     #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(8_388_608..))]
     max_stream_memory: u32,
 
-    /// The same of one organisation. By default a third of all.
+    /// The same for one organisation. By default a third of all.
     #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
     max_stream_memory_per_org: Option<u32>,
 
-    /// Bytes of the types, labels and workers that claims that wait and event streams name.
+    /// Bytes of the types, labels and workers that waiting claims and event streams name.
     #[arg(long, env = "JOBLEDGER_MAX_NAMED_MEMORY", value_name = "BYTES", default_value_t = 32 << 20, value_parser = value_parser!(u32).range(1_048_576..))]
     max_named_memory: u32,
 
-    /// The same of one organisation. By default a third of all.
+    /// The same for one organisation. By default a third of all.
     #[arg(long, env = "JOBLEDGER_MAX_NAMED_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
     max_named_memory_per_org: Option<u32>,
 
-    /// Commands in one batch, and so in one commit, at most: 1 to 4,096.
+    /// Commands in one batch, and so in one commit: 1 to 4,096.
     #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = value_parser!(u16).range(1..=4_096))]
     max_batch: u16,
 
-    /// Commands that wait to be decided, of all organisations.
+    /// Commands of all organisations that wait to be decided.
     #[arg(long, env = "JOBLEDGER_MAX_QUEUED", value_name = "N", default_value_t = 65_536, value_parser = many())]
     max_queued: u32,
 
@@ -176,7 +179,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_QUEUED_PER_ORG", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_queued_per_org: u32,
 
-    /// How long a command may wait to be decided; one that has waited longer is refused undecided.
+    /// How long a command may wait to be decided. After that it is refused undecided.
     #[arg(long, env = "JOBLEDGER_QUEUE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = short)]
     queue_timeout: Duration,
 }

@@ -23,77 +23,77 @@ pub(crate) struct Cli {
     serve: ServeArgs,
 }
 
-/// What the program is asked to do.
+/// A command of the program.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve the ledger until SIGINT or SIGTERM.
     Serve(Box<ServeArgs>),
-    /// Show what jobledger does: digest the files under a path, as jobs, in one process with a server, workers and a subscriber.
+    /// Show what jobledger does: digest the files under a path as jobs, with a server, workers and a subscriber in one process.
     Demo(DemoArgs),
-    /// Compute everything that is derived from the log again, and report every difference from what is stored. Runs beside
-    /// servers; retention waits for it. Exits with 0 if there is no difference, with 1 if there is one, with 2 if it could not
-    /// verify.
+    /// Recompute everything that is derived from the log, and report every difference from what is stored. Runs beside servers;
+    /// retention waits for it. Exits with 0 if there is no difference, with 1 if there is one, with 2 if it could not verify.
     Verify {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Only this organisation, by its UUID. By default all.
+        /// Verify only the organisation with this UUID. By default all.
         #[arg(long, value_name = "UUID", value_parser = id)]
         org: Option<uuid::Uuid>,
     },
-    /// Copy an SQLite database, as it is at one moment, to a file that can be served in its place. Servers go on meanwhile. The copy has
-    /// a log id of its own: where it is restored, subscribers that were further on are told so.
+    /// Copy an SQLite database, as it is at one moment, to a file that can be served in its place. Servers may go on
+    /// meanwhile. The copy has a log id of its own: after a restore, subscribers that were further on get an error.
     Backup {
-        /// The copy; it must not be there yet.
+        /// The file to write. It must not exist yet.
         file: PathBuf,
         #[command(flatten)]
         database: DatabaseArgs,
     },
-    /// Put a copy that `backup` made in the place of an SQLite database, which is kept beside it as FILE.replaced-TIME. No server may
-    /// have it. The log has an id of its own then: subscribers that were further on are told so. API tokens that were revoked since
-    /// the copy was made stay revoked where the present database can be read, and hold again otherwise.
+    /// Replace an SQLite database by a copy that `backup` made. The replaced one is kept beside it as FILE.replaced-TIME. No
+    /// server may run on the database. The log gets a new id, so subscribers that were further on get an error. API tokens that
+    /// were revoked since the copy was made stay revoked if the replaced database can be read, and are valid again otherwise.
     Restore {
-        /// The copy, of this program's schema or an earlier one; it stays as it is.
+        /// The copy, with this program's schema or an earlier one. It is not changed.
         file: PathBuf,
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Revoke all API tokens that the copy has: new ones are to be made.
+        /// Revoke all API tokens in the copy. New ones have to be made.
         #[arg(long)]
         revoke_tokens: bool,
     },
-    /// Give the log another identity, after its database was restored from a backup: subscribers that were further on are told so,
-    /// instead of missing what is written anew. Run it before a server is started on the database, as its owner.
+    /// Give the log a new id after its database was restored from a backup. Subscribers that were further on then get
+    /// an error, instead of missing new events. Run it as the database's owner, before a server is started on it.
     RenewLogId(DatabaseArgs),
-    /// Say that the database's clock is right after it was set, or after no server had seen it for long: retention, which then waits for an
-    /// hour, goes on.
+    /// Confirm that the database's clock is right, after it was set or no server had seen it for long. Retention then
+    /// waits for an hour; this ends the wait.
     ConfirmClock(DatabaseArgs),
-    /// Bring in the jobs of the service that jobledger replaces, from its PostgreSQL database: the old `jobs` table, or `job` and
-    /// `job_event`. It is only read. Runs beside servers, and as often as you like: what has changed there since is brought up to
-    /// date. Exits with 0 if every row is in the ledger, with 1 if some are not, with 2 if it could not go through.
+    /// Import the jobs of the service that jobledger replaces from its PostgreSQL database: the old `jobs` table, or
+    /// `job` and `job_event`. The old database is only read. An import may run beside servers and as often as needed:
+    /// jobs that have changed there since are updated. Exits with 0 if every row is in the ledger, with 1 if some are
+    /// not, with 2 if it could not go through.
     Import(Box<ImportArgs>),
-    /// Write jobs back as SQL for the service that jobledger replaces: `jobledger export --legacy | psql …`.
+    /// Print jobs as SQL for the service that jobledger replaces: `jobledger export --legacy | psql …`.
     Export(ExportArgs),
-    /// Make API tokens, list and revoke them. Servers know of it within seconds.
+    /// Make, list and revoke API tokens. Servers learn of changes within seconds.
     Token {
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// Bring a database to this program's schema, or back.
+    /// Migrate a database to this program's schema, or back.
     Migrate {
         #[command(subcommand)]
         command: Migrate,
     },
 }
 
-/// What to do with API tokens.
+/// A command on API tokens.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Make a token, and print it: it can't be read again. Of the roles, `producer` creates, cancels and retries jobs, `worker` claims
-    /// them and reports, `observer` sees all there is, `admin` may do all of that within its org, `operator` in any org.
+    /// Make a token and print it: it can't be read again. Roles: `producer` creates, cancels and retries jobs; `worker` claims
+    /// jobs and reports on them; `observer` sees everything; `admin` may do all of that in its org; `operator` may in any org.
     Create {
-        /// Whose it is, by the organisation's UUID. An operator's is nobody's.
+        /// UUID of the organisation that the token belongs to. An operator's token belongs to none.
         #[arg(long, value_name = "UUID", value_parser = id, required_unless_present = "operator", conflicts_with = "operator")]
         org: Option<uuid::Uuid>,
-        /// What its holder may do, within the org: producer, worker, observer, admin; several with commas between.
+        /// What the token allows within its org: producer, worker, observer or admin; several separated by commas.
         #[arg(
             long,
             value_name = "ROLE",
@@ -102,13 +102,13 @@ pub(crate) enum TokenCommand {
             conflicts_with = "operator"
         )]
         role: Vec<Role>,
-        /// Make an operator's: all may be done with it, in any org that a call names with x-org-id.
+        /// Make an operator's token. It allows everything, in any org that a call names with x-org-id.
         #[arg(long)]
         operator: bool,
-        /// Who calls with it, as jobs and events tell; by default a name made of its id.
+        /// The caller's name in jobs and events. By default it is made of the token's id.
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
-        /// From when on it is refused: a time as 2027-01-31T00:00:00Z, how long from now, as 90d, or never.
+        /// When the token expires: a time like 2027-01-31T00:00:00Z, a duration from now like 90d, or never.
         #[arg(long, value_name = "WHEN", default_value = "90d")]
         expires: String,
         #[command(flatten)]
@@ -116,15 +116,15 @@ pub(crate) enum TokenCommand {
     },
     /// List tokens, without their secrets.
     List {
-        /// Only those of this organisation, by its UUID.
+        /// List only tokens of the organisation with this UUID.
         #[arg(long, value_name = "UUID", value_parser = id)]
         org: Option<uuid::Uuid>,
         #[command(flatten)]
         database: DatabaseArgs,
     },
-    /// Have every server refuse a token from now on, and end what is being called with it.
+    /// Revoke a token. Every server refuses it within seconds, and ends its open streams and waiting claims.
     Revoke {
-        /// Its id, as `list` has it.
+        /// The token's id, as `list` shows it.
         #[arg(value_parser = id)]
         id: uuid::Uuid,
         #[command(flatten)]
@@ -132,25 +132,25 @@ pub(crate) enum TokenCommand {
     },
 }
 
-/// What to do with a database's schema.
+/// A command on a database's schema.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Migrate {
-    /// Apply the migrations that are missing.
+    /// Apply missing migrations.
     Up(DatabaseArgs),
-    /// Undo migrations, the last one first. Says what it will lose, and does it only with --yes.
+    /// Undo migrations, the last one first. Shows what will be lost, and goes on only with --yes.
     Down {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Undo every migration above this one; 0 undoes all. By default the last one alone is undone.
+        /// Undo every migration above this one; 0 undoes all. By default only the last one.
         #[arg(long, value_name = "VERSION")]
         to: Option<i64>,
-        /// Do it.
+        /// Confirm that data may be lost.
         #[arg(long)]
         yes: bool,
     },
-    /// List the migrations and where they stand.
+    /// List the migrations and whether they are applied.
     Status(DatabaseArgs),
-    /// Print the SQL that makes a PostgreSQL role to serve as: neither owner nor superuser.
+    /// Print SQL that creates a PostgreSQL role for servers, which is neither owner nor superuser.
     RoleSql {
         /// The role's name.
         #[arg(long, default_value = "jobledger_server", value_name = "NAME")]
@@ -158,73 +158,73 @@ pub(crate) enum Migrate {
     },
 }
 
-/// What to bring in.
+/// Options of `import`.
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// The old database: postgres://USER:PASSWORD@HOST:PORT/NAME. A role that may SELECT is enough.
+    /// The old database: postgres://USER:PASSWORD@HOST:PORT/NAME. A role with SELECT is enough.
     #[arg(long, env = "JOBLEDGER_IMPORT_FROM", hide_env_values = true, value_name = "URL")]
     pub(crate) from: String,
-    /// The schema that the old tables are in.
+    /// The schema of the old tables.
     #[arg(long, value_name = "NAME", default_value = "public")]
     pub(crate) schema: String,
-    /// Whose the rows of the old `jobs` table are, by the organisation's UUID; by default 00000000-0000-0000-0000-000000000000.
-    /// Rows of `job` say it themselves.
+    /// UUID of the organisation that the rows of the old `jobs` table get. By default
+    /// 00000000-0000-0000-0000-000000000000. Rows of `job` have their own.
     #[arg(long, value_name = "UUID", value_parser = id)]
     pub(crate) org: Option<uuid::Uuid>,
-    /// Say what would be done, and name each row that would be refused; write nothing.
+    /// Write nothing. Report what would be done, and each row that would be refused.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Where rows go that are refused, or not quite as they were: a line of JSON each, written anew with each run.
+    /// The file for rows that are refused or adjusted: a line of JSON each. Each run replaces it.
     #[arg(long, value_name = "FILE", default_value = "import-refused.jsonl")]
     pub(crate) refused: PathBuf,
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
 }
 
-/// What to write back.
+/// Options of `export`.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// As the old `jobs` table.
+    /// Write for the old `jobs` table.
     #[arg(long, required = true)]
     pub(crate) legacy: bool,
-    /// Whose jobs, by the organisation's UUID; by default 00000000-0000-0000-0000-000000000000.
+    /// UUID of the organisation to export. By default 00000000-0000-0000-0000-000000000000.
     #[arg(long, value_name = "UUID", value_parser = id)]
     pub(crate) org: Option<uuid::Uuid>,
-    /// The schema that the old table is in.
+    /// The schema of the old table.
     #[arg(long, value_name = "NAME", default_value = "public")]
     pub(crate) schema: String,
-    /// Where to write, a file that is not there yet; by default to standard output.
+    /// The file to write, which must not exist yet. By default standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
 }
 
-/// What to show.
+/// Options of `demo`.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// A directory, or a single file.
     pub(crate) path: PathBuf,
-    /// An SQLite file to keep the jobs in, as sqlite://PATH: a second run finds there what the first has done. By default a
-    /// temporary one, which is removed in the end.
+    /// An SQLite file for the jobs, as sqlite://PATH. A second run finds there what the first has done. By default a
+    /// temporary file, which is removed at the end.
     #[arg(long, value_name = "URL")]
     pub(crate) database_url: Option<DatabaseUrl>,
     /// Files to digest at the same time: 1 to 1,000.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub(crate) workers: u16,
-    /// Take what is in hidden directories, and in those that are marked as caches (CACHEDIR.TAG), too.
+    /// Include hidden directories and those marked as caches (CACHEDIR.TAG).
     #[arg(long)]
     pub(crate) all: bool,
-    /// What to log, to stderr; as for serve.
+    /// What to log to stderr, as for serve.
     #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "error")]
     pub(crate) log: String,
 }
 
-/// Which database.
+/// The database to use.
 #[derive(Debug, Args)]
 pub(crate) struct DatabaseArgs {
-    /// Where the ledger is kept: sqlite://PATH (three slashes for an absolute path), made by serve and import if it is missing, or
-    /// postgres://USER:PASSWORD@HOST:PORT/NAME; add ?sslmode=verify-full for TLS, ?host=/DIRECTORY for a socket.
+    /// The ledger's database: sqlite://PATH (three slashes for an absolute path), which serve and import create if it is
+    /// missing, or postgres://USER:PASSWORD@HOST:PORT/NAME. Add ?sslmode=verify-full for TLS, ?host=/DIRECTORY for a socket.
     #[arg(
         long,
         env = "JOBLEDGER_DATABASE_URL",
@@ -236,23 +236,22 @@ pub(crate) struct DatabaseArgs {
 }
 
 impl Cli {
-    /// What to do; to serve, where nothing is named.
+    /// The command; `serve` if none is named.
     pub(crate) fn into_command(self) -> Command {
         self.command.unwrap_or_else(|| Command::Serve(Box::new(self.serve)))
     }
 }
 
-/// A UUID, as organisations and tokens have.
 fn id(text: &str) -> Result<uuid::Uuid, String> {
     text.parse().map_err(|_| "expected a UUID, as 6ba7b810-9dad-11d1-80b4-00c04fd430c8".to_owned())
 }
 
-/// A time as in 20s or 500ms, where seconds need no unit, within bounds.
+/// Parses a duration like 20s or 500ms within bounds. A number without a unit is in seconds.
 fn seconds(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { time(&format!("{text}s"), bounds) } else { time(text, bounds) }
 }
 
-/// A time as in 90d, 12h or 500ms, within bounds.
+/// Parses a duration like 90d, 12h or 500ms within bounds.
 fn time(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if bounds.contains(&time) {

@@ -1,4 +1,4 @@
-//! How to serve.
+//! Options of `serve`.
 
 use std::{str::FromStr, time::Duration};
 
@@ -7,7 +7,7 @@ use jobledger_server::{Config, domain::status::JobStatus, store::ORGS_PER_TRANSA
 
 use super::{DatabaseArgs, access::AccessArgs, limits::LimitArgs, seconds, time};
 
-/// How to serve.
+/// Options of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one.
@@ -21,7 +21,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_NO_MIGRATE")]
     no_migrate: bool,
 
-    /// Refuse to serve as a role to which row-level security does not apply, instead of warning of it. PostgreSQL only.
+    /// Refuse to serve as a role that bypasses row-level security, instead of logging a warning. PostgreSQL only.
     #[arg(long, env = "JOBLEDGER_REQUIRE_RLS")]
     require_rls: bool,
 
@@ -29,30 +29,32 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_WRITE_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     write_connections: u32,
 
-    /// Orgs whose commands one transaction may carry: 1 to 64. On a distributed PostgreSQL more than one makes each a two-phase commit.
+    /// Orgs whose commands may share one transaction: 1 to 64. On a distributed PostgreSQL more than one makes each
+    /// transaction a two-phase commit.
     #[arg(long, env = "JOBLEDGER_ORGS_PER_TRANSACTION", value_name = "N", default_value_t = ORGS_PER_TRANSACTION, value_parser = clap::value_parser!(u32).range(1..=64))]
     orgs_per_transaction: u32,
 
-    /// Connections that read for callers: 1 to 100. With fewer than 20, one org's reads may keep another's waiting. PostgreSQL only.
+    /// Connections that read for callers: 1 to 100. With fewer than 20, reads of one org may delay those of another.
+    /// PostgreSQL only.
     #[arg(long, env = "JOBLEDGER_READ_CONNECTIONS", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
     read_connections: u32,
 
-    /// How long what a running job does may be in the log alone before it is in the job's row, for whoever reads the tables by themselves: up
-    /// to 1h. No call can tell.
+    /// How far the row of a running job may lag behind its events, up to 1h. Only programs that read the tables
+    /// themselves can notice; calls always return the current state.
     #[arg(long, env = "JOBLEDGER_FOLD_AFTER", value_name = "TIME", default_value = "10s", value_parser = fold_after)]
     fold_after: Duration,
 
-    /// Remove finished jobs, with their events, once they have been finished for so long, as in 30d or 12h. By status with
-    /// succeeded=7d, failed=90d, canceled=… or dead_letter=…; may be given several times. By default all are kept.
+    /// Remove jobs, with their events, once they have been finished for this long, as in 30d or 12h. For one status:
+    /// succeeded=7d, failed=90d, canceled=… or dead_letter=…; may be given several times. By default all jobs are kept.
     #[arg(long, env = "JOBLEDGER_RETAIN_FINISHED", value_name = "[STATUS=]TIME", value_delimiter = ',')]
     retain_finished: Vec<Keep>,
 
-    /// Bytes of the disk that are kept for what is there already: with less than that free, jobs are refused (STORAGE_FULL), while reports,
-    /// heartbeats and retention go on. By default a twentieth of the disk, 1 GiB at most. SQLite only.
+    /// Bytes of the disk to keep free. With less, new jobs are refused (STORAGE_FULL), while reports, heartbeats and
+    /// retention go on. By default a twentieth of the disk, 1 GiB at most. SQLite only.
     #[arg(long, env = "JOBLEDGER_DISK_RESERVE", value_name = "BYTES")]
     disk_reserve: Option<u64>,
 
-    /// Answer the REST calls of the service that jobledger replaces, on the same port: POST /jobs, GET /jobs/ID, POST
+    /// Serve the REST calls of the service that jobledger replaces, on the same port: POST /jobs, GET /jobs/ID, POST
     /// /jobs/ID/status.
     #[arg(long, env = "JOBLEDGER_LEGACY_HTTP")]
     legacy_http: bool,
@@ -61,11 +63,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_LOG", value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,
 
-    /// How log lines look.
+    /// Format of log lines.
     #[arg(long, env = "JOBLEDGER_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
-    /// How long a stop may take, to answer what was accepted and to end streams: 0s to 1h.
+    /// How long a shutdown may take to answer accepted calls and end streams: 0s to 1h.
     #[arg(long, env = "JOBLEDGER_SHUTDOWN_GRACE", value_name = "TIME", default_value = "20s", value_parser = grace)]
     shutdown_grace: Duration,
 
@@ -86,7 +88,7 @@ impl ServeArgs {
         config.read_connections = self.read_connections;
         config.orgs_per_transaction = self.orgs_per_transaction;
         config.fold_after = self.fold_after;
-        // What is said of one status counts more than what is said of all.
+        // A time for one status overrides the time for all.
         let (all, some): (Vec<&Keep>, Vec<&Keep>) = self.retain_finished.iter().partition(|keep| keep.status.is_none());
         for keep in all.into_iter().chain(some) {
             let ends = JobStatus::ALL.into_iter().filter(|status| status.is_terminal());
@@ -114,10 +116,10 @@ fn grace(text: &str) -> Result<Duration, String> {
     seconds(text, Duration::ZERO..=Duration::from_secs(3_600))
 }
 
-/// How long finished jobs are kept: `30d`, or `failed=90d` for one status.
+/// How long to keep finished jobs: `30d`, or `failed=90d` for one status.
 #[derive(Debug, Clone, Copy)]
 struct Keep {
-    /// `None`: all in which jobs end.
+    /// `None`: all terminal statuses.
     status: Option<JobStatus>,
     time: Duration,
 }
@@ -142,6 +144,6 @@ impl FromStr for Keep {
     }
 }
 
-/// Shorter, a worker could hardly read what it has done.
+/// A shorter time would hardly let a client read the outcome of its job.
 const MIN_RETENTION: Duration = Duration::from_secs(1);
 const MAX_RETENTION: Duration = Duration::from_secs(100 * 366 * 86_400);

@@ -1,4 +1,4 @@
-//! What a run shows while it goes on, on stderr: progress bars in a terminal, a line now and then in a pipe.
+//! What a run shows on stderr: progress bars in a terminal, a line now and then otherwise.
 
 use std::{
     collections::HashMap,
@@ -14,16 +14,16 @@ use jobledger_server::telemetry;
 use super::lock;
 use crate::terminal;
 
-/// Between two lines in a pipe.
+/// Time between two lines.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
-/// One bar for the whole, one for each file that is being worked on. Cheap to clone.
+/// One bar for the whole run, and one for each file in work. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Display {
     bars: MultiProgress,
     whole: ProgressBar,
     running: Arc<Mutex<HashMap<String, ProgressBar>>>,
-    /// When the last line was printed; `None` where bars are drawn.
+    /// When the last line was printed; `None` in a terminal.
     last_line: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -38,12 +38,11 @@ impl Display {
         Self { bars, whole, running: Arc::default(), last_line: Arc::new(Mutex::new(last_line)) }
     }
 
-    /// One more file.
     pub(super) fn found(&self) {
         self.whole.inc_length(1);
     }
 
-    /// One that an earlier run has done.
+    /// Counts a file that an earlier run has processed.
     pub(super) fn known(&self) {
         self.done();
     }
@@ -71,7 +70,7 @@ impl Display {
             bar.finish_and_clear();
             self.bars.remove(&bar);
             drop(running);
-            // One that is tried again is not done.
+            // A job that is queued again is not done.
             if event.next_status() != JobStatus::Queued {
                 self.done();
             }

@@ -1,4 +1,4 @@
-//! Files, found and digested.
+//! Finds files and computes their digests.
 
 use std::{
     fs::{self, File},
@@ -37,7 +37,7 @@ pub(super) struct Found {
     modified: SystemTime,
 }
 
-/// Finds the regular files under a path. Returns what could not be looked at, and why.
+/// Finds the regular files under a path. Returns the paths that were skipped, each with the reason.
 pub(super) fn walk(
     root: &Path,
     database: Option<&str>,
@@ -48,12 +48,12 @@ pub(super) fn walk(
     let mut skipped = Vec::new();
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
-        // To open and close the database's own files would let go of SQLite's locks on them.
+        // Closing a database file would release SQLite's locks on it, which belong to the process.
         if database.is_some_and(|database| path.to_str().is_some_and(|path| path.starts_with(database))) {
             continue;
         }
         let step = (|| -> io::Result<()> {
-            // Not followed: a link to a file is not a regular file, and one to a directory may lead in circles.
+            // Links are not followed: a link to a file is not a regular file, and one to a directory may form a cycle.
             let metadata = fs::symlink_metadata(&path)?;
             if metadata.is_dir() && path != root && !takes_all && is_left_out(&path) {
                 skipped.push((path.clone(), "hidden, or marked as a cache: --all takes it".to_owned()));
@@ -65,7 +65,7 @@ pub(super) fn walk(
                 let task = Task { path: text.to_owned(), size: metadata.len() };
                 display.found();
                 if files.blocking_send(Found { task, modified: metadata.modified()? }).is_err() {
-                    // Nobody takes files any more: the demo is over.
+                    // The receiver is gone: the demo is over.
                     pending.clear();
                 }
             }
@@ -78,13 +78,13 @@ pub(super) fn walk(
     skipped
 }
 
-/// True of a directory that is hidden, or marked as one that can be made again (<https://bford.info/cachedir/>).
+/// True of hidden directories and of caches (<https://bford.info/cachedir/>).
 fn is_left_out(directory: &Path) -> bool {
     let is_hidden = directory.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     is_hidden || directory.join("CACHEDIR.TAG").is_file()
 }
 
-/// A key of bounded length that changes with the path and the modification time.
+/// An idempotency key of bounded length that changes with the file's path, modification time and size.
 pub(super) fn key(file: &Found) -> String {
     let modified = file.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut hasher = Sha256::new();
@@ -94,10 +94,10 @@ pub(super) fn key(file: &Found) -> String {
     format!("{JOB_TYPE}:{}", hex::encode(hasher.finalize()))
 }
 
-/// The handler: reads a file chunk by chunk and says how far it is.
+/// The handler: digests a file chunk by chunk and reports the progress.
 pub(super) async fn digest(context: Context, task: Task) -> Result<Digest, Error> {
     let path = task.path.clone();
-    // Reading blocks; a thread of its own looks by itself whether it should stop.
+    // Reading blocks, so it has a thread of its own, which checks for cancellation itself.
     let digested = spawn_blocking(move || -> io::Result<Digest> {
         let name = Path::new(&task.path).file_name().unwrap_or_default();
         context.stage(name.to_string_lossy());

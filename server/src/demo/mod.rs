@@ -1,8 +1,8 @@
 //! `jobledger demo`: a server, workers and a subscriber in one process, over a real socket.
 //!
-//! Each regular file under a path becomes a job, known by its path and modification time. Workers claim the jobs, digest the
-//! files and report how far they are; a subscription to the server's events drives what is shown. In the end the
-//! server's statistics must be what was processed.
+//! Each regular file under a path becomes a job, whose key is made of path, modification time and size. Workers claim
+//! the jobs, digest the files and report progress. A subscription to the server's events drives the display. In the end
+//! the server's statistics must equal what was processed.
 
 mod display;
 mod files;
@@ -33,11 +33,11 @@ use self::{
 };
 use crate::{cli::DemoArgs, terminal};
 
-/// Jobs that are created with one call.
+/// Jobs of one BatchCreateJobs call.
 const CREATED_AT_ONCE: usize = 500;
-/// Files that are found ahead of the work, so that the whole is known early.
+/// Files that may be found ahead of the work, so that the total is known early.
 const FOUND_AHEAD: usize = 100_000;
-/// Failures that are listed in the end.
+/// Failures listed at the end.
 const FAILURES_LISTED: usize = 10;
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
@@ -72,7 +72,7 @@ async fn show(args: DemoArgs) -> Result<()> {
         ended = &mut working => Err(format!("the worker stopped: {ended:?}").into()),
         () = &mut interrupted => Err("interrupted; what was done is kept where the database is".into()),
     };
-    // Nothing changes any more once it has stopped.
+    // Once the worker has stopped, no job changes.
     drop(stop_worker);
     if !working.is_finished() {
         working.await??;
@@ -90,31 +90,30 @@ async fn show(args: DemoArgs) -> Result<()> {
     verdict
 }
 
-/// What the server's events said of this run.
+/// What the subscription has seen of this run.
 #[derive(Default)]
 struct Seen {
-    /// Jobs of this run.
     ours: HashSet<String>,
-    /// Jobs that have ended well, or with a failure, since.
+    /// Jobs that succeeded, and jobs that failed, since the run began.
     succeeded: HashSet<String>,
     failed: HashSet<String>,
     failures: Vec<String>,
 }
 
-/// A run whose files are done.
+/// A run that has processed all files.
 struct Done {
     before: Statistics,
     display: Display,
     seen: Arc<Mutex<Seen>>,
     through: watch::Receiver<i64>,
     watching: JoinHandle<Result<()>>,
-    /// Jobs that were done before.
+    /// Jobs that an earlier run has completed.
     known: HashSet<String>,
     known_failed: i64,
     skipped: Vec<(PathBuf, String)>,
 }
 
-/// Makes jobs of the files, and waits until they are done.
+/// Creates a job for each file, and waits until all are done.
 async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
     let before = client.statistics(&[JOB_TYPE]).await?;
     let display = Display::new();
@@ -153,16 +152,16 @@ async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
         }
     }
     let skipped = walking.await?;
-    // Each event moves it on: what was missing before may have come with it.
+    // Checked after each event, since it may have been the last one missing.
     through.wait_for(|_| lock(&seen).is_done()).await?;
     Ok(Done { before, display, seen, through, watching, known, known_failed, skipped })
 }
 
 impl Done {
-    /// What was done, in words, and whether the server's statistics are the same.
+    /// The report of the run, and an error if the server's statistics differ from it.
     async fn conclude(self, client: &Client, args: &DemoArgs) -> Result<(String, Result<()>)> {
         let Self { before, display, seen, mut through, watching, known, known_failed, skipped } = self;
-        // The events up to the statistics' place in the log are what lies between them and the first ones.
+        // The difference to the first statistics is exactly the events up to this `seq`.
         let after = client.statistics(&[JOB_TYPE]).await?;
         through.wait_for(|through| *through >= after.as_of_seq).await?;
         watching.abort();
@@ -171,7 +170,7 @@ impl Done {
         let seen = lock(&seen);
         let of_ours = |ended: &HashSet<String>| seen.ours.intersection(ended).count() as i64;
         let (succeeded, failed) = (of_ours(&seen.succeeded), of_ours(&seen.failed));
-        // What an earlier run had left behind may have been done before its file was found.
+        // A job left behind by an earlier run may have ended before its file was found.
         let known = known.len() as i64;
         let mut out = String::new();
         writeln!(
@@ -205,7 +204,7 @@ impl Done {
 
 fn job(file: Found) -> Result<NewJob> {
     let key = files::key(&file);
-    // Should a worker die, somebody else takes its files up.
+    // If a worker dies, another one takes its files over.
     Ok(NewJob::new(JOB_TYPE).payload(&file.task)?.idempotency_key(key).requested_by("demo").max_attempts(3))
 }
 
@@ -235,7 +234,7 @@ async fn watch_events(
                             seen.failures.push(format!("{} ({})", event.error_message, event.error_code));
                         }
                     }
-                    // It failed, and that was not the end.
+                    // The job failed, but will be tried again.
                     JobEventKind::RetryScheduled => {
                         seen.failed.remove(&event.job_id);
                     }
@@ -259,7 +258,7 @@ fn in_words(counts: &StatusCounts) -> String {
     format!("{total} jobs, {queued} queued, {running} running, {succeeded} succeeded, {failed} failed")
 }
 
-/// What is behind this lock stays whole whatever panics beside it.
+/// A panic elsewhere leaves the value consistent, so a poisoned lock can be used.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

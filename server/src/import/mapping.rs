@@ -1,4 +1,4 @@
-//! Rows of the old tables as jobs to be brought in.
+//! Maps rows of the old tables to jobs.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,26 +33,25 @@ use crate::{
     legacy::{DEFAULT_TYPE, check_json, fit_name, fit_progress, fit_stage, fit_text, parse_status},
 };
 
-/// Nobody tries more often: an attempt always has a next one.
+/// No job has more attempts: an attempt always has a successor.
 const MAX_ATTEMPT: i64 = 1_000_000;
 
-/// The first instant of the year 1, the oldest that the contract has room for.
+/// The first instant of the year 1, the earliest time that the contract can represent.
 const FIRST: Time = match DateTime::from_timestamp(-62_135_596_800, 0) {
     Some(time) => time,
     None => DateTime::UNIX_EPOCH,
 };
 
-/// A row as a job to be brought in.
 #[derive(Debug)]
 pub(super) struct Mapped {
     pub(super) org: OrgId,
     pub(super) import: Import,
-    /// What of the row the ledger holds in another way.
+    /// What the ledger stores otherwise than the row has it.
     pub(super) notes: Vec<String>,
 }
 
-/// A row of either table, as `to_jsonb` prints it. What a table lacks is null. Printed again it is what a job's digest is of: other
-/// columns may come and go.
+/// The columns of a row of either table, as `to_jsonb` prints them. A column that the table lacks is null. The digest
+/// of a job covers this struct, serialised again, so that other columns may come and go.
 #[derive(Serialize, Deserialize)]
 struct Columns<'a> {
     status: Option<String>,
@@ -73,11 +72,11 @@ struct Columns<'a> {
     updated_at: Option<String>,
     started_at: Option<String>,
     finished_at: Option<String>,
-    /// Where it stands is said by its twin in `jobs`.
+    /// The state in this row was taken from the row of `jobs` with the same id.
     of_jobs: Option<bool>,
 }
 
-/// A row of `job_event`, to the same ends.
+/// The columns of a row of `job_event`, for the same two purposes.
 #[derive(Serialize, Deserialize)]
 struct EventColumns<'a> {
     id: Option<String>,
@@ -88,7 +87,7 @@ struct EventColumns<'a> {
     detail_json: Option<&'a RawValue>,
 }
 
-/// What the old service kept beside a status.
+/// What the old service stored beside a status.
 #[derive(Debug, Clone, Default)]
 struct Detail {
     stage: Option<Arc<str>>,
@@ -98,7 +97,7 @@ struct Detail {
     error: Option<JobError>,
 }
 
-/// The status that a row says, by its name; `None` of one that is unknown.
+/// The status of a row; `None` if the row has none or an unknown one.
 pub(super) fn status_of(row: &Row) -> Option<JobStatus> {
     #[derive(Deserialize)]
     struct Status {
@@ -107,7 +106,7 @@ pub(super) fn status_of(row: &Row) -> Option<JobStatus> {
     serde_json::from_str::<Status>(&row.text).ok()?.status.as_deref().and_then(parse_status)
 }
 
-/// Whose a row is; `None` where it names nobody.
+/// The org of a row; `None` if the row has no valid `org_id`.
 pub(super) fn org_of(row: &Row, default_org: OrgId) -> Option<OrgId> {
     #[derive(Deserialize)]
     struct Org {
@@ -122,7 +121,7 @@ pub(super) fn org_of(row: &Row, default_org: OrgId) -> Option<OrgId> {
     }
 }
 
-/// A row as a job; rows that name no org are of `default_org`. `now` stands for a time that the row lacks.
+/// Maps a row to a job. Rows of `jobs` belong to `default_org`. `now` replaces a time that the row lacks.
 pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Refusal> {
     if let Some(reason) = &row.unreadable {
         return Err(Refusal::new(format!("its row can't be read: {reason}")));
@@ -142,7 +141,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
     hash(&mut digest, row.table.name());
     hash(&mut digest, &columns);
     let mut old = past_of(row, created_at, now, &mut digest, &mut notes)?;
-    // Where a row has no events, it holds all that there is; where it has, the last of them has what is not in the row.
+    // A row without events has all the state itself. Otherwise its last event has what the row lacks.
     let latest = match old.last().filter(|_| columns.of_jobs.is_none()) {
         Some(last) => Detail {
             stage: last.stage.clone(),
@@ -175,7 +174,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
         finished_at,
     };
     if let Some(last) = old.last().filter(|last| columns.of_jobs.is_some() && last.next_status != status) {
-        // It went on where nobody wrote down how.
+        // The job went on without an event, so one is inferred.
         let (prev, attempt) = (Some(last.next_status), last.attempt);
         old.push(Past { attempt, error: state.error.clone(), ..inferred(updated_at, prev, status) });
     }
@@ -184,7 +183,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
     Ok(Mapped { org, import, notes })
 }
 
-/// Takes more of what the old tables have of a job.
+/// Adds a value to a digest, with its length before it.
 fn hash(digest: &mut Sha256, value: impl Serialize) {
     let text = serde_json::to_vec(&value).expect("texts, numbers and raw JSON serialise");
     digest.update(text.len().to_le_bytes());
@@ -234,7 +233,6 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
     }))
 }
 
-/// The times of a row.
 struct Times {
     created_at: Time,
     updated_at: Time,
@@ -260,7 +258,7 @@ impl Times {
     }
 }
 
-/// A time as `to_jsonb` prints it; `None`, with a note, of one that the contract has no room for.
+/// Parses a time as `to_jsonb` prints it; `None`, with a note, if the contract cannot represent it.
 fn time(name: &str, text: &str, notes: &mut Vec<String>) -> Option<Time> {
     let time = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc()).ok();
     let time = time.filter(|time| (1..=9999).contains(&time.year()));
@@ -285,7 +283,7 @@ fn error(code: &str, message: &str, notes: &mut Vec<String>) -> JobError {
 }
 
 impl Detail {
-    /// What a row of the old table has beside its status.
+    /// The detail of a row without events.
     fn of_row(columns: &Columns<'_>, notes: &mut Vec<String>) -> Self {
         Self {
             stage: columns.stage.as_deref().map(|stage| fit_stage(stage, notes)),
@@ -295,16 +293,16 @@ impl Detail {
         }
     }
 
-    /// What an event's `detail_json` has. What is none of the ledger's fields becomes its remark.
+    /// Reads an event's `detail_json`. Fields that the ledger does not have become the event's message.
     fn of_event(text: &RawValue, notes: &mut Vec<String>) -> Self {
-        /// The parts that are kept to the letter.
+        /// The fields whose exact text is kept.
         #[derive(Deserialize)]
         struct Letters<'a> {
             #[serde(borrow)]
             result: Option<&'a RawValue>,
         }
         let mut detail = Self::default();
-        // What is no object, or holds what no double does, is kept as a text.
+        // What is no object, or has a number that no double holds, is kept as a text.
         let as_text =
             |notes: &mut Vec<String>| Self { message: fit_text("detail_json", text.get(), notes), ..Self::default() };
         let Ok(letters) = serde_json::from_str::<Letters<'_>>(text.get()) else { return as_text(notes) };
@@ -312,13 +310,14 @@ impl Detail {
             Ok(Value::Null) => return detail,
             Ok(Value::Object(fields)) => fields,
             Ok(_) => return as_text(notes),
-            // If it is the result, that is left out and told.
+            // The result is assumed to be the unreadable field: `result` leaves it out with a note. The other fields
+            // are dropped.
             Err(_) if letters.result.is_some() => Map::new(),
             Err(_) => return as_text(notes),
         };
         detail.result = letters.result.and_then(|text| result(text, notes));
         rest.remove("result");
-        // What is null says nothing.
+        // A null field carries nothing.
         rest.retain(|_, value| !value.is_null());
         detail.stage = rest.remove("stage").map(|stage| fit_stage(&in_words(stage), notes));
         detail.progress = match rest.get("progress").and_then(as_number) {
@@ -341,7 +340,7 @@ impl Detail {
     }
 }
 
-/// What is left of a detail, for people.
+/// The remaining fields of a detail as a message for people.
 fn remark(mut rest: Map<String, Value>) -> Option<String> {
     match (rest.len(), rest.remove("message")) {
         (0, _) => None,
@@ -368,12 +367,12 @@ fn in_words(value: Value) -> String {
     }
 }
 
-/// A result; one that the ledger can't hold is left out: a job without it is more than none.
+/// A result that the ledger can't hold is left out with a note: a job without its result is better than no job.
 fn result(text: &RawValue, notes: &mut Vec<String>) -> Option<Json> {
     check_json(text.get()).map_err(|unfit| notes.push(format!("its result was left out: {unfit}"))).ok()
 }
 
-/// What happened to a job that has no events, as far as its row proves it.
+/// The events that the row of a job without events proves.
 fn proven(state: &State, has_run: bool) -> Vec<Past> {
     let mut past = vec![inferred(state.created_at, None, JobStatus::Queued)];
     let mut prev = JobStatus::Queued;
@@ -390,7 +389,7 @@ fn proven(state: &State, has_run: bool) -> Vec<Past> {
     past
 }
 
-/// Something that must have happened, and nothing more is known of it.
+/// An event that must have happened, and of which nothing else is known.
 fn inferred(ts: Time, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past {
     Past {
         ts,
@@ -406,7 +405,7 @@ fn inferred(ts: Time, prev_status: Option<JobStatus>, next_status: JobStatus) ->
     }
 }
 
-/// The events of a job in their old order, from its creation on.
+/// The events of a job in their order in the old database, beginning with its creation.
 fn past_of(
     row: &Row,
     created_at: Time,
@@ -433,7 +432,7 @@ fn past_of(
             notes.push(format!("event {id}: its prev_status {prev:?} is unknown"));
         }
         let ts = columns.ts.as_deref().and_then(|text| match text {
-            // Before all others, as where they were ordered.
+            // Before all other times, as PostgreSQL orders it.
             "-infinity" => Some(FIRST),
             text if text.ends_with(" BC") => Some(FIRST),
             text => time("ts of an event", text, notes),
@@ -456,7 +455,7 @@ fn past_of(
     }
     let (mut status, mut attempt) = (None, 0);
     for event in &mut past {
-        // Only a first event comes from nowhere.
+        // Only a first event has no previous status.
         event.prev_status = event.prev_status.or(status);
         attempt += i32::from(event.next_status == JobStatus::Running && status != Some(JobStatus::Running));
         event.attempt = attempt;
@@ -465,15 +464,15 @@ fn past_of(
     Ok(past)
 }
 
-/// Events by their time. Those of one transaction have the same time: of such, the one comes next that begins where the last has
-/// led, and first those that lead nowhere else.
+/// Orders events by time. Events of one transaction have the same time. Among those, events that keep the current
+/// status come first, then one that begins at the current status, then any.
 fn in_order(mut events: Vec<Past>) -> Vec<Past> {
     events.sort_by_key(|past| past.ts);
     let mut ordered: Vec<Past> = Vec::with_capacity(events.len());
     let mut rest = events.into_iter().peekable();
     while let Some(first) = rest.next() {
         let ts = first.ts;
-        // Those of one time by where they lead from and to; of the same, in the order in which they were read.
+        // The events of one time by their previous and next status; of equal ones in the order read.
         let mut same: BTreeMap<(Option<JobStatus>, JobStatus), VecDeque<Past>> = BTreeMap::new();
         let mut next = Some(first);
         while let Some(past) = next {

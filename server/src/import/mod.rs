@@ -1,8 +1,8 @@
-//! Jobs of the service that jobledger replaces, brought in from its database.
+//! Imports the jobs of the service that jobledger replaces from its database.
 //!
-//! The old database is only read, in pages of one snapshot each. Each row becomes a command in the lane of its org, and each such
-//! command can come again: what was brought in before and has not changed is left alone. So an import that was cut off is
-//! simply run again, and what has changed meanwhile comes with the next run.
+//! The old database is only read, in pages of one snapshot each. Each row becomes a command in the lane of its org.
+//! Importing a row again is harmless: a job that has not changed since is left alone. So an import that was cut off is
+//! run again, and what has changed meanwhile comes with the next run.
 
 mod mapping;
 mod source;
@@ -40,26 +40,25 @@ use crate::{
     ledger::{Import, Imported, Ledger, LedgerError, StatisticsQuery},
 };
 
-/// Pages that are read ahead.
 const PAGES_AHEAD: usize = 2;
-/// Pages of one org each whose commands are in its lane: while one batch commits, the next gathers.
+/// Pages that wait in lanes, each of one org: while one batch commits, the next gathers.
 const MOST_IN_FLIGHT: usize = 2;
-/// Orgs whose jobs the ledger is asked to count in the end, at most.
+/// The final count of jobs in the ledger is skipped for more orgs than this.
 const COUNTED_ORGS: usize = 1_000;
-/// How often a page is tried again where the ledger is busy or out of reach.
+/// Attempts at a page while the ledger is overloaded or unavailable.
 const TRIES: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why an import can't go on. What was brought in until then stays.
+/// Why an import stopped. What was imported until then stays.
 #[derive(Debug, Error)]
 pub enum ImportError {
-    /// The old database.
+    /// The old database can't be read, or is not one.
     #[error("the old database: {0}")]
     Source(String),
-    /// The ledger.
+    /// The ledger can't be written.
     #[error("the ledger: {0}")]
     Ledger(#[from] LedgerError),
-    /// Whoever is told of rows can't take it.
+    /// The observer can't take a report.
     #[error("can't write down a row: {0}")]
     Report(#[from] std::io::Error),
 }
@@ -74,75 +73,74 @@ fn in_words(error: &sqlx::Error) -> String {
     error.as_database_error().map_or_else(|| error.to_string(), |said| said.message().to_owned())
 }
 
-/// What to bring in.
+/// What to import.
 #[derive(Clone)]
 pub struct ImportRequest {
-    /// The old database, `postgres://…`.
+    /// URL of the old database, `postgres://…`.
     pub url: String,
     /// The schema of the old tables.
     pub schema: String,
-    /// Whose the rows of the old `jobs` table are.
+    /// The org that the rows of the old `jobs` table get.
     pub org: OrgId,
-    /// Whether to say only what would become of each row.
+    /// True to report only what would become of each row.
     pub is_dry_run: bool,
-    /// How long to leave the ledger's database to others after each page: where they have to wait for it, they look for it
-    /// now and then only.
+    /// Pause after each page, for other processes to use the ledger's database. Waiting for its lock they poll only now
+    /// and then.
     pub breather: Duration,
 }
 
-/// Without the password that the URL may hold.
+/// Leaves the URL out, since it may have a password.
 impl fmt::Debug for ImportRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ImportRequest").field("schema", &self.schema).field("org", &self.org).finish_non_exhaustive()
     }
 }
 
-/// Who hears how it goes.
+/// Receives the progress of an import.
 pub trait Observer: Send {
-    /// So many rows there are.
+    /// Called once, with the number of rows in the old database.
     ///
     /// # Errors
     ///
-    /// If it can't take reports: the import then ends before it begins.
+    /// If it can't take reports. The import then ends before it begins.
     fn begin(&mut self, tables: &[Table], rows: u64) -> std::io::Result<()>;
 
-    /// So many more were looked at.
+    /// Called after this many more rows were dealt with.
     fn advance(&mut self, rows: u64);
 
-    /// A row is not in the ledger as it is in the old database.
+    /// Called for a row that was refused or adjusted.
     ///
     /// # Errors
     ///
-    /// If it can't be written down: the import then ends.
+    /// If it can't store the report. The import then ends.
     fn report(&mut self, row: &ReportedRow<'_>) -> std::io::Result<()>;
 }
 
-/// A row that is not, or not quite, in the ledger as it is in the old database.
+/// A row that was not imported, or not quite as it was.
 #[derive(Debug, Serialize)]
 pub struct ReportedRow<'a> {
-    /// What became of it.
+    /// Whether the row was adjusted or refused.
     pub verdict: RowVerdict,
-    /// Where it is.
+    /// The table of the row.
     pub table: Table,
-    /// Its id.
+    /// The row's id, a UUID.
     pub id: String,
-    /// Why, or in what the ledger differs.
+    /// Why the row was refused, or the differences in the ledger.
     pub reasons: &'a [String],
-    /// All of it.
+    /// The whole row as JSON, where it could be read.
     pub row: Option<&'a RawValue>,
 }
 
-/// What became of such a row.
+/// What became of a reported row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RowVerdict {
-    /// It is in the ledger, with the differences named.
+    /// It is in the ledger, with the reported differences.
     Adjusted,
-    /// It is not, or still as it came before.
+    /// It was not imported. The ledger does not have it, or still as it was before.
     Refused,
 }
 
-/// Why a row is not brought in.
 #[derive(Debug)]
 struct Refusal(String);
 
@@ -152,11 +150,12 @@ impl Refusal {
     }
 }
 
-/// Brings all rows in. Without a ledger, as where there is none yet, it is only told which rows would be refused.
+/// Imports all rows. Without a ledger it only reports which rows would be refused: the database does not exist yet.
 ///
 /// # Errors
 ///
-/// If the old database can't be read, or the ledger not written. What was brought in until then stays, and the next run goes on.
+/// If the old database can't be read, the ledger can't be written, or the observer fails. What was imported until then
+/// stays, and the next run goes on from there.
 pub async fn run(
     request: &ImportRequest,
     ledger: Option<&Ledger>,
@@ -168,7 +167,7 @@ pub async fn run(
     let duplicates = source.duplicate_keys().await?;
     let (send, mut pages) = mpsc::channel(PAGES_AHEAD);
     let org = request.org;
-    // Reading and mapping go on while what came before is written.
+    // Reads and maps the next pages while the ledger writes the earlier ones.
     let reading = tokio::spawn(async move {
         loop {
             let page = source.next().await;
@@ -203,14 +202,14 @@ pub async fn run(
     Ok(summary)
 }
 
-/// A page's rows as jobs, as far as they are.
+/// The rows of a page, mapped to jobs or refused.
 struct MappedPage {
     rows: Vec<(Row, Result<Mapped, Refusal>)>,
     superseded: u64,
 }
 
 impl MappedPage {
-    /// Of a row with a key that another before it has, the ledger would have to take the key away.
+    /// Refuses a row whose idempotency key an earlier row has: the key belongs to that job.
     fn of(page: Page, org: OrgId, duplicates: &HashMap<Uuid, Uuid>) -> Self {
         let map = |row: Row| {
             let mapped = match duplicates.get(&row.id) {
@@ -223,10 +222,10 @@ impl MappedPage {
     }
 }
 
-/// The answers to some commands, in order, once they are there.
+/// The ledger's answers to a group of commands, in order.
 type Replies<'a> = Pin<Box<dyn Future<Output = Vec<Result<Imported, LedgerError>>> + Send + 'a>>;
 
-/// Rows of one org whose commands are in its lane.
+/// Rows of one org whose commands wait in its lane.
 struct InFlight<'a> {
     org: OrgId,
     rows: Vec<(Row, Mapped)>,
@@ -239,7 +238,6 @@ struct Importer<'a> {
     observer: &'a mut dyn Observer,
     in_flight: VecDeque<InFlight<'a>>,
     summary: Summary,
-    /// Those that rows are of.
     orgs: BTreeSet<OrgId>,
 }
 
@@ -265,7 +263,7 @@ impl<'a> Importer<'a> {
                 }
                 continue;
             };
-            // In the order of the rows: a lane takes what comes first.
+            // In the order of the rows, which the lane keeps.
             self.orgs.insert(org);
             let replies = self.submit(ledger, org, &rows);
             self.in_flight.push_back(InFlight { org, rows, replies });
@@ -297,7 +295,7 @@ impl<'a> Importer<'a> {
         }
     }
 
-    /// Waits for the answers to the rows that were submitted first; what may go well when it is tried again is.
+    /// Waits for the answers to the rows that were submitted first. Submits rows again after a temporary error.
     async fn settle_first(&mut self) -> Result<(), ImportError> {
         let (Some(first), Some(ledger)) = (self.in_flight.pop_front(), self.ledger) else { return Ok(()) };
         let InFlight { org, mut rows, mut replies } = first;
@@ -306,7 +304,7 @@ impl<'a> Importer<'a> {
             let mut again = Vec::new();
             for ((row, mapped), reply) in rows.into_iter().zip(replies.await) {
                 match reply {
-                    // What is known to be in the ledger already is left alone when it comes again.
+                    // Safe where the outcome is unknown: a job that was imported already is left alone.
                     Err(error) if is_passing(&error) && tries < TRIES => again.push((row, mapped)),
                     Err(error) => self.refuse(&row, refusal(error)?).await?,
                     Ok(Imported { outcome: Ok(outcome), job, events }) => {
@@ -371,7 +369,7 @@ impl<'a> Importer<'a> {
     }
 }
 
-/// In what the ledger's job differs from what was brought in: its clock may be behind, and what its creator asked for stays.
+/// How the ledger's job differs from the import: times ahead of the ledger's clock were cut, and its spec never changes.
 fn differences(import: &transition::Import, job: &Job) -> Vec<String> {
     let state = &import.state;
     let mut differences = Vec::new();
@@ -405,12 +403,12 @@ fn differences(import: &transition::Import, job: &Job) -> Vec<String> {
     differences
 }
 
-/// True of what may go well when it is tried again.
+/// True of temporary errors.
 fn is_passing(error: &LedgerError) -> bool {
     matches!(error, LedgerError::Overloaded | LedgerError::Unavailable | LedgerError::OutcomeUnknown)
 }
 
-/// Why the ledger refuses a row, if it is for the row.
+/// The reason, if the error is about this row. Any other error ends the import.
 fn refusal(error: LedgerError) -> Result<Refusal, ImportError> {
     match error {
         LedgerError::IdempotencyKeyReused { existing } => {

@@ -1,4 +1,4 @@
-//! The old database: only read, in pages of one snapshot each.
+//! The old database. It is only read, in pages of one snapshot each.
 
 use std::{collections::HashMap, fmt::Write as _, str::FromStr, time::Duration};
 
@@ -15,30 +15,30 @@ use uuid::Uuid;
 use super::{ImportError, in_words};
 use crate::domain::clock::Time;
 
-/// Rows of one page, with their events.
+/// Rows of one page.
 const PAGE_ROWS: i64 = 1_000;
-/// What the rows of a page may have of events and of bytes, unless it is a single row.
+/// Events and bytes of the rows of one page, unless it is a single row.
 const PAGE_EVENTS: i64 = 20_000;
 const PAGE_BYTES: i64 = 8 << 20;
-/// A row's own events, at most: more would take longer than a batch may, or more memory than a queue has.
+/// Events and bytes of one row. More would take longer than a batch may, or more memory than a lane has.
 const ROW_EVENTS: i64 = 50_000;
 const ROW_BYTES: i64 = 16 << 20;
-/// It only reads; a row that a policy hides is an error, not a row that is missing.
+/// The session only reads. With row_security off, a row that a policy hides is an error and not silently missing.
 const SESSION: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("row_security", "off")];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A table that jobs come from.
+/// An old table that has jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Table {
-    /// The old table, of one tenant and without events.
+    /// The old table of one tenant, without events.
     Jobs,
-    /// The one of the first migration, with `job_event`.
+    /// The table of the first migration, with `job_event`.
     Job,
 }
 
 impl Table {
-    /// Its name.
+    /// The table's name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Jobs => "jobs",
@@ -47,59 +47,58 @@ impl Table {
     }
 }
 
-/// Columns without which a table is something else.
+/// A table without these columns is not the old one.
 const NEEDED: [(&str, &[&str]); 3] = [
     ("jobs", &["id", "status", "stage", "progress", "result", "error", "created_at", "updated_at"]),
     ("job", &["id", "org_id", "type", "status", "idempotency_key", "created_at", "updated_at"]),
     ("job_event", &["job_id", "ts", "prev_status", "next_status", "detail_json"]),
 ];
 
-/// A row of a table, as JSON, with its events.
+/// A row as JSON, with its events.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) table: Table,
     pub(super) id: Uuid,
     pub(super) text: String,
-    /// By their time; the last of them, where they are too many.
+    /// Ordered by time. If there are too many, the last of them.
     pub(super) events: Vec<String>,
-    /// How many are not among these.
+    /// How many events were left out.
     pub(super) left_out: i64,
-    /// Why it can't be read, where that is so: the text then has only what could be.
+    /// Why the row can't be read, if so. `text` then has only the columns that could be.
     pub(super) unreadable: Option<String>,
 }
 
-/// Some rows, and the time of the snapshot that they are of.
+/// Some rows, and the time at which they were read.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) rows: Vec<Row>,
     pub(super) now: Time,
-    /// Rows of `jobs` that `job` has too: they come as one.
+    /// Rows of `jobs` whose ids `job` has too: each pair is imported as one job.
     pub(super) superseded: u64,
 }
 
-/// A way through a table: an order that an index gives.
+/// An order in which a table is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Rows without a time of creation.
+    /// By id, only rows without a `created_at`.
     Timeless,
-    /// By the time of creation.
     ByTime,
-    /// By the time of creation within an org, over an index that has the status before it.
+    /// By org, then `created_at`, over an index that has the status between the two.
     ByStatus,
-    /// By id, where no index gives the time of creation.
+    /// By id, since no index has `created_at`.
     ById,
 }
 
-/// The last row that was read on a way; at first none.
+/// The last row that was read; at first none.
 #[derive(Debug, Clone)]
 struct Key {
     org: Uuid,
-    /// As PostgreSQL prints it: a time of its may be none of ours.
+    /// As PostgreSQL prints it: it has times that Rust's type does not.
     created_at: String,
     id: Uuid,
-    /// What an order of rows begins with: `>=` before the first.
+    /// How the next rows compare to this key: `>=` before the first row, `>` afterwards.
     after: &'static str,
-    /// There was none after it.
+    /// No row came after it.
     is_last: bool,
 }
 
@@ -109,29 +108,28 @@ impl Key {
     }
 }
 
-/// The old database.
 pub(super) struct Source {
     connection: PgConnection,
     schema: String,
     has_events: bool,
-    /// Ids of `job` are left out of `jobs`.
+    /// Both tables exist: rows of `jobs` whose ids are in `job` are skipped.
     has_both: bool,
-    /// What is still to be read, the last first.
+    /// The tables and orders that are still to be read, the next one last.
     ways: Vec<(Table, Way)>,
     key: Key,
-    /// Rows of the next page: fewer, down to one, where a row among them can't be read.
+    /// Rows of the next page. Fewer, down to one, after a row could not be read.
     page_rows: i64,
     tables: Vec<Table>,
 }
 
-/// What is read of a row to choose a page: its id, its time of creation, and what it takes.
+/// Id, `created_at` and bytes of a row, by which a page is chosen.
 type Candidate = (Uuid, Option<String>, i64);
 
 impl Source {
-    /// Opens it, and looks which of the old tables it has.
+    /// Connects, and finds which of the old tables there are.
     pub(super) async fn open(url: &str, schema: &str) -> Result<Self, ImportError> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            // Without repeating it: it may hold a password.
+            // Not repeated: the text may have a password.
             return Err(ImportError::Source("expected postgres://USER@HOST/NAME".to_owned()));
         }
         let unusable = |error: sqlx::Error| ImportError::Source(format!("not a PostgreSQL URL: {error}"));
@@ -158,14 +156,13 @@ impl Source {
         Ok(source)
     }
 
-    /// The tables that jobs come from.
     pub(super) fn tables(&self) -> &[Table] {
         &self.tables
     }
 
     async fn recognise(&mut self, schema: &str) -> Result<(), ImportError> {
         let refuse = |reason: String| Err(ImportError::Source(reason));
-        // From the catalog, which hides nothing: what the role may not read is an error then, not a table that is missing.
+        // The catalog lists tables that the role may not read. They are then an error, and not taken for missing.
         let found: Vec<(String, String, String, bool)> = sqlx::query_as(
             "/* recognise */ SELECT c.relname::text, a.attname::text, t.typname::text, a.attnotnull
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -214,7 +211,7 @@ impl Source {
         for table in self.tables.clone() {
             let columns = &tables[table.name()];
             let is_whole = |wanted: &[&str]| wanted.iter().all(|column| columns[column].1);
-            // A job that was created long ago comes first, as far as an index tells.
+            // Older jobs come first where an index has that order.
             let indexes = self.indexes(table).await?;
             let has = |wanted: &[&str]| {
                 let begins = |columns: &Vec<String>| wanted.iter().eq(columns.iter().take(wanted.len()));
@@ -237,7 +234,7 @@ impl Source {
         Ok(())
     }
 
-    /// The columns by which each whole index of a table gives an order.
+    /// The columns of each B-tree index that covers the whole table.
     async fn indexes(&mut self, table: Table) -> Result<Vec<Vec<String>>, ImportError> {
         let found: Vec<(Vec<String>,)> = sqlx::query_as(
             "/* indexes */ SELECT (SELECT array_agg(coalesce(a.attname::text, '') ORDER BY k.n)
@@ -252,7 +249,7 @@ impl Source {
         Ok(found.into_iter().map(|(columns,)| columns).collect())
     }
 
-    /// How many rows there are of each status, by their words.
+    /// Counts the rows of each status, by the old words.
     pub(super) async fn count(&mut self) -> Result<Vec<(Option<String>, u64)>, ImportError> {
         let mut parts = Vec::new();
         for table in &self.tables {
@@ -279,7 +276,7 @@ impl Source {
         Ok(found.into_iter().map(|(status, n)| (status, n.unsigned_abs())).collect())
     }
 
-    /// Keys that more than one row has: the id of the first such row by each of the others.
+    /// Rows with an idempotency key that an earlier row has: for each of them the id of the first row.
     pub(super) async fn duplicate_keys(&mut self) -> Result<HashMap<Uuid, Uuid>, ImportError> {
         if !self.tables.contains(&Table::Job) {
             return Ok(HashMap::new());
@@ -322,7 +319,7 @@ impl Source {
         }
     }
 
-    /// The next page, of one snapshot; `None` at the end.
+    /// Reads the next page in one snapshot; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Page>, ImportError> {
         loop {
             let Some((table, way)) = self.ways.last().copied() else { return Ok(None) };
@@ -334,7 +331,7 @@ impl Source {
                     self.page_rows = PAGE_ROWS.min(self.page_rows * 2);
                     return Ok(Some(page));
                 }
-                // One row that can't be read must not keep the others from coming.
+                // Smaller pages separate a row that can't be read from the others.
                 Err(error) if self.page_rows > 1 && is_of_rows(&error) => self.page_rows = (self.page_rows / 8).max(1),
                 Err(error) if is_of_rows(&error) => return self.unreadable(table, way, error).await.map(Some),
                 Err(error) => return Err(error.into()),
@@ -346,7 +343,7 @@ impl Source {
         }
     }
 
-    /// Begins a snapshot. Said with each, since a pooler may not pass on what was said when the connection was made.
+    /// Begins a snapshot. The settings are sent each time, since a pooler may not keep those of the connection.
     async fn begin(&mut self) -> Result<(), ImportError> {
         sqlx::raw_sql(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; SET LOCAL TimeZone = 'UTC';
@@ -396,7 +393,7 @@ impl Source {
             }
         }
         if let Some(last) = candidates.get(n - 1) {
-            // What comes now comes with the next run: else it would never end where rows keep coming.
+            // Rows that are added now come with the next run. Otherwise the import might never end.
             let is_last = n == candidates.len() && (n as i64) < self.page_rows;
             self.go_on_after(last, is_last);
         }
@@ -408,7 +405,7 @@ impl Source {
         self.key = Key { created_at, id: *id, after: ">", org: self.key.org, is_last };
     }
 
-    /// The next row, of which `error` came: its id, and of the rest what can be read.
+    /// A page of the next row alone, which caused `error`: its id and the columns that can be read.
     async fn unreadable(&mut self, table: Table, way: Way, error: sqlx::Error) -> Result<Page, ImportError> {
         let Some(row) = self.candidates(table, way, "0").await?.pop() else { return Err(error.into()) };
         let mut columns = Map::from_iter([("id".to_owned(), row.0.to_string().into())]);
@@ -435,7 +432,7 @@ impl Source {
         Ok(Page { rows, now, superseded: 0 })
     }
 
-    /// The next rows on a way, by their ids, with what they take.
+    /// The ids and sizes of the next rows in an order.
     async fn candidates(&mut self, table: Table, way: Way, bytes: &str) -> sqlx::Result<Vec<Candidate>> {
         let from = format!("{}.{}", self.schema, table.name());
         let columns = format!("o.id, o.created_at::text AS created_at, ({bytes})::bigint AS bytes");
@@ -446,7 +443,7 @@ impl Source {
             Way::ByTime => format!(
                 "{columns} FROM {from} o WHERE (o.created_at, o.id) {after} ($3::timestamptz, $1) ORDER BY o.created_at, o.id"
             ),
-            // The statuses that there are, from one place in the index to the next, and of each the first rows.
+            // Finds the org's statuses by index skips, takes the first rows of each, and merges them.
             Way::ByStatus => format!(
                 "page.id, page.created_at::text AS created_at, page.bytes FROM (
                     WITH RECURSIVE found (status) AS (
@@ -473,7 +470,7 @@ impl Source {
         query.fetch_all(&mut self.connection).await
     }
 
-    /// Goes on to the next org; false after the last.
+    /// Moves on to the next org; false after the last.
     async fn next_org(&mut self) -> sqlx::Result<bool> {
         let sql = format!(
             "/* next_org */ SELECT o.org_id FROM {}.job o WHERE o.org_id > $1 ORDER BY o.org_id LIMIT 1",
@@ -497,10 +494,11 @@ impl Source {
         Ok(found.into_iter().map(|(job, n, bytes)| (job, (n, bytes))).collect())
     }
 
-    /// Rows as JSON, in the order of their ids' places.
+    /// Reads rows as JSON, in the order of `ids`.
     async fn fetch(&mut self, table: Table, ids: &[Uuid]) -> sqlx::Result<Page> {
         let schema = &self.schema;
-        // A row of `job` whose twin in `jobs` was changed later is where that is; and one without events has of it what only events have.
+        // If the row of `jobs` with the same id was changed later, its state wins. A row of `job` without events takes
+        // from it what else only events have.
         let (row, twin) = if self.has_both && table == Table::Job {
             (
                 format!(
@@ -535,7 +533,7 @@ impl Source {
         Ok(Page { rows, now, superseded })
     }
 
-    /// Events as JSON, of each row by their time. A row that is a page by itself may have more than there is room for.
+    /// Reads events as JSON, of each row by time. Drops the oldest of a row that has too many.
     async fn fetch_events(&mut self, ids: &[Uuid], rows: &mut [Row]) -> sqlx::Result<()> {
         let sql = format!(
             "/* fetch_events */ SELECT e.job_id, e.text FROM (
@@ -558,19 +556,19 @@ impl Source {
     }
 
     pub(super) async fn close(self) {
-        // Said as a courtesy: the server sees the end of the socket anyway.
+        // A courtesy: the server sees the closed socket anyway.
         let _ = self.connection.close().await;
     }
 }
 
 impl Row {
-    /// The row as it is written down for those who mend it.
+    /// The row as JSON, for the report.
     pub(super) fn raw(&self) -> Option<&RawValue> {
         serde_json::from_str(&self.text).ok()
     }
 }
 
-/// True of what rows are the reason of: bytes that are no text, a value that is too long, or one that was damaged.
+/// True of errors that a row causes: invalid text, a value that is too long, or damaged data.
 fn is_of_rows(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(said) => {
@@ -581,7 +579,6 @@ fn is_of_rows(error: &sqlx::Error) -> bool {
     }
 }
 
-/// A name as SQL has it.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -1,4 +1,4 @@
-//! What an import comes to.
+//! The result of an import.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,41 +11,42 @@ use crate::{
 /// What became of all rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Brought in for the first time.
+    /// Jobs that were imported for the first time.
     pub new: u64,
-    /// Brought up to date.
+    /// Jobs that had changed in the old database, and were updated.
     pub updated: u64,
-    /// Here as they are there.
+    /// Jobs that are equal on both sides.
     pub unchanged: u64,
-    /// Gone on here, and not there.
+    /// Jobs that have changed in the ledger since their import, and not in the old database.
     pub ahead: u64,
-    /// In the ledger, with differences that were noted.
+    /// Jobs in the ledger that differ from their row in a reported way.
     pub adjusted: u64,
     /// Events that were written.
     pub events: u64,
-    /// Rows of `jobs` that `job` has too: they came as one.
+    /// Rows of `jobs` whose ids `job` has too: each pair was imported as one job.
     pub superseded: u64,
-    /// Jobs of the orgs in question as the ledger counts them in the end, whatever they came from; `None` where it was not asked.
+    /// All jobs of the orgs concerned by the ledger's counters after the import, whatever their origin; `None` if not
+    /// asked for.
     pub counted: Option<StatusCounts>,
-    /// By the status in the old database; `None` is one that is unknown there.
+    /// By the status in the old database; `None` is an unknown one.
     pub of_statuses: BTreeMap<Option<JobStatus>, OfStatus>,
 }
 
 /// What became of the rows of one status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct OfStatus {
-    /// Rows in the old database, counted by a statement of its own after all were read.
+    /// Rows in the old database, counted by a separate statement after all were read.
     pub source: u64,
-    /// Those that the ledger has in the same status, as of its answer.
+    /// Rows whose job had the same status in the ledger when it answered.
     pub ledger: u64,
-    /// Those in the ledger in another, since they have gone on there.
+    /// Rows whose job has another status in the ledger, since it has gone on there.
     pub ahead: u64,
-    /// Those that were refused.
+    /// Rows that were refused.
     pub refused: u64,
 }
 
 impl OfStatus {
-    /// Rows of which it is not known what became of them: they came or changed while the others were read.
+    /// Rows that are unaccounted for: they were added or changed while the others were read.
     pub const fn difference(&self) -> i64 {
         self.source as i64 - (self.ledger + self.ahead + self.refused) as i64
     }
@@ -64,12 +65,12 @@ impl Summary {
         self.total().refused
     }
 
-    /// True if it is known of every row of the old database what became of it.
+    /// True if every row of the old database is accounted for.
     pub fn is_reconciled(&self) -> bool {
         self.of_statuses.values().all(|of_status| of_status.difference() == 0)
     }
 
-    /// All statuses together.
+    /// The sum over all statuses.
     pub fn total(&self) -> OfStatus {
         let mut total = OfStatus::default();
         self.of_statuses.values().for_each(|of_status| total.add(of_status));
@@ -112,7 +113,7 @@ impl Summary {
     }
 }
 
-/// The table of statuses, the old database against the ledger.
+/// Prints a table of the statuses in the old database and in the ledger.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

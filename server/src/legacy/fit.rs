@@ -1,4 +1,4 @@
-//! What the old service bounded nowhere, fitted to the ledger's bounds. Every change is noted.
+//! Cuts values that the old service did not bound to the ledger's bounds. Each change adds a note.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use crate::domain::{
     name::{is_seen, is_unseen},
 };
 
-/// Of an error or a remark: room for a long traceback, and few enough that pages of events stay small.
+/// Bytes of an error or a message: room for a long traceback, but small enough for pages of events.
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
 
-/// A progress in whole per cent.
+/// Rounds a progress to a whole percentage, 0 to 100.
 pub fn fit_progress(progress: f64, notes: &mut Vec<String>) -> u8 {
     let fitted = progress.round().clamp(0.0, 100.0);
     if fitted != progress {
@@ -20,7 +20,7 @@ pub fn fit_progress(progress: f64, notes: &mut Vec<String>) -> u8 {
     fitted as u8
 }
 
-/// A name, with a replacement character for each that is not seen.
+/// Replaces each character of a name that can't be seen.
 pub fn fit_name(name: &str, text: &str, notes: &mut Vec<String>) -> Arc<str> {
     if is_seen(text) {
         return text.into();
@@ -29,7 +29,7 @@ pub fn fit_name(name: &str, text: &str, notes: &mut Vec<String>) -> Arc<str> {
     text.replace(is_unseen, "\u{fffd}").into()
 }
 
-/// A stage, cut at its bound.
+/// Cuts a stage to [`MAX_STAGE_CHARS`] and replaces characters that can't be seen.
 pub fn fit_stage(stage: &str, notes: &mut Vec<String>) -> Arc<str> {
     let stage = &*fit_name("stage", stage, notes);
     match stage.char_indices().nth(MAX_STAGE_CHARS) {
@@ -41,7 +41,7 @@ pub fn fit_stage(stage: &str, notes: &mut Vec<String>) -> Arc<str> {
     }
 }
 
-/// A text, cut at its bound.
+/// Cuts a text to [`MAX_TEXT_BYTES`], at a character boundary.
 pub fn fit_text(name: &str, text: &str, notes: &mut Vec<String>) -> Arc<str> {
     if text.len() <= MAX_TEXT_BYTES {
         return text.into();

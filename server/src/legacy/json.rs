@@ -1,4 +1,4 @@
-//! JSON that comes as text: whether the ledger can hold it, and its readers read it.
+//! Checks JSON text: whether the ledger can store it, and its readers decode it.
 
 use std::fmt;
 
@@ -6,23 +6,23 @@ use serde_json::Value;
 
 use crate::domain::json::Json;
 
-/// As for every payload and result, in bytes of the `google.protobuf.Value` that readers get.
+/// Bytes of the encoded `google.protobuf.Value` that readers get: the bound of every payload and result.
 const MAX_BYTES: usize = 1 << 20;
-/// Of the text, in bytes: what is kept and sent is bounded as what is encoded.
+/// Bytes of the text, which is stored and sent too.
 const MAX_TEXT: usize = MAX_BYTES;
-/// As for every payload and result: what nests deeper can't be read where a message nests it.
+/// The bound of every payload and result. Deeper values can't be decoded in every message that nests them.
 const MAX_DEPTH: usize = 32;
 
-/// Why JSON can't be held.
+/// Why the ledger can't store some JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
-    /// It is none, or has a number that no double holds.
+    /// It is not JSON, or has a number beyond the range of doubles.
     Malformed(String),
-    /// It has the NUL character in it, which PostgreSQL can't store.
+    /// It has the NUL character, which PostgreSQL can't store.
     Nul,
-    /// Lists and objects nest too deep.
+    /// Lists and objects nest more than 32 deep.
     TooDeep,
-    /// It takes so many bytes.
+    /// It takes this many bytes; the bound is 1 MiB.
     TooLarge(usize),
 }
 
@@ -37,22 +37,22 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// The text as it is, if it is JSON that the ledger can hold: numbers keep all their digits.
+/// Returns the text unchanged if the ledger can store it, so numbers keep all their digits.
 ///
 /// # Errors
 ///
-/// If it is not.
+/// [`Unfit`] if the ledger can't store it.
 pub fn check_json(text: &str) -> Result<Json, Unfit> {
     let value: Value = serde_json::from_str(text).map_err(|error| Unfit::Malformed(error.to_string()))?;
     match encoded_len(&value, 0)? {
         bytes if bytes > MAX_BYTES => Err(Unfit::TooLarge(bytes)),
-        // A number takes nine bytes encoded, and may have hundreds of digits here.
+        // A number is nine bytes encoded, but may have hundreds of digits in the text.
         _ if text.len() > MAX_TEXT => Err(Unfit::TooLarge(text.len())),
         _ => Ok(Json::from_trusted(text)),
     }
 }
 
-/// What the value takes as a `google.protobuf.Value`.
+/// Bytes of the value as an encoded `google.protobuf.Value`.
 fn encoded_len(value: &Value, depth: usize) -> Result<usize, Unfit> {
     if depth > MAX_DEPTH {
         return Err(Unfit::TooDeep);
@@ -86,7 +86,7 @@ fn text_len(text: &str) -> Result<usize, Unfit> {
     if text.contains('\0') { Err(Unfit::Nul) } else { Ok(text.len()) }
 }
 
-/// A field of so many bytes, with its tag and its length before it.
+/// Bytes of a field with `len` bytes of content, its tag and its length.
 fn field(len: usize) -> usize {
     let bits = usize::BITS - (len | 1).leading_zeros();
     1 + bits.div_ceil(7) as usize + len

@@ -1,6 +1,6 @@
-//! What the service that jobledger replaces said and kept: its words, and its freedoms, fitted to what the ledger holds.
+//! The words and formats of the service that jobledger replaces, and how its unbounded values are fitted to the ledger.
 //!
-//! Pure: the REST calls, the import and the export share it.
+//! Pure code, shared by the REST calls, the import and the export.
 
 mod fit;
 mod json;

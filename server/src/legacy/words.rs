@@ -1,13 +1,13 @@
-//! The old words.
+//! The old service's words.
 
 use chrono::{SecondsFormat, Timelike as _};
 
 use crate::domain::{clock::Time, event::JobError, status::JobStatus};
 
-/// The type of jobs whose table knew none.
+/// The type of jobs from a table without a type column.
 pub const DEFAULT_TYPE: &str = "mock_process";
 
-/// What old clients call a status. They know of no dead letters.
+/// The old word for a status. Old clients see a dead letter as failed.
 pub const fn old_word(status: JobStatus) -> &'static str {
     match status {
         JobStatus::Queued => "pending",
@@ -18,7 +18,7 @@ pub const fn old_word(status: JobStatus) -> &'static str {
     }
 }
 
-/// The status that an old or a new word means.
+/// The status for an old or a new word; `None` if it is unknown.
 pub fn parse_status(word: &str) -> Option<JobStatus> {
     match word {
         "pending" => Some(JobStatus::Queued),
@@ -28,12 +28,12 @@ pub fn parse_status(word: &str) -> Option<JobStatus> {
     }
 }
 
-/// An error as old clients know it, who have no codes: where there is no message, the code is it.
+/// The error text for old clients, which have no codes: the message, or the code if there is none.
 pub fn error_text(error: &JobError) -> &str {
     if error.message.is_empty() { &error.code } else { &error.message }
 }
 
-/// A time as Python's `datetime.isoformat` prints it: no fraction where there is none, and else six digits.
+/// Prints a time as Python's `datetime.isoformat` does: with six digits of fraction, or none if it is zero.
 pub fn isoformat(time: Time) -> String {
     let is_whole = time.nanosecond() / 1_000 == 0;
     time.to_rfc3339_opts(if is_whole { SecondsFormat::Secs } else { SecondsFormat::Micros }, false)

@@ -1,4 +1,4 @@
-//! What the rows and events of an org come to.
+//! Counters and series, counted from the rows and events of an org.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,16 +15,16 @@ use crate::{
     store::{Bucket, Series, Statistics},
 };
 
-/// Counters and series as they should be at the noted heads.
+/// The counters and series as they should be at the noted heads.
 pub(super) struct Counted {
-    /// The first whole bucket of each width that is compared.
+    /// The first bucket of each width that is compared.
     since: HashMap<Width, Time>,
     jobs: HashMap<(String, JobStatus), i64>,
     flows: BTreeMap<Bucket, Flow>,
 }
 
 impl Counted {
-    /// Of a series that has come to a time.
+    /// For a series whose log was last written at `recorded_at`.
     pub(super) fn new(recorded_at: Option<Time>) -> Self {
         let last = recorded_at.unwrap_or(Time::UNIX_EPOCH);
         let since = |width: Width| (width, Width::Hour.start(last) - width.longest_window());
@@ -35,7 +35,7 @@ impl Counted {
         *self.jobs.entry((job_type.to_owned(), status)).or_default() += 1;
     }
 
-    /// Follows a job through its next event.
+    /// Follows a job through its next event, and counts the event.
     pub(super) fn event(&mut self, job_type: &Arc<str>, timeline: &mut Timeline, event: &Milestone) {
         let mut flow = Flow::default();
         timeline.follow(event, &mut flow);
@@ -69,7 +69,7 @@ impl Counted {
         }
     }
 
-    /// What happened is what the log has of it, and what retention has taken away.
+    /// Compares the series with what was counted from the log plus what retention has removed from the log.
     pub(super) fn compare_series(mut self, stored: Vec<Series>, differences: &mut Vec<What>) {
         let (mut happened, mut removed) = (BTreeMap::new(), BTreeMap::new());
         for series in stored {

@@ -1,8 +1,8 @@
-//! Computes everything that is derived from the log again, on a live database, and says where it differs from what is stored.
+//! Recomputes everything that is derived from the log, on a live database, and reports where the stored values differ.
 //!
-//! Each org is looked at as of a head that is noted first; what comes later is not counted. It reads page by page, no
-//! statement longer than a page: nothing piles up behind an old snapshot. Retention waits meanwhile, on every server, and up to half a
-//! minute longer; where it has removed something all the same, since it was under way, the org is looked at again.
+//! Verification notes an org's head first, and counts nothing after it. It reads in pages, and no statement reads more than
+//! one page, so no long snapshot keeps the database from cleaning up. Retention waits meanwhile on every server, and up to
+//! half a minute longer. If retention was under way already and has removed jobs of the org, the org is verified again.
 
 mod counted;
 mod org;
@@ -22,113 +22,113 @@ use crate::{
     store::{Bucket, Stock, Store, StoreError},
 };
 
-/// How long retention waits, unless it is told again.
+/// How long one request makes retention wait.
 const PAUSE: Duration = Duration::from_secs(30);
-/// How often it is tried to tell it so, on a database that is busy.
+/// How often the request is tried while the database is busy.
 const PAUSE_TRIES: usize = 5;
-/// Orgs that are listed at once.
+/// Orgs per page of the list.
 const ORGS: usize = 100;
-/// How often an org is looked at again because retention was under way.
+/// How often an org is verified at most, if retention removes its jobs meanwhile.
 const TRIES: usize = 5;
 
-/// What was looked at, and what was found.
+/// What was verified, and what was found.
 #[derive(Debug, Default)]
 pub struct Verified {
-    /// Orgs looked at.
+    /// The number of orgs verified.
     pub orgs: u64,
-    /// Jobs looked at.
+    /// The number of jobs verified.
     pub jobs: u64,
-    /// Events looked at.
+    /// The number of events verified.
     pub events: u64,
-    /// Where what is stored differs from what was computed.
+    /// Where stored and computed values differ.
     pub differences: Vec<Difference>,
-    /// Orgs of which it could not be told, since retention went on removing their jobs.
+    /// Orgs that could not be verified because retention kept removing their jobs.
     pub untold: Vec<OrgId>,
 }
 
-/// How far a verification is.
+/// The progress of a verification.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
-    /// Where it is.
+    /// The current org.
     pub org: OrgId,
-    /// Orgs done.
+    /// The number of orgs that are done.
     pub orgs: u64,
-    /// Jobs done.
+    /// The number of jobs that are done.
     pub jobs: u64,
 }
 
-/// Something that is stored and not what was computed.
+/// A stored value that differs from the computed one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
-    /// Whose.
+    /// The org.
     pub org: OrgId,
-    /// What.
+    /// What differs.
     pub what: What,
 }
 
-/// What differs.
+/// What differs, with the stored and the computed values.
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
-    /// Between these places the log has another number of events, or of places, than it should.
+    /// A range of the log has too few or too many events, or two events with the same `seq`.
     Log {
-        /// The first place.
+        /// The first `seq` of the range.
         first: i64,
-        /// The last.
+        /// The last `seq` of the range.
         last: i64,
-        /// Events there.
+        /// The number of events in the range.
         events: i64,
-        /// Different places that they take.
+        /// The number of different `seq`s that they have.
         places: i64,
     },
-    /// So many events are of no job.
+    /// This many events belong to no job.
     Orphans(i64),
-    /// A job's events are not a history.
+    /// A job's events are no valid history.
     History(JobId, ReplayError),
-    /// A job's row is not the fold of its events, in this.
+    /// A job's row is not the fold of its events: in what.
     Row(JobId, String),
-    /// A counter.
+    /// A counter differs.
     Counter {
-        /// The type.
+        /// The job type.
         job_type: String,
-        /// The status; `None` for the queued jobs whose time is still to come.
+        /// The status; `None` for the number of scheduled jobs.
         status: Option<JobStatus>,
-        /// What is stored.
+        /// The stored value.
         stored: i64,
-        /// What was counted.
+        /// The counted value.
         counted: i64,
     },
-    /// A bucket of the series.
+    /// A bucket of the series differs.
     Series {
-        /// Which.
+        /// The bucket.
         bucket: Bucket,
-        /// Which of its numbers.
+        /// The name of the count or histogram.
         name: &'static str,
-        /// What is stored, without what was removed since.
+        /// The stored value; of a count, without what retention has removed from the log.
         stored: Vec<i64>,
-        /// What was counted.
+        /// The value counted from the log; of a histogram, with what retention has removed.
         counted: Vec<i64>,
     },
-    /// The log goes on beyond what is taken for its head.
+    /// The log has events after its stored head.
     Head {
-        /// What is stored.
+        /// The stored head.
         stored: i64,
-        /// The last event there is.
+        /// The `seq` of the last event found.
         last: i64,
     },
-    /// The org has other jobs, or bytes, than its head says.
+    /// The org's number of jobs, or their bytes, differ from the head's.
     Stock {
-        /// What is stored.
+        /// The stored value.
         stored: Stock,
-        /// What was counted.
+        /// The counted value.
         counted: Stock,
     },
-    /// So many batch records do not follow on the one before.
+    /// This many batch records do not follow on the one before, or are the last and not the head's.
     Records(i64),
-    /// So many jobs' rows lack events, or the end of their lease, up to where none is said to.
+    /// This many rows lack an event or a lease extension that `base_seq` or `base_n` says they have.
     Rows(i64),
-    /// Jobs can't be read, for this reason; they were not looked at.
+    /// Jobs could not be read, for this reason, and were not verified.
     Unreadable(String),
-    /// There is more that is not listed.
+    /// There are more differences than are listed.
     More,
 }
 
@@ -227,18 +227,18 @@ async fn verify_org(
     Ok(())
 }
 
-/// Has retention wait.
+/// Makes retention wait.
 struct Pause<'a> {
     store: &'a dyn Store,
     until: Option<Instant>,
 }
 
 impl Pause<'_> {
-    /// Makes sure that it waits for a while yet.
+    /// Renews the request, if less than half of its time is left.
     async fn keep(&mut self) -> Result<(), StoreError> {
         let mut tries = 0;
         while self.until.is_none_or(|until| until < Instant::now() + PAUSE / 2) {
-            // It ends by itself: others may verify at the same time.
+            // A request expires by itself and is never withdrawn: another verification may run at the same time.
             let until = Instant::now() + PAUSE;
             tries += 1;
             match self.store.audit().pause_retention(PAUSE).await {

@@ -1,4 +1,4 @@
-//! One org: its log, each job against its events, the counters and the series.
+//! Verifies one org: its log, each job against its events, the counters and the series.
 
 use std::collections::HashMap;
 
@@ -15,20 +15,20 @@ use crate::{
     store::{EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, StatisticsQuery, Stock, Store, StoreError},
 };
 
-/// Places in the log that are counted at once.
+/// The number of `seq`s that one query counts.
 const STRETCH: i64 = 20_000;
-/// Types whose series are read at once.
+/// Types whose series one query reads.
 const SERIES_AT_ONCE: usize = 20;
-/// Jobs that are read at once.
+/// Jobs per page.
 const PAGE_JOBS: usize = 256;
-/// Events that are read at once.
+/// Events per page.
 const PAGE_EVENTS: usize = 4_096;
-/// Bytes of events that are read at once, where they come with what they carry.
+/// Bytes per page of events, where they are read with their results.
 const PAGE_BYTES: usize = 1 << 20;
-/// No more differences are listed of one org.
+/// The most differences that are listed for one org.
 const MAX_DIFFERENCES: usize = 1_000;
 
-/// What was looked at in an org, and what was found.
+/// What was verified in an org, and what was found.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) jobs: u64,
@@ -36,12 +36,12 @@ pub(super) struct Found {
     pub(super) differences: Vec<What>,
 }
 
-/// The heads as of which an org is looked at: the counters and the series are read one after the other.
+/// The heads at which counters and series were read. These are separate reads, so their heads differ.
 struct Heads {
     counters: i64,
-    /// By type. One that came later has none.
+    /// By type. A type that appeared later has no entry.
     series: HashMap<String, i64>,
-    /// The last of them.
+    /// The highest of the heads.
     last: i64,
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn verify(
         heads.series.extend(types.iter().map(|name| (name.clone(), series.as_of_seq)));
         all_series.push(series);
     }
-    // Last: it is as of the same place as all that is counted.
+    // The stock is read last, so its head is the highest: the one up to which jobs and events are counted.
     let stock = store.audit().stock(org).await?;
     heads.last = heads.last.max(stock.map_or(0, |(seq, _)| seq));
     let mut found = Found::default();
@@ -106,7 +106,7 @@ pub(super) async fn verify(
     }
     found.events = events.unsigned_abs();
     if is_whole && found.differences.len() < MAX_DIFFERENCES {
-        // Those of jobs that are gone are still to go.
+        // `remaining` events belong to jobs that retention has removed; it has yet to remove these events.
         if of_jobs + remaining != events {
             found.differences.push(What::Orphans(events - of_jobs - remaining));
         }
@@ -130,8 +130,8 @@ pub(super) async fn verify(
     Ok(is_same.then_some(found))
 }
 
-/// Counts the events up to a head, and their bytes, beyond which there must be none that the log does not know of. Below the floor there may be
-/// fewer than there are places, and each has a place of its own.
+/// Counts the events up to the head and their bytes, and checks that no event lies after the stored head. The log must be
+/// dense from the floor on. Below it events may be missing, but no two may share a `seq`.
 async fn count_log(
     store: &dyn Store,
     org: OrgId,
@@ -163,7 +163,7 @@ async fn count_log(
     Ok((events, bytes))
 }
 
-/// Jobs whose events are read together; one with many alone.
+/// Groups jobs whose events fit on one page. A job with more events gets a group of its own.
 fn groups(jobs: &[Job]) -> Vec<&[Job]> {
     let mut groups = Vec::new();
     let mut rest = jobs;
@@ -180,7 +180,7 @@ fn groups(jobs: &[Job]) -> Vec<&[Job]> {
     groups
 }
 
-/// Checks some jobs against their events; how many of those are not after the head.
+/// Checks jobs against their events. Returns how many of the events lie at or before the last head.
 async fn check_jobs(
     store: &dyn Store,
     org: OrgId,
@@ -190,7 +190,7 @@ async fn check_jobs(
     differences: &mut Vec<What>,
 ) -> Result<i64, StoreError> {
     let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-    // All rows are of one snapshot: nothing up to the last event of any of them came after it.
+    // All rows come from one snapshot, so no event up to the last one of any row was committed after it.
     let last = jobs.iter().map(|job| job.last_seq).max().unwrap_or_default();
     let mut jobs = jobs.iter();
     let mut current: Option<History<'_>> = None;
@@ -211,7 +211,7 @@ async fn check_jobs(
             }
         }
         let Some(end) = page.last().filter(|_| page.len() >= PAGE_EVENTS) else { break };
-        // On with the job that the page was cut in.
+        // Continue with the job whose events the page has cut.
         ids = &ids[ids.iter().position(|id| *id == end.job_id).unwrap_or_default()..];
         after = end.seq;
     }
@@ -221,15 +221,15 @@ async fn check_jobs(
     Ok(events)
 }
 
-/// A job and what its events have come to so far.
+/// A job, and the state of its events so far.
 struct History<'a> {
     job: &'a Job,
     timeline: Timeline,
     replay: Fold,
-    /// As of the counters.
+    /// The job's status at the head of the counters.
     counted: Option<JobStatus>,
     first_seq: Option<i64>,
-    /// What one of its events has that the job has not.
+    /// How an event differs from its job, if one does.
     odd: Option<String>,
 }
 
