@@ -4,11 +4,11 @@
 //! cargo run --example digest_files -- ~/Pictures
 //! ```
 //!
-//! Each regular file becomes one job, known by its path and modification time, so that a second run over an unchanged
-//! tree finds everything done. A few tasks work on them, dispatched by a channel of this process rather than by the
-//! server: they read a file in chunks, compute its SHA-256, report stages and progress, and store the digest as the
-//! result. A subscription to the server's events drives the progress bars, and in the end the server's statistics must
-//! be what was processed here.
+//! Each regular file becomes one job. Its idempotency key is made from the path and the modification time, so a second
+//! run over an unchanged tree finds all jobs done. A few tasks run the jobs. They get them by a channel of this
+//! process, not by claims: each task reads a file in chunks, computes its SHA-256, reports stages and progress, and
+//! stores the digest as the result. A subscription to the server's events drives the progress bars. At the end the
+//! server's statistics must equal what this process has done.
 
 use std::{
     collections::HashMap,
@@ -34,14 +34,14 @@ use tokio::{
 };
 
 const JOB_TYPE: &str = "digest_file";
-/// Creates that are under way at the same time: the server commits what comes together in one batch.
+/// Concurrent creates. The server commits creates that arrive together in one batch.
 const CREATORS: usize = 64;
-/// Files that are found ahead of the work, so that the whole is known early.
+/// Files that are found ahead of the work, so that the progress bar knows the total early.
 const FOUND_AHEAD: usize = 100_000;
 const CHUNK: usize = 1 << 20;
-/// Failures that are listed in the end.
+/// Failures that are listed at the end.
 const FAILURES_LISTED: usize = 10;
-/// The server may be restarted while we run; calls wait for it this long.
+/// Timeout of calls, long enough for a restart of the server.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
@@ -51,42 +51,40 @@ type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 struct Args {
     /// A directory, or a single file.
     path: PathBuf,
-    /// The server.
+    /// URL of the server.
     #[arg(long, env = "JOBLEDGER_SERVER", default_value = "http://127.0.0.1:50051")]
     server: String,
-    /// Files to work on at the same time.
+    /// Number of files to digest at the same time.
     #[arg(long, default_value_t = 8)]
     workers: usize,
 }
 
-/// A regular file.
 struct Found {
     path: PathBuf,
     size: u64,
     modified: SystemTime,
 }
 
-/// A job to work on.
 struct Work {
     job_id: String,
     file: Found,
 }
 
-/// What this run did.
+/// Counts of this run.
 #[derive(Default)]
 struct Tally {
     succeeded: i64,
     failed: i64,
-    /// Known from an earlier run, and done.
+    /// Files whose jobs succeeded in an earlier run.
     known: i64,
-    /// Known from an earlier run, and failed.
+    /// Files whose jobs failed in an earlier run.
     known_failed: i64,
     bytes: u64,
-    /// Some of the failures of this run.
+    /// The first [`FAILURES_LISTED`] failures of this run.
     failures: Vec<String>,
 }
 
-/// What the server's events said of this run.
+/// Counts of this run from the server's events.
 #[derive(Default, Clone, Copy)]
 struct Seen {
     created: i64,
@@ -95,7 +93,7 @@ struct Seen {
     through: i64,
 }
 
-/// For the first call: later ones have [`PATIENCE`].
+/// Timeout of the first call, so that a missing server is reported soon. Later calls have [`PATIENCE`].
 const FIRST_CALL: Duration = Duration::from_secs(5);
 
 #[tokio::main]
@@ -129,7 +127,7 @@ async fn run(args: Args) -> Result<ExitCode> {
     let events = client.subscribe(Follow::org().after(before.as_of_seq)).await?;
     let watching = tokio::spawn(watch_events(events, display.clone(), Arc::clone(&names), seen_sender));
 
-    // Files → jobs → results, each step waiting for the next one's pace.
+    // Files → jobs → results. The channels are bounded, so each step waits for the next one.
     let (files, found) = mpsc::channel(FOUND_AHEAD);
     let (jobs, work) = mpsc::channel(CREATORS);
     let tally = Arc::new(Mutex::new(Tally::default()));
@@ -153,7 +151,7 @@ async fn run(args: Args) -> Result<ExitCode> {
     }
     let skipped = walking.await?;
 
-    // The events up to the statistics' place in the log are what lies between them and the first ones.
+    // The events between the first statistics and these explain the difference of their counts.
     let after = client.statistics(&[JOB_TYPE]).await?;
     let seen = *seen.wait_for(|seen| seen.through >= after.as_of_seq).await?;
     watching.abort();
@@ -208,13 +206,13 @@ fn total(counts: &StatusCounts) -> i64 {
     counts.queued + counts.running + counts.succeeded + counts.failed + counts.canceled + counts.dead_letter
 }
 
-/// Finds the regular files under a path. Returns the directories that could not be read.
+/// Sends the regular files under a path. Returns the paths that could not be read.
 fn walk(root: &Path, files: &mpsc::Sender<Found>, display: &Display) -> Vec<(PathBuf, io::Error)> {
     let mut skipped = Vec::new();
     let mut pending = vec![root.to_owned()];
     while let Some(path) = pending.pop() {
         let step = (|| -> io::Result<()> {
-            // Not followed: a link to a file is not a regular file, and one to a directory may lead in circles.
+            // Links are not followed: a link is not a regular file, and a link to a directory may form a cycle.
             let metadata = fs::symlink_metadata(&path)?;
             if metadata.is_dir() {
                 let mut entries = fs::read_dir(&path)?
@@ -225,7 +223,7 @@ fn walk(root: &Path, files: &mpsc::Sender<Found>, display: &Display) -> Vec<(Pat
             } else if metadata.is_file() {
                 display.found();
                 let found = Found { path: path.clone(), size: metadata.len(), modified: metadata.modified()? };
-                // When nobody takes files any more, an error is on its way to the user.
+                // If the receiver is gone, a task has failed, and its error is reported.
                 let _ = files.blocking_send(found);
             }
             Ok(())
@@ -237,7 +235,7 @@ fn walk(root: &Path, files: &mpsc::Sender<Found>, display: &Display) -> Vec<(Pat
     skipped
 }
 
-/// Makes a job of each file, and hands on those that are not done.
+/// Creates a job per file, and passes on the jobs that are not finished.
 async fn create(
     client: Client,
     found: Arc<tokio::sync::Mutex<mpsc::Receiver<Found>>>,
@@ -255,7 +253,7 @@ async fn create(
             .idempotency_key(key(&file)?)
             .requested_by("digest_files");
         let created = client.create(job).await?;
-        // A job that an interrupted run left behind is taken up again.
+        // An unfinished job of an interrupted run is run again.
         if created.deduplicated && !matches!(created.job.status(), JobStatus::Queued | JobStatus::Running) {
             let mut tally = tally.lock().expect("no task panicked");
             match created.job.status() {
@@ -271,7 +269,7 @@ async fn create(
     }
 }
 
-/// A key of bounded length that changes with the path and the modification time.
+/// An idempotency key of bounded length that depends on the path and the modification time.
 fn key(file: &Found) -> Result<String> {
     let modified = file.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut hasher = Sha256::new();
@@ -280,7 +278,7 @@ fn key(file: &Found) -> Result<String> {
     Ok(format!("digest_file:{}", hex(&hasher.finalize())))
 }
 
-/// Works on one job after the other.
+/// Runs jobs one after the other.
 async fn digest_files(
     client: Client,
     work: Arc<tokio::sync::Mutex<mpsc::Receiver<Work>>>,
@@ -326,7 +324,7 @@ fn code(error: &io::Error) -> &'static str {
     }
 }
 
-/// Reads a file chunk by chunk, reporting each tenth.
+/// Reads a file in chunks, and reports progress in steps of 10 %.
 async fn digest(client: &Client, job_id: &str, file: &Found) -> Result<(String, u64), DigestError> {
     let path = file.path.clone();
     let opening = spawn_blocking(move || File::open(path));
@@ -359,7 +357,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Counts the events of our jobs and shows them.
+/// Counts and displays the events of this example's jobs.
 async fn watch_events(
     mut events: jobledger_client::Subscription,
     display: Display,
@@ -392,7 +390,7 @@ async fn watch_events(
     }
 }
 
-/// The progress bars: one for the whole, one for each file that is being worked on.
+/// The progress bars: one for all files, and one per running job.
 #[derive(Clone)]
 struct Display {
     bars: MultiProgress,

@@ -1,4 +1,4 @@
-//! The worker of docs/start.md, which has the same text.
+//! The worker of docs/start.md. The code below must equal the code on that page.
 
 #![expect(clippy::disallowed_methods, reason = "it has no command line")]
 

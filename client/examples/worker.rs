@@ -1,4 +1,4 @@
-//! A worker: counts as far as each job says, a step at a time.
+//! A worker that counts as far as each job says, one step at a time.
 //!
 //! ```sh
 //! cargo run --example worker
@@ -15,16 +15,16 @@ use jobledger_client::{
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-/// Works on jobs of the type `count`, until SIGTERM or SIGINT; what is running then is finished, or given back after 30 s.
+/// Runs jobs of the type `count` until SIGTERM or SIGINT; then finishes running jobs, or gives them back after 30 s.
 #[derive(Parser)]
 struct Args {
-    /// The server; or several on one database, separated by commas: what does not reach one goes to the next.
+    /// URL of the server, or of several on one database, separated by commas. If one fails, the next is used.
     #[arg(long, env = "JOBLEDGER_SERVER", default_value = "http://127.0.0.1:50051")]
     server: String,
-    /// Jobs to work on at the same time.
+    /// Number of jobs to run at the same time.
     #[arg(long, default_value_t = 4)]
     concurrency: usize,
-    /// Seconds without a sign of this worker after which its jobs are given to others.
+    /// Length of the leases in seconds. Another worker gets a job that has no heartbeat for this long.
     #[arg(long, default_value_t = 30)]
     lease: u64,
 }
@@ -57,7 +57,7 @@ async fn count(context: Context, job: Count) -> Result<Counted, Error> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
-    // From here on a signal ends nothing by itself.
+    // From here on a signal does not end the process by itself.
     let shutdown = shutdown_signal()?;
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     let is_terminal = std::io::stderr().is_terminal();

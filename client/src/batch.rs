@@ -1,4 +1,4 @@
-//! Many jobs, or many reports, in one call.
+//! Calls that create, or report on, many jobs at once.
 
 use std::time::Duration;
 
@@ -11,12 +11,13 @@ use uuid::Uuid;
 use crate::{Client, Created, Error, RawClient, Updated, client::is_repeatable, retry::Backoff};
 
 impl Client {
-    /// Creates up to 1,000 jobs, each once: what became of each, in order. The jobs come with a few fields only. What failed for
-    /// a reason that may pass is tried again.
+    /// Creates up to 1,000 jobs, each once, and returns one result per job, in order. The returned jobs have only `id`,
+    /// `status`, `attempt`, `created_at`, `etag` and `last_seq`. Items that fail for a transient reason are sent again
+    /// until the timeout is over.
     ///
     /// # Errors
     ///
-    /// Of the whole: as for [`Client::create`], with [`Error::InvalidRequest`] where they are too many.
+    /// The call fails as a whole as [`Client::create`] does, and with [`Error::InvalidRequest`] for more than 1,000 jobs.
     pub async fn create_all<J: Into<CreateJobRequest>>(
         &self,
         jobs: impl IntoIterator<Item = J>,
@@ -39,12 +40,14 @@ impl Client {
         self.until_all_are_answered(requests, |_| true, send).await
     }
 
-    /// Reports on up to 1,000 jobs: what became of each report, in order. The jobs come with a few fields only. What failed
-    /// for a reason that may pass is tried again where that is safe, as for [`Client::update`].
+    /// Reports on up to 1,000 jobs and returns one result per report, in order. The returned jobs have the same fields
+    /// as those of [`Client::create_all`]. Items that fail for a transient reason are sent again where that is safe, as
+    /// for [`Client::update`].
     ///
     /// # Errors
     ///
-    /// Of the whole: [`Error::InvalidRequest`] where they are too many, [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    /// Of the whole call: [`Error::InvalidRequest`] for more than 1,000 reports, [`Error::Unavailable`],
+    /// [`Error::DeadlineExceeded`].
     pub async fn update_all<R: Into<UpdateJobStatusRequest>>(
         &self,
         reports: impl IntoIterator<Item = R>,
@@ -65,7 +68,7 @@ impl Client {
         self.until_all_are_answered(updates, is_repeatable, send).await
     }
 
-    /// Sends items, and those again that failed for a reason that may pass, until the time is over.
+    /// Sends all items, and sends items that failed for a transient reason again until the timeout is over.
     async fn until_all_are_answered<I: Clone, T, F>(
         &self,
         items: Vec<I>,
@@ -94,7 +97,7 @@ impl Client {
             }
             sleep(wait).await;
             let left = deadline.saturating_duration_since(Instant::now());
-            // If that fails as a whole, what the others were answered is still worth having.
+            // If the retry fails as a whole, the answers of the other items are still returned.
             let again = send(failed.iter().map(|n| items[*n].clone()).collect(), left).await;
             for (n, answer) in failed.into_iter().zip(again.unwrap_or_default()) {
                 answers[n] = Some(answer);

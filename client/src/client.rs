@@ -1,4 +1,4 @@
-//! The connection and its calls.
+//! The client and its calls.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -15,36 +15,34 @@ use crate::{
     subscription::Subscription,
 };
 
-/// The metadata of a stream's answer that names the log.
+/// The response metadata of a stream that has the log id.
 const LOG_ID_HEADER: &str = "jobledger-log-id";
-/// The statuses in which jobs end.
 const FINISHED: [JobStatus; 4] = [JobStatus::Succeeded, JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter];
 
-/// A client of one server or cluster. Cheap to clone; clones share the connection.
+/// A client of one server or cluster. Cheap to clone: clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     service: RawClient,
     connections: Connections,
     timeout: Duration,
-    /// How it was made, to connect anew elsewhere.
     builder: Arc<ClientBuilder>,
 }
 
-/// What came of a create.
+/// The result of [`Client::create`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Created {
     /// The job, without payload and result.
     pub job: Job,
-    /// True if it existed before, by its idempotency key.
+    /// True if a job with this idempotency key existed before; the call wrote nothing then.
     pub deduplicated: bool,
 }
 
-/// What came of a report.
+/// The result of [`Client::update`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Updated {
     /// The job after the report, without payload and result.
     pub job: Job,
-    /// True if somebody asked for the job to be canceled: stop, and report it.
+    /// True if somebody asked for the job to be canceled: stop the work, and report it as canceled.
     pub cancel_requested: bool,
 }
 
@@ -53,17 +51,16 @@ impl Client {
         Self { service, connections, timeout, builder: Arc::new(builder) }
     }
 
-    /// The same client with connections of its own, which belong to the runtime that this is called in.
+    /// The same client with connections of its own. They belong to the tokio runtime that calls this.
     pub(crate) fn reconnected(&self) -> Result<Self, Error> {
         ClientBuilder::clone(&self.builder).build()
     }
 
-    /// The endpoints that it goes to, in turn.
     pub(crate) fn endpoints(&self) -> &[String] {
         self.builder.endpoints()
     }
 
-    /// Bounds a call in time. A server that has not answered by then is left for the next one.
+    /// Bounds a call in time. After a timeout, later calls go to the next server.
     pub(crate) async fn bounded<T>(
         &self,
         until: Instant,
@@ -79,7 +76,7 @@ impl Client {
         }
     }
 
-    /// A client with the defaults, as [`Client::builder`] has it. Nothing is connected before the first call.
+    /// Builds a client with the defaults of [`ClientBuilder`]. It connects on the first call.
     ///
     /// # Errors
     ///
@@ -88,14 +85,14 @@ impl Client {
         Self::builder(endpoints).build()
     }
 
-    /// A client, to be configured, of the server at this URL; or of one of several servers on the same database, given as a list or
-    /// separated by commas: a call that does not reach one of them goes to the next.
+    /// Configures a client of one server, or of several servers on the same database. Several URLs are given as a list,
+    /// or as a string separated by commas. If a call does not reach one server, the next call goes to the next server.
     pub fn builder(endpoints: impl Into<Endpoints>) -> ClientBuilder {
         ClientBuilder::new(endpoints.into())
     }
 
-    /// Creates a job, once. Without an idempotency key it gets one of its own, so that trying again is safe: a UUID of version 7, since the
-    /// server finds keys that were made one after the other side by side.
+    /// Creates a job once. A job without an idempotency key gets a random one, so that a retry is safe. That key is a
+    /// UUID of version 7, so keys that are made in sequence are neighbours in the server's index.
     ///
     /// # Errors
     ///
@@ -123,7 +120,7 @@ impl Client {
         answer.job.ok_or_else(Error::without_job)
     }
 
-    /// Reports on a job. Reporting the same end twice is fine.
+    /// Reports on a job. Reporting the same outcome twice succeeds and writes nothing the second time.
     ///
     /// # Errors
     ///
@@ -138,7 +135,7 @@ impl Client {
         Ok(Updated { cancel_requested: answer.cancel_requested, job: answer.job.ok_or_else(Error::without_job)? })
     }
 
-    /// Counts the org's jobs, of these types or (if none is named) of all.
+    /// Counts the org's jobs of these types, at most 100. An empty list counts the jobs of all types.
     ///
     /// # Errors
     ///
@@ -148,7 +145,7 @@ impl Client {
         self.statistics_of(GetStatisticsRequest { types, ..GetStatisticsRequest::default() }).await
     }
 
-    /// Counts the org's jobs, and what happened to them, as the contract's message says: over a window, and as a series.
+    /// Counts the org's jobs, and what happened to them over a window, optionally as a series by minute or hour.
     ///
     /// # Errors
     ///
@@ -157,7 +154,7 @@ impl Client {
         self.call(request, true, |mut service, request| async move { service.get_statistics(request).await }).await
     }
 
-    /// Follows events; see [`Subscription`]. Returns once the server has taken the subscription.
+    /// Subscribes to events; see [`Subscription`]. Returns once the server has accepted the subscription.
     ///
     /// # Errors
     ///
@@ -167,20 +164,20 @@ impl Client {
         Subscription::open(self.clone(), follow.into()).await
     }
 
-    /// Waits until a job has finished, however long that takes, and reads it with its result. Wrap it in a time-out to wait no
-    /// longer than that. Each wait takes one of the streams that a connection may have open (1,000 by default); where there is none
-    /// left it waits for one.
+    /// Waits without bound until a job has finished, and reads it with its result. Wrap the call in a timeout to limit it. Each
+    /// wait takes one of the streams that a connection may have open (1,000 by default), or waits until one is free.
     ///
     /// # Errors
     ///
-    /// [`Error::JobNotFound`], also if retention removes it first; [`Error::InvalidRequest`].
+    /// [`Error::JobNotFound`], also if retention removes the job first; [`Error::InvalidRequest`]; any other error that
+    /// is not [transient](Error::is_transient).
     pub async fn wait_for(&self, job_id: impl Into<String>) -> Result<Job, Error> {
         let job_id = job_id.into();
         let mut backoff = Backoff::default();
         loop {
             let error = match self.follow_to_end(&job_id).await {
                 Ok(Some(job)) => return Ok(job),
-                // Somebody has had it run again since its stream ended.
+                // RetryJob queued the job again after its stream ended.
                 Ok(None) => continue,
                 Err(error) => error,
             };
@@ -193,7 +190,7 @@ impl Client {
         }
     }
 
-    /// Follows a job until its stream ends; the job if it has finished by then.
+    /// Follows a job until its stream ends. Returns the job if it has finished by then.
     async fn follow_to_end(&self, job_id: &str) -> Result<Option<Job>, Error> {
         let mut events = self.subscribe(Follow::job(job_id).snapshot().statuses(FINISHED)).await?;
         while let Some(item) = events.next().await {
@@ -205,7 +202,7 @@ impl Client {
         Ok(FINISHED.contains(&job.status()).then_some(job))
     }
 
-    /// Keeps a local copy of the jobs that match, up to date; see [`View`]. Returns once it is complete.
+    /// Keeps a local copy of the matching jobs up to date; see [`View`]. Returns once the copy is complete.
     ///
     /// # Errors
     ///
@@ -214,23 +211,22 @@ impl Client {
         View::open(self.clone(), follow.into()).await
     }
 
-    /// The generated client, for calls in which nothing is done on the caller's behalf.
+    /// The generated client. Its calls carry the org and the token, but no deadline, and the client does not repeat them.
     pub fn raw(&self) -> RawClient {
         self.service.clone()
     }
 
-    /// What a call may take.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Opens one event stream, trying within the deadline. With it comes the id of the log, empty if the service tells none.
+    /// Opens one event stream, with retries until the deadline. Returns the log id too, empty if the server sent none.
     pub(crate) async fn open_stream(
         &self,
         request: StreamJobEventsRequest,
     ) -> Result<(tonic::Streaming<jobledger_proto::v1::StreamJobEventsResponse>, String), Error> {
         self.call(request, true, |mut service, mut request| async move {
-            // Its deadline would be that of the whole stream; only the opening is bounded, here.
+            // A deadline on the request would bound the whole stream. Only the opening is bounded, by `call`.
             request.metadata_mut().remove("grpc-timeout");
             let answer = service.stream_job_events(request).await?;
             let log_id = answer.metadata().get(LOG_ID_HEADER).and_then(|id| id.to_str().ok()).unwrap_or_default();
@@ -240,7 +236,7 @@ impl Client {
         .await
     }
 
-    /// Sends a request until it is answered, fails for good, or the deadline passes.
+    /// Sends a request until it is answered, fails for good, or the client's timeout is over.
     pub(crate) async fn call<Req, Res, F>(
         &self,
         message: Req,
@@ -254,7 +250,6 @@ impl Client {
         self.call_within(self.timeout, message, repeatable, send).await
     }
 
-    /// The same with a time of its own.
     pub(crate) async fn call_within<Req, Res, F>(
         &self,
         timeout: Duration,
@@ -286,11 +281,11 @@ impl Client {
     }
 }
 
-/// Whether sending a report twice does no more than sending it once, whatever happens in between.
+/// True if sending a report twice has the same effect as sending it once, whatever happens in between.
 ///
-/// The service knows the end of an attempt again until the next attempt begins: after a failure that is retried, or a
-/// release, that may be soon, and the repetition would end the next attempt. An etag rules that out, and so does a lease, which is
-/// of one attempt only. Without an end an etag stands in the way: a first try that went through has changed it.
+/// The service recognises a repeated outcome until the next attempt begins. After a retryable failure or a release that
+/// may be soon, and the repetition would end the next attempt. An etag or a lease rules that out. On a report without
+/// an outcome an etag prevents repetition, because a first try that went through has changed the etag.
 pub(crate) fn is_repeatable(request: &UpdateJobStatusRequest) -> bool {
     let is_conditional = !request.etag.is_empty();
     let is_held = !request.lease_token.is_empty();

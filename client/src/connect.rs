@@ -1,4 +1,4 @@
-//! How to connect, and what every call says of its caller.
+//! Connection settings, and the metadata that every call carries.
 
 use std::{
     fmt,
@@ -17,28 +17,27 @@ use uuid::Uuid;
 
 use crate::{Client, Error, failover::Connections, shutdown::in_runtime};
 
-/// The metadata that names the org.
+/// The metadata key of the org.
 const ORG_HEADER: &str = "x-org-id";
-/// How long one connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent server is asked for a sign of life this often, and given up if there is none within a while: together half of a lease of the
-/// default length, so that a network that has swallowed a connection costs no worker its job.
+/// Interval of HTTP/2 pings, and how long the client waits for the answer before it drops the connection. Both together
+/// are half of the default lease (30 s), so a connection that the network dropped silently costs no worker its lease.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_WITHIN: Duration = Duration::from_secs(5);
-/// What the server may send ahead on one call or stream.
+/// Bytes that the server may send ahead on one call or stream.
 const STREAM_WINDOW: u32 = 256 << 10;
-/// The same for all of a connection's together: out of reach, else one stream that is not read would stop every call
-/// beside it. The windows of the streams bound the memory.
+/// Bytes that the server may send ahead on one connection. The window is so large that it never fills: otherwise one
+/// stream that is not read would block every other call on the connection. The windows of the streams bound the memory.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// As good as none, and far from what a clock can't add.
+/// Bound of a timeout: practically unlimited, and small enough to be added to an [`Instant`](std::time::Instant).
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(366 * 86_400);
-/// What a call may take with all its tries, unless said otherwise.
+/// Default bound of a call, all its tries together.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The generated client, with the org and the token of the [`Client`] that it comes from.
+/// The generated client. It adds the org and the token of its [`Client`] to each call.
 pub type RawClient = JobServiceClient<InterceptedService<Connections, WithCaller>>;
 
-/// Says in every request who calls, and about which org.
+/// Adds the org and the token to the metadata of every request.
 #[derive(Debug, Clone)]
 pub struct WithCaller {
     org: Option<MetadataValue<Ascii>>,
@@ -57,26 +56,25 @@ impl Interceptor for WithCaller {
     }
 }
 
-/// What lets a client in: an API token or a JWT. Clones share it, so that it can be [replaced](Token::replace) before it expires,
-/// while clients use it.
+/// An API token or a JWT. Clones share the token, so [`Token::replace`] renews it for clients that are in use.
 #[derive(Clone)]
 pub struct Token(Arc<RwLock<MetadataValue<Ascii>>>);
 
 impl Token {
-    /// A token.
+    /// Wraps a token, without the `Bearer` prefix. Surrounding white space is ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::Token`] if it has characters that no token has.
+    /// [`Error::Token`] if it has characters that a header can't carry.
     pub fn new(token: &str) -> Result<Self, Error> {
         Ok(Self(Arc::new(RwLock::new(header(token)?))))
     }
 
-    /// Puts another in its place, for calls from now on.
+    /// Replaces the token for all later calls of every client that uses it.
     ///
     /// # Errors
     ///
-    /// As for [`Token::new`]; the one of before then stays.
+    /// [`Error::Token`], as for [`Token::new`]. The previous token then stays.
     pub fn replace(&self, token: &str) -> Result<(), Error> {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = header(token)?;
         Ok(())
@@ -93,19 +91,19 @@ fn header(token: &str) -> Result<MetadataValue<Ascii>, Error> {
     Ok(header)
 }
 
-/// Without the token.
+/// Omits the token.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
     }
 }
 
-/// Where servers are: URLs of the form `http://HOST:PORT` or `https://HOST:PORT`.
+/// The URLs of the servers, of the form `http://HOST:PORT` or `https://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoints(Vec<String>);
 
 impl From<&str> for Endpoints {
-    /// One, or several that are separated by commas.
+    /// Parses one URL, or several URLs separated by commas.
     fn from(text: &str) -> Self {
         text.split(',').map(str::trim).collect()
     }
@@ -141,7 +139,7 @@ impl<S: Into<String>> FromIterator<S> for Endpoints {
     }
 }
 
-/// How to connect.
+/// Configures a [`Client`]. [`Client::builder`] makes one.
 #[derive(Clone)]
 #[must_use]
 pub struct ClientBuilder {
@@ -158,31 +156,32 @@ impl ClientBuilder {
         Self { endpoints, org: None, token: None, ca: None, identity: None, timeout: TIMEOUT }
     }
 
-    /// The org that calls are about. Default: that of the token, or where the server asks for none the nil UUID.
+    /// Sets the org of all calls. Default: the credential's org (an operator's has none), or without authentication the
+    /// nil UUID.
     pub fn org(mut self, org: Uuid) -> Self {
         self.org = Some(org);
         self
     }
 
-    /// The token that lets calls in.
+    /// Authenticates calls with this token.
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
         self
     }
 
-    /// Trusts servers whose certificates were issued by these, in PEM, instead of by those that the system trusts.
+    /// Trusts only server certificates that these CA certificates (PEM) have issued, instead of the system's CAs.
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca = Some(pem.into());
         self
     }
 
-    /// Shows the server this certificate, with its private key, both in PEM.
+    /// Authenticates with this client certificate and its private key, both in PEM.
     pub fn identity(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity = Some((certificate.into(), key.into()));
         self
     }
 
-    /// What a call may take with all its tries. Default 30 s.
+    /// Bounds each call, all its tries together. Default 30 s; longer than 366 days counts as 366 days.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(LONGEST_TIMEOUT);
         self
@@ -192,12 +191,12 @@ impl ClientBuilder {
         &self.endpoints.0
     }
 
-    /// The client. Nothing is connected before the first call.
+    /// Builds the client. It connects on the first call.
     ///
     /// # Errors
     ///
-    /// [`Error::Endpoint`] if there is no endpoint, one is not of the form `http://HOST:PORT` or `https://HOST:PORT`, or the
-    /// certificates can't be used; [`Error::Runtime`] outside a tokio runtime.
+    /// [`Error::Endpoint`] if there is no endpoint, if an endpoint is not of the form `http://HOST:PORT` or
+    /// `https://HOST:PORT`, or if the certificates can't be used; [`Error::Runtime`] outside a tokio runtime.
     pub fn build(self) -> Result<Client, Error> {
         in_runtime()?;
         if self.endpoints.0.is_empty() {
@@ -211,7 +210,6 @@ impl ClientBuilder {
         Ok(Client::of(service, connections, self.timeout, self))
     }
 
-    /// How one server is connected to.
     fn endpoint(&self, url: &str) -> Result<Endpoint, Error> {
         let invalid = |reason: &str| Error::Endpoint(format!("{url}: {reason}"));
         let is_tls = url.starts_with("https://");
@@ -246,7 +244,7 @@ impl ClientBuilder {
     }
 }
 
-/// Without what nobody else may see.
+/// Omits the token, the certificates and the key.
 impl fmt::Debug for ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientBuilder")

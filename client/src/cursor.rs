@@ -1,16 +1,16 @@
-//! Places in a log, to go on from.
+//! Positions in a log from which a subscription resumes.
 
 use std::{fmt, str::FromStr};
 
 use crate::Error;
 
-/// A place in an org's log: everything up to it has been seen. As text, `LOG_ID:SEQ`, it can be stored and parsed again.
+/// A position in an org's log: everything up to it has been seen. The text form `LOG_ID:SEQ` can be stored and parsed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Cursor {
-    /// UUID of the log: another after the database was restored from a backup, when no cursor of before means anything. Empty
-    /// if unknown: it is not checked then.
+    /// UUID of the log. It changes when the database is restored from a backup, which makes older cursors invalid. An
+    /// empty id is unknown and not checked.
     pub log_id: String,
-    /// The last `seq` seen; 0 at the beginning.
+    /// The last `seq` that was seen; 0 is the beginning of the log.
     pub seq: i64,
 }
 
@@ -25,7 +25,7 @@ impl FromStr for Cursor {
 
     /// # Errors
     ///
-    /// [`Error::Cursor`] if it is not the text of a cursor.
+    /// [`Error::Cursor`] if the text is not of the form `LOG_ID:SEQ` with a `seq` of 0 or more.
     fn from_str(text: &str) -> Result<Self, Error> {
         let parse = || {
             let (log_id, seq) = text.rsplit_once(':')?;

@@ -1,4 +1,4 @@
-//! What can go wrong, by what to do about it.
+//! Errors, sorted by what a caller can do about them.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,158 +11,159 @@ use tonic_types::StatusExt;
 /// The domain of the service's ErrorInfo.
 const DOMAIN: &str = "jobledger";
 
-/// Why a call failed. Built from the google.rpc.ErrorInfo that every error of the service carries.
+/// Why a call failed. The reason in the `google.rpc.ErrorInfo` of the service's error (in capitals) selects the variant.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The request breaks the contract (`INVALID_FIELD`): correct it.
+    /// The request breaks the contract (`INVALID_FIELD`). Correct it.
     #[error("invalid request: {message}")]
     InvalidRequest {
-        /// All of it in one line.
+        /// All violations in one line.
         message: String,
-        /// Field by field.
+        /// The fields that break the contract, at most 16.
         violations: Vec<Violation>,
     },
-    /// A payload or result is over its limit (`PAYLOAD_TOO_LARGE`): store it elsewhere and refer to it.
+    /// A payload or result is over its limit (`PAYLOAD_TOO_LARGE`). Store the data elsewhere and send a reference.
     #[error("{message}")]
     PayloadTooLarge {
-        /// What is too large.
+        /// Says which field is too large.
         message: String,
         /// The limit in encoded bytes.
         limit: usize,
-        /// What it took.
+        /// The encoded size of the field in bytes.
         size: usize,
     },
     /// The org has no such job (`JOB_NOT_FOUND`).
     #[error("no job {job_id}")]
     JobNotFound {
-        /// The id asked for.
+        /// The id that was asked for.
         job_id: String,
     },
-    /// The idempotency key came with a different request before (`IDEMPOTENCY_KEY_REUSED`).
+    /// The idempotency key was used before with a different request (`IDEMPOTENCY_KEY_REUSED`).
     #[error("the idempotency key was used with a different request, for job {existing_job_id}")]
     IdempotencyKeyReused {
-        /// The job of that request.
+        /// The job that the earlier request created.
         existing_job_id: String,
     },
-    /// The job's status does not allow it (`INVALID_TRANSITION`).
+    /// The job's status does not allow the change (`INVALID_TRANSITION`).
     #[error("the job is {}, which does not allow this", current.as_str_name())]
     InvalidTransition {
-        /// Where the job stands.
+        /// The job's status.
         current: JobStatus,
     },
-    /// The job is not, or no longer, held under the lease (`LEASE_LOST`): stop working on it.
+    /// The job is not, or no longer, held under this lease (`LEASE_LOST`). Stop working on it.
     #[error("the lease is lost")]
     LeaseLost,
-    /// The job has changed since its etag was read (`ETAG_MISMATCH`): read it again.
+    /// The job has changed since its etag was read (`ETAG_MISMATCH`). Read the job again.
     #[error("the job has changed; its etag is {current_etag}")]
     EtagMismatch {
-        /// The job's etag now.
+        /// The job's current etag.
         current_etag: String,
     },
-    /// The cursor is beyond the head of the log (`CURSOR_AHEAD`): it comes from another log.
+    /// The cursor is beyond the head of the log (`CURSOR_AHEAD`), so it belongs to another log.
     #[error("the cursor is beyond the head of the log, {head_seq}")]
     CursorAhead {
-        /// The lowest `seq` kept.
+        /// The lowest `seq` that the log keeps.
         oldest_seq: i64,
-        /// The head.
+        /// The `seq` of the log's head.
         head_seq: i64,
     },
-    /// The events after the cursor are no longer kept (`CURSOR_EXPIRED`).
+    /// Retention has removed events after the cursor (`CURSOR_EXPIRED`). Start again with a snapshot.
     #[error("the events after the cursor are no longer kept; the oldest is {oldest_seq}")]
     CursorExpired {
-        /// The lowest `seq` kept.
+        /// The lowest `seq` that the log keeps.
         oldest_seq: i64,
-        /// The head.
+        /// The `seq` of the log's head.
         head_seq: i64,
     },
-    /// The cursor belongs to another log than the service has now (`EPOCH_CHANGED`): its database was restored from a backup, or
-    /// replaced by a standby that lacks commits. Begin anew, with a snapshot.
+    /// The cursor belongs to another log than the service has (`EPOCH_CHANGED`): the database was restored from a
+    /// backup, or replaced by a standby that lacked commits. Start again with a snapshot.
     #[error("the cursor belongs to another log; this one is {log_id}")]
     EpochChanged {
-        /// The log that the service has.
+        /// UUID of the service's log.
         log_id: String,
     },
-    /// An event is missing, came twice, or is out of order: a defect of the service, noticed in builds with debug assertions.
+    /// An event is missing, duplicated or out of order: a defect of the service. Checked in builds with debug assertions.
     #[error("event {found_seq} came after {after_seq}")]
     OutOfOrder {
-        /// What had come.
+        /// The `seq` of the last correct event or bookmark.
         after_seq: i64,
-        /// What came next.
+        /// The `seq` of the event that came next.
         found_seq: i64,
     },
-    /// The service doesn't know who calls, or no longer (`UNAUTHENTICATED`): a [`Token`](crate::Token) is missing, has expired or
-    /// was revoked.
+    /// The service does not accept the credential (`UNAUTHENTICATED`): the [`Token`](crate::Token) is missing, unknown,
+    /// expired or revoked.
     #[error("unauthenticated: {message}")]
     Unauthenticated {
-        /// For people.
+        /// A description for people.
         message: String,
     },
-    /// Who calls may not do this (`PERMISSION_DENIED`).
+    /// The caller's roles or org do not allow this call (`PERMISSION_DENIED`).
     #[error("permission denied: {message}")]
     PermissionDenied {
-        /// For people.
+        /// A description for people.
         message: String,
     },
-    /// Something is used up: queues, streams, types, disk, or what the org may take at a time (`OVERLOADED`, `RATE_LIMITED`,
-    /// `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`, `QUOTA_EXCEEDED`, `STORAGE_FULL`).
+    /// A limit is reached: queues, calls, streams, types, quotas, disk or message size (`OVERLOADED`, `RATE_LIMITED`,
+    /// `TOO_MANY_STREAMS`, `TOO_MANY_TYPES`, `QUOTA_EXCEEDED`, `STORAGE_FULL`, `MESSAGE_TOO_LARGE`).
     #[error("{reason}: {message}")]
     Exhausted {
-        /// The service's reason.
+        /// The service's reason, such as `OVERLOADED`; empty if something else than the service answered.
         reason: String,
-        /// For people.
+        /// A description for people.
         message: String,
-        /// When to come back, where waiting helps.
+        /// How long to wait before the next try, if waiting helps.
         retry_after: Option<Duration>,
     },
-    /// The service can't be reached or can't work now. A write may or may not have happened.
+    /// The service can't be reached or can't work at present. A write may or may not have been committed.
     #[error("unavailable: {message}")]
     Unavailable {
         /// The service's reason; empty when the connection failed.
         reason: String,
-        /// For people.
+        /// A description for people.
         message: String,
-        /// When to come back.
+        /// How long to wait before the next try, if the service said so.
         retry_after: Option<Duration>,
     },
-    /// The deadline passed. A write may or may not have happened.
+    /// The deadline passed. A write may or may not have been committed.
     #[error("the deadline passed")]
     DeadlineExceeded,
-    /// Anything else the service said.
+    /// Any other error.
     #[error("{code:?} {reason}: {message}")]
     Other {
-        /// gRPC's code.
+        /// The gRPC status code.
         code: Code,
-        /// The service's reason, if it gave one.
+        /// The service's reason; empty if there is none.
         reason: String,
-        /// For people.
+        /// A description for people.
         message: String,
     },
-    /// A payload or result is not what it was taken for.
+    /// A payload or result can't be converted to or from JSON, or does not have the expected type.
     #[error("JSON: {0}")]
     Json(#[source] Arc<serde_json::Error>),
-    /// A payload or result holds a number that may arrive as another: the contract's numbers are doubles, which tell whole numbers
-    /// apart below ±2⁵³. Send it as a string.
+    /// A payload or result contains a number that may not arrive unchanged. The contract's numbers are doubles, which
+    /// represent whole numbers exactly only below ±2⁵³. Send the number as a string.
     #[error("{path}: {number} is ±2^53 or beyond, where a double may not give it back; send it as a string")]
     Number {
-        /// Where it is, as `payload.items[2].id`.
+        /// The path of the number, such as `payload.items[2].id`.
         path: String,
-        /// The number.
+        /// The number as text.
         number: String,
     },
-    /// The text is not that of a [`Cursor`](crate::Cursor).
+    /// The text is not a [`Cursor`](crate::Cursor).
     #[error("{0:?} is not a cursor: expected LOG_ID:SEQ")]
     Cursor(String),
-    /// The token has characters that no token has.
+    /// The token has characters that a header can't carry.
     #[error("that is no token: it has characters that a header can't have")]
     Token,
-    /// There is no tokio runtime, or it can't do what is asked of it.
+    /// There is no tokio runtime, or the runtime or the system can't provide what is needed.
     #[error("{0}")]
     Runtime(String),
-    /// A worker can't be made so: it has no handler, or two for one type.
+    /// A worker's configuration is invalid: it has no handler, or two handlers for one type.
     #[error("{0}")]
     Worker(String),
-    /// The endpoint is not of the form `http://HOST:PORT` or `https://HOST:PORT`, or its certificates can't be used.
+    /// An endpoint is missing or malformed (expected `http://HOST:PORT` or `https://HOST:PORT`), or its certificates
+    /// are invalid.
     #[error("invalid endpoint {0}")]
     Endpoint(String),
 }
@@ -170,20 +171,20 @@ pub enum Error {
 /// A field that breaks the contract.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Its name in the contract.
+    /// The field's name in the contract.
     pub field: String,
-    /// What is wrong with it.
+    /// What is wrong with the field.
     pub description: String,
 }
 
 impl Error {
-    /// True if the same call may go through later though nothing is changed: the service was away or overloaded, the connection broke,
-    /// or something in between answered in its place. Whether repeating it is safe is another question.
+    /// True if the same call may succeed later: the service was away or overloaded, the connection broke, or a proxy
+    /// answered instead of the service. It does not say whether repeating the call is safe.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable { .. } | Self::DeadlineExceeded => true,
             Self::Exhausted { reason, .. } => !matches!(reason.as_str(), "TOO_MANY_TYPES" | "MESSAGE_TOO_LARGE"),
-            // The service gives a reason for whatever it says: its own defects don't mend themselves.
+            // The service gives a reason with every error, and its own defects are not transient. A proxy gives none.
             Self::Other { code, reason, .. } => reason.is_empty() && may_come_from_between(*code),
             Self::InvalidRequest { .. }
             | Self::PayloadTooLarge { .. }
@@ -208,7 +209,7 @@ impl Error {
         }
     }
 
-    /// True if nothing was decided, and the service said when to come back: repeating the call is safe, whatever it is.
+    /// True if the service decided nothing and gave a retry delay. Repeating any call is then safe.
     pub(crate) fn is_refused_for_now(&self) -> bool {
         matches!(self, Self::Exhausted { retry_after: Some(_), .. })
     }
@@ -218,18 +219,18 @@ impl Error {
         matches!(self, Self::Unavailable { .. })
     }
 
-    /// For an answer that the contract rules out.
+    /// An answer that breaks the contract because it has no job.
     pub(crate) fn without_job() -> Self {
         Self::without("a job")
     }
 
-    /// The same, of anything.
+    /// An answer that breaks the contract because it lacks `what`.
     pub(crate) fn without(what: &str) -> Self {
         let (reason, message) = ("INVALID_ANSWER".to_owned(), format!("the answer is without {what}"));
         Self::Other { code: Code::Internal, reason, message }
     }
 
-    /// When the service said to come back.
+    /// How long the service asked to wait before the next try.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } | Self::Exhausted { retry_after, .. } => *retry_after,
@@ -265,7 +266,7 @@ impl From<serde_json::Error> for Error {
     }
 }
 
-/// The error of one item of a batch.
+/// Converts the error of one item of a batch.
 impl From<tonic_types::Status> for Error {
     fn from(status: tonic_types::Status) -> Self {
         let details = status.encode_to_vec();
@@ -282,11 +283,11 @@ impl From<Status> for Error {
         let Some(info) = info else {
             return match code {
                 Code::DeadlineExceeded => Self::DeadlineExceeded,
-                // The service gives a reason for whatever it says. Unknown is what tonic makes of a stream that was cut.
+                // The service gives a reason with every error, so a proxy sent this. tonic reports a cut stream as Unknown.
                 Code::Unavailable | Code::Unknown => Self::Unavailable { reason: String::new(), message, retry_after },
-                // tonic's own timer was quicker than ours.
+                // tonic's own timer fired before this client's.
                 Code::Cancelled if has_source::<tonic::TimeoutExpired>(&status) => Self::DeadlineExceeded,
-                // Made here, not there: the connection broke. What tonic makes of that depends on when it did.
+                // tonic made this status, not the server: the connection broke. The code depends on when it broke.
                 _ if std::error::Error::source(&status).is_some() => {
                     Self::Unavailable { reason: String::new(), message, retry_after }
                 }
@@ -336,7 +337,7 @@ impl From<Status> for Error {
     }
 }
 
-/// True of what a proxy may say of a server that it does not reach.
+/// True of codes that a proxy may answer with when it does not reach the server.
 fn may_come_from_between(code: Code) -> bool {
     match code {
         Code::Cancelled
@@ -359,7 +360,7 @@ fn may_come_from_between(code: Code) -> bool {
     }
 }
 
-/// The status's message, and what lies behind it where the connection failed.
+/// The status's message, followed by the errors that caused it if the connection failed.
 fn message_of(status: &Status) -> String {
     let mut message = status.message().to_owned();
     let mut source = std::error::Error::source(status);
@@ -377,7 +378,7 @@ fn has_source<E: std::error::Error + 'static>(status: &Status) -> bool {
     std::error::Error::source(status).is_some_and(|source| source.is::<E>())
 }
 
-/// The metadata of an ErrorInfo. What is missing reads as empty or zero.
+/// The metadata of an ErrorInfo. A missing value reads as empty or zero.
 struct Facts(HashMap<String, String>);
 
 impl Facts {

@@ -1,4 +1,4 @@
-//! Several servers behind one client: the one that answered last, and the next one when it does not.
+//! Failover between several servers: calls go to one server until it does not answer, and then to the next.
 
 use std::{
     future::Future,
@@ -17,17 +17,17 @@ use tonic::{
     transport::{self, Channel},
 };
 
-/// The connections of a [`Client`](crate::Client), one for each of its endpoints. Clones share them. Calls go to one of them, and to
-/// the next after a call that did not reach it, or that it answered with UNAVAILABLE.
+/// The connections of a [`Client`](crate::Client), one per endpoint, shared by clones. All calls go to the current
+/// server. After a call that did not reach it, timed out, or was answered with UNAVAILABLE, the next server is current.
 #[derive(Debug, Clone)]
 pub struct Connections(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     servers: Vec<Server>,
-    /// Which of them calls go to.
+    /// Index of the server that calls go to.
     current: AtomicUsize,
-    /// Nothing has been heard of any of them since a call failed.
+    /// True if a call failed and no server has answered since.
     is_away: AtomicBool,
 }
 
@@ -38,19 +38,18 @@ struct Server {
 }
 
 impl Connections {
-    /// With at least one endpoint, and its channel.
+    /// `servers` has at least one endpoint, each with its channel.
     pub(crate) fn new(servers: impl IntoIterator<Item = (String, Channel)>) -> Self {
         let servers = servers.into_iter().map(|(endpoint, channel)| Server { endpoint, channel });
         let (current, is_away) = Default::default();
         Self(Arc::new(Shared { servers: servers.collect(), current, is_away }))
     }
 
-    /// Which server calls go to now.
     pub(crate) fn current(&self) -> usize {
         self.0.current.load(Ordering::Relaxed)
     }
 
-    /// Has calls go to the next server, unless they do already: `failed` is the one that did not answer.
+    /// Makes the server after `failed` current, unless another call has already done so.
     pub(crate) fn leave(&self, failed: usize, why: &dyn std::fmt::Display) {
         let shared = &*self.0;
         let next = (failed + 1) % shared.servers.len();
@@ -79,7 +78,7 @@ impl Service<http::Request<Body>> for Connections {
     type Error = transport::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
-    /// Calls are made ready one by one, on the channel that they go to.
+    /// Always ready: each call waits for the readiness of the channel that it uses.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
     }
@@ -106,7 +105,7 @@ impl Service<http::Request<Body>> for Connections {
     }
 }
 
-/// An error with what lies behind it, which is where tonic has the reason.
+/// The error followed by its sources, where tonic puts the reason.
 fn with_sources(error: &transport::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,4 +1,4 @@
-//! Payloads and results as Rust values.
+//! Conversion of payloads and results to and from Rust values.
 
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde::{Serialize, de::DeserializeOwned};
@@ -6,16 +6,15 @@ use serde_json::{Number, Value as Json};
 
 use crate::Error;
 
-/// Up to here no other whole number becomes the same double: 2⁵³ is also what 2⁵³ + 1 becomes.
+/// The largest whole number that no other whole number shares its double with: 2⁵³ + 1 has the same double as 2⁵³.
 const EXACT: u64 = (1 << 53) - 1;
 
-/// Anything serialisable as the contract's JSON value. Numbers become doubles; NaN and the infinities, which JSON lacks, become
-/// null.
+/// Converts a serialisable value to the contract's JSON value. Numbers become doubles. NaN and the infinities become null.
 ///
 /// # Errors
 ///
-/// [`Error::Json`] if it has no JSON form, for instance a map with keys that aren't strings; [`Error::Number`] if it holds a number
-/// of ±2⁵³ or beyond, where a double no longer tells whole numbers apart: send it as a string.
+/// [`Error::Json`] if the value has no JSON form, for instance a map whose keys are not strings; [`Error::Number`] if it
+/// contains a number of ±2⁵³ or beyond, where a double no longer distinguishes whole numbers. Send such a number as a string.
 pub fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
     let json = serde_json::to_value(value)?;
     if let Some((path, number)) = inexact(&json) {
@@ -24,7 +23,7 @@ pub fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value, Error> {
     Ok(encode(json))
 }
 
-/// The same for a field of a request: an error names the place within it.
+/// [`to_value`] for a field of a request. An error's path begins with the field.
 pub(crate) fn to_field<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<Value, Error> {
     to_value(value).map_err(|error| match error {
         Error::Number { path, number } => Error::Number { path: format!("{field}{path}"), number },
@@ -32,7 +31,7 @@ pub(crate) fn to_field<T: Serialize + ?Sized>(field: &str, value: &T) -> Result<
     })
 }
 
-/// The place of the first number that the contract's doubles may not give back, as `.items[2].id`, and the number.
+/// The path (such as `.items[2].id`) and the text of the first number that a double may not represent exactly.
 fn inexact(json: &Json) -> Option<(String, String)> {
     match json {
         Json::Number(number) => {
@@ -56,11 +55,11 @@ fn inexact(json: &Json) -> Option<(String, String)> {
     }
 }
 
-/// The contract's JSON value as a Rust value. Whole numbers read as integers; an absent value reads as null.
+/// Converts the contract's JSON value to a Rust value. Whole numbers read as integers; an absent value reads as null.
 ///
 /// # Errors
 ///
-/// [`Error::Json`] if it is not such a value.
+/// [`Error::Json`] if the value does not have the type `T`.
 pub fn from_value<T: DeserializeOwned>(value: Option<&Value>) -> Result<T, Error> {
     Ok(serde_json::from_value(value.map_or(Json::Null, decode))?)
 }

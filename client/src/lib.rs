@@ -1,18 +1,18 @@
-//! The Rust client of jobledger: create jobs, [work](worker) on them, report on them, and follow what happens.
+//! The Rust client of jobledger. It creates jobs, reports on them, follows their events, and runs [workers](worker).
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), jobledger_client::Error> {
 //! use jobledger_client::{Client, NewJob, Report};
 //!
-//! // Connects when first used, and again whenever the connection is lost.
+//! // Connects on the first call, and reconnects whenever the connection is lost.
 //! let client = Client::new("http://127.0.0.1:50051")?;
 //!
-//! // A producer queues a job. With a key, doing it twice makes one job.
+//! // A producer queues a job. The idempotency key makes a repeated create return the same job.
 //! let job = NewJob::new("thumbnail").payload(&serde_json::json!({"path": "cat.jpg"}))?.idempotency_key("cat.jpg@7");
 //! let created = client.create(job).await?;
 //!
-//! // Whoever works on it reports: a [`worker`](crate::worker), which claims jobs by itself, or as here somebody who was handed the job
-//! // in another way. (One that existed before may be done already: look at its status.)
+//! // Usually a `jobledger_client::worker` claims the job, runs it and reports. Here the caller runs the job itself.
+//! // A job that existed before may already be done: check its status.
 //! let id = &created.job.id;
 //! if !created.deduplicated {
 //!     client.update(Report::start(id).stage("scaling")).await?;
@@ -20,7 +20,7 @@
 //!     client.update(Report::succeeded(id).result(&serde_json::json!({"bytes": 4096}))?).await?;
 //! }
 //!
-//! // Anyone reads the result, the whole history, or the numbers.
+//! // Read the result, and the counts by type.
 //! let job = client.get(id).await?;
 //! let statistics = client.statistics(&["thumbnail"]).await?;
 //! # Ok(())
@@ -29,32 +29,32 @@
 //!
 //! # Following events
 //!
-//! A [`Subscription`] brings each event once, in the order of the org's log, and resumes by itself after a lost connection:
+//! A [`Subscription`] delivers each event once, in the order of the org's log. After a lost connection it resumes by itself:
 //!
 //! ```no_run
 //! # async fn example(client: jobledger_client::Client) -> Result<(), jobledger_client::Error> {
 //! use jobledger_client::{Follow, Item};
 //!
-//! // From the beginning of the log. The cursor that is stored goes on from there another day: `Follow::resume`.
+//! // Starts at the beginning of the log. `Follow::resume` continues later from a stored cursor.
 //! let follow = Follow::org().after(0).types(["thumbnail"]);
 //! let mut events = client.subscribe(follow).await?.on_cursor(|cursor| println!("store {cursor}"));
 //! while let Some(item) = events.next().await {
 //!     match item? {
 //!         Item::Event(event) => println!("{} {:?} {}", event.seq, event.kind(), event.job_id),
 //!         Item::Bookmark(bookmark) => println!("nothing is missing up to {}", bookmark.seq),
-//!         _ => {} // from a newer version
+//!         _ => {} // an item of a newer version
 //!     }
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`Client::wait_for`] waits for one job to finish, and [`Client::view`] keeps a local copy of many.
+//! [`Client::wait_for`] waits for one job to finish. [`Client::view`] keeps a local copy of many jobs up to date.
 //!
-//! # Who calls
+//! # Authentication
 //!
-//! A server that asks who calls is given an API token or a JWT ([`ClientBuilder::token`]), which can be replaced while it is used, or a
-//! certificate ([`ClientBuilder::identity`]):
+//! A server with authentication needs an API token or a JWT ([`ClientBuilder::token`]), or a client certificate
+//! ([`ClientBuilder::identity`]). A token can be replaced while clients use it:
 //!
 //! ```no_run
 //! # fn example(api_token: String) -> Result<(), jobledger_client::Error> {
@@ -67,24 +67,33 @@
 //! # }
 //! ```
 //!
-//! # Time-outs and retries
+//! # Timeouts and retries
 //!
-//! Every call carries a deadline ([`ClientBuilder::timeout`], 30 s by default) that bounds all its tries together. What was refused for
-//! now (RESOURCE_EXHAUSTED with a time to come back after) is tried again until then. What fails with UNAVAILABLE, or because the
-//! connection broke, is tried again with jittered backoff, at the next endpoint where there are several, if repeating it is safe:
+//! Every call has a deadline ([`ClientBuilder::timeout`], 30 s by default) that bounds all its tries together. Within
+//! the deadline the client retries
 //!
-//! | call | repeated |
+//! - every call that the service refuses for a time (RESOURCE_EXHAUSTED with a retry delay), because nothing was
+//!   decided;
+//! - calls that fail with UNAVAILABLE, or because the connection broke, if repeating them is safe. The client waits
+//!   with jittered backoff, and goes to the next endpoint if there are several.
+//!
+//! | call | retried after UNAVAILABLE |
 //! |---|---|
-//! | [`Client::create`], [`Client::create_all`] | always: without an idempotency key it gets one of its own |
+//! | [`Client::create`], [`Client::create_all`] | always: a job without an idempotency key gets a random one |
 //! | [`Client::get`], [`Client::list`], [`Client::statistics`] | always |
-//! | [`Client::claim`], [`Client::retry`] | always: they carry a request id of their own |
+//! | [`Client::claim`], [`Client::retry`] | always: they carry a request id |
 //! | [`Client::heartbeat`], [`Client::cancel`] | always |
-//! | [`Client::update`] of an end, under a lease | always |
-//! | [`Client::update`], succeeded, canceled or permanently failed | always |
-//! | [`Client::update`], start or progress | unless it has an etag, which a first try that went through would have changed; a remark may be logged twice |
-//! | [`Client::update`], failed (but for good) or released | only with an etag or a lease: the next attempt may have begun, and would be ended by the repetition |
+//! | [`Client::subscribe`], [`Client::view`], [`Client::wait_for`] | always |
+//! | [`Client::update`] with an outcome, under a lease | always |
+//! | [`Client::update`] to succeeded, canceled or permanently failed | always |
+//! | [`Client::update`] to failed (retryable) or released | only with an etag or a lease |
+//! | [`Client::update`] with a start or progress | unless it has an etag; its message may be logged twice |
 //!
-//! Everything else is yours to decide: see [`Error`].
+//! A retryable failure or a release without an etag or a lease is not repeated, because the next attempt may have begun
+//! and the repetition would end it. A start or progress report with an etag is not repeated, because a successful first
+//! try has changed the etag.
+//!
+//! All other errors are returned to the caller. [`Error`] says what to do about each.
 
 mod batch;
 mod client;

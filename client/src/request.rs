@@ -1,4 +1,4 @@
-//! Requests, built step by step. Each turns into the contract's message, which can be given instead.
+//! Builders of requests. Each converts into its message of the contract, which the calls also accept directly.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,77 +9,77 @@ use serde::Serialize;
 
 use crate::{Cursor, Error, json::to_field};
 
-/// A job to create.
+/// A job to create, for [`Client::create`](crate::Client::create).
 #[derive(Debug, Clone, PartialEq)]
 #[must_use]
 pub struct NewJob(CreateJobRequest);
 
 impl NewJob {
-    /// A job of this type, 1 to 100 characters.
+    /// A job of this type, which has 1 to 100 characters, none of them a control character.
     pub fn new(job_type: impl Into<String>) -> Self {
         Self(CreateJobRequest { r#type: job_type.into(), ..CreateJobRequest::default() })
     }
 
-    /// Input for the worker: any JSON, at most 1 MiB encoded.
+    /// Input for the worker: any JSON, at most 1 MiB encoded and nested at most 32 deep.
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number of ±2⁵³ or beyond.
+    /// [`Error::Json`] if the payload has no JSON form; [`Error::Number`] if it contains a number of ±2⁵³ or beyond.
     pub fn payload<T: Serialize + ?Sized>(mut self, payload: &T) -> Result<Self, Error> {
         self.0.payload = Some(to_field("payload", payload)?);
         Ok(self)
     }
 
-    /// Higher first, −1,000 to 1,000. Default 0.
+    /// Workers get jobs of a higher priority first. −1,000 to 1,000. Default 0.
     pub fn priority(mut self, priority: i32) -> Self {
         self.0.priority = priority;
         self
     }
 
-    /// Makes the job once, however often it is asked for with the same key and the same request. At most 255 characters.
+    /// Creates only one job for this key, however often the same request is sent. At most 255 characters. Default: random.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.0.idempotency_key = key.into();
         self
     }
 
-    /// Who asks. At most 255 characters.
+    /// Who asked for the job. At most 255 characters. Default: the principal of the credential.
     pub fn requested_by(mut self, who: impl Into<String>) -> Self {
         self.0.requested_by = who.into();
         self
     }
 
-    /// One more label: a key of 1 to 63 and a value of at most 63 characters; at most 32 of them.
+    /// Adds a label. A key has 1 to 63 characters, a value at most 63. A job has at most 32 labels.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.labels.insert(key.into(), value.into());
         self
     }
 
-    /// Not to be worked on before this time, to the microsecond.
+    /// The job becomes ready at this time. The service keeps it to the microsecond. Default: at once.
     pub fn scheduled_at(mut self, time: impl Into<SystemTime>) -> Self {
         self.0.scheduled_at = Some(time.into().into());
         self
     }
 
-    /// How many failures until the job stops being retried, 1 to 100. Default 1: no retry.
+    /// How many failures end the retries, 1 to 100. Default 1: no retry.
     pub fn max_attempts(mut self, attempts: i32) -> Self {
         self.0.max_attempts = attempts;
         self
     }
 
-    /// How many attempts may be lost, 0 to 100, because their leases expire: what a worker that is killed costs. Each one beyond that
-    /// is a failure. Default 3. With 0, and one attempt, work that was begun is never begun again.
+    /// How many attempts may be lost without counting as failures, 0 to 100. An expired lease loses the attempt, for instance
+    /// after the worker was killed. Default 3. With 0, and `max_attempts` 1, work that has begun is never begun again.
     pub fn max_lost_attempts(mut self, attempts: i32) -> Self {
         self.0.max_lost_attempts = Some(attempts);
         self
     }
 
-    /// How long to wait between attempts.
+    /// How long to wait between attempts. Default: 1 s, doubling up to 10 min, with full jitter.
     pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.0.retry_policy = Some(policy);
         self
     }
 
-    /// How long an attempt may take, 1 s to 365 days. Default: for ever.
+    /// How long an attempt may take, 1 s to 365 days. A longer attempt fails with `RUN_TIMEOUT`. Default: unlimited.
     pub fn run_timeout(mut self, timeout: Duration) -> Self {
         self.0.run_timeout = Some(duration(timeout));
         self
@@ -92,7 +92,7 @@ impl From<NewJob> for CreateJobRequest {
     }
 }
 
-/// A report on a job.
+/// A report on a job, for [`Client::update`](crate::Client::update).
 #[derive(Debug, Clone, PartialEq)]
 #[must_use]
 pub struct Report(UpdateJobStatusRequest);
@@ -106,17 +106,17 @@ impl Report {
         })
     }
 
-    /// The work begins. On a job that is running already it says nothing new.
+    /// The work begins. On a job that is already running this is a progress report.
     pub fn start(job_id: impl Into<String>) -> Self {
         Self::of(job_id, Some(JobStatus::Running))
     }
 
-    /// The work goes on: give a stage, a percentage or a message.
+    /// The work goes on. Add a stage, a percentage or a message.
     pub fn progress(job_id: impl Into<String>) -> Self {
         Self::of(job_id, None)
     }
 
-    /// The work ended well.
+    /// The job succeeded.
     pub fn succeeded(job_id: impl Into<String>) -> Self {
         Self::of(job_id, Some(JobStatus::Succeeded))
     }
@@ -134,18 +134,18 @@ impl Report {
         Self::of(job_id, Some(JobStatus::Canceled))
     }
 
-    /// The job goes back to the queue without a failure being counted.
+    /// The worker gives the job back to the queue. This is not a failure.
     pub fn released(job_id: impl Into<String>) -> Self {
         Self::of(job_id, Some(JobStatus::Queued))
     }
 
-    /// What is being done. At most 100 characters; the empty string clears it.
+    /// What the worker is doing. At most 100 characters; the empty string clears the stage.
     pub fn stage(mut self, stage: impl Into<String>) -> Self {
         self.0.stage = Some(stage.into());
         self
     }
 
-    /// How far it is, 0 to 100 per cent.
+    /// Progress of the attempt, 0 to 100 per cent.
     pub fn percent(mut self, percent: i32) -> Self {
         self.0.progress = Some(percent);
         self
@@ -157,35 +157,35 @@ impl Report {
         self
     }
 
-    /// What came of it: any JSON, at most 1 MiB encoded. Only with an end.
+    /// The result of the job: any JSON, at most 1 MiB encoded. Only with succeeded, failed or canceled.
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if it has no JSON form; [`Error::Number`] if it holds a number of ±2⁵³ or beyond.
+    /// [`Error::Json`] if the result has no JSON form; [`Error::Number`] if it contains a number of ±2⁵³ or beyond.
     pub fn result<T: Serialize + ?Sized>(mut self, result: &T) -> Result<Self, Error> {
         self.0.result = Some(to_field("result", result)?);
         Ok(self)
     }
 
-    /// Another attempt would not help. Only with a failure.
+    /// Rules out further attempts. Only for a failure.
     pub fn permanent(mut self) -> Self {
         self.0.retryable = Some(false);
         self
     }
 
-    /// Try again after this time. Only with a failure or a release.
+    /// Delay of the next attempt, 0 to 365 days, instead of the retry policy's. Only for a failure or a release.
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(duration(wait));
         self
     }
 
-    /// Only if this still is the job's etag.
+    /// Makes the report conditional: [`Error::EtagMismatch`] if this is not the job's etag.
     pub fn etag(mut self, etag: impl Into<String>) -> Self {
         self.0.etag = etag.into();
         self
     }
 
-    /// Under this lease, by its token: what a job that is held takes reports with.
+    /// The token of the lease that holds the job. A held job accepts reports under this token only.
     pub fn lease(mut self, token: impl Into<String>) -> Self {
         self.0.lease_token = token.into();
         self
@@ -198,47 +198,47 @@ impl From<Report> for UpdateJobStatusRequest {
     }
 }
 
-/// What is too long for the contract's type is too long for its bounds, and refused by the service.
+/// Converts a duration. One that is too long for the message type becomes the longest one, which the service refuses.
 pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
     duration.try_into().unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
 
-/// Work to ask for.
+/// A request for jobs, for [`Client::claim`](crate::Client::claim).
 #[derive(Debug, Clone, PartialEq)]
 #[must_use]
 pub struct Claim(ClaimJobsRequest);
 
 impl Claim {
-    /// One job for this worker, a name for people of at most 255 characters; at once, or none.
+    /// Claims one job without waiting. `worker_id` is a name for people, of 1 to 255 characters.
     pub fn new(worker_id: impl Into<String>) -> Self {
         Self(ClaimJobsRequest { worker_id: worker_id.into(), ..ClaimJobsRequest::default() })
     }
 
-    /// Only jobs of these types, at most 100. Default: all.
+    /// Claims only jobs of these types, at most 100. Default: jobs of all types.
     pub fn types<T: Into<String>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
         self.0.types = types.into_iter().map(Into::into).collect();
         self
     }
 
-    /// No more than this many, 1 to 100.
+    /// Claims up to this many jobs, 1 to 100. Default 1.
     pub fn max_jobs(mut self, jobs: i32) -> Self {
         self.0.max_jobs = jobs;
         self
     }
 
-    /// How long the worker may be silent until it is taken for dead, 1 s to 24 h. Default 30 s.
+    /// Length of the leases, 1 s to 24 h: a worker that sends no heartbeat for this long loses the job. Default 30 s.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.0.lease_duration = Some(duration(lease));
         self
     }
 
-    /// How long to wait where no job is ready, at most 60 s. Default: not at all.
+    /// How long to wait if no job is ready, at most 60 s. Default: no wait.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.0.wait = Some(duration(wait));
         self
     }
 
-    /// By what the claim is known when it comes again. Default: a random one, so that trying again is safe.
+    /// Makes the claim repeatable: the same id gets the same leases. At most 255 characters. Default: random.
     pub fn request_id(mut self, id: impl ToString) -> Self {
         self.0.request_id = id.to_string();
         self
@@ -251,18 +251,18 @@ impl From<Claim> for ClaimJobsRequest {
     }
 }
 
-/// Which events to follow.
+/// Selects the events of a [`Subscription`](crate::Subscription), or the jobs of a [`View`](crate::View).
 #[derive(Debug, Clone, PartialEq)]
 #[must_use]
 pub struct Follow(StreamJobEventsRequest);
 
 impl Follow {
-    /// All events of the org: from now on, unless [`Follow::after`] says otherwise.
+    /// All events of the org, from the current head of the log on, unless [`Follow::after`] sets another start.
     pub fn org() -> Self {
         Self(StreamJobEventsRequest::default())
     }
 
-    /// The events of one job: its whole history, unless [`Follow::after`] says otherwise, and then live until it is finished.
+    /// The events of one job: the whole history, unless [`Follow::after`] says otherwise, then live until the job has finished.
     pub fn job(job_id: impl Into<String>) -> Self {
         Self(StreamJobEventsRequest { job_id: job_id.into(), ..StreamJobEventsRequest::default() })
     }
@@ -279,28 +279,28 @@ impl Follow {
         self
     }
 
-    /// On from a cursor that was stored. One that belongs to another log, because the service's database was restored from a
-    /// backup since, is refused ([`Error::EpochChanged`]).
+    /// Resumes after a stored cursor. The service refuses a cursor of another log ([`Error::EpochChanged`]), for
+    /// instance after its database was restored from a backup.
     pub fn resume(mut self, cursor: &Cursor) -> Self {
         self.0.after_seq = Some(cursor.seq);
         self.0.log_id.clone_from(&cursor.log_id);
         self
     }
 
-    /// The jobs that match as they are now, first; then every event since. Not together with a cursor.
+    /// Delivers the matching jobs as they are now first, and then every event since. Not together with a cursor.
     pub fn snapshot(mut self) -> Self {
         self.0.include_snapshot = true;
         self
     }
 
-    /// Of events by status, those too that lead away from one: what a subscription that began with a snapshot has to say when it is
-    /// [resumed](Self::resume) by a stored cursor, to see jobs leave.
+    /// With [`Follow::statuses`], also delivers events that lead away from one of them. Needed to see jobs leave when a
+    /// subscription that began with a snapshot is [resumed](Self::resume) from a stored cursor.
     pub fn leaving(mut self) -> Self {
         self.0.include_leaving = true;
         self
     }
 
-    /// Only events of jobs with this label; of jobs with all of them, if there are several.
+    /// Only events of jobs with this label. If called several times, the job must have all the labels, at most 32.
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.labels.insert(key.into(), value.into());
         self
@@ -312,7 +312,7 @@ impl Follow {
         self
     }
 
-    /// End at what is the head of the log when the stream is opened.
+    /// Ends at the head that the log has when the stream is opened, or when the snapshot is complete.
     pub fn history_only(mut self) -> Self {
         self.0.history_only = true;
         self

@@ -1,35 +1,35 @@
-//! When to try again.
+//! Backoff between tries.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
-/// The upper end of the first wait.
+/// Upper bound of the first wait.
 const FIRST: Duration = Duration::from_millis(50);
-/// The upper end of every later wait: short enough that a server which is back is found soon.
+/// Upper bound of all waits: short enough that the client soon finds a server that is back.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// Waits between tries: exponential, with full jitter, so that clients of a server that was away don't return as one.
+/// Waits between tries: exponential with full jitter, so that after an outage the clients don't all return at once.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     tries: u32,
 }
 
 impl Backoff {
-    /// The next wait, never shorter than what the service asked for.
+    /// The next wait, never shorter than the service asked for.
     pub(crate) fn next(&mut self, asked_for: Option<Duration>) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.tries.min(10)).min(LONGEST);
         self.tries += 1;
         ceiling.mul_f64(random_fraction()).max(asked_for.unwrap_or_default())
     }
 
-    /// Begins again after a success.
+    /// Starts again with short waits after a success.
     pub(crate) fn reset(&mut self) {
         self.tries = 0;
     }
 }
 
-/// Evenly in [0, 1).
+/// Uniform in [0, 1).
 fn random_fraction() -> f64 {
     // The low 32 bits of a version 4 UUID are random.
     f64::from(Uuid::new_v4().as_u128() as u32) / (f64::from(u32::MAX) + 1.0)

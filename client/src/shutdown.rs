@@ -1,16 +1,16 @@
-//! When a process is to end.
+//! Shutdown signals of the process.
 
 use std::future::Future;
 
 use crate::Error;
 
-/// Done once the process is told to end: by SIGTERM, as deployments do it, or by SIGINT, as Ctrl-C does. What
-/// [`Worker::run`](crate::worker::Worker::run) takes, so that a deployment costs no job an attempt. From the call on neither signal
-/// ends the process by itself.
+/// Completes on SIGTERM, which deployments send, or SIGINT, which Ctrl-C sends. Pass it to
+/// [`Worker::run`](crate::worker::Worker::run), so that a deployment costs no job an attempt. After this call neither
+/// signal ends the process by itself. Outside Unix it completes on Ctrl-C.
 ///
 /// # Errors
 ///
-/// [`Error::Runtime`] outside a tokio runtime, or if the system refuses.
+/// [`Error::Runtime`] outside a tokio runtime, or if the system can't install the handlers.
 pub fn shutdown_signal() -> Result<impl Future<Output = ()> + Send + 'static, Error> {
     in_runtime()?;
     #[cfg(unix)]
@@ -33,7 +33,7 @@ pub fn shutdown_signal() -> Result<impl Future<Output = ()> + Send + 'static, Er
     })
 }
 
-/// An error outside a tokio runtime, where tasks can't be spawned.
+/// The current tokio runtime; an error if there is none, because tasks could not be spawned.
 pub(crate) fn in_runtime() -> Result<tokio::runtime::Handle, Error> {
     tokio::runtime::Handle::try_current().map_err(|_| {
         Error::Runtime("this needs a tokio runtime: call it within #[tokio::main], or block_on".to_owned())

@@ -1,4 +1,4 @@
-//! Event streams that outlive their connections.
+//! Event streams that resume after a lost connection.
 
 use std::{
     fmt,
@@ -18,51 +18,52 @@ use tonic::{Status, Streaming};
 
 use crate::{Client, Cursor, Error, retry::Backoff};
 
-/// Items that are read ahead of their consumer. When they wait, so does the server.
+/// Items that the client buffers ahead of the consumer. When the buffer is full, flow control holds the server back.
 const READ_AHEAD: usize = 16;
 
-/// What a subscription brings.
+/// An item of a [`Subscription`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Item {
-    /// A job of the snapshot. Events up to its `last_seq` are in it already, and come all the same.
+    /// A job of the snapshot. Its events up to `last_seq` are already reflected in it, but may be delivered all the same.
     Snapshot(Box<Job>),
-    /// The connection was lost within the snapshot, which begins anew: what came of it so far is void.
+    /// The connection was lost within the snapshot, which starts again: discard the jobs received so far.
     SnapshotRestarted,
     /// The next event.
     Event(Box<JobEvent>),
-    /// Nothing that matches is missing up to here: a cursor to store even when no event came. The first one after a
-    /// snapshot says that it is complete.
+    /// Every matching event up to this position was delivered: a cursor to store even if no event came. The first
+    /// bookmark after a snapshot marks the end of the snapshot.
     Bookmark(Bookmark),
 }
 
-/// Events in the order of the org's log, each exactly once; with [`Follow::snapshot`] the jobs as they are first.
+/// The matching events in the order of the org's log, each exactly once. With [`Follow::snapshot`] the matching jobs
+/// come first, as they are.
 ///
-/// A connection that is lost, or a server that goes away, is followed by another for as long as it takes: the stream
-/// goes on after the last `seq` it brought. It ends by itself where the request says so ([`Follow::history_only`],
-/// a finished job), and with an error when the service refuses to go on. Dropping it ends it.
+/// If the connection or the server fails, the client reconnects for as long as it takes, and resumes after the last
+/// `seq` that it received. The stream ends where the request says so ([`Follow::history_only`], or a job that has
+/// finished), or with an error if the service refuses to go on. Dropping the subscription closes the stream.
 ///
-/// A subscription to an org without a cursor begins where the log ends when [`Client::subscribe`] returns.
+/// A subscription to an org without a cursor starts at the head that the log has when [`Client::subscribe`] returns.
 ///
-/// In builds with debug assertions it checks the service's promise: an event that is missing, comes twice or is out of order
-/// ends it with [`Error::OutOfOrder`].
+/// In builds with debug assertions the subscription checks the service's promise: an event that is missing, duplicated
+/// or out of order ends it with [`Error::OutOfOrder`].
 ///
 /// [`Follow::history_only`]: crate::Follow::history_only
 /// [`Follow::snapshot`]: crate::Follow::snapshot
 #[must_use]
 pub struct Subscription {
     items: mpsc::Receiver<Result<Delivered, Error>>,
-    /// Where the consumer is, once there is such a place.
+    /// The position after the last item that the consumer received, if there is a position to resume from.
     cursor: Option<Cursor>,
-    /// The hook has not heard of the cursor yet.
+    /// True if the hook has not been called with `cursor` yet.
     is_news: bool,
     hook: Option<Hook>,
 }
 
-/// Hears of each cursor that the consumer has come to.
+/// Called with each cursor that the consumer has reached.
 type Hook = Box<dyn FnMut(&Cursor) + Send>;
 
-/// An item, with the cursor after it.
+/// An item and the cursor after it.
 type Delivered = (Item, Option<Cursor>);
 
 impl fmt::Debug for Subscription {
@@ -82,7 +83,7 @@ impl Subscription {
             let (stream, item) = timeout(client.timeout(), first).await.map_err(|_| Error::DeadlineExceeded)??;
             if let Some(item) = item {
                 if let stream_job_events_response::Item::Event(event) = &item {
-                    // It happened since the server took the subscription.
+                    // The event was written after the server accepted the subscription: the stream starts right before it.
                     place.request.after_seq = Some(event.seq - 1);
                 }
                 let before = place.cursor();
@@ -115,20 +116,20 @@ impl Subscription {
         Self { items, cursor, is_news: false, hook: None }
     }
 
-    /// Calls this whenever the consumer comes for the next item, with the cursor after the one before: what it stores has been
-    /// dealt with. Called for every item; a consumer that stores it in a file may want to do so now and then only.
+    /// Calls `hook` each time the consumer asks for the next item, with the cursor after the previous item, which the consumer
+    /// has processed by then. The hook runs for every item; one that writes to a file may want to do so now and then only.
     pub fn on_cursor(mut self, hook: impl FnMut(&Cursor) + Send + 'static) -> Self {
         self.hook = Some(Box::new(hook));
         self
     }
 
-    /// Where the consumer is: after the last item that it was given. `None` where there is no place to go on from yet, within a
-    /// snapshot.
+    /// The position after the last item that the consumer received. `None` while there is no position to resume from:
+    /// within a snapshot, and before the first item of a job's whole history.
     pub fn cursor(&self) -> Option<&Cursor> {
         self.cursor.as_ref()
     }
 
-    /// The next item; `None` after the end or an error. May be dropped while it waits: nothing is lost.
+    /// The next item; `None` after the end or an error. Cancel-safe: dropping the future loses no item.
     pub async fn next(&mut self) -> Option<Result<Item, Error>> {
         StreamExt::next(self).await
     }
@@ -153,7 +154,7 @@ impl Stream for Subscription {
     }
 }
 
-/// Moves items from stream after stream to the consumer.
+/// Moves items to the consumer, and opens a new stream whenever one breaks.
 async fn follow(
     client: &Client,
     mut place: Place,
@@ -163,15 +164,15 @@ async fn follow(
     let mut backoff = Backoff::default();
     loop {
         let error = match read(&mut stream, &mut place, &mut backoff, sender).await {
-            // Only a history, or the stream of a job, has an end.
+            // Only a history or the stream of a job ends by itself. Any other end is a cut connection.
             Ok(()) if place.has_end() || sender.is_closed() => return,
             Ok(()) => Error::from(Status::unavailable("the stream was cut")),
             Err(error) => error,
         };
-        // The token may have been replaced since the stream was opened; if not, that is said when it is opened again.
+        // The token may have been replaced since the stream was opened. If not, reopening fails with the same error.
         let may_be_known_again = matches!(error, Error::Unauthenticated { .. });
         if !error.is_transient() && !may_be_known_again {
-            // A consumer that is gone needs no error.
+            // A dropped subscription needs no error.
             let _ = sender.send(Err(error)).await;
             return;
         }
@@ -198,7 +199,7 @@ async fn follow(
     }
 }
 
-/// Moves the items of one stream. `Ok` at its proper end.
+/// Moves the items of one stream. `Ok` at the end of the stream, or if the subscription was dropped.
 async fn read(
     stream: &mut Streaming<StreamJobEventsResponse>,
     place: &mut Place,
@@ -207,7 +208,7 @@ async fn read(
 ) -> Result<(), Error> {
     while let Some(message) = stream.message().await? {
         backoff.reset();
-        // One that says nothing is from a newer server.
+        // A message without a known item comes from a newer server.
         let Some(item) = message.item else { continue };
         if sender.send(Ok(place.take(item)?)).await.is_err() {
             return Ok(());
@@ -216,14 +217,14 @@ async fn read(
     Ok(())
 }
 
-/// Where a subscription is.
+/// The position of a subscription.
 struct Place {
-    /// What would resume it.
+    /// The request that resumes the subscription from its position.
     request: StreamJobEventsRequest,
     log_id: String,
-    /// Jobs of a snapshot that is not complete have come.
+    /// True if jobs of an incomplete snapshot were received.
     is_in_snapshot: bool,
-    /// The last `job_seq`, of a job's own stream.
+    /// The last `job_seq`, checked if the stream is of one job.
     job_seq: Option<i64>,
 }
 
@@ -238,8 +239,8 @@ impl Place {
         Ok(stream)
     }
 
-    /// The same with the first message: the server tells at once where the log ends, and with that the place is fixed, whatever
-    /// becomes of the connection.
+    /// Opens the stream and reads its first message. The server sends a bookmark with the log's head at once, which
+    /// fixes the start of the subscription even if the connection breaks later.
     async fn connect_now(
         &mut self,
         client: &Client,
@@ -255,7 +256,7 @@ impl Place {
         }
     }
 
-    /// Takes note of the log that the service has: what resumes the subscription is to be of the same.
+    /// Records the log id that the service sent, so that a later request is refused if the log has changed.
     fn is_of_log(&mut self, log_id: String) {
         if !log_id.is_empty() {
             self.log_id = log_id;
@@ -273,12 +274,12 @@ impl Place {
         self.request.after_seq.map(|seq| Cursor { log_id: self.log_id.clone(), seq })
     }
 
-    /// True if jobs have come of a snapshot that has to be taken anew.
+    /// Resets the snapshot. True if jobs of an incomplete snapshot were delivered, which the consumer has to discard.
     fn restart_snapshot(&mut self) -> bool {
         std::mem::take(&mut self.is_in_snapshot)
     }
 
-    /// Moves past the next item.
+    /// Advances the position past an item.
     fn take(&mut self, item: stream_job_events_response::Item) -> Result<Delivered, Error> {
         let (seq, item) = match item {
             stream_job_events_response::Item::Snapshot(job) => {
@@ -302,7 +303,8 @@ impl Place {
         Ok((item, self.cursor()))
     }
 
-    /// From here on it is resumed by the cursor, with what the snapshot let through besides.
+    /// Ends the snapshot. Later requests resume by cursor. They set `include_leaving`, so that the same events pass as
+    /// with `include_snapshot`.
     fn pass_snapshot(&mut self) {
         self.is_in_snapshot = false;
         if std::mem::take(&mut self.request.include_snapshot) {
@@ -310,7 +312,7 @@ impl Place {
         }
     }
 
-    /// Checks what the service promises: each event once and in order, and none missing where all are wanted.
+    /// Checks the service's promise: each event once and in order, and without a filter none missing.
     fn check(&mut self, event: &JobEvent) -> Result<(), Error> {
         let request = &self.request;
         let is_filtered = !(request.types.is_empty() && request.statuses.is_empty() && request.labels.is_empty());

@@ -1,4 +1,4 @@
-//! A local copy of an org's jobs that follows what happens to them.
+//! A local copy of an org's jobs that follows the log.
 
 use std::collections::HashMap;
 
@@ -8,33 +8,33 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{Client, Error, Item, Subscription, retry::Backoff};
 
-/// A job as its events tell of it.
+/// A job as folded from its events.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct JobState {
     /// UUID of the job.
     pub id: String,
-    /// Its type.
+    /// The job's type.
     pub job_type: String,
-    /// Where it stands.
+    /// The job's status.
     pub status: JobStatus,
-    /// How often it has entered running.
+    /// How often the job has entered running.
     pub attempt: i32,
-    /// What its worker is doing.
+    /// What the worker is doing; `None` if it said nothing.
     pub stage: Option<String>,
-    /// How far the attempt is, in per cent.
+    /// Progress of the attempt, 0 to 100 per cent; `None` if the worker reported none.
     pub progress: Option<i32>,
-    /// What its worker returned.
+    /// The result that the worker returned.
     pub result: Option<Value>,
-    /// The code of the last failure since the job came into view, or of before if it was in the snapshot; empty for none.
+    /// The code of the last failure that the view has seen, or that the snapshot had; empty for none.
     pub last_error_code: String,
-    /// Its message.
+    /// The message of that failure.
     pub last_error_message: String,
-    /// Not to be worked on before this time.
+    /// The job may not begin before this time.
     pub scheduled_at: Option<Timestamp>,
-    /// When its last event happened.
+    /// When the job's last event happened.
     pub updated_at: Option<Timestamp>,
-    /// `seq` of its last event.
+    /// `seq` of the job's last event.
     pub last_seq: i64,
 }
 
@@ -75,7 +75,7 @@ impl JobState {
         }
     }
 
-    /// The fold of a job's events.
+    /// Folds an event into the job.
     fn apply(&mut self, event: JobEvent) {
         let (kind, status) = (event.kind(), event.next_status());
         if matches!(kind, JobEventKind::Claimed | JobEventKind::Started | JobEventKind::Imported) {
@@ -106,21 +106,21 @@ impl JobState {
     }
 }
 
-/// What has become of a view.
+/// A change of a [`View`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
-    /// The job with this id came into view, or changed.
+    /// The job with this id came into the view, or changed.
     Changed(String),
-    /// The job with this id has left the statuses that the view is of, and is in it no more.
+    /// The job with this id left the view: its status is none of those that the view selects.
     Left(String),
-    /// Nothing, but the view is up to date as of a later place in the log.
+    /// No job of the view changed, but the view is up to date as of a later `seq`.
     Nothing,
-    /// The view was built anew: what it missed is no longer in the log, or the log is another since a restore.
+    /// The view was rebuilt from a snapshot: retention had removed the next events, or a restore had replaced the log.
     Rebuilt,
 }
 
-/// An org's jobs, those that match a [`Follow`](crate::Follow), kept up to date.
+/// The org's jobs that match a [`Follow`](crate::Follow), kept up to date in memory.
 ///
 /// ```no_run
 /// # async fn example(client: jobledger_client::Client) -> Result<(), jobledger_client::Error> {
@@ -135,9 +135,9 @@ pub enum Change {
 /// # }
 /// ```
 ///
-/// It holds every job that matches in memory. Nothing tells of jobs that retention removes: a view of finished ones keeps them,
-/// until it is built anew, or told to [forget](View::forget) them. Of a job that comes into view later, result, error and
-/// `scheduled_at` are known as far as the events tell that are seen of it.
+/// No event reports a job that retention removes. A view of finished jobs therefore keeps removed jobs until it is
+/// rebuilt, or until [`View::forget`] drops them. For a job that comes into the view after the snapshot, `result`, the
+/// last error and `scheduled_at` are known only from the events that the view has received.
 #[derive(Debug)]
 #[must_use]
 pub struct View {
@@ -145,14 +145,13 @@ pub struct View {
     request: StreamJobEventsRequest,
     state: State,
     jobs: HashMap<String, JobState>,
-    /// The job that left last: one that fails and is retried at once comes back with its error.
+    /// The job that left last: a job that fails and is retried at once comes back with its error.
     left: Option<JobState>,
     as_of_seq: i64,
-    /// Between one building and the next, where nothing could be followed in between.
+    /// Wait between two rebuilds if no event was received between them.
     backoff: Backoff,
 }
 
-/// What a view is doing.
 #[derive(Debug)]
 enum State {
     Following(Subscription),
@@ -160,19 +159,19 @@ enum State {
     Ended,
 }
 
-/// A snapshot on its way.
+/// A snapshot in progress.
 #[derive(Debug, Default)]
 struct Snapshot {
-    /// `None` before it is asked for.
+    /// `None` before the subscription is opened.
     events: Option<Subscription>,
     jobs: HashMap<String, JobState>,
     backoff: Backoff,
-    /// Not to be asked for before.
+    /// The subscription is not opened before this time.
     not_before: Option<Instant>,
 }
 
 impl Snapshot {
-    /// Takes it up to its end, the bookmark that says where it belongs. May be dropped while it waits, and goes on from there.
+    /// Receives the snapshot up to its final bookmark, and returns the bookmark's `seq`. Cancel-safe.
     async fn take(&mut self, client: &Client, request: &StreamJobEventsRequest) -> Result<i64, Error> {
         loop {
             if let Some(time) = self.not_before {
@@ -195,7 +194,7 @@ impl Snapshot {
         }
     }
 
-    /// Begins it anew, after a while.
+    /// Discards the snapshot, and starts it again after a backoff.
     fn restart(&mut self, after: &Error) {
         self.not_before = Some(Instant::now() + self.backoff.next(after.retry_after()));
         self.events = None;
@@ -214,43 +213,43 @@ impl View {
         Ok(view)
     }
 
-    /// The jobs, in no order.
+    /// The jobs, in no particular order.
     pub fn jobs(&self) -> impl Iterator<Item = &JobState> {
         self.jobs.values()
     }
 
-    /// One of them.
+    /// The job with this id, if the view has it.
     pub fn get(&self, id: &str) -> Option<&JobState> {
         self.jobs.get(id)
     }
 
-    /// How many there are.
+    /// Number of jobs in the view.
     pub fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// True if there are none.
+    /// True if the view has no jobs.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
 
-    /// Takes a job out of the view, for instance one that has finished. It comes back if anything happens to it.
+    /// Removes a job from the view, for instance a finished one. The job's next event brings it back.
     pub fn forget(&mut self, id: &str) -> Option<JobState> {
         self.jobs.remove(id)
     }
 
-    /// The place in the log up to which everything is in it.
+    /// The `seq` up to which the view includes every event.
     pub fn as_of_seq(&self) -> i64 {
         self.as_of_seq
     }
 
-    /// Follows the log by one step, as soon as there is one; where that is no longer possible, because the service has removed what comes
-    /// next, or has another log since a restore, the view is built anew. `None` at the end of a history, of a finished
-    /// job's events, or after an error. May be dropped while it waits: nothing is lost.
+    /// Waits for the next change and applies it. Rebuilds the view if the service has removed the next events, or has
+    /// another log after a restore. Returns `None` at the end of a history, at the end of a finished job's events, or
+    /// after an error. Cancel-safe: dropping the future loses no change.
     ///
     /// # Errors
     ///
-    /// If the service refuses to go on.
+    /// Any error with which the service refuses to go on.
     pub async fn next(&mut self) -> Option<Result<Change, Error>> {
         loop {
             let error = match &mut self.state {
@@ -297,7 +296,6 @@ impl View {
         }
     }
 
-    /// Takes over what a snapshot has brought.
     fn adopt(&mut self, snapshot: Snapshot, as_of_seq: i64) {
         self.state = snapshot.events.map_or(State::Ended, State::Following);
         self.jobs = snapshot.jobs;
@@ -308,7 +306,7 @@ impl View {
     fn apply(&mut self, event: JobEvent) -> Change {
         self.as_of_seq = event.seq;
         if self.jobs.get(&event.job_id).is_some_and(|job| job.last_seq >= event.seq) {
-            // The snapshot was further on.
+            // The snapshot had the job as of this event or later.
             return Change::Nothing;
         }
         let id = event.job_id.clone();
@@ -327,7 +325,7 @@ impl View {
     }
 }
 
-/// What says that the view's place in the log is of no use any more.
+/// True of errors that make the view's position in the log useless.
 fn is_void(error: &Error) -> bool {
     matches!(error, Error::CursorExpired { .. } | Error::CursorAhead { .. } | Error::EpochChanged { .. })
 }

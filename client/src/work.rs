@@ -1,4 +1,4 @@
-//! The calls of workers, and of whoever looks after jobs.
+//! The calls of workers, and of people who manage jobs.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::{Client, Error};
 
 impl Client {
-    /// Takes jobs that are ready, under leases. [`Worker`](crate::worker::Worker) does it all: this is for those who must do it
-    /// themselves. Dropped before its answer, it has taken nothing.
+    /// Claims ready jobs under leases, for workers that don't use [`Worker`](crate::worker::Worker). If the future is
+    /// dropped before its answer, the server gives the jobs back.
     ///
     /// # Errors
     ///
@@ -28,19 +28,20 @@ impl Client {
         Ok(self.call_within(timeout, request, true, send).await?.leases)
     }
 
-    /// Extends leases, and brings news of their jobs along: how each stands, in order. What is wrong with one of them is in its own
-    /// result (`error`), and costs the others nothing.
+    /// Extends leases, and sends the progress of their jobs. Returns one result per lease, in order. A problem with one
+    /// lease is in the `error` of its own result, and does not affect the others.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidRequest`], [`Error::Exhausted`], [`Error::Unavailable`], [`Error::DeadlineExceeded`]: then it isn't known
-    /// of any lease that it is lost.
+    /// [`Error::InvalidRequest`], [`Error::Exhausted`], [`Error::Unavailable`], [`Error::DeadlineExceeded`]. After such
+    /// an error no lease is known to be lost.
     pub async fn heartbeat(&self, heartbeat: HeartbeatRequest) -> Result<Vec<HeartbeatResult>, Error> {
         let send = |mut service: crate::RawClient, request| async move { service.heartbeat(request).await };
         Ok(self.call(heartbeat, true, send).await?.results)
     }
 
-    /// Asks for a job to end: the job, canceled or asked to stop. A reason is for the event log, and may be empty.
+    /// Cancels a job, or asks the worker that holds it to stop, and returns the job. `reason` is for the event log; it
+    /// may be empty.
     ///
     /// # Errors
     ///
@@ -52,7 +53,7 @@ impl Client {
         self.call(request, true, send).await?.job.ok_or_else(Error::without_job)
     }
 
-    /// Queues a finished job again, once, with a fresh budget of attempts.
+    /// Queues a failed, canceled or dead-lettered job again, once, with `failures` and `lost_attempts` at 0.
     ///
     /// # Errors
     ///
@@ -65,7 +66,7 @@ impl Client {
         self.call(request, true, send).await?.job.ok_or_else(Error::without_job)
     }
 
-    /// Reads a page of jobs, the newest first. For the next one, ask the same with its `next_page_token`.
+    /// Reads a page of jobs, the newest first. Send the answer's `next_page_token` as `page_token` to read the next page.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! One attempt at one job, up to the point where the ledger knows what became of it.
+//! One attempt at one job, until the ledger has accepted its outcome.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,15 +21,15 @@ use super::{
 };
 use crate::{Report, request};
 
-/// What a result may take, encoded, and how deep it may nest.
+/// Limits of the contract: encoded size of a result, and how deep its lists and objects nest.
 const MAX_RESULT_BYTES: usize = 1 << 20;
 const MAX_RESULT_DEPTH: usize = 32;
-/// The longest wait that the contract takes.
+/// The contract's limit for `retry_after`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(365 * 86_400);
-/// A handler that is asked to stop at the end of the grace period has so long.
+/// How long a handler gets to stop after the worker's shutdown grace is over.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A handler at work. Dropped, it is asked to stop, and dropped where it awaits.
+/// A running handler. When dropped, it asks the handler to stop and aborts its task at the next `.await`.
 struct Attempt<'a> {
     handler: JoinHandle<Output>,
     held: &'a Held,
@@ -42,13 +42,13 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// Runs the handler of a job that was claimed, and reports how it ended.
+/// Runs the handler of a claimed job, and reports the outcome.
 pub(super) async fn work_on(shared: Arc<Shared>, lease: Lease, _room: OwnedSemaphorePermit) {
     let Some(mut job) = lease.job else { return };
     let held = shared.keeper.hold(lease.lease_token);
     let handler = shared.worker.handlers.get(&job.r#type).cloned();
     let Some(handler) = handler else {
-        // Not asked for.
+        // No handler for this type, which the claim did not ask for: give the job back.
         let back = Report::released(job.id).lease(held.lease_token());
         let _ = shared.desk.report(back.into(), &held).await;
         return shared.keeper.let_go(&held);
@@ -64,7 +64,7 @@ pub(super) async fn work_on(shared: Arc<Shared>, lease: Lease, _room: OwnedSemap
     shared.keeper.let_go(&held);
 }
 
-/// How the handler ended; `None`: it was asked to stop, did not in time, and was dropped.
+/// Waits for the handler's end. `None` if it was asked to stop, did not stop in time, and was dropped.
 async fn await_end(shared: &Shared, held: &Held, mut attempt: Attempt<'_>) -> Option<Result<Output, JoinError>> {
     let grace = tokio::select! {
         ended = &mut attempt.handler => return Some(ended),
@@ -86,13 +86,13 @@ async fn await_end(shared: &Shared, held: &Held, mut attempt: Attempt<'_>) -> Op
     }
 }
 
-/// The report on an attempt that ended so; `None` where there is nothing to report, since the job is others'.
+/// The report on the attempt. `None` if there is nothing to report, because the lease is lost.
 fn outcome(job: &Job, held: &Held, ended: Option<Result<Output, JoinError>>) -> Option<UpdateJobStatusRequest> {
     let job_id = job.id.as_str();
     let ended = ended.and_then(|ended| match ended.map_err(JoinError::try_into_panic) {
         Ok(output) => Some(output),
         Err(Ok(panic)) => Some(Err(Error::new(panic_message(&*panic)).code(PANIC))),
-        // The runtime that it ran on has ended: its process does.
+        // The task was canceled because its runtime, and so the process, is shutting down.
         Err(Err(_)) => None,
     });
     let report = match (held.stopped(), ended) {
@@ -123,7 +123,7 @@ fn outcome(job: &Job, held: &Held, ended: Option<Result<Output, JoinError>>) -> 
     }))
 }
 
-/// An error for a result that the service would refuse.
+/// The report on a success. An error if the service would refuse the result.
 fn succeeded(job_id: &str, result: Option<Value>) -> Result<UpdateJobStatusRequest, Error> {
     let size = result.as_ref().map_or(0, Value::encoded_len);
     if result.as_ref().is_some_and(|result| !is_shallow(result, MAX_RESULT_DEPTH)) {
@@ -137,7 +137,7 @@ fn succeeded(job_id: &str, result: Option<Value>) -> Result<UpdateJobStatusReque
     Ok(UpdateJobStatusRequest { result, ..Report::succeeded(job_id).into() })
 }
 
-/// True if a value nests lists and objects no deeper than this.
+/// True if the value nests lists and objects at most `depth` levels deep.
 fn is_shallow(value: &Value, depth: usize) -> bool {
     match &value.kind {
         Some(Kind::ListValue(list)) => depth > 0 && list.values.iter().all(|value| is_shallow(value, depth - 1)),
@@ -148,7 +148,7 @@ fn is_shallow(value: &Value, depth: usize) -> bool {
     }
 }
 
-/// The report on an attempt that did not work out, with a line in the log.
+/// The report on an attempt whose handler returned an error. Logs failures.
 fn failed(job: &Job, error: Error) -> UpdateJobStatusRequest {
     let retry_after = error.retry_after.map(|wait| request::duration(wait.min(LONGEST_RETRY_AFTER)));
     let Error { code, message, kind, .. } = error;
@@ -162,7 +162,7 @@ fn failed(job: &Job, error: Error) -> UpdateJobStatusRequest {
     if is_permanent { report.permanent().into() } else { UpdateJobStatusRequest { retry_after, ..report.into() } }
 }
 
-/// What handlers say of errors, cut to what the contract takes.
+/// Cuts the error's code and message to the contract's limits, and removes NUL characters, which the service refuses.
 fn bounded(mut report: UpdateJobStatusRequest) -> UpdateJobStatusRequest {
     const MAX_CODE_CHARS: usize = 100;
     const MAX_MESSAGE_BYTES: usize = 4 << 10;
@@ -172,7 +172,7 @@ fn bounded(mut report: UpdateJobStatusRequest) -> UpdateJobStatusRequest {
     report
 }
 
-/// Has the ledger take a report.
+/// Delivers the report. If the service refuses its content, delivers a reduced report instead.
 async fn settle(shared: &Shared, held: &Arc<Held>, job_id: &str, report: UpdateJobStatusRequest) {
     let status = report.status();
     let error = match shared.desk.report(report, held).await {
@@ -189,7 +189,7 @@ async fn settle(shared: &Shared, held: &Arc<Held>, job_id: &str, report: UpdateJ
     tracing::error!(job_id, %error, "the service refused a report; saying less");
     let refused = |code, what: &str| Report::failed(job_id, code, format!("{what} was refused: {error}"));
     let bare: UpdateJobStatusRequest = match status {
-        // Only the result can be what it takes offence at: another attempt would not help.
+        // Only the result can have caused the refusal, so another attempt would not help.
         JobStatus::Succeeded => refused(INVALID_RESULT, "the result").permanent().into(),
         JobStatus::Queued => Report::released(job_id).into(),
         JobStatus::Canceled => Report::canceled(job_id).into(),

@@ -1,4 +1,4 @@
-//! What a handler has of its job beside the payload.
+//! The context of an attempt: what a handler gets besides the payload.
 
 use std::{
     sync::Arc,
@@ -10,11 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::keeper::Held;
 
-/// The longest stage, in characters, and the longest message, in bytes, that the contract takes.
+/// The contract's limits for a stage and a message.
 const MAX_STAGE_CHARS: usize = 100;
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 
-/// A handler's view of its attempt. Cheap to clone.
+/// A handler's access to its job and attempt. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
     job: Arc<Job>,
@@ -34,54 +34,52 @@ impl Context {
         &self.job
     }
 
-    /// The job's id: the same in all its attempts.
+    /// The job's id, which is the same in all attempts.
     pub fn job_id(&self) -> &str {
         &self.job.id
     }
 
-    /// Which attempt this is: 1, 2, …
+    /// The number of this attempt: 1, 2, …
     pub fn attempt(&self) -> i32 {
         self.job.attempt
     }
 
-    /// How many attempts before this one have failed, of the job's `max_attempts`.
+    /// How many attempts have failed so far. The job ends when this reaches its `max_attempts`.
     pub fn failures(&self) -> i32 {
         self.job.failures
     }
 
-    /// How many attempts before this one were lost, because their workers' leases expired: they may have done some of the work, or all
-    /// of it.
+    /// How many attempts were lost so far, because their leases expired. They may have done some of the work, or all of it.
     pub fn lost_attempts(&self) -> i32 {
         self.job.lost_attempts
     }
 
-    /// When the job's run time-out ends the attempt, if it has one.
+    /// When the run timeout ends this attempt, counted from when the worker received the job; `None` without one.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Says what is being done now, in at most 100 characters; more are cut off. Returns at once: the latest of what was said is
-    /// reported a few times a second.
+    /// Sets what the worker is doing, at most 100 characters; the rest is cut off. Returns at once: the latest stage is
+    /// reported a few times per second.
     pub fn stage(&self, stage: impl Into<String>) {
         let stage = clean(stage.into()).chars().take(MAX_STAGE_CHARS).collect();
         self.held.tell(|news| news.stage = Some(stage));
     }
 
-    /// Says how far the work is, in per cent of at most 100. Returns at once, as [`Context::stage`] does.
+    /// Sets the progress in per cent; more than 100 counts as 100. Returns at once, as [`Context::stage`] does.
     pub fn progress(&self, percent: u8) {
         self.held.tell(|news| news.progress = Some(percent.min(100).into()));
     }
 
-    /// Leaves a remark for the event log, of at most 4 KiB; more is cut off. Returns at once, as [`Context::stage`] does; of
-    /// remarks that follow quickly on each other the latest is reported.
+    /// Adds a remark to the event log, at most 4 KiB; the rest is cut off. Returns at once, as [`Context::stage`] does.
+    /// Of several remarks within one interval only the latest is reported.
     pub fn message(&self, message: impl Into<String>) {
         let mut message = clean(message.into());
         message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
         self.held.tell(|news| news.message = message);
     }
 
-    /// True once the handler should stop: the job was canceled, or belongs to others, or the worker is stopping and can wait no
-    /// longer.
+    /// True once the handler should stop: the job was canceled, the lease is lost, or the worker's shutdown grace is over.
     pub fn is_canceled(&self) -> bool {
         self.held.token().is_cancelled()
     }
@@ -91,13 +89,13 @@ impl Context {
         self.held.token().cancelled().await;
     }
 
-    /// The same as a token, to hand on.
+    /// The same signal as a token, to pass on.
     pub fn cancellation(&self) -> CancellationToken {
         self.held.token().clone()
     }
 }
 
-/// Without the one character that the service refuses.
+/// Removes NUL, the one character that the service refuses.
 fn clean(mut text: String) -> String {
     text.retain(|c| c != '\0');
     text

@@ -1,19 +1,19 @@
-//! How a handler says that it did not work out.
+//! Errors with which handlers end an attempt.
 
 use std::{fmt, time::Duration};
 
-/// The code of a failure to which the handler gave none.
+/// The code of a failure whose error has no code of its own.
 pub const HANDLER_FAILED: &str = "HANDLER_FAILED";
-/// The code of a handler that panicked.
+/// The code of a handler that panicked. Another attempt follows while the job's budget lasts.
 pub const PANIC: &str = "PANIC";
-/// The code of a job whose payload is not what its handler takes, which no other attempt would change.
+/// The code of a payload that does not have the handler's input type. Permanent.
 pub const INVALID_PAYLOAD: &str = "INVALID_PAYLOAD";
-/// The code of a result over the limit of 1 MiB encoded, or one that the service refuses; another attempt would not help.
+/// The code of a result that can't be stored: over 1 MiB, nested over 32 deep, not JSON, or refused. Permanent.
 pub const INVALID_RESULT: &str = "INVALID_RESULT";
 
-/// Why a handler gives up on an attempt.
+/// Why an attempt failed, or gave its job back.
 ///
-/// Any error turns into one by `?`: a failure that is retried while the job's budget lasts.
+/// Every error type converts by `?` to a failure that is retried while the job's budget lasts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     pub(super) code: String,
@@ -34,27 +34,27 @@ impl Error {
         Self { code: HANDLER_FAILED.to_owned(), message: message.to_string(), kind, retry_after: None }
     }
 
-    /// A failure that another attempt may mend.
+    /// A failure that another attempt may repair.
     pub fn new(message: impl fmt::Display) -> Self {
         Self::of(Kind::Retryable, message)
     }
 
-    /// A failure that no other attempt would mend: the job fails, whatever is left of its budget.
+    /// A failure that no other attempt would repair. The job fails, whatever is left of its budget.
     pub fn permanent(message: impl fmt::Display) -> Self {
         Self::of(Kind::Permanent, message)
     }
 
-    /// A failure that is not to be retried sooner than after this time, instead of the time of the job's retry policy.
+    /// A failure whose next attempt begins after `wait` (at most 365 days) instead of the retry policy's delay.
     pub fn retry_after(wait: Duration, message: impl fmt::Display) -> Self {
         Self { retry_after: Some(wait), ..Self::of(Kind::Retryable, message) }
     }
 
-    /// Not a failure: the job goes back to the queue, to be ready again after this time, and none of its budget is used.
+    /// Not a failure. The job goes back to the queue, becomes ready after `wait`, and keeps its budget.
     pub fn give_back(wait: Duration) -> Self {
         Self { retry_after: Some(wait), ..Self::of(Kind::GiveBack, "") }
     }
 
-    /// A short, stable name for what went wrong, at most 100 characters. Default `HANDLER_FAILED`.
+    /// Sets a short, stable name of the failure, at most 100 characters. Default `HANDLER_FAILED`.
     #[must_use]
     pub fn code(mut self, code: impl Into<String>) -> Self {
         self.code = code.into();

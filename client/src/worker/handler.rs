@@ -1,4 +1,4 @@
-//! Handlers, whatever they take and return.
+//! Handlers, stored without their input and output types.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{from_value, json::to_field};
 
-/// A result; `None` where there is nothing to say.
+/// The result of a handler; `None` for a null result.
 pub(super) type Output = Result<Option<Value>, Error>;
 
 type Run = dyn Fn(Context, Job) -> Pin<Box<dyn Future<Output = Output> + Send>> + Send + Sync;
 
-/// Runs on one job at a time, many times at once.
+/// Runs one job per call. Calls run concurrently.
 #[derive(Clone)]
 pub(super) struct Handler(Arc<Run>);
 
@@ -38,7 +38,7 @@ impl Handler {
                 let output = handler(context, input).await?;
                 let value =
                     to_field("result", &output).map_err(|error| Error::permanent(error).code(INVALID_RESULT))?;
-                // `()` is null.
+                // A handler that returns `()` has a null result, which is not stored.
                 Ok(Some(value).filter(|value| !matches!(value.kind, Some(Kind::NullValue(_)))))
             })
         }))

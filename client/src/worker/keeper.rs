@@ -1,4 +1,4 @@
-//! Keeps leases: one call for many jobs says that they are still worked on, and how far they are.
+//! Keeps leases alive: one heartbeat call extends many leases and reports the progress of their jobs.
 
 use std::{
     collections::HashMap,
@@ -15,18 +15,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Client, Error, retry::Backoff};
 
-/// Leases in one call, at most.
+/// The service's limit of leases per heartbeat.
 const AT_ONCE: usize = 1_000;
-/// Bytes in one call, about: the service takes 256 KiB in a heartbeat (MESSAGE_TOO_LARGE beyond that).
+/// Upper bound of the estimated size of a heartbeat, in bytes: the service accepts 256 KiB (MESSAGE_TOO_LARGE beyond that).
 const BYTES: usize = 224 << 10;
-/// Bytes of one lease in a call beside its texts: a token, numbers and tags.
+/// Estimated size of one lease in a heartbeat without its texts: a token, numbers and tags.
 const LEASE: usize = 160;
-/// What one call may take: another, at another server, may have better luck.
+/// Timeout of one heartbeat, short enough that a retry reaches another server before the leases expire.
 const CALL: Duration = Duration::from_secs(5);
-/// A lease that could not be extended is tried again after this.
+/// Wait before the next heartbeat of a lease that the server did not extend.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// What a handler said last, and was not reported yet.
+/// The latest stage, progress and message that the handler has set and the worker has not reported yet.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(super) struct News {
     pub(super) stage: Option<String>,
@@ -39,7 +39,7 @@ impl News {
         *self == Self::default()
     }
 
-    /// What was said earlier, where nothing was said since.
+    /// Fills what these news lack from earlier ones.
     fn or(self, earlier: Self) -> Self {
         Self {
             stage: self.stage.or(earlier.stage),
@@ -49,18 +49,15 @@ impl News {
     }
 }
 
-/// Why a job's handler was asked to stop.
+/// Why the worker asked a handler to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// The job was canceled.
     Canceled,
-    /// The lease is lost.
     Lost,
-    /// The worker is stopping.
     Shutdown,
 }
 
-/// One job in this worker's hands.
+/// A claimed job of this worker, with its lease.
 pub(super) struct Held {
     keeper: Weak<Keeper>,
     lease_token: String,
@@ -71,19 +68,19 @@ pub(super) struct Held {
 
 struct State {
     news: News,
-    /// What is on its way with a heartbeat that is not answered yet.
+    /// News in a heartbeat that is not answered yet.
     on_its_way: News,
-    /// When news may be sent.
+    /// When the next news may be sent.
     news_at: Instant,
-    /// When a sign of life has to be sent.
+    /// When the next heartbeat is due, with or without news.
     beat_at: Instant,
-    /// The lease ends no sooner than this, for all that is known.
+    /// The lease ends no sooner than this, as far as the worker can tell.
     alive_until: Instant,
     stop: Option<Stop>,
 }
 
 impl State {
-    /// What was on its way is told again, then.
+    /// Queues the unanswered news again, to be sent at `at`.
     fn put_back(&mut self, at: Instant) {
         let on_its_way = std::mem::take(&mut self.on_its_way);
         self.news = std::mem::take(&mut self.news).or(on_its_way);
@@ -92,7 +89,7 @@ impl State {
 }
 
 impl Held {
-    /// Takes note of what the handler says.
+    /// Changes the news, and wakes the keeper.
     pub(super) fn tell(&self, say: impl FnOnce(&mut News)) {
         let is_first = {
             let mut state = lock(&self.state);
@@ -100,13 +97,13 @@ impl Held {
             say(&mut state.news);
             is_first
         };
-        // What follows on news that is not told yet goes with it: a handler may say more than there are heartbeats.
+        // Only the first news wakes the keeper; later news join it, however often the handler reports.
         if is_first && let Some(keeper) = self.keeper.upgrade() {
             keeper.wake.notify_one();
         }
     }
 
-    /// Takes what was not reported yet, for all that is known: what is on its way may arrive after the job has ended.
+    /// Takes news that may not have arrived. An unanswered heartbeat may arrive too late, after the job has ended.
     pub(super) fn take_news(&self) -> News {
         let mut state = lock(&self.state);
         let on_its_way = std::mem::take(&mut state.on_its_way);
@@ -121,7 +118,7 @@ impl Held {
         &self.lease_token
     }
 
-    /// Asks the handler to stop. That the lease is lost outweighs everything.
+    /// Asks the handler to stop. A lost lease overrides any earlier reason.
     pub(super) fn stop(&self, why: Stop) {
         let mut state = lock(&self.state);
         if state.stop.is_none() || why == Stop::Lost {
@@ -131,12 +128,12 @@ impl Held {
         self.token.cancel();
     }
 
-    /// How long the lease goes on without a heartbeat.
+    /// How long the lease lasts without a heartbeat.
     pub(super) fn lease(&self) -> Duration {
         self.lease
     }
 
-    /// True while the lease may live. It may live on after that: it ends by an event in the log.
+    /// True until the known end of the lease, which may live longer: it ends by an event, not by the clock.
     pub(super) fn may_be_alive(&self) -> bool {
         Instant::now() <= lock(&self.state).alive_until
     }
@@ -146,7 +143,7 @@ impl Held {
     }
 }
 
-/// All jobs in this worker's hands.
+/// All claimed jobs of this worker.
 pub(super) struct Keeper {
     client: Client,
     worker_id: String,
@@ -170,7 +167,6 @@ impl Keeper {
         })
     }
 
-    /// Keeps a lease from now on.
     pub(super) fn hold(self: &Arc<Self>, lease_token: String) -> Arc<Held> {
         let now = Instant::now();
         let (news, on_its_way) = Default::default();
@@ -188,17 +184,15 @@ impl Keeper {
         held
     }
 
-    /// Lets go of a lease that has ended.
     pub(super) fn let_go(&self, held: &Held) {
         lock(&self.held).remove(&held.lease_token);
     }
 
-    /// How many leases there are to keep.
     pub(super) fn leases(&self) -> usize {
         lock(&self.held).len()
     }
 
-    /// Keeps leases for as long as it is polled.
+    /// Sends heartbeats for as long as it is polled.
     pub(super) async fn run(&self) {
         let mut backoff = Backoff::default();
         loop {
@@ -220,7 +214,7 @@ impl Keeper {
             let worker_id = self.worker_id.clone();
             let beat = HeartbeatRequest { worker_id, leases: leases.collect(), extend_by: None };
             let sent_at = Instant::now();
-            // No longer than until the next one is due.
+            // At most until the next heartbeat is due.
             let until = sent_at + CALL.min(self.beat_interval);
             let mut service = self.client.raw();
             let answer = self.client.bounded(until, async { service.heartbeat(beat).await }).await;
@@ -243,7 +237,7 @@ impl Keeper {
         }
     }
 
-    /// The leases that are due for a sign of life, or have news to be told, with the news; and when the next is.
+    /// The leases whose heartbeat or news are due, with their news, and when the next lease is due.
     fn due(&self) -> (Vec<(Arc<Held>, News)>, Option<Instant>) {
         let now = Instant::now();
         let (mut candidates, mut next) = (Vec::new(), None::<Instant>);
@@ -259,7 +253,7 @@ impl Keeper {
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
         }
-        // Where they are too many for one call, those whose leases end first.
+        // If one call can't take all, the leases that end first go first.
         candidates.sort_unstable_by_key(|(beat_at, _)| *beat_at);
         let (mut due, mut bytes) = (Vec::new(), 0);
         for (_, held) in candidates.into_iter().take(AT_ONCE) {
@@ -294,7 +288,7 @@ impl Keeper {
             tracing::warn!(%error, "a heartbeat was refused of one lease, or its news");
         }
         if result.lease_lost {
-            // One whose outcome was accepted meanwhile has been let go of.
+            // If the job's outcome was accepted in the meantime, its lease is no longer kept, and has not been lost.
             if lock(&self.held).contains_key(&held.lease_token) {
                 held.stop(Stop::Lost);
             }
@@ -304,7 +298,7 @@ impl Keeper {
     }
 }
 
-/// What is behind these locks stays whole whatever panics beside them.
+/// A panic can't leave the data behind these locks inconsistent, so poisoning is ignored.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Workers: claim jobs, run a handler on each, and see to it that the ledger hears what became of them.
+//! Workers claim jobs, run a handler on each, and report the outcome to the ledger.
 //!
 //! ```no_run
 //! use jobledger_client::{Client, worker::{Context, Error, Worker}};
@@ -16,7 +16,7 @@
 //!
 //! async fn scale(context: Context, job: Thumbnail) -> Result<Scaled, Error> {
 //!     context.stage("reading");
-//!     let picture = tokio::fs::read(&job.path).await?; // any error: tried again while the job's budget lasts
+//!     let picture = tokio::fs::read(&job.path).await?; // any error: retried while the job's budget lasts
 //!     context.progress(50);
 //!     if picture.is_empty() {
 //!         return Err(Error::permanent("the picture is empty").code("EMPTY"));
@@ -31,30 +31,32 @@
 //! # }
 //! ```
 //!
-//! # What a handler can rely on, and what not
+//! # What a handler can rely on
 //!
-//! Of all attempts at a job the ledger accepts the outcome of one at most, and while a worker holds the lease nobody else is given the
-//! job. But a handler may run more than once for one job: a worker may die after the work and before its report. What it does to
-//! the world outside should bear being done twice: write to a place named by the job's id, or use the id as the other side's idempotency key.
+//! A job succeeds at most once: the ledger accepts reports only under the current lease, and while a worker holds the
+//! lease nobody else gets the job. A handler may still run more than once for one job, because a worker may die after
+//! the work and before its report. Make its side effects repeatable: write to a location named by the job's id, or use
+//! the id as the other system's idempotency key.
 //!
 //! # How a handler ends
 //!
 //! | the handler | the job |
 //! |---|---|
 //! | returns `Ok` | succeeds, with the value as its result |
-//! | returns an [`Error`] | fails, and is retried while its budget lasts; or as the error says |
-//! | panics | fails with the code [`PANIC`], and is retried |
-//! | can't read the payload | fails for good with [`INVALID_PAYLOAD`] |
-//! | returns more than 1 MiB encoded, or what JSON or the service don't take | fails for good with [`INVALID_RESULT`] |
-//! | is asked to stop ([`Context::canceled`]) because the job was canceled | is canceled, whatever it returns; after [`WorkerBuilder::cancel_grace`] it is dropped, and the job canceled |
-//! | has lost the lease (the ledger took the worker for dead, or the run time-out is over) | belongs to others: what it returns is discarded; after the same time it is dropped |
-//! | dies with its process | is queued again once the lease expires: the attempt is lost, which is no failure up to `max_lost_attempts` |
-//! | never returns | goes on as long as its worker sends heartbeats, if it has no run time-out |
-//! | is still running when a stop's grace is over | goes back to the queue, and none of its budget is used |
+//! | returns an [`Error`] | fails and is retried while its budget lasts, unless the error says otherwise |
+//! | panics | fails with the code [`PANIC`] and is retried |
+//! | can't read the payload | fails permanently with [`INVALID_PAYLOAD`] |
+//! | returns a result that can't be stored | fails permanently with [`INVALID_RESULT`] |
+//! | is asked to stop because the job was canceled | is canceled, whatever the handler returns |
+//! | loses its lease by expiry or the run timeout | is no longer this worker's: what the handler returns is discarded |
+//! | dies with its process | is queued again once the lease expires: a lost attempt, up to `max_lost_attempts` no failure |
+//! | never returns | runs on while its worker sends heartbeats, unless it has a run timeout |
+//! | still runs when [`WorkerBuilder::shutdown_grace`] is over | goes back to the queue with its budget unchanged |
 //!
-//! A handler is dropped where it awaits; one that never does, such as a long computation, goes on until it does, but nobody
-//! listens to it any more: use `tokio::task::spawn_blocking` and look at [`Context::is_canceled`]. Heartbeats have a thread of their
-//! own, which no handler can hold up.
+//! A handler that should stop sees [`Context::canceled`]. After [`WorkerBuilder::cancel_grace`], or 1 s at the end of a
+//! shutdown, the worker drops it at its next `.await`. A handler that never awaits, such as a long computation, runs
+//! on, but its result is ignored. Run computations in `tokio::task::spawn_blocking`, and check [`Context::is_canceled`]
+//! there. Heartbeats have a thread of their own, which no handler can block.
 
 mod attempt;
 mod context;
@@ -76,7 +78,7 @@ pub use self::{
 };
 use crate::Client;
 
-/// Claims jobs and runs handlers on them. See the [module](self).
+/// Claims jobs and runs handlers on them. The [module](self) describes the guarantees.
 #[must_use]
 pub struct Worker {
     client: Client,
@@ -84,7 +86,6 @@ pub struct Worker {
     handlers: Arc<BTreeMap<String, Handler>>,
 }
 
-/// How a worker works.
 #[derive(Debug, Clone)]
 struct Options {
     worker_id: String,
@@ -96,21 +97,21 @@ struct Options {
     shutdown_grace: Duration,
 }
 
-/// Longer, a job's stage and progress would be of no use to anyone.
+/// Bound of the progress interval: a day.
 const LONGEST_PROGRESS_INTERVAL: Duration = Duration::from_secs(86_400);
 
-/// A worker in the making.
+/// Configures a [`Worker`].
 #[must_use]
 pub struct WorkerBuilder {
     client: Client,
     options: Options,
     handlers: BTreeMap<String, Handler>,
-    /// A type that two handlers were given for.
+    /// A type with two handlers, which [`WorkerBuilder::build`] refuses.
     twice: Option<String>,
 }
 
 impl Worker {
-    /// A worker for the jobs of the client's org.
+    /// Configures a worker for jobs of the client's org.
     pub fn builder(client: Client) -> WorkerBuilder {
         let id = Uuid::new_v4().simple().to_string();
         let options = Options {
@@ -125,22 +126,23 @@ impl Worker {
         WorkerBuilder { client, options, handlers: BTreeMap::new(), twice: None }
     }
 
-    /// Works until `shutdown` is done, [`shutdown_signal`](crate::shutdown_signal) for instance; then claims no more, lets the handlers
-    /// that are running finish within the grace period, and gives the jobs of the others back. A server that is away is waited for, for
-    /// as long as it takes. Dropped, it asks handlers to stop and drops them where they await; their leases end.
+    /// Works until `shutdown` completes, for instance [`shutdown_signal`](crate::shutdown_signal). The worker then stops
+    /// claiming, lets running handlers finish within the [grace period](WorkerBuilder::shutdown_grace), and gives the other jobs
+    /// back. During an outage it retries without limit. Dropping the future stops the handlers; their leases expire.
     ///
     /// # Errors
     ///
-    /// If the service refuses its claims, for instance because of a type that can't be one; or, at the first, the caller
-    /// ([`Error::Unauthenticated`](crate::Error::Unauthenticated), [`Error::PermissionDenied`](crate::Error::PermissionDenied)). Outside a
-    /// tokio runtime, [`Error::Runtime`](crate::Error::Runtime).
+    /// The error of a claim that the service refuses for good, for instance because a type is invalid.
+    /// [`Error::Unauthenticated`](crate::Error::Unauthenticated) and
+    /// [`Error::PermissionDenied`](crate::Error::PermissionDenied) end the worker only before its first answered claim.
+    /// [`Error::Runtime`](crate::Error::Runtime) outside a tokio runtime.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), crate::Error> {
         run::run(self, shutdown).await
     }
 }
 
 impl WorkerBuilder {
-    /// Runs this handler on jobs of this type. Its input is the payload, its output the result.
+    /// Runs this handler on jobs of this type. The handler's input is the payload, its output the result.
     pub fn handle<H, F, In, Out>(self, job_type: impl Into<String>, handler: H) -> Self
     where
         H: Fn(Context, In) -> F + Send + Sync + 'static,
@@ -151,7 +153,7 @@ impl WorkerBuilder {
         self.types([job_type], handler)
     }
 
-    /// Runs one handler on jobs of several types; [`Context::job`] tells which.
+    /// Runs one handler on jobs of several types. [`Context::job`] has the type.
     pub fn types<H, F, In, Out, T: Into<String>>(mut self, types: impl IntoIterator<Item = T>, handler: H) -> Self
     where
         H: Fn(Context, In) -> F + Send + Sync + 'static,
@@ -169,48 +171,48 @@ impl WorkerBuilder {
         self
     }
 
-    /// How many handlers may run at the same time; at least 1. Default 10.
+    /// How many jobs the worker runs at the same time, at least 1. Default 10.
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.options.concurrency = handlers.max(1);
         self
     }
 
-    /// A name for people, at most 255 characters. Default: the process's id and something random.
+    /// A name for people, at most 255 characters. Default: the process id and a random suffix.
     pub fn worker_id(mut self, id: impl Into<String>) -> Self {
         self.options.worker_id = id.into();
         self
     }
 
-    /// After how long without a sign of this worker its jobs are given to others, 1 s to 24 h. A sign is sent three times as
-    /// often. Default 30 s.
+    /// Length of the leases, 1 s to 24 h. If the service gets no heartbeat of a job for this long, another worker gets
+    /// the job. The worker sends three heartbeats per lease. Default 30 s.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.options.lease = lease;
         self
     }
 
-    /// The least time between two reports of one job's progress; the latest counts. Default 250 ms.
+    /// Minimum time between two progress reports of a job; the latest value is reported. Default 250 ms, at most a day.
     pub fn progress_interval(mut self, interval: Duration) -> Self {
         self.options.progress_interval = interval.min(LONGEST_PROGRESS_INTERVAL);
         self
     }
 
-    /// How long a handler that is asked to stop may take for it. Default 10 s.
+    /// How long a handler that is asked to stop may take to end. Default 10 s.
     pub fn cancel_grace(mut self, grace: Duration) -> Self {
         self.options.cancel_grace = grace;
         self
     }
 
-    /// How long handlers may go on after the worker was told to stop. Default 30 s.
+    /// How long running handlers may go on after `shutdown` has completed. Default 30 s.
     pub fn shutdown_grace(mut self, grace: Duration) -> Self {
         self.options.shutdown_grace = grace;
         self
     }
 
-    /// The worker. It does nothing before [`Worker::run`].
+    /// Builds the worker. It does nothing before [`Worker::run`].
     ///
     /// # Errors
     ///
-    /// [`Error::Worker`](crate::Error::Worker) if it has no handler, or two for one type.
+    /// [`Error::Worker`](crate::Error::Worker) if it has no handler, or two handlers for one type.
     pub fn build(self) -> Result<Worker, crate::Error> {
         if let Some(name) = self.twice {
             return Err(crate::Error::Worker(format!("the worker has two handlers for jobs of the type {name:?}")));

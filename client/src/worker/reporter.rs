@@ -1,6 +1,6 @@
-//! Reports the outcomes of attempts, many in one call: while one is under way the next gathers.
+//! Reports the outcomes of attempts, many per call. While one call is under way, the reports of the next one gather.
 //!
-//! A report is repeated until the service has taken it, or said that it never will: under its lease's token that is safe.
+//! A report is repeated until the service has accepted it or refused it for good. Its lease token makes that safe.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,40 +15,40 @@ use tonic::Code;
 use super::keeper::Held;
 use crate::{Client, Error, retry::Backoff};
 
-/// Reports in one call, at most.
+/// The service's limit of reports per call.
 const AT_ONCE: usize = 1_000;
-/// Bytes in one call: a report at its limit and some others stay below the service's 4 MiB.
+/// Upper bound of a call's size in bytes: half of the service's 4 MiB, and more than the largest report.
 const BYTES: usize = 2 << 20;
-/// What one call may take: another may have better luck.
+/// Timeout of one call, after which a retry goes to another server.
 const CALL: Duration = Duration::from_secs(10);
 const LONGEST_CALL: Duration = Duration::from_secs(120);
 
-/// A report, and who waits for it to be settled.
+/// A report, and the channel on which its sender waits for the outcome.
 struct Report {
     update: UpdateJobStatusRequest,
     held: Arc<Held>,
-    /// Since when it is refused for a reason that is neither its own nor an outage.
+    /// When the service first refused the report for a reason that is neither the report itself nor an outage.
     refused_since: Option<Instant>,
     settled: oneshot::Sender<Result<(), Error>>,
 }
 
-/// Where reports are handed in.
+/// The queue of reports. Clones share it.
 #[derive(Clone)]
 pub(super) struct Desk(mpsc::UnboundedSender<Report>);
 
 impl Desk {
-    /// Reports under a lease, and waits until it is settled: taken, or refused for good.
+    /// Queues a report and waits until the service has accepted it or refused it for good.
     pub(super) async fn report(&self, update: UpdateJobStatusRequest, held: &Arc<Held>) -> Result<(), Error> {
         let (settled, answer) = oneshot::channel();
-        // Without a reporter there is nobody to say it to: the worker is gone, and the lease will end.
+        // The send fails only if the reporter is gone. The worker has then ended, and the lease will expire.
         let _ = self.0.send(Report { update, held: Arc::clone(held), refused_since: None, settled });
         answer.await.unwrap_or(Err(Error::LeaseLost))
     }
 }
 
-/// The desk, and what carries reports away from it for as long as it is polled.
+/// The queue, and the future that sends its reports for as long as it is polled.
 pub(super) fn open(client: Client) -> (Desk, impl Future<Output = ()>) {
-    // No more wait in it than the worker has jobs in its hands.
+    // The queue is unbounded, but has at most one report per claimed job.
     let (sender, receiver) = mpsc::unbounded_channel();
     (Desk(sender), carry(client, receiver))
 }
@@ -56,7 +56,7 @@ pub(super) fn open(client: Client) -> (Desk, impl Future<Output = ()>) {
 async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
     let mut backoff = Backoff::default();
     let mut waiting = Vec::new();
-    // On a line that is too slow for so much, smaller calls with more time get through.
+    // If calls time out, as on a slow network, the next calls are smaller and get more time.
     let (mut bytes, mut time) = (BYTES, CALL);
     loop {
         if waiting.is_empty() {
@@ -81,7 +81,7 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
                     again.push(report);
                     failed = Some(error);
                 }
-                // Nobody may wait any more.
+                // The sender may be gone.
                 answer => drop(report.settled.send(answer)),
             }
         }
@@ -97,7 +97,7 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
     }
 }
 
-/// How many of the reports one call takes.
+/// How many of the reports one call takes, within `most` bytes.
 fn fitting(reports: &[Report], most: usize) -> usize {
     let mut bytes = 0;
     let fits = |report: &&Report| {
@@ -107,7 +107,7 @@ fn fitting(reports: &[Report], most: usize) -> usize {
     reports.iter().take(AT_ONCE).take_while(fits).count().max(1)
 }
 
-/// An answer for each report. A call that is refused as a whole says nothing of the single ones: they go one by one.
+/// Returns an answer per report. If a call is refused as a whole, the reports are sent one by one.
 async fn send_or_split(client: &Client, reports: &[Report], time: Duration) -> Vec<Result<(), Error>> {
     match send(client, reports, time).await {
         Ok(answers) => answers,
@@ -123,7 +123,7 @@ async fn send_or_split(client: &Client, reports: &[Report], time: Duration) -> V
     }
 }
 
-/// An answer for each report, or one for the call.
+/// Sends reports in one call. Returns an answer per report, or the error of the call.
 async fn send(client: &Client, reports: &[Report], time: Duration) -> Result<Vec<Result<(), Error>>, Error> {
     let updates = reports.iter().map(|report| report.update.clone()).collect();
     let mut service = client.raw();
@@ -135,7 +135,7 @@ async fn send(client: &Client, reports: &[Report], time: Duration) -> Result<Vec
     Ok(results.into_iter().map(|result| result.error.map_or(Ok(()), |error| Err(error.into()))).collect())
 }
 
-/// True of an error that says what is wrong with a report: another one may be taken.
+/// True if the report's content caused the error, so that another report may be accepted.
 pub(super) fn is_about_report(error: &Error) -> bool {
     match error {
         Error::InvalidRequest { .. } | Error::PayloadTooLarge { .. } | Error::InvalidTransition { .. } => true,
@@ -163,19 +163,19 @@ pub(super) fn is_about_report(error: &Error) -> bool {
     }
 }
 
-/// True of an error that has nothing to do with what is reported.
+/// True if the error has nothing to do with the content of the reports.
 fn concerns_all(error: &Error) -> bool {
     error.is_transient() || matches!(error, Error::Unauthenticated { .. } | Error::PermissionDenied { .. })
 }
 
-/// True of an error that settles a report: it is wrong, or too late.
+/// True if the service has decided on the report: it is invalid, or too late.
 fn is_settled(error: &Error) -> bool {
     is_about_report(error) || matches!(error, Error::LeaseLost | Error::JobNotFound { .. } | Error::EtagMismatch { .. })
 }
 
 impl Report {
-    /// True if it is to be sent again after this error. While the service is away, for as long as that takes. A token that lapsed may be
-    /// replaced, and a defect of the service mended, while the lease lives: for one more lease, since heartbeats may go on.
+    /// True if the report has to be sent again. Transient errors are retried without limit. Others, such as an expired token or
+    /// a defect of the service, are retried for the length of one lease; heartbeats may extend the lease without end.
     fn goes_again(&mut self, error: &Error) -> bool {
         if error.is_transient() {
             return true;

@@ -1,7 +1,7 @@
-//! A worker at work.
+//! The main loop of a worker.
 //!
-//! Claims, heartbeats and reports have a thread and connections of their own, and handlers the runtime of whoever runs the worker: a
-//! handler that computes without awaiting can occupy every thread of that, and costs no job its lease.
+//! Claims, heartbeats and reports have a thread and connections of their own. Handlers run on the caller's runtime. A
+//! handler that computes without awaiting may block every thread of that runtime, and costs no job its lease.
 
 use std::{future::Future, panic, pin::pin, sync::Arc, thread, time::Duration};
 
@@ -25,23 +25,23 @@ use super::{
 };
 use crate::{Claim, Report, retry::Backoff, shutdown::in_runtime};
 
-/// Jobs in one claim, at most.
+/// Jobs per claim, at most: the contract's limit.
 const CLAIM_AT_ONCE: usize = 100;
-/// After the grace period, reports have so long to be taken.
+/// After the shutdown grace, reports have this long to be accepted.
 const LAST_REPORTS: Duration = Duration::from_secs(10);
 
-/// What the jobs of a worker share.
+/// State shared by all jobs of a worker.
 pub(super) struct Shared {
     pub(super) worker: Worker,
     pub(super) keeper: Arc<Keeper>,
     pub(super) desk: Desk,
-    /// Where handlers run.
+    /// The caller's runtime, where handlers run.
     pub(super) handlers: Handle,
-    /// The grace period of a stop is over.
+    /// Canceled when the shutdown grace is over.
     pub(super) out_of_time: CancellationToken,
 }
 
-/// Runs a worker until the shutdown is done. Dropped, everything ends that it does.
+/// Runs a worker until `shutdown` completes and its jobs have ended. Dropping the future stops thread and handlers.
 pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> Result<(), crate::Error> {
     let handlers = in_runtime()?;
     let (stop, abandoned) = (CancellationToken::new(), CancellationToken::new());
@@ -52,7 +52,7 @@ pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> R
         let work = move || {
             dispatcher::with_default(&logs, || {
                 let ended = on_own_thread(worker, handlers, stop, abandoned);
-                // Nobody may wait any more.
+                // The caller may have dropped the future.
                 let _ = done.send(ended);
             });
         };
@@ -70,7 +70,7 @@ pub(super) async fn run(worker: Worker, shutdown: impl Future<Output = ()>) -> R
         }
     };
     ended.unwrap_or_else(|_| match working.join() {
-        // It has ended without a word: a panic is whoever runs it to hear of.
+        // The thread ended without an answer: pass its panic on to the caller.
         Err(panic) => panic::resume_unwind(panic),
         Ok(()) => Err(crate::Error::Runtime("the worker's thread ended".to_owned())),
     })
@@ -85,7 +85,7 @@ fn on_own_thread(
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| crate::Error::Runtime(format!("can't start a runtime: {error}")))?;
     runtime.block_on(async {
-        // Connections belong to the runtime that they are made in.
+        // Connections belong to the runtime that makes them, so this thread needs its own.
         worker.client = worker.client.reconnected()?;
         tokio::select! {
             ended = work(worker, handlers, stop) => ended,
@@ -129,7 +129,7 @@ async fn finish(jobs: &mut JoinSet<()>) {
     while jobs.join_next().await.is_some() {}
 }
 
-/// Claims as many jobs as there is room for, and starts them, until the stop.
+/// Claims as many jobs as there are free slots, and starts them, until `stop`.
 async fn claim_and_start(
     shared: &Arc<Shared>,
     jobs: &mut JoinSet<()>,
@@ -138,7 +138,7 @@ async fn claim_and_start(
     let options = &shared.worker.options;
     let room = Arc::new(Semaphore::new(options.concurrency.min(Semaphore::MAX_PERMITS)));
     let mut backoff = Backoff::default();
-    // Until it is answered a claim is the same, however long that takes: what it has taken meanwhile is still there for it.
+    // A claim keeps its id until it is answered. A retry then gets the jobs that an unanswered try has taken.
     let mut request_id = Uuid::now_v7();
     let mut has_claimed = false;
     loop {
@@ -155,7 +155,7 @@ async fn claim_and_start(
             .wait(options.wait)
             .request_id(request_id)
             .into();
-        // What it has taken is there for the same claim again, which need not wait.
+        // The same claim without a wait, to fetch the jobs that it may already have taken.
         let again = ClaimJobsRequest { wait: None, ..claim.clone() };
         let mut claim = pin!(shared.worker.client.claim(claim));
         let claimed = tokio::select! {
@@ -190,15 +190,15 @@ async fn claim_and_start(
     }
 }
 
-/// True of an error that waiting doesn't mend. What is refused because of who asks, or where, is taken for that only as long as
-/// no claim was ever answered: later a token may have lapsed, and be replaced.
+/// True of errors that waiting does not repair. Refused credentials and unknown calls count as permanent only before
+/// the first answered claim: later a token may have expired, and may be replaced.
 fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
     use crate::Error;
     match error {
         Error::Unauthenticated { .. } | Error::PermissionDenied { .. } => !has_claimed,
         Error::Other { code: Code::Unimplemented, .. } => !has_claimed,
         Error::Unavailable { .. } | Error::DeadlineExceeded | Error::Exhausted { .. } => false,
-        // A defect of the service, or of something in between: another server may not have it.
+        // A defect of the service or of a proxy. Another server may not have it.
         Error::Other { code, .. } => *code == Code::InvalidArgument,
         Error::InvalidRequest { .. }
         | Error::PayloadTooLarge { .. }
@@ -221,20 +221,20 @@ fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
     }
 }
 
-/// Waits for room for one job, and takes all that there is.
+/// Waits for one free slot, and takes all free slots, up to the limit of a claim.
 async fn take_room(room: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit> {
     let first = Arc::clone(room).acquire_owned().await.expect("it is never closed");
     let more = std::iter::from_fn(|| Arc::clone(room).try_acquire_owned().ok());
     std::iter::once(first).chain(more).take(CLAIM_AT_ONCE).collect()
 }
 
-/// Ends a claim that was not answered before the stop: makes it again until it is, and gives back what it has taken.
+/// Ends a claim that was not answered before the stop: repeats it until it is answered, and gives its jobs back.
 async fn end_claim(shared: Arc<Shared>, claim: ClaimJobsRequest) {
     let mut backoff = Backoff::default();
     loop {
         match shared.worker.client.claim(claim.clone()).await {
             Ok(leases) => return give_back(&shared, leases).await,
-            // What it has taken it would have been given again.
+            // If the claim had taken jobs, the repeated claim would have returned them, whatever the quota.
             Err(crate::Error::Exhausted { ref reason, .. }) if reason == "QUOTA_EXCEEDED" => return,
             Err(error) if error.is_transient() => sleep(backoff.next(error.retry_after())).await,
             Err(error) => return tracing::warn!(%error, "the last claim is refused"),
