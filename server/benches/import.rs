@@ -1,12 +1,12 @@
-//! `jobledger import` of an old database with 200,000 rows in each of its tables, into both databases.
+//! `jobledger import` of an old database with 200,000 rows in each of its tables, into SQLite and PostgreSQL.
 //!
 //! ```sh
 //! make bench-import
 //! ```
 //!
-//! The old database is in a throw-away PostgreSQL cluster with `fsync` on, and so is the ledger that is not SQLite's. What is written
-//! (jobs and events a second) is held against the bare lane of the same run: the statements of a batch of 256 jobs by one
-//! pgbench connection, each a job and an event.
+//! The old database is in a throw-away PostgreSQL cluster with `fsync` on, as is the PostgreSQL ledger. The yardstick
+//! for the jobs and events written per second is the bare lane of the same run: the statements of a batch of 256 jobs,
+//! each with one event, by one pgbench connection.
 
 use std::{
     process::Command,
@@ -30,7 +30,7 @@ mod legacy_tables;
 const ROWS: usize = 200_000;
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(3);
-/// What is written, of what the bare lane writes.
+/// Goal for the import's rate, as a part of the bare lane's.
 const BAR: f64 = 0.5;
 
 #[tokio::main]
@@ -60,7 +60,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Jobs and events a second, over the whole run of the program.
+/// Jobs and events written per second, over the whole run of the program.
 fn import(cluster: &Cluster, legacy: &str, into: &str) -> Result<f64> {
     let folder = TempDir::new()?;
     let refused = folder.path().join("refused.jsonl");

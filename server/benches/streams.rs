@@ -1,12 +1,12 @@
-//! What subscribers and dashboards see: how soon an event is with a thousand subscribers, how many deliveries a second there can
-//! be, what idle subscribers cost, and whether statistics slow down with the number of jobs.
+//! What subscribers and dashboards see: the delay of an event with 1,000 subscribers, the maximum of deliveries per
+//! second, the cost of an idle subscriber, and whether statistics slow down with the number of jobs.
 //!
 //! ```sh
 //! make bench-streams
 //! ```
 //!
-//! Everything runs on this machine: the server in a process of its own, PostgreSQL in a throw-away cluster with `fsync` and
-//! `synchronous_commit` on, the subscribers and this program.
+//! Everything runs on this machine: this program with its subscribers, the server in a process of its own, and
+//! PostgreSQL in a throw-away cluster with `fsync` and `synchronous_commit` on.
 
 use std::{
     sync::{
@@ -39,29 +39,29 @@ use crate::common::{
 mod common;
 
 const SUBSCRIBERS: usize = 1_000;
-/// Connections that they share.
+/// Connections that the subscribers share.
 const SUBSCRIBER_CONNECTIONS: usize = 10;
 const EVENTS_A_SECOND: u32 = 50;
 const FOLLOWED: Duration = Duration::from_secs(30);
-/// From before the commit to the receipt, at the 99th percentile.
+/// Bound of the 99th percentile, from before the commit to the receipt.
 const DELAY_BAR: Duration = Duration::from_millis(50);
 
 const SATURATED: Duration = Duration::from_secs(10);
 const WRITERS: usize = 16;
-/// Events that are written and not with every subscriber yet, at most.
+/// Writers pause once more events than this have not been delivered to every subscriber.
 const OUTSTANDING: u64 = 500;
 const DELIVERIES_BAR: f64 = 100_000.0;
 
 const IDLE: usize = 10_000;
 const IDLE_CONNECTIONS: usize = 100;
-/// Bytes that an idle subscriber may cost.
+/// Bytes that an idle subscriber may take.
 const IDLE_BAR: f64 = 20.0 * 1024.0;
 
 const FEW_JOBS: usize = 1_000;
 const MANY_JOBS: usize = 1_000_000;
 const CREATED_AT_ONCE: usize = 1_000;
 const ASKED: usize = 400;
-/// How much longer statistics of many jobs may take.
+/// Bound of the time for many jobs divided by the time for few.
 const STATISTICS_BAR: f64 = 1.3;
 
 fn clients(server: &Server, n: usize, org: Uuid) -> Result<Vec<Client>> {
@@ -71,12 +71,12 @@ fn clients(server: &Server, n: usize, org: Uuid) -> Result<Vec<Client>> {
 
 async fn open(client: &Client) -> Result<Streaming<StreamJobEventsResponse>> {
     let mut stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await?.into_inner();
-    // The bookmark at the head: from here on it is live.
+    // The first message is the bookmark at the head. From here on the stream is live.
     stream.message().await?;
     Ok(stream)
 }
 
-/// A thousand subscribers of one org, a few events a second.
+/// Delay of events with 1,000 subscribers of one org and a steady rate of creates.
 async fn follow(name: &str, server: &Server, reads: &mut Reads) -> Result<()> {
     let org = Uuid::new_v4();
     let clients = clients(server, SUBSCRIBER_CONNECTIONS, org)?;
@@ -128,7 +128,7 @@ async fn follow(name: &str, server: &Server, reads: &mut Reads) -> Result<()> {
     Ok(())
 }
 
-/// As many deliveries as there can be.
+/// Maximum rate of deliveries.
 async fn saturate(name: &str, server: &Server) -> Result<()> {
     let clients = clients(server, SUBSCRIBER_CONNECTIONS, Uuid::new_v4())?;
     let delivered = Arc::new(AtomicU64::new(0));
@@ -174,7 +174,7 @@ async fn saturate(name: &str, server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// What subscribers cost that have nothing to do.
+/// Memory of idle subscribers.
 async fn idle(name: &str, server: &Server) -> Result<()> {
     let clients = clients(server, IDLE_CONNECTIONS, Uuid::new_v4())?;
     for client in &clients {
@@ -227,13 +227,13 @@ async fn statistics(name: &str, server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// Counts how often the log is read, where the database can tell.
+/// Counts how often the log is read. SQLite has no such counter.
 struct Reads(Option<sqlx::PgConnection>);
 
 impl Reads {
     async fn count(&mut self) -> Result<Option<i64>> {
         let Some(connection) = &mut self.0 else { return Ok(None) };
-        // A session tells what it has done once it has been idle for ten seconds.
+        // A session publishes its function counts once it has been idle for ten seconds.
         sleep(Duration::from_secs(11)).await;
         let sql = "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_user_functions WHERE funcname LIKE 'page_of_%'";
         Ok(Some(connection.fetch_one(sql).await?.get(0)))

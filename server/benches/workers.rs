@@ -1,12 +1,12 @@
-//! What workers see: how soon a waiting claim has a new job, whether claims slow down with history or with types, and how soon what is
-//! due is ready.
+//! What workers see: how soon a waiting claim gets a new job, whether claims slow down with history or with many types,
+//! and how soon due jobs are ready.
 //!
 //! ```sh
 //! make bench-workers
 //! ```
 //!
-//! Everything runs on this machine: the server in a process of its own, PostgreSQL in a throw-away cluster with `fsync` and
-//! `synchronous_commit` on, the workers and this program.
+//! Everything runs on this machine: this program with its workers, the server in a process of its own, and PostgreSQL
+//! in a throw-away cluster with `fsync` and `synchronous_commit` on.
 
 use std::{
     collections::HashMap,
@@ -30,13 +30,13 @@ use crate::common::{
 
 mod common;
 
-/// Claims that wait, and jobs that are created for them one after the other.
+/// Waiting claims, and jobs that are created for them one after the other.
 const WAITING: usize = 1_000;
 const CREATED: usize = 1_000;
-/// From the answer of CreateJob to the claim's, at the 99th percentile.
+/// Bound of the 99th percentile, from CreateJob's answer to the claim's.
 const HANDOVER_BAR: Duration = Duration::from_millis(20);
 
-/// Jobs that have ended, and jobs that wait, in the large table; jobs that wait in the small one.
+/// Finished and queued jobs of the large org. The small org has five times `FEW` queued jobs, the one-type org `FEW`.
 const FINISHED: usize = 1_000_000;
 const QUEUED: usize = 100_000;
 const FEW: usize = 20_000;
@@ -44,16 +44,16 @@ const CLAIMERS: usize = 16;
 const CLAIMED_AT_ONCE: i32 = 10;
 const CLAIM_ROUND: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 5;
-/// Calls of each kind where there are many types; what they may take more than where there is one; what statistics may take.
+/// Calls per measurement with many types, how much more a claim may take than with one type, and statistics' bound.
 const TYPE_CALLS: usize = 200;
 const TYPES_BAR: Duration = Duration::from_millis(10);
 const STATISTICS_BAR: Duration = Duration::from_millis(500);
-/// When the last of what is due at once has to be ready.
+/// Bound of the time until the last of many jobs that are due at once is ready.
 const DUE_BAR: Duration = Duration::from_secs(2);
-/// How much of the small table's rate has to be left in the large one.
+/// Minimum rate of claims in the large org, as a part of the rate in the small org.
 const HISTORY_BAR: f64 = 0.8;
 
-/// How soon a job that is created is in the hands of one of many workers that wait.
+/// How soon one of many waiting workers gets a new job.
 async fn handover(name: &str, url: &str) -> Result<()> {
     let server = Server::start(url, 512).await?;
     let clients = (0..4).map(|_| Client::new(&server.endpoint)).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -82,7 +82,7 @@ async fn handover(name: &str, url: &str) -> Result<()> {
             let (job, at) = claims.recv().await.ok_or("the workers are gone")?;
             arrived.insert(job, at);
         }
-        // The first ones find the workers still arriving.
+        // The first jobs are not counted, because the workers are still starting.
         if n >= CREATED / 10 {
             late.push(arrived[&job].saturating_duration_since(answered));
         }
@@ -100,7 +100,7 @@ async fn handover(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Rows of jobs in one org: some that have ended, then some that wait, of so many types.
+/// SQL for an org with finished and then queued jobs of `types` types.
 fn rows(is_postgres: bool, org: u8, (finished, queued): (usize, usize), types: usize) -> Vec<String> {
     let n = finished + queued;
     let job_type = if types == 1 { "'bench'".to_owned() } else { format!("'bench' || (n % {types})") };
@@ -141,7 +141,7 @@ fn rows(is_postgres: bool, org: u8, (finished, queued): (usize, usize), types: u
     sql
 }
 
-/// Jobs claimed a second in an org.
+/// Jobs claimed per second in an org.
 async fn claim_rate(server: &Server, org: u8) -> Result<f64> {
     let org = format!("00000000-0000-0000-0000-0000000000{org:02x}").parse()?;
     let clients = (0..4)
@@ -160,7 +160,7 @@ async fn claim_rate(server: &Server, org: u8) -> Result<f64> {
     Ok(calls.await? * f64::from(CLAIMED_AT_ONCE))
 }
 
-/// Whether claims are as quick with a million jobs that have ended as without.
+/// Whether claims are as fast with a million finished jobs as without.
 async fn history(name: &str, url: &str) -> Result<()> {
     let server = Server::start(url, 512).await?;
     let (mut small, mut large) = (Vec::new(), Vec::new());
@@ -180,7 +180,7 @@ async fn history(name: &str, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// The middle one of what some calls take.
+/// Median duration of a call.
 async fn took(calls: usize, mut call: impl AsyncFnMut() -> Result<()>) -> Result<Duration> {
     let mut took = Vec::with_capacity(calls);
     for _ in 0..calls {
@@ -192,8 +192,8 @@ async fn took(calls: usize, mut call: impl AsyncFnMut() -> Result<()>) -> Result
     Ok(took[calls / 2])
 }
 
-/// What a claim takes where there are many types, or many leases under one `request_id`, against one of the only type; and the
-/// statistics of many types.
+/// Duration of a claim with many types, or with many leases under one `request_id`, compared with a claim of the only
+/// type; and the duration of statistics of many types.
 async fn types(name: &str, url: &str) -> Result<()> {
     let server = Server::start(url, 512).await?;
     let client = |org: u8| {
@@ -235,8 +235,8 @@ async fn types(name: &str, url: &str) -> Result<()> {
     if missed { Err(format!("{name}: many types cost too much").into()) } else { Ok(()) }
 }
 
-/// How soon all are ready of 20,000 jobs of one org, or of 2,000 orgs with one each, that are due at one instant. `waiting` counts
-/// those that are not.
+/// How soon jobs that are due at one instant are all ready: 20,000 jobs of one org, and one job each of 2,000 orgs.
+/// `waiting` counts the jobs that are not ready.
 async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64>) -> Result<()> {
     let server = Server::start(url, 512).await?;
     let mut missed = false;
@@ -264,7 +264,7 @@ async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64
         if SystemTime::from(SystemClock.now()) > at {
             return Err(format!("{name}: creating them took too long").into());
         }
-        // Not so often that the counting is the load.
+        // The pause keeps the count from being the load.
         while waiting().await? > 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -277,7 +277,7 @@ async fn due(name: &str, url: &str, mut waiting: impl AsyncFnMut() -> Result<i64
     if missed { Err(format!("{name}: what is due is late").into()) } else { Ok(()) }
 }
 
-/// Jobs of which somebody holds all, by claims with one `request_id`.
+/// SQL for an org whose `n` jobs are all held under leases of claims with one `request_id`.
 fn held(is_postgres: bool, org: u8, n: usize) -> Vec<String> {
     let mut sql = rows(is_postgres, org, (0, n), 1);
     let schema = if is_postgres { "jobledger." } else { "" };
@@ -295,7 +295,7 @@ fn held(is_postgres: bool, org: u8, n: usize) -> Vec<String> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // `cargo bench --bench workers -- handover` measures that alone.
+    // `cargo bench --bench workers -- handover` runs that part alone.
     let only: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name| only.is_empty() || only.iter().any(|wanted| wanted == name);
     let folder = TempDir::new()?;

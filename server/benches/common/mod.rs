@@ -1,4 +1,4 @@
-//! What benchmarks share: servers in processes of their own, callers, and pgbench.
+//! Shared by the benchmarks: server processes, callers and pgbench.
 
 use std::{
     error::Error,
@@ -25,7 +25,7 @@ pub(crate) mod cluster;
 
 pub(crate) const CONNECTIONS: usize = 4;
 
-/// As in the server: the generator shall not be the slower of the two.
+/// The server's allocator, so that the load generator is not slower than the server.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -46,13 +46,13 @@ impl Server {
         Self::start_program(Path::new(env!("CARGO_BIN_EXE_jobledger")), database_url, max_batch).await
     }
 
-    /// The same of another build of the program.
+    /// Starts another build of the program.
     #[allow(dead_code, reason = "some run this build alone")]
     pub(crate) async fn start_program(program: &Path, database_url: &str, max_batch: u16) -> Result<Self> {
         Self::run(Command::new(program).args(["--max-batch", &max_batch.to_string()]), database_url).await
     }
 
-    /// The same where rows of running jobs are behind for so long.
+    /// Starts a server with this `--fold-after`.
     #[allow(dead_code, reason = "some take it as it is")]
     pub(crate) async fn start_folding(database_url: &str, fold_after: &str) -> Result<Self> {
         let mut program = Command::new(env!("CARGO_BIN_EXE_jobledger"));
@@ -77,7 +77,7 @@ impl Server {
         Ok(Self { process, channels, endpoint: url })
     }
 
-    /// Bytes of memory that it has.
+    /// Resident memory in bytes.
     #[allow(dead_code, reason = "some measure time alone")]
     pub(crate) fn resident(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
@@ -85,7 +85,7 @@ impl Server {
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
     }
 
-    /// Bytes that it has given the disk to write.
+    /// Bytes that the process has written to disk.
     #[allow(dead_code, reason = "some measure time alone")]
     pub(crate) fn written(&self) -> Result<u64> {
         let io = fs::read_to_string(format!("/proc/{}/io", self.process.id()))?;
@@ -93,7 +93,7 @@ impl Server {
         Ok(line.trim().parse()?)
     }
 
-    /// Processor time that it has taken.
+    /// Processor time of the process.
     #[allow(dead_code, reason = "some measure time alone")]
     pub(crate) fn cpu(&self) -> Result<Duration> {
         const TICKS_A_SECOND: u64 = 100;
@@ -111,13 +111,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Nothing of a benchmark needs to survive.
+        // No benchmark needs the data after this.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Calls a second, with callers that each wait for their answer before they call again.
+/// Calls per second by callers that each wait for their answer before the next call.
 #[allow(dead_code, reason = "some count otherwise")]
 pub(crate) async fn rate<F>(
     callers: usize,
@@ -147,7 +147,7 @@ where
     Ok(done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64())
 }
 
-/// A batch of 256 jobs on a log of its own.
+/// pgbench script of the bare lane: a batch of 256 creates in an org of its own.
 #[allow(dead_code, reason = "some have other yardsticks")]
 pub(crate) const BARE_LANE: &str = "
 BEGIN;
@@ -166,7 +166,7 @@ VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 
 COMMIT;
 ";
 
-/// Transactions a second of a pgbench script.
+/// Transactions per second of a pgbench script.
 #[allow(dead_code, reason = "some have no yardstick in SQL")]
 pub(crate) fn pgbench(cluster: &Cluster, database: &str, script: &str, clients: usize, time: Duration) -> Result<f64> {
     let folder = TempDir::new()?;
@@ -175,7 +175,7 @@ pub(crate) fn pgbench(cluster: &Cluster, database: &str, script: &str, clients: 
     let output = cluster
         .program("pgbench")
         .args(["--no-vacuum", "--protocol=prepared", "--username=postgres"])
-        // As the server's sessions plan.
+        // The planner settings of the server's sessions.
         .env("PGOPTIONS", "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_sort=off -c enable_bitmapscan=off")
         .arg(format!("--host={}", cluster.socket().display()))
         .arg(format!("--client={clients}"))

@@ -1,17 +1,17 @@
-// graphile-worker on a database, for `make bench BENCH=peers`: adds jobs one by one, 256 at a time, or many with a
-// call, or runs those that are there.
+// Runs graphile-worker on a database for `make bench BENCH=peers`: adds jobs one by one with 256 calls in flight (add),
+// adds 500 jobs per call (bulk), or runs the jobs that exist (run).
 //
 //     node graphile.mjs add|bulk|run CONNECTION JOBS
 //
-// Prints how many microseconds that took, and how many of the processor's. The settings are those that graphile-worker's own
-// documentation recommends for the most jobs a second.
+// Prints the elapsed time and the processor time in microseconds. The settings are those that graphile-worker's
+// documentation recommends for the most jobs per second.
 import { createRequire } from "node:module";
 
 const require = createRequire(process.env.PEERS_MODULES + "/");
 const { Logger, makeWorkerUtils, run } = require("graphile-worker");
 
 const [what, connection, text] = process.argv.slice(2);
-// The cluster is reached by a socket.
+// The connection uses a Unix socket, which has no TLS.
 const connectionString = connection.replace(/sslmode=\w+/, "sslmode=disable");
 const jobs = Number(text);
 const preset = {
@@ -51,7 +51,7 @@ if (what === "add") {
   const taskList = { bench: () => void (--left === 0 && done()) };
   const runner = await run({ preset, logger, taskList, noHandleSignals: true });
   await all;
-  // What is done is still to be told.
+  // Completions that were not sent yet are sent before the worker stops.
   await runner.stop();
 }
 

@@ -1,5 +1,5 @@
-//! Two builds of the server in turn: the one of this tree, and another, which may be of an earlier commit. What a unit of work takes of
-//! the processor, and what it writes.
+//! Compares the build of this tree with another build of the server, which may be of an earlier commit: processor time
+//! and bytes written per unit of work. The two builds are measured in turn.
 
 use std::{
     fs,
@@ -39,24 +39,24 @@ const MANY: usize = 256;
 const SOME: usize = 64;
 const BATCHES: usize = 4;
 const BATCH: usize = 500;
-/// Jobs that are read and updated.
+/// Jobs for the reads and updates.
 const JOBS: usize = 1_000;
-/// Jobs of a round of lives.
+/// Jobs per round of lives.
 const LIVES: usize = 20_000;
-/// Jobs of a round of lives with stages, all of which run together, and their stages.
+/// Jobs per round of lives with stages, which all run at the same time, and their stages.
 const STAGED: usize = 2_000;
 const STAGES: [&str; 3] = ["fetch", "convert", "store"];
 const STAGE: Duration = Duration::from_secs(5);
-/// Leases that are kept, a heartbeat each in a third of their time, and those that tell of progress so often.
+/// Leases that one worker keeps with three heartbeats per lease, and how many of their jobs report progress how often.
 const LEASES: usize = 10_000;
 const LEASE: Duration = Duration::from_secs(30);
 const TELLING: usize = 1_000;
 const TELLS: Duration = Duration::from_millis(250);
 const KEPT_FOR: Duration = Duration::from_secs(20);
-/// Of the processor time of the other build, what a unit may take at most.
+/// Bound of the processor time per unit, as a part of the other build's.
 const BAR: f64 = 1.05;
 
-/// What is done.
+/// A shape of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Create,
@@ -100,23 +100,23 @@ impl Shape {
         }
     }
 
-    /// True if its rate is set by the shape, not by the server.
+    /// True if the shape sets the rate, not the server.
     const fn is_paced(self) -> bool {
         matches!(self, Self::Stages | Self::Leases)
     }
 }
 
-/// One build on a database of its own.
+/// A running build with a database of its own.
 struct Subject<'a> {
     server: Server,
     load: Load,
     cluster: Option<&'a Cluster>,
-    /// Where PostgreSQL tells how much it has logged.
+    /// Connection that reads PostgreSQL's log position; `None` for SQLite.
     position: Option<PgConnection>,
     _folder: Option<TempDir>,
 }
 
-/// Processor time until now, and bytes that went to the database's log and files.
+/// Totals so far: processor time, and bytes written to PostgreSQL's log or by the SQLite server to disk.
 struct Looked {
     spent: Spent,
     written: f64,
@@ -150,7 +150,7 @@ impl<'a> Subject<'a> {
         Ok(Looked { spent: Meter::of(&self.server, self.cluster).look()?, written })
     }
 
-    /// A round: so many units, and how long they took.
+    /// Runs one round. Returns its rate, with processor time per unit, and the bytes written per unit.
     async fn round(&mut self, shape: Shape, time: Duration) -> Result<(Round, f64)> {
         let jobs = match shape {
             Shape::Get | Shape::Update => load::running_jobs(&self.load, JOBS).await?,
@@ -199,7 +199,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// A database that a build of the program has migrated itself; its name, and a connection of its superuser.
+/// Creates a database that this build of the program migrates. Returns its name and a superuser's connection to it.
 async fn migrated(program: &Path, cluster: &Cluster) -> Result<(String, PgConnection)> {
     let run = |arguments: &[&str]| -> Result<Vec<u8>> {
         let output = Command::new(program).arg("migrate").args(arguments).stderr(Stdio::inherit()).output()?;
@@ -213,7 +213,7 @@ async fn migrated(program: &Path, cluster: &Cluster) -> Result<(String, PgConnec
     Ok((database, connection))
 }
 
-/// Jobs of which each has its stages, all of them at the same time.
+/// Runs all waiting jobs at the same time, each through all stages.
 async fn stages(server: &Server) -> Result<()> {
     let client = Client::new(&server.endpoint)?;
     let handler = |context: Context, (): ()| async move {
@@ -236,7 +236,7 @@ async fn stages(server: &Server) -> Result<()> {
     Ok(worker.run(ended).await?)
 }
 
-/// A worker that holds many jobs, and gets on with some of them.
+/// A running worker that holds many jobs, some of which report progress.
 struct Kept {
     stop: oneshot::Sender<()>,
     working: JoinHandle<std::result::Result<(), jobledger_client::Error>>,
@@ -245,14 +245,14 @@ struct Kept {
 impl Kept {
     async fn start(server: &Server) -> Result<Self> {
         let client = Client::new(&server.endpoint)?;
-        // Those of the round before were given back.
+        // The round before gave its jobs back, so they are still queued.
         let there = counts(&client).await?;
         lives::create_of("held", client.clone(), LEASES.saturating_sub(there.queued as usize)).await?;
         let telling = Arc::new(Semaphore::new(TELLING));
         let handler = move |context: Context, (): ()| {
             let telling = Arc::clone(&telling);
             async move {
-                // For the rest of the round.
+                // The permit is never returned: this job reports for the rest of the round.
                 if let Ok(tells) = telling.try_acquire_owned() {
                     tells.forget();
                     for n in 0.. {
@@ -291,7 +291,7 @@ async fn counts(client: &Client) -> Result<StatusCounts> {
     Ok(client.statistics(&["held"]).await?.counts.unwrap_or_default())
 }
 
-/// Every shape whose name contains a text, on both builds.
+/// Measures on both builds every shape whose name contains `wanted`.
 pub(crate) async fn against(
     figures: &mut Figures,
     cluster: &Cluster,

@@ -1,4 +1,4 @@
-//! CreateJob over the number of calls in flight, and its latency over the load.
+//! Curves of CreateJob: throughput over the calls in flight, and latency over the load.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -15,11 +15,11 @@ use crate::{
 };
 
 const IN_FLIGHT: [usize; 6] = [1, 4, 16, 64, 256, 1_024];
-/// Calls a second, as parts of what 256 calls in flight come to.
+/// Loads as parts of the rate with 256 calls in flight.
 const LOADS: [f64; 6] = [0.05, 0.1, 0.2, 0.4, 0.6, 0.8];
 const TIME: Duration = Duration::from_secs(3);
 
-/// A database's curves.
+/// The curves of one database, as points.
 #[derive(Default)]
 struct Curves {
     rates: Vec<(f64, f64)>,
@@ -53,7 +53,7 @@ async fn measure(figures: &mut Figures, name: &str, url: &str) -> Result<Curves>
     Ok(curves)
 }
 
-/// The curves of both databases, drawn into a folder.
+/// Measures the curves of both databases, and plots them into `folder`.
 pub(crate) async fn curves(figures: &mut Figures, cluster: &Cluster, folder: Option<&Path>) -> Result<()> {
     let database = cluster.create_database().await;
     let postgres = measure(figures, "PostgreSQL", &cluster.url(&database, cluster::SERVER)).await?;

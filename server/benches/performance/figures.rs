@@ -1,4 +1,4 @@
-//! What was measured: a table for people, lines of JSON for machines.
+//! Results: a table for people, lines of JSON for programs.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::rounds::Rounds;
 
-/// How a ratio has to be.
+/// The goal of a ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Bar {
     AtLeast(f64),
@@ -22,7 +22,7 @@ impl Bar {
     }
 }
 
-/// A number, and what it is held against.
+/// A measured value, with its ratio and goal.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figure {
     name: String,
@@ -30,13 +30,13 @@ pub(crate) struct Figure {
     value: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<f64>,
-    /// What it is a ratio of.
+    /// What the ratio compares the value with.
     #[serde(skip_serializing_if = "Option::is_none")]
     of: Option<String>,
-    /// The least and the greatest ratio of a round.
+    /// The smallest and largest ratio of a single round.
     #[serde(skip_serializing_if = "Option::is_none")]
     between: Option<[f64; 2]>,
-    /// Processor time a call in µs: of the server, the database and the generator.
+    /// Processor time per call in µs: server, database, generator.
     #[serde(skip_serializing_if = "Option::is_none")]
     cpu: Option<[f64; 3]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,19 +60,19 @@ impl Figure {
         }
     }
 
-    /// The median of a measure's rounds, with the processor time of a call.
+    /// The median of the rounds, with the processor time per call.
     pub(crate) fn taken(name: impl Into<String>, unit: &'static str, rounds: &Rounds) -> Self {
         Self { cpu: rounds.cpu(), ..Self::new(name, unit, rounds.value()) }
     }
 
-    /// The value is so many times another of the same run.
+    /// Sets the ratio of the value to another value of the same run.
     pub(crate) fn of(mut self, what: impl Into<String>, other: f64) -> Self {
         self.ratio = Some(self.value / other);
         self.of = Some(what.into());
         self
     }
 
-    /// The same of two measures that were taken in turn.
+    /// Sets the ratio of two measures taken in turn, with its range over the rounds.
     pub(crate) fn of_taken(self, what: impl Into<String>, rounds: &Rounds, others: &Rounds) -> Self {
         Self { between: rounds.between(others), ..self.of(what, others.value()) }
     }
@@ -85,7 +85,7 @@ impl Figure {
         self.held_to(Bar::AtMost(bar))
     }
 
-    /// Holds the ratio to a bar; without a ratio, the value.
+    /// Applies a goal to the ratio, or to the value if there is no ratio.
     fn held_to(mut self, bar: Bar) -> Self {
         self.is_met = Some(bar.is_met(self.ratio.unwrap_or(self.value)));
         self.bar = Some(bar);
@@ -93,7 +93,6 @@ impl Figure {
     }
 }
 
-/// All figures of a run.
 #[derive(Default)]
 pub(crate) struct Figures(Vec<Figure>);
 
@@ -103,7 +102,7 @@ impl Figures {
         self.0.push(figure);
     }
 
-    /// One line of JSON each.
+    /// One line of JSON per figure.
     pub(crate) fn json(&self) -> String {
         let line = |figure| serde_json::to_string(figure).expect("numbers and texts serialise") + "\n";
         self.0.iter().map(line).collect()
@@ -113,7 +112,7 @@ impl Figures {
         self.0.iter().fold(String::new(), |table, figure| table + &line(figure) + "\n")
     }
 
-    /// Those that are below their bars.
+    /// Names of the figures that miss their goals.
     pub(crate) fn missed(&self) -> Vec<&str> {
         self.0.iter().filter(|figure| figure.is_met == Some(false)).map(|figure| &*figure.name).collect()
     }

@@ -1,4 +1,4 @@
-//! What folding costs those who wait, and whether it keeps up.
+//! What folding costs other calls, and whether folding keeps up with the load.
 
 use std::{
     sync::Arc,
@@ -24,22 +24,22 @@ use crate::{
     load::{self, Load},
 };
 
-/// Jobs that run meanwhile, each of which tells of progress so often, and so is behind again once it was folded.
+/// Jobs that run meanwhile, and their progress reports per second. Each report makes a folded row behind again.
 const RUNNING: usize = 500;
 const TELLS_A_SECOND: u32 = 1_000;
 const HIGHEST: Duration = Duration::from_secs(3);
 const OFFERED: Duration = Duration::from_secs(6);
 const ROUNDS: usize = 5;
-/// Folding is held where nothing is old enough for it, and goes on all the time where everything is after a second.
+/// With 1h no row gets old enough to be folded. With 1s the server folds all the time.
 const FOLD_AFTER: [&str; 2] = ["1h", "1s"];
-/// How long work goes on at its highest rate.
+/// Duration of the load at the highest rate.
 const GOES_ON: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(5);
 const LIVES: usize = 50_000;
-/// What a server folds after by default.
+/// The server's default of `--fold-after`.
 const DEFAULT: Duration = Duration::from_secs(10);
 
-/// CreateJob's p99.9 in milliseconds, at half of its highest rate, while jobs run.
+/// p99.9 of CreateJob in milliseconds at this rate, while jobs run and report progress.
 async fn p999(load: &Load, jobs: &Arc<[String]>, rate: u32) -> Result<f64> {
     let jobs = Arc::clone(jobs);
     let tell = move |mut client: RawClient, _, n: u64| {
@@ -81,14 +81,14 @@ async fn latencies(figures: &mut Figures, name: &str, urls: [String; 2]) -> Resu
     Ok(())
 }
 
-/// Where it is read how long a row has been behind.
+/// The database, read beside the server to find out how long rows have been behind.
 enum Beside {
     Postgres(PgConnection),
     Sqlite(Box<SqliteConnectOptions>),
 }
 
 impl Beside {
-    /// For how long the row has been behind that has been so for longest.
+    /// How long the oldest row that is behind has been so.
     async fn behind(&mut self) -> Result<Duration> {
         let seconds: f64 = match self {
             Self::Postgres(connection) => {
@@ -100,7 +100,7 @@ impl Beside {
                 connection.fetch_one(sql).await?.get(0)
             }
             Self::Sqlite(file) => {
-                // By the heads: otherwise it walks all events, and SQLite's log grows for as long as that takes.
+                // The query starts at the heads. A walk through all events would keep SQLite's WAL growing for as long.
                 let sql = "SELECT coalesce(max(unixepoch('subsec') - e.recorded_at / 1e6), 0.0)
                     FROM org_head h CROSS JOIN job_event e ON e.org_id = h.org_id AND e.seq = h.base_seq + 1";
                 let mut connection = file.connect().await?;
@@ -113,7 +113,7 @@ impl Beside {
     }
 }
 
-/// Work at its highest rate for long: how far folding is behind, and what memory comes to.
+/// Runs load at the highest rate for ten minutes: how late folding is, and how memory grows.
 async fn goes_on(figures: &mut Figures, name: &str, url: &str, mut beside: Beside) -> Result<()> {
     let server = Server::start(url, 512).await?;
     let began = Instant::now();
@@ -147,7 +147,6 @@ async fn goes_on(figures: &mut Figures, name: &str, url: &str, mut beside: Besid
     Ok(())
 }
 
-/// Both, on both databases.
 pub(crate) async fn folding(figures: &mut Figures, cluster: &Cluster) -> Result<()> {
     let folder = TempDir::new()?;
     let file = |name: &str| folder.path().join(name);

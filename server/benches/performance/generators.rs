@@ -1,6 +1,6 @@
-//! Two generators of the same load, since what a server seems to do depends on who asks: one is this process with the client crate on a
-//! few connections, as a service with many callers has them; the other a process of its own with tonic's channels and a connection for
-//! each caller, as many small clients have them, where no two calls share a system call.
+//! Two generators of the same load, because a server's apparent speed depends on its clients. One is this process: the
+//! client crate on a few connections, like a service with many callers. The other is a process of its own: tonic alone
+//! with a connection per caller, like many small clients, where no two calls share a system call.
 
 use std::{
     process::{Command, Stdio},
@@ -29,15 +29,14 @@ use crate::{
 
 /// Calls in flight.
 const CALLERS: usize = 256;
-/// The first argument of a process that is the second generator.
+/// First argument of a process that is the second generator.
 const GENERATE: &str = "generate";
 
-/// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Generator {
-    /// The client crate, a few connections.
+    /// The client crate on a few connections, in this process.
     Client,
-    /// tonic alone, a connection for each caller.
+    /// tonic alone with a connection per caller, in a process of its own.
     Tonic,
 }
 
@@ -52,16 +51,16 @@ impl Generator {
     }
 }
 
-/// What is asked, again and again.
+/// The calls that each caller repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// An empty RPC.
+    /// An empty RPC: a health check.
     Empty,
-    /// CreateJob.
+    /// CreateJob without a payload.
     Create,
-    /// CreateJob with a payload of some hundred bytes.
+    /// CreateJob with a payload of about 150 bytes.
     Carry,
-    /// CreateJob, ClaimJobs of one, and UpdateJobStatus of that to SUCCEEDED.
+    /// CreateJob, a ClaimJobs of one job, and UpdateJobStatus of that job to SUCCEEDED.
     Life,
 }
 
@@ -78,7 +77,7 @@ impl Work {
     }
 }
 
-/// What was done.
+/// The result of a generator.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Done {
     pub(crate) calls: u64,
@@ -93,7 +92,7 @@ fn asked<T>(message: T, org: Uuid) -> Result<Request<T>> {
     Ok(request)
 }
 
-/// What jobs of a shop might carry.
+/// A typical payload of a shop's jobs.
 fn payload() -> Value {
     let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
     let fields = [
@@ -107,7 +106,7 @@ fn payload() -> Value {
     Value { kind: Some(Kind::StructValue(Struct { fields })) }
 }
 
-/// A job's life, or its beginning, by either kind of client.
+/// Defines a function that runs one create or one life, for one of the two kinds of client.
 macro_rules! work {
     ($name:ident, $client:ty) => {
         async fn $name(mut client: $client, work: Work, org: Uuid) -> Result<()> {
@@ -145,12 +144,12 @@ async fn empty(channel: Channel) -> Result<()> {
     Ok(())
 }
 
-/// The org of a caller's call: each caller goes through orgs of its own, all of them through all.
+/// The org of a caller's nth call. The callers together go through all orgs.
 fn org(caller: usize, call: u64, orgs: usize) -> Uuid {
     Uuid::from_u128(0x1000 + ((caller as u64 + call * CALLERS as u64) % orgs as u64) as u128)
 }
 
-/// Has the callers of a generator work on so many orgs for some time.
+/// Runs a generator's callers on `orgs` orgs for some time.
 pub(crate) async fn generate(
     generator: Generator,
     server: &Server,
@@ -188,7 +187,7 @@ pub(crate) async fn generate(
     }
 }
 
-/// What a process does that was started as the second generator; `None` in any other.
+/// Runs the second generator if this process was started as one; `None` otherwise.
 pub(crate) async fn as_asked() -> Option<Result<()>> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let [first, endpoint, work, orgs, millis] = &arguments[..] else { return None };
@@ -223,7 +222,7 @@ async fn be_asked(endpoint: &str, work: &str, orgs: &str, millis: &str) -> Resul
     Ok(())
 }
 
-/// Callers that each wait for their answer before they call again; how many calls that made, in what time.
+/// Runs callers that each wait for their answer before the next call. Returns the number of calls and their time.
 async fn run<F>(time: Duration, call: impl Fn(usize, u64) -> F + Clone + Send + 'static) -> Result<(u64, Duration)>
 where
     F: Future<Output = Result<()>> + Send,

@@ -1,5 +1,5 @@
-//! Whether calls slow down as the ledger grows: the same on an empty database and on one with a million finished jobs and their ten
-//! million events, and on one server and on three.
+//! Whether calls slow down as the ledger grows: the same calls on an empty database and on one with a million finished
+//! jobs and their ten million events. Also the same creates through one server and through three.
 
 use std::time::Duration;
 
@@ -21,19 +21,19 @@ use crate::{
 
 const FINISHED: usize = 1_000_000;
 const EVENTS_EACH: usize = 10;
-/// Jobs that wait to be claimed, in both.
+/// Jobs that wait to be claimed, in both databases.
 const WAITING: usize = 200_000;
 const MANY: usize = 256;
 const SOME: usize = 64;
 const CLAIMERS: usize = 16;
 const CLAIM_ROUND: Duration = Duration::from_secs(1);
 const LIVES: usize = 10_000;
-/// How much has to be left.
+/// Minimum rate on the large database, as a part of the rate on the small one.
 const BAR: f64 = 0.8;
-/// The same on three servers against one.
+/// Minimum rate with three servers, as a part of the rate with one.
 const REPLICAS_BAR: f64 = 0.8;
 
-/// How the two databases say the same.
+/// SQL that differs between the two databases.
 struct Dialect {
     schema: &'static str,
     org: &'static str,
@@ -69,7 +69,7 @@ impl Dialect {
         }
     }
 
-    /// A log of jobs that have ended, with so many events each, and of jobs that wait.
+    /// SQL that fills a log with finished jobs, each with `EVENTS_EACH` events, and with waiting jobs.
     fn fill(&self, finished: usize) -> Vec<String> {
         let Self { schema, org, id, now, bytes: [bytes, weight] } = self;
         let last = finished + WAITING;
@@ -121,14 +121,14 @@ impl Dialect {
         if !schema.is_empty() {
             sql.push(format!("INSERT INTO jobledger.org_month VALUES ({org}, date_trunc('month', now(), 'UTC'), 1)"));
             sql.push("VACUUM ANALYZE".to_owned());
-            // What was just written is on its way to the disk: the measures shall not pay for it.
+            // Writes the new data to disk first, so that the measurements don't pay for it.
             sql.push("CHECKPOINT".to_owned());
         }
         sql
     }
 }
 
-/// Jobs that the large database has, by their ids; in the small one, as many that were just created.
+/// Ids of 1,000 jobs to read: finished jobs of the large database, or new jobs in the small one.
 async fn known(load: &Load, is_large: bool) -> Result<std::sync::Arc<[String]>> {
     if !is_large {
         return load::running_jobs(load, 1_000).await;
@@ -137,7 +137,7 @@ async fn known(load: &Load, is_large: bool) -> Result<std::sync::Arc<[String]>> 
     Ok((0..1_000).map(id).collect())
 }
 
-/// Each call on the small and on the large database, in turn.
+/// Measures each call on the small and on the large database, in turn.
 async fn compare(
     figures: &mut Figures,
     name: &str,
@@ -180,7 +180,7 @@ async fn compare(
     Ok(())
 }
 
-/// The same calls on an empty database and on a grown one.
+/// Compares a small with a large database, on SQLite and on PostgreSQL.
 pub(crate) async fn growth(figures: &mut Figures, cluster: &Cluster, scale: Scale) -> Result<()> {
     let folder = TempDir::new()?;
     let files = ["small", "large"].map(|name| folder.path().join(format!("{name}.db")));
@@ -211,7 +211,7 @@ pub(crate) async fn growth(figures: &mut Figures, cluster: &Cluster, scale: Scal
     compare(figures, "PostgreSQL", &servers, Some(cluster), scale).await
 }
 
-/// One org's jobs by one server, and by three that share its log.
+/// Creates jobs of one org through one server, and through three servers on the same database.
 pub(crate) async fn replicas(figures: &mut Figures, cluster: &Cluster, scale: Scale) -> Result<()> {
     let database = cluster.create_database().await;
     let url = cluster.url(&database, cluster::SERVER);

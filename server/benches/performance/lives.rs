@@ -1,4 +1,4 @@
-//! The whole life of jobs, by a worker of the client crate.
+//! Whole lives of jobs, run by a worker of the client crate.
 
 use std::time::{Duration, Instant};
 
@@ -22,30 +22,30 @@ use crate::{
     yardsticks::Yardsticks,
 };
 
-/// Jobs of one round.
+/// Jobs per round.
 const LIVES: usize = 20_000;
 const BARE: Duration = Duration::from_secs(3);
 const CREATED_AT_ONCE: usize = 500;
 const SLOTS: usize = 400;
-/// Between two reports of a job's progress, so that each is told.
+/// Pause between two progress reports of a job, long enough that each is sent.
 const PACE: Duration = Duration::from_millis(5);
-/// Calls in flight that make small batches.
+/// Calls in flight for small batches.
 const SMALL: usize = 4;
-/// How old the other's snapshot gets.
+/// How long the foreign snapshot stays open before the second measurement.
 const SNAPSHOT: Duration = Duration::from_secs(300);
 
-/// Jobs a second from create to completion.
+/// Jobs per second from create to completion.
 pub(crate) async fn lives(server: &Server, jobs: usize, reports: u8) -> Result<f64> {
     let creating = create(Client::new(&server.endpoint)?, jobs);
     Ok(jobs as f64 / work(server, jobs, reports, creating).await?.as_secs_f64())
 }
 
-/// Creates jobs for [`work`], many by a call.
+/// Creates jobs for [`work`], many per call.
 pub(crate) async fn create(client: Client, jobs: usize) -> Result<()> {
     create_of("life", client, jobs).await
 }
 
-/// The same of another type.
+/// [`create`] for another job type.
 pub(crate) async fn create_of(job_type: &str, client: Client, jobs: usize) -> Result<()> {
     for _ in 0..jobs / CREATED_AT_ONCE {
         for created in client.create_all((0..CREATED_AT_ONCE).map(|_| NewJob::new(job_type))).await? {
@@ -55,7 +55,7 @@ pub(crate) async fn create_of(job_type: &str, client: Client, jobs: usize) -> Re
     Ok(())
 }
 
-/// How long a worker takes until so many jobs are done, which are there or are created meanwhile.
+/// Time that a worker takes for `jobs` jobs, which exist or which `creating` creates meanwhile.
 pub(crate) async fn work(
     server: &Server,
     jobs: usize,
@@ -86,7 +86,7 @@ pub(crate) async fn work(
         ends.recv().await.ok_or("the worker is gone")?;
     }
     creating.await??;
-    // The last reports are still on their way.
+    // Wait for the last reports.
     loop {
         let counts = client.statistics(&["life"]).await?.counts.ok_or("no counts")?;
         if counts.queued + counts.running == 0 {
@@ -99,13 +99,12 @@ pub(crate) async fn work(
     Ok(took)
 }
 
-/// Whole lives on both databases.
 pub(crate) async fn whole(figures: &mut Figures, cluster: &Cluster, rounds: usize) -> Result<()> {
     let database = cluster.create_database().await;
     let yardsticks = Yardsticks::on(cluster, &database).await?;
     let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;
     let meter = Meter::of(&server, Some(cluster));
-    // What is there at first is planned without statistics.
+    // Warms up: the first statements are planned without statistics.
     yardsticks.bare_lives(Duration::from_secs(1))?;
     let [plain, told, bare] = take(
         rounds,
@@ -151,8 +150,8 @@ pub(crate) async fn whole(figures: &mut Figures, cluster: &Cluster, rounds: usiz
     Ok(())
 }
 
-/// What is left after five minutes under somebody else's snapshot, which keeps PostgreSQL from clearing away what was overwritten
-/// since: of whole lives, and of small batches.
+/// Speed after five minutes under a foreign snapshot, for whole lives and for small batches. The snapshot keeps
+/// PostgreSQL from removing row versions that were overwritten since.
 pub(crate) async fn snapshot(figures: &mut Figures, cluster: &Cluster) -> Result<()> {
     let database = cluster.create_database().await;
     let server = Server::start(&cluster.url(&database, cluster::SERVER), 512).await?;

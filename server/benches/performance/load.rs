@@ -1,4 +1,4 @@
-//! The load generator: calls of the client crate's generated stubs, a number of them in flight or so many a second.
+//! The load generator: the client crate's generated stubs, with a number of calls in flight or at a fixed rate.
 
 use std::{
     sync::Arc,
@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use crate::common::{CONNECTIONS, Result, Server};
 
-/// What a load came to.
+/// The result of a load.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Measured {
-    /// Calls a second.
+    /// Calls per second.
     pub(crate) rate: f64,
-    /// What each took, the shortest first; µs.
+    /// Durations of the calls in µs, ascending.
     took: Vec<u32>,
 }
 
@@ -27,12 +27,11 @@ impl Measured {
         Self { rate: took.len() as f64 / time.as_secs_f64(), took }
     }
 
-    /// How many there were.
     pub(crate) fn calls(&self) -> f64 {
         self.took.len() as f64
     }
 
-    /// What the calls took, at such a part of them; ms.
+    /// A quantile of the durations in ms; `part` is 0.99 for the p99.
     pub(crate) fn at(&self, part: f64) -> f64 {
         let last = self.took.len().saturating_sub(1);
         let place = ((self.took.len() as f64 * part) as usize).min(last);
@@ -52,13 +51,13 @@ impl Load {
         Ok(Self { clients: (0..CONNECTIONS).map(client).collect::<Result<_>>()? })
     }
 
-    /// Those whose calls name their orgs themselves.
+    /// Clients without an org, for calls that name their orgs themselves.
     pub(crate) fn without_org(server: &Server) -> Result<Self> {
         let client = |_| Ok(Client::builder(&*server.endpoint).build()?.raw());
         Ok(Self { clients: (0..CONNECTIONS).map(client).collect::<Result<_>>()? })
     }
 
-    /// Those of the org that calls are about where they name none.
+    /// Clients of the default org, the nil UUID.
     pub(crate) fn on(server: &Server) -> Result<Self> {
         Self::new(&server.endpoint, Uuid::nil())
     }
@@ -67,7 +66,7 @@ impl Load {
         self.clients[n % self.clients.len()].clone()
     }
 
-    /// Calls by callers that each wait for their answer before they call again. A call is told its caller and its number.
+    /// Runs callers that each wait for their answer before the next call. `call` gets the caller and its call number.
     pub(crate) async fn calls<F>(
         &self,
         callers: usize,
@@ -100,7 +99,7 @@ impl Load {
         Ok(Measured::new(took, started.elapsed()))
     }
 
-    /// So many calls a second, whether or not those before have been answered; each counts from when it was due.
+    /// Starts `rate` calls per second without waiting for answers. A call's duration counts from when it was due.
     pub(crate) async fn offered<F>(
         &self,
         rate: u32,
@@ -132,7 +131,7 @@ impl Load {
     }
 }
 
-/// The empty RPC, a health check: what the transport can do.
+/// The empty RPC, a health check: the limit of the transport.
 pub(crate) async fn empty(server: &Server, callers: usize, time: Duration) -> Result<Measured> {
     let channels: Arc<[_]> = server.channels.clone().into();
     let load = Load::on(server)?;
@@ -146,18 +145,16 @@ pub(crate) async fn empty(server: &Server, callers: usize, time: Duration) -> Re
     .await
 }
 
-/// What one CreateJob is.
 pub(crate) async fn create_one(mut client: RawClient, _: usize, _: u64) -> Result<()> {
     client.create_job(pb::CreateJobRequest { r#type: "bench".to_owned(), ..Default::default() }).await?;
     Ok(())
 }
 
-/// CreateJob.
 pub(crate) async fn create(load: &Load, callers: usize, time: Duration) -> Result<Measured> {
     load.calls(callers, time, create_one).await
 }
 
-/// BatchCreateJobs of `size` jobs; the rate is that of jobs.
+/// BatchCreateJobs of `size` jobs. Returns jobs per second.
 pub(crate) async fn batch_create(load: &Load, callers: usize, size: usize, time: Duration) -> Result<f64> {
     let measured = load.calls(callers, time, move |mut client, _, _| async move {
         let job = pb::CreateJobRequest { r#type: "bench".to_owned(), ..Default::default() };
@@ -167,7 +164,7 @@ pub(crate) async fn batch_create(load: &Load, callers: usize, size: usize, time:
     Ok(measured.await?.rate * size as f64)
 }
 
-/// Jobs that somebody works on, without a lease; their ids.
+/// Creates jobs and starts them without a lease. Returns their ids.
 pub(crate) async fn running_jobs(load: &Load, n: usize) -> Result<Arc<[String]>> {
     let mut client = load.client(0);
     let job = pb::CreateJobRequest { r#type: "update".to_owned(), ..Default::default() };
@@ -188,7 +185,7 @@ pub(crate) async fn running_jobs(load: &Load, n: usize) -> Result<Arc<[String]>>
     Ok(ids.into())
 }
 
-/// UpdateJobStatus with a progress, each caller on a job of its own, or all on as many as there are.
+/// UpdateJobStatus with a progress. The callers are spread over the jobs.
 pub(crate) async fn update(load: &Load, jobs: &Arc<[String]>, callers: usize, time: Duration) -> Result<Measured> {
     let jobs = Arc::clone(jobs);
     load.calls(callers, time, move |mut client, caller, n| {
@@ -202,7 +199,6 @@ pub(crate) async fn update(load: &Load, jobs: &Arc<[String]>, callers: usize, ti
     .await
 }
 
-/// GetJob.
 pub(crate) async fn get(load: &Load, jobs: &Arc<[String]>, callers: usize, time: Duration) -> Result<Measured> {
     let jobs = Arc::clone(jobs);
     load.calls(callers, time, move |mut client, caller, n| {
@@ -215,7 +211,7 @@ pub(crate) async fn get(load: &Load, jobs: &Arc<[String]>, callers: usize, time:
     .await
 }
 
-/// ClaimJobs of ten; the rate is that of jobs.
+/// ClaimJobs of ten jobs. Returns jobs per second.
 pub(crate) async fn claim(load: &Load, callers: usize, time: Duration) -> Result<f64> {
     let measured = load.calls(callers, time, |mut client, _, _| async move {
         let claim = pb::ClaimJobsRequest {
@@ -233,7 +229,6 @@ pub(crate) async fn claim(load: &Load, callers: usize, time: Duration) -> Result
     Ok(measured.await?.rate * 10.0)
 }
 
-/// GetStatistics.
 pub(crate) async fn statistics(load: &Load, callers: usize, time: Duration) -> Result<Measured> {
     load.calls(callers, time, |mut client, _, _| async move {
         client.get_statistics(pb::GetStatisticsRequest::default()).await?;

@@ -1,12 +1,12 @@
-//! How fast the service is, on both databases, against what the transport, the database and the machine can do.
+//! Speed of the service on both databases, compared with the limits of the transport, the database and the machine.
 //!
 //! ```sh
 //! make bench
 //! ```
 //!
-//! Servers run in processes of their own, on this machine, beside this load generator, which is made of the client crate;
-//! PostgreSQL is a throw-away cluster with `fsync` and `synchronous_commit` on. What is a ratio was measured in one run, in turn
-//! with what it is a ratio of, and is that of the medians of several rounds. docs/performance.md explains each number.
+//! Servers run in processes of their own, on this machine, beside this load generator, which uses the client crate.
+//! PostgreSQL is a throw-away cluster with `fsync` and `synchronous_commit` on. Both sides of a ratio were measured in
+//! turn in one run; the ratio is that of their medians over several rounds. docs/performance.md explains each number.
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -37,7 +37,7 @@ mod spent;
 mod unary;
 mod yardsticks;
 
-/// The parts, in their order; those in the second list only on request, since they take long or more than this repository has.
+/// The parts in order. The second list runs only on request: it takes long, or needs more than this repository has.
 const PARTS: [&str; 6] = ["sqlite", "postgres", "orgs", "lives", "replicas", "curves"];
 const LONG_PARTS: [&str; 5] = ["folding", "growth", "snapshot", "peers", "against"];
 
@@ -150,7 +150,7 @@ async fn main() -> Result<ExitCode> {
     };
     let mut figures = Figures::default();
     let measured = measure(&options, &mut figures).await;
-    // What was measured until then is not lost.
+    // Also prints what was measured before an error.
     print!("{}", figures.table());
     if let Some(path) = &options.json {
         fs::write(path, figures.json())?;

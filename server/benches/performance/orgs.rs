@@ -1,4 +1,4 @@
-//! Many orgs against one, by two generators, with the processor time that a call takes of each process.
+//! Many orgs compared with one, by two generators, with the processor time per call of each process.
 
 use tempfile::TempDir;
 
@@ -16,11 +16,10 @@ use crate::{
 
 const HUNDRED: usize = 100;
 const THOUSAND: usize = 1_000;
-/// Of one org's creates, what a hundred together have at least; and of its whole lives a thousand.
+/// Minimum rate of creates with 100 orgs, and of whole lives with 1,000, as a part of the rate with one org.
 const CREATES_BAR: f64 = 0.5;
 const LIVES_BAR: f64 = 0.4;
 
-/// Both databases.
 pub(crate) async fn orgs(figures: &mut Figures, cluster: &Cluster, scale: Scale) -> Result<()> {
     let folder = TempDir::new()?;
     let server = Server::start(&format!("sqlite://{}", folder.path().join("orgs.db").display()), 512).await?;

@@ -1,5 +1,5 @@
-//! graphile-worker on the same cluster, in turn: a queue in PostgreSQL that workers reach by SQL, among the fastest of those. It keeps no
-//! history and serves no streams; its jobs are gone once they are done.
+//! Comparison with graphile-worker, one of the fastest queues in PostgreSQL that workers reach by SQL, on the same
+//! cluster and in turn. It keeps no history and serves no streams; it deletes jobs once they are done.
 
 use std::{
     process::{Command, Stdio},
@@ -21,14 +21,14 @@ use crate::{
     unary::Scale,
 };
 
-/// Jobs of one round.
+/// Jobs per round.
 const JOBS: usize = 20_000;
 const MANY: usize = 256;
 
-/// Where the Makefile has put it.
+/// The variable with the folder where the Makefile has installed graphile-worker.
 const MODULES: &str = "PEERS_MODULES";
 
-/// graphile-worker's side: what took so long, of the wall's time and the processor's.
+/// Runs graphile-worker. Returns the elapsed time and the processor time of the Node.js process.
 fn graphile(what: &str, url: &str, jobs: usize) -> Result<[Duration; 2]> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/graphile.mjs");
     let output = Command::new("node").args([script, what, url, &jobs.to_string()]).stderr(Stdio::inherit()).output()?;
@@ -42,7 +42,7 @@ fn round(jobs: f64, took: Duration, before: Spent, after: Spent) -> Round {
     Round { value: jobs / took.as_secs_f64(), cpu: Some(a_call(before, after, jobs)) }
 }
 
-/// Jobs added one by one, many at a time; and a backlog of jobs that do nothing.
+/// Compares jobs added one by one, a backlog of jobs that do nothing, and jobs added in bulk and run.
 pub(crate) async fn peers(figures: &mut Figures, cluster: &Cluster, scale: Scale) -> Result<()> {
     if std::env::var_os(MODULES).is_none() {
         return Err(format!("{MODULES} does not say where graphile-worker is: `make bench BENCH=peers` does").into());

@@ -1,4 +1,4 @@
-//! Plots as SVG: lines over a logarithmic axis.
+//! Line plots as SVG, over a logarithmic horizontal axis.
 
 use std::fmt::Write as _;
 
@@ -7,12 +7,12 @@ const HEIGHT: f64 = 360.0;
 const MARGIN: f64 = 64.0;
 const COLOURS: [&str; 4] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd"];
 
-/// A plot of some lines.
+/// A plot with several lines.
 pub(crate) struct Plot {
     pub(crate) title: &'static str,
     pub(crate) across: &'static str,
     pub(crate) up: &'static str,
-    /// Whether the values are drawn by their logarithms; places always are.
+    /// Whether the vertical axis is logarithmic. The horizontal axis always is.
     pub(crate) is_logarithmic: bool,
     pub(crate) lines: Vec<Line>,
 }
@@ -23,7 +23,7 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// A range of numbers on a stretch of the page.
+/// Maps a range of numbers to a range of pixels.
 struct Axis {
     from: f64,
     to: f64,
@@ -39,7 +39,7 @@ impl Axis {
         self.start + part * (self.end - self.start)
     }
 
-    /// Where lines of the grid are.
+    /// The values of the grid lines.
     fn marks(&self) -> Vec<f64> {
         if self.is_logarithmic {
             let (from, to) = (self.from.log10().floor() as i32, self.to.log10().ceil() as i32);
@@ -58,7 +58,7 @@ fn short(value: f64) -> String {
 }
 
 impl Plot {
-    /// The whole file.
+    /// The SVG file.
     pub(crate) fn svg(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);

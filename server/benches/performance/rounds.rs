@@ -1,4 +1,4 @@
-//! Measures taken in turn, so that whatever the machine does meanwhile befalls all of them.
+//! Measures taken in turn, so that changes in the machine's speed affect all of them alike.
 
 use std::{
     pin::Pin,
@@ -10,10 +10,10 @@ use crate::{
     spent::{Meter, Spent},
 };
 
-/// A measure to be taken again and again.
+/// A measure that is taken once per round.
 pub(crate) struct Measure<'a> {
     name: &'static str,
-    /// Where it is a rate of calls: whose processor time they take.
+    /// For a rate of calls: the processes whose processor time is counted.
     meter: Option<Meter<'a>>,
     take: Box<dyn FnMut() -> Taking<'a> + 'a>,
 }
@@ -28,7 +28,7 @@ impl<'a> Measure<'a> {
         Self { name, meter: None, take: Box::new(move || Box::pin(take())) }
     }
 
-    /// A rate of calls, with the processor time that one takes.
+    /// A rate of calls, with the processor time per call.
     pub(crate) fn rate<F: Future<Output = Result<f64>> + 'a>(
         name: &'static str,
         meter: Meter<'a>,
@@ -47,7 +47,7 @@ impl<'a> Measure<'a> {
     }
 }
 
-/// Processor time that each of so many calls took, in µs: of the server, the database and the generator.
+/// Processor time per call in µs: server, database, generator.
 pub(crate) fn a_call(before: Spent, after: Spent, calls: f64) -> [f64; 3] {
     let a_call = |spent: Duration| spent.as_secs_f64() * 1e6 / calls.max(1.0);
     [
@@ -58,15 +58,14 @@ pub(crate) fn a_call(before: Spent, after: Spent, calls: f64) -> [f64; 3] {
     .map(a_call)
 }
 
-/// What a round came to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Round {
     pub(crate) value: f64,
-    /// Of a rate: see [`a_call`].
+    /// For a rate: the processor time per call, see [`a_call`].
     pub(crate) cpu: Option<[f64; 3]>,
 }
 
-/// What all rounds of a measure came to.
+/// The results of all rounds of a measure.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rounds(Vec<Round>);
 
@@ -75,25 +74,25 @@ impl Rounds {
         self.0.push(round);
     }
 
-    /// The median.
+    /// The median of the values.
     pub(crate) fn value(&self) -> f64 {
         median(self.0.iter().map(|round| round.value).collect())
     }
 
-    /// The medians of the processor times of a call.
+    /// The medians of the processor times per call.
     pub(crate) fn cpu(&self) -> Option<[f64; 3]> {
         let all: Vec<_> = self.0.iter().filter_map(|round| round.cpu).collect();
         (!all.is_empty()).then(|| [0, 1, 2].map(|n| median(all.iter().map(|cpu| cpu[n]).collect())))
     }
 
-    /// The least and the greatest ratio of a round to the same round of another measure.
+    /// The smallest and largest ratio of a round to the same round of another measure.
     pub(crate) fn between(&self, others: &Self) -> Option<[f64; 2]> {
         let ratios = || self.0.iter().zip(&others.0).map(|(one, other)| one.value / other.value);
         Some([ratios().reduce(f64::min)?, ratios().reduce(f64::max)?])
     }
 }
 
-/// Takes each measure so many times, in turn.
+/// Takes each measure once per round, in turn.
 pub(crate) async fn take<const N: usize>(rounds: usize, mut measures: [Measure<'_>; N]) -> Result<[Rounds; N]> {
     let mut taken = [(); N].map(|()| Rounds::default());
     for _ in 0..rounds {

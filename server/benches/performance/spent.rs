@@ -1,18 +1,18 @@
-//! Processor time, from what the system counts of processes.
+//! Processor time, read from `/proc`.
 
 use std::{fs, time::Duration};
 
 use crate::common::{Result, Server, cluster::Cluster};
 
-/// Clock ticks of `/proc`, on every Linux that there is.
+/// Clock ticks per second in `/proc`, the same on every Linux.
 const TICKS_A_SECOND: u64 = 100;
 
-/// Processor time of a process, and of those of its children that have ended and were waited for.
+/// Processor time of a process and of its children that have ended and were waited for.
 fn with_ended(process: &str) -> Result<Duration> {
     times(process, 4)
 }
 
-/// Processor time of a process: its id, or `self`.
+/// Processor time of a process, given by its id or `self`.
 pub(crate) fn of_process(process: &str) -> Result<Duration> {
     times(process, 2)
 }
@@ -24,15 +24,15 @@ fn times(process: &str, fields: usize) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / TICKS_A_SECOND))
 }
 
-/// Whose processor time is looked at, beside that of this process.
+/// The processes whose processor time is read, besides this one.
 #[derive(Clone, Copy)]
 pub(crate) struct Meter<'a> {
     pub(crate) servers: &'a [Server],
-    /// Where the database is not in the server.
+    /// The database, if it has processes of its own.
     pub(crate) cluster: Option<&'a Cluster>,
 }
 
-/// Processor time of the servers, of the database, and of this process, which asks.
+/// Processor time of the servers, the database, and this process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spent {
     pub(crate) server: Duration,
@@ -45,7 +45,7 @@ impl<'a> Meter<'a> {
         Self { servers: std::slice::from_ref(server), cluster }
     }
 
-    /// What was spent since the beginning.
+    /// Reads the processor time since the start of the processes.
     pub(crate) fn look(self) -> Result<Spent> {
         let mut database = Duration::ZERO;
         if let Some(cluster) = self.cluster {
@@ -54,7 +54,7 @@ impl<'a> Meter<'a> {
             for child in
                 fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?.split_whitespace()
             {
-                // One that has just ended is counted with the postmaster.
+                // A child that has just ended is counted with the postmaster.
                 database += of_process(child).unwrap_or_default();
             }
         }

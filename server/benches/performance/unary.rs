@@ -1,4 +1,4 @@
-//! Calls one at a time and many in flight, on one database, against the transport and against what the database can do.
+//! Unary calls, alone and many in flight, compared with the limits of the transport and the database.
 
 use std::time::Duration;
 
@@ -23,25 +23,25 @@ use crate::{
 /// Calls in flight.
 const MANY: usize = 256;
 const SOME: usize = 64;
-/// How long one call follows the other, alone.
+/// Duration of the measurement of the server's cost.
 const ALONE: Duration = Duration::from_secs(3);
 const BATCH: usize = 500;
 /// Batches in flight: one commits, one gathers, two are on the way.
 const BATCHES: usize = 4;
-/// Jobs that are read and updated.
+/// Jobs for the reads.
 const JOBS: usize = 1_000;
-/// Creates a second while events are timed.
+/// Creates per second while events are timed.
 const STEADY: u32 = 500;
 const STEADY_TIME: Duration = Duration::from_secs(8);
 
-/// How often, and how long each time.
+/// Number of rounds, and the duration of each measure in a round.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
     pub(crate) rounds: usize,
     pub(crate) round: Duration,
 }
 
-/// A server, its load, and what the figures call it.
+/// A server, its load, and its name in the figures.
 struct Subject<'a> {
     name: &'static str,
     server: &'a Server,
@@ -67,7 +67,7 @@ impl Subject<'_> {
         load::batch_create(&self.load, BATCHES, BATCH, self.scale.round).await
     }
 
-    /// GetJob, which on each database is held to a part of what the transport can do.
+    /// GetJob and GetStatistics, compared with the empty RPC. `bar` is the minimum ratio for GetJob.
     async fn reads(&self, figures: &mut Figures, bar: f64) -> Result<()> {
         let jobs = load::running_jobs(&self.load, JOBS).await?;
         let [read, empty, asked] = take(
@@ -94,11 +94,11 @@ impl Subject<'_> {
         Ok(())
     }
 
-    /// From before the commit to the receipt, at a steady rate, beside what the creates themselves take.
+    /// Delay of events from before the commit to the receipt, at a steady rate, compared with the creates' latency.
     async fn events(&self, figures: &mut Figures) -> Result<()> {
         let org = Uuid::new_v4();
         let load = Load::new(&self.server.endpoint, org)?;
-        // So that the stream has a log to be at the head of.
+        // Creates the org's log, so that the stream starts at its head.
         load::create(&load, 1, Duration::from_millis(100)).await?;
         let mut stream = load.client(1).stream_job_events(pb::StreamJobEventsRequest::default()).await?.into_inner();
         let receiving = tokio::spawn(async move {
@@ -127,7 +127,7 @@ impl Subject<'_> {
         Ok(())
     }
 
-    /// Processor time and memory of the server while it creates.
+    /// Processor time, write-ahead log and memory of the server during creates.
     async fn cost(&self, figures: &mut Figures, wal: Option<&mut PgConnection>) -> Result<()> {
         let mut position = Position(wal);
         let (cpu, before) = (self.server.cpu()?, position.look().await?);
@@ -139,7 +139,7 @@ impl Subject<'_> {
             let wal = (after.0 - before.0) / jobs;
             figures.add(Figure::new(self.named("the same, write-ahead log"), "B/job", wal));
             let commits = (after.1 - before.1) / jobs;
-            // A round trip each, but for the few that fold.
+            // One transaction per batch, plus those that fold.
             figures.add(Figure::new(self.named("the same, transactions, announcements too"), "/job", commits));
         }
         let resident = self.server.resident()? as f64 / f64::from(1 << 20);
@@ -148,13 +148,13 @@ impl Subject<'_> {
     }
 }
 
-/// How far PostgreSQL's log and its count of commits have come.
+/// Reads PostgreSQL's log position and its number of commits; `None` for SQLite.
 struct Position<'a>(Option<&'a mut PgConnection>);
 
 impl Position<'_> {
     async fn look(&mut self) -> Result<Option<(f64, f64)>> {
         let Some(connection) = &mut self.0 else { return Ok(None) };
-        // Sessions tell what they have done after a second.
+        // Sessions publish their statistics after a second.
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         let sql = "SELECT (pg_current_wal_lsn() - '0/0')::float8, xact_commit::float8 FROM pg_stat_database
                    WHERE datname = current_database()";
@@ -163,16 +163,15 @@ impl Position<'_> {
     }
 }
 
-/// What a server takes that has nothing to do.
+/// Memory of a server without load.
 async fn idle(figures: &mut Figures, name: &str, server: &Server) -> Result<()> {
-    // It has started, looked after its database once, and answered a probe.
+    // Lets the server start up and run its first maintenance.
     load::empty(server, 1, Duration::from_secs(2)).await?;
     let resident = server.resident()? as f64 / f64::from(1 << 20);
     figures.add(Figure::new(format!("{name}: idle server, resident memory"), "MiB", resident).at_most(30.0));
     Ok(())
 }
 
-/// Calls on PostgreSQL.
 pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Scale) -> Result<()> {
     let database = cluster.create_database().await;
     let yardsticks = Yardsticks::on(cluster, &database).await?;
@@ -272,7 +271,6 @@ pub(crate) async fn postgres(figures: &mut Figures, cluster: &Cluster, scale: Sc
     subject.cost(figures, Some(&mut connection)).await
 }
 
-/// Calls on SQLite.
 pub(crate) async fn sqlite(figures: &mut Figures, scale: Scale) -> Result<()> {
     let folder = TempDir::new()?;
     let url = |name: &str| format!("sqlite://{}", folder.path().join(name).display());

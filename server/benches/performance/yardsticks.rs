@@ -1,4 +1,4 @@
-//! What the service is held against: the same by pgbench, prepared, on the same tables and indexes, without row-level security.
+//! Yardsticks: the same work by pgbench, prepared, on the same tables and indexes, without row-level security.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use sqlx::Executor as _;
 
 use crate::common::{BARE_LANE, Result, cluster::Cluster, pgbench};
 
-/// Rows that single updates choose from.
+/// Rows that the single updates choose from.
 const UPDATED: usize = 10_000;
 
-/// A job and its event by one statement, for a log whose numbers a sequence gives: neither head nor counters to wait for.
+/// A job and its event in one statement. A sequence numbers the log, so there is no head or counter to wait for.
 const SINGLE_JOB: &str = "
 WITH job AS (
     INSERT INTO jobledger.job (org_id, id, type, retry_initial, retry_multiplier, retry_max, ready_at, last_job_seq, last_seq,
@@ -22,7 +22,7 @@ INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, 
 SELECT '00000000-0000-0000-0000-00000000000b', last_seq, id, 1, now(), now(), 'created', 'queued', 0, 'bench', 256 FROM job;
 ";
 
-/// The progress of one job and its event, likewise.
+/// The progress of one job and its event in one statement, numbered by the same sequence.
 const SINGLE_UPDATE: &str = "
 \\set n random(1, 10000)
 WITH job AS (
@@ -38,7 +38,7 @@ SELECT '00000000-0000-0000-0000-00000000000d', last_seq, id, last_job_seq, now()
     'bench', '{\"progress\": 50}', 256 FROM job;
 ";
 
-/// Batches of 256 jobs that are created, claimed and completed, on a log of its own.
+/// Batches of 256 jobs that are created, claimed and completed, in an org of their own.
 const BARE_LIVES: &str = "
 BEGIN;
 SELECT seq AS head FROM jobledger.begin_batch('{00000000-0000-0000-0000-00000000000c}', '{NULL}', '{NULL}') \\gset
@@ -99,8 +99,8 @@ VALUES ('00000000-0000-0000-0000-00000000000c', :head + 256, 1, 1, :head + 256, 
 COMMIT;
 ";
 
-/// Makes of a new cluster one that has been in use: it writes its log into files that are there, instead of making each of them
-/// first, which keeps everybody waiting for tens of milliseconds.
+/// Makes a new cluster behave like one in use, whose log goes into existing files. A new cluster creates each log file
+/// first, which stalls all commits for tens of milliseconds.
 pub(crate) async fn settle(cluster: &Cluster) -> Result<()> {
     let mut connection = cluster.connect("postgres", "postgres").await;
     for sql in [
@@ -115,7 +115,6 @@ pub(crate) async fn settle(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The yardsticks of one database.
 #[derive(Clone, Copy)]
 pub(crate) struct Yardsticks<'a> {
     cluster: &'a Cluster,
@@ -123,7 +122,7 @@ pub(crate) struct Yardsticks<'a> {
 }
 
 impl<'a> Yardsticks<'a> {
-    /// Adds to a database what they need.
+    /// Adds the sequence and the rows that the scripts need.
     pub(crate) async fn on(cluster: &'a Cluster, database: &'a str) -> Result<Self> {
         let mut connection = cluster.connect(database, "postgres").await;
         connection.execute("CREATE SEQUENCE bench_seq").await?;
@@ -142,27 +141,27 @@ impl<'a> Yardsticks<'a> {
         pgbench(self.cluster, self.database, script, clients, time)
     }
 
-    /// Jobs a second, one a statement.
+    /// Jobs per second, one per statement.
     pub(crate) fn single_jobs(self, clients: usize, time: Duration) -> Result<f64> {
         self.rate(SINGLE_JOB, clients, time)
     }
 
-    /// Updates a second, one a statement.
+    /// Updates per second, one per statement.
     pub(crate) fn single_updates(self, clients: usize, time: Duration) -> Result<f64> {
         self.rate(SINGLE_UPDATE, clients, time)
     }
 
-    /// Jobs a second by the statements of a batch of 256, one connection.
+    /// Jobs per second by the statements of a batch of 256, with one connection.
     pub(crate) fn bare_lane(self, time: Duration) -> Result<f64> {
         Ok(self.rate(BARE_LANE, 1, time)? * 256.0)
     }
 
-    /// The same for jobs that are created, claimed and completed.
+    /// Jobs per second that are created, claimed and completed in such batches.
     pub(crate) fn bare_lives(self, time: Duration) -> Result<f64> {
         Ok(self.rate(BARE_LIVES, 1, time)? * 256.0)
     }
 
-    /// Clears away what was overwritten: none shall pay for what another left behind.
+    /// Removes overwritten row versions, so that no measure pays for the one before.
     pub(crate) async fn vacuum(self) -> Result<()> {
         self.cluster.connect(self.database, "postgres").await.execute("VACUUM ANALYZE").await?;
         Ok(())

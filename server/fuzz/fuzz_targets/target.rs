@@ -1,4 +1,4 @@
-//! One of the targets: JOBLEDGER_FUZZ names it.
+//! Runs the fuzz target that the variable JOBLEDGER_FUZZ names.
 
 #![no_main]
 
