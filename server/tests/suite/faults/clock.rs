@@ -1,4 +1,4 @@
-//! Somebody sets the clock of whoever decides about time.
+//! Somebody sets the clock that decides: PostgreSQL's, or on SQLite the server's.
 
 use std::{
     fs::{File, Permissions},
@@ -27,7 +27,7 @@ use crate::{
     seeded::Seeded,
 };
 
-/// The machine's clock for some programs, which can be moved.
+/// A clock that tests can move, for programs that preload its library.
 pub(super) struct Clock {
     folder: TempDir,
 }
@@ -36,7 +36,7 @@ impl Clock {
     pub(super) fn new() -> Self {
         let clock = Self { folder: tempfile::tempdir().expect("a temporary directory") };
         clock.move_to(0);
-        // Whoever PostgreSQL runs as may look.
+        // The user that PostgreSQL runs as must be able to read the folder.
         std::fs::set_permissions(clock.folder.path(), Permissions::from_mode(0o755)).expect("it is ours");
         let text = format!(
             r#"#define _GNU_SOURCE
@@ -82,19 +82,19 @@ int gettimeofday(struct timeval *time, void *zone) {{
         self.folder.path().join("seconds")
     }
 
-    /// What a program is to be run with.
+    /// The library that a program preloads.
     pub(super) fn library(&self) -> PathBuf {
         self.folder.path().join(PRELOADED)
     }
 
-    /// Is so many seconds ahead from now on.
+    /// Sets the clock to this many seconds ahead of the machine's.
     pub(super) fn move_to(&self, seconds: i64) {
         let mut file = File::options().create(true).write(true).truncate(false).open(self.file()).expect("it is ours");
         file.write_all(&seconds.to_ne_bytes()).expect("there is room");
     }
 }
 
-/// Moves the clock of whoever decides about time again and again, under callers.
+/// Moves the deciding clock again and again while callers work.
 async fn jump(clock: &Clock, database: &Database, program: Program) {
     let mut random = Seeded::new(Seeded::from_environment("a clock that jumps"));
     let mut callers = Callers::start(&[program.client()], 3);
@@ -117,7 +117,7 @@ async fn jump(clock: &Clock, database: &Database, program: Program) {
     store.close().await;
 }
 
-/// Runs every case on both databases, with the clock of the one that decides in hand.
+/// Runs every case on both databases, with control over the deciding clock.
 macro_rules! with_a_clock {
     ($($case:ident,)*) => {
         mod sqlite {
@@ -144,7 +144,7 @@ with_a_clock! {
     months_ahead_everything_goes_on,
 }
 
-/// A database whose clock can be set.
+/// A database and the clock that decides for it.
 struct Clocked {
     clock: Clock,
     database: Database,
@@ -164,7 +164,7 @@ impl Clocked {
 
     fn serve(&self, more: &[&str]) -> Program {
         let preload = [("LD_PRELOAD", &*self.clock.library())];
-        // SQLite's clock is its server's.
+        // On SQLite the server's clock decides. On PostgreSQL the cluster already preloads the library.
         let preload = if self.database.is_postgres() { &preload[..0] } else { &preload };
         Program::serve_in("127.0.0.1:0", &self.database.url(), &[&["--log", "error"], more].concat(), preload)
     }
@@ -175,20 +175,19 @@ async fn a_clock_that_jumps_costs_nothing_that_was_acknowledged(clocked: Clocked
     jump(&clocked.clock, &clocked.database, program).await;
 }
 
-/// Waits until a job's attempt is lost; how long that took.
+/// Waits until a job's attempt is lost; returns how long that took.
 async fn until_lost(client: &Client, id: &str) -> Duration {
     let began = Instant::now();
     await_kind(client, id, JobEventKind::Lost).await;
     began.elapsed()
 }
 
-/// Claims a job of a type and is never heard of again.
+/// Claims a job of a type, and sends nothing more. Returns the job's id.
 async fn claim_and_die(client: &Client, job_type: &str, lease: Duration) -> String {
     let claim = Claim::new("dead").types([job_type]).lease(lease);
     client.claim(claim).await.unwrap().remove(0).job.unwrap().id
 }
 
-/// Waits for an event of some kind.
 async fn await_event(events: &mut Subscription, kind: JobEventKind) {
     let seen = async {
         while let Some(item) = events.next().await {
@@ -205,14 +204,15 @@ async fn a_jump_ahead_costs_no_lease_and_keeps_none_alive(clocked: Clocked) {
     const LEASE: Duration = Duration::from_secs(3);
     let program = clocked.serve(&[]);
     let client = program.client();
-    // A server that has just started gives time to be heard, whatever the clock does: this one has been there for longer than the jump.
+    // A server that has just started extends silent leases, whatever the clock does. This one has run for longer than
+    // the jump once a lease of 12 s has expired.
     client.create(NewJob::new("first")).await.unwrap();
     let first = claim_and_die(&client, "first", 4 * LEASE).await;
     until_lost(&client, &first).await;
     client.create_all((0..2).map(|_| NewJob::new("long"))).await.unwrap();
     client.create(NewJob::new("dead")).await.unwrap();
     client.create(NewJob::new("timed").run_timeout(3 * LEASE)).await.unwrap();
-    // Works for three leases, and more than half of the time that it may.
+    // Works for one and a half leases, and half of its run timeout.
     let handler = async |_: Context, (): ()| {
         sleep(3 * LEASE / 2).await;
         Ok::<_, Failure>(())
@@ -249,20 +249,20 @@ async fn a_day_ahead_for_a_moment_makes_nothing_late(clocked: Clocked) {
     for is_restarted in [false, true] {
         let client = program.client();
         let before = client.create(NewJob::new("t")).await.unwrap().job;
-        // Held, and begun, before: what is left of that is no day.
+        // These leases and this attempt begin before the jump. What is left of them is far less than a day.
         let [early, passing] = ["early", "passing"].map(|name| format!("{name} {is_restarted}"));
         client.create_all([NewJob::new(&early), NewJob::new(&passing)]).await.unwrap();
         let early = claim_and_die(&client, &early, 5 * LEASE).await;
         let begun = client.create(NewJob::new("timed").run_timeout(5 * LEASE)).await.unwrap().job;
         client.update(Report::start(&begun.id)).await.unwrap();
         clocked.clock.move_to(86_400);
-        // By then it was looked at them.
+        // Once this lease is lost, a sweep has seen the earlier jobs under the moved clock.
         let passing = claim_and_die(&client, &passing, LEASE).await;
         until_lost(&client, &passing).await;
         let later = client.create(NewJob::new("t")).await.unwrap().job;
         let apart = |job: &jobledger_client::Job| job.created_at.unwrap().seconds - before.created_at.unwrap().seconds;
         assert!(apart(&later) > 80_000);
-        // A lease, and the wait before another attempt, are granted by the day after.
+        // This lease and this wait for another attempt are dated by the clock that is a day ahead.
         let [ahead, again] = ["ahead", "again"].map(|name| format!("{name} {is_restarted}"));
         client.create(NewJob::new(&ahead)).await.unwrap();
         let held = claim_and_die(&client, &ahead, LEASE).await;
@@ -284,7 +284,7 @@ async fn a_day_ahead_for_a_moment_makes_nothing_late(clocked: Clocked) {
         assert!(apart(&after) < 1_000, "when it happened the clock says");
         let dead = claim_and_die(&client, "dead", LEASE).await;
         assert!(until_lost(&client, &dead).await < PATIENCE);
-        // Its next attempt waits for a second, as the policy says, and not for a day.
+        // The next attempt waits for a second, as the policy says, and not for a day.
         claim_when_ready(&client, "dead").await;
         let soon = std::time::SystemTime::UNIX_EPOCH
             + Duration::from_micros((now(&client).await + TimeDelta::seconds(2)).timestamp_micros() as u64);
@@ -298,7 +298,7 @@ async fn a_day_ahead_for_a_moment_makes_nothing_late(clocked: Clocked) {
     clocked.database.verify().await;
 }
 
-/// What the database's clock says.
+/// The database's clock, read from a new job.
 async fn now(client: &Client) -> chrono::DateTime<chrono::Utc> {
     let created_at = client.create(NewJob::new("now")).await.unwrap().job.created_at.unwrap();
     chrono::DateTime::from_timestamp(created_at.seconds, created_at.nanos as u32).unwrap()
@@ -318,11 +318,11 @@ async fn what_is_kept_is_kept_after_a_jump_until_somebody_says_that_the_clock_is
     client.update(Report::succeeded(&kept)).await.unwrap();
     client.create(NewJob::new("dead")).await.unwrap();
     clocked.clock.move_to(40 * 86_400);
-    // Retention looks twice a second: it had time to.
+    // Retention checks twice a second, so it had time to remove the job.
     let dead = claim_and_die(&client, "dead", Duration::from_secs(3)).await;
     until_lost(&client, &dead).await;
     assert_eq!(client.get(&kept).await.unwrap().status(), JobStatus::Succeeded);
-    // Nor does a server that starts now.
+    // A server that starts after the jump removes nothing either.
     assert!(program.end_by("TERM").success());
     let program = clocked.serve(&["--retain-finished", "60s"]);
     let client = program.client();
@@ -347,7 +347,7 @@ async fn months_ahead_everything_goes_on(clocked: Clocked) {
     let program = clocked.serve(&[]);
     let client = program.client();
     client.create(NewJob::new("t")).await.unwrap();
-    // Behind the last partition that there is, and back where there is one.
+    // Beyond the last partition, and back to a month that has one.
     for days in [200, 0, 400] {
         clocked.clock.move_to(days * 86_400);
         let jobs = client.create_all((0..20).map(|_| NewJob::new("t"))).await.unwrap();

@@ -1,4 +1,4 @@
-//! A primary dies, and its standby takes over: one that had everything, and one that had not.
+//! A primary dies and its standby takes over: one that has every commit, and one that lacks some.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     harness::{Database, PATIENCE, Program, command},
 };
 
-/// A primary, its standby, and servers that reach whichever of them the link leads to.
+/// A primary, its standby, and servers that reach one of them through the link.
 pub(super) struct Pair {
     pub(super) primary: &'static Cluster,
     pub(super) standby: &'static Cluster,
@@ -28,7 +28,7 @@ pub(super) struct Pair {
     pub(super) programs: Vec<Program>,
 }
 
-/// Has commits wait for the standby from now on.
+/// Makes commits wait for the standby.
 pub(super) async fn wait_for_standby(database: &Database) {
     let mut admin = database.connect_as("postgres").await;
     admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'").await.expect("a superuser may");
@@ -46,7 +46,7 @@ impl Pair {
         pair
     }
 
-    /// The same, where commits wait for the standby.
+    /// As [`Pair::start`], but commits wait for the standby.
     pub(super) async fn start_synchronous(servers: usize, options: &[&str]) -> Self {
         let pair = Self::start(servers, options).await;
         wait_for_standby(&pair.database).await;
@@ -62,7 +62,7 @@ impl Pair {
         self.programs.iter().map(Program::client).collect()
     }
 
-    /// Everybody is led to the standby, which is a primary from now on.
+    /// Promotes the standby and leads new connections to it.
     pub(super) fn take_over(&mut self) {
         block_in_place(|| self.standby.promote());
         self.link.lead_to(Peer::Postgres(self.standby.socket()));
@@ -83,7 +83,7 @@ async fn a_synchronous_standby_takes_over_without_a_loss() {
     println!("{:?}", callers.check(&pair.database).await);
 }
 
-/// Reads on until an event of this place, or an error.
+/// Reads until the event with this `seq`, or until an error.
 async fn read_to(events: &mut Subscription, seq: i64) -> Result<(), Error> {
     let read = async {
         while let Some(item) = events.next().await {
@@ -96,7 +96,7 @@ async fn read_to(events: &mut Subscription, seq: i64) -> Result<(), Error> {
     timeout(PATIENCE, read).await.expect("it comes")
 }
 
-/// Other orgs, whose logs lose their ends as well.
+/// Further orgs, whose logs lose their ends as well.
 const OTHERS: u128 = 4;
 
 async fn create(client: &Client, jobs: usize) {
@@ -142,7 +142,7 @@ async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
     timeout(PATIENCE, is_there).await.expect("the standby follows");
     drop(admin);
     block_in_place(|| pair.standby.stop());
-    // These are acknowledged, and nobody else has them.
+    // These jobs are acknowledged, and only the primary has them.
     create_in_all(&client, others(&pair), 10).await;
     let mut follower = client.subscribe(Follow::org().after(0)).await.unwrap();
     read_to(&mut follower, 20).await.expect("all is there");
@@ -155,7 +155,7 @@ async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
     pair.link.set(Fault::Cut);
     pair.take_over();
     pair.link.set(Fault::None);
-    // Whoever follows is told at once that the log is not the one it was.
+    // The subscriber learns at once that the log is another one.
     let told = timeout(PATIENCE, async {
         loop {
             match follower.next().await.expect("it doesn't end by itself") {
@@ -167,7 +167,7 @@ async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
     let told = told.await.expect("it is told");
     assert!(matches!(told, Error::CursorAhead { head_seq: 10, .. }), "{told:?}");
     if are_restarted {
-        // As the operator is to do; before that, a cursor is known to be of another log only for as long as it is beyond it.
+        // Operators are told to do this. Without it a cursor is refused only while it is beyond the head.
         for program in pair.programs.drain(..) {
             assert!(program.end_by("TERM").success());
         }
@@ -176,9 +176,9 @@ async fn check_cursors_of_a_log_that_lost_its_end(are_restarted: bool) {
         pair.programs.push(pair.program(&[]));
     }
     let client = pair.clients().remove(0);
-    // The logs of all orgs lack something, and one of them is found out first.
+    // The logs of all orgs have lost events, and the server finds this out in one of them first.
     create_in_all(&client, others(&pair), 20).await;
-    // A cursor of the log as it has become holds, whichever server it is of: the log has got another id once.
+    // A cursor of the log as it is since the failover is valid on every server: the log id was renewed once.
     let mut follower = client.subscribe(Follow::org().after(0)).await.unwrap();
     read_to(&mut follower, 30).await.expect("all is there");
     let of_this = follower.cursor().expect("it was told of something").clone();

@@ -1,4 +1,4 @@
-//! Callers that note what they were told, and whether it holds.
+//! Callers that note what was acknowledged, and a check that it holds.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,49 +21,48 @@ use crate::{
     harness::{Database, PATIENCE},
 };
 
-/// How long a lease is: shorter than some faults.
+/// The duration of leases: shorter than some faults.
 const LEASE: Duration = Duration::from_secs(3);
-/// What a caller without the SDK waits for an answer.
+/// How long a caller without the SDK waits for an answer.
 const BARE_PATIENCE: Duration = Duration::from_secs(8);
 
-/// What was acknowledged, by everybody.
+/// What was acknowledged to all callers.
 #[derive(Default)]
 struct Told {
     created: HashSet<String>,
-    /// Job, attempt and what was reported of it.
+    /// Job, attempt and kind of each report.
     reports: HashSet<(String, i32, EventKind)>,
-    /// The results that were accepted as a job's.
+    /// The results that were accepted, by job.
     results: HashMap<String, HashSet<String>>,
-    /// The head as the answers know it.
+    /// The highest `seq` in an answer.
     head: i64,
 }
 
-/// What a run came to.
+/// The numbers of a run.
 #[derive(Debug)]
 #[expect(dead_code, reason = "printed")]
 pub(super) struct Summary {
     created: usize,
     reports: usize,
     completed: usize,
-    /// Completions that were sent twice with different results, of which one was accepted at most.
+    /// Completions that were sent twice with different results, of which at most one was accepted.
     contested: usize,
     events: usize,
     lost_attempts: usize,
 }
 
-/// The callers of one run, and what they were told.
+/// The callers of one run, and what was acknowledged to them.
 pub(super) struct Callers {
     told: Arc<Mutex<Told>>,
     is_over: Arc<AtomicBool>,
     tasks: JoinSet<()>,
-    /// Calls that went well, by caller.
+    /// The number of successful calls, by caller.
     done: Vec<watch::Receiver<u64>>,
     subscribers: JoinSet<i64>,
     seen: Vec<watch::Receiver<i64>>,
     contested: Arc<Mutex<usize>>,
 }
 
-/// One caller.
 struct Caller {
     name: String,
     client: Client,
@@ -74,8 +73,8 @@ struct Caller {
 }
 
 impl Callers {
-    /// On each of the clients: callers with the SDK, which repeat what they don't know the outcome of, callers without, which don't,
-    /// and a subscriber.
+    /// Starts on each client: callers with the SDK, which retries calls whose outcome is unknown, callers without it,
+    /// which don't retry, and a subscriber.
     pub(super) fn start(clients: &[Client], of_each: usize) -> Self {
         let mut callers = Self {
             told: Arc::default(),
@@ -113,7 +112,7 @@ impl Callers {
         }
     }
 
-    /// Waits until each of them has got something done from now on, and each subscriber was told of something.
+    /// Waits until each caller has completed another call, and each subscriber has received another event.
     pub(super) async fn go_on(&mut self) {
         let lengths: Vec<_> = self.done.iter().map(|done| *done.borrow()).collect();
         for (done, before) in self.done.iter_mut().zip(lengths) {
@@ -132,13 +131,13 @@ impl Callers {
         }
     }
 
-    /// Ends them.
+    /// Stops the callers and then the subscribers.
     pub(super) async fn end(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
         while let Some(ended) = timeout(PATIENCE, self.tasks.join_next()).await.expect("callers end") {
             ended.expect("a caller was told nothing that it should not be");
         }
-        // Something that everybody is told of ends the subscribers.
+        // Each subscriber must see every acknowledged event first.
         let head = self.told.lock().unwrap().head;
         for seen in &mut self.seen {
             timeout(PATIENCE, seen.wait_for(|seen| *seen >= head)).await.expect("it sees all that was told").unwrap();
@@ -146,7 +145,7 @@ impl Callers {
         self.subscribers.shutdown().await;
     }
 
-    /// Holds what they were told against the database.
+    /// Compares what was acknowledged with the database.
     pub(super) async fn check(&self, database: &Database) -> Summary {
         let events = verify(database, &HashMap::new()).await;
         let told = self.told.lock().unwrap();
@@ -184,7 +183,7 @@ impl Callers {
     }
 }
 
-/// Why one of the tasks panicked.
+/// Returns why one of the tasks panicked.
 async fn reason<T: 'static>(tasks: &mut JoinSet<T>) -> String {
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
@@ -194,7 +193,7 @@ async fn reason<T: 'static>(tasks: &mut JoinSet<T>) -> String {
     "nobody panicked".to_owned()
 }
 
-/// Sees every event once, in order, wherever it is told of it.
+/// Checks that a subscriber gets every event once, in order.
 async fn follow(client: Client, seen: watch::Sender<i64>, is_over: Arc<AtomicBool>) -> i64 {
     let mut events = loop {
         match client.subscribe(Follow::org().after(0)).await {
@@ -220,11 +219,11 @@ async fn follow(client: Client, seen: watch::Sender<i64>, is_over: Arc<AtomicBoo
     last
 }
 
-/// True for what a caller may be told while things go wrong.
+/// Whether a caller may get this error while there are faults.
 fn may_be_told(error: &Error) -> bool {
     match error {
         Error::Unavailable { .. } | Error::DeadlineExceeded | Error::LeaseLost | Error::Exhausted { .. } => true,
-        // What it repeats has happened, and somebody else went on with it.
+        // The call was retried: it had taken effect, and another caller went on with the job.
         Error::InvalidTransition { .. } => true,
         _ => false,
     }
@@ -271,7 +270,7 @@ impl Caller {
             let claimed = self.bare(service.claim_jobs(claim)).await;
             for lease in claimed.map(|claimed| claimed.leases).unwrap_or_default() {
                 let id = lease.job.expect("a lease of a job").id;
-                // It says two things at once: one of them is true.
+                // Two different results are reported at once. The server must accept only one.
                 *self.contested.lock().unwrap() += 1;
                 let say = async |which: &str| {
                     let result = format!("{name}-{which}");
@@ -288,7 +287,7 @@ impl Caller {
         }
     }
 
-    /// What was acknowledged is what others are told from then on.
+    /// A read after an acknowledgement must not return an older job.
     async fn read_back(&self, job: &jobledger_client::Job) {
         if let Some(read) = self.noted(self.client.get(&job.id).await) {
             assert!(read.last_seq >= job.last_seq, "{} was read as it had been", job.id);
@@ -301,7 +300,7 @@ impl Caller {
         self.noted(answer.map(tonic::Response::into_inner).map_err(Error::from))
     }
 
-    /// The same of one that comes with a lease, which is held until then at least: no clock and no fault takes it away before.
+    /// As [`Caller::noted`], for a call with a lease. No clock and no fault may end the lease before `until`.
     fn noted_holding<T>(&self, until: Instant, answer: Result<T, Error>) -> Option<T> {
         if matches!(answer, Err(Error::LeaseLost)) {
             let early = until.saturating_duration_since(Instant::now());
@@ -310,7 +309,7 @@ impl Caller {
         self.noted(answer)
     }
 
-    /// What was answered, if the call went well.
+    /// Counts a successful call and returns its answer. Panics at an error that no caller may get.
     fn noted<T>(&self, answer: Result<T, Error>) -> Option<T> {
         match answer {
             Ok(answer) => {

@@ -1,4 +1,4 @@
-//! A network that fails: a TCP proxy.
+//! A TCP proxy that simulates network faults.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -8,32 +8,32 @@ use tokio::{
     sync::watch,
 };
 
-/// What lies behind a link.
+/// What a link connects to.
 #[derive(Clone)]
 pub(crate) enum Peer {
     Tcp(String),
-    /// The socket of a PostgreSQL server in this directory.
+    /// The socket of the PostgreSQL server in this directory.
     Postgres(PathBuf),
 }
 
-/// What happens to what passes.
+/// What a link does to its traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing.
+    /// Passes everything on.
     None,
-    /// Each piece takes so long, both ways.
+    /// Delays each piece by this time, in both directions.
     Latency(Duration),
-    /// Connections are reset, and new ones, too.
+    /// Resets connections, new ones included.
     Cut,
-    /// Nothing passes, and nobody is told; afterwards what was on its way arrives.
+    /// Passes nothing on and reports nothing. Afterwards the delayed traffic arrives.
     BlackHole,
-    /// The same of answers alone.
+    /// As `BlackHole`, for answers alone.
     Unanswered,
-    /// The peer sees its connections end, those on this side don't: they stay, and never hear a word again.
+    /// Closes the connections to the peer. Those on this side stay open and receive nothing more.
     HalfOpen,
 }
 
-/// See the module. Ends with the test's runtime.
+/// A proxy to one peer. It ends with the test's runtime.
 pub(crate) struct Link {
     pub(crate) address: SocketAddr,
     fault: watch::Sender<Fault>,
@@ -59,7 +59,7 @@ impl Link {
         self.fault.send_replace(fault);
     }
 
-    /// Leads new connections elsewhere.
+    /// Leads new connections to another peer.
     pub(crate) fn lead_to(&self, peer: Peer) {
         self.peer.send_replace(peer);
     }
@@ -102,7 +102,7 @@ async fn pass(mut stream: TcpStream, mut to: impl AsyncRead + AsyncWrite + Unpin
     match ended {
         Fault::Cut => drop(stream.set_zero_linger()),
         Fault::HalfOpen => {
-            // Until whoever is there gives it up.
+            // Until the caller closes the connection.
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         }
         _ => {}

@@ -1,4 +1,4 @@
-//! The machine fails: its disk is full, it has no more files to give, another process has the database.
+//! The machine fails: its disk is full or does not sync, it has no more file descriptors, another process locks the database.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -25,12 +25,12 @@ on_both_databases! {
     who_takes_all_files_keeps_nobody_else_out_for_longer,
 }
 
-/// What a process has spent of processors so far.
+/// The processor time that a process has used so far.
 fn processor_time(process: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
     let fields: Vec<_> = stat.rsplit(") ").next().expect("a name in parentheses").split(' ').collect();
     let ticks: u64 = fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number");
-    // Linux counts hundredths, whatever the kernel's own ticks are.
+    // Linux reports hundredths of a second, whatever the kernel's own ticks are.
     Duration::from_millis(ticks * 10)
 }
 
@@ -44,7 +44,7 @@ async fn who_takes_all_files_keeps_nobody_else_out_for_longer(database: Database
         silent.push(TcpStream::connect(&program.address).await.expect("the system takes it"));
     }
     client.create(NewJob::new("t")).await.expect("who is there already goes on");
-    // What it takes to wait for files.
+    // Measures the cost of waiting for file descriptors.
     let (before, time) = (processor_time(program.id()), Duration::from_secs(2));
     sleep(time).await;
     let spent = processor_time(program.id()) - before;
@@ -56,7 +56,7 @@ async fn who_takes_all_files_keeps_nobody_else_out_for_longer(database: Database
     database.verify().await;
 }
 
-/// Takes all the room there is, until it is dropped.
+/// A file that takes all the room there is, until it is dropped.
 struct Ballast<'a>(&'a Path);
 
 impl<'a> Ballast<'a> {
@@ -83,7 +83,7 @@ async fn fill_the_disk(volume: &Volume, database: &Database, mut make_good: impl
     callers.go_on().await;
     let path = volume.path().join("ballast");
     let ballast = Ballast::fill(&path);
-    // Until somebody is told; what is there can be read for as long as the database answers at all.
+    // Writes until a caller gets an error. Reads succeed for as long as the database answers at all.
     let mut bare = client.raw();
     let told = async {
         loop {
@@ -132,7 +132,8 @@ async fn a_full_disk_costs_postgres_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fails_to_sync_costs_sqlite_nothing_that_was_acknowledged() {
     let tools = tempfile::tempdir().expect("a temporary directory");
-    // Where fsync fails, what it was to write may be anywhere: it must not count. The first ones are those of the start.
+    // If fsync fails, the data may or may not be on the disk, so it must not be acknowledged. The first calls succeed:
+    // they belong to the server's start.
     let text = "#include <errno.h>
 static int fails(void) {
     static unsigned calls;
@@ -182,7 +183,7 @@ sys.stdin.read()";
         let output = holder.stdout.take().expect("a pipe");
         block_in_place(|| BufReader::new(output).read_line(&mut said)).expect("it says so");
         assert_eq!(said.trim(), "locked");
-        // Shorter than the server waits, and longer.
+        // Some waits are shorter than the server waits for a lock, some longer.
         sleep(Duration::from_millis(500 + random.below(9_000))).await;
         drop(holder.stdin.take());
         assert!(block_in_place(|| holder.wait()).expect("it ends").success());

@@ -1,4 +1,4 @@
-//! Everything at once: three servers on PostgreSQL or one on a file, callers of both kinds, and one fault after the other.
+//! Mixed faults: three servers on PostgreSQL or one on SQLite, callers with and without the SDK, and one fault after another.
 
 use std::{
     io::PipeReader,
@@ -27,50 +27,50 @@ use crate::{
 const SERVERS: usize = 3;
 /// Callers of each kind on each server.
 const CALLERS: usize = 3;
-/// Everybody finds their way back within this.
+/// Every caller and subscriber goes on within this time after a fault.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
-/// What a server may take, whatever happened to it, in KiB: of a build without optimisation.
+/// A bound on a server's memory through all faults, in KiB, for a build without optimisation.
 const MEMORY: u64 = 256 << 10;
 
-/// Something that goes wrong.
+/// A fault.
 #[derive(Debug, Clone, Copy)]
 enum Wrong {
-    /// kill -9 of a server.
+    /// A server is killed with SIGKILL.
     Kill(usize),
-    /// A server stands still.
+    /// A server is suspended.
     Stop(usize),
     /// Between a server and its callers.
     Callers(usize, Fault),
     /// Between a server and its database.
     Database(usize, Fault),
-    /// All of a database's connections are ended, again and again.
+    /// All connections of a database are terminated, again and again.
     Storm,
-    /// kill -9 of the database.
+    /// The database is killed with SIGKILL.
     KillDatabase,
-    /// Somebody holds a lock that everybody needs.
+    /// Another session holds a lock that every write needs.
     Lock,
-    /// The database has no connections left to give.
+    /// The database accepts no connections.
     NoConnections,
-    /// The clock of whoever decides about time is so many seconds ahead.
+    /// The deciding clock is this many seconds ahead.
     Clock(i64),
-    /// The standby is away that commits wait for, and something happens to those that do.
+    /// The synchronous standby is down, and the commits that wait for it are cut short.
     Standby(Cut),
-    /// A server is started anew, to log much to what takes nothing.
+    /// A server is restarted and logs much to an output that takes nothing.
     Log(usize, Output),
 }
 
 /// What happens to commits that wait for a standby.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
-    /// They are answered when it is back.
+    /// They are answered when the standby is back.
     Nothing,
     Canceled,
     Terminated,
-    /// The database is started anew.
+    /// The database is restarted.
     Restarted,
 }
 
-/// Something for so many servers; of one that has its database in a file nothing is wrong between them.
+/// Draws a fault. A single server has its database in a file, so no fault between servers or of PostgreSQL is drawn.
 fn draw(random: &mut Seeded, servers: usize) -> Wrong {
     let n = random.below(servers as u64) as usize;
     let fault = match random.below(5) {
@@ -98,21 +98,21 @@ fn draw(random: &mut Seeded, servers: usize) -> Wrong {
     }
 }
 
-/// When servers fold, each otherwise.
+/// The servers' `--fold-after`, a different one for each.
 const FOLD_AFTER: [&str; 3] = ["1s", "10s", "0s"];
 
-/// A server and what lies around it.
+/// A server and its links.
 struct Replica {
     address: String,
     url: String,
     fold_after: &'static str,
     program: Option<Program>,
-    /// The other end of its log, where that is a pipe.
+    /// The other end of its log, if the log is a pipe.
     log: Option<PipeReader>,
-    /// What it is run with.
+    /// The library that the server preloads.
     preload: Option<PathBuf>,
     callers: Link,
-    /// To a database that is reached by the network.
+    /// The link to the database, if it is reached over the network.
     database: Option<Link>,
 }
 
@@ -128,14 +128,14 @@ impl Replica {
             None => database.url(),
         };
         let callers = Link::to(Peer::Tcp(address.clone())).await;
-        // The clock of a file is its server's.
+        // On SQLite the server's clock decides.
         let preload = Some(clock.library()).filter(|_| !database.is_postgres());
         let mut replica = Self { address, url, fold_after, program: None, log: None, preload, callers, database: link };
         replica.run(None);
         replica
     }
 
-    /// Starts it, with a log that is found so if there is to be one.
+    /// Starts the server. If `log` is given, the server logs at debug level to that output.
     fn run(&mut self, log: Option<Output>) {
         let preload = self.preload.as_deref().map(|library| ("LD_PRELOAD", library));
         let (to, reader) = log.map_or((Stdio::null(), None), Output::open);
@@ -155,11 +155,11 @@ impl Replica {
     }
 }
 
-/// The database of the run, and who does it harm.
+/// The database of a run, its servers, and the means to cause faults.
 struct Scene {
     clock: Clock,
     cluster: Option<&'static Cluster>,
-    /// What commits wait for.
+    /// The standby that commits wait for.
     standby: Option<&'static Cluster>,
     database: Database,
     replicas: Vec<Replica>,
@@ -238,7 +238,7 @@ impl Scene {
 }
 
 impl Scene {
-    /// Does something to commits that wait for the standby.
+    /// Cuts commits short that wait for the standby.
     async fn cut(&self, cut: Cut) {
         let function = match cut {
             Cut::Nothing => return,
@@ -300,7 +300,7 @@ async fn run(mut scene: Scene, servers: usize, time: Duration) {
     let (mut faults, mut most) = (0, 0);
     while began.elapsed() < time {
         let wrong = draw(&mut random, servers);
-        // As often shorter than leases and time-outs as longer.
+        // As often shorter than leases and timeouts as longer.
         let lasts = Duration::from_millis([200, 1_000, 4_000, 12_000][random.below(4) as usize] + random.below(1_000));
         println!("{:6.1} s: {wrong:?} for {:.1} s", began.elapsed().as_secs_f64(), lasts.as_secs_f64());
         scene.do_harm(wrong, lasts).await;
@@ -320,7 +320,7 @@ async fn run(mut scene: Scene, servers: usize, time: Duration) {
         assert!(replica.program.take().expect("it runs").end_by("TERM").success());
     }
     if let (Some(cluster), Some(standby)) = (scene.cluster, scene.standby) {
-        // What was acknowledged is there, too.
+        // The standby has everything that was acknowledged, too.
         block_in_place(|| {
             cluster.kill();
             standby.promote();

@@ -1,7 +1,7 @@
-//! What goes wrong around jobledger: its network, its database, its machine, and whoever kills it. Whatever was acknowledged holds.
+//! Faults around jobledger: of its network, its database, its machine, and kills. Whatever was acknowledged holds.
 //!
-//! Each test prints its seed, and does the same again with it in JOBLEDGER_TEST_SEED. `make test` runs the short forms,
-//! `make test-faults` the long ones.
+//! Each test prints its seed. JOBLEDGER_TEST_SEED repeats a run with its seed. `make test` runs the short forms, `make
+//! test-faults` the long ones.
 
 mod clock;
 mod failover;
@@ -19,10 +19,10 @@ use std::{
     process::Command,
 };
 
-/// The name of a library that [`preloaded`] makes.
+/// The file name of a library that [`preloaded`] builds.
 const PRELOADED: &str = "preloaded.so";
 
-/// A library that takes the place of some of the system's calls in a program that is run with it as LD_PRELOAD, from its source in C.
+/// Builds a library from C source. It replaces some system calls in a program that runs with it as LD_PRELOAD.
 fn preloaded(folder: &Path, source: &str) -> PathBuf {
     let (path, library) = (folder.join("preloaded.c"), folder.join(PRELOADED));
     std::fs::write(&path, source).expect("the folder is there");

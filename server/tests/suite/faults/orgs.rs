@@ -1,5 +1,5 @@
-//! kill -9 of the server and of PostgreSQL at any moment, with many orgs that share transactions. Each server folds at another time: at once,
-//! soon, late or never.
+//! SIGKILL of the server and of PostgreSQL at random moments, with many orgs that share transactions. Each server folds
+//! after another time: at once, soon, late or never.
 
 use std::{
     collections::HashMap,
@@ -30,20 +30,20 @@ use crate::{
 };
 
 const ORGS: u128 = 50;
-/// When servers fold.
+/// Values of `--fold-after`.
 const FOLD_AFTER: [&str; 4] = ["0s", "100ms", "10s", "1h"];
 
-/// What an org's caller was told: of each job how it ended, if it was told that it did.
+/// What was acknowledged to an org's caller: its jobs, and how each ended if that was acknowledged.
 type Told = HashMap<String, Option<EventKind>>;
 
-/// Starts a server that folds at a time of chance.
+/// Starts a server with a random `--fold-after`.
 fn start(random: &mut Seeded, address: &str, database: &Database) -> Program {
     let fold_after = FOLD_AFTER[random.below(FOLD_AFTER.len() as u64) as usize];
     Program::serve(address, &database.url(), &["--fold-after", fold_after])
 }
 
-/// Whole lives of one org's jobs, some of them with progress and heartbeats, one after the other, by the SDK, which repeats what it does not
-/// know the outcome of.
+/// Runs whole lives of one org's jobs, one after the other, some with progress and heartbeats. The SDK retries calls
+/// whose outcome is unknown.
 async fn live(client: Client, is_over: Arc<AtomicBool>, done: watch::Sender<u64>) -> Told {
     let mut told = Told::new();
     while !is_over.load(Ordering::Relaxed) {
@@ -67,7 +67,7 @@ async fn live(client: Client, is_over: Arc<AtomicBool>, done: watch::Sender<u64>
     told
 }
 
-/// Everything that a caller was told of its org is in the log.
+/// Checks that the log has everything that was acknowledged to the org's caller.
 async fn check(store: &dyn Store, org: OrgId, told: &Told) {
     let mut last = HashMap::new();
     let mut after = 0;
@@ -93,7 +93,7 @@ async fn check(store: &dyn Store, org: OrgId, told: &Told) {
     }
 }
 
-/// Kills what `harm` kills, and has it started again, at moments of chance while all orgs are written.
+/// Lets `harm` kill and restart something at random moments, while all orgs are written.
 async fn run(database: &Database, mut harm: impl FnMut(&mut Seeded, Program, &str) -> Program) {
     let mut random = Seeded::new(Seeded::from_environment("kills"));
     let address = fixed_address();

@@ -1,4 +1,4 @@
-//! The power is cut: what was acknowledged is there, for as long as the database is durable; and where it is not, the test tells.
+//! The power is cut. A durable database keeps what was acknowledged. If it is not durable, the test notices.
 
 use std::{
     collections::HashSet,
@@ -22,7 +22,7 @@ use crate::{
     harness::{Database, PATIENCE, Program, short_or_long},
 };
 
-/// Creates jobs until something breaks; those that were acknowledged.
+/// Creates jobs until a call fails, and notes those that were acknowledged.
 struct Writers {
     acknowledged: Arc<Mutex<Vec<(String, Time)>>>,
     tasks: JoinSet<()>,
@@ -51,8 +51,8 @@ impl Writers {
         timeout(PATIENCE, self.count.wait_for(|so_far| *so_far >= count)).await.expect("they write").unwrap();
     }
 
-    /// What was acknowledged before the power was cut. While ext4 shuts down (20 ms and less) an fsync that goes on may succeed with nothing
-    /// kept; a machine without power passes no such answer on.
+    /// The jobs acknowledged before the power was cut. While ext4 shuts down (20 ms and less), an fsync may succeed
+    /// with nothing kept. A machine without power would not pass such an answer on.
     async fn end(mut self, cut: Time) -> HashSet<String> {
         self.tasks.shutdown().await;
         let all = std::mem::take(&mut *self.acknowledged.lock().unwrap());
@@ -60,17 +60,17 @@ impl Writers {
     }
 }
 
-/// How many of those that were acknowledged are not there.
+/// How many acknowledged jobs are missing.
 async fn lost(database: &Database, acknowledged: &HashSet<String>) -> usize {
     let events = verify(database, &Default::default()).await;
     let kept: HashSet<_> = events.iter().map(|event| event.job_id.to_string()).collect();
     acknowledged.difference(&kept).count()
 }
 
-/// Cuts the power of a server on a file while it is written to. How many of how many acknowledged jobs are lost.
+/// Cuts the power of a server on SQLite during writes. Returns how many acknowledged jobs are lost, and how many there were.
 async fn cut_power_of_sqlite(volume: &Volume, database: &Database, environment: &[(&str, &Path)]) -> (usize, usize) {
     let program = Program::serve_in("127.0.0.1:0", &database.url(), &["--log", "error"], environment);
-    // Something is left in any case.
+    // This job survives in any case, because it is synced.
     program.client().create(NewJob::new("t")).await.expect("it is created");
     volume.sync();
     let mut writers = Writers::start(&program.client());
@@ -79,7 +79,7 @@ async fn cut_power_of_sqlite(volume: &Volume, database: &Database, environment: 
     let acknowledged = writers.end(cut).await;
     program.kill();
     volume.power_up();
-    // A server mends what the cut has left before anybody reads it.
+    // The server recovers the file before the test reads it.
     let program = Program::start(database);
     assert!(program.end_by("TERM").success());
     (lost(database, &acknowledged).await, acknowledged.len())
@@ -100,7 +100,7 @@ async fn a_power_cut_takes_nothing_that_sqlite_acknowledged() {
 async fn a_power_cut_is_noticed_where_sqlite_is_not_durable() {
     let Some(volume) = Volume::new(256) else { return };
     let tools = tempfile::tempdir().expect("a temporary directory");
-    // Nothing is durable for a program that is run with this.
+    // A program that preloads this syncs nothing.
     let text = "int fsync(int fd) { return 0; }\nint fdatasync(int fd) { return 0; }\n";
     let library = preloaded(tools.path(), text);
     let database = Database::sqlite_at(volume.path());
@@ -109,7 +109,7 @@ async fn a_power_cut_is_noticed_where_sqlite_is_not_durable() {
     assert!(lost > 0, "nothing of {of} is lost");
 }
 
-/// The same of PostgreSQL. `None` where it doesn't even start any more.
+/// As [`cut_power_of_sqlite`], for PostgreSQL. `None` if the cluster doesn't start again.
 async fn cut_power_of_postgres(
     volume: &Volume,
     cluster: &'static Cluster,

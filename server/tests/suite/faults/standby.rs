@@ -1,4 +1,4 @@
-//! A synchronous standby is away: nothing that it lacks is acknowledged, and nothing is used up by waiting for it.
+//! A synchronous standby is down. Nothing that it lacks is acknowledged, and waiting for it uses nothing up.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::failover::Pair;
 use crate::harness::{PATIENCE, Program};
 
-/// Clients of orgs of their own.
+/// Clients of different orgs.
 fn clients(program: &Program, orgs: u128) -> Vec<Client> {
     let client =
         |org| Client::builder(format!("http://{}", program.address)).org(Uuid::from_u128(org)).timeout(PATIENCE);
@@ -26,7 +26,7 @@ fn new_job() -> NewJob {
     NewJob::new("t").idempotency_key("the only one")
 }
 
-/// Creates the same job for each, without the patience of the SDK: what each is told within a few seconds.
+/// Creates the same job in each org, without the SDK's retries and with a deadline of 4 s. Returns the answers.
 async fn try_to_create(clients: &[Client]) -> Vec<Result<CreateJobResponse, Error>> {
     let create = |client: &Client| {
         let mut service = client.raw();
@@ -39,14 +39,14 @@ async fn try_to_create(clients: &[Client]) -> Vec<Result<CreateJobResponse, Erro
     timeout(PATIENCE, clients.iter().map(create).collect::<JoinSet<_>>().join_all()).await.expect("all are answered")
 }
 
-/// The processes whose commits wait for the standby.
+/// The backends whose commits wait for the standby.
 async fn waiting(pair: &Pair) -> Vec<i32> {
     let mut admin = pair.database.connect_as("postgres").await;
     let sql = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' ORDER BY pid";
     sqlx::query_scalar(sql).fetch_all(&mut admin).await.expect("a superuser may")
 }
 
-/// Has a superuser do something to a process.
+/// Calls a PostgreSQL function on a backend, as a superuser.
 async fn do_to(pair: &Pair, what: &str, pid: i32) {
     let mut admin = pair.database.connect_as("postgres").await;
     let sql = sqlx::AssertSqlSafe(format!("SELECT {what}({pid})"));
@@ -77,7 +77,7 @@ async fn what_a_standby_lacks_is_not_acknowledged_however_the_wait_for_it_ends()
     do_to(&pair, "pg_cancel_backend", cancel).await;
     do_to(&pair, "pg_terminate_backend", terminate).await;
     assert_none_is_acknowledged(&creating.await.unwrap(), "their wait was cut short");
-    // Two can be seen by now, and what has a key is told to be there if it is.
+    // Two of the jobs are visible by now. A create with their key must still not acknowledge them.
     assert_none_is_acknowledged(&try_to_create(&clients).await, "they are asked for again");
     block_in_place(|| {
         pair.primary.kill();
@@ -104,7 +104,7 @@ async fn commits_that_are_given_up_take_no_more_connections_than_there_are_place
     let pair = Pair::start_synchronous(1, &["--write-connections", "3"]).await;
     let clients = clients(&pair.programs[0], 8);
     block_in_place(|| pair.standby.stop());
-    // A commit is given up after 10 s.
+    // The server gives a commit up after 10 s.
     let began = Instant::now();
     let mut most = 0;
     while began.elapsed() < Duration::from_secs(25) {

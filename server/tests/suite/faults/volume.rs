@@ -1,4 +1,4 @@
-//! A file system of its own, in an image: it can be full, and its power can be cut.
+//! A file system in an image: it can be full, and its power can be cut.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,14 +8,14 @@ use std::{
 use jobledger_server::domain::clock::Time;
 use tempfile::TempDir;
 
-/// See the module. Unmounted when dropped, and when this program ends, however it does.
+/// A mounted image. Unmounted when dropped, and when this program ends, however it ends.
 pub(super) struct Volume {
     folder: PathBuf,
     _keeper: Child,
 }
 
 impl Volume {
-    /// One of so many MiB. `None` where nobody may mount one: that is said.
+    /// Makes a volume of this many MiB. `None`, with a message, if this machine can't mount one.
     pub(super) fn new(mib: u32) -> Option<Self> {
         let folder = TempDir::with_prefix("jobledger-volume-").expect("a temporary directory").keep();
         let clean_up = r#"read -r _; umount -l "$0/mounted" 2>/dev/null; rm -rf "$0""#;
@@ -38,7 +38,7 @@ impl Volume {
         is_there.then_some(volume)
     }
 
-    /// Where its files are.
+    /// Where the volume is mounted.
     pub(super) fn path(&self) -> PathBuf {
         self.folder.join("mounted")
     }
@@ -47,15 +47,15 @@ impl Volume {
         self.folder.join("image")
     }
 
-    /// Its journal is written only when somebody asks for it, or after a minute: not by chance.
+    /// The journal is written on request or after a minute, so nothing reaches the disk by chance.
     fn mount(&self) -> bool {
         let mounted = Command::new("mount").args(["-o", "loop,commit=60"]).arg(self.image()).arg(self.path()).output();
         mounted.is_ok_and(|output| output.status.success())
     }
 
-    /// What is in memory alone is lost, at once: nothing is written any more. When that began.
+    /// Loses what is only in memory, and writes nothing more. Returns when that began.
     pub(super) fn cut_power(&self) -> Time {
-        // EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH, as file systems are tested with.
+        // EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH, as tests of file systems use it.
         let cut = "import fcntl, os, struct, sys, time
 volume = os.open(sys.argv[1], os.O_RDONLY)
 print(time.time_ns())
@@ -64,13 +64,13 @@ fcntl.ioctl(volume, 0x8004587d, struct.pack('I', 2))";
         Time::from_timestamp_nanos(said.trim().parse().expect("it says when"))
     }
 
-    /// Mounts it again as it is on the disk, when nobody uses it any more.
+    /// Mounts the volume again as it is on the disk. No process may use it any more.
     pub(super) fn power_up(&self) {
         run("umount", &[], &self.path());
         assert!(self.mount());
     }
 
-    /// Everything so far is on the disk.
+    /// Syncs everything so far.
     pub(super) fn sync(&self) {
         run("sync", &["-f"], &self.path());
     }

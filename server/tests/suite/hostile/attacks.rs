@@ -1,4 +1,4 @@
-//! What a tenant with a good credential may do to others, and strangers to all: each goes on until it is dropped, as fast as it can.
+//! Attacks by a tenant with a valid credential, and by strangers. Each goes on as fast as it can until it is dropped.
 
 mod heavy;
 mod reads;
@@ -31,21 +31,21 @@ use crate::{
 };
 
 const SERVICE: &str = "/jobledger.v1.JobService/";
-/// Types in one filter, at most.
+/// The most types in one filter.
 const TYPES: usize = 100;
-/// How long calls stay open before new ones replace them. No claim waits longer; streams that take nothing end after 30 s.
+/// How long calls stay open before new ones replace them. No claim waits longer, and streams that take nothing end after 30 s.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// Whoever attacks.
+/// The attacking tenant.
 pub(super) struct Tenant {
     pub(super) address: String,
     pub(super) token: String,
 }
 
-/// An attack by a tenant, some of whose choices follow from a number.
+/// An attack by a tenant. The number is the seed of its random choices.
 pub(super) type Attack = fn(Arc<Tenant>, u64) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// All of them, by name.
+/// All attacks, by name.
 pub(super) const ATTACKS: [(&str, Attack); 46] = [
     ("claims that wait, each with 3.9 MiB", |tenant, _| Box::pin(async move { tenant.heavy_claims().await })),
     ("160 streams of the past that take nothing", |tenant, _| Box::pin(async move { tenant.untaken_streams().await })),
@@ -105,17 +105,17 @@ fn batch(jobs: impl IntoIterator<Item = NewJob>) -> BatchCreateJobsRequest {
     BatchCreateJobsRequest { requests: jobs.into_iter().map(CreateJobRequest::from).collect() }
 }
 
-/// As many types as a filter may have, named for the first time: each is this prefix and 16 digits.
+/// As many new types as a filter may have: each is this prefix and 16 hex digits.
 fn fresh_types(random: &mut Seeded, prefix: &str) -> Vec<String> {
     (0..TYPES).map(|_| format!("{prefix}{:016x}", random.next())).collect()
 }
 
-/// The same with the longest names, of 100 characters. All but the digits have four bytes: 35 KB together.
+/// As [`fresh_types`], with the longest names: 100 characters, all but the digits of four bytes. Together they are 35 KB.
 fn long_types(random: &mut Seeded) -> Vec<String> {
     fresh_types(random, &"🦀".repeat(84))
 }
 
-/// Creates a job, and again until that succeeds; its id.
+/// Creates a job, retrying until that succeeds. Returns its id.
 async fn created(client: &Client, job: &NewJob) -> String {
     loop {
         match client.create(job.clone()).await {
@@ -125,7 +125,7 @@ async fn created(client: &Client, job: &NewJob) -> String {
     }
 }
 
-/// Begins a call, with a bearer token or without; its stream.
+/// Begins a call, with this bearer token if there is one. Returns its stream id.
 async fn begin(raw: &mut Raw, path: &str, token: Option<&str>) -> io::Result<u32> {
     let stream = raw.next_stream();
     let authorization = token.map(|token| format!("Bearer {token}"));
@@ -134,7 +134,7 @@ async fn begin(raw: &mut Raw, path: &str, token: Option<&str>) -> io::Result<u32
     Ok(stream)
 }
 
-/// Sends a call's message in frames of the size that every server takes (RFC 9113, 4.2), the last with these flags.
+/// Sends a call's message in frames of the size that every server takes (RFC 9113, 4.2). The last one has these flags.
 async fn send(raw: &mut Raw, stream: u32, message: &[u8], flags: u8) -> io::Result<()> {
     let message = frame(message);
     let mut pieces = message.chunks(16_384).peekable();
@@ -145,7 +145,7 @@ async fn send(raw: &mut Raw, stream: u32, message: &[u8], flags: u8) -> io::Resu
 }
 
 impl Tenant {
-    /// What the attacks find: jobs in lists, events in pages, and types.
+    /// Creates what the attacks read: jobs in lists, events in pages, and types.
     pub(super) async fn prepare(&self) {
         let client = client(&self.address, &self.token);
         for n in 0..4 {
@@ -163,14 +163,14 @@ impl Tenant {
         }
     }
 
-    /// Calls so many times at once, again and again; what is refused, after a moment.
+    /// Makes this many calls at once, again and again. A refused call is repeated after 5 ms.
     async fn flood<F: Future<Output = Result<(), Status>> + Send>(
         &self,
         at_once: usize,
         call: impl Fn(RawClient, u64) -> F + Clone + Send + 'static,
     ) {
         let mut calls = JoinSet::new();
-        // By a few connections.
+        // 64 calls share a connection.
         for lane in 0..at_once.div_ceil(64) {
             let client = client(&self.address, &self.token);
             for n in 0..at_once.min(64) {
@@ -201,14 +201,14 @@ impl Tenant {
         }
     }
 
-    /// Makes a call, as far as the connection takes it.
+    /// Makes a call. Returns its stream id.
     async fn call(&self, raw: &mut Raw, call: &str, message: &[u8]) -> io::Result<u32> {
         let stream = begin(raw, &format!("{SERVICE}{call}"), Some(&self.token)).await?;
         send(raw, stream, message, END_STREAM).await?;
         Ok(stream)
     }
 
-    /// A connection from one of many addresses, without window.
+    /// A connection from one of many addresses, whose answers get no window.
     async fn windowless(&self, from: u32) -> Windowless {
         let to = self.address.parse().unwrap();
         loop {
@@ -219,7 +219,7 @@ impl Tenant {
         }
     }
 
-    /// By several tasks, each on a connection of its own, anew whenever that is closed.
+    /// Runs an attack in several tasks. Each has its own connection, and begins anew when that is closed.
     async fn over_and_over<F: Future<Output = io::Result<()>> + Send>(
         self: &Arc<Self>,
         at_once: u32,
@@ -228,7 +228,7 @@ impl Tenant {
         self.by_lane(at_once, move |tenant, _| attack(tenant)).await;
     }
 
-    /// The same, where each task knows its number.
+    /// As [`Tenant::over_and_over`], with each task's number.
     async fn by_lane<F: Future<Output = io::Result<()>> + Send>(
         self: &Arc<Self>,
         lanes: u32,
@@ -248,7 +248,7 @@ impl Tenant {
     }
 }
 
-/// A connection whose answers get no window. It keeps to the server's window itself: beyond that the server closes it.
+/// A connection whose answers get no window. It keeps to the server's window, because the server would close it otherwise.
 struct Windowless {
     raw: Raw,
     /// What is left of the server's window for the connection, in bytes.
@@ -257,18 +257,17 @@ struct Windowless {
 
 impl Windowless {
     async fn over(stream: TcpStream) -> Self {
-        // SETTINGS_INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2). That of the connection begins with 65,535 (6.9.2).
+        // SETTINGS_INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2). The connection's window begins with 65,535 (6.9.2).
         Self { raw: Raw::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await, room: 65_535 }
     }
 
-    /// Calls the service as a tenant.
     async fn call(&mut self, tenant: &Tenant, call: &str, message: &[u8]) -> io::Result<()> {
         self.send(&format!("{SERVICE}{call}"), Some(&tenant.token), message, END_STREAM).await
     }
 
-    /// Calls with one message, whose last frame has these flags.
+    /// Makes a call with one message, whose last frame has these flags.
     async fn send(&mut self, path: &str, token: Option<&str>, message: &[u8], flags: u8) -> io::Result<()> {
-        // With its prefix.
+        // With the message's prefix of 5 bytes.
         let length = message.len() + 5;
         while self.room < length {
             self.read().await?;
@@ -278,18 +277,18 @@ impl Windowless {
         send(&mut self.raw, stream, message, flags).await
     }
 
-    /// Reads until an answer begins, or a call is reset.
+    /// Reads until an answer begins or a call is reset.
     async fn answered(&mut self) -> io::Result<()> {
         while !matches!(self.read().await?, HEADERS | RST_STREAM) {}
         Ok(())
     }
 
-    /// Keeps the connection for so long; false if the server closed it.
+    /// Keeps the connection open for this time. Returns false if the server closed it.
     async fn stays(&mut self, time: Duration) -> bool {
         timeout(time, async { while self.read().await.is_ok() {} }).await.is_err()
     }
 
-    /// Reads a frame, and adds what it opens of the window; its kind.
+    /// Reads a frame, and adds what it opens of the window. Returns its kind.
     async fn read(&mut self) -> io::Result<u8> {
         let (kind, _, stream, payload) = self.raw.receive().await.ok_or(ErrorKind::ConnectionReset)?;
         if kind == WINDOW_UPDATE

@@ -1,5 +1,5 @@
-//! Tenants who attack with a credential that is good, and strangers beside them: another org's calls of every kind keep half their rate, and
-//! are answered within three times what they take while as much of the processors is burnt elsewhere.
+//! Tenants that attack with a valid credential, and strangers. Another org's calls of every kind keep half their rate.
+//! Their p99 is at most three times what it is while as much processor time is burnt elsewhere.
 
 use std::{
     collections::BTreeMap,
@@ -33,12 +33,12 @@ on_both_databases! {
     attacks_at_random_take_no_others_rate_nor_patience_nor_memory,
 }
 
-/// Where latencies are no more than noise.
+/// Latencies below this are noise.
 const FLOOR: Duration = Duration::from_millis(20);
 
-/// What is left of a rate at least, and how many times as long the slowest of a hundred calls take at most. That holds of the program as it is
-/// served, in the long form: without optimisation those who don't attack take all processors by themselves, and the short form sees that all
-/// are answered, nothing fails, and the memory.
+/// The least part of its rate that a kind of call must keep; [`longest_p99`] bounds its p99. The long form checks both
+/// on an optimised program. Without optimisation the victims alone take all processors, so the short form mostly checks
+/// that all calls are answered, that none fails, and the memory.
 fn least_rate() -> f64 {
     short_or_long(0.01, 0.5)
 }
@@ -47,11 +47,11 @@ fn longest_p99() -> f64 {
     short_or_long(100.0, 3.0)
 }
 
-/// Threads that burn processor time, beside everything else, until it is dropped.
+/// Threads that burn processor time until they are dropped.
 struct Burning(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
 
 impl Burning {
-    /// So many quarters of processors.
+    /// Burns this many quarters of a processor.
     fn quarters(quarters: u32) -> Self {
         const SLICE: Duration = Duration::from_millis(8);
         let is_over = Arc::<AtomicBool>::default();
@@ -82,20 +82,20 @@ impl Drop for Burning {
     }
 }
 
-/// Seconds for which this machine's processors were busy, all together.
+/// For how many seconds this machine's processors were busy, all together.
 fn busy() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").expect("Linux has it");
     let fields: Vec<f64> =
         stat.lines().next().unwrap().split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect();
-    // Without those for which they were idle, or waited for a disk.
+    // Without the time for which they were idle or waited for a disk.
     (fields.iter().take(8).sum::<f64>() - fields[3] - fields[4]) / 100.0
 }
 
-/// The server, those who don't attack, and what becomes of them.
+/// The server, the clients that don't attack (victims), and their measurements.
 struct Scene {
     program: Program,
     victims: Victims,
-    /// What victims do while so many quarters of processors are burnt.
+    /// Measurements of the victims while this many quarters of a processor are burnt.
     burnt: BTreeMap<u32, BTreeMap<&'static str, Kind>>,
     /// How busy the machine is without attacks, in processors.
     quiet: f64,
@@ -137,7 +137,7 @@ impl Scene {
         Self { program, victims, burnt, quiet, most_mib, is_over, time, failures: Vec::new() }
     }
 
-    /// A tenant of an org of its own.
+    /// A tenant with its own org.
     async fn tenant(&self, database: &Database) -> Arc<Tenant> {
         let token = token(database, Some(Uuid::new_v4()), Role::Admin).await;
         let tenant = Tenant { address: self.program.address.clone(), token };
@@ -145,7 +145,8 @@ impl Scene {
         Arc::new(tenant)
     }
 
-    /// What victims do while these attacks go on; the processors that these take, the server's most memory, and the worst ratios.
+    /// Measures the victims during these attacks. Prints the processors and the memory that the attacks take and the
+    /// worst ratios, and notes failures.
     async fn attacked(&mut self, name: &str, attacks: &[Attack], tenant: &Arc<Tenant>, seed: u64) {
         let attackers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         for attack in attacks {
@@ -208,12 +209,12 @@ async fn hostile_tenants_take_no_others_rate_nor_patience_nor_memory(database: D
     let time = Duration::from_secs(short_or_long(2, 10));
     let mut scene = Scene::set(&database, 2 * ATTACKS.len() as u32 + 2, time).await;
     let mut tenant = scene.tenant(&database).await;
-    // Some alone, to look into: parts of their names, separated by `|`.
+    // `JOBLEDGER_TEST_ATTACK` chooses attacks by parts of their names, separated by `|`.
     let only = environment("JOBLEDGER_TEST_ATTACK").unwrap_or_default();
     let is_chosen = |name: &str| only.split('|').any(|part| name.contains(part));
     for (name, attack) in ATTACKS.into_iter().filter(|(name, _)| is_chosen(name)) {
         scene.attacked(name, &[attack], &tenant, 0).await;
-        // One attack may leave its org no room for another.
+        // One attack may leave its org no room for the next.
         if short_or_long(false, true) {
             tenant = scene.tenant(&database).await;
         }

@@ -1,4 +1,4 @@
-//! Those who don't attack: one org that makes every kind of call at a steady pace, and what became of each.
+//! The clients that don't attack: one org that makes every kind of call at a steady pace, and how its calls fare.
 
 use std::{
     collections::BTreeMap,
@@ -21,34 +21,34 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-/// How often each of them calls.
+/// The pause between calls of a kind.
 const PACE: Duration = Duration::from_millis(25);
-/// How many tokens are presented a second that were never seen, and so how often one is.
+/// How many new tokens are presented a second.
 pub(super) const TOKENS_A_SECOND: u32 = 10;
 const PACE_OF_TOKENS: Duration = Duration::from_millis(1_000 / TOKENS_A_SECOND as u64);
 
-/// How long calls took, by kind, and what went wrong.
+/// How long calls took, by kind, and which failed.
 #[derive(Default)]
 struct Record {
     took: BTreeMap<&'static str, Vec<Duration>>,
     failed: Vec<String>,
 }
 
-/// What became of the calls of some kind within some time.
+/// How the calls of one kind fared within some time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kind {
-    /// How many were answered, a second.
+    /// Answered calls a second.
     pub(super) rate: f64,
     pub(super) p99: Duration,
 }
 
-/// See the module.
+/// The running clients of the org that doesn't attack.
 pub(super) struct Victims {
     record: Arc<Mutex<Record>>,
     _tasks: JoinSet<()>,
 }
 
-/// One of the callers.
+/// One of these clients.
 #[derive(Clone)]
 struct Victim {
     client: Client,
@@ -56,7 +56,7 @@ struct Victim {
 }
 
 impl Victims {
-    /// Begins to call, with this token, and each of the others once.
+    /// Starts the clients with this token. Each of the `fresh` tokens is presented once.
     pub(super) fn start(address: &str, token: &str, fresh: Vec<String>) -> Self {
         let record = Arc::<Mutex<Record>>::default();
         let client = client(address, token);
@@ -75,7 +75,7 @@ impl Victims {
         Self { record, _tasks: tasks }
     }
 
-    /// What becomes of calls that are answered within this time.
+    /// Measures the calls that are answered within this time. Panics if a call failed.
     pub(super) async fn measure(&self, time: Duration) -> BTreeMap<&'static str, Kind> {
         std::mem::take(&mut self.record.lock().unwrap().took);
         sleep(time).await;
@@ -98,7 +98,7 @@ pub(super) fn client(address: &str, token: &str) -> Client {
     builder.timeout(Duration::from_secs(60)).build().unwrap()
 }
 
-/// Ticks at a pace, and later where that is not kept.
+/// Makes calls at this pace. A late call delays the following ones.
 async fn at_pace<F: Future<Output = ()>>(pace: Duration, mut call: impl FnMut() -> F) {
     let mut ticks = interval(pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -109,7 +109,7 @@ async fn at_pace<F: Future<Output = ()>>(pace: Duration, mut call: impl FnMut() 
 }
 
 impl Victim {
-    /// Notes how long a call takes. What it answers, if it is answered as it should.
+    /// Makes a call and records how long it takes. Returns the answer, or `None` if the call failed.
     async fn call<T>(&self, kind: &'static str, call: impl Future<Output = Result<T, tonic::Status>>) -> Option<T> {
         self.since(Instant::now(), kind, call).await
     }
@@ -134,7 +134,7 @@ impl Victim {
         }
     }
 
-    /// A job of a type, noted as a call or not.
+    /// Creates a job of a type, without recording the call.
     async fn create(&self, job_type: &str) -> Result<String, tonic::Status> {
         let created = self.client.raw().create_job(CreateJobRequest::from(NewJob::new(job_type))).await?;
         Ok(created.into_inner().job.expect("it has a job").id)
@@ -160,7 +160,7 @@ impl Victim {
         at_pace(PACE, async || drop(self.call("statistics", self.client.raw().get_statistics(request())).await)).await;
     }
 
-    /// Claims what is created while the claim waits, keeps it, and reports.
+    /// Claims a job that is created while the claim waits, sends a heartbeat, and reports success.
     async fn works(self) {
         at_pace(PACE, async || {
             let claim = ClaimJobsRequest {
@@ -189,7 +189,7 @@ impl Victim {
         .await;
     }
 
-    /// A stream of a little of the past, to its end.
+    /// Streams a little of the past to its end.
     async fn subscribes(self) {
         at_pace(PACE, async || {
             let head = self.client.raw().get_statistics(GetStatisticsRequest::default()).await;
@@ -210,7 +210,7 @@ impl Victim {
         .await;
     }
 
-    /// From a create until a stream that is open tells of it.
+    /// Measures the time from a create until an open stream delivers its event.
     async fn follows(self) {
         let mut events = self.client.subscribe(Follow::org().types(["followed"])).await.expect("nothing is in its way");
         let (record, events) = (self.clone(), &mut events);
@@ -233,7 +233,7 @@ impl Victim {
         }
     }
 
-    /// Readiness, over a connection of its own.
+    /// Checks readiness over a new connection each time.
     async fn probes(self, address: String) {
         at_pace(PACE, async || {
             let probe = async {
@@ -254,7 +254,7 @@ impl Victim {
         .await;
     }
 
-    /// Tokens that the server has to look up.
+    /// Presents tokens that the server has to look up.
     async fn presents(self, address: String, fresh: Vec<String>) {
         let mut fresh = fresh.into_iter();
         at_pace(PACE_OF_TOKENS, || {

@@ -1,4 +1,4 @@
-//! Attacks by what a job drags along: long labels, a long history, deadlines that move, and claims that many jobs could end.
+//! Attacks by heavy jobs: long labels, a long history, deadlines that move, and claims that many jobs could wake.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,10 +15,10 @@ use tokio::time::sleep;
 
 use super::{KEPT, Tenant, batch, client, created, reads::beat, seconds};
 
-/// So many go into one request.
+/// How many jobs with long labels fit into one request.
 const LONG_JOBS: usize = 200;
 
-/// 16 KB of labels, which is as much as there may be.
+/// 16 KB of labels, the most that a job may have.
 fn long_labels() -> impl Iterator<Item = (String, String)> {
     (0..32).map(|n| (format!("{}{n:02}", "🦀".repeat(61)), "🦀".repeat(63)))
 }
@@ -28,7 +28,7 @@ fn long_job(job_type: &str) -> NewJob {
 }
 
 impl Tenant {
-    /// 1,000 of them are looked at together, again and again: each is due a moment later.
+    /// Jobs with long labels become due all the time. A sweep handles up to 1,000 of them at once.
     pub(super) async fn long_and_due(self: Arc<Self>) {
         self.flood(4, async |mut service: RawClient, _| {
             let soon = SystemClock.now() + Duration::from_secs(2);
@@ -37,10 +37,10 @@ impl Tenant {
         .await;
     }
 
-    /// Jobs with long labels are claimed by hundreds, and are ready again when their leases of a second end.
+    /// Jobs with long labels are claimed by hundreds, and are ready again when their leases of 1 s expire.
     pub(super) async fn long_and_claimed(self: Arc<Self>) {
         let client = client(&self.address, &self.token);
-        // The shortest delay, without growth.
+        // The shortest backoff, without growth.
         let wait = Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 });
         let policy = RetryPolicy { initial_backoff: wait, multiplier: Some(1.0), max_backoff: wait };
         for _ in 0..15 {
@@ -56,7 +56,7 @@ impl Tenant {
         .await;
     }
 
-    /// 6,000 claims, each for 99 types of its own and one that all want, of which jobs are created all the time.
+    /// 6,000 claims wait, each for 99 types of its own and one common type, of which jobs are created all the time.
     pub(super) async fn woken_claims(self: Arc<Self>) {
         let claims = self.by_lane(6, move |tenant: Arc<Self>, lane| async move {
             let mut connection = tenant.windowless(lane).await;
@@ -86,7 +86,7 @@ impl Tenant {
         tokio::join!(claims, wanted, others);
     }
 
-    /// One job with 50,000 events, each with as many labels as there may be, is read from its beginning for one that it has not.
+    /// A job with 50,000 events, each with the most labels, is read from its beginning for a label that it lacks.
     pub(super) async fn long_history(self: Arc<Self>) {
         let labels = || (0..32).map(|n| (format!("l{n}"), "v".to_owned()));
         let job = labels().fold(NewJob::new("history"), |job, (key, value)| job.label(key, value));
@@ -105,12 +105,12 @@ impl Tenant {
         .await;
     }
 
-    /// Small reports, each of which leaves an event with the job's long labels.
+    /// Small reports, each of which writes an event with the job's long labels.
     pub(super) async fn long_and_reported(self: Arc<Self>) {
         self.reported(&long_job("reported"), u32::MAX).await;
     }
 
-    /// Creates a job and reports on it, so many times a thousand; its id.
+    /// Creates a job and reports on it, this many thousand times. Returns its id.
     async fn reported(&self, job: &NewJob, thousands: u32) -> String {
         let client = client(&self.address, &self.token);
         let id = created(&client, job).await;
@@ -124,7 +124,7 @@ impl Tenant {
         id
     }
 
-    /// 5,000 leases of five seconds that are extended all the time.
+    /// 5,000 leases of 5 s are extended all the time.
     pub(super) async fn extended_leases(self: Arc<Self>) {
         let leases: Arc<[_]> = self.leases(5_000, 5).await.into();
         self.flood(10, move |mut service: RawClient, n| {

@@ -1,4 +1,4 @@
-//! Attacks by reading: lists, statistics, streams, and answers that nobody takes.
+//! Attacks by reading: lists, statistics, streams, and answers that are not taken.
 
 use std::{iter, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{KEPT, Tenant, batch, client, created, long_types, seconds};
 use crate::{raw::RST_STREAM, seeded::Seeded};
 
-/// A heartbeat of all of these leases.
+/// A heartbeat of all these leases.
 pub(super) fn beat(leases: &[Lease]) -> HeartbeatRequest {
     let beat = |lease: &Lease| LeaseHeartbeat { lease_token: lease.lease_token.clone(), ..Default::default() };
     HeartbeatRequest { worker_id: "w".to_owned(), leases: leases.iter().map(beat).collect(), extend_by: None }
@@ -139,7 +139,7 @@ impl Tenant {
         .await;
     }
 
-    /// 6,000 of them, each with a filter of 35 KB.
+    /// 6,000 streams, each with a filter of 35 KB.
     pub(super) async fn long_streams(self: Arc<Self>, seed: u64) {
         self.by_lane(6, move |tenant: Arc<Self>, lane| async move {
             let mut random = Seeded::new(seed ^ u64::from(lane));
@@ -154,12 +154,12 @@ impl Tenant {
         .await;
     }
 
-    /// Their filters have to be tried on every event, and let none through.
+    /// 6,000 live streams whose filters are tried on every new event and match none.
     pub(super) async fn live_streams(self: Arc<Self>) {
         let streams = self.by_lane(6, move |tenant: Arc<Self>, lane| async move {
             let mut connection = tenant.windowless(lane).await;
             for n in 0..1_000 {
-                // Types that have jobs, from `prepare`.
+                // These types have jobs, from `prepare`.
                 let others = (0..20).map(|other| format!("type 0 {other}"));
                 let types = iter::once(format!("none {lane} {n}")).chain(others).collect();
                 let request = StreamJobEventsRequest { types, ..Default::default() };
@@ -171,7 +171,7 @@ impl Tenant {
         tokio::join!(streams, Arc::clone(&self).batches());
     }
 
-    /// Each connection holds 300 KB or 900 KB of answers: much together, and none holds much more than the others.
+    /// Each connection leaves 300 KB or 900 KB of answers untaken: much together, but none much more than the others.
     pub(super) async fn held_answers(self: Arc<Self>) {
         let client = client(&self.address, &self.token);
         let job = NewJob::new("held").payload(&"x".repeat(300_000)).unwrap();
@@ -196,12 +196,12 @@ impl Tenant {
         .await;
     }
 
-    /// As many streams and claims as an org may have, pages of the past, answers and dialogues, and nothing of it is read.
+    /// As many streams and claims as an org may have, pages of the past, answers and dialogues, all of them unread.
     pub(super) async fn all_held(self: Arc<Self>) {
         let waiting = self.by_lane(14, move |tenant: Arc<Self>, lane| async move {
             let mut connection = tenant.windowless(lane).await;
             for n in 0..1_000 {
-                // It is about what is held, not about how fast it comes.
+                // This attack is about what stays in memory, not about how fast it comes.
                 sleep(Duration::from_millis(7)).await;
                 let (types, worker_id) = (vec![format!("none {n}")], format!("w{lane} {n}"));
                 if lane.is_multiple_of(2) {
@@ -223,7 +223,7 @@ impl Tenant {
         );
     }
 
-    /// Their leases were extended before, and those of 900 others are extended all the time.
+    /// Reads 64 running jobs whose leases were extended, while the leases of 900 others are extended all the time.
     pub(super) async fn running_jobs(self: Arc<Self>) {
         let leases = self.leases(964, 3_600).await;
         let (some, others) = leases.split_at(64);
@@ -244,7 +244,7 @@ impl Tenant {
         tokio::join!(gets, heartbeats);
     }
 
-    /// So many leases of so many seconds, on jobs that are created for them.
+    /// Creates jobs and claims them: this many leases of this many seconds.
     pub(super) async fn leases(&self, number: usize, duration: i64) -> Vec<Lease> {
         let mut service = client(&self.address, &self.token).raw();
         let claim = ClaimJobsRequest {
@@ -271,7 +271,7 @@ impl Tenant {
         leases
     }
 
-    /// Streams that ask for 32 labels, of which each job has all but one.
+    /// Streams that filter by 32 labels, of which each job has all but one.
     pub(super) async fn labeled_streams(self: Arc<Self>) {
         let labels = || (0..31).map(|n| (format!("l{n}"), "v".to_owned()));
         let streams = self.by_lane(3, move |tenant: Arc<Self>, lane| async move {

@@ -1,4 +1,4 @@
-//! Attacks that need no credential, or none that is good: connections, guesses, and noise.
+//! Attacks by connections, guesses and noise. Most of them need no valid credential.
 
 use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Tenant {
-    /// Half of them say nothing, and half speak HTTP/2, from a few addresses.
+    /// Connections from four addresses. Half of them send nothing, half speak HTTP/2.
     pub(super) async fn strangers(self: Arc<Self>, seed: u64) {
         let to: SocketAddr = self.address.parse().unwrap();
         let mut tasks = JoinSet::new();
@@ -50,7 +50,7 @@ impl Tenant {
                     let Ok(stream) = connect(to, lane).await else { continue };
                     let mut raw = Raw::over(stream).await;
                     loop {
-                        // Of the right form, and nobody's.
+                        // A token of the right form with a random secret.
                         let guess: String = good
                             .char_indices()
                             .map(|(n, c)| {
@@ -96,7 +96,7 @@ impl Tenant {
         .await;
     }
 
-    /// Half of the connections have a token, and keep 5,000 calls open together. The others are refused, and try again on new connections.
+    /// Half of the connections have a token, and keep 5,000 calls open together. The others are refused, and reconnect.
     pub(super) async fn dialogues(self: Arc<Self>) {
         const DIALOGUE: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
         let symbol = MessageRequest::FileContainingSymbol("jobledger.v1.JobService".to_owned());
@@ -117,11 +117,11 @@ impl Tenant {
         .await;
     }
 
-    /// A new JWT for each call, well formed, with a random signature; a new address after 20 calls.
+    /// Each call has a new, well-formed JWT with a random signature. After 20 calls it comes from a new address.
     pub(super) async fn bad_signatures(self: Arc<Self>, seed: u64) {
         const CLAIMS: &str =
             r#"{"iss":"https://login.example.com","aud":"jobledger","exp":4102444800,"sub":"alice","roles":["admin"]}"#;
-        // A header, and how many bytes its signature has.
+        // A JWT header, and the length of its signature in bytes.
         const RS256: (&str, usize) = (r#"{"alg":"RS256","typ":"JWT","kid":"rsa"}"#, 256);
         const ES256: (&str, usize) = (r#"{"alg":"ES256","typ":"JWT","kid":"ec"}"#, 64);
         self.by_lane(64, move |tenant: Arc<Self>, lane| async move {

@@ -112,12 +112,12 @@ impl Tenant {
         .await;
     }
 
-    /// Batches whose jobs have in common now this and now that: what differs is written another way.
+    /// Batches whose jobs differ in changing columns, because columns that differ are written in another way.
     pub(super) async fn jobs_of_every_shape(self: Arc<Self>) {
         self.flood(4, async |mut service: RawClient, n| {
             let shape = n / 100_000 * 4 + n % 4;
             let job = |row: u32| {
-                // Of each pair of bits: all alike, or none, or half of them.
+                // A set bit gives the property to every second job, a clear bit to none.
                 let varies = |bit: u64| shape >> bit & 1 == 1 && row.is_multiple_of(2);
                 let mut job = NewJob::new(if varies(0) { "shape a" } else { "shape b" });
                 job = if varies(1) { job.priority(1) } else { job };
@@ -209,7 +209,7 @@ impl Tenant {
         tokio::join!(jobs, claims);
     }
 
-    /// 6,000 of them, each with 35 KB of types that no other names.
+    /// 6,000 claims wait, each with 35 KB of types that no other claim names.
     pub(super) async fn long_claims(self: Arc<Self>, seed: u64) {
         self.by_lane(6, move |tenant: Arc<Self>, lane| async move {
             let mut random = Seeded::new(seed ^ Uuid::new_v4().as_u64_pair().0);
@@ -234,10 +234,10 @@ impl Tenant {
         .await;
     }
 
-    /// One connection of four repeats its claim, which reads the same payloads each time; the others send 20 new claims at once. Each job
-    /// is ready again when its lease of a second ends.
+    /// One connection in four repeats its claim, which reads the same payloads each time. The others send 20 new claims
+    /// at once. Each job is ready again when its lease of 1 s expires.
     pub(super) async fn untaken_claims(self: Arc<Self>) {
-        // The shortest delay, without growth.
+        // The shortest backoff, without growth.
         let wait = Some(prost_types::Duration { seconds: 0, nanos: 1_000_000 });
         let policy = RetryPolicy { initial_backoff: wait, multiplier: Some(1.0), max_backoff: wait };
         let heavy = NewJob::new("heavy claim").payload(&"x".repeat(900_000)).unwrap();
@@ -263,7 +263,7 @@ impl Tenant {
                 for _ in 0..20 {
                     connection.call(&tenant, "ClaimJobs", &claim).await?;
                     if repeats {
-                        // Sent earlier, the next one would end this one.
+                        // If it came earlier, the next claim would end this one.
                         connection.answered().await?;
                     }
                 }
@@ -275,7 +275,7 @@ impl Tenant {
         tokio::join!(jobs, claims);
     }
 
-    /// Many workers hold what they claimed by the same `request_id`, and others claim by it again and again.
+    /// Many workers have leases by the same `request_id`, and others claim with it again and again.
     pub(super) async fn one_request(self: Arc<Self>) {
         let client = client(&self.address, &self.token);
         for n in 0..5_000 / 100 {
@@ -291,7 +291,7 @@ impl Tenant {
         .await;
     }
 
-    /// Thousands of jobs are claimed, and given back at once when nobody takes them.
+    /// Thousands of jobs are claimed, and given back at once because nobody takes the answers.
     pub(super) async fn given_back(self: Arc<Self>) {
         let client = client(&self.address, &self.token);
         for _ in 0..10 {
@@ -311,7 +311,7 @@ impl Tenant {
         .await;
     }
 
-    /// Each claim takes as many as it may, of types that have many, and their leases end after a second.
+    /// Each claim takes as many jobs as it may, of types with many jobs. The leases expire after 1 s.
     pub(super) async fn large_claims(self: Arc<Self>) {
         let client = client(&self.address, &self.token);
         for n in 0..9 {
@@ -327,7 +327,7 @@ impl Tenant {
         .await;
     }
 
-    /// As many labels as a job may have, and no two are the same.
+    /// As many labels as a job may have, all of them different.
     pub(super) async fn random_labels(self: Arc<Self>, seed: u64) {
         self.flood(4, move |mut service: RawClient, n| async move {
             let mut random = Seeded::new(seed ^ n);
