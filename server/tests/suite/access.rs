@@ -1,4 +1,4 @@
-//! Who may call what, with which credentials: a table of every call, every role and every way to be wrong.
+//! Access control: which credential may make which call. A table covers every call, every role and every invalid credential.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -50,7 +50,7 @@ on_both_databases! {
 const OURS: Uuid = Uuid::from_u128(0xa11ce);
 const THEIRS: Uuid = Uuid::from_u128(0xb0b);
 
-/// A server that asks who calls.
+/// A server that requires authentication.
 pub(crate) fn guarded(database: &Database) -> Config {
     let mut config = database.config();
     config.access.authentication = Authentication::Required;
@@ -61,7 +61,7 @@ fn owner_url(database: &Database) -> DatabaseUrl {
     database.url_as(OWNER).parse().expect("a valid URL")
 }
 
-/// Makes a token; its text and its id.
+/// Makes a token; returns its text and its id.
 pub(crate) async fn token_with(
     database: &Database,
     org: Option<Uuid>,
@@ -97,7 +97,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
     Client::builder(server.endpoint()).token(token).timeout(PATIENCE).build().expect("a valid endpoint")
 }
 
-/// All that can be called, and by whom: producers, workers, observers, admins, operators.
+/// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
 const CALLS: [(&str, [bool; 5]); 16] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
@@ -117,14 +117,14 @@ const CALLS: [(&str, [bool; 5]); 16] = [
     ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", [true; 5]),
 ];
 const ROLES: [Role; 5] = [Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator];
-/// What anybody may call, and what is about no org.
+/// The only call that needs no credential.
 const PUBLIC: &str = "grpc.health.v1.Health/Check";
 
 fn is_about_an_org(call: &str) -> bool {
     call.starts_with("jobledger.")
 }
 
-/// Calls with these headers and this message; the code that is there before anything else, OK if there is none yet.
+/// Sends a message with these headers. Returns the status code of the response headers, or OK if they have none.
 struct Caller {
     http: HttpClient<HttpConnector, Full<Bytes>>,
     endpoint: String,
@@ -166,7 +166,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     let (revoked, id) = token_with(&database, Some(OURS), &[Role::Admin], |_| {}).await;
     assert!(tokens::revoke(&owner_url(&database), id, past).await.unwrap());
     let unknown = Secret::generate(Some(OrgId(OURS))).unwrap().text().to_owned();
-    // Nobody's secret under another org's id, and the other way round.
+    // The admin's secret under another org's id. `unknown` is a random secret under our org's id.
     let admin = &tokens[3].1;
     let moved = format!("{}{}", &Secret::generate(Some(OrgId(THEIRS))).unwrap().text()[..23], &admin[23..]);
     let server = TestServer::start(guarded(&database)).await;
@@ -183,7 +183,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     };
     let is_let_in = |code| !matches!(code, Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
     for (call, allowed) in CALLS {
-        // Whoever it is, what it asks for may still be wrong.
+        // An allowed call may still be refused for its message, which is empty.
         for ((role, token), is_allowed) in tokens.iter().zip(allowed) {
             let bearer = format!("Bearer {token}");
             let is_operator = *role == Role::Operator;
@@ -232,14 +232,14 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
             }
         }
     }
-    // Of one job, whoever sees jobs may follow it.
+    // Every role may stream one job. NOT_FOUND shows that the call was let in.
     let one = StreamJobEventsRequest { job_id: Uuid::now_v7().to_string(), ..Default::default() }.encode_to_vec();
     for (role, token) in &tokens {
         let headers = [("authorization", &*format!("Bearer {token}")), ("x-org-id", &*ours)];
         let found = caller.call("jobledger.v1.JobService/StreamJobEvents", &headers, &one).await;
         expect(format!("a stream of one job by {role}"), found, |code| code == Code::NotFound);
     }
-    // Twice is as bad as not at all: somebody in between may have looked at the other one.
+    // A header that comes twice is refused: a proxy in between may have checked the other value.
     let (bearer, call) = (format!("Bearer {admin}"), "jobledger.v1.JobService/GetStatistics");
     let (known, org) = (("authorization", &*bearer), ("x-org-id", &*ours));
     expect("one of each".to_owned(), caller.call(call, &[known, org], &[]).await, is_let_in);
@@ -249,12 +249,12 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     expect("two orgs".to_owned(), caller.call(call, &[org, known, org], &[]).await, |code| {
         code == Code::InvalidArgument
     });
-    // Who asks for reflection says more only once it was answered.
+    // A reflection client sends more messages only after an answer, so the refusal must not wait for the request's end.
     let reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
     let (refused, _open) = Answer::streamed(&server, reflection, &[], Bytes::new());
     let refused = timeout(Duration::from_millis(1_900), refused).await.expect("before its request ends").unwrap();
     assert_error(&refused.status(), Code::Unauthenticated, "UNAUTHENTICATED");
-    // Nothing else is there, whoever asks.
+    // A method that doesn't exist is UNIMPLEMENTED with a credential and UNAUTHENTICATED without one.
     for call in ["jobledger.v1.JobService/DropJobs", "jobledger.v2.JobService/CreateJob", "x.Y/Z"] {
         let headers = [("authorization", &*format!("Bearer {admin}"))];
         expect(call.to_owned(), caller.call(call, &headers, &[]).await, |code| code == Code::Unimplemented);
@@ -266,7 +266,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     assert_documented();
 }
 
-/// The table of docs/access.md is this one.
+/// Checks that docs/access.md has this table.
 fn assert_documented() {
     let mut table =
         String::from("| call | producer | worker | observer | admin | operator |\n|---|---|---|---|---|---|\n");
@@ -308,7 +308,7 @@ async fn old_calls_are_for_the_same_roles(database: Database) {
         let headers = ["Content-Type: application/json", &*theirs, &*format!("Authorization: Bearer {}", tokens[3].1)];
         assert_eq!(http(&address, request, &headers, body).await.code, 403);
     }
-    // Probes are anybody's; what is not there is nobody's.
+    // Probes need no credential. Everything else does, unknown paths included.
     for (request, code) in [("GET /healthz", 200), ("GET /readyz", 200), ("GET /metrics", 401), ("GET /", 401)] {
         assert_eq!(http(&address, request, &[], "").await.code, code, "{request}");
     }
@@ -317,7 +317,7 @@ async fn old_calls_are_for_the_same_roles(database: Database) {
     server.stop().await;
 }
 
-/// The error that a stream ends with.
+/// Reads a stream to its end; returns the error that it ends with.
 pub(crate) async fn end_of(mut stream: tonic::Streaming<StreamJobEventsResponse>) -> tonic::Status {
     let end = async {
         loop {
@@ -333,7 +333,7 @@ pub(crate) async fn end_of(mut stream: tonic::Streaming<StreamJobEventsResponse>
 async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database) {
     let (text, id) = token_with(&database, Some(OURS), &[Role::Admin], |_| {}).await;
     let other = token(&database, Some(OURS), Role::Admin).await;
-    // On every server: on SQLite there is one.
+    // The revocation reaches every server. SQLite has only one.
     let mut servers = vec![TestServer::start(guarded(&database)).await];
     if database.is_postgres() {
         servers.push(TestServer::start(guarded(&database)).await);
@@ -366,7 +366,7 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
         })
         .collect();
     for server in &servers {
-        // They have come, as what is asked after them has.
+        // Once this later call is answered, the server has received the half-sent one.
         client_with(server, &text).create(NewJob::new("t")).await.unwrap();
     }
     let revoked = std::time::Instant::now();
@@ -378,7 +378,7 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
         assert!(matches!(claimed, Err(Error::Unauthenticated { .. })), "{claimed:?}");
         let refused = client_with(server, &text).create(NewJob::new("t")).await;
         assert!(matches!(refused, Err(Error::Unauthenticated { .. })), "{refused:?}");
-        // Others go on.
+        // Calls and streams with other tokens go on.
         let created = client_with(server, &other).create(NewJob::new("t")).await.unwrap().job.id;
         let seen = async {
             loop {
@@ -391,7 +391,7 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
         timeout(PATIENCE, seen).await.expect("it is heard of");
     }
     assert!(revoked.elapsed() < Duration::from_secs(5), "{:?}", revoked.elapsed());
-    // What was begun before is not done any more.
+    // A call that was half sent before the revocation is refused.
     for (answer, sender) in begun {
         sender.send(Bytes::copy_from_slice(&message[message.len() / 2..])).unwrap();
         drop(sender);
@@ -420,7 +420,7 @@ async fn a_token_that_can_not_be_looked_up_when_others_change_does_not_go_on_for
     breaking.fail_tokens(3);
     assert!(tokens::revoke(&owner_url(&database), id, SystemClock.now()).await.unwrap());
     assert_error(&end_of(revoked).await, Code::Unauthenticated, "UNAUTHENTICATED");
-    // Nobody can tell of the other one.
+    // The other token can't be re-checked, so its stream ends, too.
     breaking.fail_tokens(usize::MAX);
     token(&database, Some(OURS), Role::Observer).await;
     assert_eq!(end_of(stays).await.code(), Code::Unavailable, "to be tried again");
@@ -481,7 +481,7 @@ async fn who_calls_is_who_the_events_name(database: Database) {
     server.stop().await;
 }
 
-/// The answer to a GetJob, byte by byte, with the id that was asked for left out.
+/// The headers and the body of a GetJob answer, byte by byte, with the requested id replaced.
 async fn refusal(caller: &Caller, bearer: &str, id: &str) -> (Vec<(String, String)>, Vec<u8>) {
     let message = GetJobRequest { job_id: id.to_owned() }.encode_to_vec();
     let mut frame = vec![0];
@@ -496,7 +496,7 @@ async fn refusal(caller: &Caller, bearer: &str, id: &str) -> (Vec<(String, Strin
     let mut headers: Vec<_> = head
         .headers
         .iter()
-        // The time of day.
+        // The time of day differs between answers.
         .filter(|(name, _)| *name != "date")
         .map(|(name, value)| {
             let value = value.to_str().unwrap().to_owned();
@@ -530,7 +530,7 @@ async fn another_orgs_job_and_an_unknown_one_are_told_the_same(database: Databas
     assert!(expected.0.contains(&("grpc-status".to_owned(), "5".to_owned())), "{expected:?}");
     for n in 0..TRIES {
         let unknown = Uuid::now_v7();
-        // One of each in turn, in an order that nothing periodic on the machine can keep step with.
+        // One call of each kind per round, in random order, so that no periodic load on the machine favours one kind.
         let first = usize::from(unknown.as_bytes()[15] % 2);
         let ids = [&jobs[n % jobs.len()], &unknown.to_string()];
         for kind in [first, 1 - first] {
@@ -540,7 +540,7 @@ async fn another_orgs_job_and_an_unknown_one_are_told_the_same(database: Databas
             assert_eq!(found, expected);
         }
     }
-    // In every part of their distributions they differ less than each does from itself at another time.
+    // At each quartile the times differ by less than 25 %: less than either distribution varies from run to run.
     for times in &mut times {
         times.sort();
     }
@@ -549,7 +549,7 @@ async fn another_orgs_job_and_an_unknown_one_are_told_the_same(database: Databas
         let (one, other) = (theirs[part].as_secs_f64(), unknown[part].as_secs_f64());
         assert!((one / other).max(other / one) < 1.25, "at {part} of {TRIES}: {one} s against {other} s");
     }
-    // Nor is anything of theirs changed, whatever else is asked.
+    // Other calls don't change the other org's jobs either.
     let ours = client_with(&server, &ours);
     for id in &jobs {
         for refused in [
@@ -583,7 +583,7 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
     client.create(NewJob::new("t")).await.unwrap();
     let refused = client.statistics(&[]).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
-    // Beside the server, and known to it at once.
+    // The program makes a token while the server runs, and the server accepts it at once.
     let (_, operator, said) = run(&database, &["token", "create", "--operator", "--expires", "never"]);
     assert!(said.contains("does not expire"), "{said}");
     let operator =
@@ -604,7 +604,7 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
     assert!(run(&database, &["token", "list", "--org", &org]).1.contains("revoked at"));
     let unknown = Uuid::now_v7().to_string();
     if database.is_postgres() {
-        // The role to serve as sees what is its business, which is not to be taken for all.
+        // The server's database role sees only some tokens. The commands refuse it, so that nobody takes these for all.
         for arguments in [&["token", "list"][..], &["token", "revoke", id], &["renew-log-id"]] {
             let output = command(arguments).env("JOBLEDGER_DATABASE_URL", database.url()).output().unwrap();
             let said = String::from_utf8(output.stderr).unwrap();

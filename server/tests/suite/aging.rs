@@ -1,4 +1,4 @@
-//! Connections that have become old: whoever reconnects finds servers that have come since.
+//! Connections that reach their maximum age. A client that reconnects finds servers that were added since.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ async fn a_stream_that_outlives_its_connection_is_told_where_it_was() {
     };
     assert_eq!((error.code(), bookmark), (Code::Unavailable, last), "{error:?}");
     writing.await.unwrap();
-    // The SDK goes on where it was.
+    // The SDK resumes where it was.
     let mut expected = 1;
     while expected <= 201 {
         if let Item::Event(event) = timeout(PATIENCE, resuming.next()).await.unwrap().unwrap().unwrap() {

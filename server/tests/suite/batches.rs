@@ -1,4 +1,4 @@
-//! Many jobs, and many reports, in one call.
+//! Batch calls: many jobs, or many reports, in one call.
 
 use jobledger_client::{
     Claim, Error, JobStatus, NewJob, Report,

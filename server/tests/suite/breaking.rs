@@ -1,4 +1,4 @@
-//! A real store with commits that break on demand, and a signal for each transaction.
+//! A real store whose commits break on demand, with a signal for each transaction.
 
 use std::{
     sync::{
@@ -26,43 +26,39 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::harness::PATIENCE;
 
-/// How the next commits break.
+/// How a commit breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Break {
-    /// The commit happens, its answer is lost.
+    /// The commit happens, but its answer is lost.
     After,
     /// The connection is lost before the commit arrives.
     Before,
-    /// The same, and the database stays away.
+    /// As `Before`, and the database stays unreachable.
     Away,
-    /// The database goes away with the commit on its way, which happens when it comes back.
+    /// The database becomes unreachable during the commit. The commit happens when the database comes back.
     Late,
-    /// There is no room.
+    /// The disk is full.
     Full,
-    /// It got in the way of another transaction, and was given up.
+    /// The transaction conflicted with another one and was rolled back.
     Conflict,
 }
 
-/// A real store, with commits that break on demand.
+/// A real store whose commits break on demand. It counts what the ledger asks for.
 pub(crate) struct Breaking {
-    /// The real one, to hold heads against the ledger.
+    /// The real store. Tests lock heads with it, so that the ledger's batches wait.
     pub(crate) inner: Arc<dyn Store>,
     next: Arc<Mutex<Vec<Break>>>,
     is_away: Arc<Mutex<bool>>,
     late: Arc<Mutex<Option<Box<dyn Batch>>>>,
-    /// How often a transaction was asked for: the signal that a batch was taken.
+    /// How often a transaction was asked for: the signal that the writer took a batch.
     begun: watch::Sender<usize>,
-    /// How often jobs that may be claimed were asked for.
     looks_for_work: Arc<AtomicUsize>,
-    /// How often a page of a log was asked for.
     reads_of_logs: AtomicUsize,
-    /// The next reading of statistics panics.
     panics: AtomicBool,
-    /// So many look-ups of tokens fail.
     failing_tokens: AtomicUsize,
 }
 
-/// A batch that creates a job of this type is told that the log can't go on: deciding it panics.
+/// Creating a job of this type panics in the decision: its batch loads a head with the highest possible `seq`.
 pub(crate) const IMPOSSIBLE: &str = "impossible";
 
 impl Breaking {
@@ -74,22 +70,22 @@ impl Breaking {
         Arc::new(Self { inner, next, is_away, late, begun, looks_for_work, reads_of_logs, panics, failing_tokens })
     }
 
-    /// How often jobs that may be claimed were asked for.
+    /// How often a batch queried the ready jobs of an org.
     pub(crate) fn looks_for_work(&self) -> usize {
         self.looks_for_work.load(Ordering::SeqCst)
     }
 
-    /// The next reading of statistics panics.
+    /// Makes the next read of statistics panic.
     pub(crate) fn panic_in_statistics(&self) {
         self.panics.store(true, Ordering::SeqCst);
     }
 
-    /// The next look-ups of tokens fail, so many.
+    /// Makes the next `times` look-ups of tokens fail.
     pub(crate) fn fail_tokens(&self, times: usize) {
         self.failing_tokens.store(times, Ordering::SeqCst);
     }
 
-    /// How often a page of a log was asked for.
+    /// How often a page of a log was read.
     pub(crate) fn reads_of_logs(&self) -> usize {
         self.reads_of_logs.load(Ordering::SeqCst)
     }
@@ -99,12 +95,12 @@ impl Breaking {
         *self.begun.borrow()
     }
 
-    /// The database goes away.
+    /// Makes the database unreachable.
     pub(crate) fn go_away(&self) {
         *self.is_away.lock().unwrap() = true;
     }
 
-    /// The database is there again, and has done what was on its way.
+    /// Makes the database reachable again. A commit that broke as `Late` happens first.
     pub(crate) async fn come_back(&self) {
         let late = self.late.lock().unwrap().take();
         if let Some(batch) = late {
@@ -113,7 +109,7 @@ impl Breaking {
         *self.is_away.lock().unwrap() = false;
     }
 
-    /// Waits until transactions were asked for so often: a batch was taken, and waits for its head.
+    /// Waits until this many transactions were asked for: by then the writer took a batch, which waits for its head.
     pub(crate) async fn has_begun(&self, times: usize) {
         let mut begun = self.begun.subscribe();
         timeout(PATIENCE, begun.wait_for(|begun| *begun >= times)).await.expect("a batch is taken").unwrap();

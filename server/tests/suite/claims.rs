@@ -1,4 +1,4 @@
-//! Claims over the wire: who gets which job, and how claims wait.
+//! Claims over the wire: which job a claim gets, and how claims wait.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -54,7 +54,7 @@ async fn create(client: &Client, job: NewJob) -> String {
     client.create(job).await.unwrap().job.id
 }
 
-/// A claim that waits as long as it may.
+/// A claim that waits as long as a claim may.
 fn waiting(worker: &str) -> Claim {
     Claim::new(worker).wait(Duration::from_secs(60))
 }
@@ -78,7 +78,7 @@ async fn jobs_are_claimed_by_priority_and_then_by_how_long_they_are_ready(databa
     assert_eq!(ids(&rest), [urgent, second, low]);
     assert!(client.claim(Claim::new("v").max_jobs(100)).await.unwrap().is_empty());
 
-    // Given back it is where it was before: it has been ready since then, not longer.
+    // A job that is given back keeps its ready time, and so its position in claim order.
     let token = &only_a[0].lease_token;
     client.update(Report::released(&first).lease(token)).await.unwrap();
     let again = client.claim(Claim::new("w")).await.unwrap();
@@ -125,7 +125,7 @@ async fn the_same_claim_again_gets_the_same_leases(database: Database) {
     let again = client.claim(claim.clone()).await.unwrap();
     let tokens = |leases: &[Lease]| leases.iter().map(|lease| lease.lease_token.clone()).collect::<HashSet<_>>();
     assert_eq!((first.len(), tokens(&again)), (2, tokens(&first)));
-    // One of them lives on: that one is the answer still.
+    // As long as one of the leases lives, the repeated claim gets that one.
     let [ended, held] = &first[..] else { panic!("two leases") };
     client.update(Report::succeeded(&ended.job.as_ref().unwrap().id).lease(&ended.lease_token)).await.unwrap();
     assert_eq!(tokens(&client.claim(claim.clone()).await.unwrap()), HashSet::from([held.lease_token.clone()]));
@@ -147,13 +147,13 @@ async fn a_claim_that_comes_again_takes_the_place_of_the_one_before(database: Da
         let mut service = behind.raw();
         async move { service.claim_jobs(request).await }
     });
-    // On one connection calls are taken in order: it waits by then.
+    // The server takes calls on one connection in order, so the older claim waits by now.
     behind.statistics(&[]).await.unwrap();
-    // Its caller is gone, and nobody tells the server.
+    // The older claim's caller is gone, and the server gets no sign of it.
     link.set(Fault::BlackHole);
     let newer = tokio::spawn(async move { client.claim(claim()).await });
     let other = program.client();
-    // The newer one waits, too: a claim that came after it is answered.
+    // A claim that came after the newer one was answered, so the newer one waits, too.
     assert!(other.claim(Claim::new("v").types(["none"])).await.unwrap().is_empty());
     let job = create(&other, NewJob::new("t")).await;
     let leases = timeout(Duration::from_secs(20), newer).await.expect("it is woken").unwrap().unwrap();
@@ -167,7 +167,7 @@ async fn a_claim_that_comes_again_takes_the_place_of_the_one_before(database: Da
 
 async fn a_claim_looks_once_more_for_what_the_one_before_has_taken_elsewhere(database: Database) {
     let (server, client) = TestServer::on(&database).await;
-    // On PostgreSQL the later call comes to another server, which can't know of the earlier one.
+    // On PostgreSQL the later claim goes to another server, which has no knowledge of the earlier one.
     let other = if database.is_postgres() { Some(TestServer::start(database.config()).await) } else { None };
     let elsewhere = other.as_ref().map_or_else(|| client.clone(), TestServer::client);
     client.statistics(&[]).await.unwrap();
@@ -196,7 +196,7 @@ async fn of_jobs_claimed_by_calls_that_are_cut_off_none_fails(database: Database
         ..RetryPolicy::default()
     };
     client.create_all((0..600).map(|_| NewJob::new("t").retry_policy(soon))).await.unwrap();
-    // Callers without an id, that wait for no more than a moment: what they are answered goes nowhere.
+    // Callers without a `request_id` that wait only for milliseconds, so most answers reach nobody.
     let mut cut_off = JoinSet::new();
     for n in 0..8u64 {
         let mut service = program.client().raw();
@@ -237,7 +237,7 @@ async fn of_jobs_claimed_by_calls_that_are_cut_off_none_fails(database: Database
 
 async fn whatever_makes_a_job_ready_ends_a_wait(database: Database) {
     let (server, client) = TestServer::on(&database).await;
-    // On PostgreSQL the claim waits on another server than the one where things happen.
+    // On PostgreSQL the claim waits on another server than the one that gets the calls.
     let other = if database.is_postgres() { Some(TestServer::start(database.config()).await) } else { None };
     let claimer = other.as_ref().map_or_else(|| client.clone(), TestServer::client);
     let wait = || {
@@ -306,7 +306,7 @@ async fn a_claim_that_waits_for_nothing_ends_empty(database: Database) {
 
 async fn a_caller_that_goes_away_has_claimed_nothing(database: Database) {
     let (server, client) = TestServer::on(&database).await;
-    // Connected first, so that the claim is really sent.
+    // Connects first, so that the claim is really sent.
     client.statistics(&[]).await.unwrap();
     let gone = timeout(Duration::from_millis(100), client.claim(waiting("gone"))).await;
     assert!(gone.is_err());
@@ -339,10 +339,10 @@ async fn what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once(datab
         {
             let mut gone = Box::pin(ledger.claim(org, claim("gone", &[]), Duration::ZERO));
             assert!(lanes::poll_once(&mut gone).is_pending());
-            // Its batch waits for the head: it was taken, and will be decided.
+            // The batch waits for the head: the claim was taken and will be decided.
             store.has_begun(before + 1).await;
         }
-        // The same claim again comes with the next batch, before anything is given back.
+        // This claim is in the next batch, before the command that gives the job back.
         let mut again = Box::pin(ledger.claim(org, claim(if is_repeated { "gone" } else { "w" }, &[]), PATIENCE));
         assert!(lanes::poll_once(&mut again).is_pending());
         drop(held);
@@ -351,12 +351,12 @@ async fn what_was_claimed_for_a_caller_that_had_gone_is_given_back_at_once(datab
         if is_repeated {
             assert_eq!((claimed.id, claimed.attempt), (job, 4), "what the first one took");
             leases.deliver();
-            // A command that comes after the giving back.
+            // This claim is decided after the give-back, which must have left the job alone.
             assert_eq!(ledger.claim(org, claim("v", &[]), Duration::ZERO).await.unwrap().jobs().len(), 0);
             assert_eq!(&*lease_of().await.unwrap().worker, "gone");
         } else {
             assert_eq!((claimed.id, claimed.attempt), (job, 2));
-            // Nobody takes delivery of these, either.
+            // Nobody takes these leases either.
             drop(leases);
             let leases = ledger.claim(org, claim("x", &[]), PATIENCE).await.unwrap();
             assert_eq!(leases.jobs()[0].job.attempt, 3);
@@ -374,7 +374,7 @@ async fn what_a_claim_that_came_again_has_taken_is_given_back_too(database: Data
     let first = ledger.claim(org, claim("w", &[]), Duration::ZERO).await.unwrap();
     let second = ledger.claim(org, claim("w", &[]), Duration::ZERO).await.unwrap();
     assert_eq!(first.jobs()[0].job.lease_token(), second.jobs()[0].job.lease_token());
-    // Both answers are lost, in either order.
+    // Both answers are lost, the later one first.
     drop(second);
     drop(first);
     let next =
@@ -395,7 +395,7 @@ async fn a_caller_that_has_room_for_no_more_than_a_byte_has_taken_nothing(databa
         raw.send(WINDOW_UPDATE, 0, stream, &room.to_be_bytes()).await.unwrap();
         let taken = async { while client.get(&job).await.unwrap().status() != JobStatus::Running {} };
         timeout(PATIENCE, taken).await.expect("it is claimed");
-        // What there is room for comes; then it is gone.
+        // The caller receives what its window has room for, and then disconnects.
         let mut came = 0;
         while came < room as usize {
             came += match timeout(PATIENCE, raw.receive()).await.expect("as much comes") {
@@ -426,7 +426,7 @@ async fn a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one(database:
             leases.deliver();
         });
     }
-    // Each looks once, many in one batch, and waits.
+    // Each claim queries once, many in one batch, and waits.
     let all_wait = async {
         while ledger.waiting_claims() < 1_000 {
             tokio::task::yield_now().await;
@@ -442,7 +442,7 @@ async fn a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one(database:
         assert_eq!(timeout(PATIENCE, finds.recv()).await.unwrap(), Some(1));
         assert_eq!(store.looks_for_work(), before + n + 1, "one was woken, and found it");
     }
-    // Many at once wake as many.
+    // Many jobs created at once wake as many claims.
     let mut created = JoinSet::new();
     for _ in 0..50 {
         let ledger = ledger.clone();
@@ -452,7 +452,7 @@ async fn a_thousand_claims_that_wait_ask_nothing_and_one_job_wakes_one(database:
     for _ in 0..50 {
         assert_eq!(timeout(PATIENCE, finds.recv()).await.unwrap(), Some(1));
     }
-    // Those who are woken and go away hand the news on.
+    // A claim that is woken and canceled passes the wake on.
     claims.abort_all();
     while claims.join_next().await.is_some() {}
     work.create_of("t").await;
@@ -465,7 +465,7 @@ async fn a_stop_sends_claims_that_wait_away(database: Database) {
     let mut service = client.raw();
     let claim: jobledger_client::proto::ClaimJobsRequest = waiting("w").into();
     let waiting = tokio::spawn(async move { service.claim_jobs(claim).await });
-    // It is there once a job that it can't take has been created after it: calls on one connection are taken in order.
+    // The server takes calls on one connection in order: once this job, which the claim can't take, is created, the claim waits.
     create(&client, NewJob::new("t").scheduled_at(SystemClock.now() + TimeDelta::hours(1))).await;
     server.begin_stop();
     let sent_away = timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap().unwrap_err();

@@ -1,4 +1,4 @@
-//! PostgreSQL for tests: throw-away clusters in directories of their own, gone with the test program however it ends.
+//! PostgreSQL for tests: throw-away clusters in their own directories, which are removed however the test program ends.
 
 use std::{
     fs,
@@ -19,37 +19,37 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the server is in a workspace")
 }
 
-/// The role that migrates, and owns the tables.
+/// The role that runs migrations and owns the tables.
 pub(crate) const OWNER: &str = "jobledger_test_owner";
-/// The role that serves: row-level security applies to it.
+/// The role of the server: row-level security applies to it.
 pub(crate) const SERVER: &str = "jobledger_test_server";
-/// The database that others are copied from.
+/// The migrated database that test databases are copied from.
 const TEMPLATE: &str = "jobledger_test_template";
 
-/// A PostgreSQL server.
+/// A PostgreSQL cluster.
 pub(crate) struct Cluster {
-    /// URL of its superuser on the database `postgres`.
+    /// The URL of the superuser on the database `postgres`.
     admin: String,
-    /// `None` where somebody else runs it.
+    /// `None` if these tests did not start it.
     own: Option<Own>,
 }
 
-/// One that these tests have started.
+/// A cluster that these tests started.
 struct Own {
     bin: PathBuf,
     folder: PathBuf,
-    /// A library that it is run with.
+    /// A library that its programs preload.
     preloaded: Option<PathBuf>,
-    /// Ends the cluster and removes its folder when this program ends, however it does.
+    /// Ends the cluster and removes its folder when this program ends, however it ends.
     _keeper: Child,
 }
 
-/// How much a cluster cares about a power cut.
+/// Whether a cluster survives a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durability {
-    /// As in production.
+    /// As in production: commits are synced.
     Full,
-    /// Not at all, for tests that don't ask.
+    /// Nothing is synced. For tests that don't cut the power.
     None,
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Folders with PostgreSQL's programs, the oldest version first; the one that is named alone.
+/// Folders with PostgreSQL's programs, the oldest version first. If `JOBLEDGER_TEST_PG_BIN` is set, only that folder.
 pub(crate) fn installations() -> Vec<PathBuf> {
     if let Some(only) = environment("JOBLEDGER_TEST_PG_BIN") {
         return vec![only.into()];
@@ -88,7 +88,7 @@ fn version(bin: &Path) -> u32 {
     number.unwrap_or_else(|| panic!("no version in {text:?}"))
 }
 
-/// The cluster that most tests share: the machine's, if it is named, or the oldest installation's.
+/// The cluster that most tests share: the one that `JOBLEDGER_TEST_DATABASE_URL` names, or one of the oldest installation.
 pub(crate) async fn shared() -> &'static Cluster {
     static SHARED: OnceCell<Cluster> = OnceCell::const_new();
     SHARED
@@ -103,7 +103,7 @@ pub(crate) async fn shared() -> &'static Cluster {
         .await
 }
 
-/// The cluster of the newest installation, for what is to hold on each.
+/// A cluster of the newest installation, for tests that run on the oldest and the newest version.
 pub(crate) async fn newest() -> &'static Cluster {
     static NEWEST: OnceCell<Cluster> = OnceCell::const_new();
     let installations = installations();
@@ -121,12 +121,12 @@ pub(crate) async fn newest() -> &'static Cluster {
 }
 
 impl Cluster {
-    /// A cluster of its own, with the template in it.
+    /// A new cluster with the template in it.
     pub(crate) async fn alone(durability: Durability) -> Self {
         Self::alone_in(&std::env::temp_dir(), durability).await
     }
 
-    /// The same, with a library before the system's own.
+    /// A new cluster whose programs preload `library`.
     pub(crate) async fn alone_with(library: &Path, durability: Durability) -> Self {
         let mut own = Own::prepare(&std::env::temp_dir(), &installations()[0]);
         own.preloaded = Some(library.to_owned());
@@ -135,7 +135,7 @@ impl Cluster {
         cluster
     }
 
-    /// The same, with its files below some folder.
+    /// A new cluster with its files below `parent`.
     pub(crate) async fn alone_in(parent: &Path, durability: Durability) -> Self {
         let cluster = Self::init(Own::prepare(parent, &installations()[0]), durability);
         cluster.prepare().await;
@@ -150,7 +150,7 @@ impl Cluster {
         own.run("initdb", &["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         let mut settings = "listen_addresses = ''\nmax_connections = 300\nmax_wal_size = 4GB\n".to_owned();
         if durability == Durability::Full {
-            // As somebody would who has the memory; the default is for machines of another age.
+            // A usual production setting. PostgreSQL's default is made for much smaller machines.
             settings += "shared_buffers = 1GB\n";
         } else {
             settings += "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n";
@@ -165,7 +165,7 @@ impl Cluster {
         Self { admin: format!("postgres://postgres@localhost/postgres?host={}", own.folder.display()), own: Some(own) }
     }
 
-    /// Another cluster that follows this one.
+    /// A new standby of this cluster.
     pub(crate) fn standby(&self) -> Self {
         let own = Own::prepare(&std::env::temp_dir(), &self.own().bin);
         let primary = format!("host={} user=postgres application_name=standby", self.own().folder.display());
@@ -173,17 +173,17 @@ impl Cluster {
         Self::up(own)
     }
 
-    /// Ends it, in order.
+    /// Stops the cluster in order, with a fast shutdown.
     pub(crate) fn stop(&self) {
         self.own().run("pg_ctl", &["--silent", "--wait", "--mode=fast", "stop"]);
     }
 
-    /// Makes a primary of a standby.
+    /// Promotes a standby to primary.
     pub(crate) fn promote(&self) {
         self.own().run("pg_ctl", &["--silent", "--wait", "promote"]);
     }
 
-    /// The roles and the template.
+    /// Creates the roles and the template.
     async fn prepare(&self) {
         let mut admin = self.admin().await;
         for role in [OWNER, SERVER] {
@@ -201,12 +201,12 @@ impl Cluster {
         sqlx::Connection::close(on_template).await.expect("nobody is left on the template");
     }
 
-    /// A database of its own for a test, migrated; its name.
+    /// Creates a migrated database for one test; returns its name.
     pub(crate) async fn create_database(&self) -> String {
         self.create_empty_database(&format!("TEMPLATE {TEMPLATE}")).await
     }
 
-    /// A database that nobody has migrated.
+    /// Creates a database; returns its name. `how` ends the CREATE DATABASE statement. Without a template there is no schema.
     pub(crate) async fn create_empty_database(&self, how: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("jobledger_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -215,13 +215,11 @@ impl Cluster {
         name
     }
 
-    /// The URL of a role on a database.
     pub(crate) fn url(&self, database: &str, role: &str) -> String {
         let admin: PgConnectOptions = self.admin.parse().expect("a valid URL");
         admin.username(role).database(database).to_url_lossy().to_string()
     }
 
-    /// Connects as a role.
     pub(crate) async fn connect(&self, database: &str, role: &str) -> PgConnection {
         let options: PgConnectOptions = self.url(database, role).parse().expect("a valid URL");
         options.connect().await.expect("the cluster answers")
@@ -231,7 +229,7 @@ impl Cluster {
         self.connect("postgres", "postgres").await
     }
 
-    /// The directory of its socket.
+    /// The directory of the cluster's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.own().folder.clone()
     }
@@ -240,32 +238,32 @@ impl Cluster {
         self.own.as_ref().expect("this test needs a cluster of its own")
     }
 
-    /// One of its installation's programs.
+    /// A command for one of the installation's programs.
     #[allow(dead_code, reason = "the benchmark shares this file, and needs it")]
     pub(crate) fn program(&self, name: &str) -> Command {
         Command::new(self.own().bin.join(name))
     }
 
-    /// The process of the server.
+    /// The process id of the postmaster.
     pub(crate) fn postmaster(&self) -> u32 {
         let file = fs::read_to_string(self.own().folder.join("data/postmaster.pid")).expect("it runs");
         file.lines().next().and_then(|line| line.parse().ok()).expect("a process id")
     }
 
-    /// kill -9 of the postmaster and all its children, and waits until they are gone.
+    /// Kills the postmaster and all its children with SIGKILL, waits until they are gone, and removes the lock files.
     pub(crate) fn kill(&self) {
         self.kill_processes(self.postmaster());
         self.clean_up_after_kill();
     }
 
-    /// kill -9 of a postmaster and all its children.
+    /// As [`Cluster::kill`], but leaves the lock files.
     pub(crate) fn kill_processes(&self, postmaster: u32) {
         let postmaster = postmaster.to_string();
         let send = |signal: &str, processes: &[&str]| {
-            // One that has ended by itself meanwhile is as good.
+            // Failing because a process has already ended is fine.
             let _ = Command::new("kill").arg(signal).args(processes).stderr(Stdio::null()).status().expect("kill runs");
         };
-        // Stopped first: it must not have another child while they are counted, nor see them die and start anew.
+        // Stopped first, so that the postmaster neither forks another child meanwhile nor sees its children die and restarts.
         send("-STOP", &[&postmaster]);
         let children = Command::new("ps").args(["-o", "pid=", "--ppid", &postmaster]).output().expect("ps runs");
         let children = String::from_utf8_lossy(&children.stdout).into_owned();
@@ -282,39 +280,39 @@ impl Cluster {
         }
     }
 
-    /// Until somebody collects its exit code a killed process seems to be there, and another would not start.
+    /// Removes the lock files. A killed process is visible until its exit code is collected, and PostgreSQL would not start.
     pub(crate) fn clean_up_after_kill(&self) {
         for left_behind in ["data/postmaster.pid", ".s.PGSQL.5432.lock"] {
             let _ = fs::remove_file(self.own().folder.join(left_behind));
         }
     }
 
-    /// Starts it again after [`Cluster::kill`].
+    /// Starts the cluster again after [`Cluster::kill`].
     pub(crate) fn start_again(&self) {
         self.own().up();
     }
 
-    /// Starts it if it has ended by itself.
+    /// Starts the cluster if it has ended by itself.
     pub(crate) fn start_if_down(&self) {
         if self.own().try_run("pg_ctl", &["status"]).is_err() {
             self.start_again();
         }
     }
 
-    /// The same of one that may be beyond that: true if it is up.
+    /// As [`Cluster::start_again`], for a cluster that may be damaged. Returns whether it is up.
     pub(crate) fn try_start_again(&self) -> bool {
         self.own().try_up().is_ok()
     }
 }
 
 impl Own {
-    /// A folder for it, and whoever cleans up.
+    /// Makes the cluster's folder, and starts the shell that cleans up.
     fn prepare(parent: &Path, bin: &Path) -> Self {
         let folder = TempDir::with_prefix_in("jobledger-pg-", parent).expect("a temporary directory").keep();
         let mut bin = bin.to_owned();
         if let Some((user, group)) = unprivileged() {
             chown(&folder, Some(user), Some(group)).expect("root may");
-            // Whoever runs it may have to be let in: a checkout can be in a folder that is closed to others.
+            // The unprivileged user can't run the programs if the checkout is in a folder that is closed to others: copy them.
             let can_run = as_user(&bin.join("postgres"), (user, group)).arg("--version").stdout(Stdio::null()).status();
             if !can_run.is_ok_and(|status| status.success()) {
                 let copy = folder.join("installation");
@@ -324,8 +322,8 @@ impl Own {
                 bin = copy.join("bin");
             }
         }
-        // Waits for the end of this program, which closes the pipe, and cleans up. In a group of its own, so that ^C
-        // doesn't end it first.
+        // The shell waits until this program ends, which closes the pipe, and cleans up. It has its own process group,
+        // so that ^C doesn't end it first.
         let clean_up = r#"read -r _; pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null)
             if [ -n "$pid" ]; then kill -QUIT "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done; fi
             rm -rf "$0""#;
@@ -341,7 +339,7 @@ impl Own {
         Own { bin, folder, preloaded: None, _keeper: keeper }
     }
 
-    /// Adds settings.
+    /// Appends settings to postgresql.conf.
     fn configure(&self, settings: &str) {
         let file = self.folder.join("data/postgresql.conf");
         let mut text = String::new();
@@ -362,7 +360,7 @@ impl Own {
         self.try_run(program, arguments).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Runs one of PostgreSQL's programs on the data, as somebody that it accepts.
+    /// Runs one of PostgreSQL's programs on the data directory, as an unprivileged user if this process is root's.
     fn try_run(&self, program: &str, arguments: &[&str]) -> Result<(), String> {
         let program = self.bin.join(program);
         let mut command = match unprivileged() {
@@ -373,7 +371,7 @@ impl Own {
             command.env("LD_PRELOAD", library);
         }
         command.arg("-D").arg(self.folder.join("data")).args(arguments);
-        // Its own folder: those of this process may be closed to it.
+        // Runs in the cluster's folder, because this process's directory may be closed to the other user.
         command.current_dir(&self.folder).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
         let log = self.folder.join(format!("{}.err", program.file_name().expect("a name").to_string_lossy()));
         command.stderr(fs::File::create(&log).expect("the folder is there"));
@@ -385,14 +383,14 @@ impl Own {
     }
 }
 
-/// A program, to be run by somebody else than root.
+/// A command that runs a program as another user.
 fn as_user(program: &Path, (user, group): (u32, u32)) -> Command {
     let mut command = Command::new("setpriv");
     command.args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]).arg(program);
     command
 }
 
-/// Who runs PostgreSQL, which refuses to run as root; `None` if these tests don't run as root.
+/// The user and group that run PostgreSQL, which refuses to run as root. `None` if these tests don't run as root.
 fn unprivileged() -> Option<(u32, u32)> {
     let id = |arguments: &[&str]| -> Option<u32> {
         let output = Command::new("id").args(arguments).output().ok()?;

@@ -22,8 +22,8 @@ use crate::{
     harness::Database,
 };
 
-/// Runs every case on every kind of database, and on the oldest and the newest PostgreSQL at hand. A case that is not listed
-/// is dead code, and so a compile error.
+/// Runs every case on SQLite, and on the oldest and the newest PostgreSQL at hand. A case that is not listed is dead
+/// code, and so a compile error.
 macro_rules! contract {
     ($($case:ident,)*) => {
         mod sqlite {
@@ -132,7 +132,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     full.scheduled_at = Some(time(-14));
     full.payload_recorded_at = Some(time(1));
     full.ready_at = time(15);
-    // JSON as PostgreSQL prints it: jsonb keeps the value, not the spaces.
+    // The result is written as PostgreSQL prints JSON: jsonb keeps the value, not the spaces.
     let record = JobEvent {
         kind: EventKind::Failed,
         prev_status: Some(JobStatus::Running),
@@ -163,7 +163,7 @@ async fn what_is_written_is_read_back_whole(store: Arc<dyn Store>) {
     let page = store.events(org, &all(0)).await.unwrap();
     assert_eq!(*page.events[0], record);
 
-    // What changes is written over, what does not is left alone, and an event may have nothing to say.
+    // The write replaces what changed and leaves the rest alone. The event has no details.
     let mut later = full.clone();
     later.status = JobStatus::Queued;
     (later.stage, later.progress, later.last_error, later.result_at) = (None, None, None, None);
@@ -293,7 +293,7 @@ async fn a_key_held_by_two_jobs_is_refused_and_nothing_is_written(store: Arc<dyn
 async fn a_batch_of_any_size_is_written_whole(store: Arc<dyn Store>) {
     let org = org();
     let mut written = Vec::new();
-    // Around every chunk size of a statement.
+    // Sizes around every chunk size of a statement.
     for n in [1, 2, 7, 8, 9, 63, 64, 65, 137, 512] {
         written.extend(fill(&*store, org, "t", n).await.into_iter().map(|job| job.id));
     }
@@ -308,7 +308,7 @@ async fn a_batch_of_any_size_is_written_whole(store: Arc<dyn Store>) {
 }
 
 async fn a_batch_of_all_kinds_of_jobs_is_read_back_whole(store: Arc<dyn Store>) {
-    // Rows may travel in other shapes where they are alike: each difference alone, then all together.
+    // A column that is equal in all rows may be written in another way, so each difference is tried alone, then all together.
     type Change = fn(&mut Job);
     fn spec(job: &mut Job) -> &mut JobSpec {
         Arc::make_mut(&mut job.spec)
@@ -422,7 +422,7 @@ async fn filtered_pages_move_on_where_nothing_matches(store: Arc<dyn Store>) {
 
 async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
     let org = org();
-    // A job with an event in each of three months, between jobs of one month each.
+    // A job with an event in each of three months, between jobs with events in one month each.
     let day = 86_400_000_000;
     let mut long = Job { created_at: time(0), ..job(org, "t", 1) };
     let mut jobs = Vec::new();

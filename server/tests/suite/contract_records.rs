@@ -1,4 +1,4 @@
-//! What every store must do for batch records, by which it is known whether a batch happened.
+//! What every store must do for batch records, which tell whether a batch happened.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ contract! {
     whatever_changes_leaves_a_record_and_nothing_else_does,
 }
 
-/// Writes a batch, and commits it or not; its record.
+/// Writes a batch, and commits it if `is_committed`. Returns its batch record.
 pub(crate) async fn record(store: &dyn Store, org: OrgId, changes: &Changes, is_committed: bool) -> Option<RecordId> {
     let mut batch = store.begin(&[org]).await.unwrap();
     let record = write_in(&mut *batch, org, changes).await.unwrap();
@@ -57,7 +57,7 @@ async fn whatever_changes_leaves_a_record_and_nothing_else_does(store: Arc<dyn S
     let held = fill(&*store, org, "t", 1).await.remove(0);
     let waits = Changes { next_due: Some(NextDue::By(time(1))), ..Changes::default() };
     assert_eq!(record(&*store, org, &waits, true).await, None);
-    // As a lease is extended: of that there is no event.
+    // As when a lease is extended, which has no event.
     let changed = vec![Changed { job: held, differs: Differs::InLease }];
     let extends = Changes { changed, ..Changes::default() };
     let second = record(&*store, org, &extends, true).await.unwrap();

@@ -23,14 +23,14 @@ contract! {
     what_is_too_old_of_the_series_goes,
 }
 
-/// Writes that some jobs were created, at a time, and that one was waited for so long.
+/// Writes a flow at time `at`: `created` jobs were created, and one started after a wait of `created` seconds.
 async fn happened(store: &dyn Store, org: OrgId, at: Time, created: i64, folds: bool) {
     let mut flow = Flow { created, started: 1, ..Flow::default() };
     flow.waits.add(Duration::from_secs(created.unsigned_abs()));
     let before = load(store, org, Needs::default()).await.head.seq;
     let head = Some(Head { seq: before + 1, recorded_at: Some(at), types: 1, ..Head::EMPTY });
     let tallies = BTreeMap::from([(Arc::from("t"), Tally { flow, ..Tally::default() })]);
-    // Events make it a batch that is not folded at once.
+    // A batch with events is not folded at once.
     let events = vec![Arc::new(event(&job(org, "t", before + 1), before + 1))];
     let new_minute = folds.then_some(at);
     write(store, org, &Changes { head, tallies, events, new_minute, ..Changes::default() }).await.unwrap();

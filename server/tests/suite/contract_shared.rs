@@ -23,7 +23,7 @@ contract! {
     what_is_refused_of_one_org_is_written_of_none,
 }
 
-/// Orgs of one job each: such as have a log.
+/// New orgs with one job each, so that each has a log.
 async fn orgs(store: &dyn Store, n: usize) -> Vec<OrgId> {
     let orgs: Vec<_> = (0..n).map(|_| org()).collect();
     for org in &orgs {
@@ -32,7 +32,7 @@ async fn orgs(store: &dyn Store, n: usize) -> Vec<OrgId> {
     orgs
 }
 
-/// A second job of an org, of a type of its own.
+/// The changes that create an org's second job, which has its own type.
 fn second(org: OrgId, key: Option<&str>) -> Changes {
     let mut created = job(org, &format!("of {}", org.0), 2);
     let idempotency = key.map(|key| Idempotency { key: key.into(), digest: Some(Digest([1; 32])) });

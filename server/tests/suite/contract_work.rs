@@ -85,7 +85,7 @@ async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) 
         let expected: Vec<_> = changed.iter().map(|changed| changed.job.clone()).collect();
         let head = Head { recorded_at: at, ..head(before.len() as i64).unwrap() };
         write(store.as_ref(), org, &Changes { head: Some(head), changed, ..Changes::default() }).await.unwrap();
-        // As the database has them, whatever is remembered.
+        // Compares with the database, not with what is cached.
         let list = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: before.len() };
         let mut found = store.list(org, &list).await.unwrap().jobs;
         found.retain(|job| ids(&expected).contains(&job.id));
@@ -121,13 +121,13 @@ async fn jobs_that_are_as_they_were_are_told_from_others(store: Arc<dyn Store>) 
         .flat_map(|change| stored.iter().cloned().map(move |mut job| (change(&mut job), job).1))
         .collect();
     let is_same: Vec<_> = asked.iter().map(|job| stored.contains(job)).collect();
-    // The one without a lease has none to differ in.
+    // The job without a lease has no lease fields to differ in.
     assert_eq!(is_same.iter().filter(|is_same| **is_same).count(), 5);
     assert_eq!(store.unchanged(&asked.iter().collect::<Vec<_>>()).await.unwrap(), is_same);
     assert!(store.unchanged(&[]).await.unwrap().is_empty());
 }
 
-/// A job's payload, where the job says that it is.
+/// A job's payload, stored where the job says: with its first event, or in a row of its own.
 fn new_payload(job: &Job, json: &Json) -> NewPayload {
     NewPayload { job: job.id, json: json.clone(), seq: job.payload_recorded_at.map(|_| job.created_seq) }
 }
@@ -140,7 +140,7 @@ async fn jobs_of_any_orgs_are_read_together(store: Arc<dyn Store>) {
         let mut jobs = [job(org, "t", 1), job(org, "t", 2)];
         spec(&mut jobs[0]).payload_bytes = payload.as_ref().map_or(0, |payload| payload.as_str().len() as u32);
         jobs[0].payload_recorded_at = is_small.then_some(time(1));
-        // The second has a result of the same size.
+        // The second job has a result of the same size.
         jobs[1].result_at = payload.as_ref().map(|_| Position { seq: 2, recorded_at: time(2) });
         let with_result = JobEvent { result: payload.clone(), ..event(&jobs[1], 2) };
         let changes = Changes {
@@ -154,7 +154,7 @@ async fn jobs_of_any_orgs_are_read_together(store: Arc<dyn Store>) {
         written.extend(jobs);
     }
     let [a, b, c, d, e, f] = [0, 1, 2, 3, 4, 5].map(|n| (written[n].org_id, written[n].id));
-    // Not in the order of their orgs, one of them twice, and two that are nobody's: one is another org's.
+    // The names are not in the order of their orgs, and one comes twice. Two match no job: one names a job of another org.
     let names = [f, a, d, (a.0, c.1), c, b, a, e, (org(), JobId(Uuid::now_v7()))];
     let found = store.jobs(&names).await.unwrap();
     let large = [0, 7];
@@ -171,7 +171,7 @@ async fn jobs_of_any_orgs_are_read_together(store: Arc<dyn Store>) {
     assert!(store.jobs(&[]).await.unwrap().is_empty());
 }
 
-/// Queued jobs of a new org, made by these changes from a plain one.
+/// Queued jobs of a new org: plain jobs, each changed by one of these functions.
 async fn queued(store: &dyn Store, make: &[&dyn Fn(&mut Job)]) -> (OrgId, Vec<Job>) {
     let org = org();
     let mut jobs = Vec::new();
@@ -221,20 +221,20 @@ async fn ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted(store: Arc
     let in_order = [3, 2, 0, 1].map(|n: usize| jobs[n].id);
     assert_eq!(ready(of(&[("t", 9), ("none", 9)])).await, in_order);
     assert_eq!(ready(of(&[("t", 2)])).await, in_order[..2]);
-    // The one of the other type has been ready longer than all but the most urgent.
+    // The job of the other type has been ready longer than all but the most urgent job.
     let all = [in_order[0], jobs[6].id, in_order[1], in_order[2], in_order[3]];
     for n in [1, 2, 3, 5, 9] {
         assert_eq!(ready(Ready { all: n, ..Ready::default() }).await, all[..n.min(5)]);
     }
     let both: HashSet<_> = ready(Ready { all: 1, ..of(&[("u", 3), ("t", 2)]) }).await.into_iter().collect();
     assert_eq!(both, HashSet::from([in_order[0], in_order[1], jobs[6].id]), "each once");
-    // Whether there may be more is said of each type, and of all.
+    // The answer says for each type, and for all types, whether there may be more jobs.
     let FoundReady { jobs: all, cut, is_cut } = found(Ready { all: 6, ..of(&[("t", 4), ("u", 2)]) }).await;
     assert_eq!((all.len(), cut.into_iter().collect::<Vec<_>>(), is_cut), (5, vec!["t".into()], false));
     assert!(found(Ready { all: 5, ..Ready::default() }).await.is_cut);
     let order = all.iter().find(|job| job.id == jobs[0].id).unwrap().order;
     assert_eq!(order, ClaimOrder::of(&jobs[0]));
-    // Their rows come when they are asked for.
+    // The rows of ready jobs are read separately.
     let mut batch = store.begin(&[org]).await.unwrap();
     let rows = batch.ready_jobs(&[(org, jobs[6].id), (org, jobs[3].id)]).await.unwrap();
     let rows: HashSet<_> = rows.into_iter().map(|job| (job.id, job.spec.priority)).collect();
@@ -315,7 +315,7 @@ async fn a_change_without_an_event_leaves_the_log_as_it_is(store: Arc<dyn Store>
     write(&*store, org, &Changes { changed: vec![changed.clone().into()], ..Changes::default() }).await.unwrap();
     assert_eq!(load(&*store, org, Needs::default()).await.head, before);
     assert_eq!(store.job(org, changed.id).await.unwrap().unwrap().job, changed);
-    // What became ready is told without an event, too.
+    // A higher `ready_gen` is stored and announced without an event, too.
     let raised = jobledger_server::store::Head { ready_gen: before.ready_gen + 1, ..before };
     write(&*store, org, &Changes { head: Some(raised), ..Changes::default() }).await.unwrap();
     assert_eq!(load(&*store, org, Needs::default()).await.head, raised);

@@ -1,4 +1,4 @@
-//! kill -9 of the server, with work under way.
+//! The server is killed with SIGKILL while it works.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +19,7 @@ on_both_databases! {
     a_server_that_is_killed_has_all_that_it_acknowledged,
 }
 
-/// What is derived from the log is what the log says, and each job has come at least as far as was acknowledged. The events.
+/// Checks derived data against the log, and that each job has at least the acknowledged number of events. Returns the events.
 pub(crate) async fn verify(
     database: &Database,
     acknowledged: &HashMap<String, (JobStatus, i64)>,
@@ -48,7 +48,7 @@ pub(crate) async fn verify(
     events
 }
 
-/// What was acknowledged: the last status of each job, and how many events it had by then.
+/// What was acknowledged of each job: its last status, and how many events it had by then.
 type Acknowledged = Arc<Mutex<HashMap<String, (JobStatus, i64)>>>;
 
 fn is_end(status: JobStatus) -> bool {
@@ -81,7 +81,7 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed(database: Databa
     for _ in 0..WORKERS {
         workers.spawn(work(client.clone(), Arc::clone(&acknowledged), jobs));
     }
-    // Kills are spread over the work; the subscriber tells how far it is, through all of them.
+    // The kills are spread over the work. The subscriber, which resumes after each, measures how far it is.
     let total = (WORKERS * jobs * 4) as i64;
     let (mut seen, mut killed) = (0, 0);
     while seen < total {
@@ -93,7 +93,7 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed(database: Databa
             let running = acknowledged.lock().unwrap().values().filter(|(status, _)| !is_end(*status)).count();
             assert!(running > 0, "work was under way");
             program.kill();
-            // What was acknowledged by then has to be there, whatever comes later.
+            // What was acknowledged before the kill must be in the database, whatever comes later.
             let so_far = acknowledged.lock().unwrap().clone();
             verify(&database, &so_far).await;
             program = Program::start_on(&address, &database);
@@ -113,7 +113,7 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed(database: Databa
 }
 
 async fn a_server_that_is_killed_has_all_that_it_acknowledged(database: Database) {
-    // Without retries: what was answered before the kill must be there, and nothing else helps.
+    // Calls are not retried, so what was answered before the kill must be in the database.
     let program = Program::start(&database);
     let client = program.client();
     let acknowledged = Arc::new(Mutex::new(HashSet::new()));

@@ -1,4 +1,4 @@
-//! `jobledger demo`, in a pipe.
+//! `jobledger demo`, with its output in a pipe.
 
 use std::{fs, process::Output};
 
@@ -6,7 +6,7 @@ use jobledger_client::ListJobsRequest;
 
 use crate::harness::{Database, TestServer, command};
 
-/// Whether it went well, and what it said: of one that did on stdout, where nothing but the outcome is.
+/// Whether the demo succeeded, and what it printed: to stdout, which has only the outcome, if it did, otherwise to stderr.
 fn demo(arguments: &[&str]) -> (bool, String) {
     let Output { status, stdout, stderr } =
         command(&[&["demo"], arguments].concat()).output().expect("the program starts");
@@ -68,7 +68,7 @@ fn what_can_not_be_digested_is_said() {
     assert!(done && said.contains("holds no regular file"), "{said}");
     let (done, said) = demo(&["/does/not/exist"]);
     assert!(!done && said.contains("/does/not/exist: No such file"), "{said}");
-    // A file that can't be read, whoever reads it.
+    // A file that can't be read, not even by root.
     let (done, said) = demo(&["/proc/self/mem"]);
     assert!(done && said.starts_with("1 files: 0 digested, 1 failed"), "{said}");
     assert!(said.contains("failed /proc/") && said.contains("(UNREADABLE)"), "{said}");

@@ -1,4 +1,4 @@
-//! What happens to workers, to their tokens and to the servers that they talk to costs no job.
+//! Restarts of workers, lapses of their tokens and failures of servers cost no job.
 
 use std::{
     collections::HashMap,
@@ -38,7 +38,7 @@ on_both_databases! {
     a_worker_says_what_it_does_and_what_goes_wrong,
 }
 
-/// The worker of the examples, in a process of its own. Killed when dropped.
+/// The worker of the examples in its own process. Killed when dropped.
 struct Counter(Child);
 
 impl Counter {
@@ -83,13 +83,13 @@ async fn a_rolling_deploy_fails_no_job_and_counts_what_was_lost(database: Databa
     let program = Program::start(&database);
     let client = program.client();
     for _ in 0..jobs / 500 {
-        // One attempt each: it must never be used up by what happens to workers.
+        // One attempt each: a stop or a kill of a worker must never use it up.
         client.create_all((0..500).map(|_| count(3, 20).max_attempts(1))).await.unwrap();
     }
     let endpoint = format!("http://{}", program.address);
     let start = || {
         let mut counter = Counter::start(&endpoint, &["--concurrency", "4", "--lease", "1"]);
-        // Before that it has not heard of signals, and holds no job.
+        // Until it logs this, a worker does not handle signals and has no job.
         let has_started = Arc::new(AtomicBool::new(false));
         let (said, started) = (BufReader::new(counter.0.stderr.take().unwrap()), Arc::clone(&has_started));
         std::thread::spawn(move || {
@@ -165,7 +165,7 @@ async fn a_handler_that_never_awaits_keeps_its_job(database: Database) {
     let lease = Duration::from_secs(2);
     let endpoint = format!("http://{}", program.address);
     let (stop, stopped) = oneshot::channel::<()>();
-    // A runtime of two threads, each of which a handler has for itself.
+    // A runtime of two threads, each blocked by a handler.
     let working = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
@@ -241,7 +241,7 @@ async fn a_result_outlives_a_lapse_of_the_token(database: Database) {
     timeout(PATIENCE, started.notified()).await.unwrap();
     shared.replace("jl_lapsed").unwrap();
     go_on.notify_one();
-    // The report is refused meanwhile: as long as it takes for a job that somebody else ends.
+    // The worker's report is refused until the token is back. Meanwhile another client completes a job.
     let other = client.create(NewJob::new("other")).await.unwrap().job.id;
     let lease = client.claim(jobledger_client::Claim::new("v").types(["other"])).await.unwrap().remove(0);
     sleep_until(Instant::now() + Duration::from_millis(1_500)).await;
@@ -257,7 +257,7 @@ async fn a_result_outlives_a_lapse_of_the_token(database: Database) {
 }
 
 async fn a_server_that_dies_or_stands_still_costs_no_lease_while_another_lives(database: Database) {
-    // SQLite has one server: the other one is never there.
+    // SQLite has one server, so the other endpoint never answers.
     let others = if database.is_postgres() { 2 } else { 0 };
     let mut programs: Vec<_> = (0..others).map(|_| Some(Program::start(&database))).collect();
     let last = Program::start(&database);
@@ -287,13 +287,13 @@ async fn a_server_that_dies_or_stands_still_costs_no_lease_while_another_lives(d
     for n in 0..=programs.len() {
         client.create_all((0..4).map(|_| NewJob::new("t"))).await.unwrap();
         timeout(PATIENCE, started.acquire_many(4)).await.expect("they are claimed").unwrap().forget();
-        // The one that the worker talks to: killed, then one that stands still.
+        // The server that the worker calls: first it is killed, then another one is suspended.
         match programs.get_mut(n).map(Option::take) {
             Some(Some(program)) if n == 0 => program.kill(),
             Some(Some(program)) => {
                 program.signal("STOP");
                 programs[n] = Some(program);
-                // Longer than a lease, which is extended elsewhere meanwhile.
+                // Longer than a lease, which the worker extends at another server meanwhile.
                 sleep_until(Instant::now() + Duration::from_secs(7)).await;
             }
             Some(None) | None => {}

@@ -1,4 +1,4 @@
-//! The contract's error table, row by row, on the wire.
+//! The contract's error table on the wire, row by row.
 
 use std::collections::BTreeMap;
 
@@ -93,7 +93,7 @@ async fn a_key_with_another_request_names_the_existing_job(database: Database) {
     let id = service.create_job(keyed.clone()).await.unwrap().into_inner().job.unwrap().id;
     let again = service.create_job(keyed.clone()).await.unwrap().into_inner();
     assert_eq!((again.deduplicated, again.job.unwrap().id), (true, id.clone()));
-    // Also one that spells out a default: requests are compared as they came.
+    // A request that spells out a default is another request: requests are compared as sent.
     for other in [
         CreateJobRequest { payload: text(2), ..keyed.clone() },
         CreateJobRequest { max_attempts: 1, ..keyed.clone() },
@@ -204,7 +204,7 @@ async fn too_many_streams_are_exhaustion_until_one_ends(database: Database) {
     assert_error(&error, Code::ResourceExhausted, "TOO_MANY_STREAMS");
     assert!(error.get_details_retry_info().is_some());
     drop(first);
-    // The server hears of it on its connection, which takes a moment.
+    // The server learns of the end on its connection, which takes a moment.
     let again = async { while service.stream_job_events(request.clone()).await.is_err() {} };
     tokio::time::timeout(PATIENCE, again).await.expect("a place is free again");
     server.stop().await;
@@ -241,7 +241,7 @@ async fn streams_are_bounded_by_org_and_by_connection_too(database: Database) {
         open.push(org(other.clone(), 3).await.unwrap());
     }
     assert_eq!(scope(org(other.clone(), 4).await.map(drop)), ("server".to_owned(), "6".to_owned()));
-    // A place comes back with the end of its stream, and one that is refused takes none.
+    // The end of a stream frees its slot, and a refused stream takes none.
     let ahead = StreamJobEventsRequest { after_seq: Some(9), ..Default::default() };
     open.truncate(5);
     let again = async {
@@ -285,7 +285,7 @@ async fn a_database_that_does_not_answer_is_unavailable_and_comes_back(database:
 
 async fn a_passed_deadline_is_deadline_exceeded(database: Database) {
     let (server, _) = TestServer::on(&database).await;
-    // A transport that leaves `grpc-timeout` alone: tonic's own would give up by itself.
+    // A transport that ignores `grpc-timeout`: tonic's own would give up by itself.
     let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let mut service = JobServiceClient::with_origin(transport, server.endpoint().parse().unwrap());
     let blocked = database.block_writes().await;

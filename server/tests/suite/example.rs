@@ -1,4 +1,4 @@
-//! The example, on real files: digests, statistics, a second run, a kill in the middle, and files that can't be read.
+//! The `digest_files` example on real files: digests, statistics, a second run, a kill in the middle, unreadable files.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +20,7 @@ on_both_databases! {
     the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time,
 }
 
-/// An example, built by the same `cargo test` that built this.
+/// The path of an example, which the same `cargo test` has built.
 pub(crate) fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().expect("the test runs from a file");
     let built = tests.ancestors().nth(2).expect("target/PROFILE/deps/suite");
@@ -44,7 +44,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time(d
         let folder = tree.path().join(format!("{}", n % 7));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("file-{n}"));
-        // Empty, small, and larger than a chunk.
+        // Empty files, small files, and files larger than a chunk.
         let size = match n % 100 {
             0 => 0,
             1 => 3 << 20,
@@ -55,7 +55,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time(d
         let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
         expected.insert(fs::canonicalize(&path).unwrap().display().to_string(), digest);
     }
-    // Not regular files: not digested.
+    // A link is not a regular file, so it is not digested.
     std::os::unix::fs::symlink("file-0", tree.path().join("link")).unwrap();
 
     let address = fixed_address();
@@ -108,7 +108,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time(d
 async fn the_example_fails_the_job_of_a_file_that_can_not_be_read() {
     let database = Database::sqlite();
     let program = Program::start(&database);
-    // A regular file that opens and can't be read, for root too: nothing is mapped at the beginning of a process.
+    // A regular file that opens but can't be read, even by root: nothing is mapped at the start of a process's memory.
     let output = digest_files(&program.address, Path::new("/proc/self/mem")).output().expect("the example was built");
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && said.contains("1 files: 0 digested (0 B), 1 failed"), "{said}");

@@ -1,4 +1,4 @@
-//! Jobs, events and batches as tests of a store need them.
+//! Jobs, events and batches for tests of a store.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use jobledger_server::{
 };
 use uuid::Uuid;
 
-/// Microseconds after a time that all cases share: it is of this month, for which every database has room.
+/// A time `micros` microseconds after a base that all cases share. The base is in this month, for which every database has room.
 pub(crate) fn time(micros: i64) -> Time {
     static BASE: LazyLock<Time> = LazyLock::new(|| SystemClock.now());
     *BASE + TimeDelta::microseconds(micros)
@@ -115,17 +115,17 @@ pub(crate) fn counts(status: JobStatus, n: i64) -> StatusCounts {
     counts
 }
 
-/// Those of one type, where only its counts change.
+/// The tally of one type in which only the counts change.
 pub(crate) fn tallies(job_type: &str, counts: StatusCounts) -> BTreeMap<Arc<str>, Tally> {
     BTreeMap::from([(Arc::from(job_type), Tally { counts, ..Tally::default() })])
 }
 
-/// What a batch finds of one org.
+/// Loads what one org needs in a batch.
 pub(crate) async fn load_in(batch: &mut dyn Batch, org: OrgId, needs: Needs) -> Result<store::Loaded, StoreError> {
     Ok(batch.load(&[(org, needs)]).await?.remove(0))
 }
 
-/// Has a batch write the changes of one org; the record that it leaves.
+/// Writes one org's changes in a batch; returns the batch record.
 pub(crate) async fn write_in(
     batch: &mut dyn Batch,
     org: OrgId,
@@ -140,7 +140,7 @@ pub(crate) async fn write(store: &dyn Store, org: OrgId, changes: &Changes) -> R
     batch.commit().await
 }
 
-/// Writes `n` created jobs of a type, after those that the org has.
+/// Creates `n` jobs of a type at the end of the org's log.
 pub(crate) async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) -> Vec<Job> {
     let before = load(store, org, Needs { types: vec![job_type.into()], ..Needs::default() }).await;
     let first = before.head.seq + 1;
@@ -161,7 +161,7 @@ pub(crate) async fn fill(store: &dyn Store, org: OrgId, job_type: &str, n: i64) 
     jobs
 }
 
-/// Creates a job and hands it out, in two batches; the job as it is then.
+/// Creates a job and claims it, in two batches; returns the job as it is then.
 pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
     create(store, org, false, 1).await;
     let mut batch = store.begin(&[org]).await.expect("the head is free");
@@ -188,7 +188,7 @@ pub(crate) async fn hold_one(store: &dyn Store, org: OrgId) -> Job {
     job
 }
 
-/// A report of progress on a job, at the end of a log that ends here.
+/// The changes of a progress report on a job, at the end of a log with this head.
 pub(crate) fn progress(job: &Job, head: &Head) -> Changes {
     let (now, seq) = (job.last_recorded_at, head.seq + 1);
     let (last_job_seq, progress) = (job.last_job_seq + 1, Some(50));
@@ -202,22 +202,22 @@ pub(crate) fn progress(job: &Job, head: &Head) -> Changes {
     }
 }
 
-/// Creates `n` jobs in one batch, as the ledger does it.
+/// Creates `n` jobs in one batch, as the ledger does.
 pub(crate) async fn create(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) {
     batch_of(store, org, is_keyed, n).await.commit().await.expect("it is committed");
 }
 
-/// The same up to the commit.
+/// As [`create`], but without the commit.
 pub(crate) async fn begin_create(store: &dyn Store, org: OrgId, n: usize) -> Box<dyn Batch> {
     batch_of(store, org, false, n).await
 }
 
-/// The same from memory, if the store would.
+/// As [`begin_create`], but from the cached state alone. `None` if the store can't.
 pub(crate) async fn recall_create(store: &dyn Store, org: OrgId, n: usize) -> Option<Box<dyn Batch>> {
     recall_keyed(store, org, &[], n).await
 }
 
-/// The same of jobs of which the first have these keys.
+/// As [`recall_create`], with these idempotency keys on the first jobs.
 pub(crate) async fn recall_keyed(store: &dyn Store, org: OrgId, keys: &[&str], n: usize) -> Option<Box<dyn Batch>> {
     let keys: Vec<Arc<str>> = keys.iter().map(|key| Arc::from(*key)).collect();
     let needs = Needs { keys: keys.clone(), types: vec!["t".into()], ..Needs::default() };
@@ -226,7 +226,7 @@ pub(crate) async fn recall_keyed(store: &dyn Store, org: OrgId, keys: &[&str], n
 
 async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {
     let batch = store.begin(&[org]).await.expect("the head is free");
-    // Random, and so new.
+    // Random keys, and so new ones.
     let keys = (0..n).filter(|_| is_keyed).map(|_| Arc::from(Uuid::new_v4().to_string())).collect();
     create_in(batch, org, keys, n).await
 }

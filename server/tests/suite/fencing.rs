@@ -1,5 +1,5 @@
-//! Workers and servers that stop, stand still or are killed, in processes of their own: nobody's work is overwritten, and
-//! nothing stays undone.
+//! Workers and servers in their own processes are stopped, suspended or killed. No worker overwrites another's work,
+//! and no job stays undone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,7 +36,7 @@ on_both_databases! {
     an_outage_of_the_database_costs_no_healthy_worker_its_lease,
 }
 
-/// A worker in a process of its own: it counts. Killed when dropped.
+/// A counting worker in its own process. Killed when dropped.
 struct Counter(Child);
 
 impl Counter {
@@ -75,7 +75,7 @@ fn count(to: u32, every_ms: u64) -> NewJob {
 async fn a_worker_that_stood_still_can_not_overwrite_the_next_one(database: Database) {
     let (server, client) = TestServer::on(&database).await;
     let mut stalled = Counter::start(&server.endpoint(), 1, 1);
-    // It would go on for a minute, and report as it goes.
+    // The job runs for a minute and reports as it goes.
     let job = client.create(count(600, 100)).await.unwrap().job.id;
     await_kind(&client, &job, JobEventKind::Progress).await;
     stalled.signal("STOP");
@@ -86,7 +86,7 @@ async fn a_worker_that_stood_still_can_not_overwrite_the_next_one(database: Data
     let ended = client.update(done).await.unwrap().job;
 
     stalled.signal("CONT");
-    // It hears that the lease is lost, and drops the job: then it takes another.
+    // The worker learns that the lease is lost and drops the job. Then it takes another.
     let other = client.create(count(1, 1)).await.unwrap().job.id;
     await_kind(&client, &other, JobEventKind::Succeeded).await;
     let mut said = String::new();
@@ -102,7 +102,7 @@ async fn a_worker_that_stood_still_can_not_overwrite_the_next_one(database: Data
     verify(&database, &HashMap::new()).await;
 }
 
-/// Passes bytes on between callers and a server, and answers only for as long as it is told to.
+/// Relays bytes between callers and a server. Sending `false` discards the answers on all connections from then on.
 async fn relay(to: String) -> (String, watch::Sender<bool>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a bound socket").to_string();
@@ -115,7 +115,7 @@ async fn relay(to: String) -> (String, watch::Sender<bool>) {
                 let ((mut from_caller, mut to_caller), (mut from_server, mut to_server)) =
                     (caller.split(), server.split());
                 let silence = async {
-                    // Its sender outlives the test.
+                    // The sender outlives the test, so this is never an error.
                     let _ = answering.wait_for(|answers| !answers).await;
                 };
                 let answer = async {
@@ -190,7 +190,7 @@ async fn every_job_ends_once_though_workers_are_killed_all_the_time(database: Da
                 },
                 () = sleep_until(next_kill) => {
                     next_kill = Instant::now() + Duration::from_millis(300);
-                    // Drawn from the state of things: which one it is does not matter, only that it is any.
+                    // Derived from the state: which worker is killed does not matter.
                     let victim = (accepted.len() * 7 + kills * 13) % claimers;
                     workers[victim] = start(victim + kills);
                     kills += 1;
@@ -229,7 +229,6 @@ async fn an_outage_of_the_database_costs_no_healthy_worker_its_lease(database: D
             async move {
                 running.send_modify(|running| *running += 1);
                 context.progress(10);
-                // The work.
                 tokio::time::sleep(Duration::from_millis(ms)).await;
                 Ok(())
             }
@@ -240,7 +239,7 @@ async fn an_outage_of_the_database_costs_no_healthy_worker_its_lease(database: D
     let working = tokio::spawn(worker.run(async {
         let _ = stopped.await;
     }));
-    // Some work lasts longer than the outage, some ends in it, some begins after it.
+    // Some jobs last longer than the outage, some end during it, some begin after it.
     let long = (lease + outage).as_millis() as u64;
     let works: Vec<u64> = (0..20).map(|n| long + n * 50).chain((0..200).map(|n| 20 + n * 10)).collect();
     let mut ids = Vec::new();

@@ -1,4 +1,4 @@
-//! What a request may hold: every bound of every field, and what is said of those that break it.
+//! The bounds of request fields: every bound of every field, and which violations are reported.
 
 use std::collections::BTreeMap;
 
@@ -84,7 +84,7 @@ async fn bad_fields_of_a_create_are_all_named(database: Database) {
     let labels = (0..33).map(|n| (n.to_string(), String::new())).collect();
     assert_fields(&refused(CreateJobRequest { labels, ..new_job() }).await, &["labels"]);
 
-    // On their bounds all are fine.
+    // Values on their bounds are accepted.
     let labels = (0..32).map(|n| (format!("{n:0>63}"), "é".repeat(63))).collect();
     let most = CreateJobRequest {
         r#type: "é".repeat(100),
@@ -220,7 +220,7 @@ async fn a_value_over_the_limit_is_told_its_size(database: Database) {
     server.stop().await;
 }
 
-/// `depth` lists in each other.
+/// `depth` nested lists.
 fn nested(depth: usize) -> Option<Value> {
     let mut value = Value { kind: Some(Kind::BoolValue(true)) };
     for _ in 0..depth {
@@ -229,7 +229,7 @@ fn nested(depth: usize) -> Option<Value> {
     Some(value)
 }
 
-/// `depth` objects in each other, each of which takes three nested messages.
+/// `depth` nested objects, each of which takes three nested messages.
 fn nested_objects(depth: usize) -> Option<Value> {
     let mut value = Value { kind: Some(Kind::BoolValue(true)) };
     for _ in 0..depth {
@@ -279,7 +279,7 @@ async fn a_message_that_is_too_large_or_garbage_is_told_so(database: Database) {
     let metadata = assert_error(&error, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
     assert_eq!(metadata, BTreeMap::from([("limit".to_owned(), "4194304".to_owned())]));
 
-    // A request of another shape: field 1 as a number where the service wants text.
+    // A request of another shape: field 1 is a number where the service expects text.
     let mut raw =
         tonic::client::Grpc::new(tonic::transport::Endpoint::from_shared(server.endpoint()).unwrap().connect_lazy());
     raw.ready().await.unwrap();

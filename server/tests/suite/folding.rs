@@ -1,8 +1,8 @@
-//! Whoever folds what, and when: no reader can tell.
+//! No reader can tell which server folds, or what, or when.
 //!
-//! Servers that fold at once, never, and late take turns on one log, and are restarted, and imports write beside them. Random calls are made
-//! of them one after the other, and after each every server is asked for everything: all say the same, and only the jobs that the call named
-//! have changed.
+//! Servers that fold at once, never, and late share one log, and are restarted. Imports write beside them. The test
+//! makes random calls, one after the other, and after each reads everything from every server. All servers must answer
+//! the same, and only jobs that the call named may have changed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,22 +31,22 @@ on_both_databases! {
     no_reader_can_tell_what_is_folded,
 }
 
-/// Jobs that are not finished, at most.
+/// The most jobs that are not finished.
 const OPEN: usize = 10;
-/// Jobs that are brought in from elsewhere.
+/// The most jobs that are imported.
 const ELSEWHERE: usize = 12;
 const HOUR: Duration = Duration::from_secs(3_600);
-/// When three servers fold: at once, late, or never.
+/// The `fold_after` of three servers, a row a round: at once, late, or never.
 const FOLD_AFTER: [[Duration; 3]; 4] = {
     const LATE: Duration = Duration::from_millis(300);
     [[HOUR; 3], [Duration::ZERO, LATE, HOUR], [LATE, LATE, HOUR], [LATE, HOUR, Duration::ZERO]]
 };
 
-/// What a server tells of everything.
+/// Everything that a server answers.
 #[derive(Debug, PartialEq)]
 struct Told {
     jobs: BTreeMap<String, Job>,
-    /// The lists by status, and of some at once.
+    /// The lists by one status, and by several.
     lists: Vec<Vec<String>>,
     statistics: String,
 }
@@ -58,7 +58,7 @@ async fn ask(client: &Client) -> Told {
     };
     let mut jobs = BTreeMap::new();
     for job in list(&[]).await {
-        // What is told of one job is told in a list, but for its contents.
+        // A list shows a job as GetJob does, except for payload and result.
         let whole = client.get(&job.id).await.unwrap();
         let basic = Job { payload: None, result: None, ..whole.clone() };
         assert_eq!(Job { payload: None, result: None, ..job }, basic);
@@ -82,7 +82,7 @@ async fn ask(client: &Client) -> Told {
     Told { jobs, lists, statistics }
 }
 
-/// A job of which a lease is known.
+/// A leased job, its lease token, and the claim's `request_id`.
 #[derive(Debug, Clone)]
 struct Held {
     job: String,
@@ -94,14 +94,14 @@ struct Calls<'a> {
     random: Seeded,
     database: &'a Database,
     elsewhere: LegacyDatabase,
-    /// The jobs there, and how they are.
+    /// The imported jobs, and their status in the source.
     jobs: Vec<(String, &'static str)>,
     held: Vec<Held>,
     claims: u64,
 }
 
 impl Calls<'_> {
-    /// Something happens elsewhere, and is brought in beside the servers; what that may have changed.
+    /// Changes the source and imports it while the servers run. Returns the jobs that this may have changed.
     async fn import(&mut self) -> Vec<String> {
         const AS: [(&str, &str); 4] =
             [("queued", "running"), ("running", "succeeded"), ("running", "failed"), ("failed", "queued")];
@@ -139,7 +139,7 @@ impl Calls<'_> {
         self.jobs.iter().map(|(id, _)| id.clone()).collect()
     }
 
-    /// Takes one of the leases that are known.
+    /// Takes one of the leases out of `held`.
     fn pick(&mut self) -> Option<Held> {
         let n = self.held.len() as u64;
         (n > 0).then(|| self.random.below(n)).map(|at| self.held.swap_remove(at as usize))
@@ -150,7 +150,7 @@ impl Calls<'_> {
         (n > 0).then(|| self.random.below(n)).and_then(|at| told.jobs.keys().nth(at as usize)).cloned()
     }
 
-    /// A call, whatever comes of it; the jobs that it may have changed.
+    /// Makes a random call. Returns the jobs that it may have changed.
     async fn make(&mut self, client: &Client, told: &Told) -> Result<Vec<String>, Error> {
         let open =
             told.jobs.values().filter(|job| matches!(job.status(), JobStatus::Queued | JobStatus::Running)).count();
@@ -184,7 +184,7 @@ impl Calls<'_> {
                 Ok(jobs)
             }
             7 => {
-                // The same claim again finds what it holds, and for longer.
+                // The repeated claim finds its leases and extends them.
                 let Some(held) = self.pick() else { return Ok(Vec::new()) };
                 let again = client.claim(Claim::new("w").request_id(&held.request).max_jobs(3).lease(HOUR)).await?;
                 assert!(again.iter().any(|lease| lease.lease_token == held.token), "{held:?} is not among {again:?}");
@@ -236,7 +236,7 @@ impl Calls<'_> {
             }
             15..18 => Ok(self.import().await),
             _ => {
-                // Begun by somebody who was handed it elsewhere.
+                // A worker that got the job without a claim starts it.
                 let Some(job) = self.any_job(told) else { return Ok(Vec::new()) };
                 if told.jobs[&job].worker_id.is_empty() {
                     client.update(Report::start(&job)).await?;
@@ -251,7 +251,7 @@ async fn no_reader_can_tell_what_is_folded(database: Database) {
     let random = Seeded::new(Seeded::from_environment("folding"));
     let elsewhere = LegacyDatabase::empty().await;
     let mut calls = Calls { random, database: &database, elsewhere, jobs: Vec::new(), held: Vec::new(), claims: 0 };
-    // A file has one server at a time.
+    // SQLite has one server at a time.
     let servers = if database.is_postgres() { 3 } else { 1 };
     for round in 0..short_or_long(4, 40) {
         let mut running = Vec::new();
@@ -264,7 +264,7 @@ async fn no_reader_can_tell_what_is_folded(database: Database) {
         let mut told = ask(&clients[0]).await;
         for _ in 0..60 {
             let at = calls.random.below(clients.len() as u64) as usize;
-            // Refused or not.
+            // The call may be refused.
             let touched = match calls.make(&clients[at], &told).await {
                 Ok(touched) => touched,
                 Err(Error::InvalidTransition { .. }) => Vec::new(),

@@ -1,4 +1,4 @@
-//! Bytes from outside, as they are in `server/fuzz/corpus` and as chance changes them. With a coverage-guided fuzzer: `make fuzz`.
+//! Bytes from outside: the corpus in `server/fuzz/corpus`, and random changes of it. `make fuzz` runs a coverage-guided fuzzer.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     seeded::Seeded,
 };
 
-/// What the corpus has for a target.
+/// The corpus of a target.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = root().join("server/fuzz/corpus").join(name);
     let mut paths: Vec<_> =
@@ -23,7 +23,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     paths.into_iter().map(|path| fs::read(path).expect("a file")).collect()
 }
 
-/// One of them, changed in a place or some.
+/// A random entry of the corpus with one to four random changes.
 fn changed(random: &mut Seeded, corpus: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = corpus[random.below(corpus.len() as u64) as usize].clone();
     for _ in 0..=random.below(4) {

@@ -1,4 +1,4 @@
-//! The calls that the docs show, run as they stand there by the real grpcurl through reflection.
+//! The grpcurl commands of the docs, run as they are shown, through reflection.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ struct Shown {
     output: String,
 }
 
-/// The `$ grpcurl …` commands of the docs' console blocks, in the order in which they are run.
+/// The `$ grpcurl …` commands in the docs' console blocks, in the order in which they are run.
 fn shown() -> Vec<Shown> {
     let read = |file| fs::read_to_string(root().join(file)).expect("it is there");
     let text = ["docs/calls.md", "README.md"].map(read).concat();
@@ -42,7 +42,7 @@ fn shown() -> Vec<Shown> {
     found
 }
 
-/// The machine's grpcurl, or the one that `make tools` brings.
+/// The path of grpcurl: `GRPCURL`, or where `make tools` puts it.
 pub(crate) fn grpcurl() -> String {
     #[expect(clippy::disallowed_methods, reason = "the Makefile says where grpcurl is")]
     let path = env::var("GRPCURL").unwrap_or_else(|_| root().join(".tools/bin/grpcurl").display().to_string());
@@ -51,7 +51,7 @@ pub(crate) fn grpcurl() -> String {
     path
 }
 
-/// What two runs have in common: ids by the order of their appearance, and no times.
+/// Makes the output of two runs comparable: ids become their order of appearance, times and measured values a word.
 struct Normal {
     ids: HashMap<String, usize>,
 }
@@ -80,7 +80,7 @@ impl Normal {
         out
     }
 
-    /// Messages in the order in which they came, whatever their layout; other text by its words.
+    /// JSON messages in the order in which they came, whatever their layout. Other text is compared by its words.
     fn output(&mut self, output: &str) -> Vec<String> {
         if output.trim_start().starts_with('{') {
             let messages = Deserializer::from_str(output).into_iter::<Value>();
@@ -98,7 +98,7 @@ async fn calls_in_the_docs_answer_as_they_say(database: Database) {
         assert!(shown.iter().any(|shown| shown.command.ends_with(rpc)), "the docs don't show {rpc}");
     }
     let (mut here, mut there) = (Normal::new(), Normal::new());
-    // Ids in the docs → those of this run.
+    // Maps an id in the docs to the id in this run.
     let mut ids: HashMap<String, String> = HashMap::new();
     for Shown { command, output } in shown {
         let mut run = command.replacen("grpcurl", &grpcurl, 1).replace("127.0.0.1:50051", &program.address);
@@ -109,7 +109,7 @@ async fn calls_in_the_docs_answer_as_they_say(database: Database) {
         let printed = String::from_utf8(ran.stdout).expect("grpcurl prints text");
         let (expected, found) = (there.output(&output), here.output(&printed));
         if command.ends_with(" list") {
-            // Newer versions also list the reflection service that they use.
+            // Newer versions of grpcurl also list the reflection service that they use.
             assert!(expected.iter().all(|line| found.contains(line)), "{command}\n{printed}");
         } else {
             assert_eq!(found, expected, "{command}\n{printed}");
@@ -122,7 +122,7 @@ async fn calls_in_the_docs_answer_as_they_say(database: Database) {
     }
 }
 
-/// grpcurl speaks v1alpha in its older versions; this is the other one.
+/// Reflection v1 works. Older versions of grpcurl use only v1alpha, so the other tests may not reach it.
 #[tokio::test]
 async fn reflection_v1_names_the_service() {
     use tonic_reflection::pb::v1::{

@@ -1,4 +1,4 @@
-//! Servers, clients and clocks for tests.
+//! Databases, servers, clients and clocks for tests.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -27,20 +27,20 @@ use uuid::Uuid;
 pub(crate) use crate::cluster::root;
 use crate::cluster::{self, Cluster};
 
-/// Longer than anything takes that is going to happen.
+/// A timeout: longer than anything takes that is going to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The short form of a measure for `make test`, or the long one for `make test-long`.
+/// `short` for `make test`, `long` for `make test-long`.
 pub(crate) fn short_or_long<T>(short: T, long: T) -> T {
     #[expect(clippy::disallowed_methods, reason = "the Makefile says which")]
     let is_long = std::env::var("JOBLEDGER_TEST_LONG").is_ok_and(|value| value == "1");
     if is_long { long } else { short }
 }
 
-/// An address to serve on again after a stop. Its port is none that the system gives to others meanwhile.
+/// An address to listen on again after a stop. The system gives its port to nobody else meanwhile.
 pub(crate) fn fixed_address() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Below Linux's ephemeral range, and apart from other test programs at the same time.
+    // Below Linux's ephemeral ports, and apart from other test programs that run at the same time.
     let first = 12_000 + (std::process::id() % 1_000) as u16 * 16;
     loop {
         let address = format!("127.0.0.1:{}", first + NEXT.fetch_add(1, Ordering::Relaxed));
@@ -50,7 +50,7 @@ pub(crate) fn fixed_address() -> String {
     }
 }
 
-/// Runs every case on every database, and verifies what it leaves. A case that is not listed is dead code, and so a compile error.
+/// Runs every case on both databases, then verifies the database. A case that is not listed is dead code, a compile error.
 macro_rules! on_both_databases {
     ($($case:ident,)*) => {
         mod sqlite {
@@ -74,18 +74,18 @@ macro_rules! on_both_databases {
 }
 pub(crate) use on_both_databases;
 
-/// A database of a test, which outlives the servers on it.
+/// A test's database, which outlives the servers on it.
 #[derive(Clone)]
 pub(crate) struct Database {
     place: Arc<Place>,
-    /// Somebody has written to it past the ledger.
+    /// Whether the test wrote to it past the ledger.
     is_tampered: Arc<AtomicBool>,
 }
 
 enum Place {
-    /// A file in a directory of its own.
+    /// A file in its own directory.
     Sqlite(TempDir),
-    /// A file in somebody's directory.
+    /// A file in a given directory.
     SqliteAt(PathBuf),
     /// A database of a cluster, by name.
     Postgres(&'static Cluster, String),
@@ -96,17 +96,17 @@ impl Database {
         Self::at(Place::Sqlite(TempDir::new().expect("a temporary directory")))
     }
 
-    /// A file in a directory of the test's.
+    /// A file in a directory of the test.
     pub(crate) fn sqlite_at(folder: PathBuf) -> Self {
         Self::at(Place::SqliteAt(folder))
     }
 
-    /// The same database, on another cluster.
+    /// The database of the same name on another cluster.
     pub(crate) fn moved_to(&self, cluster: &'static Cluster) -> Self {
         Self::at(Place::Postgres(cluster, self.name().to_owned()))
     }
 
-    /// On the cluster that tests share.
+    /// A new database on the cluster that tests share.
     pub(crate) async fn postgres() -> Self {
         Self::postgres_on(cluster::shared().await).await
     }
@@ -119,7 +119,7 @@ impl Database {
         Self { place: Arc::new(place), is_tampered: Arc::default() }
     }
 
-    /// The file, or where it will be.
+    /// The path of the file, which need not exist yet.
     pub(crate) fn path(&self) -> PathBuf {
         match &*self.place {
             Place::Sqlite(folder) => folder.path().join("ledger.db"),
@@ -128,7 +128,7 @@ impl Database {
         }
     }
 
-    /// The URL for whoever serves.
+    /// The URL with the server's role.
     pub(crate) fn url(&self) -> String {
         match &*self.place {
             Place::Sqlite(_) | Place::SqliteAt(_) => format!("sqlite://{}", self.path().display()),
@@ -136,7 +136,7 @@ impl Database {
         }
     }
 
-    /// The URL for a cluster's role; a file has none.
+    /// The URL with this role, which SQLite ignores.
     pub(crate) fn url_as(&self, role: &str) -> String {
         match &*self.place {
             Place::Sqlite(_) | Place::SqliteAt(_) => self.url(),
@@ -148,7 +148,7 @@ impl Database {
         Config::new(self.url().parse::<DatabaseUrl>().expect("a valid URL"))
     }
 
-    /// A store on it, as a server opens it.
+    /// Opens a store as a server does.
     pub(crate) async fn open(&self) -> Arc<dyn Store> {
         self.open_with(Arc::new(SystemClock)).await
     }
@@ -158,7 +158,7 @@ impl Database {
         store::open(&url, OpenOptions::new(clock)).await.expect("the database opens")
     }
 
-    /// Verifies a database that a test is done with, if only the ledger has written to it.
+    /// Verifies the database after a test, if only the ledger has written to it.
     pub(crate) async fn verify_what_is_left(&self) {
         let is_there = self.is_postgres() || self.path().exists();
         if is_there && !self.is_tampered.load(Ordering::SeqCst) {
@@ -166,13 +166,13 @@ impl Database {
         }
     }
 
-    /// Everything that is derived from the log is what the log says; also beside a server.
+    /// Checks that everything derived matches the log. This also works beside a server.
     pub(crate) async fn verify(&self) {
         let jobs = self.find_no_difference().await;
         assert!(jobs > 0, "there was something to verify");
     }
 
-    /// How many jobs there are.
+    /// Panics if `verify` finds a difference. Returns the number of jobs.
     async fn find_no_difference(&self) -> u64 {
         let url: DatabaseUrl = self.url().parse().expect("a valid URL");
         let options =
@@ -185,18 +185,18 @@ impl Database {
         verified.jobs
     }
 
-    /// Has nothing of it verified in the end: what is written to it is not the ledger's.
+    /// Turns off the verification at the end, because the test writes data that the ledger would not write.
     pub(crate) fn is_made_up(&self) {
         self.is_tampered.store(true, Ordering::SeqCst);
     }
 
-    /// A connection beside the server's, to look at or to tamper with the file.
+    /// A connection to the file beside the server's.
     pub(crate) async fn connect(&self) -> sqlx::SqliteConnection {
         use sqlx::ConnectOptions as _;
         sqlx::sqlite::SqliteConnectOptions::new().filename(self.path()).connect().await.expect("the file opens")
     }
 
-    /// A connection beside the server's, as a role of the cluster's.
+    /// A connection to PostgreSQL beside the server's, with this role.
     pub(crate) async fn connect_as(&self, role: &str) -> sqlx::PgConnection {
         match &*self.place {
             Place::Sqlite(_) | Place::SqliteAt(_) => panic!("SQLite has no roles"),
@@ -204,8 +204,8 @@ impl Database {
         }
     }
 
-    /// Runs some SQL beside the server, that means the same to both databases; to PostgreSQL as the superuser, with its
-    /// tables found without their schema.
+    /// Runs SQL beside the server that means the same on both databases. On PostgreSQL it runs as the superuser, with
+    /// the search path `jobledger`.
     pub(crate) async fn tamper(&self, sql: &str) {
         self.is_made_up();
         self.run(sql).await;
@@ -225,7 +225,6 @@ impl Database {
         .expect("the SQL runs");
     }
 
-    /// The directory of a cluster's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         match &*self.place {
             Place::Sqlite(_) | Place::SqliteAt(_) => panic!("SQLite has no socket"),
@@ -233,7 +232,6 @@ impl Database {
         }
     }
 
-    /// The name of a cluster's database.
     pub(crate) fn name(&self) -> &str {
         match &*self.place {
             Place::Sqlite(_) | Place::SqliteAt(_) => panic!("a file has a path"),
@@ -245,7 +243,7 @@ impl Database {
         matches!(*self.place, Place::Postgres(..))
     }
 
-    /// Has the database refuse what validation lets through.
+    /// Makes the database refuse jobs of a type, which validation lets through.
     pub(crate) async fn refuse_jobs_of_type(&self, job_type: &str) {
         self.run(&if self.is_postgres() {
             format!("ALTER TABLE job ADD CONSTRAINT poison CHECK (type <> '{job_type}')")
@@ -258,7 +256,7 @@ impl Database {
         .await;
     }
 
-    /// Keeps every server from writing, not from reading.
+    /// Blocks every server's writes, but not its reads.
     pub(crate) async fn block_writes(&self) -> Blocked {
         use sqlx::Executor as _;
         if self.is_postgres() {
@@ -274,7 +272,7 @@ impl Database {
     }
 }
 
-/// Somebody who keeps servers from writing.
+/// A transaction that blocks servers' writes.
 pub(crate) enum Blocked {
     Sqlite(sqlx::SqliteConnection),
     Postgres(sqlx::PgConnection),
@@ -299,7 +297,7 @@ pub(crate) struct TestServer {
 }
 
 impl TestServer {
-    /// A server with the defaults, and a client of it.
+    /// Starts a server with the defaults. Returns it and a client.
     pub(crate) async fn on(database: &Database) -> (Self, Client) {
         let server = Self::start(database.config()).await;
         let client = server.client();
@@ -315,7 +313,7 @@ impl TestServer {
         Self::run(Server::open(listener, config).await.expect("the database opens"))
     }
 
-    /// A server on a free port and a store that is open already.
+    /// Starts a server on a free port, with a store that is already open.
     pub(crate) async fn start_with(config: Config, store: Arc<dyn Store>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         Self::run(Server::with_store(listener, config, store).await.expect("it can be served"))
@@ -343,14 +341,14 @@ impl TestServer {
         drop(self.stop.take());
     }
 
-    /// Stops the server and waits until it is gone.
+    /// Stops the server and waits until it has ended.
     pub(crate) async fn stop(mut self) {
         self.begin_stop();
         self.running.await.expect("the server does not panic").expect("the server stops cleanly");
     }
 }
 
-/// Waits for an event of a job.
+/// Waits for an event of this kind on a job.
 pub(crate) async fn await_kind(client: &Client, id: &str, kind: JobEventKind) {
     let seen = async {
         let mut events = client.subscribe(Follow::job(id)).await.unwrap();
@@ -364,19 +362,19 @@ pub(crate) async fn await_kind(client: &Client, id: &str, kind: JobEventKind) {
     tokio::time::timeout(PATIENCE, seen).await.unwrap();
 }
 
-/// The real program in a process of its own. Killed when dropped.
+/// The real program in its own process. Killed when dropped.
 pub(crate) struct Program {
     process: Child,
     pub(crate) address: String,
 }
 
 impl Program {
-    /// Starts it on a free port.
+    /// Starts the program on a free port.
     pub(crate) fn start(database: &Database) -> Self {
         Self::start_on("127.0.0.1:0", database)
     }
 
-    /// Starts it on a free port, with more arguments.
+    /// Starts the program on a free port, with more arguments.
     pub(crate) fn start_with(database: &Database, more: &[&str]) -> Self {
         Self::run("127.0.0.1:0", database, more)
     }
@@ -389,7 +387,7 @@ impl Program {
         Self::serve(address, &database.url(), more)
     }
 
-    /// Starts it on a free port, with no more files than these.
+    /// Starts the program on a free port, with at most this many open files.
     pub(crate) fn with_files(database: &Database, files: usize) -> Self {
         let served = command(&["--listen", "127.0.0.1:0", "--database-url", &database.url(), "--log", "error"]);
         let mut limited = Command::new("sh");
@@ -397,17 +395,17 @@ impl Program {
         Self::run_command(limited.args(served.get_args()))
     }
 
-    /// Starts it on an address and a database's URL.
+    /// Starts the program on an address with a database URL.
     pub(crate) fn serve(address: &str, url: &str, more: &[&str]) -> Self {
         Self::serve_in(address, url, more, &[])
     }
 
-    /// The same in an environment.
+    /// As [`Program::serve`], with these environment variables.
     pub(crate) fn serve_in(address: &str, url: &str, more: &[&str], environment: &[(&str, &Path)]) -> Self {
         Self::serve_saying(address, url, more, environment, Stdio::null())
     }
 
-    /// The same, with somewhere for its log.
+    /// As [`Program::serve_in`], with this output for its log.
     pub(crate) fn serve_saying(
         address: &str,
         url: &str,
@@ -444,19 +442,18 @@ impl Program {
         self.process.id()
     }
 
-    /// kill -9.
+    /// Kills the program with SIGKILL.
     pub(crate) fn kill(mut self) {
         self.process.kill().expect("the program was running");
         self.process.wait().expect("the program ends");
     }
 
-    /// Sends a signal by name and waits for the end.
+    /// Sends a signal by name, and waits for the program's end.
     pub(crate) fn end_by(mut self, signal: &str) -> ExitStatus {
         self.signal(signal);
         self.process.wait().expect("the program ends")
     }
 
-    /// Sends a signal by name.
     pub(crate) fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([&format!("-{signal}"), &self.id().to_string()]).status();
         assert!(sent.expect("kill runs").success());
@@ -470,9 +467,9 @@ impl Drop for Program {
     }
 }
 
-/// The program with these arguments, unaffected by the environment of the tests.
+/// The program with these arguments, without the tests' own `JOBLEDGER_` variables.
 pub(crate) fn command(arguments: &[&str]) -> Command {
-    // Long tests may be run against a build as it is served.
+    // Long tests may run against an optimised build.
     let program = cluster::environment("JOBLEDGER_TEST_PROGRAM");
     let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_jobledger")));
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("JOBLEDGER_"));
@@ -483,7 +480,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// A clock that is moved by hand, in microseconds. Each reading moves it by one step.
+/// A clock that tests set, in microseconds. Each reading moves it on by one step.
 pub(crate) struct ManualClock {
     now: AtomicI64,
     step: i64,

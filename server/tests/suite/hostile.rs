@@ -1,7 +1,7 @@
-//! Clients that mean harm: others keep at least half their rate, and the server its memory.
+//! Hostile clients: other clients keep at least half their rate, and the server's memory stays bounded.
 //!
-//! Whoever attacks is on this machine, too, and takes its processors: together they send as many frames a second as the others get
-//! calls done.
+//! Attackers run on this machine, too, and take its processors. Together they send as many frames a second as the other
+//! clients complete calls.
 
 mod attacks;
 mod tenants;
@@ -39,15 +39,15 @@ on_both_databases! {
     hostile_clients_take_neither_others_rate_nor_memory,
 }
 
-/// What the server may take while it is attacked, with the bounds that it has by itself.
+/// The most memory that an attacked server may take with its default bounds.
 const MEMORY_MIB: u64 = 512;
-/// Those who don't attack.
+/// The number of clients that don't attack.
 const NORMAL: usize = 8;
 
 const CREATE: &str = "/jobledger.v1.JobService/CreateJob";
 const LIST: &str = "/jobledger.v1.JobService/ListJobs";
 const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
-/// What anybody may call.
+/// The call that needs no credential.
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// Connects from one of many addresses of this machine.
@@ -58,17 +58,17 @@ async fn connect(to: SocketAddr, from: u32) -> std::io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// Whoever attacks in some way, again and again, until it is dropped.
+/// One attacker, which is started again whenever it ends.
 type Attack = fn(SocketAddr, u32, Pace) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// How often an attacker does something, and by which numbers it chooses.
+/// How often an attacker sends something, and the seed of its random choices.
 #[derive(Clone, Copy)]
 struct Pace {
     every: Duration,
     seed: u64,
 }
 
-/// Calls that are reset as soon as they are made.
+/// Resets calls as soon as they are made.
 async fn reset(to: SocketAddr, from: u32, every: Duration) -> std::io::Result<()> {
     let mut raw = Raw::over(connect(to, from).await?).await;
     let mut pace = interval(every);
@@ -82,7 +82,7 @@ async fn reset(to: SocketAddr, from: u32, every: Duration) -> std::io::Result<()
     }
 }
 
-/// Headers that never end.
+/// Sends headers that never end.
 async fn headers_without_end(to: SocketAddr, from: u32, every: Duration) -> std::io::Result<()> {
     let mut raw = Raw::over(connect(to, from).await?).await;
     let stream = raw.next_stream();
@@ -99,7 +99,7 @@ async fn headers_without_end(to: SocketAddr, from: u32, every: Duration) -> std:
     }
 }
 
-/// Streams of everything there is, and no window for any of it.
+/// Opens streams of the whole log without a window for any of them.
 async fn zero_window(to: SocketAddr, from: u32) -> std::io::Result<()> {
     let mut raw = Raw::without_window(connect(to, from).await?).await;
     let request = frame(&StreamJobEventsRequest { after_seq: Some(0), ..Default::default() }.encode_to_vec());
@@ -111,7 +111,8 @@ async fn zero_window(to: SocketAddr, from: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Large answers, and no window for any of them. They are work for the server whoever asks: ten a second.
+/// Asks for large answers without a window for any of them. They are work for the server whoever asks, so all attackers
+/// together ask for ten a second.
 async fn untaken(to: SocketAddr, from: u32) -> std::io::Result<()> {
     let mut raw = Raw::without_window(connect(to, from).await?).await;
     let request = frame(&ListJobsRequest { view: JobView::Full.into(), ..Default::default() }.encode_to_vec());
@@ -126,7 +127,7 @@ async fn untaken(to: SocketAddr, from: u32) -> std::io::Result<()> {
     }
 }
 
-/// The first bytes of a connection, one after the other; by either protocol.
+/// Sends the first bytes of a connection one at a time, in either protocol.
 async fn slowly(to: SocketAddr, from: u32) -> std::io::Result<()> {
     let mut stream = connect(to, from).await?;
     let text: &[u8] = if from.is_multiple_of(2) {
@@ -141,13 +142,13 @@ async fn slowly(to: SocketAddr, from: u32) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Connections that say nothing.
+/// Connects and sends nothing.
 async fn silent(to: SocketAddr, from: u32) -> std::io::Result<()> {
     let _stream = connect(to, from).await?;
     std::future::pending().await
 }
 
-/// Messages that are said to be huge, and messages that are half there.
+/// Sends messages that claim to be huge, and messages that end half way.
 async fn oversize(to: SocketAddr, from: u32, every: Duration) -> std::io::Result<()> {
     let mut raw = Raw::over(connect(to, from).await?).await;
     raw.is_served().await;
@@ -172,7 +173,7 @@ async fn oversize(to: SocketAddr, from: u32, every: Duration) -> std::io::Result
     Ok(())
 }
 
-/// Frames of no kind, of every kind with what does not belong there, and messages of noise.
+/// Sends random bytes, frames of random kinds with random contents, and random messages.
 async fn garbage(to: SocketAddr, from: u32, Pace { every, seed }: Pace) -> std::io::Result<()> {
     let mut random = Seeded::new(seed ^ u64::from(from));
     let mut raw = Raw::over(connect(to, from).await?).await;
@@ -198,14 +199,14 @@ async fn garbage(to: SocketAddr, from: u32, Pace { every, seed }: Pace) -> std::
     }
 }
 
-/// How much those get done who don't attack, a second.
+/// How many calls a second the other clients complete.
 async fn rate(done: &AtomicU64, time: Duration) -> f64 {
     let (before, began) = (done.load(Ordering::Relaxed), Instant::now());
     sleep(time).await;
     (done.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Creates jobs and reads them. Whatever goes wrong is said.
+/// Creates jobs and reads them. Ends with the first error.
 async fn work(client: Client, done: Arc<AtomicU64>, is_over: Arc<AtomicBool>) -> Result<(), Error> {
     while !is_over.load(Ordering::Relaxed) {
         let job = client.create(NewJob::new("t").label("k", "v")).await?.job;
@@ -222,7 +223,7 @@ async fn hostile_clients_take_neither_others_rate_nor_memory(database: Database)
     let program = Program::start_with(&database, &["--log", "error", "--first-bytes-timeout", "2s"]);
     let to: SocketAddr = program.address.parse().unwrap();
     let (done, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    // What streams would bring.
+    // The log that the streams ask for.
     let filler = program.client();
     for _ in 0..40 {
         let job = filler.create(NewJob::new("t")).await.unwrap().job;
@@ -263,7 +264,7 @@ async fn hostile_clients_take_neither_others_rate_nor_memory(database: Database)
             hostile.spawn(async move {
                 for again in 0.. {
                     attack(to, n + again * attackers as u32, pace).await;
-                    // A connection that is refused at once is tried again, not without end.
+                    // A connection that is refused at once is tried again, but not in a busy loop.
                     sleep(Duration::from_millis(10)).await;
                 }
             });

@@ -1,4 +1,4 @@
-//! The walls of the house: which part may know which.
+//! Rules of the code base: which part may depend on which, and what statements, files and documents must look like.
 
 use std::{fs, path::Path};
 
@@ -18,12 +18,12 @@ fn sources(folder: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// Lines of code, without comments, that name something.
+/// The lines of code, without comments, that contain one of these names.
 fn naming<'a>(sources: &'a [(String, String)], names: &[&str]) -> Vec<(&'a str, &'a str)> {
     let mut found = Vec::new();
     for (path, text) in sources {
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
-            // What an address is, the standard library says, and not our connections.
+            // `net::IpAddr` is the standard library's, not our `net`.
             let of_ours = line.replace("net::IpAddr", "");
             if names.iter().any(|name| of_ours.contains(name)) {
                 found.push((path.as_str(), line));
@@ -75,7 +75,7 @@ fn dependencies_point_one_way() {
 fn every_statement_opens_with_the_name_of_its_function() {
     for (path, text) in sources(&root().join("server/src/store")) {
         for word in ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM ", "WITH "] {
-            // Where a statement begins: at the start of a string, or after its name.
+            // A string that begins with the statement has no name before it.
             for (at, _) in text.match_indices(&format!("\"{word}")) {
                 let line = text[..at].lines().count();
                 assert!(text[..at].is_empty(), "{path}:{line}: a statement without /* name */");
@@ -99,7 +99,7 @@ fn files_fit_in_the_head() {
     }
 }
 
-/// A link whose text is `module::test` leads to that test.
+/// A link whose text is `module::test` leads to that test, so no document names a test that is gone.
 #[test]
 fn tests_that_documents_name_are_there() {
     let mut named = 0;
@@ -121,7 +121,8 @@ fn tests_that_documents_name_are_there() {
     assert!(named > 20, "{named} were found");
 }
 
-/// Invariants are numbered without gaps, and each names a test, as `file::test` below `server/tests/suite`.
+/// Invariants are numbered without gaps, and each names a test that exists, as `file::test` below `server/tests/suite`.
+/// An invariant without a test could break unnoticed.
 #[test]
 fn each_invariant_names_a_test_that_is_there() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("it is there");
@@ -139,7 +140,7 @@ fn each_invariant_names_a_test_that_is_there() {
     }
 }
 
-/// Who reads these decides by them whether to go on.
+/// README.md and ARCHITECTURE.md stay short: their readers decide by them whether to go on.
 #[test]
 fn first_documents_are_short() {
     for (file, lines, width) in [("README.md", 150, 160), ("ARCHITECTURE.md", 160, 120)] {

@@ -1,5 +1,4 @@
-//! What is answered to bytes that no client would send, and to what goes wrong inside: codes of the contract, and nothing of the
-//! inside.
+//! Malformed requests and internal failures get error codes of the contract, and reveal nothing of the server's inside.
 
 use std::sync::Arc;
 
@@ -49,11 +48,11 @@ async fn messages_that_are_none_have_codes_of_the_contract() {
         ("garbage", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
     ] {
         for call in [CREATE, "jobledger.v1.JobService/StreamJobEvents"] {
-            // As much of this is no message for the one as for the other, but what the other has no field for.
+            // None of these bodies is a valid message of either call.
             let answer = Answer::to(&server, call, &[], body.clone()).await;
             let status = answer.status();
             if what == "garbage" {
-                // It begins with a flag that is none.
+                // Its first byte is not a valid flag.
                 assert_eq!(status.code(), Code::InvalidArgument, "{what}: {answer:?}");
             }
             assert_eq!(answer.http, 200, "{what}: {answer:?}");
@@ -68,12 +67,12 @@ async fn messages_that_are_none_have_codes_of_the_contract() {
         let facts = assert_error(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
         assert_eq!(facts["limit"], (4 << 20).to_string());
     }
-    // One message is all that they take.
+    // These calls take exactly one message.
     let two = [good.clone(), good.clone()].concat();
     for (call, body) in [(CREATE, two), ("grpc.health.v1.Health/Check", [[0; 5], [0; 5]].concat())] {
         assert_fields(&Answer::to(&server, call, &[], body).await.status(), &["(message)"]);
     }
-    // Requests about no org are anybody's, and small.
+    // Calls about no org need no credential, so their messages are small: at most 4 KiB.
     for call in ["grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"] {
         let status = Answer::to(&server, call, &[], vec![0, 0, 0x40, 0, 0]).await.status();
         let facts = assert_error(&status, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
@@ -81,7 +80,7 @@ async fn messages_that_are_none_have_codes_of_the_contract() {
     }
     let answer = Answer::to(&server, CREATE, &[("grpc-encoding", "gzip")], good.clone()).await;
     assert_error(&answer.status(), Code::Unimplemented, "UNSUPPORTED_ENCODING");
-    // Nobody is asked who they are here: what a browser does is not what its user does.
+    // A server without authentication refuses browsers: a web page's calls may not be what its user wants.
     for header in ["origin", "sec-fetch-site"] {
         let answer = Answer::to(&server, CREATE, &[(header, "http://localhost:3000")], good.clone()).await;
         assert_error(&answer.status(), Code::PermissionDenied, "PERMISSION_DENIED");
@@ -147,7 +146,7 @@ async fn a_decision_that_panics_is_its_callers_alone(database: Database) {
     let facts = assert_error(&status, Code::Internal, "REFUSED_BY_DATABASE");
     Uuid::try_parse(&facts["error_id"]).expect("an id to look for in the log");
     assert!(!status.message().contains("overflow"), "{status:?}");
-    // Whoever is in the same batch is none the worse.
+    // Other commands in the same batch are not affected.
     let requests = vec![new_job(), impossible, new_job()];
     let results = service.batch_create_jobs(BatchCreateJobsRequest { requests }).await.unwrap().into_inner().results;
     let codes: Vec<_> = results.iter().map(|result| result.error.as_ref().map_or(0, |error| error.code)).collect();
