@@ -1,4 +1,4 @@
-//! How to test a worker of your own: against a server in the test's process. Copy it.
+//! How to test your own worker against a server that runs in the test's process. Copy this file as a start.
 
 use jobledger_client::{
     Client, Follow, JobStatus, NewJob, from_value,
@@ -39,7 +39,7 @@ async fn orders_are_charged_and_empty_ones_refused() -> Result<(), Box<dyn std::
     let mut ended = Vec::new();
     for cents in [0, 1_250] {
         let created = client.create(NewJob::new("charge").payload(&Order { cents })?).await?;
-        // Its stream ends when the job has.
+        // A job's stream ends when the job has ended.
         let mut events = client.subscribe(Follow::job(&created.job.id)).await?;
         while let Some(item) = events.next().await {
             item?;

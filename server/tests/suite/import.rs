@@ -1,4 +1,4 @@
-//! Jobs of the old service, brought in by the program.
+//! The import of the old service's jobs.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,10 +37,10 @@ on_both_databases! {
     what_is_exported_is_the_old_table_and_comes_back_unchanged,
 }
 
-/// A run of the program.
+/// A run of `jobledger import`.
 pub(crate) struct Run {
     output: Output,
-    /// The lines that it wrote for rows that are not as they were.
+    /// The reported lines: rows that were refused or adjusted.
     reported: Vec<Value>,
 }
 
@@ -53,7 +53,7 @@ impl Run {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }
 
-    /// The numbers of the line for a status: source, ledger, ahead, refused, difference.
+    /// The numbers in the line of a status: source, ledger, ahead, refused, difference.
     fn line(&self, name: &str) -> Vec<i64> {
         let said = self.said();
         let line = said.lines().find(|line| line.split_whitespace().next() == Some(name));
@@ -78,7 +78,7 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-/// Imports into a database, whoever else writes it.
+/// Imports into a database, while servers may write to it.
 pub(crate) fn import(legacy: &LegacyDatabase, database: &Database, more: &[&str]) -> Run {
     let folder = TempDir::new().expect("a temporary directory");
     let refused = folder.path().join("refused.jsonl");
@@ -99,7 +99,7 @@ fn client_of(server: &TestServer, org: Uuid) -> Client {
     Client::builder(server.endpoint()).org(org).build().expect("a valid endpoint")
 }
 
-/// All jobs of all orgs, whole, by id; and the heads of their logs.
+/// All jobs of all orgs with payloads and results, by id, and the heads of the logs.
 async fn everything(database: &Database) -> (BTreeMap<String, Job>, Vec<i64>) {
     let (server, _) = TestServer::on(database).await;
     let (mut jobs, mut heads) = (BTreeMap::new(), Vec::new());
@@ -145,7 +145,7 @@ async fn every_row_is_brought_in_as_it_was_or_refused_with_a_reason(database: Da
     for (id, job) in &jobs {
         assert_eq!(Some(&found(job)), expected.get(id), "{id}");
     }
-    // Each row is in the ledger, or it is told why not.
+    // Each row is in the ledger, or a reason is reported.
     let refused = first.refused();
     assert_eq!(refused.len() + jobs.len(), 2 * n);
     let mut reasons: Vec<_> = refused.values().map(|reason| reason.split("job ").next().unwrap()).collect();
@@ -164,7 +164,7 @@ async fn every_row_is_brought_in_as_it_was_or_refused_with_a_reason(database: Da
         assert_eq!(first.line(&name)[1], of_status as i64, "{name}");
         assert_eq!(first.line(&name)[4], 0, "{name}");
     }
-    // What is not quite as it was is told with all that the row had.
+    // An adjusted row is reported with everything that it had.
     let adjusted = first.reported.iter().find(|line| line["reasons"][0] == "progress was 250").expect("there are some");
     assert_eq!(
         (adjusted["verdict"].as_str(), adjusted["row"]["id"].clone()),
@@ -190,7 +190,7 @@ async fn a_dry_run_says_what_would_be_and_writes_nothing(database: Database) {
     for (id, reason) in dry.refused() {
         assert!(dry.said().contains(&format!("{id}: {reason}")), "{}", dry.said());
     }
-    // And where there is a ledger already.
+    // A dry run also works on an existing ledger.
     let (_, heads) = everything(&database).await;
     legacy.run("UPDATE jobs SET status = 'failed', updated_at = now() WHERE status = 'pending'").await;
     legacy.run("INSERT INTO jobs (id, status) VALUES (gen_random_uuid(), 'completed')").await;
@@ -264,7 +264,7 @@ const RUNNING: &str = "11111111-1111-1111-1111-111111111111";
 const QUEUED: &str = "22222222-2222-2222-2222-222222222222";
 const DONE: &str = "33333333-3333-3333-3333-333333333333";
 
-/// Three jobs of the table with events: one runs, one waits, and one has ended.
+/// Three jobs in the table with events: one runs, one waits, and one has ended.
 async fn three_jobs() -> LegacyDatabase {
     let legacy = LegacyDatabase::empty().await;
     for (id, status, key) in [(RUNNING, "running", "a"), (QUEUED, "queued", "b"), (DONE, "succeeded", "c")] {
@@ -302,7 +302,7 @@ async fn what_changes_on_one_side_is_taken_over_and_on_both_is_refused(database:
     assert!(done[0].recorded_at.unwrap().seconds > done[3].ts.unwrap().seconds, "new ones of writing");
     assert_eq!(done[2].result, done[3].result);
 
-    // The ledger's worker ends one job and starts another; the old service's ends the same one in another way.
+    // A worker of the ledger ends one job and starts another. A worker of the old service ends the first one in another way.
     client.update(Report::succeeded(RUNNING).result("here").unwrap()).await.unwrap();
     client.update(Report::start(QUEUED)).await.unwrap();
     legacy
@@ -355,7 +355,7 @@ async fn a_row_without_events_tells_its_story_once(database: Database) {
 
 async fn every_way_through_the_tables_leads_to_the_same(database: Database) {
     let legacy = LegacyDatabase::with_rows(1_500).await;
-    // Times that many rows share, at the ends of pages too.
+    // Many rows share a time, also at the ends of pages.
     legacy.run("UPDATE jobs SET created_at = date_trunc('day', created_at); UPDATE job SET created_at = date_trunc('day', created_at)").await;
     legacy.run("UPDATE jobs SET created_at = NULL WHERE progress = 7").await;
     let by_index = import(&legacy, &database, &["--dry-run"]);
@@ -405,7 +405,7 @@ async fn a_key_that_was_brought_in_dedups_its_type(database: Database) {
         matches!(&other, Error::IdempotencyKeyReused { existing_job_id, .. } if existing_job_id == DONE),
         "{other:?}"
     );
-    // A key of the ledger's own job is not taken from it.
+    // An imported row doesn't take over the key of the ledger's own job.
     let own = client.create(NewJob::new("mock_process").idempotency_key("new")).await.unwrap();
     legacy
         .run(&format!(
@@ -436,7 +436,7 @@ async fn an_import_runs_beside_a_server_whose_subscribers_see_it(database: Datab
     };
     tokio::time::timeout(Duration::from_secs(60), seeing).await.expect("they come");
     assert_eq!(seen, (1..=10).collect::<Vec<_>>());
-    // What waits there is claimed here.
+    // An imported job that waits can be claimed here.
     let mut raw = client.raw();
     let claim = v1::ClaimJobsRequest { worker_id: "w".into(), max_jobs: 5, ..Default::default() };
     let leases = raw.claim_jobs(claim).await.unwrap().into_inner().leases;
@@ -454,7 +454,7 @@ async fn a_view_follows_what_is_brought_in(database: Database) {
     let (server, client) = TestServer::on(&database).await;
     let mut view = client.view(Follow::org()).await.unwrap();
     import(&legacy, &database, &[]);
-    // What was a failure with a result is neither any more.
+    // A job that had failed with a result is queued again without either.
     legacy
         .run(&format!(
             "UPDATE job SET status = 'queued', last_error_message = NULL, updated_at = now() WHERE id = '{DONE}';
@@ -476,7 +476,7 @@ async fn a_view_follows_what_is_brought_in(database: Database) {
 async fn what_goes_on_meanwhile_comes_with_the_next_run(database: Database) {
     let legacy = LegacyDatabase::with_rows(1_000).await;
     let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
-    // The old service: it creates jobs, and ends others, in both tables.
+    // Acts as the old service: creates jobs and ends others, in both tables.
     let mut connection = legacy.connect().await;
     let service = tokio::spawn(async move {
         use sqlx::Executor as _;
@@ -540,7 +540,7 @@ async fn rows_of_both_tables_are_taken_once(database: Database) {
             Uuid::nil()
         ))
         .await;
-    // As after pg_dump and pg_restore beside something else.
+    // As after pg_dump and pg_restore into a database with other tables.
     legacy.run("CREATE SCHEMA \"old Times\"; ALTER TABLE jobs SET SCHEMA \"old Times\"").await;
     legacy.run("ALTER TABLE job SET SCHEMA \"old Times\"; ALTER TABLE job_event SET SCHEMA \"old Times\"").await;
     let org = ORGS[2].to_string();
@@ -564,7 +564,7 @@ async fn rows_of_both_tables_are_taken_once(database: Database) {
 
 async fn a_row_that_cannot_be_read_keeps_no_other_from_coming(database: Database) {
     let legacy = LegacyDatabase::empty().await;
-    // As of damaged storage: whoever looks at the error of one of them gets another.
+    // As with damaged storage: reading the `error` of two rows fails.
     legacy
         .run(
             "INSERT INTO jobs (id, status, created_at, updated_at)
@@ -612,7 +612,7 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
     import(&legacy, &database, &[]);
     let imported: BTreeMap<_, _> =
         everything(&database).await.0.into_iter().filter(|(_, job)| job.org_id == ORGS[0].to_string()).collect();
-    // From here on there is the old table alone.
+    // From here on only the table `jobs` is left.
     legacy.run("DROP TABLE job_event, job").await;
     let (server, client) = TestServer::on(&database).await;
     let created = client.create(NewJob::new("t")).await.unwrap();
@@ -624,7 +624,7 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
     let exported = command(&["export", "--legacy", "--database-url", &database.url()]).output().unwrap();
     assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
     let sql = String::from_utf8(exported.stdout).unwrap();
-    // Onto what is there, into nothing, and again.
+    // The export is applied to the existing table, to an empty database, and once more.
     legacy.run(&sql).await;
     let upserted: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
     legacy.run("DROP TABLE jobs").await;
@@ -646,7 +646,7 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
     for (id, row) in before {
         assert!(upserted[&id] == row || row["updated_at"].is_null(), "what has not changed is left as it is: {row}");
         let mut row = row;
-        // What the ledger holds in another way.
+        // Values that the ledger stores in another form.
         row["progress"] = row["progress"].as_i64().unwrap_or(0).clamp(0, 100).into();
         if row["updated_at"].is_null() {
             row["updated_at"] = row["created_at"].clone();
@@ -655,7 +655,7 @@ async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Da
     }
     let again = import(&legacy, &database, &[]);
     assert!(again.said().contains(" 0 new, ") && again.said().contains(" 0 refused"), "{}", again.said());
-    // The old table knows less of a job than the ledger, which forgets nothing of it.
+    // The old table has fewer fields of a job than the ledger, and the ledger keeps them.
     let known = |job: &Job| {
         (job.status(), job.attempt, job.started_at, job.finished_at, job.idempotency_key.clone(), job.priority)
     };
@@ -698,7 +698,7 @@ async fn what_is_no_old_database_is_said() {
     let output = command(&arguments).output().expect("the program starts");
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && said.contains("/nowhere/refused.jsonl: No such file"), "{said}");
-    // What the role may not see is an error, not missing.
+    // Rows that the role may not see are an error: they must not look missing.
     let role = "CREATE ROLE import_reader LOGIN; GRANT SELECT ON jobs, job TO import_reader";
     legacy.run(role).await;
     let reader = url.replace("postgres@", "import_reader@");

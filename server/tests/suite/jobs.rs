@@ -1,4 +1,4 @@
-//! Jobs over the wire, by the client crate.
+//! Jobs over the wire, with the client crate.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -161,7 +161,7 @@ async fn sixty_four_creates_with_one_key_make_one_job(database: Database) {
         Error::IdempotencyKeyReused { existing_job_id } => assert_eq!(existing_job_id, created[0].job.id),
         other => panic!("{other}"),
     }
-    // The answer to a repetition is the job as it is now.
+    // A repeated create gets the job as it is at that time.
     client.update(Report::start(&created[0].job.id)).await.unwrap();
     let job =
         NewJob::new("t").payload(&json!({"n": 1})).unwrap().label("a", "1").label("b", "2").idempotency_key("once");
@@ -222,7 +222,7 @@ async fn reads_that_come_at_once_each_get_their_own(database: Database) {
     let other = Client::builder(server.endpoint()).org(Uuid::new_v4()).build().unwrap();
     let mut known = Vec::new();
     for (n, client) in [&client, &other].into_iter().cycle().take(30).enumerate() {
-        // Some with more than is read together with others.
+        // Some payloads are too large to be read together with others.
         let payload = "x".repeat(if n % 5 == 0 { 200_000 } else { n });
         let job = client.create(NewJob::new("t").payload(&payload).unwrap()).await.unwrap().job;
         known.push((client.clone(), job.id, Some(payload)));

@@ -1,4 +1,4 @@
-//! JWTs: which are taken, which are not, and what happens when keys change.
+//! JWTs: which are accepted, which are refused, and what happens when keys change.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -36,7 +36,7 @@ const OURS: Uuid = Uuid::from_u128(0xa11ce);
 pub(crate) const ISSUER: &str = "https://login.example.com";
 pub(crate) const AUDIENCE: &str = "jobledger";
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
-/// A key of tests alone: RSA of 2,048 bits takes seconds to make. PKCS #1 in DER.
+/// A key for tests only, because making an RSA key of 2,048 bits takes seconds. PKCS #1 in DER.
 const RSA: [&str; 15] = [
     "MIIEpQIBAAKCAQEA3SOcoBufVsDrh+jE8uAKva9veczcQPC8wYaP9zStyqGsLS3R17LwxWtQpra0m/FLbD5AxQX8v1eKJL/4Uh+3RfVfLK53Q6",
     "2eJaYYpU3MPzys5TqtkHF+DR9BjreTrpDvZr31FQZr2lK3agU0QlEMX3HXHQLGhwUUScr/MMYDvy9TPTTahtVDIGJwewFEfDNSHWB/A4+9XU95",
@@ -55,12 +55,12 @@ const RSA: [&str; 15] = [
     "GjusQc6knzBhhF/bLjeUULouCkNQFbcW9ftH5L5867bxJ2L/AYE=",
 ];
 
-/// Writes keys, `rsa` and `ec` among them, by which nobody signs.
+/// Writes a JWKS with the keys `rsa` and `ec`, among others. Nobody signs with them.
 pub(crate) fn keys_of_nobody(path: &Path) {
     fs::write(path, Issuer::new().jwks().to_string()).unwrap();
 }
 
-/// Somebody who issues JWTs.
+/// An issuer of JWTs.
 struct Issuer {
     rsa: Vec<u8>,
     ec: KeyPair,
@@ -76,7 +76,7 @@ impl Issuer {
         }
     }
 
-    /// Modulus and exponent.
+    /// The modulus and the exponent.
     fn rsa_public(&self) -> (Vec<u8>, Vec<u8>) {
         // SEQUENCE { version, modulus, publicExponent, … }: two long lengths, then an INTEGER of 257 bytes, and one of 3.
         let modulus = &self.rsa[12..268];
@@ -93,7 +93,7 @@ impl Issuer {
             {"kty": "RSA", "kid": "rsa", "use": "sig", "alg": "RS256", "n": b64(&n), "e": b64(&e)},
             {"kty": "EC", "kid": "ec", "crv": "P-256", "x": b64(&point[1..33]), "y": b64(&point[33..])},
             {"kty": "OKP", "kid": "ed", "crv": "Ed25519", "x": b64(self.ed.public_key_raw())},
-            // What is not for this: left out, and no error.
+            // Keys for other purposes are skipped without an error.
             {"kty": "RSA", "kid": "enc", "use": "enc", "n": b64(&n), "e": b64(&e)},
             {"kty": "oct", "kid": "oct", "k": b64(SECRET.as_bytes())},
         ]})
@@ -117,13 +117,13 @@ impl Issuer {
         jsonwebtoken::encode(&head, claims, &key).unwrap()
     }
 
-    /// One that holds.
+    /// A valid token.
     fn good(&self, algorithm: Algorithm) -> String {
         self.sign(algorithm, |_| {}, &claims())
     }
 }
 
-/// Seconds from now.
+/// The Unix time this many seconds from now.
 fn from_now(seconds: i64) -> i64 {
     SystemClock.now().timestamp() + seconds
 }
@@ -285,7 +285,7 @@ async fn jwts_that_do_not_hold_are_refused() {
         let found = create(&client_with(&server, &token)).await;
         assert!(matches!(found, Err(Error::Unauthenticated { .. })), "{what}: {found:?}");
     }
-    // One that holds, and says that its holder may do nothing here.
+    // The token is valid, but its roles allow nothing here.
     for claims in [without("roles"), with("roles", json!(["plumber"])), with("roles", json!(["operator"]))] {
         let found = create(&client_with(&server, &es(&claims))).await;
         assert!(matches!(found, Err(Error::PermissionDenied { .. })), "{claims}: {found:?}");
@@ -311,11 +311,11 @@ async fn claims_and_roles_are_called_as_configured() {
     claims["https://example.com/groups"] = json!(["job-admins"]);
     let client = client_with(&server, &issuer.sign(Algorithm::EdDSA, |_| {}, &claims));
     assert_eq!(create(&client).await.unwrap(), "jwt:alice@example.com");
-    // As it is called here it is not called there.
+    // A role's own name is not accepted if the configuration gives the role another name.
     claims["https://example.com/groups"] = json!(["admin"]);
     let client = client_with(&server, &issuer.sign(Algorithm::EdDSA, |_| {}, &claims));
     assert!(matches!(create(&client).await, Err(Error::PermissionDenied { .. })));
-    // An operator has no org, and names one.
+    // An operator has no org of its own, and names one.
     claims["https://example.com/groups"] = json!(["staff"]);
     claims["app"] = json!({});
     let token = issuer.sign(Algorithm::EdDSA, |_| {}, &claims);
@@ -335,10 +335,10 @@ async fn a_key_that_is_gone_lets_nobody_in_and_a_new_one_does() {
     stream.next().await.unwrap().unwrap();
     let new = client_with(&server, &after.good(Algorithm::ES256));
     assert!(matches!(create(&new).await, Err(Error::Unauthenticated { .. })));
-    // What can't be read changes nothing.
+    // A file that can't be read changes nothing.
     fs::write(&file, "{").unwrap();
     create(&old).await.unwrap();
-    // Nor does a key that is added, for whoever has another.
+    // An added key changes nothing for callers with another key.
     let mut more = before.jwks();
     let mut added = after.jwks()["keys"][2].clone();
     added["kid"] = json!("added");
@@ -362,13 +362,13 @@ async fn a_key_that_is_gone_lets_nobody_in_and_a_new_one_does() {
     assert!(matches!(ended, Error::Unauthenticated { .. }), "{ended:?}");
     create(&new).await.expect("the new key is known");
     assert!(matches!(create(&old).await, Err(Error::Unauthenticated { .. })));
-    // The last one goes, too.
+    // The last key is removed, too.
     fs::write(&file, r#"{"keys":[]}"#).unwrap();
     timeout(PATIENCE, async { while create(&new).await.is_ok() {} }).await.expect("it lets nobody in");
     server.stop().await;
 }
 
-/// Serves a text by HTTP, and tells how often it was asked for.
+/// Serves a text by HTTP. Returns its URL and the number of requests so far.
 async fn serve(text: watch::Receiver<String>) -> (String, watch::Receiver<u32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/jwks", listener.local_addr().unwrap());

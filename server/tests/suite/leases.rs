@@ -1,4 +1,4 @@
-//! Leases over the wire: how they last, how they end, and what those who held them may still do.
+//! Leases over the wire: how they last, how they end, and what a worker may do after its lease.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn beat(client: &Client, beats: Vec<LeaseHeartbeat>, extend_by: Option<i64
     client.heartbeat(HeartbeatRequest { worker_id: "w".to_owned(), leases: beats, extend_by }).await.unwrap()
 }
 
-/// Heartbeats of a worker `w` without news, each of which is heard.
+/// Sends heartbeats of worker `w` without news. Panics if a lease is lost.
 pub(crate) async fn keep(client: &Client, leases: &[Lease], extend_by: impl Into<Option<i64>>) {
     let answers = beat(client, leases.iter().map(of).collect(), extend_by.into()).await;
     assert!(answers.iter().all(|answer| !answer.lease_lost), "{answers:?}");
@@ -62,7 +62,7 @@ async fn a_lost_attempt_is_no_failure_and_the_next_holder_is_not_disturbed(datab
     let (server, client) = TestServer::on(&database).await;
     let job = client.create(NewJob::new("t")).await.unwrap().job.id;
     let (_, stale) = claim_one(&client, SHORT).await;
-    // Nothing is heard of the first: the second gets it, after the backoff.
+    // The first worker sends nothing, so the second gets the job after the backoff.
     let (id, lease) = claim_one(&client, Duration::from_secs(3_600)).await;
     assert_eq!(id, job);
     let lost = client.get(&job).await.unwrap();
@@ -107,7 +107,7 @@ async fn attempts_are_lost_as_often_as_the_job_allows_and_counted_everywhere(dat
     let claim = |name: &str| Claim::new("w").types([name]).lease(SHORT).wait(Duration::from_secs(60));
     client.claim(claim("once")).await.unwrap();
     await_kind(&client, &once, JobEventKind::Failed).await;
-    // Lost, lost, and then failures up to the budget.
+    // Two attempts are lost, then the others fail, up to the budget.
     for _ in 0..4 {
         assert_eq!(client.claim(claim("often")).await.unwrap().len(), 1);
     }
@@ -162,7 +162,7 @@ async fn heartbeats_keep_a_lease_and_bring_news_both_ways(database: Database) {
         (Some("scaling"), Some(40), results[1].expires_at)
     );
 
-    // The other one is not kept, and ends: by then the first would have, too.
+    // The second lease is not extended, and expires. By then the first would have expired, too.
     await_kind(&client, &dropped, JobEventKind::Lost).await;
     assert_eq!(client.get(&kept).await.unwrap().status(), JobStatus::Running);
     let results = beat(&client, vec![of(&lost), of(&held)], None).await;
@@ -221,13 +221,13 @@ async fn a_job_that_is_held_is_canceled_by_its_holder(database: Database) {
     }
     let told = client.update(Report::progress(&job).percent(1).lease(&lease.lease_token)).await.unwrap();
     assert!(told.cancel_requested);
-    // Whatever ends it but success cancels it; an error is kept.
+    // Any end but a success cancels the job. The error is kept.
     let failed = Report::failed(&job, "INTERRUPTED", "stopped half way").lease(&lease.lease_token);
     let ended = client.update(failed).await.unwrap().job;
     assert_eq!((ended.status(), ended.last_error_code.as_str()), (JobStatus::Canceled, "INTERRUPTED"));
     assert_eq!(client.cancel(&job, "").await.unwrap().etag, ended.etag);
 
-    // A holder that was done before it heard of it has succeeded.
+    // A worker that was done before it learned of the request has succeeded.
     let job = create().await;
     let (_, lease) = claim_one(&client, Duration::from_secs(60)).await;
     client.cancel(&job, "").await.unwrap();
@@ -236,7 +236,7 @@ async fn a_job_that_is_held_is_canceled_by_its_holder(database: Database) {
     let late = client.cancel(&job, "").await.unwrap_err();
     assert!(matches!(late, Error::InvalidTransition { current: JobStatus::Succeeded }), "{late}");
 
-    // A holder that is never heard of again: canceled all the same, not retried.
+    // A worker that sends nothing more: the job is canceled all the same, and not retried.
     let job = create().await;
     claim_one(&client, SHORT).await;
     client.cancel(&job, "").await.unwrap();
@@ -333,7 +333,7 @@ async fn a_report_on_a_held_job_needs_its_token(database: Database) {
         }
     }
     client.update(Report::released(&other).lease(&others.lease_token)).await.unwrap();
-    // Nobody holds it now: a reporter may run it, and no lease is of any use.
+    // The job has no lease: a client may start it without a token, and no token is accepted.
     let refused = client.update(Report::start(&other).lease(&others.lease_token)).await.unwrap_err();
     assert!(matches!(refused, Error::LeaseLost), "{refused}");
     client.update(Report::start(&other)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The ledger over a real database: order, bounds, and what happens when a commit breaks.
+//! The ledger over a real database: order, bounds, and commits that break.
 
 use std::{
     collections::BTreeMap,
@@ -56,7 +56,7 @@ on_both_databases! {
     no_acknowledged_write_is_lost_among_callers_that_give_up,
 }
 
-/// A ledger, and the work that moves its lanes.
+/// A ledger, and the task that runs its lanes.
 fn start_lanes(store: &Arc<dyn Store>, limits: Limits) -> (Ledger, JoinHandle<()>) {
     let (ledger, work) = Ledger::new(Arc::clone(store), limits);
     (ledger, tokio::spawn(work))
@@ -121,7 +121,7 @@ pub(crate) fn report(step: Option<Step>) -> Report {
     Report { step, news: News::default(), lease: None, etag: None, actor: "".into() }
 }
 
-/// Work on jobs of one org, without a worker.
+/// Creates jobs of one org and reports on them without leases.
 pub(crate) struct Work<'a> {
     pub(crate) ledger: &'a Ledger,
     pub(crate) org: OrgId,
@@ -140,7 +140,7 @@ impl Work<'_> {
         self.report(job, Step::Run).await;
     }
 
-    /// Begins and ends a job.
+    /// Starts a job and completes it.
     pub(crate) async fn finish(&self, job: JobId) {
         self.begin(job).await;
         self.end(job).await;
@@ -174,7 +174,7 @@ pub(crate) fn poll_once<T>(future: &mut Pin<Box<impl Future<Output = T>>>) -> Po
     future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Submits in the order of the calls, without waiting for answers.
+/// Submits a command without waiting for its answer. Commands enter the lane in the order of the calls.
 pub(crate) fn submit(
     ledger: &Ledger,
     org: OrgId,
@@ -206,7 +206,7 @@ async fn what_gathers_while_a_head_is_won_goes_with_its_batch(database: Database
     let held = store.inner.begin(&[org]).await.unwrap();
     let first = submit(&ledger, org, create("first"));
     store.has_begun(1).await;
-    // There is room for two more.
+    // The batch has room for two more commands.
     let more = ["second", "third", "next batch"].map(|name| Box::pin(ledger.submit(org, create(name))));
     let mut more = Vec::from(more);
     more.iter_mut().for_each(|more| assert!(poll_once(more).is_pending()));
@@ -226,7 +226,7 @@ async fn a_command_whose_caller_is_gone_before_its_batch_is_never_decided(databa
     let (store, ledger) = breaking_with(store, &[], Limits { batch_commands: 1, ..Limits::default() });
     let org = OrgId::DEFAULT;
     let held = store.inner.begin(&[org]).await.unwrap();
-    // The first is taken into a batch that waits for the head; the others wait behind it.
+    // The first command is in a batch that waits for the head. The others wait behind it.
     let first = submit(&ledger, org, create("taken"));
     store.has_begun(1).await;
     let mut gone = Box::pin(ledger.submit(org, create("gone")));
@@ -304,7 +304,7 @@ async fn what_keeps_jobs_alive_goes_before_creates_and_finds_room(database: Data
 }
 
 async fn a_large_create_is_not_passed_over_for_ever(database: Database) {
-    // Batches that are full of bytes, and of commands.
+    // Batches that are full by bytes, and by commands.
     for (batch_commands, message_bytes) in [(512, 2_000), (4, 0)] {
         let limits = Limits { batch_bytes: 10_000, batch_commands, ..Limits::default() };
         let (store, ledger) = breaking_with(database.open().await, &[], limits);
@@ -336,14 +336,14 @@ async fn a_large_create_is_not_passed_over_for_ever(database: Database) {
 }
 
 async fn batches_are_bounded_and_orgs_take_turns(database: Database) {
-    // Each transaction reads the clock once: equal times mean the same transaction.
+    // Each transaction reads the clock once, so equal times mean the same transaction.
     let store = database.open_with(ManualClock::stepping(1_000_000)).await;
     let ledger = start(&store, Limits { batch_commands: 10, ..Limits::default() });
     let (busy, quiet) = (OrgId(Uuid::from_u128(1)), OrgId(Uuid::from_u128(2)));
     let held = store.begin(&[busy]).await.unwrap();
     let many: Vec<_> = (0..95).map(|_| submit(&ledger, busy, create("t"))).collect();
     let mut one = submit(&ledger, quiet, create("t"));
-    // A head is a row there: who waits for another's has nothing to do with it.
+    // On PostgreSQL a head is a row, so a wait for one org's head does not delay another org.
     let early = if database.is_postgres() { Some(created((&mut one).await.unwrap())) } else { None };
     drop(held);
     let mut batches: BTreeMap<Time, usize> = BTreeMap::new();
@@ -375,7 +375,7 @@ async fn batches_are_bounded_in_bytes_but_one_large_command_goes_through(databas
         let job = created(answer.await.unwrap());
         batches.entry(job.created_at).or_default().push(job.last_seq);
     }
-    // The first is under way when the others come; its batch may hold it alone or with the second.
+    // The first command is in a batch when the others arrive. Its batch has it alone or with the second.
     let sizes: Vec<_> = batches.values().map(Vec::len).collect();
     assert!(sizes.iter().all(|size| *size <= 2), "{batches:?}");
     assert!(batches.values().any(|seqs| seqs == &[4]), "the large one goes alone: {batches:?}");
@@ -424,7 +424,7 @@ async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated(data
     let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: true }));
 
-    // The subscriber was live, and memory never has the first event: it hears of it all the same, and at once.
+    // The subscriber is live, and the tail never gets the first event. The event is delivered all the same, and at once.
     for (job_type, seq) in [("t", 1), ("u", 2)] {
         assert_eq!(created(ledger.submit(org, create(job_type)).await).last_seq, seq);
         assert_eq!(head(&*store, org).await, seq);
@@ -480,7 +480,7 @@ async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided(database: Da
     let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
     let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     assert_eq!(ledger.submit(org, create("t")).await, Err(LedgerError::OutcomeUnknown));
-    // The subscriber has looked, and found nothing: it is live again.
+    // The subscriber has read the log, found nothing, and is live again.
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 0, caught_up: true }));
     store.come_back().await;
     let heard = async {
@@ -511,7 +511,7 @@ async fn a_reader_that_retention_overtakes_is_told(database: Database) {
 
 async fn a_bookmark_on_the_way_does_not_claim_the_head(database: Database) {
     let store = database.open().await;
-    // Due at every turn.
+    // A bookmark is due each time.
     let ledger = start(&store, Limits { bookmark_interval: Duration::ZERO, ..Limits::default() });
     let org = OrgId::DEFAULT;
     created(ledger.submit(org, create("t")).await);
@@ -524,7 +524,7 @@ async fn creates_with_one_key_in_one_batch_make_one_job(database: Database) {
     let (store, ledger) = breaking(&database, &[]).await;
     let org = OrgId::DEFAULT;
     let held = store.inner.begin(&[org]).await.unwrap();
-    // The first has to wait for the head, and the others go with it.
+    // The first command waits for the head, and the others go with it.
     let first = submit(&ledger, org, create("t"));
     store.has_begun(1).await;
     let answers: Vec<_> = (0..5).map(|_| submit(&ledger, org, create_once("k"))).collect();
@@ -570,8 +570,8 @@ async fn closing_answers_what_was_accepted_and_refuses_the_rest(database: Databa
     }
 }
 
-/// sqlx 0.9.0 returned a connection with an open transaction to its pool when a `begin` was dropped; later writes on it
-/// were acknowledged and lost. Callers here are dropped at every point of a command's life.
+/// No acknowledged write is lost when callers are dropped at any point of a command's life. sqlx 0.9.0 returned a connection
+/// with an open transaction to its pool when a `begin` was dropped, and later writes on it were acknowledged and lost.
 async fn no_acknowledged_write_is_lost_among_callers_that_give_up(database: Database) {
     let store = database.open().await;
     let (ledger, lanes) = start_lanes(&store, Limits { batch_commands: 8, ..Limits::default() });

@@ -17,7 +17,7 @@ impl LegacyDatabase {
         legacy
     }
 
-    /// The same with `n` rows in each of both tables.
+    /// The tables with `n` rows each in `jobs` and `job`.
     pub(crate) async fn with_rows(n: usize) -> Self {
         let legacy = Self::empty().await;
         for sql in legacy_tables::rows(n) {

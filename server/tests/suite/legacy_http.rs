@@ -26,7 +26,7 @@ on_both_databases! {
     without_its_database_it_says_when_to_come_back,
 }
 
-/// An answer: code, headers and body.
+/// An HTTP answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) code: u16,
@@ -41,7 +41,7 @@ impl Answer {
     }
 }
 
-/// Asks by HTTP/1.1, as curl does.
+/// Makes a request by HTTP/1.1, as curl does.
 pub(crate) async fn http(address: &str, request: &str, headers: &[&str], body: &str) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut text =
@@ -59,7 +59,7 @@ pub(crate) async fn http(address: &str, request: &str, headers: &[&str], body: &
 
 const JSON: &str = "Content-Type: application/json";
 
-/// A server with the old calls on.
+/// A server with the old REST calls turned on.
 struct Legacy {
     server: TestServer,
     client: Client,
@@ -87,7 +87,7 @@ impl Legacy {
         id
     }
 
-    /// The job as JSON, to the letter, with its times by their names.
+    /// The text of GET /jobs/ID, with its times replaced by their names.
     async fn get(&self, id: &str) -> String {
         let answer = self.ask(&format!("GET /jobs/{id}"), "").await;
         assert_eq!(answer.code, 200, "{answer:?}");
@@ -110,7 +110,7 @@ impl Legacy {
     }
 }
 
-/// The text of an answer, its times replaced once they were seen to be times as Python prints them.
+/// The text of an answer. Its times must be as Python prints them, and are replaced by their names.
 fn without_times(answer: &Answer) -> String {
     let body = answer.json();
     let mut text = answer.text.clone();
@@ -125,7 +125,7 @@ fn without_times(answer: &Answer) -> String {
 
 async fn a_job_lives_as_the_old_service_told_it(database: Database) {
     let legacy = Legacy::on(&database).await;
-    // As the report's test has it.
+    // The steps of the test in the old service's report.
     let id = legacy.create().await;
     let fresh = r#""status":"pending","stage":null,"progress":0,"result":null,"error":null,created_at,updated_at}"#;
     assert_eq!(legacy.get(&id).await, format!("{{\"id\":\"{id}\",{fresh}"));
@@ -143,7 +143,7 @@ async fn a_job_lives_as_the_old_service_told_it(database: Database) {
     let expected = json!({"id": id, "status": "completed", "stage": "done", "progress": 100,
         "result": {"frames": 12, "ü": [1.5, null]}, "error": null});
     assert_eq!(body, expected);
-    // Saying it again changes nothing.
+    // Repeating a report changes nothing.
     assert_eq!(legacy.report(&id, &done).await.code, 200);
     use JobEventKind::{Created, Failed, Started, Succeeded};
     assert_eq!(legacy.kinds(&id).await, [Created, Started, Succeeded]);
@@ -167,7 +167,7 @@ async fn a_job_lives_as_the_old_service_told_it(database: Database) {
 async fn a_report_takes_the_job_wherever_it_says(database: Database) {
     use JobEventKind::{Canceled, Created, Failed, Progress, Released, Requeued, Started, Succeeded};
     let legacy = Legacy::on(&database).await;
-    // Reports one after the other, the status after the last, and all events.
+    // The reports, one after the other, then the status after the last, and all events.
     let ways: [(Vec<Value>, &str, Vec<JobEventKind>); 16] = [
         (
             vec![json!({"status": "pending", "stage": null, "progress": 0}), json!({"progress": 0})],
@@ -245,7 +245,7 @@ async fn a_report_takes_the_job_wherever_it_says(database: Database) {
         assert!(text.contains(&format!("\"status\":\"{status}")), "{reports:?}: {text}");
         assert_eq!(legacy.kinds(&id).await, kinds, "{reports:?}");
     }
-    // The budget of a job that new clients made is counted by the reports of old workers too.
+    // Reports of old workers also use up the budget of a job that a new client created.
     let created = legacy.client.create(NewJob::new("t").max_attempts(2)).await.unwrap();
     let id = &created.job.id;
     for _ in 0..2 {
@@ -295,7 +295,7 @@ async fn what_has_no_way_or_is_leased_is_a_conflict(database: Database) {
 async fn what_is_sent_back_is_what_was_sent(database: Database) {
     let legacy = Legacy::on(&database).await;
     let id = legacy.create().await;
-    // Numbers that no double holds, characters beyond the first plane, and what only looks like the NUL character.
+    // Numbers that no double holds, characters beyond the first plane, and text that only looks like the NUL character.
     let sent = r#"{"status":"completed","result":{"id":12345678901234567890,"text":"\u00fc \ud83e\udd80 \\u0000","zero":-0.0}}"#;
     assert_eq!(legacy.ask(&format!("POST /jobs/{id}/status"), sent).await.code, 200);
     let text = legacy.get(&id).await;
@@ -303,14 +303,14 @@ async fn what_is_sent_back_is_what_was_sent(database: Database) {
     let body: Value = serde_json::from_str(&text.replace(",created_at,updated_at", "")).unwrap();
     assert_eq!(body["result"]["text"], "ü 🦀 \\u0000");
 
-    // What the old service never bounded is cut, not refused.
+    // Values that the old service never bounded are cut, not refused.
     let id = legacy.create().await;
     let report = json!({"status": "failed", "stage": "s".repeat(300), "progress": 250.4, "error": "e".repeat(100_000)});
     assert_eq!(legacy.report(&id, &report).await.code, 200);
     let body: Value = serde_json::from_str(&legacy.get(&id).await.replace(",created_at,updated_at", "")).unwrap();
     assert_eq!((body["stage"].as_str().unwrap().len(), &body["progress"]), (100, &json!(100)));
     assert_eq!(body["error"].as_str().unwrap().len(), 64 << 10);
-    // What is said with anything but a failure is a remark in the log.
+    // An `error` in a report that is no failure becomes the event's message.
     let id = legacy.create().await;
     legacy.report(&id, &json!({"status": "processing", "error": "slow disk"})).await;
     let mut events = legacy.client.subscribe(Follow::job(&id).history_only()).await.unwrap();
@@ -413,7 +413,7 @@ async fn bad_requests_are_told_as_fastapi_tells_them(database: Database) {
 async fn old_and_new_clients_see_the_same_jobs(database: Database) {
     let legacy = Legacy::on(&database).await;
     let id = legacy.create().await;
-    // A new worker takes what an old client has made, and the old client sees it at work.
+    // A new worker claims an old client's job, and the old client sees its progress.
     let lease = legacy.client.claim(Claim::new("w").types(["mock_process"])).await.unwrap().remove(0);
     let report = Report::progress(&id).stage("deep").percent(20).lease(&lease.lease_token);
     legacy.client.update(report).await.unwrap();

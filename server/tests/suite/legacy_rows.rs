@@ -1,4 +1,4 @@
-//! What the rows of old tables should be in the ledger, and what the ledger says they are.
+//! What rows of the old tables should be in the ledger, and what the ledger has.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
-/// What a row of either table should be in the ledger, told by SQL: no code of the import's.
+/// What a row of either table should be in the ledger. Computed by SQL, without code of the import.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Expected {
     status: String,
@@ -28,7 +28,7 @@ pub(crate) struct Expected {
     times: [Option<DateTime<Utc>>; 4],
 }
 
-/// A row of this has the id and [`Expected`] as JSON.
+/// Each row has the id and [`Expected`] as JSON.
 const EXPECTED: &str = r#"
     SELECT o.id::text, jsonb_build_object(
         'status', CASE o.status WHEN 'pending' THEN 'queued' WHEN 'processing' THEN 'running' WHEN 'completed' THEN 'succeeded' ELSE o.status END,
@@ -101,10 +101,10 @@ pub(crate) fn found(job: &Job) -> Expected {
     }
 }
 
-/// Numbers as a `google.protobuf.Value` has them.
+/// Numbers as a `google.protobuf.Value` holds them.
 fn doubles(value: Value) -> Value {
     match value {
-        // Digits that a double has not are told as text.
+        // An integer that a double can't hold is returned as text.
         Value::Number(number) if number.as_u64().is_some_and(|whole| whole >= 1 << 53) => number.to_string().into(),
         Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
         Value::Array(items) => items.into_iter().map(doubles).collect(),

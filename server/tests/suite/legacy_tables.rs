@@ -1,6 +1,6 @@
-//! The tables of the service that jobledger replaces, as its report has them, with rows as years of use leave them.
+//! The tables of the service that jobledger replaces, as its report shows them, with rows as years of use leave them.
 
-/// The tables of the report, without the constraints that rows of its first days would break.
+/// The tables of the report, without the constraints that its oldest rows would break.
 pub(crate) const TABLES: &str = "
     CREATE TABLE jobs (
         id UUID PRIMARY KEY, status VARCHAR, stage VARCHAR, progress INTEGER, result JSONB, error TEXT,
@@ -24,7 +24,7 @@ pub(crate) const TABLES: &str = "
     CREATE INDEX idx_job_event_job_ts ON job_event(job_id, ts DESC);
     CREATE INDEX idx_job_event_ts ON job_event(ts DESC);";
 
-/// `n` rows of `jobs`: every status, and one row in some is odd in each of the ways that nobody ever kept out.
+/// `n` rows of `jobs`: every status, and now and then a row with one of the oddities that the old service let in.
 const JOBS: &str = r#"
     INSERT INTO jobs SELECT
         md5('jobs ' || n)::uuid,
@@ -40,7 +40,7 @@ const JOBS: &str = r#"
              ELSE timestamptz '2024-01-01 00:00:00.000001+00' + n * interval '61.000007 s' + n % 50 * interval '1.5 s' END
     FROM generate_series(1, $N) n"#;
 
-/// `n` rows of `job` with their events, of four orgs.
+/// `n` rows of `job`, of four orgs.
 const JOB: &str = r#"
     INSERT INTO job SELECT
         md5('job ' || n)::uuid, ('00000000-0000-0000-0000-00000000000' || n % 4)::uuid,
@@ -74,7 +74,7 @@ const EVENTS: &str = r#"
     ) e (step, after, prev, next, detail, is_there)
     WHERE e.is_there AND n % 17 > 0 AND e.next <> 'archived'"#;
 
-/// What fills both tables with `n` rows each.
+/// The SQL that fills both tables with `n` rows each.
 pub(crate) fn rows(n: usize) -> [String; 4] {
     [JOBS, JOB, EVENTS, "ANALYZE"].map(|sql| sql.replace("$N", &n.to_string()))
 }

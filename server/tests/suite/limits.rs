@@ -1,4 +1,4 @@
-//! What callers may take: beyond each bound they are told so, with when to come back, and others go on.
+//! What callers may take. Beyond a bound a call is refused with a time to come back, and other callers go on.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn client_of(server: &TestServer, org: u128) -> Client {
     Client::builder(server.endpoint()).org(Uuid::from_u128(org)).timeout(PATIENCE).build().unwrap()
 }
 
-/// Asserts that a call was refused for what was under way, and says when to come back; of what there was too much.
+/// Asserts that a call was refused because of other calls under way, with a time to come back. Returns the bound's scope.
 #[track_caller]
 fn assert_overloaded(status: &Status) -> String {
     let facts = assert_error(status, Code::ResourceExhausted, "OVERLOADED");
@@ -46,7 +46,7 @@ fn assert_overloaded(status: &Status) -> String {
     facts.get("scope").cloned().unwrap_or_default()
 }
 
-/// A server over a store whose heads can be held.
+/// A server over a store whose heads tests can lock.
 async fn held(config: Config) -> (std::sync::Arc<Breaking>, TestServer) {
     let inner = store::open(&config.database_url, config.open_options()).await.unwrap();
     let store = Breaking::new(inner, &[]);
@@ -54,7 +54,7 @@ async fn held(config: Config) -> (std::sync::Arc<Breaking>, TestServer) {
     (store, server)
 }
 
-/// Creates a job; where others have the org's places just then, again.
+/// Creates a job, retrying while other calls have the org's slots.
 async fn create_once_there_is_room(client: Client) -> Result<(), Status> {
     loop {
         match client.raw().create_job(new_job()).await {
@@ -64,7 +64,7 @@ async fn create_once_there_is_room(client: Client) -> Result<(), Status> {
     }
 }
 
-/// Asks for a job until a call is refused: those that were made before are under way by then.
+/// Reads a job until a call is refused. By then the calls that were made before are under way.
 async fn has_no_room(client: &Client) -> Status {
     let request = GetJobRequest { job_id: Uuid::now_v7().to_string() };
     let refused = async {
@@ -85,7 +85,7 @@ async fn an_org_may_have_so_many_calls_under_way_and_others_go_on(database: Data
     let head = store.inner.begin(&[OrgId(Uuid::from_u128(1))]).await.unwrap();
     let mut waiting = JoinSet::new();
     let one = client_of(&server, 1);
-    // Streams and claims are counted apart.
+    // Streams and claims have slots of their own.
     let _stream = one.subscribe(Follow::org()).await.unwrap();
     for _ in 0..2 {
         waiting.spawn(create_once_there_is_room(one.clone()));
@@ -141,7 +141,7 @@ async fn what_follows_on_claims_has_room_where_creates_find_none(database: Datab
         waiting.spawn(create_once_there_is_room(client.clone()));
     }
     assert_overloaded(&has_no_room(&client).await);
-    // It is let in, and waits for the head as they do.
+    // The report is let in, and waits for the head like the creates.
     let report = Report::succeeded(&job).lease(lease);
     let mut reporting = Box::pin(client.update(report));
     assert!(timeout(Duration::from_millis(200), &mut reporting).await.is_err());
@@ -178,7 +178,7 @@ async fn an_org_may_have_so_many_claims_waiting_and_others_go_on(database: Datab
         let client = client_of(&server, org);
         async move {
             loop {
-                // Those who ask whether there is room take it for a moment.
+                // The claims that test whether there is room take it for a moment.
                 match client.claim(Claim::new("w").wait(PATIENCE)).await {
                     Err(Error::Exhausted { .. }) => {}
                     claimed => return claimed,
@@ -248,7 +248,7 @@ async fn a_call_takes_no_longer_than_any_may(database: Database) {
     server.stop().await;
 }
 
-/// Reads until the other side closes; an error where it does so rudely is as good.
+/// Reads until the server closes the connection. A reset counts, too.
 async fn is_closed(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("it is closed");
@@ -276,7 +276,7 @@ async fn so_many_connections_are_served_in_all_and_from_one_address() {
     other.is_served().await;
     is_closed(&mut from([127, 0, 0, 4], &server).await).await;
     drop(open);
-    // Once the server has seen that they are gone.
+    // Succeeds once the server has noticed that the connections are gone.
     let again = async { while server.client().create(NewJob::new("t")).await.is_err() {} };
     timeout(PATIENCE, again).await.expect("there is room again");
     other.is_served().await;
@@ -311,7 +311,7 @@ async fn a_connection_without_calls_is_closed_and_one_with_a_stream_is_not() {
     let mut idle = Raw::to(&server).await;
     idle.is_served().await;
     timeout(PATIENCE, idle.goes_away()).await.expect("it is told to go");
-    // Longer than an idle one lives, the stream is there: on the same connection as before.
+    // The stream outlives the idle time, on the same connection as before.
     let other = server.client();
     let id = other.create(NewJob::new("t")).await.unwrap().job.id;
     let seen = async {
@@ -320,19 +320,19 @@ async fn a_connection_without_calls_is_closed_and_one_with_a_stream_is_not() {
         }
     };
     timeout(PATIENCE, seen).await.expect("it goes on");
-    // A client whose connection was closed meanwhile notices nothing.
+    // A client whose connection was closed while it was idle notices nothing.
     let mut idle = Raw::to(&server).await;
     timeout(PATIENCE, idle.goes_away()).await.expect("another one's time is over, too");
     other.create(NewJob::new("t")).await.unwrap();
     server.stop().await;
 }
 
-/// A call of which a part has come, and been read.
+/// A call of which only a part has been sent, and read by the server.
 async fn begun(server: &TestServer, bytes: usize) -> Raw {
-    /// What the server may have read without a word.
+    /// What the server may have read without a window update, in bytes.
     const UNSAID: usize = 256 << 10;
     let mut raw = Raw::to(server).await;
-    // By then the server's settings hold.
+    // By then the server's settings are in effect.
     raw.is_served().await;
     let stream = raw.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
     let mut message = vec![0];
@@ -364,7 +364,7 @@ async fn requests_find_room_in_memory() {
     server.client().raw().create_job(large.clone()).await.expect("there is room");
     let refused = async {
         loop {
-            // Whichever finds no room is refused: where its end has not been read yet, that may be this one.
+            // The request that finds no room is refused. That may be the half one, as long as the server has not read its end.
             let half = begun(&server, 1_700_000).await;
             if let Err(status) = server.client().raw().create_job(large.clone()).await {
                 return (status, half);
@@ -390,13 +390,13 @@ async fn half_a_request_gives_way_where_others_find_no_room() {
     let database = Database::sqlite();
     let mut config = database.config();
     config.calls.request_memory = 2 << 20;
-    // Without the lack of room it would be waited for.
+    // The server would wait this long for the request if there were room.
     config.calls.request_within = 2 * PATIENCE;
     let server = TestServer::start(config).await;
     let _half = begun(&server, 1_700_000).await;
     let large = jobledger_client::proto::CreateJobRequest { payload: text(900_000), ..new_job() };
     let room = async { while server.client().raw().create_job(large.clone()).await.is_err() {} };
-    // Sooner than a connection that answers no pings is closed.
+    // Sooner than the server closes a connection that answers no pings.
     timeout(PATIENCE / 3, room).await.expect("there is room again");
     server.stop().await;
 }
@@ -411,7 +411,7 @@ async fn requests_that_do_not_come_give_way_where_others_find_no_place() {
     let mut raw = Raw::to(&server).await;
     raw.is_served().await;
     let fill = async {
-        // As often as this takes longer than they are waited for.
+        // Repeated if filling all slots takes longer than the server waits for the messages.
         loop {
             for _ in 0..8 {
                 raw.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
@@ -438,7 +438,7 @@ async fn who_takes_no_answers_loses_its_connection_and_nobody_else_does() {
     for _ in 0..5 {
         client.create(NewJob::new("t").payload(&"x".repeat(900_000)).unwrap()).await.unwrap();
     }
-    // A page of 4 MiB in each answer, and no window for it.
+    // Each answer is a page of 4 MiB, and gets no window.
     let request = ListJobsRequest { view: JobView::Full.into(), ..Default::default() };
     let untaken = async |answers: usize| {
         let stream = TcpStream::connect(&server.address).await.unwrap();
@@ -452,15 +452,15 @@ async fn who_takes_no_answers_loses_its_connection_and_nobody_else_does() {
     let mut one = untaken(1).await;
     let mut many = untaken(3).await;
     timeout(PATIENCE, async { while many.receive().await.is_some() {} }).await.expect("it is cut");
-    // Room for a byte of each is no more than that.
+    // A window of one byte for each answer doesn't count as taking it.
     let mut tricky = untaken(3).await;
     for stream in [1u32, 3, 5] {
-        // It may have been cut by then.
+        // The connection may have been cut by then.
         let _ = tricky.send(WINDOW_UPDATE, 0, stream, &1u32.to_be_bytes()).await;
     }
     timeout(PATIENCE, async { while tricky.receive().await.is_some() {} }).await.expect("it is cut, too");
     one.is_served().await;
-    // Whoever takes them may have any number.
+    // A caller that takes its answers may have any number of them.
     for _ in 0..5 {
         assert_eq!(client.raw().list_jobs(request.clone()).await.unwrap().into_inner().jobs.len(), 4);
     }
@@ -495,12 +495,12 @@ async fn who_is_refused_often_keeps_its_connection() {
     let mut raw = Raw::to(&server).await;
     raw.is_served().await;
     for _ in 0..3 {
-        // More than HTTP/2's side remembers to have reset.
+        // More streams than the HTTP/2 library remembers to have reset.
         let mut streams = Vec::new();
         for _ in 0..300 {
             streams.push(raw.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap());
         }
-        // They are too many, and what they are about is still to come: an answer now would be too soon.
+        // There are too many calls, but their messages are still to come, so refusing them would be too early.
         assert!(raw.drain(Duration::from_millis(500)).await, "it is open");
         for stream in &streams {
             raw.send(DATA, END_STREAM, *stream, &message).await.unwrap();
@@ -524,7 +524,7 @@ async fn a_message_may_come_in_any_pieces() {
         let answer = timeout(PATIENCE, answer).await.expect("an answer").unwrap();
         assert_eq!(answer.status().code(), Code::Ok, "in pieces of {size}: {:?}", answer.status());
     }
-    // One that ends before it should is no message.
+    // A message that ends too early is invalid.
     let (answer, sender) =
         Answer::streamed(&server, "jobledger.v1.JobService/CreateJob", &[], Bytes::from(message).slice(..100));
     drop(sender);

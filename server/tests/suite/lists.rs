@@ -1,4 +1,4 @@
-//! Lists of jobs: every filter, and pages that stay whole while jobs are being added.
+//! Lists of jobs: every filter, and pages that stay complete while jobs are added.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -16,7 +16,7 @@ on_both_databases! {
     a_token_is_good_for_its_own_filters_only,
 }
 
-/// The ids on all pages, and how many pages there were.
+/// The ids on all pages, and the number of pages.
 async fn all(client: &Client, list: &ListJobsRequest) -> (Vec<String>, usize) {
     let (mut ids, mut pages, mut list) = (Vec::new(), 0, list.clone());
     loop {
@@ -181,7 +181,7 @@ async fn a_filter_that_matches_little_goes_on_from_page_to_page(database: Databa
     assert_eq!(found, [rare]);
     assert!(pages > 1, "no page looks at all jobs");
 
-    // Of a type, jobs that have ended are found at once; for others all that wait are looked through.
+    // Ended jobs of a type are found at once. For other statuses the query looks through all jobs that wait.
     let other = client.create(NewJob::new("other")).await.unwrap().job.id;
     client.update(Report::start(&other)).await.unwrap();
     client.update(Report::succeeded(&other)).await.unwrap();
@@ -208,7 +208,7 @@ async fn a_token_is_good_for_its_own_filters_only(database: Database) {
     assert_eq!(client.list(good).await.unwrap().jobs.len(), 2, "another size or view is no other filter");
     let other = ListJobsRequest { page_token: token.clone(), types: vec![], ..list.clone() };
     let cut = ListJobsRequest { page_token: token[1..].to_owned(), ..list.clone() };
-    // Found by fuzzing: a token has one form.
+    // Found by fuzzing: a page token has only one form.
     let padded = ListJobsRequest { page_token: format!("0{token}"), ..list.clone() };
     for bad in [other, cut, padded, ListJobsRequest { page_token: "x".to_owned(), ..list.clone() }] {
         let refused = client.list(bad).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! Everything that can be seen from outside: the store's contract, the ledger over a real database, and the service on
-//! real sockets. One program, so that it is linked once.
+//! Tests of what is visible from outside: the store's contract, the ledger over a real database, and the service on
+//! real sockets. They are one program, so that it is linked once.
 
 mod access;
 mod aging;

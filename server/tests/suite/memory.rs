@@ -1,4 +1,4 @@
-//! What a server holds in memory and in open files, seen from outside its process.
+//! A server's memory and open files, measured from outside its process.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -20,7 +20,7 @@ on_both_databases! {
     a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_memory,
 }
 
-/// Open files whose name begins with this.
+/// The number of open files whose names begin with `prefix`.
 fn open_files(process: u32, prefix: &str) -> usize {
     fs::read_dir(format!("/proc/{process}/fd"))
         .expect("the process runs")
@@ -46,7 +46,7 @@ async fn subscribers_that_stop_reading_do_not_grow_the_server(database: Database
     for _ in 0..8 {
         stuck.push(client.raw().stream_job_events(request.clone()).await.unwrap());
     }
-    // One that reads tells when the server has done all it ever will for the others.
+    // One subscriber reads. When it is done, the server has sent the others all that it ever will.
     let mut reader = client.subscribe(Follow::org().after(0)).await.unwrap();
     let mut read_to = async |seq| loop {
         match timeout(PATIENCE, reader.next()).await.expect("events come").unwrap().unwrap() {
@@ -54,7 +54,7 @@ async fn subscribers_that_stop_reading_do_not_grow_the_server(database: Database
             _ => {}
         }
     };
-    // Fill what each may hold: three pages of 1.5 MB, and what the transport buffers.
+    // Fills what each subscriber may hold: three pages of 1.5 MB, and what the transport buffers.
     write(180).await;
     read_to(180 * 3).await;
     let full = resident(program.id());
@@ -62,7 +62,7 @@ async fn subscribers_that_stop_reading_do_not_grow_the_server(database: Database
     read_to(420 * 3).await;
     let after = resident(program.id());
     println!("resident with 8 stuck subscribers: {} MiB, after 120 MB more {} MiB", full / MIB, after / MIB);
-    // Unbounded, 8 queues of 120 MB would have been added; or one, if they shared it.
+    // Without a bound 8 queues of 120 MB would be added, or one if they shared it.
     assert!(after < full + 60 * MIB, "grew from {} MiB to {} MiB", full / MIB, after / MIB);
     drop(stuck);
 }
@@ -83,7 +83,7 @@ async fn a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_
             assert!(client.create_all(jobs).await.unwrap().iter().all(Result::is_ok));
         }
     };
-    // Whatever the database's caches hold, they hold by then.
+    // Fills the database's caches before the first measurement.
     write(events).await;
     let before = resident(program.id());
     let mut slow = client.subscribe(Follow::org()).await.unwrap();
@@ -121,11 +121,11 @@ async fn a_subscriber_that_reads_one_event_a_second_misses_nothing_and_costs_no_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_in_many_pieces_takes_what_its_bytes_do() {
     const MIB: u64 = 1 << 10;
-    // As much as a stream may send before the server says so.
+    // Fits into the first window of a stream.
     const PIECES: usize = 250_000;
     let database = Database::sqlite();
-    // Whatever else the machine does meanwhile: with one thread, each piece is taken over before more of the connection is read. With two,
-    // pieces could be read while the thread that takes them over has no processor, until the connection is ended as a flood.
+    // With one thread, the server takes each piece over before it reads more of the connection. With two, it could read
+    // pieces while the thread that takes them over has no processor, until it ends the connection as a flood.
     let (times, threads) = (["--request-timeout", "10m", "--call-timeout", "10m"], Path::new("1"));
     let program = Program::serve_in("127.0.0.1:0", &database.url(), &times, &[("TOKIO_WORKER_THREADS", threads)]);
     let mut raw = Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
@@ -136,7 +136,7 @@ async fn a_message_in_many_pieces_takes_what_its_bytes_do() {
     let piece: Vec<_> = [&[0, 0, 1, DATA, 0][..], &stream.to_be_bytes(), b"x"].concat();
     for _ in 0..PIECES / 100 {
         raw.stream.write_all(&piece.repeat(100)).await.unwrap();
-        // Not so many at once as to be taken for a flood.
+        // Paced, so that the server does not take the pieces for a flood.
         raw.is_served().await;
     }
     let after = resident(program.id());
@@ -160,7 +160,7 @@ async fn idle_subscribers_open_no_files_of_the_database() {
         assert!(matches!(events.next().await, Some(Ok(Item::Bookmark(_)))));
         subscribers.push(events);
     }
-    // Readers that all share are opened when they are needed, a few in all.
+    // Subscribers share a few readers, which are opened when they are needed.
     let after = open_files(program.id(), &prefix);
     assert!(after < before + SUBSCRIBERS / 2, "{before} files of the database were open, then {after}");
     assert_eq!(program.end_by("TERM").code(), Some(0));

@@ -30,24 +30,24 @@ const MIGRATIONS: [&str; 5] =
     ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas", "0005 token_use"];
 const FUNCTIONS: &str = "functions 8";
 
-/// What a database of this kind has put in place, in this order.
+/// The steps that such a database needs, in their order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
     MIGRATIONS.into_iter().chain(is_postgres.then_some(FUNCTIONS)).collect()
 }
 
-/// What `status` says where the first so many are applied.
+/// The output of `status` if the first `n` steps are applied.
 fn applied(steps: &[&str], n: usize) -> String {
     let line = |(place, name): (usize, &&str)| format!("{name}: {}\n", if place < n { "applied" } else { "missing" });
     steps.iter().enumerate().map(line).collect()
 }
 
-/// What is said of a step before it is undone.
+/// What the program prints before it undoes a step.
 fn undoing(step: &str) -> String {
     let loses = if step == "0005 token_use" { "when each API token was last used" } else { "nothing" };
     format!("undoing {step} loses {loses}\n")
 }
 
-/// Up, down and up again, as a person does it.
+/// Migrates up, down and up again, as a person does it.
 fn there_and_back(url: &str, steps: &[&str]) {
     let status = || run(&["migrate", "status"], url).1;
     assert_eq!(status(), applied(steps, 0));
@@ -78,7 +78,7 @@ fn there_and_back(url: &str, steps: &[&str]) {
 #[test]
 fn a_file_is_migrated_there_and_back() {
     let database = Database::sqlite();
-    // A database without anything in it.
+    // An empty file is a database without tables.
     std::fs::write(database.path(), "").unwrap();
     there_and_back(&database.url(), &steps(false));
     let program = Program::start(&database);
@@ -161,7 +161,7 @@ async fn servers_that_start_at_once_on_an_empty_database_do_not_collide() {
 async fn functions_are_put_in_place_again_when_they_have_changed() {
     let database = Database::postgres().await;
     let (url, mut owner) = (database.url_as(OWNER), database.connect_as(OWNER).await);
-    // As an older program would have left them: fewer, others, and another row type.
+    // As an older program would have left them: one function is missing, and another one uses a row type.
     let older = "UPDATE jobledger.ledger SET functions = 0;
         DROP FUNCTION jobledger.read_jobs(uuid[], integer[], uuid[], integer);
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
@@ -171,7 +171,7 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 8\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
-    // The serving role can still serve: no right was lost.
+    // The server's role can still serve: no grant was lost.
     let (server, client) = TestServer::on(&database).await;
     client.create(NewJob::new("t")).await.unwrap();
     server.stop().await;
@@ -216,7 +216,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
                 working.create(NewJob::new("u")).await.unwrap();
             }
             if org > 4 {
-                // Its end is in an image, and of others in a record.
+                // The end of org 6's lease is in an image, that of org 5's in a batch record.
                 keep(&working, &leases, 1_000).await;
             }
             working
@@ -250,7 +250,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let (done, said) = run(&["migrate", "up"], &url);
         assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
         if database.is_postgres() {
-            // To a table that is new nobody has rights.
+            // Nobody has rights on a new table yet.
             let printed = command(&["migrate", "role-sql", "--role", SERVER]).output().unwrap();
             let sql = String::from_utf8(printed.stdout).unwrap();
             database.connect_as(OWNER).await.execute(AssertSqlSafe(sql)).await.unwrap();

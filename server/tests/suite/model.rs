@@ -1,9 +1,9 @@
-//! Linearizability: calls that are made at once answer as if each had happened at one moment between its beginning and its end, and the
-//! log is the order of those moments.
+//! Linearizability: concurrent calls answer as if each had happened at one moment between its beginning and its end,
+//! and the log is the order of those moments.
 //!
-//! Callers do what comes to mind to a few jobs, with tokens that several of them hold. Then a model of its own, with nothing of the server's
-//! code, goes along the log: each event has to be allowed where it stands; each call that changed something is one event within its
-//! time; and what any other call was told has to be so at one place of the log within its time.
+//! Callers make random calls on a few jobs, with lease tokens that they share. Then a model that shares no code with
+//! the server goes along the log. Each event must be allowed where it stands. Each call that changed something must be
+//! one event within its time. Every other answer must be true at some `seq` within the call's time.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -39,11 +39,11 @@ on_both_databases! {
 }
 
 const CALLERS: usize = 8;
-/// Jobs that callers know of at a time.
+/// The number of jobs that callers choose from.
 const JOBS: usize = 5;
 const LEASE: Duration = Duration::from_secs(1);
 
-/// A lease that callers know of.
+/// A lease that callers share.
 #[derive(Debug, Clone)]
 struct Held {
     job: String,
@@ -51,12 +51,11 @@ struct Held {
     token: String,
 }
 
-/// What a caller did.
 #[derive(Debug, Clone)]
 enum Call {
     Create,
     Claim,
-    /// Under a lease, with a stage that nobody else sets.
+    /// Under a lease, with a stage that no other call sets.
     Progress(Held, String),
     /// Under a lease, with a result.
     Succeed(Held, String),
@@ -68,29 +67,29 @@ enum Call {
     Get(String),
 }
 
-/// What it was told.
+/// The answer to a call.
 #[derive(Debug, Clone)]
 enum Told {
     Job(Box<Job>),
     Leases(Vec<Job>),
-    /// The lease is held until then.
+    /// The lease lasts until this time.
     Until(Time),
     LeaseLost,
     InvalidTransition,
 }
 
-/// A call, from its beginning to its end.
+/// A call with its answer, and when it began and ended.
 #[derive(Debug)]
 struct Made {
     call: Call,
     told: Told,
     began: Instant,
     ended: Instant,
-    /// What was acknowledged to somebody before it began.
+    /// The highest `seq` that was acknowledged to any caller before it began.
     after: i64,
 }
 
-/// What callers know in common.
+/// What the callers share.
 struct Shared {
     client: Client,
     jobs: Mutex<Vec<String>>,
@@ -100,7 +99,6 @@ struct Shared {
     is_over: AtomicBool,
 }
 
-/// What a call was told of a job.
 fn job(told: Option<Job>) -> Told {
     Told::Job(Box::new(told.expect("a job")))
 }
@@ -131,7 +129,7 @@ impl Shared {
         match what {
             7..=10 => Call::Claim,
             11..=12 => Call::Progress(lease, unique),
-            // As somebody else says, or not.
+            // Another caller may report the same result, or the other one.
             13..=14 => Call::Succeed(lease, ["a", "b"][one(random, 2)].to_owned()),
             15..=16 => Call::Fail(lease),
             17 => Call::Release(lease),
@@ -219,7 +217,7 @@ impl Shared {
                 forget_but(JOBS, &mut jobs);
             }
             self.made.lock().unwrap().push(Made { call, told, began, ended, after });
-            // Leases end where everybody is slow.
+            // Sometimes a caller is so slow that leases expire.
             if random.below(50) == 0 {
                 sleep(LEASE + Duration::from_millis(random.below(1_000))).await;
             }
@@ -227,13 +225,13 @@ impl Shared {
     }
 }
 
-/// How a job stands, for the model.
+/// The state of a job in the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct State {
     status: Status,
     attempt: i32,
     cancel_requested: bool,
-    /// Failures since it was last queued afresh.
+    /// Failures since the job was last queued afresh.
     failures: i32,
     last_seq: i64,
 }
@@ -243,7 +241,7 @@ impl State {
         self.status == Status::Running && self.attempt == held.attempt
     }
 
-    /// What may happen to a job that stands like this, and what comes of it. Jobs of this test are all claimed, and fail twice at most.
+    /// The state after an event, which must be allowed in this one. All jobs here are claimed, and fail twice at most.
     fn after(&self, event: &JobEvent) -> Self {
         let Self { status, attempt, cancel_requested, failures, .. } = *self;
         let last_seq = event.seq;
@@ -251,7 +249,7 @@ impl State {
             EventKind::Claimed => status == Status::Queued && event.attempt == attempt + 1,
             EventKind::Progress | EventKind::Succeeded => status == Status::Running,
             EventKind::CancelRequested => status == Status::Running && !cancel_requested,
-            // What ends the attempt of one that is to be canceled cancels it.
+            // If cancellation was requested, the end of the attempt is `Canceled` instead.
             EventKind::Failed | EventKind::Released | EventKind::Lost => status == Status::Running && !cancel_requested,
             EventKind::RetryScheduled => status == Status::Failed && failures < 2,
             EventKind::DeadLettered => status == Status::Failed && failures == 2,
@@ -278,10 +276,10 @@ impl State {
     }
 }
 
-/// The log, as the model has it.
+/// The log, and what the model derives from it.
 struct Model {
     events: Vec<Arc<JobEvent>>,
-    /// How each job stood after each of its events.
+    /// The state of each job after each of its events.
     jobs: HashMap<String, Vec<State>>,
 }
 
@@ -309,14 +307,14 @@ impl Model {
         Self { events, jobs }
     }
 
-    /// True if a job was like that at some place between these.
+    /// Whether a job was in such a state at some `seq` of this range.
     fn was(&self, job: &str, (after, until): (i64, i64), like: impl Fn(&State) -> bool) -> bool {
         let states = &self.jobs[job];
         let first = states.partition_point(|state| state.last_seq <= after).saturating_sub(1);
         states[first..].iter().take_while(|state| state.last_seq <= until.max(states[first].last_seq)).any(like)
     }
 
-    /// The events of an attempt of these kinds.
+    /// The events of these kinds in an attempt.
     fn of_attempt(&self, held: &Held, kinds: &[EventKind]) -> Vec<&JobEvent> {
         let is_wanted = |event: &&Arc<JobEvent>| {
             event.job_id.to_string() == held.job && event.attempt == held.attempt && kinds.contains(&event.kind)
@@ -324,7 +322,7 @@ impl Model {
         self.events.iter().filter(is_wanted).map(|event| &**event).collect()
     }
 
-    /// The event that a call has made, if it has to have made one.
+    /// The `seq`s of the events that a call must have written.
     fn made_by(&self, made: &Made) -> Vec<i64> {
         match (&made.call, &made.told) {
             (Call::Create, Told::Job(job)) => vec![job.last_seq],
@@ -339,11 +337,11 @@ impl Model {
         }
     }
 
-    /// Whether what a call was told was so at some place within its time.
+    /// Whether a call's answer was true at some `seq` within its time.
     fn explains(&self, made: &Made, time: (i64, i64)) -> bool {
         let is_of = |event: &JobEvent| event.seq <= time.1;
         match (&made.call, &made.told) {
-            // What they made was looked at.
+            // `check` looks at the events of these calls.
             (Call::Create | Call::Claim | Call::Progress(..), Told::Job(_) | Told::Leases(_)) => true,
             (Call::Retry(job), Told::Job(told)) => {
                 self.events[told.last_seq as usize - 1].kind == EventKind::Requeued && told.id == *job
@@ -354,7 +352,7 @@ impl Model {
             (Call::Cancel(job), Told::Job(_)) => self.was(job, time, |state| {
                 state.status == Status::Canceled || state.status == Status::Running && state.cancel_requested
             }),
-            // The same may have been said before; another outcome may not.
+            // The same outcome may have been reported before, but no other one.
             (Call::Succeed(held, result), Told::Job(_)) => {
                 let found = self.of_attempt(held, &[EventKind::Succeeded]);
                 let said = format!("{result:?}");
@@ -370,7 +368,7 @@ impl Model {
                 self.of_attempt(held, &[EventKind::Released, EventKind::Canceled]).iter().any(|event| is_of(event))
             }
             (Call::Heartbeat(held), Told::Until(end)) => {
-                // Nobody may say that it is over before.
+                // The lease must not expire before this end.
                 let expired = self
                     .of_attempt(held, &[EventKind::Failed, EventKind::Lost])
                     .into_iter()
@@ -400,11 +398,11 @@ fn same(status: Status, told: JobStatus) -> bool {
     told.as_str_name().trim_start_matches("JOB_STATUS_").eq_ignore_ascii_case(status.as_str())
 }
 
-/// Holds what was told against the log.
+/// Checks all answers against the log.
 fn check(model: &Model, mut made: Vec<Made>) {
     made.sort_by_key(|made| made.began);
     let head = model.events.len() as i64;
-    // Whoever began after a call had ended comes after it: the first event of those is the end of its time.
+    // A call that began after another one had ended comes after it: its first event ends the other one's time.
     let mut first_of_later = BTreeMap::new();
     let mut first = head + 1;
     let mut owners: HashMap<i64, usize> = HashMap::new();

@@ -1,4 +1,4 @@
-//! An organisation that calls ten times as often as it may: others don't wait for it.
+//! An org that calls ten times as often as it may does not slow other orgs down.
 
 use std::{
     sync::{
@@ -21,10 +21,10 @@ on_both_databases! {
     an_org_at_ten_times_its_rate_does_not_slow_another_one_down,
 }
 
-/// Where latencies are no more than noise.
+/// Latencies below this are noise.
 const FLOOR: Duration = Duration::from_millis(10);
 
-/// Creates jobs at a rate, whether they are answered or not. How long each took from when it was due, and how many were refused.
+/// Creates jobs at a rate without waiting. Returns how long each took from when it was due, and how many were refused.
 async fn create(client: Client, rate: u32, time: Duration) -> (Vec<Duration>, usize) {
     let (took, refused) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
     let mut due = interval(Duration::from_secs(1) / rate);
@@ -71,10 +71,10 @@ async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: D
     let (quiet, noisy) = (program.client_of(Uuid::new_v4()), program.client_of(Uuid::new_v4()));
     create(quiet.clone(), share * 4 / 5, time).await;
     let (mut alone, mut beside, mut let_in, mut refused) = (Vec::new(), Vec::new(), 0, 0);
-    // In turns, so that it is the same day for both.
+    // Measured in turns, so that both see the machine in the same state.
     for _ in 0..rounds {
         alone.push(p99(create(quiet.clone(), share * 4 / 5, time).await.0));
-        // What it has saved up meanwhile is its own to use at once, and most of what the slowest of a hundred would be measured on.
+        // Uses up what the noisy org has saved up meanwhile. It may use that at once, and would decide the p99 with it.
         let (saved, too_many) = create(noisy.clone(), share * 10, time / 4).await;
         let_in += saved.len();
         refused += too_many;
@@ -88,7 +88,7 @@ async fn an_org_at_ten_times_its_rate_does_not_slow_another_one_down(database: D
     let most = ((rounds * (time + time / 4).as_millis() as usize).div_ceil(1_000) + rounds) * share as usize;
     assert!(let_in <= most, "{let_in} calls of the noisy org were let in, of {most} that may be");
     assert!(refused > let_in * 4, "{refused} were refused");
-    // Of the rounds' the median: a disk that stalls for a moment does so in one round or another, whoever calls.
+    // The median of the rounds, because a disk that stalls for a moment does so in any round.
     let (alone, beside) = (median(alone), median(beside));
     println!(
         "p99 is {alone:?} alone and {beside:?} beside the noisy org, of which {let_in} are let in and {refused} refused"

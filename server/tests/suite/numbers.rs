@@ -1,4 +1,4 @@
-//! Numbers in payloads and results: as they were given, or refused, and as short as they were.
+//! Numbers in payloads and results. They come back as they were given or are refused, and take no more room than they did.
 
 use jobledger_client::{
     Claim, Client, Error, JobView, ListJobsRequest, NewJob, Report,
@@ -65,7 +65,7 @@ async fn negative_zero_and_the_smallest_numbers_come_back(database: Database) {
     let job = client.get(&id).await.unwrap();
     let list = ListJobsRequest { view: JobView::Full.into(), ..Default::default() };
     let listed = client.list(list).await.unwrap().jobs.remove(0);
-    // Debug tells -0.0 from 0.0, which == does not.
+    // Debug output tells -0.0 from 0.0, `==` does not.
     for found in [job.payload, job.result, listed.payload, listed.result] {
         assert_eq!(format!("{:?}", found.unwrap()), format!("{value:?}"));
     }
@@ -83,7 +83,7 @@ async fn numbers_take_no_more_room_than_they_were_given_with(database: Database)
     client.update(report).await.unwrap();
     let job = client.get(&id).await.unwrap();
     assert!(job.payload.as_ref() == Some(&value) && job.result.as_ref() == Some(&value));
-    // As an event of a small result is told, whose detail has it too.
+    // A small result is also in the `detail_json` of its event.
     let small = Value { kind: Some(Kind::ListValue(ListValue { values: vec![number(5e-324); 5_000] })) };
     let (other, lease) = created_and_claimed(&client, small.clone()).await;
     let mut report: jobledger_client::proto::UpdateJobStatusRequest = Report::succeeded(&other).lease(lease).into();
@@ -91,7 +91,7 @@ async fn numbers_take_no_more_room_than_they_were_given_with(database: Database)
     client.update(report).await.unwrap();
     server.stop().await;
 
-    // What the database sends of them, by the calls that the server makes.
+    // What the database sends for these jobs, by the calls that the server makes.
     let sql = "SELECT octet_length(payload), octet_length(result) FROM jobledger.read_job($1, $2)";
     let events =
         "SELECT coalesce(sum(octet_length(result)), 0)::integer, coalesce(sum(octet_length(detail_json)), 0)::integer

@@ -1,4 +1,4 @@
-//! Standard output and standard error in whatever state: nothing waits for them, nothing ends by them.
+//! Standard output and standard error in any state: no call waits for them, and no command ends because of them.
 
 use std::{
     fs::OpenOptions,
@@ -15,15 +15,15 @@ use crate::{
     legacy_database::LegacyDatabase,
 };
 
-/// What a pipe holds on Linux, and a little less than others'.
+/// The capacity of a pipe on Linux. Other systems' pipes hold a little more.
 const PIPE: usize = 64 << 10;
 
-/// How standard output or standard error may be found.
+/// A state of standard output or standard error.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Output {
-    /// A pipe that takes nothing more, and that nobody reads.
+    /// A full pipe that nobody reads.
     Full,
-    /// A pipe whose reader has gone.
+    /// A pipe without a reader.
     Broken,
     /// A file on a full disk.
     NoSpace,
@@ -32,7 +32,7 @@ pub(crate) enum Output {
 pub(crate) const OUTPUTS: [Output; 3] = [Output::Full, Output::Broken, Output::NoSpace];
 
 impl Output {
-    /// Hands it to a process, with what keeps it so.
+    /// Opens it for a process. The pipe stays in its state as long as the reader lives.
     pub(crate) fn open(self) -> (Stdio, Option<PipeReader>) {
         match self {
             Self::Full => {
@@ -46,7 +46,7 @@ impl Output {
     }
 }
 
-/// A process that is gone with its test.
+/// A process that is killed when its test ends.
 struct Started(Child);
 
 impl Started {
@@ -58,7 +58,7 @@ impl Started {
         Self(command.spawn().expect("the program starts"))
     }
 
-    /// Waits for the end, which is near.
+    /// Waits for the process to end by itself.
     #[track_caller]
     fn end(mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
@@ -85,7 +85,7 @@ impl Drop for Started {
     }
 }
 
-/// A client of a server that can't say that it listens.
+/// A client of a server whose output may not say that it listens.
 async fn client(address: &str) -> Client {
     let client = Client::builder(format!("http://{address}")).timeout(PATIENCE).build().unwrap();
     let until = Instant::now() + PATIENCE;
@@ -113,7 +113,7 @@ async fn a_log_that_nobody_reads_stops_no_call_and_its_lines_are_counted() {
                 created.unwrap();
             }
         }
-        // Somebody reads again, and is told of what is missing where it is missing.
+        // Somebody reads again. Where lines are missing, the log says so.
         let reading = thread::spawn(move || {
             let mut text = String::new();
             reader.read_to_string(&mut text).map(|_| text)
@@ -149,7 +149,7 @@ async fn a_server_serves_and_stops_whatever_its_output_is() {
         client(&address).await.create(NewJob::new("t")).await.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(process.terminate().success(), "{what}");
     }
-    // None at all.
+    // No standard streams at all.
     let database = Database::sqlite();
     let address = fixed_address();
     let served = command(&["--listen", &address, "--database-url", &database.url(), "--log", "debug"]);
@@ -228,7 +228,7 @@ async fn a_demo_whose_outcome_nobody_reads_ends_by_a_signal() {
     let process = Started::new(&arguments, stdout, Stdio::null());
     let is_closed = || !database.path().with_extension("db-wal").exists();
     let until = Instant::now() + PATIENCE;
-    // It makes the file, does its work, and closes the file before it says so.
+    // The demo makes the file, does its work, and closes the file before it prints the outcome.
     while !database.path().exists() || is_closed() && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

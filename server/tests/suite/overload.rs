@@ -1,4 +1,4 @@
-//! What keeps jobs alive or ends them has room where creates find none; and an outage is not told as an overload.
+//! Commands that keep jobs alive or end them have room when creates find none. An outage is not reported as an overload.
 
 use std::time::Duration;
 
@@ -20,14 +20,14 @@ on_both_databases! {
     an_outage_of_the_database_is_not_told_as_an_overload,
 }
 
-/// Creates that come as fast as they are answered, without the patience of the SDK, for as long as this lives.
+/// Creates jobs as fast as they are answered, without the SDK's retries, until it is dropped.
 struct Flood {
     refused: watch::Receiver<usize>,
     _creators: JoinSet<()>,
 }
 
 impl Flood {
-    /// So many at a time that a slow disk, which commits a batch of them at once, is no limit that comes before the rate.
+    /// So many at a time that creates reach the rate limit even on a slow disk, which commits a batch of them at once.
     const AT_A_TIME: usize = 64;
 
     fn begin(program: &Program) -> Self {
@@ -41,7 +41,7 @@ impl Flood {
                     let request: CreateJobRequest = NewJob::new("flood").into();
                     if service.create_job(request).await.is_err() {
                         refused.send_modify(|count| *count += 1);
-                        // Or refusals would be all that the machine does.
+                        // Otherwise the machine would do nothing but refuse calls.
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                 }
@@ -50,7 +50,7 @@ impl Flood {
         Self { refused: receiver, _creators: creators }
     }
 
-    /// Waits until this many more have been refused.
+    /// Waits until this many more creates are refused.
     async fn finds_the_limit(&mut self, times: usize) {
         let wanted = *self.refused.borrow() + times;
         let refused = self.refused.wait_for(|count| *count >= wanted);
@@ -65,7 +65,7 @@ async fn a_flood_of_creates_costs_no_worker_a_job(database: Database) {
     client.create_all((0..JOBS).map(|_| NewJob::new("work"))).await.unwrap();
     let mut flood = Flood::begin(&program);
     flood.finds_the_limit(100).await;
-    // Each works for longer than its lease, which is kept by three heartbeats.
+    // Each job takes longer than its lease, which three heartbeats extend.
     let (done, mut finished) = mpsc::unbounded_channel();
     let handler = move |context: Context, (): ()| {
         let done = done.clone();
@@ -83,7 +83,7 @@ async fn a_flood_of_creates_costs_no_worker_a_job(database: Database) {
     let working = tokio::spawn(worker.lease(Duration::from_secs(3)).build().unwrap().run(async move {
         let _ = stopped.wait_for(|stopped| *stopped).await;
     }));
-    // The second half is claimed, and every outcome of the first reported, beside the flood.
+    // Beside the flood, the second half of the jobs is claimed, and every outcome of the first half is reported.
     for _ in 0..JOBS {
         timeout(PATIENCE, finished.recv()).await.expect("they are worked on");
     }
@@ -112,7 +112,7 @@ async fn an_outage_of_the_database_is_not_told_as_an_overload(database: Database
             service.create_job(request).await.map(|_| ()).map_err(Error::from)
         }
     };
-    // One is decided, or would be; the others wait, and some find no room.
+    // One create blocks in its transaction. The others wait, and some find no room.
     let mut waiting = JoinSet::new();
     for _ in 0..60 {
         waiting.spawn(create(&client));
@@ -121,7 +121,7 @@ async fn an_outage_of_the_database_is_not_told_as_an_overload(database: Database
     timeout(PATIENCE, known).await.expect("it is noticed that nothing is decided");
     let many = || (0..60).map(|_| create(&client)).collect::<JoinSet<_>>();
     let others = many();
-    // Those that were let in wait for the transaction under way, and are told why they waited in vain.
+    // The calls that were let in wait for the open transaction, and then learn why they waited in vain.
     let mut told = Vec::new();
     while let Some(answer) = timeout(PATIENCE, waiting.join_next()).await.expect("all are answered") {
         told.push(answer.unwrap());
@@ -131,7 +131,7 @@ async fn an_outage_of_the_database_is_not_told_as_an_overload(database: Database
         (of(|error| matches!(error, Error::Unavailable { .. })), of(|error| matches!(error, Error::Exhausted { .. })));
     assert_eq!(unavailable + overloaded, 60, "{told:?}");
     assert!(unavailable >= 30, "who waited was not told of an overload: {told:?}");
-    // Soon after a turn has ended in vain the next has not taken long enough to be one, and nothing has become better.
+    // Soon after a failed turn, the next has not lasted long enough to count as an outage, although it is one.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let later = many();
     let answers = async { [others.join_all().await, later.join_all().await].concat() };

@@ -1,4 +1,4 @@
-//! How PostgreSQL goes about the reads, as the serving role, on a database that is not small.
+//! How PostgreSQL plans the reads, with the server's role, on a database that is not small.
 
 use std::{
     collections::BTreeMap,
@@ -40,15 +40,15 @@ fn job(n: i64) -> JobId {
     JobId(Uuid::from_u128((0x0198_0000_0000_7000 << 64) + n as u128))
 }
 
-/// Jobs with three events each, spread over the orgs; every third has a label.
+/// Writes jobs with three events each, spread over the orgs. Every third job has a label.
 async fn fill(database: &Database, jobs: i64) {
     let mut connection = database.connect_as("postgres").await;
     let of_org = "lpad(to_hex(n % 50), 32, '0')::uuid";
     let id = "('01980000-0000-7000-' || lpad(to_hex(n >> 48), 4, '0') || '-' || lpad(to_hex(n), 12, '0'))::uuid";
-    // `seq` of a job's first event: the org's jobs come one after the other.
+    // The `seq` of a job's first event. An org's jobs come one after the other.
     let first = "(n / 50) * 3 + 1";
     for sql in [
-        // One transaction: what a job says of its last event is when that was written.
+        // One transaction: the time of its last event in a job's row is the time at which the event was written.
         "BEGIN".to_owned(),
         format!(
             "INSERT INTO jobledger.job (org_id, id, type, status, attempt, retry_initial, retry_multiplier, retry_max, labels,
@@ -94,7 +94,7 @@ async fn fill(database: &Database, jobs: i64) {
     }
 }
 
-/// The statement that a function of the schema runs, with its parameters as `$1`, `$2`, …
+/// The parameter types and the statement of a function of the schema, with the parameters as `$1`, `$2`, …
 async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, String) {
     let sql = format!(
         "SELECT prosrc, proargnames[1:pronargs], pronargs::int, (SELECT array_agg(t::regtype::text) FROM unnest(proargtypes::oid[]) t)
@@ -104,13 +104,13 @@ async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, S
     let (source, names, types): (String, Vec<String>, Vec<String>) = (row.get(0), row.get(1), row.get(3));
     let (_, statement) = source.split_once("RETURN QUERY").expect("it returns a query");
     let mut statement = statement.rsplit_once("\nEND").expect("and ends").0.trim().trim_end_matches(';').to_owned();
-    // Longer names first: one may begin with another.
+    // Longer names first, because one name may begin with another.
     let mut order: Vec<_> = (0..names.len()).collect();
     order.sort_by_key(|n| std::cmp::Reverse(names[*n].len()));
     for n in order {
         statement = statement.replace(&names[n], &format!("${}", n + 1));
     }
-    // Variables of the function's own, read before.
+    // The function's own variables, which it reads before.
     for (variable, value) in [
         ("coalesce(head, 0)", "0"),
         ("> base_n", "> 0"),
@@ -123,7 +123,7 @@ async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, S
     (types, statement)
 }
 
-/// The plan of a statement with these arguments, as the role that serves.
+/// The plan of a statement with these arguments.
 async fn plan(
     connection: &mut PgConnection,
     settings: &str,
@@ -144,7 +144,7 @@ async fn plan(
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// The steps of a plan without those below a condition that never holds: they are not run.
+/// The steps of a plan without those below a condition that is never true, because they are not run.
 fn run(plan: Vec<String>) -> Vec<String> {
     let depth = |step: &str| step.len() - step.trim_start().len();
     let mut never = usize::MAX;
@@ -157,7 +157,7 @@ fn run(plan: Vec<String>) -> Vec<String> {
     plan.into_iter().filter(is_run).collect()
 }
 
-/// How the store's sessions plan, and how PostgreSQL would by itself.
+/// The planner settings of the store's sessions, and PostgreSQL's own.
 const SERVING: &str = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off";
 const ALONE: &str = "SET LOCAL plan_cache_mode = auto";
 
@@ -203,7 +203,7 @@ async fn no_read_walks_a_table() {
         for settings in [SERVING, ALONE] {
             let plan = run(plan(&mut connection, settings, types, statement, arguments).await);
             let walks = |step: &&String| {
-                // A month that has not begun is empty, and not worth an index.
+                // The partition of a future month is empty, and not worth an index.
                 let is_ahead = step.contains("job_event_") && settings == ALONE;
                 step.contains("Seq Scan on job") && !is_ahead
             };
@@ -216,7 +216,8 @@ async fn no_read_walks_a_table() {
     println!("{jobs} jobs in {ORGS} orgs: no plan walks a table; {everything}");
 }
 
-/// Plans are made when a statement is first used, and kept until the tables are analysed.
+/// A statement that was planned on an empty database must also serve a full one. Plans are made when a statement is
+/// first used, and kept until the tables are analysed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_planned_on_an_empty_database_serves_a_full_one() {
     let database = Database::postgres().await;
@@ -242,7 +243,7 @@ async fn what_was_planned_on_an_empty_database_serves_a_full_one() {
             for view in [JobView::Basic, JobView::Full] {
                 let list = ListJobsRequest {
                     types: vec!["u".to_owned()],
-                    // Others are looked for among all types.
+                    // Jobs of other statuses are looked for among all types.
                     statuses: vec![jobledger_client::JobStatus::Succeeded.into()],
                     view: view.into(),
                     page_size: 5,
@@ -263,11 +264,12 @@ async fn what_was_planned_on_an_empty_database_serves_a_full_one() {
         (row.get::<i64, _>(0), row.get::<i64, _>(1))
     };
     let (_, read) = settled(&mut watching, &count, 1).await;
-    // An org has 400 of the jobs: walking them once for each row that is looked up would be many times this.
+    // An org has 400 of the jobs. Walking them once for each looked-up row would read many times this.
     assert!(read < 3_000, "{read} entries of indexes were read for ten jobs' lives");
 }
 
-/// Of a month that was empty when a statement was planned PostgreSQL takes one index for as good as another.
+/// Jobs that fall due at once are looked up by their keys. If a month was empty when a statement was planned,
+/// PostgreSQL takes one index for as good as another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_falls_due_at_once_is_looked_up_by_its_keys() {
     const JOBS: i64 = 4_000;
@@ -285,7 +287,7 @@ async fn what_falls_due_at_once_is_looked_up_by_its_keys() {
             created.unwrap();
         }
     }
-    // By no index, whose blocks are to be counted.
+    // Without an index, because the blocks of indexes are counted.
     watching
         .execute("SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off")
         .await
@@ -302,12 +304,12 @@ async fn what_falls_due_at_once_is_looked_up_by_its_keys() {
         (row.get::<i64, _>(0), row.get::<i64, _>(1))
     };
     let (_, blocks) = settled(&mut watching, &count, 1).await;
-    // Walking the org's entries for each job would take some thirty more of each.
+    // Walking the org's entries would read some thirty more blocks for each job.
     assert!(blocks < 20 * JOBS, "{blocks} blocks of the events' indexes were looked at for {JOBS} jobs");
 }
 
-/// Statistics of an org with thousands of types, beside one with few and many jobs: before PostgreSQL knows anything of the tables, and
-/// once it takes all orgs for the mean of both.
+/// Statistics of an org with thousands of types come at once, beside an org with few types and many jobs: before
+/// PostgreSQL has statistics of the tables, and once it takes each org for the mean of both.
 #[tokio::test]
 async fn statistics_of_thousands_of_types_come_at_once() {
     let database = Database::postgres().await;
@@ -359,7 +361,7 @@ async fn statistics_of_thousands_of_types_come_at_once() {
     database.is_made_up();
 }
 
-/// Records are kept for a while after they were folded: who counts on from the last that was does not walk them.
+/// Folded records are kept for a while. A count that goes on after the last folded record must not walk them.
 #[tokio::test]
 async fn records_that_are_folded_are_not_walked() {
     const OF_EACH: i64 = 900;
@@ -372,7 +374,7 @@ async fn records_that_are_folded_are_not_walked() {
              SELECT lpad(to_hex(o), 32, '0')::uuid, {OF_EACH}, {OF_EACH}, 1, 1, now(), 1 FROM generate_series(1, 100) o"
         ),
         "INSERT INTO jobledger.org_counter SELECT org_id, 't', 1, 0, 0, 0, 0, 0, 0 FROM jobledger.org_head".to_owned(),
-        // As they come: the orgs' beside each other.
+        // In the order in which they are written: the orgs' records lie beside each other.
         format!(
             "INSERT INTO jobledger.org_record
              SELECT lpad(to_hex(o), 32, '0')::uuid, n, n, n - 1, 1, 1, now(), now(), 1, '{{\"t\": [1]}}', 1, n, NULL, NULL, 1, 0
@@ -399,14 +401,14 @@ async fn records_that_are_folded_are_not_walked() {
     database.is_made_up();
 }
 
-/// Has a store do all that it does, and asserts that PostgreSQL walked no table for it. How long the reads took.
+/// Makes a store do all its reads, and asserts that PostgreSQL walked no table. Returns how long the reads took.
 async fn serve(database: &Database) -> String {
     const WALKS: &str = "SELECT coalesce(sum(seq_scan) FILTER (WHERE relname LIKE 'job%'), 0)::bigint,
             coalesce(sum(idx_scan), 0)::bigint
         FROM pg_stat_user_tables WHERE schemaname = 'jobledger'";
     let mut watching = database.connect_as("postgres").await;
     let store = database.open().await;
-    // A first look at empty months is made before the count begins.
+    // Reads empty months for the first time before the count begins.
     use_all(&store).await;
     store.close().await;
     let count = async |connection: &mut PgConnection| {
@@ -416,14 +418,14 @@ async fn serve(database: &Database) -> String {
     let before = settled(&mut watching, &count, 1).await;
     let store = database.open().await;
     let took = use_all(&store).await;
-    // Sessions tell what they did when they end.
+    // Sessions report their counts when they end.
     store.close().await;
     let after = settled(&mut watching, &count, before.1 + 1).await;
     assert_eq!(after.0 - before.0, 0, "PostgreSQL walked a table");
     took
 }
 
-/// The counts, once the store's sessions have ended and told what they did.
+/// The counts, once the store's sessions have ended and reported them.
 async fn settled(
     connection: &mut PgConnection,
     count: &impl AsyncFn(&mut PgConnection) -> (i64, i64),
@@ -501,7 +503,7 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
         assert!(!store.list(o, &list(filter)).await.unwrap().jobs.is_empty());
     }
     note("four lists");
-    // An org that has jobs that are ready, and some that will be.
+    // This org has jobs that are ready, and some that will be.
     let queued = org(8);
     let mut batch = store.begin(&[queued]).await.unwrap();
     let of_types = BTreeMap::from([("t1".into(), 10), ("t4".into(), 10)]);

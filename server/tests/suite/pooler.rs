@@ -1,4 +1,4 @@
-//! A server behind pgbouncer in session mode, as docs/postgresql.md has it; where pgbouncer is installed.
+//! Servers behind pgbouncer in session mode, as docs/postgresql.md describes it. Skipped where pgbouncer is not installed.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::{
     harness::{Database, PATIENCE, TestServer, fixed_address, root},
 };
 
-/// Ended with its test.
+/// A pgbouncer that is killed when its test ends.
 struct Pooler(Child);
 
 impl Drop for Pooler {
@@ -34,7 +34,7 @@ fn installed() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The lines that the documentation says are needed.
+/// The settings that the documentation asks for.
 fn documented() -> String {
     let text = fs::read_to_string(root().join("docs/postgresql.md")).unwrap();
     let lines = text.split("```ini\n").nth(1).and_then(|rest| rest.split("```").next());
@@ -49,7 +49,7 @@ async fn servers_work_behind_pgbouncer_as_the_documentation_has_it() {
     };
     let database = Database::postgres().await;
     let folder = tempfile::TempDir::new().unwrap();
-    // It runs as nobody where the tests are root's.
+    // If the tests run as root, pgbouncer runs as nobody, and must be able to read the folder.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let address = fixed_address();
     let (_, port) = address.split_once(':').unwrap();

@@ -1,4 +1,4 @@
-//! Files that hold what callers gave: for their owner alone whatever the umask is, and never through somebody else's link.
+//! Files with callers' data. Only their owner can read them, whatever the umask is, and they are never written through a link.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use crate::{
     legacy_database::LegacyDatabase,
 };
 
-/// The program, from a shell whose umask lets everybody read.
+/// Runs the program from a shell whose umask lets everybody read.
 fn run(arguments: &[&str]) -> Output {
     let wanted = command(arguments);
     let mut shell = Command::new("sh");
@@ -26,7 +26,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// Asserts that nobody else can read anything in a folder; what is there.
+/// Asserts that nobody else can read the files in a folder. Returns their names.
 #[track_caller]
 fn assert_private(folder: &Path) -> Vec<String> {
     let mut names = Vec::new();
@@ -100,7 +100,7 @@ fn a_lock_that_others_could_hold_is_closed_to_them_and_a_ledger_that_they_can_re
     for path in [&lock, &database.path()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
     }
-    // It is opened before it is asked who may be let in: nobody.
+    // The server opens the ledger before it checks who could call, and ends because nobody could.
     let output = run(&["--listen", "0.0.0.0:0", "--database-url", &database.url()]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("others may read the ledger"), "{said}");

@@ -1,4 +1,4 @@
-//! Health: by HTTP on the same port, and by gRPC.
+//! Health checks by HTTP on the same port, and by gRPC.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ on_both_databases! {
     a_server_without_its_database_is_alive_and_not_ready,
 }
 
-/// Asks by HTTP/1.1: the status code and the body.
+/// Makes a GET request by HTTP/1.1. Returns the status code and the body.
 async fn get(server: &TestServer, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -50,7 +50,7 @@ async fn a_server_without_its_database_is_alive_and_not_ready(database: Database
     hear(ServingStatus::Serving).await;
     store.go_away();
     hear(ServingStatus::NotServing).await;
-    // Anybody may ask: why is for the log.
+    // Anybody may ask, so the reason is only in the log.
     assert_eq!(get(&server, "/readyz").await, (503, "not ready\n".to_owned()));
     assert_eq!(get(&server, "/healthz").await.0, 200, "liveness never depends on the database");
     store.come_back().await;

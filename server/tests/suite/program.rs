@@ -14,7 +14,7 @@ fn run(arguments: &[&str]) -> Output {
     command(arguments).output().expect("the program starts")
 }
 
-/// Asserts that the program refuses to start, and returns what it says.
+/// Asserts that the program refuses to start. Returns its standard error.
 #[track_caller]
 fn refusal(arguments: &[&str]) -> String {
     let output = run(arguments);
@@ -121,7 +121,7 @@ fn a_second_server_on_the_same_file_is_refused() {
     let first = Program::start(&database);
     let said = refusal(&["serve", "--listen", "127.0.0.1:0", "--database-url", &database.url()]);
     assert!(said.contains("is in use by another jobledger server"), "{said}");
-    // However the first one ends, the file is free afterwards.
+    // The file is free again, however the first server ends.
     first.kill();
     assert!(Program::start(&database).end_by("INT").success());
 }
@@ -143,7 +143,7 @@ async fn a_file_of_a_newer_server_or_of_something_else_is_refused() {
     assert!(said.contains("/nonexistent/x.db"), "{said}");
 }
 
-// The client goes on while this test waits for the program's end.
+// Two threads: the client goes on while this test waits for the program's end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signals_stop_it_cleanly_with_streams_open() {
     for signal in ["INT", "TERM"] {
@@ -175,7 +175,7 @@ async fn logs_are_json_on_request_and_hold_no_payload() {
     let address = line.trim().strip_prefix("listening on ").unwrap();
     let client = jobledger_client::Client::new(format!("http://{address}")).unwrap();
     client.create(NewJob::new("t").payload("a-secret-of-the-caller").unwrap()).await.unwrap();
-    // Its last lines are written when it ends.
+    // The program writes its last lines when it ends.
     assert!(Command::new("kill").args(["-TERM", &process.id().to_string()]).status().unwrap().success());
     process.wait().unwrap();
     let text = reading.join().unwrap();

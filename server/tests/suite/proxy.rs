@@ -1,4 +1,4 @@
-//! A TCP proxy before a cluster's socket, which can swallow what passes it and counts round trips.
+//! A TCP proxy before a cluster's socket. It counts round trips, and can swallow what passes it.
 
 use std::{
     path::PathBuf,
@@ -14,7 +14,7 @@ use tokio::{
     sync::watch,
 };
 
-/// See the module. Connections through it end with their sockets.
+/// The proxy. Connections through it end with their sockets.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     state: Arc<State>,
@@ -22,9 +22,9 @@ pub(crate) struct Proxy {
 
 struct State {
     socket: PathBuf,
-    /// Names of applications whose connections lead nowhere.
+    /// The applications whose traffic is swallowed.
     swallowed: watch::Sender<Vec<String>>,
-    /// The applications of all connections so far.
+    /// The application of each connection so far.
     seen: watch::Sender<Vec<String>>,
     round_trips: AtomicUsize,
 }
@@ -49,12 +49,12 @@ impl Proxy {
         Self { port, state }
     }
 
-    /// From now on nothing passes in either direction on connections of these applications, which stay open.
+    /// Swallows all traffic of these applications, in both directions. Their connections stay open.
     pub(crate) fn swallow(&self, applications: &[&str]) {
         self.state.swallowed.send_replace(applications.iter().map(|name| (*name).to_owned()).collect());
     }
 
-    /// Waits until an application has connected so often.
+    /// Waits until an application has connected this often.
     pub(crate) async fn has_seen(&self, application: &str, times: usize) {
         let mut seen = self.state.seen.subscribe();
         let enough = |seen: &Vec<String>| seen.iter().filter(|name| *name == application).count() >= times;
@@ -88,19 +88,19 @@ async fn serve(mut client: TcpStream, state: Arc<State>) {
         () = async { drop(swallowed.wait_for(is_swallowed).await) } => {}
     }
     if state.swallowed.borrow().contains(&application) {
-        // Neither side is told: their sockets stay open.
+        // Neither side gets a sign, because their sockets stay open.
         std::future::pending().await
     }
 }
 
-/// Reads the first message, and the application's name in it.
+/// Reads the first message. Returns it and the application's name in it.
 async fn read_startup(client: &mut TcpStream) -> Option<(Vec<u8>, String)> {
     loop {
         let length = client.read_u32().await.ok()?;
         let mut message = length.to_be_bytes().to_vec();
         message.resize(length as usize, 0);
         client.read_exact(&mut message[4..]).await.ok()?;
-        // A request for TLS: there is none.
+        // A request for TLS, which is refused.
         if length == 8 {
             client.write_all(b"N").await.ok()?;
             continue;
@@ -111,7 +111,7 @@ async fn read_startup(client: &mut TcpStream) -> Option<(Vec<u8>, String)> {
     }
 }
 
-/// Passes a client's messages on, counting those after which it waits.
+/// Passes a client's messages on, and counts those after which the client waits.
 async fn forward(
     client: &mut (impl tokio::io::AsyncRead + Unpin),
     server: &mut (impl tokio::io::AsyncWrite + Unpin),
@@ -126,7 +126,7 @@ async fn forward(
         if client.read_exact(&mut message[5..]).await.is_err() || server.write_all(&message).await.is_err() {
             return;
         }
-        // Query, Sync.
+        // Query and Sync.
         if matches!(kind, b'Q' | b'S') {
             state.round_trips.fetch_add(1, Ordering::SeqCst);
         }

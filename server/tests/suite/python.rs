@@ -1,4 +1,4 @@
-//! docs/python.md: its commands, its programs and its code, run as they stand.
+//! Runs the commands, the programs and the code of docs/python.md as they stand.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,16 +37,16 @@ on_both_databases! {
     a_follower_goes_on_when_its_server_was_killed,
 }
 
-/// The page, and a folder for what its programs need: stubs, handlers, and what they leave.
+/// The page, and a folder for what its programs need and leave: stubs, handlers and logs.
 struct Page {
     folder: TempDir,
-    /// Its lines of shell, in order.
+    /// The page's lines of shell, in order.
     commands: Vec<String>,
-    /// Its blocks of Python, in order.
+    /// The page's blocks of Python, in order.
     code: Vec<String>,
 }
 
-/// A handler, in the module `tested`, that does what the payload says, and notes that it ran.
+/// A handler in the module `tested`. It does what the payload says, and notes that it ran.
 const HANDLER: &str = r#"
 import os
 import time
@@ -65,7 +65,7 @@ def handle(job, report, canceled):
     return "a\0b" if how == "return NUL" else how
 "#;
 
-/// Python, as the Makefile names it.
+/// The Python that the Makefile names.
 fn python() -> String {
     #[expect(clippy::disallowed_methods, reason = "the Makefile says which Python")]
     let python = env::var("PYTHON");
@@ -108,31 +108,31 @@ impl Page {
         fs::write(self.path(name), text).expect("it can be written");
     }
 
-    /// The line of shell that says this.
+    /// The page's line of shell that contains `part`.
     fn command(&self, part: &str) -> &str {
         self.commands.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("the page has no {part}"))
     }
 
-    /// A line of shell, to be run where the page says.
+    /// A line of shell, to be run in the folder that the page names.
     fn shell(&self, line: &str) -> Command {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("exec {}", line.replacen("python3", &python(), 1)));
         self.prepare(command)
     }
 
-    /// The page's line that says this, for the server at this address.
+    /// Starts the page's line that contains `part`, for the server at this address.
     fn line(&self, part: &str, address: &str) -> Running {
         self.start(self.shell(&self.command(part).replace("127.0.0.1:50051", address)))
     }
 
-    /// A program of the page's.
+    /// One of the page's programs.
     fn program(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(python());
         command.arg(root().join("docs/python").join(name)).args(arguments);
         self.prepare(command)
     }
 
-    /// A worker on jobs of the type `t`, with the handler above.
+    /// A worker on jobs of the type `t` with [`HANDLER`].
     fn worker(&self, address: &str, more: &[&str]) -> Command {
         let mut command = self.program("worker.py", &[address, "t", "--handler", "tested:handle"]);
         command.args(more);
@@ -144,7 +144,7 @@ impl Page {
         let paths = [self.path("stubs"), packages(), folder, root().join("docs/python")];
         let paths = env::join_paths(paths).expect("no colon is in them");
         command.current_dir(root()).env("PYTHONPATH", paths).env_remove("JOBLEDGER_TOKEN");
-        // Nothing is left beside the programs, and output comes as it is made.
+        // Writes no bytecode beside the programs, and output at once.
         command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
         command.env("RUNS", self.path("runs")).env("DONE", self.path("done"));
         command
@@ -157,7 +157,7 @@ impl Page {
         Running { process, log }
     }
 
-    /// The ids of jobs in the order in which the handler above ran.
+    /// The ids of jobs, in the order in which [`HANDLER`] ran.
     fn runs(&self) -> Vec<String> {
         let runs = fs::read_to_string(self.path("runs")).expect("the handler ran");
         runs.lines().map(str::to_owned).collect()
@@ -167,16 +167,16 @@ impl Page {
 /// A process that is killed when it is dropped.
 struct Running {
     process: Child,
-    /// What it says on standard error.
+    /// The file with its standard error.
     log: PathBuf,
 }
 
 impl Running {
-    /// What it prints, line by line.
+    /// The lines of its standard output.
     fn lines(&mut self) -> UnboundedReceiver<String> {
         let output = BufReader::new(self.process.stdout.take().expect("a pipe"));
         let (sender, lines) = mpsc::unbounded_channel();
-        // It ends when the process does.
+        // The thread ends with the process.
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {
@@ -192,7 +192,7 @@ impl Running {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// Waits for its end, and kills it where that does not come.
+    /// Waits for its end. Kills it and panics if the end does not come.
     async fn end(mut self) -> ExitStatus {
         let id = self.process.id().to_string();
         let waiting = tokio::task::spawn_blocking(move || self.process.wait());
@@ -203,7 +203,7 @@ impl Running {
         ended.expect("nothing panics").expect("it was started")
     }
 
-    /// Tells it to stop, as a supervisor does.
+    /// Stops it with SIGTERM, as a supervisor does.
     async fn stop(self) {
         self.signal("TERM");
         assert!(self.end().await.success());
@@ -217,7 +217,7 @@ impl Drop for Running {
     }
 }
 
-/// The next line with this in it.
+/// The next line that contains `part`.
 async fn line_with(part: &str, lines: &mut UnboundedReceiver<String>) -> String {
     let found = async {
         loop {
@@ -382,7 +382,7 @@ async fn a_worker_that_is_stopped_finishes_its_jobs_or_gives_them_back(database:
     for (signal, grace, status) in [("TERM", "60", JobStatus::Succeeded), ("INT", "1", JobStatus::Queued)] {
         let id = client.create(NewJob::new("t").payload("wait").unwrap()).await.unwrap().job.id;
         let worker = page.start(page.worker(&program.address, &["--grace", grace]));
-        // The handler is at work.
+        // By then the handler is at work.
         await_kind(&client, &id, JobEventKind::Progress).await;
         worker.signal(signal);
         if status == JobStatus::Succeeded {

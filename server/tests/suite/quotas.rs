@@ -1,4 +1,4 @@
-//! What one org may have: creates are refused to one that has as much, others have room, and what runs comes to its end.
+//! Quotas. An org at its quota can't create, other orgs have room, and running jobs come to their end.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn create(client: &Client, job: NewJob) -> Result<String, Status> {
 async fn an_org_has_so_many_jobs_and_no_more(database: Database) {
     let mut config = database.config();
     config.limits.jobs_per_org = Some(4);
-    // Long enough for what is asked of them meanwhile.
+    // Long enough for the checks that need these jobs.
     config.retention = keep(JobStatus::Canceled, Duration::from_millis(500));
     let server = TestServer::start(config).await;
     let client = server.client();
@@ -61,7 +61,7 @@ async fn an_org_has_so_many_jobs_and_no_more(database: Database) {
     request.metadata_mut().insert("x-org-id", Uuid::new_v4().to_string().parse().unwrap());
     client.raw().create_job(request).await.expect("another org has room of its own");
 
-    // Where one goes another may come.
+    // A removed job makes room for another.
     client
         .raw()
         .cancel_job(jobledger_client::proto::CancelJobRequest { job_id: first, ..Default::default() })
@@ -99,7 +99,7 @@ async fn an_org_has_so_many_bytes_and_what_runs_comes_to_its_end(database: Datab
     assert_quota(&create(&client, large()).await.unwrap_err(), "bytes", LIMIT);
     create(&client, NewJob::new("t")).await.expect("a small one has room");
 
-    // Reports of progress go on in a quarter more, by which time nothing is created or brought back.
+    // Progress may use a quarter more than the limit. Meanwhile nothing is created, retried, claimed or started.
     let mut reports = 0;
     let refused = loop {
         let report = Report::progress(&running).message("y".repeat(1_000)).lease(&lease.lease_token);
@@ -119,7 +119,7 @@ async fn an_org_has_so_many_bytes_and_what_runs_comes_to_its_end(database: Datab
     let start = UpdateJobStatusRequest::from(Report::start(waits));
     assert_quota(&service.update_job_status(start).await.unwrap_err(), "bytes", LIMIT);
 
-    // The lease goes on, and what the job comes to is taken.
+    // The lease is extended, and the job's outcome is accepted.
     let beat = LeaseHeartbeat { lease_token: lease.lease_token.clone(), progress: Some(77), ..Default::default() };
     let request = HeartbeatRequest { worker_id: "w".to_owned(), leases: vec![beat], ..Default::default() };
     let results = service.heartbeat(request).await.unwrap().into_inner().results;

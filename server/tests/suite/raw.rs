@@ -1,4 +1,4 @@
-//! Calls as no client would make them: byte by byte.
+//! Calls as no client would make them, byte by byte.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::harness::{PATIENCE, TestServer};
 
 type Body = BoxBody<Bytes, std::convert::Infallible>;
 
-/// A message as it travels.
+/// A message with its prefix, as it is sent.
 pub(crate) fn frame(message: &[u8]) -> Vec<u8> {
     let mut frame = vec![0];
     frame.extend((message.len() as u32).to_be_bytes());
@@ -30,7 +30,7 @@ pub(crate) fn frame(message: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What was answered to a call.
+/// The answer to a call.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) http: u16,
@@ -39,14 +39,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The answer to a call with these bytes, by HTTP/2.
+    /// Makes a call with this body by HTTP/2. Returns the answer.
     pub(crate) async fn to(server: &TestServer, call: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Self {
         let mut all = vec![("content-type", "application/grpc"), ("te", "trailers")];
         all.extend(headers);
         Self::to_request(server, "POST", call, &all, body).await
     }
 
-    /// The same, with nothing added.
+    /// As [`Answer::to`], without added headers.
     pub(crate) async fn to_request(
         server: &TestServer,
         method: &str,
@@ -62,7 +62,7 @@ impl Answer {
         timeout(PATIENCE, answer(request)).await.expect("an answer").expect("a connection")
     }
 
-    /// The answer to come to a call whose bytes begin with these, and go on as long as the sender is there.
+    /// Begins a call whose body starts with `first` and ends when the sender is dropped. Returns the answer and the sender.
     pub(crate) fn streamed(
         server: &TestServer,
         call: &str,
@@ -83,7 +83,7 @@ impl Answer {
         (async move { answered.await.unwrap() }, sender)
     }
 
-    /// What gRPC makes of it.
+    /// The answer as a gRPC status.
     pub(crate) fn status(&self) -> Status {
         let text = |name: &str| self.headers.get(name).map(String::as_str);
         let code = text("grpc-status").map_or(Code::Ok, |code| Code::from_i32(code.parse().unwrap()));
@@ -119,7 +119,7 @@ pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// A connection of HTTP/2, frame by frame.
+/// An HTTP/2 connection, frame by frame.
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
     next: u32,
@@ -134,17 +134,17 @@ impl Raw {
         Self::with_settings(stream, &[]).await
     }
 
-    /// Begins with these settings, each six bytes.
+    /// Begins a connection with these settings, each of six bytes.
     pub(crate) async fn with_settings(mut stream: TcpStream, settings: &[u8]) -> Self {
         stream.set_nodelay(true).unwrap();
-        // One that is turned away is seen when it is read.
+        // A connection that the server refused is noticed when it is read.
         let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         let mut raw = Self { stream, next: 1 };
         let _ = raw.send(SETTINGS, 0, 0, settings).await;
         raw
     }
 
-    /// Has no room for any byte of an answer: SETTINGS_INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2).
+    /// A connection without room for any byte of an answer: SETTINGS_INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2).
     pub(crate) async fn without_window(stream: TcpStream) -> Self {
         let mut raw = Self::with_settings(stream, &[0, 4, 0, 0, 0, 0]).await;
         raw.is_served().await;
@@ -159,7 +159,7 @@ impl Raw {
         self.stream.write_all(&bytes).await
     }
 
-    /// The next frame: kind, flags, stream, payload. Settings and pings are acknowledged on the way. `None` once it is closed.
+    /// The next frame: kind, flags, stream, payload. Acknowledges settings and pings. `None` once the connection is closed.
     pub(crate) async fn receive(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         loop {
             let mut head = [0; 9];
@@ -177,7 +177,7 @@ impl Raw {
         }
     }
 
-    /// Waits until the server has taken the connection in.
+    /// Waits until the server serves the connection.
     pub(crate) async fn is_served(&mut self) {
         let seen = async {
             self.send(PING, 0, 0, b"are you?").await.expect("it is open");
@@ -186,7 +186,7 @@ impl Raw {
         timeout(PATIENCE, seen).await.expect("it is served");
     }
 
-    /// Reads until the server ends the connection: with a GOAWAY, or without.
+    /// Reads until the server ends the connection, with a GOAWAY or without.
     pub(crate) async fn goes_away(&mut self) {
         while let Some((kind, ..)) = self.receive().await {
             if kind == GOAWAY {
@@ -195,7 +195,7 @@ impl Raw {
         }
     }
 
-    /// Begins a call; its stream.
+    /// Begins a call. Returns its stream id.
     pub(crate) async fn call(&mut self, path: &str, flags: u8) -> std::io::Result<u32> {
         let stream = self.next;
         self.next += 2;
@@ -203,19 +203,19 @@ impl Raw {
         Ok(stream)
     }
 
-    /// The stream that the next call would have.
+    /// Takes the next stream id.
     pub(crate) fn next_stream(&mut self) -> u32 {
         self.next += 2;
         self.next - 2
     }
 
-    /// Reads for so long, and drops what comes; false if the connection has ended by then.
+    /// Reads for this time, and drops what comes. Returns false if the connection has ended by then.
     pub(crate) async fn drain(&mut self, time: Duration) -> bool {
         timeout(time, async { while self.receive().await.is_some() {} }).await.is_err()
     }
 }
 
-/// The headers of a call.
+/// The header block of a call.
 pub(crate) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
@@ -228,7 +228,7 @@ pub(crate) fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     literals(&[&usual, more].concat())
 }
 
-/// Headers, each a literal that no table remembers (RFC 7541, 6.2.2).
+/// Headers as literals without indexing (RFC 7541, 6.2.2).
 pub(crate) fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in headers {
@@ -241,7 +241,7 @@ pub(crate) fn literals(headers: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// A length with a prefix of seven bits (RFC 7541, 5.1).
+/// Writes a length with a prefix of seven bits (RFC 7541, 5.1).
 fn length(block: &mut Vec<u8>, mut n: usize) {
     if n < 127 {
         return block.push(n as u8);

@@ -1,4 +1,4 @@
-//! What a server remembers of jobs that it has written, seen over the wire: it answers as if it had read them.
+//! Jobs that a server has written and cached, seen over the wire: the server answers as if it had read them.
 
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +27,7 @@ on_both_databases! {
 const JOBS: usize = 6;
 const STEPS: u64 = 400;
 
-/// All jobs as the database has them, the first created first, without what a list leaves out.
+/// All jobs as the database has them, in the order of their creation, without what a list leaves out.
 async fn stored(client: &Client) -> Vec<Job> {
     let mut jobs = client.list(ListJobsRequest::default()).await.unwrap().jobs;
     jobs.reverse();
@@ -89,7 +89,7 @@ async fn what_is_answered_is_what_is_stored(database: Database) {
             answered += 1;
             assert_eq!(Job { payload: None, result: None, ..answer }, stored[n], "step {step}: {what}");
         }
-        // What is read alone is what is read with others.
+        // GetJob and ListJobs show the same.
         let read = client.get(&ids[n]).await.unwrap();
         assert_eq!(Job { payload: None, result: None, ..read }, stored[n], "step {step}: {what}");
     }
@@ -108,7 +108,7 @@ async fn what_is_remembered_is_no_answer_where_the_database_gives_none() {
     for _ in 0..3 {
         let id = client.create(NewJob::new("t")).await.unwrap().job.id;
         let first = client.claim(Claim::new("first")).await.unwrap().remove(0);
-        // Elsewhere it is given back, and taken by another. Here the first is remembered to hold it.
+        // At another server the job is given back and claimed again. Here the cached job still has the first lease.
         elsewhere.update(Report::released(&id).lease(&first.lease_token)).await.unwrap();
         let second = elsewhere.claim(Claim::new("second")).await.unwrap().remove(0);
         link.set(Fault::Cut);
@@ -125,7 +125,7 @@ async fn what_is_remembered_is_no_answer_where_the_database_gives_none() {
     database.verify().await;
 }
 
-/// Whichever server makes a job ready, and whichever is asked: the most urgent is claimed first, and none is passed over.
+/// Whichever server makes a job ready and whichever gets the claim: the most urgent job comes first, and none is passed over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_becomes_ready_at_one_server_is_claimed_at_another() {
     let database = Database::postgres().await;
@@ -141,7 +141,7 @@ async fn what_becomes_ready_at_one_server_is_claimed_at_another() {
     }
     for round in 0..20 {
         let (here, there) = (clients[round % 2], clients[(round / 2) % 2]);
-        // Each server makes some of these ready, whichever is first.
+        // Each server makes some of these ready.
         let soon = SystemTime::from(SystemClock.now()) + Duration::from_millis(50);
         let scheduled = here.create(NewJob::new("t").priority(1).scheduled_at(soon)).await.unwrap().job.id;
         let urgent = here.create(NewJob::new("u").priority(3)).await.unwrap().job.id;
@@ -165,7 +165,8 @@ async fn what_becomes_ready_at_one_server_is_claimed_at_another() {
     database.verify().await;
 }
 
-/// What one server has made of a lease and written into the row, another that knew the job before knows as well.
+/// A server with a cached job also sees a lease that another server extended and folded into the row. Otherwise it
+/// would end the lease too early.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_was_extended_at_a_server_that_is_gone_is_not_lost() {
     let database = Database::postgres().await;
@@ -178,10 +179,10 @@ async fn a_lease_that_was_extended_at_a_server_that_is_gone_is_not_lost() {
     }
     let leases = on_b.claim(Claim::new("w").max_jobs(2).lease(Duration::from_secs(2))).await.unwrap();
     let kept = leases[0].job.as_ref().unwrap().id.clone();
-    // B knows the rows.
+    // B has the rows cached.
     on_b.create(NewJob::new("u")).await.unwrap();
     keep(&on_a, &leases[..1], 600).await;
-    // And this one folds; another row is behind then, so that there is something to catch up with.
+    // This folds the extension into the row. Another row is behind then, so that B has something to catch up with.
     on_a.create(NewJob::new("u")).await.unwrap();
     on_a.claim(Claim::new("w").types(["u"]).lease(Duration::from_secs(600))).await.unwrap();
     a.stop().await;
@@ -200,7 +201,7 @@ async fn a_lease_that_was_extended_at_a_server_that_is_gone_is_not_lost() {
     database.verify().await;
 }
 
-/// A job that waits again keeps its stage until it is claimed, wherever it stands in memory.
+/// A job that waits again keeps its stage until it is claimed, wherever a server has it cached.
 async fn what_waits_again_keeps_its_stage(database: Database) {
     let short = jobledger_client::prost_types::Duration { seconds: 0, nanos: 1_000_000 };
     let policy = RetryPolicy { initial_backoff: Some(short), max_backoff: Some(short), ..RetryPolicy::default() };

@@ -1,4 +1,4 @@
-//! How long batch records stay.
+//! How long batch records are kept.
 
 use chrono::TimeDelta;
 use jobledger_server::{
@@ -17,7 +17,7 @@ on_both_databases! {
     records_stay_while_a_row_lacks_what_they_say,
 }
 
-/// Batches between two of those that drop records, at most.
+/// The most batches between two that drop records.
 const DROPPED_AFTER: i64 = 512;
 
 const AGE: [&str; 2] = [
@@ -25,7 +25,8 @@ const AGE: [&str; 2] = [
     "UPDATE org_record SET written_at = written_at - interval '11 minutes'",
 ];
 
-/// A worker that sends heartbeats alone, for hours, moves the log's time on no more.
+/// Records are dropped after ten minutes even if batches only extend leases. Their age must not go by the log's time,
+/// which such heartbeats do not move on.
 async fn records_go_after_ten_minutes_though_nothing_but_leases_is_extended(database: Database) {
     let store = database.open().await;
     let org = org();
@@ -50,7 +51,7 @@ async fn records_go_after_ten_minutes_though_nothing_but_leases_is_extended(data
     store.close().await;
 }
 
-/// However old they are: nothing else has it.
+/// A record stays while a row lacks its lease extension, however old it is, because nothing else has the extension.
 async fn records_stay_while_a_row_lacks_what_they_say(database: Database) {
     let store = database.open().await;
     let org = org();
@@ -74,7 +75,7 @@ async fn records_stay_while_a_row_lacks_what_they_say(database: Database) {
     assert!(has(&*store, org, first).await.unwrap());
     let told = store.job(org, once.id).await.unwrap().unwrap().job;
     assert_eq!(told, once);
-    // Where that takes much to find, who reads them together with others is told to read them alone.
+    // Finding these leases takes more records than a shared read scans, so each job has to be read alone.
     assert_eq!(store.unchanged(&[&once, &others]).await.unwrap(), [false, false]);
     let names = [once, others].map(|job| (org, job.id));
     assert_eq!(store.jobs(&names).await.unwrap(), [FoundJob::Large, FoundJob::Large]);

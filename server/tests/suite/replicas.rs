@@ -34,7 +34,7 @@ use crate::{
 };
 
 async fn next_event(events: &mut Subscription) -> jobledger_client::JobEvent {
-    // Bookmarks come all the time: the wait for an event is bounded as a whole.
+    // Bookmarks come all the time, so the timeout covers the whole wait for an event.
     let event = async {
         loop {
             if let Item::Event(event) = events.next().await.expect("for ever").unwrap() {
@@ -69,14 +69,14 @@ async fn a_job_is_created_here_followed_there_and_worked_on_elsewhere() {
             assert!(matches!(item.unwrap(), Item::Bookmark(bookmark) if bookmark.caught_up));
         }
     }
-    // Servers that only looked for themselves would need seconds for each step.
+    // Servers that only polled would need seconds for each step.
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     for server in [a, b, c] {
         server.stop().await;
     }
 }
 
-/// Works on some jobs through one server, and notes what was acknowledged.
+/// Works on jobs through one server, and notes what was acknowledged.
 async fn work(client: Client, jobs: usize, acknowledged: Arc<Mutex<HashMap<String, (JobStatus, i64)>>>) {
     for _ in 0..jobs {
         let note = |job: &jobledger_client::Job, events| {
@@ -194,7 +194,7 @@ async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_ackn
     for _ in 0..kills {
         let failures = *failed.borrow();
         cluster.kill();
-        // As long as it is away; a short absence would be waited out.
+        // The database stays away until a caller gets an error. A short absence would be waited out.
         timeout(PATIENCE, failed.wait_for(|now| *now > failures)).await.expect("callers are told").unwrap();
         cluster.start_again();
         goes_on().await;
@@ -202,7 +202,7 @@ async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_ackn
     stop.store(true, Ordering::SeqCst);
     let slowest = writers.join_all().await.into_iter().max().unwrap();
     let failures = *failed.borrow();
-    // A batch that was committing may be looked for as long as 10 s, and its head be waited for before.
+    // The server may look for a batch that was committing for up to 10 s, after it waited for the head.
     assert!(slowest < Duration::from_secs(25), "a call took {slowest:?}");
     program.kill();
     let acknowledged = acknowledged.lock().unwrap().clone();
@@ -213,7 +213,7 @@ async fn the_service_heals_after_a_kill_of_the_database_and_has_all_that_it_ackn
     );
 }
 
-/// A cluster's database behind a proxy.
+/// A database behind a proxy, and the configuration of a server that uses the proxy.
 async fn behind_a_proxy() -> (Database, Proxy, Config) {
     let database = Database::postgres().await;
     let proxy = Proxy::before(database.socket()).await;
@@ -252,7 +252,7 @@ async fn a_server_that_vanishes_with_a_head_blocks_its_org_for_ten_seconds_at_mo
     }
     assert!(since.elapsed() > Duration::from_secs(1), "it was blocked for a while");
     drop(held);
-    // The one that vanished gives its callers an answer in time, too.
+    // The server that vanished also answers its own callers in time.
     let server = TestServer::start_with(config, vanishing).await;
     let error =
         server.client().raw().create_job(CreateJobRequest { r#type: "t".to_owned(), ..Default::default() }).await;
@@ -263,7 +263,7 @@ async fn a_server_that_vanishes_with_a_head_blocks_its_org_for_ten_seconds_at_mo
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
     let database = Database::postgres().await;
-    // Whatever the database's owner has made of the default.
+    // Whatever default the database's owner has set.
     let sql = format!("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'", database.name());
     let mut admin = database.connect_as("postgres").await;
     admin.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
@@ -285,14 +285,14 @@ async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
     assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
 }
 
-/// Creates of a batch that begins from memory, where the store has just written the log.
+/// A batch of creates that begins from the cached state, after the store has just written the log.
 async fn recalled(store: &dyn Store, org: OrgId, n: usize) -> Box<dyn Batch> {
     recalled_keyed(store, org, &[], n).await
 }
 
-/// The same of jobs of which the first have these keys.
+/// As [`recalled`], with these idempotency keys on the first jobs.
 async fn recalled_keyed(store: &dyn Store, org: OrgId, keys: &[&str], n: usize) -> Box<dyn Batch> {
-    // The first batch of a minute begins otherwise.
+    // The first batch of a minute does not begin from the cached state.
     for _ in 0..5 {
         crate::factory::create(store, org, false, 1).await;
         if let Some(batch) = crate::factory::recall_keyed(store, org, keys, n).await {
@@ -311,7 +311,7 @@ async fn a_log_that_has_moved_on_is_not_where_memory_has_it() {
         let sql = format!("ALTER DATABASE {} SET default_transaction_isolation = '{isolation}'", database.name());
         admin.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
         let (ours, theirs) = (database.open().await, database.open().await);
-        // Theirs goes on while ours waits; has gone on; and has only made something ready, which is no event.
+        // The other server writes while ours waits for the head, has written before, or has only raised `ready_gen` (no event).
         for case in 0..3 {
             let org = OrgId(Uuid::new_v4());
             let create = async |store: &dyn Store| crate::factory::create(store, org, false, 1).await;
@@ -347,7 +347,7 @@ async fn a_log_that_has_moved_on_is_not_where_memory_has_it() {
     }
 }
 
-/// A job that is held, as a batch of `store` has just left it; and one that begins from memory, with the job's next event.
+/// A leased job, as a batch of `store` has just left it, and a batch from the cached state that writes the job's next event.
 async fn recalled_report(store: &dyn Store, org: OrgId) -> (Job, Box<dyn Batch>) {
     for _ in 0..5 {
         let held = crate::factory::hold_one(store, org).await;
@@ -365,7 +365,7 @@ async fn recalled_report(store: &dyn Store, org: OrgId) -> (Job, Box<dyn Batch>)
 async fn a_job_that_another_server_has_changed_is_not_as_memory_has_it() {
     let database = Database::postgres().await;
     let (ours, theirs) = (database.open().await, database.open().await);
-    // None of them has an event; each has left a record.
+    // None of these changes has an event, but each leaves a record.
     type Change = fn(&mut Job);
     let changes: [Option<Change>; 5] = [
         Some(|job| job.lease.as_mut().unwrap().expires_at += TimeDelta::seconds(1)),
@@ -421,7 +421,7 @@ async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
     let options = OpenOptions { write_connections: 1, ..config.open_options() };
     let store: Arc<dyn Store> = store::open(&config.database_url, options).await.unwrap();
     let org = OrgId(Uuid::new_v4());
-    // Statements are prepared on the way, once for each connection, which is not counted.
+    // A connection prepares each statement once. The least of three runs leaves that out.
     let trips = async |keyed: bool, n: usize| {
         let mut least = usize::MAX;
         for _ in 0..3 {
@@ -432,7 +432,7 @@ async fn a_batch_takes_one_to_four_round_trips_whatever_its_size() {
         least
     };
     for n in [1, 400] {
-        // The first of them prepares the statement.
+        // The first run prepares the statement.
         let mut least = usize::MAX;
         for _ in 0..3 {
             let recalled = recalled(&*store, org, n).await;

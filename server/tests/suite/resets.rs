@@ -1,4 +1,4 @@
-//! Calls that their callers reset: so many a minute, and the connection ends.
+//! Calls that their callers reset. A connection ends beyond so many a minute.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn a_connection_that_resets_its_calls_ends_however_it_is_paced() {
     reset(ALLOWED).await;
     let ended = async { while events.message().await.is_ok() {} };
     timeout(PATIENCE, ended).await.expect("the connection ends, and what is on it");
-    // Another is taken.
+    // A new connection is accepted.
     server.client().create(NewJob::new("t")).await.unwrap();
     server.stop().await;
 }

@@ -14,14 +14,14 @@ use crate::{
 
 const OURS: Uuid = Uuid::from_u128(7);
 
-/// What a command prints; it succeeds.
+/// Runs a command that must succeed. Returns its standard output.
 fn run(database: &Database, arguments: &[&str]) -> String {
     let done = command(&[arguments, &["--database-url", &database.url()]].concat()).output().expect("the program runs");
     assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).expect("it prints text")
 }
 
-/// What a command says that fails.
+/// Runs a command that must fail. Returns its standard error.
 fn fail(database: &Database, arguments: &[&str]) -> String {
     let done = command(&[arguments, &["--database-url", &database.url()]].concat()).output().expect("the program runs");
     assert_eq!(done.status.code(), Some(1), "{arguments:?}: {}", String::from_utf8_lossy(&done.stdout));
@@ -36,14 +36,14 @@ async fn count(client: &Client) -> i64 {
     client.statistics(&[]).await.unwrap().as_of_seq
 }
 
-/// Files beside the database whose names have this in them.
+/// The files beside the database whose paths contain `part`.
 fn beside(database: &Database, part: &str) -> Vec<PathBuf> {
     let path = database.path();
     let paths = fs::read_dir(path.parent().expect("it is in a folder")).unwrap().map(|entry| entry.unwrap().path());
     paths.filter(|path| path.to_string_lossy().contains(part)).collect()
 }
 
-/// A folder, and the name of a copy in it.
+/// A folder, and the path of a copy in it.
 fn place() -> (TempDir, String) {
     let folder = TempDir::new().expect("a temporary directory");
     let copy = folder.path().join("copy.db").to_str().expect("it is text").to_owned();
@@ -79,7 +79,7 @@ async fn a_copy_is_put_in_place_of_what_a_killed_server_left() {
     assert!(of_killed.len() > 0);
     let said = run(&database, &["restore", &copy]);
     assert!(said.contains("revoked since, and stay so: 1"), "{said}");
-    // What others write before a server comes is the copy's own.
+    // What others write before a server starts belongs to the restored copy.
     let mut beside_it = database.connect().await;
     sqlx::query("PRAGMA journal_mode = WAL; UPDATE ledger SET credentials = credentials + 1")
         .execute(&mut beside_it)
@@ -106,7 +106,7 @@ async fn a_copy_is_put_in_place_of_what_a_killed_server_left() {
     assert!(program.end_by("TERM").success());
     database.verify().await;
 
-    // What it replaced is whole.
+    // The replaced database is whole.
     let [replaced] = &beside(&database, ".replaced-")[..] else { panic!("{:?}", beside(&database, "")) };
     assert!(said.contains(replaced.to_str().unwrap()), "{said}");
     let aside = TempDir::new().unwrap();
@@ -115,7 +115,7 @@ async fn a_copy_is_put_in_place_of_what_a_killed_server_left() {
     aside.verify().await;
     let program = Program::start_with(&aside, &["--require-auth"]);
     assert_eq!(count(&with_token(&program, &made_since)).await, 30);
-    // A second time it is another log again.
+    // A second restore makes another log again.
     run(&database, &["restore", &copy]);
     let told = match with_token(&Program::start_with(&database, &["--require-auth"]), &kept)
         .subscribe(Follow::org().resume(&cursor))
@@ -134,7 +134,7 @@ async fn a_copy_beside_the_log_of_another_file_is_refused() {
     let program = Program::start(&database);
     create(&program.client(), 10).await;
     assert!(program.end_by("TERM").success());
-    // One is made as the documentation has it, one while nobody has the file.
+    // `by_hand` is copied while nobody has the file open, `copy` is made as the documentation says.
     let by_hand = format!("{copy}.by-hand");
     fs::copy(database.path(), &by_hand).unwrap();
     let program = Program::start(&database);
@@ -167,7 +167,7 @@ async fn a_copy_beside_the_log_of_another_file_is_refused() {
     assert!(said.contains("hold again"), "{said}");
     let program = Program::start(&database);
     assert_eq!(count(&program.client()).await, 10);
-    // A log that is its own is no obstacle.
+    // A WAL of the file's own is no obstacle.
     create(&program.client(), 5).await;
     program.kill();
     let program = Program::start(&database);
@@ -207,7 +207,7 @@ async fn what_can_not_be_restored_is_said_and_changes_nothing() {
     fs::write(&copy, "").unwrap();
     assert!(said(&["restore", &copy]).contains("is no ledger"));
     assert!(said(&["restore", database.path().to_str().unwrap()]).contains("is the database itself"));
-    // Somebody reads it.
+    // Another connection reads the database.
     fs::remove_file(&copy).unwrap();
     run(&database, &["backup", &copy]);
     let mut reader = database.connect().await;
@@ -217,7 +217,7 @@ async fn what_can_not_be_restored_is_said_and_changes_nothing() {
     drop(reader);
     assert!(fs::read(database.path()).unwrap() == before, "it is as it was");
     assert_eq!(beside(&database, ".re"), Vec::<PathBuf>::new(), "nothing is left");
-    // What can't be opened is no obstacle, and is kept.
+    // A database that can't be opened is no obstacle, and is kept.
     fs::write(database.path(), "no ledger any more").unwrap();
     let text = run(&database, &["restore", &copy]);
     assert!(text.contains("hold again"), "{text}");

@@ -1,4 +1,4 @@
-//! What is kept no longer goes, with all that belongs to it; everything else stays.
+//! Retention removes finished jobs after their time, with all that belongs to them. Everything else stays.
 
 use std::{
     collections::BTreeMap,
@@ -55,7 +55,7 @@ async fn months_are_made_ahead_and_empty_ones_that_are_past_are_dropped() {
             job_type, bytes)
         VALUES (gen_random_uuid(), 1, gen_random_uuid(), 1, '2020-02-02', 'created', 'queued', 0, 't', 256)";
     database.connect_as("postgres").await.execute(kept).await.unwrap();
-    // A month ahead that somebody has dropped is made again.
+    // A month ahead that was dropped is made again.
     let newest =
         "SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'jobledger.job_event'::regclass";
     let newest: String = owner.fetch_one(newest).await.unwrap().get(0);
@@ -75,7 +75,7 @@ async fn months(connection: &mut sqlx::PgConnection) -> Vec<String> {
     connection.fetch_all(sql).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// Rows of a table.
+/// Counts the rows of a table. `table` may end with a WHERE clause.
 pub(crate) async fn rows(database: &Database, table: &str) -> i64 {
     let sql = format!("SELECT count(*) FROM {table}");
     if database.is_postgres() {
@@ -92,7 +92,7 @@ pub(crate) fn keep(status: JobStatus, time: Duration) -> Retention {
     retention
 }
 
-/// Calls until the statistics say so.
+/// Reads the statistics until a count is as expected.
 pub(crate) async fn until_counts(
     client: &Client,
     status: fn(&jobledger_client::proto::StatusCounts) -> i64,
@@ -110,7 +110,7 @@ async fn finished_jobs_go_when_their_time_is_over_and_others_stay(database: Data
     let client = server.client();
     let create = async |n: i32| {
         let job = NewJob::new("t").idempotency_key(format!("key {n}")).label("n", n.to_string());
-        // Every other lies in a row of its own.
+        // Every other payload is large enough for a row of its own.
         let text = "x".repeat(if n % 2 == 0 { 1_000 } else { 0 });
         client.create(job.payload(&json!({ "n": n, "text": text })).unwrap()).await.unwrap().job.id
     };
@@ -137,7 +137,7 @@ async fn finished_jobs_go_when_their_time_is_over_and_others_stay(database: Data
     for id in [&failed, &running, &queued] {
         assert!(client.get(id).await.unwrap().payload.is_some());
     }
-    // A job that exists has its whole history; the org's log is whole from its floor on.
+    // A job that exists has its whole history. The org's log is complete from its floor on.
     let mut history = client.subscribe(Follow::job(&failed)).await.unwrap();
     let mut seqs = Vec::new();
     while let Some(item) = timeout(PATIENCE, history.next()).await.expect("it ends") {
@@ -155,7 +155,7 @@ async fn finished_jobs_go_when_their_time_is_over_and_others_stay(database: Data
     let mut rest = client.subscribe(Follow::org().after(20)).await.unwrap();
     let first = timeout(PATIENCE, rest.next()).await.unwrap().unwrap().unwrap();
     assert!(matches!(first, Item::Event(event) if event.seq == 21 && event.job_id == queued));
-    // A key goes with its job.
+    // A removed job's key is free.
     let again = client.create(NewJob::new("t").idempotency_key("key 0")).await.unwrap();
     assert!(!again.deduplicated && again.job.id != gone[0]);
     for (table, expected) in [("job", 4), ("job_payload", 2), ("job_label", 3), ("job_event", 7)] {
@@ -185,7 +185,7 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
     assert_eq!(ledger.retain(org, retention).await.unwrap().jobs, 0);
     let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     assert_eq!((statistics.as_of_seq, statistics.types[0].counts.get(JobStatus::Succeeded)), (3_300, 0));
-    // The log goes on where it was, though nothing of it is left.
+    // The log goes on after its last `seq`, though all its events are removed.
     let job = ledger.job(org, work.create().await).await.unwrap().0.job.clone();
     assert_eq!(job.last_seq, 3_301);
     assert_eq!(rows(&database, "job_event").await, 1);
@@ -197,7 +197,7 @@ async fn one_batch_removes_a_bounded_number_and_says_that_there_are_more(databas
 async fn an_org_with_much_to_remove_has_no_other_wait(database: Database) {
     let store = database.open().await;
     let ledger = start(&store, Default::default());
-    // In the order in which they are looked at.
+    // In the order in which retention visits them.
     let [much, little] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
     for (org, n) in [(much, 2_100), (little, 1)] {
         let creates = (0..n).map(|_| Command::Create(new_job("t", None, None))).collect();
@@ -230,7 +230,7 @@ async fn a_key_is_free_for_the_next_command_once_its_job_is_removed(database: Da
     let work = Work { ledger: &ledger, org };
     let first = created(ledger.submit(org, create_once("k")).await).id;
     work.finish(first).await;
-    // One batch, which waits for its head.
+    // The following commands share one batch, which waits for the head.
     let begun = store.begun();
     let held = store.inner.begin(&[org]).await.unwrap();
     let (ahead, retaining) = (ledger.clone(), ledger.clone());
@@ -352,12 +352,13 @@ async fn what_goes_later_than_what_came_after_it_is_counted_out_too(database: Da
     assert_eq!(count().await, [1, 3, 1]);
     assert_eq!(ledger.retain(org, keep(JobStatus::Succeeded, Duration::ZERO)).await.unwrap().jobs, 3);
     assert_eq!(count().await, [1, 0, 1]);
-    // The log's floor is beyond it already.
+    // The log's floor is already beyond the canceled job.
     assert_eq!(ledger.retain(org, keep(JobStatus::Canceled, Duration::ZERO)).await.unwrap().jobs, 1);
     assert_eq!(count().await, [0, 0, 1]);
 }
 
-/// Without an event time goes on, and the log's does not.
+/// `verify` finds no difference in an org where only time passes. Without an event the log's time stands still while
+/// the clock goes on.
 #[tokio::test]
 async fn what_time_alone_does_to_an_idle_org_is_no_difference() {
     let database = Database::sqlite();

@@ -1,4 +1,4 @@
-//! Row-level security: what PostgreSQL enforces a second time, asked as the role that serves.
+//! Row-level security: what PostgreSQL enforces in addition, checked with the server's role.
 
 use jobledger_client::NewJob;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
@@ -29,7 +29,7 @@ async fn count(connection: &mut PgConnection, table: &str) -> i64 {
     connection.fetch_one(AssertSqlSafe(sql)).await.unwrap().get(0)
 }
 
-/// Two orgs with something in every table.
+/// Makes two orgs with rows in every table.
 async fn two_orgs(database: &Database) -> [Uuid; 2] {
     let (server, client) = TestServer::on(database).await;
     let orgs = [Uuid::new_v4(), Uuid::new_v4()];
@@ -78,7 +78,7 @@ async fn a_query_without_its_org_filter_still_sees_no_other_org() {
         assert_eq!(changed, 3, "its own");
         transaction.commit().await.unwrap();
     }
-    // What a transaction left behind names nobody.
+    // The org is named only within its transaction.
     assert_eq!(count(&mut connection, "job").await, 0);
 }
 
@@ -124,7 +124,7 @@ async fn every_table_of_an_org_is_under_forced_row_level_security() {
     let mut tables = Vec::new();
     for row in found {
         let (table, is_forced): (String, bool) = (row.get(0), row.get(1));
-        // It leads every server from org to org.
+        // `org_due` leads every server from org to org, so it has no row-level security.
         assert_eq!(is_forced, table != "org_due", "{table}");
         tables.push(table);
     }

@@ -30,7 +30,7 @@ on_both_databases! {
 
 const RUNNING_ROWS: &str = "job WHERE status = 'running'";
 
-/// All that readers are told of the jobs: each, the lists by status, and the statistics.
+/// Everything that readers get of the jobs: each job, the lists by status, and the statistics.
 async fn reads(client: &Client) -> (Vec<Job>, Vec<Vec<String>>, String) {
     let all = client.list(ListJobsRequest::default()).await.unwrap().jobs;
     let mut jobs = Vec::new();
@@ -119,7 +119,7 @@ async fn another_server_writes_the_rows_that_one_has_left_behind(database: Datab
     program.kill();
     assert_eq!(rows(&database, RUNNING_ROWS).await, 0, "the log has them alone");
 
-    // Nobody calls it.
+    // Nobody calls this server.
     let program = Program::start(&database);
     let caught_up = async { while rows(&database, RUNNING_ROWS).await < 2 {} };
     timeout(PATIENCE, caught_up).await.expect("rows are written though the server that should have is gone");
@@ -170,7 +170,7 @@ async fn heartbeats_write_no_rows_and_outlive_a_kill(database: Database) {
     assert_eq!(rows(&database, CONFIRMED_ROWS).await, 0, "the log has them alone");
     program.kill();
 
-    // The other one's lease ends; this one's was to, but for the heartbeats.
+    // The other job's lease expires. Without the heartbeats this one's would have expired, too.
     let program = Program::start_with(&database, &["--fold-after", "1s"]);
     let client = program.client();
     assert_eq!(client.get(&kept).await.unwrap(), told);
@@ -206,7 +206,7 @@ async fn what_a_lease_was_long_ago_extended_to_is_told_however_many_heartbeats_c
     let long_ago = client.get(&ids[0]).await.unwrap();
     let end = |job: &Job| job.lease_expires_at.unwrap().seconds;
     let mut last = end(&client.get(&ids[1]).await.unwrap());
-    // Of so many records none is looked at on the way.
+    // More records than a shared read scans for a lease extension.
     for seconds in 100..180 {
         keep(&client, &leases[1..], 2 * seconds).await;
         let now = client.get(&ids[1]).await.unwrap();
@@ -217,7 +217,7 @@ async fn what_a_lease_was_long_ago_extended_to_is_told_however_many_heartbeats_c
     server.stop().await;
 }
 
-/// Of many jobs together it is found in another way than of each.
+/// A long list shows leases as heartbeats extended them. The extensions of many jobs are found in another way than that of one.
 async fn a_long_list_tells_what_heartbeats_said(database: Database) {
     const JOBS: usize = 60;
     let mut config = database.config();
@@ -229,7 +229,7 @@ async fn a_long_list_tells_what_heartbeats_said(database: Database) {
     }
     let leases = client.claim(Claim::new("w").max_jobs(JOBS as i32).lease(Duration::from_secs(60))).await.unwrap();
     assert_eq!(leases.len(), JOBS);
-    // Of some jobs there are several, of some none, and of some an event came after it, or in between.
+    // Some jobs have several heartbeats, some none. Some have an event after a heartbeat, or between two.
     keep(&client, &leases[..50], 600).await;
     keep(&client, &leases[..20], 1_200).await;
     for lease in &leases[10..30] {

@@ -1,8 +1,8 @@
-//! What is random in tests, and comes again with its seed.
+//! Random numbers for tests, which can be repeated by their seed.
 
 use crate::cluster::environment;
 
-/// A sequence of numbers that follows from its seed: SplitMix64.
+/// A sequence of numbers that its seed determines: SplitMix64.
 pub(crate) struct Seeded(u64);
 
 impl Seeded {
@@ -10,7 +10,7 @@ impl Seeded {
         Self(seed)
     }
 
-    /// The seed of a run: JOBLEDGER_TEST_SEED, or another each time. It is printed.
+    /// The seed of a run: JOBLEDGER_TEST_SEED, or a random one. It is printed.
     pub(crate) fn from_environment(what: &str) -> u64 {
         let given = environment("JOBLEDGER_TEST_SEED").map(|seed| seed.parse().expect("a seed is a number"));
         let seed = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
@@ -26,7 +26,7 @@ impl Seeded {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below this one.
+    /// A number below `bound`.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }

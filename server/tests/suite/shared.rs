@@ -24,7 +24,7 @@ on_both_databases! {
     orgs_share_a_transaction_and_retention_has_one_to_itself,
 }
 
-/// A store that has one transaction at a time: what comes meanwhile gathers.
+/// A store with one transaction at a time, so that commands gather while it is open.
 async fn one_at_a_time(database: &Database) -> Arc<dyn Store> {
     let config = database.config();
     store::open(&config.database_url, OpenOptions { write_connections: 1, ..config.open_options() }).await.unwrap()
@@ -32,7 +32,7 @@ async fn one_at_a_time(database: &Database) -> Arc<dyn Store> {
 
 type Answer = oneshot::Receiver<Result<JobReply, LedgerError>>;
 
-/// Puts a command in its lane.
+/// Submits a create, which enters its org's lane at once.
 fn submit(ledger: &Ledger, org: OrgId, job_type: &str) -> Answer {
     crate::ledger::submit(ledger, org, Command::Create(new_job(job_type, None, None)))
 }
@@ -41,7 +41,7 @@ async fn job(answer: Answer) -> Job {
     created(timeout(PATIENCE, answer).await.expect("it is answered").unwrap())
 }
 
-/// Orgs that have a log, in a ledger whose store is held: what is submitted first goes first, and the rest together.
+/// Creates a job in each of `n` orgs, so that each has a log.
 async fn orgs_of(ledger: &Ledger, n: u128) -> Vec<OrgId> {
     let orgs: Vec<_> = (1..=n).map(|n| OrgId(Uuid::from_u128(n))).collect();
     for org in &orgs {
@@ -77,14 +77,14 @@ async fn what_the_database_refuses_of_one_org_costs_no_other(database: Database)
 }
 
 async fn orgs_share_a_transaction_and_retention_has_one_to_itself(database: Database) {
-    // By another ledger: in this one an org that has had a turn to itself rests after it where the disk is slow.
+    // Made by another ledger: in this one, on a slow disk, an org rests after a turn of its own.
     let before = one_at_a_time(&database).await;
     let orgs = orgs_of(&start(&before, Limits::default()), 6).await;
     before.close().await;
     let store = one_at_a_time(&database).await;
     let ledger = start(&store, Limits::default());
     let held = store.begin(&orgs[..1]).await.unwrap();
-    // The writer takes this and waits for the connection; later commands gather.
+    // The writer takes this command and waits for the connection. Later commands gather.
     let first = submit(&ledger, orgs[0], "t");
     let is_taken = async {
         while ledger.stalled_for() > Duration::ZERO {
@@ -106,7 +106,7 @@ async fn orgs_share_a_transaction_and_retention_has_one_to_itself(database: Data
     }
     drop(held);
     job(first).await;
-    // The clock is read once for each transaction: equal times mean the same.
+    // Each transaction reads the clock once, so equal times mean the same transaction.
     let mut at: Vec<Time> = Vec::new();
     for answer in answers {
         at.push(job(answer).await.created_at);
@@ -116,7 +116,8 @@ async fn orgs_share_a_transaction_and_retention_has_one_to_itself(database: Data
     store.close().await;
 }
 
-/// Of several heads those that are held elsewhere are not waited for, nor are those made that are not there.
+/// A transaction on several orgs takes the heads that are free. It waits for none that is locked elsewhere, and makes
+/// none for an org without a log.
 #[tokio::test]
 async fn of_several_heads_those_that_are_free_are_held() {
     let database = Database::postgres().await;
@@ -136,7 +137,7 @@ async fn of_several_heads_those_that_are_free_are_held() {
     assert_eq!(ours.orgs(None, 10).await.unwrap().len(), 3, "no row was made for one without a log");
 }
 
-/// An org whose head another server holds goes on as soon as it is free, and holds nobody up.
+/// An org whose head another server has locked goes on as soon as the head is free, and delays no other org for longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_org_whose_head_is_held_elsewhere_waits_alone() {
     let database = Database::postgres().await;
@@ -146,7 +147,7 @@ async fn an_org_whose_head_is_held_elsewhere_waits_alone() {
     let held = theirs.begin(&orgs[9..10]).await.unwrap();
     let mut waiting = submit(&ledger, orgs[9], "t");
     let others: Vec<_> = orgs.iter().filter(|org| **org != orgs[9]).map(|org| submit(&ledger, *org, "t")).collect();
-    // With one connection, which waits for that head, what comes after it waits, too: but not for longer than the head is held.
+    // The only connection waits for that head, so later commands wait, too, but not for longer than the head is locked.
     let early = timeout(Duration::from_millis(300), &mut waiting).await;
     assert!(early.is_err(), "it was written beside its head's holder");
     drop(held);
@@ -159,7 +160,7 @@ async fn an_org_whose_head_is_held_elsewhere_waits_alone() {
     database.verify().await;
 }
 
-/// Orgs whose heads others hold wait for them, and take none of the transactions that others share.
+/// Orgs whose heads are locked elsewhere wait for them, and take none of the transactions that other orgs share.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_that_are_held_elsewhere_keep_no_other_org_waiting() {
     let database = Database::postgres().await;
@@ -175,7 +176,7 @@ async fn heads_that_are_held_elsewhere_keep_no_other_org_waiting() {
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     for (org, other) in orgs[..4].iter().zip(&orgs[4..]) {
         waiting.push(submit(&ledger, *org, "t"));
-        // So that no transaction is shared by both.
+        // By then the first org waits in a transaction of its own, which the second can't share.
         let is_waiting =
             async { while everything.fetch_one(waits).await.unwrap().get::<i64, _>(0) < waiting.len() as i64 {} };
         timeout(PATIENCE, is_waiting).await.expect("it waits for the head");
@@ -191,8 +192,8 @@ async fn heads_that_are_held_elsewhere_keep_no_other_org_waiting() {
     database.verify().await;
 }
 
-/// The org of each row that shared transactions have written is that of its lane: of what says whose it is, and of all that belongs to
-/// a job.
+/// Every row that a shared transaction writes has the org of its lane. Otherwise one org could see another's data. The
+/// jobs name their org in types, labels and payloads, so a mixed-up row shows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_row_of_a_shared_transaction_is_of_its_lane() {
     let database = Database::postgres().await;
@@ -235,7 +236,7 @@ async fn every_row_of_a_shared_transaction_is_of_its_lane() {
     database.verify().await;
 }
 
-/// What a transaction may see and write that names several orgs: theirs, and nobody else's.
+/// A transaction that names several orgs sees and writes these, and no others.
 #[tokio::test]
 async fn a_transaction_on_several_orgs_is_held_to_them() {
     let database = Database::postgres().await;
@@ -259,7 +260,7 @@ async fn a_transaction_on_several_orgs_is_held_to_them() {
     let refused = transaction.execute(AssertSqlSafe(theirs)).await.unwrap_err().to_string();
     assert!(refused.contains("row-level security"), "{refused}");
     drop(transaction);
-    // What it named is gone with it.
+    // The names end with their transaction.
     let left = connection.fetch_one("SELECT count(*) FROM jobledger.job").await.unwrap();
     assert_eq!(left.get::<i64, _>(0), 0);
 }

@@ -1,4 +1,4 @@
-//! Stopping with work under way, and what a client hears when the database fails in the middle of it.
+//! Stops with work under way, and what a client gets when the database fails in the middle of it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -71,7 +71,7 @@ async fn what_does_not_end_within_the_grace_period_is_cut_off(database: Database
     server.begin_stop();
     server.stop().await;
     drop(held);
-    // Taken, and not answered: what became of it is not this server's to say.
+    // The command was taken and not answered, so this server can't tell its outcome.
     let error = accepted.await.unwrap().unwrap_err();
     assert_retry(&error, Code::Unavailable, "OUTCOME_UNKNOWN", true);
 }
@@ -121,7 +121,7 @@ async fn whatever_clients_do_it_is_gone_within_its_grace(database: Database) {
     for _ in 0..50 {
         client.create(NewJob::new("t").payload(&"x".repeat(100_000)).unwrap()).await.unwrap();
     }
-    // Those who behave: a subscriber, and a worker that waits.
+    // Clients that behave: a subscriber, and a worker that waits.
     let mut stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
     let bookmark = stream.message().await.unwrap().expect("where it begins");
     let waiting = tokio::spawn({
@@ -134,7 +134,7 @@ async fn whatever_clients_do_it_is_gone_within_its_grace(database: Database) {
         };
         async move { client.raw().claim_jobs(claim).await.map(|_| ()) }
     });
-    // And those who don't: who says nothing, who half says something, by either protocol; who reads nothing of what comes.
+    // Clients that don't: they send nothing, or half a request in either protocol, or read nothing of an answer.
     let silent = TcpStream::connect(address).await.unwrap();
     let mut half = TcpStream::connect(address).await.unwrap();
     half.write_all(b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
@@ -144,7 +144,7 @@ async fn whatever_clients_do_it_is_gone_within_its_grace(database: Database) {
     receiving.is_served().await;
     let call = receiving.call("/jobledger.v1.JobService/CreateJob", 0).await.unwrap();
     receiving.send(DATA, 0, call, &[0, 0, 0, 1]).await.unwrap();
-    // A window of nothing: RFC 9113, 6.5.2.
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2).
     let mut unread = Raw::with_settings(TcpStream::connect(address).await.unwrap(), &[0, 4, 0, 0, 0, 0]).await;
     unread.is_served().await;
     let from_the_beginning = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() };

@@ -1,4 +1,4 @@
-//! What is more than one batch removes goes in several.
+//! Retention removes in slices what is more than one batch may remove.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ on_both_databases! {
     what_is_left_of_a_job_goes_at_once_when_it_is_brought_in_again,
 }
 
-/// What each batch removes until nothing is left to go.
+/// How many jobs each batch removes, until none is left to remove.
 async fn retain_all(ledger: &Ledger) -> Vec<usize> {
     let mut removed = Vec::new();
     loop {
@@ -39,7 +39,7 @@ async fn retain_all(ledger: &Ledger) -> Vec<usize> {
     }
 }
 
-/// Reports progress so many times, with a message.
+/// Reports progress this many times, with a message.
 async fn report_often(work: &Work<'_>, job: JobId, times: usize, message: &str) {
     let message: Arc<str> = message.into();
     let report = |n| {
@@ -48,7 +48,7 @@ async fn report_often(work: &Work<'_>, job: JobId, times: usize, message: &str) 
         let command = Command::Apply { job, command: Box::new(transition::Command::Report(report)) };
         submit(work.ledger, work.org, command)
     };
-    // No more than the ledger takes in at once.
+    // As many at once as the ledger's queue has room for.
     let at_once = if message.len() < 1_000 { times } else { 8 };
     for first in (0..times).step_by(at_once) {
         let answers: Vec<_> = (first..times.min(first + at_once)).map(report).collect();
@@ -78,7 +78,7 @@ async fn the_events_of_a_long_job_go_in_slices_and_those_behind_it_too(database:
     store.close().await;
     database.verify().await;
 
-    // Another server goes on with it.
+    // Another server goes on with the slices.
     let store = database.open().await;
     let ledger = start(&store, Default::default());
     assert_eq!(retain_all(&ledger).await, [0, 0, 0, 1]);
@@ -93,7 +93,7 @@ async fn large_events_go_in_slices_of_bytes(database: Database) {
     let work = Work { ledger: &ledger, org: OrgId::DEFAULT };
     let text = "x".repeat(1 << 20);
     let mut jobs = Vec::new();
-    // Three of 7 MiB, and one of 40.
+    // Three jobs of 7 MiB, and one of 40 MiB.
     for times in [7, 7, 7, 40] {
         jobs.push(work.create().await);
         work.begin(jobs[jobs.len() - 1]).await;

@@ -1,4 +1,4 @@
-//! A snapshot, page by page: it is consistent with the events after it, whatever happens in between.
+//! The pages of a snapshot are consistent with the events after it, whatever happens in between.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ on_both_databases! {
     a_snapshot_is_consistent_whatever_happens_between_its_pages,
 }
 
-/// What a subscriber makes of it: each job's status and last event.
+/// What a subscriber derives: each job's status and last event.
 type Folded = HashMap<JobId, (JobStatus, i64)>;
 
 fn take(folded: &mut Folded, jobs: Vec<JobRecord>) {
@@ -39,7 +39,7 @@ async fn a_snapshot_is_consistent_whatever_happens_between_its_pages(database: D
     let ledger = start(&store, Default::default());
     let org = OrgId::DEFAULT;
     let work = Work { ledger: &ledger, org };
-    // Pages are of 64 jobs, the newest first.
+    // Pages have 64 jobs, the newest first.
     let mut ids = Vec::new();
     for _ in 0..130 {
         ids.push(work.create().await);
@@ -57,7 +57,7 @@ async fn a_snapshot_is_consistent_whatever_happens_between_its_pages(database: D
     let Delivery::Snapshot(first, _) = next(&mut subscription).await else { panic!("jobs come first") };
     assert!(first.iter().all(|record| record.job.created_seq > 60));
     take(&mut folded, first);
-    // Of those that were sent and of those that are still to be: some leave, some enter, one is new.
+    // Among the jobs that were sent and those still to come, some leave the filter, some enter it, and one is new.
     work.begin(ids[129]).await;
     work.begin(ids[30]).await;
     work.end(ids[5]).await;

@@ -1,4 +1,4 @@
-//! Streams that begin with the jobs as they are, cursors that outlive connections, and what the SDK makes of them.
+//! Streams that begin with a snapshot, cursors that outlive connections, and what the SDK does with them.
 
 use std::{
     collections::HashMap,
@@ -38,7 +38,7 @@ async fn next(events: &mut jobledger_client::Subscription) -> Item {
     timeout(PATIENCE, events.next()).await.expect("something comes").expect("the stream goes on").unwrap()
 }
 
-/// The jobs of a snapshot, and where in the log it belongs.
+/// The jobs of a snapshot, and the `seq` that it shows.
 async fn snapshot(events: &mut jobledger_client::Subscription) -> (HashMap<String, Job>, i64) {
     let mut jobs = HashMap::new();
     loop {
@@ -64,7 +64,7 @@ async fn create(client: &Client, job_type: &str) -> String {
 
 async fn a_snapshot_is_every_job_as_it_is_and_then_what_follows(database: Database) {
     let (server, client) = TestServer::on(&database).await;
-    // More than a page by number; some of them large, so that pages are cut by bytes too.
+    // More jobs than a page has. Some are large, so that pages are cut by bytes, too.
     let large = json!("x".repeat(300_000));
     for n in 0..150 {
         let job = NewJob::new("t").label("n", n.to_string());
@@ -86,7 +86,7 @@ async fn a_snapshot_is_every_job_as_it_is_and_then_what_follows(database: Databa
     create(&client, "t").await;
     assert_eq!(next_seq(&mut events).await, 157);
 
-    // As a history it ends once it is consistent.
+    // With `history_only` the stream ends once the snapshot is consistent.
     let mut history = client.subscribe(Follow::org().snapshot().history_only()).await.unwrap();
     assert_eq!(snapshot(&mut history).await.0.len(), 151);
     while let Some(item) = timeout(PATIENCE, history.next()).await.expect("it ends") {
@@ -115,7 +115,7 @@ async fn a_filtered_snapshot_sees_jobs_enter_and_leave(database: Database) {
     for expected in [6, 8, 9] {
         assert_eq!(next_seq(&mut events).await, expected);
     }
-    // To go on after it by hand takes saying so; without, only what enters is told.
+    // A client that goes on after the snapshot has to set `include_leaving`. Otherwise it gets only events of jobs that enter.
     let request = StreamJobEventsRequest {
         types: vec!["t".to_owned()],
         statuses: vec![JobStatus::Running.into()],
@@ -200,7 +200,7 @@ async fn a_cursor_goes_on_where_its_consumer_was(database: Database) {
     for expected in [1, 2, 3] {
         assert_eq!(next_seq(&mut events).await, expected);
     }
-    // The third was handed out and not dealt with yet: nobody has come for the next.
+    // The third event was delivered but not processed: the caller has not asked for the next one.
     drop(events);
     let stored = stored.lock().unwrap().clone();
     let cursors: Vec<Cursor> = stored.iter().map(|text| text.parse().unwrap()).collect();
@@ -233,10 +233,10 @@ async fn a_restored_log_voids_the_cursors_of_before(database: Database) {
     assert!(matches!(&refused, Err(Error::EpochChanged { log_id }) if *log_id == renewed), "{refused:?}");
     let error = client.raw().stream_job_events(StreamJobEventsRequest { log_id, ..request }).await.unwrap_err();
     assert_eq!((error.code(), &*error.get_details_error_info().unwrap().reason), (Code::OutOfRange, "EPOCH_CHANGED"));
-    // Who doesn't say which log it was in is not refused.
+    // A cursor without a log id is not refused.
     let unchecked = Cursor { log_id: String::new(), ..cursor };
     drop(client.subscribe(Follow::org().resume(&unchecked)).await.expect("nothing to check"));
-    // A stream that is open while it happens hears of it too, within a look of the server's.
+    // An open stream gets the error, too, as soon as the server reads the log id again.
     if database.is_postgres() {
         let mut open = client.subscribe(Follow::org()).await.unwrap();
         store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
@@ -281,7 +281,7 @@ async fn a_snapshot_that_is_cut_begins_anew(database: Database) {
     let wire = Wire::to(server.address.to_string()).await;
     let client = Client::builder(format!("http://{}", wire.address)).timeout(PATIENCE).build().unwrap();
     let mut events = client.subscribe(Follow::org().snapshot()).await.unwrap();
-    // More than can be on its way is still to come.
+    // More of the snapshot is still to come than can be on its way.
     assert!(matches!(next(&mut events).await, Item::Snapshot(_)));
     wire.cut();
     let mut before = 1;

@@ -1,4 +1,4 @@
-//! docs/start.md, followed as it stands there in an empty directory: its commands, its SQL, its worker; where openssl is installed.
+//! docs/start.md, followed as it stands in an empty directory: its commands, its SQL, its worker. Skipped without openssl.
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +35,7 @@ fn blocks(page: &str) -> Vec<Block> {
     fenced.map(block).collect()
 }
 
-/// Ended with its test, and with what it has started.
+/// A started command, which is killed when its test ends.
 struct Running(Child);
 
 impl Running {
@@ -53,11 +53,11 @@ impl Drop for Running {
     }
 }
 
-/// A shell in the directory, with what blocks before have exported.
+/// A shell in the directory, with what earlier blocks have exported.
 struct Shell<'a> {
     folder: &'a Path,
     exports: String,
-    /// What stands for what on this machine.
+    /// Texts of the page, and what replaces them on this machine.
     names: Vec<(String, String)>,
 }
 
@@ -74,7 +74,7 @@ impl Shell<'_> {
         shell
     }
 
-    /// Runs a block to its end; what it prints.
+    /// Runs a block to its end. Returns its standard output.
     fn run(&mut self, text: &str) -> String {
         let script = self.script(text);
         let done = self.command(&script).output().expect("sh runs");
@@ -86,9 +86,9 @@ impl Shell<'_> {
         String::from_utf8(done.stdout).expect("it prints text")
     }
 
-    /// Starts a block whose last command stays.
+    /// Starts a block whose last command keeps running.
     fn start(&self, text: &str) -> Running {
-        // Signals go to the command, not to a shell around it.
+        // Signals must reach the command, not a shell around it.
         let stays = format!("\n{text}")
             .replace("\njobledger serve", "\nexec jobledger serve")
             .replace("\ncargo run", "\nexec cargo-run");
@@ -97,7 +97,7 @@ impl Shell<'_> {
     }
 }
 
-/// Options that a command on the page gives to the program.
+/// The options that a command on the page gives to the program.
 fn options(text: &str) -> impl Iterator<Item = &str> {
     text.split_whitespace().filter(|word| word.starts_with("--"))
 }
@@ -179,7 +179,7 @@ async fn the_page_leads_from_nothing_to_a_worker() {
     }
 }
 
-/// Waits for the page's only job.
+/// Waits until the page's only job has ended.
 async fn until_it_is_done(folder: &Path, port: &str) {
     let read = |name: &str| fs::read_to_string(folder.join(name)).expect("the page has made it");
     let token = Token::new(read("observer.token").trim()).unwrap();

@@ -1,4 +1,4 @@
-//! What is told of jobs over time, and that it is what happened.
+//! Statistics over time report what happened.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,7 +18,7 @@ async fn of(client: &Client, request: GetStatisticsRequest) -> Statistics {
     client.statistics_of(request).await.unwrap()
 }
 
-/// Created, started, succeeded, failed, retried, canceled, lost.
+/// In this order: created, started, succeeded, failed, retried, canceled, lost.
 fn counts(happened: Option<&jobledger_client::proto::Happened>) -> [i64; 7] {
     let happened = happened.expect("it is always told");
     let of = happened;
@@ -61,7 +61,7 @@ async fn what_happened_is_counted_by_type_and_in_all(database: Database) {
     let minutes = (as_of.seconds - start.seconds) as f64 / 60.0;
     let rate = statistics.per_minute.unwrap().created;
     assert!((60.0..=61.1).contains(&minutes) && (rate * minutes - 4.0).abs() < 0.01, "{rate} in {minutes} min");
-    // Of one type alone.
+    // One type alone.
     let one = of(&client, GetStatisticsRequest { types: vec!["b".to_owned()], ..Default::default() }).await;
     assert_eq!((one.types.len(), counts(one.happened.as_ref())), (1, expected[1]));
     server.stop().await;
@@ -83,7 +83,7 @@ async fn jobs_that_may_be_claimed_are_told_from_those_that_wait_for_their_time(d
         all.types.iter().map(|of_type| (of_type.claimable, of_type.scheduled)).collect::<Vec<_>>(),
         [(1, 2), (1, 1)]
     );
-    // One whose time comes is ready by itself, without an event.
+    // A job whose time comes becomes ready without an event.
     client.create(NewJob::new("b").scheduled_at(soon)).await.unwrap();
     let promoted = async {
         loop {

@@ -1,4 +1,4 @@
-//! Callers whom nobody knows: what they open, try or pretend to be.
+//! Callers without a credential: the connections that they open, and the credentials and host names that they try.
 
 use std::{fs::File, net::SocketAddr, process::Stdio, time::Duration};
 
@@ -29,10 +29,10 @@ async fn connections_of_strangers_leave_files_and_places_to_others() {
     let to = program.address.parse().unwrap();
     let mut silent = Vec::new();
     for n in 0..500 {
-        // Those that are turned away are closed by the other side.
+        // The server closes the connections that it refuses.
         silent.extend(connect_from([127, 1, 0, 1 + (n % 2) as u8], to).await);
     }
-    // Two addresses have two thirds of the places; the server, its files.
+    // Two addresses have two thirds of the connections, and the server still has its files.
     let (_, client) = tenant(&program);
     let id = client.create(NewJob::new("t")).await.unwrap().job.id;
     client.get(&id).await.unwrap();
@@ -41,7 +41,7 @@ async fn connections_of_strangers_leave_files_and_places_to_others() {
     assert!(program.end_by("TERM").success());
 }
 
-/// A connection from one of this machine's addresses.
+/// Connects from one of this machine's addresses.
 async fn connect_from(address: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((address, 0).into())?;
@@ -61,7 +61,7 @@ async fn a_connection_on_which_nobody_called_is_soon_closed() {
     assert!(program.end_by("TERM").success());
 }
 
-/// The code of the answer to a request of HTTP/1.
+/// The status code of the answer to an HTTP/1 request.
 async fn code_of(address: &str, head: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("{head}Connection: close\r\nContent-Length: 0\r\n\r\n");
@@ -80,7 +80,7 @@ async fn names_that_others_lead_here_are_turned_away_where_nobody_is_asked_who_t
     for ours in [address, "localhost:50051", "ledger.internal", "[::1]:50051"] {
         assert_eq!(code_of(address, &format!("{job}Host: {ours}\r\n")).await, "404", "{ours}");
     }
-    // As a page does whose name leads to this machine once it was loaded.
+    // As a web page does whose host name was made to lead to this machine after it was loaded.
     for anothers in ["rebound.example.com", "localhost.example.com:50051"] {
         assert_eq!(code_of(address, &format!("{job}Host: {anothers}\r\n")).await, "403", "{anothers}");
     }

@@ -1,4 +1,4 @@
-//! Event streams: order, cursors, filters, ends, and subscribers that are slow or left behind.
+//! Event streams: order, cursors, filters, ends, and subscribers that are slow or whose server stops.
 
 use std::{
     collections::HashSet,
@@ -37,7 +37,7 @@ async fn next(events: &mut Subscription) -> Item {
     without_log_id(item)
 }
 
-/// Every bookmark names the log; which that is differs from run to run.
+/// Removes the log id from a bookmark, because it differs from run to run. Every bookmark must have one.
 fn without_log_id(item: Item) -> Item {
     let Item::Bookmark(bookmark) = item else { return item };
     Uuid::try_parse(&bookmark.log_id).expect("a bookmark names the log");
@@ -52,7 +52,7 @@ async fn next_event(events: &mut Subscription) -> JobEvent {
     }
 }
 
-/// All that is left of a stream that ends by itself.
+/// The remaining items of a stream that ends by itself.
 async fn rest(mut events: Subscription) -> Vec<Item> {
     let mut items = Vec::new();
     while let Some(item) = timeout(PATIENCE, events.next()).await.expect("the stream ends") {
@@ -86,7 +86,7 @@ async fn the_past_joins_the_present_without_a_gap(database: Database) {
             }
         });
     }
-    // They come at every stage of the writing, from the beginning and from where the log is.
+    // The subscribers begin at every stage of the writing, at the beginning of the log or near its head.
     for subscriber in 0..12i64 {
         let client = client.clone();
         subscribers.spawn(async move {
@@ -172,7 +172,7 @@ async fn the_stream_of_a_job_ends_when_the_job_is_finished_and_not_before(databa
     assert_eq!(kinds, [Started, Failed, RetryScheduled, Started, Succeeded], "the retried failure is not the end");
     assert_eq!(live.last(), Some(&caught_up(7)));
 
-    // The same from the past, whose old failure is not the end either; and from beyond the last event.
+    // The same from the past, where the old failure is not the end either, and from after the last event.
     assert_eq!(seqs(&rest(client.subscribe(Follow::job(&id)).await.unwrap()).await), [1, 3, 4, 5, 6, 7]);
     assert_eq!(seqs(&rest(client.subscribe(Follow::job(&id).after(5)).await.unwrap()).await), [6, 7]);
     assert_eq!(rest(client.subscribe(Follow::job(&id).after(7)).await.unwrap()).await, [caught_up(7)]);
@@ -192,7 +192,7 @@ async fn bookmarks_come_while_nothing_matches(database: Database) {
         assert_eq!(next(&mut events).await, caught_up(1), "again and again");
     }
     create(&client, "t").await;
-    // One may have been on its way when the event came.
+    // One bookmark may have been on its way when the event came.
     let Item::Bookmark(mut bookmark) = next(&mut events).await else { panic!("no bookmark") };
     while bookmark.seq == 1 {
         let Item::Bookmark(later) = next(&mut events).await else { panic!("no bookmark") };
@@ -204,7 +204,7 @@ async fn bookmarks_come_while_nothing_matches(database: Database) {
 
 async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database) {
     let mut config = database.config();
-    // Ten times as long as this the error waits to be read.
+    // The error waits ten times this long to be read.
     let slow_after = Duration::from_secs(2);
     config.slow_consumer_after = slow_after;
     let address = fixed_address();
@@ -213,7 +213,7 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database)
     let raw = StreamJobEventsRequest { after_seq: Some(0), ..Default::default() };
     let mut stream = client.raw().stream_job_events(raw.clone()).await.unwrap().into_inner();
     let mut patient = client.subscribe(Follow::org().after(0)).await.unwrap();
-    // More than the transport and the server's queue hold, and then for long enough.
+    // More than the transport and the server's queue have room for, and then for long enough.
     const ENOUGH: i64 = 60;
     let result = json!("x".repeat(200_000));
     let (mut jobs, mut full) = (0, None);
@@ -225,7 +225,7 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database)
         jobs += 1;
         full = full.or_else(|| (jobs == ENOUGH).then(Instant::now));
     }
-    // The one that reads late finds an unbroken beginning, then the error; the SDK would go on from there.
+    // The late reader gets an unbroken beginning, then the error. The SDK would go on from there.
     let mut last = 0;
     let error = loop {
         match timeout(PATIENCE, stream.message()).await.expect("the server ends it") {
@@ -244,7 +244,7 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database)
     assert_eq!(error.get_details_error_info().unwrap().reason, "SLOW_CONSUMER");
     assert!(error.get_details_retry_info().is_some());
     assert!(last < jobs * 3, "it was slow");
-    // The SDK's subscription was not read either, and resumes by itself, here on a server with more patience.
+    // The SDK's subscription was not read either. It resumes by itself, here at a server with more patience.
     server.stop().await;
     let server = TestServer::start_on(&address, database.config()).await;
     let resumed = StreamJobEventsRequest { after_seq: Some(last), history_only: true, ..raw };
@@ -289,7 +289,7 @@ async fn a_stop_sends_streams_elsewhere_and_the_client_resumes_by_itself(databas
     server.stop().await;
     assert!(started.elapsed() < Duration::from_secs(5), "open streams don't use up the grace period");
 
-    // Nobody is there: a call that must not wait says so, one that may wait does.
+    // No server runs. A call that must not wait fails, and one that may wait succeeds later.
     let impatient = Client::builder(format!("http://{address}")).timeout(Duration::from_millis(300)).build().unwrap();
     let error = impatient.get("01890a5d-ac96-774b-bcce-b302099a8057").await.unwrap_err();
     assert!(error.is_unavailable() || matches!(error, Error::DeadlineExceeded), "{error}");
@@ -314,7 +314,7 @@ async fn a_thousand_idle_subscribers_cost_no_database_connection(database: Datab
         assert_eq!(next(&mut events).await, caught_up(1));
         subscribers.push(events);
     }
-    // There are four connections to read with. Every one of them is free.
+    // All connections for reads are free: 16 on SQLite, 20 on PostgreSQL.
     let mut reads = JoinSet::new();
     for _ in 0..200 {
         let client = client.clone();
@@ -356,7 +356,7 @@ async fn subscribers_that_are_live_read_nothing_of_their_own(database: Database)
     };
     assert_eq!(all_see(&client).await, 0, "what this server commits is in its memory");
     if database.is_postgres() {
-        // What another commits is read once for all of them.
+        // The events of another server are read once for all subscribers.
         let (other, writer) = TestServer::on(&database).await;
         let reads = all_see(&writer).await;
         assert!((1..=2 * EVENTS).contains(&reads), "{reads} reads of {EVENTS} events for {SUBSCRIBERS} subscribers");

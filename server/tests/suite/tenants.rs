@@ -1,4 +1,4 @@
-//! Tenants who attack with a credential that is good: what they hold, or wait for, is not taken from others.
+//! Tenants that attack with a valid credential: what they hold or wait for is not taken from other orgs.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -49,13 +49,13 @@ on_both_databases! {
 const CLAIM: &str = "/jobledger.v1.JobService/ClaimJobs";
 const STREAM: &str = "/jobledger.v1.JobService/StreamJobEvents";
 
-/// A client of an org of its own.
+/// A new org, and its client.
 pub(crate) fn tenant(program: &Program) -> (Uuid, Client) {
     let org = Uuid::new_v4();
     (org, program.client_of(org))
 }
 
-/// Begins a call of an org, with all of its request.
+/// Begins a call of an org and sends its whole message.
 pub(crate) async fn begin(raw: &mut Raw, path: &str, org: Uuid, message: &[u8]) {
     let stream = raw.next_stream();
     let headers = header_block(path, &[("x-org-id", &org.to_string())]);
@@ -68,7 +68,7 @@ pub(crate) async fn begin(raw: &mut Raw, path: &str, org: Uuid, message: &[u8]) 
 }
 
 async fn claims_that_wait_hold_no_room_for_requests(database: Database) {
-    // The part of one org is a third of it: three such claims.
+    // One org may have a third of it: three such claims.
     let program = Program::start_with(&database, &["--max-request-memory", "1800000"]);
     let ((org, client), (_, other)) = (tenant(&program), tenant(&program));
     let claim = ClaimJobsRequest {
@@ -76,13 +76,13 @@ async fn claims_that_wait_hold_no_room_for_requests(database: Database) {
         wait: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
         ..Default::default()
     };
-    // A field that no version of the contract has.
+    // An unknown field: no version of the contract has it.
     let mut message = claim.encode_to_vec();
     message.extend([0xfa, 0x7f]);
     prost::encoding::encode_varint(190_000, &mut message);
     message.resize(message.len() + 190_000, 0);
     let mut raw = Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
-    // It says how much may be sent at once.
+    // The server's settings say how much may be sent at once.
     raw.is_served().await;
     for _ in 0..16 {
         begin(&mut raw, CLAIM, org, &message).await;
@@ -95,7 +95,7 @@ async fn claims_that_wait_hold_no_room_for_requests(database: Database) {
     assert!(program.end_by("TERM").success());
 }
 
-/// Jobs with results that fill pages.
+/// Creates jobs with results that fill pages.
 async fn fill(client: &Client, jobs: usize) {
     for _ in 0..jobs {
         let id = client.create(NewJob::new("t")).await.unwrap().job.id;
@@ -124,9 +124,9 @@ async fn streams_that_are_not_read_keep_no_other_org_from_the_past(database: Dat
         }
         assert_eq!(seen, events);
     };
-    // Long before who reads nothing is ended for that.
+    // Long before a stream is ended because it is not read.
     past(&other, 18, Duration::from_secs(10)).await;
-    // Its own streams come to an end, too: those that are not read are where there is no room.
+    // The org's own stream comes to its end, too: unread streams are ended where there is no room.
     past(&client, 36, PATIENCE).await;
     drop(raw);
     assert!(program.end_by("TERM").success());
@@ -137,7 +137,7 @@ async fn what_streams_and_claims_name_takes_no_more_than_its_part(database: Data
     let ((_, client), (_, other)) = (tenant(&program), tenant(&program));
     let types = |n: usize| (0..100).map(move |m| format!("{}{n} {m}", "🦀".repeat(80)));
     let mut kept = Vec::new();
-    // Each names some 40 KB: of a third of a mebibyte few find room.
+    // Each stream names some 40 KB, so a third of a mebibyte has room for few.
     for n in 0..12 {
         let request = StreamJobEventsRequest { types: types(n).collect(), ..Default::default() };
         match client.raw().stream_job_events(request).await {
@@ -156,7 +156,7 @@ async fn what_streams_and_claims_name_takes_no_more_than_its_part(database: Data
     let status = claim(&client).await.unwrap_err();
     let told = assert_error(&status, Code::ResourceExhausted, "OVERLOADED");
     assert_eq!((&*told["scope"], &*told["limit"]), ("org", "349525"));
-    // Others have their part, and who lets go has it again.
+    // Other orgs have their own share. An org that lets go has its share again.
     claim(&other).await.unwrap();
     drop(kept);
     let again = async { while claim(&client).await.is_err() {} };
@@ -166,7 +166,7 @@ async fn what_streams_and_claims_name_takes_no_more_than_its_part(database: Data
 
 async fn lists_without_end_keep_nobody_from_anything(database: Database) {
     const LISTS: usize = 300;
-    /// Beyond what a busy machine takes, and well below what calls wait before they are given up.
+    /// More than a busy machine takes, and well below the time after which calls are given up.
     const SOON: Duration = Duration::from_secs(4);
     let program = Program::start(&database);
     let ((_, client), (_, other)) = (tenant(&program), tenant(&program));
@@ -181,7 +181,7 @@ async fn lists_without_end_keep_nobody_from_anything(database: Database) {
         lists.spawn(async move {
             loop {
                 let request = ListJobsRequest { page_size: 1_000, view: JobView::Full.into(), ..Default::default() };
-                // Too many may be told so.
+                // A list may be refused because there are too many.
                 if let Err(error) = service.list_jobs(request).await {
                     assert_ne!(error.code(), Code::Unavailable, "{error:?}");
                 }
@@ -233,7 +233,7 @@ async fn nobody_works_out_a_lease_token_from_what_is_told_of_a_job(database: Dat
             _ => {}
         }
     };
-    // The time of the claim, and the token of another job that the same call has claimed.
+    // Guesses from the time of the claim, and from the token of another job in the same claim.
     let at = claimed.recorded_at.unwrap();
     let micros = at.seconds * 1_000_000 + i64::from(at.nanos) / 1_000;
     let (job_id, own_id) = (job.id.replace('-', ""), own_job.id.replace('-', ""));
@@ -283,7 +283,7 @@ async fn names_that_would_write_to_a_terminal_are_refused(database: Database) {
     assert!(program.end_by("TERM").success());
 }
 
-/// Asserts that the server says that it is ready.
+/// Asserts that the server reports that it is ready.
 pub(crate) async fn is_ready(address: String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -379,7 +379,7 @@ fn claim(worker: &str) -> ledger::Claim {
 }
 
 async fn payloads_of_claimed_jobs_are_read_in_turns(database: Database) {
-    /// What an org may have at a time, of those that there are.
+    /// How many of the turns one org may have at a time.
     const TURNS: usize = 3;
     let store = database.open().await;
     let ledger = lanes::start(&store, Limits::default());
@@ -389,7 +389,7 @@ async fn payloads_of_claimed_jobs_are_read_in_turns(database: Database) {
         let create = Command::Create(lanes::new_job("t", Some(payload.clone()), None));
         lanes::created(ledger.submit(org, create).await);
     }
-    // An answer that is not made yet keeps the turn in which its payloads were read.
+    // A claim keeps the turn in which its payloads were read until its answer is made.
     let mut in_the_making = Vec::new();
     for _ in 0..TURNS {
         in_the_making.push(ledger.claim(org, claim("w"), Duration::ZERO).await.unwrap());
@@ -403,7 +403,7 @@ async fn payloads_of_claimed_jobs_are_read_in_turns(database: Database) {
         statistics.types[0].counts.get(status::JobStatus::Running)
     };
     timeout(PATIENCE, async { while running().await <= TURNS as i64 {} }).await.unwrap();
-    // Another's turn is free.
+    // Another org's turn is free.
     let leases = timeout(PATIENCE, ledger.claim(other, claim("w"), Duration::ZERO)).await.unwrap().unwrap();
     assert!(leases.jobs()[0].contents.payload.is_some());
     assert!(!claimed.is_finished(), "it waits for its turn");

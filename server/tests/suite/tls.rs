@@ -1,4 +1,4 @@
-//! TLS, and clients that are let in by their certificates.
+//! TLS, and clients that authenticate by certificate.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ use crate::{
 
 const OURS: Uuid = Uuid::from_u128(0xa11ce);
 
-/// Who issues certificates.
+/// A certificate authority.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
@@ -61,7 +61,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// The list of those that are revoked, by their serial numbers.
+    /// The revocation list with these serial numbers.
     fn revoke(&self, serials: &[u64]) -> String {
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
@@ -88,12 +88,12 @@ impl Authority {
         Issued { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
-    /// For a server on loopback.
+    /// A certificate for a server on loopback.
     fn server(&self) -> Issued {
         self.issue(|params| params.subject_alt_names = vec![SanType::IpAddress([127, 0, 0, 1].into())])
     }
 
-    /// For a client with this name.
+    /// A certificate for a client with this name.
     fn client(&self, name: SanType) -> Issued {
         self.issue(|params| {
             params.subject_alt_names = vec![name];
@@ -106,7 +106,7 @@ fn uri(name: &str) -> SanType {
     SanType::URI(name.try_into().unwrap())
 }
 
-/// Where a server finds its files.
+/// A server's files, and its configuration.
 struct Files {
     folder: TempDir,
     config: Config,
@@ -134,7 +134,7 @@ impl Files {
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.folder.path().join(name);
-        // As a whole: nobody reads half of it.
+        // Renamed into place, so that nobody reads half of it.
         fs::write(path.with_extension("new"), text).unwrap();
         fs::rename(path.with_extension("new"), &path).unwrap();
         path
@@ -159,7 +159,7 @@ async fn create(client: &Client) -> Result<String, Error> {
     Ok(client.create(NewJob::new("t")).await?.job.requested_by)
 }
 
-/// The server's certificate, in a handshake of this version alone.
+/// The certificate that the server shows in a handshake of this version alone.
 async fn shake_hands(
     server: &TestServer,
     ca: &Authority,
@@ -191,7 +191,7 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
     assert_eq!(create(&client_of(Some(&known))).await.unwrap(), "cert:billing");
     let denied = client_of(Some(&known)).statistics(&[]).await;
     assert!(matches!(denied, Err(Error::PermissionDenied { .. })), "a worker: {denied:?}");
-    // A token counts more than the certificate, and is enough without one.
+    // A token takes precedence over the certificate, and is enough without one.
     let by_token = |identity: Option<&Issued>| {
         let builder = Client::builder(format!("https://{}", server.address)).ca(authority.pem());
         let builder = builder.token(jobledger_client::Token::new(&admin).unwrap());
@@ -204,7 +204,7 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
     };
     assert_eq!(create(&by_token(None)).await.unwrap(), "token:tester");
     assert_eq!(create(&by_token(Some(&known))).await.unwrap(), "token:tester");
-    // Nobody, or nobody who is known.
+    // No certificate, or one whose name is not in the identities.
     let unknown = clients.client(uri("spiffe://example.com/other"));
     let other_kind = clients.client(SanType::DnsName("spiffe://example.com/worker".try_into().unwrap()));
     let nameless = clients.issue(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
@@ -212,7 +212,7 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
         let found = create(&client_of(issued)).await;
         assert!(matches!(found, Err(Error::Unauthenticated { .. })), "{found:?}");
     }
-    // What no handshake passes: another's certificate, one whose time is over, one that is for servers; none of TLS at all.
+    // The handshake refuses another authority's certificate, an expired one, one for servers, and a client without TLS.
     let old = clients.issue(|params| {
         params.subject_alt_names = vec![uri("spiffe://example.com/worker")];
         (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
@@ -229,7 +229,7 @@ async fn calls_go_by_tls_and_certificates_say_who_calls() {
     let plain = Client::builder(server.endpoint()).timeout(Duration::from_secs(2)).build().unwrap();
     let found = create(&plain).await;
     assert!(matches!(found, Err(Error::Unavailable { .. } | Error::DeadlineExceeded)), "{found:?}");
-    // A server that somebody else vouches for is not talked to.
+    // A client does not talk to a server whose certificate another authority issued.
     let found = create(&client(&server, &strangers, None)).await;
     assert!(matches!(found, Err(Error::Unavailable { .. } | Error::DeadlineExceeded)), "{found:?}");
     for version in [&TLS12, &TLS13] {
@@ -270,7 +270,7 @@ async fn what_is_called_with_a_certificate_ends_with_it() {
     let files = Files::new(&database, &authority.server(), &clients);
     files.write("identities", &format!("uri:spiffe://example.com/worker {OURS} admin\n"));
     let server = TestServer::start(files.config.clone()).await;
-    // In whole seconds, as certificates have it.
+    // Certificates have whole seconds.
     let end = (SystemClock.now() + Duration::from_secs(3)).duration_trunc(TimeDelta::seconds(1)).unwrap();
     let short = clients.issue(|params| {
         params.subject_alt_names = vec![uri("spiffe://example.com/worker")];
@@ -302,13 +302,13 @@ async fn certificates_and_identities_are_read_again() {
     assert_eq!(shake_hands(&server, &authority, &TLS13).await.unwrap(), der(&first));
     let mut stream = client.subscribe(Follow::org()).await.unwrap();
     stream.next().await.unwrap().unwrap();
-    // What can't be used changes nothing.
+    // Files that can't be used change nothing.
     files.write("identities", "uri:spiffe://example.com/worker everybody admin\n");
     files.write("cert.pem", "-----BEGIN");
     create(&client).await.unwrap();
     let second = authority.server();
     files.put(&second);
-    // The last one goes.
+    // The last identity is removed.
     files.write("identities", "# nobody\n");
     let ended = async {
         loop {

@@ -1,4 +1,4 @@
-//! Types of jobs come with their first job and go with their last.
+//! Types of jobs appear with their first job and disappear with their last.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ on_both_databases! {
     a_type_is_forgotten_with_its_last_job_and_makes_room,
 }
 
-/// Creates a job of a type, and ends it.
+/// Creates a job of a type and completes it.
 async fn finish(client: &Client, job_type: &str) {
     let job = client.create(NewJob::new(job_type)).await.unwrap().job.id;
     client.update(Report::start(&job)).await.unwrap();
@@ -35,7 +35,7 @@ async fn a_type_is_forgotten_with_its_last_job_and_makes_room(database: Database
     client.create(NewJob::new("new")).await.expect("there is room for another");
     let refused = client.create(NewJob::new("gone")).await.unwrap_err();
     assert!(refused.to_string().contains("3 types"), "{refused}");
-    // The window still tells of what was done.
+    // The window still has what happened.
     let statistics = client.statistics(&[]).await.unwrap();
     let gone = statistics.types.iter().find(|of_type| of_type.r#type == "gone").expect("it is in the window");
     assert_eq!(gone.counts.as_ref().map_or(0, |counts| counts.succeeded + counts.queued), 0);
@@ -50,7 +50,7 @@ async fn a_type_that_another_server_has_forgotten_is_a_new_one() {
     config.retention = keep(JobStatus::Succeeded, Duration::from_secs(1));
     let (keeping, server) = (TestServer::start(config).await, TestServer::start(database.config()).await);
     let client = server.client();
-    // It knows the type from then on.
+    // From here on the server has the type cached.
     finish(&client, "t").await;
     finish(&client, "t").await;
     until_counts(&client, |counts| counts.succeeded, 0).await;

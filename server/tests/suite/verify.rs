@@ -1,4 +1,4 @@
-//! `jobledger verify`: finds what is not as the log says, and nothing else, on a live database.
+//! `jobledger verify` finds what differs from the log, and nothing else, on a live database.
 
 use std::{
     sync::{
@@ -33,7 +33,7 @@ on_both_databases! {
     one_org_is_verified_or_all,
 }
 
-/// The exit code, and what is said.
+/// The exit code, and what the program prints.
 fn verify(database: &Database, arguments: &[&str]) -> (Option<i32>, String) {
     let url = database.url_as(OWNER);
     let arguments: Vec<_> = ["verify", "--database-url", &url].iter().chain(arguments).copied().collect();
@@ -64,7 +64,7 @@ async fn what_was_tampered_with_is_told(database: Database) {
         ("UPDATE org_counter SET succeeded = succeeded + 1".to_owned(), vec!["4 succeeded by the counter, 3 counted"]),
         ("UPDATE org_counter SET scheduled = scheduled + 1".to_owned(), vec!["1 scheduled by the counter, 0 counted"]),
         (
-            // Whether they were made in one minute or in two.
+            // Whether the jobs were created in one minute or in two.
             "UPDATE org_series SET created = 70 WHERE width = 60".to_owned(),
             vec!["minute", "created [7", "] by the series, ["],
         ),
@@ -111,7 +111,7 @@ async fn what_was_tampered_with_is_told(database: Database) {
         let (server, client) = TestServer::on(&database).await;
         some_jobs(&client).await;
         database.tamper(&sql).await;
-        // Beside the server, which has the file.
+        // Runs beside the server, which has the file locked.
         let (code, said) = verify(&database, &[]);
         assert_eq!(code, Some(1), "{sql}\n{said}");
         for expected in expected {
@@ -151,7 +151,7 @@ async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
     client.create(NewJob::new("t")).await.unwrap();
     let leases = client.claim(Claim::new("w")).await.unwrap();
     keep(&client, &leases, 600).await;
-    // With this batch the row is written.
+    // This batch writes the row.
     client.create(NewJob::new("t")).await.unwrap();
     server.stop().await;
     let extended = "org_record WHERE extensions IS NOT NULL";
@@ -163,7 +163,8 @@ async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
     assert!(code == Some(1) && said.contains("1 row lacks events, or the end of its lease,"), "{said}");
 }
 
-/// As of a restore that brought an older log beside newer rows.
+/// Calls on a job whose row is ahead of the log fail. Such rows are there after a restore that brought an older log,
+/// and an answer would contradict the log.
 async fn nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut(database: Database) {
     let (server, client) = TestServer::on(&database).await;
     let mut jobs = Vec::new();
@@ -194,10 +195,10 @@ async fn nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut(database: 
     }
     let claimed = client.raw().claim_jobs(ClaimJobsRequest::from(Claim::new("w").max_jobs(5))).await;
     assert!(claimed.is_err(), "{claimed:?}");
-    // What the log has is answered.
+    // Jobs that the log has are answered.
     assert_eq!(client.get(&jobs[3]).await.unwrap().id, jobs[3]);
     client.update(Report::start(&jobs[3])).await.unwrap();
-    // Nor once the log has events in the places of those that were lost.
+    // Calls still fail once the log has other events at the lost `seq`s.
     for _ in 0..9 {
         client.create(NewJob::new("later")).await.unwrap();
     }
@@ -238,7 +239,7 @@ async fn live_databases_are_verified_while_retention_waits(database: Database) {
             }
         });
     }
-    // Until retention has removed something before each of them.
+    // Waits until retention has removed something before each run.
     let removed = async |floor: i64| loop {
         let error = client.subscribe(jobledger_client::Follow::org().after(floor - 1)).await;
         let oldest = match error {
@@ -255,7 +256,7 @@ async fn live_databases_are_verified_while_retention_waits(database: Database) {
     is_over.store(true, Ordering::Relaxed);
     writers.join_all().await;
     database.verify().await;
-    // What was removed is still told of.
+    // Statistics still have what was removed.
     let statistics = client.statistics(&[]).await.unwrap();
     let (happened, counts) = (statistics.happened.unwrap(), statistics.counts.unwrap());
     assert!(happened.succeeded > counts.succeeded, "{happened:?} {counts:?}");
@@ -274,7 +275,7 @@ async fn one_org_is_verified_or_all(database: Database) {
     server.stop().await;
 }
 
-/// PostgreSQL knows nothing of the tables yet.
+/// The leases of thousands of jobs are verified within seconds even if PostgreSQL has no statistics of the tables yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_of_thousands_of_jobs_are_verified_at_once() {
     const JOBS: usize = 40_000;
@@ -300,7 +301,7 @@ async fn leases_of_thousands_of_jobs_are_verified_at_once() {
             "INSERT INTO jobledger.job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, next_status, attempt, job_type, bytes)
              SELECT {org}, n, {id}, 1, now(), date_trunc('day', now()), 'created', 'queued', 0, 't', 100 FROM generate_series(1, {JOBS}) n"
         ),
-        // Each tells of its own ten jobs, and of all but one of them what their rows do not say.
+        // Each record has the lease ends of ten jobs of its own. All but one of them differ from the rows.
         format!(
             "INSERT INTO jobledger.org_record (org_id, n, id, prev, seq, ready_gen, recorded_at, written_at, format, counts, base_seq, base_n, jobs, bytes, extensions)
              SELECT {org}, r, r, r - 1, {JOBS}, 1, now(), now(), 1, '{{}}', {JOBS}, 1000, {JOBS}, 0, (

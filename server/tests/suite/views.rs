@@ -1,4 +1,4 @@
-//! Local copies of an org's jobs: each is what the database has, whatever becomes of the connection and the log.
+//! Views, the local copies of an org's jobs, equal the database, whatever happens to the connection and the log.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,7 +34,7 @@ async fn create(client: &Client, job_type: &str) -> String {
     client.create(NewJob::new(job_type)).await.unwrap().job.id
 }
 
-/// Follows until the view has come to a place in the log.
+/// Follows until the view has reached this `seq`. Returns the changes.
 async fn catch_up(view: &mut View, seq: i64) -> Vec<Change> {
     let mut changes = Vec::new();
     while view.as_of_seq() < seq {
@@ -43,7 +43,7 @@ async fn catch_up(view: &mut View, seq: i64) -> Vec<Change> {
     changes
 }
 
-/// Every job of the org, as it is read.
+/// Every job of the org, as the server lists it.
 async fn jobs(client: &Client) -> HashMap<String, Job> {
     let mut jobs = HashMap::new();
     let mut request = ListJobsRequest { view: 2, page_size: 1_000, ..Default::default() };
@@ -82,7 +82,7 @@ async fn a_view_is_the_jobs_of_the_database(database: Database) {
     assert!(changes.contains(&Change::Left(old.clone())), "{changes:?}");
     assert_eq!(open.jobs().map(|job| &job.id).collect::<Vec<_>>(), [&retried]);
     assert_eq!(open.get(&retried), all.get(&retried));
-    // A job that comes back is there again.
+    // A job that is retried is in the view again.
     let canceled = client.cancel(&retried, "").await.unwrap();
     catch_up(&mut open, canceled.last_seq).await;
     assert!(open.is_empty());
@@ -102,7 +102,7 @@ async fn a_view_is_built_anew_when_its_cursor_has_expired(database: Database) {
     client.update(Report::succeeded(&gone)).await.unwrap();
     let mut view = client.view(Follow::org()).await.unwrap();
     server.stop().await;
-    // While it is away, more happens than is kept.
+    // While the server is down, more happens than is kept.
     let store = database.open().await;
     let ledger = crate::ledger::start(&store, Default::default());
     let org = jobledger_server::domain::id::OrgId::DEFAULT;
@@ -134,7 +134,7 @@ async fn a_view_follows_through_lost_connections(database: Database) {
     let client = Client::builder(format!("http://{}", wire.address)).timeout(PATIENCE).build().unwrap();
     let (mut views, mut cut) = (HashSet::new(), 0);
     for run in 0..runs {
-        // Writers at a steady rate, as far as the machine can, with what is under way cut off again and again.
+        // Writers at a steady rate, as far as the machine can keep it, while connections are cut again and again.
         let is_over = Arc::new(AtomicBool::new(false));
         let last = Arc::new(AtomicI64::new(0));
         let mut writers = JoinSet::new();
@@ -159,7 +159,7 @@ async fn a_view_follows_through_lost_connections(database: Database) {
         }
         let mut view = client.view(Follow::org()).await.unwrap();
         let written = short_or_long(500, 4_000) + view.as_of_seq();
-        // Where it is cut differs from run to run, and falls into the snapshot at times.
+        // The cuts are at other places in each run, and some are within the snapshot.
         let mut next_cut = view.as_of_seq() + 50 + i64::from(run) * 13;
         while view.as_of_seq() < written {
             timeout(PATIENCE, view.next()).await.expect("it goes on").expect("without an end").unwrap();
@@ -169,7 +169,7 @@ async fn a_view_follows_through_lost_connections(database: Database) {
                 next_cut = view.as_of_seq() + 120 + i64::from(run) * 7;
             }
         }
-        // One more is begun while the connection is cut under it.
+        // A second view begins while its connection is cut.
         let beginning = client.view(Follow::org());
         tokio::pin!(beginning);
         let mut second = loop {
@@ -210,7 +210,7 @@ async fn a_view_and_a_wait_outlive_the_log_that_they_began_in(database: Database
     server.stop().await;
     store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
     let server = TestServer::start_on(&address, database.config()).await;
-    // Whoever waits for the next change gives up again and again meanwhile, later each time.
+    // A caller gives up its wait for the next change again and again meanwhile, later each time.
     let mut change = Change::Nothing;
     let mut patience = Duration::from_millis(1);
     let rebuilt = async {

@@ -1,4 +1,4 @@
-//! The log that SQLite has beside the database, under reads that overlap.
+//! SQLite's WAL under reads that overlap.
 
 use std::sync::{
     Arc,
@@ -29,7 +29,7 @@ async fn reads_that_overlap_do_not_let_the_log_grow_without_end() {
         let created = client.create(NewJob::new("t").payload(&text).unwrap()).await.unwrap();
         ids.push(JobId(created.job.id.parse().unwrap()));
     }
-    // At any moment somebody reads, and each begins before the one before is through.
+    // At any moment a read is under way: each begins before the one before has ended.
     let is_over = Arc::new(AtomicBool::new(false));
     let mut readers = JoinSet::new();
     for _ in 0..8 {

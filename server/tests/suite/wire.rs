@@ -6,7 +6,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Passes bytes on between callers and a server, and cuts all connections when told to.
+/// Relays bytes between callers and a server, and cuts all connections on demand.
 pub(crate) struct Wire {
     pub(crate) address: String,
     cuts: watch::Sender<u64>,
@@ -33,7 +33,7 @@ impl Wire {
         Self { address, cuts }
     }
 
-    /// Cuts them.
+    /// Cuts all connections.
     pub(crate) fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }

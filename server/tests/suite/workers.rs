@@ -1,4 +1,4 @@
-//! The worker of the client crate: what becomes of jobs however their handlers behave, and of workers however servers do.
+//! The worker of the client crate: what becomes of jobs however handlers behave, and of workers however servers behave.
 
 use std::{
     collections::HashMap,
@@ -51,7 +51,7 @@ struct Sum {
     sum: i64,
 }
 
-/// A worker at work, until it is told to stop.
+/// A running worker.
 struct Working {
     stop: oneshot::Sender<()>,
     running: JoinHandle<Result<(), jobledger_client::Error>>,
@@ -72,7 +72,7 @@ impl Working {
     }
 }
 
-/// The job's events, up to its end.
+/// The job at its end, and its events.
 async fn until_it_ends(client: &Client, id: &str) -> (Job, Vec<JobEvent>) {
     let history = async {
         let mut events = client.subscribe(Follow::job(id)).await.unwrap();
@@ -131,7 +131,7 @@ async fn however_a_handler_ends_the_job_does_and_the_worker_lives_on(database: D
             "gives back" if context.attempt() == 1 => return Err(Error::give_back(Duration::ZERO)),
             "returns 2 MiB" => return Ok(json!("x".repeat(2 << 20))),
             "returns NUL" => return Ok(json!("\0")),
-            // Deeper than a message may be: the whole call would be refused.
+            // Deeper than a message may be: the server would refuse the whole call.
             "returns depths" => return Ok((0..200).fold(json!(1), |inner, _| json!([inner]))),
             "errs for ever" => return Err(Error::retry_after(Duration::MAX, "some day").code("SOME_DAY")),
             "says too much" => return Err(Error::permanent("é".repeat(9_000)).code("\0x".repeat(200))),
@@ -235,7 +235,7 @@ async fn a_handler_that_ignores_cancellation_is_dropped_and_the_job_canceled(dat
             }
         }
     };
-    // Heartbeats bring the news: a short lease has them come often. One that does not wait for handlers, and one that does.
+    // Heartbeats tell workers of the request: often, for a short lease. One worker doesn't wait for handlers, the other does.
     let worker = |job_type: &str, grace| {
         let builder = Worker::builder(client.clone()).handle(job_type, handler.clone()).concurrency(1);
         Working::start(builder.lease(Duration::from_secs(2)).cancel_grace(grace))
@@ -349,7 +349,7 @@ async fn a_worker_that_stops_finishes_what_it_can_and_gives_the_rest_back(databa
         assert_eq!((job.status(), job.attempt, job.last_error_code.as_str()), (status, attempt, ""), "{how}");
     }
     assert_eq!(client.get(late).await.unwrap().status(), JobStatus::Queued);
-    // Nothing of their budget is used: another worker gets them at once.
+    // Nothing of their budget is used, and another worker gets them at once.
     let leases = client.claim(jobledger_client::Claim::new("w").max_jobs(10)).await.unwrap();
     assert_eq!(leases.len(), 3);
     server.stop().await;
@@ -379,7 +379,7 @@ async fn a_worker_outlives_its_server(database: Database) {
     let mut jobs = vec![create(&client, NewJob::new("t").payload(&true).unwrap()).await];
     timeout(PATIENCE, started.notified()).await.unwrap();
     program.kill();
-    // Its work is done while nobody is there to hear of it.
+    // The handler ends while no server runs.
     go_on.notify_one();
     let program = Program::start_on(&address, &database);
     for _ in 0..50 {
@@ -409,7 +409,7 @@ async fn a_hundred_slots_do_not_make_a_hundred_calls(database: Database) {
         while seen < 1_000 {
             if let Item::Event(event) = events.next().await.unwrap().unwrap() {
                 seen += 1;
-                // What was committed together was recorded at one time.
+                // Events that were committed together have the same time.
                 let at = event.recorded_at.unwrap();
                 batches.insert((at.seconds, at.nanos));
             }
