@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 /// Upper bound of the first wait.
 const FIRST: Duration = Duration::from_millis(50);
 /// Upper bound of all waits: short enough that the client soon finds a server that is back.
@@ -20,19 +18,13 @@ impl Backoff {
     pub(crate) fn next(&mut self, asked_for: Option<Duration>) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.tries.min(10)).min(LONGEST);
         self.tries += 1;
-        ceiling.mul_f64(random_fraction()).max(asked_for.unwrap_or_default())
+        ceiling.mul_f64(fastrand::f64()).max(asked_for.unwrap_or_default())
     }
 
     /// Starts again with short waits after a success.
     pub(crate) fn reset(&mut self) {
         self.tries = 0;
     }
-}
-
-/// Uniform in [0, 1).
-fn random_fraction() -> f64 {
-    // The low 32 bits of a version 4 UUID are random.
-    f64::from(Uuid::new_v4().as_u128() as u32) / (f64::from(u32::MAX) + 1.0)
 }
 
 #[cfg(test)]

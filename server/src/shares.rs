@@ -4,8 +4,10 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// A bound plus a reserve of a quarter, at least 1. Only calls that keep running jobs alive or end them may use the
 /// reserve, so they get through when others are refused.
@@ -82,9 +84,8 @@ impl<K: Hash + Eq + Clone> Shares<K> {
         self.most
     }
 
-    /// Ignores poisoning: a panic elsewhere leaves the map consistent.
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 

@@ -4,13 +4,13 @@ use std::{
     error::Error,
     future::Future,
     io::{self, IsTerminal as _, Write as _},
-    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use console::Term;
 use indicatif::{ProgressDrawTarget, TermLike};
 use jobledger_server::telemetry::Stderr;
+use parking_lot::Mutex;
 use tokio::{runtime::Runtime, task::spawn_blocking};
 
 /// How long the end of a command waits for blocked threads, for example one that writes to a pipe that nobody reads.
@@ -56,7 +56,7 @@ struct Bars {
 
 impl Bars {
     fn draw(&self, text: &str) -> io::Result<()> {
-        self.drawn.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+        self.drawn.lock().push_str(text);
         Ok(())
     }
 
@@ -105,7 +105,7 @@ impl TermLike for Bars {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let drawn = std::mem::take(&mut *self.drawn.lock().unwrap_or_else(PoisonError::into_inner));
+        let drawn = std::mem::take(&mut *self.drawn.lock());
         Stderr.write_all(drawn.as_bytes())
     }
 }

@@ -11,11 +11,12 @@ use std::{
     future::poll_fn,
     hash::Hash,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::oneshot, time::Instant};
 
 /// With this many lines, those that are no longer needed are removed for the first time.
@@ -121,9 +122,8 @@ impl<K: Whose> Turns<K> {
         Some((waits, Turn { turns: Arc::clone(self), whose, since: Instant::now() }))
     }
 
-    /// Ignores poisoning: a panic elsewhere leaves the maps consistent.
     fn state(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use chrono::DateTime;
+use parking_lot::RwLock;
 use tokio::time::sleep;
 use uuid::Uuid;
 use x509_parser::{
@@ -76,7 +77,7 @@ impl Identities {
     }
 
     fn now(&self) -> Arc<HashMap<String, Arc<Credential>>> {
-        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.now.read())
     }
 
     /// The credential of the first of the certificate's names that is configured.
@@ -126,7 +127,7 @@ impl Identities {
                 known.end(Refusal::Unknown);
             }
         }
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
+        *self.now.write() = Arc::new(now);
     }
 }
 

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     panic::resume_unwind,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     thread,
 };
 
 use chrono::{DateTime, TimeDelta};
 use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value};
 use tokio::task::spawn_blocking;
 use uuid::Uuid;
@@ -234,9 +235,8 @@ impl Jwt {
         roles.chain(is_operator.then_some(Role::Operator)).collect()
     }
 
-    /// A poisoned lock is usable: no panic leaves the maps inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -1,10 +1,6 @@
 //! Keys that verify JWTs: a JWKS from a file or a URL, and an HS256 secret. All are read again when they may have changed.
 
-use std::{
-    path::Path,
-    sync::{Arc, RwLock},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
@@ -17,6 +13,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyOperations, PublicKeyUse},
 };
+use parking_lot::RwLock;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::Notify,
@@ -118,11 +115,11 @@ impl Keys {
     }
 
     pub(super) fn now(&self) -> KeySet {
-        Arc::clone(&self.now.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Arc::clone(&self.now.read())
     }
 
     fn set(&self, keys: KeySet) {
-        *self.now.write().unwrap_or_else(std::sync::PoisonError::into_inner) = keys;
+        *self.now.write() = keys;
     }
 
     /// The key with this id and algorithm. A JWT without a key id only matches a key without one.

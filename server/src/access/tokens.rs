@@ -5,12 +5,13 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -256,7 +257,7 @@ impl Tokens {
             // Tokens with open calls first: each call has a reference to its credential.
             doubts.sort_by_key(|(_, doubt)| Reverse(Arc::strong_count(&doubt.credential)));
             let queue = Mutex::new(doubts.into_iter());
-            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let next = || queue.lock().next();
             let unsure = AtomicUsize::new(0);
             let lane = async || {
                 while let Some((token, doubt)) = next() {
@@ -298,9 +299,8 @@ impl Tokens {
         why != Refusal::Unavailable
     }
 
-    /// A poisoned lock is usable: no panic leaves the maps inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

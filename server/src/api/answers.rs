@@ -4,13 +4,14 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use http::Response;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
 
@@ -75,7 +76,7 @@ impl OnTaken {
     }
 
     fn taken(self) {
-        if let Some(delivery) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(delivery) = self.0.lock().take() {
             delivery.deliver();
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use jobledger_proto::v1::{self as pb, stream_job_events_response::Item};
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -141,7 +142,7 @@ impl Stream for EventStream {
     type Item = Result<Outgoing, Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = ready!(lock(&self.held).poll_next(context));
+        let item = ready!(self.held.lock().poll_next(context));
         if matches!(item, Some(Ok(_))) {
             self.taken.fetch_add(1, Ordering::Relaxed);
         }
@@ -197,7 +198,7 @@ pub(super) fn start(
             () = patience.runs_out() => {}
         }
         if let Some(held) = left.upgrade() {
-            lock(&held).let_go(ApiError::SlowConsumer);
+            held.lock().let_go(ApiError::SlowConsumer);
         }
         sleep(slow_consumer_after * CUT_AFTER).await;
         if left.strong_count() > 0 {
@@ -239,11 +240,6 @@ impl Patience {
         }
         std::future::pending().await
     }
-}
-
-/// A panic elsewhere leaves the value consistent, so a poisoned lock can be used.
-fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Moves deliveries into the queue. Keeps in `sent` the cursor up to which everything was queued; `None` during a snapshot.

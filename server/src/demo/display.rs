@@ -3,15 +3,15 @@
 use std::{
     collections::HashMap,
     io::{IsTerminal as _, stderr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jobledger_client::{JobEvent, JobStatus};
 use jobledger_server::telemetry;
+use parking_lot::Mutex;
 
-use super::lock;
 use crate::terminal;
 
 /// Time between two lines.
@@ -49,7 +49,7 @@ impl Display {
 
     fn done(&self) {
         self.whole.inc(1);
-        let mut last_line = lock(&self.last_line);
+        let mut last_line = self.last_line.lock();
         if last_line.is_some_and(|last| last.elapsed() >= LINE_EVERY) {
             let (done, of) = (self.whole.position(), self.whole.length().unwrap_or_default());
             telemetry::say(&format!("{done} of {of} files"));
@@ -58,7 +58,7 @@ impl Display {
     }
 
     pub(super) fn show(&self, event: &JobEvent) {
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         if event.next_status() == JobStatus::Running {
             let bar = running.entry(event.job_id.clone()).or_insert_with(|| {
                 let style = ProgressStyle::with_template("  {bar:20} {percent:>3}% {msg}").expect("a valid template");

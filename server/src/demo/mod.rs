@@ -13,7 +13,7 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use jobledger_client::{
     worker::Worker,
 };
 use jobledger_server::{Config, InProcess, store::DatabaseUrl, telemetry};
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
@@ -141,7 +142,7 @@ async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
             let is_done = !matches!(created.job.status(), JobStatus::Queued | JobStatus::Running);
             if !(created.deduplicated && is_done) {
                 // New, or left behind by an earlier run.
-                lock(&seen).ours.insert(created.job.id);
+                seen.lock().ours.insert(created.job.id);
             } else if created.job.status() == JobStatus::Succeeded {
                 known.insert(created.job.id);
                 display.known();
@@ -153,7 +154,7 @@ async fn work(client: &Client, root: PathBuf, args: &DemoArgs) -> Result<Done> {
     }
     let skipped = walking.await?;
     // Checked after each event, since it may have been the last one missing.
-    through.wait_for(|_| lock(&seen).is_done()).await?;
+    through.wait_for(|_| seen.lock().is_done()).await?;
     Ok(Done { before, display, seen, through, watching, known, known_failed, skipped })
 }
 
@@ -167,7 +168,7 @@ impl Done {
         watching.abort();
         display.finish();
 
-        let seen = lock(&seen);
+        let seen = seen.lock();
         let of_ours = |ended: &HashSet<String>| seen.ours.intersection(ended).count() as i64;
         let (succeeded, failed) = (of_ours(&seen.succeeded), of_ours(&seen.failed));
         // A job left behind by an earlier run may have ended before its file was found.
@@ -223,7 +224,7 @@ async fn watch_events(
     while let Some(item) = events.next().await {
         let seq = match item? {
             Item::Event(event) => {
-                let mut seen = lock(&seen);
+                let mut seen = seen.lock();
                 match event.kind() {
                     JobEventKind::Succeeded => {
                         seen.succeeded.insert(event.job_id.clone());
@@ -256,9 +257,4 @@ fn in_words(counts: &StatusCounts) -> String {
     let total = queued + running + succeeded + failed + canceled + dead_letter;
     let failed = failed + dead_letter;
     format!("{total} jobs, {queued} queued, {running} running, {succeeded} succeeded, {failed} failed")
-}
-
-/// A panic elsewhere leaves the value consistent, so a poisoned lock can be used.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

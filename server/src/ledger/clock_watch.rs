@@ -4,12 +4,10 @@
 //! machine sleeps. The clock was read between the moments at which the request was sent and the answer arrived, so a detected
 //! step is certain, however slow the answers are.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use chrono::TimeDelta;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::domain::{clock::Time, transition::Jump};
@@ -144,9 +142,8 @@ impl ClockWatch {
         state.is_retention_barred = state.ahead.is_some();
     }
 
-    /// A panic elsewhere leaves the state whole, so lock poisoning is ignored.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

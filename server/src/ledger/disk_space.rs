@@ -1,12 +1,10 @@
 //! What creates may take of a nearly full disk: each org a share of the space above the reserve, and nothing of the reserve.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
 use super::{LedgerError, command::Command};
 use crate::domain::id::OrgId;
+use parking_lot::{Mutex, MutexGuard};
 
 /// Orgs whose shares are counted. Orgs beyond this number are not bounded.
 const MOST_ORGS: usize = 100_000;
@@ -72,7 +70,7 @@ impl Space {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

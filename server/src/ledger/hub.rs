@@ -8,11 +8,12 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::shared::SharedEvent;
@@ -64,7 +65,7 @@ impl Hub {
 
     /// Joins an org's channel, and opens it for the first subscriber.
     pub(super) fn listen(self: &Arc<Self>, org: OrgId) -> Listener {
-        let mut channels = lock(&self.channels);
+        let mut channels = self.channels.lock();
         let slot = channels.entry(org).or_default();
         let channel = slot.upgrade().unwrap_or_else(|| {
             let channel = Arc::new(Channel {
@@ -84,7 +85,7 @@ impl Hub {
     pub(super) fn publish(&self, org: OrgId, events: &[Arc<JobEvent>]) {
         let Some(last) = events.last() else { return };
         let (channel, share) = {
-            let channels = lock(&self.channels);
+            let channels = self.channels.lock();
             let share = (self.tail_bytes / channels.len().max(1)).clamp(MIN_TAIL_BYTES, MAX_TAIL_BYTES);
             (channels.get(&org).and_then(Weak::upgrade), share)
         };
@@ -107,7 +108,7 @@ impl Hub {
 
     /// Records that an org's log reaches this `seq`.
     pub(super) fn heard(&self, org: OrgId, seq: i64) {
-        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
+        let channel = self.channels.lock().get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
         if channel.heard(seq).is_some() {
             self.fall_behind(org);
@@ -122,7 +123,7 @@ impl Hub {
     /// Records the log id of the database, read in this turn. If it has changed, all tails and cursors are void.
     pub(super) fn is_of_log(&self, turn: u64, log_id: LogId) {
         let was = {
-            let mut known = lock(&self.log_id);
+            let mut known = self.log_id.lock();
             if turn < known.0 {
                 // A read that began later has already reported.
                 return;
@@ -140,33 +141,33 @@ impl Hub {
 
     /// The orgs that have subscribers.
     pub(super) fn orgs(&self) -> Vec<OrgId> {
-        lock(&self.channels).keys().copied().collect()
+        self.channels.lock().keys().copied().collect()
     }
 
     /// The orgs that have subscribers, each with the end of its tail, if known.
     pub(super) fn ends(&self) -> Vec<(OrgId, Option<i64>)> {
         let channels: Vec<_> =
-            lock(&self.channels).iter().filter_map(|(org, slot)| Some((*org, slot.upgrade()?))).collect();
-        channels.into_iter().map(|(org, channel)| (org, lock(&channel.tail).end)).collect()
+            self.channels.lock().iter().filter_map(|(org, slot)| Some((*org, slot.upgrade()?))).collect();
+        channels.into_iter().map(|(org, channel)| (org, channel.tail.lock().end)).collect()
     }
 
     /// Corrects a false announcement: the org's log ends at `head`.
     pub(super) fn correct(&self, org: OrgId, head: i64) {
-        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
+        let channel = self.channels.lock().get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
         channel.change_tail(|tail| tail.known = tail.end.map_or(head, |end| end.max(head)));
     }
 
     /// Asks the follower to fill an org's tail.
     pub(super) fn fall_behind(&self, org: OrgId) {
-        lock(&self.behind).insert(org);
+        self.behind.lock().insert(org);
         self.fell_behind.notify_one();
     }
 
     /// Waits for orgs whose tail lacks events, and takes them.
     pub(super) async fn behind(&self) -> Vec<OrgId> {
         loop {
-            let orgs = std::mem::take(&mut *lock(&self.behind));
+            let orgs = std::mem::take(&mut *self.behind.lock());
             if !orgs.is_empty() {
                 return orgs.into_iter().collect();
             }
@@ -176,13 +177,13 @@ impl Hub {
 
     /// What an org's tail lacks; `None` if nothing, or if nobody listens.
     pub(super) fn gap(&self, org: OrgId) -> Option<Gap> {
-        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade)?;
-        lock(&channel.tail).gap()
+        let channel = self.channels.lock().get(&org).and_then(Weak::upgrade)?;
+        channel.tail.lock().gap()
     }
 
     /// Drops an org's tail after a commit whose events may not reach it, and sends its subscribers to the database.
     pub(super) fn restart(&self, org: OrgId) {
-        let channel = lock(&self.channels).get(&org).and_then(Weak::upgrade);
+        let channel = self.channels.lock().get(&org).and_then(Weak::upgrade);
         let Some(channel) = channel else { return };
         channel.change_tail(Tail::forget);
         // The log may end before the tail did.
@@ -201,7 +202,7 @@ struct Channel {
 impl Channel {
     /// Changes the tail and updates the byte count of all tails.
     fn change_tail<T>(&self, change: impl FnOnce(&mut Tail) -> T) -> T {
-        let mut tail = lock(&self.tail);
+        let mut tail = self.tail.lock();
         let before = tail.bytes;
         let answer = change(&mut tail);
         if let Some(hub) = self.hub.upgrade() {
@@ -211,7 +212,7 @@ impl Channel {
     }
 
     fn heard(&self, seq: i64) -> Option<Gap> {
-        let mut tail = lock(&self.tail);
+        let mut tail = self.tail.lock();
         tail.known = tail.known.max(seq);
         tail.gap()
     }
@@ -222,7 +223,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         self.change_tail(Tail::forget);
         let Some(hub) = self.hub.upgrade() else { return };
-        let mut channels = lock(&hub.channels);
+        let mut channels = hub.channels.lock();
         if channels.get(&self.org).is_some_and(|slot| slot.strong_count() == 0) {
             channels.remove(&self.org);
         }
@@ -301,7 +302,7 @@ pub(super) struct Listener {
 impl Listener {
     /// Events after the cursor, at most `max_events`, and no more once `max_bytes` is exceeded.
     pub(super) fn recent(&self, after: i64, max_events: usize, max_bytes: usize) -> Recent {
-        let tail = lock(&self.channel.tail);
+        let tail = self.channel.tail.lock();
         let Some(end) = tail.end else {
             // Nobody has reached the head yet, so the tail has no end.
             return Recent::Behind;
@@ -340,7 +341,7 @@ impl Listener {
 
     /// The database's log id, as far as the hub knows.
     pub(super) fn log_id(&self) -> Option<LogId> {
-        self.channel.hub.upgrade().and_then(|hub| lock(&hub.log_id).1)
+        self.channel.hub.upgrade().and_then(|hub| hub.log_id.lock().1)
     }
 
     /// How often the tail was dropped; see [`Listener::news`].
@@ -356,155 +357,5 @@ impl Listener {
     }
 }
 
-/// A panic elsewhere leaves the maps whole, so lock poisoning is ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
-pub(super) mod tests {
-    use chrono::DateTime;
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::domain::{event::EventKind, id::JobId, job::Labels, status::JobStatus};
-
-    pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<JobEvent>> {
-        let event = |seq| JobEvent {
-            org_id: OrgId::DEFAULT,
-            seq,
-            job_id: JobId(Uuid::nil()),
-            job_seq: seq,
-            ts: DateTime::UNIX_EPOCH,
-            recorded_at: DateTime::UNIX_EPOCH,
-            kind: EventKind::Progress,
-            prev_status: Some(JobStatus::Running),
-            next_status: JobStatus::Running,
-            attempt: 1,
-            actor: "".into(),
-            job_type: "t".into(),
-            labels: Labels::default(),
-            stage: None,
-            progress: None,
-            message: "".into(),
-            result: None,
-            error: None,
-            scheduled_at: None,
-            origin: None,
-            is_past: false,
-        };
-        seqs.into_iter().map(|seq| Arc::new(event(seq))).collect()
-    }
-
-    /// The weight of one such event.
-    fn weight() -> usize {
-        SharedEvent::new(events([1]).remove(0)).weight()
-    }
-
-    fn listen(tail_bytes: usize) -> (Arc<Hub>, Listener) {
-        let hub = Arc::new(Hub::new(tail_bytes));
-        let listener = hub.listen(OrgId::DEFAULT);
-        (hub, listener)
-    }
-
-    /// The `seq`s after a cursor, or why there are none.
-    fn after(listener: &Listener, cursor: i64) -> Result<Vec<i64>, &'static str> {
-        match listener.recent(cursor, 100, usize::MAX) {
-            Recent::Events(events) => Ok(events.iter().map(|event| event.seq).collect()),
-            Recent::AtHead => Err("at head"),
-            Recent::Awaited => Err("awaited"),
-            Recent::Behind => Err("behind"),
-        }
-    }
-
-    #[test]
-    fn a_tail_is_an_unbroken_run_of_events() {
-        let (hub, listener) = listen(usize::MAX);
-        hub.publish(OrgId::DEFAULT, &events(5..=6));
-        hub.publish(OrgId::DEFAULT, &events(7..=8));
-        assert_eq!(after(&listener, 4), Ok(vec![5, 6, 7, 8]));
-        assert_eq!(after(&listener, 6), Ok(vec![7, 8]));
-        assert_eq!((after(&listener, 3), after(&listener, 8)), (Err("behind"), Err("at head")));
-        // Another server wrote 9. Events after it are not added before 9 is read.
-        hub.publish(OrgId::DEFAULT, &events(10..=11));
-        assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Err("awaited"), Some(Gap { end: 8, known: 11 })));
-        hub.publish(OrgId::DEFAULT, &events(9..=10));
-        assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Ok(vec![9, 10]), Some(Gap { end: 10, known: 11 })));
-        // Events published twice are added once.
-        hub.publish(OrgId::DEFAULT, &events(9..=11));
-        hub.publish(OrgId::DEFAULT, &events(10..=11));
-        assert_eq!((after(&listener, 8), hub.gap(OrgId::DEFAULT)), (Ok(vec![9, 10, 11]), None));
-    }
-
-    #[tokio::test]
-    async fn what_is_heard_of_is_fetched_once_somebody_has_read_up_to_the_head() {
-        let (hub, listener) = listen(usize::MAX);
-        hub.heard(OrgId::DEFAULT, 5);
-        assert_eq!((after(&listener, 3), hub.gap(OrgId::DEFAULT)), (Err("behind"), None));
-        // The head was read before 5 was committed.
-        listener.reached(4);
-        assert_eq!((after(&listener, 4), hub.gap(OrgId::DEFAULT)), (Err("awaited"), Some(Gap { end: 4, known: 5 })));
-        assert_eq!(hub.behind().await, [OrgId::DEFAULT]);
-        hub.publish(OrgId::DEFAULT, &events([5]));
-        assert_eq!((after(&listener, 4), after(&listener, 5)), (Ok(vec![5]), Err("at head")));
-        hub.restart(OrgId::DEFAULT);
-        assert_eq!((after(&listener, 5), hub.gap(OrgId::DEFAULT)), (Err("behind"), None));
-    }
-
-    #[test]
-    fn a_tail_keeps_no_more_than_its_share() {
-        let (hub, listener) = listen(0);
-        let fits = MIN_TAIL_BYTES / weight();
-        hub.publish(OrgId::DEFAULT, &events(1..=1_000));
-        let first = 1_000 - fits as i64 + 1;
-        assert_eq!(after(&listener, first - 1).map(|seqs| seqs[0]), Ok(first));
-        assert_eq!(after(&listener, first - 2), Err("behind"));
-
-        let (hub, listener) = listen(0);
-        let mut large = events([1]);
-        Arc::get_mut(&mut large[0]).unwrap().message = "x".repeat(MIN_TAIL_BYTES).into();
-        hub.publish(OrgId::DEFAULT, &large);
-        assert_eq!(after(&listener, 0), Err("behind"), "what no tail can hold is in the database");
-    }
-
-    #[test]
-    fn tails_of_many_orgs_stay_within_the_whole() {
-        let weight = weight();
-        let hub = Arc::new(Hub::new(1_000 * weight));
-        // The first tail fills its share while it is alone; the others come later.
-        let listeners: Vec<_> = (0..50)
-            .map(|n| {
-                let org = OrgId(Uuid::from_u128(n));
-                let listener = hub.listen(org);
-                hub.publish(org, &events(1..=2_000));
-                listener
-            })
-            .collect();
-        let held = hub.held_bytes.load(Ordering::Relaxed);
-        assert!(held <= 1_000 * weight + 50 * MIN_TAIL_BYTES, "{held} bytes are held");
-        drop(listeners);
-        assert_eq!(hub.held_bytes.load(Ordering::Relaxed), 0);
-    }
-
-    #[test]
-    fn slices_are_bounded_in_events_and_bytes() {
-        let (hub, listener) = listen(usize::MAX);
-        hub.publish(OrgId::DEFAULT, &events(1..=10));
-        let slice = |max_events, max_bytes| match listener.recent(0, max_events, max_bytes) {
-            Recent::Events(events) => events.len(),
-            Recent::AtHead | Recent::Awaited | Recent::Behind => 0,
-        };
-        assert_eq!((slice(4, usize::MAX), slice(100, 0), slice(100, 2 * weight() + 1)), (4, 1, 3));
-    }
-
-    #[test]
-    fn a_channel_lives_as_long_as_somebody_listens() {
-        let (hub, first) = listen(usize::MAX);
-        let second = hub.listen(OrgId::DEFAULT);
-        drop(first);
-        hub.publish(OrgId::DEFAULT, &events([1]));
-        assert_eq!(after(&second, 0), Ok(vec![1]));
-        drop(second);
-        assert!(lock(&hub.channels).is_empty());
-    }
-}
+pub(super) mod tests;

@@ -4,13 +4,11 @@
 //! events from memory. The follower would take it for another server's commit and read its events needlessly. So news that
 //! includes a commit under way is held back until the writer has published that commit or given it up.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use super::{hub::Hub, waiting::Waiting};
 use crate::{domain::id::OrgId, store::Reach};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Commits under way, by org.
 pub(super) struct OwnCommits {
@@ -68,9 +66,8 @@ impl OwnCommits {
         self.waiting.heard(org, ready_gen);
     }
 
-    /// A panic elsewhere leaves the map whole, so lock poisoning is ignored.
     fn under_way(&self) -> MutexGuard<'_, HashMap<OrgId, Commit>> {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.under_way.lock()
     }
 }
 

@@ -4,11 +4,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::LedgerError;
@@ -76,8 +77,7 @@ impl PageMemory {
 
     /// The access of a new stream of this org.
     pub(super) fn stream(self: &Arc<Self>, org: OrgId) -> StreamPages {
-        // A panic elsewhere leaves the map whole, so lock poisoning is ignored.
-        let mut orgs = self.orgs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orgs = self.orgs.lock();
         if let Some(of_org) = orgs.get(&org).and_then(Weak::upgrade) {
             return StreamPages { memory: Arc::clone(self), of_org, own: Arc::default() };
         }
@@ -196,6 +196,6 @@ mod tests {
         drop(more.await.unwrap());
         drop((first, second, other));
         drop(memory.stream(org(2)));
-        assert!(memory.orgs.lock().unwrap().values().all(|of_org| of_org.strong_count() == 0));
+        assert!(memory.orgs.lock().values().all(|of_org| of_org.strong_count() == 0));
     }
 }

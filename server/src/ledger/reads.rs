@@ -3,9 +3,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::{
@@ -160,7 +161,7 @@ impl Reads {
     }
 
     fn read_before(&self) -> MutexGuard<'_, Generations<(OrgId, JobId), Arc<JobRecord>>> {
-        self.read_before.lock().unwrap_or_else(PoisonError::into_inner)
+        self.read_before.lock()
     }
 
     /// The next jobs to read together. If there are none, lowers the count of reads under the same lock.
@@ -177,9 +178,8 @@ impl Reads {
         Some(together)
     }
 
-    /// A panic elsewhere leaves the queue whole, so lock poisoning is ignored.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

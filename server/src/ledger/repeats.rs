@@ -1,10 +1,8 @@
 //! Repeated claims: of all calls with the same `request_id`, only the latest has a caller that still listens.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 use super::command::Claim;
@@ -30,9 +28,8 @@ impl Repeats {
         Some(Latest { repeats: Arc::clone(self), key, superseded })
     }
 
-    /// A panic elsewhere leaves the map whole, so lock poisoning is ignored.
     fn calls(&self) -> MutexGuard<'_, HashMap<Key, CancellationToken>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -10,9 +10,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::LedgerError;
@@ -97,7 +98,7 @@ impl Waiting {
 
     /// Registers a claim before its first attempt. From here on it hears of jobs that become ready.
     pub(super) fn enter(self: &Arc<Self>, org: OrgId, types: Types) -> Result<Visit, LedgerError> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.is_closed {
             return Err(LedgerError::Draining);
         }
@@ -108,7 +109,7 @@ impl Waiting {
         state.entered += 1;
         let order = state.entered;
         drop(state);
-        let mut orgs = lock(&self.orgs);
+        let mut orgs = self.orgs.lock();
         let slot = orgs.entry(org).or_default();
         let org = slot.upgrade().unwrap_or_else(|| {
             let org = Arc::new(Org { id: org, room: Arc::downgrade(self), queues: Mutex::default() });
@@ -118,17 +119,17 @@ impl Waiting {
         drop(orgs);
         // Each claim on the org has a reference. Other references are short-lived.
         if Arc::strong_count(&org) > self.per_org {
-            lock(&self.state).claims -= 1;
+            self.state.lock().claims -= 1;
             return Err(LedgerError::Overloaded);
         }
-        let heard_before = lock(&org.queues).heard;
+        let heard_before = org.queues.lock().heard;
         Ok(Visit { room: Arc::clone(self), org, types, order, is_woken: false, heard_before })
     }
 
     /// Records how many jobs of each type a batch of this server made ready.
     pub(super) fn became_ready(&self, org: OrgId, generation: i64, ready: &BTreeMap<Arc<str>, usize>) {
         let Some(org) = self.org(org) else { return };
-        let mut queues = lock(&org.queues);
+        let mut queues = org.queues.lock();
         queues.heard = queues.heard.max(generation);
         let wanted = queues.wanted(ready);
         for (types, queue) in &mut queues.queues {
@@ -148,7 +149,7 @@ impl Waiting {
     /// Records a generation that another server announced, or that was found in the database.
     pub(super) fn heard(&self, org: OrgId, generation: i64) {
         let Some(org) = self.org(org) else { return };
-        let mut queues = lock(&org.queues);
+        let mut queues = org.queues.lock();
         if generation <= queues.heard {
             return;
         }
@@ -159,23 +160,23 @@ impl Waiting {
     }
 
     pub(super) fn sleeping(&self) -> usize {
-        let orgs: Vec<_> = lock(&self.orgs).values().filter_map(Weak::upgrade).collect();
+        let orgs: Vec<_> = self.orgs.lock().values().filter_map(Weak::upgrade).collect();
         let of_org =
-            |org: &Arc<Org>| lock(&org.queues).queues.values().map(|queue| queue.sleeping.len()).sum::<usize>();
+            |org: &Arc<Org>| org.queues.lock().queues.values().map(|queue| queue.sleeping.len()).sum::<usize>();
         orgs.iter().map(of_org).sum()
     }
 
     /// The orgs that have claims.
     pub(super) fn orgs(&self) -> Vec<OrgId> {
-        lock(&self.orgs).keys().copied().collect()
+        self.orgs.lock().keys().copied().collect()
     }
 
     /// Ends all claims and refuses new ones.
     pub(super) fn close(&self) {
-        lock(&self.state).is_closed = true;
-        let orgs: Vec<_> = lock(&self.orgs).values().filter_map(Weak::upgrade).collect();
+        self.state.lock().is_closed = true;
+        let orgs: Vec<_> = self.orgs.lock().values().filter_map(Weak::upgrade).collect();
         for org in orgs {
-            for queue in lock(&org.queues).queues.values_mut() {
+            for queue in org.queues.lock().queues.values_mut() {
                 // A claim whose waker is dropped ends with `Draining`.
                 queue.sleeping.clear();
             }
@@ -183,11 +184,11 @@ impl Waiting {
     }
 
     fn is_closed(&self) -> bool {
-        lock(&self.state).is_closed
+        self.state.lock().is_closed
     }
 
     fn org(&self, org: OrgId) -> Option<Arc<Org>> {
-        lock(&self.orgs).get(&org).and_then(Weak::upgrade)
+        self.orgs.lock().get(&org).and_then(Weak::upgrade)
     }
 }
 
@@ -195,7 +196,7 @@ impl Drop for Org {
     /// The last claim has left. If a new claim has registered the org anew meanwhile, that entry stays.
     fn drop(&mut self) {
         let Some(room) = self.room.upgrade() else { return };
-        let mut orgs = lock(&room.orgs);
+        let mut orgs = room.orgs.lock();
         if orgs.get(&self.id).is_some_and(|slot| slot.strong_count() == 0) {
             orgs.remove(&self.id);
         }
@@ -218,7 +219,7 @@ pub(super) struct Visit {
 impl Visit {
     /// Reports an attempt: the generation that it saw, and whether it left jobs.
     pub(super) fn found(&mut self, generation: i64, has_more: bool) {
-        let mut queues = lock(&self.org.queues);
+        let mut queues = self.org.queues.lock();
         // The attempt began after this generation was announced and saw an earlier one: the announcement was false. (What the
         // attempt saw counts for its own queue only, since the other queues have not checked.)
         if generation < self.heard_before && queues.heard == self.heard_before {
@@ -247,7 +248,7 @@ impl Visit {
     /// [`LedgerError::Draining`] when the server shuts down.
     pub(super) async fn news(&mut self, generation: i64) -> Result<(), LedgerError> {
         let (id, woken) = {
-            let mut queues = lock(&self.org.queues);
+            let mut queues = self.org.queues.lock();
             if self.room.is_closed() {
                 return Err(LedgerError::Draining);
             }
@@ -272,7 +273,7 @@ impl Visit {
         match news {
             Ok(()) => {
                 visit.is_woken = true;
-                visit.heard_before = lock(&visit.org.queues).heard;
+                visit.heard_before = visit.org.queues.lock().heard;
                 Ok(())
             }
             Err(_) => Err(LedgerError::Draining),
@@ -282,12 +283,12 @@ impl Visit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        lock(&self.room.state).claims -= 1;
+        self.room.state.lock().claims -= 1;
         if !self.is_woken {
             return;
         }
         // It was woken and did not check: another claim has to.
-        let mut queues = lock(&self.org.queues);
+        let mut queues = self.org.queues.lock();
         let heard = queues.heard;
         if let Some(queue) = queues.queues.get_mut(&self.types) {
             queue.woken -= 1;
@@ -307,7 +308,7 @@ struct Sleep<'a> {
 impl Drop for Sleep<'_> {
     fn drop(&mut self) {
         let Some(mut woken) = self.woken.take() else { return };
-        let mut queues = lock(&self.visit.org.queues);
+        let mut queues = self.visit.org.queues.lock();
         if let Some(queue) = queues.queues.get_mut(&self.visit.types) {
             queue.sleeping.remove(&self.id);
         }
@@ -348,11 +349,6 @@ impl Queues {
             }
         }
     }
-}
-
-/// A panic elsewhere leaves the data behind these locks whole, so lock poisoning is ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::{
     collections::{HashMap, HashSet},
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use chrono::TimeDelta;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
@@ -257,9 +258,8 @@ impl Writer {
         }
     }
 
-    /// A panic elsewhere leaves the set whole, so lock poisoning is ignored.
     fn undecided(&self) -> MutexGuard<'_, Undecided> {
-        self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
+        self.undecided.lock()
     }
 
     /// Begins a turn's transaction, from memory or by locking the heads, and determines what the turn needs.
@@ -364,7 +364,7 @@ impl Writer {
         if behind < CLOCK_BEHIND {
             return;
         }
-        let mut said = self.said_behind.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.said_behind.lock();
         if said.is_none_or(|said| said.elapsed() >= SAY_BEHIND) {
             *said = Some(std::time::Instant::now());
             let seconds = behind.num_seconds();

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -20,6 +20,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, sleep, sleep_until},
@@ -197,7 +198,7 @@ struct Calls {
 impl Calls {
     /// Counts a call that the client reset before it was answered. Too many close the connection.
     fn count_reset(&self) {
-        let mut reset = self.reset.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reset = self.reset.lock();
         let (since, n) = reset.filter(|(since, _)| since.elapsed() < RESETS_WITHIN).unwrap_or((Instant::now(), 0));
         *reset = Some((since, n + 1));
         if n >= self.resets && !self.cut.is_cancelled() {

@@ -4,10 +4,11 @@ use std::{
     fmt, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     thread,
 };
 
+use parking_lot::RwLock;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring::default_provider,
@@ -101,7 +102,7 @@ impl Tls {
     }
 
     fn now(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.now.read())
     }
 
     /// Performs the handshake. Also returns the client's certificate, if it sent one that can be read.
@@ -133,7 +134,7 @@ impl Tls {
             let is_first = last.is_none();
             match server_config(&self.config, &files) {
                 Ok(config) => {
-                    *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                    *self.now.write() = Arc::new(config);
                     if !is_first {
                         tracing::info!("new certificates are used from now on");
                     }

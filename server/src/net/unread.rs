@@ -5,11 +5,12 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -78,9 +79,8 @@ impl Unread {
         Share { all: Arc::clone(self), id: self.next.fetch_add(1, Ordering::Relaxed), address, cut }
     }
 
-    /// A poisoned lock is usable: no panic leaves the map inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

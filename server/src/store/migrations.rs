@@ -299,7 +299,7 @@ mod tests {
     /// same version is refused.
     #[test]
     fn functions_that_have_changed_have_another_version() {
-        let digest: String = FUNCTIONS.digest().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
             (8, "96c61072d664c3226fb5b033ee564a0764b491c0714c1230d78be545a83074ca")

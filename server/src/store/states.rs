@@ -3,13 +3,10 @@
 //! A state is only a hint. A batch that uses it checks in the same transaction or statement that the log's last record is still
 //! the one that the state was made at, and otherwise catches up from there.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use chrono::TimeDelta;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{RecordId, state::OrgState};
 use crate::domain::{clock::Time, id::OrgId};
@@ -98,7 +95,7 @@ impl States {
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock()
     }
 }
 

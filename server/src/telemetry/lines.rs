@@ -7,12 +7,13 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::AsFd as _,
-    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::OnceLock,
     thread,
     time::Duration,
 };
 
 use chrono::SecondsFormat;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::domain::clock::{Clock as _, SystemClock};
 
@@ -54,9 +55,8 @@ impl State {
 }
 
 impl Lines {
-    /// A poisoned lock is usable: no panic leaves the state inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn write_on(&self, file: &File) {
@@ -65,7 +65,7 @@ impl Lines {
             while state.waiting.is_empty() {
                 state.is_idle = true;
                 self.changed.notify_all();
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut state);
             }
             state.is_idle = false;
             let batch = std::mem::take(&mut state.waiting);
@@ -125,7 +125,7 @@ pub struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         let is_left = |state: &mut State| !(state.is_idle && state.waiting.is_empty());
-        drop(LINES.changed.wait_timeout_while(LINES.state(), LAST_WORDS, is_left));
+        LINES.changed.wait_while_for(&mut LINES.state(), is_left, LAST_WORDS);
     }
 }
 

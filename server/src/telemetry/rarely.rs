@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 /// The shortest time between two log lines about the same thing.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -33,8 +34,7 @@ impl<K: Hash + Eq> Rarely<K> {
     }
 
     fn note_at(&self, what: K, now: Instant) -> Option<u64> {
-        // A poisoned lock is usable: no panic leaves the map inconsistent.
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.0.lock();
         let Said { known, others } = &mut *said;
         let again = |(at, times): &mut (Instant, u64)| {
             *times += 1;

@@ -52,7 +52,7 @@ async fn the_example_digests_a_tree_across_a_kill_and_knows_it_the_second_time(d
         };
         let content: Vec<u8> = (0..size).map(|at| (at * 31 + n) as u8).collect();
         fs::write(&path, &content).unwrap();
-        let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = hex::encode(Sha256::digest(&content));
         expected.insert(fs::canonicalize(&path).unwrap().display().to_string(), digest);
     }
     // A link is not a regular file, so it is not digested.

@@ -1,7 +1,5 @@
 //! Requests of ListJobs, and their page tokens.
 
-use std::fmt::Write as _;
-
 use jobledger_proto::v1 as pb;
 
 use super::{
@@ -34,10 +32,7 @@ pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing
     let view = pb::JobView::try_from(request.view);
     check.that("view", view.is_ok(), || format!("{} is not a view", request.view));
     (request.page_size, request.view) = (0, 0);
-    let fingerprint = digest(&request).0[..8].iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a string");
-        text
-    });
+    let fingerprint = hex::encode(&digest(&request).0[..8]);
 
     let statuses = check.statuses(&request.statuses);
     let types = check.types(request.types);

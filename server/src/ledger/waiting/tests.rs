@@ -61,7 +61,7 @@ fn types_are_forgotten_with_the_last_claim_that_names_them() {
     let org = Arc::clone(&visits[0].org);
     let [two, one, same, any] = &mut visits;
     let (asleep, others) = (sleep(two, 0), [sleep(one, 0), sleep(same, 0), sleep(any, 0)]);
-    let named = || lock(&org.queues).by_type.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    let named = || org.queues.lock().by_type.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
     assert_eq!(named(), ["a", "a", "b"], "those for the same types stand in one queue");
     drop(asleep);
     assert_eq!(named(), ["a"]);
@@ -187,7 +187,7 @@ fn nothing_is_left_of_claims_that_are_gone() {
     drop(first);
     assert_eq!((waiting.sleeping(), waiting.orgs().len()), (0, 1));
     drop(second);
-    assert!(lock(&waiting.orgs).is_empty() && lock(&waiting.state).claims == 0);
+    assert!(waiting.orgs.lock().is_empty() && waiting.state.lock().claims == 0);
 }
 
 #[test]

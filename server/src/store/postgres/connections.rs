@@ -7,10 +7,11 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, Row as _,
     postgres::{PgArguments, PgConnectOptions, PgRow},
@@ -152,9 +153,8 @@ impl Connections {
         }
     }
 
-    /// A poisoned lock is used all the same: a panic elsewhere leaves the vector whole.
     fn idle(&self) -> MutexGuard<'_, Vec<(PgConnection, Backend)>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 }
 

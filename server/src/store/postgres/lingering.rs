@@ -5,10 +5,11 @@
 //! So a connection that is dropped during its commit keeps its slot in the pool until its backend is gone.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     runtime::Handle,
     sync::OwnedSemaphorePermit,
@@ -67,9 +68,8 @@ impl Lingering {
         !state.is_watched
     }
 
-    /// A poisoned lock is used all the same: a panic elsewhere leaves the vector whole.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

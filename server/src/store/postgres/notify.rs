@@ -5,13 +5,10 @@
 //! itself never uses NOTIFY, which takes a cluster-wide lock at its commit. Messages carry no data, so a lost one delays events
 //! but loses none.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use sqlx::{
     ConnectOptions as _, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
@@ -58,7 +55,7 @@ struct Shared {
 
 impl Shared {
     fn waiting(&self) -> MutexGuard<'_, HashMap<OrgId, Reach>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     fn add(&self, reaches: impl IntoIterator<Item = (OrgId, Reach)>) {
@@ -86,7 +83,7 @@ impl Announcer {
     /// Makes one last try to send what is waiting.
     pub(super) async fn stop(&self) {
         self.stopping.cancel();
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task.lock().take();
         if let Some(task) = task {
             // That try has a time-out of its own.
             let _ = task.await;

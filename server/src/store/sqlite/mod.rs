@@ -105,7 +105,7 @@ pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     states: Arc<States>,
     /// Locked until the store is closed, so that a second server on the same file is refused.
-    lock: std::sync::Mutex<Option<File>>,
+    lock: parking_lot::Mutex<Option<File>>,
 }
 
 impl SqliteStore {
@@ -207,7 +207,7 @@ impl SqliteStore {
             path: path.to_owned(),
             clock: options.clock,
             states: Arc::new(States::new(options.fold_after)),
-            lock: std::sync::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
+            lock: parking_lot::Mutex::new(lock.filter(|_| options.file_use == FileUse::Serve)),
         })
     }
 
@@ -373,6 +373,6 @@ impl Store for SqliteStore {
         {
             tracing::warn!(%error, "the database was not closed cleanly; its log is replayed at the next start");
         }
-        drop(self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        drop(self.lock.lock().take());
     }
 }
