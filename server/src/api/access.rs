@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, Request, Response, header, uri::Authority};
 use http_body::{Frame, SizeHint};
 use prost::bytes::Bytes;
 use tonic::{Status, body::Body};
@@ -19,15 +19,15 @@ use uuid::Uuid;
 
 use super::{
     caller::Caller,
-    limits::Sort,
     refusal::{Answer, refuse},
     request::ORG_HEADER,
+    rpc::{Allowed, Rpc},
     status::ApiError,
 };
 use crate::{
     access::{Access, Credential, Presented, Refusal},
     domain::{
-        access::{NO_ORG, Role, Roles},
+        access::{NO_ORG, Roles},
         id::OrgId,
     },
     ledger::By,
@@ -35,68 +35,6 @@ use crate::{
     shares::network,
     telemetry::Rarely,
 };
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum May {
-    /// Anybody: the call tells nothing of any org, and costs nothing.
-    Anybody,
-    /// Any caller with a credential.
-    AnyRole,
-    /// Callers with one of these roles, about one org.
-    Of(Roles),
-}
-
-/// All roles: everybody in an org sees its jobs.
-const READERS: May = May::Of(Roles::of(&[Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator]));
-const PRODUCERS: May = May::Of(Roles::of(&[Role::Producer, Role::Admin, Role::Operator]));
-const WORKERS: May = May::Of(Roles::of(&[Role::Worker, Role::Admin, Role::Operator]));
-const OBSERVERS: May = May::Of(Roles::of(&[Role::Observer, Role::Admin, Role::Operator]));
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lasts {
-    /// About as long as a commit: the credential is checked once.
-    Shortly,
-    /// So long that the credential may end before the call does.
-    Long,
-}
-
-const CALLS: [(&str, May, Lasts, Sort); 16] = [
-    ("/jobledger.v1.JobService/CreateJob", PRODUCERS, Lasts::Shortly, Sort::Create),
-    ("/jobledger.v1.JobService/BatchCreateJobs", PRODUCERS, Lasts::Shortly, Sort::Create),
-    ("/jobledger.v1.JobService/GetJob", READERS, Lasts::Shortly, Sort::Plain),
-    ("/jobledger.v1.JobService/ListJobs", READERS, Lasts::Shortly, Sort::Plain),
-    ("/jobledger.v1.JobService/UpdateJobStatus", WORKERS, Lasts::Shortly, Sort::Report),
-    ("/jobledger.v1.JobService/BatchUpdateJobStatus", WORKERS, Lasts::Shortly, Sort::Reports),
-    ("/jobledger.v1.JobService/ClaimJobs", WORKERS, Lasts::Long, Sort::Claim),
-    ("/jobledger.v1.JobService/Heartbeat", WORKERS, Lasts::Shortly, Sort::Heartbeat),
-    ("/jobledger.v1.JobService/CancelJob", PRODUCERS, Lasts::Shortly, Sort::Cancel),
-    ("/jobledger.v1.JobService/RetryJob", PRODUCERS, Lasts::Shortly, Sort::Plain),
-    // A stream of all jobs is for observers only. The service checks that, once it has read the request.
-    ("/jobledger.v1.JobService/StreamJobEvents", READERS, Lasts::Long, Sort::Stream),
-    ("/jobledger.v1.JobService/GetStatistics", OBSERVERS, Lasts::Shortly, Sort::Plain),
-    ("/grpc.health.v1.Health/Check", May::Anybody, Lasts::Shortly, Sort::Plain),
-    ("/grpc.health.v1.Health/Watch", May::AnyRole, Lasts::Long, Sort::Plain),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long, Sort::Plain),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", May::AnyRole, Lasts::Long, Sort::Plain),
-];
-
-/// Who may make a call, and which bounds apply; `None` for an unknown call.
-fn right(method: &Method, path: &str) -> Option<(May, Lasts, Sort)> {
-    if let Some((_, may, lasts, sort)) = CALLS.iter().find(|(call, ..)| *call == path) {
-        return Some((*may, *lasts, *sort));
-    }
-    let (may, sort) = match path {
-        "/healthz" | "/readyz" => (May::Anybody, Sort::Plain),
-        // The old REST calls: reports are for workers, any other POST is for producers.
-        path if path.starts_with("/jobs") => match *method {
-            Method::POST if path.trim_end_matches('/').ends_with("/status") => (WORKERS, Sort::Report),
-            Method::POST => (PRODUCERS, Sort::Plain),
-            _ => (READERS, Sort::Plain),
-        },
-        _ => return None,
-    };
-    Some((may, Lasts::Shortly, sort))
-}
 
 /// Admits calls whose callers may make them; every call where authentication is off.
 #[derive(Clone)]
@@ -158,10 +96,8 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Answer {
-        let right = right(request.method(), request.uri().path());
-        if let Some((.., sort)) = right {
-            request.extensions_mut().insert(sort);
-        }
+        let rpc = request.extensions().get::<Rpc>().copied();
+        let allowed = rpc.map(Rpc::allowed);
         let Some(access) = &self.access else {
             // A page in a browser on this machine can call any server that listens here.
             if [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|of| request.headers().contains_key(*of)) {
@@ -171,7 +107,7 @@ where
                 );
             }
             // Probes may use any host name.
-            if let Some((May::Of(_) | May::AnyRole, ..)) = right
+            if let Some(Allowed::Roles(_) | Allowed::AnyRole) = allowed
                 && let Some(hosts) = &self.hosts
                 && let Some(host) = host(&request)
                 && !is_ours(host, hosts)
@@ -181,7 +117,7 @@ where
                     request,
                 );
             }
-            if let Some((May::Of(_), ..)) = right {
+            if let Some(Allowed::Roles(_)) = allowed {
                 match asked_org(request.headers()) {
                     Ok(org) => let_in(&mut request, Caller::anybody(org.unwrap_or(OrgId::DEFAULT))),
                     Err(error) => return refuse(error, request),
@@ -189,7 +125,7 @@ where
             }
             return self.inner.call(request);
         };
-        if let Some((May::Anybody, ..)) = right {
+        if let Some(Allowed::Anybody) = allowed {
             // Nobody reads the headers, which may be large, and they would be kept while the rest of the request arrives.
             let kind = request.headers_mut().remove(header::CONTENT_TYPE);
             *request.headers_mut() = kind.into_iter().map(|kind| (header::CONTENT_TYPE, kind)).collect();
@@ -211,12 +147,12 @@ where
                 self.refused.note(from, refusal);
                 refuse(refusal.into(), request)
             }
-            Ok(Some(credential)) => enter(access, &mut self.inner, right, presented, credential, request),
+            Ok(Some(credential)) => enter(access, &mut self.inner, rpc, presented, credential, request),
             Ok(None) => {
                 let (access, refused, mut inner) = (Arc::clone(access), Arc::clone(&self.refused), self.inner.clone());
                 Box::pin(async move {
                     match access.find(&presented, from).await {
-                        Ok(credential) => enter(&access, &mut inner, right, presented, credential, request).await,
+                        Ok(credential) => enter(&access, &mut inner, rpc, presented, credential, request).await,
                         Err(refusal) => {
                             refused.note(from, refusal);
                             refuse(refusal.into(), request).await
@@ -248,7 +184,7 @@ fn is_ours(host: &str, hosts: &[String]) -> bool {
 fn enter<S>(
     access: &Arc<Access>,
     inner: &mut S,
-    right: Option<(May, Lasts, Sort)>,
+    rpc: Option<Rpc>,
     presented: Presented,
     credential: Arc<Credential>,
     mut request: Request<Body>,
@@ -256,8 +192,8 @@ fn enter<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
 {
-    let Some((may, lasts, _)) = right else { return refuse(ApiError::NoSuchCall, request) };
-    if let May::Of(roles) = may {
+    let Some(rpc) = rpc else { return refuse(ApiError::NoSuchCall, request) };
+    if let Allowed::Roles(roles) = rpc.allowed() {
         match caller(&credential, roles, request.headers()) {
             Ok(caller) => let_in(&mut request, caller),
             Err(error) => return refuse(error, request),
@@ -265,7 +201,7 @@ where
     }
     request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
-    if lasts == Lasts::Shortly {
+    if !rpc.is_long() {
         return answer;
     }
     let access = Arc::clone(access);
@@ -355,31 +291,7 @@ impl http_body::Body for WhileLetIn {
 
 #[cfg(test)]
 mod tests {
-    use http::StatusCode;
-    use jobledger_proto::FILE_DESCRIPTOR_SET;
-    use prost::Message as _;
-    use prost_types::FileDescriptorSet;
-    use tonic::Code;
-
-    use super::{super::status::plain, *};
-
-    #[test]
-    fn every_call_of_the_contract_has_its_rights() {
-        let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
-        let mut calls = 0;
-        for file in &set.file {
-            for service in &file.service {
-                for method in &service.method {
-                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    let (may, lasts, _) = right(&Method::POST, &path).unwrap_or_else(|| panic!("{path} has none"));
-                    assert!(matches!(may, May::Of(_)), "{path} is about an org");
-                    assert!(lasts == Lasts::Long || !method.server_streaming(), "{path} streams");
-                    calls += 1;
-                }
-            }
-        }
-        assert_eq!(calls, 12);
-    }
+    use super::*;
 
     #[test]
     fn names_that_lead_here_and_are_anothers_are_not_ours() {
@@ -396,14 +308,5 @@ mod tests {
         }
         let of_uri = Request::get("http://example.com:50051/x").body(Body::empty()).unwrap();
         assert_eq!(host(&of_uri), Some("example.com"));
-    }
-
-    #[test]
-    fn what_is_not_there_is_nobodys() {
-        for path in ["/", "/x", "/jobledger.v1.JobService/createjob", "/jobledger.v1.JobService/", "/healthz/"] {
-            assert_eq!(right(&Method::POST, path), None, "{path}");
-        }
-        assert_eq!(Code::Unimplemented, Status::from(ApiError::NoSuchCall).code());
-        assert_eq!(plain(ApiError::NoSuchCall).status(), StatusCode::NOT_FOUND);
     }
 }

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{
     limits::CallLimits,
     request::ORG_HEADER,
+    rpc::Rpc,
     status::{ApiError, plain},
 };
 
@@ -61,7 +62,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let (started, limits) = (Instant::now(), self.limits);
         let is_grpc = is_grpc(request.headers());
         let rpc = request.uri().path().to_owned();
@@ -81,6 +82,9 @@ where
                 _ => nothing_but(StatusCode::METHOD_NOT_ALLOWED, ALLOW, "POST"),
             };
             return Box::pin(async move { Ok(answer) });
+        }
+        if let Some(called) = Rpc::of(request.method(), &rpc) {
+            request.extensions_mut().insert(called);
         }
         let answer = CatchPanic(self.inner.call(request));
         Box::pin(async move {
@@ -121,11 +125,6 @@ where
 /// True of gRPC and gRPC-Web. Everything else is plain HTTP.
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// True of server reflection. Its caller sends further messages after it has seen answers.
-pub(super) fn is_dialogue(path: &str) -> bool {
-    path.ends_with("/ServerReflectionInfo")
 }
 
 /// The answer to plain HTTP at the path of a gRPC call: this code, and a header that names what is allowed.

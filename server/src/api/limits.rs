@@ -9,23 +9,25 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::Ipv4Addr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
     answers::whole,
-    call::{is_dialogue, is_grpc},
+    call::is_grpc,
     caller::Caller,
     receiving::{ABOUT_NO_ORG, How, Kind, Requests, Whose},
     refusal::{Answer, refuse},
+    rpc::{CallClass, Rpc},
     status::ApiError,
 };
 use crate::{
@@ -74,56 +76,6 @@ impl Default for CallLimits {
     }
 }
 
-/// Which bounds apply to a call: a request extension that the access layer sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Sort {
-    /// Any other call.
-    Plain,
-    /// CreateJob and BatchCreateJobs: their requests have payloads.
-    Create,
-    /// ClaimJobs, which may wait.
-    Claim,
-    /// Heartbeat: it keeps running jobs alive.
-    Heartbeat,
-    /// UpdateJobStatus.
-    Report,
-    /// BatchUpdateJobStatus, by which workers send the outcomes of their jobs.
-    Reports,
-    /// CancelJob: it may end a running job, and comes from producers.
-    Cancel,
-    /// StreamJobEvents.
-    Stream,
-}
-
-impl Sort {
-    const COUNT: usize = 6;
-
-    /// The rate of its org that a call counts against.
-    const fn bucket(self) -> usize {
-        match self {
-            Self::Plain | Self::Create | Self::Stream => 0,
-            Self::Claim => 1,
-            Self::Heartbeat => 2,
-            Self::Report => 3,
-            Self::Reports => 4,
-            Self::Cancel => 5,
-        }
-    }
-
-    /// True of calls whose requests have payloads or results.
-    const fn is_large(self) -> bool {
-        matches!(self, Self::Create | Self::Report | Self::Reports)
-    }
-
-    /// True of calls that have a quarter more room than creates, as their commands have in the lanes (`Command::is_vital`).
-    const fn has_reserve(self) -> bool {
-        match self {
-            Self::Heartbeat | Self::Report | Self::Reports | Self::Cancel => true,
-            Self::Plain | Self::Create | Self::Claim | Self::Stream => false,
-        }
-    }
-}
-
 /// Bytes of a request without payloads and results. A thousand lease tokens take less.
 const SMALL: usize = 256 << 10;
 
@@ -132,9 +84,6 @@ pub(super) type Stalled = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Orgs whose rates are kept. Beyond that, orgs that may make a full burst again are dropped.
 const ORGS: usize = 10_000;
-
-/// The method of the health service that streams for as long as its caller likes.
-const WATCH: &str = "/Watch";
 
 /// Open reflection streams. Each may hold an answer of 100 kB that its caller does not take.
 const DIALOGUES: Most = Most { in_all: 300, each: 100 };
@@ -192,34 +141,34 @@ struct Limiter {
     dialogues: Arc<Shares<Whose>>,
     requests: Arc<Requests>,
     is_stalled: Stalled,
-    /// Limits that were reached, by org and sort of call, for the log.
-    limited: Rarely<(OrgId, Sort)>,
+    /// Limits that were reached, by org and class of call, for the log.
+    limited: Rarely<(OrgId, CallClass)>,
 }
 
 /// The token buckets of one org.
 struct Rates {
     /// Calls that the org may make at once, as of `as_of`: for each rate at most its calls of a second.
-    allowed: [f64; Sort::COUNT],
+    allowed: [f64; CallClass::RATES],
     as_of: Instant,
 }
 
 impl Limiter {
     /// Admits a call if there is a slot for it and its org's rate allows it.
-    fn enter(&self, org: OrgId, sort: Sort) -> Result<Option<Part<OrgId>>, ApiError> {
+    fn enter(&self, org: OrgId, class: CallClass) -> Result<Option<Part<OrgId>>, ApiError> {
         // Waiting claims and streams have bounds of their own.
-        let is_counted = !matches!(sort, Sort::Claim | Sort::Stream);
-        let entered = is_counted.then(|| self.place(org, sort)).transpose()?;
+        let is_counted = !matches!(class, CallClass::Claim | CallClass::Stream);
+        let entered = is_counted.then(|| self.place(org, class)).transpose()?;
         // Last, since a call that finds no slot does not count against the rate.
         if let Some(rate) = self.limits.rate_per_org {
-            self.allow(org, sort, rate)?;
+            self.allow(org, class, rate)?;
         }
         Ok(entered)
     }
 
-    fn place(&self, org: OrgId, sort: Sort) -> Result<Part<OrgId>, ApiError> {
+    fn place(&self, org: OrgId, class: CallClass) -> Result<Part<OrgId>, ApiError> {
         let most = self.calls.most();
         let mut place = self.calls.nothing(org);
-        let full = place.grow(1, if sort.has_reserve() { most.with_reserve() } else { most });
+        let full = place.grow(1, if class.has_reserve() { most.with_reserve() } else { most });
         full.map_err(|full| match full {
             Full::InAll => self.overloaded("server", most.in_all),
             Full::Each => self.overloaded("org", most.each),
@@ -227,7 +176,7 @@ impl Limiter {
         Ok(place)
     }
 
-    fn allow(&self, org: OrgId, sort: Sort, rate: u32) -> Result<(), ApiError> {
+    fn allow(&self, org: OrgId, class: CallClass, rate: u32) -> Result<(), ApiError> {
         let full = f64::from(rate);
         let mut rates = self.rates();
         if rates.len() >= ORGS {
@@ -238,11 +187,11 @@ impl Limiter {
             rates.retain(|_, org| !is_full(org));
         }
         let now = Instant::now();
-        let of_org = rates.entry(org).or_insert_with(|| Rates { allowed: [full; Sort::COUNT], as_of: now });
+        let of_org = rates.entry(org).or_insert_with(|| Rates { allowed: [full; CallClass::RATES], as_of: now });
         let more = full * (now - of_org.as_of).as_secs_f64();
         of_org.allowed = of_org.allowed.map(|allowed| (allowed + more).min(full));
         of_org.as_of = now;
-        let allowed = &mut of_org.allowed[sort.bucket()];
+        let allowed = &mut of_org.allowed[class.rate()];
         if *allowed < 1.0 {
             return Err(ApiError::TooFast { rate, after: Duration::from_secs_f64((1.0 - *allowed) / full) });
         }
@@ -250,10 +199,10 @@ impl Limiter {
         Ok(())
     }
 
-    /// Logs, at most once a minute for an org and sort, that a call was refused because of a limit.
-    fn note(&self, org: OrgId, sort: Sort, limit: &str) {
-        if let Some(times) = self.limited.note((org, sort)) {
-            tracing::info!(org_id = %org, calls = ?sort, times, limit, "an org has come to a limit");
+    /// Logs, at most once a minute for an org and class, that a call was refused because of a limit.
+    fn note(&self, org: OrgId, class: CallClass, limit: &str) {
+        if let Some(times) = self.limited.note((org, class)) {
+            tracing::info!(org_id = %org, calls = ?class, times, limit, "an org has come to a limit");
         }
     }
 
@@ -262,9 +211,8 @@ impl Limiter {
         if (self.is_stalled)() { LedgerError::Unavailable.into() } else { ApiError::Overloaded { scope, limit } }
     }
 
-    /// A panic elsewhere leaves the map consistent, so a poisoned lock can be used.
     fn rates(&self) -> MutexGuard<'_, HashMap<OrgId, Rates>> {
-        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rates.lock()
     }
 }
 
@@ -286,23 +234,23 @@ where
             // Probes by plain HTTP have no body to speak of, and are answered however busy the server is.
             return if is_grpc { self.about_no_org(request) } else { self.inner.call(request) };
         };
-        let sort = request.extensions().get::<Sort>().copied().unwrap_or(Sort::Plain);
-        let entered = match self.limiter.enter(org, sort) {
+        let class = request.extensions().get::<Rpc>().map_or(CallClass::Other, |rpc| rpc.class());
+        let entered = match self.limiter.enter(org, class) {
             Ok(entered) => entered,
             Err(error) => {
                 match error {
-                    ApiError::TooFast { .. } => self.limiter.note(org, sort, "--max-rate-per-org"),
-                    ApiError::Overloaded { scope: "org", .. } => self.limiter.note(org, sort, "--max-calls-per-org"),
+                    ApiError::TooFast { .. } => self.limiter.note(org, class, "--max-rate-per-org"),
+                    ApiError::Overloaded { scope: "org", .. } => self.limiter.note(org, class, "--max-calls-per-org"),
                     _ => {}
                 }
                 return refuse(error, request);
             }
         };
-        let goes_on = sort == Sort::Stream;
+        let goes_on = class == CallClass::Stream;
         let kind = if is_grpc { Kind::Call } else { Kind::Plain };
-        let most = if sort.is_large() || !is_grpc { self.limiter.limits.request_bytes } else { SMALL };
+        let most = if class.is_large() || !is_grpc { self.limiter.limits.request_bytes } else { SMALL };
         let most = most.min(self.limiter.limits.request_bytes);
-        let how = How { kind, most, has_reserve: sort.has_reserve() };
+        let how = How { kind, most, has_reserve: class.has_reserve() };
         let request = self.limiter.requests.receive(request, Whose::Org(org), how);
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -326,11 +274,11 @@ where
 {
     /// Admits a call about no org. A stream keeps its slot until it ends.
     fn about_no_org(&mut self, request: Request<Body>) -> Answer {
-        let path = request.uri().path();
-        let kind = if is_dialogue(path) { Kind::Dialogue } else { Kind::AboutNoOrg };
+        let rpc = request.extensions().get::<Rpc>().copied();
+        let kind = if rpc == Some(Rpc::Reflection) { Kind::Dialogue } else { Kind::AboutNoOrg };
         let (places, is_long) = match kind {
             Kind::Dialogue => (&self.limiter.dialogues, true),
-            _ if path.ends_with(WATCH) => (&self.limiter.long, true),
+            _ if rpc == Some(Rpc::HealthWatch) => (&self.limiter.long, true),
             _ => (&self.limiter.short, false),
         };
         let peer = request.extensions().get::<Peer>().map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.address.ip());

@@ -15,6 +15,7 @@ mod listing;
 mod receiving;
 mod refusal;
 mod request;
+mod rpc;
 mod service;
 mod statistics;
 mod status;

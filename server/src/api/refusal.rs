@@ -9,7 +9,8 @@ use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Status, body::Body};
 
 use super::{
-    call::{is_dialogue, is_grpc},
+    call::is_grpc,
+    rpc::Rpc,
     status::{ApiError, plain},
 };
 
@@ -26,7 +27,7 @@ static PLACES: Semaphore = Semaphore::const_new(1_024);
 /// against the connection, so a caller that is refused often, as when it exceeds its rate, would lose it.
 pub(super) fn refuse(error: ApiError, request: Request<Body>) -> Answer {
     let answer = if is_grpc(request.headers()) { Status::from(error).into_http() } else { plain(error) };
-    if is_dialogue(request.uri().path()) {
+    if request.extensions().get() == Some(&Rpc::Reflection) {
         return Box::pin(async { Ok(answer) });
     }
     Box::pin(async move {

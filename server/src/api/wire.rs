@@ -20,15 +20,11 @@ use tower::Layer;
 
 use super::{
     convert,
+    rpc::Rpc,
     service::Service,
     stream::{EventStream, Outgoing},
 };
 use crate::domain::event::JobEvent;
-
-/// The call that is not served as generated.
-const STREAM_JOB_EVENTS: &str = "/jobledger.v1.JobService/StreamJobEvents";
-/// The prefix of the paths of all calls of the service.
-const OF_SERVICE: &str = "/jobledger.v1.JobService/";
 
 #[derive(Clone)]
 pub(crate) struct WireService {
@@ -56,7 +52,7 @@ impl TowerService<http::Request<Body>> for WireService {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path() != STREAM_JOB_EVENTS {
+        if request.extensions().get() != Some(&Rpc::StreamJobEvents) {
             return self.generated.call(request);
         }
         let (streaming, request_bytes) = (Streaming(Arc::clone(&self.service)), self.request_bytes);
@@ -99,7 +95,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path().starts_with(OF_SERVICE) {
+        if request.extensions().get().is_some_and(|rpc: &Rpc| rpc.is_of_job_service()) {
             self.service.call(request)
         } else {
             Box::pin(self.others.call(request))
