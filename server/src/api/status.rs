@@ -30,9 +30,15 @@ pub(super) enum ApiError {
     /// Fields that violate the contract.
     Invalid(Vec<Violation>),
     /// A payload or result over its limit.
-    TooLarge { field: &'static str, limit: usize, size: usize },
+    TooLarge {
+        field: &'static str,
+        limit: usize,
+        size: usize,
+    },
     /// A request that is larger than the server accepts.
-    MessageTooLarge { limit: usize },
+    MessageTooLarge {
+        limit: usize,
+    },
     /// A request that did not arrive whole in time.
     RequestTooSlow,
     /// The credential is missing or refused.
@@ -42,11 +48,19 @@ pub(super) enum ApiError {
     NoSuchCall,
     UnsupportedEncoding,
     /// The server or the org has as many calls under way as it may, or requests take as much memory as they may.
-    Overloaded { scope: &'static str, limit: usize },
+    Overloaded {
+        scope: &'static str,
+        limit: usize,
+    },
     /// The org exceeds its rate; the next call is allowed after this time.
-    TooFast { rate: u32, after: Duration },
+    TooFast {
+        rate: u32,
+        after: Duration,
+    },
     /// A defect: the call panicked. The log has the panic under this id.
-    Panicked { id: Uuid },
+    Panicked {
+        id: Uuid,
+    },
     Internal,
     Ledger(LedgerError),
     DeadlineExceeded,
@@ -214,7 +228,9 @@ impl Answer {
             }
             ApiError::Overloaded { scope, limit } => {
                 let message = match scope {
-                    "requests" => format!("requests of more than {limit} bytes are under way; try again shortly"),
+                    "requests" | "requests of one org" => {
+                        format!("{scope} under way have {limit} bytes, and may not have more; try again shortly")
+                    }
                     scope => {
                         format!("this {scope} has {limit} calls under way, and may not have more; try again shortly")
                     }

@@ -7,12 +7,13 @@ use std::{
 
 use chrono::{DateTime, Datelike as _};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
     Refusal,
+    detail::{Detail, error},
     source::{Row, Table},
 };
 use crate::{
@@ -20,17 +21,13 @@ use crate::{
         clock::Time,
         event::JobError,
         id::{Digest, JobId, OrgId},
-        job::{
-            DEFAULT_MAX_LOST_ATTEMPTS, Idempotency, JobSpec, Labels, MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS,
-            MAX_PRIORITY, MAX_TYPE_CHARS,
-        },
-        json::Json,
+        job::{DEFAULT_MAX_LOST_ATTEMPTS, Idempotency, JobSpec, Labels, MAX_NAME_CHARS, MAX_PRIORITY, MAX_TYPE_CHARS},
         name::is_seen,
         retry::RetryPolicy,
         status::JobStatus,
         transition::{Import, Past, State},
     },
-    legacy::{DEFAULT_TYPE, check_json, fit_name, fit_progress, fit_stage, fit_text, parse_status},
+    legacy::{DEFAULT_TYPE, fit_name, parse_status},
 };
 
 /// No job has more attempts: an attempt always has a successor.
@@ -87,16 +84,6 @@ struct EventColumns<'a> {
     detail_json: Option<&'a RawValue>,
 }
 
-/// What the old service stored beside a status.
-#[derive(Debug, Clone, Default)]
-struct Detail {
-    stage: Option<Arc<str>>,
-    progress: Option<u8>,
-    message: Arc<str>,
-    result: Option<Json>,
-    error: Option<JobError>,
-}
-
 /// The status of a row; `None` if the row has none or an unknown one.
 pub(super) fn status_of(row: &Row) -> Option<JobStatus> {
     #[derive(Deserialize)]
@@ -149,7 +136,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
             result: last.result.clone(),
             ..Detail::default()
         },
-        None => Detail::of_row(&columns, &mut notes),
+        None => Detail::of_row(columns.stage.as_deref(), columns.progress, columns.result, &mut notes),
     };
     let error = error_of(&columns, &mut notes);
     let has_run = started_at.is_some()
@@ -272,104 +259,6 @@ fn error_of(columns: &Columns<'_>, notes: &mut Vec<String>) -> Option<JobError> 
     let message = columns.error.as_deref().or(columns.last_error_message.as_deref());
     let code = columns.last_error_code.as_deref();
     (message.is_some() || code.is_some()).then(|| error(code.unwrap_or_default(), message.unwrap_or_default(), notes))
-}
-
-fn error(code: &str, message: &str, notes: &mut Vec<String>) -> JobError {
-    let end = code.char_indices().nth(MAX_ERROR_CODE_CHARS).map(|(end, _)| end);
-    if end.is_some() {
-        notes.push(format!("error code of {} characters was cut", code.chars().count()));
-    }
-    JobError { code: code[..end.unwrap_or(code.len())].into(), message: fit_text("error", message, notes) }
-}
-
-impl Detail {
-    /// The detail of a row without events.
-    fn of_row(columns: &Columns<'_>, notes: &mut Vec<String>) -> Self {
-        Self {
-            stage: columns.stage.as_deref().map(|stage| fit_stage(stage, notes)),
-            progress: columns.progress.map(|progress| fit_progress(progress, notes)),
-            result: columns.result.and_then(|text| result(text, notes)),
-            ..Self::default()
-        }
-    }
-
-    /// Reads an event's `detail_json`. Fields that the ledger does not have become the event's message.
-    fn of_event(text: &RawValue, notes: &mut Vec<String>) -> Self {
-        /// The fields whose exact text is kept.
-        #[derive(Deserialize)]
-        struct Letters<'a> {
-            #[serde(borrow)]
-            result: Option<&'a RawValue>,
-        }
-        let mut detail = Self::default();
-        // What is no object, or has a number that no double holds, is kept as a text.
-        let as_text =
-            |notes: &mut Vec<String>| Self { message: fit_text("detail_json", text.get(), notes), ..Self::default() };
-        let Ok(letters) = serde_json::from_str::<Letters<'_>>(text.get()) else { return as_text(notes) };
-        let mut rest = match serde_json::from_str::<Value>(text.get()) {
-            Ok(Value::Null) => return detail,
-            Ok(Value::Object(fields)) => fields,
-            Ok(_) => return as_text(notes),
-            // The result is assumed to be the unreadable field: `result` leaves it out with a note. The other fields
-            // are dropped.
-            Err(_) if letters.result.is_some() => Map::new(),
-            Err(_) => return as_text(notes),
-        };
-        detail.result = letters.result.and_then(|text| result(text, notes));
-        rest.remove("result");
-        // A null field carries nothing.
-        rest.retain(|_, value| !value.is_null());
-        detail.stage = rest.remove("stage").map(|stage| fit_stage(&in_words(stage), notes));
-        detail.progress = match rest.get("progress").and_then(as_number) {
-            None => None,
-            Some(progress) => {
-                rest.remove("progress");
-                Some(fit_progress(progress, notes))
-            }
-        };
-        let code = rest.remove("error_code").map(in_words);
-        let message = rest.remove("error_message").or_else(|| rest.remove("error")).map(in_words);
-        if code.is_some() || message.is_some() {
-            detail.error = Some(error(&code.unwrap_or_default(), &message.unwrap_or_default(), notes));
-        }
-        detail.message = match remark(rest) {
-            Some(remark) => fit_text("detail_json", &remark, notes),
-            None => Arc::default(),
-        };
-        detail
-    }
-}
-
-/// The remaining fields of a detail as a message for people.
-fn remark(mut rest: Map<String, Value>) -> Option<String> {
-    match (rest.len(), rest.remove("message")) {
-        (0, _) => None,
-        (1, Some(Value::String(message))) => Some(message),
-        (_, message) => {
-            rest.extend(message.map(|message| ("message".to_owned(), message)));
-            Some(Value::Object(rest).to_string())
-        }
-    }
-}
-
-fn as_number(value: &Value) -> Option<f64> {
-    match value {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => text.parse().ok(),
-        _ => None,
-    }
-}
-
-fn in_words(value: Value) -> String {
-    match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    }
-}
-
-/// A result that the ledger can't hold is left out with a note: a job without its result is better than no job.
-fn result(text: &RawValue, notes: &mut Vec<String>) -> Option<Json> {
-    check_json(text.get()).map_err(|unfit| notes.push(format!("its result was left out: {unfit}"))).ok()
 }
 
 /// The events that the row of a job without events proves.

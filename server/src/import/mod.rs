@@ -4,6 +4,7 @@
 //! Importing a row again is harmless: a job that has not changed since is left alone. So an import that was cut off is
 //! run again, and what has changed meanwhile comes with the next run.
 
+mod detail;
 mod mapping;
 mod source;
 mod summary;
