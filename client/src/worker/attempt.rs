@@ -15,7 +15,7 @@ use super::{
     Context,
     error::{Error, HANDLER_FAILED, INVALID_RESULT, Kind as ErrorKind, PANIC},
     handler::Output,
-    keeper::{Held, Stop},
+    heartbeats::{Held, Stop},
     reporter::is_about_report,
     run::Shared,
 };

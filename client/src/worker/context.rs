@@ -8,7 +8,7 @@ use std::{
 use jobledger_proto::v1::Job;
 use tokio_util::sync::CancellationToken;
 
-use super::keeper::Held;
+use super::heartbeats::Held;
 
 /// The contract's limits for a stage and a message.
 const MAX_STAGE_CHARS: usize = 100;

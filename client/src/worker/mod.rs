@@ -62,7 +62,7 @@ mod attempt;
 mod context;
 mod error;
 mod handler;
-mod keeper;
+mod heartbeats;
 mod reporter;
 mod run;
 

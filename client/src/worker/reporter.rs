@@ -12,7 +12,7 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::keeper::Held;
+use super::heartbeats::Held;
 use crate::{Client, Error, retry::Backoff};
 
 /// The service's limit of reports per call.

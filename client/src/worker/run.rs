@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{
     Worker,
     attempt::{LAST_WORDS, work_on},
-    keeper::Keeper,
+    heartbeats::Keeper,
     reporter::{self, Desk},
 };
 use crate::{Claim, Report, retry::Backoff, shutdown::in_runtime};

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     caller::Caller,
-    refusal::{Answer, refuse},
+    reject::{Answer, refuse},
     request::ORG_HEADER,
     rpc::{Allowed, Rpc},
     status::ApiError,

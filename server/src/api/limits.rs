@@ -2,7 +2,7 @@
 //! of requests is bounded in `receiving.rs`. Heartbeats, reports and cancellations have a reserve, so a flood of
 //! creates costs no job.
 //!
-//! Waiting claims and event streams have bounds of their own (`ledger/waiting.rs`, `ledger/places.rs`). Here only their
+//! Waiting claims and event streams have bounds of their own (`ledger/claim_waiters.rs`, `ledger/stream_slots.rs`). Here only their
 //! rate counts.
 
 use std::{
@@ -22,11 +22,11 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::{
-    answers::whole,
-    call::is_grpc,
+    buffered_response::whole,
     caller::Caller,
-    receiving::{ABOUT_NO_ORG, How, Kind, Requests, Whose},
-    refusal::{Answer, refuse},
+    deadline::is_grpc,
+    reject::{Answer, refuse},
+    request_body::{ABOUT_NO_ORG, How, Kind, Requests, Whose},
     rpc::{CallClass, Rpc},
     status::ApiError,
 };

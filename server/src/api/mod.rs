@@ -2,19 +2,19 @@
 //! replies. It does not know the store.
 
 mod access;
-mod answers;
-mod call;
+mod buffered_response;
 mod caller;
 mod convert;
+mod deadline;
 pub(crate) mod fuzzing;
 mod http;
 mod json;
 mod legacy;
 mod limits;
 mod listing;
-mod receiving;
-mod refusal;
+mod reject;
 mod request;
+mod request_body;
 mod rpc;
 mod service;
 mod statistics;
@@ -26,11 +26,11 @@ mod wire;
 pub use self::limits::CallLimits;
 pub(crate) use self::{
     access::AccessLayer,
-    call::CallLayer,
+    deadline::CallLayer,
     http::probes,
     legacy::{legacy, no_legacy},
     limits::LimitsLayer,
-    receiving::ABOUT_NO_ORG,
+    request_body::ABOUT_NO_ORG,
     service::Service,
     wire::{WireLayer, WireService},
 };

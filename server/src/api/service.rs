@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 
 use super::{
-    answers::OnTaken,
+    buffered_response::OnTaken,
     caller::Caller,
     convert, listing, request, statistics,
     status::{ApiError, item_error},

@@ -23,7 +23,7 @@ use tonic::Status;
 use super::{convert, status::ApiError};
 use crate::{
     domain::{id::LogId, job::JobRecord},
-    ledger::{Delivery, LedgerError, PageShare, SharedEvent, StreamPages, StreamPlace, Subscription},
+    ledger::{Delivery, EncodedEvent, LedgerError, PageShare, StreamPages, StreamSlot, Subscription},
 };
 
 /// Pages that wait for the caller beside the one that it is taking from. A page is bounded in events and bytes, and its
@@ -38,7 +38,7 @@ const WHERE_TIGHT: Duration = Duration::from_secs(1);
 const CUT_AFTER: u32 = 10;
 
 enum Page {
-    Events(std::vec::IntoIter<Arc<SharedEvent>>, PageShare),
+    Events(std::vec::IntoIter<Arc<EncodedEvent>>, PageShare),
     Jobs(std::vec::IntoIter<JobRecord>, PageShare),
     Bookmark {
         seq: i64,
@@ -55,7 +55,7 @@ enum Page {
 enum Taking {
     /// None yet, or the last one was taken whole.
     Nothing,
-    Events(std::vec::IntoIter<Arc<SharedEvent>>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
+    Events(std::vec::IntoIter<Arc<EncodedEvent>>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
     Jobs(std::vec::IntoIter<JobRecord>, #[expect(dead_code, reason = "held as long as the page")] PageShare),
     /// The end: the bookmark is still to be sent, then the error.
     End {
@@ -66,7 +66,7 @@ enum Taking {
 
 pub(crate) enum Outgoing {
     /// An event, encoded once for all streams.
-    Event(Arc<SharedEvent>),
+    Event(Arc<EncodedEvent>),
     /// A message for this caller only.
     Message(pb::StreamJobEventsResponse),
 }
@@ -83,7 +83,7 @@ pub(crate) struct EventStream {
     /// Messages that the caller has taken.
     taken: Arc<AtomicU64>,
     /// The stream's slot, held until the stream is dropped.
-    _place: StreamPlace,
+    _place: StreamSlot,
 }
 
 /// The part of a stream that its task can drop if the caller takes nothing.

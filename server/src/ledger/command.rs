@@ -202,7 +202,7 @@ impl Command {
             Self::Claim(_) | Self::Look(_) | Self::Redate(_) => true,
             Self::Apply { command, .. } => match &**command {
                 transition::Command::Report(_)
-                | transition::Command::Reach(_)
+                | transition::Command::LegacyReport(_)
                 | transition::Command::Claim(_)
                 | transition::Command::Heartbeat(_)
                 | transition::Command::Renew(_)
@@ -260,7 +260,7 @@ impl Command {
                         };
                         news_weight(&report.news) + outcome
                     }
-                    transition::Command::Reach(reach) => {
+                    transition::Command::LegacyReport(reach) => {
                         let outcome = match &reach.to {
                             Some(Target::Ended(ending)) => outcome_weight(&ending.outcome),
                             _ => 0,

@@ -13,9 +13,9 @@ use std::{
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{
+    claim_waiters::ClaimWaiters,
     hub::{Gap, Hub},
     own_commits::OwnCommits,
-    waiting::Waiting,
 };
 use crate::{
     domain::id::OrgId,
@@ -38,12 +38,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Follower {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<ClaimWaiters>,
     own: Arc<OwnCommits>,
 }
 
 impl Follower {
-    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, waiting: Arc<Waiting>, own: Arc<OwnCommits>) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, hub: Arc<Hub>, waiting: Arc<ClaimWaiters>, own: Arc<OwnCommits>) -> Self {
         Self { store, hub, waiting, own }
     }
 
@@ -74,7 +74,7 @@ impl Follower {
         }
     }
 
-    /// Reads how far the logs reach that have subscribers or waiting claims here.
+    /// ReadCoalescer how far the logs reach that have subscribers or waiting claims here.
     async fn look(&self) {
         // Taken before the query: the database has at least these events, unless it lost some.
         let ends: HashMap<_, _> = self.hub.ends().into_iter().collect();
@@ -102,7 +102,7 @@ impl Follower {
         }
     }
 
-    /// Reads what the tails lack.
+    /// ReadCoalescer what the tails lack.
     async fn fetch(&self) {
         let turns = Arc::new(Semaphore::new(READS));
         let mut reads = JoinSet::new();
@@ -132,7 +132,7 @@ impl Follower {
     }
 }
 
-/// Reads the next page of what a tail lacks.
+/// ReadCoalescer the next page of what a tail lacks.
 async fn fetch_page(store: &dyn Store, hub: &Hub, org: OrgId, gap: Gap) -> Result<(), StoreError> {
     let filter = EventFilter::default();
     let query = EventQuery { filter, after: gap.end, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };

@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::shared::SharedEvent;
+use super::encoded_event::EncodedEvent;
 use crate::domain::{
     event::JobEvent,
     id::{LogId, OrgId},
@@ -242,7 +242,7 @@ struct Signal {
 /// The last events of a log, an unbroken run.
 #[derive(Default)]
 struct Tail {
-    events: VecDeque<Arc<SharedEvent>>,
+    events: VecDeque<Arc<EncodedEvent>>,
     bytes: usize,
     /// The next event follows on this `seq`, even if no event is cached; `None` until that is known.
     end: Option<i64>,
@@ -258,7 +258,7 @@ impl Tail {
             return;
         }
         for event in batch.iter().filter(|event| event.seq > end) {
-            let event = SharedEvent::new(Arc::clone(event));
+            let event = EncodedEvent::new(Arc::clone(event));
             self.bytes += event.weight();
             self.events.push_back(event);
         }
@@ -284,7 +284,7 @@ impl Tail {
 /// What the tail has after a cursor.
 pub(super) enum Recent {
     /// The next events, without a gap after the cursor.
-    Events(Vec<Arc<SharedEvent>>),
+    Events(Vec<Arc<EncodedEvent>>),
     /// The cursor is at the head of the log, as far as is known.
     AtHead,
     /// More events are committed, and the tail does not have them yet.
@@ -314,7 +314,7 @@ impl Listener {
         match usize::try_from(after + 1 - first.seq) {
             Ok(skip) => {
                 let mut bytes = 0;
-                let fits = |event: &&Arc<SharedEvent>| {
+                let fits = |event: &&Arc<EncodedEvent>| {
                     let fits = bytes <= max_bytes;
                     bytes += event.weight();
                     fits

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    claims,
+    claim_selection,
     command::{Claim, Command},
     pending::Pending,
 };
@@ -24,7 +24,7 @@ pub(super) const PASSED_OVER: usize = 64;
 /// With this many waiting commands an org's batch shares no transaction, where several transactions may be open.
 pub(super) const MANY: usize = 16;
 
-/// Waiting commands of an org, and whether a batch of it is under way.
+/// ClaimWaiters commands of an org, and whether a batch of it is under way.
 #[derive(Default)]
 pub(super) struct Lane {
     /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
@@ -38,7 +38,7 @@ pub(super) struct Lane {
     pub(super) is_busy: bool,
     /// Another server held its head when it was to share a transaction. It goes alone the next time, and waits for the head.
     pub(super) goes_alone: bool,
-    /// Waiting commands that share no transaction with other orgs: see [`Command::goes_alone`].
+    /// ClaimWaiters commands that share no transaction with other orgs: see [`Command::goes_alone`].
     pub(super) loners: usize,
 }
 
@@ -124,7 +124,7 @@ impl Asked {
             let before = self.types.get(name);
             types += usize::from(before.is_none());
             let before = before.copied().unwrap_or_default();
-            looked_at += (before + claim.max_jobs).min(claims::LOOKED_AT) - before;
+            looked_at += (before + claim.max_jobs).min(claim_selection::LOOKED_AT) - before;
         }
         types <= TYPES && looked_at <= LOOKED_AT
     }
@@ -132,7 +132,7 @@ impl Asked {
     fn add(&mut self, claim: &Claim) {
         for name in names_of(claim) {
             let of_type = self.types.entry(Arc::clone(name)).or_default();
-            let more = (*of_type + claim.max_jobs).min(claims::LOOKED_AT) - *of_type;
+            let more = (*of_type + claim.max_jobs).min(claim_selection::LOOKED_AT) - *of_type;
             *of_type += more;
             self.looked_at += more;
         }

@@ -20,8 +20,8 @@ use super::{
     command::{By, Command},
     disk_space::Space,
     lane::{Kept, Lane, MANY, PASSED_OVER, Room},
+    pacing::{Pacing, Worked},
     pending::{Answer, Begun, Load, OrgBatch, Pending, Turn},
-    rests::{Rests, Worked},
 };
 use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
 
@@ -60,7 +60,7 @@ struct State {
     /// When the shared turns under way began.
     shared: Vec<Instant>,
     /// Orgs that rest so that others get turns.
-    rests: Rests,
+    rests: Pacing,
 }
 
 /// Shared transactions under way at a time, unless they are full. If each org with a command began its own at once, few would
@@ -183,7 +183,7 @@ impl Lanes {
         self.state().is_out(Instant::now())
     }
 
-    /// Refuses new commands. Waiting commands are still taken.
+    /// Refuses new commands. ClaimWaiters commands are still taken.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.work.notify_waiters();

@@ -1,50 +1,51 @@
 //! The ledger: an org's serial log. Commands go through lanes in batches, readers follow the hub, and both use one store.
 
-mod claim;
-mod claims;
+mod claim_call;
+mod claim_repeats;
+mod claim_selection;
+mod claim_waiters;
 mod clock_watch;
 pub mod command;
 mod decide;
 mod disk_space;
+mod encoded_event;
 mod error;
 mod follower;
 mod hub;
-mod label_marks;
+mod label_bloom;
 mod lane;
 mod lanes;
 mod log_identity;
+mod name_budget;
 mod own_commits;
-mod page_memory;
+mod pacing;
 mod pending;
-mod places;
+mod read_budget;
+mod read_coalescer;
 mod reader;
-mod reads;
-mod repeats;
-mod rests;
-mod shared;
+mod stream_slots;
 mod subscription;
-mod waiting;
-mod wishes;
 mod writer;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 pub use self::{
-    claim::{LeaseDelivery, Leases},
+    claim_call::{LeaseDelivery, Leases},
     clock_watch::{ClockStep, Moment, Reading},
     command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
     disk_space::DiskSpace,
+    encoded_event::EncodedEvent,
     error::{LedgerError, Quantity},
-    page_memory::{PageShare, StreamPages},
-    places::{StreamLimits, StreamPlace},
+    read_budget::{PageShare, StreamPages},
     reader::ReadTurn,
-    shared::SharedEvent,
+    stream_slots::{StreamLimits, StreamSlot},
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
-    clock_watch::ClockWatch, command::Reply, follower::Follower, hub::Hub, lanes::Lanes, log_identity::LogIdentity,
-    own_commits::OwnCommits, page_memory::PageMemory, pending::Answered, places::Places, reader::Reader, reads::Reads,
-    repeats::Repeats, subscription::Source, waiting::Waiting, wishes::Wishes, writer::Writer,
+    claim_repeats::Repeats, claim_waiters::ClaimWaiters, clock_watch::ClockWatch, command::Reply, follower::Follower,
+    hub::Hub, lanes::Lanes, log_identity::LogIdentity, name_budget::NameBudget, own_commits::OwnCommits,
+    pending::Answered, read_budget::ReadBudget, read_coalescer::ReadCoalescer, reader::Reader,
+    stream_slots::StreamSlots, subscription::Source, writer::Writer,
 };
 pub use crate::store::{
     EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
@@ -144,10 +145,10 @@ const DELIVERIES: usize = 4;
 /// The ledger of all orgs of one database. Cheap to clone.
 #[derive(Clone)]
 pub struct Ledger {
-    reads: Arc<Reads>,
+    reads: Arc<ReadCoalescer>,
     lanes: Arc<Lanes>,
-    waiting: Arc<Waiting>,
-    wishes: Wishes,
+    waiting: Arc<ClaimWaiters>,
+    wishes: NameBudget,
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
     log_identity: Arc<LogIdentity>,
@@ -158,8 +159,8 @@ pub struct Ledger {
     deliveries: Arc<Reader>,
     catch_up: Arc<Reader>,
     summaries: Arc<Reader>,
-    places: Places,
-    page_memory: Arc<PageMemory>,
+    places: StreamSlots,
+    page_memory: Arc<ReadBudget>,
     bookmark_interval: Duration,
 }
 
@@ -173,7 +174,7 @@ impl Ledger {
         let (lists, deliveries) = (reader(limits.reads), reader(DELIVERIES));
         // One turn more than one org may have, so that other orgs always find one.
         let (catch_up, summaries) = (reader(limits.catch_up_reads + 1), reader(limits.catch_up_reads + 1));
-        let waiting = Waiting::new(limits.claims, limits.claims_per_org);
+        let waiting = ClaimWaiters::new(limits.claims, limits.claims_per_org);
         let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting), Arc::clone(&own));
         let watch = Arc::<ClockWatch>::default();
@@ -186,10 +187,10 @@ impl Ledger {
             Arc::clone(&watch),
             limits,
         );
-        let reads = Reads::new(Arc::clone(&store), Arc::clone(&lists));
+        let reads = ReadCoalescer::new(Arc::clone(&store), Arc::clone(&lists));
         let log_identity = LogIdentity::new(Arc::clone(&store), Arc::clone(&hub));
-        let places = Places::new(limits.streams);
-        let page_memory = PageMemory::new(limits.stream_bytes, limits.stream_bytes_per_org);
+        let places = StreamSlots::new(limits.streams);
+        let page_memory = ReadBudget::new(limits.stream_bytes, limits.stream_bytes_per_org);
         let work = async move {
             tokio::select! {
                 () = Arc::new(writer).run() => {}
@@ -201,7 +202,7 @@ impl Ledger {
                 reads,
                 lanes,
                 waiting,
-                wishes: Wishes::new(limits.named_bytes, limits.named_bytes_per_org),
+                wishes: NameBudget::new(limits.named_bytes, limits.named_bytes_per_org),
                 repeats: Arc::default(),
                 hub,
                 log_identity,
@@ -330,7 +331,7 @@ impl Ledger {
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
 
-    /// Reads one job. A large job comes with the read turn it took; the caller keeps the turn until its answer is made.
+    /// ReadCoalescer one job. A large job comes with the read turn it took; the caller keeps the turn until its answer is made.
     ///
     /// # Errors
     ///
@@ -349,7 +350,7 @@ impl Ledger {
         self.lists.begin(org).await
     }
 
-    /// Reads the statistics of an org.
+    /// ReadCoalescer the statistics of an org.
     ///
     /// # Errors
     ///

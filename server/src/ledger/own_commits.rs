@@ -6,14 +6,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{hub::Hub, waiting::Waiting};
+use super::{claim_waiters::ClaimWaiters, hub::Hub};
 use crate::{domain::id::OrgId, store::Reach};
 use parking_lot::{Mutex, MutexGuard};
 
 /// Commits under way, by org.
 pub(super) struct OwnCommits {
     hub: Arc<Hub>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<ClaimWaiters>,
     under_way: Mutex<HashMap<OrgId, Commit>>,
 }
 
@@ -26,7 +26,7 @@ struct Commit {
 }
 
 impl OwnCommits {
-    pub(super) fn new(hub: Arc<Hub>, waiting: Arc<Waiting>) -> Self {
+    pub(super) fn new(hub: Arc<Hub>, waiting: Arc<ClaimWaiters>) -> Self {
         Self { hub, waiting, under_way: Mutex::default() }
     }
 
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn what_is_heard_of_a_commit_under_way_is_no_news_once_it_is_handed_on() {
         let hub = Arc::new(Hub::new(usize::MAX));
-        let own = OwnCommits::new(Arc::clone(&hub), Waiting::new(1, 1));
+        let own = OwnCommits::new(Arc::clone(&hub), ClaimWaiters::new(1, 1));
         let listener = hub.listen(ORG);
         listener.reached(4);
         let under_way = own.begin([(ORG, reach(6, 2))]);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn no_claim_looks_for_what_a_commit_under_way_made_ready_of_other_types() {
-        let waiting = Waiting::new(1, 1);
+        let waiting = ClaimWaiters::new(1, 1);
         let own = OwnCommits::new(Arc::new(Hub::new(0)), Arc::clone(&waiting));
         let mut claim = waiting.enter(ORG, ["a".into()].into()).unwrap();
         let mut news = pin!(claim.news(0));

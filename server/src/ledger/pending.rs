@@ -1,4 +1,4 @@
-//! Waiting commands, their answers, and turns of them.
+//! ClaimWaiters commands, their answers, and turns of them.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     LedgerError, Limits,
-    claim::Undelivered,
+    claim_call::Undelivered,
     command::{Command, Reply},
 };
 use crate::{domain::id::OrgId, store::StoreError};

@@ -7,12 +7,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     LedgerError,
+    encoded_event::EncodedEvent,
     hub::{Listener, Recent},
-    label_marks::LabelMarks,
-    page_memory::{PageShare, StreamPages},
-    places::StreamPlace,
+    label_bloom::LabelBloom,
+    read_budget::{PageShare, StreamPages},
     reader::Reader,
-    shared::SharedEvent,
+    stream_slots::StreamSlot,
 };
 use crate::{
     domain::{
@@ -53,7 +53,7 @@ pub struct SubscribeRequest {
 #[derive(Debug)]
 pub enum Delivery {
     /// Events, in the order of `seq`; never empty.
-    Events(Vec<Arc<SharedEvent>>, PageShare),
+    Events(Vec<Arc<EncodedEvent>>, PageShare),
     /// Jobs of the snapshot; never empty.
     Snapshot(Vec<JobRecord>, PageShare),
     /// Every matching event up to `seq` was delivered.
@@ -84,7 +84,7 @@ pub struct Subscription {
     source: Source,
     filter: EventFilter,
     /// The marks of the filter's labels.
-    marks: LabelMarks,
+    marks: LabelBloom,
     /// Every matching event up to here was delivered.
     cursor: i64,
     is_history: bool,
@@ -99,7 +99,7 @@ pub struct Subscription {
     restarts: u64,
     owes_bookmark: bool,
     bookmark_interval: Duration,
-    place: StreamPlace,
+    place: StreamSlot,
     next_bookmark: Instant,
     /// The cursor of the last bookmark, if it said that the subscriber had caught up.
     caught_up_at: Option<i64>,
@@ -121,7 +121,7 @@ impl Subscription {
     pub(super) async fn open(
         source: Source,
         bookmark_interval: Duration,
-        place: StreamPlace,
+        place: StreamSlot,
         request: SubscribeRequest,
     ) -> Result<Self, LedgerError> {
         let Source { catch_up, org, log_id, .. } = &source;
@@ -154,7 +154,7 @@ impl Subscription {
         Ok(Self {
             restarts: source.listener.restarts(),
             source,
-            marks: LabelMarks::of(&request.filter.labels),
+            marks: LabelBloom::of(&request.filter.labels),
             filter: request.filter,
             cursor,
             is_history: request.history_only,
@@ -171,7 +171,7 @@ impl Subscription {
     }
 
     /// The slot that this subscription takes of the bound on streams.
-    pub fn place(&self) -> StreamPlace {
+    pub fn place(&self) -> StreamSlot {
         Arc::clone(&self.place)
     }
 
@@ -233,7 +233,7 @@ impl Subscription {
         Delivery::Bookmark { seq: self.cursor, caught_up }
     }
 
-    /// Reads the next jobs of the snapshot. After the last one, the subscription goes on with the past after the noted head.
+    /// ReadCoalescer the next jobs of the snapshot. After the last one, the subscription goes on with the past after the noted head.
     async fn snapshot(&mut self, before: i64) -> Result<(Vec<JobRecord>, PageShare), LedgerError> {
         let Source { catch_up, pages, org, .. } = &self.source;
         let org = *org;
@@ -260,8 +260,8 @@ impl Subscription {
         Ok((jobs, taken))
     }
 
-    /// Reads a page from the database.
-    async fn past(&mut self) -> Result<(Vec<Arc<SharedEvent>>, PageShare), LedgerError> {
+    /// ReadCoalescer a page from the database.
+    async fn past(&mut self) -> Result<(Vec<Arc<EncodedEvent>>, PageShare), LedgerError> {
         let mut taken = self.source.pages.take(PAGE_BYTES).await?;
         let restarts = self.source.listener.restarts();
         let query = EventQuery {
@@ -314,11 +314,11 @@ impl Subscription {
             }
         }
         taken.shrink(events.iter().map(|event| event.weight()).sum());
-        Ok((events.into_iter().map(SharedEvent::new).collect(), taken))
+        Ok((events.into_iter().map(EncodedEvent::new).collect(), taken))
     }
 
     /// Takes events from the tail, or waits for them. Returns none when something else is due first.
-    async fn live(&mut self) -> Vec<Arc<SharedEvent>> {
+    async fn live(&mut self) -> Vec<Arc<EncodedEvent>> {
         match self.source.listener.recent(self.cursor, PAGE_EVENTS, PAGE_BYTES) {
             Recent::Behind => {
                 self.is_at_head = false;

@@ -19,16 +19,16 @@ use tokio::{
 
 use super::{
     Limits,
-    claim::Undelivered,
+    claim_call::Undelivered,
+    claim_waiters::ClaimWaiters,
     clock_watch::{ClockWatch, Moment, Reading, Trust},
     command::Reply,
     decide::{Chosen, Decision, Inputs, Ordered, Quotas, choose, needs},
     hub::Hub,
     lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
+    pacing::Worked,
     pending::{Answered, Begun, OrgBatch, Turn, is_single, parts, refuse},
-    rests::Worked,
-    waiting::Waiting,
 };
 use crate::{
     domain::{id::OrgId, job::Job, lease::LeaseSecret},
@@ -53,7 +53,7 @@ pub(super) struct Writer {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
     lanes: Arc<Lanes>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<ClaimWaiters>,
     own: Arc<OwnCommits>,
     watch: Arc<ClockWatch>,
     limits: Limits,
@@ -92,7 +92,7 @@ impl Writer {
         store: Arc<dyn Store>,
         hub: Arc<Hub>,
         lanes: Arc<Lanes>,
-        waiting: Arc<Waiting>,
+        waiting: Arc<ClaimWaiters>,
         own: Arc<OwnCommits>,
         watch: Arc<ClockWatch>,
         limits: Limits,
@@ -330,7 +330,7 @@ impl Writer {
             let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.max(0).unsigned_abs()));
             chosen.push(defended(|| choose(*org, commands, loaded, inputs, quotas))?);
         }
-        // Reads only the rows of the jobs that claims get.
+        // ReadCoalescer only the rows of the jobs that claims get.
         let wanted: Vec<_> = chosen.iter().flat_map(Chosen::wanted).collect();
         let mut rows: HashMap<OrgId, Vec<Job>> = HashMap::new();
         if !wanted.is_empty() {

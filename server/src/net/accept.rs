@@ -14,7 +14,7 @@ use tower::Service;
 
 use super::{
     ConnectionLimits, Peer, Tls, connection,
-    unread::{Share, Unread},
+    response_memory::{ResponseMemory, Share},
 };
 use crate::shares::{Full, Most, Part, Shares, network};
 
@@ -35,7 +35,7 @@ pub(crate) async fn serve<S>(
     S::Future: Send + Unpin + 'static,
 {
     let places = Shares::new(Most { in_all: limits.connections, each: limits.connections_per_address });
-    let unread = Unread::new(Most { in_all: limits.unread, each: limits.unread_each });
+    let unread = ResponseMemory::new(Most { in_all: limits.unread, each: limits.unread_each });
     let mut connections = JoinSet::new();
     let mut turned_away = TurnedAway::default();
     loop {

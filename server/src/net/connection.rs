@@ -31,7 +31,7 @@ use tower::Service;
 
 use super::{
     ConnectionLimits, Peer,
-    unread::{AnswerBytes, GoesOn, Holding, Share},
+    response_memory::{AnswerBytes, GoesOn, Holding, Share},
 };
 
 /// Bytes of the HTTP/2 preface, with which a connection begins (RFC 9113, 3.4). No useful HTTP/1 request is shorter.

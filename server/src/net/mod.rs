@@ -2,8 +2,8 @@
 
 mod accept;
 mod connection;
+mod response_memory;
 mod tls;
-mod unread;
 
 use std::{
     net::SocketAddr,
@@ -14,8 +14,8 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::accept::serve;
+pub(crate) use self::response_memory::{AnswerBytes, GoesOn};
 pub use self::tls::{Tls, TlsConfig, TlsError};
-pub(crate) use self::unread::{AnswerBytes, GoesOn};
 use crate::access::PeerCertificate;
 
 /// Bounds on connections. Each has a command-line flag.

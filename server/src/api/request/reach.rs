@@ -9,7 +9,7 @@ use crate::{
         id::JobId,
         json::Json,
         status::JobStatus,
-        transition::{self, Ending, News, Outcome, Reach, Target},
+        transition::{self, Ending, LegacyReport, News, Outcome, Target},
     },
     ledger::Command,
 };
@@ -55,5 +55,5 @@ pub(in super::super) fn reach(job: JobId, report: OldReport) -> Command {
         JobStatus::Canceled => Target::Canceled,
         JobStatus::DeadLetter => Target::DeadLetter,
     });
-    Command::Apply { job, command: Box::new(transition::Command::Reach(Reach { to, news })) }
+    Command::Apply { job, command: Box::new(transition::Command::LegacyReport(LegacyReport { to, news })) }
 }

@@ -144,7 +144,10 @@ fn an_old_worker_may_say_again_how_a_job_ended_elsewhere() {
     let job = bring(&import, None, tick(0, 1)).1.job;
     let reach = |outcome| {
         let Some(Step::End(ending)) = ending(outcome) else { unreachable!("it is an ending") };
-        job.apply(&Command::Reach(Reach { to: Some(Target::Ended(ending)), news: News::default() }), tick(1, 4))
+        job.apply(
+            &Command::LegacyReport(LegacyReport { to: Some(Target::Ended(ending)), news: News::default() }),
+            tick(1, 4),
+        )
     };
     for same in [Some(Json::from_trusted("1")), None] {
         assert!(!reach(Outcome::Succeeded { result: same }).unwrap().is_changed);

@@ -21,8 +21,8 @@ use super::{
     retry::RetryPolicy,
     status::JobStatus,
     transition::{
-        Abandon, Cancel, Claim, Command, Ending, Heartbeat, Jump, LEASE_EXPIRED, Look, News, Outcome, RUN_TIMEOUT,
-        Reach, Renew, Report, Retry, Step, Target, Tick, Transition, TransitionError,
+        Abandon, Cancel, Claim, Command, Ending, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport, Look, News, Outcome,
+        RUN_TIMEOUT, Renew, Report, Retry, Step, Target, Tick, Transition, TransitionError,
     },
 };
 

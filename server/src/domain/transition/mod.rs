@@ -19,27 +19,27 @@
 //! budget up, takes two arrows at once. A command is checked in this order: repetition of the same outcome, lease, etag,
 //! transition.
 
-mod ask;
-mod due;
-mod hold;
+mod builder;
+mod cancel_redrive;
 mod import;
-mod path;
-mod reach;
+mod lease;
+mod legacy_report;
 mod redate;
 mod report;
+mod sweep;
 
 use std::{sync::Arc, time::Duration};
 
 use thiserror::Error;
 
-use self::path::{Detail, Path};
+use self::builder::{Detail, Path};
 pub use self::{
-    ask::{Cancel, Retry},
-    due::{Jump, LEASE_EXPIRED, LONGEST_GRACE, Look, RUN_TIMEOUT},
-    hold::{Abandon, Claim, Heartbeat, Renew},
+    cancel_redrive::{Cancel, Retry},
     import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
-    reach::{Reach, Target},
+    lease::{Abandon, Claim, Heartbeat, Renew},
+    legacy_report::{LegacyReport, Target},
     report::{Ending, News, Outcome, Report, Step},
+    sweep::{Jump, LEASE_EXPIRED, LONGEST_GRACE, Look, RUN_TIMEOUT},
 };
 use super::{
     clock::Time,
@@ -69,7 +69,7 @@ pub enum Command {
     /// A worker's report.
     Report(Report),
     /// A report of an old worker, which names a status without regard to transitions.
-    Reach(Reach),
+    LegacyReport(LegacyReport),
     /// A worker claims the job.
     Claim(Claim),
     /// A worker extends its lease.
@@ -171,7 +171,7 @@ impl Job {
     pub fn apply(&self, command: &Command, at: Tick) -> Result<Transition, TransitionError> {
         match command {
             Command::Report(report) => self.report(report, at),
-            Command::Reach(reach) => self.reach(reach, at),
+            Command::LegacyReport(reach) => self.reach(reach, at),
             Command::Claim(claim) => self.claim(claim, at),
             Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat, at),
             Command::Renew(renew) => self.renew(*renew, at),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Tick, Transition, due::LONGEST_GRACE, path::Path};
+use super::{Tick, Transition, builder::Path, sweep::LONGEST_GRACE};
 use crate::domain::{clock::Time, job::Job, lease::LONGEST_LEASE, status::JobStatus};
 
 impl Job {

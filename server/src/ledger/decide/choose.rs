@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     super::{
         LedgerError,
-        claims::{self, Candidates},
+        claim_selection::{self, Candidates},
         command::{Claim, Command, Reply},
     },
     Decision, Inputs, Log, Ordered, Quotas, is_last,
@@ -187,8 +187,8 @@ impl Log {
         });
         let (mut jobs, mut bytes) = (Vec::with_capacity(chosen.len()), 0);
         for id in chosen {
-            bytes += self.jobs.get(&id).map_or(0, claims::weight);
-            if !jobs.is_empty() && bytes > claims::ANSWER_BYTES {
+            bytes += self.jobs.get(&id).map_or(0, claim_selection::weight);
+            if !jobs.is_empty() && bytes > claim_selection::ANSWER_BYTES {
                 break;
             }
             // Skips jobs that were removed or are not ready any more.

@@ -17,7 +17,7 @@ pub(super) use self::{
     quota::Quotas,
 };
 use super::{
-    LedgerError, claims,
+    LedgerError, claim_selection,
     clock_watch::Trust,
     command::{Command, Create, Reply},
 };
@@ -77,8 +77,8 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: O
         keys: keys.into_iter().collect(),
         types: types.into_iter().collect(),
         expired,
-        held: claims::held(&claims),
-        ready: claims::ready(&claims),
+        held: claim_selection::held(&claims),
+        ready: claim_selection::ready(&claims),
         due,
         misdated,
         imports,
@@ -92,7 +92,7 @@ enum Before {
     Nothing,
     /// Ready to be claimed.
     Ready,
-    /// Waiting for its time.
+    /// ClaimWaiters for its time.
     Scheduled,
     /// In any other status.
     Other,

@@ -35,7 +35,7 @@ pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<
 
 /// The weight of one such event.
 fn weight() -> usize {
-    SharedEvent::new(events([1]).remove(0)).weight()
+    EncodedEvent::new(events([1]).remove(0)).weight()
 }
 
 fn listen(tail_bytes: usize) -> (Arc<Hub>, Listener) {

@@ -27,7 +27,7 @@ const CALLED_OF_LATE: Duration = Duration::from_millis(200);
 
 /// The orgs that rest, and the bounds on their turns.
 #[derive(Default)]
-pub(super) struct Rests {
+pub(super) struct Pacing {
     /// The org that had the last turn, and the org that had the last turn of all others.
     last: Option<(OrgId, Instant)>,
     other: Option<(OrgId, Instant)>,
@@ -51,7 +51,7 @@ pub(super) struct Worked {
     pub(super) events: usize,
 }
 
-impl Rests {
+impl Pacing {
     /// Records that a turn of these orgs ended.
     pub(super) fn ended(&mut self, orgs: &[OrgId], took: Duration, now: Instant) {
         for org in orgs {
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn turns_of_an_org_that_take_too_long_change_fewer_jobs_while_others_call() {
         let [busy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
-        let (mut rests, now) = (Rests::default(), Instant::now());
+        let (mut rests, now) = (Pacing::default(), Instant::now());
         let of = |org, commands, events| Worked { org, commands, events };
         rests.worked(&[of(busy, 512, 512)], 32 * TOO_LONG, now);
         assert_eq!(rests.most(busy, now), None, "it is alone");
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn who_takes_long_rests_while_others_call() {
         let [busy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
-        let (mut rests, now) = (Rests::default(), Instant::now());
+        let (mut rests, now) = (Pacing::default(), Instant::now());
         let long = Duration::from_millis(20);
         rests.ended(&[busy], long, now);
         rests.ended(&[busy], long, now);

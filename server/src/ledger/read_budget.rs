@@ -19,7 +19,7 @@ use crate::domain::id::OrgId;
 const UNIT: usize = 1 << 10;
 
 /// The memory for pages.
-pub(super) struct PageMemory {
+pub(super) struct ReadBudget {
     all: Pool,
     per_org: usize,
     orgs: Mutex<HashMap<OrgId, Weak<Pool>>>,
@@ -44,7 +44,7 @@ impl Pool {
 /// One stream's access to the memory.
 #[derive(Clone)]
 pub struct StreamPages {
-    memory: Arc<PageMemory>,
+    memory: Arc<ReadBudget>,
     of_org: Arc<Pool>,
     own: Arc<Own>,
 }
@@ -67,7 +67,7 @@ struct Share {
     own: Arc<Own>,
 }
 
-impl PageMemory {
+impl ReadBudget {
     /// Memory of `bytes`, of which one org may have `per_org`.
     pub(super) fn new(bytes: usize, per_org: usize) -> Arc<Self> {
         let units = |bytes: usize| (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
@@ -165,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_page_takes_what_it_needs_and_gives_it_back() {
-        let memory = PageMemory::new(24 << 10, 8 << 10);
+        let memory = ReadBudget::new(24 << 10, 8 << 10);
         let stream = memory.stream(org(0));
         let mut page = stream.take(6 << 10).await.unwrap();
         assert!(stream.are_tight() && !memory.stream(org(0)).are_tight(), "who holds none is not hurried");
@@ -180,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn one_org_leaves_room_to_others_and_who_waits_holds_nothing() {
         const AT_ONCE: Duration = Duration::ZERO;
-        let memory = PageMemory::new(24 << 10, 8 << 10);
+        let memory = ReadBudget::new(24 << 10, 8 << 10);
         let [first, second, other] = [org(0), org(0), org(1)].map(|org| memory.stream(org));
         let page = first.take(7 << 10).await.unwrap();
         // There is room in all, but not in the org's part.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Tick, Transition, TransitionError,
-    path::{Detail, Path},
+    builder::{Detail, Path},
 };
 use crate::domain::{event::EventKind, job::Job, status::JobStatus};
 

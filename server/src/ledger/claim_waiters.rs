@@ -26,7 +26,7 @@ pub(super) type Types = Arc<[Arc<str>]>;
 const WOKEN_BY_ONE: usize = 2;
 
 /// All claims that wait, or may have to.
-pub(super) struct Waiting {
+pub(super) struct ClaimWaiters {
     orgs: Mutex<HashMap<OrgId, Weak<Org>>>,
     state: Mutex<State>,
     limit: usize,
@@ -44,7 +44,7 @@ struct State {
 /// The claims on one org.
 struct Org {
     id: OrgId,
-    room: Weak<Waiting>,
+    room: Weak<ClaimWaiters>,
     queues: Mutex<Queues>,
 }
 
@@ -90,7 +90,7 @@ impl Queue {
     }
 }
 
-impl Waiting {
+impl ClaimWaiters {
     /// Bounds the claims, in all and of one org.
     pub(super) fn new(limit: usize, per_org: usize) -> Arc<Self> {
         Arc::new(Self { orgs: Mutex::default(), state: Mutex::default(), limit, per_org })
@@ -205,7 +205,7 @@ impl Drop for Org {
 
 /// One claim, while it tries and waits by turns.
 pub(super) struct Visit {
-    room: Arc<Waiting>,
+    room: Arc<ClaimWaiters>,
     org: Arc<Org>,
     types: Types,
     /// Its position among all calls.

@@ -5,18 +5,18 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use super::label_marks::LabelMarks;
+use super::label_bloom::LabelBloom;
 use crate::{domain::event::JobEvent, store::EventFilter};
 
 /// A committed event with its encoding, which is made by the first stream that sends it and shared by all.
 #[derive(Debug)]
-pub struct SharedEvent {
+pub struct EncodedEvent {
     event: Arc<JobEvent>,
     encoded: OnceLock<Box<[u8]>>,
-    marks: OnceLock<LabelMarks>,
+    marks: OnceLock<LabelBloom>,
 }
 
-impl SharedEvent {
+impl EncodedEvent {
     pub(super) fn new(event: Arc<JobEvent>) -> Arc<Self> {
         Arc::new(Self { event, encoded: OnceLock::new(), marks: OnceLock::new() })
     }
@@ -27,9 +27,9 @@ impl SharedEvent {
     }
 
     /// True if the event matches the filter, whose labels have these marks.
-    pub(super) fn matches(&self, filter: &EventFilter, labels: &LabelMarks) -> bool {
+    pub(super) fn matches(&self, filter: &EventFilter, labels: &LabelBloom) -> bool {
         let may_have =
-            filter.labels.is_empty() || self.marks.get_or_init(|| LabelMarks::of(&self.event.labels)).may_have(labels);
+            filter.labels.is_empty() || self.marks.get_or_init(|| LabelBloom::of(&self.event.labels)).may_have(labels);
         may_have && filter.matches(&self.event)
     }
 
@@ -39,7 +39,7 @@ impl SharedEvent {
     }
 }
 
-impl Deref for SharedEvent {
+impl Deref for EncodedEvent {
     type Target = JobEvent;
 
     fn deref(&self) -> &JobEvent {

@@ -1,4 +1,4 @@
-//! Reads of single jobs. A lone read starts at once. Reads that arrive while others are under way gather, and are read
+//! ReadCoalescer of single jobs. A lone read starts at once. ReadCoalescer that arrive while others are under way gather, and are read
 //! together, orgs in turn. Of a cached job, the database is only asked whether it is unchanged.
 
 use std::{
@@ -32,9 +32,9 @@ const REMEMBERED: usize = 4_096;
 const REMEMBERED_TEXT: usize = 4 << 10;
 
 /// The waiting callers, and the reads under way.
-pub(super) struct Reads {
+pub(super) struct ReadCoalescer {
     store: Arc<dyn Store>,
-    /// Reads of large jobs take turns here.
+    /// ReadCoalescer of large jobs take turns here.
     lists: Arc<Reader>,
     state: Mutex<State>,
     read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
@@ -82,12 +82,12 @@ struct Wanted {
     answer: oneshot::Sender<Result<FoundJob, LedgerError>>,
 }
 
-impl Reads {
+impl ReadCoalescer {
     pub(super) fn new(store: Arc<dyn Store>, lists: Arc<Reader>) -> Arc<Self> {
         Arc::new(Self { store, lists, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
     }
 
-    /// Reads one job, possibly in a read that another call started. A large job comes with the read turn it took.
+    /// ReadCoalescer one job, possibly in a read that another call started. A large job comes with the read turn it took.
     pub(super) async fn job(
         self: &Arc<Self>,
         org: OrgId,
@@ -185,7 +185,7 @@ impl Reads {
 
 /// A read under way, until no job is left to read or its task is dropped.
 struct OnTheWay {
-    reads: Arc<Reads>,
+    reads: Arc<ReadCoalescer>,
     is_counted: bool,
 }
 

@@ -14,7 +14,7 @@ fn types(names: &[&str]) -> Types {
     names.iter().map(|name| Arc::from(*name)).collect()
 }
 
-fn enter(waiting: &Arc<Waiting>, names: &[&str]) -> Visit {
+fn enter(waiting: &Arc<ClaimWaiters>, names: &[&str]) -> Visit {
     waiting.enter(ORG, types(names)).expect("there is room")
 }
 
@@ -42,7 +42,7 @@ fn awake(sleepers: &mut [Asleep<'_>]) -> Vec<bool> {
 
 #[test]
 fn as_many_are_woken_as_jobs_became_ready() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut visits: Vec<_> = (0..5).map(|_| enter(&waiting, &["a"])).collect();
     let mut others = [enter(&waiting, &["b"]), enter(&waiting, &[]), enter(&waiting, &["a", "b"])];
     let mut of_a: Vec<_> = visits.iter_mut().map(|visit| sleep(visit, 0)).collect();
@@ -56,7 +56,7 @@ fn as_many_are_woken_as_jobs_became_ready() {
 
 #[test]
 fn types_are_forgotten_with_the_last_claim_that_names_them() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut visits = [&["a", "b"][..], &["a"], &["a"], &[]].map(|names| enter(&waiting, names));
     let org = Arc::clone(&visits[0].org);
     let [two, one, same, any] = &mut visits;
@@ -71,7 +71,7 @@ fn types_are_forgotten_with_the_last_claim_that_names_them() {
 
 #[test]
 fn news_from_elsewhere_wakes_one_and_it_wakes_more_if_there_is_more() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut visits: Vec<_> = (0..6).map(|_| enter(&waiting, &["a"])).collect();
     let (last, rest) = visits.split_last_mut().unwrap();
     let mut one = sleep(last, 0);
@@ -88,7 +88,7 @@ fn news_from_elsewhere_wakes_one_and_it_wakes_more_if_there_is_more() {
 
 #[test]
 fn what_is_heard_while_somebody_looks_is_looked_into_after() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let (mut second, mut first) = (enter(&waiting, &["a"]), enter(&waiting, &["a"]));
     let mut one = sleep(&mut first, 0);
     let mut other = sleep(&mut second, 0);
@@ -104,7 +104,7 @@ fn what_is_heard_while_somebody_looks_is_looked_into_after() {
 
 #[test]
 fn a_claim_hears_of_what_came_between_its_look_and_its_wait() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut visit = enter(&waiting, &["a"]);
     waiting.became_ready(ORG, 1, &ready(&[("a", 1)]));
     visit.found(0, false);
@@ -114,7 +114,7 @@ fn a_claim_hears_of_what_came_between_its_look_and_its_wait() {
 
 #[test]
 fn what_one_queue_has_seen_is_news_to_another() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut of_b = enter(&waiting, &["b"]);
     let mut news = sleep(&mut of_b, 4);
     // A claim for other types sees another server's batch before that is announced.
@@ -125,7 +125,7 @@ fn what_one_queue_has_seen_is_news_to_another() {
 
 #[test]
 fn news_that_is_not_true_is_looked_into_once() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut visit = enter(&waiting, &["a"]);
     let mut news = sleep(&mut visit, 4);
     waiting.heard(ORG, 1_000);
@@ -138,7 +138,7 @@ fn news_that_is_not_true_is_looked_into_once() {
 
 #[test]
 fn a_generation_that_was_skipped_is_looked_into() {
-    let waiting = Waiting::new(100, 100);
+    let waiting = ClaimWaiters::new(100, 100);
     let mut visit = enter(&waiting, &["a"]);
     let mut news = sleep(&mut visit, 0);
     // Generation 1, another server's, may have made a job ready. Generation 2, this server's, has none for the claim.
@@ -155,7 +155,7 @@ fn a_generation_that_was_skipped_is_looked_into() {
 fn whoever_was_woken_and_goes_hands_the_news_on() {
     // The claim leaves before it has noticed that it was woken, and after.
     for notices in [false, true] {
-        let waiting = Waiting::new(100, 100);
+        let waiting = ClaimWaiters::new(100, 100);
         let mut visits: Vec<_> = (0..3).map(|_| enter(&waiting, &["a"])).collect();
         let mut goes = visits.pop().unwrap();
         let mut stays = visits.pop().unwrap();
@@ -178,7 +178,7 @@ fn whoever_was_woken_and_goes_hands_the_news_on() {
 
 #[test]
 fn nothing_is_left_of_claims_that_are_gone() {
-    let waiting = Waiting::new(2, 2);
+    let waiting = ClaimWaiters::new(2, 2);
     let (mut first, second) = (enter(&waiting, &["a"]), enter(&waiting, &[]));
     assert!(matches!(waiting.enter(ORG, types(&[])), Err(LedgerError::Overloaded)));
     let news = sleep(&mut first, 0);
@@ -192,7 +192,7 @@ fn nothing_is_left_of_claims_that_are_gone() {
 
 #[test]
 fn a_stop_sends_everyone_away() {
-    let waiting = Waiting::new(10, 10);
+    let waiting = ClaimWaiters::new(10, 10);
     let mut visit = enter(&waiting, &["a"]);
     let mut news = sleep(&mut visit, 0);
     waiting.close();

@@ -8,7 +8,7 @@ use crate::domain::{job::Job, status::JobStatus};
 
 /// Sets a job's status.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reach {
+pub struct LegacyReport {
     /// The reported status; `None` leaves the status as it is.
     pub to: Option<Target>,
     /// What the worker is doing.
@@ -31,7 +31,7 @@ pub enum Target {
 }
 
 impl Job {
-    pub(super) fn reach(&self, reach: &Reach, at: Tick) -> Result<Transition, TransitionError> {
+    pub(super) fn reach(&self, reach: &LegacyReport, at: Tick) -> Result<Transition, TransitionError> {
         if self.lease.is_some() {
             return Err(TransitionError::LeaseLost);
         }
@@ -47,7 +47,7 @@ impl Job {
     }
 
     /// The commands that lead to the reported status.
-    fn way_to(&self, reach: &Reach) -> Result<Vec<Command>, TransitionError> {
+    fn way_to(&self, reach: &LegacyReport) -> Result<Vec<Command>, TransitionError> {
         let nobody: Arc<str> = Arc::default();
         let report = |step: Option<Step>, news: &News| Report {
             step,

@@ -9,7 +9,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Status, body::Body};
 
 use super::{
-    call::is_grpc,
+    deadline::is_grpc,
     rpc::Rpc,
     status::{ApiError, plain},
 };

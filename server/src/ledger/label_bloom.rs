@@ -12,9 +12,9 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The marks of some labels, one bit for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct LabelMarks([u64; 8]);
+pub(super) struct LabelBloom([u64; 8]);
 
-impl LabelMarks {
+impl LabelBloom {
     pub(super) fn of(labels: &BTreeMap<String, String>) -> Self {
         let mut marks = Self::default();
         for label in labels {
@@ -37,10 +37,10 @@ mod tests {
     #[test]
     fn labels_that_are_there_are_never_missed_and_others_seldom_taken_for_them() {
         let labels = |range: std::ops::Range<usize>| range.map(|n| (format!("l{n}"), "v".to_owned())).collect();
-        let all = LabelMarks::of(&labels(0..32));
-        assert!(all.may_have(&LabelMarks::of(&labels(3..30))) && all.may_have(&LabelMarks::default()));
-        let taken = (100..1_100).filter(|n| all.may_have(&LabelMarks::of(&labels(*n..n + 1)))).count();
+        let all = LabelBloom::of(&labels(0..32));
+        assert!(all.may_have(&LabelBloom::of(&labels(3..30))) && all.may_have(&LabelBloom::default()));
+        let taken = (100..1_100).filter(|n| all.may_have(&LabelBloom::of(&labels(*n..n + 1)))).count();
         assert!(taken < 200, "{taken} of 1,000");
-        assert!(!LabelMarks::default().may_have(&all));
+        assert!(!LabelBloom::default().may_have(&all));
     }
 }

@@ -12,27 +12,27 @@ use crate::{
 const OF_EACH: usize = 96;
 
 #[derive(Clone)]
-pub(super) struct Wishes(Arc<Shares<OrgId>>);
+pub(super) struct NameBudget(Arc<Shares<OrgId>>);
 
 /// The memory of one claim or stream, until it is dropped.
-pub(super) type Wish = Part<OrgId>;
+pub(super) type NameShare = Part<OrgId>;
 
-impl Wishes {
+impl NameBudget {
     pub(super) fn new(bytes: usize, bytes_per_org: usize) -> Self {
         Self(Shares::new(Most { in_all: bytes, each: bytes_per_org }))
     }
 
-    pub(super) fn of_claim(&self, org: OrgId, claim: &Claim) -> Result<Wish, LedgerError> {
+    pub(super) fn of_claim(&self, org: OrgId, claim: &Claim) -> Result<NameShare, LedgerError> {
         let names = claim.request.iter().chain([&claim.worker]).chain(claim.types.iter());
         self.keep(org, names.map(|name| &**name))
     }
 
-    pub(super) fn of_stream(&self, org: OrgId, request: &SubscribeRequest) -> Result<Wish, LedgerError> {
+    pub(super) fn of_stream(&self, org: OrgId, request: &SubscribeRequest) -> Result<NameShare, LedgerError> {
         let labels = request.filter.labels.iter().flat_map(|(key, value)| [key, value]);
         self.keep(org, request.filter.types.iter().chain(labels).map(String::as_str))
     }
 
-    fn keep<'a>(&self, org: OrgId, texts: impl Iterator<Item = &'a str>) -> Result<Wish, LedgerError> {
+    fn keep<'a>(&self, org: OrgId, texts: impl Iterator<Item = &'a str>) -> Result<NameShare, LedgerError> {
         let Most { in_all, each } = self.0.most();
         self.0.take(org, texts.map(|text| text.len() + OF_EACH).sum()).map_err(|full| match full {
             Full::InAll => LedgerError::TooManyNames { scope: "server", limit: in_all },

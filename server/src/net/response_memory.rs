@@ -20,7 +20,7 @@ use crate::shares::{Most, network};
 const OF_EACH: usize = 2 << 10;
 
 /// The unread answers of all connections.
-pub(super) struct Unread {
+pub(super) struct ResponseMemory {
     most: Most,
     next: AtomicU64,
     state: Mutex<State>,
@@ -60,16 +60,16 @@ pub(crate) struct AnswerBytes {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GoesOn;
 
-/// One connection's handle to [`Unread`].
+/// One connection's handle to [`ResponseMemory`].
 #[derive(Clone)]
 pub(super) struct Share {
-    all: Arc<Unread>,
+    all: Arc<ResponseMemory>,
     id: u64,
     address: SocketAddr,
     cut: CancellationToken,
 }
 
-impl Unread {
+impl ResponseMemory {
     pub(super) fn new(most: Most) -> Arc<Self> {
         Arc::new(Self { most, next: AtomicU64::new(0), state: Mutex::default() })
     }
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_holds_most_is_cut_and_nothing_of_it_counts_any_more() {
-        let all = Unread::new(Most { in_all: 9 * OF_EACH, each: usize::MAX });
+        let all = ResponseMemory::new(Most { in_all: 9 * OF_EACH, each: usize::MAX });
         let cuts = [(); 3].map(|()| CancellationToken::new());
         let [few, most, late] = [0, 1, 2].map(|n| all.share(([127, 0, 0, 1], n as u16).into(), cuts[n].clone()));
         let of_few = [few.hold(0, None), few.hold(0, None)];
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn whoever_holds_most_in_many_connections_has_one_of_them_cut() {
-        let all = Unread::new(Most { in_all: 20 * OF_EACH, each: usize::MAX });
+        let all = ResponseMemory::new(Most { in_all: 20 * OF_EACH, each: usize::MAX });
         let cuts = [(); 11].map(|()| CancellationToken::new());
         let share = |n: usize| all.share(([127, 0, 0, n as u8], 1).into(), cuts[n].clone());
         let [many, large] = [1, 2].map(|n| Some(Uuid::from_u128(n)));
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn whoever_holds_more_than_its_part_has_a_connection_cut_though_there_is_room() {
-        let all = Unread::new(Most { in_all: 22 * OF_EACH, each: 6 * OF_EACH });
+        let all = ResponseMemory::new(Most { in_all: 22 * OF_EACH, each: 6 * OF_EACH });
         let cuts = [(); 3].map(|()| CancellationToken::new());
         let [first, second, other] = [0, 1, 2].map(|n| all.share(([127, 0, 0, 1], n as u16).into(), cuts[n].clone()));
         let [org, another] = [1, 2].map(|n| Some(Uuid::from_u128(n)));

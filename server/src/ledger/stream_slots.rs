@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::{LedgerError, wishes::Wish};
+use super::{LedgerError, name_budget::NameShare};
 use crate::{
     domain::id::OrgId,
     shares::{Full, Most, Part, Shares},
@@ -20,7 +20,7 @@ pub struct StreamLimits {
 }
 
 #[derive(Clone)]
-pub(super) struct Places {
+pub(super) struct StreamSlots {
     limits: StreamLimits,
     of_orgs: Arc<Shares<OrgId>>,
     of_connections: Arc<Shares<SocketAddr>>,
@@ -30,13 +30,13 @@ pub(super) struct Places {
 pub struct Place {
     _of_org: Part<OrgId>,
     _of_connection: Option<Part<SocketAddr>>,
-    _wish: Wish,
+    _wish: NameShare,
 }
 
 /// A stream's slot. Everything that keeps events of the stream in memory keeps a clone.
-pub type StreamPlace = Arc<Place>;
+pub type StreamSlot = Arc<Place>;
 
-impl Places {
+impl StreamSlots {
     pub(super) fn new(limits: StreamLimits) -> Self {
         let StreamLimits { in_all, per_org, per_connection } = limits;
         let of_orgs = Shares::new(Most { in_all, each: per_org });
@@ -48,8 +48,8 @@ impl Places {
         &self,
         org: OrgId,
         connection: Option<SocketAddr>,
-        _wish: Wish,
-    ) -> Result<StreamPlace, LedgerError> {
+        _wish: NameShare,
+    ) -> Result<StreamSlot, LedgerError> {
         let StreamLimits { in_all, per_org, per_connection } = self.limits;
         let _of_org = self.of_orgs.take(org, 1).map_err(|full| match full {
             Full::InAll => LedgerError::TooManyStreams { scope: "server", limit: in_all },

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use super::{
     News, Tick, Transition, TransitionError,
-    path::{Detail, Path},
+    builder::{Detail, Path},
 };
 use crate::domain::{
     clock::Time,

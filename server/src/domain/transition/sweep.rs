@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{SubsecRound, TimeDelta};
 
-use super::{Tick, Transition, path::Path};
+use super::{Tick, Transition, builder::Path};
 use crate::domain::{
     clock::Time,
     event::{ACTOR_LEDGER, JobError},
