@@ -26,18 +26,18 @@ const DIFFERENT: u8 = 1;
 /// Exit code: verification was not possible, or not of all orgs.
 const UNVERIFIED: u8 = 2;
 
-enum Found {
+enum AuditOutcome {
     Nothing,
     Differences,
-    Untold,
+    Unverified,
 }
 
 /// Verifies, and prints the differences.
 pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
     match look(url, org) {
-        Ok(Found::Nothing) => ExitCode::SUCCESS,
-        Ok(Found::Differences) => DIFFERENT.into(),
-        Ok(Found::Untold) => UNVERIFIED.into(),
+        Ok(AuditOutcome::Nothing) => ExitCode::SUCCESS,
+        Ok(AuditOutcome::Differences) => DIFFERENT.into(),
+        Ok(AuditOutcome::Unverified) => UNVERIFIED.into(),
         Err(error) => {
             telemetry::say(&format!("jobledger: {error}"));
             UNVERIFIED.into()
@@ -46,7 +46,7 @@ pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<Found, Box<dyn Error + Send + Sync>> {
+async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<AuditOutcome, Box<dyn Error + Send + Sync>> {
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(url, options).await?;
     let mut display = Display::new();
@@ -72,9 +72,9 @@ async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<Found, Box<dyn Err
         writeln!(out, "org {org}: could not be verified: retention went on removing its jobs")?;
     }
     Ok(match (verified.differences.is_empty(), verified.untold.is_empty()) {
-        (false, _) => Found::Differences,
-        (true, false) => Found::Untold,
-        (true, true) => Found::Nothing,
+        (false, _) => AuditOutcome::Differences,
+        (true, false) => AuditOutcome::Unverified,
+        (true, true) => AuditOutcome::Nothing,
     })
 }
 

@@ -29,12 +29,12 @@ impl<K: Copy + Ord + Hash> Whose for K {}
 
 /// The turns of one kind.
 pub(crate) struct Turns<K: Whose> {
-    state: Mutex<State<K>>,
+    state: Mutex<TurnState<K>>,
     /// The most turns of one key.
     each: usize,
 }
 
-struct State<K: Whose> {
+struct TurnState<K: Whose> {
     free: usize,
     /// When a turn last ended.
     ended_at: Option<Instant>,
@@ -70,7 +70,7 @@ pub(crate) struct Turn<K: Whose> {
 impl<K: Whose> Turns<K> {
     /// Allows this many turns at the same time, at least one.
     pub(crate) fn new(places: usize) -> Arc<Self> {
-        let state = State::new(places.max(1));
+        let state = TurnState::new(places.max(1));
         let each = (state.free - 1).max(1);
         Arc::new(Self { state: Mutex::new(state), each })
     }
@@ -122,12 +122,12 @@ impl<K: Whose> Turns<K> {
         Some((waits, Turn { turns: Arc::clone(self), whose, since: Instant::now() }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State<K>> {
+    fn state(&self) -> MutexGuard<'_, TurnState<K>> {
         self.state.lock()
     }
 }
 
-impl<K: Whose> State<K> {
+impl<K: Whose> TurnState<K> {
     fn new(free: usize) -> Self {
         let (lines, waiting) = (HashMap::new(), BTreeSet::new());
         Self { free, ended_at: None, level: Duration::ZERO, lines, waiting, came: 0, looks_at: REMEMBERED }
@@ -259,7 +259,7 @@ impl<K: Whose> Drop for Waits<'_, K> {
 mod tests {
     use super::*;
 
-    fn queue(state: &mut State<u32>, n: u32, times: usize) -> Vec<oneshot::Receiver<Turn<u32>>> {
+    fn queue(state: &mut TurnState<u32>, n: u32, times: usize) -> Vec<oneshot::Receiver<Turn<u32>>> {
         let wait = |_| {
             let (turn, taken) = oneshot::channel();
             state.queue(n, turn);
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn time_is_shared_and_not_the_number_of_turns() {
-        let mut state = State::new(1);
+        let mut state = TurnState::new(1);
         let mut waiting = [queue(&mut state, 0, 1), queue(&mut state, 1, 1)];
         let mut had = [Duration::ZERO; 2];
         for _ in 0..1_100 {
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn who_comes_anew_has_saved_nothing_up_and_owes_nothing() {
-        let mut state = State::new(1);
+        let mut state = TurnState::new(1);
         let second = Duration::from_secs(1);
         let _first = queue(&mut state, 0, 4);
         for _ in 0..3 {

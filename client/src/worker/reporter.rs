@@ -34,9 +34,9 @@ struct Report {
 
 /// The queue of reports. Clones share it.
 #[derive(Clone)]
-pub(super) struct Desk(mpsc::UnboundedSender<Report>);
+pub(super) struct ReportQueue(mpsc::UnboundedSender<Report>);
 
-impl Desk {
+impl ReportQueue {
     /// Queues a report and waits until the service has accepted it or refused it for good.
     pub(super) async fn report(&self, update: UpdateJobStatusRequest, held: &Arc<Held>) -> Result<(), Error> {
         let (settled, answer) = oneshot::channel();
@@ -47,10 +47,10 @@ impl Desk {
 }
 
 /// The queue, and the future that sends its reports for as long as it is polled.
-pub(super) fn open(client: Client) -> (Desk, impl Future<Output = ()>) {
+pub(super) fn open(client: Client) -> (ReportQueue, impl Future<Output = ()>) {
     // The queue is unbounded, but has at most one report per claimed job.
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Desk(sender), carry(client, receiver))
+    (ReportQueue(sender), carry(client, receiver))
 }
 
 async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {

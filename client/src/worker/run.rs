@@ -21,7 +21,7 @@ use super::{
     Worker,
     attempt::{LAST_WORDS, work_on},
     heartbeats::Keeper,
-    reporter::{self, Desk},
+    reporter::{self, ReportQueue},
 };
 use crate::{Claim, Report, retry::Backoff, shutdown::in_runtime};
 
@@ -34,7 +34,7 @@ const LAST_REPORTS: Duration = Duration::from_secs(10);
 pub(super) struct Shared {
     pub(super) worker: Worker,
     pub(super) keeper: Arc<Keeper>,
-    pub(super) desk: Desk,
+    pub(super) desk: ReportQueue,
     /// The caller's runtime, where handlers run.
     pub(super) handlers: Handle,
     /// Canceled when the shutdown grace is over.

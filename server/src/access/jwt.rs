@@ -41,11 +41,11 @@ const MAY_WAIT_OF_ADDRESS: usize = 512;
 pub(super) struct Jwt {
     config: JwtConfig,
     keys: Keys,
-    state: Mutex<State>,
+    state: Mutex<JwtCache>,
     gate: Gate,
 }
 
-struct State {
+struct JwtCache {
     known: Generations<Digest, Verified>,
     /// Credentials of JWTs that are in use, cached or not, by the JWT's digest; with the digest of the key that verified it.
     held: HashMap<Digest, (Digest, Weak<Credential>)>,
@@ -68,7 +68,7 @@ impl Jwt {
     }
 
     fn of(config: JwtConfig, keys: Keys) -> Self {
-        let state = Mutex::new(State { known: Generations::new(REMEMBERED), held: HashMap::new() });
+        let state = Mutex::new(JwtCache { known: Generations::new(REMEMBERED), held: HashMap::new() });
         let processors = thread::available_parallelism().map_or(1, usize::from);
         Self { config, keys, state, gate: Gate::new(processors / 2, MAY_WAIT_OF_ADDRESS) }
     }
@@ -235,7 +235,7 @@ impl Jwt {
         roles.chain(is_operator.then_some(Role::Operator)).collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, JwtCache> {
         self.state.lock()
     }
 }

@@ -51,13 +51,13 @@ const NOTED_AT_ONCE: usize = 500;
 
 pub(super) struct Tokens {
     store: Arc<dyn Store>,
-    state: Mutex<State>,
+    state: Mutex<TokenCache>,
     gate: Gate,
     /// Notified when there are tokens to check again.
     doubted: Notify,
 }
 
-struct State {
+struct TokenCache {
     known: Generations<TokenText, Arc<Credential>>,
     /// Credentials of tokens that are in use, cached or not.
     held: HashMap<TokenText, Weak<Credential>>,
@@ -87,7 +87,7 @@ struct Doubt {
     since: Instant,
 }
 
-impl State {
+impl TokenCache {
     /// Marks all tokens that are cached or in use to be checked at this revision.
     fn doubt_all(&mut self, revision: i64) {
         let since = Instant::now();
@@ -143,7 +143,7 @@ impl Tokens {
         let looked_at = Instant::now();
         let revision = store.about().await?.credentials;
         let (known, held, doubts) = (Generations::new(REMEMBERED), HashMap::new(), HashMap::new());
-        let state = Mutex::new(State { known, held, doubts, uses: HashMap::new(), revision, looked_at });
+        let state = Mutex::new(TokenCache { known, held, doubts, uses: HashMap::new(), revision, looked_at });
         Ok(Self { store, state, gate: Gate::new(LOOKED_UP, MAY_WAIT_OF_ADDRESS), doubted: Notify::new() })
     }
 
@@ -299,7 +299,7 @@ impl Tokens {
         why != Refusal::Unavailable
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TokenCache> {
         self.state.lock()
     }
 }

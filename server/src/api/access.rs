@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     caller::Caller,
-    reject::{Answer, refuse},
+    reject::{LayerFuture, refuse},
     request::ORG_HEADER,
     rpc::{Allowed, Rpc},
     status::ApiError,
@@ -30,10 +30,10 @@ use crate::{
         access::{NO_ORG, Roles},
         id::OrgId,
     },
-    ledger::By,
+    ledger::Author,
     net::Peer,
     shares::network,
-    telemetry::Rarely,
+    telemetry::RateLimitedLog,
 };
 
 /// Admits calls whose callers may make them; every call where authentication is off.
@@ -61,7 +61,7 @@ impl<S> Layer<S> for AccessLayer {
 
 /// Logs refused credentials by network and reason: somebody may be guessing them.
 #[derive(Default)]
-struct Refused(Rarely<(IpAddr, Refusal)>);
+struct Refused(RateLimitedLog<(IpAddr, Refusal)>);
 
 impl Refused {
     fn note(&self, address: IpAddr, refusal: Refusal) {
@@ -85,17 +85,20 @@ pub(crate) struct Guarded<S> {
 
 impl<S> Service<Request<Body>> for Guarded<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>
+        + Clone
+        + Send
+        + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = LayerFuture;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Answer {
+    fn call(&mut self, mut request: Request<Body>) -> LayerFuture {
         let rpc = request.extensions().get::<Rpc>().copied();
         let allowed = rpc.map(Rpc::allowed);
         let Some(access) = &self.access else {
@@ -188,9 +191,9 @@ fn enter<S>(
     presented: Presented,
     credential: Arc<Credential>,
     mut request: Request<Body>,
-) -> Answer
+) -> LayerFuture
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
     let Some(rpc) = rpc else { return refuse(ApiError::NoSuchCall, request) };
     if let Allowed::Roles(roles) = rpc.allowed() {
@@ -237,7 +240,7 @@ fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<
     if !principal.roles.meets(roles) {
         return Err(ApiError::Denied("the credential's roles don't allow this call"));
     }
-    let by = By { org, actor: Some(Arc::clone(&principal.name)) };
+    let by = Author { org, actor: Some(Arc::clone(&principal.name)) };
     Ok(Caller { by, roles: principal.roles })
 }
 

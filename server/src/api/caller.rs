@@ -10,14 +10,14 @@ use crate::{
         access::{Role, Roles},
         id::OrgId,
     },
-    ledger::By,
+    ledger::Author,
 };
 
 /// Who makes a call, and which org it is about.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// The org, and the actor of the call's events; no actor where authentication is off.
-    pub(super) by: By,
+    pub(super) by: Author,
     pub(super) roles: Roles,
 }
 

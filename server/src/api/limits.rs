@@ -25,8 +25,8 @@ use super::{
     buffered_response::whole,
     caller::Caller,
     deadline::is_grpc,
-    reject::{Answer, refuse},
-    request_body::{ABOUT_NO_ORG, How, Kind, Requests, Whose},
+    reject::{LayerFuture, refuse},
+    request_body::{ABOUT_NO_ORG, BodyKind, How, Requests, Whose},
     rpc::{CallClass, Rpc},
     status::ApiError,
 };
@@ -34,9 +34,9 @@ use crate::{
     access::Credential,
     domain::id::OrgId,
     ledger::LedgerError,
-    net::{GoesOn, Peer},
+    net::{Peer, StreamingResponse},
     shares::{Full, Most, Part, Shares, network},
-    telemetry::Rarely,
+    telemetry::RateLimitedLog,
 };
 
 /// Bounds on calls. Each has a command-line option.
@@ -111,7 +111,7 @@ impl LimitsLayer {
             dialogues: Shares::new(DIALOGUES),
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
             is_stalled,
-            limited: Rarely::default(),
+            limited: RateLimitedLog::default(),
         }))
     }
 }
@@ -142,7 +142,7 @@ struct Limiter {
     requests: Arc<Requests>,
     is_stalled: Stalled,
     /// Limits that were reached, by org and class of call, for the log.
-    limited: Rarely<(OrgId, CallClass)>,
+    limited: RateLimitedLog<(OrgId, CallClass)>,
 }
 
 /// The token buckets of one org.
@@ -218,17 +218,17 @@ impl Limiter {
 
 impl<S> Service<Request<Body>> for Limited<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = LayerFuture;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answer {
+    fn call(&mut self, request: Request<Body>) -> LayerFuture {
         let is_grpc = is_grpc(request.headers());
         let Some(org) = request.extensions().get::<Caller>().map(Caller::org) else {
             // Probes by plain HTTP have no body to speak of, and are answered however busy the server is.
@@ -247,7 +247,7 @@ where
             }
         };
         let goes_on = class == CallClass::Stream;
-        let kind = if is_grpc { Kind::Call } else { Kind::Plain };
+        let kind = if is_grpc { BodyKind::Call } else { BodyKind::Plain };
         let most = if class.is_large() || !is_grpc { self.limiter.limits.request_bytes } else { SMALL };
         let most = most.min(self.limiter.limits.request_bytes);
         let how = How { kind, most, has_reserve: class.has_reserve() };
@@ -264,20 +264,20 @@ where
 
 /// Marks an answer that is a stream: it has bounds of its own, and is not counted as untaken.
 fn on(mut answer: Response<Body>) -> Response<Body> {
-    answer.extensions_mut().insert(GoesOn);
+    answer.extensions_mut().insert(StreamingResponse);
     answer
 }
 
 impl<S> Limited<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
     /// Admits a call about no org. A stream keeps its slot until it ends.
-    fn about_no_org(&mut self, request: Request<Body>) -> Answer {
+    fn about_no_org(&mut self, request: Request<Body>) -> LayerFuture {
         let rpc = request.extensions().get::<Rpc>().copied();
-        let kind = if rpc == Some(Rpc::Reflection) { Kind::Dialogue } else { Kind::AboutNoOrg };
+        let kind = if rpc == Some(Rpc::Reflection) { BodyKind::Dialogue } else { BodyKind::AboutNoOrg };
         let (places, is_long) = match kind {
-            Kind::Dialogue => (&self.limiter.dialogues, true),
+            BodyKind::Dialogue => (&self.limiter.dialogues, true),
             _ if rpc == Some(Rpc::HealthWatch) => (&self.limiter.long, true),
             _ => (&self.limiter.short, false),
         };

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// The future of a layer's answer.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+pub(super) type LayerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// Bounds on receiving refused requests: bytes of one, time for one, and how many at a time. Beyond them the stream is
 /// reset while its request still comes, and counts as a reset of its connection.
@@ -25,7 +25,7 @@ static PLACES: Semaphore = Semaphore::const_new(1_024);
 
 /// Refuses a request after receiving the rest of its body. Answering earlier would reset the stream. Resets count
 /// against the connection, so a caller that is refused often, as when it exceeds its rate, would lose it.
-pub(super) fn refuse(error: ApiError, request: Request<Body>) -> Answer {
+pub(super) fn refuse(error: ApiError, request: Request<Body>) -> LayerFuture {
     let answer = if is_grpc(request.headers()) { Status::from(error).into_http() } else { plain(error) };
     if request.extensions().get() == Some(&Rpc::Reflection) {
         return Box::pin(async { Ok(answer) });

@@ -34,7 +34,7 @@ pub(crate) const ABOUT_NO_ORG: usize = 4 << 10;
 const WHERE_TIGHT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum BodyKind {
     /// A call about an org.
     Call,
     /// A call about no org, which is small.
@@ -44,7 +44,7 @@ pub(super) enum Kind {
     Plain,
 }
 
-impl Kind {
+impl BodyKind {
     fn is_about_no_org(self) -> bool {
         matches!(self, Self::AboutNoOrg | Self::Dialogue)
     }
@@ -52,7 +52,7 @@ impl Kind {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct How {
-    pub(super) kind: Kind,
+    pub(super) kind: BodyKind,
     /// Bytes that its message may have.
     pub(super) most: usize,
     pub(super) has_reserve: bool,
@@ -71,21 +71,21 @@ pub(super) struct Requests {
     limits: CallLimits,
     /// Requests about orgs and requests about none, which anybody may send, have separate pools. Neither takes memory
     /// from the other, nor shortens its time.
-    about_orgs: Pool,
-    about_none: Pool,
+    about_orgs: RequestPool,
+    about_none: RequestPool,
     draining: CancellationToken,
     /// While the database is away, requests are not answered. A lack of memory is then reported as UNAVAILABLE.
     is_stalled: Stalled,
 }
 
 /// What the requests of one kind hold, until they are decoded.
-struct Pool {
+struct RequestPool {
     bytes: Arc<Shares<Whose>>,
     /// Counts requests that have not arrived whole.
     awaited: Arc<Shares<Whose>>,
 }
 
-impl Pool {
+impl RequestPool {
     fn new(bytes: Most) -> Self {
         let awaited = Most { in_all: usize::MAX, each: usize::MAX };
         Self { bytes: Shares::new(bytes), awaited: Shares::new(awaited) }
@@ -96,11 +96,11 @@ impl Requests {
     pub(super) fn new(limits: CallLimits, draining: CancellationToken, is_stalled: Stalled) -> Arc<Self> {
         let most = Most { in_all: limits.request_memory, each: limits.request_memory_per_org };
         let quarter = Most { in_all: most.in_all / 4, each: most.each / 4 };
-        let (about_orgs, about_none) = (Pool::new(most), Pool::new(quarter));
+        let (about_orgs, about_none) = (RequestPool::new(most), RequestPool::new(quarter));
         Arc::new(Self { limits, about_orgs, about_none, draining, is_stalled })
     }
 
-    fn pool(&self, kind: Kind) -> &Pool {
+    fn pool(&self, kind: BodyKind) -> &RequestPool {
         if kind.is_about_no_org() { &self.about_none } else { &self.about_orgs }
     }
 
@@ -108,8 +108,8 @@ impl Requests {
     /// reserve may take a quarter more memory, and its time is shortened only where it would take from that quarter.
     pub(super) fn receive(self: &Arc<Self>, request: Request<Body>, whose: Whose, how: How) -> Request<Body> {
         let bytes = self.pool(how.kind).bytes.nothing(whose);
-        let held = Held { requests: Arc::clone(self), how, bytes };
-        let shape = (how.kind == Kind::Call).then(|| RequestShape::of(request.uri().path())).flatten();
+        let held = ReservedMemory { requests: Arc::clone(self), how, bytes };
+        let shape = (how.kind == BodyKind::Call).then(|| RequestShape::of(request.uri().path())).flatten();
         let credential = request.extensions().get::<Arc<Credential>>().cloned();
         request
             .map(|body| Body::new(Receiving { body, shape, credential, held, late: None, message: Message::default() }))
@@ -119,7 +119,7 @@ impl Requests {
     /// of the memory is taken or more than a quarter of the calls are still arriving. With a reserve it takes all of either.
     async fn patience_ends(&self, whose: Whose, How { kind, has_reserve, .. }: How) {
         let CallLimits { request_within, calls, calls_per_org, .. } = self.limits;
-        let Pool { bytes, awaited } = self.pool(kind);
+        let RequestPool { bytes, awaited } = self.pool(kind);
         // These shares only count: nothing but time bounds how many requests are arriving.
         let waits = awaited.take(whose, 1);
         let part = bytes.nothing(whose);
@@ -139,13 +139,13 @@ impl Requests {
 }
 
 /// The memory that one request holds until it is decoded.
-struct Held {
+struct ReservedMemory {
     requests: Arc<Requests>,
     how: How,
     bytes: Part<Whose>,
 }
 
-impl Held {
+impl ReservedMemory {
     /// Takes memory for more bytes. [`ApiError::Overloaded`] if there is none, or UNAVAILABLE if the database is away.
     fn take(&mut self, bytes: usize) -> Result<(), ApiError> {
         let How { kind, has_reserve, .. } = self.how;
@@ -171,7 +171,7 @@ struct Receiving {
     shape: Option<RequestShape>,
     /// The caller's credential. It may be revoked while the request is received.
     credential: Option<Arc<Credential>>,
-    held: Held,
+    held: ReservedMemory,
     /// Set at the first wait. Resolves to the error once the request is too slow, or the server stops.
     late: Option<Pin<Box<dyn Future<Output = ApiError> + Send>>>,
     message: Message,
@@ -264,7 +264,9 @@ impl http_body::Body for Receiving {
                 Poll::Ready(None) if self.late.is_some() => {
                     return Poll::Ready(self.still_holds().err().map(|error| Err(error.into())));
                 }
-                Poll::Pending if self.held.how.kind == Kind::Dialogue && self.message.is_whole => return Poll::Pending,
+                Poll::Pending if self.held.how.kind == BodyKind::Dialogue && self.message.is_whole => {
+                    return Poll::Pending;
+                }
                 Poll::Pending => return self.poll_late(context),
                 ended => return ended,
             }
@@ -286,10 +288,10 @@ impl Receiving {
         let How { kind, most, .. } = self.held.how;
         match (kind, self.message.is_whole) {
             // The reflection service bounds further messages, and holds one at a time.
-            (Kind::Dialogue, true) => return Ok(Some(data)),
-            (Kind::Call | Kind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
-            (Kind::Call | Kind::AboutNoOrg, true) => return Err(more_than_one()),
-            (Kind::Plain, true) => {
+            (BodyKind::Dialogue, true) => return Ok(Some(data)),
+            (BodyKind::Call | BodyKind::AboutNoOrg, true) if data.is_empty() => return Ok(None),
+            (BodyKind::Call | BodyKind::AboutNoOrg, true) => return Err(more_than_one()),
+            (BodyKind::Plain, true) => {
                 self.held.take(data.len())?;
                 return Ok(Some(data));
             }
@@ -300,9 +302,9 @@ impl Receiving {
         let has = self.message.data().len();
         let is_whole = match kind {
             // Plain HTTP is whole when its body ends. Its handler refuses a body that is too long.
-            Kind::Plain => has > most,
+            BodyKind::Plain => has > most,
             _ => match self.message.length(most)? {
-                Some(length) if has > length && kind != Kind::Dialogue => return Err(more_than_one()),
+                Some(length) if has > length && kind != BodyKind::Dialogue => return Err(more_than_one()),
                 length => length.is_some_and(|length| has >= length),
             },
         };
@@ -311,7 +313,7 @@ impl Receiving {
         }
         self.still_holds()?;
         let message = self.message.take();
-        if kind == Kind::Dialogue {
+        if kind == BodyKind::Dialogue {
             // The dialogue stays open and its caller may be silent. It gives its memory back, and its time is no longer
             // bounded.
             self.held.bytes = self.held.requests.pool(kind).bytes.nothing(*self.held.bytes.key());

@@ -85,14 +85,14 @@ impl ApiError {
 impl ApiError {
     /// The error for plain HTTP: code, message and retry delay.
     pub(super) fn in_short(self) -> (Code, String, Option<Duration>) {
-        let Answer { code, message, retry, .. } = Answer::of(self);
+        let ErrorStatus { code, message, retry, .. } = ErrorStatus::of(self);
         (code, message, retry)
     }
 }
 
 /// The error as an answer to plain HTTP: one line of JSON.
 pub(super) fn plain(error: ApiError) -> http::Response<Body> {
-    let Answer { code, message, retry, violations, .. } = Answer::of(error);
+    let ErrorStatus { code, message, retry, violations, .. } = ErrorStatus::of(error);
     let asks_who = code == Code::Unauthenticated;
     let code = http_code(code);
     let violation = |Violation { field, description }| json!({ "type": "value_error", "loc": ["header", field], "msg": description });
@@ -141,7 +141,7 @@ impl From<LedgerError> for ApiError {
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
-        let Answer { code, reason, message, metadata, retry, violations } = Answer::of(error);
+        let ErrorStatus { code, reason, message, metadata, retry, violations } = ErrorStatus::of(error);
         let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
         for violation in violations {
@@ -169,7 +169,7 @@ pub(super) fn item_error(error: impl Into<ApiError>) -> tonic_types::Status {
     })
 }
 
-struct Answer {
+struct ErrorStatus {
     code: Code,
     reason: &'static str,
     message: String,
@@ -178,7 +178,7 @@ struct Answer {
     violations: Vec<Violation>,
 }
 
-impl Answer {
+impl ErrorStatus {
     fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
         Self { code, reason, message: message.into(), metadata: Vec::new(), retry: None, violations: Vec::new() }
     }

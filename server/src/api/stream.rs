@@ -79,7 +79,7 @@ impl Outgoing {
 
 /// The answer of StreamJobEvents.
 pub(crate) struct EventStream {
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<StreamState>>,
     /// Messages that the caller has taken.
     taken: Arc<AtomicU64>,
     /// The stream's slot, held until the stream is dropped.
@@ -87,13 +87,13 @@ pub(crate) struct EventStream {
 }
 
 /// The part of a stream that its task can drop if the caller takes nothing.
-struct Held {
+struct StreamState {
     queue: mpsc::Receiver<Page>,
     taking: Taking,
     log_id: LogId,
 }
 
-impl Held {
+impl StreamState {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Outgoing, Status>>> {
         loop {
             let next = match &mut self.taking {
@@ -161,7 +161,8 @@ pub(super) fn start(
 ) -> EventStream {
     let (queue, receiver) = mpsc::channel(QUEUE + 1);
     let taken = Arc::new(AtomicU64::new(0));
-    let held = Arc::new(Mutex::new(Held { queue: receiver, taking: Taking::Nothing, log_id: subscription.log_id() }));
+    let held =
+        Arc::new(Mutex::new(StreamState { queue: receiver, taking: Taking::Nothing, log_id: subscription.log_id() }));
     let left = Arc::downgrade(&held);
     let patience = Patience {
         taken: Arc::clone(&taken),
@@ -228,10 +229,10 @@ impl Patience {
         let put = self.put.load(Ordering::Relaxed);
         let mut last = (self.taken.load(Ordering::Relaxed), Instant::now());
         // A page that was taken whole keeps its memory until the stream is polled again, so it counts as untaken.
-        while last.0 < put || self.pages.are_there() {
+        while last.0 < put || self.pages.has_pages() {
             sleep(WHERE_TIGHT.min(self.slow_consumer_after)).await;
             let taken = self.taken.load(Ordering::Relaxed);
-            let allowed = if self.pages.are_tight() { WHERE_TIGHT } else { self.slow_consumer_after };
+            let allowed = if self.pages.is_memory_tight() { WHERE_TIGHT } else { self.slow_consumer_after };
             if taken != last.0 {
                 last = (taken, Instant::now());
             } else if last.1.elapsed() >= allowed.min(self.slow_consumer_after) {

@@ -38,11 +38,11 @@ struct Shape {
 #[derive(Clone, Copy)]
 struct Field {
     is_repeated: bool,
-    kind: Kind,
+    kind: FieldKind,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum FieldKind {
     /// A number, a bool or an enum.
     Scalar,
     /// A string or bytes.
@@ -71,9 +71,9 @@ impl Shapes {
         }
         let places: HashMap<_, _> = messages.iter().enumerate().map(|(n, (name, _))| (name.as_str(), n)).collect();
         let kind = |field: &FieldDescriptorProto| match field.r#type() {
-            Type::String | Type::Bytes => Kind::Text,
-            Type::Message => places.get(field.type_name()).map_or(Kind::Text, |n| Kind::Message(*n)),
-            _ => Kind::Scalar,
+            Type::String | Type::Bytes => FieldKind::Text,
+            Type::Message => places.get(field.type_name()).map_or(FieldKind::Text, |n| FieldKind::Message(*n)),
+            _ => FieldKind::Scalar,
         };
         let shape = |(_, message): &(String, &DescriptorProto)| {
             let numbers = message.field.iter().map(|field| field.number() as usize + 1);
@@ -111,13 +111,13 @@ impl Shapes {
         {
             let Some(Some(field)) = shape.fields.get(found.number as usize) else { continue };
             *weight += match (field.kind, found.text) {
-                (Kind::Scalar, None) if field.is_repeated => GROWN * size_of::<u64>(),
-                (Kind::Scalar, None) => 0,
+                (FieldKind::Scalar, None) if field.is_repeated => GROWN * size_of::<u64>(),
+                (FieldKind::Scalar, None) => 0,
                 // Packed: each number takes at least one byte.
-                (Kind::Scalar, Some(packed)) => GROWN * size_of::<u64>() * packed.len(),
-                (Kind::Text, _) if field.is_repeated => GROWN * INLINE + ALLOCATED,
-                (Kind::Text, _) => ALLOCATED,
-                (Kind::Message(of), text) => {
+                (FieldKind::Scalar, Some(packed)) => GROWN * size_of::<u64>() * packed.len(),
+                (FieldKind::Text, _) if field.is_repeated => GROWN * INLINE + ALLOCATED,
+                (FieldKind::Text, _) => ALLOCATED,
+                (FieldKind::Message(of), text) => {
                     self.add(of, text.unwrap_or_default(), levels - 1, most, weight);
                     let inline = self.shapes.get(of).map_or(0, |shape| shape.inline);
                     if field.is_repeated { GROWN * inline + ALLOCATED } else { inline }
@@ -157,14 +157,14 @@ fn inline_of(message: &DescriptorProto) -> usize {
     fields + unions.values().map(|largest| largest + size_of::<u64>()).sum::<usize>()
 }
 
-struct Found<'a> {
+struct WireField<'a> {
     number: u32,
     /// The content of a length-delimited field.
     text: Option<&'a [u8]>,
 }
 
 /// The next field; `None` at the end, or where the bytes are malformed, which prost will report.
-fn next_field<'a>(rest: &mut &'a [u8]) -> Option<Found<'a>> {
+fn next_field<'a>(rest: &mut &'a [u8]) -> Option<WireField<'a>> {
     let key = varint(rest)?;
     let number = u32::try_from(key >> 3).ok()?;
     let skip = |rest: &mut &'a [u8], n: usize| rest.split_off(..n).map(|_| ());
@@ -178,7 +178,7 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Option<Found<'a>> {
         5 => skip(rest, 4).map(|()| None)?,
         _ => return None,
     };
-    Some(Found { number, text })
+    Some(WireField { number, text })
 }
 
 /// A varint of the Protocol Buffers encoding.

@@ -32,7 +32,7 @@ pub(super) struct Digest {
 }
 
 /// A regular file.
-pub(super) struct Found {
+pub(super) struct FoundFiles {
     pub(super) task: Task,
     modified: SystemTime,
 }
@@ -42,7 +42,7 @@ pub(super) fn walk(
     root: &Path,
     database: Option<&str>,
     takes_all: bool,
-    files: &mpsc::Sender<Found>,
+    files: &mpsc::Sender<FoundFiles>,
     display: &Display,
 ) -> Vec<(PathBuf, String)> {
     let mut skipped = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn walk(
                 let text = path.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8"))?;
                 let task = Task { path: text.to_owned(), size: metadata.len() };
                 display.found();
-                if files.blocking_send(Found { task, modified: metadata.modified()? }).is_err() {
+                if files.blocking_send(FoundFiles { task, modified: metadata.modified()? }).is_err() {
                     // The receiver is gone: the demo is over.
                     pending.clear();
                 }
@@ -85,7 +85,7 @@ fn is_left_out(directory: &Path) -> bool {
 }
 
 /// An idempotency key of bounded length that changes with the file's path, modification time and size.
-pub(super) fn key(file: &Found) -> String {
+pub(super) fn key(file: &FoundFiles) -> String {
     let modified = file.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let mut hasher = Sha256::new();
     hasher.update(&file.task.path);

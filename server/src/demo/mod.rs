@@ -30,7 +30,7 @@ use tokio::{
 
 use self::{
     display::Display,
-    files::{Found, JOB_TYPE},
+    files::{FoundFiles, JOB_TYPE},
 };
 use crate::{cli::DemoArgs, terminal};
 
@@ -203,7 +203,7 @@ impl Done {
     }
 }
 
-fn job(file: Found) -> Result<NewJob> {
+fn job(file: FoundFiles) -> Result<NewJob> {
     let key = files::key(&file);
     // If a worker dies, another one takes its files over.
     Ok(NewJob::new(JOB_TYPE).payload(&file.task)?.idempotency_key(key).requested_by("demo").max_attempts(3))

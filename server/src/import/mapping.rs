@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    Refusal,
+    RowRefusal,
     detail::{Detail, error},
     source::{Row, Table},
 };
@@ -25,7 +25,7 @@ use crate::{
         name::is_seen,
         retry::RetryPolicy,
         status::JobStatus,
-        transition::{Import, Past, State},
+        transition::{Import, ImportedState, Past},
     },
     legacy::{DEFAULT_TYPE, fit_name, parse_status},
 };
@@ -109,16 +109,16 @@ pub(super) fn org_of(row: &Row, default_org: OrgId) -> Option<OrgId> {
 }
 
 /// Maps a row to a job. Rows of `jobs` belong to `default_org`. `now` replaces a time that the row lacks.
-pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Refusal> {
+pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, RowRefusal> {
     if let Some(reason) = &row.unreadable {
-        return Err(Refusal::new(format!("its row can't be read: {reason}")));
+        return Err(RowRefusal::new(format!("its row can't be read: {reason}")));
     }
     let columns: Columns<'_> =
-        serde_json::from_str(&row.text).map_err(|error| Refusal::new(format!("its row can't be read: {error}")))?;
+        serde_json::from_str(&row.text).map_err(|error| RowRefusal::new(format!("its row can't be read: {error}")))?;
     let mut notes = Vec::new();
-    let word = columns.status.as_deref().ok_or_else(|| Refusal::new("it has no status"))?;
-    let status = parse_status(word).ok_or_else(|| Refusal::new(format!("its status {word:?} is unknown")))?;
-    let org = org_of(row, default_org).ok_or_else(|| Refusal::new("it has no org_id, or one that is no UUID"))?;
+    let word = columns.status.as_deref().ok_or_else(|| RowRefusal::new("it has no status"))?;
+    let status = parse_status(word).ok_or_else(|| RowRefusal::new(format!("its status {word:?} is unknown")))?;
+    let org = org_of(row, default_org).ok_or_else(|| RowRefusal::new("it has no org_id, or one that is no UUID"))?;
     let spec = spec(&columns, &mut notes)?;
     let Times { created_at, updated_at, started_at, finished_at } = Times::of(&columns, now, &mut notes);
     if let Some(time) = finished_at.filter(|_| !status.is_terminal()) {
@@ -148,7 +148,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Re
     if i64::from(attempt) != wanted {
         notes.push(format!("attempt was {wanted}"));
     }
-    let state = State {
+    let state = ImportedState {
         status,
         attempt,
         stage: latest.stage,
@@ -177,7 +177,7 @@ fn hash(digest: &mut Sha256, value: impl Serialize) {
     digest.update(text);
 }
 
-fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, Refusal> {
+fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, RowRefusal> {
     let job_type = match columns.job_type.as_deref() {
         None => DEFAULT_TYPE,
         Some("") => {
@@ -190,16 +190,16 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
         let reason = format!(
             "its type is longer than {MAX_TYPE_CHARS} characters, or holds control characters or marks of direction"
         );
-        return Err(Refusal::new(reason));
+        return Err(RowRefusal::new(reason));
     }
     let too_long = |text: &&str| text.chars().count() > MAX_NAME_CHARS;
     let key = columns.idempotency_key.as_deref().filter(|key| !key.is_empty());
     if key.as_ref().is_some_and(too_long) {
-        return Err(Refusal::new(format!("its idempotency_key is longer than {MAX_NAME_CHARS} characters")));
+        return Err(RowRefusal::new(format!("its idempotency_key is longer than {MAX_NAME_CHARS} characters")));
     }
     let requested_by = columns.requested_by.as_deref().unwrap_or_default();
     if too_long(&requested_by) {
-        return Err(Refusal::new(format!("its requested_by is longer than {MAX_NAME_CHARS} characters")));
+        return Err(RowRefusal::new(format!("its requested_by is longer than {MAX_NAME_CHARS} characters")));
     }
     let wanted = columns.priority.unwrap_or_default();
     let priority = wanted.clamp(i64::from(-MAX_PRIORITY), i64::from(MAX_PRIORITY)) as i32;
@@ -262,7 +262,7 @@ fn error_of(columns: &Columns<'_>, notes: &mut Vec<String>) -> Option<JobError> 
 }
 
 /// The events that the row of a job without events proves.
-fn proven(state: &State, has_run: bool) -> Vec<Past> {
+fn proven(state: &ImportedState, has_run: bool) -> Vec<Past> {
     let mut past = vec![inferred(state.created_at, None, JobStatus::Queued)];
     let mut prev = JobStatus::Queued;
     if has_run {
@@ -301,11 +301,11 @@ fn past_of(
     now: Time,
     digest: &mut Sha256,
     notes: &mut Vec<String>,
-) -> Result<Vec<Past>, Refusal> {
+) -> Result<Vec<Past>, RowRefusal> {
     let mut found = Vec::with_capacity(row.events.len());
     for text in &row.events {
         let columns: EventColumns<'_> =
-            serde_json::from_str(text).map_err(|error| Refusal::new(format!("an event can't be read: {error}")))?;
+            serde_json::from_str(text).map_err(|error| RowRefusal::new(format!("an event can't be read: {error}")))?;
         hash(digest, &columns);
         let id = columns.id.unwrap_or_default();
         let (prev, next) = (columns.prev_status.as_deref(), columns.next_status.as_deref().unwrap_or_default());

@@ -143,9 +143,9 @@ pub enum RowVerdict {
 }
 
 #[derive(Debug)]
-struct Refusal(String);
+struct RowRefusal(String);
 
-impl Refusal {
+impl RowRefusal {
     fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
@@ -205,7 +205,7 @@ pub async fn run(
 
 /// The rows of a page, mapped to jobs or refused.
 struct MappedPage {
-    rows: Vec<(Row, Result<Mapped, Refusal>)>,
+    rows: Vec<(Row, Result<Mapped, RowRefusal>)>,
     superseded: u64,
 }
 
@@ -214,7 +214,7 @@ impl MappedPage {
     fn of(page: Page, org: OrgId, duplicates: &HashMap<Uuid, Uuid>) -> Self {
         let map = |row: Row| {
             let mapped = match duplicates.get(&row.id) {
-                Some(first) => Err(Refusal(format!("job {first} has its idempotency_key, and a key is one job's"))),
+                Some(first) => Err(RowRefusal(format!("job {first} has its idempotency_key, and a key is one job's"))),
                 None => mapping::map(&row, org, page.now),
             };
             (row, mapped)
@@ -312,7 +312,9 @@ impl<'a> Importer<'a> {
                         self.summary.events += events as u64;
                         self.brought(&row, &mapped, outcome, job)?;
                     }
-                    Ok(Imported { outcome: Err(reason), .. }) => self.refuse(&row, Refusal::new(why(reason))).await?,
+                    Ok(Imported { outcome: Err(reason), .. }) => {
+                        self.refuse(&row, RowRefusal::new(why(reason))).await?
+                    }
                 }
             }
             if again.is_empty() {
@@ -352,7 +354,7 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    async fn refuse(&mut self, row: &Row, refusal: Refusal) -> Result<(), ImportError> {
+    async fn refuse(&mut self, row: &Row, refusal: RowRefusal) -> Result<(), ImportError> {
         self.summary.refused(mapping::status_of(row));
         self.observer.advance(1);
         let mut reasons = vec![refusal.0];
@@ -410,13 +412,13 @@ fn is_passing(error: &LedgerError) -> bool {
 }
 
 /// The reason, if the error is about this row. Any other error ends the import.
-fn refusal(error: LedgerError) -> Result<Refusal, ImportError> {
+fn refusal(error: LedgerError) -> Result<RowRefusal, ImportError> {
     match error {
         LedgerError::IdempotencyKeyReused { existing } => {
-            Ok(Refusal(format!("the ledger's job {existing} has its idempotency_key, and a key is one job's")))
+            Ok(RowRefusal(format!("the ledger's job {existing} has its idempotency_key, and a key is one job's")))
         }
         LedgerError::TooManyTypes { .. } | LedgerError::QuotaExceeded { .. } | LedgerError::Refused => {
-            Ok(Refusal(error.to_string()))
+            Ok(RowRefusal(error.to_string()))
         }
         other => Err(other.into()),
     }

@@ -6,14 +6,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Ledger, LedgerError,
-    command::{By, Claim, Claimed, Command, Reply},
+    command::{Author, Claim, Claimed, Command, Reply},
     lanes::Lanes,
     reader::ReadTurn,
 };
 use crate::domain::{
     id::OrgId,
     job::{Job, JobRecord},
-    transition::{self, Abandon},
+    transition::{self, GiveBack},
 };
 
 /// Claimed jobs that are not delivered yet. Dropping this gives them back, unless a heartbeat or a repeat of the claim came
@@ -21,7 +21,7 @@ use crate::domain::{
 pub(super) struct Undelivered {
     lanes: Arc<Lanes>,
     org: OrgId,
-    answered: Vec<Abandon>,
+    answered: Vec<GiveBack>,
 }
 
 impl Undelivered {
@@ -29,7 +29,7 @@ impl Undelivered {
     pub(super) fn of(lanes: &Arc<Lanes>, org: OrgId, claimed: &[Job]) -> Option<Self> {
         let answer = |job: &Job| {
             let expires_at = job.lease.as_ref()?.expires_at;
-            Some(Abandon { token: job.lease_token()?, expires_at })
+            Some(GiveBack { token: job.lease_token()?, expires_at })
         };
         let answered: Vec<_> = claimed.iter().filter_map(answer).collect();
         (!answered.is_empty()).then(|| Self { lanes: Arc::clone(lanes), org, answered })
@@ -38,9 +38,9 @@ impl Undelivered {
 
 impl Drop for Undelivered {
     fn drop(&mut self) {
-        let give_back = |abandon: Abandon| Command::Apply {
+        let give_back = |abandon: GiveBack| Command::Apply {
             job: abandon.token.job,
-            command: Box::new(transition::Command::Abandon(abandon)),
+            command: Box::new(transition::Command::GiveBack(abandon)),
         };
         self.lanes.enqueue_unasked(self.org, self.answered.drain(..).map(give_back));
     }
@@ -104,7 +104,7 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`]; also [`LedgerError::Overloaded`] if too many claims wait, and [`LedgerError::TooManyNames`]
     /// if claims and event streams name too much.
-    pub async fn claim(&self, by: impl Into<By>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
+    pub async fn claim(&self, by: impl Into<Author>, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let by = by.into();
         let latest = self.repeats.supersede(by.org, &claim);
         let _wish = self.wishes.of_claim(by.org, &claim)?;
@@ -118,7 +118,7 @@ impl Ledger {
         }
     }
 
-    async fn await_work(&self, by: By, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
+    async fn await_work(&self, by: Author, claim: Claim, wait: Duration) -> Result<Leases, LedgerError> {
         let org = by.org;
         let until = Instant::now() + wait;
         let mut is_last = wait.is_zero();
@@ -144,7 +144,7 @@ impl Ledger {
         }
     }
 
-    async fn look_for_work(&self, by: &By, claim: &Claim) -> Result<(Claimed, Option<Undelivered>), LedgerError> {
+    async fn look_for_work(&self, by: &Author, claim: &Claim) -> Result<(Claimed, Option<Undelivered>), LedgerError> {
         let answered = self.ask(by.clone(), Command::Claim(Box::new(claim.clone()))).await?;
         match answered.reply {
             Reply::Claimed(claimed) => Ok((claimed, answered.undelivered)),

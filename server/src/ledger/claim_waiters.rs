@@ -28,13 +28,13 @@ const WOKEN_BY_ONE: usize = 2;
 /// All claims that wait, or may have to.
 pub(super) struct ClaimWaiters {
     orgs: Mutex<HashMap<OrgId, Weak<Org>>>,
-    state: Mutex<State>,
+    state: Mutex<WaiterLists>,
     limit: usize,
     per_org: usize,
 }
 
 #[derive(Default)]
-struct State {
+struct WaiterLists {
     /// Claims under way, and how many have entered in all.
     claims: usize,
     entered: u64,

@@ -46,7 +46,7 @@ impl Moment {
 
 /// A reading of the database's clock, and the moments between which it was read.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading {
+pub struct ClockReading {
     /// When it was requested.
     pub asked: Moment,
     /// The clock's time.
@@ -67,13 +67,13 @@ pub enum ClockStep {
 /// Compares readings, and keeps the steps found for one caller.
 #[derive(Default)]
 pub(super) struct ClockWatch {
-    state: Mutex<State>,
+    state: Mutex<WatchState>,
     stepped: Notify,
 }
 
 #[derive(Default)]
-struct State {
-    last: Option<Reading>,
+struct WatchState {
+    last: Option<ClockReading>,
     jump: Option<Jump>,
     /// Steps in each direction that are not delivered yet.
     ahead: Option<TimeDelta>,
@@ -82,7 +82,7 @@ struct State {
     is_retention_barred: bool,
 }
 
-impl State {
+impl WatchState {
     /// Jumps ahead first, because retention stays barred until they are delivered.
     fn take_step(&mut self) -> Option<ClockStep> {
         let ahead = self.ahead.take().map(ClockStep::Ahead);
@@ -92,7 +92,7 @@ impl State {
 
 /// What a batch has to know about the clock besides its time.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Trust {
+pub(super) struct ClockState {
     /// The last jump ahead.
     pub(super) jump: Option<Jump>,
     /// Nothing may be removed because of its age.
@@ -100,7 +100,7 @@ pub(super) struct Trust {
 }
 
 impl ClockWatch {
-    pub(super) fn observe(&self, reading: Reading) -> Trust {
+    pub(super) fn observe(&self, reading: ClockReading) -> ClockState {
         let mut state = self.state();
         if let Some(step) = state.last.and_then(|last| step_between(&last, &reading)) {
             match step {
@@ -123,7 +123,7 @@ impl ClockWatch {
         if state.last.is_none_or(|last| last.asked <= reading.asked) {
             state.last = Some(reading);
         }
-        Trust { jump: state.jump, is_retention_barred: state.is_retention_barred }
+        ClockState { jump: state.jump, is_retention_barred: state.is_retention_barred }
     }
 
     /// Waits until the clock is set.
@@ -142,13 +142,13 @@ impl ClockWatch {
         state.is_retention_barred = state.ahead.is_some();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WatchState> {
         self.state.lock()
     }
 }
 
 /// The step of the clock between two readings, if it is certain.
-fn step_between(before: &Reading, after: &Reading) -> Option<ClockStep> {
+fn step_between(before: &ClockReading, after: &ClockReading) -> Option<ClockStep> {
     let advance = after.clock - before.clock;
     let (least, most) = (after.asked.since(before.heard), after.heard.since(before.asked));
     let tolerance = |time: TimeDelta| {
@@ -170,16 +170,16 @@ mod tests {
     use super::*;
 
     /// A reading requested at one second and answered at another, with the clock ahead by some seconds.
-    fn reading(asked: u64, heard: u64, ahead: i64) -> Reading {
+    fn reading(asked: u64, heard: u64, ahead: i64) -> ClockReading {
         let moment = |seconds| Moment(Duration::from_secs(seconds));
         let clock = Time::UNIX_EPOCH + TimeDelta::seconds(1_700_000_000 + heard as i64 + ahead);
-        Reading { asked: moment(asked), clock, heard: moment(heard) }
+        ClockReading { asked: moment(asked), clock, heard: moment(heard) }
     }
 
     /// The steps found in some readings, in order.
-    fn steps(readings: &[Reading]) -> Vec<Option<ClockStep>> {
+    fn steps(readings: &[ClockReading]) -> Vec<Option<ClockStep>> {
         let watch = ClockWatch::default();
-        let observe = |reading: &Reading| {
+        let observe = |reading: &ClockReading| {
             watch.observe(*reading);
             watch.state().take_step()
         };

@@ -10,13 +10,13 @@ use crate::domain::{
     id::{JobId, OrgId},
     job::{Job, JobSpec},
     json::Json,
-    transition::{self, ImportOutcome, ImportRefusal, Jump, Look, News, Outcome, Past, Step, Target},
+    transition::{self, ImportOutcome, ImportRefusal, Jump, News, Outcome, Past, Step, Sweep, Target},
 };
 use crate::store::Retention;
 
 /// The org and the actor of a command.
 #[derive(Debug, Clone)]
-pub struct By {
+pub struct Author {
     /// The org.
     pub org: OrgId,
     /// Actor of the command's events, except events that the ledger itself causes. `None`: the worker or the creator that the
@@ -24,7 +24,7 @@ pub struct By {
     pub actor: Option<Arc<str>>,
 }
 
-impl From<OrgId> for By {
+impl From<OrgId> for Author {
     fn from(org: OrgId) -> Self {
         Self { org, actor: None }
     }
@@ -47,7 +47,7 @@ pub enum Command {
     /// Claim ready jobs.
     Claim(Box<Claim>),
     /// Sweep: handle jobs that are due, as many as a batch may.
-    Look(Asked),
+    Sweep(SweepRequest),
     /// Re-date jobs that the clock postponed while it was ahead, by this much at most: as many jobs as a batch may.
     Redate(Duration),
     /// Remove finished jobs whose retention is over, as many as a batch may.
@@ -78,21 +78,21 @@ pub struct Import {
 
 /// When a sweep was requested, and since when workers could be heard.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct SweepRequest {
     /// Since when workers can reach the ledger through the server that sweeps.
     pub reachable_since: Instant,
     /// When the sweep was requested. If it had to wait long, workers could not be heard either.
     pub at: Instant,
 }
 
-impl Asked {
+impl SweepRequest {
     /// A sweep that waited this long indicates an outage, since a batch takes milliseconds. No longer than the shortest lease.
     pub const OUTAGE: Duration = Duration::from_secs(1);
 
     /// The sweep as its batch decides it, which begins at `now`.
-    pub(super) fn look(self, now: Instant, jump: Option<Jump>) -> Look {
+    pub(super) fn sweep(self, now: Instant, jump: Option<Jump>) -> Sweep {
         let has_waited = now - self.at >= Self::OUTAGE;
-        Look { reachable_for: if has_waited { Duration::ZERO } else { now - self.reachable_since }, jump }
+        Sweep { reachable_for: if has_waited { Duration::ZERO } else { now - self.reachable_since }, jump }
     }
 }
 
@@ -127,7 +127,7 @@ pub enum Reply {
     /// To a claim.
     Claimed(Claimed),
     /// To a sweep.
-    Looked(Looked),
+    Swept(Swept),
     /// To retention.
     Removed(Removed),
 }
@@ -165,7 +165,7 @@ pub struct Claimed {
 
 /// The outcome of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Looked {
+pub struct Swept {
     /// True if more jobs are due: a batch is bounded.
     pub has_more: bool,
 }
@@ -199,16 +199,16 @@ impl Command {
     /// They go before creates and have reserved room in queues, as their calls have (`api/access.rs`).
     pub(super) fn is_vital(&self) -> bool {
         match self {
-            Self::Claim(_) | Self::Look(_) | Self::Redate(_) => true,
+            Self::Claim(_) | Self::Sweep(_) | Self::Redate(_) => true,
             Self::Apply { command, .. } => match &**command {
                 transition::Command::Report(_)
                 | transition::Command::LegacyReport(_)
                 | transition::Command::Claim(_)
                 | transition::Command::Heartbeat(_)
-                | transition::Command::Renew(_)
-                | transition::Command::Abandon(_)
+                | transition::Command::Redeliver(_)
+                | transition::Command::GiveBack(_)
                 | transition::Command::Cancel(_)
-                | transition::Command::Look(_)
+                | transition::Command::Sweep(_)
                 | transition::Command::Redate(_) => true,
                 transition::Command::Retry(_) => false,
             },
@@ -221,7 +221,7 @@ impl Command {
         match self {
             Self::Create(_) | Self::Import(_) => true,
             Self::Apply { command, .. } => matches!(**command, transition::Command::Retry(_)),
-            Self::Claim(_) | Self::Look(_) | Self::Redate(_) | Self::Retain(_) => false,
+            Self::Claim(_) | Self::Sweep(_) | Self::Redate(_) | Self::Retain(_) => false,
         }
     }
 
@@ -230,7 +230,7 @@ impl Command {
     pub(super) fn goes_alone(&self) -> bool {
         match self {
             Self::Import(_) | Self::Retain(_) => true,
-            Self::Create(_) | Self::Apply { .. } | Self::Claim(_) | Self::Look(_) | Self::Redate(_) => false,
+            Self::Create(_) | Self::Apply { .. } | Self::Claim(_) | Self::Sweep(_) | Self::Redate(_) => false,
         }
     }
 
@@ -270,10 +270,10 @@ impl Command {
                     transition::Command::Heartbeat(heartbeat) => news_weight(&heartbeat.news),
                     transition::Command::Cancel(cancel) => cancel.reason.len(),
                     transition::Command::Claim(_)
-                    | transition::Command::Renew(_)
-                    | transition::Command::Abandon(_)
+                    | transition::Command::Redeliver(_)
+                    | transition::Command::GiveBack(_)
                     | transition::Command::Retry(_)
-                    | transition::Command::Look(_)
+                    | transition::Command::Sweep(_)
                     | transition::Command::Redate(_) => 0,
                 },
                 Self::Import(import) => {
@@ -287,7 +287,7 @@ impl Command {
                         + error.map_or(0, |error| error.message.len())
                 }
                 Self::Claim(claim) => claim.types.iter().map(|name| name.len()).sum(),
-                Self::Look(_) | Self::Redate(_) | Self::Retain(_) => 0,
+                Self::Sweep(_) | Self::Redate(_) | Self::Retain(_) => 0,
             }
     }
 }

@@ -24,9 +24,9 @@ pub enum DiskSpace {
 }
 
 /// The state of the disk, and each org's share of it.
-pub(super) struct Space(Mutex<State>);
+pub(super) struct Space(Mutex<SpaceState>);
 
-struct State {
+struct SpaceState {
     space: DiskSpace,
     /// What each org had when it was first seen since space became scarce.
     had: HashMap<OrgId, u64>,
@@ -34,7 +34,7 @@ struct State {
 
 impl Default for Space {
     fn default() -> Self {
-        Self(Mutex::new(State { space: DiskSpace::Enough, had: HashMap::new() }))
+        Self(Mutex::new(SpaceState { space: DiskSpace::Enough, had: HashMap::new() }))
     }
 }
 
@@ -69,7 +69,7 @@ impl Space {
         state.had.entry(org).or_insert(has).saturating_add(each)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SpaceState> {
         self.0.lock()
     }
 }

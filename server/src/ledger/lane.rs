@@ -66,12 +66,12 @@ pub(super) struct Room {
     /// Nothing is taken yet. The first command is taken even if it exceeds the whole room.
     pub(super) is_empty: bool,
     /// What each org's claims ask for.
-    asked: HashMap<OrgId, Asked>,
+    asked: HashMap<OrgId, ClaimDemand>,
 }
 
 /// What the claims of one org ask for.
 #[derive(Default)]
-struct Asked {
+struct ClaimDemand {
     /// Jobs asked for by type, at most as many as are candidates in a batch.
     types: HashMap<Arc<str>, usize>,
     /// The sum of these jobs.
@@ -112,7 +112,7 @@ impl Room {
     }
 }
 
-impl Asked {
+impl ClaimDemand {
     fn has_room_for(&self, claim: &Claim) -> bool {
         let (mut types, mut looked_at) = (self.types.len(), self.looked_at);
         let names = claim.types.len().max(1);

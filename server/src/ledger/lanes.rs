@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     LedgerError, Limits,
-    command::{By, Command},
+    command::{Author, Command},
     disk_space::Space,
     lane::{Kept, Lane, MANY, PASSED_OVER, Room},
     pacing::{Pacing, Worked},
@@ -36,14 +36,14 @@ const OUTAGE_IS_REMEMBERED: Duration = Duration::from_secs(60);
 
 pub(super) struct Lanes {
     limits: Limits,
-    state: Mutex<State>,
+    state: Mutex<LaneQueues>,
     work: Notify,
     /// Free space of the database's disk.
     space: Space,
 }
 
 #[derive(Default)]
-struct State {
+struct LaneQueues {
     /// Only orgs that have waiting commands or a batch under way.
     lanes: HashMap<OrgId, Lane>,
     /// Orgs with waiting commands and no batch under way, in the order of their turns.
@@ -79,7 +79,7 @@ impl Lanes {
     }
 
     /// Appends a command to its org's lane.
-    pub(super) fn enqueue_one(&self, by: By, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
+    pub(super) fn enqueue_one(&self, by: Author, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
         self.space.refuse(&command)?;
         let (answer, receiver) = oneshot::channel();
         let pending = Pending::new(command, by.actor, Some(answer));
@@ -91,7 +91,7 @@ impl Lanes {
     /// Appends commands to their org's lane: all of them, or none.
     pub(super) fn enqueue(
         &self,
-        by: &By,
+        by: &Author,
         commands: Vec<Command>,
     ) -> Result<Vec<oneshot::Receiver<Answer>>, LedgerError> {
         let (mut pending, mut receivers) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
@@ -115,7 +115,7 @@ impl Lanes {
         commands: usize,
         weight: usize,
         is_vital: bool,
-    ) -> Result<MutexGuard<'_, State>, LedgerError> {
+    ) -> Result<MutexGuard<'_, LaneQueues>, LedgerError> {
         let most = |limit| if is_vital { with_reserve(limit) } else { limit };
         let state = self.state();
         if state.is_closed {
@@ -143,7 +143,7 @@ impl Lanes {
         self.push(self.state(), org, commands.into_iter().map(pending));
     }
 
-    fn push(&self, mut guard: MutexGuard<'_, State>, org: OrgId, pending: impl IntoIterator<Item = Pending>) {
+    fn push(&self, mut guard: MutexGuard<'_, LaneQueues>, org: OrgId, pending: impl IntoIterator<Item = Pending>) {
         let state = &mut *guard;
         if state.load.commands == 0 {
             state.moved_at = Some(Instant::now());
@@ -280,12 +280,12 @@ impl Lanes {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LaneQueues> {
         self.state.lock()
     }
 }
 
-impl State {
+impl LaneQueues {
     /// Why a command is refused that waited since `since`, or that finds no room: an outage, or an overload.
     fn refusal(&self, since: Instant) -> LedgerError {
         let was_out = self.outage_at.is_some_and(|at| at >= since);

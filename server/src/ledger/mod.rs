@@ -31,8 +31,8 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 pub use self::{
     claim_call::{LeaseDelivery, Leases},
-    clock_watch::{ClockStep, Moment, Reading},
-    command::{Asked, By, Claim, Command, Create, Import, Imported, JobReply, Looked, Removed},
+    clock_watch::{ClockReading, ClockStep, Moment},
+    command::{Author, Claim, Command, Create, Import, Imported, JobReply, Removed, SweepRequest, Swept},
     disk_space::DiskSpace,
     encoded_event::EncodedEvent,
     error::{LedgerError, Quantity},
@@ -227,7 +227,7 @@ impl Ledger {
     /// # Errors
     ///
     /// The command's own error, after its batch committed; or an error of the database or of an overload.
-    pub async fn submit(&self, by: impl Into<By>, command: Command) -> Result<JobReply, LedgerError> {
+    pub async fn submit(&self, by: impl Into<Author>, command: Command) -> Result<JobReply, LedgerError> {
         of_job(self.ask(by.into(), command).await)
     }
 
@@ -238,7 +238,7 @@ impl Ledger {
     /// If not a single command was accepted.
     pub async fn submit_all(
         &self,
-        by: impl Into<By>,
+        by: impl Into<Author>,
         commands: Vec<Command>,
     ) -> Result<Vec<Result<JobReply, LedgerError>>, LedgerError> {
         let mut replies = Vec::with_capacity(commands.len());
@@ -278,9 +278,9 @@ impl Ledger {
     /// # Errors
     ///
     /// As for [`Ledger::submit`].
-    pub async fn look(&self, org: OrgId, asked: Asked) -> Result<Looked, LedgerError> {
-        match self.ask(org.into(), Command::Look(asked)).await?.reply {
-            Reply::Looked(looked) => Ok(looked),
+    pub async fn sweep(&self, org: OrgId, asked: SweepRequest) -> Result<Swept, LedgerError> {
+        match self.ask(org.into(), Command::Sweep(asked)).await?.reply {
+            Reply::Swept(looked) => Ok(looked),
             _ => Err(LedgerError::Refused),
         }
     }
@@ -291,9 +291,9 @@ impl Ledger {
     /// # Errors
     ///
     /// As for [`Ledger::submit`].
-    pub async fn redate(&self, org: OrgId, by: Duration) -> Result<Looked, LedgerError> {
+    pub async fn redate(&self, org: OrgId, by: Duration) -> Result<Swept, LedgerError> {
         match self.ask(org.into(), Command::Redate(by)).await?.reply {
-            Reply::Looked(looked) => Ok(looked),
+            Reply::Swept(looked) => Ok(looked),
             _ => Err(LedgerError::Refused),
         }
     }
@@ -311,7 +311,7 @@ impl Ledger {
     }
 
     /// Records a reading of the database's clock. Batches record theirs themselves.
-    pub fn observe_clock(&self, reading: Reading) {
+    pub fn observe_clock(&self, reading: ClockReading) {
         self.watch.observe(reading);
     }
 
@@ -325,7 +325,7 @@ impl Ledger {
         self.watch.retention_waits();
     }
 
-    async fn ask(&self, by: By, command: Command) -> Result<Answered, LedgerError> {
+    async fn ask(&self, by: Author, command: Command) -> Result<Answered, LedgerError> {
         let answer = self.lanes.enqueue_one(by, command)?;
         // Lanes answer every command that they accepted, unless the server is stopped in the middle of a turn.
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))

@@ -118,13 +118,13 @@ impl StreamPages {
     }
 
     /// True while the stream has pages, including one that the caller has taken whole but not dropped.
-    pub fn are_there(&self) -> bool {
+    pub fn has_pages(&self) -> bool {
         self.own.pages.load(Ordering::Acquire) > 0
     }
 
     /// True if less than a quarter is free, in all or of the org's part, and the stream has pages.
-    pub fn are_tight(&self) -> bool {
-        self.are_there() && (self.of_org.is_tight() || self.memory.all.is_tight())
+    pub fn is_memory_tight(&self) -> bool {
+        self.has_pages() && (self.of_org.is_tight() || self.memory.all.is_tight())
     }
 }
 
@@ -168,9 +168,9 @@ mod tests {
         let memory = ReadBudget::new(24 << 10, 8 << 10);
         let stream = memory.stream(org(0));
         let mut page = stream.take(6 << 10).await.unwrap();
-        assert!(stream.are_tight() && !memory.stream(org(0)).are_tight(), "who holds none is not hurried");
+        assert!(stream.is_memory_tight() && !memory.stream(org(0)).is_memory_tight(), "who holds none is not hurried");
         page.shrink(2 << 10);
-        assert!(!stream.are_tight());
+        assert!(!stream.is_memory_tight());
         // A page larger than the org's whole part takes all of it.
         drop(page);
         drop(stream.take(1 << 30).await.unwrap());

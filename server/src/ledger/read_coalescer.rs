@@ -36,12 +36,12 @@ pub(super) struct ReadCoalescer {
     store: Arc<dyn Store>,
     /// ReadCoalescer of large jobs take turns here.
     lists: Arc<Reader>,
-    state: Mutex<State>,
+    state: Mutex<ReadQueue>,
     read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
 }
 
 #[derive(Default)]
-struct State {
+struct ReadQueue {
     /// By org; no entry is empty.
     waiting: HashMap<OrgId, VecDeque<Wanted>>,
     /// The orgs in `waiting`, each once; the first is next.
@@ -50,7 +50,7 @@ struct State {
     on_the_way: usize,
 }
 
-impl State {
+impl ReadQueue {
     fn push(&mut self, wanted: Wanted) {
         let of_org = self.waiting.entry(wanted.org).or_insert_with_key(|org| {
             self.orgs.push_back(*org);
@@ -178,7 +178,7 @@ impl ReadCoalescer {
         Some(together)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ReadQueue> {
         self.state.lock()
     }
 }

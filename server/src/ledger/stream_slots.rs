@@ -27,14 +27,14 @@ pub(super) struct StreamSlots {
 }
 
 /// One slot, until it is dropped.
-pub struct Place {
+pub struct TakenSlot {
     _of_org: Part<OrgId>,
     _of_connection: Option<Part<SocketAddr>>,
     _wish: NameShare,
 }
 
 /// A stream's slot. Everything that keeps events of the stream in memory keeps a clone.
-pub type StreamSlot = Arc<Place>;
+pub type StreamSlot = Arc<TakenSlot>;
 
 impl StreamSlots {
     pub(super) fn new(limits: StreamLimits) -> Self {
@@ -58,6 +58,6 @@ impl StreamSlots {
         let _of_connection = connection.map(|peer| self.of_connections.take(peer, 1)).transpose();
         let _of_connection =
             _of_connection.map_err(|_| LedgerError::TooManyStreams { scope: "connection", limit: per_connection })?;
-        Ok(Arc::new(Place { _of_org, _of_connection, _wish }))
+        Ok(Arc::new(TakenSlot { _of_org, _of_connection, _wish }))
     }
 }

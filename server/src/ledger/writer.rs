@@ -21,7 +21,7 @@ use super::{
     Limits,
     claim_call::Undelivered,
     claim_waiters::ClaimWaiters,
-    clock_watch::{ClockWatch, Moment, Reading, Trust},
+    clock_watch::{ClockReading, ClockState, ClockWatch, Moment},
     command::Reply,
     decide::{Chosen, Decision, Inputs, Ordered, Quotas, choose, needs},
     hub::Hub,
@@ -269,14 +269,14 @@ impl Writer {
         left_out: &mut Turn,
         may_recall: bool,
         may_grow: bool,
-    ) -> Result<(Box<dyn Batch>, Trust, Vec<(OrgId, Needs)>), StoreError> {
+    ) -> Result<(Box<dyn Batch>, ClockState, Vec<(OrgId, Needs)>), StoreError> {
         let needs_of = |batch: &OrgBatch| needs(batch.commands.iter().map(|pending| &pending.command), batch.most);
         if may_recall {
             let needs: Vec<_> = turn.iter().map(|batch| (batch.org, needs_of(batch), batch.commands.len())).collect();
-            if let Some(batch) = self.store.recall(&needs) {
+            if let Some(batch) = self.store.begin_cached(&needs) {
                 let needs = needs.into_iter().map(|(org, needs, _)| (org, needs)).collect();
                 // Its time is carried on from an earlier reading, so there is no new reading to observe.
-                return Ok((batch, Trust::default(), needs));
+                return Ok((batch, ClockState::default(), needs));
             }
         }
         let asked = Moment::now();
@@ -297,7 +297,7 @@ impl Writer {
         {
             self.lanes.top_up(of_org, self.store.capacity());
         }
-        let reading = Reading { asked, clock: batch.now(), heard: Moment::now() };
+        let reading = ClockReading { asked, clock: batch.now(), heard: Moment::now() };
         let needs = turn.iter().map(|batch| (batch.org, needs_of(batch))).collect();
         Ok((batch, self.watch.observe(reading), needs))
     }

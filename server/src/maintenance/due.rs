@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     domain::id::OrgId,
-    ledger::{Asked, Ledger, LedgerError},
+    ledger::{Ledger, LedgerError, SweepRequest},
     store::{DueWork, Store},
 };
 
@@ -76,7 +76,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
 /// Runs batches in one org until nothing is due. Returns false on failure; the org then falls due again.
 async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
     for _ in 0..BATCHES {
-        match ledger.look(org, Asked { reachable_since: since, at: Instant::now() }).await {
+        match ledger.sweep(org, SweepRequest { reachable_since: since, at: Instant::now() }).await {
             Ok(looked) if looked.has_more => {}
             Ok(_) | Err(LedgerError::Draining) => return true,
             Err(error) => {
@@ -103,7 +103,7 @@ impl Reachable {
     fn succeeded(&mut self) -> Instant {
         let now = Instant::now();
         // A longer gap means that the database or this process was down.
-        let (since, _) = self.known.filter(|(_, last)| now - *last < Asked::OUTAGE).unwrap_or((now, now));
+        let (since, _) = self.known.filter(|(_, last)| now - *last < SweepRequest::OUTAGE).unwrap_or((now, now));
         self.known = Some((since, now));
         since
     }

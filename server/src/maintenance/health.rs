@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    ledger::{Ledger, Moment, Reading},
+    ledger::{ClockReading, Ledger, Moment},
     readiness::Readiness,
     store::Store,
 };
@@ -28,7 +28,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, readiness: &watch::S
         let asked = Moment::now();
         let found = match timeout(ANSWER_WITHIN, store.ping()).await {
             Ok(Ok(clock)) => {
-                ledger.observe_clock(Reading { asked, clock, heard: Moment::now() });
+                ledger.observe_clock(ClockReading { asked, clock, heard: Moment::now() });
                 match timeout(ANSWER_WITHIN, store.newer_migration()).await {
                     Ok(Ok(Some(version))) => {
                         tracing::error!(version, "a newer jobledger has migrated the database: this server stops");

@@ -31,7 +31,7 @@ use tower::Service;
 
 use super::{
     ConnectionLimits, Peer,
-    response_memory::{AnswerBytes, GoesOn, Holding, Share},
+    response_memory::{AnswerBytes, Holding, Share, StreamingResponse},
 };
 
 /// Bytes of the HTTP/2 preface, with which a connection begins (RFC 9113, 3.4). No useful HTTP/1 request is shorter.
@@ -314,7 +314,7 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for 
         Poll::Ready(answer.map(|mut answer| {
             let extensions = answer.extensions_mut();
             let AnswerBytes { bytes, org } = extensions.remove().unwrap_or(AnswerBytes { bytes: 0, org: None });
-            let holding = extensions.remove::<GoesOn>().is_none().then(|| self.unread.hold(bytes, org));
+            let holding = extensions.remove::<StreamingResponse>().is_none().then(|| self.unread.hold(bytes, org));
             answer.map(|body| UntilThrough { body, _open: open, _holding: holding })
         }))
     }

@@ -14,7 +14,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::accept::serve;
-pub(crate) use self::response_memory::{AnswerBytes, GoesOn};
+pub(crate) use self::response_memory::{AnswerBytes, StreamingResponse};
 pub use self::tls::{Tls, TlsConfig, TlsError};
 use crate::access::PeerCertificate;
 

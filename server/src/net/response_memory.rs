@@ -23,11 +23,11 @@ const OF_EACH: usize = 2 << 10;
 pub(super) struct ResponseMemory {
     most: Most,
     next: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<HeldMemory>,
 }
 
 #[derive(Default)]
-struct State {
+struct HeldMemory {
     in_all: usize,
     holders: HashMap<Holder, usize>,
     /// Connections with unread answers, by holder and by the order in which the connections came.
@@ -58,7 +58,7 @@ pub(crate) struct AnswerBytes {
 
 /// Marks a stream's answer, which has its own bounds and is not counted here. An extension of the response.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct GoesOn;
+pub(crate) struct StreamingResponse;
 
 /// One connection's handle to [`ResponseMemory`].
 #[derive(Clone)]
@@ -79,7 +79,7 @@ impl ResponseMemory {
         Share { all: Arc::clone(self), id: self.next.fetch_add(1, Ordering::Relaxed), address, cut }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HeldMemory> {
         self.state.lock()
     }
 }
@@ -106,7 +106,7 @@ impl Share {
     }
 }
 
-impl State {
+impl HeldMemory {
     /// The holder to cut, after `more` has grown. `more` itself if it exceeds its bound and over half of the total is
     /// taken; the largest holder if the total is exceeded.
     fn too_much(&self, more: Holder, most: Most) -> Option<Holder> {

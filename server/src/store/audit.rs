@@ -16,7 +16,7 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(3_900);
 
 /// What a database says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct About {
+pub struct LedgerInfo {
     /// The log id.
     pub log_id: LogId,
     /// Retention must wait.

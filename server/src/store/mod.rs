@@ -44,7 +44,7 @@ mod value;
 mod window;
 
 pub use self::{
-    audit::{About, Audit, LONGEST_PAUSE, Scheduled, Stretch},
+    audit::{Audit, LONGEST_PAUSE, LedgerInfo, Scheduled, Stretch},
     changed::{Changed, Differs},
     changes::{Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts},
     copies::{Restored, RevokeTokens, backup, renew_log_id, restore},
@@ -176,7 +176,7 @@ pub trait Store: Send + Sync + 'static {
     /// Begins a transaction from cached states, without a round trip, for orgs with these needs and numbers of commands. `None`
     /// if the states lack something, or another server may have written to a log. If a state is stale, or the changes take more
     /// than one statement, writing or committing fails with [`StoreError::Conflict`].
-    fn recall(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
+    fn begin_cached(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
         let _ = needs;
         None
     }
@@ -225,7 +225,7 @@ pub trait Store: Send + Sync + 'static {
     async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
 
     /// Reads the log id, whether retention is paused, and the revision of the API tokens, on the server's own connections.
-    async fn about(&self) -> Result<About, StoreError>;
+    async fn about(&self) -> Result<LedgerInfo, StoreError>;
 
     /// Reads the log id for a caller, on the connections that callers share.
     async fn read_log_id(&self) -> Result<LogId, StoreError>;

@@ -24,16 +24,16 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The pause when standard error can't take more at the moment.
 const PAUSE: Duration = Duration::from_millis(20);
 
-static LINES: Lines = Lines { state: Mutex::new(State::EMPTY), changed: Condvar::new(), file: OnceLock::new() };
+static LINES: Lines = Lines { state: Mutex::new(LineQueue::EMPTY), changed: Condvar::new(), file: OnceLock::new() };
 
 struct Lines {
-    state: Mutex<State>,
+    state: Mutex<LineQueue>,
     changed: Condvar,
     /// Standard error, for the thread alone: others could block on the lock of the standard library's handle.
     file: OnceLock<File>,
 }
 
-struct State {
+struct LineQueue {
     waiting: Vec<u8>,
     /// Lines that did not fit or could not be written, and are not yet in a notice.
     dropped: u64,
@@ -44,7 +44,7 @@ struct State {
     notice: fn(u64) -> String,
 }
 
-impl State {
+impl LineQueue {
     const EMPTY: Self =
         Self { waiting: Vec::new(), dropped: 0, dropped_ever: 0, is_idle: true, notice: notice_in_text };
 
@@ -55,7 +55,7 @@ impl State {
 }
 
 impl Lines {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LineQueue> {
         self.state.lock()
     }
 
@@ -124,7 +124,7 @@ pub struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let is_left = |state: &mut State| !(state.is_idle && state.waiting.is_empty());
+        let is_left = |state: &mut LineQueue| !(state.is_idle && state.waiting.is_empty());
         LINES.changed.wait_while_for(&mut LINES.state(), is_left, LAST_WORDS);
     }
 }

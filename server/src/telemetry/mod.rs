@@ -1,7 +1,7 @@
 //! Structured logs, and other output on standard error.
 
 mod lines;
-mod rarely;
+mod rate_limited_log;
 
 use std::io::IsTerminal as _;
 
@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use self::lines::{Open, Stderr, dropped, open, say};
-pub(crate) use self::rarely::Rarely;
+pub(crate) use self::rate_limited_log::RateLimitedLog;
 
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

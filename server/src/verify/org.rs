@@ -30,7 +30,7 @@ const MAX_DIFFERENCES: usize = 1_000;
 
 /// What was verified in an org, and what was found.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct OrgReport {
     pub(super) jobs: u64,
     pub(super) events: u64,
     pub(super) differences: Vec<What>,
@@ -51,7 +51,7 @@ pub(super) async fn verify(
     org: OrgId,
     pause: &mut Pause<'_>,
     mut on_progress: impl FnMut(u64),
-) -> Result<Option<Found>, StoreError> {
+) -> Result<Option<OrgReport>, StoreError> {
     pause.keep().await?;
     let removals = store.audit().removals(org).await?;
     let remaining = store.audit().count_remaining(org).await?;
@@ -69,7 +69,7 @@ pub(super) async fn verify(
     // The stock is read last, so its head is the highest: the one up to which jobs and events are counted.
     let stock = store.audit().stock(org).await?;
     heads.last = heads.last.max(stock.map_or(0, |(seq, _)| seq));
-    let mut found = Found::default();
+    let mut found = OrgReport::default();
     let broken = store.audit().broken_records(org).await?;
     if broken > 0 {
         found.differences.push(What::Records(broken));

@@ -18,8 +18,8 @@ use jobledger_server::{
         job::{Job, JobContents, JobRecord},
     },
     store::{
-        About, Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, ListQuery, Listener,
-        Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store, StoreError,
+        Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo, ListQuery,
+        Listener, Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store, StoreError,
     },
 };
 use tokio::{sync::watch, time::timeout};
@@ -207,7 +207,7 @@ impl Store for Breaking {
         self.inner.use_tokens(used).await
     }
 
-    async fn about(&self) -> Result<About, StoreError> {
+    async fn about(&self) -> Result<LedgerInfo, StoreError> {
         self.inner.about().await
     }
 

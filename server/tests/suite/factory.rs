@@ -221,7 +221,7 @@ pub(crate) async fn recall_create(store: &dyn Store, org: OrgId, n: usize) -> Op
 pub(crate) async fn recall_keyed(store: &dyn Store, org: OrgId, keys: &[&str], n: usize) -> Option<Box<dyn Batch>> {
     let keys: Vec<Arc<str>> = keys.iter().map(|key| Arc::from(*key)).collect();
     let needs = Needs { keys: keys.clone(), types: vec!["t".into()], ..Needs::default() };
-    Some(create_in(store.recall(&[(org, needs, n)])?, org, keys, n).await)
+    Some(create_in(store.begin_cached(&[(org, needs, n)])?, org, keys, n).await)
 }
 
 async fn batch_of(store: &dyn Store, org: OrgId, is_keyed: bool, n: usize) -> Box<dyn Batch> {

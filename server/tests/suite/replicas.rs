@@ -352,7 +352,7 @@ async fn recalled_report(store: &dyn Store, org: OrgId) -> (Job, Box<dyn Batch>)
     for _ in 0..5 {
         let held = crate::factory::hold_one(store, org).await;
         let needs = Needs { jobs: vec![held.id], ..Needs::default() };
-        let Some(mut batch) = store.recall(&[(org, needs, 1)]) else { continue };
+        let Some(mut batch) = store.begin_cached(&[(org, needs, 1)]) else { continue };
         let loaded = crate::factory::load_in(&mut *batch, org, Needs::default()).await.unwrap();
         assert_eq!(loaded.jobs, std::slice::from_ref(&held));
         crate::factory::write_in(&mut *batch, org, &crate::factory::progress(&held, &loaded.head)).await.unwrap();

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::domain::{
     flow::Flow,
-    transition::{Import, ImportOutcome, ImportRefusal, Mark, Past, State},
+    transition::{Import, ImportOutcome, ImportRefusal, ImportedState, Mark, Past},
 };
 
 fn past(ts: i64, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past {
@@ -27,8 +27,8 @@ fn past(ts: i64, prev_status: Option<JobStatus>, next_status: JobStatus) -> Past
     }
 }
 
-fn state(status: JobStatus, updated_at: i64) -> State {
-    State {
+fn state(status: JobStatus, updated_at: i64) -> ImportedState {
+    ImportedState {
         status,
         attempt: 1,
         stage: Some("s".into()),
@@ -140,7 +140,7 @@ fn what_comes_again_is_known_and_what_is_new_is_appended() {
 #[test]
 fn an_old_worker_may_say_again_how_a_job_ended_elsewhere() {
     let mut import = running();
-    import.state = State { result: Some(Json::from_trusted("1")), ..state(JobStatus::Succeeded, -70) };
+    import.state = ImportedState { result: Some(Json::from_trusted("1")), ..state(JobStatus::Succeeded, -70) };
     let job = bring(&import, None, tick(0, 1)).1.job;
     let reach = |outcome| {
         let Some(Step::End(ending)) = ending(outcome) else { unreachable!("it is an ending") };
@@ -171,8 +171,8 @@ prop_compose! {
         // In any order, and also in the future.
         [created_at, updated_at] in [-100i64..10, -100i64..10],
         [started_at, finished_at] in [prop::option::of(-100i64..10), prop::option::of(-100i64..10)],
-    ) -> State {
-        State {
+    ) -> ImportedState {
+        ImportedState {
             status,
             attempt,
             stage: stage.map(Arc::from),

@@ -153,7 +153,7 @@ fn the_end_that_grace_gives_is_whole_microseconds() {
     job.lease.as_mut().unwrap().granted = Duration::from_secs(22);
     for (reachable_for, by) in [(1_000_000_000, 0), (0, 0), (333_333_333, 0), (1, 7), (0, 123_456_789)] {
         let jump = (by > 0).then(|| Jump { at: time(30), by: TimeDelta::nanoseconds(by) });
-        let look = Command::Look(Look { reachable_for: Duration::from_nanos(reachable_for), jump });
+        let look = Command::Sweep(Sweep { reachable_for: Duration::from_nanos(reachable_for), jump });
         let due_at = job.apply(&look, tick(31, 100)).unwrap().job.due_at.unwrap();
         assert_eq!(due_at, due_at.trunc_subsecs(6), "reachable for {reachable_for} ns, jump by {by} ns");
     }
@@ -163,13 +163,13 @@ fn the_end_that_grace_gives_is_whole_microseconds() {
 fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     let job = job_held(2, false);
     // The lease ended at 31; workers can reach the ledger since 90.
-    let since_90 = |now| Command::Look(Look { reachable_for: Duration::from_secs(now as u64 - 90), jump: None });
+    let since_90 = |now| Command::Sweep(Sweep { reachable_for: Duration::from_secs(now as u64 - 90), jump: None });
     let at_90 = job.apply(&since_90(90), tick(90, 100)).unwrap();
     assert_eq!((cell(&Ok(at_90.clone())).as_str(), at_90.job.due_at), ("quietly", Some(time(100))));
     assert_eq!(cell(&job.apply(&since_90(99), tick(99, 100))), "quietly");
     assert_eq!(cell(&job.apply(&since_90(100), tick(100, 100))), "lost");
     // Grace is given once: another outage meanwhile does not add to it.
-    let again = Command::Look(Look { reachable_for: Duration::ZERO, jump: None });
+    let again = Command::Sweep(Sweep { reachable_for: Duration::ZERO, jump: None });
     assert_eq!(cell(&at_90.job.apply(&again, tick(100, 101))), "lost");
     // A lease that ends shortly after the outage gets the same grace; one that ends later gets none.
     let mut ends_at_95 = job.clone();

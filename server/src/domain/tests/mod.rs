@@ -21,8 +21,8 @@ use super::{
     retry::RetryPolicy,
     status::JobStatus,
     transition::{
-        Abandon, Cancel, Claim, Command, Ending, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport, Look, News, Outcome,
-        RUN_TIMEOUT, Renew, Report, Retry, Step, Target, Tick, Transition, TransitionError,
+        Cancel, Claim, Command, Ending, GiveBack, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport, News, Outcome,
+        RUN_TIMEOUT, Redeliver, Report, Retry, Step, Sweep, Target, Tick, Transition, TransitionError,
     },
 };
 
@@ -110,13 +110,13 @@ fn heartbeat(token: LeaseToken) -> Heartbeat {
 }
 
 fn renew(token: LeaseToken) -> Command {
-    Command::Renew(Renew { token, lease: Duration::from_secs(30) })
+    Command::Redeliver(Redeliver { token, lease: Duration::from_secs(30) })
 }
 
 /// Gives back the job as the last answer delivered it.
 fn abandon(job: &Job, token: LeaseToken) -> Command {
     let expires_at = job.lease.as_ref().map_or(time(0), |lease| lease.expires_at);
-    Command::Abandon(Abandon { token, expires_at })
+    Command::GiveBack(GiveBack { token, expires_at })
 }
 
 fn cancel() -> Cancel {
@@ -129,7 +129,7 @@ fn retry() -> Retry {
 
 /// A sweep without an outage before it.
 fn look() -> Command {
-    Command::Look(Look { reachable_for: Duration::from_secs(3_600), jump: None })
+    Command::Sweep(Sweep { reachable_for: Duration::from_secs(3_600), jump: None })
 }
 
 fn ending(outcome: Outcome) -> Option<Step> {

@@ -41,14 +41,14 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
             Command::Heartbeat(Heartbeat { news: News { progress, ..News::default() }, ..heartbeat(LeaseToken::NOBODYS) })
         }),
         1 => Just(renew(LeaseToken::NOBODYS)),
-        1 => Just(Command::Abandon(Abandon { token: LeaseToken::NOBODYS, expires_at: time(0) })),
+        1 => Just(Command::GiveBack(GiveBack { token: LeaseToken::NOBODYS, expires_at: time(0) })),
         1 => (0u64..100_000).prop_map(|by| Command::Redate(Duration::from_secs(by))),
         1 => Just(Command::Cancel(cancel())),
         3 => (any_target(), any_report()).prop_map(|(to, report)| Command::LegacyReport(LegacyReport { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
         3 => (0u64..100, clock_step()).prop_map(|(since, by)| {
             let jump = (by > 0).then(|| Jump { at: time(by), by: TimeDelta::seconds(by) });
-            Command::Look(Look { reachable_for: Duration::from_secs(since), jump })
+            Command::Sweep(Sweep { reachable_for: Duration::from_secs(since), jump })
         }),
     ];
     (command, prop::bool::weighted(0.8))
@@ -80,8 +80,8 @@ pub(super) fn held_by_its_holder(command: Command, job: &Job) -> Command {
         Command::Heartbeat(heartbeat) => {
             Command::Heartbeat(Heartbeat { worker: Arc::clone(&lease.worker), token, ..heartbeat })
         }
-        Command::Renew(_) => renew(token),
-        Command::Abandon(_) => abandon(job, token),
+        Command::Redeliver(_) => renew(token),
+        Command::GiveBack(_) => abandon(job, token),
         other => other,
     }
 }

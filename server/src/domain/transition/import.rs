@@ -20,7 +20,7 @@ pub struct Import {
     /// What its creator asked for.
     pub spec: Arc<JobSpec>,
     /// Its current state there.
-    pub state: State,
+    pub state: ImportedState,
     /// Its history there, in order. The first entry is its creation.
     pub past: Vec<Past>,
     /// Digest of everything that the other system has of the job.
@@ -29,7 +29,7 @@ pub struct Import {
 
 /// The state of a job in another system.
 #[derive(Debug, Clone, PartialEq)]
-pub struct State {
+pub struct ImportedState {
     /// The status there.
     pub status: JobStatus,
     /// How often the job has entered running there.
@@ -175,7 +175,7 @@ impl Job {
     }
 }
 
-impl State {
+impl ImportedState {
     /// True if a job of the ledger is in this state, as far as old clients can tell.
     fn is_of(&self, job: &Job) -> bool {
         let in_old_words = |status| if status == JobStatus::DeadLetter { JobStatus::Failed } else { status };
@@ -298,7 +298,8 @@ impl Import {
 
     /// Sets the job to its state in the other system. Times in the future become now.
     fn enter(&self, job: &mut Job, at: Tick) {
-        let State { status, attempt, stage, progress, error, updated_at, started_at, finished_at, .. } = &self.state;
+        let ImportedState { status, attempt, stage, progress, error, updated_at, started_at, finished_at, .. } =
+            &self.state;
         // What the other system lacks, or has no more, stays.
         let started_at = started_at.or(job.started_at);
         let finished_at = finished_at.or(job.finished_at.filter(|_| job.status == *status));

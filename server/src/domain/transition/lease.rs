@@ -29,7 +29,7 @@ pub struct Claim {
 
 /// Repeats a claim: the lease of the first one is delivered in another answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Renew {
+pub struct Redeliver {
     /// The lease token of the first claim.
     pub token: LeaseToken,
     /// How long the lease lasts from now, at least.
@@ -38,7 +38,7 @@ pub struct Renew {
 
 /// Gives back a job whose answer was not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Abandon {
+pub struct GiveBack {
     /// The lease token in the answer.
     pub token: LeaseToken,
     /// The end of the lease in the answer. A later answer to the same claim has another.
@@ -112,7 +112,7 @@ impl Job {
 
     /// Extends the lease for another answer. Each answer to a claim has its own `expires_at`, by which `abandon` tells them
     /// apart. The lease stays unconfirmed: this answer may be lost, too.
-    pub(super) fn renew(&self, renew: Renew, at: Tick) -> Result<Transition, TransitionError> {
+    pub(super) fn renew(&self, renew: Redeliver, at: Tick) -> Result<Transition, TransitionError> {
         let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(renew.token)) else {
             return Err(TransitionError::LeaseLost);
         };
@@ -123,7 +123,7 @@ impl Job {
     }
 
     /// Gives the job back, unless the worker has confirmed the lease or a later answer delivers it.
-    pub(super) fn abandon(&self, abandon: Abandon, at: Tick) -> Transition {
+    pub(super) fn abandon(&self, abandon: GiveBack, at: Tick) -> Transition {
         let is_as_answered =
             self.lease.as_ref().is_some_and(|lease| !lease.is_confirmed && lease.expires_at == abandon.expires_at);
         if self.lease_token() != Some(abandon.token) || !is_as_answered {

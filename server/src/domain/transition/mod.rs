@@ -35,11 +35,11 @@ use thiserror::Error;
 use self::builder::{Detail, Path};
 pub use self::{
     cancel_redrive::{Cancel, Retry},
-    import::{Import, ImportOutcome, ImportRefusal, Mark, Past, PastKey, State},
-    lease::{Abandon, Claim, Heartbeat, Renew},
+    import::{Import, ImportOutcome, ImportRefusal, ImportedState, Mark, Past, PastKey},
+    lease::{Claim, GiveBack, Heartbeat, Redeliver},
     legacy_report::{LegacyReport, Target},
     report::{Ending, News, Outcome, Report, Step},
-    sweep::{Jump, LEASE_EXPIRED, LONGEST_GRACE, Look, RUN_TIMEOUT},
+    sweep::{Jump, LEASE_EXPIRED, LONGEST_GRACE, RUN_TIMEOUT, Sweep},
 };
 use super::{
     clock::Time,
@@ -75,15 +75,15 @@ pub enum Command {
     /// A worker extends its lease.
     Heartbeat(Heartbeat),
     /// A worker repeats its claim because it did not get the first answer.
-    Renew(Renew),
+    Redeliver(Redeliver),
     /// The answer with this lease was not delivered: the job is given back.
-    Abandon(Abandon),
+    GiveBack(GiveBack),
     /// Somebody asks for the job to be canceled.
     Cancel(Cancel),
     /// Somebody redrives the job.
     Retry(Retry),
     /// A sweep handles what is due.
-    Look(Look),
+    Sweep(Sweep),
     /// The clock was set back after it had been ahead, by at most this much as far as known.
     Redate(Duration),
 }
@@ -174,11 +174,11 @@ impl Job {
             Command::LegacyReport(reach) => self.reach(reach, at),
             Command::Claim(claim) => self.claim(claim, at),
             Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat, at),
-            Command::Renew(renew) => self.renew(*renew, at),
-            Command::Abandon(abandon) => Ok(self.abandon(*abandon, at)),
+            Command::Redeliver(renew) => self.renew(*renew, at),
+            Command::GiveBack(abandon) => Ok(self.abandon(*abandon, at)),
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
-            Command::Look(look) => Ok(self.look(*look, at)),
+            Command::Sweep(sweep) => Ok(self.sweep(*sweep, at)),
             Command::Redate(by) => Ok(self.redate(*by, at)),
         }
     }

@@ -24,7 +24,7 @@ pub const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Handles what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Look {
+pub struct Sweep {
     /// For how long workers have been able to reach this server: since its start, or since the end of the last outage.
     pub reachable_for: Duration,
     /// The last known jump of the clock. Leases and attempts don't lose the time that the clock jumped over.
@@ -41,7 +41,7 @@ pub struct Jump {
 }
 
 impl Job {
-    pub(super) fn look(&self, look: Look, at: Tick) -> Transition {
+    pub(super) fn sweep(&self, sweep: Sweep, at: Tick) -> Transition {
         if self.due_at.is_none_or(|due| due > at.now) {
             return self.unchanged();
         }
@@ -54,7 +54,7 @@ impl Job {
         // `due_at` is later than the end only if grace was given before. It is given once.
         let settle = |end: Time, length| {
             let was_given = self.due_at.is_some_and(|due| due > end);
-            if was_given { end } else { look.settle(end, length, at.now) }
+            if was_given { end } else { sweep.settle(end, length, at.now) }
         };
         // A clock that was ahead dated the start of this attempt without a lease, and `redate` has moved `due_at` to the
         // end of its `run_timeout`. So it ends when it is due.
@@ -91,7 +91,7 @@ impl Lease {
     }
 }
 
-impl Look {
+impl Sweep {
     /// The real end of a lease or attempt that lasts `length` and would end at `end`. If workers could not reach the server
     /// until then, or until shortly before, they get a grace of a third of `length`, 5 s to 60 s, to extend it or to
     /// report.

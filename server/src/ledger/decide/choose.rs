@@ -14,7 +14,7 @@ use crate::{
     domain::{
         id::{JobId, OrgId},
         job::Job,
-        transition::{self, Renew},
+        transition::{self, Redeliver},
     },
     store::Loaded,
 };
@@ -205,6 +205,6 @@ impl Log {
             return None;
         }
         let token = job.lease_token()?;
-        self.apply(id, &transition::Command::Renew(Renew { token, lease: claim.lease })).ok()
+        self.apply(id, &transition::Command::Redeliver(Redeliver { token, lease: claim.lease })).ok()
     }
 }

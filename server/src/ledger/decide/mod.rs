@@ -1,10 +1,10 @@
 //! Decides a batch of commands on one org's log: pure code between loading and writing.
 
 mod choose;
-mod due;
 mod import;
 mod quota;
 mod retain;
+mod sweep;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
@@ -18,7 +18,7 @@ pub(super) use self::{
 };
 use super::{
     LedgerError, claim_selection,
-    clock_watch::Trust,
+    clock_watch::ClockState,
     command::{Command, Create, Reply},
 };
 use crate::{
@@ -40,7 +40,7 @@ use crate::{
 
 /// What a batch has to load for its commands. `most` bounds the due jobs that it may change.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: Option<usize>) -> Needs {
-    let most_due = due::most(most);
+    let most_due = sweep::most(most);
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
     let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
     for command in commands {
@@ -62,7 +62,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: O
                 keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
             }
             Command::Claim(claim) => claims.push(&**claim),
-            Command::Look(_) => due = Some(most_due),
+            Command::Sweep(_) => due = Some(most_due),
             Command::Redate(by) => {
                 due = Some(most_due);
                 misdated = Some((most_due, *by));
@@ -125,7 +125,7 @@ pub(super) struct Inputs {
     /// This process's clock, for measuring how long something took here.
     pub(super) began: Instant,
     /// What is known about the database's clock.
-    pub(super) trust: Trust,
+    pub(super) trust: ClockState,
     /// The nonces of new leases are derived from this.
     pub(super) secret: LeaseSecret,
     /// Most jobs that claims get, and most due jobs that are changed; `None`: the usual bounds.
@@ -155,7 +155,7 @@ fn without(stock: Stock, bytes: i64) -> Stock {
 }
 
 fn is_last(command: &transition::Command) -> bool {
-    matches!(command, transition::Command::Abandon(_))
+    matches!(command, transition::Command::GiveBack(_))
 }
 
 /// The part of an org's log that a batch touches.
@@ -168,7 +168,7 @@ struct Log {
     /// `recorded_at` of the batch's events.
     recorded_at: Time,
     began: Instant,
-    trust: Trust,
+    trust: ClockState,
     secret: LeaseSecret,
     most: Option<usize>,
     head: Head,
@@ -269,8 +269,8 @@ impl Log {
                 Ok(Reply::of_job(job, false))
             }
             Command::Import(import) => self.import(import),
-            Command::Look(asked) => Ok(Reply::Looked(self.look(asked.look(self.began, self.trust.jump)))),
-            Command::Redate(by) => Ok(Reply::Looked(self.redate(*by))),
+            Command::Sweep(asked) => Ok(Reply::Swept(self.sweep(asked.sweep(self.began, self.trust.jump)))),
+            Command::Redate(by) => Ok(Reply::Swept(self.redate(*by))),
             Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
         }
     }

@@ -17,6 +17,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::{
+    cache::{Cache, End},
     columns::Columns,
     connections::{Connection, Connections, arguments},
     error::{commit, commit_error, is_lost, store_error},
@@ -25,8 +26,7 @@ use super::{
         Behind, Names, Of, load_all_held, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows,
         load_unfolded,
     },
-    memory::{End, Memory},
-    write::{self, Log},
+    write::{self, OrgWrite},
 };
 use crate::{
     domain::{
@@ -48,7 +48,7 @@ use crate::{
 pub(super) struct PostgresBatch {
     connection: Connection,
     now: Time,
-    memory: Arc<Memory>,
+    memory: Arc<Cache>,
     /// The orgs whose heads the transaction has locked.
     held: Vec<OrgId>,
     /// The ends of their logs, as [`begin`] found them.
@@ -71,7 +71,7 @@ pub(super) struct PostgresBatch {
 pub(super) async fn begin(
     writers: &Arc<Connections>,
     orgs: &[OrgId],
-    memory: Arc<Memory>,
+    memory: Arc<Cache>,
 ) -> Result<PostgresBatch, StoreError> {
     let mut connection = writers.take().await?;
     // A message of several statements takes no parameters, so the text has the arguments; UUIDs need no quoting. Isolation is
@@ -143,7 +143,7 @@ impl fmt::Display for OrNull {
 /// before it. Renews the database's log id, unless another server has already, and drops what this server has cached.
 async fn found_other(
     mut connection: Connection,
-    memory: &Memory,
+    memory: &Cache,
     (org, head): (OrgId, &Head),
     was: LogId,
 ) -> StoreError {
@@ -174,7 +174,7 @@ async fn found_other(
 }
 
 #[derive(Default)]
-struct Found {
+struct FoundIds {
     expired: Vec<JobId>,
     next_expiry: Option<Time>,
     due: Vec<JobId>,
@@ -188,7 +188,7 @@ struct Found {
     is_there: HashSet<JobId>,
 }
 
-impl Found {
+impl FoundIds {
     fn add(&mut self, job: Job) {
         if self.is_there.insert(job.id) {
             self.jobs.push(job);
@@ -212,7 +212,7 @@ impl Batch for PostgresBatch {
         let mut loaded = Vec::with_capacity(needs.len());
         for (org, needs) in needs {
             let found = all.remove(org).unwrap_or_default();
-            let Found { expired, next_expiry, due, next_due, misdated, types, unknown, jobs, ready, .. } = found;
+            let FoundIds { expired, next_expiry, due, next_due, misdated, types, unknown, jobs, ready, .. } = found;
             // The batch may create the types that don't exist.
             let is_new = |name: &Arc<str>| types.iter().all(|found| **found != **name);
             self.new_types.insert(*org, unknown.into_iter().filter(is_new).collect());
@@ -269,7 +269,7 @@ impl Batch for PostgresBatch {
             }
             let (end, mut state) = (self.end(*org)?, self.state.remove(org).unwrap_or_default());
             let fold_after = self.memory.fold_after(&state);
-            let log = Log::new(*org, end, changes, self.now, &mut state, fold_after);
+            let log = OrgWrite::new(*org, end, changes, self.now, &mut state, fold_after);
             if changes.is_empty() && log.record().is_none() {
                 self.state.insert(*org, state);
             } else {
@@ -277,7 +277,7 @@ impl Batch for PostgresBatch {
             }
             logs.push(log);
         }
-        let records = logs.iter().map(Log::record).collect();
+        let records = logs.iter().map(OrgWrite::record).collect();
         let writes: Vec<_> = logs.iter().zip(changes.iter().map(|(_, changes)| *changes)).collect();
         for (sql, arguments) in write::statements(&writes)? {
             sqlx::query_with(AssertSqlSafe(sql), arguments)
@@ -370,9 +370,9 @@ impl PostgresBatch {
     }
 
     /// Loads what the commands name and the states lack. Only retention and misdated jobs take a statement for each org.
-    async fn find(&mut self, needs: &[(OrgId, Needs)]) -> Result<HashMap<OrgId, Found>, StoreError> {
+    async fn find(&mut self, needs: &[(OrgId, Needs)]) -> Result<HashMap<OrgId, FoundIds>, StoreError> {
         let now = self.now;
-        let mut all: HashMap<OrgId, Found> = HashMap::with_capacity(needs.len());
+        let mut all: HashMap<OrgId, FoundIds> = HashMap::with_capacity(needs.len());
         // Rows that are behind may look due although their jobs are not. The limit grows by the number of jobs in the state.
         let behind = |org: &OrgId| self.state.get(org).map_or(0, OrgState::len);
         let looks: Vec<Of<usize>> =
@@ -382,7 +382,7 @@ impl PostgresBatch {
         let mut names = Names::default();
         for (org, needs) in needs {
             let org = *org;
-            let mut found = Found::default();
+            let mut found = FoundIds::default();
             if let Some(limit) = needs.due {
                 let (of_rows, next) = due.remove(&org).unwrap_or_default();
                 let state = self.state.entry(org).or_default();

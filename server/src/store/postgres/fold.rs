@@ -83,7 +83,7 @@ impl Statement {
         Ok(())
     }
 
-    /// Folds the records of the logs that `Log::shall_fold` selects, that of this batch included, into their heads, counters
+    /// Folds the records of the logs that `OrgWrite::shall_fold` selects, that of this batch included, into their heads, counters
     /// and series. Removes old records.
     pub(super) fn fold(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let folding: Vec<_> = writes

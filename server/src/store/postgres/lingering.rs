@@ -39,11 +39,11 @@ pub(super) struct Backend {
 /// The slots of a pool that backends without a connection occupy.
 #[derive(Default)]
 pub(super) struct Lingering {
-    state: Mutex<State>,
+    state: Mutex<LingeringState>,
 }
 
 #[derive(Default)]
-struct State {
+struct LingeringState {
     places: Vec<(Backend, OwnedSemaphorePermit)>,
     is_watched: bool,
 }
@@ -68,7 +68,7 @@ impl Lingering {
         !state.is_watched
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LingeringState> {
         self.state.lock()
     }
 }

@@ -6,6 +6,8 @@
 
 mod audit;
 mod batch;
+mod cache;
+mod cached_batch;
 mod columns;
 mod connections;
 mod error;
@@ -16,11 +18,9 @@ mod jobs;
 mod lingering;
 mod list;
 mod load;
-mod memory;
 pub(super) mod migrations;
 mod notify;
 mod read;
-mod recalled;
 mod roles;
 mod series;
 mod statement;
@@ -37,9 +37,9 @@ use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
 pub use self::roles::role_sql;
-use self::{connections::Connections, error::store_error, memory::Memory, notify::Announcer};
+use self::{cache::Cache, connections::Connections, error::store_error, notify::Announcer};
 use super::{
-    About, Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FoundJob, JobPage, ListQuery, Listener, Needs,
+    Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo, ListQuery, Listener, Needs,
     OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
@@ -101,7 +101,7 @@ pub struct PostgresStore {
     orgs_per_transaction: usize,
     options: PgConnectOptions,
     announcer: Announcer,
-    memory: Arc<Memory>,
+    memory: Arc<Cache>,
 }
 
 fn connect_options(url: &str) -> Result<PgConnectOptions, StoreError> {
@@ -146,7 +146,7 @@ impl PostgresStore {
             orgs_per_transaction: options.orgs_per_transaction as usize,
             announcer: Announcer::start(base.clone().options(SESSION).application_name("jobledger-notify")),
             options: base.options(SESSION),
-            memory: Arc::new(Memory::new(options.fold_after)),
+            memory: Arc::new(Cache::new(options.fold_after)),
         };
         store.about().await?;
         store.maintain().await.map_err(|error| match error {
@@ -180,7 +180,7 @@ async fn assert_usable(connection: &mut PgConnection) -> Result<(), StoreError> 
 
 impl PostgresStore {
     /// What the database says of itself, by these connections.
-    async fn about_by(&self, connections: &Arc<Connections>) -> Result<About, StoreError> {
+    async fn about_by(&self, connections: &Arc<Connections>) -> Result<LedgerInfo, StoreError> {
         let turn = self.memory.turn();
         let about = read::about(connections).await?;
         self.memory.has_log(turn, about.log_id);
@@ -201,8 +201,8 @@ impl Store for PostgresStore {
         Ok(Box::new(batch::begin(&self.writers, orgs, Arc::clone(&self.memory)).await?))
     }
 
-    fn recall(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
-        Some(Box::new(recalled::recall(&self.writers, &self.memory, needs)?))
+    fn begin_cached(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
+        Some(Box::new(cached_batch::begin_cached(&self.writers, &self.memory, needs)?))
     }
 
     fn log_id(&self) -> Option<LogId> {
@@ -246,7 +246,7 @@ impl Store for PostgresStore {
     }
 
     fn listen(&self) -> Option<Box<dyn Listener>> {
-        Some(Box::new(notify::Ear::new(self.options.clone().application_name("jobledger-listen"))))
+        Some(Box::new(notify::NotifyListener::new(self.options.clone().application_name("jobledger-listen"))))
     }
 
     async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
@@ -271,7 +271,7 @@ impl Store for PostgresStore {
         tokens::use_tokens(&self.own, used).await
     }
 
-    async fn about(&self) -> Result<About, StoreError> {
+    async fn about(&self) -> Result<LedgerInfo, StoreError> {
         self.about_by(&self.own).await
     }
 

@@ -170,12 +170,12 @@ fn reaches(message: &str) -> Vec<(OrgId, Reach)> {
 }
 
 /// Receives what servers announce.
-pub(super) struct Ear {
+pub(super) struct NotifyListener {
     options: PgConnectOptions,
     listener: Option<PgListener>,
 }
 
-impl Ear {
+impl NotifyListener {
     pub(super) fn new(options: PgConnectOptions) -> Self {
         Self { options, listener: None }
     }
@@ -194,7 +194,7 @@ impl Ear {
 }
 
 #[async_trait]
-impl Listener for Ear {
+impl Listener for NotifyListener {
     async fn next(&mut self) -> News {
         loop {
             let Some(listener) = &mut self.listener else {

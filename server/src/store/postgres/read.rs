@@ -20,7 +20,7 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
+        DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, LedgerInfo, Reach, SCAN_WINDOW, StoreError,
         extension::lease_text,
         migrations,
         rows::{self, Columns as _, EVENT_COLUMNS},
@@ -198,13 +198,17 @@ pub(super) async fn reaches(readers: &Arc<Connections>, orgs: &[OrgId]) -> Resul
     found.iter().map(reach).collect()
 }
 
-pub(super) async fn about(readers: &Arc<Connections>) -> Result<About, StoreError> {
+pub(super) async fn about(readers: &Arc<Connections>) -> Result<LedgerInfo, StoreError> {
     let sql = "/* about */ SELECT log_id, credentials,
             retention_paused_until > clock_timestamp() AND retention_paused_until <= clock_timestamp() + $1 * interval '1 second'
         FROM jobledger.ledger";
     let found = readers.fetch(sql, arguments![LONGEST_PAUSE.as_secs_f64()]).await?;
     let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("ledger"))?);
-    Ok(About { log_id: LogId(columns.uuid()?), credentials: columns.long()?, is_retention_paused: columns.flag()? })
+    Ok(LedgerInfo {
+        log_id: LogId(columns.uuid()?),
+        credentials: columns.long()?,
+        is_retention_paused: columns.flag()?,
+    })
 }
 
 pub(super) async fn orgs(

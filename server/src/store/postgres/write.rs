@@ -9,7 +9,7 @@ use sqlx::{
 };
 
 use super::{
-    memory::End,
+    cache::End,
     statement::{Column, Statement, all_same},
 };
 use crate::{
@@ -33,7 +33,7 @@ const LARGE: usize = 64;
 const MAX_DETAIL_RESULT: usize = 64 << 10;
 
 /// A batch's part in one org: where it found the log, and what it leaves there.
-pub(super) struct Log<'a> {
+pub(super) struct OrgWrite<'a> {
     pub(super) org: OrgId,
     pub(super) before: End,
     /// The head and the record that the batch leaves. `None` if it changes neither the log, nor jobs, nor their rows.
@@ -46,7 +46,7 @@ pub(super) struct Log<'a> {
     pub(super) next_due: Option<NextDue>,
 }
 
-impl<'a> Log<'a> {
+impl<'a> OrgWrite<'a> {
     pub(super) fn new(
         org: OrgId,
         before: End,
@@ -126,7 +126,7 @@ pub(super) fn is_time_to_fold(end: &End, now: Time, events: usize) -> bool {
 }
 
 /// What a batch writes for an org.
-pub(super) type Write<'a> = (&'a Log<'a>, &'a Changes);
+pub(super) type Write<'a> = (&'a OrgWrite<'a>, &'a Changes);
 
 /// The statement that writes and commits the changes by itself. `None` if they take more than that.
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
@@ -310,7 +310,7 @@ impl Statement {
         if payloads.iter().any(Option::is_some) {
             columns.push(self.column("payload", &payloads, |payload| *payload)?);
         }
-        let image = |log: &'_ Log<'_>, seq| log.rows.images.get(seq).cloned();
+        let image = |log: &'_ OrgWrite<'_>, seq| log.rows.images.get(seq).cloned();
         let images = writes.iter().flat_map(|(log, changes)| changes.events.iter().map(|event| image(log, &event.seq)));
         let images: Vec<_> = images.collect();
         if images.iter().any(Option::is_some) {

@@ -52,7 +52,7 @@ use self::{
     wal::{Gate, Keeper},
 };
 use super::{
-    About, Audit, Batch, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, ListQuery,
+    Audit, Batch, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, LedgerInfo, ListQuery,
     Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::{
@@ -318,7 +318,7 @@ impl Store for SqliteStore {
         self.write(tokens::note_use(used, self.clock.now())).await
     }
 
-    async fn about(&self) -> Result<About, StoreError> {
+    async fn about(&self) -> Result<LedgerInfo, StoreError> {
         read::about(&self.own, &*self.clock).await
     }
 

@@ -20,7 +20,7 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        About, DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, Reach, SCAN_WINDOW, StoreError,
+        DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, LedgerInfo, Reach, SCAN_WINDOW, StoreError,
         extension::lease_text,
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
@@ -207,14 +207,14 @@ pub(super) async fn reaches(pool: &SqlitePool, orgs: &[OrgId]) -> Result<Vec<(Or
     Ok(found.into_iter().map(|(org, seq, ready_gen)| (OrgId(org), Reach { seq, ready_gen })).collect())
 }
 
-pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<About, StoreError> {
+pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<LedgerInfo, StoreError> {
     let sql = "/* about */ SELECT log_id, retention_paused_until, credentials FROM ledger";
     let row = sqlx::query(sql).fetch_one(pool).await.map_err(store_error)?;
     let mut columns = Columns::of(&row);
     let log_id = LogId(columns.uuid()?);
     let now = clock.now();
     let is_retention_paused = (micros(now) + 1..=micros(now + LONGEST_PAUSE)).contains(&columns.long()?);
-    Ok(About { log_id, is_retention_paused, credentials: columns.long()? })
+    Ok(LedgerInfo { log_id, is_retention_paused, credentials: columns.long()? })
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {

@@ -35,7 +35,7 @@ fn bind<'q>(query: Statement<'q>, value: &Value<'_>) -> Statement<'q> {
 
 /// Where a column's value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ValueSource {
     /// One parameter of the statement, the same for all rows.
     Shared,
     /// A column of the VALUES, by its index.
@@ -47,7 +47,7 @@ pub(super) struct Set<'a> {
     columns: Vec<&'static str>,
     rows: Vec<Vec<Value<'a>>>,
     key: usize,
-    places: Vec<Place>,
+    places: Vec<ValueSource>,
     /// The columns whose values all rows share, and those that get a column in the VALUES.
     shared: Vec<usize>,
     each: Vec<usize>,
@@ -65,7 +65,7 @@ impl<'a> Set<'a> {
     /// which would make many texts. The first column must never be null.
     pub(super) fn plain(columns: &[&'static str], rows: Vec<Vec<Value<'a>>>) -> Self {
         let each: Vec<_> = (0..columns.len()).collect();
-        let places = each.iter().map(|n| Place::Each(*n)).collect();
+        let places = each.iter().map(|n| ValueSource::Each(*n)).collect();
         let filled = Some(0);
         Self { columns: columns.to_vec(), rows, key: 0, places, shared: Vec::new(), each, filled }
     }
@@ -77,12 +77,12 @@ impl<'a> Set<'a> {
             // With a key column as a parameter, SQLite would walk all rows that have its value.
             if column >= key && rows.windows(2).all(|pair| pair[0][column] == pair[1][column]) {
                 shared.push(column);
-                return Place::Shared;
+                return ValueSource::Shared;
             }
             // Columns with equal values share one: a new job's first event is also its last.
             let is_same = |other: &usize| rows.iter().all(|row| row[column] == row[*other]);
             let known = each.iter().position(is_same);
-            Place::Each(known.unwrap_or_else(|| {
+            ValueSource::Each(known.unwrap_or_else(|| {
                 each.push(column);
                 each.len() - 1
             }))
@@ -130,8 +130,8 @@ impl<'a> Set<'a> {
     /// The SQL expression for a column's value.
     fn value(&self, column: usize) -> String {
         match self.places[column] {
-            Place::Shared => "?".to_owned(),
-            Place::Each(n) => format!("v.column{}", n + 1),
+            ValueSource::Shared => "?".to_owned(),
+            ValueSource::Each(n) => format!("v.column{}", n + 1),
         }
     }
 

@@ -40,17 +40,17 @@ const SHARED: Duration = Duration::from_secs(1);
 /// How long an org's idempotency keys are looked up first after one of them was not new.
 const KEYS_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) struct Memory {
-    state: Mutex<State>,
+pub(super) struct Cache {
+    state: Mutex<CacheState>,
     jobs: States,
-    log: Mutex<Log>,
+    log: Mutex<KnownLog>,
     /// A batch found no partition for its events.
     lacks_partition: AtomicBool,
 }
 
 /// The id that the database's log had when it was last read.
 #[derive(Default)]
-struct Log {
+struct KnownLog {
     id: Option<LogId>,
     /// Reads of the id are numbered as they begin: the one that found `id`, and the last one.
     read_on: u64,
@@ -58,7 +58,7 @@ struct Log {
 }
 
 #[derive(Default)]
-struct State {
+struct CacheState {
     orgs: HashMap<OrgId, Org>,
     reading: Option<Reading>,
 }
@@ -118,7 +118,7 @@ impl Reading {
     }
 }
 
-impl Memory {
+impl Cache {
     pub(super) fn new(fold_after: Duration) -> Self {
         let (state, jobs, log) = (Mutex::default(), States::new(fold_after), Mutex::default());
         Self { state, jobs, log, lacks_partition: AtomicBool::new(false) }
@@ -257,7 +257,7 @@ impl Memory {
 
     /// Where the log should end, and what the database's clock should show. `None` if another server writes the log too, or if
     /// no end or recent reading is cached.
-    pub(super) fn recall(&self, org: OrgId) -> Option<(End, Time)> {
+    pub(super) fn begin_cached(&self, org: OrgId) -> Option<(End, Time)> {
         let state = self.state();
         let org = state.orgs.get(&org)?;
         if org.shared_until.is_some_and(|until| Instant::now() < until) {
@@ -283,16 +283,16 @@ impl Memory {
         now.map_or_else(Vec::new, |now| self.jobs.stale(now, limit))
     }
 
-    fn log(&self) -> MutexGuard<'_, Log> {
+    fn log(&self) -> MutexGuard<'_, KnownLog> {
         self.log.lock()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, CacheState> {
         self.state.lock()
     }
 }
 
-impl State {
+impl CacheState {
     fn org(&mut self, org: OrgId) -> &mut Org {
         if self.orgs.len() >= MAX_ORGS && !self.orgs.contains_key(&org) {
             self.orgs.clear();

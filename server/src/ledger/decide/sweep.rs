@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{super::command::Looked, Log};
+use super::{super::command::Swept, Log};
 use crate::{
-    domain::transition::{self, Look},
+    domain::transition::{self, Sweep},
     store::NextDue,
 };
 
@@ -17,21 +17,21 @@ pub(super) fn most(most: Option<usize>) -> usize {
 }
 
 impl Log {
-    pub(super) fn look(&mut self, look: Look) -> Looked {
+    pub(super) fn sweep(&mut self, sweep: Sweep) -> Swept {
         let due = std::mem::take(&mut self.due);
         let has_more = due.len() >= most(self.most);
         // Jobs are in the order of their due times, so the remaining ones are due no earlier.
         let last = due.last().and_then(|id| self.jobs.get(id)?.due_at);
         for id in due {
             // A job that this batch changed is judged as it is now. One that was removed or is no longer due is skipped.
-            let _ = self.apply(id, &transition::Command::Look(look));
+            let _ = self.apply(id, &transition::Command::Sweep(sweep));
         }
         self.changes.next_due = Some(NextDue::At(if has_more { last } else { self.next_due }));
-        Looked { has_more }
+        Swept { has_more }
     }
 
     /// Re-dates jobs that the clock postponed while it was ahead.
-    pub(super) fn redate(&mut self, by: Duration) -> Looked {
+    pub(super) fn redate(&mut self, by: Duration) -> Swept {
         let misdated = std::mem::take(&mut self.misdated);
         let has_more = misdated.len() >= most(self.most);
         for id in misdated {
@@ -41,6 +41,6 @@ impl Log {
         let first = self.due.first().and_then(|id| self.jobs.get(id)?.due_at);
         self.changes.next_due.get_or_insert(NextDue::At(first.or(self.next_due)));
         self.changes.next_retention.get_or_insert(self.now);
-        Looked { has_more }
+        Swept { has_more }
     }
 }

@@ -14,20 +14,20 @@ const AGAIN: Duration = Duration::from_secs(60);
 const KNOWN: usize = 1_024;
 
 /// When each thing was last logged, and how often it has happened since.
-pub(crate) struct Rarely<K>(Mutex<Said<K>>);
+pub(crate) struct RateLimitedLog<K>(Mutex<Said<K>>);
 
 struct Said<K> {
     known: HashMap<K, (Instant, u64)>,
     others: Option<(Instant, u64)>,
 }
 
-impl<K> Default for Rarely<K> {
+impl<K> Default for RateLimitedLog<K> {
     fn default() -> Self {
         Self(Mutex::new(Said { known: HashMap::new(), others: None }))
     }
 }
 
-impl<K: Hash + Eq> Rarely<K> {
+impl<K: Hash + Eq> RateLimitedLog<K> {
     /// Counts an occurrence. Returns the count since the last log line, this one included, if a line is due.
     pub(crate) fn note(&self, what: K) -> Option<u64> {
         self.note_at(what, Instant::now())
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn the_first_is_said_at_once_and_the_others_together() {
-        let (rarely, now) = (Rarely::default(), Instant::now());
+        let (rarely, now) = (RateLimitedLog::default(), Instant::now());
         assert_eq!(rarely.note_at("a", now), Some(1));
         assert_eq!((rarely.note_at("a", now), rarely.note_at("b", now)), (None, Some(1)));
         assert_eq!(rarely.note_at("a", now + AGAIN), Some(2));
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_is_said() {
-        let (rarely, now) = (Rarely::default(), Instant::now());
+        let (rarely, now) = (RateLimitedLog::default(), Instant::now());
         let said = (0..5_000).filter(|n| rarely.note_at(*n, now).is_some()).count();
         assert_eq!(said, KNOWN + 1, "one of the others");
         let soon = now + AGAIN / 2;
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn those_beyond_what_is_known_are_said_together() {
-        let (rarely, now) = (Rarely::default(), Instant::now());
+        let (rarely, now) = (RateLimitedLog::default(), Instant::now());
         (0..KNOWN).for_each(|n| assert_eq!(rarely.note_at(n, now), Some(1)));
         assert_eq!(rarely.note_at(KNOWN, now - AGAIN / 2), Some(1));
         let others = (2_000..2_100).filter_map(|n| rarely.note_at(n, now));

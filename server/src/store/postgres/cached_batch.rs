@@ -12,11 +12,11 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, postgres::PgArguments};
 
 use super::{
+    cache::{Cache, End},
     columns::Columns,
     connections::Connections,
     error::{commit, commit_error},
-    memory::{End, Memory},
-    write::{self, Log},
+    write::{self, OrgWrite},
 };
 use crate::{
     domain::{
@@ -36,11 +36,11 @@ const MOVED_ON: &str = "JL001";
 /// The unique index over idempotency keys.
 const KEYS: &str = "uq_job_org_idempotency";
 
-pub(super) struct RecalledBatch {
+pub(super) struct CachedBatch {
     writers: Arc<Connections>,
-    memory: Arc<Memory>,
+    memory: Arc<Cache>,
     orgs: Vec<OrgId>,
-    recalled: HashMap<OrgId, Recalled>,
+    recalled: HashMap<OrgId, CachedOrg>,
     now: Time,
     statement: Option<Resuming>,
 }
@@ -53,7 +53,7 @@ struct Resuming {
 }
 
 /// What is cached of an org. It meets all needs of the org's commands.
-struct Recalled {
+struct CachedOrg {
     end: End,
     types: Vec<String>,
     jobs: Vec<Job>,
@@ -64,11 +64,11 @@ struct Recalled {
 }
 
 /// Begins a batch from memory. `None` if the cache does not meet the needs of all orgs. Each comes with its number of commands.
-pub(super) fn recall(
+pub(super) fn begin_cached(
     writers: &Arc<Connections>,
-    memory: &Arc<Memory>,
+    memory: &Arc<Cache>,
     needs: &[(OrgId, Needs, usize)],
-) -> Option<RecalledBatch> {
+) -> Option<CachedBatch> {
     let (mut recalled, mut now) = (HashMap::with_capacity(needs.len()), None);
     for (org, needs, commands) in needs {
         let Some((found, time)) = recall_one(memory, *org, needs, *commands) else {
@@ -80,10 +80,10 @@ pub(super) fn recall(
     }
     let orgs = needs.iter().map(|(org, ..)| *org).collect();
     let (writers, memory) = (Arc::clone(writers), Arc::clone(memory));
-    Some(RecalledBatch { writers, memory, orgs, recalled, now: now?, statement: None })
+    Some(CachedBatch { writers, memory, orgs, recalled, now: now?, statement: None })
 }
 
-fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Option<(Recalled, Time)> {
+fn recall_one(memory: &Cache, org: OrgId, needs: &Needs, commands: usize) -> Option<(CachedOrg, Time)> {
     let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports } = needs;
     let needs_more = !imports.is_empty() || expired.is_some() || due.is_some() || misdated.is_some();
     if needs_more
@@ -93,7 +93,7 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
         return None;
     }
     let (types, unknown) = memory.part(org, types);
-    let (end, now) = memory.recall(org).filter(|_| unknown.is_empty())?;
+    let (end, now) = memory.begin_cached(org).filter(|_| unknown.is_empty())?;
     if write::is_time_to_fold(&end, now, commands) {
         return None;
     }
@@ -103,7 +103,7 @@ fn recall_one(memory: &Memory, org: OrgId, needs: &Needs, commands: usize) -> Op
     {
         // A create can be refused because of what the org has, so that has to be current too.
         let is_looking = !found.is_empty() || !needs.ready.is_empty() || !needs.types.is_empty();
-        return Some((Recalled { end, types, jobs: found, ready, is_looking, state }, now));
+        return Some((CachedOrg { end, types, jobs: found, ready, is_looking, state }, now));
     }
     memory.put_state(org, as_of, state);
     None
@@ -124,14 +124,14 @@ fn find(state: &OrgState, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Opt
 }
 
 /// Puts the states back, since nothing is written.
-fn give_back(memory: &Memory, recalled: HashMap<OrgId, Recalled>) {
-    for (org, Recalled { end, state, .. }) in recalled {
+fn give_back(memory: &Cache, recalled: HashMap<OrgId, CachedOrg>) {
+    for (org, CachedOrg { end, state, .. }) in recalled {
         memory.put_state(org, end.record, state);
     }
 }
 
 #[async_trait]
-impl Batch for RecalledBatch {
+impl Batch for CachedBatch {
     fn now(&self) -> Time {
         self.now
     }
@@ -142,7 +142,7 @@ impl Batch for RecalledBatch {
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
         let load = |(org, _): &(OrgId, Needs)| {
-            let Recalled { end, types, jobs, ready, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
+            let CachedOrg { end, types, jobs, ready, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
             let end = Loaded::end(end.head, types.clone());
             Ok(Loaded { jobs: jobs.clone(), ready: ready.clone(), assumes_new_keys: true, ..end })
         };
@@ -157,12 +157,12 @@ impl Batch for RecalledBatch {
     async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError> {
         let mut writes = Vec::with_capacity(changes.len());
         for (org, changes) in changes {
-            let Recalled { end, state, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
+            let CachedOrg { end, state, .. } = self.recalled.get_mut(org).ok_or_else(not_recalled)?;
             let fold_after = self.memory.fold_after(state);
-            writes.push((Log::new(*org, *end, changes, self.now, state, fold_after), *changes));
+            writes.push((OrgWrite::new(*org, *end, changes, self.now, state, fold_after), *changes));
         }
         let records = writes.iter().map(|(log, _)| log.record()).collect();
-        let is_needless = |(log, changes): &(Log<'_>, &Changes)| {
+        let is_needless = |(log, changes): &(OrgWrite<'_>, &Changes)| {
             let is_looking = self.recalled.get(&log.org).is_some_and(|recalled| recalled.is_looking);
             changes.is_empty() && log.record().is_none() && !is_looking
         };
