@@ -171,24 +171,25 @@ impl Server {
         let deadline = Instant::now() + config.shutdown_grace;
         ledger.close();
         draining.cancel();
-        let mut serving = AbortOnDropHandle::new(serving);
-        // Calls end with their commands. If some are left shortly before the deadline, the lanes are cut off, and the calls
-        // get errors.
-        let last_words = deadline - LAST_WORDS.min(config.shutdown_grace / 10);
-        if timeout_at(last_words, &mut serving).await.is_err() {
-            finish(lanes, last_words, "accepted commands").await;
-            if timeout_at(deadline, &mut serving).await.is_err() {
-                tracing::warn!("the grace period is over; cutting off the connections that are left");
-            }
-        } else {
-            finish(lanes, deadline, "accepted commands").await;
-        }
-        drop(serving);
+        drain(AbortOnDropHandle::new(serving), lanes, deadline, config.shutdown_grace).await;
         if timeout_at(deadline.max(Instant::now() + CLOSE_AT_LEAST), store.close()).await.is_err() {
             tracing::warn!("the database was not closed in time; its log is replayed at the next start");
         }
         tracing::info!("stopped");
         outcome
+    }
+}
+
+/// Waits until the connections and the lanes have ended. Calls end with their commands. If some are left shortly before the
+/// deadline, the lanes are cut off, and the calls get errors.
+async fn drain<T>(mut serving: AbortOnDropHandle<T>, lanes: JoinHandle<()>, deadline: Instant, grace: Duration) {
+    let last_words = deadline - LAST_WORDS.min(grace / 10);
+    if timeout_at(last_words, &mut serving).await.is_ok() {
+        return finish(lanes, deadline, "accepted commands").await;
+    }
+    finish(lanes, last_words, "accepted commands").await;
+    if timeout_at(deadline, &mut serving).await.is_err() {
+        tracing::warn!("the grace period is over; cutting off the connections that are left");
     }
 }
 

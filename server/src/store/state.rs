@@ -416,6 +416,19 @@ impl OrgState {
             }
         }
         written.extensions = extension::write(extended.into_iter());
+        self.fold_and_forget(changes, now, fold_after, added, &mut written);
+        written
+    }
+
+    /// Forgets removed jobs, folds stale rows, and sets the base that is left.
+    fn fold_and_forget(
+        &mut self,
+        changes: &Changes,
+        now: Time,
+        fold_after: TimeDelta,
+        added: Added,
+        written: &mut RowWrites<'_>,
+    ) {
         changes.removed.iter().for_each(|removed| self.change(removed.id, None));
         for job in changes.created.iter().filter(|job| job.status == JobStatus::Running) {
             self.change(job.id, Some(Running::clean(job)));
@@ -436,7 +449,6 @@ impl OrgState {
         if let Some((first, _)) = self.extended.first() {
             written.base.n = first - 1;
         }
-        written
     }
 }
 

@@ -12,7 +12,10 @@ use crate::{
         replay::{Fold, Replay},
         status::JobStatus,
     },
-    store::{EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, StatisticsQuery, Stock, Store, StoreError},
+    store::{
+        EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, Series, Statistics, StatisticsQuery, Stock, Store,
+        StoreError,
+    },
 };
 
 /// The number of `seq`s that one query counts.
@@ -56,28 +59,11 @@ pub(super) async fn verify(
     let removals = store.audit().removals(org).await?;
     let remaining = store.audit().count_remaining(org).await?;
     let counters = store.statistics(org, &StatisticsQuery::of(&[])).await?;
-    let mut heads = Heads { counters: counters.as_of_seq, series: HashMap::new(), last: counters.as_of_seq };
-    let mut all_series = Vec::new();
-    let types: Vec<_> = counters.types.iter().map(|of_type| of_type.job_type.clone()).collect();
-    for types in types.chunks(SERIES_AT_ONCE) {
-        pause.keep().await?;
-        let series = store.audit().series(org, types).await?;
-        heads.last = heads.last.max(series.as_of_seq);
-        heads.series.extend(types.iter().map(|name| (name.clone(), series.as_of_seq)));
-        all_series.push(series);
-    }
+    let (mut heads, all_series) = read_series(store, org, pause, &counters).await?;
     // The stock is read last, so its head is the highest: the one up to which jobs and events are counted.
     let stock = store.audit().stock(org).await?;
     heads.last = heads.last.max(stock.map_or(0, |(seq, _)| seq));
-    let mut found = OrgReport::default();
-    let broken = store.audit().broken_records(org).await?;
-    if broken > 0 {
-        found.differences.push(What::Records(broken));
-    }
-    let early = store.audit().early_rows(org).await?;
-    if early > 0 {
-        found.differences.push(What::Rows(early));
-    }
+    let mut found = OrgReport { differences: bad_rows(store, org).await?, ..OrgReport::default() };
     let (events, mut bytes) = count_log(store, org, pause, heads.last, &mut found.differences).await?;
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
@@ -128,6 +114,40 @@ pub(super) async fn verify(
     let is_same = store.audit().removals(org).await? == removals
         && (remaining == 0 || store.audit().count_remaining(org).await? == remaining);
     Ok(is_same.then_some(found))
+}
+
+/// Reads the series of all types, and the heads at which the counters and each series were read.
+async fn read_series(
+    store: &dyn Store,
+    org: OrgId,
+    pause: &mut Pause<'_>,
+    counters: &Statistics,
+) -> Result<(Heads, Vec<Series>), StoreError> {
+    let mut heads = Heads { counters: counters.as_of_seq, series: HashMap::new(), last: counters.as_of_seq };
+    let mut all_series = Vec::new();
+    let types: Vec<_> = counters.types.iter().map(|of_type| of_type.job_type.clone()).collect();
+    for types in types.chunks(SERIES_AT_ONCE) {
+        pause.keep().await?;
+        let series = store.audit().series(org, types).await?;
+        heads.last = heads.last.max(series.as_of_seq);
+        heads.series.extend(types.iter().map(|name| (name.clone(), series.as_of_seq)));
+        all_series.push(series);
+    }
+    Ok((heads, all_series))
+}
+
+/// Batch records that break their chain, and rows that are ahead of the log.
+async fn bad_rows(store: &dyn Store, org: OrgId) -> Result<Vec<What>, StoreError> {
+    let mut found = Vec::new();
+    let broken = store.audit().broken_records(org).await?;
+    if broken > 0 {
+        found.push(What::Records(broken));
+    }
+    let early = store.audit().early_rows(org).await?;
+    if early > 0 {
+        found.push(What::Rows(early));
+    }
+    Ok(found)
 }
 
 /// Counts the events up to the head and their bytes, and checks that no event lies after the stored head. The log must be

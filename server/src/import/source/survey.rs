@@ -29,30 +29,14 @@ impl Source {
         .bind(schema)
         .fetch_all(&mut self.connection)
         .await?;
-        let mut tables: HashMap<&str, HashMap<&str, (&str, bool)>> = HashMap::new();
+        let mut tables = Tables::new();
         for (table, column, kind, is_not_null) in &found {
             tables.entry(table).or_default().insert(column, (kind, *is_not_null));
         }
         if tables.get("job").is_some_and(|columns| columns.contains_key("created_seq")) {
             return refuse(format!("schema {schema} is jobledger's own; --schema names that of the old tables"));
         }
-        for (name, columns) in &tables {
-            let needed = NEEDED.iter().find(|(table, _)| table == name).map_or(&[][..], |(_, columns)| columns);
-            let missing: Vec<_> = needed.iter().filter(|column| !columns.contains_key(**column)).copied().collect();
-            if !missing.is_empty() {
-                return refuse(format!("{schema}.{name} is not the old table: it has no {}", missing.join(", ")));
-            }
-            for (column, (kind, _)) in columns {
-                let wanted = match *column {
-                    "id" | "job_id" | "org_id" => "uuid",
-                    "ts" | "created_at" | "updated_at" | "started_at" | "finished_at" => "timestamptz",
-                    _ => continue,
-                };
-                if *kind != wanted {
-                    return refuse(format!("{schema}.{name}.{column} is a {kind}, not a {wanted}"));
-                }
-            }
-        }
+        check_columns(schema, &tables).or_else(refuse)?;
         self.tables = [Table::Jobs, Table::Job].into_iter().filter(|table| tables.contains_key(table.name())).collect();
         if self.tables.is_empty() {
             return refuse(format!(
@@ -166,4 +150,29 @@ impl Source {
         }
         Ok(others)
     }
+}
+
+/// The columns of each table that was found: their types, and whether they are never null.
+type Tables<'a> = HashMap<&'a str, HashMap<&'a str, (&'a str, bool)>>;
+
+/// Refuses tables that lack a column of the old ones, or have it with another type. The error is the reason.
+fn check_columns(schema: &str, tables: &Tables<'_>) -> Result<(), String> {
+    for (name, columns) in tables {
+        let needed = NEEDED.iter().find(|(table, _)| table == name).map_or(&[][..], |(_, columns)| columns);
+        let missing: Vec<_> = needed.iter().filter(|column| !columns.contains_key(**column)).copied().collect();
+        if !missing.is_empty() {
+            return Err(format!("{schema}.{name} is not the old table: it has no {}", missing.join(", ")));
+        }
+        for (column, (kind, _)) in columns {
+            let wanted = match *column {
+                "id" | "job_id" | "org_id" => "uuid",
+                "ts" | "created_at" | "updated_at" | "started_at" | "finished_at" => "timestamptz",
+                _ => continue,
+            };
+            if *kind != wanted {
+                return Err(format!("{schema}.{name}.{column} is a {kind}, not a {wanted}"));
+            }
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use super::{
     series,
     statement::{Statement, all_same, unnest},
-    write::{Write, begins_log, month_of},
+    write::{OrgWrite, Write, begins_log, month_of},
 };
 use crate::{
     domain::{
@@ -11,7 +11,7 @@ use crate::{
         id::{JobId, OrgId},
     },
     store::{
-        Changes, NextDue, StoreError,
+        Changes, Head, NextDue, RecordId, StoreError,
         record::{RECORD_FORMAT, RECORDS_DROPPED, RECORDS_KEPT},
     },
 };
@@ -21,6 +21,9 @@ fn array(ids: &[JobId]) -> Option<String> {
     let ids: Vec<_> = ids.iter().map(|id| id.0.to_string()).collect();
     (!ids.is_empty()).then(|| format!("{{{}}}", ids.join(",")))
 }
+
+/// A log whose batch folds: the head and the record that the batch leaves.
+type Folding<'a> = (&'a OrgWrite<'a>, &'a Changes, &'a Head, &'a RecordId);
 
 impl Statement {
     /// Writes the `seq` at which a month begins, for orgs whose first batch of that month this is.
@@ -83,7 +86,7 @@ impl Statement {
         Ok(())
     }
 
-    /// Folds the records of the logs that `OrgWrite::shall_fold` selects, that of this batch included, into their heads, counters
+    /// Folds the records of the logs that `Log::shall_fold` selects, that of this batch included, into their heads, counters
     /// and series. Removes old records.
     pub(super) fn fold(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let folding: Vec<_> = writes
@@ -139,21 +142,26 @@ impl Statement {
         self.forget(
             &folding.iter().filter_map(|(log, changes, ..)| Some((log.org, changes.new_minute?))).collect::<Vec<_>>(),
         )?;
+        self.folded_heads(&folding)
+    }
+
+    /// Writes the heads as of their last records, and from which record on records are kept.
+    fn folded_heads(&mut self, folding: &[Folding<'_>]) -> Result<(), StoreError> {
         let is_removing = |changes: &Changes| i64::from(!changes.removed.is_empty());
         let columns = [
-            self.column("org_id", &folding, |(log, ..)| log.org.0)?,
-            self.column("n", &folding, |(.., record)| record.n)?,
-            self.column("record", &folding, |(.., record)| record.id)?,
-            self.column("seq", &folding, |(_, _, after, _)| after.seq)?,
-            self.column("recorded_at", &folding, |(_, _, after, _)| after.recorded_at)?,
-            self.column("floor_seq", &folding, |(_, _, after, _)| after.floor)?,
-            self.column("types", &folding, |(_, _, after, _)| after.types)?,
-            self.column("ready_gen", &folding, |(_, _, after, _)| after.ready_gen)?,
-            self.column("jobs", &folding, |(_, _, after, _)| after.stock.jobs)?,
-            self.column("bytes", &folding, |(_, _, after, _)| after.stock.bytes)?,
-            self.column("base_seq", &folding, |(log, ..)| log.rows.base.seq)?,
-            self.column("base_n", &folding, |(log, ..)| log.rows.base.n)?,
-            self.column("removals", &folding, |(_, changes, ..)| is_removing(changes))?,
+            self.column("org_id", folding, |(log, ..)| log.org.0)?,
+            self.column("n", folding, |(.., record)| record.n)?,
+            self.column("record", folding, |(.., record)| record.id)?,
+            self.column("seq", folding, |(_, _, after, _)| after.seq)?,
+            self.column("recorded_at", folding, |(_, _, after, _)| after.recorded_at)?,
+            self.column("floor_seq", folding, |(_, _, after, _)| after.floor)?,
+            self.column("types", folding, |(_, _, after, _)| after.types)?,
+            self.column("ready_gen", folding, |(_, _, after, _)| after.ready_gen)?,
+            self.column("jobs", folding, |(_, _, after, _)| after.stock.jobs)?,
+            self.column("bytes", folding, |(_, _, after, _)| after.stock.bytes)?,
+            self.column("base_seq", folding, |(log, ..)| log.rows.base.seq)?,
+            self.column("base_n", folding, |(log, ..)| log.rows.base.n)?,
+            self.column("removals", folding, |(_, changes, ..)| is_removing(changes))?,
         ];
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let set: Vec<_> = names[1..names.len() - 1].iter().map(|name| format!("{name} = excluded.{name}")).collect();

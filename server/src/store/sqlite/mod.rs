@@ -108,6 +108,50 @@ pub struct SqliteStore {
     lock: parking_lot::Mutex<Option<File>>,
 }
 
+/// How readers and the writer connect.
+fn connect_options(path: &Path) -> (SqliteConnectOptions, SqliteConnectOptions) {
+    let base = SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(BUSY_TIMEOUT)
+        .row_buffer_size(ROW_BUFFER)
+        .disable_statement_logging();
+    let write = base
+        .clone()
+        .row_buffer_size(JOB_BUFFER)
+        .statement_cache_capacity(WRITER_STATEMENTS)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("cache_size", WRITER_CACHE)
+        // SQLite's statement journals stay in memory too.
+        .pragma("temp_store", "MEMORY")
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+    (base, write)
+}
+
+/// A pool of `most` readers, which wait at the gate before they are used.
+fn read_pool(most: u32, gate: &Gate) -> SqlitePoolOptions {
+    let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
+    let new = gate.clone();
+    let pool = pool.after_connect(move |_, _| {
+        let gate = new.clone();
+        Box::pin(async move {
+            gate.pass().await;
+            Ok(())
+        })
+    });
+    let idle = gate.clone();
+    let pool = pool.before_acquire(move |_, _| {
+        let gate = idle.clone();
+        Box::pin(async move {
+            gate.pass().await;
+            Ok(true)
+        })
+    });
+    // Readers stay open. After a failed commit the writer's connection is replaced. If it were the file's only
+    // connection, SQLite would recover the whole WAL, and take frames for committed that were never synced to the disk.
+    pool.idle_timeout(None).max_lifetime(None)
+}
+
 impl SqliteStore {
     /// Opens the file. Creates and migrates it where `options` allow that.
     ///
@@ -130,21 +174,7 @@ impl SqliteStore {
         if std::fs::metadata(path).is_ok_and(|found| is_open_to_others(&found)) {
             tracing::warn!(file = %path.display(), "others may read the ledger, and what SQLite puts beside it: chmod 600");
         }
-        let base = SqliteConnectOptions::new()
-            .filename(path)
-            .busy_timeout(BUSY_TIMEOUT)
-            .row_buffer_size(ROW_BUFFER)
-            .disable_statement_logging();
-        let write_options = base
-            .clone()
-            .row_buffer_size(JOB_BUFFER)
-            .statement_cache_capacity(WRITER_STATEMENTS)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .pragma("cache_size", WRITER_CACHE)
-            // SQLite's statement journals stay in memory too.
-            .pragma("temp_store", "MEMORY")
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
+        let (base, write_options) = connect_options(path);
         let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));
         let mut writer = write_options.connect().await.map_err(unusable)?;
         assert_version(&mut writer).await?;
@@ -154,28 +184,7 @@ impl SqliteStore {
         }
         let base = base.read_only(true);
         let gate = Gate::open();
-        let pool = |most| {
-            let gate = gate.clone();
-            let pool = SqlitePoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE_TIMEOUT);
-            let new = gate.clone();
-            let pool = pool.after_connect(move |_, _| {
-                let gate = new.clone();
-                Box::pin(async move {
-                    gate.pass().await;
-                    Ok(())
-                })
-            });
-            let pool = pool.before_acquire(move |_, _| {
-                let gate = gate.clone();
-                Box::pin(async move {
-                    gate.pass().await;
-                    Ok(true)
-                })
-            });
-            // Readers stay open. After a failed commit the writer's connection is replaced. If it were the file's only
-            // connection, SQLite would recover the whole WAL, and take frames for committed that were never synced to the disk.
-            pool.idle_timeout(None).max_lifetime(None)
-        };
+        let pool = |most| read_pool(most, &gate);
         let of_jobs = base.clone().row_buffer_size(JOB_BUFFER);
         let job_readers = pool(JOB_CONNECTIONS).connect_with(of_jobs).await.map_err(unusable)?;
         let readers = pool(READ_CONNECTIONS).connect_with(base.clone()).await.map_err(unusable)?;
