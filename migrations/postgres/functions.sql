@@ -1,19 +1,19 @@
--- Statements that run in the database: under row-level security a call that names the org and reads is one round trip.
+-- Functions that name the org to row-level security and then read or write, in one round trip.
 --
--- `jobledger migrate up`, and a server at its start, applies this file whenever it has changed since: raise its version then
--- (FUNCTIONS in store/migrations.rs). All functions are dropped first but those with the rights of their owner, which are only
--- ever replaced, so that the rights to call them stay.
+-- `jobledger migrate up`, and a server at its start, apply this file if it has changed. Every change has to raise its version
+-- (FUNCTIONS in store/migrations.rs). All functions are dropped first, except those that run with their owner's rights. These are
+-- only replaced, so that the grants to call them stay.
 
--- What is read of jobs: the place of each among the wanted ones, whether it is large, what its last event says, and the row with what
--- lies beside it. Never selected from: a row type that has the columns of `job`.
+-- The row type of jobs that are read: the position among the wanted jobs, whether the job is large, its last event, its row, and
+-- its stage, progress, payload and result. Nothing selects from the view.
 CREATE VIEW jobledger.found_job AS
 SELECT NULL::bigint AS n, NULL::boolean AS is_large, e.image AS event_image, e.next_status::text AS event_status, e.attempt AS event_attempt,
     e.ts AS event_ts, e.job_seq AS event_job_seq, e.seq AS event_seq, e.recorded_at AS event_recorded_at, NULL::text AS extension, j.*, NULL::text AS stage,
     NULL::integer AS progress, NULL::text AS payload, NULL::text AS result
 FROM jobledger.job j, jobledger.job_event e WHERE false;
 
--- The last extension of a running job's lease since its last event, of a record that the base lacks (store/extension.rs). No part of the
--- statements that ask for it, most of which do so in vain: what they had to set up for it would take longer than they do.
+-- The last lease extension of a running job since its last event, in a record beyond the base (store/extension.rs). Not a
+-- subquery of the statements that call it: most find no extension, and its setup would take longer than the rest of them.
 CREATE OR REPLACE FUNCTION jobledger.last_extension(p_org UUID, p_job UUID, p_seq BIGINT)
 RETURNS TEXT LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 DECLARE
@@ -26,7 +26,8 @@ BEGIN
         ORDER BY x.seq DESC, x.n DESC LIMIT 1);
 END $$;
 
--- The same for a read that others wait for: '?' where there is much to be looked at, which then takes a turn of its own (extension.rs).
+-- The same for reads that other reads wait for: '?' if the search takes more than 64 records or 64 KiB. The job is then read in a
+-- turn of its own (store/extension.rs).
 CREATE OR REPLACE FUNCTION jobledger.near_extension(p_org UUID, p_job UUID, p_seq BIGINT)
 RETURNS TEXT LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 DECLARE
@@ -41,8 +42,8 @@ BEGIN
     RETURN CASE WHEN records > 64 OR bytes > 65536 THEN '?' WHEN records > 0 THEN jobledger.last_extension(p_org, p_job, p_seq) END;
 END $$;
 
--- The last event of a job from p_seq on. A running job's row may lack events: what it is then says the image of the last one, and the last
--- extension of its lease since then. A job that has ended has no later event than p_recorded_at. PostgreSQL puts the body of such a function in the place of its call.
+-- The last event of a job from p_seq on. If a running job's row is behind, the image of this event has the job's state, and the
+-- last lease extension since changes it. A finished job has no event after p_recorded_at. PostgreSQL inlines the function.
 CREATE OR REPLACE FUNCTION jobledger.last_event(p_org UUID, p_job UUID, p_seq BIGINT, p_recorded_at TIMESTAMPTZ, p_finished_at TIMESTAMPTZ)
 RETURNS TABLE (
     image TEXT, next_status TEXT, attempt INTEGER, ts TIMESTAMPTZ, job_seq BIGINT, seq BIGINT, recorded_at TIMESTAMPTZ,
@@ -57,19 +58,18 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     ORDER BY e.seq DESC LIMIT 1
 $$;
 
--- True of a job that may be claimed: what the indexes over such jobs have as their condition, since PostgreSQL puts the body of such a
--- function in the place of its call.
+-- True of a ready job. PostgreSQL inlines the function, so the body has to be the condition of the indexes over ready jobs.
 CREATE OR REPLACE FUNCTION jobledger.is_ready(p_status VARCHAR, p_due_at TIMESTAMPTZ)
 RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT p_status = 'queued' AND p_due_at IS NULL $$;
 
--- A time before which none of an org's events after a place was written.
+-- A lower bound of recorded_at for an org's events after the seq p_after, by which a read skips earlier partitions.
 CREATE OR REPLACE FUNCTION jobledger.month_before(p_org UUID, p_after BIGINT)
 RETURNS TIMESTAMPTZ LANGUAGE sql STABLE AS $$
     SELECT coalesce((SELECT m.month FROM jobledger.org_month m
                      WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity')
 $$;
 
--- Names the orgs that the transaction is on to row-level security.
+-- Names the transaction's orgs to row-level security.
 CREATE OR REPLACE FUNCTION jobledger.name_orgs(p_orgs UUID[])
 RETURNS VOID LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
@@ -77,9 +77,10 @@ BEGIN
         set_config('app.current_org_ids', CASE WHEN cardinality(p_orgs) = 1 THEN '' ELSE array_to_string(p_orgs, ',') END, true);
 END $$;
 
--- Names orgs for the transaction and locks their heads: of one whenever it is free, and its row is made where there is none; of
--- several those that are free and have a row, and only these stay named. Only then, in statements whose snapshots are taken after the
--- locks were won, it reads where the logs end and the clock. The clock comes alone where no head was won.
+-- Names the transaction's orgs and locks their heads. For one org it waits for the lock, and makes a missing head. For several it
+-- locks the heads that exist and are free, and only these orgs stay named. Then it reads the clock and the ends of the logs, in
+-- statements whose snapshots are taken after the locks were won. is_other: the log has another record, or none, where the caller
+-- expects its own. If no head was locked, the row has only the clock.
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[], p_n BIGINT[], p_records BIGINT[])
 RETURNS TABLE (
     clock TIMESTAMPTZ, org_id UUID, is_other BOOLEAN, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT,
@@ -118,8 +119,8 @@ BEGIN
     ) ON true;
 END $$;
 
--- As begin_batch, for a batch that begins where its server has left some logs: an error unless their last records are still these. Of
--- several heads none is waited for. The clock.
+-- Like begin_batch, for a batch that begins from cached states: fails with JL001 unless these are the last records of the logs.
+-- For several orgs it waits for no head. Returns the clock.
 CREATE OR REPLACE FUNCTION jobledger.resume_batch(p_orgs UUID[], p_n BIGINT[], p_records BIGINT[])
 RETURNS TIMESTAMPTZ LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -141,7 +142,7 @@ BEGIN
             SELECT r.n, r.id FROM jobledger.org_record r
             WHERE r.org_id = wanted.org_id AND r.n > h.n ORDER BY r.n DESC LIMIT 1) last ON true
         WHERE (coalesce(last.n, h.n), coalesce(last.id, h.record)) IS DISTINCT FROM (wanted.n, wanted.record));
-    -- In another isolation the lock would be won, and what was committed meanwhile not be seen.
+    -- At another isolation level the query above would not see what was committed while it waited for the lock.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         moved_on := p_orgs;
     END IF;
@@ -151,10 +152,10 @@ BEGIN
     RETURN clock_timestamp();
 END $$;
 
--- Jobs that run and whose rows lack events, of each of some orgs: of one of which it is known how they were as of a record of its log,
--- those that have changed since then, and ended ones too. Of each org first a row that says whether that record is in its log, so that
--- what was known counts, and whose rows were written without an event since then. Then the jobs, each with the record of the last extension
--- of its lease, if that counts, and the first event that its row lacks, if there is one.
+-- The running jobs of some orgs whose rows are behind. If the server has a cached state of an org, and the log has its record
+-- (p_n, p_records), only the jobs that changed since, finished ones included. The first row of an org says whether the log has
+-- that record (is_known), and which rows were written without an event since (quiet). Then come the jobs, each with the record of
+-- its last lease extension, if that counts, and the first event that its row lacks, if any.
 CREATE OR REPLACE FUNCTION jobledger.read_unfolded(
     p_orgs UUID[], p_base_seqs BIGINT[], p_base_ns BIGINT[], p_n BIGINT[], p_records BIGINT[], p_seqs BIGINT[])
 RETURNS TABLE (
@@ -170,7 +171,7 @@ DECLARE
     since TIMESTAMPTZ;
 BEGIN
     FOR place IN 1 .. cardinality(p_orgs) LOOP
-        -- Not too far back: all that has happened since then is looked at, written into rows or not.
+        -- Not a state from long before the base: everything since its record would be read, folded or not.
         is_known := p_n[place] > 0 AND p_seqs[place] > p_base_seqs[place] - 16384 AND p_n[place] > p_base_ns[place] - 4096 AND (
             EXISTS (SELECT FROM jobledger.org_record r WHERE r.org_id = p_orgs[place] AND r.n = p_n[place] AND r.id = p_records[place])
             OR EXISTS (SELECT FROM jobledger.org_head h WHERE h.org_id = p_orgs[place] AND h.n = p_n[place] AND h.record = p_records[place]));
@@ -207,9 +208,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- One job, with what lies beside it. What says which event is meant has the job's id as well: of a month that was empty when this was
--- planned one index is taken for as good as another, and so both have to be. A job that runs has no result, whatever its row says that
--- lacks events.
+-- One job with its stage, progress, payload and result. The joins with events name job and seq: if a month was empty at planning,
+-- PostgreSQL takes either index, so both have to find the event fast. A running job has no result, even if its row, which is
+-- behind, names one.
 CREATE OR REPLACE FUNCTION jobledger.read_job(p_org UUID, p_id UUID)
 RETURNS SETOF jobledger.found_job
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -251,8 +252,8 @@ BEGIN
         WHERE p.org_id = p_org AND p.job_id = j.id AND j.payload_bytes > 0 AND j.payload_recorded_at IS NULL OFFSET 0) p ON true;
 END $$;
 
--- Several jobs, of one or more orgs: of each org those between the ends of the last and its own. Payload and result are left out where
--- they take more than p_most bytes, or how its lease stands takes much to find.
+-- Several jobs of one or more orgs. The jobs of the i-th org are in p_ids after p_ends[i - 1] and up to p_ends[i]. Payload and
+-- result are left out if they take more than p_most bytes, or if the job's lease extension takes long to find.
 CREATE OR REPLACE FUNCTION jobledger.read_jobs(p_orgs UUID[], p_ends INTEGER[], p_ids UUID[], p_most INTEGER)
 RETURNS SETOF jobledger.found_job
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -286,9 +287,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Which of several jobs are as they are here: the place of each among p_jobs, from 0. Orgs and ends as in read_jobs. By the last event, and
--- what its lease was since: that of a record counts (p_extensions), or else of the row, if that has the event. One for which that takes much
--- to find counts as changed.
+-- The positions in p_jobs, from 0, of the jobs that are unchanged. p_orgs and p_ends are as in read_jobs. A job is unchanged if
+-- its last event and its lease are. The lease is compared with the last extension (p_extensions), else with the row if that has
+-- the last event. A job whose extension takes long to find counts as changed.
 CREATE OR REPLACE FUNCTION jobledger.unchanged_jobs(
     p_orgs UUID[], p_ends INTEGER[], p_jobs UUID[], p_seqs BIGINT[], p_recorded TIMESTAMPTZ[],
     p_expire TIMESTAMPTZ[], p_confirmed BOOLEAN[], p_due TIMESTAMPTZ[], p_extensions TEXT[])
@@ -307,7 +308,7 @@ BEGIN
             WITH ORDINALITY AS wanted (id, last_seq, last_recorded_at, expires_at, is_confirmed, due_at, extension, n)
         CROSS JOIN LATERAL (SELECT * FROM jobledger.job j WHERE j.org_id = org AND j.id = wanted.id OFFSET 0) j
         CROSS JOIN LATERAL jobledger.last_event(org, j.id, j.last_seq, j.last_recorded_at, j.finished_at) e
-        -- With the same last event it is held as it was, or not.
+        -- A job with the same last event is still leased, or still not leased.
         CROSS JOIN LATERAL (SELECT CASE WHEN wanted.expires_at IS NOT NULL THEN jobledger.near_extension(org, j.id, e.seq) END OFFSET 0) x (extension)
         WHERE e.seq = wanted.last_seq AND e.recorded_at = wanted.last_recorded_at
             AND CASE WHEN x.extension IS NOT NULL THEN starts_with(x.extension, wanted.extension)
@@ -318,9 +319,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- A page of jobs, newest first: those created before p_before that match. Where they are found by: a label, where one is asked for
--- (p_key); else each of the statuses and, if any, types asked for. Of each way in no more than p_scan are looked at; examined is how
--- many were, and reached the last of them. The head comes in a row of its own where nothing was found.
+-- A page of the matching jobs that were created before the seq p_before, the newest first. Candidates are found by a label if
+-- p_key names one, else by status, and finished ones by type too if p_types names any. At most p_scan candidates are examined:
+-- examined is their number, and reached the created_seq of the last one. If no job matches, one row has these and the head.
 CREATE OR REPLACE FUNCTION jobledger.list_jobs(
     p_org UUID, p_before BIGINT, p_key TEXT, p_value TEXT, p_types TEXT[], p_statuses TEXT[], p_labels JSONB,
     p_requested_by TEXT, p_created_after TIMESTAMPTZ, p_created_before TIMESTAMPTZ, p_scan BIGINT, p_limit BIGINT
@@ -335,7 +336,7 @@ DECLARE
     since TIMESTAMPTZ;
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
-    -- Before the jobs are looked for: what is streamed from here on misses nothing of what they became.
+    -- The head is read before the jobs, so that a stream from the head on misses no later change of them.
     SELECT coalesce(last.seq, h.seq), coalesce(last.base_seq, h.base_seq), h.base_n INTO head, base, base_n
     FROM jobledger.org_head h LEFT JOIN LATERAL (
         SELECT r.seq, r.base_seq FROM jobledger.org_record r
@@ -367,7 +368,7 @@ BEGIN
                 ORDER BY j.created_seq DESC LIMIT p_scan) of_type
              WHERE p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
             UNION ALL
-            -- Running jobs whose rows say that they are queued still.
+            -- Running jobs whose rows are behind and say queued.
             (SELECT behind.created_seq, behind.id
              FROM (SELECT DISTINCT i.job_id FROM (
                 SELECT i.job_id FROM jobledger.job_event i
@@ -398,7 +399,7 @@ BEGIN
     ), size AS MATERIALIZED (
         SELECT count(*) > 32 AS is_long FROM page WHERE page.next_status = 'running'
     ), extended AS MATERIALIZED (
-        -- Of each job the last extension of its lease, and the seq as of which it is: for a long page once, not for each of its jobs.
+        -- The last lease extension of each job, with the seq of its record. A long page reads all of them once, not once a job.
         SELECT jsonb_object_agg(said.key, r.seq || ':' || said.value ORDER BY r.n) AS by_job
         FROM jobledger.org_record r CROSS JOIN LATERAL json_each_text(r.extensions::json) said
         WHERE (SELECT size.is_long FROM size) AND r.org_id = p_org AND r.n > base_n AND r.extensions IS NOT NULL
@@ -417,8 +418,8 @@ BEGIN
     ORDER BY page.created_seq DESC;
 END $$;
 
--- A page of the log: at most p_limit matching events after p_after up to p_last, and no more once p_max_bytes are exceeded. Head and
--- floor are of the same snapshot, and come in a row of their own where no event matches.
+-- A page of the log: at most p_limit matching events after p_after up to p_last. The page ends with the event that exceeds
+-- p_max_bytes. Head and floor are of the same snapshot. If no event matches, one row has them alone.
 CREATE OR REPLACE FUNCTION jobledger.read_log(
     p_org UUID, p_after BIGINT, p_last BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
     p_limit BIGINT, p_max_bytes BIGINT
@@ -460,7 +461,7 @@ BEGIN
     ORDER BY page.seq;
 END $$;
 
--- The same of one job, whose events have an index of their own, with the job's status.
+-- The same for one job, by the index over the events of jobs, and with the job's status.
 CREATE OR REPLACE FUNCTION jobledger.read_job_log(
     p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
     p_limit BIGINT, p_max_bytes BIGINT
@@ -500,7 +501,7 @@ BEGIN
     ORDER BY page.seq;
 END $$;
 
--- The events of some jobs up to p_last, job by job: of the first those after p_after. Of a result no more than that there is one.
+-- The events of some jobs up to p_last, job by job; of the first job only those after p_after. Any result is returned as 'null'.
 CREATE OR REPLACE FUNCTION jobledger.read_histories(
     p_org UUID, p_jobs UUID[], p_after BIGINT, p_last BIGINT, p_limit BIGINT
 )
@@ -526,7 +527,7 @@ BEGIN
     ) e ORDER BY wanted.n, e.seq LIMIT p_limit;
 END $$;
 
--- How far the logs of some orgs reach.
+-- The heads of some orgs' logs, and their ready_gen.
 CREATE OR REPLACE FUNCTION jobledger.read_reaches(p_orgs UUID[])
 RETURNS TABLE (org_id UUID, seq BIGINT, ready_gen BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -553,7 +554,7 @@ BEGIN
     RETURN QUERY SELECT t.* FROM jobledger.api_token t WHERE t.org_id = p_org AND t.digest = p_digest;
 END $$;
 
--- Adds numbers up place by place; the shorter of two is taken to end in zeros.
+-- Adds two arrays element by element. The shorter one counts as padded with zeros.
 CREATE OR REPLACE FUNCTION jobledger.add_counts(a BIGINT[], b BIGINT[])
 RETURNS BIGINT[]
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
@@ -563,17 +564,17 @@ $$;
 
 CREATE AGGREGATE jobledger.sum_counts(BIGINT[]) (SFUNC = jobledger.add_counts, STYPE = BIGINT[], INITCOND = '{}');
 
--- An array of a JSON array of numbers. By their text, which is an expression that queries take in: a function that selects is run for each row.
+-- Converts a JSON array of numbers by its text: PostgreSQL inlines that, but would run a function with a SELECT for each row.
 CREATE OR REPLACE FUNCTION jobledger.to_counts(p_json JSONB)
 RETURNS BIGINT[]
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT CASE WHEN p_json IS NULL THEN '{}' ELSE translate(p_json::text, '[] ', '{}')::bigint[] END
 $$;
 
--- Counters with what is not folded yet, and what happened within a window that ends now: it begins with a whole minute, or hour where
--- it is longer than a day, and is added up by the hour but for the minutes before the first whole one. With p_width, a row for each
--- bucket of that width too (bucket is not null), of all types together or, with p_by_type, of each. All of one snapshot, and so of one
--- place in the log.
+-- Counters, with the records that are not folded, and what happened within a window that ends now. The window begins at a whole
+-- minute, or at a whole hour if it is longer than a day. Hours are added up, and the minutes before the first whole hour. With
+-- p_width there is also a row for each bucket of that width (bucket is not null): for all types together or, with p_by_type, for
+-- each. All rows are of one snapshot, and so of one head.
 CREATE OR REPLACE FUNCTION jobledger.read_statistics(p_org UUID, p_types TEXT[], p_window INTERVAL, p_width SMALLINT, p_by_type BOOLEAN)
 RETURNS TABLE (
     head_seq BIGINT, clock TIMESTAMPTZ, since TIMESTAMPTZ, type TEXT, bucket TIMESTAMPTZ,
@@ -598,7 +599,7 @@ BEGIN
         FROM jobledger.org_head h WHERE h.org_id = p_org
     ), batch AS MATERIALIZED (
         SELECT r.recorded_at, change.key AS type, change.value
-        -- In order, so that the index says where to begin: a join would be free to walk all that are kept.
+        -- ORDER BY has PostgreSQL search the index from log.n on. A join might walk all records of the org.
         FROM log CROSS JOIN LATERAL (
             SELECT r.recorded_at, r.counts FROM jobledger.org_record r WHERE r.org_id = p_org AND r.n > log.n ORDER BY r.n) r
         CROSS JOIN LATERAL jsonb_each(r.counts) change
@@ -631,7 +632,7 @@ BEGIN
             AND (w.width = 3600 OR batch.recorded_at < v_hours_since OR p_width = 60)
             AND (w.width = 60 OR batch.recorded_at >= v_hours_since)
     ), waiting AS MATERIALIZED (
-        -- Types with jobs that may be claimed.
+        -- Types with ready jobs.
         SELECT of_type.type FROM (
             SELECT c.type::text, c.queued - c.scheduled AS ready
             FROM jobledger.org_counter c WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
@@ -639,12 +640,12 @@ BEGIN
             SELECT b.type, coalesce((b.value ->> 0)::bigint, 0) - coalesce((b.value ->> 6)::bigint, 0) FROM batch b
         ) of_type GROUP BY of_type.type HAVING sum(of_type.ready) > 0
     ), first_ready (type, priority, ready_at) AS (
-        -- Of each type and priority the job that has been ready for longest, from one place in the index to the next. One that runs
-        -- and whose row lacks that is passed over.
+        -- For each type and priority, the job that has been ready longest: one search of the index for each priority. Running
+        -- jobs whose rows are behind and say queued are skipped.
         SELECT waiting.type, first.priority, first.ready_at
         FROM waiting CROSS JOIN LATERAL (
             SELECT j.priority, j.ready_at FROM jobledger.job j
-            -- By the index that has the type first, which is no other's order.
+            -- The range of types and the order by type make PostgreSQL use the index that begins with the type.
             WHERE j.org_id = p_org AND j.type >= waiting.type AND j.type <= waiting.type AND jobledger.is_ready(j.status, j.due_at)
                 AND NOT EXISTS (SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
             ORDER BY j.type, j.priority DESC, j.ready_at LIMIT 1) first
@@ -655,7 +656,7 @@ BEGIN
                 AND NOT EXISTS (SELECT FROM jobledger.last_event(p_org, j.id, j.last_seq + 1, j.last_recorded_at, NULL))
             ORDER BY j.priority DESC, j.ready_at LIMIT 1) lower
     ), part (type, count_queued, count_running, count_succeeded, count_failed, count_canceled, count_dead_letter, count_scheduled, oldest, flow_created, flow_started, flow_succeeded, flow_failed, flow_retried, flow_canceled, flow_lost, waits, runs, is_counted) AS (
-        -- Added up rather than joined: a join of what PostgreSQL has no statistics of may take each with each.
+        -- A union that is added up, not a join: without statistics a join might compare each row with each.
         SELECT c.type::text, c.queued, c.running, c.succeeded, c.failed, c.canceled, c.dead_letter, c.scheduled, NULL::timestamptz, 0, 0, 0, 0, 0, 0, 0, NULL::bigint[], NULL::bigint[], true
         FROM jobledger.org_counter c WHERE c.org_id = p_org AND (p_types IS NULL OR c.type = ANY (p_types))
         UNION ALL
@@ -668,7 +669,7 @@ BEGIN
         SELECT f.type, 0, 0, 0, 0, 0, 0, 0, NULL, f.created, f.started, f.succeeded, f.failed, f.retried, f.canceled, f.lost, f.waits, f.runs, false
         FROM happened f WHERE f.width = 3600 OR f.start < v_hours_since
     ), summed AS (
-        -- Durations by place: an aggregate over arrays would run a function for each.
+        -- Adds histograms up by position: an aggregate over arrays would run a function for each row.
         SELECT one.type, array_agg(one.waits ORDER BY one.place) AS waits, array_agg(one.runs ORDER BY one.place) AS runs
         FROM (
             SELECT p.type, counted.place, coalesce(sum(counted.waits), 0)::bigint AS waits, coalesce(sum(counted.runs), 0)::bigint AS runs
@@ -686,7 +687,7 @@ BEGIN
             UNION ALL
             SELECT summed.type, 0, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, summed.waits, summed.runs, false FROM summed
         ) p GROUP BY p.type
-        -- Of a type whose last job is gone the window may still tell.
+        -- The window may include what happened to a type whose last job was removed.
         HAVING bool_or(p.is_counted)
             OR sum(p.flow_created + p.flow_started + p.flow_succeeded + p.flow_failed + p.flow_retried + p.flow_canceled + p.flow_lost) > 0
     ), series AS (
@@ -710,7 +711,7 @@ BEGIN
     FROM log JOIN series s ON true;
 END $$;
 
--- The series of some types as it is stored, with what is not folded yet.
+-- The stored series of some types, with the records that are not folded.
 CREATE OR REPLACE FUNCTION jobledger.read_series(p_org UUID, p_types TEXT[])
 RETURNS TABLE (
     head_seq BIGINT, recorded_at TIMESTAMPTZ, width SMALLINT, start TIMESTAMPTZ, type TEXT, removed BOOLEAN,
@@ -767,8 +768,8 @@ BEGIN
     FROM log LEFT JOIN series s ON true;
 END $$;
 
--- How many events there are between two places in the log, and how many places they take: for an org's log to be whole, both have to
--- be as many as there are places.
+-- The number of events after p_after up to p_last, of different seqs that they have (places), and of their bytes. In a whole log
+-- events and places equal p_last - p_after.
 CREATE OR REPLACE FUNCTION jobledger.count_events(p_org UUID, p_after BIGINT, p_last BIGINT)
 RETURNS TABLE (events BIGINT, places BIGINT, bytes BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -790,7 +791,7 @@ BEGIN
     ) e;
 END $$;
 
--- How many events are still to go of jobs that are gone.
+-- The number of events of removed jobs that are still to be removed.
 CREATE OR REPLACE FUNCTION jobledger.count_remaining(p_org UUID)
 RETURNS SETOF BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -803,7 +804,7 @@ BEGIN
     WHERE r.org_id = p_org;
 END $$;
 
--- The types of whose queued jobs the counter says that others wait for their time than do, in one snapshot.
+-- Types whose counter of scheduled jobs differs from the number of their queued jobs that wait for their time, in one snapshot.
 CREATE OR REPLACE FUNCTION jobledger.miscounted(p_org UUID)
 RETURNS TABLE (type TEXT, stored BIGINT, counted BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -827,7 +828,7 @@ BEGIN
     FROM part GROUP BY part.type HAVING coalesce(sum(part.stored), 0) <> sum(part.counted);
 END $$;
 
--- How many of the records that are kept do not follow on the one before them, or are not what the head says that they are.
+-- The number of kept records that do not follow on the one before, or have the number but not the id of the head's record.
 CREATE OR REPLACE FUNCTION jobledger.count_broken_records(p_org UUID)
 RETURNS BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -841,8 +842,8 @@ BEGIN
         WHERE h.org_id = p_org AND ((kept.before_n, kept.before_id) <> (kept.n - 1, kept.prev) OR kept.n = h.n AND kept.id <> h.record));
 END $$;
 
--- How many jobs' rows lack events, or the last extension of their lease, up to where none is said to; of extensions those in the last
--- thousand records that have any. OFFSET 0 keeps PostgreSQL from joining all events of an org that it knows nothing of.
+-- The number of rows that lack an event up to base_seq, or the last lease extension up to base_n. Of extensions it checks the
+-- last thousand records that have any. OFFSET 0 keeps PostgreSQL from joining all events of an org without statistics.
 CREATE OR REPLACE FUNCTION jobledger.count_early_rows(p_org UUID)
 RETURNS BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -866,7 +867,7 @@ BEGIN
         SELECT (
             SELECT count(*) FROM log CROSS JOIN jobledger.job j
             WHERE j.org_id = p_org AND j.status IN ('queued', 'running') AND EXISTS (
-                -- By the job: between two places in the log there may be all events that the org has.
+                -- seq + 0 makes PostgreSQL search by job: the range of seqs may have all events of the org.
                 SELECT FROM jobledger.job_event e WHERE e.org_id = p_org AND e.job_id = j.id AND e.seq + 0 > j.last_seq
                     AND e.seq + 0 <= log.base_seq AND e.recorded_at >= j.last_recorded_at OFFSET 0)
         ) + (
@@ -880,7 +881,7 @@ BEGIN
         ));
 END $$;
 
--- These tokens of these orgs, in this order, were called with just now.
+-- Notes that these tokens were used just now. Each token's org has the same position in p_orgs.
 CREATE OR REPLACE FUNCTION jobledger.use_tokens(p_orgs UUID[], p_digests BYTEA[])
 RETURNS VOID
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -891,7 +892,7 @@ BEGIN
     ON CONFLICT (org_id, digest) DO UPDATE SET used_at = greatest(u.used_at, excluded.used_at);
 END $$;
 
--- Up to where a log goes, and what its org has then.
+-- The head of an org's log, and the org's jobs and bytes as of it.
 CREATE OR REPLACE FUNCTION jobledger.read_stock(p_org UUID)
 RETURNS TABLE (seq BIGINT, jobs BIGINT, bytes BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -904,7 +905,7 @@ BEGIN
     WHERE h.org_id = p_org;
 END $$;
 
--- How many batches have removed jobs.
+-- The number of batches that have removed jobs of an org.
 CREATE OR REPLACE FUNCTION jobledger.count_removals(p_org UUID)
 RETURNS BIGINT
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -913,8 +914,8 @@ BEGIN
     RETURN (SELECT h.removals FROM jobledger.org_head h WHERE h.org_id = p_org);
 END $$;
 
--- Makes sure that this month and the p_ahead next ones have a partition, as the owner: the serving role may not make tables. Built apart
--- and then attached, which stands in no reader's or writer's way.
+-- Makes the missing partitions of this month and the next p_ahead ones. It runs with its owner's rights, since the serving role
+-- may not create tables. It attaches each partition after building it apart, which blocks no reader or writer.
 CREATE OR REPLACE FUNCTION jobledger.make_partitions(p_ahead INTEGER)
 RETURNS VOID
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -935,9 +936,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Drops partitions of months that are over and of which retention has left nothing. Whether one is empty is asked of the partition
--- itself, since through its parent row-level security hides every row. Locks are taken parent first, as readers take them, and where
--- one is not free at once the partition waits for another time.
+-- Drops the partitions of past months that retention has emptied. It reads the partition itself to see whether that is empty:
+-- through the parent, row-level security hides every row. It locks the parent first, as readers do. If a lock is not free within
+-- 100 ms, the remaining partitions wait for the next call.
 CREATE OR REPLACE FUNCTION jobledger.drop_empty_partitions()
 RETURNS INTEGER
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms' AS $$
@@ -956,7 +957,7 @@ BEGIN
         BEGIN
             LOCK TABLE ONLY jobledger.job_event IN ACCESS EXCLUSIVE MODE;
             EXECUTE format('LOCK TABLE jobledger.%I IN ACCESS EXCLUSIVE MODE', partition);
-            -- Nobody writes to a month that is over; the lock makes sure of it while it is looked at again.
+            -- Nothing writes to a past month. Under the lock, the second check can rely on that.
             EXECUTE format('SELECT NOT EXISTS (SELECT FROM jobledger.%I)', partition) INTO is_empty;
             IF is_empty THEN
                 EXECUTE format('DROP TABLE jobledger.%I', partition);
@@ -969,8 +970,8 @@ BEGIN
     RETURN dropped;
 END $$;
 
--- Has subscribers told that the logs are not those that they were: another id for all, unless they have another already than the caller
--- knew. As the owner, who alone may write it.
+-- Gives the log a new id, so that cursors of the old one are refused. False, and no change, if the id is not p_was. It runs with
+-- its owner's rights, since only the owner may write the id.
 CREATE OR REPLACE FUNCTION jobledger.renew_log_id(p_was UUID, p_id UUID)
 RETURNS BOOLEAN
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

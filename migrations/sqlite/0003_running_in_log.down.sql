@@ -1,5 +1,5 @@
--- Rows first become what the log says.
--- An empty image: the rest is as the row says.
+-- First brings rows up to date with the log.
+-- Full images. If the last image is empty, these columns are as in the row.
 UPDATE job SET
     failures = ifnull(last.image ->> '$[1]', 0),
     lost_attempts = ifnull(last.image ->> '$[2]', 0),
@@ -26,7 +26,7 @@ UPDATE job SET
 FROM org_head h CROSS JOIN job_event last ON last.org_id = h.org_id AND last.seq > h.base_seq AND last.image IS NOT NULL
 WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
     SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id) AND last.image LIKE '[%';
--- An image that is the lease alone.
+-- Images that have only the lease.
 UPDATE job SET
     lease_expires_at = substr(last.said, 1, instr(last.said || ',', ',') - 1),
     lease_confirmed = NOT last.said LIKE '%,0',
@@ -48,7 +48,7 @@ UPDATE job SET
 FROM org_head h CROSS JOIN job_event last ON last.org_id = h.org_id AND last.seq > h.base_seq AND last.image IS NOT NULL
 WHERE job.org_id = last.org_id AND job.id = last.job_id AND job.last_seq < last.seq AND last.seq = (
     SELECT max(e.seq) FROM job_event e INDEXED BY idx_job_event_job WHERE e.org_id = job.org_id AND e.job_id = job.id);
--- And what records say of their leases since then.
+-- Then the lease extensions in records since.
 UPDATE job SET
     lease_expires_at = substr(last.said, 1, instr(last.said || ',', ',') - 1),
     lease_confirmed = NOT last.said LIKE '%,0',

@@ -1,5 +1,5 @@
--- What an org has: its jobs, and about how many bytes they and their log take (JobEvent::weight, Job::weight).
-ALTER TABLE job_event ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;      -- about what it takes in memory
+-- What an org has: its jobs, and the approximate bytes of them and their log (JobEvent::weight, Job::weight).
+ALTER TABLE job_event ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;      -- approximate size in memory
 UPDATE job_event SET bytes = 256 + ifnull(octet_length(detail_json), 0) + ifnull(octet_length(labels), 0) + ifnull((
     SELECT octet_length(x.result) FROM job_result x
     WHERE x.org_id = job_event.org_id AND x.job_id = job_event.job_id AND x.seq = job_event.seq), 0);

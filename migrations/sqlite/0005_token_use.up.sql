@@ -1,4 +1,4 @@
--- When each API token was last called with, give or take a minute.
+-- When each API token was last used, within a minute.
 CREATE TABLE api_token_use (
     org_id  BLOB    NOT NULL,
     digest  BLOB    NOT NULL,

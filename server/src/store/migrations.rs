@@ -48,7 +48,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 8, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 9, sql: include_str!("../../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -302,7 +302,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (8, "96c61072d664c3226fb5b033ee564a0764b491c0714c1230d78be545a83074ca")
+            (9, "9dd94126e65a074acbf567d3d78b434e4bc70c4d0e5f35fe3ff14e70a9302091")
         );
     }
 
