@@ -100,6 +100,8 @@ pub struct Limits {
     pub claims_per_org: usize,
     /// Concurrent reads of lists and of large jobs, 2 to 6. One org may have all but one.
     pub reads: usize,
+    /// Reads of the payloads of claimed jobs in progress, of one org all but one.
+    pub deliveries: usize,
     /// Concurrent reads of past events for one org, 1 or 2, and as many of statistics. All orgs together may have one more.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
@@ -131,6 +133,7 @@ impl Default for Limits {
             claims: 16_384,
             claims_per_org: 16_384 / 3,
             reads: processors.clamp(1, 5) + 1,
+            deliveries: processors.clamp(1, 3) + 1,
             // Past events may use at most half the processors.
             catch_up_reads: (processors / 2).clamp(1, 2),
             bookmark_interval: Duration::from_secs(15),
@@ -138,9 +141,6 @@ impl Default for Limits {
         }
     }
 }
-
-/// Concurrent reads of claimed jobs' payloads. One org may have all but one.
-const DELIVERIES: usize = 4;
 
 /// The ledger of all orgs of one database. Cheap to clone.
 #[derive(Clone)]
@@ -171,7 +171,7 @@ impl Ledger {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
         let reader = |at_a_time| Reader::new(Arc::clone(&store), at_a_time, limits.queued_within);
-        let (lists, deliveries) = (reader(limits.reads), reader(DELIVERIES));
+        let (lists, deliveries) = (reader(limits.reads), reader(limits.deliveries));
         // One turn more than one org may have, so that other orgs always find one.
         let (catch_up, summaries) = (reader(limits.catch_up_reads + 1), reader(limits.catch_up_reads + 1));
         let waiting = ClaimWaiters::new(limits.claims, limits.claims_per_org);

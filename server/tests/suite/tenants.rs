@@ -379,19 +379,19 @@ fn claim(worker: &str) -> ledger::Claim {
 }
 
 async fn payloads_of_claimed_jobs_are_read_in_turns(database: Database) {
-    /// How many of the turns one org may have at a time.
-    const TURNS: usize = 3;
+    // All but one are for one org.
+    let turns = Limits::default().deliveries - 1;
     let store = database.open().await;
     let ledger = lanes::start(&store, Limits::default());
     let [org, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
     let payload = Json::from_trusted(format!("\"{}\"", "x".repeat(100_000)));
-    for org in [[org; TURNS + 1].as_slice(), &[other]].concat() {
+    for org in std::iter::repeat_n(org, turns + 1).chain([other]) {
         let create = Command::Create(lanes::new_job("t", Some(payload.clone()), None));
         lanes::created(ledger.submit(org, create).await);
     }
     // A claim keeps the turn in which its payloads were read until its answer is made.
     let mut in_the_making = Vec::new();
-    for _ in 0..TURNS {
+    for _ in 0..turns {
         in_the_making.push(ledger.claim(org, claim("w"), Duration::ZERO).await.unwrap());
     }
     let claimed = tokio::spawn({
@@ -402,7 +402,7 @@ async fn payloads_of_claimed_jobs_are_read_in_turns(database: Database) {
         let statistics = ledger.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
         statistics.types[0].counts.get(status::JobStatus::Running)
     };
-    timeout(PATIENCE, async { while running().await <= TURNS as i64 {} }).await.unwrap();
+    timeout(PATIENCE, async { while running().await <= turns as i64 {} }).await.unwrap();
     // Another org's turn is free.
     let leases = timeout(PATIENCE, ledger.claim(other, claim("w"), Duration::ZERO)).await.unwrap().unwrap();
     assert!(leases.jobs()[0].contents.payload.is_some());
