@@ -181,6 +181,23 @@ fn who_could_not_be_heard_gets_a_third_of_the_lease_to_be_heard_again() {
     assert_eq!(cell(&ends_at_101.apply(&since_90(101), tick(101, 100))), "lost");
 }
 
+/// Found by a run of random faults: a sweep after the first jump had moved `due_at`, and the second jump then ended the lease.
+#[test]
+fn a_second_jump_of_the_clock_costs_no_lease_either() {
+    let sweep = |at: i64, by: i64| {
+        let jump = Some(Jump { at: time(at), by: TimeDelta::seconds(by) });
+        Command::Sweep(Sweep { reachable_for: Duration::from_secs(3_600), jump })
+    };
+    // The lease of 30 s ends at 31. The clock jumps from 10 to 100.
+    let first = job_held(2, false).apply(&sweep(100, 90), tick(100, 100)).unwrap();
+    assert_eq!((cell(&Ok(first.clone())).as_str(), first.job.due_at), ("quietly", Some(time(121))));
+    // It jumps from 110 to 250: together by 230.
+    let second = first.job.apply(&sweep(250, 230), tick(250, 101)).unwrap();
+    assert_eq!((cell(&Ok(second.clone())).as_str(), second.job.due_at), ("quietly", Some(time(261))));
+    assert!(!second.job.apply(&sweep(250, 230), tick(260, 102)).unwrap().is_changed);
+    assert_eq!(cell(&second.job.apply(&sweep(250, 230), tick(261, 102))), "lost");
+}
+
 #[test]
 fn an_attempt_takes_no_longer_than_it_may_whatever_its_worker_says() {
     for held in [false, true] {

@@ -51,10 +51,11 @@ impl Job {
             path.change(|job| job.due_at = None);
             return path.finish();
         }
-        // `due_at` is later than the end only if grace was given before. It is given once.
+        // `due_at` is later than the end only if a sweep has moved it before. Grace is given once; a jump counts again, since
+        // the clock may have jumped once more.
         let settle = |end: Time, length| {
-            let was_given = self.due_at.is_some_and(|due| due > end);
-            if was_given { end } else { sweep.settle(end, length, at.now) }
+            let was_moved = self.due_at.is_some_and(|due| due > end);
+            if was_moved { sweep.carry(end, length) } else { sweep.settle(end, length, at.now) }
         };
         // A clock that was ahead dated the start of this attempt without a lease, and `redate` has moved `due_at` to the
         // end of its `run_timeout`. So it ends when it is due.
@@ -92,11 +93,16 @@ impl Lease {
 }
 
 impl Sweep {
+    /// The end of a lease or attempt without the time that the clock jumped over.
+    fn carry(self, end: Time, length: Duration) -> Time {
+        self.jump.map_or(end, |jump| jump.carry(end, length)).trunc_subsecs(6)
+    }
+
     /// The real end of a lease or attempt that lasts `length` and would end at `end`. If workers could not reach the server
     /// until then, or until shortly before, they get a grace of a third of `length`, 5 s to 60 s, to extend it or to
     /// report.
     fn settle(self, end: Time, length: Duration, now: Time) -> Time {
-        let end = self.jump.map_or(end, |jump| jump.carry(end, length));
+        let end = self.carry(end, length);
         let grace = (length / 3).clamp(SHORTEST_GRACE, LONGEST_GRACE);
         let reachable_since = now - self.reachable_for;
         let end = if end < reachable_since + grace { end.max(reachable_since) + grace } else { end };
