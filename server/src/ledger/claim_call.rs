@@ -152,7 +152,7 @@ impl Ledger {
         }
     }
 
-    /// ReadCoalescer the payloads, in a turn of the org because repeats of a claim read the same payloads each time.
+    /// Reads the payloads, in a turn of the org because repeats of a claim read the same payloads each time.
     async fn fill(&self, org: OrgId, jobs: Vec<Job>, undelivered: Option<Undelivered>) -> Result<Leases, LedgerError> {
         let with_payload: Vec<_> = jobs.iter().filter(|job| job.spec.payload_bytes > 0).map(|job| job.id).collect();
         let (mut contents, mut turn) = (HashMap::new(), None);

@@ -92,7 +92,7 @@ pub enum LedgerError {
         /// The bound.
         limit: usize,
     },
-    /// ClaimWaiters claims and event streams have reached the bound on the bytes of types, labels and worker names.
+    /// Waiting claims and event streams have reached the bound on the bytes of types, labels and worker names.
     #[error(
         "what waiting claims and event streams of this {scope} name takes {limit} bytes, and may not take more; try again later"
     )]

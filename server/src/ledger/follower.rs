@@ -74,7 +74,7 @@ impl Follower {
         }
     }
 
-    /// ReadCoalescer how far the logs reach that have subscribers or waiting claims here.
+    /// Reads how far the logs reach that have subscribers or waiting claims here.
     async fn look(&self) {
         // Taken before the query: the database has at least these events, unless it lost some.
         let ends: HashMap<_, _> = self.hub.ends().into_iter().collect();
@@ -102,7 +102,7 @@ impl Follower {
         }
     }
 
-    /// ReadCoalescer what the tails lack.
+    /// Reads what the tails lack.
     async fn fetch(&self) {
         let turns = Arc::new(Semaphore::new(READS));
         let mut reads = JoinSet::new();
@@ -132,7 +132,7 @@ impl Follower {
     }
 }
 
-/// ReadCoalescer the next page of what a tail lacks.
+/// Reads the next page of what a tail lacks.
 async fn fetch_page(store: &dyn Store, hub: &Hub, org: OrgId, gap: Gap) -> Result<(), StoreError> {
     let filter = EventFilter::default();
     let query = EventQuery { filter, after: gap.end, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };

@@ -24,7 +24,7 @@ pub(super) const PASSED_OVER: usize = 64;
 /// With this many waiting commands an org's batch shares no transaction, where several transactions may be open.
 pub(super) const MANY: usize = 16;
 
-/// ClaimWaiters commands of an org, and whether a batch of it is under way.
+/// Waiting commands of an org, and whether a batch of it is under way.
 #[derive(Default)]
 pub(super) struct Lane {
     /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
@@ -38,7 +38,7 @@ pub(super) struct Lane {
     pub(super) is_busy: bool,
     /// Another server held its head when it was to share a transaction. It goes alone the next time, and waits for the head.
     pub(super) goes_alone: bool,
-    /// ClaimWaiters commands that share no transaction with other orgs: see [`Command::goes_alone`].
+    /// Waiting commands that share no transaction with other orgs: see [`Command::goes_alone`].
     pub(super) loners: usize,
 }
 

@@ -183,7 +183,7 @@ impl Lanes {
         self.state().is_out(Instant::now())
     }
 
-    /// Refuses new commands. ClaimWaiters commands are still taken.
+    /// Refuses new commands. Waiting commands are still taken.
     pub(super) fn close(&self) {
         self.state().is_closed = true;
         self.work.notify_waiters();

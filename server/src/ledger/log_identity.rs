@@ -1,4 +1,4 @@
-//! ReadCoalescer the log id for new streams; streams that open while a read is under way share the next one.
+//! Reads the log id for new streams; streams that open while a read is under way share the next one.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use super::{LedgerError, hub::Hub};
 use crate::{domain::id::LogId, store::Store};
 
-/// ReadCoalescer the database's log id, one read at a time.
+/// Reads the database's log id, one read at a time.
 pub(super) struct LogIdentity {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,

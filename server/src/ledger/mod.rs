@@ -100,7 +100,7 @@ pub struct Limits {
     pub claims_per_org: usize,
     /// Concurrent reads of lists and of large jobs, 2 to 6. One org may have all but one.
     pub reads: usize,
-    /// Reads of the payloads of claimed jobs in progress, of one org all but one.
+    /// Concurrent reads of claimed jobs' payloads, 2 to 4. One org may have all but one.
     pub deliveries: usize,
     /// Concurrent reads of past events for one org, 1 or 2, and as many of statistics. All orgs together may have one more.
     pub catch_up_reads: usize,
@@ -280,7 +280,7 @@ impl Ledger {
     /// As for [`Ledger::submit`].
     pub async fn sweep(&self, org: OrgId, asked: SweepRequest) -> Result<Swept, LedgerError> {
         match self.ask(org.into(), Command::Sweep(asked)).await?.reply {
-            Reply::Swept(looked) => Ok(looked),
+            Reply::Swept(swept) => Ok(swept),
             _ => Err(LedgerError::Refused),
         }
     }
@@ -293,7 +293,7 @@ impl Ledger {
     /// As for [`Ledger::submit`].
     pub async fn redate(&self, org: OrgId, by: Duration) -> Result<Swept, LedgerError> {
         match self.ask(org.into(), Command::Redate(by)).await?.reply {
-            Reply::Swept(looked) => Ok(looked),
+            Reply::Swept(swept) => Ok(swept),
             _ => Err(LedgerError::Refused),
         }
     }
@@ -331,7 +331,7 @@ impl Ledger {
         answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
     }
 
-    /// ReadCoalescer one job. A large job comes with the read turn it took; the caller keeps the turn until its answer is made.
+    /// Reads one job. A large job comes with the read turn it took; the caller keeps the turn until its answer is made.
     ///
     /// # Errors
     ///
@@ -350,7 +350,7 @@ impl Ledger {
         self.lists.begin(org).await
     }
 
-    /// ReadCoalescer the statistics of an org.
+    /// Reads the statistics of an org.
     ///
     /// # Errors
     ///

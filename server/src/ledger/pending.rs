@@ -1,4 +1,4 @@
-//! ClaimWaiters commands, their answers, and turns of them.
+//! Waiting commands, their answers, and turns of them.
 
 use std::sync::Arc;
 

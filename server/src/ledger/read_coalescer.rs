@@ -1,4 +1,4 @@
-//! ReadCoalescer of single jobs. A lone read starts at once. ReadCoalescer that arrive while others are under way gather, and are read
+//! Reads of single jobs. A lone read starts at once. Reads that arrive while others are under way gather, and are read
 //! together, orgs in turn. Of a cached job, the database is only asked whether it is unchanged.
 
 use std::{
@@ -34,7 +34,7 @@ const REMEMBERED_TEXT: usize = 4 << 10;
 /// The waiting callers, and the reads under way.
 pub(super) struct ReadCoalescer {
     store: Arc<dyn Store>,
-    /// ReadCoalescer of large jobs take turns here.
+    /// Reads of large jobs take turns here.
     lists: Arc<Reader>,
     state: Mutex<ReadQueue>,
     read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
@@ -87,7 +87,7 @@ impl ReadCoalescer {
         Arc::new(Self { store, lists, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
     }
 
-    /// ReadCoalescer one job, possibly in a read that another call started. A large job comes with the read turn it took.
+    /// Reads one job, possibly in a read that another call started. A large job comes with the read turn it took.
     pub(super) async fn job(
         self: &Arc<Self>,
         org: OrgId,

@@ -1,4 +1,4 @@
-//! ReadCoalescer of one kind, in which orgs take turns.
+//! Reads of one kind, in which orgs take turns.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     turns::{Turn, Turns},
 };
 
-/// ReadCoalescer from a store, with bounded concurrency.
+/// Reads from a store, with bounded concurrency.
 pub(super) struct Reader {
     store: Arc<dyn Store>,
     turns: Arc<Turns<OrgId>>,
@@ -48,7 +48,7 @@ impl Reader {
         ReadTurn { store: Arc::clone(&self.store), turn: Arc::new(turn) }
     }
 
-    /// ReadCoalescer for an org once it has a turn.
+    /// Reads for an org once it has a turn.
     pub(super) async fn read<T, F>(&self, org: OrgId, read: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, LedgerError>
     where
         T: Send + 'static,
@@ -77,7 +77,7 @@ impl ReadTurn {
         self.read(move |store| async move { store.list(org, &query).await }).await
     }
 
-    /// ReadCoalescer the payloads and results of some jobs, in no order, without jobs that don't exist.
+    /// Reads the payloads and results of some jobs, in no order, without jobs that don't exist.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl ReadTurn {
         self.read(move |store| async move { store.contents(org, &ids).await }).await
     }
 
-    /// ReadCoalescer. The read runs to its end and keeps the turn even if its caller has gone, so that calls that are given up at once
+    /// Reads. The read runs to its end and keeps the turn even if its caller has gone, so that calls that are given up at once
     /// take no more of the database than others.
     pub(super) async fn read<T, F>(&self, read: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, LedgerError>
     where

@@ -233,7 +233,7 @@ impl Subscription {
         Delivery::Bookmark { seq: self.cursor, caught_up }
     }
 
-    /// ReadCoalescer the next jobs of the snapshot. After the last one, the subscription goes on with the past after the noted head.
+    /// Reads the next jobs of the snapshot. After the last one, the subscription goes on with the past after the noted head.
     async fn snapshot(&mut self, before: i64) -> Result<(Vec<JobRecord>, PageShare), LedgerError> {
         let Source { catch_up, pages, org, .. } = &self.source;
         let org = *org;
@@ -260,7 +260,7 @@ impl Subscription {
         Ok((jobs, taken))
     }
 
-    /// ReadCoalescer a page from the database.
+    /// Reads a page from the database.
     async fn past(&mut self) -> Result<(Vec<Arc<EncodedEvent>>, PageShare), LedgerError> {
         let mut taken = self.source.pages.take(PAGE_BYTES).await?;
         let restarts = self.source.listener.restarts();

@@ -330,7 +330,7 @@ impl Writer {
             let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.max(0).unsigned_abs()));
             chosen.push(defended(|| choose(*org, commands, loaded, inputs, quotas))?);
         }
-        // ReadCoalescer only the rows of the jobs that claims get.
+        // Reads only the rows of the jobs that claims get.
         let wanted: Vec<_> = chosen.iter().flat_map(Chosen::wanted).collect();
         let mut rows: HashMap<OrgId, Vec<Job>> = HashMap::new();
         if !wanted.is_empty() {

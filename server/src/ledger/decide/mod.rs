@@ -92,7 +92,7 @@ enum Before {
     Nothing,
     /// Ready to be claimed.
     Ready,
-    /// ClaimWaiters for its time.
+    /// Waiting for its time.
     Scheduled,
     /// In any other status.
     Other,
