@@ -6,15 +6,35 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Ledger, LedgerError,
-    command::{Author, Claim, Claimed, Command, Reply},
+    command::{Author, Claim},
     lanes::Lanes,
     reader::ReadTurn,
+    submission::Submission,
 };
 use crate::domain::{
     id::OrgId,
     job::{Job, JobRecord},
-    transition::{self, GiveBack},
+    transition::GiveBack,
 };
+
+/// What a batch decided on a claim.
+pub(super) struct Claimed {
+    /// The jobs, most urgent first, each with its lease.
+    pub(super) jobs: Vec<Job>,
+    /// True if there may be more jobs that the claim could have taken.
+    pub(super) has_more: bool,
+    /// The `ready_gen` that the claim saw: every job that became ready up to this generation was a candidate. Set once the
+    /// whole batch is decided.
+    pub(super) ready_gen: i64,
+    /// Gives the jobs back unless they are delivered. Set once the batch has committed.
+    pub(super) undelivered: Option<Undelivered>,
+}
+
+impl Claimed {
+    pub(super) fn new(jobs: Vec<Job>, has_more: bool) -> Self {
+        Self { jobs, has_more, ready_gen: 0, undelivered: None }
+    }
+}
 
 /// Claimed jobs that are not delivered yet. Dropping this gives them back, unless a heartbeat or a repeat of the claim came
 /// meanwhile.
@@ -38,11 +58,7 @@ impl Undelivered {
 
 impl Drop for Undelivered {
     fn drop(&mut self) {
-        let give_back = |abandon: GiveBack| Command::Apply {
-            job: abandon.token.job,
-            command: Box::new(transition::Command::GiveBack(abandon)),
-        };
-        self.lanes.enqueue_unasked(self.org, self.answered.drain(..).map(give_back));
+        self.lanes.give_back(self.org, self.answered.drain(..));
     }
 }
 
@@ -124,11 +140,11 @@ impl Ledger {
         let mut is_last = wait.is_zero();
         let mut visit = self.waiting.enter(org, Arc::clone(&claim.types))?;
         loop {
-            let (claimed, undelivered) = self.look_for_work(&by, &claim).await?;
+            let claimed = self.ask(by.clone(), Submission::Claim, Box::new(claim.clone())).await?;
             visit.found(claimed.ready_gen, claimed.has_more);
             if !claimed.jobs.is_empty() {
                 drop(visit);
-                return self.fill(org, claimed.jobs, undelivered).await;
+                return self.fill(org, claimed).await;
             }
             if claimed.has_more {
                 continue;
@@ -144,16 +160,9 @@ impl Ledger {
         }
     }
 
-    async fn look_for_work(&self, by: &Author, claim: &Claim) -> Result<(Claimed, Option<Undelivered>), LedgerError> {
-        let answered = self.ask(by.clone(), Command::Claim(Box::new(claim.clone()))).await?;
-        match answered.reply {
-            Reply::Claimed(claimed) => Ok((claimed, answered.undelivered)),
-            _ => Err(LedgerError::Refused),
-        }
-    }
-
     /// Reads the payloads, in a turn of the org because repeats of a claim read the same payloads each time.
-    async fn fill(&self, org: OrgId, jobs: Vec<Job>, undelivered: Option<Undelivered>) -> Result<Leases, LedgerError> {
+    async fn fill(&self, org: OrgId, claimed: Claimed) -> Result<Leases, LedgerError> {
+        let Claimed { jobs, undelivered, .. } = claimed;
         let with_payload: Vec<_> = jobs.iter().filter(|job| job.spec.payload_bytes > 0).map(|job| job.id).collect();
         let (mut contents, mut turn) = (HashMap::new(), None);
         if !with_payload.is_empty() {

@@ -1,4 +1,4 @@
-//! Commands on an org's log, and their answers.
+//! Commands on an org's log, and what they yield.
 
 use std::{
     sync::Arc,
@@ -12,7 +12,6 @@ use crate::domain::{
     json::Json,
     transition::{self, ImportOutcome, ImportRefusal, Jump, News, Outcome, Past, Step, Sweep, Target},
 };
-use crate::store::Retention;
 
 /// The org and the actor of a command.
 #[derive(Debug, Clone)]
@@ -30,7 +29,7 @@ impl From<OrgId> for Author {
     }
 }
 
-/// One command on one org's log.
+/// A command on one job of an org's log.
 #[derive(Debug, Clone)]
 pub enum Command {
     /// Queue a new job.
@@ -42,16 +41,6 @@ pub enum Command {
         /// The change.
         command: Box<transition::Command>,
     },
-    /// Import a job of another system.
-    Import(Box<Import>),
-    /// Claim ready jobs.
-    Claim(Box<Claim>),
-    /// Sweep: handle jobs that are due, as many as a batch may.
-    Sweep(SweepRequest),
-    /// Re-date jobs that the clock postponed while it was ahead, by this much at most: as many jobs as a batch may.
-    Redate(Duration),
-    /// Remove finished jobs whose retention is over, as many as a batch may.
-    Retain(Retention),
 }
 
 /// A job to queue.
@@ -117,21 +106,6 @@ impl Claim {
     }
 }
 
-/// The answer to a command.
-#[derive(Debug)]
-pub enum Reply {
-    /// To a command on a job.
-    Job(Box<JobReply>),
-    /// To an import.
-    Imported(Box<Imported>),
-    /// To a claim.
-    Claimed(Claimed),
-    /// To a sweep.
-    Swept(Swept),
-    /// To retention.
-    Removed(Removed),
-}
-
 /// A job after a command.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobReply {
@@ -152,17 +126,6 @@ pub struct Imported {
     pub events: usize,
 }
 
-/// The outcome of a claim.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Claimed {
-    /// The jobs, most urgent first, each with its lease.
-    pub jobs: Vec<Job>,
-    /// True if there may be more jobs that the claim could have taken.
-    pub has_more: bool,
-    /// The `ready_gen` that the claim saw: every job that became ready up to this generation was a candidate.
-    pub ready_gen: i64,
-}
-
 /// The outcome of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Swept {
@@ -179,27 +142,10 @@ pub struct Removed {
     pub has_more: bool,
 }
 
-impl Reply {
-    pub(super) fn of_job(job: Job, deduplicated: bool) -> Self {
-        Self::Job(Box::new(JobReply { job, deduplicated }))
-    }
-
-    pub(super) fn of_import(outcome: Result<ImportOutcome, ImportRefusal>, job: Option<Job>, events: usize) -> Self {
-        Self::Imported(Box::new(Imported { outcome, job, events }))
-    }
-
-    /// The caller sets `ready_gen` once the whole batch is decided.
-    pub(super) fn of_claim(jobs: Vec<Job>, has_more: bool) -> Self {
-        Self::Claimed(Claimed { jobs, has_more, ready_gen: 0 })
-    }
-}
-
 impl Command {
-    /// True of commands that keep a running job alive, begin it or end it: reports, heartbeats, cancellations, claims, sweeps.
-    /// They go before creates and have reserved room in queues, as their calls have (`api/access.rs`).
+    /// True of commands that keep a running job alive or end it: reports, heartbeats, cancellations.
     pub(super) fn is_vital(&self) -> bool {
         match self {
-            Self::Claim(_) | Self::Sweep(_) | Self::Redate(_) => true,
             Self::Apply { command, .. } => match &**command {
                 transition::Command::Report(_)
                 | transition::Command::LegacyReport(_)
@@ -212,97 +158,89 @@ impl Command {
                 | transition::Command::Redate(_) => true,
                 transition::Command::Retry(_) => false,
             },
-            Self::Create(_) | Self::Import(_) | Self::Retain(_) => false,
+            Self::Create(_) => false,
         }
     }
 
-    /// True of commands that add a job or revive one. They are bounded or refused while the disk is nearly full.
+    /// True of commands that add a job or revive one.
     pub(super) fn grows(&self) -> bool {
         match self {
-            Self::Create(_) | Self::Import(_) => true,
+            Self::Create(_) => true,
             Self::Apply { command, .. } => matches!(**command, transition::Command::Retry(_)),
-            Self::Claim(_) | Self::Sweep(_) | Self::Redate(_) | Self::Retain(_) => false,
-        }
-    }
-
-    /// True of commands that share no transaction with other orgs, because the database work they cause is not bounded by their
-    /// size.
-    pub(super) fn goes_alone(&self) -> bool {
-        match self {
-            Self::Import(_) | Self::Retain(_) => true,
-            Self::Create(_) | Self::Apply { .. } | Self::Claim(_) | Self::Sweep(_) | Self::Redate(_) => false,
         }
     }
 
     /// The labels that the command adds. Each is a row of its own.
     pub(super) fn labels(&self) -> usize {
-        if let Self::Create(create) = self { create.spec.labels.len() } else { 0 }
+        match self {
+            Self::Create(create) => create.spec.labels.len(),
+            Self::Apply { .. } => 0,
+        }
     }
 
-    /// Approximate bytes that the command takes in memory. Queues and batches are bounded by this.
-    pub fn weight(&self) -> usize {
-        const FIXED: usize = 512;
-        FIXED
-            + match self {
-                Self::Create(create) => {
-                    let spec = &create.spec;
-                    create.payload.as_ref().map_or(0, Json::len)
-                        + spec.job_type.len()
-                        + spec.requested_by.len()
-                        + spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len())
-                        + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
-                }
-                Self::Apply { command, .. } => match &**command {
-                    transition::Command::Report(report) => {
-                        let outcome = match &report.step {
-                            Some(Step::End(ending)) => outcome_weight(&ending.outcome),
-                            Some(Step::Run) | None => 0,
-                        };
-                        news_weight(&report.news) + outcome
-                    }
-                    transition::Command::LegacyReport(reach) => {
-                        let outcome = match &reach.to {
-                            Some(Target::Ended(ending)) => outcome_weight(&ending.outcome),
-                            _ => 0,
-                        };
-                        news_weight(&reach.news) + outcome
-                    }
-                    transition::Command::Heartbeat(heartbeat) => news_weight(&heartbeat.news),
-                    transition::Command::Cancel(cancel) => cancel.reason.len(),
-                    transition::Command::Claim(_)
-                    | transition::Command::Redeliver(_)
-                    | transition::Command::GiveBack(_)
-                    | transition::Command::Retry(_)
-                    | transition::Command::Sweep(_)
-                    | transition::Command::Redate(_) => 0,
-                },
-                Self::Import(import) => {
-                    let spec = &import.job.spec;
-                    let past: usize = import.job.past.iter().map(past_weight).sum();
-                    let state = &import.job.state;
-                    let (result, error) = (state.result.as_ref(), state.error.as_ref());
-                    past + spec.job_type.len()
-                        + spec.requested_by.len()
-                        + result.map_or(0, Json::len)
-                        + error.map_or(0, |error| error.message.len())
-                }
-                Self::Claim(claim) => claim.types.iter().map(|name| name.len()).sum(),
-                Self::Sweep(_) | Self::Redate(_) | Self::Retain(_) => 0,
+    /// Approximate bytes of the command's texts.
+    pub(super) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Create(create) => {
+                let spec = &create.spec;
+                create.payload.as_ref().map_or(0, Json::len)
+                    + spec.job_type.len()
+                    + spec.requested_by.len()
+                    + spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len())
+                    + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
             }
+            Self::Apply { command, .. } => match &**command {
+                transition::Command::Report(report) => {
+                    let outcome = match &report.step {
+                        Some(Step::End(ending)) => outcome_bytes(&ending.outcome),
+                        Some(Step::Run) | None => 0,
+                    };
+                    news_bytes(&report.news) + outcome
+                }
+                transition::Command::LegacyReport(report) => {
+                    let outcome = match &report.to {
+                        Some(Target::Ended(ending)) => outcome_bytes(&ending.outcome),
+                        Some(_) | None => 0,
+                    };
+                    news_bytes(&report.news) + outcome
+                }
+                transition::Command::Heartbeat(heartbeat) => news_bytes(&heartbeat.news),
+                transition::Command::Cancel(cancel) => cancel.reason.len(),
+                transition::Command::Claim(_)
+                | transition::Command::Redeliver(_)
+                | transition::Command::GiveBack(_)
+                | transition::Command::Retry(_)
+                | transition::Command::Sweep(_)
+                | transition::Command::Redate(_) => 0,
+            },
+        }
     }
 }
 
-fn past_weight(past: &Past) -> usize {
+impl Import {
+    /// Approximate bytes of the job's texts, those of its past events included.
+    pub(super) fn text_bytes(&self) -> usize {
+        let spec = &self.job.spec;
+        let past: usize = self.job.past.iter().map(past_bytes).sum();
+        let (result, error) = (self.job.state.result.as_ref(), self.job.state.error.as_ref());
+        past + spec.job_type.len()
+            + spec.requested_by.len()
+            + result.map_or(0, Json::len)
+            + error.map_or(0, |error| error.message.len())
+    }
+}
+
+fn past_bytes(past: &Past) -> usize {
     const FIXED: usize = 256;
     let error = past.error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
     FIXED + past.message.len() + past.result.as_ref().map_or(0, Json::len) + error
 }
 
-fn news_weight(news: &News) -> usize {
+fn news_bytes(news: &News) -> usize {
     news.stage.as_deref().map_or(0, str::len) + news.message.len()
 }
 
-fn outcome_weight(outcome: &Outcome) -> usize {
+fn outcome_bytes(outcome: &Outcome) -> usize {
     let (result, error) = match outcome {
         Outcome::Succeeded { result } => (result, None),
         Outcome::Failed { result, error, .. } => (result, Some(error)),

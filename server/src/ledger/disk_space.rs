@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{LedgerError, command::Command};
+use super::{LedgerError, submission::Submission};
 use crate::domain::id::OrgId;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -48,7 +48,7 @@ impl Space {
     }
 
     /// Refuses commands that grow the database while only the reserve is left.
-    pub(super) fn refuse(&self, command: &Command) -> Result<(), LedgerError> {
+    pub(super) fn refuse(&self, command: &Submission) -> Result<(), LedgerError> {
         let is_refused = command.grows() && self.state().space == DiskSpace::Reserved;
         if is_refused { Err(LedgerError::StorageFull) } else { Ok(()) }
     }

@@ -5,11 +5,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use super::{
-    claim_selection,
-    command::{Claim, Command},
-    pending::Pending,
-};
+use super::{claim_selection, command::Claim, pending::Pending, submission::Submission};
 use crate::{domain::id::OrgId, store::Capacity};
 
 /// Bounds on the claims of one org in one transaction: the types that they name, and the candidates of these types, which are
@@ -27,7 +23,7 @@ pub(super) const MANY: usize = 16;
 /// Waiting commands of an org, and whether a batch of it is under way.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Commands on running jobs, claims and sweeps: see [`Command::is_vital`].
+    /// Commands on running jobs, claims and sweeps: see [`Submission::is_vital`].
     pub(super) vital: VecDeque<Pending>,
     /// All others.
     pub(super) rest: VecDeque<Pending>,
@@ -38,7 +34,7 @@ pub(super) struct Lane {
     pub(super) is_busy: bool,
     /// Another server held its head when it was to share a transaction. It goes alone the next time, and waits for the head.
     pub(super) goes_alone: bool,
-    /// Waiting commands that share no transaction with other orgs: see [`Command::goes_alone`].
+    /// Waiting commands that share no transaction with other orgs: see [`Submission::goes_alone`].
     pub(super) loners: usize,
 }
 
@@ -96,7 +92,7 @@ impl Room {
     /// True of a claim that asks for too much in addition to the org's other claims.
     pub(super) fn passes_over(&self, org: OrgId, next: &Pending) -> bool {
         match (&next.command, self.asked.get(&org)) {
-            (Command::Claim(claim), Some(asked)) => !asked.has_room_for(claim),
+            (Submission::Claim(claim, _), Some(asked)) => !asked.has_room_for(claim),
             _ => false,
         }
     }
@@ -106,7 +102,7 @@ impl Room {
         self.bytes = self.bytes.saturating_sub(next.weight);
         self.labels = self.labels.saturating_sub(next.command.labels());
         self.is_empty = false;
-        if let Command::Claim(claim) = &next.command {
+        if let Submission::Claim(claim, _) = &next.command {
             self.asked.entry(org).or_default().add(claim);
         }
     }
@@ -162,12 +158,12 @@ mod tests {
 
     use uuid::Uuid;
 
-    use super::*;
+    use super::{super::submission::ReplyTo, *};
 
     fn claim(types: std::ops::Range<usize>, max_jobs: usize) -> Pending {
         let types = types.map(|n| Arc::from(format!("t{n:04}"))).collect();
         let claim = Claim { worker: "w".into(), types, max_jobs, lease: Duration::from_secs(1), request: None };
-        Pending::new(Command::Claim(Box::new(claim)), None, None)
+        Pending::new(Submission::Claim(Box::new(claim), ReplyTo::channel().0), None)
     }
 
     #[test]

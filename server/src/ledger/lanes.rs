@@ -11,19 +11,24 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::Notify,
     time::{Instant, timeout_at},
 };
 
 use super::{
     LedgerError, Limits,
-    command::{Author, Command},
+    command::Author,
     disk_space::Space,
     lane::{Kept, Lane, MANY, PASSED_OVER, Room},
     pacing::{Pacing, Worked},
-    pending::{Answer, Begun, Load, OrgBatch, Pending, Turn},
+    pending::{Begun, Load, OrgBatch, Pending, Turn},
+    submission::{Receiver, ReplyTo, Submission},
 };
-use crate::{domain::id::OrgId, shares::with_reserve, store::Capacity};
+use crate::{
+    domain::{id::OrgId, transition::GiveBack},
+    shares::with_reserve,
+    store::Capacity,
+};
 
 /// One lane may have one part in this many of the bytes of all lanes.
 const ORG_SHARE: usize = 4;
@@ -78,27 +83,34 @@ impl Lanes {
         &self.space
     }
 
-    /// Appends a command to its org's lane.
-    pub(super) fn enqueue_one(&self, by: Author, command: Command) -> Result<oneshot::Receiver<Answer>, LedgerError> {
-        self.space.refuse(&command)?;
-        let (answer, receiver) = oneshot::channel();
-        let pending = Pending::new(command, by.actor, Some(answer));
+    /// Appends a command to its org's lane. `of` says which kind it is: a variant of [`Submission`].
+    pub(super) fn enqueue_one<C, R>(
+        &self,
+        by: Author,
+        of: impl FnOnce(C, ReplyTo<R>) -> Submission,
+        command: C,
+    ) -> Result<Receiver<R>, LedgerError> {
+        let (reply, receiver) = ReplyTo::channel();
+        let pending = Pending::new(of(command, reply), by.actor);
+        self.space.refuse(&pending.command)?;
         let state = self.admit(by.org, 1, pending.weight, pending.command.is_vital())?;
         self.push(state, by.org, [pending]);
         Ok(receiver)
     }
 
-    /// Appends commands to their org's lane: all of them, or none.
-    pub(super) fn enqueue(
+    /// Appends commands of one kind to their org's lane: all of them, or none.
+    pub(super) fn enqueue<C, R>(
         &self,
         by: &Author,
-        commands: Vec<Command>,
-    ) -> Result<Vec<oneshot::Receiver<Answer>>, LedgerError> {
+        of: impl Fn(C, ReplyTo<R>) -> Submission,
+        commands: Vec<C>,
+    ) -> Result<Vec<Receiver<R>>, LedgerError> {
         let (mut pending, mut receivers) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
         for command in commands {
+            let (reply, receiver) = ReplyTo::channel();
+            let command = of(command, reply);
             self.space.refuse(&command)?;
-            let (answer, receiver) = oneshot::channel();
-            pending.push(Pending::new(command, by.actor.clone(), Some(answer)));
+            pending.push(Pending::new(command, by.actor.clone()));
             receivers.push(receiver);
         }
         let weight: usize = pending.iter().map(|pending| pending.weight).sum();
@@ -136,11 +148,11 @@ impl Lanes {
         Ok(state)
     }
 
-    /// Appends commands that nobody waits for. They follow from accepted commands, so bounds do not apply, and they are
-    /// accepted while the lanes drain.
-    pub(super) fn enqueue_unasked(&self, org: OrgId, commands: impl IntoIterator<Item = Command>) {
-        let pending = |command: Command| Pending::new(command, None, None);
-        self.push(self.state(), org, commands.into_iter().map(pending));
+    /// Gives jobs back that were claimed and not delivered. This follows from accepted commands, so bounds do not apply, and it
+    /// is accepted while the lanes drain.
+    pub(super) fn give_back(&self, org: OrgId, jobs: impl IntoIterator<Item = GiveBack>) {
+        let pending = |job| Pending::new(Submission::GiveBack(job), None);
+        self.push(self.state(), org, jobs.into_iter().map(pending));
     }
 
     fn push(&self, mut guard: MutexGuard<'_, LaneQueues>, org: OrgId, pending: impl IntoIterator<Item = Pending>) {
@@ -446,7 +458,7 @@ impl LaneQueues {
             let Some(lane) = self.lanes.get_mut(&org) else { return true };
             let queue = lane.queue(is_vital);
             let next = queue.get(passed_over);
-            let is_over = |next: &Pending| next.is_abandoned() || next.is_late(limits);
+            let is_over = |next: &Pending| next.command.is_abandoned() || next.is_late(limits);
             if next.is_some_and(|next| !is_over(next) && room.passes_over(org, next)) && passed_over < PASSED_OVER {
                 passed_over += 1;
                 continue;
@@ -457,14 +469,12 @@ impl LaneQueues {
             lane.bytes -= next.weight;
             lane.loners -= usize::from(next.command.goes_alone());
             self.load.remove(&next);
-            if next.is_abandoned() {
+            if next.command.is_abandoned() {
                 continue;
             }
             if next.is_late(limits) {
                 let refusal = self.refusal(next.since);
-                if let Some(answer) = next.answer {
-                    let _ = answer.send(Err(refusal));
-                }
+                next.command.refuse(refusal);
                 continue;
             }
             room.take(org, &next);

@@ -24,6 +24,7 @@ mod read_budget;
 mod read_coalescer;
 mod reader;
 mod stream_slots;
+mod submission;
 mod subscription;
 mod writer;
 
@@ -42,10 +43,22 @@ pub use self::{
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
 use self::{
-    claim_repeats::Repeats, claim_waiters::ClaimWaiters, clock_watch::ClockWatch, command::Reply, follower::Follower,
-    hub::Hub, lanes::Lanes, log_identity::LogIdentity, name_budget::NameBudget, own_commits::OwnCommits,
-    pending::Answered, read_budget::ReadBudget, read_coalescer::ReadCoalescer, reader::Reader,
-    stream_slots::StreamSlots, subscription::Source, writer::Writer,
+    claim_repeats::Repeats,
+    claim_waiters::ClaimWaiters,
+    clock_watch::ClockWatch,
+    follower::Follower,
+    hub::Hub,
+    lanes::Lanes,
+    log_identity::LogIdentity,
+    name_budget::NameBudget,
+    own_commits::OwnCommits,
+    read_budget::ReadBudget,
+    read_coalescer::ReadCoalescer,
+    reader::Reader,
+    stream_slots::StreamSlots,
+    submission::{Receiver, ReplyTo, Submission},
+    subscription::Source,
+    writer::Writer,
 };
 pub use crate::store::{
     EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
@@ -228,7 +241,7 @@ impl Ledger {
     ///
     /// The command's own error, after its batch committed; or an error of the database or of an overload.
     pub async fn submit(&self, by: impl Into<Author>, command: Command) -> Result<JobReply, LedgerError> {
-        of_job(self.ask(by.into(), command).await)
+        self.ask(by.into(), Submission::Job, command).await
     }
 
     /// Submits many commands on one org. Returns an answer for each, in order. Several batches may decide them.
@@ -242,8 +255,8 @@ impl Ledger {
         commands: Vec<Command>,
     ) -> Result<Vec<Result<JobReply, LedgerError>>, LedgerError> {
         let mut replies = Vec::with_capacity(commands.len());
-        for answer in self.lanes.enqueue(&by.into(), commands)? {
-            replies.push(of_job(answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))));
+        for reply in self.lanes.enqueue(&by.into(), Submission::Job, commands)? {
+            replies.push(received(reply).await);
         }
         Ok(replies)
     }
@@ -258,16 +271,12 @@ impl Ledger {
         org: OrgId,
         jobs: Vec<Import>,
     ) -> Result<impl Future<Output = Vec<Result<Imported, LedgerError>>> + Send + use<>, LedgerError> {
-        let commands = jobs.into_iter().map(|import| Command::Import(Box::new(import))).collect();
-        let answers = self.lanes.enqueue(&org.into(), commands)?;
+        let jobs = jobs.into_iter().map(Box::new).collect();
+        let waiting = self.lanes.enqueue(&org.into(), Submission::Import, jobs)?;
         Ok(async move {
-            let mut replies = Vec::with_capacity(answers.len());
-            for answer in answers {
-                let answered = answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown));
-                replies.push(answered.and_then(|answered| match answered.reply {
-                    Reply::Imported(imported) => Ok(*imported),
-                    _ => Err(LedgerError::Refused),
-                }));
+            let mut replies = Vec::with_capacity(waiting.len());
+            for reply in waiting {
+                replies.push(received(reply).await);
             }
             replies
         })
@@ -279,10 +288,7 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`].
     pub async fn sweep(&self, org: OrgId, asked: SweepRequest) -> Result<Swept, LedgerError> {
-        match self.ask(org.into(), Command::Sweep(asked)).await?.reply {
-            Reply::Swept(swept) => Ok(swept),
-            _ => Err(LedgerError::Refused),
-        }
+        self.ask(org.into(), Submission::Sweep, asked).await
     }
 
     /// Re-dates leases and waits of one org that the clock dated while it was ahead, by `by` at most. One batch handles a
@@ -292,10 +298,7 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`].
     pub async fn redate(&self, org: OrgId, by: Duration) -> Result<Swept, LedgerError> {
-        match self.ask(org.into(), Command::Redate(by)).await?.reply {
-            Reply::Swept(swept) => Ok(swept),
-            _ => Err(LedgerError::Refused),
-        }
+        self.ask(org.into(), Submission::Redate, by).await
     }
 
     /// Removes finished jobs of one org whose retention is over, with their events: as many as one batch may.
@@ -304,10 +307,7 @@ impl Ledger {
     ///
     /// As for [`Ledger::submit`].
     pub async fn retain(&self, org: OrgId, retention: Retention) -> Result<Removed, LedgerError> {
-        match self.ask(org.into(), Command::Retain(retention)).await?.reply {
-            Reply::Removed(removed) => Ok(removed),
-            _ => Err(LedgerError::Refused),
-        }
+        self.ask(org.into(), Submission::Retain, retention).await
     }
 
     /// Records a reading of the database's clock. Batches record theirs themselves.
@@ -325,10 +325,14 @@ impl Ledger {
         self.watch.retention_waits();
     }
 
-    async fn ask(&self, by: Author, command: Command) -> Result<Answered, LedgerError> {
-        let answer = self.lanes.enqueue_one(by, command)?;
-        // Lanes answer every command that they accepted, unless the server is stopped in the middle of a turn.
-        answer.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
+    /// Submits one command and waits for its reply. `of` says which kind it is: a variant of [`Submission`].
+    async fn ask<C, R>(
+        &self,
+        by: Author,
+        of: impl FnOnce(C, ReplyTo<R>) -> Submission,
+        command: C,
+    ) -> Result<R, LedgerError> {
+        received(self.lanes.enqueue_one(by, of, command)?).await
     }
 
     /// Reads one job. A large job comes with the read turn it took; the caller keeps the turn until its answer is made.
@@ -412,9 +416,7 @@ impl Ledger {
     }
 }
 
-fn of_job(answer: Result<Answered, LedgerError>) -> Result<JobReply, LedgerError> {
-    match answer?.reply {
-        Reply::Job(reply) => Ok(*reply),
-        _ => Err(LedgerError::Refused),
-    }
+/// Lanes answer every command that they accepted, unless the server is stopped in the middle of a turn.
+async fn received<R>(reply: Receiver<R>) -> Result<R, LedgerError> {
+    reply.await.unwrap_or(Err(LedgerError::OutcomeUnknown))
 }

@@ -1,49 +1,29 @@
-//! Waiting commands, their answers, and turns of them.
+//! Waiting commands, and turns of them.
 
 use std::sync::Arc;
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
-use super::{
-    LedgerError, Limits,
-    claim_call::Undelivered,
-    command::{Command, Reply},
-};
+use super::{LedgerError, Limits, submission::Submission};
 use crate::{domain::id::OrgId, store::StoreError};
-
-/// The answer to a command.
-pub(super) type Answer = Result<Answered, LedgerError>;
-
-/// A reply on its way to its caller.
-pub(super) struct Answered {
-    pub(super) reply: Reply,
-    /// Jobs that a claim took and that are not delivered yet.
-    pub(super) undelivered: Option<Undelivered>,
-}
 
 /// A waiting command.
 pub(super) struct Pending {
-    pub(super) command: Command,
-    /// Actor of the command's events, as in [`By`](super::command::By).
+    pub(super) command: Submission,
+    /// Actor of the command's events, as in [`Author`](super::command::Author).
     pub(super) actor: Option<Arc<str>>,
     pub(super) weight: usize,
     pub(super) since: Instant,
-    /// `None`: nobody waits for the answer, and the command is decided all the same.
-    pub(super) answer: Option<oneshot::Sender<Answer>>,
 }
 
 impl Pending {
-    pub(super) fn new(command: Command, actor: Option<Arc<str>>, answer: Option<oneshot::Sender<Answer>>) -> Self {
-        Self { weight: command.weight(), command, actor, since: Instant::now(), answer }
+    pub(super) fn new(command: Submission, actor: Option<Arc<str>>) -> Self {
+        Self { weight: command.weight(), command, actor, since: Instant::now() }
     }
 
     /// True if the command has waited longer than it may.
     pub(super) fn is_late(&self, limits: &Limits) -> bool {
-        self.answer.is_some() && self.since.elapsed() > limits.queued_within
-    }
-
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
+        self.command.is_awaited() && self.since.elapsed() > limits.queued_within
     }
 }
 
@@ -61,7 +41,7 @@ impl Load {
     pub(super) fn add(&mut self, pending: &Pending) {
         self.commands += 1;
         self.bytes += pending.weight;
-        if pending.answer.is_none() {
+        if !pending.command.is_awaited() {
             self.unasked += 1;
             self.unasked_bytes += pending.weight;
         }
@@ -70,7 +50,7 @@ impl Load {
     pub(super) fn remove(&mut self, pending: &Pending) {
         self.commands -= 1;
         self.bytes -= pending.weight;
-        if pending.answer.is_none() {
+        if !pending.command.is_awaited() {
             self.unasked -= 1;
             self.unasked_bytes -= pending.weight;
         }
@@ -127,8 +107,8 @@ pub(super) fn refuse(turn: Turn, error: StoreError) -> bool {
         StoreError::Conflict(_) | StoreError::Refused(_) | StoreError::Full(_) | StoreError::Unusable(_) => false,
     };
     let error = LedgerError::from(error);
-    for answer in turn.into_iter().flat_map(|batch| batch.commands).filter_map(|pending| pending.answer) {
-        let _ = answer.send(Err(error.clone()));
+    for pending in turn.into_iter().flat_map(|batch| batch.commands) {
+        pending.command.refuse(error.clone());
     }
     is_outage
 }

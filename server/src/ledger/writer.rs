@@ -22,13 +22,13 @@ use super::{
     claim_call::Undelivered,
     claim_waiters::ClaimWaiters,
     clock_watch::{ClockReading, ClockState, ClockWatch, Moment},
-    command::Reply,
-    decide::{Chosen, Decision, Inputs, Ordered, Quotas, choose, needs},
+    decide::{Chosen, Decision, Inputs, Quotas, choose, needs},
     hub::Hub,
     lanes::{Lanes, OUTAGE},
     own_commits::OwnCommits,
     pacing::Worked,
-    pending::{Answered, Begun, OrgBatch, Turn, is_single, parts, refuse},
+    pending::{Begun, OrgBatch, Turn, is_single, parts, refuse},
+    submission::Submission,
 };
 use crate::{
     domain::{id::OrgId, job::Job, lease::LeaseSecret},
@@ -141,7 +141,7 @@ impl Writer {
         let mut left_out = Turn::new();
         let is_outage = match self.attempt(&mut turn, &mut left_out, may_grow).await {
             Ok(decisions) => {
-                self.finish(turn, decisions);
+                self.finish(turn, &decisions);
                 false
             }
             // The database refused data that validation accepted. Running the parts one by one fails only the culprit.
@@ -315,16 +315,12 @@ impl Writer {
         let secret = LeaseSecret::random().map_err(|error| StoreError::Unavailable(error.to_string()))?;
         let loaded = batch.load(&needs).await?;
         let mut chosen = Vec::with_capacity(turn.len());
-        let mut heads = HashMap::with_capacity(turn.len());
-        for (OrgBatch { org, commands, most }, loaded) in turn.iter().zip(loaded) {
+        for (OrgBatch { org, commands, most }, loaded) in turn.iter_mut().zip(loaded) {
             let inputs = Inputs { clock: batch.now(), began, trust, secret, most: *most };
             if let Some(last) = loaded.head.recorded_at {
                 self.compare_clocks(last - inputs.clock);
             }
             refuse_ahead(&loaded.jobs, loaded.head.seq)?;
-            heads.insert(*org, loaded.head.seq);
-            let commands =
-                commands.iter().map(|pending| Ordered { command: &pending.command, by: pending.actor.as_ref() });
             // A panic in a decision fails only its command: the commands of the turn are then run one by one.
             let space = self.lanes.space();
             let quotas = Quotas::of(&self.limits, space.most_of(*org, loaded.head.stock.bytes.max(0).unsigned_abs()));
@@ -338,10 +334,10 @@ impl Writer {
                 rows.entry(job.org_id).or_default().push(job);
             }
         }
-        let mut decisions = Vec::with_capacity(turn.len());
-        for (OrgBatch { org, .. }, chosen) in turn.iter().zip(chosen) {
-            let rows = rows.remove(org).unwrap_or_default();
-            refuse_ahead(&rows, heads.get(org).copied().unwrap_or_default())?;
+        let mut decisions = Vec::with_capacity(chosen.len());
+        for chosen in chosen {
+            let rows = rows.remove(&chosen.org()).unwrap_or_default();
+            refuse_ahead(&rows, chosen.loaded_seq())?;
             decisions.push(defended(|| chosen.decide(rows))?);
         }
         let doubts = turn.iter().zip(&decisions).filter(|(_, decision)| decision.doubts_keys);
@@ -422,26 +418,23 @@ impl Writer {
     }
 
     /// Answers the callers, then announces to other servers how far the logs reach.
-    fn finish(&self, turn: Turn, decisions: Vec<Decision>) {
-        let reaches: Vec<_> = reaches(&turn, &decisions).collect();
-        self.answer(turn, decisions);
+    fn finish(&self, turn: Turn, decisions: &[Decision]) {
+        let reaches: Vec<_> = reaches(&turn, decisions).collect();
+        self.answer(turn);
         if !reaches.is_empty() {
             self.store.announce(&reaches);
         }
     }
 
-    fn answer(&self, turn: Turn, decisions: Vec<Decision>) {
-        for (batch, decision) in turn.into_iter().zip(decisions) {
-            for (pending, reply) in batch.commands.into_iter().zip(decision.replies) {
-                let answered = reply.map(|reply| {
-                    let claimed = if let Reply::Claimed(claimed) = &reply { &claimed.jobs[..] } else { &[] };
-                    let undelivered = Undelivered::of(&self.lanes, batch.org, claimed);
-                    Answered { reply, undelivered }
-                });
-                // A command whose caller has gone since was still decided. Dropping `answered` gives claimed jobs back.
-                if let Some(answer) = pending.answer {
-                    let _ = answer.send(answered);
+    fn answer(&self, turn: Turn) {
+        for OrgBatch { org, commands, .. } in turn {
+            for mut pending in commands {
+                if let Submission::Claim(_, reply) = &mut pending.command
+                    && let Some(claimed) = reply.decided_mut()
+                {
+                    claimed.undelivered = Undelivered::of(&self.lanes, org, &claimed.jobs);
                 }
+                pending.command.send();
             }
         }
     }

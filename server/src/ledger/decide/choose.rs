@@ -4,11 +4,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     super::{
-        LedgerError,
+        claim_call::Claimed,
         claim_selection::{self, Candidates},
-        command::{Claim, Command, Reply},
+        command::Claim,
+        pending::Pending,
+        submission::Submission,
     },
-    Decision, Inputs, Log, Ordered, Quotas, is_last,
+    Decision, Inputs, Log, Quotas,
 };
 use crate::{
     domain::{
@@ -16,14 +18,13 @@ use crate::{
         job::Job,
         transition::{self, Redeliver},
     },
-    store::Loaded,
+    store::{FoundReady, Loaded},
 };
 
 /// A batch whose commands are decided and whose claims have chosen jobs. It still needs the rows of these jobs.
 pub(in crate::ledger) struct Chosen<'a> {
     log: Log,
-    commands: Vec<Ordered<'a>>,
-    replies: Vec<Result<Reply, LedgerError>>,
+    commands: &'a mut [Pending],
     choices: Vec<Choice>,
 }
 
@@ -43,42 +44,131 @@ enum Taken {
     SameAs(usize),
 }
 
-/// Decides the commands in order, except `Abandon`s, and chooses jobs for claims. Each command sees the effects of those before
-/// it. An error is its caller's alone.
-pub(in crate::ledger) fn choose<'a>(
+/// Decides the commands in order, except jobs given back, and chooses jobs for claims. Each command sees the effects of those
+/// before it. An error is its caller's alone.
+pub(in crate::ledger) fn choose(
     org: OrgId,
-    commands: impl IntoIterator<Item = Ordered<'a>>,
+    commands: &mut [Pending],
     mut loaded: Loaded,
     inputs: Inputs,
     quotas: Quotas,
-) -> Chosen<'a> {
+) -> Chosen<'_> {
     let ready = std::mem::take(&mut loaded.ready);
     let mut log = Log::new(org, loaded, inputs, quotas);
-    let commands: Vec<_> = commands.into_iter().collect();
-    let mut replies: Vec<_> = commands.iter().map(|ordered| log.decide(*ordered)).collect();
-    let mut choices: Vec<Choice> = Vec::new();
-    let claims = commands.iter().enumerate().filter_map(|(place, ordered)| match ordered.command {
-        Command::Claim(claim) => Some((place, &**claim, ordered.by)),
+    commands.iter_mut().for_each(|command| log.decide(command));
+    let choices = log.choose(commands, ready);
+    Chosen { log, commands, choices }
+}
+
+impl Chosen<'_> {
+    /// The jobs whose rows [`Self::decide`] takes.
+    pub(in crate::ledger) fn wanted(&self) -> impl Iterator<Item = (OrgId, JobId)> {
+        let jobs = self.choices.iter().flat_map(|choice| match &choice.jobs {
+            Taken::Jobs(jobs) => &jobs[..],
+            Taken::SameAs(_) => &[],
+        });
+        jobs.filter(|id| !self.log.jobs.contains_key(id)).map(|id| (self.log.org, *id))
+    }
+
+    /// The org.
+    pub(in crate::ledger) fn org(&self) -> OrgId {
+        self.log.org
+    }
+
+    /// The last `seq` of the org's log before the batch.
+    pub(in crate::ledger) fn loaded_seq(&self) -> i64 {
+        self.log.loaded_head.seq
+    }
+
+    /// Hands the jobs out. Then takes back jobs that were not delivered, last so that a repeated claim still finds its leases.
+    pub(in crate::ledger) fn decide(mut self, rows: Vec<Job>) -> Decision {
+        self.log.jobs.extend(rows.into_iter().map(|job| (job.id, job)));
+        self.hand_out();
+        let Self { mut log, commands, .. } = self;
+        let has_claims = commands.iter().any(|pending| matches!(pending.command, Submission::Claim(..)));
+        let seen_by_claims = has_claims.then(|| log.ready_now());
+        log.by = None;
+        for pending in &*commands {
+            if let Submission::GiveBack(given) = &pending.command {
+                // Nothing happens if the lease is over or was extended meanwhile.
+                let _ = log.apply(given.token.job, &transition::Command::GiveBack(*given));
+            }
+        }
+        let loaded_gen = log.head.ready_gen;
+        let ready = log.count_ready();
+        if let Some(seen) = seen_by_claims {
+            let seen_gen = if seen == ready { log.head.ready_gen } else { loaded_gen };
+            for claimed in claimed(commands) {
+                claimed.ready_gen = seen_gen;
+            }
+        }
+        let doubts_keys = log.doubts_keys;
+        Decision { changes: log.finish(), ready, doubts_keys }
+    }
+
+    /// Gives each claim its chosen jobs, as far as its answer has room.
+    fn hand_out(&mut self) {
+        let (mut taken, mut is_cut): (Vec<Vec<JobId>>, bool) = (Vec::with_capacity(self.choices.len()), false);
+        for Choice { place, jobs, has_more } in std::mem::take(&mut self.choices) {
+            let Pending { command, actor, .. } = &mut self.commands[place];
+            let Submission::Claim(claim, reply) = command else { continue };
+            self.log.by.clone_from(actor);
+            let jobs = match jobs {
+                Taken::SameAs(earlier) => {
+                    let again = taken[earlier].clone();
+                    again.into_iter().filter_map(|id| self.log.renew(id, claim)).take(claim.max_jobs).collect()
+                }
+                Taken::Jobs(chosen) => {
+                    let wanted = chosen.len();
+                    let jobs = self.log.claim(claim, chosen);
+                    is_cut |= jobs.len() < wanted;
+                    jobs
+                }
+            };
+            taken.push(jobs.iter().map(|job: &Job| job.id).collect());
+            reply.decide(Ok(Claimed::new(jobs, has_more)));
+        }
+        if is_cut {
+            // Jobs left out of one answer may be another claim's, so all claims ask again.
+            for claimed in claimed(self.commands) {
+                claimed.has_more = true;
+            }
+        }
+    }
+}
+
+/// What was decided on the claims among these commands that were not refused.
+fn claimed(commands: &mut [Pending]) -> impl Iterator<Item = &mut Claimed> {
+    commands.iter_mut().filter_map(|pending| match &mut pending.command {
+        Submission::Claim(_, reply) => reply.decided_mut(),
         _ => None,
-    });
-    let mut claims = claims.peekable();
-    if claims.peek().is_some() {
-        let mut candidates = Candidates::new(ready, &log.jobs);
-        let mut by_request: HashMap<(&Arc<str>, &Arc<str>), usize> = HashMap::new();
+    })
+}
+
+impl Log {
+    /// Chooses jobs for the claims among these commands.
+    fn choose(&mut self, commands: &mut [Pending], ready: FoundReady) -> Vec<Choice> {
+        let mut choices: Vec<Choice> = Vec::new();
+        if !commands.iter().any(|pending| matches!(pending.command, Submission::Claim(..))) {
+            return choices;
+        }
+        let mut candidates = Candidates::new(ready, &self.jobs);
+        let mut by_request: HashMap<(Arc<str>, Arc<str>), usize> = HashMap::new();
         // A claim that gets none because of this bound has `has_more` set, and asks again.
-        let mut left = log.most.unwrap_or(usize::MAX);
-        for (place, claim, by) in claims {
-            log.by = by.cloned();
-            if let Some(reply) = log.renew_held(claim, &candidates) {
-                replies[place] = Ok(reply);
+        let mut left = self.most.unwrap_or(usize::MAX);
+        for (place, Pending { command, actor, .. }) in commands.iter_mut().enumerate() {
+            let Submission::Claim(claim, reply) = command else { continue };
+            self.by.clone_from(actor);
+            if let Some(renewed) = self.renew_held(claim, &candidates) {
+                reply.decide(Ok(renewed));
                 continue;
             }
-            if let Err(refused) = log.may_work() {
-                replies[place] = Err(refused);
+            if let Err(refused) = self.may_work() {
+                reply.decide(Err(refused));
                 continue;
             }
-            let request = claim.request.as_ref().map(|request| (&claim.worker, request));
-            let jobs = match request.and_then(|request| by_request.get(&request)) {
+            let request = claim.request.as_ref().map(|request| (Arc::clone(&claim.worker), Arc::clone(request)));
+            let jobs = match request.as_ref().and_then(|request| by_request.get(request)) {
                 Some(earlier) => Taken::SameAs(*earlier),
                 None => {
                     let jobs = (0..claim.max_jobs.min(left)).map_while(|_| candidates.take(claim));
@@ -93,89 +183,15 @@ pub(in crate::ledger) fn choose<'a>(
             }
             choices.push(Choice { place, jobs, has_more: candidates.has_more(claim) });
         }
-    }
-    Chosen { log, commands, replies, choices }
-}
-
-impl Chosen<'_> {
-    /// The jobs whose rows [`Self::decide`] takes.
-    pub(in crate::ledger) fn wanted(&self) -> impl Iterator<Item = (OrgId, JobId)> {
-        let jobs = self.choices.iter().flat_map(|choice| match &choice.jobs {
-            Taken::Jobs(jobs) => &jobs[..],
-            Taken::SameAs(_) => &[],
-        });
-        jobs.filter(|id| !self.log.jobs.contains_key(id)).map(|id| (self.log.org, *id))
+        choices
     }
 
-    /// Hands the jobs out. Then decides `Abandon`s, last so that a repeated claim still finds its leases.
-    pub(in crate::ledger) fn decide(mut self, rows: Vec<Job>) -> Decision {
-        self.log.jobs.extend(rows.into_iter().map(|job| (job.id, job)));
-        let has_claims = self.commands.iter().any(|ordered| matches!(ordered.command, Command::Claim(_)));
-        self.hand_out();
-        let Self { mut log, commands, mut replies, .. } = self;
-        let seen_by_claims = has_claims.then(|| log.ready_now());
-        log.by = None;
-        for (Ordered { command, .. }, reply) in commands.into_iter().zip(&mut replies) {
-            if let Command::Apply { job, command } = command
-                && is_last(command)
-            {
-                *reply = log.apply(*job, command).map(|job| Reply::of_job(job, false));
-            }
-        }
-        let loaded_gen = log.head.ready_gen;
-        let ready = log.count_ready();
-        if let Some(seen) = seen_by_claims {
-            let seen_gen = if seen == ready { log.head.ready_gen } else { loaded_gen };
-            for reply in &mut replies {
-                if let Ok(Reply::Claimed(claimed)) = reply {
-                    claimed.ready_gen = seen_gen;
-                }
-            }
-        }
-        let doubts_keys = log.doubts_keys;
-        Decision { replies, changes: log.finish(), ready, doubts_keys }
-    }
-
-    /// Gives each claim its chosen jobs, as far as its answer has room.
-    fn hand_out(&mut self) {
-        let (mut taken, mut is_cut): (Vec<Vec<JobId>>, bool) = (Vec::with_capacity(self.choices.len()), false);
-        for Choice { place, jobs, has_more } in std::mem::take(&mut self.choices) {
-            let Ordered { command, by } = self.commands[place];
-            let Command::Claim(claim) = command else { continue };
-            self.log.by = by.cloned();
-            let jobs = match jobs {
-                Taken::SameAs(earlier) => {
-                    let again = taken[earlier].clone();
-                    again.into_iter().filter_map(|id| self.log.renew(id, claim)).take(claim.max_jobs).collect()
-                }
-                Taken::Jobs(chosen) => {
-                    let wanted = chosen.len();
-                    let jobs = self.log.claim(claim, chosen);
-                    is_cut |= jobs.len() < wanted;
-                    jobs
-                }
-            };
-            taken.push(jobs.iter().map(|job: &Job| job.id).collect());
-            self.replies[place] = Ok(Reply::of_claim(jobs, has_more));
-        }
-        if is_cut {
-            // Jobs left out of one answer may be another claim's, so all claims ask again.
-            for claimed in self.replies.iter_mut().flatten() {
-                if let Reply::Claimed(claimed) = claimed {
-                    claimed.has_more = true;
-                }
-            }
-        }
-    }
-}
-
-impl Log {
     /// If the claim is a repeat, extends the leases that it has; `None` if it has none.
-    fn renew_held(&mut self, claim: &Claim, candidates: &Candidates) -> Option<Reply> {
+    fn renew_held(&mut self, claim: &Claim, candidates: &Candidates) -> Option<Claimed> {
         let request = (Arc::clone(&claim.worker), Arc::clone(claim.request.as_ref()?));
         let held = self.held.get(&request).cloned()?;
         let renewed: Vec<_> = held.into_iter().filter_map(|id| self.renew(id, claim)).take(claim.max_jobs).collect();
-        (!renewed.is_empty()).then(|| Reply::of_claim(renewed, candidates.has_more(claim)))
+        (!renewed.is_empty()).then(|| Claimed::new(renewed, candidates.has_more(claim)))
     }
 
     /// Claims ready jobs, as many as an answer has room for.

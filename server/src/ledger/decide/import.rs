@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     super::{
         LedgerError,
-        command::{Import, Reply},
+        command::{Import, Imported},
     },
     Before, Log,
 };
@@ -16,7 +16,7 @@ use crate::domain::{
 };
 
 impl Log {
-    pub(super) fn import(&mut self, import: &Import) -> Result<Reply, LedgerError> {
+    pub(super) fn import(&mut self, import: &Import) -> Result<Imported, LedgerError> {
         let Import { job: wanted, is_dry_run } = import;
         if let Some(idempotency) = &wanted.spec.idempotency
             && let Some(existing) = self.keys.get(&idempotency.key).filter(|id| **id != wanted.id)
@@ -30,7 +30,7 @@ impl Log {
         };
         let (outcome, transition) = match Job::import(wanted, self.org, known, self.tick()) {
             Ok(brought) => brought,
-            Err(refusal) => return Ok(Reply::of_import(Err(refusal), None, 0)),
+            Err(refusal) => return Ok(Imported { outcome: Err(refusal), job: None, events: 0 }),
         };
         if outcome == ImportOutcome::New {
             self.add_to_stock(1, u64::from(wanted.spec.payload_bytes))?;
@@ -47,6 +47,6 @@ impl Log {
             self.marks.insert(job.id, Mark { seq: job.last_seq, digest: wanted.digest, past });
             self.append(status, before, timeline, transition);
         }
-        Ok(Reply::of_import(Ok(outcome), Some(job), events))
+        Ok(Imported { outcome: Ok(outcome), job: Some(job), events })
     }
 }

@@ -19,7 +19,9 @@ pub(super) use self::{
 use super::{
     LedgerError, claim_selection,
     clock_watch::ClockState,
-    command::{Command, Create, Reply},
+    command::{Command, Create, JobReply},
+    pending::Pending,
+    submission::Submission,
 };
 use crate::{
     domain::{
@@ -39,35 +41,38 @@ use crate::{
 };
 
 /// What a batch has to load for its commands. `most` bounds the due jobs that it may change.
-pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Command>, most: Option<usize>) -> Needs {
+pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submission>, most: Option<usize>) -> Needs {
     let most_due = sweep::most(most);
     let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
     let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
     for command in commands {
         match command {
-            Command::Create(create) => {
+            Submission::Job(Command::Create(create), _) => {
                 types.insert(Arc::clone(&create.spec.job_type));
                 if let Some(idempotency) = &create.spec.idempotency {
                     keys.insert(Arc::clone(&idempotency.key));
                 }
             }
-            Command::Apply { job, .. } => {
+            Submission::Job(Command::Apply { job, .. }, _) => {
                 jobs.insert(*job);
             }
-            Command::Import(import) => {
+            Submission::GiveBack(given) => {
+                jobs.insert(given.token.job);
+            }
+            Submission::Import(import, _) => {
                 let job = &import.job;
                 jobs.insert(job.id);
                 imports.push((job.id, job.digest));
                 types.insert(Arc::clone(&job.spec.job_type));
                 keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
             }
-            Command::Claim(claim) => claims.push(&**claim),
-            Command::Sweep(_) => due = Some(most_due),
-            Command::Redate(by) => {
+            Submission::Claim(claim, _) => claims.push(&**claim),
+            Submission::Sweep(..) => due = Some(most_due),
+            Submission::Redate(by, _) => {
                 due = Some(most_due);
                 misdated = Some((most_due, *by));
             }
-            Command::Retain(retention) => {
+            Submission::Retain(retention, _) => {
                 expired = Some(retain::expired(retention));
             }
         }
@@ -132,16 +137,8 @@ pub(super) struct Inputs {
     pub(super) most: Option<usize>,
 }
 
-/// A command, and the actor of its events.
-#[derive(Clone, Copy)]
-pub(super) struct Ordered<'a> {
-    pub(super) command: &'a Command,
-    pub(super) by: Option<&'a Arc<str>>,
-}
-
-/// The outcome of a batch: an answer for each command in order, and the changes to write before any answer is sent.
+/// The outcome of a batch besides its replies: the changes to write before any reply is sent.
 pub(super) struct Decision {
-    pub(super) replies: Vec<Result<Reply, LedgerError>>,
     pub(super) changes: Changes,
     /// Jobs that became ready and were not claimed, by type.
     pub(super) ready: BTreeMap<Arc<str>, usize>,
@@ -152,10 +149,6 @@ pub(super) struct Decision {
 /// The stock of an org once events of this many bytes are removed.
 fn without(stock: Stock, bytes: i64) -> Stock {
     Stock { bytes: stock.bytes - bytes, ..stock }
-}
-
-fn is_last(command: &transition::Command) -> bool {
-    matches!(command, transition::Command::GiveBack(_))
 }
 
 /// The part of an org's log that a batch touches.
@@ -257,21 +250,23 @@ impl Log {
         }
     }
 
-    fn decide(&mut self, Ordered { command, by }: Ordered<'_>) -> Result<Reply, LedgerError> {
-        self.by = by.cloned();
+    /// Decides a command, except claims and jobs given back: these are decided after all others.
+    fn decide(&mut self, Pending { command, actor, .. }: &mut Pending) {
+        self.by.clone_from(actor);
         match command {
-            Command::Create(create) => self.create(create),
-            // Decided after all other commands.
-            Command::Apply { command, .. } if is_last(command) => Err(LedgerError::Refused),
-            Command::Claim(_) => Err(LedgerError::Refused),
-            Command::Apply { job, command } => {
-                let job = self.apply(*job, command)?;
-                Ok(Reply::of_job(job, false))
+            Submission::Job(Command::Create(create), reply) => reply.decide(self.create(create)),
+            Submission::Job(Command::Apply { job, command }, reply) => {
+                let applied = self.apply(*job, command);
+                reply.decide(applied.map(|job| JobReply { job, deduplicated: false }));
             }
-            Command::Import(import) => self.import(import),
-            Command::Sweep(asked) => Ok(Reply::Swept(self.sweep(asked.sweep(self.began, self.trust.jump)))),
-            Command::Redate(by) => Ok(Reply::Swept(self.redate(*by))),
-            Command::Retain(retention) => Ok(Reply::Removed(self.retain(retention))),
+            Submission::Import(import, reply) => reply.decide(self.import(import)),
+            Submission::Claim(..) | Submission::GiveBack(_) => {}
+            Submission::Sweep(asked, reply) => {
+                let sweep = asked.sweep(self.began, self.trust.jump);
+                reply.decide(Ok(self.sweep(sweep)));
+            }
+            Submission::Redate(by, reply) => reply.decide(Ok(self.redate(*by))),
+            Submission::Retain(retention, reply) => reply.decide(Ok(self.retain(retention))),
         }
     }
 
@@ -288,7 +283,7 @@ impl Log {
         Ok(job)
     }
 
-    fn create(&mut self, create: &Create) -> Result<Reply, LedgerError> {
+    fn create(&mut self, create: &Create) -> Result<JobReply, LedgerError> {
         if let Some(wanted) = &create.spec.idempotency
             && let Some(existing) = self.keys.get(&wanted.key).and_then(|id| self.jobs.get(id))
         {
@@ -299,7 +294,7 @@ impl Log {
                 None => existing.spec.job_type == create.spec.job_type,
             };
             return if is_same {
-                Ok(Reply::of_job(existing.clone(), true))
+                Ok(JobReply { job: existing.clone(), deduplicated: true })
             } else {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
@@ -322,7 +317,7 @@ impl Log {
             self.keys.insert(Arc::clone(&idempotency.key), job.id);
         }
         self.append(None, Before::Nothing, Timeline::default(), transition);
-        Ok(Reply::of_job(job, false))
+        Ok(JobReply { job, deduplicated: false })
     }
 
     /// True if the org does not have the type. Fails if it may not have another.
