@@ -11,7 +11,10 @@ use std::{
     future::poll_fn,
     hash::Hash,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -32,9 +35,12 @@ pub(crate) struct Turns<K: Whose> {
     state: Mutex<TurnState<K>>,
     /// The most turns of one key.
     each: usize,
+    /// Turns that nobody gets for now, of all and of each key. At least one turn is left.
+    withheld: AtomicUsize,
 }
 
 struct TurnState<K: Whose> {
+    places: usize,
     free: usize,
     /// When a turn last ended.
     ended_at: Option<Instant>,
@@ -72,7 +78,12 @@ impl<K: Whose> Turns<K> {
     pub(crate) fn new(places: usize) -> Arc<Self> {
         let state = TurnState::new(places.max(1));
         let each = (state.free - 1).max(1);
-        Arc::new(Self { state: Mutex::new(state), each })
+        Arc::new(Self { state: Mutex::new(state), each, withheld: AtomicUsize::new(0) })
+    }
+
+    /// From now on gives out this many turns fewer than there are, but at least one.
+    pub(crate) fn withhold(&self, turns: usize) {
+        self.withheld.store(turns, Ordering::Relaxed);
     }
 
     /// True if a turn has ended within this time.
@@ -118,7 +129,7 @@ impl<K: Whose> Turns<K> {
     /// The next waiter, with its turn. `None` if no turn is free or no waiting key may have one.
     fn next(self: &Arc<Self>) -> Option<(oneshot::Sender<Turn<K>>, Turn<K>)> {
         let mut state = self.state();
-        let (whose, waits) = state.next(self.each)?;
+        let (whose, waits) = state.next(self.each, self.withheld.load(Ordering::Relaxed))?;
         Some((waits, Turn { turns: Arc::clone(self), whose, since: Instant::now() }))
     }
 
@@ -128,9 +139,18 @@ impl<K: Whose> Turns<K> {
 }
 
 impl<K: Whose> TurnState<K> {
-    fn new(free: usize) -> Self {
+    fn new(places: usize) -> Self {
         let (lines, waiting) = (HashMap::new(), BTreeSet::new());
-        Self { free, ended_at: None, level: Duration::ZERO, lines, waiting, came: 0, looks_at: REMEMBERED }
+        Self {
+            places,
+            free: places,
+            ended_at: None,
+            level: Duration::ZERO,
+            lines,
+            waiting,
+            came: 0,
+            looks_at: REMEMBERED,
+        }
     }
 
     fn queue(&mut self, whose: K, turn: oneshot::Sender<Turn<K>>) {
@@ -155,9 +175,10 @@ impl<K: Whose> TurnState<K> {
         line.waiting.push_back(turn);
     }
 
-    /// Takes a turn for the waiting key that has used the least time.
-    fn next(&mut self, each: usize) -> Option<(K, oneshot::Sender<Turn<K>>)> {
-        while self.free > 0 {
+    /// Takes a turn for the waiting key that has used the least time. Leaves `withheld` turns if any are under way.
+    fn next(&mut self, each: usize, withheld: usize) -> Option<(K, oneshot::Sender<Turn<K>>)> {
+        let each = each.saturating_sub(withheld).max(1);
+        while self.free > withheld || self.free == self.places {
             let may = |(.., whose): &&(Duration, u64, K)| self.lines.get(whose).is_none_or(|line| line.taken < each);
             let (had, came, whose) = self.waiting.iter().find(may).copied()?;
             let line = self.lines.get_mut(&whose)?;
@@ -274,7 +295,7 @@ mod tests {
         let mut waiting = [queue(&mut state, 0, 1), queue(&mut state, 1, 1)];
         let mut had = [Duration::ZERO; 2];
         for _ in 0..1_100 {
-            let (next, _) = state.next(1).unwrap();
+            let (next, _) = state.next(1, 0).unwrap();
             let (n, took) = (next as usize, Duration::from_millis([10, 1][next as usize]));
             had[n] += took;
             waiting[n].extend(queue(&mut state, next, 1));
@@ -290,12 +311,12 @@ mod tests {
         let second = Duration::from_secs(1);
         let _first = queue(&mut state, 0, 4);
         for _ in 0..3 {
-            let (next, _) = state.next(1).unwrap();
+            let (next, _) = state.next(1, 0).unwrap();
             state.end(next, second);
         }
         let _anew = queue(&mut state, 1, 4);
         let order: Vec<_> = std::iter::from_fn(|| {
-            let (next, _) = state.next(1)?;
+            let (next, _) = state.next(1, 0)?;
             state.end(next, second);
             Some(next)
         })

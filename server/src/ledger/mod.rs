@@ -1,5 +1,6 @@
 //! The ledger: an org's serial log. Commands go through lanes in batches, readers follow the hub, and both use one store.
 
+mod callers;
 mod claim_call;
 mod claim_repeats;
 mod claim_selection;
@@ -17,6 +18,7 @@ mod lane;
 mod lanes;
 mod log_identity;
 mod name_budget;
+mod org_reads;
 mod own_commits;
 mod pacing;
 mod pending;
@@ -51,6 +53,7 @@ use self::{
     lanes::Lanes,
     log_identity::LogIdentity,
     name_budget::NameBudget,
+    org_reads::{OrgReads, ReadKind},
     own_commits::OwnCommits,
     read_budget::ReadBudget,
     read_coalescer::ReadCoalescer,
@@ -115,6 +118,9 @@ pub struct Limits {
     pub reads: usize,
     /// Concurrent reads of claimed jobs' payloads, 2 to 4. One org may have all but one.
     pub deliveries: usize,
+    /// Concurrent reads of one org over all these kinds, 2 to 6, and one less while other orgs call. One kind may have all
+    /// but one.
+    pub reads_per_org: usize,
     /// Concurrent reads of past events for one org, 1 or 2, and as many of statistics. All orgs together may have one more.
     pub catch_up_reads: usize,
     /// A subscriber gets a bookmark at least this often.
@@ -147,6 +153,7 @@ impl Default for Limits {
             claims_per_org: 16_384 / 3,
             reads: processors.clamp(1, 5) + 1,
             deliveries: processors.clamp(1, 3) + 1,
+            reads_per_org: processors.clamp(1, 5) + 1,
             // Past events may use at most half the processors.
             catch_up_reads: (processors / 2).clamp(1, 2),
             bookmark_interval: Duration::from_secs(15),
@@ -167,7 +174,8 @@ pub struct Ledger {
     log_identity: Arc<LogIdentity>,
     watch: Arc<ClockWatch>,
     /// Turns at the database's readers, for lists and large jobs, for payloads of claimed jobs, for past events, and for
-    /// statistics. The kinds do not compete with each other.
+    /// statistics. The kinds compete with each other only within an org.
+    org_reads: Arc<OrgReads>,
     lists: Arc<Reader>,
     deliveries: Arc<Reader>,
     catch_up: Arc<Reader>,
@@ -183,10 +191,15 @@ impl Ledger {
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let hub = Arc::new(Hub::new(limits.tail_bytes));
         let lanes = Arc::new(Lanes::new(limits));
-        let reader = |at_a_time| Reader::new(Arc::clone(&store), at_a_time, limits.queued_within);
-        let (lists, deliveries) = (reader(limits.reads), reader(limits.deliveries));
+        let org_reads = OrgReads::new(limits.reads_per_org);
+        let reader = |kind, at_a_time| {
+            Reader::new(Arc::clone(&store), kind, at_a_time, Arc::clone(&org_reads), limits.queued_within)
+        };
+        let lists = reader(ReadKind::Lists, limits.reads);
+        let deliveries = reader(ReadKind::Deliveries, limits.deliveries);
         // One turn more than one org may have, so that other orgs always find one.
-        let (catch_up, summaries) = (reader(limits.catch_up_reads + 1), reader(limits.catch_up_reads + 1));
+        let catch_up = reader(ReadKind::CatchUp, limits.catch_up_reads + 1);
+        let summaries = reader(ReadKind::Statistics, limits.catch_up_reads + 1);
         let waiting = ClaimWaiters::new(limits.claims, limits.claims_per_org);
         let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting), Arc::clone(&own));
@@ -200,7 +213,7 @@ impl Ledger {
             Arc::clone(&watch),
             limits,
         );
-        let reads = ReadCoalescer::new(Arc::clone(&store), Arc::clone(&lists));
+        let reads = ReadCoalescer::new(Arc::clone(&store), Arc::clone(&lists), Arc::clone(&org_reads));
         let log_identity = LogIdentity::new(Arc::clone(&store), Arc::clone(&hub));
         let places = StreamSlots::new(limits.streams);
         let page_memory = ReadBudget::new(limits.stream_bytes, limits.stream_bytes_per_org);
@@ -220,6 +233,7 @@ impl Ledger {
                 hub,
                 log_identity,
                 watch,
+                org_reads,
                 lists,
                 deliveries,
                 catch_up,
@@ -254,8 +268,10 @@ impl Ledger {
         by: impl Into<Author>,
         commands: Vec<Command>,
     ) -> Result<Vec<Result<JobReply, LedgerError>>, LedgerError> {
+        let by = by.into();
+        self.org_reads.called(by.org);
         let mut replies = Vec::with_capacity(commands.len());
-        for reply in self.lanes.enqueue(&by.into(), Submission::Job, commands)? {
+        for reply in self.lanes.enqueue(&by, Submission::Job, commands)? {
             replies.push(received(reply).await);
         }
         Ok(replies)
@@ -332,6 +348,7 @@ impl Ledger {
         of: impl FnOnce(C, ReplyTo<R>) -> Submission,
         command: C,
     ) -> Result<R, LedgerError> {
+        self.org_reads.called(by.org);
         received(self.lanes.enqueue_one(by, of, command)?).await
     }
 

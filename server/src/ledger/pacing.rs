@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
+use super::callers::Callers;
 use crate::domain::id::OrgId;
 
 /// A turn that takes longer is long. About the time of a commit alone.
@@ -28,9 +29,8 @@ const CALLED_OF_LATE: Duration = Duration::from_millis(200);
 /// The orgs that rest, and the bounds on their turns.
 #[derive(Default)]
 pub(super) struct Pacing {
-    /// The org that had the last turn, and the org that had the last turn of all others.
-    last: Option<(OrgId, Instant)>,
-    other: Option<(OrgId, Instant)>,
+    /// The orgs that had turns lately.
+    callers: Callers,
     /// Until when orgs rest.
     until: HashMap<OrgId, Instant>,
     /// Bounds on the turns of orgs whose turns were too long.
@@ -54,12 +54,7 @@ pub(super) struct Worked {
 impl Pacing {
     /// Records that a turn of these orgs ended.
     pub(super) fn ended(&mut self, orgs: &[OrgId], took: Duration, now: Instant) {
-        for org in orgs {
-            if let Some(last) = self.last.filter(|(last, _)| last != org) {
-                self.other = Some(last);
-            }
-            self.last = Some((*org, now));
-        }
+        orgs.iter().for_each(|org| self.callers.called(*org, now));
         if let [org] = orgs
             && took >= LONG
             && self.do_others_call(*org, now)
@@ -96,8 +91,7 @@ impl Pacing {
 
     /// True if other orgs have called lately.
     pub(super) fn do_others_call(&self, org: OrgId, now: Instant) -> bool {
-        let is_other = |called: &(OrgId, Instant)| called.0 != org && now - called.1 < CALLED_OF_LATE;
-        [self.last, self.other].iter().flatten().any(is_other)
+        self.callers.do_others_call(org, CALLED_OF_LATE, now)
     }
 
     /// Until when an org rests, if it does.

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{
     LedgerError,
+    org_reads::OrgReads,
     reader::{ReadTurn, Reader},
 };
 use crate::{
@@ -36,6 +37,7 @@ pub(super) struct ReadCoalescer {
     store: Arc<dyn Store>,
     /// Reads of large jobs take turns here.
     lists: Arc<Reader>,
+    org_reads: Arc<OrgReads>,
     state: Mutex<ReadQueue>,
     read_before: Mutex<Generations<(OrgId, JobId), Arc<JobRecord>>>,
 }
@@ -83,8 +85,9 @@ struct Wanted {
 }
 
 impl ReadCoalescer {
-    pub(super) fn new(store: Arc<dyn Store>, lists: Arc<Reader>) -> Arc<Self> {
-        Arc::new(Self { store, lists, state: Mutex::default(), read_before: Mutex::new(Generations::new(REMEMBERED)) })
+    pub(super) fn new(store: Arc<dyn Store>, lists: Arc<Reader>, org_reads: Arc<OrgReads>) -> Arc<Self> {
+        let read_before = Mutex::new(Generations::new(REMEMBERED));
+        Arc::new(Self { store, lists, org_reads, state: Mutex::default(), read_before })
     }
 
     /// Reads one job, possibly in a read that another call started. A large job comes with the read turn it took.
@@ -93,6 +96,7 @@ impl ReadCoalescer {
         org: OrgId,
         id: JobId,
     ) -> Result<(Arc<JobRecord>, Option<ReadTurn>), LedgerError> {
+        self.org_reads.called(org);
         let (answer, answered) = oneshot::channel();
         let may_go = {
             let mut state = self.state();

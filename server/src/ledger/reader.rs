@@ -1,10 +1,13 @@
-//! Reads of one kind, in which orgs take turns.
+//! Reads of one kind, in which orgs take turns. One org has a bound over all kinds, too.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::LedgerError;
+use super::{
+    LedgerError,
+    org_reads::{OrgReads, ReadKind},
+};
 use crate::{
     domain::{
         id::{JobId, OrgId},
@@ -17,20 +20,29 @@ use crate::{
 /// Reads from a store, with bounded concurrency.
 pub(super) struct Reader {
     store: Arc<dyn Store>,
+    kind: ReadKind,
+    org_reads: Arc<OrgReads>,
     turns: Arc<Turns<OrgId>>,
     /// How long a read waits for its turn.
     patience: Duration,
 }
 
 impl Reader {
-    pub(super) fn new(store: Arc<dyn Store>, at_a_time: usize, patience: Duration) -> Arc<Self> {
-        Arc::new(Self { store, turns: Turns::new(at_a_time), patience })
+    /// Reads of a kind, `at_a_time` over all orgs.
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        kind: ReadKind,
+        at_a_time: usize,
+        org_reads: Arc<OrgReads>,
+        patience: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, kind, org_reads, turns: Turns::new(at_a_time), patience })
     }
 
     /// Takes a turn for an org.
     pub(super) async fn begin(&self, org: OrgId) -> Result<ReadTurn, LedgerError> {
-        match timeout(self.patience, self.turns.take(org)).await {
-            Ok(turn) => Ok(self.with(turn)),
+        match timeout(self.patience, self.take(org)).await {
+            Ok(turn) => Ok(turn),
             Err(_) => {
                 // Either too many reads wait, or the ones under way do not end.
                 let is_moving = self.turns.has_ended_one_within(self.patience);
@@ -41,11 +53,14 @@ impl Reader {
 
     /// Takes a turn however long it takes, for callers that would only try again.
     pub(super) async fn begin_patiently(&self, org: OrgId) -> ReadTurn {
-        self.with(self.turns.take(org).await)
+        self.take(org).await
     }
 
-    fn with(&self, turn: Turn<OrgId>) -> ReadTurn {
-        ReadTurn { store: Arc::clone(&self.store), turn: Arc::new(turn) }
+    async fn take(&self, org: OrgId) -> ReadTurn {
+        // The org's own bound comes first: an org that waits for it keeps no turn from others.
+        let of_org = self.org_reads.take(org, self.kind).await;
+        let turn = self.turns.take(org).await;
+        ReadTurn { store: Arc::clone(&self.store), turns: Arc::new((turn, of_org)) }
     }
 
     /// Reads for an org once it has a turn.
@@ -63,7 +78,8 @@ impl Reader {
 #[derive(Clone)]
 pub struct ReadTurn {
     store: Arc<dyn Store>,
-    turn: Arc<Turn<OrgId>>,
+    /// One among the orgs, and one among the org's own reads.
+    turns: Arc<(Turn<OrgId>, Turn<ReadKind>)>,
 }
 
 impl ReadTurn {
@@ -93,9 +109,9 @@ impl ReadTurn {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        let (read, turn) = (read(Arc::clone(&self.store)), Arc::clone(&self.turn));
+        let (read, turns) = (read(Arc::clone(&self.store)), Arc::clone(&self.turns));
         let done = tokio::spawn(async move {
-            let _turn = turn;
+            let _turns = turns;
             read.await
         });
         match done.await {

@@ -85,6 +85,15 @@ impl Connections {
         Ok(Connection { inner, backend, is_reused, is_committing: false, home: Arc::clone(self), place })
     }
 
+    /// Opens this many connections, to be used later.
+    pub(super) async fn open_all(self: &Arc<Self>, n: u32) -> Result<(), StoreError> {
+        for _ in 0..n {
+            let opened = self.open().await?;
+            self.idle().push(opened);
+        }
+        Ok(())
+    }
+
     /// Opens a connection outside the pool, and asks which backend serves it.
     pub(super) async fn open(&self) -> Result<(PgConnection, Backend), StoreError> {
         let open = async {

@@ -89,6 +89,7 @@ const ONE_PLAN: [(&str, &str); 4] = [
 const BY_KEY: [(&str, &str); 3] =
     [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_bitmapscan", "off")];
 
+/// Opened at the start: a new one under load would take a caller's time.
 const OWN_CONNECTIONS: u32 = 3;
 
 /// A ledger in a PostgreSQL database.
@@ -148,6 +149,7 @@ impl PostgresStore {
             options: base.options(SESSION),
             memory: Arc::new(Cache::new(options.fold_after)),
         };
+        store.own.open_all(OWN_CONNECTIONS).await?;
         store.about().await?;
         store.maintain().await.map_err(|error| match error {
             StoreError::Unusable(reason) => StoreError::Unusable(format!(
