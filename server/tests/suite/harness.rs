@@ -115,6 +115,11 @@ impl Database {
         Self::at(Place::Postgres(cluster, cluster.create_database().await))
     }
 
+    /// A new database of the same kind.
+    pub(crate) async fn another(&self) -> Self {
+        if self.is_postgres() { Self::postgres().await } else { Self::sqlite() }
+    }
+
     fn at(place: Place) -> Self {
         Self { place: Arc::new(place), is_tampered: Arc::default() }
     }

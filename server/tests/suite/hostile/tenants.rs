@@ -91,22 +91,28 @@ fn busy() -> f64 {
     (fields.iter().take(8).sum::<f64>() - fields[3] - fields[4]) / 100.0
 }
 
-/// The server, the clients that don't attack (victims), and their measurements.
-struct Scene {
-    program: Program,
-    victims: Victims,
+/// What was measured so far, and what went wrong.
+struct Measured {
     /// Measurements of the victims while this many quarters of a processor are burnt.
     burnt: BTreeMap<u32, BTreeMap<&'static str, Kind>>,
     /// How busy the machine is without attacks, in processors.
     quiet: f64,
-    most_mib: Arc<AtomicU64>,
-    is_over: Arc<AtomicBool>,
     time: Duration,
     failures: Vec<String>,
 }
 
+/// The server, the clients that don't attack (victims), and what was measured before.
+struct Scene {
+    program: Program,
+    victims: Victims,
+    measured: Measured,
+    most_mib: Arc<AtomicU64>,
+    is_over: Arc<AtomicBool>,
+}
+
 impl Scene {
-    async fn set(database: &Database, phases: u32, time: Duration) -> Self {
+    /// Starts a server for this many measurements. Without earlier ones it measures the victims alone.
+    async fn set(database: &Database, phases: u32, time: Duration, measured: Option<Measured>) -> Self {
         database.open().await.close().await;
         let victim = Uuid::new_v4();
         let mut fresh = Vec::new();
@@ -129,12 +135,17 @@ impl Scene {
             }
         });
         victims.measure(Duration::from_secs(2)).await;
-        let before = busy();
-        let alone = victims.measure(time).await;
-        let quiet = (busy() - before) / time.as_secs_f64();
-        println!("alone, {quiet:.2} processors: {}", shown(&alone));
-        let burnt = BTreeMap::from([(0, alone)]);
-        Self { program, victims, burnt, quiet, most_mib, is_over, time, failures: Vec::new() }
+        let measured = match measured {
+            Some(measured) => measured,
+            None => {
+                let before = busy();
+                let alone = victims.measure(time).await;
+                let quiet = (busy() - before) / time.as_secs_f64();
+                println!("alone, {quiet:.2} processors: {}", shown(&alone));
+                Measured { burnt: BTreeMap::from([(0, alone)]), quiet, time, failures: Vec::new() }
+            }
+        };
+        Self { program, victims, measured, most_mib, is_over }
     }
 
     /// A tenant with its own org.
@@ -155,20 +166,20 @@ impl Scene {
         sleep(Duration::from_millis(300)).await;
         self.most_mib.store(0, Ordering::Relaxed);
         let before = busy();
-        let attacked = self.victims.measure(self.time).await;
-        let taken = ((busy() - before) / self.time.as_secs_f64() - self.quiet).max(0.0);
+        let attacked = self.victims.measure(self.measured.time).await;
+        let taken = ((busy() - before) / self.measured.time.as_secs_f64() - self.measured.quiet).max(0.0);
         let memory = self.most_mib.load(Ordering::Relaxed);
         attackers.shutdown_background();
         sleep(Duration::from_millis(700)).await;
         let quarters = (taken * 4.0).round() as u32;
-        if !self.burnt.contains_key(&quarters) {
+        if !self.measured.burnt.contains_key(&quarters) {
             let burning = Burning::quarters(quarters);
-            let measured = self.victims.measure(self.time).await;
+            let measured = self.victims.measure(self.measured.time).await;
             drop(burning);
             println!("{quarters} quarters of processors burnt: {}", shown(&measured));
-            self.burnt.insert(quarters, measured);
+            self.measured.burnt.insert(quarters, measured);
         }
-        let burnt = &self.burnt[&quarters];
+        let burnt = &self.measured.burnt[&quarters];
         let (mut worst_rate, mut worst_p99) = ((f64::INFINITY, ""), (0.0, ""));
         for (kind, beside) in burnt {
             let rate = attacked.get(kind).map_or(0.0, |kind| kind.rate / beside.rate);
@@ -184,20 +195,39 @@ impl Scene {
         );
         let all = || format!("{}\nbeside burnt processors: {}", shown(&attacked), shown(burnt));
         if worst_rate.0 < least_rate() {
-            self.failures.push(format!("{name}: {} keeps {:.2} of its rate: {}", worst_rate.1, worst_rate.0, all()));
+            self.measured.failures.push(format!(
+                "{name}: {} keeps {:.2} of its rate: {}",
+                worst_rate.1,
+                worst_rate.0,
+                all()
+            ));
         } else if worst_p99.0 > longest_p99() {
             let (times, kind) = worst_p99;
-            self.failures.push(format!("{name}: {kind}'s p99 is {times:.1} times as long: {}", all()));
+            self.measured.failures.push(format!("{name}: {kind}'s p99 is {times:.1} times as long: {}", all()));
         } else if memory > MEMORY_MIB {
-            self.failures.push(format!("{name}: {memory} MiB"));
+            self.measured.failures.push(format!("{name}: {memory} MiB"));
         }
     }
 
-    fn end(self) {
+    /// Ends the server.
+    fn end(self) -> Measured {
         self.is_over.store(true, Ordering::Relaxed);
-        assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
         assert!(self.program.end_by("TERM").success());
+        self.measured
     }
+}
+
+impl Measured {
+    #[track_caller]
+    fn conclude(self) {
+        assert!(self.failures.is_empty(), "{}", self.failures.join("\n"));
+    }
+}
+
+/// The attacks whose names contain any of these parts, which `|` separates, or all of them, `+`.
+fn chosen(parts: &str, separator: char) -> Vec<(&'static str, Attack)> {
+    let is_chosen = |name: &str| parts.split(separator).any(|part| name.contains(part.trim()));
+    ATTACKS.into_iter().filter(|(name, _)| is_chosen(name)).collect()
 }
 
 fn shown(kinds: &BTreeMap<&'static str, Kind>) -> String {
@@ -205,38 +235,47 @@ fn shown(kinds: &BTreeMap<&'static str, Kind>) -> String {
     shown.join(", ")
 }
 
+/// In the long form each attack has a server and a database of its own: what one org has left behind, jobs that expire for
+/// instance, would be a second attack beside the next. In the short form all attacks share a server, so its memory shows what
+/// they leave behind.
 async fn hostile_tenants_take_no_others_rate_nor_patience_nor_memory(database: Database) {
     let time = Duration::from_secs(short_or_long(2, 10));
-    let mut scene = Scene::set(&database, 2 * ATTACKS.len() as u32 + 2, time).await;
-    let mut tenant = scene.tenant(&database).await;
     // `JOBLEDGER_TEST_ATTACK` chooses attacks by parts of their names, separated by `|`.
-    let only = environment("JOBLEDGER_TEST_ATTACK").unwrap_or_default();
-    let is_chosen = |name: &str| only.split('|').any(|part| name.contains(part));
-    for (name, attack) in ATTACKS.into_iter().filter(|(name, _)| is_chosen(name)) {
-        scene.attacked(name, &[attack], &tenant, 0).await;
-        // One attack may leave its org no room for the next.
-        if short_or_long(false, true) {
+    let attacks = chosen(&environment("JOBLEDGER_TEST_ATTACK").unwrap_or_default(), '|');
+    let phases = 2 * attacks.len() as u32 + 2;
+    let mut scene = Scene::set(&database, short_or_long(phases, 4), time, None).await;
+    let (mut database, mut tenant) = (database.clone(), scene.tenant(&database).await);
+    for (n, (name, attack)) in attacks.into_iter().enumerate() {
+        if n > 0 && short_or_long(false, true) {
+            database = database.another().await;
+            scene = Scene::set(&database, 3, time, Some(scene.end())).await;
             tenant = scene.tenant(&database).await;
         }
+        scene.attacked(name, &[attack], &tenant, 0).await;
     }
-    scene.end();
+    scene.end().conclude();
 }
 
 async fn attacks_at_random_take_no_others_rate_nor_patience_nor_memory(database: Database) {
     const AT_ONCE: usize = 3;
     let time = Duration::from_secs(short_or_long(3, 20));
     let rounds = short_or_long(1, 6);
-    let mut scene = Scene::set(&database, short_or_long(6, 32), time).await;
-    for _ in 0..short_or_long(1, 3) {
+    // `JOBLEDGER_TEST_ATTACK` names the attacks of a single round by parts of their names, separated by `+`.
+    let named = environment("JOBLEDGER_TEST_ATTACK").map(|parts| chosen(&parts, '+'));
+    let mut measured = None;
+    for n in 0..short_or_long(1, 3) {
         let seed = Seeded::from_environment("attacks at random");
         let mut random = Seeded::new(seed);
-        for _ in 0..rounds {
+        for round in 0..rounds {
+            let at_random = (0..AT_ONCE).map(|_| ATTACKS[random.below(ATTACKS.len() as u64) as usize]).collect();
+            let attacks: Vec<_> = named.clone().unwrap_or(at_random);
+            let database = if (n, round) == (0, 0) { database.clone() } else { database.another().await };
+            let mut scene = Scene::set(&database, 4, time, measured.take()).await;
             let tenant = scene.tenant(&database).await;
-            let chosen: Vec<_> = (0..AT_ONCE).map(|_| ATTACKS[random.below(ATTACKS.len() as u64) as usize]).collect();
-            let names: Vec<_> = chosen.iter().map(|(name, _)| *name).collect();
-            let attacks: Vec<_> = chosen.iter().map(|(_, attack)| *attack).collect();
+            let (names, attacks): (Vec<_>, Vec<_>) = attacks.into_iter().unzip();
             scene.attacked(&names.join(" + "), &attacks, &tenant, random.next()).await;
+            measured = Some(scene.end());
         }
     }
-    scene.end();
+    measured.expect("there are rounds").conclude();
 }
