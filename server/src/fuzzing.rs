@@ -4,7 +4,8 @@
 use crate::domain::lease::LeaseToken;
 pub use crate::{
     access::fuzzing::{api_token, jwt},
-    api::fuzzing::{legacy_json, page_token, request},
+    api::fuzzing::{page_token, request},
+    legacy::rest::fuzzing::legacy_json,
 };
 
 /// A function that accepts any bytes.

@@ -4,17 +4,15 @@
 //! process can run any number of servers, as the tests do. [`InProcess`] is a server for the tests of programs that use
 //! jobledger.
 //!
-//! Dependencies point one way: `main` → `api`, `maintenance` → `ledger` → `store` → `domain`; `api` → `net` → `access` →
-//! `store`; `verify` → `store`, `import` → `ledger`. ARCHITECTURE.md has the map.
+//! Dependencies point one way: the program and `server` → `legacy` → `api`; `api`, `maintenance` → `ledger` → `store` →
+//! `domain`; `api` → `net` → `access` → `store`; `verify` → `store`. ARCHITECTURE.md has the map.
 
 pub mod access;
 pub mod config;
 pub mod domain;
-pub mod export;
 pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod import;
 pub mod ledger;
 pub mod legacy;
 pub mod store;

@@ -20,6 +20,7 @@ use crate::{
     api,
     config::Config,
     ledger::Ledger,
+    legacy::rest,
     maintenance,
     net::{self, Tls, TlsError},
     readiness::Readiness,
@@ -135,9 +136,8 @@ impl Server {
             .add_service(reflection().build_v1()?.max_decoding_message_size(api::ABOUT_NO_ORG))
             .add_service(reflection().build_v1alpha()?.max_decoding_message_size(api::ABOUT_NO_ORG));
         let router = routes.axum_router_mut();
-        let legacy =
-            if config.legacy_http { api::legacy(ledger.clone(), config.calls.request_bytes) } else { api::no_legacy() };
-        *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy);
+        let legacy = config.legacy_http.then(|| rest::routes(ledger.clone(), config.calls.request_bytes));
+        *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy.unwrap_or_else(rest::no_routes));
         // Against DNS rebinding: a page from elsewhere whose host name resolves to this machine must not reach a loopback
         // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());

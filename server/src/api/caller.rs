@@ -17,7 +17,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// The org, and the actor of the call's events; no actor where authentication is off.
-    pub(super) by: Author,
+    pub(crate) by: Author,
     pub(super) roles: Roles,
 }
 
@@ -32,7 +32,7 @@ impl Caller {
         extensions.get::<Self>().cloned().ok_or(ApiError::Internal)
     }
 
-    pub(super) fn org(&self) -> OrgId {
+    pub(crate) fn org(&self) -> OrgId {
         self.by.org
     }
 

@@ -12,7 +12,7 @@ use crate::domain::{
     status::JobStatus,
 };
 
-pub(super) fn status(status: JobStatus) -> pb::JobStatus {
+pub(crate) fn status(status: JobStatus) -> pb::JobStatus {
     match status {
         JobStatus::Queued => pb::JobStatus::Queued,
         JobStatus::Running => pb::JobStatus::Running,

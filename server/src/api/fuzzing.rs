@@ -1,11 +1,10 @@
 //! Entry points for fuzzing: what requests go through before the ledger sees them, with arbitrary bytes as requests.
 
-use http::{HeaderMap, StatusCode};
 use jobledger_proto::v1 as pb;
 use prost::Message;
 use tonic::{Code, Status};
 
-use super::{caller::Caller, legacy, request, status::ApiError};
+use super::{caller::Caller, request, status::ApiError};
 use crate::domain::id::OrgId;
 
 /// Decodes and validates a message as its call does. The first byte chooses the call. A refusal must be INVALID_ARGUMENT.
@@ -58,17 +57,5 @@ pub fn page_token(bytes: &[u8]) {
     {
         let as_of_seq = listing.as_of_seq.expect("a page that is not the first has one");
         assert_eq!(listing.token(listing.query.before, as_of_seq), page_token);
-    }
-}
-
-/// Reads the bodies of the old REST calls: each is read, or refused with 422. `!` as the first byte stands for a browser.
-pub fn legacy_json(bytes: &[u8]) {
-    let (from_browser, bytes) = bytes.split_first().map_or((false, bytes), |(first, rest)| (*first == b'!', rest));
-    let mut headers = HeaderMap::new();
-    if from_browser {
-        headers.insert("origin", http::HeaderValue::from_static("https://example.com"));
-    }
-    for status in legacy::read_any(&headers, bytes).into_iter().filter_map(Result::err) {
-        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     }
 }

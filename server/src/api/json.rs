@@ -102,7 +102,7 @@ impl Serialize for Text<'_> {
 }
 
 /// The value of stored JSON text. Text that can't be read becomes null, and is logged: the server never writes such text.
-pub(super) fn from_json(json: &Json) -> Value {
+pub(crate) fn from_json(json: &Json) -> Value {
     serde_json::from_str(json.as_str()).map_or_else(
         |error| {
             tracing::error!(%error, "the database holds JSON that can't be read");

@@ -9,7 +9,6 @@ mod deadline;
 pub(crate) mod fuzzing;
 mod http;
 mod json;
-mod legacy;
 mod limits;
 mod listing;
 mod reject;
@@ -24,13 +23,21 @@ mod weight;
 mod wire;
 
 pub use self::limits::CallLimits;
+// What the old REST calls share with the others.
 pub(crate) use self::{
     access::AccessLayer,
     deadline::CallLayer,
     http::probes,
-    legacy::{legacy, no_legacy},
     limits::LimitsLayer,
     request_body::ABOUT_NO_ORG,
     service::Service,
     wire::{WireLayer, WireService},
+};
+pub(crate) use self::{
+    caller::Caller,
+    convert::status as status_word,
+    json::from_json as json_value,
+    request::{create as create_command, ending_digest},
+    status::{ApiError, http_code},
+    weight::{MOST_VALUES, may_be_parsed},
 };

@@ -26,7 +26,7 @@ pub(super) const MAX_VIOLATIONS: usize = 16;
 const MAX_ITEM_VIOLATIONS: usize = 4;
 
 #[derive(Debug)]
-pub(super) enum ApiError {
+pub(crate) enum ApiError {
     /// Fields that violate the contract.
     Invalid(Vec<Violation>),
     /// A payload or result over its limit.
@@ -70,9 +70,9 @@ pub(super) enum ApiError {
 
 /// A field that violates the contract, and how.
 #[derive(Debug)]
-pub(super) struct Violation {
-    pub(super) field: String,
-    pub(super) description: String,
+pub(crate) struct Violation {
+    pub(crate) field: String,
+    pub(crate) description: String,
 }
 
 impl ApiError {
@@ -84,7 +84,7 @@ impl ApiError {
 
 impl ApiError {
     /// The error for plain HTTP: code, message and retry delay.
-    pub(super) fn in_short(self) -> (Code, String, Option<Duration>) {
+    pub(crate) fn in_short(self) -> (Code, String, Option<Duration>) {
         let ErrorStatus { code, message, retry, .. } = ErrorStatus::of(self);
         (code, message, retry)
     }
@@ -114,7 +114,7 @@ pub(super) fn plain(error: ApiError) -> http::Response<Body> {
 }
 
 /// The HTTP status for a gRPC code.
-pub(super) fn http_code(code: Code) -> StatusCode {
+pub(crate) fn http_code(code: Code) -> StatusCode {
     match code {
         Code::InvalidArgument => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Unauthenticated => StatusCode::UNAUTHORIZED,

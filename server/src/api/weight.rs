@@ -16,7 +16,7 @@ use prost_types::{
 pub(super) const MOST: usize = 40 << 20;
 /// JSON values that one request may have. A payload at its limit of 1 MiB has no more: a value and its separator take
 /// two bytes.
-pub(super) const MOST_VALUES: usize = 1 << 19;
+pub(crate) const MOST_VALUES: usize = 1 << 19;
 
 /// Bytes of a `String`, a `Vec` or a box, without what it points to. A map takes more.
 const INLINE: usize = 24;
@@ -211,7 +211,7 @@ impl RequestShape {
 }
 
 /// True if the JSON has at most [`MOST_VALUES`] values. Its parser has to check that it is JSON.
-pub(super) fn may_be_parsed(json: &[u8]) -> bool {
+pub(crate) fn may_be_parsed(json: &[u8]) -> bool {
     let (mut values, mut is_text, mut is_escaped) = (0, false, false);
     for byte in json {
         match (is_text, byte) {

@@ -1,9 +1,12 @@
-//! The words and formats of the service that jobledger replaces, and how its unbounded values are fitted to the ledger.
-//!
-//! Pure code, shared by the REST calls, the import and the export.
+//! What the service that jobledger replaces needs: its REST calls, the import and the export of its jobs, its words and
+//! formats, and how its unbounded values are fitted to the ledger. What is decided about such jobs is in
+//! [`transition`](crate::domain::transition). Nothing else depends on this module but `server`, which serves the REST calls.
 
+pub mod export;
 mod fit;
+pub mod import;
 mod json;
+pub(crate) mod rest;
 mod words;
 
 pub use self::{

@@ -8,7 +8,7 @@ use sqlx::{
     migrate::{AppliedMigration, Migrate, MigrateError, Migration, MigrationType, Migrator},
 };
 
-use super::{DatabaseUrl, StoreError, postgres, sqlite};
+use super::StoreError;
 
 /// A migration, up and down.
 #[derive(Clone, Copy)]
@@ -35,8 +35,8 @@ macro_rules! scripts {
         &[$($crate::store::migrations::Script::new(
             $version,
             $name,
-            include_str!(concat!("../../../migrations/", $folder, "/", $file, ".up.sql")),
-            include_str!(concat!("../../../migrations/", $folder, "/", $file, ".down.sql")),
+            include_str!(concat!("../../migrations/", $folder, "/", $file, ".up.sql")),
+            include_str!(concat!("../../migrations/", $folder, "/", $file, ".down.sql")),
         )),*]
     };
 }
@@ -48,7 +48,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 9, sql: include_str!("../../../migrations/postgres/functions.sql") };
+    Functions { version: 9, sql: include_str!("../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -147,45 +147,6 @@ impl fmt::Display for MigrationStatus {
             StepKind::Migration => write!(f, "{:04} {}", self.version, self.name),
             StepKind::Functions => write!(f, "{} {}", self.name, self.version),
         }
-    }
-}
-
-/// The state of each step that the database or this program knows. Changes nothing.
-///
-/// # Errors
-///
-/// If the database can't be read.
-pub async fn status(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => sqlite::migrations::status(path.as_ref()).await,
-        DatabaseUrl::Postgres(url) => postgres::migrations::status(url).await,
-        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
-    }
-}
-
-/// Applies the missing steps, and returns them.
-///
-/// # Errors
-///
-/// If the database is newer than this program, is in use by a server (SQLite), or refuses a step.
-pub async fn up(url: &DatabaseUrl) -> Result<Vec<MigrationStatus>, StoreError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => sqlite::migrations::up(path.as_ref()).await,
-        DatabaseUrl::Postgres(url) => postgres::migrations::up(url).await,
-        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
-    }
-}
-
-/// Undoes every migration above `target`, the last one first. What these migrations added is lost.
-///
-/// # Errors
-///
-/// As for [`up`].
-pub async fn down(url: &DatabaseUrl, target: i64) -> Result<(), StoreError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => sqlite::migrations::down(path.as_ref(), target).await,
-        DatabaseUrl::Postgres(url) => postgres::migrations::down(url, target).await,
-        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
     }
 }
 

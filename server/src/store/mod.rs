@@ -1,33 +1,26 @@
-//! The storage interface: the trait [`Store`], implemented in one folder for each database.
+//! The storage interface: the trait [`Store`], implemented in one folder for each database, and [`Database`] for what its owner
+//! does to it as a whole.
 //!
 //! A batch uses it in this order. [`Store::begin`] locks the heads of some orgs and reads the clock, [`Batch::load`] loads what
 //! the commands name, pure code decides, [`Batch::write`] writes the changes, and [`Batch::commit`] makes them durable. Reads
 //! are single statements outside transactions.
 
-use std::{sync::Arc, time::Duration};
-
-use async_trait::async_trait;
-use chrono::TimeDelta;
-use thiserror::Error;
-
-use crate::domain::{
-    access::ApiToken,
-    clock::{Clock, Time},
-    id::{Digest, JobId, LogId, OrgId},
-    job::{Job, JobContents, JobRecord},
-};
-
 mod audit;
 mod changed;
 mod changes;
 mod copies;
+mod database;
 mod detail;
+mod error;
 mod expired;
 mod extension;
+mod head;
 mod image;
 mod imports;
+mod interface;
 mod job_columns;
 pub mod migrations;
+mod options;
 pub mod postgres;
 mod query;
 mod ready;
@@ -38,7 +31,7 @@ mod series;
 pub mod sqlite;
 mod state;
 mod states;
-pub mod tokens;
+mod tokens;
 mod url;
 mod value;
 mod window;
@@ -47,8 +40,13 @@ pub use self::{
     audit::{Audit, LONGEST_PAUSE, LedgerInfo, Scheduled, Stretch},
     changed::{Changed, Differs},
     changes::{Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts},
-    copies::{Restored, RevokeTokens, backup, renew_log_id, restore},
+    copies::{Restored, RevokeTokens},
+    database::{CopyProgress, Database, MigratingDown, open},
+    error::StoreError,
     expired::{Expired, Most, Slice},
+    head::{Head, Reach, Stock},
+    interface::{Batch, Capacity, Disk, DueWork, FoundJob, LARGE_JOB, Listener, News, Store},
+    options::{FileUse, ORGS_PER_TRANSACTION, OpenOptions},
     query::{
         EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
         StatisticsQuery, TypeStatistics,
@@ -62,355 +60,3 @@ use self::{
     imports::{of_imported, other_than},
     query::{LIST_SCAN, SCAN_WINDOW},
 };
-
-/// Opens the store that the URL names.
-///
-/// # Errors
-///
-/// If the database can't be opened or migrated, is in use by another server, is newer than this server, or if the role must not
-/// serve it.
-pub async fn open(url: &DatabaseUrl, options: OpenOptions) -> Result<Arc<dyn Store>, StoreError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => Ok(Arc::new(sqlite::SqliteStore::open(path.as_ref(), options).await?)),
-        DatabaseUrl::Postgres(url) => Ok(Arc::new(postgres::PostgresStore::open(url, options).await?)),
-        DatabaseUrl::Other => Err(DatabaseUrl::refused()),
-    }
-}
-
-/// True if a server has this SQLite file open: whatever writes to the file delays that server. False for PostgreSQL.
-///
-/// # Errors
-///
-/// If the file or its lock file can't be opened.
-pub fn is_served(url: &DatabaseUrl) -> Result<bool, StoreError> {
-    match url {
-        DatabaseUrl::Sqlite(path) => sqlite::is_served(path.as_ref()),
-        DatabaseUrl::Postgres(_) | DatabaseUrl::Other => Ok(false),
-    }
-}
-
-/// How to open a store.
-#[derive(Clone)]
-pub struct OpenOptions {
-    /// The clock of an embedded database. A database server has its own clock.
-    pub clock: Arc<dyn Clock>,
-    /// Whether to migrate the database to this server's schema. If false, a database that lacks migrations is refused.
-    pub migrate: bool,
-    /// Whether to refuse a role that bypasses row-level security, instead of logging a warning. PostgreSQL only.
-    pub require_rls: bool,
-    /// Transactions that may be open at the same time, at least 1. PostgreSQL only.
-    pub write_connections: u32,
-    /// Orgs whose batches one transaction may carry, at least 1.
-    pub orgs_per_transaction: u32,
-    /// Reads that may run at the same time, at least 1. PostgreSQL only.
-    pub read_connections: u32,
-    /// About how long the row of a running job may be behind, at most a year. Far behind, or one of many, it is folded earlier.
-    pub fold_after: Duration,
-    /// Size of the WAL in bytes beyond which reads wait until it restarts. SQLite only.
-    pub max_wal: u64,
-    /// What the file is opened for. SQLite only.
-    pub file_use: FileUse,
-}
-
-/// What an SQLite file is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileUse {
-    /// To serve it: no other server may have it open.
-    Serve,
-    /// To read or write it while a server may have it open. The file is neither created nor migrated.
-    Beside,
-    /// Like [`FileUse::Beside`], but if no server has the file open, it is created and migrated first.
-    Prepare,
-}
-
-/// Orgs whose batches share a transaction by default.
-pub const ORGS_PER_TRANSACTION: u32 = 64;
-
-impl OpenOptions {
-    /// The default options with this clock.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            clock,
-            migrate: true,
-            require_rls: false,
-            write_connections: 8,
-            orgs_per_transaction: ORGS_PER_TRANSACTION,
-            read_connections: 20,
-            fold_after: Duration::from_secs(10),
-            max_wal: 256 << 20,
-            file_use: FileUse::Serve,
-        }
-    }
-}
-
-/// Bytes of payload and result together up to which a job is read along with others.
-pub const LARGE_JOB: i32 = 64 << 10;
-
-/// The result of reading one of several jobs.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub enum FoundJob {
-    /// No such job.
-    #[default]
-    Nothing,
-    /// The job.
-    Whole(Arc<JobRecord>),
-    /// A job of more than [`LARGE_JOB`] bytes, or whose last lease extension takes long to find. [`Store::job`] reads it.
-    Large,
-}
-
-/// A database that stores the logs of orgs.
-#[async_trait]
-pub trait Store: Send + Sync + 'static {
-    /// How many transactions may be open, and how many orgs each may carry.
-    fn capacity(&self) -> Capacity;
-
-    /// Begins a transaction, locks the heads of these orgs until it ends, and then reads the clock. It waits for the head of a
-    /// single org, but skips those of several orgs that are not free: [`Batch::orgs`] names the others.
-    async fn begin(&self, orgs: &[OrgId]) -> Result<Box<dyn Batch>, StoreError>;
-
-    /// The log id that the database was last seen to have. `None` for SQLite: nothing can replace the open database.
-    fn log_id(&self) -> Option<LogId> {
-        None
-    }
-
-    /// Begins a transaction from cached states, without a round trip, for orgs with these needs and numbers of commands. `None`
-    /// if the states lack something, or another server may have written to a log. If a state is stale, or the changes take more
-    /// than one statement, writing or committing fails with [`StoreError::Conflict`].
-    fn begin_cached(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {
-        let _ = needs;
-        None
-    }
-
-    /// Reads one job with payload and result.
-    async fn job(&self, org: OrgId, id: JobId) -> Result<Option<JobRecord>, StoreError>;
-
-    /// Reads some jobs, of any orgs, in the given order. A large job comes as [`FoundJob::Large`].
-    async fn jobs(&self, names: &[(OrgId, JobId)]) -> Result<Vec<FoundJob>, StoreError>;
-
-    /// Tells which of these jobs, of any orgs, are current: they exist, and no event or lease extension came after.
-    async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError>;
-
-    /// Reads the payloads and results of some jobs, in any order. Jobs that don't exist are left out.
-    async fn contents(&self, org: OrgId, ids: &[JobId]) -> Result<Vec<(JobId, JobContents)>, StoreError>;
-
-    /// Reads a page of jobs, newest first.
-    async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError>;
-
-    /// Reads the next page of an org's events, with the head and the floor of the same snapshot.
-    async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError>;
-
-    /// Reads the org's statistics as of one `seq` of its log.
-    async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, StoreError>;
-
-    /// Reads how far the logs of some orgs have come.
-    async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError>;
-
-    /// Announces to the database's other servers how far logs have come. Returns at once. What can't be sent is sent later, or
-    /// the other servers find it by reading the heads.
-    fn announce(&self, reaches: &[(OrgId, Reach)]);
-
-    /// Listens to the announcements of the database's other servers. `None` for SQLite, which has one server.
-    fn listen(&self) -> Option<Box<dyn Listener>>;
-
-    /// Reads the ids of at most `limit` orgs that have a log: those after `after`, in ascending order.
-    async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError>;
-
-    /// Takes up to `limit` orgs with due work. On PostgreSQL no other server gets them for as long as `hold`.
-    async fn take_due(&self, what: DueWork, limit: usize, hold: Duration) -> Result<Vec<OrgId>, StoreError>;
-
-    /// Reads the API token of an org, or of none, whose secret has this SHA-256.
-    async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError>;
-
-    /// Records that API tokens were used. Each token comes once, in ascending order: servers would deadlock otherwise.
-    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
-
-    /// Reads the log id, whether retention is paused, and the revision of the API tokens, on the server's own connections.
-    async fn about(&self) -> Result<LedgerInfo, StoreError>;
-
-    /// Reads the log id for a caller, on the connections that callers share.
-    async fn read_log_id(&self) -> Result<LogId, StoreError>;
-
-    /// The reads of `verify`.
-    fn audit(&self) -> &dyn Audit;
-
-    /// Makes partitions for the coming months, and drops past ones that are empty. PostgreSQL only.
-    async fn maintain(&self) -> Result<(), StoreError>;
-
-    /// Checks that the database answers, and reads its clock, without touching a table.
-    async fn ping(&self) -> Result<Time, StoreError>;
-
-    /// The version of the last migration, or of PostgreSQL's functions, if this server doesn't know it.
-    async fn newer_migration(&self) -> Result<Option<i64>, StoreError>;
-
-    /// Records what the clock says. Returns how far it has moved since any server last recorded it, `None` for the first time.
-    /// If that is more than `unseen`, forwards or back, retention pauses for `doubt` from now on.
-    async fn note_clock(&self, unseen: TimeDelta, doubt: Duration) -> Result<Option<TimeDelta>, StoreError>;
-
-    /// The space on the database's disk, if that disk is on this machine.
-    async fn disk(&self) -> Option<Disk> {
-        None
-    }
-
-    /// Closes the database. The store must not be used afterwards.
-    async fn close(&self);
-}
-
-/// A transaction over the logs of some orgs. Dropping it before [`Batch::commit`] rolls it back.
-#[async_trait]
-pub trait Batch: Send {
-    /// The database's clock, read after the heads were locked.
-    fn now(&self) -> Time;
-
-    /// The orgs whose heads are locked: all that were asked for, or some of several.
-    fn orgs(&self) -> &[OrgId];
-
-    /// Loads what the commands of each org name, in the same order. May be called once for each org.
-    async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError>;
-
-    /// Reads jobs that this transaction has [found ready](Loaded::ready), in any order. They lack stage and progress, which a
-    /// claim clears.
-    async fn ready_jobs(&mut self, ids: &[(OrgId, JobId)]) -> Result<Vec<Job>, StoreError>;
-
-    /// Writes the changes of each org. May be called once for each org. Returns the records that the batches leave, in the same
-    /// order, `None` for an org without one.
-    async fn write(&mut self, changes: &[(OrgId, &Changes)]) -> Result<Vec<Option<RecordId>>, StoreError>;
-
-    /// Has keys of these orgs looked up for a second, since a decision depends on [keys being new](Loaded::assumes_new_keys).
-    /// The batch must not be written afterwards.
-    fn doubt_keys(&mut self, _orgs: &[OrgId]) {}
-
-    /// True if the log of an org whose head is locked has this record, so the batch that wrote it was committed.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::OutcomeUnknown`] if records of its age have been removed.
-    async fn has(&mut self, org: OrgId, record: RecordId) -> Result<bool, StoreError>;
-
-    /// Commits the transaction.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::OutcomeUnknown`] if the transaction may or may not have been committed.
-    async fn commit(self: Box<Self>) -> Result<(), StoreError>;
-}
-
-/// Receives the announcements of other servers.
-#[async_trait]
-pub trait Listener: Send {
-    /// Waits for the next announcement. It reconnects by itself, without end. The future may be dropped.
-    async fn next(&mut self) -> News;
-}
-
-/// What a listener received.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// These logs have come at least this far.
-    Reaches(Vec<(OrgId, Reach)>),
-    /// Announcements may have been missed.
-    Missed,
-}
-
-/// The space on a disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disk {
-    /// Bytes that may still be written.
-    pub free: u64,
-    /// Size of the disk.
-    pub total: u64,
-}
-
-/// How many transactions may be open, and how many orgs each may carry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Transactions that may be open at the same time, at least 1.
-    pub transactions: usize,
-    /// Orgs that one transaction may carry, at least 1.
-    pub orgs: usize,
-}
-
-/// The end of an org's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// `seq` of the last event; 0 before the first.
-    pub seq: i64,
-    /// The lowest `seq` from which on the log lacks no event.
-    pub floor: i64,
-    /// `recorded_at` of the last event.
-    pub recorded_at: Option<Time>,
-    /// How many types the org's jobs have.
-    pub types: i64,
-    /// How many batches have made a job ready.
-    pub ready_gen: i64,
-    /// What the org stores.
-    pub stock: Stock,
-}
-
-/// What an org stores: quotas are checked against it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stock {
-    /// Its jobs, finished ones included.
-    pub jobs: i64,
-    /// About how many bytes they and their events take: the sum of [`Job::weight`] and of
-    /// [`JobEvent::weight`](crate::domain::event::JobEvent::weight). Events of removed jobs count until they are removed too.
-    pub bytes: i64,
-}
-
-impl Head {
-    /// The head of a log without events.
-    pub const EMPTY: Self =
-        Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0, stock: Stock { jobs: 0, bytes: 0 } };
-
-    /// The part of the head that other servers need.
-    pub const fn reach(&self) -> Reach {
-        Reach { seq: self.seq, ready_gen: self.ready_gen }
-    }
-}
-
-/// How far a log has come.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reach {
-    /// `seq` of the last event.
-    pub seq: i64,
-    /// How many batches have made a job ready.
-    pub ready_gen: i64,
-}
-
-impl Reach {
-    /// The higher of each of the two numbers.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self { seq: self.seq.max(other.seq), ready_gen: self.ready_gen.max(other.ready_gen) }
-    }
-}
-
-/// Kinds of work that may be due in an org.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DueWork {
-    /// Leases and attempts that end, waits that are over, rows to fold.
-    Jobs,
-    /// Finished jobs whose retention time is over.
-    Retention,
-}
-
-/// Database errors, by what the caller can do about them.
-#[derive(Debug, Error)]
-pub enum StoreError {
-    /// The database doesn't answer, or not in time. Nothing was committed.
-    #[error("the database is not available: {0}")]
-    Unavailable(String),
-    /// The transaction conflicted with another, or relied on a stale state. Nothing was committed; it may be run again.
-    #[error("the transaction got in the way of another: {0}")]
-    Conflict(String),
-    /// The database refused data that validation accepted. Nothing was committed.
-    #[error("the database refused the data: {0}")]
-    Refused(String),
-    /// The disk is full. Nothing was committed; reads still work.
-    #[error("the database's disk is full: {0}")]
-    Full(String),
-    /// The connection broke while the transaction was being committed.
-    #[error("it is not known whether the transaction was committed: {0}")]
-    OutcomeUnknown(String),
-    /// The database can't be used: wrong file or version, in use, or damaged.
-    #[error("{0}")]
-    Unusable(String),
-}

@@ -19,7 +19,7 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         id::OrgId,
     },
-    store::{self, DatabaseUrl, tokens},
+    store::{self, DatabaseUrl},
 };
 use prost::{Message as _, bytes::Bytes};
 use tokio::{net::TcpListener, time::timeout};
@@ -84,7 +84,7 @@ pub(crate) async fn token_with(
     if !database.is_postgres() && !database.path().exists() {
         database.open().await.close().await;
     }
-    tokens::make(&owner_url(database), &token).await.expect("the token is kept");
+    owner_url(database).database().unwrap().add_token(&token).await.expect("the token is kept");
     (secret.text().to_owned(), token.id)
 }
 
@@ -164,7 +164,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     let past = SystemClock.now() - Duration::from_secs(1);
     let expired = token_with(&database, Some(OURS), &[Role::Admin], |token| token.expires_at = Some(past)).await.0;
     let (revoked, id) = token_with(&database, Some(OURS), &[Role::Admin], |_| {}).await;
-    assert!(tokens::revoke(&owner_url(&database), id, past).await.unwrap());
+    assert!(owner_url(&database).database().unwrap().revoke_token(id, past).await.unwrap());
     let unknown = Secret::generate(Some(OrgId(OURS))).unwrap().text().to_owned();
     // The admin's secret under another org's id. `unknown` is a random secret under our org's id.
     let admin = &tokens[3].1;
@@ -370,7 +370,7 @@ async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database)
         client_with(server, &text).create(NewJob::new("t")).await.unwrap();
     }
     let revoked = std::time::Instant::now();
-    assert!(tokens::revoke(&owner_url(&database), id, SystemClock.now()).await.unwrap());
+    assert!(owner_url(&database).database().unwrap().revoke_token(id, SystemClock.now()).await.unwrap());
     for ((stream, server), (claim, mut stays)) in streams.into_iter().zip(&servers).zip(claims) {
         let ended = end_of(stream).await;
         assert_error(&ended, Code::Unauthenticated, "UNAUTHENTICATED");
@@ -418,7 +418,7 @@ async fn a_token_that_can_not_be_looked_up_when_others_change_does_not_go_on_for
     };
     let (revoked, stays) = (follow(&text).await, follow(&other).await);
     breaking.fail_tokens(3);
-    assert!(tokens::revoke(&owner_url(&database), id, SystemClock.now()).await.unwrap());
+    assert!(owner_url(&database).database().unwrap().revoke_token(id, SystemClock.now()).await.unwrap());
     assert_error(&end_of(revoked).await, Code::Unauthenticated, "UNAUTHENTICATED");
     // The other token can't be re-checked, so its stream ends, too.
     breaking.fail_tokens(usize::MAX);

@@ -9,7 +9,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use jobledger_server::store::{DatabaseUrl, migrations, postgres::role_sql};
+use jobledger_server::store::{DatabaseUrl, postgres::role_sql};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -195,7 +195,7 @@ impl Cluster {
         admin.execute(AssertSqlSafe(format!("DROP DATABASE IF EXISTS {TEMPLATE}"))).await.expect("no old template");
         admin.execute(AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE} OWNER {OWNER}"))).await.expect("a template");
         let url: DatabaseUrl = self.url(TEMPLATE, OWNER).parse().expect("a valid URL");
-        migrations::up(&url).await.expect("the owner migrates");
+        url.database().expect("it is PostgreSQL").migrate_up().await.expect("the owner migrates");
         let mut on_template = self.connect(TEMPLATE, "postgres").await;
         on_template.execute(AssertSqlSafe(role_sql(SERVER))).await.expect("the role is granted what it needs");
         sqlx::Connection::close(on_template).await.expect("nobody is left on the template");

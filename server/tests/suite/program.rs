@@ -54,6 +54,19 @@ fn help_names_every_option_with_its_default_and_variable() {
     assert!(String::from_utf8(run(&["--version"]).stdout).unwrap().starts_with("jobledger "));
 }
 
+#[tokio::test]
+async fn health_tells_by_its_exit_code_whether_a_server_is_ready() {
+    let database = Database::sqlite();
+    let server = Program::start(&database);
+    let output = run(&["health", "--address", &server.address]);
+    assert!(output.status.success() && output.stdout == b"ready\n", "{output:?}");
+    let address = server.address.clone();
+    assert!(server.end_by("TERM").success());
+    let output = run(&["health", "--address", &address]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("does not answer"), "{said}");
+}
+
 #[test]
 fn bad_arguments_are_explained_before_anything_is_opened() {
     for (arguments, expected) in [

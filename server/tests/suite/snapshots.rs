@@ -9,7 +9,7 @@ use jobledger_client::{
     Client, Cursor, Error, Follow, Item, Job, JobStatus, NewJob, Report,
     proto::{StreamJobEventsRequest, stream_job_events_response},
 };
-use jobledger_server::store;
+use jobledger_server::{domain::id::LogId, store::DatabaseUrl};
 use serde_json::json;
 use tokio::time::timeout;
 use tonic::Code;
@@ -32,6 +32,13 @@ on_both_databases! {
     a_job_is_waited_for,
     a_snapshot_that_is_cut_begins_anew,
     leaving_is_seen_after_a_cut_and_from_a_stored_cursor,
+}
+
+/// Gives the log a new id, as after a restore.
+pub(crate) async fn renew_log_id(database: &Database) -> LogId {
+    let (url, log_id): (DatabaseUrl, _) = (database.url_as(OWNER).parse().unwrap(), LogId(Uuid::new_v4()));
+    url.database().unwrap().set_log_id(log_id).await.expect("the log gets a new id");
+    log_id
 }
 
 async fn next(events: &mut jobledger_client::Subscription) -> Item {
@@ -226,7 +233,7 @@ async fn a_restored_log_voids_the_cursors_of_before(database: Database) {
     drop(client.subscribe(Follow::org().resume(&cursor)).await.expect("it is the same log"));
     server.stop().await;
 
-    let renewed = store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap().to_string();
+    let renewed = renew_log_id(&database).await.to_string();
     assert_ne!(renewed, log_id);
     let (server, client) = TestServer::on(&database).await;
     let refused = client.subscribe(Follow::org().resume(&cursor)).await;
@@ -239,7 +246,7 @@ async fn a_restored_log_voids_the_cursors_of_before(database: Database) {
     // An open stream gets the error, too, as soon as the server reads the log id again.
     if database.is_postgres() {
         let mut open = client.subscribe(Follow::org()).await.unwrap();
-        store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
+        renew_log_id(&database).await;
         let error = loop {
             match timeout(PATIENCE, open.next()).await.expect("it is told").expect("not just ended") {
                 Ok(item) => assert!(matches!(item, Item::Bookmark(_))),

@@ -10,7 +10,6 @@ use std::{
 };
 
 use jobledger_client::{Change, Client, Follow, Job, JobStatus, NewJob, Report, View, proto::ListJobsRequest};
-use jobledger_server::store;
 use serde_json::json;
 use tokio::{
     task::JoinSet,
@@ -18,8 +17,8 @@ use tokio::{
 };
 
 use crate::{
-    cluster::OWNER,
     harness::{Database, PATIENCE, TestServer, fixed_address, on_both_databases, short_or_long},
+    snapshots::renew_log_id,
     wire::Wire,
 };
 
@@ -208,7 +207,7 @@ async fn a_view_and_a_wait_outlive_the_log_that_they_began_in(database: Database
         async move { client.wait_for(id).await }
     });
     server.stop().await;
-    store::renew_log_id(&database.url_as(OWNER).parse().unwrap()).await.unwrap();
+    renew_log_id(&database).await;
     let server = TestServer::start_on(&address, database.config()).await;
     // A caller gives up its wait for the next change again and again meanwhile, later each time.
     let mut change = Change::Nothing;

@@ -292,7 +292,7 @@ impl Check {
 }
 
 /// The digest of a reported outcome. Two reports with the same digest report the same outcome.
-pub(super) fn ending_digest(report: &pb::UpdateJobStatusRequest) -> Digest {
+pub(crate) fn ending_digest(report: &pb::UpdateJobStatusRequest) -> Digest {
     digest(&pb::UpdateJobStatusRequest {
         status: report.status,
         result: report.result.clone(),

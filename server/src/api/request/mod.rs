@@ -2,7 +2,6 @@
 
 mod check;
 mod list;
-mod reach;
 mod read;
 mod work;
 
@@ -12,10 +11,10 @@ use jobledger_proto::v1 as pb;
 use prost::Message as _;
 use uuid::Uuid;
 
+pub(crate) use self::check::ending_digest;
 use self::check::{Check, digest};
 pub(super) use self::{
     list::{Listing, list},
-    reach::{OldReport, reach},
     read::{statistics, subscribe},
     work::{claim, heartbeat},
 };
@@ -53,7 +52,7 @@ pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
     Ok(id)
 }
 
-pub(super) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Result<Command, ApiError> {
+pub(crate) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Result<Command, ApiError> {
     let mut check = Check::default();
     let key = std::mem::take(&mut request.idempotency_key);
     // Digest of the request as received, without its key: a field set to its default differs from an absent one.

@@ -21,9 +21,8 @@
 
 mod builder;
 mod cancel_redrive;
-mod import;
 mod lease;
-mod legacy_report;
+mod legacy;
 mod redate;
 mod report;
 mod sweep;
@@ -35,9 +34,8 @@ use thiserror::Error;
 use self::builder::{Detail, Path};
 pub use self::{
     cancel_redrive::{Cancel, Retry},
-    import::{Import, ImportOutcome, ImportRefusal, ImportedState, Mark, Past, PastKey},
     lease::{Claim, GiveBack, Heartbeat, Redeliver},
-    legacy_report::{LegacyReport, Target},
+    legacy::{Import, ImportOutcome, ImportRefusal, ImportedState, LegacyReport, Mark, Past, PastKey, Target},
     report::{Ending, News, Outcome, Report, Step},
     sweep::{Jump, LEASE_EXPIRED, LONGEST_GRACE, RUN_TIMEOUT, Sweep},
 };

@@ -124,11 +124,11 @@ async fn open(url: &str) -> Result<PgConnection, StoreError> {
     Ok(connection)
 }
 
-pub(in crate::store) async fn status(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
+pub(super) async fn status(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
     read_status(&mut connect_to(url).await?).await
 }
 
-pub(in crate::store) async fn up(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
+pub(super) async fn up(url: &str) -> Result<Vec<MigrationStatus>, StoreError> {
     let mut connection = connect_to(url).await?;
     let applied = apply(&mut connection).await?;
     // Ends the session, and so releases its locks.
@@ -136,7 +136,7 @@ pub(in crate::store) async fn up(url: &str) -> Result<Vec<MigrationStatus>, Stor
     Ok(applied)
 }
 
-pub(in crate::store) async fn down(url: &str, target: i64) -> Result<(), StoreError> {
+pub(super) async fn down(url: &str, target: i64) -> Result<(), StoreError> {
     let mut connection = connect_to(url).await?;
     lock(&mut connection).await?;
     migrations::missing(read_status(&mut connection).await?)?;
@@ -164,7 +164,7 @@ pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError>
 }
 
 /// Gives the database's log another id.
-pub(in crate::store) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
+pub(super) async fn renew_log_id(url: &str, log_id: LogId) -> Result<(), StoreError> {
     let mut connection = open_as_owner(url).await?;
     let query = sqlx::query("/* renew_log_id */ UPDATE jobledger.ledger SET log_id = $1").bind(log_id.0);
     commit(query.execute(&mut connection)).await.map_err(store_error)?;

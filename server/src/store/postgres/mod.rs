@@ -10,6 +10,7 @@ mod cache;
 mod cached_batch;
 mod columns;
 mod connections;
+mod database;
 mod error;
 mod expired;
 mod fold;
@@ -18,14 +19,14 @@ mod jobs;
 mod lingering;
 mod list;
 mod load;
-pub(super) mod migrations;
+mod migrations;
 mod notify;
 mod read;
 mod roles;
 mod series;
 mod statement;
 mod statistics;
-pub(super) mod tokens;
+mod tokens;
 mod warnings;
 mod write;
 
@@ -36,6 +37,7 @@ use chrono::TimeDelta;
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
+pub(super) use self::database::PostgresDatabase;
 pub use self::roles::role_sql;
 use self::{cache::Cache, connections::Connections, error::store_error, notify::Announcer};
 use super::{

@@ -1,8 +1,8 @@
 //! The role that servers use: row-level security applies to it, and it has only the rights that serving needs.
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::error::store_error;
+use super::{error::store_error, migrations::open_as_owner};
 use crate::store::StoreError;
 
 /// The SQL that creates such a role. The owner of the tables, or a superuser, runs it after `migrate up`.
@@ -36,6 +36,13 @@ GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_emp
 ",
         literal = format_args!("'{}'", role.replace('\'', "''")),
     )
+}
+
+/// Runs [`role_sql`] as the owner.
+pub(super) async fn grant(url: &str, role: &str) -> Result<(), StoreError> {
+    let mut connection = open_as_owner(url).await?;
+    sqlx::raw_sql(AssertSqlSafe(role_sql(role))).execute(&mut connection).await.map_err(store_error)?;
+    connection.close().await.map_err(store_error)
 }
 
 /// Refuses a role that lacks rights, and warns of one to which row-level security does not apply, or refuses that too.

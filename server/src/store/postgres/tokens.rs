@@ -47,7 +47,7 @@ pub(super) async fn use_tokens(
     connections.fetch(SQL, arguments![orgs, digests]).await.map(drop)
 }
 
-pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), StoreError> {
+pub(super) async fn make(url: &str, token: &ApiToken) -> Result<(), StoreError> {
     const SQL: &str =
         "/* make */ INSERT INTO jobledger.api_token (id, org_id, digest, name, roles, created_at, expires_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
@@ -62,7 +62,7 @@ pub(in crate::store) async fn make(url: &str, token: &ApiToken) -> Result<(), St
     Ok(())
 }
 
-pub(in crate::store) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreError> {
+pub(super) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreError> {
     static SQL: LazyLock<String> = LazyLock::new(|| {
         format!(
             "/* list */ SELECT {TOKEN_COLUMNS}, used_at FROM jobledger.api_token
@@ -75,7 +75,7 @@ pub(in crate::store) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreErro
     found.iter().map(|row| listed(&mut Columns::of(row))).collect()
 }
 
-pub(in crate::store) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bool, StoreError> {
+pub(super) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bool, StoreError> {
     const SQL: &str = "/* revoke */ UPDATE jobledger.api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
     let mut connection = migrations::open_as_owner(url).await?;
     let mut transaction = connection.begin().await.map_err(store_error)?;

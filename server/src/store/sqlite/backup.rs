@@ -12,17 +12,17 @@ use tokio::time::{MissedTickBehavior, interval};
 use uuid::Uuid;
 
 use super::{error::store_error, file::beside, migrations};
-use crate::{domain::id::LogId, files, store::StoreError};
+use crate::{
+    domain::id::LogId,
+    files,
+    store::{CopyProgress, StoreError},
+};
 
 /// How often progress is reported.
 const SAY: Duration = Duration::from_millis(200);
 
 /// Copies the committed data to a new file. The copy has another name until it is complete and synced to the disk.
-pub(in crate::store) async fn backup(
-    path: &Path,
-    to: &Path,
-    progress: impl FnMut(u64, u64),
-) -> Result<LogId, StoreError> {
+pub(super) async fn backup(path: &Path, to: &Path, progress: CopyProgress<'_>) -> Result<LogId, StoreError> {
     let failed = |error: std::io::Error| not_written(to, &error);
     if to.try_exists().map_err(failed)? {
         return Err(StoreError::Unusable(format!("{} is there already", to.display())));
@@ -57,7 +57,7 @@ impl Copy {
         source: &mut SqliteConnection,
         beside_of: &Path,
         suffix: &str,
-        mut progress: impl FnMut(u64, u64),
+        progress: CopyProgress<'_>,
     ) -> Result<Self, StoreError> {
         let failed = |error: std::io::Error| not_written(beside_of, &error);
         let folder = beside_of.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -83,7 +83,7 @@ pub(super) fn is_open_to_others(file: &Metadata) -> bool {
 }
 
 /// True if a server has the file's lock.
-pub(in crate::store) fn is_served(path: &Path) -> Result<bool, StoreError> {
+pub(super) fn is_served(path: &Path) -> Result<bool, StoreError> {
     Ok(path.exists() && try_lock(&resolve(path)?)?.is_none())
 }
 

@@ -49,7 +49,7 @@ async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
         .map_err(|error| StoreError::Unusable(format!("can't open {}: {error}", path.display())))
 }
 
-pub(in crate::store) async fn status(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
+pub(super) async fn status(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
     read_status(&mut connect(&find(path)?).await?).await
 }
 
@@ -59,7 +59,7 @@ pub(super) async fn is_current(path: &Path) -> bool {
     status.and_then(|status| migrations::missing(status).ok()).is_some_and(|missing| missing.is_empty())
 }
 
-pub(in crate::store) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
+pub(super) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, StoreError> {
     let path = &find(path)?;
     let _held = lock(path).await?;
     let mut connection = connect(path).await?;
@@ -68,7 +68,7 @@ pub(in crate::store) async fn up(path: &Path) -> Result<Vec<MigrationStatus>, St
     Ok(missing)
 }
 
-pub(in crate::store) async fn down(path: &Path, target: i64) -> Result<(), StoreError> {
+pub(super) async fn down(path: &Path, target: i64) -> Result<(), StoreError> {
     let path = &find(path)?;
     let _held = lock(path).await?;
     let mut connection = connect(path).await?;
@@ -96,7 +96,7 @@ pub(super) async fn beside(path: &Path) -> Result<SqliteConnection, StoreError> 
 }
 
 /// Gives the log another id. No server may have the file open.
-pub(in crate::store) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
+pub(super) async fn renew_log_id(path: &Path, log_id: LogId) -> Result<(), StoreError> {
     let path = &find(path)?;
     let _held = lock(path).await?;
     rename_log(path, log_id).await

@@ -8,6 +8,7 @@ mod backup;
 mod batch;
 mod checkpoints;
 mod columns;
+mod database;
 mod error;
 mod expired;
 mod file;
@@ -15,14 +16,14 @@ mod heads;
 mod import;
 mod list;
 mod load;
-pub(super) mod migrations;
+mod migrations;
 mod own_log;
 mod read;
 mod restore;
 mod series;
 mod set;
 mod statistics;
-pub(super) mod tokens;
+mod tokens;
 mod wal;
 mod write;
 
@@ -43,7 +44,7 @@ use sqlx::{
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-pub(super) use self::{backup::backup, file::is_served, restore::restore};
+pub(super) use self::database::SqliteFile;
 use self::{
     checkpoints::Checkpoints,
     columns::{Columns, micros},

@@ -17,16 +17,16 @@ use super::{
 };
 use crate::{
     domain::{clock::Time, id::LogId},
-    store::{Restored, RevokeTokens, StoreError},
+    store::{CopyProgress, Restored, RevokeTokens, StoreError},
 };
 
 /// Replaces a file that no process has open. A rename puts the copy in place, so that a kill leaves one or the other there.
-pub(in crate::store) async fn restore(
+pub(super) async fn restore(
     path: &Path,
     from: &Path,
     revoke: RevokeTokens,
     now: Time,
-    progress: impl FnMut(u64, u64),
+    progress: CopyProgress<'_>,
 ) -> Result<Restored, StoreError> {
     let (path, from) = (&resolve(path)?, &find(from)?);
     if path == from {

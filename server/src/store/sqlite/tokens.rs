@@ -36,7 +36,7 @@ pub(super) async fn find(
     found.map(|row| token(&mut Columns::of(&row))).transpose()
 }
 
-pub(in crate::store) async fn make(path: &Path, token: &ApiToken) -> Result<(), StoreError> {
+pub(super) async fn make(path: &Path, token: &ApiToken) -> Result<(), StoreError> {
     const SQL: &str = "/* make */ INSERT INTO api_token (id, org_id, digest, name, roles, created_at, expires_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
     let mut connection = migrations::beside(path).await?;
@@ -50,7 +50,7 @@ pub(in crate::store) async fn make(path: &Path, token: &ApiToken) -> Result<(), 
     connection.close().await.map_err(store_error)
 }
 
-pub(in crate::store) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreError> {
+pub(super) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreError> {
     let mut connection = migrations::beside(path).await?;
     let tokens = list_in(&mut connection).await?;
     connection.close().await.map_err(store_error)?;
@@ -67,7 +67,7 @@ pub(super) async fn list_in(connection: &mut SqliteConnection) -> Result<Vec<Api
     found.iter().map(|row| listed(&mut Columns::of(row))).collect()
 }
 
-pub(in crate::store) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<bool, StoreError> {
+pub(super) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<bool, StoreError> {
     const SQL: &str = "/* revoke */ UPDATE api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
     let mut connection = migrations::beside(path).await?;
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;

@@ -9,11 +9,11 @@ use axum::{
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{
-    super::status::{ApiError, http_code},
-    answer,
+use super::{super::old_word, answer};
+use crate::{
+    api::{ApiError, http_code},
+    domain::transition::TransitionError,
 };
-use crate::{domain::transition::TransitionError, legacy::old_word};
 
 /// An error answer: `{"detail": …}`.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         id::OrgId,
     },
-    store::{DatabaseUrl, tokens},
+    store::DatabaseUrl,
     telemetry,
 };
 use uuid::Uuid;
@@ -57,7 +57,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
                 revoked_at: None,
                 used_at: None,
             };
-            tokens::make(&database.database_url, &token).await?;
+            database.database_url.database()?.add_token(&token).await?;
             // Names the database file: whoever makes a token in the wrong one sees it here.
             let place = match &database.database_url {
                 DatabaseUrl::Sqlite(path) => format!(" in {path}"),
@@ -68,12 +68,15 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
             writeln!(out, "{}", secret.text())?;
         }
         TokenCommand::List { org, database } => {
-            for token in tokens::list(&database.database_url, org.map(OrgId)).await? {
+            let mut tokens = database.database_url.database()?.tokens().await?;
+            tokens.retain(|token| org.is_none_or(|org| token.org == Some(OrgId(org))));
+            tokens.sort_by_key(|token| (token.created_at, token.id));
+            for token in tokens {
                 writeln!(out, "{}  {}, {}", token.id, describe(&token, now), last_used(&token))?;
             }
         }
         TokenCommand::Revoke { id, database } => {
-            if !tokens::revoke(&database.database_url, id, now).await? {
+            if !database.database_url.database()?.revoke_token(id, now).await? {
                 return Err(format!("there is no token {id}: `jobledger token list` lists them").into());
             }
             writeln!(out, "revoked {id}")?;

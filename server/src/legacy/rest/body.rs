@@ -5,11 +5,11 @@ use std::{borrow::Cow, collections::HashMap};
 use axum::http::{HeaderMap, header};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::error::Problem;
-use crate::{
-    domain::{job::MAX_TYPE_CHARS, json::Json, name::is_seen, status::JobStatus, transition::News},
-    legacy::{check_json, fit_progress, fit_stage, fit_text, parse_status},
+use super::{
+    super::{check_json, fit_progress, fit_stage, fit_text, parse_status},
+    error::Problem,
 };
+use crate::domain::{job::MAX_TYPE_CHARS, json::Json, name::is_seen, status::JobStatus, transition::News};
 
 /// The words for a status, as the error message lists them.
 const WORDS: &str =

@@ -3,7 +3,9 @@
 
 mod body;
 mod error;
+pub(crate) mod fuzzing;
 mod receive;
+mod report;
 
 use axum::{
     Extension, Router,
@@ -22,13 +24,11 @@ use uuid::Uuid;
 use self::{
     body::{Body, Fields},
     error::Problem,
+    report::{OldReport, reach},
 };
-use super::{
-    caller::Caller,
-    request::{self, OldReport},
-    status::ApiError,
-};
+use super::{error_text, isoformat, old_word};
 use crate::{
+    api::{ApiError, Caller, create_command},
     domain::{
         id::JobId,
         job::{Job, JobContents},
@@ -36,11 +36,10 @@ use crate::{
         status::JobStatus,
     },
     ledger::{JobReply, Ledger, LedgerError},
-    legacy::{error_text, isoformat, old_word},
 };
 
 /// The routes of the old calls.
-pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
+pub(crate) fn routes(ledger: Ledger, request_bytes: usize) -> Router {
     let not_allowed = || async { Problem::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed").into_response() };
     Router::new()
         .route("/jobs", post(create))
@@ -57,7 +56,7 @@ pub(crate) fn legacy(ledger: Ledger, request_bytes: usize) -> Router {
 }
 
 /// The answer to the old calls where they are off.
-pub(crate) fn no_legacy() -> Router {
+pub(crate) fn no_routes() -> Router {
     let off = || async {
         let detail = "Not Found: the old REST calls are off; the server's --legacy-http turns them on";
         Problem::text(StatusCode::NOT_FOUND, detail).into_response()
@@ -91,7 +90,7 @@ async fn create(
         job_id: String,
     }
     let job_type = read_create(&headers, &bytes)?;
-    let command = request::create(pb::CreateJobRequest { r#type: job_type, ..Default::default() }, &caller)?;
+    let command = create_command(pb::CreateJobRequest { r#type: job_type, ..Default::default() }, &caller)?;
     let JobReply { job, .. } = ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
     Ok(answer(StatusCode::OK, &Created { job_id: job.id.to_string() }))
 }
@@ -116,7 +115,7 @@ fn read_update(headers: &HeaderMap, bytes: &[u8]) -> Result<OldReport, Problem> 
 }
 
 /// Reads bytes as each of the two bodies. Returns the HTTP status of a refusal.
-pub(super) fn read_any(headers: &HeaderMap, bytes: &[u8]) -> [Result<(), StatusCode>; 2] {
+fn read_any(headers: &HeaderMap, bytes: &[u8]) -> [Result<(), StatusCode>; 2] {
     [read_create(headers, bytes).map(|_| ()), read_update(headers, bytes).map(|_| ())]
         .map(|read| read.map_err(|problem| problem.into_response().status()))
 }
@@ -149,7 +148,7 @@ async fn update(
     }
     // The old words have none for a dead letter.
     let wanted = status.map(|status| if status == JobStatus::DeadLetter { status.as_str() } else { old_word(status) });
-    let command = request::reach(id, report);
+    let command = reach(id, report);
     let job = match ledger.submit(caller.by, command).await {
         Ok(reply) => reply.job,
         Err(LedgerError::Transition(refused)) => return Err(Problem::refused(&refused, wanted)),

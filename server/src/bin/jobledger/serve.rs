@@ -1,72 +1,24 @@
-//! The `jobledger` program.
-
-mod audit;
-mod cli;
-mod demo;
-mod migrate;
-mod terminal;
-mod token;
-mod transfer;
+//! `jobledger serve`.
 
 use std::{
     io::{self, Write as _},
     net::SocketAddr,
-    process::ExitCode,
     thread,
 };
 
-use clap::Parser as _;
 use jobledger_server::{Server, telemetry};
-use rustix::fs::Mode;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
 };
 
-use crate::cli::{Cli, Command, ServeArgs};
-
-/// Calls make many small allocations, and often one thread frees what another has allocated.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn main() -> ExitCode {
-    // Only the owner may read files that the program creates: payloads, tokens and results may be in any of them.
-    rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    let _written = match telemetry::open() {
-        Ok(open) => open,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "jobledger: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let done = match Cli::parse().into_command() {
-        Command::Serve(args) => terminal::block_on(serve(&args)),
-        Command::Demo(args) => demo::run(args),
-        Command::Verify { database, org } => return audit::verify(&database.database_url, org),
-        Command::Backup { database, file } => audit::backup(&database.database_url, &file),
-        Command::Restore { file, database, revoke_tokens } => {
-            audit::restore(&database.database_url, &file, revoke_tokens)
-        }
-        Command::RenewLogId(database) => audit::renew_log_id(&database.database_url),
-        Command::ConfirmClock(database) => audit::confirm_clock(&database.database_url),
-        Command::Import(args) => return transfer::import(*args),
-        Command::Export(args) => transfer::export(args),
-        Command::Token { command } => token::run(command),
-        Command::Migrate { command } => migrate::run(command),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            telemetry::say(&format!("jobledger: {error}"));
-            ExitCode::FAILURE
-        }
-    }
-}
+use crate::{cli::ServeArgs, terminal};
 
 /// The most connections that wait to be accepted. The system's limit (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 65_535;
 
-async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
+/// Serves until a signal ends it.
+pub(crate) async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     telemetry::init(&args.log, args.log_format)?;
     // Listen before anything is opened, so that an early signal is not lost.
     let (mut first, mut second) = (Signals::listen()?, Signals::listen()?);

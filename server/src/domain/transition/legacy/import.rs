@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{Tick, Transition};
+use super::super::{Tick, Transition};
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobError, JobEvent, Origin, Position},

@@ -2,8 +2,8 @@
 
 use jobledger_proto::v1 as pb;
 
-use super::{super::convert, super::json, check::ending_digest};
 use crate::{
+    api::{ending_digest, json_value, status_word},
     domain::{
         event::JobError,
         id::JobId,
@@ -15,16 +15,16 @@ use crate::{
 };
 
 /// An old report, with its texts cut to the ledger's bounds.
-pub(in super::super) struct OldReport {
-    pub(in super::super) status: Option<JobStatus>,
-    pub(in super::super) news: News,
-    pub(in super::super) result: Option<Json>,
+pub(super) struct OldReport {
+    pub(super) status: Option<JobStatus>,
+    pub(super) news: News,
+    pub(super) result: Option<Json>,
     /// The error of a failure. With any other status it becomes the event's message.
-    pub(in super::super) error: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 /// The command that moves the job to the reported status, over as many transitions as that takes.
-pub(in super::super) fn reach(job: JobId, report: OldReport) -> Command {
+pub(super) fn reach(job: JobId, report: OldReport) -> Command {
     let OldReport { status, mut news, result, error } = report;
     if let Some(remark) = error.as_ref().filter(|_| status != Some(JobStatus::Failed)) {
         news.message = remark.as_str().into();
@@ -32,8 +32,8 @@ pub(in super::super) fn reach(job: JobId, report: OldReport) -> Command {
     let ending = |status, outcome, result: Option<&Json>, error_message: &str| {
         // An outcome has the same digest whether it comes by REST or by UpdateJobStatus.
         let digest = ending_digest(&pb::UpdateJobStatusRequest {
-            status: Some(convert::status(status).into()),
-            result: result.map(json::from_json),
+            status: Some(status_word(status).into()),
+            result: result.map(json_value),
             error_message: error_message.to_owned(),
             ..Default::default()
         });

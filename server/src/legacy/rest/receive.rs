@@ -9,10 +9,8 @@ use axum::{
 };
 use tokio_stream::StreamExt as _;
 
-use super::{
-    super::weight::{MOST_VALUES, may_be_parsed},
-    error::Problem,
-};
+use super::error::Problem;
+use crate::api::{MOST_VALUES, may_be_parsed};
 
 /// Bytes of a body over its limit that are read and discarded. A server that answers and closes while the client still
 /// sends resets the connection, and the client may never see the answer.

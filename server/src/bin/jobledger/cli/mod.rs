@@ -30,6 +30,13 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Show what jobledger does: digest the files under a path as jobs, with a server, workers and a subscriber in one process.
     Demo(DemoArgs),
+    /// Ask a server whether it is ready, for the health checks of containers. Exits with 0 if it is, with 1 if it is not or
+    /// does not answer. Not for servers with TLS: ask them by gRPC's health check.
+    Health {
+        /// The server's address and port.
+        #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
+        address: String,
+    },
     /// Recompute everything that is derived from the log, and report every difference from what is stored. Runs beside servers;
     /// retention waits for it. Exits with 0 if there is no difference, with 1 if there is one, with 2 if it could not verify.
     Verify {
@@ -136,7 +143,14 @@ pub(crate) enum TokenCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Migrate {
     /// Apply missing migrations.
-    Up(DatabaseArgs),
+    Up {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Also grant this role what it needs to serve, as `role-sql` does. The role is created if it is missing. PostgreSQL
+        /// only.
+        #[arg(long, value_name = "ROLE")]
+        grant: Option<String>,
+    },
     /// Undo migrations, the last one first. Shows what will be lost, and goes on only with --yes.
     Down {
         #[command(flatten)]

@@ -14,13 +14,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jobledger_client::shutdown_signal;
 use jobledger_server::{
     domain::{clock::SystemClock, id::OrgId},
-    export, files,
-    import::{self, ImportRequest, Observer, ReportedRow, RowVerdict, Summary, Table},
+    files,
     ledger::{Ledger, Limits},
-    store::{
-        self, DatabaseUrl, FileUse, OpenOptions, Store,
-        migrations::{self, MigrationState},
+    legacy::{
+        export,
+        import::{self, ImportRequest, Observer, ReportedRow, RowVerdict, Summary, Table},
     },
+    store::{self, DatabaseUrl, FileUse, OpenOptions, Store},
     telemetry,
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -65,7 +65,7 @@ async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
             schema: args.schema,
             org: OrgId(args.org.unwrap_or(Uuid::nil())),
             is_dry_run: args.dry_run,
-            breather: if store::is_served(&args.database.database_url)? { BREATHER } else { Duration::ZERO },
+            breather: if args.database.database_url.database()?.is_served()? { BREATHER } else { Duration::ZERO },
         };
         let summary = import_into(store, &request, progress).await?;
         let shown = in_words(&summary, &args.refused, args.dry_run, began.elapsed())?;
@@ -108,14 +108,7 @@ async fn open_target(url: &DatabaseUrl, is_dry_run: bool) -> Result<Option<Arc<d
     if !is_dry_run {
         return Ok(Some(store::open(url, OpenOptions { file_use: FileUse::Prepare, ..options }).await?));
     }
-    let is_there = match url {
-        DatabaseUrl::Sqlite(path) => Path::new(path).exists(),
-        DatabaseUrl::Postgres(_) | DatabaseUrl::Other => {
-            let applied = migrations::status(url).await?;
-            applied.iter().any(|migration| migration.state == MigrationState::Applied)
-        }
-    };
-    if !is_there {
+    if !url.database()?.exists().await? {
         return Ok(None);
     }
     Ok(Some(store::open(url, OpenOptions { migrate: false, file_use: FileUse::Beside, ..options }).await?))

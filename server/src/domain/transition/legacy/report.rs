@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Cancel, Command, Ending, News, Outcome, Report, Retry, Step, Tick, Transition, TransitionError};
+use super::super::{Cancel, Command, Ending, News, Outcome, Report, Retry, Step, Tick, Transition, TransitionError};
 use crate::domain::{job::Job, status::JobStatus};
 
 /// Sets a job's status.
@@ -31,7 +31,7 @@ pub enum Target {
 }
 
 impl Job {
-    pub(super) fn reach(&self, reach: &LegacyReport, at: Tick) -> Result<Transition, TransitionError> {
+    pub(in super::super) fn reach(&self, reach: &LegacyReport, at: Tick) -> Result<Transition, TransitionError> {
         if self.lease.is_some() {
             return Err(TransitionError::LeaseLost);
         }

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::{Source, Table, Way};
-use crate::import::ImportError;
+use crate::legacy::import::ImportError;
 
 /// A table without these columns is not the old one.
 const NEEDED: [(&str, &[&str]); 3] = [
@@ -90,7 +90,7 @@ impl Source {
     }
 
     /// Counts the rows of each status, by the old words.
-    pub(in crate::import) async fn count(&mut self) -> Result<Vec<(Option<String>, u64)>, ImportError> {
+    pub(in crate::legacy::import) async fn count(&mut self) -> Result<Vec<(Option<String>, u64)>, ImportError> {
         let mut parts = Vec::new();
         for table in &self.tables {
             let (schema, name) = (&self.schema, table.name());
@@ -117,7 +117,7 @@ impl Source {
     }
 
     /// Rows with an idempotency key that an earlier row has: for each of them the id of the first row.
-    pub(in crate::import) async fn duplicate_keys(&mut self) -> Result<HashMap<Uuid, Uuid>, ImportError> {
+    pub(in crate::legacy::import) async fn duplicate_keys(&mut self) -> Result<HashMap<Uuid, Uuid>, ImportError> {
         if !self.tables.contains(&Table::Job) {
             return Ok(HashMap::new());
         }

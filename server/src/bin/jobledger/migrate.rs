@@ -7,7 +7,7 @@ use std::{
 
 use jobledger_server::store::{
     DatabaseUrl,
-    migrations::{self, MigrationState, MigrationStatus, StepKind},
+    migrations::{MigrationState, MigrationStatus, StepKind},
     postgres::role_sql,
 };
 
@@ -17,17 +17,22 @@ use crate::cli::Migrate;
 pub(crate) async fn run(command: Migrate) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut out = io::stdout().lock();
     match command {
-        Migrate::Up(database) => {
-            let applied = migrations::up(&database.database_url).await?;
+        Migrate::Up { database, grant } => {
+            let database = database.database_url.database()?;
+            let applied = database.migrate_up().await?;
             for migration in &applied {
                 writeln!(out, "applied {migration}")?;
             }
             if applied.is_empty() {
                 writeln!(out, "nothing to do: the database is up to date")?;
             }
+            if let Some(role) = grant {
+                database.grant(&role).await?;
+                writeln!(out, "granted to {role}: what it needs to serve")?;
+            }
         }
         Migrate::Status(database) => {
-            for migration in migrations::status(&database.database_url).await? {
+            for migration in database.database_url.database()?.schema().await? {
                 writeln!(out, "{migration}: {}", migration.state)?;
             }
         }
@@ -43,7 +48,8 @@ async fn down(
     to: Option<i64>,
     yes: bool,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let all = migrations::status(url).await?;
+    let database = url.database()?;
+    let all = database.schema().await?;
     let is_applied =
         |step: &&MigrationStatus| step.kind == StepKind::Migration && step.state == MigrationState::Applied;
     let last = all.iter().filter(is_applied).map(|migration| migration.version).max().unwrap_or(0);
@@ -60,7 +66,7 @@ async fn down(
     if !yes {
         return Err("nothing was done: add --yes to do it".into());
     }
-    migrations::down(url, target).await?;
+    database.migrate_down(target).await?;
     for migration in undone {
         writeln!(out, "undone {migration}")?;
     }

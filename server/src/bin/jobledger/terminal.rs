@@ -4,7 +4,7 @@ use std::{
     error::Error,
     future::Future,
     io::{self, IsTerminal as _, Write as _},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use console::Term;
@@ -107,5 +107,42 @@ impl TermLike for Bars {
     fn flush(&self) -> io::Result<()> {
         let drawn = std::mem::take(&mut *self.drawn.lock());
         Stderr.write_all(drawn.as_bytes())
+    }
+}
+
+/// Shows progress: on a terminal a line that is overwritten every 200 ms, elsewhere a line every 10 s.
+pub(crate) struct Display {
+    is_terminal: bool,
+    next: Instant,
+}
+
+impl Display {
+    pub(crate) fn new() -> Self {
+        let is_terminal = io::stderr().is_terminal();
+        Self { is_terminal, next: Instant::now() + Self::pause(is_terminal) }
+    }
+
+    fn pause(is_terminal: bool) -> Duration {
+        if is_terminal { Duration::from_millis(200) } else { Duration::from_secs(10) }
+    }
+
+    pub(crate) fn show(&mut self, how_far: impl FnOnce() -> String) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + Self::pause(self.is_terminal);
+        let (before, after) = if self.is_terminal { ("\r\x1b[K", "") } else { ("", "\n") };
+        self.draw(&format!("{before}{}{after}", how_far()));
+    }
+
+    pub(crate) fn clear(&self) {
+        if self.is_terminal {
+            self.draw("\r\x1b[K");
+        }
+    }
+
+    fn draw(&self, text: &str) {
+        // This can't fail: `Stderr` queues the text or drops it.
+        let _ = Stderr.write_all(text.as_bytes());
     }
 }
