@@ -24,7 +24,7 @@ use crate::common::{
 
 mod common;
 
-#[path = "../tests/suite/legacy_tables.rs"]
+#[path = "../tests/suite/legacy/tables.rs"]
 mod legacy_tables;
 
 const ROWS: usize = 200_000;

@@ -1,4 +1,4 @@
-//! Entry points for fuzzing the code that handles bytes from outside first: for `server/fuzz` and `suite/fuzz.rs`. An input
+//! Entry points for fuzzing the code that handles bytes from outside first: for `server/fuzz` and `suite/callers/fuzz.rs`. An input
 //! that makes one of them panic has found a defect.
 
 use crate::domain::lease::LeaseToken;

@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use self::cluster::Cluster;
 
 #[allow(dead_code, reason = "tests need more of it")]
-#[path = "../../tests/suite/cluster.rs"]
+#[path = "../../tests/suite/support/cluster.rs"]
 pub(crate) mod cluster;
 
 pub(crate) const CONNECTIONS: usize = 4;

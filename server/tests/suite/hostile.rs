@@ -30,9 +30,9 @@ use tokio::{
 };
 
 use crate::{
-    harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long},
-    raw::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, frame, header_block},
-    seeded::Seeded,
+    support::harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long},
+    support::raw::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, frame, header_block},
+    support::seeded::Seeded,
 };
 
 on_both_databases! {

@@ -22,9 +22,9 @@ use tokio::time::{sleep, timeout};
 
 use super::{PRELOADED, history::Callers, preloaded};
 use crate::{
-    cluster::{Cluster, Durability},
-    harness::{Database, PATIENCE, Program, await_kind, command, short_or_long},
-    seeded::Seeded,
+    support::cluster::{Cluster, Durability},
+    support::harness::{Database, PATIENCE, Program, await_kind, command, short_or_long},
+    support::seeded::Seeded,
 };
 
 /// A clock that tests can move, for programs that preload its library.

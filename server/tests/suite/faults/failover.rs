@@ -15,8 +15,8 @@ use super::{
     link::{Fault, Link, Peer},
 };
 use crate::{
-    cluster::{Cluster, Durability, OWNER, SERVER},
-    harness::{Database, PATIENCE, Program, command},
+    support::cluster::{Cluster, Durability, OWNER, SERVER},
+    support::harness::{Database, PATIENCE, Program, command},
 };
 
 /// A primary, its standby, and servers that reach one of them through the link.

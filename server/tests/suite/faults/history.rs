@@ -17,8 +17,8 @@ use jobledger_server::domain::event::EventKind;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
-    crash::verify,
-    harness::{Database, PATIENCE},
+    support::harness::{Database, PATIENCE},
+    work::crash::verify,
 };
 
 /// The duration of leases: shorter than some faults.

@@ -16,9 +16,9 @@ use tokio::{
 
 use super::{history::Callers, preloaded, volume::Volume};
 use crate::{
-    cluster::{Cluster, Durability},
-    harness::{Database, PATIENCE, Program, on_both_databases, short_or_long},
-    seeded::Seeded,
+    support::cluster::{Cluster, Durability},
+    support::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long},
+    support::seeded::Seeded,
 };
 
 on_both_databases! {

@@ -18,10 +18,10 @@ use super::{
     link::{Fault, Link, Peer},
 };
 use crate::{
-    cluster::{Cluster, Durability, SERVER},
-    harness::{Database, PATIENCE, Program, fixed_address, resident, short_or_long},
-    output::{OUTPUTS, Output},
-    seeded::Seeded,
+    program::output::{OUTPUTS, Output},
+    support::cluster::{Cluster, Durability, SERVER},
+    support::harness::{Database, PATIENCE, Program, fixed_address, resident, short_or_long},
+    support::seeded::Seeded,
 };
 
 const SERVERS: usize = 3;

@@ -23,10 +23,10 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    cluster::{Cluster, Durability},
-    harness::{Database, PATIENCE, Program, fixed_address, short_or_long},
-    leases::keep,
-    seeded::Seeded,
+    support::cluster::{Cluster, Durability},
+    support::harness::{Database, PATIENCE, Program, fixed_address, short_or_long},
+    support::seeded::Seeded,
+    work::leases::keep,
 };
 
 const ORGS: u128 = 50;

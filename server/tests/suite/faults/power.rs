@@ -17,9 +17,9 @@ use tokio::{
 
 use super::{preloaded, volume::Volume};
 use crate::{
-    cluster::{Cluster, Durability},
-    crash::verify,
-    harness::{Database, PATIENCE, Program, short_or_long},
+    support::cluster::{Cluster, Durability},
+    support::harness::{Database, PATIENCE, Program, short_or_long},
+    work::crash::verify,
 };
 
 /// Creates jobs until a call fails, and notes those that were acknowledged.

@@ -13,7 +13,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::failover::Pair;
-use crate::harness::{PATIENCE, Program};
+use crate::support::harness::{PATIENCE, Program};
 
 /// Clients of different orgs.
 fn clients(program: &Program, orgs: u128) -> Vec<Client> {

@@ -26,8 +26,8 @@ use tonic::Status;
 
 use super::{connect, victims::client};
 use crate::{
-    raw::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE, frame, header_block},
-    seeded::Seeded,
+    support::raw::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE, frame, header_block},
+    support::seeded::Seeded,
 };
 
 const SERVICE: &str = "/jobledger.v1.JobService/";

@@ -21,11 +21,11 @@ use super::{
     victims::{Kind, TOKENS_A_SECOND, Victims},
 };
 use crate::{
-    access::{token, token_with},
-    cluster::environment,
-    harness::{Database, Program, on_both_databases, resident, short_or_long},
-    jwt::{AUDIENCE, ISSUER, keys_of_nobody},
-    seeded::Seeded,
+    callers::access::{token, token_with},
+    callers::jwt::{AUDIENCE, ISSUER, keys_of_nobody},
+    support::cluster::environment,
+    support::harness::{Database, Program, on_both_databases, resident, short_or_long},
+    support::seeded::Seeded,
 };
 
 on_both_databases! {

@@ -13,7 +13,7 @@ use prost::Message as _;
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{KEPT, Tenant, batch, client, created, long_types, seconds};
-use crate::{raw::RST_STREAM, seeded::Seeded};
+use crate::{support::raw::RST_STREAM, support::seeded::Seeded};
 
 /// A heartbeat of all these leases.
 pub(super) fn beat(leases: &[Lease]) -> HeartbeatRequest {

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::{KEPT, SERVICE, Tenant, begin, connect, send};
 use crate::{
-    raw::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, header_block},
-    seeded::Seeded,
+    support::raw::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, header_block},
+    support::seeded::Seeded,
 };
 
 impl Tenant {

@@ -19,7 +19,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{KEPT, Tenant, batch, client, created, fresh_types, long_types, seconds};
-use crate::seeded::Seeded;
+use crate::support::seeded::Seeded;
 
 impl Tenant {
     pub(super) async fn heavy_claims(self: Arc<Self>) {

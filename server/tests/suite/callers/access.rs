@@ -1,0 +1,645 @@
+//! Access control: which credential may make which call. A table covers every call, every role and every invalid credential.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use jobledger_client::{
+    Claim, Client, Error, Follow, Item, JobEventKind, NewJob, Report, Token,
+    proto::{GetJobRequest, StreamJobEventsRequest, StreamJobEventsResponse},
+};
+use jobledger_server::{
+    Config, Server,
+    access::{Authentication, Secret},
+    domain::{
+        access::{ApiToken, Role, Roles},
+        clock::{Clock as _, SystemClock, Time},
+        id::OrgId,
+    },
+    store::{self, DatabaseUrl},
+};
+use prost::{Message as _, bytes::Bytes};
+use tokio::{net::TcpListener, time::timeout};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::{
+    jobs::errors::{assert_error, new_job},
+    legacy::rest::http,
+    support::breaking::Breaking,
+    support::cluster::OWNER,
+    support::harness::{Database, PATIENCE, TestServer, command, on_both_databases, root},
+    support::raw::{Answer, frame},
+};
+
+on_both_databases! {
+    every_call_is_for_its_roles_in_their_own_org,
+    old_calls_are_for_the_same_roles,
+    a_token_that_is_revoked_ends_what_is_called_with_it,
+    a_token_that_can_not_be_looked_up_when_others_change_does_not_go_on_for_that,
+    a_token_ends_with_its_time,
+    who_calls_is_who_the_events_name,
+    another_orgs_job_and_an_unknown_one_are_told_the_same,
+    tokens_are_made_listed_and_revoked_by_the_program,
+    a_server_that_others_reach_asks_who_they_are,
+}
+
+const OURS: Uuid = Uuid::from_u128(0xa11ce);
+const THEIRS: Uuid = Uuid::from_u128(0xb0b);
+
+/// A server that requires authentication.
+pub(crate) fn guarded(database: &Database) -> Config {
+    let mut config = database.config();
+    config.access.authentication = Authentication::Required;
+    config
+}
+
+fn owner_url(database: &Database) -> DatabaseUrl {
+    database.url_as(OWNER).parse().expect("a valid URL")
+}
+
+/// Makes a token; returns its text and its id.
+pub(crate) async fn token_with(
+    database: &Database,
+    org: Option<Uuid>,
+    roles: &[Role],
+    change: impl FnOnce(&mut ApiToken),
+) -> (String, Uuid) {
+    let secret = Secret::generate(org.map(OrgId)).expect("the system has randomness");
+    let mut token = ApiToken {
+        id: Uuid::now_v7(),
+        org: org.map(OrgId),
+        digest: secret.digest(),
+        name: "tester".to_owned(),
+        roles: Roles::of(roles),
+        created_at: SystemClock.now(),
+        expires_at: None,
+        revoked_at: None,
+        used_at: None,
+    };
+    change(&mut token);
+    if !database.is_postgres() && !database.path().exists() {
+        database.open().await.close().await;
+    }
+    owner_url(database).database().unwrap().add_token(&token).await.expect("the token is kept");
+    (secret.text().to_owned(), token.id)
+}
+
+pub(crate) async fn token(database: &Database, org: Option<Uuid>, role: Role) -> String {
+    token_with(database, org, &[role], |_| {}).await.0
+}
+
+pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
+    let token = Token::new(token).unwrap();
+    Client::builder(server.endpoint()).token(token).timeout(PATIENCE).build().expect("a valid endpoint")
+}
+
+/// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
+const CALLS: [(&str, [bool; 5]); 16] = [
+    ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
+    ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
+    ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
+    ("jobledger.v1.JobService/ListJobs", [true, true, true, true, true]),
+    ("jobledger.v1.JobService/UpdateJobStatus", [false, true, false, true, true]),
+    ("jobledger.v1.JobService/BatchUpdateJobStatus", [false, true, false, true, true]),
+    ("jobledger.v1.JobService/ClaimJobs", [false, true, false, true, true]),
+    ("jobledger.v1.JobService/Heartbeat", [false, true, false, true, true]),
+    ("jobledger.v1.JobService/CancelJob", [true, false, false, true, true]),
+    ("jobledger.v1.JobService/RetryJob", [true, false, false, true, true]),
+    ("jobledger.v1.JobService/StreamJobEvents", [false, false, true, true, true]),
+    ("jobledger.v1.JobService/GetStatistics", [false, false, true, true, true]),
+    ("grpc.health.v1.Health/Check", [true; 5]),
+    ("grpc.health.v1.Health/Watch", [true; 5]),
+    ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", [true; 5]),
+    ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", [true; 5]),
+];
+const ROLES: [Role; 5] = [Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator];
+/// The only call that needs no credential.
+const PUBLIC: &str = "grpc.health.v1.Health/Check";
+
+fn is_about_an_org(call: &str) -> bool {
+    call.starts_with("jobledger.")
+}
+
+/// Sends a message with these headers. Returns the status code of the response headers, or OK if they have none.
+struct Caller {
+    http: HttpClient<HttpConnector, Full<Bytes>>,
+    endpoint: String,
+}
+
+impl Caller {
+    fn of(server: &TestServer) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let http = HttpClient::builder(TokioExecutor::new()).http2_only(true).build(connector);
+        Self { http, endpoint: server.endpoint() }
+    }
+
+    async fn call(&self, call: &str, headers: &[(&str, &str)], message: &[u8]) -> Code {
+        let mut frame = vec![0];
+        frame.extend((message.len() as u32).to_be_bytes());
+        frame.extend(message);
+        let mut request = http::Request::post(format!("{}/{call}", self.endpoint))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let answer =
+            timeout(PATIENCE, self.http.request(request.body(Full::from(frame)).unwrap())).await.unwrap().unwrap();
+        let code = answer.headers().get("grpc-status").map_or(0, |code| code.to_str().unwrap().parse().unwrap());
+        Code::from_i32(code)
+    }
+}
+
+async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
+    let mut tokens = Vec::new();
+    for role in ROLES {
+        let org = (role != Role::Operator).then_some(OURS);
+        tokens.push((role, token(&database, org, role).await));
+    }
+    let past = SystemClock.now() - Duration::from_secs(1);
+    let expired = token_with(&database, Some(OURS), &[Role::Admin], |token| token.expires_at = Some(past)).await.0;
+    let (revoked, id) = token_with(&database, Some(OURS), &[Role::Admin], |_| {}).await;
+    assert!(owner_url(&database).database().unwrap().revoke_token(id, past).await.unwrap());
+    let unknown = Secret::generate(Some(OrgId(OURS))).unwrap().text().to_owned();
+    // The admin's secret under another org's id. `unknown` is a random secret under our org's id.
+    let admin = &tokens[3].1;
+    let moved = format!("{}{}", &Secret::generate(Some(OrgId(THEIRS))).unwrap().text()[..23], &admin[23..]);
+    let server = TestServer::start(guarded(&database)).await;
+    let caller = Caller::of(&server);
+    let (ours, theirs) = (OURS.to_string(), THEIRS.to_string());
+
+    let mut unexpected = String::new();
+    let mut cells = 0;
+    let mut expect = |what: String, found: Code, expected: fn(Code) -> bool| {
+        cells += 1;
+        if !expected(found) {
+            writeln!(unexpected, "{what}: {found:?}").unwrap();
+        }
+    };
+    let is_let_in = |code| !matches!(code, Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented);
+    for (call, allowed) in CALLS {
+        // An allowed call may still be refused for its message, which is empty.
+        for ((role, token), is_allowed) in tokens.iter().zip(allowed) {
+            let bearer = format!("Bearer {token}");
+            let is_operator = *role == Role::Operator;
+            for (org, named) in
+                [("none", None), ("own", Some(&*ours)), ("other", Some(&*theirs)), ("bad", Some("acme"))]
+            {
+                let mut headers = vec![("authorization", &*bearer)];
+                headers.extend(named.map(|named| ("x-org-id", named)));
+                let found = caller.call(call, &headers, &[]).await;
+                let expected: fn(Code) -> bool = if !is_about_an_org(call) {
+                    is_let_in
+                } else if org == "bad" || org == "none" && is_operator {
+                    |code| code == Code::InvalidArgument
+                } else if org == "other" && !is_operator || !is_allowed {
+                    |code| code == Code::PermissionDenied
+                } else {
+                    is_let_in
+                };
+                expect(format!("{call} by {role}, org {org}"), found, expected);
+            }
+        }
+        let basic = "Basic Zm9vOmJhcg==".to_owned();
+        let bearer = |token: &str| format!("Bearer {token}");
+        for (what, header) in [
+            ("none", None),
+            ("empty", Some(String::new())),
+            ("no token", Some("Bearer ".to_owned())),
+            ("another scheme", Some(basic)),
+            ("garbage", Some(bearer("jl_garbage"))),
+            ("half a token", Some(bearer(&admin[..40]))),
+            ("a token and more", Some(bearer(&format!("{admin}A")))),
+            ("unknown", Some(bearer(&unknown))),
+            ("moved to another org", Some(bearer(&moved))),
+            ("expired", Some(bearer(&expired))),
+            ("revoked", Some(bearer(&revoked))),
+            ("a JWT, and none are taken", Some(bearer("eyJhbGciOiJub25lIn0.e30."))),
+        ] {
+            for named in [None, Some(&*ours), Some(&*theirs), Some("acme")] {
+                let mut headers = Vec::new();
+                headers.extend(header.as_deref().map(|header| ("authorization", header)));
+                headers.extend(named.map(|named| ("x-org-id", named)));
+                let found = caller.call(call, &headers, &[]).await;
+                let expected: fn(Code) -> bool =
+                    if call == PUBLIC { is_let_in } else { |code| code == Code::Unauthenticated };
+                expect(format!("{call}, credential {what}, org {named:?}"), found, expected);
+            }
+        }
+    }
+    // Every role may stream one job. NOT_FOUND shows that the call was let in.
+    let one = StreamJobEventsRequest { job_id: Uuid::now_v7().to_string(), ..Default::default() }.encode_to_vec();
+    for (role, token) in &tokens {
+        let headers = [("authorization", &*format!("Bearer {token}")), ("x-org-id", &*ours)];
+        let found = caller.call("jobledger.v1.JobService/StreamJobEvents", &headers, &one).await;
+        expect(format!("a stream of one job by {role}"), found, |code| code == Code::NotFound);
+    }
+    // A header that comes twice is refused: a proxy in between may have checked the other value.
+    let (bearer, call) = (format!("Bearer {admin}"), "jobledger.v1.JobService/GetStatistics");
+    let (known, org) = (("authorization", &*bearer), ("x-org-id", &*ours));
+    expect("one of each".to_owned(), caller.call(call, &[known, org], &[]).await, is_let_in);
+    expect("two credentials".to_owned(), caller.call(call, &[known, org, known], &[]).await, |code| {
+        code == Code::Unauthenticated
+    });
+    expect("two orgs".to_owned(), caller.call(call, &[org, known, org], &[]).await, |code| {
+        code == Code::InvalidArgument
+    });
+    // A reflection client sends more messages only after an answer, so the refusal must not wait for the request's end.
+    let reflection = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let (refused, _open) = Answer::streamed(&server, reflection, &[], Bytes::new());
+    let refused = timeout(Duration::from_millis(1_900), refused).await.expect("before its request ends").unwrap();
+    assert_error(&refused.status(), Code::Unauthenticated, "UNAUTHENTICATED");
+    // A method that doesn't exist is UNIMPLEMENTED with a credential and UNAUTHENTICATED without one.
+    for call in ["jobledger.v1.JobService/DropJobs", "jobledger.v2.JobService/CreateJob", "x.Y/Z"] {
+        let headers = [("authorization", &*format!("Bearer {admin}"))];
+        expect(call.to_owned(), caller.call(call, &headers, &[]).await, |code| code == Code::Unimplemented);
+        expect(call.to_owned(), caller.call(call, &[], &[]).await, |code| code == Code::Unauthenticated);
+    }
+    assert_eq!(unexpected, "", "of {cells} cells");
+    assert_eq!(cells, 16 * (5 * 4 + 12 * 4) + 5 + 3 + 6);
+    server.stop().await;
+    assert_documented();
+}
+
+/// Checks that docs/access.md has this table.
+fn assert_documented() {
+    let mut table =
+        String::from("| call | producer | worker | observer | admin | operator |\n|---|---|---|---|---|---|\n");
+    for (call, allowed) in CALLS.iter().filter(|(call, _)| is_about_an_org(call)) {
+        let cells: Vec<_> = allowed.iter().map(|allowed| if *allowed { "yes" } else { "–" }).collect();
+        writeln!(table, "| `{}` | {} |", call.rsplit('/').next().unwrap(), cells.join(" | ")).unwrap();
+    }
+    let documented = std::fs::read_to_string(root().join("docs/access.md")).expect("it is there");
+    assert!(documented.contains(&table), "docs/access.md has another table than:\n{table}");
+}
+
+async fn old_calls_are_for_the_same_roles(database: Database) {
+    let mut tokens = Vec::new();
+    for role in ROLES {
+        tokens.push((role, token(&database, (role != Role::Operator).then_some(OURS), role).await));
+    }
+    let mut config = guarded(&database);
+    config.legacy_http = true;
+    let server = TestServer::start(config).await;
+    let address = server.address.to_string();
+    let job = client_with(&server, &tokens[0].1).create(NewJob::new("t")).await.unwrap().job.id;
+    let (read, report) = (format!("GET /jobs/{job}"), format!("POST /jobs/{job}/status"));
+    let org = format!("x-org-id: {OURS}");
+    for (request, body, allowed) in [
+        ("POST /jobs", "{\"type\":\"t\"}", [true, false, false, true, true]),
+        (&*read, "", [true; 5]),
+        (&*report, "{\"progress\": 5}", [false, true, false, true, true]),
+    ] {
+        for ((role, token), is_allowed) in tokens.iter().zip(allowed) {
+            let headers = ["Content-Type: application/json", &*org, &*format!("Authorization: Bearer {token}")];
+            let answer = http(&address, request, &headers, body).await;
+            assert_eq!(answer.code, if is_allowed { 200 } else { 403 }, "{request} by {role}: {answer:?}");
+            assert!(answer.json().is_object());
+        }
+        let nobody = http(&address, request, &["Content-Type: application/json"], body).await;
+        assert_eq!(nobody.code, 401, "{nobody:?}");
+        assert!(format!("{nobody:?}").to_lowercase().contains("www-authenticate: bearer"), "{nobody:?}");
+        let theirs = format!("x-org-id: {THEIRS}");
+        let headers = ["Content-Type: application/json", &*theirs, &*format!("Authorization: Bearer {}", tokens[3].1)];
+        assert_eq!(http(&address, request, &headers, body).await.code, 403);
+    }
+    // Probes need no credential. Everything else does, unknown paths included.
+    for (request, code) in [("GET /healthz", 200), ("GET /readyz", 200), ("GET /metrics", 401), ("GET /", 401)] {
+        assert_eq!(http(&address, request, &[], "").await.code, code, "{request}");
+    }
+    let known = format!("Authorization: Bearer {}", tokens[3].1);
+    assert_eq!(http(&address, "GET /metrics", &[&known], "").await.code, 404);
+    server.stop().await;
+}
+
+/// Reads a stream to its end; returns the error that it ends with.
+pub(crate) async fn end_of(mut stream: tonic::Streaming<StreamJobEventsResponse>) -> tonic::Status {
+    let end = async {
+        loop {
+            match stream.message().await {
+                Ok(message) => assert!(message.is_some(), "not as if all were said"),
+                Err(status) => return status,
+            }
+        }
+    };
+    timeout(PATIENCE, end).await.expect("it ends")
+}
+
+async fn a_token_that_is_revoked_ends_what_is_called_with_it(database: Database) {
+    let (text, id) = token_with(&database, Some(OURS), &[Role::Admin], |_| {}).await;
+    let other = token(&database, Some(OURS), Role::Admin).await;
+    // The revocation reaches every server. SQLite has only one.
+    let mut servers = vec![TestServer::start(guarded(&database)).await];
+    if database.is_postgres() {
+        servers.push(TestServer::start(guarded(&database)).await);
+    }
+    let mut streams = Vec::new();
+    let mut claims = Vec::new();
+    for server in &servers {
+        let client = client_with(server, &text);
+        client.create(NewJob::new("t")).await.unwrap();
+        let mut stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+        stream.message().await.unwrap().expect("a bookmark");
+        streams.push(stream);
+        let mut stays = client_with(server, &other).subscribe(Follow::org()).await.unwrap();
+        stays.next().await.unwrap().unwrap();
+        claims.push((
+            tokio::spawn(
+                async move { client.claim(Claim::new("w").types(["none"]).wait(Duration::from_secs(60))).await },
+            ),
+            stays,
+        ));
+    }
+    let message = frame(&new_job().encode_to_vec());
+    let bearer = format!("Bearer {}", text.trim());
+    let begun: Vec<_> = servers
+        .iter()
+        .map(|server| {
+            let headers = [("authorization", &*bearer)];
+            let half = Bytes::copy_from_slice(&message[..message.len() / 2]);
+            Answer::streamed(server, "jobledger.v1.JobService/CreateJob", &headers, half)
+        })
+        .collect();
+    for server in &servers {
+        // Once this later call is answered, the server has received the half-sent one.
+        client_with(server, &text).create(NewJob::new("t")).await.unwrap();
+    }
+    let revoked = std::time::Instant::now();
+    assert!(owner_url(&database).database().unwrap().revoke_token(id, SystemClock.now()).await.unwrap());
+    for ((stream, server), (claim, mut stays)) in streams.into_iter().zip(&servers).zip(claims) {
+        let ended = end_of(stream).await;
+        assert_error(&ended, Code::Unauthenticated, "UNAUTHENTICATED");
+        let claimed = timeout(PATIENCE, claim).await.expect("it ends").unwrap();
+        assert!(matches!(claimed, Err(Error::Unauthenticated { .. })), "{claimed:?}");
+        let refused = client_with(server, &text).create(NewJob::new("t")).await;
+        assert!(matches!(refused, Err(Error::Unauthenticated { .. })), "{refused:?}");
+        // Calls and streams with other tokens go on.
+        let created = client_with(server, &other).create(NewJob::new("t")).await.unwrap().job.id;
+        let seen = async {
+            loop {
+                match stays.next().await.unwrap().unwrap() {
+                    Item::Event(event) if event.job_id == created => return,
+                    _ => {}
+                }
+            }
+        };
+        timeout(PATIENCE, seen).await.expect("it is heard of");
+    }
+    assert!(revoked.elapsed() < Duration::from_secs(5), "{:?}", revoked.elapsed());
+    // A call that was half sent before the revocation is refused.
+    for (answer, sender) in begun {
+        sender.send(Bytes::copy_from_slice(&message[message.len() / 2..])).unwrap();
+        drop(sender);
+        let answer = timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+        assert_error(&answer.status(), Code::Unauthenticated, "UNAUTHENTICATED");
+    }
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+async fn a_token_that_can_not_be_looked_up_when_others_change_does_not_go_on_for_that(database: Database) {
+    let (text, id) = token_with(&database, Some(OURS), &[Role::Observer], |_| {}).await;
+    let other = token(&database, Some(OURS), Role::Observer).await;
+    let config = guarded(&database);
+    let inner = store::open(&config.database_url, config.open_options()).await.unwrap();
+    let breaking = Breaking::new(inner, &[]);
+    let server = TestServer::start_with(config, Arc::clone(&breaking) as _).await;
+    let follow = async |text: &str| {
+        let client = client_with(&server, text);
+        let mut stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+        stream.message().await.unwrap().expect("a bookmark");
+        stream
+    };
+    let (revoked, stays) = (follow(&text).await, follow(&other).await);
+    breaking.fail_tokens(3);
+    assert!(owner_url(&database).database().unwrap().revoke_token(id, SystemClock.now()).await.unwrap());
+    assert_error(&end_of(revoked).await, Code::Unauthenticated, "UNAUTHENTICATED");
+    // The other token can't be re-checked, so its stream ends, too.
+    breaking.fail_tokens(usize::MAX);
+    token(&database, Some(OURS), Role::Observer).await;
+    assert_eq!(end_of(stays).await.code(), Code::Unavailable, "to be tried again");
+    breaking.fail_tokens(0);
+    follow(&other).await;
+    server.stop().await;
+}
+
+async fn a_token_ends_with_its_time(database: Database) {
+    let end: Time = SystemClock.now() + Duration::from_millis(1_500);
+    let (text, _) = token_with(&database, Some(OURS), &[Role::Observer], |token| token.expires_at = Some(end)).await;
+    let server = TestServer::start(guarded(&database)).await;
+    let client = client_with(&server, &text);
+    let stream = client.raw().stream_job_events(StreamJobEventsRequest::default()).await.unwrap().into_inner();
+    let ended = end_of(stream).await;
+    assert!(SystemClock.now() >= end);
+    assert_error(&ended, Code::Unauthenticated, "UNAUTHENTICATED");
+    assert!(ended.message().contains("expired"), "{ended:?}");
+    let refused = client.statistics(&["t"]).await;
+    assert!(matches!(&refused, Err(Error::Unauthenticated { message }) if message.contains("expired")), "{refused:?}");
+    server.stop().await;
+}
+
+async fn who_calls_is_who_the_events_name(database: Database) {
+    let named = |name: &str| {
+        let name = name.to_owned();
+        move |token: &mut ApiToken| token.name = name
+    };
+    let producer = token_with(&database, Some(OURS), &[Role::Producer], named("shop")).await.0;
+    let worker = token_with(&database, Some(OURS), &[Role::Worker], named("resizers")).await.0;
+    let server = TestServer::start(guarded(&database)).await;
+    let (producer, worker) = (client_with(&server, &producer), client_with(&server, &worker));
+    let job = producer.create(NewJob::new("t")).await.unwrap().job;
+    assert_eq!(job.requested_by, "token:shop");
+    let asked = producer.create(NewJob::new("t").requested_by("alice")).await.unwrap().job;
+    assert_eq!(asked.requested_by, "alice");
+    producer.cancel(&asked.id, "changed her mind").await.unwrap();
+    let lease = worker.claim(Claim::new("host-7")).await.unwrap().remove(0);
+    assert_eq!((&lease.job.as_ref().unwrap().id, &*lease.job.as_ref().unwrap().worker_id), (&job.id, "host-7"));
+    worker.update(Report::succeeded(&job.id).lease(&lease.lease_token)).await.unwrap();
+    let mut who = Vec::new();
+    for id in [&job.id, &asked.id] {
+        let mut events = worker.subscribe(Follow::job(id)).await.unwrap();
+        while let Some(item) = events.next().await {
+            if let Item::Event(event) = item.unwrap() {
+                who.push((event.kind(), event.actor));
+            }
+        }
+    }
+    let expected = [
+        (JobEventKind::Created, "token:shop"),
+        (JobEventKind::Claimed, "token:resizers"),
+        (JobEventKind::Succeeded, "token:resizers"),
+        (JobEventKind::Created, "token:shop"),
+        (JobEventKind::Canceled, "token:shop"),
+    ];
+    assert_eq!(who, expected.map(|(kind, who)| (kind, who.to_owned())));
+    server.stop().await;
+}
+
+/// The headers and the body of a GetJob answer, byte by byte, with the requested id replaced.
+async fn refusal(caller: &Caller, bearer: &str, id: &str) -> (Vec<(String, String)>, Vec<u8>) {
+    let message = GetJobRequest { job_id: id.to_owned() }.encode_to_vec();
+    let mut frame = vec![0];
+    frame.extend((message.len() as u32).to_be_bytes());
+    frame.extend(message);
+    let request = http::Request::post(format!("{}/jobledger.v1.JobService/GetJob", caller.endpoint))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", bearer);
+    let answer = caller.http.request(request.body(Full::from(frame)).unwrap()).await.unwrap();
+    let (head, body) = answer.into_parts();
+    let mut headers: Vec<_> = head
+        .headers
+        .iter()
+        // The time of day differs between answers.
+        .filter(|(name, _)| *name != "date")
+        .map(|(name, value)| {
+            let value = value.to_str().unwrap().to_owned();
+            let details = (name == "grpc-status-details-bin").then(|| decode(&value));
+            (name.to_string(), details.unwrap_or(value).replace(id, "ID"))
+        })
+        .collect();
+    headers.sort();
+    (headers, body.collect().await.unwrap().to_bytes().to_vec())
+}
+
+fn decode(details: &str) -> String {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(details.trim_end_matches('=')).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn another_orgs_job_and_an_unknown_one_are_told_the_same(database: Database) {
+    const TRIES: usize = 1_000;
+    let ours = token(&database, Some(OURS), Role::Admin).await;
+    let theirs = token(&database, Some(THEIRS), Role::Admin).await;
+    let server = TestServer::start(guarded(&database)).await;
+    let client = client_with(&server, &theirs);
+    let mut jobs = Vec::new();
+    for _ in 0..20 {
+        jobs.push(client.create(NewJob::new("t")).await.unwrap().job.id);
+    }
+    let (caller, bearer) = (Caller::of(&server), format!("Bearer {ours}"));
+    let mut times = [Vec::new(), Vec::new()];
+    let expected = refusal(&caller, &bearer, &Uuid::now_v7().to_string()).await;
+    assert!(expected.0.contains(&("grpc-status".to_owned(), "5".to_owned())), "{expected:?}");
+    for n in 0..TRIES {
+        let unknown = Uuid::now_v7();
+        // One call of each kind per round, in random order, so that no periodic load on the machine favours one kind.
+        let first = usize::from(unknown.as_bytes()[15] % 2);
+        let ids = [&jobs[n % jobs.len()], &unknown.to_string()];
+        for kind in [first, 1 - first] {
+            let asked = std::time::Instant::now();
+            let found = refusal(&caller, &bearer, ids[kind]).await;
+            times[kind].push(asked.elapsed());
+            assert_eq!(found, expected);
+        }
+    }
+    // At each quartile the times differ by less than 25 %: less than either distribution varies from run to run.
+    for times in &mut times {
+        times.sort();
+    }
+    let [theirs, unknown] = times;
+    for part in [TRIES / 4, TRIES / 2, TRIES * 3 / 4] {
+        let (one, other) = (theirs[part].as_secs_f64(), unknown[part].as_secs_f64());
+        assert!((one / other).max(other / one) < 1.25, "at {part} of {TRIES}: {one} s against {other} s");
+    }
+    // Other calls don't change the other org's jobs either.
+    let ours = client_with(&server, &ours);
+    for id in &jobs {
+        for refused in [
+            ours.cancel(id, "").await.map(|_| ()),
+            ours.update(Report::start(id)).await.map(|_| ()),
+            ours.retry(id).await.map(|_| ()),
+        ] {
+            assert!(matches!(&refused, Err(Error::JobNotFound { job_id }) if job_id == id), "{refused:?}");
+        }
+    }
+    assert_eq!(ours.list(Default::default()).await.unwrap().jobs.len(), 0);
+    assert_eq!(client.get(&jobs[0]).await.unwrap().last_seq, 1);
+    server.stop().await;
+}
+
+fn run(database: &Database, arguments: &[&str]) -> (bool, String, String) {
+    let output = command(arguments).env("JOBLEDGER_DATABASE_URL", database.url_as(OWNER)).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
+    database.open().await.close().await;
+    let org = OURS.to_string();
+    let create = ["token", "create", "--org", &org, "--role", "producer,worker", "--name", "ci"];
+    let (done, text, said) = run(&database, &create);
+    assert!(done && said.contains("(ci, org") && said.contains("producer,worker"), "{said}");
+    assert!(!said.contains(text.trim()), "the secret is not in what is said beside it");
+    let server = TestServer::start(guarded(&database)).await;
+    let client = client_with(&server, &text);
+    client.create(NewJob::new("t")).await.unwrap();
+    let refused = client.statistics(&[]).await;
+    assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
+    // The program makes a token while the server runs, and the server accepts it at once.
+    let (_, operator, said) = run(&database, &["token", "create", "--operator", "--expires", "never"]);
+    assert!(said.contains("does not expire"), "{said}");
+    let operator =
+        Client::builder(server.endpoint()).org(THEIRS).token(Token::new(&operator).unwrap()).build().unwrap();
+    assert_eq!(operator.create(NewJob::new("t")).await.unwrap().job.org_id, THEIRS.to_string());
+
+    let (_, all, _) = run(&database, &["token", "list"]);
+    assert_eq!(all.lines().count(), 2, "{all}");
+    let is_used = async { while run(&database, &["token", "list"]).1.matches("last used at 2").count() < 2 {} };
+    timeout(PATIENCE, is_used).await.expect("both are seen to be used");
+    let (_, unused, _) = run(&database, &["token", "create", "--operator"]);
+    assert!(run(&database, &["token", "list"]).1.ends_with(", never used\n") && !unused.is_empty());
+    assert!(!all.contains(text.trim()), "nor can it be read again");
+    let (_, listed, _) = run(&database, &["token", "list", "--org", &org]);
+    assert!(listed.lines().count() == 1 && listed.contains("ci") && listed.contains("expires at"), "{listed}");
+    let id = listed.split_whitespace().next().unwrap();
+    assert!(run(&database, &["token", "revoke", id]).0);
+    assert!(run(&database, &["token", "list", "--org", &org]).1.contains("revoked at"));
+    let unknown = Uuid::now_v7().to_string();
+    if database.is_postgres() {
+        // The server's database role sees only some tokens. The commands refuse it, so that nobody takes these for all.
+        for arguments in [&["token", "list"][..], &["token", "revoke", id], &["renew-log-id"]] {
+            let output = command(arguments).env("JOBLEDGER_DATABASE_URL", database.url()).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(
+                !output.status.success() && said.contains("takes the owner of the tables"),
+                "{arguments:?}: {said}"
+            );
+        }
+    }
+    for (arguments, expected) in [
+        (&["token", "revoke", &unknown][..], "there is no token"),
+        (&["token", "revoke", "ci"], "expected a UUID"),
+        (&["token", "create", "--role", "admin"], "--org <UUID>"),
+        (&["token", "create", "--org", &org, "--role", "root"], "\"root\" is no role"),
+        (&["token", "create", "--org", &org, "--role", "operator"], "--operator instead"),
+        (&["token", "create", "--org", &org, "--role", "admin", "--expires", "2001-01-01T00:00:00Z"], "that is over"),
+        (&["token", "create", "--org", &org, "--role", "admin", "--expires", "soon"], "or never"),
+        (&["token", "create", "--org", &org, "--role", "admin", "--name", "a\u{202e}b"], "a name is"),
+        (&["token", "create", "--org", "ffffffff-ffff-ffff-ffff-ffffffffffff", "--role", "admin"], "is no org"),
+    ] {
+        let (done, _, said) = run(&database, arguments);
+        assert!(!done && said.contains(expected), "{arguments:?}: {said}");
+    }
+    server.stop().await;
+}
+
+async fn a_server_that_others_reach_asks_who_they_are(database: Database) {
+    let start = || async {
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        Server::open(listener, database.config()).await?.run(std::future::ready(())).await
+    };
+    let refused = start().await.expect_err("nobody could call").to_string();
+    for way in ["jobledger token create", "--jwt-keys", "--client-identities", "--insecure-no-auth"] {
+        assert!(refused.contains(way), "{refused}");
+    }
+    token(&database, Some(OURS), Role::Admin).await;
+    start().await.expect("somebody could");
+}

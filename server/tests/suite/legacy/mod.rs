@@ -1,0 +1,7 @@
+//! The service that jobledger replaces: its REST calls, and the import and export of its jobs.
+
+pub(crate) mod database;
+pub(crate) mod import;
+pub(crate) mod rest;
+pub(crate) mod rows;
+pub(crate) mod tables;
