@@ -30,7 +30,8 @@ use tokio::{
 };
 
 use crate::{
-    support::harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long},
+    support::harness::{Database, PATIENCE, on_both_databases, resident, short_or_long},
+    support::program::Program,
     support::raw::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Raw, frame, header_block},
     support::seeded::Seeded,
 };

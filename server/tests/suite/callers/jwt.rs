@@ -29,7 +29,8 @@ use uuid::Uuid;
 
 use crate::{
     callers::access::{client_with, guarded},
-    support::harness::{Database, PATIENCE, TestServer, command},
+    support::harness::{Database, PATIENCE, TestServer},
+    support::program::command,
 };
 
 const OURS: Uuid = Uuid::from_u128(0xa11ce);

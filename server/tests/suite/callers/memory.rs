@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use crate::{
-    support::harness::{Database, PATIENCE, Program, on_both_databases, resident, short_or_long},
+    support::harness::{Database, PATIENCE, on_both_databases, resident, short_or_long},
+    support::program::Program,
     support::raw::{DATA, Raw},
 };
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod aging;
+pub(crate) mod connections;
 pub(crate) mod fuzz;
 pub(crate) mod hygiene;
 pub(crate) mod jwt;
@@ -14,3 +15,4 @@ pub(crate) mod resets;
 pub(crate) mod strangers;
 pub(crate) mod tenants;
 pub(crate) mod tls;
+pub(crate) mod tokens;

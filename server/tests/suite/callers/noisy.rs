@@ -15,7 +15,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::support::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long};
+use crate::support::harness::{Database, PATIENCE, on_both_databases, short_or_long};
+use crate::support::program::Program;
 
 on_both_databases! {
     an_org_at_ten_times_its_rate_does_not_slow_another_one_down,

@@ -16,7 +16,8 @@ use uuid::Uuid;
 use crate::{
     callers::access::token,
     callers::tenants::{begin, is_ready, tenant},
-    support::harness::{Database, PATIENCE, Program},
+    support::harness::{Database, PATIENCE},
+    support::program::Program,
     support::raw::Raw,
 };
 

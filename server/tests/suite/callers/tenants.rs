@@ -32,7 +32,8 @@ use uuid::Uuid;
 use crate::{
     jobs::errors::assert_error,
     stores::ledger as lanes,
-    support::harness::{Database, PATIENCE, Program, on_both_databases, resident},
+    support::harness::{Database, PATIENCE, on_both_databases, resident},
+    support::program::Program,
     support::raw::{DATA, END_HEADERS, END_STREAM, HEADERS, Raw, frame, header_block},
 };
 

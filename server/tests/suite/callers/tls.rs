@@ -36,7 +36,8 @@ use uuid::Uuid;
 use crate::{
     callers::access::{end_of, token},
     jobs::errors::assert_error,
-    support::harness::{Database, PATIENCE, TestServer, command},
+    support::harness::{Database, PATIENCE, TestServer},
+    support::program::command,
 };
 
 const OURS: Uuid = Uuid::from_u128(0xa11ce);

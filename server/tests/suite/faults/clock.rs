@@ -23,7 +23,8 @@ use tokio::time::{sleep, timeout};
 use super::{PRELOADED, history::Callers, preloaded};
 use crate::{
     support::cluster::{Cluster, Durability},
-    support::harness::{Database, PATIENCE, Program, await_kind, command, short_or_long},
+    support::harness::{Database, PATIENCE, await_kind, short_or_long},
+    support::program::{Program, command},
     support::seeded::Seeded,
 };
 

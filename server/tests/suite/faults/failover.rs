@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     support::cluster::{Cluster, Durability, OWNER, SERVER},
-    support::harness::{Database, PATIENCE, Program, command},
+    support::harness::{Database, PATIENCE},
+    support::program::{Program, command},
 };
 
 /// A primary, its standby, and servers that reach one of them through the link.

@@ -17,7 +17,8 @@ use tokio::{
 use super::{history::Callers, preloaded, volume::Volume};
 use crate::{
     support::cluster::{Cluster, Durability},
-    support::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long},
+    support::harness::{Database, PATIENCE, on_both_databases, short_or_long},
+    support::program::Program,
     support::seeded::Seeded,
 };
 

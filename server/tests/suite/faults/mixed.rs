@@ -20,7 +20,8 @@ use super::{
 use crate::{
     program::output::{OUTPUTS, Output},
     support::cluster::{Cluster, Durability, SERVER},
-    support::harness::{Database, PATIENCE, Program, fixed_address, resident, short_or_long},
+    support::harness::{Database, PATIENCE, fixed_address, resident, short_or_long},
+    support::program::Program,
     support::seeded::Seeded,
 };
 

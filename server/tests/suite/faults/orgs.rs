@@ -24,7 +24,8 @@ use uuid::Uuid;
 
 use crate::{
     support::cluster::{Cluster, Durability},
-    support::harness::{Database, PATIENCE, Program, fixed_address, short_or_long},
+    support::harness::{Database, PATIENCE, fixed_address, short_or_long},
+    support::program::Program,
     support::seeded::Seeded,
     work::leases::keep,
 };

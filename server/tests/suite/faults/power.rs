@@ -18,7 +18,8 @@ use tokio::{
 use super::{preloaded, volume::Volume};
 use crate::{
     support::cluster::{Cluster, Durability},
-    support::harness::{Database, PATIENCE, Program, short_or_long},
+    support::harness::{Database, PATIENCE, short_or_long},
+    support::program::Program,
     work::crash::verify,
 };
 

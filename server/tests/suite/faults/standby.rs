@@ -13,7 +13,8 @@ use tokio::{
 use uuid::Uuid;
 
 use super::failover::Pair;
-use crate::support::harness::{PATIENCE, Program};
+use crate::support::harness::PATIENCE;
+use crate::support::program::Program;
 
 /// Clients of different orgs.
 fn clients(program: &Program, orgs: u128) -> Vec<Client> {

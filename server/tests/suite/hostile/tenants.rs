@@ -24,7 +24,8 @@ use crate::{
     callers::access::{token, token_with},
     callers::jwt::{AUDIENCE, ISSUER, keys_of_nobody},
     support::cluster::environment,
-    support::harness::{Database, Program, on_both_databases, resident, short_or_long},
+    support::harness::{Database, on_both_databases, resident, short_or_long},
+    support::program::Program,
     support::seeded::Seeded,
 };
 

@@ -29,7 +29,8 @@ use jobledger_server::domain::{
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    support::harness::{Database, PATIENCE, Program, on_both_databases, short_or_long},
+    support::harness::{Database, PATIENCE, on_both_databases, short_or_long},
+    support::program::Program,
     support::seeded::Seeded,
     work::crash::verify,
 };

@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use crate::{
     stores::retention::rows,
-    support::harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
+    support::harness::{Database, PATIENCE, TestServer, on_both_databases},
+    support::program::Program,
     work::leases::keep,
 };
 

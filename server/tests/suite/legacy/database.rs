@@ -13,14 +13,14 @@ impl LegacyDatabase {
     /// The tables without rows, in the schema `public`.
     pub(crate) async fn empty() -> Self {
         let legacy = Self { database: Database::postgres().await };
-        legacy.run(legacy_tables::TABLES).await;
+        legacy.run(tables::TABLES).await;
         legacy
     }
 
     /// The tables with `n` rows each in `jobs` and `job`.
     pub(crate) async fn with_rows(n: usize) -> Self {
         let legacy = Self::empty().await;
-        for sql in legacy_tables::rows(n) {
+        for sql in tables::rows(n) {
             legacy.run(&sql).await;
         }
         legacy

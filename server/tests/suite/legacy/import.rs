@@ -3,58 +3,51 @@
 use std::{
     collections::{BTreeMap, HashMap},
     process::{Output, Stdio},
-    time::Duration,
 };
 
-use jobledger_client::{
-    Client, Error, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, Report, proto as v1,
-};
+use jobledger_client::{Client, Error, Follow, Item, Job, JobEvent, JobEventKind, JobStatus, NewJob, proto as v1};
 use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::{
     legacy::database::LegacyDatabase,
+    legacy::import_again::{DONE, RUNNING, kinds, three_jobs},
     legacy::rows::{Expected, expected, found},
-    support::harness::{Database, Program, TestServer, command, on_both_databases, short_or_long},
+    support::harness::{Database, TestServer, on_both_databases, short_or_long},
+    support::program::command,
 };
 
 on_both_databases! {
     every_row_is_brought_in_as_it_was_or_refused_with_a_reason,
-    what_changes_on_one_side_is_taken_over_and_on_both_is_refused,
     a_row_without_events_tells_its_story_once,
     every_way_through_the_tables_leads_to_the_same,
     a_job_with_too_much_of_a_past_comes_with_the_last_of_it,
     a_key_that_was_brought_in_dedups_its_type,
     an_import_that_was_killed_goes_on_to_the_same_end,
     a_dry_run_says_what_would_be_and_writes_nothing,
-    an_import_runs_beside_a_server_whose_subscribers_see_it,
-    a_view_follows_what_is_brought_in,
-    what_goes_on_meanwhile_comes_with_the_next_run,
     rows_of_both_tables_are_taken_once,
     a_row_that_cannot_be_read_keeps_no_other_from_coming,
-    imports_at_once_bring_each_row_once,
-    what_is_exported_is_the_old_table_and_comes_back_unchanged,
 }
 
 /// A run of `jobledger import`.
 pub(crate) struct Run {
-    output: Output,
+    pub(crate) output: Output,
     /// The reported lines: rows that were refused or adjusted.
-    reported: Vec<Value>,
+    pub(crate) reported: Vec<Value>,
 }
 
 impl Run {
-    fn code(&self) -> i32 {
+    pub(crate) fn code(&self) -> i32 {
         self.output.status.code().expect("it ended by itself")
     }
 
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }
 
     /// The numbers in the line of a status: source, ledger, ahead, refused, difference.
-    fn line(&self, name: &str) -> Vec<i64> {
+    pub(crate) fn line(&self, name: &str) -> Vec<i64> {
         let said = self.said();
         let line = said.lines().find(|line| line.split_whitespace().next() == Some(name));
         let line = line.unwrap_or_else(|| panic!("no line for {name} in:\n{said}"));
@@ -62,19 +55,19 @@ impl Run {
     }
 
     /// The ledger's own count of all jobs.
-    fn counted(&self) -> i64 {
+    pub(crate) fn counted(&self) -> i64 {
         let said = self.said();
         let last = said.lines().find(|line| line.starts_with("all ")).expect("a line for all");
         last.split_whitespace().last().and_then(|number| number.parse().ok()).expect("a number")
     }
 
-    fn refused(&self) -> HashMap<String, String> {
+    pub(crate) fn refused(&self) -> HashMap<String, String> {
         let refused = self.reported.iter().filter(|line| line["verdict"] == "refused");
         refused.map(|line| (text(&line["id"]), text(&line["reasons"][0]))).collect()
     }
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().expect("a text").to_owned()
 }
 
@@ -93,14 +86,14 @@ pub(crate) fn import(legacy: &LegacyDatabase, database: &Database, more: &[&str]
     run
 }
 
-const ORGS: [Uuid; 4] = [Uuid::from_u128(0), Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3)];
+pub(crate) const ORGS: [Uuid; 4] = [Uuid::from_u128(0), Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3)];
 
 fn client_of(server: &TestServer, org: Uuid) -> Client {
     Client::builder(server.endpoint()).org(org).build().expect("a valid endpoint")
 }
 
 /// All jobs of all orgs with payloads and results, by id, and the heads of the logs.
-async fn everything(database: &Database) -> (BTreeMap<String, Job>, Vec<i64>) {
+pub(crate) async fn everything(database: &Database) -> (BTreeMap<String, Job>, Vec<i64>) {
     let (server, _) = TestServer::on(database).await;
     let (mut jobs, mut heads) = (BTreeMap::new(), Vec::new());
     for org in ORGS {
@@ -121,7 +114,7 @@ async fn everything(database: &Database) -> (BTreeMap<String, Job>, Vec<i64>) {
     (jobs, heads)
 }
 
-async fn history(client: &Client, id: &str) -> Vec<JobEvent> {
+pub(crate) async fn history(client: &Client, id: &str) -> Vec<JobEvent> {
     let mut events = client.subscribe(Follow::job(id).history_only()).await.unwrap();
     let mut history = Vec::new();
     while let Some(item) = events.next().await {
@@ -260,79 +253,6 @@ async fn count_jobs(database: &Database) -> usize {
     usize::try_from(n).unwrap()
 }
 
-const RUNNING: &str = "11111111-1111-1111-1111-111111111111";
-const QUEUED: &str = "22222222-2222-2222-2222-222222222222";
-const DONE: &str = "33333333-3333-3333-3333-333333333333";
-
-/// Three jobs in the table with events: one runs, one waits, and one has ended.
-async fn three_jobs() -> LegacyDatabase {
-    let legacy = LegacyDatabase::empty().await;
-    for (id, status, key) in [(RUNNING, "running", "a"), (QUEUED, "queued", "b"), (DONE, "succeeded", "c")] {
-        legacy
-            .run(&format!(
-                "INSERT INTO job (id, org_id, type, status, attempt, idempotency_key, created_at, updated_at)
-                 VALUES ('{id}', '{}', 'mock_process', '{status}', 1, '{key}', '2025-10-29 12:00:00+00', '2025-10-29 12:00:05.5+00');
-                 INSERT INTO job_event (job_id, ts, prev_status, next_status) VALUES ('{id}', '2025-10-29 12:00:00+00', NULL, 'queued')",
-                Uuid::nil()
-            ))
-            .await;
-    }
-    let happened = format!(
-        "INSERT INTO job_event (job_id, ts, prev_status, next_status, detail_json) VALUES
-            ('{RUNNING}', '2025-10-29 12:00:05.5+00', 'queued', 'running', '{{\"stage\": \"extracting\", \"progress\": 10}}'),
-            ('{DONE}', '2025-10-29 12:00:01+00', 'queued', 'running', NULL),
-            ('{DONE}', '2025-10-29 12:00:05.5+00', 'running', 'succeeded', '{{\"result\": {{\"frames\": 7}}, \"progress\": 100}}')"
-    );
-    legacy.run(&happened).await;
-    legacy
-}
-
-fn kinds(events: &[JobEvent]) -> Vec<JobEventKind> {
-    events.iter().map(JobEvent::kind).collect()
-}
-
-async fn what_changes_on_one_side_is_taken_over_and_on_both_is_refused(database: Database) {
-    use JobEventKind::{Created, Imported, Started, Succeeded};
-    let legacy = three_jobs().await;
-    assert_eq!(import(&legacy, &database, &[]).code(), 0);
-    let (server, client) = TestServer::on(&database).await;
-    let done = history(&client, DONE).await;
-    assert_eq!(kinds(&done), [Created, Started, Succeeded, Imported]);
-    assert_eq!(done[1].ts.unwrap().seconds + 4, done[2].ts.unwrap().seconds, "old times");
-    assert!(done[0].recorded_at.unwrap().seconds > done[3].ts.unwrap().seconds, "new ones of writing");
-    assert_eq!(done[2].result, done[3].result);
-
-    // A worker of the ledger ends one job and starts another. A worker of the old service ends the first one in another way.
-    client.update(Report::succeeded(RUNNING).result("here").unwrap()).await.unwrap();
-    client.update(Report::start(QUEUED)).await.unwrap();
-    legacy
-        .run(&format!(
-            "UPDATE job SET status = 'failed', updated_at = now() WHERE id = '{RUNNING}';
-             UPDATE job SET status = 'failed', last_error_message = 'late', updated_at = now() WHERE id = '{DONE}';
-             INSERT INTO job_event (job_id, prev_status, next_status) VALUES ('{DONE}', 'succeeded', 'failed')"
-        ))
-        .await;
-    let run = import(&legacy, &database, &[]);
-    assert!(
-        run.said().contains(" 0 new, 1 updated, 0 unchanged, 1 gone on in the ledger, 1 refused"),
-        "{}",
-        run.said()
-    );
-    let both = "it has changed on both sides since it was brought in".to_owned();
-    let refused = run.reported.iter().find(|line| line["verdict"] == "refused").expect("there is one");
-    assert_eq!(refused["reasons"][1], "the ledger still has it, succeeded");
-    assert_eq!(run.refused(), HashMap::from([(RUNNING.to_owned(), both)]));
-    assert_eq!(run.line("queued"), [1, 0, 1, 0, 0]);
-
-    assert_eq!(client.get(RUNNING).await.unwrap().status(), JobStatus::Succeeded, "the ledger's own job wins");
-    let job = client.get(DONE).await.unwrap();
-    assert_eq!((job.status(), job.last_error_message.as_str()), (JobStatus::Failed, "late"));
-    let events = history(&client, DONE).await;
-    assert_eq!(kinds(&events), [Created, Started, Succeeded, Imported, JobEventKind::Failed, Imported]);
-    assert!(job.result.is_none(), "as the old service would have shown it");
-    server.stop().await;
-}
-
 async fn a_row_without_events_tells_its_story_once(database: Database) {
     use JobEventKind::{Created, Imported, Started, Succeeded};
     let legacy = LegacyDatabase::empty().await;
@@ -419,107 +339,6 @@ async fn a_key_that_was_brought_in_dedups_its_type(database: Database) {
     server.stop().await;
 }
 
-async fn an_import_runs_beside_a_server_whose_subscribers_see_it(database: Database) {
-    let legacy = three_jobs().await;
-    let program = Program::start(&database);
-    let client = program.client();
-    let mut events = client.subscribe(Follow::org().after(0)).await.unwrap();
-    let own = client.create(NewJob::new("own")).await.unwrap();
-    assert_eq!(import(&legacy, &database, &[]).code(), 0);
-    let mut seen = Vec::new();
-    let seeing = async {
-        while seen.len() < 10 {
-            if let Item::Event(event) = events.next().await.unwrap().unwrap() {
-                seen.push(event.seq);
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), seeing).await.expect("they come");
-    assert_eq!(seen, (1..=10).collect::<Vec<_>>());
-    // An imported job that waits can be claimed here.
-    let mut raw = client.raw();
-    let claim = v1::ClaimJobsRequest { worker_id: "w".into(), max_jobs: 5, ..Default::default() };
-    let leases = raw.claim_jobs(claim).await.unwrap().into_inner().leases;
-    let mut claimed: Vec<_> = leases.iter().map(|lease| lease.job.as_ref().unwrap().id.clone()).collect();
-    claimed.sort_unstable();
-    let mut expected = [QUEUED.to_owned(), own.job.id];
-    expected.sort_unstable();
-    assert_eq!(claimed, expected, "a job that runs elsewhere is nobody's to take");
-    assert!(program.end_by("TERM").success());
-}
-
-async fn a_view_follows_what_is_brought_in(database: Database) {
-    let legacy = three_jobs().await;
-    legacy.run(&format!("UPDATE job SET status = 'failed', last_error_message = 'no' WHERE id = '{DONE}'")).await;
-    let (server, client) = TestServer::on(&database).await;
-    let mut view = client.view(Follow::org()).await.unwrap();
-    import(&legacy, &database, &[]);
-    // A job that had failed with a result is queued again without either.
-    legacy
-        .run(&format!(
-            "UPDATE job SET status = 'queued', last_error_message = NULL, updated_at = now() WHERE id = '{DONE}';
-             INSERT INTO job_event (job_id, prev_status, next_status) VALUES ('{DONE}', 'failed', 'queued')"
-        ))
-        .await;
-    import(&legacy, &database, &[]);
-    let head = client.statistics(&[]).await.unwrap().as_of_seq;
-    while view.as_of_seq() < head {
-        tokio::time::timeout(Duration::from_secs(60), view.next()).await.expect("it follows").unwrap().unwrap();
-    }
-    assert_eq!(view.len(), 3);
-    for id in [RUNNING, QUEUED, DONE] {
-        assert_eq!(view.get(id), Some(&client.get(id).await.unwrap().into()));
-    }
-    server.stop().await;
-}
-
-async fn what_goes_on_meanwhile_comes_with_the_next_run(database: Database) {
-    let legacy = LegacyDatabase::with_rows(1_000).await;
-    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
-    // Acts as the old service: creates jobs and ends others, in both tables.
-    let mut connection = legacy.connect().await;
-    let service = tokio::spawn(async move {
-        use sqlx::Executor as _;
-        let mut n = 0;
-        while stopped.try_recv().is_err() {
-            n += 1;
-            let sql = format!(
-                "INSERT INTO jobs (id, status, progress, created_at, updated_at) VALUES (gen_random_uuid(), 'pending', 0, now(), now());
-                 UPDATE jobs SET status = 'completed', updated_at = now() WHERE id = md5('jobs ' || {n})::uuid AND status = 'pending';
-                 WITH ended AS (UPDATE job SET status = 'succeeded', finished_at = now(), updated_at = now()
-                    WHERE id = md5('job ' || {n})::uuid AND status = 'running' RETURNING id)
-                 INSERT INTO job_event (job_id, prev_status, next_status, detail_json)
-                    SELECT id, 'running', 'succeeded', '{{\"progress\": 100}}' FROM ended"
-            );
-            connection.execute(sqlx::AssertSqlSafe(sql)).await.expect("it goes on");
-        }
-        n
-    });
-    let background = |legacy: &LegacyDatabase| {
-        let (from, url) = (legacy.url(), database.url());
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("r.jsonl").display().to_string();
-        let mut command = command(&["import", "--from", &from, "--database-url", &url, "--refused", &path]);
-        tokio::task::spawn_blocking(move || (folder, command.output().unwrap()))
-    };
-    for _ in 0..2 {
-        background(&legacy).await.unwrap();
-    }
-    stop.send(()).unwrap();
-    assert!(service.await.unwrap() > 10, "something went on");
-    let last = import(&legacy, &database, &[]);
-    let again = import(&legacy, &database, &[]);
-    assert!(again.said().contains(" 0 new, 0 updated, "), "{}", again.said());
-    assert_eq!(last.line("all"), again.line("all"));
-    assert_eq!(last.line("all")[4], 0);
-    let (jobs, _) = everything(&database).await;
-    let expected = expected(&legacy).await;
-    assert_eq!(jobs.len(), expected.len());
-    for (id, job) in &jobs {
-        assert_eq!(Some(&found(job)), expected.get(id), "{id}");
-    }
-}
-
 async fn rows_of_both_tables_are_taken_once(database: Database) {
     let legacy = three_jobs().await;
     legacy
@@ -586,89 +405,6 @@ async fn a_row_that_cannot_be_read_keeps_no_other_from_coming(database: Database
     }
     legacy.run("UPDATE stored SET progress = 1").await;
     assert_eq!(import(&legacy, &database, &[]).line("queued"), [2_500, 2_500, 0, 0, 0]);
-}
-
-async fn imports_at_once_bring_each_row_once(database: Database) {
-    let legacy = LegacyDatabase::with_rows(300).await;
-    std::thread::scope(|scope| {
-        let runs = [(); 8].map(|()| scope.spawn(|| import(&legacy, &database, &[])));
-        for run in runs {
-            assert_eq!(run.join().unwrap().line("all")[4], 0);
-        }
-    });
-    let again = import(&legacy, &database, &[]);
-    assert!(again.said().contains(" 0 new, 0 updated, "), "{}", again.said());
-    let (jobs, _) = everything(&database).await;
-    let expected = expected(&legacy).await;
-    assert_eq!(jobs.len(), expected.len());
-    for (id, job) in &jobs {
-        assert_eq!(Some(&found(job)), expected.get(id), "{id}");
-    }
-}
-
-async fn what_is_exported_is_the_old_table_and_comes_back_unchanged(database: Database) {
-    let legacy = LegacyDatabase::with_rows(300).await;
-    legacy.run("DELETE FROM jobs WHERE status IS NULL OR status = 'archived'").await;
-    import(&legacy, &database, &[]);
-    let imported: BTreeMap<_, _> =
-        everything(&database).await.0.into_iter().filter(|(_, job)| job.org_id == ORGS[0].to_string()).collect();
-    // From here on only the table `jobs` is left.
-    legacy.run("DROP TABLE job_event, job").await;
-    let (server, client) = TestServer::on(&database).await;
-    let created = client.create(NewJob::new("t")).await.unwrap();
-    let report = Report::start(&created.job.id).stage("it's").percent(7);
-    client.update(report).await.unwrap();
-    let rows = "SELECT jsonb_agg(to_jsonb(j) ORDER BY id)::text FROM jobs j";
-    let before: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
-
-    let exported = command(&["export", "--legacy", "--database-url", &database.url()]).output().unwrap();
-    assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
-    let sql = String::from_utf8(exported.stdout).unwrap();
-    // The export is applied to the existing table, to an empty database, and once more.
-    legacy.run(&sql).await;
-    let upserted: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
-    legacy.run("DROP TABLE jobs").await;
-    legacy.run(&sql).await;
-    legacy.run(&sql).await;
-    let restored: String = sqlx::query_scalar(rows).fetch_one(&mut legacy.connect().await).await.unwrap();
-
-    let parse = |rows: &str| -> BTreeMap<String, Value> {
-        let rows: Vec<Value> = serde_json::from_str(rows).unwrap();
-        rows.into_iter().map(|row| (text(&row["id"]), row)).collect()
-    };
-    let (before, upserted, restored) = (parse(&before), parse(&upserted), parse(&restored));
-    let own = &restored[&created.job.id];
-    assert_eq!(
-        (&own["status"], &own["stage"], &own["progress"], &own["error"]),
-        (&"processing".into(), &"it's".into(), &7.into(), &Value::Null)
-    );
-    assert!(restored.len() > before.len() + 50, "with those that were rows of job");
-    for (id, row) in before {
-        assert!(upserted[&id] == row || row["updated_at"].is_null(), "what has not changed is left as it is: {row}");
-        let mut row = row;
-        // Values that the ledger stores in another form.
-        row["progress"] = row["progress"].as_i64().unwrap_or(0).clamp(0, 100).into();
-        if row["updated_at"].is_null() {
-            row["updated_at"] = row["created_at"].clone();
-        }
-        assert_eq!(restored[&id], row);
-    }
-    let again = import(&legacy, &database, &[]);
-    assert!(again.said().contains(" 0 new, ") && again.said().contains(" 0 refused"), "{}", again.said());
-    // The old table has fewer fields of a job than the ledger, and the ledger keeps them.
-    let known = |job: &Job| {
-        (job.status(), job.attempt, job.started_at, job.finished_at, job.idempotency_key.clone(), job.priority)
-    };
-    for (id, job) in &imported {
-        let mut expected = known(job);
-        if expected.0 == JobStatus::DeadLetter {
-            expected.0 = JobStatus::Failed;
-        }
-        assert_eq!(known(&client.get(id).await.unwrap()), expected, "{id}");
-    }
-    let report = Report::succeeded(&created.job.id);
-    client.update(report).await.expect("the ledger's own job was left alone");
-    server.stop().await;
 }
 
 #[tokio::test]

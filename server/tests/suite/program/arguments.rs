@@ -8,7 +8,8 @@ use std::{
 use jobledger_client::{Follow, NewJob};
 use sqlx::Executor as _;
 
-use crate::support::harness::{Database, Program, command};
+use crate::support::harness::Database;
+use crate::support::program::{Program, command};
 
 fn run(arguments: &[&str]) -> Output {
     command(arguments).output().expect("the program starts")

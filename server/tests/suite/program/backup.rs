@@ -13,7 +13,8 @@ use std::{
 use jobledger_client::{Client, Error, Follow, NewJob};
 use tokio::task::JoinSet;
 
-use crate::support::harness::{Database, Program, command};
+use crate::support::harness::Database;
+use crate::support::program::{Program, command};
 
 fn backup(database: &Database, file: &Path) -> Output {
     let url = database.url();

@@ -4,7 +4,8 @@ use std::{fs, process::Output};
 
 use jobledger_client::ListJobsRequest;
 
-use crate::support::harness::{Database, TestServer, command};
+use crate::support::harness::{Database, TestServer};
+use crate::support::program::command;
 
 /// Whether the demo succeeded, and what it printed: to stdout, which has only the outcome, if it did, otherwise to stderr.
 fn demo(arguments: &[&str]) -> (bool, String) {

@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 
 use crate::{
-    support::harness::{Database, PATIENCE, Program, fixed_address, on_both_databases, short_or_long},
+    support::harness::{Database, PATIENCE, fixed_address, on_both_databases, short_or_long},
+    support::program::Program,
     work::crash::verify,
 };
 

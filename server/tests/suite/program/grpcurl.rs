@@ -8,7 +8,8 @@ use std::{
 
 use serde_json::{Deserializer, Value};
 
-use crate::support::harness::{Database, Program, TestServer, on_both_databases, root};
+use crate::support::harness::{Database, TestServer, on_both_databases, root};
+use crate::support::program::Program;
 
 on_both_databases! {
     calls_in_the_docs_answer_as_they_say,

@@ -15,7 +15,8 @@ use uuid::Uuid;
 use crate::{
     stores::retention::rows,
     support::cluster::{self, OWNER, SERVER},
-    support::harness::{Database, PATIENCE, Program, TestServer, command},
+    support::harness::{Database, PATIENCE, TestServer},
+    support::program::{Program, command},
     work::leases::keep,
 };
 

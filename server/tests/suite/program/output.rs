@@ -12,7 +12,8 @@ use jobledger_client::{Client, NewJob};
 
 use crate::{
     legacy::database::LegacyDatabase,
-    support::harness::{Database, PATIENCE, command, fixed_address},
+    support::harness::{Database, PATIENCE, fixed_address},
+    support::program::command,
 };
 
 /// The capacity of a pipe on Linux. Other systems' pipes hold a little more.

@@ -11,7 +11,8 @@ use jobledger_client::NewJob;
 
 use crate::{
     legacy::database::LegacyDatabase,
-    support::harness::{Database, Program, command},
+    support::harness::Database,
+    support::program::{Program, command},
 };
 
 /// Runs the program from a shell whose umask lets everybody read.

@@ -24,7 +24,8 @@ use crate::{
     callers::access::token,
     legacy::rest::http,
     program::grpcurl::grpcurl,
-    support::harness::{Database, PATIENCE, Program, await_kind, fixed_address, on_both_databases, root},
+    support::harness::{Database, PATIENCE, await_kind, fixed_address, on_both_databases, root},
+    support::program::Program,
 };
 
 on_both_databases! {

@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use crate::{
     callers::access::token_with,
-    support::harness::{Database, Program, command},
+    support::harness::Database,
+    support::program::{Program, command},
 };
 
 const OURS: Uuid = Uuid::from_u128(7);

@@ -20,7 +20,8 @@ use tonic_types::StatusExt as _;
 use crate::{
     jobs::errors::{assert_error, new_job},
     support::breaking::{Break, Breaking},
-    support::harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
+    support::harness::{Database, PATIENCE, TestServer, on_both_databases},
+    support::program::Program,
     support::raw::{DATA, END_STREAM, Raw, frame},
 };
 

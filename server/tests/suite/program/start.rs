@@ -17,7 +17,8 @@ use crate::{
     program::example::example,
     program::grpcurl::grpcurl,
     support::cluster::{Cluster, Durability, environment},
-    support::harness::{PATIENCE, command, fixed_address, root},
+    support::harness::{PATIENCE, fixed_address, root},
+    support::program::command,
 };
 
 /// A block of the page, and its language.

@@ -20,7 +20,8 @@ use uuid::Uuid;
 use crate::{
     stores::retention::rows,
     support::cluster::OWNER,
-    support::harness::{Database, TestServer, command, on_both_databases},
+    support::harness::{Database, TestServer, on_both_databases},
+    support::program::command,
     work::leases::keep,
 };
 

@@ -28,7 +28,8 @@ use uuid::Uuid;
 
 use crate::{
     support::cluster::{Cluster, Durability, SERVER},
-    support::harness::{Database, PATIENCE, Program, TestServer, fixed_address, short_or_long},
+    support::harness::{Database, PATIENCE, TestServer, fixed_address, short_or_long},
+    support::program::Program,
     support::proxy::Proxy,
     work::crash::verify,
 };

@@ -25,7 +25,8 @@ use uuid::Uuid;
 
 use crate::{
     stores::ledger::{Work, breaking, create_once, created, new_job, poll_once, start},
-    support::harness::{Database, ManualClock, PATIENCE, Program, TestServer, on_both_databases},
+    support::harness::{Database, ManualClock, PATIENCE, TestServer, on_both_databases},
+    support::program::Program,
 };
 
 on_both_databases! {

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use crate::{
     support::cluster::{OWNER, SERVER},
-    support::harness::{Database, TestServer, command},
+    support::harness::{Database, TestServer},
+    support::program::command,
 };
 
 const TENANT_TABLES: [&str; 12] = [

@@ -4,6 +4,7 @@ pub(crate) mod breaking;
 pub(crate) mod cluster;
 pub(crate) mod factory;
 pub(crate) mod harness;
+pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 pub(crate) mod seeded;

@@ -24,7 +24,8 @@ use crate::{
     faults::link::{Fault, Link, Peer},
     stores::ledger as lanes,
     support::breaking::Breaking,
-    support::harness::{Database, PATIENCE, Program, TestServer, on_both_databases},
+    support::harness::{Database, PATIENCE, TestServer, on_both_databases},
+    support::program::Program,
     support::raw::{DATA, END_STREAM, Raw, WINDOW_UPDATE, frame},
 };
 

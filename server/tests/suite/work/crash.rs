@@ -12,7 +12,8 @@ use jobledger_server::{
 };
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::support::harness::{Database, PATIENCE, Program, fixed_address, on_both_databases, short_or_long};
+use crate::support::harness::{Database, PATIENCE, fixed_address, on_both_databases, short_or_long};
+use crate::support::program::Program;
 
 on_both_databases! {
     nothing_acknowledged_is_lost_when_the_server_is_killed,

@@ -26,9 +26,8 @@ use uuid::Uuid;
 use crate::{
     callers::access::{guarded, token},
     program::example::example,
-    support::harness::{
-        Database, PATIENCE, Program, TestServer, await_kind, fixed_address, on_both_databases, short_or_long,
-    },
+    support::harness::{Database, PATIENCE, TestServer, await_kind, fixed_address, on_both_databases, short_or_long},
+    support::program::Program,
 };
 
 on_both_databases! {

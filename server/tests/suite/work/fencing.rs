@@ -25,9 +25,8 @@ use tokio::{
 use crate::{
     program::example::example,
     support::cluster::{Cluster, Durability},
-    support::harness::{
-        Database, PATIENCE, Program, TestServer, await_kind, fixed_address, on_both_databases, short_or_long,
-    },
+    support::harness::{Database, PATIENCE, TestServer, await_kind, fixed_address, on_both_databases, short_or_long},
+    support::program::Program,
     work::crash::verify,
 };
 

@@ -13,7 +13,8 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::harness::{Database, PATIENCE, Program, on_both_databases};
+use crate::support::harness::{Database, PATIENCE, on_both_databases};
+use crate::support::program::Program;
 
 on_both_databases! {
     a_flood_of_creates_costs_no_worker_a_job,

@@ -23,7 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    support::harness::{Database, PATIENCE, Program, TestServer, fixed_address, on_both_databases},
+    support::harness::{Database, PATIENCE, TestServer, fixed_address, on_both_databases},
+    support::program::Program,
     work::crash::verify,
 };
 
