@@ -19,6 +19,7 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout},
 };
+use url::Url;
 
 use super::{
     AccessError,
@@ -241,11 +242,12 @@ impl Keys {
 
 /// A URL without the parts that may have secrets: user info, query and fragment.
 fn shown(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let host = host.rsplit('@').next().unwrap_or_default();
-    format!("{scheme}://{host}{path}")
+    let Ok(mut url) = Url::parse(url) else { return "a URL that can't be parsed".to_owned() };
+    url.set_query(None);
+    url.set_fragment(None);
+    // These fail only for URLs that can't have user info.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    url.into()
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -325,7 +327,8 @@ mod tests {
         for (url, expected) in [
             ("https://example.com/jwks.json", "https://example.com/jwks.json"),
             ("https://user:pass@example.com:8443/a/b?token=x#y", "https://example.com:8443/a/b"),
-            ("http://example.com?token=x/y@z", "http://example.com"),
+            ("http://example.com?token=x/y@z", "http://example.com/"),
+            ("no URL", "a URL that can't be parsed"),
         ] {
             assert_eq!(shown(url), expected);
         }

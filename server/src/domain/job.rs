@@ -54,6 +54,24 @@ pub struct JobSpec {
     pub payload_bytes: u32,
 }
 
+impl JobSpec {
+    /// A job of this type with the defaults of everything else: one attempt, no payload, no key.
+    pub fn of_type(job_type: impl Into<Arc<str>>) -> Self {
+        Self {
+            job_type: job_type.into(),
+            priority: 0,
+            max_attempts: 1,
+            max_lost_attempts: DEFAULT_MAX_LOST_ATTEMPTS,
+            retry_policy: RetryPolicy::default(),
+            idempotency: None,
+            requested_by: Arc::default(),
+            labels: Labels::default(),
+            run_timeout: None,
+            payload_bytes: 0,
+        }
+    }
+}
+
 /// The key and digest that make it safe to repeat a create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Idempotency {

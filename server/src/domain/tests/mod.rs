@@ -35,18 +35,7 @@ fn tick(seconds: i64, next_seq: i64) -> Tick {
 }
 
 fn spec(max_attempts: i32) -> Arc<JobSpec> {
-    Arc::new(JobSpec {
-        job_type: "test".into(),
-        priority: 0,
-        max_attempts,
-        max_lost_attempts: 3,
-        retry_policy: RetryPolicy::default(),
-        idempotency: None,
-        requested_by: "tester".into(),
-        labels: Labels::default(),
-        run_timeout: None,
-        payload_bytes: 0,
-    })
+    Arc::new(JobSpec { max_attempts, requested_by: "tester".into(), ..JobSpec::of_type("test") })
 }
 
 fn create(max_attempts: i32) -> Transition {

@@ -207,16 +207,10 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
         notes.push(format!("priority was {wanted}"));
     }
     Ok(Arc::new(JobSpec {
-        job_type: job_type.into(),
         priority,
-        max_attempts: 1,
-        max_lost_attempts: DEFAULT_MAX_LOST_ATTEMPTS,
-        retry_policy: RetryPolicy::default(),
         idempotency: key.map(|key| Idempotency { key: key.into(), digest: None }),
         requested_by: fit_name("requested_by", requested_by, notes),
-        labels: Labels::default(),
-        run_timeout: None,
-        payload_bytes: 0,
+        ..JobSpec::of_type(job_type)
     }))
 }
 

@@ -78,16 +78,9 @@ pub(crate) fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option
     Box::new(Create {
         id: JobId(Uuid::now_v7()),
         spec: Arc::new(JobSpec {
-            job_type: job_type.into(),
-            priority: 0,
-            max_attempts: 1,
-            max_lost_attempts: 3,
-            retry_policy: RetryPolicy::default(),
             idempotency,
-            requested_by: "".into(),
-            labels: Labels::default(),
-            run_timeout: None,
             payload_bytes: payload.as_ref().map_or(0, |payload| payload.len() as u32),
+            ..JobSpec::of_type(job_type)
         }),
         payload,
         scheduled_at: None,
