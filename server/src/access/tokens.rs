@@ -173,7 +173,7 @@ impl Tokens {
         }
         loop {
             let revision = self.state().revision;
-            let found = self.look(token).await?;
+            let found = self.look_up(token).await?;
             let mut state = self.state();
             if state.revision != revision {
                 // The revision changed during the look-up: the token may have been revoked.
@@ -190,7 +190,7 @@ impl Tokens {
     }
 
     /// Reads the token from the database. Refuses unknown and revoked ones.
-    async fn look(&self, token: &TokenText) -> Result<ApiToken, Refusal> {
+    async fn look_up(&self, token: &TokenText) -> Result<ApiToken, Refusal> {
         match self.store.token(token.org, token.digest).await {
             Ok(Some(found)) if found.revoked_at.is_some() => Err(Refusal::Revoked),
             Ok(Some(found)) => Ok(found),
@@ -279,7 +279,7 @@ impl Tokens {
 
     /// Checks one marked token. Returns false if its calls end because the database did not answer in time.
     async fn settle(&self, token: &TokenText, doubt: &Doubt) -> bool {
-        let looked = timeout(ONE_WITHIN, self.look(token)).await.unwrap_or(Err(Refusal::Unavailable));
+        let looked = timeout(ONE_WITHIN, self.look_up(token)).await.unwrap_or(Err(Refusal::Unavailable));
         let mut state = self.state();
         let why = match looked {
             Ok(_) => {

@@ -58,7 +58,7 @@ impl Follower {
         loop {
             match listener.next().await {
                 News::Reaches(reaches) => self.own.heard(reaches),
-                News::Missed => self.look().await,
+                News::Missed => self.read_heads().await,
             }
         }
     }
@@ -70,12 +70,12 @@ impl Follower {
             if let Ok(about) = self.store.about().await {
                 self.hub.is_of_log(turn, about.log_id);
             }
-            self.look().await;
+            self.read_heads().await;
         }
     }
 
     /// Reads how far the logs reach that have subscribers or waiting claims here.
-    async fn look(&self) {
+    async fn read_heads(&self) {
         // Taken before the query: the database has at least these events, unless it lost some.
         let ends: HashMap<_, _> = self.hub.ends().into_iter().collect();
         let orgs: HashSet<_> = ends.keys().copied().chain(self.waiting.orgs()).collect();

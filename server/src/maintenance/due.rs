@@ -32,7 +32,7 @@ const HOLD: Duration = Duration::from_secs(2);
 pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     let mut reachable = Reachable::default();
     // Orgs are swept concurrently, so that a slow one does not delay others.
-    let (mut looks, mut busy) = (JoinSet::new(), HashSet::new());
+    let (mut sweeps, mut busy) = (JoinSet::new(), HashSet::new());
     loop {
         let room = ORGS.saturating_sub(busy.len());
         let mut is_more_due = false;
@@ -43,7 +43,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
                     let since = reachable.succeeded();
                     for org in orgs.into_iter().filter(|org| busy.insert(*org)) {
                         let ledger = ledger.clone();
-                        looks.spawn(async move { (org, look(&ledger, org, since).await) });
+                        sweeps.spawn(async move { (org, sweep(&ledger, org, since).await) });
                     }
                 }
                 Err(error) => {
@@ -53,7 +53,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
             }
         }
         let until = Instant::now() + LOOK;
-        while let Ok(Some(ended)) = timeout_at(until.into(), looks.join_next()).await {
+        while let Ok(Some(ended)) = timeout_at(until.into(), sweeps.join_next()).await {
             // A panic in a sweep is a defect, which the next sweep will show again.
             let Ok((org, has_succeeded)) = ended else { continue };
             busy.remove(&org);
@@ -66,7 +66,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
                 break;
             }
         }
-        if looks.is_empty() && !is_more_due {
+        if sweeps.is_empty() && !is_more_due {
             busy.clear();
             sleep_until(until.into()).await;
         }
@@ -74,7 +74,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
 }
 
 /// Runs batches in one org until nothing is due. Returns false on failure; the org then falls due again.
-async fn look(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
+async fn sweep(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
     for _ in 0..BATCHES {
         match ledger.sweep(org, SweepRequest { reachable_since: since, at: Instant::now() }).await {
             Ok(looked) if looked.has_more => {}

@@ -30,7 +30,7 @@ enum AuditOutcome {
 
 /// Verifies, and prints the differences.
 pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
-    match look(url, org) {
+    match run(url, org) {
         Ok(AuditOutcome::Nothing) => ExitCode::SUCCESS,
         Ok(AuditOutcome::Differences) => DIFFERENT.into(),
         Ok(AuditOutcome::Unverified) => UNVERIFIED.into(),
@@ -42,7 +42,7 @@ pub(crate) fn verify(url: &DatabaseUrl, org: Option<Uuid>) -> ExitCode {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn look(url: &DatabaseUrl, org: Option<Uuid>) -> Result<AuditOutcome, Box<dyn Error + Send + Sync>> {
+async fn run(url: &DatabaseUrl, org: Option<Uuid>) -> Result<AuditOutcome, Box<dyn Error + Send + Sync>> {
     let options = OpenOptions { migrate: false, file_use: FileUse::Beside, ..OpenOptions::new(Arc::new(SystemClock)) };
     let store = store::open(url, options).await?;
     let mut display = Display::new();

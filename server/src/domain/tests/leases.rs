@@ -14,7 +14,7 @@ fn a_claim_takes_the_job_under_a_lease_of_its_own() {
 
     // Given back and claimed again at the same instant, the job has another lease.
     let token = held.lease_token();
-    let back = held.apply(&abandon(held, token.unwrap()), tick(10, 101)).unwrap().job;
+    let back = held.apply(&give_back(held, token.unwrap()), tick(10, 101)).unwrap().job;
     let again = back.apply(&Command::Claim(claim()), tick(10, 102)).unwrap().job;
     assert_ne!(again.lease_nonce, held.lease_nonce);
     let late = Report { lease: token, ..report(succeeded()) };
@@ -45,7 +45,7 @@ fn a_heartbeat_extends_and_never_shortens() {
     assert_eq!(job.apply(&Command::Heartbeat(others), tick(10, 100)), Err(TransitionError::LeaseLost));
     // A lease that is over can be extended until the ledger ends it.
     assert_eq!(beat(&job, 50, None, News::default()).job.lease.unwrap().expires_at, time(80));
-    let abandoned = extended.job.apply(&abandon(&extended.job, token), tick(11, 100)).unwrap();
+    let abandoned = extended.job.apply(&give_back(&extended.job, token), tick(11, 100)).unwrap();
     assert!(!abandoned.is_changed, "something was heard of it");
 }
 
@@ -56,15 +56,18 @@ fn of_the_answers_to_one_claim_the_last_gives_back() {
     let token = first.lease_token().unwrap();
     // In the same batch, and in a later one.
     for at in [10, 20] {
-        let second = first.apply(&renew(token), tick(at, 101)).unwrap().job;
+        let second = first.apply(&redeliver(token), tick(at, 101)).unwrap().job;
         assert_eq!(second.lease_token(), Some(token), "the same lease");
         assert!(second.lease.as_ref().unwrap().expires_at > first.lease.as_ref().unwrap().expires_at);
-        assert!(!second.apply(&abandon(&first, token), tick(at, 101)).unwrap().is_changed, "the second is on its way");
-        let back = second.apply(&abandon(&second, token), tick(at, 101)).unwrap();
+        assert!(
+            !second.apply(&give_back(&first, token), tick(at, 101)).unwrap().is_changed,
+            "the second is on its way"
+        );
+        let back = second.apply(&give_back(&second, token), tick(at, 101)).unwrap();
         assert_eq!((cell(&Ok(back.clone())).as_str(), back.job.status), ("released", JobStatus::Queued));
         let beat = Heartbeat { worker: "claimer".into(), ..heartbeat(token) };
         let heard = second.apply(&Command::Heartbeat(beat), tick(at, 101)).unwrap().job;
-        assert!(!heard.apply(&abandon(&heard, token), tick(at, 101)).unwrap().is_changed);
+        assert!(!heard.apply(&give_back(&heard, token), tick(at, 101)).unwrap().is_changed);
     }
 }
 

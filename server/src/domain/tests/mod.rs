@@ -98,12 +98,12 @@ fn heartbeat(token: LeaseToken) -> Heartbeat {
     Heartbeat { worker: "holder".into(), token, news: News::default(), extend_by: None }
 }
 
-fn renew(token: LeaseToken) -> Command {
+fn redeliver(token: LeaseToken) -> Command {
     Command::Redeliver(Redeliver { token, lease: Duration::from_secs(30) })
 }
 
 /// Gives back the job as the last answer delivered it.
-fn abandon(job: &Job, token: LeaseToken) -> Command {
+fn give_back(job: &Job, token: LeaseToken) -> Command {
     let expires_at = job.lease.as_ref().map_or(time(0), |lease| lease.expires_at);
     Command::GiveBack(GiveBack { token, expires_at })
 }
@@ -206,8 +206,8 @@ fn every_status_answers_every_command_as_the_table_says() {
         ("claim",               1, Box::new(|_| Command::Claim(claim())),                            ["claimed", "invalid", "invalid", "invalid", "invalid", "invalid", "invalid"]),
         ("heartbeat",           1, Box::new(|job| Command::Heartbeat(heartbeat(token(job)))),        ["lost", "lost", "quietly", "lost", "lost", "lost", "lost"]),
         ("stale heartbeat",     1, Box::new(|job| Command::Heartbeat(heartbeat(stale(job)))),        ["lost", "lost", "lost", "lost", "lost", "lost", "lost"]),
-        ("renew",               1, Box::new(|job| renew(token(job))),                                ["lost", "lost", "quietly", "lost", "lost", "lost", "lost"]),
-        ("abandon",             1, Box::new(|job| abandon(job, token(job))),                         ["same", "same", "released|canceled", "same", "same", "same", "same"]),
+        ("redeliver",               1, Box::new(|job| redeliver(token(job))),                                ["lost", "lost", "quietly", "lost", "lost", "lost", "lost"]),
+        ("give back",             1, Box::new(|job| give_back(job, token(job))),                         ["same", "same", "released|canceled", "same", "same", "same", "same"]),
         ("cancel",              1, Box::new(|_| Command::Cancel(cancel())),                          ["canceled", "canceled|same", "cancel_requested|same", "invalid", "invalid", "same", "invalid"]),
         ("retry",               1, Box::new(|_| Command::Retry(retry())),                            ["invalid", "invalid", "invalid", "invalid", "requeued", "requeued", "requeued"]),
         ("look",                1, Box::new(|_| look()),                                             ["same", "same", "same", "same", "same", "same", "same"]),

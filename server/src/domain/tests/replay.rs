@@ -40,7 +40,7 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         2 => prop::option::of(0u8..=100).prop_map(|progress| {
             Command::Heartbeat(Heartbeat { news: News { progress, ..News::default() }, ..heartbeat(LeaseToken::NOBODYS) })
         }),
-        1 => Just(renew(LeaseToken::NOBODYS)),
+        1 => Just(redeliver(LeaseToken::NOBODYS)),
         1 => Just(Command::GiveBack(GiveBack { token: LeaseToken::NOBODYS, expires_at: time(0) })),
         1 => (0u64..100_000).prop_map(|by| Command::Redate(Duration::from_secs(by))),
         1 => Just(Command::Cancel(cancel())),
@@ -80,8 +80,8 @@ pub(super) fn held_by_its_holder(command: Command, job: &Job) -> Command {
         Command::Heartbeat(heartbeat) => {
             Command::Heartbeat(Heartbeat { worker: Arc::clone(&lease.worker), token, ..heartbeat })
         }
-        Command::Redeliver(_) => renew(token),
-        Command::GiveBack(_) => abandon(job, token),
+        Command::Redeliver(_) => redeliver(token),
+        Command::GiveBack(_) => give_back(job, token),
         other => other,
     }
 }

@@ -112,21 +112,21 @@ impl Job {
 
     /// Extends the lease for another answer. Each answer to a claim has its own `expires_at`, by which `abandon` tells them
     /// apart. The lease stays unconfirmed: this answer may be lost, too.
-    pub(super) fn renew(&self, renew: Redeliver, at: Tick) -> Result<Transition, TransitionError> {
-        let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(renew.token)) else {
+    pub(super) fn redeliver(&self, redeliver: Redeliver, at: Tick) -> Result<Transition, TransitionError> {
+        let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(redeliver.token)) else {
             return Err(TransitionError::LeaseLost);
         };
         let mut path = Path::new(self, &lease.worker, at);
-        let expires_at = (at.now + renew.lease).max(lease.expires_at + TimeDelta::microseconds(1));
+        let expires_at = (at.now + redeliver.lease).max(lease.expires_at + TimeDelta::microseconds(1));
         path.change(|job| job.extend_lease(expires_at));
         Ok(path.finish())
     }
 
     /// Gives the job back, unless the worker has confirmed the lease or a later answer delivers it.
-    pub(super) fn abandon(&self, abandon: GiveBack, at: Tick) -> Transition {
+    pub(super) fn give_back(&self, given: GiveBack, at: Tick) -> Transition {
         let is_as_answered =
-            self.lease.as_ref().is_some_and(|lease| !lease.is_confirmed && lease.expires_at == abandon.expires_at);
-        if self.lease_token() != Some(abandon.token) || !is_as_answered {
+            self.lease.as_ref().is_some_and(|lease| !lease.is_confirmed && lease.expires_at == given.expires_at);
+        if self.lease_token() != Some(given.token) || !is_as_answered {
             return self.unchanged();
         }
         let mut path = Path::new(self, &Arc::from(ACTOR_LEDGER), at);

@@ -169,11 +169,11 @@ impl Job {
     pub fn apply(&self, command: &Command, at: Tick) -> Result<Transition, TransitionError> {
         match command {
             Command::Report(report) => self.report(report, at),
-            Command::LegacyReport(reach) => self.reach(reach, at),
+            Command::LegacyReport(report) => self.legacy_report(report, at),
             Command::Claim(claim) => self.claim(claim, at),
             Command::Heartbeat(heartbeat) => self.heartbeat(heartbeat, at),
-            Command::Redeliver(renew) => self.renew(*renew, at),
-            Command::GiveBack(abandon) => Ok(self.abandon(*abandon, at)),
+            Command::Redeliver(redeliver) => self.redeliver(*redeliver, at),
+            Command::GiveBack(given) => Ok(self.give_back(*given, at)),
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
             Command::Sweep(sweep) => Ok(self.sweep(*sweep, at)),

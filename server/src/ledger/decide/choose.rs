@@ -116,7 +116,7 @@ impl Chosen<'_> {
             let jobs = match jobs {
                 Taken::SameAs(earlier) => {
                     let again = taken[earlier].clone();
-                    again.into_iter().filter_map(|id| self.log.renew(id, claim)).take(claim.max_jobs).collect()
+                    again.into_iter().filter_map(|id| self.log.redeliver(id, claim)).take(claim.max_jobs).collect()
                 }
                 Taken::Jobs(chosen) => {
                     let wanted = chosen.len();
@@ -159,8 +159,8 @@ impl Log {
         for (place, Pending { command, actor, .. }) in commands.iter_mut().enumerate() {
             let Submission::Claim(claim, reply) = command else { continue };
             self.by.clone_from(actor);
-            if let Some(renewed) = self.renew_held(claim, &candidates) {
-                reply.decide(Ok(renewed));
+            if let Some(redelivered) = self.redeliver_held(claim, &candidates) {
+                reply.decide(Ok(redelivered));
                 continue;
             }
             if let Err(refused) = self.may_work() {
@@ -187,11 +187,12 @@ impl Log {
     }
 
     /// If the claim is a repeat, extends the leases that it has; `None` if it has none.
-    fn renew_held(&mut self, claim: &Claim, candidates: &Candidates) -> Option<Claimed> {
+    fn redeliver_held(&mut self, claim: &Claim, candidates: &Candidates) -> Option<Claimed> {
         let request = (Arc::clone(&claim.worker), Arc::clone(claim.request.as_ref()?));
         let held = self.held.get(&request).cloned()?;
-        let renewed: Vec<_> = held.into_iter().filter_map(|id| self.renew(id, claim)).take(claim.max_jobs).collect();
-        (!renewed.is_empty()).then(|| Claimed::new(renewed, candidates.has_more(claim)))
+        let redelivered: Vec<_> =
+            held.into_iter().filter_map(|id| self.redeliver(id, claim)).take(claim.max_jobs).collect();
+        (!redelivered.is_empty()).then(|| Claimed::new(redelivered, candidates.has_more(claim)))
     }
 
     /// Claims ready jobs, as many as an answer has room for.
@@ -214,7 +215,7 @@ impl Log {
     }
 
     /// Extends a lease that an earlier call of this claim took, if it is alive.
-    fn renew(&mut self, id: JobId, claim: &Claim) -> Option<Job> {
+    fn redeliver(&mut self, id: JobId, claim: &Claim) -> Option<Job> {
         let job = self.jobs.get(&id)?;
         // A `request_id` identifies a claim only together with its worker.
         if job.lease.as_ref()?.worker != claim.worker {

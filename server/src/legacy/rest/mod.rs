@@ -24,7 +24,7 @@ use uuid::Uuid;
 use self::{
     body::{Body, Fields},
     error::Problem,
-    report::{OldReport, reach},
+    report::{OldReport, report_command},
 };
 use super::{error_text, isoformat, old_word};
 use crate::{
@@ -148,7 +148,7 @@ async fn update(
     }
     // The old words have none for a dead letter.
     let wanted = status.map(|status| if status == JobStatus::DeadLetter { status.as_str() } else { old_word(status) });
-    let command = reach(id, report);
+    let command = report_command(id, report);
     let job = match ledger.submit(caller.by, command).await {
         Ok(reply) => reply.job,
         Err(LedgerError::Transition(refused)) => return Err(Problem::refused(&refused, wanted)),

@@ -24,7 +24,7 @@ pub(super) struct OldReport {
 }
 
 /// The command that moves the job to the reported status, over as many transitions as that takes.
-pub(super) fn reach(job: JobId, report: OldReport) -> Command {
+pub(super) fn report_command(job: JobId, report: OldReport) -> Command {
     let OldReport { status, mut news, result, error } = report;
     if let Some(remark) = error.as_ref().filter(|_| status != Some(JobStatus::Failed)) {
         news.message = remark.as_str().into();

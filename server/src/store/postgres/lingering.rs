@@ -81,7 +81,7 @@ async fn watch(home: Weak<Connections>) {
         let lingering = connections.lingering();
         let asked: Vec<_> = lingering.state().places.iter().map(|(backend, _)| *backend).collect();
         // A connection to a host that has vanished reports no error for a quarter of an hour.
-        let looked = timeout(LOOKS_WITHIN, look(&connections, &asked)).await;
+        let looked = timeout(LOOKS_WITHIN, still_there(&connections, &asked)).await;
         match looked.unwrap_or_else(|_| Err(StoreError::Unavailable("no answer in time".to_owned()))) {
             Ok(there) if lingering.keep_only(&asked, &there) => return,
             Ok(there) if said.is_none_or(|said| said.elapsed() >= SAY) => {
@@ -101,7 +101,7 @@ async fn watch(home: Weak<Connections>) {
 }
 
 /// Which of these backends still work. Uses a connection outside the pool, whose slots may all be occupied.
-async fn look(home: &Connections, backends: &[Backend]) -> Result<Vec<Backend>, StoreError> {
+async fn still_there(home: &Connections, backends: &[Backend]) -> Result<Vec<Backend>, StoreError> {
     const SQL: &str = "/* lingering */ SELECT pid, backend_start FROM pg_stat_activity
         WHERE pid = ANY ($1) AND wait_event IS DISTINCT FROM 'ClientRead'";
     let (mut connection, _) = home.open().await?;

@@ -31,12 +31,16 @@ pub enum Target {
 }
 
 impl Job {
-    pub(in super::super) fn reach(&self, reach: &LegacyReport, at: Tick) -> Result<Transition, TransitionError> {
+    pub(in super::super) fn legacy_report(
+        &self,
+        report: &LegacyReport,
+        at: Tick,
+    ) -> Result<Transition, TransitionError> {
         if self.lease.is_some() {
             return Err(TransitionError::LeaseLost);
         }
         let mut way = self.unchanged();
-        for command in self.way_to(reach)? {
+        for command in self.way_to(report)? {
             let at = Tick { next_seq: at.next_seq + way.events.len() as i64, ..at };
             let step = way.job.apply(&command, at)?;
             way.job = step.job;
@@ -47,7 +51,7 @@ impl Job {
     }
 
     /// The commands that lead to the reported status.
-    fn way_to(&self, reach: &LegacyReport) -> Result<Vec<Command>, TransitionError> {
+    fn way_to(&self, legacy: &LegacyReport) -> Result<Vec<Command>, TransitionError> {
         let nobody: Arc<str> = Arc::default();
         let report = |step: Option<Step>, news: &News| Report {
             step,
@@ -56,7 +60,7 @@ impl Job {
             etag: None,
             actor: Arc::clone(&nobody),
         };
-        let news = &reach.news;
+        let news = &legacy.news;
         let retry = || Command::Retry(Retry { etag: None, request: None, actor: Arc::clone(&nobody) });
         let cancel =
             || Command::Cancel(Cancel { reason: Arc::clone(&news.message), etag: None, actor: Arc::clone(&nobody) });
@@ -66,7 +70,7 @@ impl Job {
         let refused = Err(TransitionError::InvalidTransition { current: self.status });
 
         use JobStatus::{Canceled, DeadLetter, Failed, Queued, Running, Succeeded};
-        Ok(match (self.status, &reach.to) {
+        Ok(match (self.status, &legacy.to) {
             // A repeated outcome changes nothing. After a redrive (queued, no failures) it is the outcome of a new attempt.
             (_, Some(Target::Ended(ending)))
                 if (self.status != Queued || self.failures > 0)
