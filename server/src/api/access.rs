@@ -1,5 +1,5 @@
-//! The layer before every service: finds the caller, checks its roles and determines the org. Any call that is not
-//! listed below is refused.
+//! The layer before every service: finds the caller, checks its roles and determines the org. `rpc.rs` has the roles of each
+//! call; a call that it does not know is refused.
 
 use std::{
     convert::Infallible,

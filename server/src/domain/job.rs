@@ -70,6 +70,13 @@ impl JobSpec {
             payload_bytes: 0,
         }
     }
+
+    /// Approximate size of its texts in memory, in bytes.
+    pub fn text_bytes(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+        let key = self.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len());
+        self.job_type.len() + self.requested_by.len() + key + labels
+    }
 }
 
 /// The key and digest that make it safe to repeat a create.
@@ -173,14 +180,11 @@ impl Job {
 
     /// Approximate size of the texts of creator and reporters in memory, in bytes.
     pub fn text_bytes(&self) -> usize {
-        let spec = &self.spec;
-        let labels: usize = spec.labels.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-        let key = spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len());
         let error = self.last_error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
         let lease = self.lease.as_ref();
         let lease =
             lease.map_or(0, |lease| lease.worker.len() + lease.request.as_ref().map_or(0, |request| request.len()));
-        labels + key + spec.requested_by.len() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
+        self.spec.text_bytes() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
     }
 
     /// Approximate size in the database without its events, in bytes. Never changes during a job's life.

@@ -181,14 +181,7 @@ impl Command {
     /// Approximate bytes of the command's texts.
     pub(super) fn text_bytes(&self) -> usize {
         match self {
-            Self::Create(create) => {
-                let spec = &create.spec;
-                create.payload.as_ref().map_or(0, Json::len)
-                    + spec.job_type.len()
-                    + spec.requested_by.len()
-                    + spec.idempotency.as_ref().map_or(0, |idempotency| idempotency.key.len())
-                    + spec.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
-            }
+            Self::Create(create) => create.payload.as_ref().map_or(0, Json::len) + create.spec.text_bytes(),
             Self::Apply { command, .. } => match &**command {
                 transition::Command::Report(report) => {
                     let outcome = match &report.step {
@@ -220,13 +213,9 @@ impl Command {
 impl Import {
     /// Approximate bytes of the job's texts, those of its past events included.
     pub(super) fn text_bytes(&self) -> usize {
-        let spec = &self.job.spec;
         let past: usize = self.job.past.iter().map(past_bytes).sum();
         let (result, error) = (self.job.state.result.as_ref(), self.job.state.error.as_ref());
-        past + spec.job_type.len()
-            + spec.requested_by.len()
-            + result.map_or(0, Json::len)
-            + error.map_or(0, |error| error.message.len())
+        past + self.job.spec.text_bytes() + result.map_or(0, Json::len) + error.map_or(0, |error| error.message.len())
     }
 }
 

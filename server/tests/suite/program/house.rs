@@ -155,6 +155,27 @@ fn tests_that_documents_name_are_there() {
     assert!(named > 20, "{named} were found");
 }
 
+/// A file that a document names in backticks, as `store/ready.rs`, exists.
+#[test]
+fn files_that_documents_name_are_there() {
+    let folders = [".", "docs", "docs/internals"].map(|folder| fs::read_dir(root().join(folder)).expect("it exists"));
+    let paths = folders.into_iter().flatten().map(|entry| entry.expect("the folder is readable").path());
+    let mut named = 0;
+    for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = fs::read_to_string(&path).expect("documents are text");
+        let quoted = text.split('`').skip(1).step_by(2);
+        for file in
+            quoted.filter(|quoted| quoted.ends_with(".rs") && quoted.contains('/') && !quoted.contains(['*', ' ']))
+        {
+            let bases = ["", "server", "server/src", "server/src/bin/jobledger", "server/tests"];
+            let is_there = bases.iter().any(|base| root().join(base).join(file).exists()) || file.starts_with("src/");
+            assert!(is_there, "{}: {file} is not there", path.display());
+            named += 1;
+        }
+    }
+    assert!(named > 30, "{named} were found");
+}
+
 /// Invariants are numbered without gaps, and each names a test that exists, as `folder::file::test` below `server/tests/suite`.
 /// An invariant without a test could break unnoticed.
 #[test]
