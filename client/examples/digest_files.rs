@@ -161,9 +161,9 @@ async fn run(args: Args) -> Result<ExitCode> {
     let (before, now) = (before.counts.unwrap_or_default(), after.counts.unwrap_or_default());
     let Tally { succeeded, failed, known, known_failed, bytes, .. } = tally;
     let files = succeeded + failed + known + known_failed;
-    println!("{files} files: {succeeded} digested ({}), {failed} failed, {known} known from before", HumanBytes(bytes));
+    println!("{files} files: {succeeded} digested ({}), {failed} failed, {known} already digested", HumanBytes(bytes));
     if known_failed > 0 {
-        println!("{known_failed} more are known to have failed before; they are tried again once they change");
+        println!("{known_failed} more failed in an earlier run; they are retried once the file changes");
     }
     if files == 0 {
         println!("{} holds no regular file", args.path.display());
@@ -195,7 +195,7 @@ async fn run(args: Args) -> Result<ExitCode> {
         println!("MISMATCH: {what}: {server} on the server, {here} here");
     }
     if wrong.is_empty() {
-        println!("the server's statistics equal what was processed");
+        println!("the server's statistics match the processed files");
         Ok(ExitCode::SUCCESS)
     } else {
         Ok(ExitCode::FAILURE)

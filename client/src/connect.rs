@@ -200,7 +200,7 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, Error> {
         in_runtime()?;
         if self.endpoints.0.is_empty() {
-            return Err(Error::Endpoint("there is none".to_owned()));
+            return Err(Error::Endpoint("(none): the client needs at least one".to_owned()));
         }
         let connect = |url: &String| Ok((url.clone(), self.endpoint(url)?.connect_lazy()));
         let connections = Connections::new(self.endpoints.0.iter().map(connect).collect::<Result<Vec<_>, Error>>()?);

@@ -84,7 +84,7 @@ pub enum Error {
         log_id: String,
     },
     /// An event is missing, duplicated or out of order: a defect of the service. Checked in builds with debug assertions.
-    #[error("event {found_seq} came after {after_seq}")]
+    #[error("events out of order: seq {found_seq} came after {after_seq}")]
     OutOfOrder {
         /// The `seq` of the last correct event or bookmark.
         after_seq: i64,
@@ -143,7 +143,7 @@ pub enum Error {
     Json(#[source] Arc<serde_json::Error>),
     /// A payload or result contains a number that may not arrive unchanged. The contract's numbers are doubles, which
     /// represent whole numbers exactly only below ±2⁵³. Send the number as a string.
-    #[error("{path}: {number} is ±2^53 or beyond, where a double may not give it back; send it as a string")]
+    #[error("{path}: {number} is ±2^53 or beyond, which a double can't represent exactly; send it as a string")]
     Number {
         /// The path of the number, such as `payload.items[2].id`.
         path: String,
@@ -154,7 +154,7 @@ pub enum Error {
     #[error("{0:?} is not a cursor: expected LOG_ID:SEQ")]
     Cursor(String),
     /// The token has characters that a header can't carry.
-    #[error("that is no token: it has characters that a header can't have")]
+    #[error("invalid token: it has characters that a header can't carry")]
     Token,
     /// There is no tokio runtime, or the runtime or the system can't provide what is needed.
     #[error("{0}")]
@@ -226,7 +226,7 @@ impl Error {
 
     /// An answer that breaks the contract because it lacks `what`.
     pub(crate) fn without(what: &str) -> Self {
-        let (reason, message) = ("INVALID_ANSWER".to_owned(), format!("the answer is without {what}"));
+        let (reason, message) = ("INVALID_ANSWER".to_owned(), format!("the answer lacks {what}"));
         Self::Other { code: Code::Internal, reason, message }
     }
 

@@ -60,7 +60,7 @@ impl Connections {
             tracing::debug!(endpoint, error = %why, "still no answer");
         } else if is_first && next != failed {
             let next = &shared.servers[next].endpoint;
-            tracing::warn!(endpoint, error = %why, next, "no answer; going on to the next endpoint");
+            tracing::warn!(endpoint, error = %why, next, "no answer; trying the next endpoint");
         } else {
             tracing::warn!(endpoint, error = %why, "no answer; trying again");
         }

@@ -187,7 +187,7 @@ async fn follow(
                 Ok(stream) => break stream,
                 Err(error) if error.is_transient() => {
                     let wait = backoff.next(error.retry_after());
-                    tracing::warn!(%error, after_seq = place.request.after_seq, "can't resume yet");
+                    tracing::warn!(%error, after_seq = place.request.after_seq, "can't resume the event stream; trying again");
                     sleep(wait).await;
                 }
                 Err(error) => {

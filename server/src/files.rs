@@ -25,7 +25,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 pub fn remove_earlier(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_file() => fs::remove_file(path),
-        Ok(_) => Err(io::Error::new(ErrorKind::AlreadyExists, "there is something else than a plain file")),
+        Ok(_) => Err(io::Error::new(ErrorKind::AlreadyExists, "the path exists and is not a regular file")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }

@@ -21,7 +21,7 @@ impl fmt::Display for Readiness {
         f.write_str(match self {
             Self::Ready => "ready",
             Self::NoDatabase => "not ready: the database does not answer in time",
-            Self::Stalled => "not ready: commands wait, and none is decided",
+            Self::Stalled => "not ready: queued commands make no progress",
             Self::Outdated => "not ready: a newer jobledger has migrated the database",
             Self::Stopping => "not ready: shutting down",
         })

@@ -58,13 +58,13 @@ pub enum ServeError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The reflection service can't be built.
-    #[error("the contract's descriptors can't be served: {0}")]
+    #[error("can't set up gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// A newer server has migrated the database.
-    #[error("a newer jobledger has migrated the database: this server has stopped, and a newer one is to be started")]
+    #[error("a newer jobledger has migrated the database: this server stopped; start the newer version")]
     Outdated,
     /// A defect: the lanes ended without being closed.
-    #[error("the ledger stopped by itself; this is a defect, and the log has its panic")]
+    #[error("internal error: the ledger stopped unexpectedly; the log has the panic")]
     LedgerStopped,
 }
 
@@ -156,7 +156,7 @@ impl Server {
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
             () = outdated => Err(ServeError::Outdated),
-            _ = &mut serving => Err(ServeError::Listener(io::Error::other("it ended by itself"))),
+            _ = &mut serving => Err(ServeError::Listener(io::Error::other("it ended unexpectedly"))),
             _ = &mut lanes => Err(ServeError::LedgerStopped),
         };
 
@@ -189,7 +189,7 @@ async fn drain<T>(mut serving: AbortOnDropHandle<T>, lanes: JoinHandle<()>, dead
     }
     finish(lanes, last_words, "accepted commands").await;
     if timeout_at(deadline, &mut serving).await.is_err() {
-        tracing::warn!("the grace period is over; cutting off the connections that are left");
+        tracing::warn!("the grace period is over; closing the remaining connections");
     }
 }
 
@@ -228,7 +228,7 @@ async fn warn_of_tokens(store: Option<Arc<dyn Store>>) {
     if let Some(store) = store
         && store.about().await.is_ok_and(|about| about.credentials > 0)
     {
-        tracing::warn!("API tokens were made, and nobody is asked for one on loopback: --require-auth does");
+        tracing::warn!("API tokens exist, but calls on loopback need none: set --require-auth to require them");
     }
 }
 
@@ -250,7 +250,7 @@ async fn watch_credentials(access: Option<Arc<Access>>, tls: Option<Arc<Tls>>) {
 /// Waits for a task until the deadline, then aborts it. A task that has ended must not be awaited again.
 async fn finish(mut task: JoinHandle<()>, deadline: Instant, what: &'static str) {
     if !task.is_finished() && timeout_at(deadline, &mut task).await.is_err() {
-        tracing::warn!(what, "the grace period is over; cutting off what is left");
+        tracing::warn!(what, "the grace period is over; aborting unfinished work");
         task.abort();
     }
 }

@@ -97,7 +97,7 @@ fn outcome(job: &Job, held: &Held, ended: Option<Result<Output, JoinError>>) -> 
     });
     let report = match (held.stopped(), ended) {
         (Some(Stop::Lost), _) => {
-            tracing::warn!(job_id, "the lease is lost; what its handler did is discarded");
+            tracing::warn!(job_id, "the lease is lost; the handler's result is discarded");
             return None;
         }
         (Some(Stop::Canceled), Some(Err(error))) if error.kind != ErrorKind::GiveBack => {
@@ -183,10 +183,10 @@ async fn settle(shared: &Shared, held: &Arc<Held>, job_id: &str, report: UpdateJ
         }
         Err(error) if is_about_report(&error) => error,
         Err(error) => {
-            return tracing::error!(job_id, %error, "a report was not taken in time; the lease ends, and the job is run again");
+            return tracing::error!(job_id, %error, "a report was not accepted in time; the lease will expire, and the job will run again");
         }
     };
-    tracing::error!(job_id, %error, "the service refused a report; saying less");
+    tracing::error!(job_id, %error, "the service refused a report; sending a reduced report");
     let refused = |code, what: &str| Report::failed(job_id, code, format!("{what} was refused: {error}"));
     let bare: UpdateJobStatusRequest = match status {
         // Only the result can have caused the refusal, so another attempt would not help.
@@ -199,7 +199,7 @@ async fn settle(shared: &Shared, held: &Arc<Held>, job_id: &str, report: UpdateJ
     };
     let bare = bounded(UpdateJobStatusRequest { lease_token: held.lease_token().to_owned(), ..bare });
     if let Err(error) = shared.desk.report(bare, held).await {
-        tracing::error!(job_id, %error, "the service refused that, too; the lease will end");
+        tracing::error!(job_id, %error, "the service refused the reduced report, too; the lease will expire");
     }
 }
 

@@ -285,7 +285,7 @@ impl Keeper {
         }
         drop(state);
         if let Some(error) = error {
-            tracing::warn!(%error, "a heartbeat was refused of one lease, or its news");
+            tracing::warn!(%error, "the heartbeat of a lease, or its progress, was refused");
         }
         if result.lease_lost {
             // If the job's outcome was accepted in the meantime, its lease is no longer kept, and has not been lost.

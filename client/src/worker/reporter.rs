@@ -89,7 +89,7 @@ async fn carry(client: Client, mut desk: mpsc::UnboundedReceiver<Report>) {
         waiting.extend(rest);
         if let Some(error) = failed {
             let wait = backoff.next(error.retry_after());
-            tracing::warn!(%error, reports = waiting.len(), wait_ms = wait.as_millis() as u64, "reports have to wait");
+            tracing::warn!(%error, reports = waiting.len(), wait_ms = wait.as_millis() as u64, "can't deliver reports; trying again");
             sleep(wait).await;
         } else {
             backoff.reset();

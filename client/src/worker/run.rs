@@ -107,12 +107,12 @@ async fn work(worker: Worker, handlers: Handle, stop: CancellationToken) -> Resu
     let work = async {
         let mut jobs = JoinSet::new();
         let ended = claim_and_start(&shared, &mut jobs, &stop).await;
-        tracing::info!(jobs = shared.keeper.leases(), "claiming no more; finishing what is running");
+        tracing::info!(jobs = shared.keeper.leases(), "stopped claiming; finishing running jobs");
         if timeout(options.shutdown_grace, finish(&mut jobs)).await.is_err() {
-            tracing::warn!(jobs = jobs.len(), "the grace period is over; giving the jobs that are still running back");
+            tracing::warn!(jobs = jobs.len(), "the grace period is over; releasing the jobs that still run");
             shared.out_of_time.cancel();
             if timeout(LAST_WORDS + LAST_REPORTS, finish(&mut jobs)).await.is_err() {
-                tracing::error!(jobs = jobs.len(), "could not give all jobs back; their leases will end");
+                tracing::error!(jobs = jobs.len(), "could not release all jobs; their leases will expire");
             }
         }
         tracing::info!("worker stopped");

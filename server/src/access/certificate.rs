@@ -70,7 +70,7 @@ impl Identities {
         let read = parse(&bytes).map_err(|error| AccessError::Unusable(format!("{}: {error}", shown())))?;
         // Only at the start: later an empty file may be meant to lock all clients out.
         if read.is_empty() {
-            return Err(AccessError::Unusable(format!("{}: it names nobody", shown())));
+            return Err(AccessError::Unusable(format!("{}: the file has no client identity", shown())));
         }
         let now = read.into_iter().map(|(name, principal)| (name, Credential::new(principal))).collect();
         Ok(Self { path: path.to_owned(), now: RwLock::new(Arc::new(now)) })
@@ -104,7 +104,7 @@ impl Identities {
                 Ok(read) => self.change(read),
                 Err(error) => {
                     let path = self.path.display();
-                    tracing::warn!(%path, error, "who clients are can't be read; what was there before is kept");
+                    tracing::warn!(%path, error, "can't load the client identities; the previous ones stay in use");
                 }
             }
         }
@@ -143,7 +143,7 @@ fn parse(bytes: &[u8]) -> Result<HashMap<String, Principal>, String> {
         }
         let (name, principal) = identity(&words).map_err(|error| format!("line {}: {error}", n + 1))?;
         if identities.insert(name.clone(), principal).is_some() {
-            return Err(format!("line {}: {name} is there twice", n + 1));
+            return Err(format!("line {}: duplicate name {name}", n + 1));
         }
     }
     Ok(identities)
@@ -153,11 +153,11 @@ fn identity(words: &[&str]) -> Result<(String, Principal), String> {
     let (san, org, roles, called) = match words {
         [san, org, roles] => (san, org, roles, san),
         [san, org, roles, called] => (san, org, roles, called),
-        _ => return Err("expected NAME ORG ROLES, and who it is called if not NAME".to_owned()),
+        _ => return Err("expected NAME ORG ROLES, and optionally the principal's name".to_owned()),
     };
     let (kind, name) = san.split_once(':').unwrap_or_default();
     if !matches!(kind, "dns" | "uri" | "email") || name.is_empty() {
-        return Err(format!("{san:?} is no name: they begin with dns:, uri: or email:"));
+        return Err(format!("invalid name {san:?}: expected dns:, uri: or email: at its start"));
     }
     let san = if kind == "dns" { san.to_ascii_lowercase() } else { (*san).to_owned() };
     let roles: Roles = roles.split(',').map(str::parse::<Role>).collect::<Result<_, _>>()?;
@@ -167,14 +167,14 @@ fn identity(words: &[&str]) -> Result<(String, Principal), String> {
             Uuid::try_parse(org)
                 .ok()
                 .filter(|org| *org != NO_ORG)
-                .ok_or(format!("{org:?} is no org: a UUID, or - for operators"))?,
+                .ok_or(format!("invalid org {org:?}: expected a UUID, or - for operators"))?,
         ),
     };
     if org.is_none() != roles.has(Role::Operator) {
-        return Err("an operator is one without an org, and the other way round".to_owned());
+        return Err("ORG - and the role operator require each other".to_owned());
     }
     if !Principal::is_name(called) {
-        return Err(format!("{called:?} can't be a name"));
+        return Err(format!("{called:?} is not a valid principal name"));
     }
     Ok((san, Principal { name: format!("cert:{called}").into(), org: org.map(OrgId), roles, expires_at: None }))
 }

@@ -91,16 +91,18 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => {
-                f.write_str("credentials are needed: authorization: Bearer TOKEN, or a client certificate")
+                f.write_str("missing credential: send authorization: Bearer TOKEN, or a client certificate")
             }
-            Self::Malformed => f.write_str("the authorization header must be: Bearer, and an API token or a JWT"),
-            Self::NotTaken(kind) => write!(f, "this server takes no {kind}"),
+            Self::Malformed => f.write_str("malformed authorization header: expected Bearer and an API token or a JWT"),
+            Self::NotTaken(kind) => write!(f, "this server does not accept {kind}"),
             Self::Unknown => f.write_str("the credential is unknown"),
             Self::Expired => f.write_str("the credential has expired"),
             Self::Revoked => f.write_str("the credential was revoked"),
-            Self::Jwt(why) => write!(f, "the JWT does not hold: {why}"),
+            Self::Jwt(why) => write!(f, "invalid JWT: {why}"),
             Self::Busy => f.write_str("too many credentials are being looked up; try again shortly"),
-            Self::Unavailable => f.write_str("the database is not available to look the credential up; try again"),
+            Self::Unavailable => {
+                f.write_str("the database is unavailable, so the credential can't be checked; try again")
+            }
         }
     }
 }

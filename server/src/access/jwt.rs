@@ -157,7 +157,7 @@ impl Jwt {
             return Err(Refusal::Jwt("it has critical headers"));
         }
         if !header.typ.as_deref().is_none_or(is_access_token) {
-            return Err(Refusal::Jwt("it is of another type"));
+            return Err(Refusal::Jwt("its typ is not JWT or at+jwt"));
         }
         self.keys.find(header.kid.as_deref(), header.alg).ok_or(Refusal::Jwt("its key is unknown"))
     }
@@ -180,7 +180,7 @@ impl Jwt {
         let JwtConfig { org_claim, subject_claim, roles_claim, leeway, max_lifetime, .. } = &self.config;
         let name = claim(claims, subject_claim).and_then(Value::as_str).unwrap_or_default();
         if !Principal::is_name(name) {
-            return Err(Refusal::Jwt("it does not say who it is"));
+            return Err(Refusal::Jwt("its subject claim is missing or not a valid name"));
         }
         let org = match claim(claims, org_claim) {
             None | Some(Value::Null) => None,
@@ -193,7 +193,7 @@ impl Jwt {
         // Only principals without an org can be operators.
         let roles = if org.is_some() { named.without(Role::Operator) } else { named };
         if org.is_none() && !roles.has(Role::Operator) {
-            return Err(Refusal::Jwt("it does not say whose it is"));
+            return Err(Refusal::Jwt("it has neither an org nor the operator role"));
         }
         let time = |name: &str| {
             let seconds = claims.get(name).and_then(Value::as_f64).map(|seconds| seconds as i64);
@@ -206,10 +206,10 @@ impl Jwt {
             Some(_) => time("iat").ok_or(unreadable)?,
         };
         if (issued - now).to_std().is_ok_and(|ahead| ahead > *leeway) {
-            return Err(Refusal::Jwt("it is not issued yet"));
+            return Err(Refusal::Jwt("its iat is in the future"));
         }
         if (end - issued.min(now)).to_std().is_ok_and(|lifetime| lifetime > *max_lifetime) {
-            return Err(Refusal::Jwt("it holds for longer than it may"));
+            return Err(Refusal::Jwt("its lifetime is longer than the server allows"));
         }
         let expires_at = TimeDelta::from_std(*leeway).ok().and_then(|leeway| end.checked_add_signed(leeway));
         let expires_at = Some(expires_at.ok_or(unreadable)?);
@@ -254,8 +254,8 @@ fn refused(error: &ErrorKind) -> Refusal {
     match error {
         ErrorKind::ExpiredSignature => Refusal::Expired,
         ErrorKind::ImmatureSignature => Refusal::Jwt("it is not valid yet"),
-        ErrorKind::InvalidIssuer => Refusal::Jwt("it is another issuer's"),
-        ErrorKind::InvalidAudience => Refusal::Jwt("it is for another audience"),
+        ErrorKind::InvalidIssuer => Refusal::Jwt("its iss is another issuer"),
+        ErrorKind::InvalidAudience => Refusal::Jwt("its aud is another audience"),
         ErrorKind::MissingRequiredClaim(_) => Refusal::Jwt("it lacks exp, iss or aud"),
         ErrorKind::InvalidSignature => Refusal::Jwt("its signature is wrong"),
         _ => Refusal::Jwt("it can't be read"),

@@ -75,7 +75,7 @@ impl Keys {
                 if url.starts_with("http://") {
                     tracing::warn!(
                         url = shown(url),
-                        "keys come without TLS: whoever is on their way can put in others"
+                        "the JWKS URL is not HTTPS: an attacker on the network can replace the keys"
                     );
                 }
                 Some(client()?)
@@ -163,7 +163,7 @@ impl Keys {
                 () = too_old => {
                     good_at = None;
                     last = None;
-                    tracing::error!("the keys of JWTs could not be read for too long: none of them counts any more");
+                    tracing::error!("the JWKS could not be read within --jwks-max-age: JWTs signed with its keys are refused");
                     // The secret is local, so an unreachable JWKS says nothing about it.
                     let secret = self.now().iter().filter(|key| key.algorithm == Algorithm::HS256).cloned().collect();
                     self.set(Arc::new(secret));
@@ -182,7 +182,7 @@ impl Keys {
                     let is_first = last.replace(digest).is_none();
                     let is_new = keys.iter().map(|key| key.digest).ne(self.now().iter().map(|key| key.digest));
                     if is_new {
-                        tracing::info!(keys = keys.len(), "the keys of JWTs have changed");
+                        tracing::info!(keys = keys.len(), "the JWT keys have changed");
                         self.set(Arc::clone(&keys));
                         changed(&keys);
                     } else if is_first {
@@ -190,9 +190,9 @@ impl Keys {
                     }
                 }
                 Err(error) if good_at.is_none() => {
-                    tracing::warn!(error, "the keys of JWTs can't be read; none but a secret counts")
+                    tracing::warn!(error, "can't read the JWT keys; only the HS256 secret, if set, stays valid")
                 }
-                Err(error) => tracing::warn!(error, "the keys of JWTs can't be read; those of before are kept"),
+                Err(error) => tracing::warn!(error, "can't read the JWT keys; the previous keys stay in use"),
             }
         }
     }
@@ -278,10 +278,7 @@ fn secret_key(path: &Path) -> Result<Key, AccessError> {
         bytes.pop();
     }
     if bytes.len() < MIN_SECRET {
-        return Err(AccessError::Unusable(format!(
-            "{}: a secret for HS256 takes {MIN_SECRET} bytes at least",
-            shown()
-        )));
+        return Err(AccessError::Unusable(format!("{}: an HS256 secret needs at least {MIN_SECRET} bytes", shown())));
     }
     Ok(hs256_key(&bytes))
 }

@@ -46,7 +46,7 @@ pub enum AccessError {
     /// Nobody could call: neither API tokens, nor JWTs, nor client certificates are set up.
     #[error(
         "there are no credentials: make a token with `jobledger token create`, or configure --jwt-keys or --client-identities; \
-         to let everybody in who reaches this address, --insecure-no-auth"
+         or serve without authentication: --insecure-no-auth"
     )]
     NoCredentials,
     /// A file can't be read.

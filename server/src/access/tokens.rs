@@ -240,7 +240,10 @@ impl Tokens {
             if state.revision != about.credentials {
                 state.revision = about.credentials;
                 state.doubt_all(about.credentials);
-                tracing::info!(known = state.doubts.len(), "API tokens were made or revoked; looking again");
+                tracing::info!(
+                    known = state.doubts.len(),
+                    "API tokens were created or revoked; re-checking cached tokens"
+                );
                 self.doubted.notify_one();
             }
         }
@@ -269,7 +272,10 @@ impl Tokens {
             tokio::join!(lane(), lane(), lane(), lane());
             let tokens = unsure.into_inner();
             if tokens > 0 {
-                tracing::warn!(tokens, "API tokens can't be looked up; what is called with them ends");
+                tracing::warn!(
+                    tokens,
+                    "can't re-check API tokens: the database did not answer; ending their open calls"
+                );
             }
             if !self.state().doubts.is_empty() {
                 sleep(AGAIN).await;
@@ -293,7 +299,7 @@ impl Tokens {
         state.forget(token);
         if why == Refusal::Revoked {
             let name = &doubt.credential.principal.name;
-            tracing::info!(%name, "an API token was revoked; what is called with it ends");
+            tracing::info!(%name, "an API token was revoked; ending its open calls");
         }
         doubt.credential.end(why);
         why != Refusal::Unavailable

@@ -105,7 +105,7 @@ where
             // A page in a browser on this machine can call any server that listens here.
             if [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|of| request.headers().contains_key(*of)) {
                 return refuse(
-                    ApiError::Denied("browsers may not call a server that asks nobody who they are"),
+                    ApiError::Denied("browsers may not call a server that requires no credentials"),
                     request,
                 );
             }
@@ -116,7 +116,9 @@ where
                 && !is_ours(host, hosts)
             {
                 return refuse(
-                    ApiError::Denied("this server is not called so: localhost, an address, or --allowed-host NAME"),
+                    ApiError::Denied(
+                        "unknown host name: use localhost, an IP address, or a name set with --allowed-host",
+                    ),
                     request,
                 );
             }
@@ -233,7 +235,7 @@ fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<
     let org = match (principal.org, asked) {
         (Some(org), None) => org,
         (Some(org), Some(asked)) if org == asked => org,
-        (Some(_), Some(_)) => return Err(ApiError::Denied("x-org-id names another org than the credential's")),
+        (Some(_), Some(_)) => return Err(ApiError::Denied("x-org-id differs from the credential's org")),
         (None, Some(asked)) => asked,
         (None, None) => return Err(ApiError::invalid(ORG_HEADER, "is needed: an operator's credential has no org")),
     };
@@ -249,7 +251,7 @@ fn asked_org(headers: &HeaderMap) -> Result<Option<OrgId>, ApiError> {
     let mut values = headers.get_all(ORG_HEADER).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(ApiError::invalid(ORG_HEADER, "must be there once"));
+        return Err(ApiError::invalid(ORG_HEADER, "must be given exactly once"));
     }
     let org = value.to_str().ok().and_then(|text| Uuid::try_parse(text).ok()).filter(|org| *org != NO_ORG);
     org.map(|org| Some(OrgId(org))).ok_or_else(|| ApiError::invalid(ORG_HEADER, "must be a UUID"))

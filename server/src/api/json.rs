@@ -30,7 +30,7 @@ impl fmt::Display for Unstorable {
         f.write_str(match self {
             Self::Number => "must not hold NaN or an infinity",
             Self::Inexact => {
-                "must not hold a number of ±2^53 or beyond, which may not be what was meant: send it as a string"
+                "must not hold a number of ±2^53 or beyond, which a double can't represent exactly: send it as a string"
             }
             Self::Nul => "must not hold the NUL character",
             Self::TooDeep => "must not nest lists and objects more than 32 deep",

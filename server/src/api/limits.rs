@@ -202,7 +202,7 @@ impl Limiter {
     /// Logs, at most once a minute for an org and class, that a call was refused because of a limit.
     fn note(&self, org: OrgId, class: CallClass, limit: &str) {
         if let Some(times) = self.limited.note((org, class)) {
-            tracing::info!(org_id = %org, calls = ?class, times, limit, "an org has come to a limit");
+            tracing::info!(org_id = %org, calls = ?class, times, limit, "an org reached a limit; refusing its calls of this kind");
         }
     }
 

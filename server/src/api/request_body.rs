@@ -230,7 +230,7 @@ impl Message {
 }
 
 fn more_than_one() -> ApiError {
-    ApiError::invalid("(message)", "must be one, and nothing after it")
+    ApiError::invalid("(message)", "must be exactly one message, with no bytes after it")
 }
 
 impl http_body::Body for Receiving {

@@ -212,7 +212,7 @@ impl ErrorStatus {
                 Self::new(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message).with("limit", limit)
             }
             ApiError::RequestTooSlow => {
-                Self::new(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", "the request did not come whole in time")
+                Self::new(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", "the request did not arrive completely in time")
             }
             ApiError::Refused(Refusal::Busy) => {
                 Self::new(Code::ResourceExhausted, "OVERLOADED", Refusal::Busy.to_string()).retry()
@@ -229,10 +229,10 @@ impl ErrorStatus {
             ApiError::Overloaded { scope, limit } => {
                 let message = match scope {
                     "requests" | "requests of one org" => {
-                        format!("{scope} under way have {limit} bytes, and may not have more; try again shortly")
+                        format!("{scope} in progress have reached the limit of {limit} bytes; try again shortly")
                     }
                     scope => {
-                        format!("this {scope} has {limit} calls under way, and may not have more; try again shortly")
+                        format!("this {scope} has reached its limit of {limit} concurrent calls; try again shortly")
                     }
                 };
                 Self::new(Code::ResourceExhausted, "OVERLOADED", message)
@@ -241,22 +241,22 @@ impl ErrorStatus {
                     .with("limit", limit)
             }
             ApiError::TooFast { rate, after } => {
-                let message = format!("the org may make {rate} calls a second; try again shortly");
+                let message = format!("the org exceeded its limit of {rate} calls a second; try again shortly");
                 let answer = Self::new(Code::ResourceExhausted, "RATE_LIMITED", message).with("limit", rate);
                 Self { retry: Some(after), ..answer }
             }
             ApiError::Panicked { id } => {
-                let message = "a defect of the server; its log has more under the error_id";
+                let message = "internal error; search the server's log for the error_id";
                 Self::new(Code::Internal, "INTERNAL", message).with("error_id", id)
             }
-            ApiError::Internal => Self::new(Code::Internal, "INTERNAL", "a defect of the server"),
+            ApiError::Internal => Self::new(Code::Internal, "INTERNAL", "internal error"),
             ApiError::DeadlineExceeded => Self::new(
                 Code::DeadlineExceeded,
                 "DEADLINE_EXCEEDED",
                 "the deadline passed before the answer was ready",
             ),
             ApiError::SlowConsumer => {
-                let message = "the subscriber took nothing for too long; go on from the last seq seen";
+                let message = "the subscriber did not read for too long; resume after the last seq received";
                 Self::new(Code::Unavailable, "SLOW_CONSUMER", message).retry()
             }
             ApiError::Ledger(error) => Self::of_ledger(&error),
@@ -312,7 +312,7 @@ impl ErrorStatus {
             LedgerError::Refused => {
                 // The ledger has logged the database's message.
                 let id = Uuid::new_v4();
-                tracing::error!(error_id = %id, "a request was refused that should not have been");
+                tracing::error!(error_id = %id, "the database refused a request that passed validation");
                 Self::new(Code::Internal, "REFUSED_BY_DATABASE", message).with("error_id", id)
             }
         }

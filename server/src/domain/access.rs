@@ -60,7 +60,7 @@ impl FromStr for Role {
     fn from_str(name: &str) -> Result<Self, String> {
         Self::parse(name).ok_or_else(|| {
             let names = Self::ALL.map(Self::as_str).join(", ");
-            format!("{name:?} is no role: they are {names}")
+            format!("unknown role {name:?}: expected one of {names}")
         })
     }
 }

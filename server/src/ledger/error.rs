@@ -49,13 +49,13 @@ pub enum LedgerError {
     #[error(transparent)]
     Transition(#[from] TransitionError),
     /// The org has reached its bound on types.
-    #[error("the org has {limit} types of jobs, and may not have more")]
+    #[error("the org has reached its limit of {limit} job types")]
     TooManyTypes {
         /// The bound.
         limit: usize,
     },
     /// The org has reached its quota.
-    #[error("the org has, or would have, more than the {limit} {quantity} that it may have")]
+    #[error("the org's quota of {limit} {quantity} is exceeded, or would be by this request")]
     QuotaExceeded {
         /// The quantity.
         quantity: Quantity,
@@ -79,13 +79,13 @@ pub enum LedgerError {
         head: i64,
     },
     /// The cursor belongs to another log: the database was restored from a backup.
-    #[error("the cursor belongs to another log than this one, {current}: the database was restored since")]
+    #[error("the cursor belongs to another log; the database was restored, and its log is now {current}")]
     EpochChanged {
         /// The current log.
         current: LogId,
     },
     /// The bound on open streams is reached.
-    #[error("this {scope} has {limit} event streams open, and may not have more; try again later")]
+    #[error("this {scope} has reached its limit of {limit} open event streams; try again later")]
     TooManyStreams {
         /// `server`, `org` or `connection`.
         scope: &'static str,
@@ -94,7 +94,7 @@ pub enum LedgerError {
     },
     /// Waiting claims and event streams have reached the bound on the bytes of types, labels and worker names.
     #[error(
-        "what waiting claims and event streams of this {scope} name takes {limit} bytes, and may not take more; try again later"
+        "the filters of waiting claims and event streams of this {scope} reached the limit of {limit} bytes; try again later"
     )]
     TooManyNames {
         /// `server` or `org`.

@@ -96,7 +96,7 @@ impl Follower {
         for org in orgs {
             let seq = reaches.get(org).copied().unwrap_or_default();
             if ends.get(org).copied().flatten().is_some_and(|end| seq < end) {
-                tracing::error!(org_id = %org, seq, "a log is not as far as it was: its subscribers are told");
+                tracing::error!(org_id = %org, seq, "the log's head went back: the database lost commits; subscribers get an error");
                 self.hub.restart(*org);
             }
         }

@@ -132,7 +132,7 @@ impl Hub {
             known.1.replace(log_id)
         };
         if was.is_some_and(|was| was != log_id) {
-            tracing::warn!(%log_id, "the database has another log than it had: it was restored");
+            tracing::warn!(%log_id, "the database's log id changed: it was restored or replaced; existing cursors are invalid");
             for org in self.orgs() {
                 self.restart(org);
             }

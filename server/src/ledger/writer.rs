@@ -146,7 +146,7 @@ impl Writer {
             }
             // The database refused data that validation accepted. Running the parts one by one fails only the culprit.
             Err(StoreError::Refused(reason)) if !is_single(&turn) => {
-                tracing::warn!(reason, "the database refused a batch; its orgs, or its commands, are run one by one");
+                tracing::warn!(reason, "the database refused a batch; retrying its orgs or commands one by one");
                 let mut is_outage = false;
                 for part in parts(turn) {
                     let ended = Box::pin(self.commit(part, false)).await;
@@ -200,7 +200,7 @@ impl Writer {
                 Err(_) => "the commit took too long".to_owned(),
             };
             drop(under_way);
-            tracing::warn!(reason, "a commit broke; looking for its outcome");
+            tracing::warn!(reason, "a commit's outcome is unknown; checking the log for its record");
             match self.resolve(record).await {
                 Ok(was_committed) => {
                     // The hub's tails may lack these events.
@@ -471,7 +471,7 @@ async fn bounded<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result
 fn refuse_ahead(jobs: &[Job], head: i64) -> Result<(), StoreError> {
     match jobs.iter().find(|job| job.last_seq > head) {
         Some(job) => Err(StoreError::Refused(format!(
-            "job {} has event {}, and its log ends at {head}: the log was cut",
+            "job {} has event {}, but its log ends at {head}: the end of the log was lost",
             job.id, job.last_seq
         ))),
         None => Ok(()),

@@ -25,7 +25,7 @@ pub fn fit_name(name: &str, text: &str, notes: &mut Vec<String>) -> Arc<str> {
     if is_seen(text) {
         return text.into();
     }
-    notes.push(format!("{name} had control characters or marks of direction"));
+    notes.push(format!("{name} had control or bidirectional formatting characters"));
     text.replace(is_unseen, "\u{fffd}").into()
 }
 
@@ -78,7 +78,7 @@ mod tests {
                 "progress was 33.4",
                 "progress was NaN",
                 "stage of 101 characters was cut",
-                "requested_by had control characters or marks of direction",
+                "requested_by had control or bidirectional formatting characters",
                 "error of 81920 bytes was cut"
             ]
         );

@@ -26,11 +26,11 @@ const AGAIN: Duration = Duration::from_secs(10);
 
 /// Makes retention wait if the clock may have been set while no server ran. Must complete before anything is removed.
 pub(super) async fn after_absence(store: &dyn Store) {
-    let unseen = insist("can't note when the clock was seen", || store.note_clock(UNSEEN, DOUBT)).await;
+    let unseen = insist("can't record the time of this clock check", || store.note_clock(UNSEEN, DOUBT)).await;
     if let Some(unseen) = unseen.filter(|unseen| unseen.abs() > UNSEEN) {
         tracing::warn!(
             seconds = unseen.num_seconds(),
-            "no server has seen the clock for long, or it was set: retention waits for an hour, or for `jobledger confirm-clock`"
+            "no server ran for an hour, or the clock was set: retention pauses for an hour, or until `jobledger confirm-clock`"
         );
     }
 }
@@ -52,7 +52,7 @@ async fn react(ledger: &Ledger, store: &dyn Store, set_back: &watch::Sender<Opti
                 ledger.retention_waits();
                 tracing::error!(
                     seconds = by.num_seconds(),
-                    "the database's clock jumped ahead: leases go on as if it had not, retention waits for an hour, or for \
+                    "the database's clock jumped ahead: leases are not affected, retention pauses for an hour, or until \
                      `jobledger confirm-clock`"
                 );
             }
@@ -72,7 +72,8 @@ async fn redate(ledger: &Ledger, store: &dyn Store, mut set_back: watch::Receive
         let mut after = None;
         loop {
             let orgs =
-                insist("can't look for what a clock that was ahead has put off", || store.orgs(after, ORGS)).await;
+                insist("can't list orgs to correct times set by a clock that was ahead", || store.orgs(after, ORGS))
+                    .await;
             let Some(last) = orgs.last() else { break };
             after = Some(*last);
             for org in orgs {
@@ -96,7 +97,7 @@ async fn redate_org(ledger: &Ledger, org: OrgId, by: Duration) -> bool {
             Ok(_) => {}
             Err(LedgerError::Draining) => return true,
             Err(error) => {
-                tracing::warn!(org_id = %org, %error, "can't date anew what a clock that was ahead has put off; trying again");
+                tracing::warn!(org_id = %org, %error, "can't correct times set by a clock that was ahead; trying again");
                 return false;
             }
         }
@@ -104,7 +105,7 @@ async fn redate_org(ledger: &Ledger, org: OrgId, by: Duration) -> bool {
 }
 
 async fn hold(store: &dyn Store) {
-    insist("can't have retention wait", || store.audit().pause_retention(DOUBT)).await;
+    insist("can't pause retention", || store.audit().pause_retention(DOUBT)).await;
 }
 
 async fn note(store: &dyn Store) {

@@ -41,11 +41,15 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, reserve: Option<u64>
                     tracing::warn!(
                         free_mib,
                         reserve_mib,
-                        "the disk fills up: each org may take a part of what is left"
+                        "the disk is filling up: each org may use only a share of the free space"
                     );
                 }
                 DiskSpace::Reserved => {
-                    tracing::error!(free_mib, reserve_mib, "the disk is nearly full: no more jobs are taken");
+                    tracing::error!(
+                        free_mib,
+                        reserve_mib,
+                        "the disk is nearly full: new jobs are refused with STORAGE_FULL"
+                    );
                 }
             }
             ledger.has_disk_space(found);

@@ -47,7 +47,7 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "can't look for what is due; trying again");
+                    tracing::warn!(%error, "can't query for orgs with due jobs; trying again");
                     reachable.failed();
                 }
             }
@@ -80,7 +80,7 @@ async fn sweep(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
             Ok(looked) if looked.has_more => {}
             Ok(_) | Err(LedgerError::Draining) => return true,
             Err(error) => {
-                tracing::warn!(org_id = %org, %error, "can't do what is due; trying again");
+                tracing::warn!(org_id = %org, %error, "can't sweep the org's due jobs; trying again");
                 return false;
             }
         }

@@ -29,7 +29,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
     let Some(shortest) = retention.shortest() else { return pending().await };
     let wait = (shortest / 100).clamp(LEAST_WAIT, LONGEST_WAIT);
     while let Err(error) = sweep_all(ledger, store, retention).await {
-        tracing::warn!(%error, "can't look for finished jobs that are kept no longer; trying again");
+        tracing::warn!(%error, "can't query for jobs whose retention is over; trying again");
         sleep(wait).await;
     }
     loop {
@@ -41,7 +41,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store, retention: Retention
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "can't look for finished jobs that are kept no longer; trying again");
+                tracing::warn!(%error, "can't query for jobs whose retention is over; trying again");
                 sleep(wait).await;
             }
         }
@@ -103,6 +103,6 @@ async fn sweep(ledger: &Ledger, store: &dyn Store, orgs: &[OrgId], retention: Re
 
 fn say(org: OrgId, jobs: usize) {
     if jobs > 0 {
-        tracing::info!(org_id = %org, jobs, "removed finished jobs that are kept no longer");
+        tracing::info!(org_id = %org, jobs, "removed finished jobs past their retention time");
     }
 }

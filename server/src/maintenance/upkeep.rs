@@ -19,7 +19,7 @@ pub(super) async fn run(store: &dyn Store) {
         wait = match store.maintain().await {
             Ok(()) => INTERVAL,
             Err(error) => {
-                tracing::warn!(%error, "the database's upkeep failed; trying again");
+                tracing::warn!(%error, "database maintenance failed; trying again");
                 RETRY
             }
         };

@@ -62,8 +62,8 @@ pub(crate) async fn serve<S>(
                 let draining = draining.clone();
                 connections.spawn(run(stream, peer, (place, unread), tls, service.clone(), limits, draining));
             }
-            Err(Full::InAll) => turned_away.say("the server has as many connections as it may have"),
-            Err(Full::Each) => turned_away.say(&format!("{} has as many connections as it may have", address.ip())),
+            Err(Full::InAll) => turned_away.say("the server reached --max-connections"),
+            Err(Full::Each) => turned_away.say(&format!("{} reached --max-connections-per-address", address.ip())),
         }
     }
     // Closing the listener refuses new connections instead of leaving them to wait.
@@ -117,7 +117,7 @@ impl TurnedAway {
     fn say(&mut self, reason: &str) {
         self.since += 1;
         if self.said.is_none_or(|said| said.elapsed() >= SAID) {
-            tracing::warn!(reason, connections = self.since, "connections are turned away");
+            tracing::warn!(reason, connections = self.since, "connections are refused");
             self.said = Some(Instant::now());
             self.since = 0;
         }

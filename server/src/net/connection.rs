@@ -202,7 +202,7 @@ impl Calls {
         let (since, n) = reset.filter(|(since, _)| since.elapsed() < RESETS_WITHIN).unwrap_or((Instant::now(), 0));
         *reset = Some((since, n + 1));
         if n >= self.resets && !self.cut.is_cancelled() {
-            tracing::warn!(resets = n + 1, "a connection is closed that resets its calls");
+            tracing::warn!(resets = n + 1, "closing a connection that reset too many calls");
             self.cut.cancel();
         }
     }

@@ -130,7 +130,7 @@ impl HeldMemory {
             let Some(Connection { bytes, address, cut }) = self.connections.remove(&(holder, id)) else { continue };
             self.gives_back(holder, bytes);
             if !cut.is_cancelled() {
-                tracing::warn!(%address, ?holder, bytes, "a connection is cut that does not take its answers");
+                tracing::warn!(%address, ?holder, bytes, "closing a connection whose client does not read its answers");
                 cut.cancel();
             }
         }

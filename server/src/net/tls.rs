@@ -127,7 +127,7 @@ impl Tls {
                 Ok(files) if last.as_ref() == Some(&files) => continue,
                 Ok(files) => files,
                 Err(error) => {
-                    tracing::warn!(%error, "the certificates can't be used; those of before are kept");
+                    tracing::warn!(%error, "can't read the TLS files; the previous certificates stay in use");
                     continue;
                 }
             };
@@ -136,10 +136,12 @@ impl Tls {
                 Ok(config) => {
                     *self.now.write() = Arc::new(config);
                     if !is_first {
-                        tracing::info!("new certificates are used from now on");
+                        tracing::info!("new certificates are used for new connections");
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the certificates can't be used; those of before are kept"),
+                Err(error) => {
+                    tracing::warn!(%error, "the TLS files are invalid; the previous certificates stay in use")
+                }
             }
             last = Some(files);
         }

@@ -9,7 +9,7 @@ pub enum StoreError {
     #[error("the database is not available: {0}")]
     Unavailable(String),
     /// The transaction conflicted with another, or relied on a stale state. Nothing was committed; it may be run again.
-    #[error("the transaction got in the way of another: {0}")]
+    #[error("the transaction conflicted with another: {0}")]
     Conflict(String),
     /// The database refused data that validation accepted. Nothing was committed.
     #[error("the database refused the data: {0}")]

@@ -113,7 +113,9 @@ impl Image {
         let (job_seq, seq) = (columns.optional_long()?, columns.optional_long()?);
         let recorded_at = columns.optional_time()?;
         if seq.is_none() {
-            return Err(StoreError::Unusable("the log lacks the last event of a job: its end was lost".to_owned()));
+            return Err(StoreError::Unusable(
+                "the log lacks the last event of a job: the end of the log was lost".to_owned(),
+            ));
         }
         let Some(image) = image else { return Ok(None) };
         let at = updated_at.ok_or_else(|| damaged("image"))?;

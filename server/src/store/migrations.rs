@@ -240,7 +240,7 @@ pub(super) fn missing(all: Vec<MigrationStatus>) -> Result<Vec<MigrationStatus>,
     }
     if let Some(different) = all.iter().find(is(MigrationState::Different)) {
         return Err(StoreError::Unusable(format!(
-            "the database has another {different} than this program: it was made by a different build"
+            "{different} in the database differs from this program's: a different build applied it"
         )));
     }
     Ok(all.into_iter().filter(|status| status.state == MigrationState::Missing).collect())

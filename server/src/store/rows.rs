@@ -118,7 +118,10 @@ pub(super) fn job_of_log<'r>(columns: &mut impl Columns<'r>) -> Result<Job, Stor
     if columns.flag()? {
         return Ok(job);
     }
-    Err(StoreError::Refused(format!("the log lacks event {} of job {}: its end was lost", job.last_seq, job.id)))
+    Err(StoreError::Refused(format!(
+        "the log lacks event {} of job {}: the end of the log was lost",
+        job.last_seq, job.id
+    )))
 }
 
 /// Reads some of `wanted` jobs. Each row has the job's index among them, whether it is large, and what [`job_record`] reads.

@@ -172,7 +172,7 @@ impl Write for Stderr {
     }
 }
 
-const NOTICE: &str = "lines of the log were dropped: standard error did not take them";
+const NOTICE: &str = "log lines were dropped: the reader of standard error is too slow";
 
 fn notice_in_text(lines: u64) -> String {
     format!("{}  WARN {}: {NOTICE} lines={lines}\n", now(), module_path!())

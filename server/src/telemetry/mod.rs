@@ -33,7 +33,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), Box<dyn std::error::E
     // A lone word would be parsed as a module's name, which silences all other modules.
     if let Some(word) = filter.split(',').map(str::trim).find(|word| !word.contains(['=', ':', '[']) && !is_level(word))
     {
-        return Err(format!("invalid log filter {filter:?}: {word:?} is no level, and no module=level").into());
+        return Err(format!("invalid log filter {filter:?}: {word:?} is neither a level nor MODULE=LEVEL").into());
     }
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("invalid log filter {filter:?}: {error}"))?;
     let builder = tracing_subscriber::fmt()

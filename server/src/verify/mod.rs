@@ -137,11 +137,11 @@ impl fmt::Display for Difference {
         write!(f, "org {}: ", self.org)?;
         match &self.what {
             What::Log { first, last, events, places } => {
-                write!(f, "the log has {events} events in {places} places from seq {first} to {last}")
+                write!(f, "the log has {events} events with {places} different seqs between seq {first} and {last}")
             }
-            What::Orphans(events) => write!(f, "{events} events are of no job"),
-            What::History(job, error) => write!(f, "job {job}: its events are no history: {error}"),
-            What::Row(job, what) => write!(f, "job {job}: its row is not what its events say: {what}"),
+            What::Orphans(events) => write!(f, "{events} events belong to no job"),
+            What::History(job, error) => write!(f, "job {job}: its events are not a valid history: {error}"),
+            What::Row(job, what) => write!(f, "job {job}: its row differs from its events: {what}"),
             What::Counter { job_type, status, stored, counted } => {
                 let status = status.map_or("scheduled", JobStatus::as_str);
                 write!(f, "type {job_type:?}: {stored} {status} by the counter, {counted} counted")
@@ -151,16 +151,16 @@ impl fmt::Display for Difference {
                 let (start, job_type) = (bucket.start, &bucket.job_type);
                 write!(f, "type {job_type:?}, {width} {start}: {name} {stored:?} by the series, {counted:?} counted")
             }
-            What::Head { stored, last } => write!(f, "the head is {stored}, and the log goes on to {last}"),
+            What::Head { stored, last } => write!(f, "the head is {stored}, but the last event of the log is {last}"),
             What::Stock { stored, counted } => write!(
                 f,
                 "{} jobs of {} bytes by the head, {} of {} counted",
                 stored.jobs, stored.bytes, counted.jobs, counted.bytes
             ),
-            What::Records(1) => f.write_str("1 batch record does not follow on the one before"),
-            What::Records(broken) => write!(f, "{broken} batch records do not follow on the ones before"),
-            What::Rows(1) => f.write_str("1 row lacks events, or the end of its lease, that it is said to have"),
-            What::Rows(early) => write!(f, "{early} rows lack events, or ends of leases, that they are said to have"),
+            What::Records(1) => f.write_str("1 batch record does not follow its predecessor"),
+            What::Records(broken) => write!(f, "{broken} batch records do not follow their predecessors"),
+            What::Rows(1) => f.write_str("1 row lacks an event or a lease extension up to base_seq or base_n"),
+            What::Rows(early) => write!(f, "{early} rows lack events or lease extensions up to base_seq or base_n"),
             What::Unreadable(reason) => write!(f, "its jobs can't be read: {reason}"),
             What::More => f.write_str("there are more differences, which are not listed"),
         }

@@ -262,7 +262,7 @@ impl<'a> History<'a> {
     fn follow(&mut self, event: &JobEvent, heads: &Heads, counted: &mut Counted) {
         let spec = &self.job.spec;
         if event.job_type != spec.job_type || event.labels != spec.labels {
-            self.odd.get_or_insert_with(|| format!("event {} has another type or other labels", event.seq));
+            self.odd.get_or_insert_with(|| format!("event {} differs in type or labels", event.seq));
         }
         self.first_seq.get_or_insert(event.seq);
         if heads.series.get(&*spec.job_type).is_some_and(|head| event.seq <= *head) {
@@ -295,10 +295,10 @@ impl<'a> History<'a> {
             Ok(replay) => {
                 let row = Replay::of(job);
                 if *replay != row {
-                    differ(id, format!("{row:?} is stored, {replay:?} follows from them"));
+                    differ(id, format!("{row:?} is stored, {replay:?} is replayed from the events"));
                 }
                 if !self.timeline.is_of(job) {
-                    differ(id, format!("it was ready at {}, or its attempt began, at another time", job.ready_at));
+                    differ(id, format!("ready_at {} or the start of the attempt differs", job.ready_at));
                 }
             }
         }

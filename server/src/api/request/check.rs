@@ -92,7 +92,9 @@ impl Check {
     }
 
     fn seen(&mut self, field: &str, text: &str) {
-        self.that(field, is_seen(text), || "must not hold control characters, nor marks of direction".to_owned());
+        self.that(field, is_seen(text), || {
+            "must not contain control or bidirectional formatting characters".to_owned()
+        });
     }
 
     pub(super) fn bytes(&mut self, field: &str, text: &str) {
@@ -283,7 +285,10 @@ impl Check {
             JobStatus::Failed => Outcome::Failed { result, error, retryable, retry_after },
             JobStatus::Canceled => Outcome::Canceled { result, error: (error != JobError::default()).then_some(error) },
             JobStatus::DeadLetter => {
-                self.refuse("status", "DEAD_LETTER is not reported: it follows from a FAILED that uses the budget up");
+                self.refuse(
+                    "status",
+                    "DEAD_LETTER can't be reported: the server sets it after the last FAILED attempt",
+                );
                 return None;
             }
         };

@@ -26,7 +26,7 @@ pub(in super::super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result
     let with_snapshot = request.include_snapshot;
     check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
     check.that("include_snapshot", !(with_snapshot && request.after_seq.is_some()), || {
-        "must not come with after_seq: a snapshot is where a stream begins".to_owned()
+        "must not be combined with after_seq: the stream begins with the snapshot".to_owned()
     });
     let log_id = (!request.log_id.is_empty()).then(|| Uuid::try_parse(&request.log_id).map(LogId));
     check.that("log_id", !matches!(log_id, Some(Err(_))), || "must be a UUID".to_owned());
@@ -57,7 +57,7 @@ pub(in super::super) fn statistics(request: pb::GetStatisticsRequest) -> Result<
         (true, false) => SeriesKind::ByType,
     };
     check.that("types", series != SeriesKind::ByType || types.len() <= MAX_SERIES, || {
-        format!("must name at most {MAX_SERIES} types where a series is wanted")
+        format!("must name at most {MAX_SERIES} types if a series is requested")
     });
     check.finish()?;
     let window = TimeDelta::from_std(window.unwrap_or(DEFAULT_WINDOW)).unwrap_or_default();

@@ -26,7 +26,7 @@ pub(crate) async fn confirm_clock(url: &DatabaseUrl) -> Result<(), Box<dyn Error
     };
     let confirmed = confirmed.await;
     store.close().await;
-    writeln!(io::stdout(), "the clock says {} and is taken for right: retention goes on", confirmed?.to_rfc3339())?;
+    writeln!(io::stdout(), "the database's clock ({}) is confirmed: retention continues", confirmed?.to_rfc3339())?;
     Ok(())
 }
 
@@ -35,6 +35,6 @@ pub(crate) async fn confirm_clock(url: &DatabaseUrl) -> Result<(), Box<dyn Error
 pub(crate) async fn renew_log_id(url: &DatabaseUrl) -> Result<(), Box<dyn Error + Send + Sync>> {
     let log_id = LogId(Uuid::new_v4());
     url.database()?.set_log_id(log_id).await?;
-    writeln!(io::stdout(), "the log is {log_id} from now on: cursors of before are void")?;
+    writeln!(io::stdout(), "the log has the new id {log_id}: existing cursors are invalid")?;
     Ok(())
 }

@@ -23,7 +23,7 @@ pub(crate) async fn backup(url: &DatabaseUrl, file: &Path) -> Result<(), Box<dyn
     let bytes = std::fs::metadata(file)?.len();
     writeln!(
         io::stdout(),
-        "{}: {:.1} MiB; its log is {log_id}, so cursors of today are void where it is restored",
+        "{}: {:.1} MiB, log id {log_id}; after a restore, existing cursors are invalid",
         file.display(),
         mib(bytes)
     )?;
@@ -51,16 +51,23 @@ pub(crate) async fn restore(
     let restored = url.database()?.restore(copy, tokens, SystemClock.now(), &mut progress).await?;
     display.clear();
     let mut out = io::stdout().lock();
-    writeln!(out, "{} is in place; its log is {}: cursors of before are void", copy.display(), restored.log_id)?;
+    writeln!(
+        out,
+        "{} is restored; its new log id is {}: existing cursors are invalid",
+        copy.display(),
+        restored.log_id
+    )?;
     if let Some(replaced) = restored.replaced {
-        writeln!(out, "what was there is kept as {}", replaced.display())?;
+        writeln!(out, "the replaced database is kept as {}", replaced.display())?;
     }
     match (restored.revoked, revoke_all) {
-        (Some(revoked), true) => writeln!(out, "API tokens revoked: {revoked}, which are all that it had")?,
-        (Some(revoked), false) => writeln!(out, "API tokens that were revoked since, and stay so: {revoked}")?,
+        (Some(revoked), true) => writeln!(out, "all API tokens of the copy were revoked: {revoked}")?,
+        (Some(revoked), false) => {
+            writeln!(out, "API tokens revoked since the copy was made, still revoked: {revoked}")?
+        }
         (None, _) => writeln!(
             out,
-            "API tokens that were revoked since it was made hold again: see `jobledger token list`; --revoke-tokens would have revoked all"
+            "API tokens revoked since the copy was made are valid again: check `jobledger token list`, or restore with --revoke-tokens"
         )?,
     }
     Ok(())

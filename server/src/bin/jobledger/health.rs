@@ -20,7 +20,7 @@ pub(crate) fn check(address: &str) -> Result<(), Failure> {
     match status {
         Some("200") => Ok(writeln!(io::stdout(), "ready")?),
         Some(_) => Err(format!("{address} is not ready; the server's log says why").into()),
-        None => Err(format!("{address} does not speak plain HTTP: with TLS, ask it by gRPC's health check").into()),
+        None => Err(format!("{address} does not speak plain HTTP: if it uses TLS, use the gRPC health check").into()),
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) async fn run(command: Migrate) -> Result<(), Box<dyn Error + Send + S
             }
             if let Some(role) = grant {
                 database.grant(&role).await?;
-                writeln!(out, "granted to {role}: what it needs to serve")?;
+                writeln!(out, "granted {role} the rights that serving needs")?;
             }
         }
         Migrate::Status(database) => {
@@ -64,7 +64,7 @@ async fn down(
         writeln!(out, "undoing {migration} loses {loses}")?;
     }
     if !yes {
-        return Err("nothing was done: add --yes to do it".into());
+        return Err("nothing was changed: add --yes to undo these migrations".into());
     }
     database.migrate_down(target).await?;
     for migration in undone {

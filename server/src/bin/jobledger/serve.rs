@@ -45,10 +45,10 @@ pub(crate) async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %address, "serving");
     if !is_guarded && !address.ip().is_loopback() {
-        tracing::warn!(%address, "whoever reaches this address may read and change every job: nobody is asked who they are");
+        tracing::warn!(%address, "authentication is off: anyone who can reach this address may read and change every job");
     }
     if is_guarded && !has_tls && !address.ip().is_loopback() {
-        tracing::warn!(%address, "credentials travel in the clear: give a certificate with --tls-cert, or put a proxy in front");
+        tracing::warn!(%address, "credentials are sent unencrypted: set --tls-cert and --tls-key, or use a TLS proxy");
     }
     say_where(address)?;
     let again = async {
@@ -57,7 +57,7 @@ pub(crate) async fn serve(args: &ServeArgs) -> Result<(), terminal::Failure> {
     };
     tokio::select! {
         ended = server.run(first.next()) => Ok(ended?),
-        () = again => Err("stopped at once by a second signal; what was acknowledged is safe".into()),
+        () = again => Err("stopped at once by a second signal; acknowledged changes are durable".into()),
     }
 }
 
@@ -80,7 +80,7 @@ const OTHER_FILES: u64 = 300;
 fn raise_file_limit(connections: u64) -> u64 {
     let needed = connections + OTHER_FILES;
     let files = rlimit::increase_nofile_limit(needed).or_else(|error| {
-        tracing::warn!(%error, "the limit on open files stays as it is");
+        tracing::warn!(%error, "can't raise the limit on open files");
         rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(files, _)| files)
     });
     match files {
@@ -91,7 +91,7 @@ fn raise_file_limit(connections: u64) -> u64 {
                 files,
                 needed,
                 connections,
-                "there are fewer files than --max-connections needs: raise RLIMIT_NOFILE"
+                "the open file limit is too low for --max-connections: raise RLIMIT_NOFILE"
             );
             connections
         }

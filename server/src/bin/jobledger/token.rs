@@ -30,10 +30,10 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
     match command {
         TokenCommand::Create { org, role, operator, name, expires, database } => {
             if org == Some(NO_ORG) {
-                return Err(format!("{NO_ORG} is no org").into());
+                return Err(format!("{NO_ORG} is not a valid org").into());
             }
             if role.contains(&Role::Operator) {
-                return Err("an operator's token is nobody's: --operator instead of --org and --role".into());
+                return Err("an operator's token has no org: use --operator instead of --org and --role".into());
             }
             let org = org.map(OrgId);
             let roles = if operator { Roles::of(&[Role::Operator]) } else { role.into_iter().collect() };
@@ -41,7 +41,8 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
             let name = name.unwrap_or_else(|| format!("token-{}", &id.simple().to_string()[20..]));
             if !Principal::is_name(&name) {
                 return Err(
-                    "a name is 1 to 240 characters, none of them control characters or marks of direction".into()
+                    "a name has 1 to 240 characters, none of them control or bidirectional formatting characters"
+                        .into(),
                 );
             }
             let expires_at = (expires != NEVER).then(|| parse(&expires, now)).transpose()?;
@@ -64,7 +65,10 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
                 DatabaseUrl::Postgres(_) | DatabaseUrl::Other => String::new(),
             };
             let what = describe(&token, now);
-            telemetry::say(&format!("made token {}{place} ({what}): keep it, it can't be read again", token.id));
+            telemetry::say(&format!(
+                "created token {}{place} ({what}): store it now, it can't be shown again",
+                token.id
+            ));
             writeln!(out, "{}", secret.text())?;
         }
         TokenCommand::List { org, database } => {
@@ -77,7 +81,7 @@ pub(crate) async fn run(command: TokenCommand) -> Result<(), Box<dyn Error + Sen
         }
         TokenCommand::Revoke { id, database } => {
             if !database.database_url.database()?.revoke_token(id, now).await? {
-                return Err(format!("there is no token {id}: `jobledger token list` lists them").into());
+                return Err(format!("there is no token {id}: see `jobledger token list`").into());
             }
             writeln!(out, "revoked {id}")?;
         }
@@ -108,13 +112,13 @@ fn shown(time: Time) -> String {
 /// Parses a time, or a duration from now.
 fn parse(when: &str, now: Time) -> Result<Time, String> {
     let expected =
-        || format!("--expires {when}: expected a time as 2027-01-31T00:00:00Z, how long from now, as 90d, or never");
+        || format!("--expires {when}: expected a time like 2027-01-31T00:00:00Z, a duration like 90d, or never");
     let time = match DateTime::parse_from_rfc3339(when) {
         Ok(time) => time.with_timezone(&Utc),
         Err(_) => now + humantime::parse_duration(when).map_err(|_| expected())?,
     };
     if time <= now {
-        return Err(format!("--expires {when}: that is over"));
+        return Err(format!("--expires {when}: this time is in the past"));
     }
     Ok(time)
 }

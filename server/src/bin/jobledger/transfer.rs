@@ -76,7 +76,7 @@ async fn bring_in(args: ImportArgs) -> Result<bool, Failure> {
         done = &mut work => done?,
         () = interrupted => {
             bar.finish_and_clear();
-            Err("interrupted: what was brought in stays, and the next run goes on".into())
+            Err("interrupted: imported rows are kept; run the import again to continue".into())
         }
     }
 }
@@ -121,15 +121,15 @@ fn in_words(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration)
     let would = if is_dry_run { "would be " } else { "" };
     writeln!(
         out,
-        "{rows} rows: {new} {would}new, {updated} {would}updated, {unchanged} unchanged, {ahead} gone on in the ledger, {} {would}refused",
+        "{rows} rows: {new} {would}new, {updated} {would}updated, {unchanged} unchanged, {ahead} newer in the ledger, {} {would}refused",
         summary.refused_rows()
     )?;
     if *superseded > 0 {
-        writeln!(out, "{superseded} rows of jobs are in job too, and came as one with those")?;
+        writeln!(out, "{superseded} rows of jobs were merged with the rows of job that have the same id")?;
     }
     if *adjusted > 0 || summary.refused_rows() > 0 {
         let file = refused.display();
-        writeln!(out, "{adjusted} rows are not quite as they were; {file} has these and what was refused, and why")?;
+        writeln!(out, "{adjusted} rows were adjusted; {file} lists adjusted and refused rows with reasons")?;
     }
     let seconds = took.as_secs_f64().max(0.001);
     let written = new + updated + events;
@@ -142,7 +142,7 @@ fn in_words(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration)
     writeln!(out)?;
     write!(out, "{summary}")?;
     if !summary.is_reconciled() {
-        writeln!(out, "rows came or changed while they were read: run it again")?;
+        writeln!(out, "rows were added or changed during the import: run the import again")?;
     }
     Ok(out)
 }
@@ -237,7 +237,7 @@ pub(crate) async fn export(args: ExportArgs) -> Result<(), Failure> {
     match others? {
         0 => {}
         n => telemetry::say(&format!(
-            "{n} other orgs have jobs, too: the old table has no room for them, --org exports one"
+            "jobs of {n} other orgs were not exported: the old table has no org column; use --org UUID"
         )),
     }
     Ok(())

@@ -65,7 +65,7 @@ async fn run(url: &DatabaseUrl, org: Option<Uuid>) -> Result<AuditOutcome, Box<d
     };
     writeln!(out, "verified {orgs} orgs, {jobs} jobs, {events} events: {found}")?;
     for org in &verified.untold {
-        writeln!(out, "org {org}: could not be verified: retention went on removing its jobs")?;
+        writeln!(out, "org {org}: not verified, because retention kept removing its jobs; try again")?;
     }
     Ok(match (verified.differences.is_empty(), verified.untold.is_empty()) {
         (false, _) => AuditOutcome::Differences,

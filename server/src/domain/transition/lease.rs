@@ -131,7 +131,7 @@ impl Job {
         }
         let mut path = Path::new(self, &Arc::from(ACTOR_LEDGER), at);
         path.job.outcome = None;
-        path.release(None, Detail::saying(&"the caller that claimed it had gone".into()));
+        path.release(None, Detail::saying(&"the claim's caller disconnected before it got the answer".into()));
         path.finish()
     }
 }

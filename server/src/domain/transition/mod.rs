@@ -102,15 +102,13 @@ pub struct Transition {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TransitionError {
     /// No arrow leads from the job's status to the wanted one.
-    #[error("the job is {current}, and that is not possible from there")]
+    #[error("the job is {current}; this status does not allow the operation")]
     InvalidTransition {
         /// The job's status.
         current: JobStatus,
     },
     /// The lease token is not that of the job's current lease, or it is missing.
-    #[error(
-        "the lease is lost: the job is not, or no longer, held under this lease token, or it is held and none was given"
-    )]
+    #[error("the lease is lost: the lease token is missing, or is not the token of the job's current lease")]
     LeaseLost,
     /// The job has changed since the caller read it.
     #[error("the job has changed: its etag is {current}")]

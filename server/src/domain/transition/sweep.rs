@@ -72,11 +72,11 @@ impl Job {
             let worker = self.lease.as_ref().map_or("", |lease| &lease.worker);
             path.lose(error(
                 LEASE_EXPIRED,
-                format!("nothing was heard of worker {worker} before its lease, or its time, ended"),
+                format!("no heartbeat from worker {worker} before its lease or run timeout expired"),
             ));
         } else if has_run_out(run_end) {
             let allowed = self.spec.run_timeout.unwrap_or_default();
-            path.give_up(error(RUN_TIMEOUT, format!("the attempt took longer than the {allowed:?} that it may")));
+            path.give_up(error(RUN_TIMEOUT, format!("the attempt exceeded its run timeout of {allowed:?}")));
         } else {
             path.change(|job| job.due_at = run_end.into_iter().chain(lease_end).min());
         }

@@ -118,7 +118,7 @@ pub(super) fn map(row: &Row, default_org: OrgId, now: Time) -> Result<Mapped, Ro
     let mut notes = Vec::new();
     let word = columns.status.as_deref().ok_or_else(|| RowRefusal::new("it has no status"))?;
     let status = parse_status(word).ok_or_else(|| RowRefusal::new(format!("its status {word:?} is unknown")))?;
-    let org = org_of(row, default_org).ok_or_else(|| RowRefusal::new("it has no org_id, or one that is no UUID"))?;
+    let org = org_of(row, default_org).ok_or_else(|| RowRefusal::new("its org_id is missing or not a UUID"))?;
     let spec = spec(&columns, &mut notes)?;
     let Times { created_at, updated_at, started_at, finished_at } = Times::of(&columns, now, &mut notes);
     if let Some(time) = finished_at.filter(|_| !status.is_terminal()) {
@@ -188,7 +188,7 @@ fn spec(columns: &Columns<'_>, notes: &mut Vec<String>) -> Result<Arc<JobSpec>, 
     };
     if job_type.chars().count() > MAX_TYPE_CHARS || !is_seen(job_type) {
         let reason = format!(
-            "its type is longer than {MAX_TYPE_CHARS} characters, or holds control characters or marks of direction"
+            "its type has more than {MAX_TYPE_CHARS} characters, or control or bidirectional formatting characters"
         );
         return Err(RowRefusal::new(reason));
     }
@@ -327,7 +327,7 @@ fn past_of(
         found.push(Past { is_inferred, stage, progress, message, result, error, ..past });
     }
     if row.left_out > 0 {
-        notes.push(format!("the first {} of its events were left out: it has too many", row.left_out));
+        notes.push(format!("the oldest {} events were left out: the job has too many", row.left_out));
     }
     if found.is_empty() {
         return Ok(Vec::new());

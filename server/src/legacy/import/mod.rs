@@ -60,7 +60,7 @@ pub enum ImportError {
     #[error("the ledger: {0}")]
     Ledger(#[from] LedgerError),
     /// The observer can't take a report.
-    #[error("can't write down a row: {0}")]
+    #[error("can't report a refused or adjusted row: {0}")]
     Report(#[from] std::io::Error),
 }
 
@@ -214,7 +214,7 @@ impl MappedPage {
     fn of(page: Page, org: OrgId, duplicates: &HashMap<Uuid, Uuid>) -> Self {
         let map = |row: Row| {
             let mapped = match duplicates.get(&row.id) {
-                Some(first) => Err(RowRefusal(format!("job {first} has its idempotency_key, and a key is one job's"))),
+                Some(first) => Err(RowRefusal(format!("its idempotency_key is already used by job {first}"))),
                 None => mapping::map(&row, org, page.now),
             };
             (row, mapped)
@@ -361,7 +361,7 @@ impl<'a> Importer<'a> {
         if let (Some(ledger), Some(org)) = (self.ledger, mapping::org_of(row, self.request.org))
             && let Ok((record, _)) = ledger.job(org, JobId(row.id)).await
         {
-            reasons.push(format!("the ledger still has it, {}", record.job.status));
+            reasons.push(format!("the ledger keeps its own version, with status {}", record.job.status));
         }
         self.report(row, RowVerdict::Refused, &reasons)
     }
@@ -389,7 +389,10 @@ fn differences(import: &transition::Import, job: &Job) -> Vec<String> {
     differ("finished_at", state.finished_at, job.finished_at);
     let (there, here) = (&import.spec, &job.spec);
     if there.priority != here.priority {
-        differences.push(format!("priority is {} there, and stays {} here", there.priority, here.priority));
+        differences.push(format!(
+            "priority is {} in the old database, and stays {} in the ledger",
+            there.priority, here.priority
+        ));
     }
     for (name, is_same) in [
         ("type", there.job_type == here.job_type),
@@ -397,11 +400,12 @@ fn differences(import: &transition::Import, job: &Job) -> Vec<String> {
         ("requested_by", there.requested_by == here.requested_by),
     ] {
         if !is_same {
-            differences.push(format!("{name} is another there now, and stays as it was here"));
+            differences.push(format!("{name} changed in the old database; the ledger keeps its value"));
         }
     }
     if state.created_at < job.created_at {
-        differences.push(format!("created_at is {} there now, and stays as it was here", state.created_at));
+        differences
+            .push(format!("created_at is now {} in the old database; the ledger keeps its value", state.created_at));
     }
     differences
 }
@@ -415,7 +419,7 @@ fn is_passing(error: &LedgerError) -> bool {
 fn refusal(error: LedgerError) -> Result<RowRefusal, ImportError> {
     match error {
         LedgerError::IdempotencyKeyReused { existing } => {
-            Ok(RowRefusal(format!("the ledger's job {existing} has its idempotency_key, and a key is one job's")))
+            Ok(RowRefusal(format!("its idempotency_key is already used by the ledger's job {existing}")))
         }
         LedgerError::TooManyTypes { .. } | LedgerError::QuotaExceeded { .. } | LedgerError::Refused => {
             Ok(RowRefusal(error.to_string()))
@@ -426,7 +430,7 @@ fn refusal(error: LedgerError) -> Result<RowRefusal, ImportError> {
 
 fn why(refusal: ImportRefusal) -> &'static str {
     match refusal {
-        ImportRefusal::BothChanged => "it has changed on both sides since it was brought in",
-        ImportRefusal::Own => "the ledger has a job of its own with this id",
+        ImportRefusal::BothChanged => "it changed in the old database and in the ledger since its import",
+        ImportRefusal::Own => "the ledger has a job with this id that was not imported",
     }
 }

@@ -139,7 +139,7 @@ impl<'a> Fields<'a> {
             self.refuse("string_too_long", FIELD, &message, value, json!({"max_length": MAX_TYPE_CHARS}));
         }
         if !is_seen(name) {
-            self.refuse_value(FIELD, "must not hold control characters, nor marks of direction", value);
+            self.refuse_value(FIELD, "must not contain control or bidirectional formatting characters", value);
         }
         name.to_owned()
     }

@@ -49,7 +49,7 @@ impl Problem {
                 format!("The job is {}, and can't become {wanted}", old_word(*current))
             }
             (TransitionError::InvalidTransition { current }, None) => {
-                format!("The job is {}, and nobody works on it", old_word(*current))
+                format!("The job is {}, so no worker is processing it", old_word(*current))
             }
             (TransitionError::LeaseLost, _) => {
                 "The job is held by a worker under a lease, and only that worker may report on it".to_owned()

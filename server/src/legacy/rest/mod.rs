@@ -58,7 +58,7 @@ pub(crate) fn routes(ledger: Ledger, request_bytes: usize) -> Router {
 /// The answer to the old calls where they are off.
 pub(crate) fn no_routes() -> Router {
     let off = || async {
-        let detail = "Not Found: the old REST calls are off; the server's --legacy-http turns them on";
+        let detail = "Not Found: the old REST calls are off; start the server with --legacy-http";
         Problem::text(StatusCode::NOT_FOUND, detail).into_response()
     };
     Router::new().route("/jobs", any(off)).route("/jobs/", any(off)).route("/jobs/{*rest}", any(off))
@@ -143,7 +143,7 @@ async fn update(
     let report = read_update(&headers, &bytes)?;
     let status = report.status;
     if report.result.is_some() && !matches!(status, Some(JobStatus::Succeeded | JobStatus::Failed)) {
-        let detail = "a result comes with the end of a job: with the status completed or failed";
+        let detail = "a result is allowed only with the status completed or failed";
         return Err(Problem::text(StatusCode::CONFLICT, detail));
     }
     // The old words have none for a dead letter.

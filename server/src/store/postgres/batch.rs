@@ -163,11 +163,11 @@ async fn found_other(
         Ok((is_renewed, turn, now)) => {
             connection.give_back();
             if is_renewed {
-                tracing::error!(org_id = %org, seq = head.seq, log_id = %now, "a log is not the one that it was: its database was replaced \
-                    by one that lacks commits; its log id was renewed, so that subscribers are told");
+                tracing::error!(org_id = %org, seq = head.seq, log_id = %now, "a log differs from the one known: its database was replaced \
+                    by one that lacks commits; renewed the log id, so subscribers get an error");
             }
             memory.has_log(turn, now);
-            StoreError::Conflict("the database has another log than it had".to_owned())
+            StoreError::Conflict("the database's log id changed".to_owned())
         }
         Err(error) => error,
     }
@@ -297,7 +297,7 @@ impl Batch for PostgresBatch {
         let found = query.fetch_optional(&mut *self.connection).await.map_err(store_error)?;
         match found {
             Some(row) => Ok(Columns::of(&row).long()? == record.id),
-            None => Err(StoreError::OutcomeUnknown("its record is kept no longer".to_owned())),
+            None => Err(StoreError::OutcomeUnknown("its batch record was already removed".to_owned())),
         }
     }
 

@@ -71,7 +71,7 @@ impl Database for PostgresDatabase {
 
     async fn back_up(&self, _to: &Path, _progress: CopyProgress<'_>) -> Result<LogId, StoreError> {
         let reason =
-            "PostgreSQL has its own ways to be backed up, pg_dump and pg_basebackup among them: docs/postgresql.md";
+            "backup is for SQLite only: use PostgreSQL's tools, such as pg_dump or pg_basebackup: docs/postgresql.md";
         Err(StoreError::Unusable(reason.to_owned()))
     }
 
@@ -82,7 +82,7 @@ impl Database for PostgresDatabase {
         _at: Time,
         _progress: CopyProgress<'_>,
     ) -> Result<Restored, StoreError> {
-        let reason = "what has backed PostgreSQL up restores it, pg_restore for instance; then `jobledger renew-log-id`: \
+        let reason = "restore is for SQLite only: use PostgreSQL's tools, such as pg_restore, then `jobledger renew-log-id`: \
                       docs/postgresql.md";
         Err(StoreError::Unusable(reason.to_owned()))
     }

@@ -88,7 +88,7 @@ async fn watch(home: Weak<Connections>) {
                 said = Some(Instant::now());
                 tracing::warn!(
                     connections = there.len(),
-                    "commits that were given up still wait for a standby, and keep connections"
+                    "timed-out commits still wait for a synchronous standby and occupy connections"
                 );
             }
             Ok(_) => {}

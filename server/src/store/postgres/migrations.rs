@@ -155,7 +155,9 @@ pub(super) async fn open_as_owner(url: &str) -> Result<PgConnection, StoreError>
     let (owns, user, owner): (bool, String, String) =
         sqlx::query_as(sql).fetch_one(&mut connection).await.map_err(store_error)?;
     if !owns {
-        return Err(StoreError::Unusable(format!("this takes the owner of the tables, {owner}: {user} is not")));
+        return Err(StoreError::Unusable(format!(
+            "this requires the owner of the tables, {owner}: {user} is not a member of it"
+        )));
     }
     // Warnings have to arrive, whatever the database's default is: see `warnings.rs`.
     let sql = "/* open_as_owner */ SET client_min_messages = 'warning'";

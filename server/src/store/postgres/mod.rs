@@ -172,7 +172,7 @@ async fn assert_usable(connection: &mut PgConnection) -> Result<(), StoreError> 
         sqlx::query_as(sql).fetch_one(connection).await.map_err(store_error)?;
     if encoding != "UTF8" {
         return Err(StoreError::Unusable(format!(
-            "the database {database} keeps text as {encoding}, and jobledger's is Unicode: make one with CREATE DATABASE {database} \
+            "the database {database} has encoding {encoding}, but jobledger needs UTF8: create one with CREATE DATABASE {database} \
              ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
         )));
     }

@@ -112,7 +112,7 @@ async fn announce(shared: Arc<Shared>, options: PgConnectOptions, stopping: Canc
             return;
         }
         if let Err(error) = sent {
-            tracing::warn!(%error, "could not announce what was committed; other servers find it a little later");
+            tracing::warn!(%error, "can't notify other servers of commits; they will see them with a delay");
             connection = None;
             shared.add(reaches);
             shared.wake.notify_one();
@@ -203,8 +203,12 @@ impl Listener for NotifyListener {
                         self.listener = Some(listener);
                         return News::Missed;
                     }
-                    Ok(Err(error)) => tracing::warn!(%error, "can't listen to other servers; looking instead"),
-                    Err(_) => tracing::warn!("can't listen to other servers: no answer in time; looking instead"),
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "can't listen for notifications of other servers; polling instead")
+                    }
+                    Err(_) => tracing::warn!(
+                        "can't listen for notifications of other servers: no answer in time; polling instead"
+                    ),
                 }
                 sleep(RECONNECT_PAUSE).await;
                 continue;
@@ -219,7 +223,7 @@ impl Listener for NotifyListener {
                 // The connection is lost, broken, or so silent that it must be: every server sends something every few seconds.
                 Ok(Ok(None) | Err(_)) => self.listener = None,
                 Err(_) => {
-                    tracing::warn!("heard nothing from any server, not even this one; listening anew");
+                    tracing::warn!("no notifications arrive, not even this server's own; reconnecting the listener");
                     self.listener = None;
                 }
             }

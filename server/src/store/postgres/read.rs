@@ -263,10 +263,10 @@ pub(super) async fn maintain(readers: &Arc<Connections>, months_ahead: i32) -> R
         Ok(dropped) => {
             let dropped = dropped.first().map_or(Ok(0), |row| Columns::of(row).int())?;
             if dropped > 0 {
-                tracing::info!(dropped, "dropped the partitions of months of which nothing is kept");
+                tracing::info!(dropped, "dropped empty partitions of past months");
             }
         }
-        Err(error) => tracing::warn!(%error, "can't drop the partitions of months of which nothing is kept"),
+        Err(error) => tracing::warn!(%error, "can't drop empty partitions of past months"),
     }
     Ok(())
 }

@@ -17,20 +17,20 @@ DO $$ BEGIN
         CREATE ROLE {name} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS;
     END IF;
 END $$;
--- How it authenticates is yours to say, for instance: \password {name}
+-- Set up its authentication yourself, for example: \password {name}
 GRANT USAGE ON SCHEMA jobledger TO {name};
 GRANT SELECT ON jobledger.migration, jobledger.ledger TO {name};
--- To look tokens up, not to make any.
+-- Read API tokens, but not create them.
 GRANT SELECT ON jobledger.api_token TO {name};
--- When they were used.
+-- Record when API tokens were last used.
 GRANT SELECT, INSERT, UPDATE ON jobledger.api_token_use TO {name};
--- A verification has retention wait for it, and so has a clock that was set.
+-- Pause retention during a verification and after the clock was set.
 GRANT UPDATE (retention_paused_until, clock_seen_at) ON jobledger.ledger TO {name};
 GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_due TO {name};
 GRANT SELECT, INSERT, DELETE ON jobledger.org_record, jobledger.org_month, jobledger.job_payload, jobledger.job_remains,
     jobledger.job_label TO {name};
 GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job, jobledger.org_counter, jobledger.org_series TO {name};
--- What is in the log stays as it is, or goes.
+-- Events are inserted and deleted, never updated.
 GRANT SELECT, INSERT, DELETE ON jobledger.job_event TO {name};
 GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions(), jobledger.renew_log_id(UUID, UUID) TO {name};
 ",
@@ -65,9 +65,9 @@ pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> R
     };
     if require_rls {
         return Err(StoreError::Unusable(format!(
-            "the role {role} {reason}: serve as another (`jobledger migrate role-sql` prints how to make one)"
+            "the role {role} {reason}: connect as another role (`jobledger migrate role-sql` prints SQL that creates one)"
         )));
     }
-    tracing::warn!(role, "the role {reason}; `jobledger migrate role-sql` prints how to make one that should serve");
+    tracing::warn!(role, "the role {reason}; `jobledger migrate role-sql` prints SQL that creates a suitable role");
     Ok(())
 }

@@ -25,7 +25,7 @@ const SAY: Duration = Duration::from_millis(200);
 pub(super) async fn backup(path: &Path, to: &Path, progress: CopyProgress<'_>) -> Result<LogId, StoreError> {
     let failed = |error: std::io::Error| not_written(to, &error);
     if to.try_exists().map_err(failed)? {
-        return Err(StoreError::Unusable(format!("{} is there already", to.display())));
+        return Err(StoreError::Unusable(format!("{} already exists", to.display())));
     }
     let mut source = migrations::beside(path).await?;
     let copy = Copy::make(&mut source, to, ".partial", progress).await?;

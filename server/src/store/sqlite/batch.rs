@@ -199,7 +199,7 @@ impl Batch for SqliteBatch {
         let query = sqlx::query_scalar::<_, i64>("/* has */ SELECT id FROM org_record WHERE org_id = $1 AND n = $2");
         match query.bind(org.0).bind(record.n).fetch_optional(&mut self.connection).await.map_err(store_error)? {
             Some(id) => Ok(id == record.id),
-            None => Err(StoreError::OutcomeUnknown("its record is kept no longer".to_owned())),
+            None => Err(StoreError::OutcomeUnknown("its batch record was already removed".to_owned())),
         }
     }
 

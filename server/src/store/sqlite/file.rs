@@ -36,7 +36,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, StoreError> {
 pub(super) fn find(path: &Path) -> Result<PathBuf, StoreError> {
     if path.try_exists().is_ok_and(|is_there| !is_there) {
         return Err(StoreError::Unusable(format!(
-            "there is no ledger at {}: --database-url or JOBLEDGER_DATABASE_URL names another, `jobledger serve` makes one",
+            "no database at {}: set --database-url or JOBLEDGER_DATABASE_URL, or create one with `jobledger serve`",
             std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display()
         )));
     }
@@ -116,7 +116,7 @@ pub(super) fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     if is_open_to_others(&file.metadata().map_err(fail)?)
         && file.set_permissions(Permissions::from_mode(0o600)).is_err()
     {
-        tracing::warn!(file = %lock_path.display(), "others may open the lock, and hold it: chmod 600");
+        tracing::warn!(file = %lock_path.display(), "other users can take the database's lock and block the server: chmod 600");
     }
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

@@ -78,7 +78,7 @@ pub(super) async fn down(path: &Path, target: i64) -> Result<(), StoreError> {
 
 /// A connection to a ledger with this program's schema or an earlier one.
 pub(super) async fn earlier(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let is_none = |why: &str| StoreError::Unusable(format!("{} is no ledger{why}", path.display()));
+    let is_none = |why: &str| StoreError::Unusable(format!("{} is not a jobledger database{why}", path.display()));
     let mut connection = connect(path).await?;
     let status = read_status(&mut connection).await.map_err(|error| is_none(&format!(": {error}")))?;
     let all = status.len();

@@ -173,7 +173,7 @@ impl SqliteStore {
         own_log::check(path).await?;
         // Uses the path, not an open file: closing a file drops all locks that SQLite has on it in this process.
         if std::fs::metadata(path).is_ok_and(|found| is_open_to_others(&found)) {
-            tracing::warn!(file = %path.display(), "others may read the ledger, and what SQLite puts beside it: chmod 600");
+            tracing::warn!(file = %path.display(), "other users can access the database and its -wal and -shm files: chmod 600");
         }
         let (base, write_options) = connect_options(path);
         let unusable = |error: sqlx::Error| StoreError::Unusable(format!("can't open {}: {error}", path.display()));

@@ -58,7 +58,7 @@ pub(super) async fn check(path: &Path) -> Result<(), StoreError> {
         }
     }
     Err(StoreError::Unusable(format!(
-        "{} is not the log of {}, which was put beside it: use `jobledger restore COPY`, which puts a copy in place. If both are from \
+        "the WAL {} does not belong to {}: use `jobledger restore COPY` to install a copy. If both files are from \
          one snapshot of the disk, remove {}",
         log.display(),
         path.display(),

@@ -30,7 +30,7 @@ pub(super) async fn restore(
 ) -> Result<Restored, StoreError> {
     let (path, from) = (&resolve(path)?, &find(from)?);
     if path == from {
-        return Err(StoreError::Unusable(format!("{} is the database itself", from.display())));
+        return Err(StoreError::Unusable(format!("{} is the database to be replaced, not a copy", from.display())));
     }
     let held = lock(path).await?;
     let mut source = migrations::earlier(from).await?;
@@ -129,7 +129,7 @@ impl Present {
         match Self::lock(path).await {
             Ok(connection) => Ok(Self::Open(connection)),
             Err(sqlx::Error::Database(said)) if is_damage(&*said) => Ok(Self::Damaged),
-            Err(error) => Err(StoreError::Unusable(format!("somebody else has {} open: {error}", path.display()))),
+            Err(error) => Err(StoreError::Unusable(format!("another process has {} open: {error}", path.display()))),
         }
     }
 

@@ -99,7 +99,7 @@ impl Keeper {
             self.gate.is_open.send_replace(true);
             let bytes = self.bytes();
             if bytes <= self.limit {
-                tracing::info!("SQLite's log had grown long for reads that overlapped; it begins anew");
+                tracing::info!("the SQLite WAL had grown because reads overlapped; it is reset");
                 wait = SHORTEST_WAIT;
                 continue;
             }
@@ -109,7 +109,7 @@ impl Keeper {
                 let mib = bytes >> 20;
                 tracing::error!(
                     mib,
-                    "SQLite's log grows: somebody reads for long, as a backup, a verification or another program does"
+                    "the SQLite WAL keeps growing: a long read (a backup, a verification, another program) blocks its reset"
                 );
             }
             // Other processes don't pass this gate, so holding up this process's reads would not help.

@@ -190,7 +190,7 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
             let output = command(arguments).env("JOBLEDGER_DATABASE_URL", database.url()).output().unwrap();
             let said = String::from_utf8(output.stderr).unwrap();
             assert!(
-                !output.status.success() && said.contains("takes the owner of the tables"),
+                !output.status.success() && said.contains("requires the owner of the tables"),
                 "{arguments:?}: {said}"
             );
         }
@@ -201,10 +201,16 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
         (&["token", "create", "--role", "admin"], "--org <UUID>"),
         (&["token", "create", "--org", &org, "--role", "root"], "\"root\" is no role"),
         (&["token", "create", "--org", &org, "--role", "operator"], "--operator instead"),
-        (&["token", "create", "--org", &org, "--role", "admin", "--expires", "2001-01-01T00:00:00Z"], "that is over"),
+        (
+            &["token", "create", "--org", &org, "--role", "admin", "--expires", "2001-01-01T00:00:00Z"],
+            "this time is in the past",
+        ),
         (&["token", "create", "--org", &org, "--role", "admin", "--expires", "soon"], "or never"),
-        (&["token", "create", "--org", &org, "--role", "admin", "--name", "a\u{202e}b"], "a name is"),
-        (&["token", "create", "--org", "ffffffff-ffff-ffff-ffff-ffffffffffff", "--role", "admin"], "is no org"),
+        (&["token", "create", "--org", &org, "--role", "admin", "--name", "a\u{202e}b"], "a name has"),
+        (
+            &["token", "create", "--org", "ffffffff-ffff-ffff-ffff-ffffffffffff", "--role", "admin"],
+            "is not a valid org",
+        ),
     ] {
         let (done, _, said) = run(&database, arguments);
         assert!(!done && said.contains(expected), "{arguments:?}: {said}");

@@ -334,7 +334,7 @@ async fn what_is_kept_is_kept_after_a_jump_until_somebody_says_that_the_clock_is
     let mut confirm = command(&["confirm-clock", "--database-url", &clocked.database.url()]);
     let confirmed = confirm.env("LD_PRELOAD", clocked.clock.library()).output().unwrap();
     let said = String::from_utf8(confirmed.stdout).unwrap();
-    assert!(confirmed.status.success() && said.contains("retention goes on"), "{said}");
+    assert!(confirmed.status.success() && said.contains("retention continues"), "{said}");
     let removed = async {
         while client.get(&kept).await.is_ok() {
             sleep(Duration::from_millis(50)).await;

@@ -33,7 +33,7 @@ async fn a_number_that_a_double_may_not_give_back_is_refused(database: Database)
     let refused = NewJob::new("t").payload(&serde_json::json!({"account": {"id": id}})).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "payload.account.id: 9007199254740993 is ±2^53 or beyond, where a double may not give it back; send it as a string"
+        "payload.account.id: 9007199254740993 is ±2^53 or beyond, which a double can't represent exactly; send it as a string"
     );
     // Without the SDK's check.
     for payload in [number(9_007_199_254_740_992.0), number(-1e300)] {

@@ -75,14 +75,10 @@ async fn what_changes_on_one_side_is_taken_over_and_on_both_is_refused(database:
         ))
         .await;
     let run = import(&legacy, &database, &[]);
-    assert!(
-        run.said().contains(" 0 new, 1 updated, 0 unchanged, 1 gone on in the ledger, 1 refused"),
-        "{}",
-        run.said()
-    );
-    let both = "it has changed on both sides since it was brought in".to_owned();
+    assert!(run.said().contains(" 0 new, 1 updated, 0 unchanged, 1 newer in the ledger, 1 refused"), "{}", run.said());
+    let both = "it changed in the old database and in the ledger since its import".to_owned();
     let refused = run.reported.iter().find(|line| line["verdict"] == "refused").expect("there is one");
-    assert_eq!(refused["reasons"][1], "the ledger still has it, succeeded");
+    assert_eq!(refused["reasons"][1], "the ledger keeps its own version, with status succeeded");
     assert_eq!(run.refused(), HashMap::from([(RUNNING.to_owned(), both)]));
     assert_eq!(run.line("queued"), [1, 0, 1, 0, 0]);
 

@@ -268,12 +268,9 @@ async fn what_has_no_way_or_is_leased_is_a_conflict(database: Database) {
         (json!({"status": "pending"}), "The job is completed, and can't become pending"),
         (json!({"status": "completed", "result": {"n": 2}}), "The job is completed, and can't become completed"),
         (json!({"status": "canceled"}), "The job is completed, and can't become canceled"),
-        (json!({"progress": 7}), "The job is completed, and nobody works on it"),
+        (json!({"progress": 7}), "The job is completed, so no worker is processing it"),
         (json!({"status": "dead_letter"}), "The job is completed, and can't become dead_letter"),
-        (
-            json!({"status": "processing", "result": 1}),
-            "a result comes with the end of a job: with the status completed or failed",
-        ),
+        (json!({"status": "processing", "result": 1}), "a result is allowed only with the status completed or failed"),
     ] {
         let answer = legacy.report(&id, &report).await;
         assert_eq!((answer.code, answer.json()), (409, json!({"detail": detail})), "{report}");
@@ -444,7 +441,7 @@ async fn without_its_database_it_says_when_to_come_back(database: Database) {
     let answer = http(&server.address.to_string(), "POST /jobs", &[JSON], "{\"type\":\"t\"}").await;
     assert_eq!(answer.code, 503, "{answer:?}");
     assert!(answer.headers.to_lowercase().contains("retry-after: 1"), "{answer:?}");
-    assert!(answer.json()["detail"].as_str().unwrap().contains("not available"), "{answer:?}");
+    assert!(answer.json()["detail"].as_str().unwrap().contains("is unavailable"), "{answer:?}");
     store.come_back().await;
     server.stop().await;
 }

@@ -77,9 +77,9 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--database-url", "postgres://u:secret@h:x/d"], "not a PostgreSQL URL"),
         (vec!["--database-url", "postgresql+psycopg2://u:secret@h/d"], "expected sqlite://PATH"),
         (vec!["--database-url", "postgres://nobody@127.0.0.1:1/d"], "can't connect to PostgreSQL at 127.0.0.1"),
-        (vec!["--retain-finished", "running=3d"], "is no status in which jobs end"),
+        (vec!["--retain-finished", "running=3d"], "is not a terminal status: expected"),
         (vec!["--retain-finished", "soon"], "\"soon\""),
-        (vec!["--retain-finished", "0s"], "for a second at least"),
+        (vec!["--retain-finished", "0s"], "must be one second to a hundred years"),
         (vec!["--write-connections", "0"], "not in 1..=100"),
         (vec!["migrate"], "migrate <COMMAND>"),
         (vec!["--shutdown-grace", "18446744073709551615"], "must be 0s to 1h"),
@@ -122,7 +122,7 @@ fn only_what_serves_or_imports_makes_a_ledger() {
     ] {
         let output = command(arguments).current_dir(folder.path()).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        let expected = format!("there is no ledger at {}/jobledger.db", folder.path().display());
+        let expected = format!("no database at {}/jobledger.db", folder.path().display());
         assert!(!output.status.success() && said.contains(&expected), "{arguments:?}: {said}");
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
         assert!(left.is_empty(), "{arguments:?} leaves {left:?}");

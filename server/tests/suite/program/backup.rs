@@ -89,7 +89,7 @@ async fn what_can_not_be_backed_up_is_said() {
     let postgres = said(&Database::postgres().await, &file);
     assert!(postgres.contains("pg_dump"), "{postgres}");
     let nothing = said(&Database::sqlite(), &file);
-    assert!(nothing.contains("there is no ledger at"), "{nothing}");
+    assert!(nothing.contains("no database at"), "{nothing}");
     let database = Database::sqlite();
     database.open().await.close().await;
     let nowhere = said(&database, Path::new("/proc/nowhere/copy.db"));

@@ -25,9 +25,9 @@ async fn a_tree_is_digested_once_and_known_afterwards() {
     }
     let path = tree.path().to_str().unwrap();
     let (done, said) = demo(&[path, "--workers", "3"]);
-    assert!(done && said.starts_with("60 files: 60 digested, 0 failed, 0 known from before\n"), "{said}");
+    assert!(done && said.starts_with("60 files: 60 digested, 0 failed, 0 already digested\n"), "{said}");
     assert!(said.contains(": 60 jobs, 0 queued, 0 running, 60 succeeded, 0 failed\n"), "{said}");
-    assert!(said.ends_with("the server's statistics equal what was processed\n"), "{said}");
+    assert!(said.ends_with("the server's statistics match the processed files\n"), "{said}");
 
     let database = Database::sqlite();
     let kept = ["--database-url", &database.url()];
@@ -35,7 +35,7 @@ async fn a_tree_is_digested_once_and_known_afterwards() {
     assert!(done && said.contains("60 digested"), "{said}");
     fs::write(tree.path().join("new"), "new").unwrap();
     let (done, said) = demo(&[&[path][..], &kept].concat());
-    assert!(done && said.starts_with("61 files: 1 digested, 0 failed, 60 known from before\n"), "{said}");
+    assert!(done && said.starts_with("61 files: 1 digested, 0 failed, 60 already digested\n"), "{said}");
 
     let (server, client) = TestServer::on(&database).await;
     let jobs = client.list(ListJobsRequest { page_size: 100, ..Default::default() }).await.unwrap().jobs;
@@ -55,7 +55,7 @@ fn hidden_directories_and_caches_are_left_out_unless_asked_for() {
     let (done, said) = demo(&[path]);
     assert!(done && said.starts_with("1 files: 1 digested"), "{said}");
     for folder in [".git", "target"] {
-        let line = format!("skipped {path}/{folder}: hidden, or marked as a cache: --all takes it\n");
+        let line = format!("skipped {path}/{folder}: hidden, or marked as a cache: --all includes it\n");
         assert!(said.contains(&line), "{said}");
     }
     let (done, said) = demo(&[path, "--all"]);

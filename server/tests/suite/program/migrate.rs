@@ -68,7 +68,7 @@ fn there_and_back(url: &str, steps: &[&str]) {
             ),
         "{said}"
     );
-    assert!(said.contains("nothing was done: add --yes"), "{said}");
+    assert!(said.contains("nothing was changed: add --yes"), "{said}");
     assert_eq!(status(), applied(steps, steps.len()));
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
     assert!(done && said.contains("loses every job") && said.ends_with("undone 0001 ledger\n"), "{said}");
@@ -179,7 +179,7 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "the database has another functions 9"),
+        ("functions_digest = '\\x00'", "functions 9 in the database differs"),
         ("functions = functions + 1", "the database has functions 10, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
@@ -253,7 +253,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let (done, said) =
             run(&[&["migrate", "up"][..], grant.as_ref().map_or(&[], |grant| &grant[..])].concat(), &url);
         assert!(done && said.starts_with("applied 0002 small_payloads\n"), "{said}");
-        let granted = format!("granted to {SERVER}: what it needs to serve\n");
+        let granted = format!("granted {SERVER} the rights that serving needs\n");
         assert_eq!(said.ends_with(&granted), database.is_postgres(), "{said}");
         if !database.is_postgres() {
             let (done, said) = run(&["migrate", "up", "--grant", SERVER], &url);

@@ -104,6 +104,6 @@ fn a_lock_that_others_could_hold_is_closed_to_them_and_a_ledger_that_they_can_re
     // The server opens the ledger before it checks who could call, and ends because nobody could.
     let output = run(&["--listen", "0.0.0.0:0", "--database-url", &database.url()]);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("others may read the ledger"), "{said}");
+    assert!(!output.status.success() && said.contains("other users can access the database"), "{said}");
     assert_eq!((mode(&lock), mode(&database.path())), (0o600, 0o644));
 }

@@ -79,7 +79,7 @@ async fn a_copy_is_put_in_place_of_what_a_killed_server_left() {
         fs::metadata(format!("{}-wal", database.path().display())).expect("a server that is killed leaves one");
     assert!(of_killed.len() > 0);
     let said = run(&database, &["restore", &copy]);
-    assert!(said.contains("revoked since, and stay so: 1"), "{said}");
+    assert!(said.contains("still revoked: 1"), "{said}");
     // What others write before a server starts belongs to the restored copy.
     let mut beside_it = database.connect().await;
     sqlx::query("PRAGMA journal_mode = WAL; UPDATE ledger SET credentials = credentials + 1")
@@ -157,7 +157,7 @@ async fn a_copy_beside_the_log_of_another_file_is_refused() {
         ];
         for refused in commands {
             let said = fail(&database, refused);
-            assert!(said.contains("is not the log of") && said.contains("jobledger restore"), "{refused:?}: {said}");
+            assert!(said.contains("does not belong to") && said.contains("jobledger restore"), "{refused:?}: {said}");
         }
         assert!(
             fs::read(database.path()).unwrap() == before && fs::read(&log).unwrap() == of_killed,
@@ -165,7 +165,7 @@ async fn a_copy_beside_the_log_of_another_file_is_refused() {
         );
     }
     let said = run(&database, &["restore", &copy]);
-    assert!(said.contains("hold again"), "{said}");
+    assert!(said.contains("are valid again"), "{said}");
     let program = Program::start(&database);
     assert_eq!(count(&program.client()).await, 10);
     // A WAL of the file's own is no obstacle.
@@ -184,12 +184,15 @@ async fn tokens_can_all_be_revoked_where_it_is_not_known_which_were() {
     run(&database, &["backup", &copy]);
     fs::remove_file(database.path()).unwrap();
     let said = run(&database, &["restore", &copy]);
-    assert!(said.contains("hold again") && said.contains("--revoke-tokens") && !said.contains("kept as"), "{said}");
+    assert!(
+        said.contains("are valid again") && said.contains("--revoke-tokens") && !said.contains("kept as"),
+        "{said}"
+    );
     let program = Program::start_with(&database, &["--require-auth"]);
     create(&with_token(&program, &token), 1).await;
     assert!(program.end_by("TERM").success());
     let said = run(&database, &["restore", &copy, "--revoke-tokens"]);
-    assert!(said.contains("API tokens revoked: 1"), "{said}");
+    assert!(said.contains("all API tokens of the copy were revoked: 1"), "{said}");
     let program = Program::start_with(&database, &["--require-auth"]);
     let told = with_token(&program, &token).statistics(&[]).await;
     assert!(matches!(told, Err(Error::Unauthenticated { .. })), "{told:?}");
@@ -206,22 +209,24 @@ async fn what_can_not_be_restored_is_said_and_changes_nothing() {
     let text = said(&["restore", &copy]);
     assert!(text.contains("copy.db"), "{text}");
     fs::write(&copy, "").unwrap();
-    assert!(said(&["restore", &copy]).contains("is no ledger"));
-    assert!(said(&["restore", database.path().to_str().unwrap()]).contains("is the database itself"));
+    assert!(said(&["restore", &copy]).contains("is not a jobledger database"));
+    assert!(
+        said(&["restore", database.path().to_str().unwrap()]).contains("is the database to be replaced, not a copy")
+    );
     // Another connection reads the database.
     fs::remove_file(&copy).unwrap();
     run(&database, &["backup", &copy]);
     let mut reader = database.connect().await;
     sqlx::query("BEGIN; SELECT * FROM ledger").execute(&mut reader).await.unwrap();
     let text = said(&["restore", &copy]);
-    assert!(text.contains("somebody else has"), "{text}");
+    assert!(text.contains("another process has"), "{text}");
     drop(reader);
     assert!(fs::read(database.path()).unwrap() == before, "it is as it was");
     assert_eq!(beside(&database, ".re"), Vec::<PathBuf>::new(), "nothing is left");
     // A database that can't be opened is no obstacle, and is kept.
     fs::write(database.path(), "no ledger any more").unwrap();
     let text = run(&database, &["restore", &copy]);
-    assert!(text.contains("hold again"), "{text}");
+    assert!(text.contains("are valid again"), "{text}");
     let [replaced] = &beside(&database, ".replaced-")[..] else { panic!("{:?}", beside(&database, "")) };
     assert_eq!(fs::read(replaced).unwrap(), b"no ledger any more");
     let postgres = fail(&Database::postgres().await, &["restore", &copy]);

@@ -75,19 +75,19 @@ async fn what_was_tampered_with_is_told(database: Database) {
         ),
         (
             format!("UPDATE job SET attempt = 9 WHERE id = {first}"),
-            vec!["its row is not what its events say", "attempt: 9", "1 difference"],
+            vec!["its row differs from its events", "attempt: 9", "1 difference"],
         ),
         (
             "DELETE FROM job_event WHERE seq = 6".to_owned(),
-            vec!["11 events in 11 places from seq 1 to 12", "its events are no history"],
+            vec!["11 events with 11 different seqs between seq 1 and 12", "its events are not a valid history"],
         ),
         (
             format!("DELETE FROM job WHERE id = {first}"),
-            vec!["4 events are of no job", "3 succeeded by the counter, 2 counted", "] by the series, ["],
+            vec!["4 events belong to no job", "3 succeeded by the counter, 2 counted", "] by the series, ["],
         ),
         (
             format!("UPDATE job_event SET labels = {labels} WHERE seq = 3"),
-            vec!["event 3 has another type or other labels", "1 difference"],
+            vec!["event 3 differs in type or labels", "1 difference"],
         ),
         (
             "UPDATE job_event SET bytes = bytes + 1 WHERE seq = 3".to_owned(),
@@ -95,11 +95,11 @@ async fn what_was_tampered_with_is_told(database: Database) {
         ),
         (
             "UPDATE org_record SET prev = prev + 1 WHERE n = 3".to_owned(),
-            vec!["1 batch record does not follow on the one before", "1 difference"],
+            vec!["1 batch record does not follow its predecessor", "1 difference"],
         ),
     ];
     let lost = if is_postgres { "DELETE FROM org_record WHERE seq = 12" } else { "UPDATE org_head SET seq = 11" };
-    cases.push((lost.to_owned(), vec!["the head is 11, and the log goes on to 12"]));
+    cases.push((lost.to_owned(), vec!["the head is 11, but the last event of the log is 12"]));
     if is_postgres {
         // No key of a partitioned table can rule this out.
         let twice = "INSERT INTO job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, prev_status, next_status, attempt, job_type, bytes)
@@ -128,7 +128,7 @@ async fn what_was_tampered_with_is_told(database: Database) {
         false => verify(&Database::sqlite(), &[]),
     };
     assert_eq!(code, Some(2), "{said}");
-    let expected = if is_postgres { "can't connect" } else { "there is no ledger at" };
+    let expected = if is_postgres { "can't connect" } else { "no database at" };
     assert!(said.starts_with("jobledger: ") && said.contains(expected), "{said}");
 }
 
@@ -141,7 +141,7 @@ async fn a_row_that_lacks_what_it_is_said_to_have_is_told(database: Database) {
     let table = if database.is_postgres() { "org_record" } else { "org_head" };
     database.tamper(&format!("UPDATE {table} SET base_seq = seq")).await;
     let (code, said) = verify(&database, &[]);
-    assert!(code == Some(1) && said.contains("1 row lacks events, or the end of its lease,"), "{said}");
+    assert!(code == Some(1) && said.contains("1 row lacks an event or a lease extension"), "{said}");
 }
 
 async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
@@ -161,7 +161,7 @@ async fn a_row_that_lacks_the_end_of_its_lease_is_told(database: Database) {
     let earlier = if database.is_postgres() { "interval '9 minutes'" } else { "540000000" };
     database.tamper(&format!("UPDATE job SET lease_expires_at = lease_expires_at - {earlier}")).await;
     let (code, said) = verify(&database, &[]);
-    assert!(code == Some(1) && said.contains("1 row lacks events, or the end of its lease,"), "{said}");
+    assert!(code == Some(1) && said.contains("1 row lacks an event or a lease extension"), "{said}");
 }
 
 /// Calls on a job whose row is ahead of the log fail. Such rows are there after a restore that brought an older log,

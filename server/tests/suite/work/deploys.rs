@@ -345,7 +345,7 @@ async fn a_worker_says_what_it_does_and_what_goes_wrong(database: Database) {
     let program = Program::start_on(&address, &database);
     until(&["connected again"]);
     worker.signal("TERM");
-    until(&["claiming no more"]);
+    until(&["stopped claiming"]);
     until(&["worker stopped"]);
     assert!(worker.0.wait().unwrap().success());
     assert!(program.end_by("TERM").success());

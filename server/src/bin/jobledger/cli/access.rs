@@ -11,20 +11,20 @@ use jobledger_server::{
 
 /// Authentication and TLS.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Who is let in", group(ArgGroup::new("keys_of_jwts").multiple(true)))]
+#[command(next_help_heading = "Authentication and TLS", group(ArgGroup::new("keys_of_jwts").multiple(true)))]
 pub(super) struct AccessArgs {
     /// Require credentials even on an address that only this machine can reach. On other addresses, and where JWTs or
     /// client certificates are configured, they are always required.
     #[arg(long, env = "JOBLEDGER_REQUIRE_AUTH", conflicts_with = "insecure_no_auth")]
     require_auth: bool,
 
-    /// Require no credentials: everybody who reaches the server may read and change every job.
+    /// Turn authentication off: anyone who can reach the server may read and change every job.
     #[arg(long, env = "JOBLEDGER_INSECURE_NO_AUTH")]
     insecure_no_auth: bool,
 
     /// A host name that clients may use for this server beside localhost and addresses, if it requires no credentials
-    /// and only this machine can reach it. Calls under other names are refused: a foreign page's name may resolve to
-    /// this machine. May be given several times.
+    /// and only this machine can reach it. Calls with other host names are refused, against DNS rebinding by web
+    /// pages. May be given several times.
     #[arg(long, env = "JOBLEDGER_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
     allowed_host: Vec<String>,
 
@@ -53,12 +53,12 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "JOBLEDGER_JWT_SUBJECT_CLAIM", value_name = "CLAIM", default_value = "sub")]
     jwt_subject_claim: String,
 
-    /// The claim with the caller's roles: an array of strings, or a string of words.
+    /// The claim with the caller's roles: an array of strings, or one string separated by spaces.
     #[arg(long, env = "JOBLEDGER_JWT_ROLES_CLAIM", value_name = "CLAIM", default_value = "roles")]
     jwt_roles_claim: String,
 
-    /// The name of a role in that claim, as in `job-admins=admin`. May be given several times; names that are not given
-    /// then have no role. By default the roles have the names that jobledger uses.
+    /// Maps a name in the roles claim to a role, like `job-admins=admin`. May be given several times; other names
+    /// then give no role. By default the claim uses jobledger's own role names.
     #[arg(long, env = "JOBLEDGER_JWT_ROLE", value_name = "NAME=ROLE", value_delimiter = ',', value_parser = named_role)]
     jwt_role: Vec<(String, Role)>,
 
@@ -71,7 +71,7 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "JOBLEDGER_JWT_MAX_LIFETIME", value_name = "TIME", default_value = "24h", value_parser = lifetime)]
     jwt_max_lifetime: Duration,
 
-    /// Tolerated difference to the clocks of issuers: 0s to 5m.
+    /// Clock difference to JWT issuers that is tolerated: 0s to 5m.
     #[arg(long, env = "JOBLEDGER_JWT_LEEWAY", value_name = "TIME", default_value = "30s", value_parser = leeway)]
     jwt_leeway: Duration,
 
@@ -79,7 +79,7 @@ pub(super) struct AccessArgs {
     #[arg(long, env = "JOBLEDGER_JWT_REFRESH", value_name = "TIME", default_value = "5m", value_parser = refresh)]
     jwt_refresh: Duration,
 
-    /// How long keys stay valid that can't be read again, as when the issuer does not answer: 1m to 30d.
+    /// How long keys stay in use if they can't be refreshed, for example while the issuer is down: 1m to 30d.
     #[arg(long, env = "JOBLEDGER_JWKS_MAX_AGE", value_name = "TIME", default_value = "1h", value_parser = max_age)]
     jwks_max_age: Duration,
 
@@ -159,9 +159,7 @@ impl FromStr for Keys {
 fn named_role(text: &str) -> Result<(String, Role), String> {
     let (name, role) = text.split_once('=').ok_or("expected NAME=ROLE")?;
     match role.parse()? {
-        Role::Operator => {
-            Err("operators are every organisation's: --jwt-operator-role NAME says who they are".to_owned())
-        }
+        Role::Operator => Err("the operator role can't be mapped here: use --jwt-operator-role NAME".to_owned()),
         role => Ok((name.to_owned(), role)),
     }
 }

@@ -28,14 +28,14 @@ fn long(text: &str) -> Result<Duration, String> {
 
 /// Bounds on callers. Beyond one, calls get RESOURCE_EXHAUSTED and often a retry delay, or connections are turned away.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What callers may take")]
+#[command(next_help_heading = "Limits")]
 pub(super) struct LimitArgs {
-    /// Connections at the same time. The limit on open files lowers it: the server itself needs 300 of them.
+    /// Concurrent connections. Lowered if the open file limit is less than this plus 300 for the server itself.
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = many())]
     max_connections: u32,
 
-    /// Connections from one address, or from one /64 network of IPv6. By default a third of all. Behind a proxy it has
-    /// to allow as many as the proxy has.
+    /// Connections from one address, or from one /64 network of IPv6. By default a third of all. Behind a proxy, set it
+    /// to at least the proxy's number of connections.
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N", value_parser = many())]
     max_connections_per_address: Option<u32>,
 
@@ -48,8 +48,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_JOBS_PER_ORG", value_name = "N", value_parser = value_parser!(u64).range(1..))]
     max_jobs_per_org: Option<u64>,
 
-    /// Approximate bytes of one org's jobs and events. With that many its creates and redrives are refused
-    /// (QUOTA_EXCEEDED), and a quarter above it its claims and reports of progress as well. By default unlimited.
+    /// Approximate bytes of one org's jobs and events. At this size its creates and redrives are refused
+    /// (QUOTA_EXCEEDED), and at 125 % of it its claims and progress reports as well. By default unlimited.
     #[arg(long, env = "JOBLEDGER_MAX_BYTES_PER_ORG", value_name = "BYTES", value_parser = value_parser!(u64).range(1..))]
     max_bytes_per_org: Option<u64>,
 
@@ -78,7 +78,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_UNKNOWN_IDLE_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = long)]
     unknown_idle_timeout: Duration,
 
-    /// Age at which a connection takes no more calls, give or take a tenth, so that new servers behind a balancer get
+    /// Age (±10 %) at which a connection accepts no more calls, so that new servers behind a load balancer get
     /// connections. Event streams on it have five minutes to end; then the server ends them, to be resumed elsewhere.
     #[arg(long, env = "JOBLEDGER_MAX_CONNECTION_AGE", value_name = "TIME", default_value = "30m", value_parser = long)]
     max_connection_age: Duration,
@@ -87,12 +87,12 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_KEEPALIVE", value_name = "TIME", default_value = "20s", value_parser = long)]
     keepalive: Duration,
 
-    /// Bytes of answers that callers have not taken, event streams excepted: 16,777,216 or more. Beyond that the server
-    /// closes the connection with the most, of the organisation with the most, or of the address for calls about none.
+    /// Bytes of answers that clients have not read, without event streams: 16,777,216 or more. Beyond that the server
+    /// closes the largest connection of the organisation (or of the address, for calls without one) that holds the most.
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(16_777_216..))]
     max_answer_memory: u32,
 
-    /// The same for one organisation, or for one address where calls are about none. By default a third of all.
+    /// The same for one organisation, or for one address if a call has no organisation. By default a third of all.
     #[arg(long, env = "JOBLEDGER_MAX_ANSWER_MEMORY_PER_ORG", value_name = "BYTES", value_parser = value_parser!(u32).range(4_194_304..))]
     max_answer_memory_per_org: Option<u32>,
 
@@ -150,8 +150,8 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_STREAMS_PER_CONNECTION", value_name = "N", default_value_t = 1_000, value_parser = many())]
     max_streams_per_connection: u32,
 
-    /// Bytes of past events and jobs that were read for streams and not taken yet: 8,388,608 or more. When less than a
-    /// quarter is left, a stream whose caller takes nothing for a second ends with SLOW_CONSUMER.
+    /// Bytes of past events and jobs buffered for streams until clients read them: 8,388,608 or more. When less than a
+    /// quarter is left, a stream whose client reads nothing for a second ends with SLOW_CONSUMER.
     #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY", value_name = "BYTES", default_value_t = 128 << 20, value_parser = value_parser!(u32).range(8_388_608..))]
     max_stream_memory: u32,
 
@@ -159,7 +159,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_STREAM_MEMORY_PER_ORG", value_name = "BYTES", value_parser = many())]
     max_stream_memory_per_org: Option<u32>,
 
-    /// Bytes of the types, labels and workers that waiting claims and event streams name.
+    /// Bytes of the filters (types, labels, workers) of waiting claims and event streams.
     #[arg(long, env = "JOBLEDGER_MAX_NAMED_MEMORY", value_name = "BYTES", default_value_t = 32 << 20, value_parser = value_parser!(u32).range(1_048_576..))]
     max_named_memory: u32,
 
@@ -171,15 +171,15 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "JOBLEDGER_MAX_BATCH", value_name = "N", default_value_t = 512, value_parser = value_parser!(u16).range(1..=4_096))]
     max_batch: u16,
 
-    /// Commands of all organisations that wait to be decided.
+    /// Queued commands of all organisations.
     #[arg(long, env = "JOBLEDGER_MAX_QUEUED", value_name = "N", default_value_t = 65_536, value_parser = many())]
     max_queued: u32,
 
-    /// Commands of one organisation that wait to be decided.
+    /// Queued commands of one organisation.
     #[arg(long, env = "JOBLEDGER_MAX_QUEUED_PER_ORG", value_name = "N", default_value_t = 16_384, value_parser = many())]
     max_queued_per_org: u32,
 
-    /// How long a command may wait to be decided. After that it is refused undecided.
+    /// How long a command may wait in the queue. After that it is refused without being executed.
     #[arg(long, env = "JOBLEDGER_QUEUE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = short)]
     queue_timeout: Duration,
 }

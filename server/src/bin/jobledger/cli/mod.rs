@@ -13,7 +13,7 @@ pub(crate) use self::serve::ServeArgs;
 
 /// A durable, ordered record of background jobs, served over gRPC.
 ///
-/// Without a command it serves.
+/// Without a command it runs `serve`.
 #[derive(Debug, Parser)]
 #[command(name = "jobledger", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {
@@ -30,15 +30,15 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Show what jobledger does: digest the files under a path as jobs, with a server, workers and a subscriber in one process.
     Demo(DemoArgs),
-    /// Ask a server whether it is ready, for the health checks of containers. Exits with 0 if it is, with 1 if it is not or
-    /// does not answer. Not for servers with TLS: ask them by gRPC's health check.
+    /// Check whether a server is ready, for container health checks. Exits with 0 if it is ready, with 1 if it is not or
+    /// does not answer. Not for servers with TLS: use the gRPC health check for those.
     Health {
         /// The server's address and port.
         #[arg(long, env = "JOBLEDGER_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:50051")]
         address: String,
     },
     /// Recompute everything that is derived from the log, and report every difference from what is stored. Runs beside servers;
-    /// retention waits for it. Exits with 0 if there is no difference, with 1 if there is one, with 2 if it could not verify.
+    /// retention is paused. Exits with 0 if there is no difference, with 1 if there is one, with 2 if it could not verify.
     Verify {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -46,8 +46,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "UUID", value_parser = id)]
         org: Option<uuid::Uuid>,
     },
-    /// Copy an SQLite database, as it is at one moment, to a file that can be served in its place. Servers may go on
-    /// meanwhile. The copy has a log id of its own: after a restore, subscribers that were further on get an error.
+    /// Copy a consistent snapshot of an SQLite database to a file that can be served in its place. Servers may keep running
+    /// meanwhile. The copy has a log id of its own: after a restore, subscribers with an older cursor get an error.
     Backup {
         /// The file to write. It must not exist yet.
         file: PathBuf,
@@ -55,7 +55,7 @@ pub(crate) enum Command {
         database: DatabaseArgs,
     },
     /// Replace an SQLite database by a copy that `backup` made. The replaced one is kept beside it as FILE.replaced-TIME. No
-    /// server may run on the database. The log gets a new id, so subscribers that were further on get an error. API tokens that
+    /// server may run on the database. The log gets a new id, so subscribers with an older cursor get an error. API tokens that
     /// were revoked since the copy was made stay revoked if the replaced database can be read, and are valid again otherwise.
     Restore {
         /// The copy, with this program's schema or an earlier one. It is not changed.
@@ -66,16 +66,16 @@ pub(crate) enum Command {
         #[arg(long)]
         revoke_tokens: bool,
     },
-    /// Give the log a new id after its database was restored from a backup. Subscribers that were further on then get
+    /// Give the log a new id after its database was restored from a backup. Subscribers with an older cursor then get
     /// an error, instead of missing new events. Run it as the database's owner, before a server is started on it.
     RenewLogId(DatabaseArgs),
-    /// Confirm that the database's clock is right, after it was set or no server had seen it for long. Retention then
-    /// waits for an hour; this ends the wait.
+    /// Confirm that the database's clock is right. After the clock was set, or no server ran for an hour, retention
+    /// pauses for an hour; this command ends the pause.
     ConfirmClock(DatabaseArgs),
     /// Import the jobs of the service that jobledger replaces from its PostgreSQL database: the old `jobs` table, or
     /// `job` and `job_event`. The old database is only read. An import may run beside servers and as often as needed:
     /// jobs that have changed there since are updated. Exits with 0 if every row is in the ledger, with 1 if some are
-    /// not, with 2 if it could not go through.
+    /// not, with 2 if the import failed.
     Import(Box<ImportArgs>),
     /// Print jobs as SQL for the service that jobledger replaces: `jobledger export --legacy | psql …`.
     Export(ExportArgs),
@@ -112,7 +112,7 @@ pub(crate) enum TokenCommand {
         /// Make an operator's token. It allows everything, in any org that a call names with x-org-id.
         #[arg(long)]
         operator: bool,
-        /// The caller's name in jobs and events. By default it is made of the token's id.
+        /// The caller's name in jobs and events. By default it is derived from the token's id.
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
         /// When the token expires: a time like 2027-01-31T00:00:00Z, a duration from now like 90d, or never.
@@ -151,7 +151,7 @@ pub(crate) enum Migrate {
         #[arg(long, value_name = "ROLE")]
         grant: Option<String>,
     },
-    /// Undo migrations, the last one first. Shows what will be lost, and goes on only with --yes.
+    /// Undo migrations, the last one first. Shows which data will be lost, and changes nothing without --yes.
     Down {
         #[command(flatten)]
         database: DatabaseArgs,
@@ -181,7 +181,7 @@ pub(crate) struct ImportArgs {
     /// The schema of the old tables.
     #[arg(long, value_name = "NAME", default_value = "public")]
     pub(crate) schema: String,
-    /// UUID of the organisation that the rows of the old `jobs` table get. By default
+    /// UUID of the organisation to assign to the rows of the old `jobs` table. By default
     /// 00000000-0000-0000-0000-000000000000. Rows of `job` have their own.
     #[arg(long, value_name = "UUID", value_parser = id)]
     pub(crate) org: Option<uuid::Uuid>,
@@ -219,7 +219,7 @@ pub(crate) struct ExportArgs {
 pub(crate) struct DemoArgs {
     /// A directory, or a single file.
     pub(crate) path: PathBuf,
-    /// An SQLite file for the jobs, as sqlite://PATH. A second run finds there what the first has done. By default a
+    /// An SQLite file for the jobs, as sqlite://PATH. A second run skips files that an earlier run digested. By default a
     /// temporary file, which is removed at the end.
     #[arg(long, value_name = "URL")]
     pub(crate) database_url: Option<DatabaseUrl>,

@@ -25,7 +25,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "JOBLEDGER_REQUIRE_RLS")]
     require_rls: bool,
 
-    /// Connections that write, and so transactions that may be open at the same time: 1 to 100. PostgreSQL only.
+    /// Database connections for writes, each with one transaction at a time: 1 to 100. PostgreSQL only.
     #[arg(long, env = "JOBLEDGER_WRITE_CONNECTIONS", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100))]
     write_connections: u32,
 
@@ -133,12 +133,12 @@ impl FromStr for Keep {
             Some((name, time)) => {
                 let status = JobStatus::parse(name).filter(|status| status.is_terminal());
                 let known = "succeeded, failed, canceled or dead_letter";
-                (Some(status.ok_or_else(|| format!("{name:?} is no status in which jobs end: {known}"))?), time)
+                (Some(status.ok_or_else(|| format!("{name:?} is not a terminal status: expected {known}"))?), time)
             }
         };
         let time = humantime::parse_duration(time).map_err(|error| format!("{time:?}: {error}"))?;
         if time < MIN_RETENTION || time > MAX_RETENTION {
-            return Err("jobs can be kept for a second at least, and a hundred years at most".to_owned());
+            return Err("the retention time must be one second to a hundred years".to_owned());
         }
         Ok(Self { status, time })
     }

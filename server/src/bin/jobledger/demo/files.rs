@@ -56,7 +56,7 @@ pub(super) fn walk(
             // Links are not followed: a link to a file is not a regular file, and one to a directory may form a cycle.
             let metadata = fs::symlink_metadata(&path)?;
             if metadata.is_dir() && path != root && !takes_all && is_left_out(&path) {
-                skipped.push((path.clone(), "hidden, or marked as a cache: --all takes it".to_owned()));
+                skipped.push((path.clone(), "hidden, or marked as a cache: --all includes it".to_owned()));
             } else if metadata.is_dir() {
                 let entries = fs::read_dir(&path)?.map(|entry| entry.map(|entry| entry.path()));
                 pending.extend(entries.collect::<io::Result<Vec<_>>>()?);

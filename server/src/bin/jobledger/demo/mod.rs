@@ -53,7 +53,7 @@ async fn show(args: DemoArgs) -> Result<()> {
     let root = args.path.canonicalize().map_err(|error| format!("{}: {error}", args.path.display()))?;
     let server = match &args.database_url {
         None => InProcess::start().await?,
-        Some(DatabaseUrl::Postgres(_)) => return Err("the demo keeps its jobs in an SQLite file".into()),
+        Some(DatabaseUrl::Postgres(_)) => return Err("the demo supports only SQLite: pass sqlite://PATH".into()),
         Some(url) => InProcess::start_with(Config::new(url.clone())).await?,
     };
     let client = Client::new(server.endpoint())?;
@@ -71,7 +71,7 @@ async fn show(args: DemoArgs) -> Result<()> {
     let done = tokio::select! {
         done = work(&client, root, &args) => done,
         ended = &mut working => Err(format!("the worker stopped: {ended:?}").into()),
-        () = &mut interrupted => Err("interrupted; what was done is kept where the database is".into()),
+        () = &mut interrupted => Err("interrupted; finished jobs are kept if --database-url was given".into()),
     };
     // Once the worker has stopped, no job changes.
     drop(stop_worker);
@@ -176,11 +176,11 @@ impl Done {
         let mut out = String::new();
         writeln!(
             out,
-            "{} files: {succeeded} digested, {failed} failed, {known} known from before",
+            "{} files: {succeeded} digested, {failed} failed, {known} already digested",
             succeeded + failed + known
         )?;
         if known_failed > 0 {
-            println!("{known_failed} more are known to have failed before; they are tried again once they change");
+            println!("{known_failed} more failed in an earlier run; they are retried once the file changes");
         }
         if succeeded + failed + known + known_failed == 0 {
             writeln!(out, "{} holds no regular file", args.path.display())?;
@@ -195,10 +195,13 @@ impl Done {
         writeln!(out, "server, as of seq {}: {}", after.as_of_seq, in_words(&is))?;
         let by_server = (is.succeeded - was.succeeded, is.failed + is.dead_letter - was.failed - was.dead_letter);
         if by_server != (seen.succeeded.len() as i64, seen.failed.len() as i64) {
-            let differ = format!("the server's statistics differ: before they were {}", in_words(&was));
+            let differ = format!(
+                "the server's statistics don't match the processed files: before the run they were {}",
+                in_words(&was)
+            );
             return Ok((out, Err(differ.into())));
         }
-        writeln!(out, "the server's statistics equal what was processed")?;
+        writeln!(out, "the server's statistics match the processed files")?;
         Ok((out, Ok(())))
     }
 }

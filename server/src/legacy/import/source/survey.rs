@@ -34,13 +34,13 @@ impl Source {
             tables.entry(table).or_default().insert(column, (kind, *is_not_null));
         }
         if tables.get("job").is_some_and(|columns| columns.contains_key("created_seq")) {
-            return refuse(format!("schema {schema} is jobledger's own; --schema names that of the old tables"));
+            return refuse(format!("schema {schema} is jobledger's own; set --schema to the schema of the old tables"));
         }
         check_columns(schema, &tables).or_else(refuse)?;
         self.tables = [Table::Jobs, Table::Job].into_iter().filter(|table| tables.contains_key(table.name())).collect();
         if self.tables.is_empty() {
             return refuse(format!(
-                "schema {schema} has neither a table jobs nor a table job: --schema names that of the old tables"
+                "schema {schema} has neither a table jobs nor a table job: set --schema to the schema of the old tables"
             ));
         }
         self.has_events = tables.contains_key("job_event");
