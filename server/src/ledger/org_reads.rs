@@ -16,7 +16,7 @@ use crate::{
     turns::{Turn, Turns},
 };
 
-/// With this many orgs, those that read nothing are removed.
+/// With this many orgs, those that read nothing are removed for the first time.
 const REMEMBERED: usize = 1_024;
 
 /// Other orgs count as calling for this long after their last call.
@@ -45,6 +45,8 @@ pub(super) struct OrgReads {
 #[derive(Default)]
 struct ReadingOrgs {
     turns: HashMap<OrgId, Weak<Turns<ReadKind>>>,
+    /// With this many orgs, and at least [`REMEMBERED`], those that read nothing are removed.
+    most: usize,
     callers: Callers,
 }
 
@@ -72,8 +74,9 @@ impl OrgReads {
         let withheld = usize::from(state.callers.do_others_call(org, CALLED_OF_LATE, now));
         let known = state.turns.get(&org).and_then(Weak::upgrade);
         let turns = known.unwrap_or_else(|| {
-            if state.turns.len() >= REMEMBERED && state.turns.len() == state.turns.capacity() {
+            if state.turns.len() >= state.most.max(REMEMBERED) {
                 state.turns.retain(|_, turns| turns.strong_count() > 0);
+                state.most = 2 * state.turns.len();
             }
             let turns = Turns::new(self.each);
             state.turns.insert(org, Arc::downgrade(&turns));

@@ -14,11 +14,10 @@ use super::{
     clock::Time,
     event::{ACTOR_LEDGER, EventKind, JobError, JobEvent, Position},
     id::{Digest, JobId, OrgId},
-    job::{Ended, Job, JobSpec, Labels},
+    job::{Ended, Job, JobSpec},
     json::Json,
     lease::{Lease, LeaseSecret, LeaseToken},
     replay::{Replay, ReplayError},
-    retry::RetryPolicy,
     status::JobStatus,
     transition::{
         Cancel, Claim, Command, Ending, GiveBack, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport, News, Outcome,

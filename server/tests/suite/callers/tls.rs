@@ -370,10 +370,10 @@ fn files_that_can_not_be_used_are_told_at_the_start() {
         (with(&["--tls-client-ca", &nothing, "--client-identities", &good]), "no certificate in PEM"),
         (with(&["--tls-client-ca", &ca, "--client-identities", &nobody]), "the file has no client identity"),
         (with(&["--client-identities", &no_kind]), "--tls-client-ca <FILE>"),
-        (with(&["--tls-client-ca", &ca, "--client-identities", &no_kind]), "line 3: \"worker\" is no name"),
-        (with(&["--tls-client-ca", &ca, "--client-identities", &no_role]), "line 3: \"root\" is no role"),
+        (with(&["--tls-client-ca", &ca, "--client-identities", &no_kind]), "line 3: invalid name \"worker\""),
+        (with(&["--tls-client-ca", &ca, "--client-identities", &no_role]), "unknown role \"root\""),
         (with(&["--tls-client-ca", &ca, "--client-identities", &no_org]), "line 3: invalid org \"acme\""),
-        (with(&["--tls-client-ca", &ca, "--client-identities", &no_operator]), "line 3: an operator is"),
+        (with(&["--tls-client-ca", &ca, "--client-identities", &no_operator]), "line 3: ORG - and the role operator"),
         (with(&["--tls-client-ca", &ca, "--client-identities", &twice]), "line 4: duplicate name dns:worker"),
         (with(&["--tls-client-ca", &ca, "--client-identities", &words]), "line 3: expected NAME ORG ROLES"),
     ] {

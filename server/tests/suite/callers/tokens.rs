@@ -199,7 +199,7 @@ async fn tokens_are_made_listed_and_revoked_by_the_program(database: Database) {
         (&["token", "revoke", &unknown][..], "there is no token"),
         (&["token", "revoke", "ci"], "expected a UUID"),
         (&["token", "create", "--role", "admin"], "--org <UUID>"),
-        (&["token", "create", "--org", &org, "--role", "root"], "\"root\" is no role"),
+        (&["token", "create", "--org", &org, "--role", "root"], "unknown role \"root\""),
         (&["token", "create", "--org", &org, "--role", "operator"], "--operator instead"),
         (
             &["token", "create", "--org", &org, "--role", "admin", "--expires", "2001-01-01T00:00:00Z"],

@@ -141,10 +141,10 @@ async fn every_row_is_brought_in_as_it_was_or_refused_with_a_reason(database: Da
     // Each row is in the ledger, or a reason is reported.
     let refused = first.refused();
     assert_eq!(refused.len() + jobs.len(), 2 * n);
-    let mut reasons: Vec<_> = refused.values().map(|reason| reason.split("job ").next().unwrap()).collect();
+    let mut reasons: Vec<_> = refused.values().map(|reason| reason.split("used by").next().unwrap()).collect();
     reasons.sort_unstable();
     reasons.dedup();
-    assert_eq!(reasons, ["", "it has no status", "its status \"archived\" is unknown"]);
+    assert_eq!(reasons, ["it has no status", "its idempotency_key is already ", "its status \"archived\" is unknown"]);
     assert!(refused.values().any(|reason| reason.contains("already used by")));
     let [source, ledger, ahead, refused_rows, difference] = first.line("all")[..] else { panic!("{}", first.said()) };
     assert_eq!((source, ledger, ahead, difference), (2 * n as i64, jobs.len() as i64, 0, 0));

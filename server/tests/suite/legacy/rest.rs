@@ -441,7 +441,7 @@ async fn without_its_database_it_says_when_to_come_back(database: Database) {
     let answer = http(&server.address.to_string(), "POST /jobs", &[JSON], "{\"type\":\"t\"}").await;
     assert_eq!(answer.code, 503, "{answer:?}");
     assert!(answer.headers.to_lowercase().contains("retry-after: 1"), "{answer:?}");
-    assert!(answer.json()["detail"].as_str().unwrap().contains("is unavailable"), "{answer:?}");
+    assert!(answer.json()["detail"].as_str().unwrap().contains("is not available"), "{answer:?}");
     store.come_back().await;
     server.stop().await;
 }

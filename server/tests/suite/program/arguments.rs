@@ -85,7 +85,7 @@ fn bad_arguments_are_explained_before_anything_is_opened() {
         (vec!["--shutdown-grace", "18446744073709551615"], "must be 0s to 1h"),
         (vec!["--listen", "nowhere:x"], "(expected ADDR:PORT)"),
         (vec!["--log", "a=b=c"], "invalid log filter \"a=b=c\""),
-        (vec!["--log", "chatty"], "\"chatty\" is no level"),
+        (vec!["--log", "chatty"], "\"chatty\" is neither a level"),
         (vec!["serv"], "unrecognized subcommand"),
     ] {
         let said = refusal(&arguments);

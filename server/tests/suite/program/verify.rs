@@ -105,7 +105,7 @@ async fn what_was_tampered_with_is_told(database: Database) {
         let twice = "INSERT INTO job_event (org_id, seq, job_id, job_seq, ts, recorded_at, kind, prev_status, next_status, attempt, job_type, bytes)
             SELECT org_id, seq, job_id, job_seq, ts, recorded_at + interval '1 microsecond', kind, prev_status, next_status, attempt,
                 job_type, bytes FROM job_event WHERE seq = 11";
-        cases.push((twice.to_owned(), vec!["13 events in 12 places"]));
+        cases.push((twice.to_owned(), vec!["13 events with 12 different seqs"]));
     }
     for (sql, expected) in cases {
         let database = if is_postgres { Database::postgres().await } else { Database::sqlite() };

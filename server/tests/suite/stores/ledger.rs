@@ -11,9 +11,8 @@ use jobledger_server::{
     domain::{
         clock::Clock,
         id::{Digest, JobId, OrgId},
-        job::{Idempotency, Job, JobSpec, Labels},
+        job::{Idempotency, Job, JobSpec},
         json::Json,
-        retry::RetryPolicy,
         transition::{self, Ending, News, Outcome, Report, Step},
     },
     ledger::{Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},

@@ -12,9 +12,8 @@ use jobledger_server::{
         clock::{Clock as _, SystemClock, Time},
         event::{EventKind, JobEvent},
         id::{JobId, OrgId},
-        job::{Idempotency, Job, JobSpec, Labels},
+        job::{Idempotency, Job, JobSpec},
         lease::Lease,
-        retry::RetryPolicy,
         status::JobStatus,
     },
     store::{
