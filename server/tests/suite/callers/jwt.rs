@@ -454,7 +454,7 @@ fn keys_that_can_not_be_used_are_told_at_the_start() {
         (vec!["--jwt-keys", &not_json], "not a JWKS"),
         (vec!["--jwt-keys", "http://127.0.0.1:1/jwks"], "http://127.0.0.1:1/jwks"),
         (vec!["--jwt-hs256-secret-file", &short], "needs at least 32 bytes"),
-        (vec!["--jwt-role", "x=root"], "\"root\" is no role"),
+        (vec!["--jwt-role", "x=root"], "unknown role \"root\""),
         (vec!["--jwt-role", "x=operator"], "--jwt-operator-role"),
     ] {
         let url = database.url();

@@ -34,7 +34,7 @@ async fn a_type_is_forgotten_with_its_last_job_and_makes_room(database: Database
     until_counts(&client, |counts| counts.succeeded, 0).await;
     client.create(NewJob::new("new")).await.expect("there is room for another");
     let refused = client.create(NewJob::new("gone")).await.unwrap_err();
-    assert!(refused.to_string().contains("3 types"), "{refused}");
+    assert!(refused.to_string().contains("3 job types"), "{refused}");
     // The window still has what happened.
     let statistics = client.statistics(&[]).await.unwrap();
     let gone = statistics.types.iter().find(|of_type| of_type.r#type == "gone").expect("it is in the window");
