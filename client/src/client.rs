@@ -114,7 +114,19 @@ impl Client {
     ///
     /// [`Error::JobNotFound`], [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
     pub async fn get(&self, job_id: impl Into<String>) -> Result<Job, Error> {
-        let request = GetJobRequest { job_id: job_id.into() };
+        self.get_of(GetJobRequest { job_id: job_id.into(), ..GetJobRequest::default() }).await
+    }
+
+    /// Reads the job that was created with this idempotency key, with its payload, stage, progress and result.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KeyNotFound`], [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn get_by_key(&self, idempotency_key: impl Into<String>) -> Result<Job, Error> {
+        self.get_of(GetJobRequest { idempotency_key: idempotency_key.into(), ..GetJobRequest::default() }).await
+    }
+
+    async fn get_of(&self, request: GetJobRequest) -> Result<Job, Error> {
         let answer =
             self.call(request, true, |mut service, request| async move { service.get_job(request).await }).await?;
         answer.job.ok_or_else(Error::without_job)

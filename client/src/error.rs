@@ -39,6 +39,12 @@ pub enum Error {
         /// The id that was asked for.
         job_id: String,
     },
+    /// The org has no job with this idempotency key (`JOB_NOT_FOUND`).
+    #[error("no job with the idempotency key {idempotency_key:?}")]
+    KeyNotFound {
+        /// The key that was asked for.
+        idempotency_key: String,
+    },
     /// The idempotency key was used before with a different request (`IDEMPOTENCY_KEY_REUSED`).
     #[error("the idempotency key was used with a different request, for job {existing_job_id}")]
     IdempotencyKeyReused {
@@ -189,6 +195,7 @@ impl Error {
             Self::InvalidRequest { .. }
             | Self::PayloadTooLarge { .. }
             | Self::JobNotFound { .. }
+            | Self::KeyNotFound { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
             | Self::LeaseLost
@@ -237,6 +244,7 @@ impl Error {
             Self::InvalidRequest { .. }
             | Self::PayloadTooLarge { .. }
             | Self::JobNotFound { .. }
+            | Self::KeyNotFound { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
             | Self::LeaseLost
@@ -309,6 +317,9 @@ impl From<Status> for Error {
             }
             (Code::InvalidArgument, "PAYLOAD_TOO_LARGE") => {
                 Self::PayloadTooLarge { message, limit: facts.number("limit"), size: facts.number("size") }
+            }
+            (_, "JOB_NOT_FOUND") if facts.0.contains_key("idempotency_key") => {
+                Self::KeyNotFound { idempotency_key: facts.text("idempotency_key") }
             }
             (_, "JOB_NOT_FOUND") => Self::JobNotFound { job_id: facts.text("job_id") },
             (_, "IDEMPOTENCY_KEY_REUSED") => {

@@ -114,8 +114,8 @@ pub use jobledger_proto::v1 as proto;
 #[doc(no_inline)]
 pub use jobledger_proto::v1::{
     Bookmark, GetStatisticsRequest, GetStatisticsResponse as Statistics, HeartbeatRequest, HeartbeatResult, Job,
-    JobEvent, JobEventKind, JobStatus, JobView, Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse, RetryPolicy,
-    StatusCounts, TypeStatistics,
+    JobEvent, JobEventKind, JobOrder, JobStatus, JobView, Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse,
+    RetryPolicy, StatusCounts, TypeStatistics,
 };
 #[doc(no_inline)]
 pub use prost_types;

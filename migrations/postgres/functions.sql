@@ -319,12 +319,75 @@ BEGIN
     END LOOP;
 END $$;
 
--- A page of the matching jobs that were created before the seq p_before, the newest first. Candidates are found by a label if
--- p_key names one, else by status, and finished ones by type too if p_types names any. At most p_scan candidates are examined:
--- examined is their number, and reached the created_seq of the last one. If no job matches, one row has these and the head.
+-- Jobs that may match a list's filters, those after the position p_after in the list's order, at most p_scan. They are found by
+-- their key if p_idempotency_key is given, by a label if p_key names one, else by status, and finished ones by type too if p_types
+-- names any. p_since is given if running jobs whose rows say queued are wanted, but queued ones are not: their events have been
+-- recorded since then, and come after p_base. There is a function for each order.
+DO $do$
+DECLARE
+    list_order RECORD;
+BEGIN
+    FOR list_order IN SELECT * FROM (VALUES ('newest_candidates', '<', 'DESC'), ('oldest_candidates', '>', 'ASC')) v (name, beyond, sort) LOOP
+        EXECUTE replace(replace(replace($make$
+CREATE FUNCTION jobledger.NAME(
+    p_org UUID, p_after BIGINT, p_idempotency_key TEXT, p_key TEXT, p_value TEXT, p_types TEXT[], p_statuses TEXT[],
+    p_base BIGINT, p_since TIMESTAMPTZ, p_scan BIGINT
+)
+RETURNS TABLE (created_seq BIGINT, id UUID) LANGUAGE plpgsql STABLE SECURITY INVOKER AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT found.created_seq, found.id FROM (
+        (SELECT j.created_seq, j.id FROM jobledger.job j
+         WHERE p_idempotency_key IS NOT NULL AND j.org_id = p_org AND j.idempotency_key = p_idempotency_key
+             AND j.created_seq BEYOND p_after)
+        UNION ALL
+        (SELECT l.created_seq, l.job_id AS id FROM jobledger.job_label l
+         WHERE p_idempotency_key IS NULL AND p_key IS NOT NULL
+             AND l.org_id = p_org AND l.key = p_key AND l.value = p_value AND l.created_seq BEYOND p_after
+         ORDER BY l.created_seq SORT LIMIT p_scan)
+        UNION ALL
+        (SELECT of_status.created_seq, of_status.id FROM unnest(p_statuses) AS wanted (status) CROSS JOIN LATERAL (
+            SELECT j.created_seq, j.id FROM jobledger.job j
+            WHERE j.org_id = p_org AND j.status = wanted.status AND j.created_seq BEYOND p_after
+            ORDER BY j.created_seq SORT LIMIT p_scan) of_status
+         WHERE p_idempotency_key IS NULL AND p_key IS NULL AND (p_types IS NULL OR wanted.status IN ('queued', 'running')))
+        UNION ALL
+        (SELECT of_type.created_seq, of_type.id
+         FROM unnest(p_types) AS wanted (type)
+         CROSS JOIN unnest(p_statuses) AS with_status (status)
+         CROSS JOIN LATERAL (
+            SELECT j.created_seq, j.id FROM jobledger.job j
+            WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = with_status.status AND j.finished_at IS NOT NULL
+                AND j.created_seq BEYOND p_after
+            ORDER BY j.created_seq SORT LIMIT p_scan) of_type
+         WHERE p_idempotency_key IS NULL AND p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
+        UNION ALL
+        -- Running jobs whose rows are behind and say queued.
+        (SELECT behind.created_seq, behind.id
+         FROM (SELECT DISTINCT i.job_id FROM (
+            SELECT i.job_id FROM jobledger.job_event i
+            WHERE i.org_id = p_org AND i.seq > p_base AND i.recorded_at >= p_since
+                AND i.prev_status = 'queued' AND i.next_status = 'running'
+            ORDER BY i.seq OFFSET 0) i) i
+         CROSS JOIN LATERAL (
+            SELECT j.created_seq, j.id FROM jobledger.job j
+            WHERE j.org_id = p_org AND j.id = i.job_id AND j.status = 'queued' AND j.created_seq BEYOND p_after OFFSET 0) behind
+         WHERE p_idempotency_key IS NULL AND p_key IS NULL AND p_since IS NOT NULL
+         ORDER BY behind.created_seq SORT LIMIT p_scan)
+    ) found ORDER BY found.created_seq SORT LIMIT p_scan;
+END $$
+        $make$, 'NAME', list_order.name), 'BEYOND', list_order.beyond), 'SORT', list_order.sort);
+    END LOOP;
+END $do$;
+
+-- A page of the matching jobs after the position p_after in the order that p_oldest chooses. At most p_scan candidates are
+-- examined: examined is their number, and reached the created_seq of the last one. If no job matches, one row has these and the
+-- head. A running job whose row is behind passes p_worker whatever worker it has.
 CREATE OR REPLACE FUNCTION jobledger.list_jobs(
-    p_org UUID, p_before BIGINT, p_key TEXT, p_value TEXT, p_types TEXT[], p_statuses TEXT[], p_labels JSONB,
-    p_requested_by TEXT, p_created_after TIMESTAMPTZ, p_created_before TIMESTAMPTZ, p_scan BIGINT, p_limit BIGINT
+    p_org UUID, p_after BIGINT, p_oldest BOOLEAN, p_key TEXT, p_value TEXT, p_types TEXT[], p_statuses TEXT[], p_labels JSONB,
+    p_requested_by TEXT, p_created_after TIMESTAMPTZ, p_created_before TIMESTAMPTZ, p_idempotency_key TEXT, p_error_code TEXT,
+    p_worker TEXT, p_finished_after TIMESTAMPTZ, p_finished_before TIMESTAMPTZ, p_scan BIGINT, p_limit BIGINT
 )
 RETURNS TABLE (head_seq BIGINT, examined BIGINT, reached BIGINT, is_match BOOLEAN, found jobledger.found_job)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
@@ -334,6 +397,7 @@ DECLARE
     base BIGINT;
     base_n BIGINT;
     since TIMESTAMPTZ;
+    sign BIGINT := CASE WHEN p_oldest THEN 1 ELSE -1 END;
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     -- The head is read before the jobs, so that a stream from the head on misses no later change of them.
@@ -347,40 +411,11 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH candidate AS MATERIALIZED (
-        SELECT found.created_seq, found.id FROM (
-            (SELECT l.created_seq, l.job_id AS id FROM jobledger.job_label l
-             WHERE p_key IS NOT NULL AND l.org_id = p_org AND l.key = p_key AND l.value = p_value AND l.created_seq < p_before
-             ORDER BY l.created_seq DESC LIMIT p_scan)
-            UNION ALL
-            (SELECT of_status.created_seq, of_status.id FROM unnest(p_statuses) AS wanted (status) CROSS JOIN LATERAL (
-                SELECT j.created_seq, j.id FROM jobledger.job j
-                WHERE j.org_id = p_org AND j.status = wanted.status AND j.created_seq < p_before
-                ORDER BY j.created_seq DESC LIMIT p_scan) of_status
-             WHERE p_key IS NULL AND (p_types IS NULL OR wanted.status IN ('queued', 'running')))
-            UNION ALL
-            (SELECT of_type.created_seq, of_type.id
-             FROM unnest(p_types) AS wanted (type)
-             CROSS JOIN unnest(p_statuses) AS with_status (status)
-             CROSS JOIN LATERAL (
-                SELECT j.created_seq, j.id FROM jobledger.job j
-                WHERE j.org_id = p_org AND j.type = wanted.type AND j.status = with_status.status AND j.finished_at IS NOT NULL
-                    AND j.created_seq < p_before
-                ORDER BY j.created_seq DESC LIMIT p_scan) of_type
-             WHERE p_key IS NULL AND with_status.status NOT IN ('queued', 'running'))
-            UNION ALL
-            -- Running jobs whose rows are behind and say queued.
-            (SELECT behind.created_seq, behind.id
-             FROM (SELECT DISTINCT i.job_id FROM (
-                SELECT i.job_id FROM jobledger.job_event i
-                WHERE i.org_id = p_org AND i.seq > base AND i.recorded_at >= since
-                    AND i.prev_status = 'queued' AND i.next_status = 'running'
-                ORDER BY i.seq OFFSET 0) i) i
-             CROSS JOIN LATERAL (
-                SELECT j.created_seq, j.id FROM jobledger.job j
-                WHERE j.org_id = p_org AND j.id = i.job_id AND j.status = 'queued' AND j.created_seq < p_before OFFSET 0) behind
-             WHERE p_key IS NULL AND since IS NOT NULL
-             ORDER BY behind.created_seq DESC LIMIT p_scan)
-        ) found ORDER BY found.created_seq DESC LIMIT p_scan
+        SELECT * FROM jobledger.newest_candidates(
+            p_org, p_after, p_idempotency_key, p_key, p_value, p_types, p_statuses, base, since, p_scan) WHERE NOT p_oldest
+        UNION ALL
+        SELECT * FROM jobledger.oldest_candidates(
+            p_org, p_after, p_idempotency_key, p_key, p_value, p_types, p_statuses, base, since, p_scan) WHERE p_oldest
     ), looked AS (
         SELECT c.created_seq, c.id, found.whole, e.image, e.next_status, e.attempt, e.ts, e.job_seq, e.seq, e.recorded_at, e.detail_json
         FROM candidate c
@@ -392,10 +427,14 @@ BEGIN
             AND (p_requested_by IS NULL OR found.requested_by = p_requested_by)
             AND (p_created_after IS NULL OR found.created_at >= p_created_after)
             AND (p_created_before IS NULL OR found.created_at < p_created_before)
+            AND (p_error_code IS NULL OR found.last_error_code = p_error_code)
+            AND (p_worker IS NULL OR e.seq > found.last_seq OR found.lease_worker = p_worker)
+            AND (p_finished_after IS NULL OR found.finished_at >= p_finished_after)
+            AND (p_finished_before IS NULL OR found.finished_at < p_finished_before)
     ), seen AS (
-        SELECT count(*) AS examined, min(c.created_seq) AS reached FROM candidate c
+        SELECT count(*) AS examined, sign * max(sign * c.created_seq) AS reached FROM candidate c
     ), page AS MATERIALIZED (
-        SELECT looked.* FROM looked ORDER BY looked.created_seq DESC LIMIT p_limit
+        SELECT looked.* FROM looked ORDER BY sign * looked.created_seq LIMIT p_limit
     ), size AS MATERIALIZED (
         SELECT count(*) > 32 AS is_long FROM page WHERE page.next_status = 'running'
     ), extended AS MATERIALIZED (
@@ -415,7 +454,7 @@ BEGIN
         (page.whole).*,
         page.detail_json ->> 'stage', (page.detail_json ->> 'progress')::integer, NULL, NULL)::jobledger.found_job
     FROM seen LEFT JOIN kept page ON true
-    ORDER BY page.created_seq DESC;
+    ORDER BY sign * page.created_seq;
 END $$;
 
 -- A page of the log: at most p_limit matching events after p_after up to p_last. The page ends with the event that exceeds

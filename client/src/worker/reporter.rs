@@ -142,6 +142,7 @@ pub(super) fn is_about_report(error: &Error) -> bool {
         Error::Exhausted { reason, .. } => reason == "MESSAGE_TOO_LARGE",
         Error::Other { code, .. } => *code == Code::InvalidArgument,
         Error::JobNotFound { .. }
+        | Error::KeyNotFound { .. }
         | Error::LeaseLost
         | Error::EtagMismatch { .. }
         | Error::Unauthenticated { .. }

@@ -203,6 +203,7 @@ fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
         Error::InvalidRequest { .. }
         | Error::PayloadTooLarge { .. }
         | Error::JobNotFound { .. }
+        | Error::KeyNotFound { .. }
         | Error::IdempotencyKeyReused { .. }
         | Error::InvalidTransition { .. }
         | Error::LeaseLost

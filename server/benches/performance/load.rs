@@ -204,7 +204,7 @@ pub(crate) async fn get(load: &Load, jobs: &Arc<[String]>, callers: usize, time:
     load.calls(callers, time, move |mut client, caller, n| {
         let job_id = jobs[(caller * 31 + n as usize) % jobs.len()].clone();
         async move {
-            client.get_job(pb::GetJobRequest { job_id }).await?;
+            client.get_job(pb::GetJobRequest { job_id, ..Default::default() }).await?;
             Ok(())
         }
     })

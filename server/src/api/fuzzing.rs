@@ -56,6 +56,6 @@ pub fn page_token(bytes: &[u8]) {
         && !page_token.is_empty()
     {
         let as_of_seq = listing.as_of_seq.expect("a page that is not the first has one");
-        assert_eq!(listing.token(listing.query.before, as_of_seq), page_token);
+        assert_eq!(listing.token(listing.query.after, as_of_seq), page_token);
     }
 }

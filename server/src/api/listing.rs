@@ -39,7 +39,7 @@ pub(super) async fn answer(turn: &ReadTurn, org: OrgId, listing: Listing) -> Res
             answer.jobs.push(message);
         }
     }
-    answer.next_page_token = next.map(|before| listing.token(before, as_of_seq)).unwrap_or_default();
+    answer.next_page_token = next.map(|after| listing.token(after, as_of_seq)).unwrap_or_default();
     Ok(answer)
 }
 

@@ -10,7 +10,9 @@ use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 use super::{
     buffered_response::OnTaken,
     caller::Caller,
-    convert, listing, request, statistics,
+    convert, listing,
+    request::{self, JobName},
+    statistics,
     status::{ApiError, item_error},
     stream::{self, EventStream},
 };
@@ -189,8 +191,11 @@ impl JobService for Service {
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let id = request::get(request.get_ref())?;
-        let (record, turn) = self.ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
+        let found = match request::get(request.into_inner())? {
+            JobName::Id(id) => self.ledger.job(caller.org(), id).await,
+            JobName::Key(key) => self.ledger.job_with_key(caller.org(), key).await,
+        };
+        let (record, turn) = found.map_err(ApiError::from)?;
         let mut response = Response::new(pb::GetJobResponse { job: Some(convert::job_record(&record)) });
         if let Some(turn) = turn {
             response.extensions_mut().insert(turn);

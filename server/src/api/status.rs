@@ -267,6 +267,9 @@ impl ErrorStatus {
         let message = error.to_string();
         match error {
             LedgerError::JobNotFound { job } => Self::new(Code::NotFound, "JOB_NOT_FOUND", message).with("job_id", job),
+            LedgerError::KeyNotFound { key } => {
+                Self::new(Code::NotFound, "JOB_NOT_FOUND", message).with("idempotency_key", key)
+            }
             LedgerError::IdempotencyKeyReused { existing } => {
                 Self::new(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED", message).with("existing_job_id", existing)
             }

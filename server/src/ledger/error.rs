@@ -39,6 +39,12 @@ pub enum LedgerError {
         /// The id asked for.
         job: JobId,
     },
+    /// The org has no job with this idempotency key.
+    #[error("the org has no job with the idempotency key {key:?}")]
+    KeyNotFound {
+        /// The key asked for.
+        key: String,
+    },
     /// The idempotency key was used before with a different request.
     #[error("the idempotency key was used with a different request, for job {existing}")]
     IdempotencyKeyReused {

@@ -64,8 +64,8 @@ use self::{
     writer::Writer,
 };
 pub use crate::store::{
-    EventFilter, JobFilter, JobPage, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics, StatisticsQuery,
-    StatusCounts, TypeStatistics,
+    EventFilter, JobFilter, JobPage, ListOrder, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics,
+    StatisticsQuery, StatusCounts, TypeStatistics,
 };
 use crate::{
     domain::{
@@ -359,6 +359,26 @@ impl Ledger {
     /// [`LedgerError::JobNotFound`], or an error of the database.
     pub async fn job(&self, org: OrgId, id: JobId) -> Result<(Arc<JobRecord>, Option<ReadTurn>), LedgerError> {
         self.reads.job(org, id).await
+    }
+
+    /// Reads the job with this idempotency key, with payload and result.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::KeyNotFound`], or an error of the database.
+    pub async fn job_with_key(
+        &self,
+        org: OrgId,
+        key: String,
+    ) -> Result<(Arc<JobRecord>, Option<ReadTurn>), LedgerError> {
+        let filter = JobFilter { idempotency_key: Some(key.clone()), ..JobFilter::default() };
+        let page = self.read_turn(org).await?.list(org, &ListQuery::first(filter, ListOrder::NewestFirst, 1)).await?;
+        let job = page.jobs.first().ok_or_else(|| LedgerError::KeyNotFound { key: key.clone() })?.id;
+        match self.job(org, job).await {
+            // It was removed in between.
+            Err(LedgerError::JobNotFound { .. }) => Err(LedgerError::KeyNotFound { key }),
+            found => found,
+        }
     }
 
     /// Takes a turn to read pages of jobs with their contents. The caller keeps it until its answer is made.

@@ -20,7 +20,7 @@ use crate::{
         job::JobRecord,
         status::JobStatus,
     },
-    store::{EventFilter, EventQuery, JobPage, ListQuery, Store, StoreError},
+    store::{EventFilter, EventQuery, JobPage, ListOrder, ListQuery, Store, StoreError},
 };
 
 /// Events of a delivery: a page of the past, or a slice of the tail.
@@ -249,7 +249,8 @@ impl Subscription {
                 (Vec::from_iter(self.filter.matches_job(&record.job).then_some(record)), None)
             }
             None => {
-                let query = ListQuery { filter: self.filter.of_jobs(), before, limit: PAGE_JOBS };
+                let order = ListOrder::NewestFirst;
+                let query = ListQuery { filter: self.filter.of_jobs(), order, after: before, limit: PAGE_JOBS };
                 catch_up.begin_patiently(org).await.read(move |store| snapshot_page(store, org, query)).await?
             }
         };

@@ -13,7 +13,7 @@ use crate::{
         job::{Job, JobContents},
     },
     legacy::{error_text, isoformat, old_word},
-    store::{JobFilter, ListQuery, Store, StoreError},
+    store::{JobFilter, ListOrder, ListQuery, Store, StoreError},
 };
 
 /// Jobs per page.
@@ -52,7 +52,7 @@ pub async fn to_old_table(
 ) -> Result<u64, ExportError> {
     let table = format!("\"{}\".jobs", schema.replace('"', "\"\""));
     writeln!(out, "{}", BEGIN.replace("$jobs", &table))?;
-    let mut query = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: PAGE_JOBS };
+    let mut query = ListQuery::first(JobFilter::default(), ListOrder::NewestFirst, PAGE_JOBS);
     let mut rows = Rows { table, text: String::new(), n: 0 };
     let mut exported = 0;
     loop {
@@ -66,7 +66,7 @@ pub async fn to_old_table(
         }
         exported += page.jobs.len() as u64;
         match page.next {
-            Some(before) => query.before = before,
+            Some(after) => query.after = after,
             None => break,
         }
     }

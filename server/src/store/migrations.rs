@@ -48,7 +48,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 9, sql: include_str!("../../migrations/postgres/functions.sql") };
+    Functions { version: 10, sql: include_str!("../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -263,7 +263,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (9, "9dd94126e65a074acbf567d3d78b434e4bc70c4d0e5f35fe3ff14e70a9302091")
+            (10, "566d6945e2a4e9566c94f57c918b8b5d98475937c68b380b66d6b6c6ab14de47")
         );
     }
 

@@ -48,8 +48,8 @@ pub use self::{
     interface::{Batch, Capacity, Disk, DueWork, FoundJob, LARGE_JOB, Listener, News, Store},
     options::{FileUse, ORGS_PER_TRANSACTION, OpenOptions},
     query::{
-        EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListQuery, SeriesKind, SeriesPoint, Statistics,
-        StatisticsQuery, TypeStatistics,
+        EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListOrder, ListQuery, SeriesKind, SeriesPoint,
+        Statistics, StatisticsQuery, TypeStatistics,
     },
     ready::{ClaimOrder, FoundReady, Ready, ReadyJob},
     record::RecordId,

@@ -116,17 +116,79 @@ pub struct JobFilter {
     pub created_after: Option<Time>,
     /// Jobs created before then.
     pub created_before: Option<Time>,
+    /// The job with this idempotency key.
+    pub idempotency_key: Option<String>,
+    /// Jobs whose last failure or lost attempt has this code.
+    pub error_code: Option<String>,
+    /// Jobs that this worker holds a lease on.
+    pub worker: Option<String>,
+    /// Jobs finished then or later.
+    pub finished_after: Option<Time>,
+    /// Jobs finished before then.
+    pub finished_before: Option<Time>,
 }
 
 impl JobFilter {
+    /// True for a job that passes the filter. Statements that list jobs leave out most of the others beforehand.
+    pub fn matches(&self, job: &Job) -> bool {
+        let spec = &job.spec;
+        let is =
+            |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
+        (self.statuses.is_empty() || self.statuses.contains(&job.status))
+            && (self.types.is_empty() || self.types.iter().any(|wanted| **wanted == *spec.job_type))
+            && self.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value))
+            && is(&self.requested_by, Some(&spec.requested_by))
+            && self.created_after.is_none_or(|time| job.created_at >= time)
+            && self.created_before.is_none_or(|time| job.created_at < time)
+            && is(&self.idempotency_key, spec.idempotency.as_ref().map(|idempotency| &*idempotency.key))
+            && is(&self.error_code, job.last_error.as_ref().map(|error| &*error.code))
+            && is(&self.worker, job.lease.as_ref().map(|lease| &*lease.worker))
+            && self.finished_after.is_none_or(|time| job.finished_at.is_some_and(|finished| finished >= time))
+            && self.finished_before.is_none_or(|time| job.finished_at.is_some_and(|finished| finished < time))
+    }
+
+    /// The statuses that a matching job may have.
+    pub(super) fn possible_statuses(&self) -> impl Iterator<Item = JobStatus> {
+        let has_finished = self.finished_after.is_some() || self.finished_before.is_some();
+        JobStatus::ALL.into_iter().filter(move |status| {
+            (self.statuses.is_empty() || self.statuses.contains(status))
+                && (self.worker.is_none() || *status == JobStatus::Running)
+                && (!has_finished || status.is_terminal())
+        })
+    }
+
     /// True if an index has exactly the matching jobs.
     fn is_indexed(&self) -> bool {
-        let no_rest = self.requested_by.is_none() && self.created_after.is_none() && self.created_before.is_none();
+        let times = [self.created_after, self.created_before, self.finished_after, self.finished_before];
+        let no_rest = self.requested_by.is_none()
+            && self.error_code.is_none()
+            && self.worker.is_none()
+            && times.iter().all(Option::is_none);
         let of_types = self.types.is_empty()
             || !self.statuses.is_empty() && self.statuses.iter().all(|status| status.is_terminal());
         let of_labels =
             self.labels.is_empty() || self.labels.len() == 1 && self.types.is_empty() && self.statuses.is_empty();
-        no_rest && of_types && of_labels
+        self.idempotency_key.is_some() || no_rest && of_types && of_labels
+    }
+}
+
+/// The order of a list of jobs: that of their first events.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ListOrder {
+    /// The job that was created last comes first.
+    #[default]
+    NewestFirst,
+    /// The job that was created first comes first.
+    OldestFirst,
+}
+
+impl ListOrder {
+    /// A position before all jobs.
+    pub fn start(self) -> i64 {
+        match self {
+            Self::NewestFirst => i64::MAX,
+            Self::OldestFirst => 0,
+        }
     }
 }
 
@@ -135,8 +197,10 @@ impl JobFilter {
 pub struct ListQuery {
     /// The filter of jobs.
     pub filter: JobFilter,
-    /// Only jobs whose first event is before this `seq`.
-    pub before: i64,
+    /// The order of the jobs.
+    pub order: ListOrder,
+    /// Only jobs whose first event comes, in this order, after this `seq`.
+    pub after: i64,
     /// At most this many jobs, at least 1.
     pub limit: usize,
 }
@@ -145,30 +209,37 @@ pub struct ListQuery {
 pub(super) const LIST_SCAN: usize = 2_000;
 
 impl ListQuery {
+    /// The first page of at most `limit` jobs in this order.
+    pub fn first(filter: JobFilter, order: ListOrder, limit: usize) -> Self {
+        Self { filter, order, after: order.start(), limit }
+    }
+
     /// How many jobs a page examines. One more than its limit tells whether there is a next page.
     pub(super) fn scan(&self) -> usize {
         let wanted = self.limit + 1;
         if self.filter.is_indexed() { wanted } else { wanted.max(LIST_SCAN) }
     }
 
-    /// The statuses of jobs to examine.
-    pub(super) fn statuses(&self) -> &[JobStatus] {
-        if self.filter.statuses.is_empty() { &JobStatus::ALL } else { &self.filter.statuses }
+    /// How many rows a statement returns at most. The worker of a job whose row is behind is known only once it is read.
+    pub(super) fn rows(&self) -> usize {
+        if self.filter.worker.is_some() { self.scan() } else { self.limit + 1 }
     }
 
-    /// The names of [`ListQuery::statuses`].
+    /// The names of the statuses of jobs to examine.
     pub(super) fn status_names(&self) -> Vec<&'static str> {
-        self.statuses().iter().copied().map(JobStatus::as_str).collect()
+        self.filter.possible_statuses().map(JobStatus::as_str).collect()
     }
 
-    /// The page of these jobs, which are one more than the limit if there are more. `reached` is the `created_seq` of the last
-    /// job examined, `None` if all were.
+    /// The page of these jobs, of which there are [`ListQuery::rows`] if there may be more. `reached` is the `created_seq` of the
+    /// last job examined, `None` if all were.
     pub(super) fn page(&self, mut jobs: Vec<Job>, as_of_seq: i64, reached: Option<i64>) -> JobPage {
+        let read_to = jobs.last().filter(|_| jobs.len() >= self.rows()).map(|job| job.created_seq);
+        jobs.retain(|job| self.filter.matches(job));
         let is_cut = jobs.len() > self.limit;
         jobs.truncate(self.limit);
         let next = match jobs.last() {
             Some(last) if is_cut => Some(last.created_seq),
-            _ => reached,
+            _ => read_to.or(reached),
         };
         JobPage { jobs, next, as_of_seq }
     }
@@ -177,9 +248,9 @@ impl ListQuery {
 /// A page of jobs.
 #[derive(Debug)]
 pub struct JobPage {
-    /// The matching jobs, newest first.
+    /// The matching jobs, in the query's order.
     pub jobs: Vec<Job>,
-    /// The `before` of the next page, `None` at the end. A page without jobs may have a next one.
+    /// The `after` of the next page, `None` at the end. A page without jobs may have a next one.
     pub next: Option<i64>,
     /// A `seq` up to which the page lacks no event. Events after it have everything that the page lacks.
     pub as_of_seq: i64,

@@ -13,8 +13,8 @@ use crate::{
         status::JobStatus,
     },
     store::{
-        EventFilter, EventQuery, JobFilter, ListQuery, Scheduled, Series, Statistics, StatisticsQuery, Stock, Store,
-        StoreError,
+        EventFilter, EventQuery, JobFilter, ListOrder, ListQuery, Scheduled, Series, Statistics, StatisticsQuery,
+        Stock, Store, StoreError,
     },
 };
 
@@ -68,7 +68,10 @@ pub(super) async fn verify(
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
     let (mut of_jobs, mut is_whole) = (0, true);
-    let mut query = ListQuery { filter: JobFilter::default(), before: heads.last + 1, limit: PAGE_JOBS };
+    let mut query = ListQuery {
+        after: heads.last + 1,
+        ..ListQuery::first(JobFilter::default(), ListOrder::NewestFirst, PAGE_JOBS)
+    };
     loop {
         let page = match store.list(org, &query).await {
             Err(StoreError::Unusable(reason)) => {
@@ -86,7 +89,7 @@ pub(super) async fn verify(
         }
         on_progress(found.jobs);
         match page.next {
-            Some(before) if found.differences.len() < MAX_DIFFERENCES => query.before = before,
+            Some(after) if found.differences.len() < MAX_DIFFERENCES => query.after = after,
             _ => break,
         }
     }

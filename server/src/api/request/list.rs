@@ -6,7 +6,10 @@ use super::{
     super::status::ApiError,
     check::{Check, digest},
 };
-use crate::ledger::{JobFilter, ListQuery};
+use crate::{
+    domain::job::MAX_ERROR_CODE_CHARS,
+    ledger::{JobFilter, ListOrder, ListQuery},
+};
 
 const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 1_000;
@@ -38,29 +41,55 @@ pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing
     let types = check.types(request.types);
     check.labels(&request.labels);
     check.name("requested_by", &request.requested_by);
-    let created_after = request.created_after.and_then(|time| check.time("created_after", time));
-    let created_before = request.created_before.and_then(|time| check.time("created_before", time));
+    check.name("idempotency_key", &request.idempotency_key);
+    check.text("error_code", &request.error_code, MAX_ERROR_CODE_CHARS);
+    check.name("worker_id", &request.worker_id);
+    let mut time = |field, time: Option<_>| time.and_then(|time| check.time(field, time));
+    let created_after = time("created_after", request.created_after);
+    let created_before = time("created_before", request.created_before);
+    let finished_after = time("finished_after", request.finished_after);
+    let finished_before = time("finished_before", request.finished_before);
+    let order = match pb::JobOrder::try_from(request.order) {
+        Ok(pb::JobOrder::Unspecified | pb::JobOrder::NewestFirst) => ListOrder::NewestFirst,
+        Ok(pb::JobOrder::OldestFirst) => ListOrder::OldestFirst,
+        Err(_) => {
+            check.refuse("order", format!("{} is not an order", request.order));
+            ListOrder::default()
+        }
+    };
     let place = token.as_deref().map(|token| parse(token, &fingerprint));
     check.that("page_token", place != Some(None), || {
         "is not the next_page_token of an answer to a request with the same filters".to_owned()
     });
     check.finish()?;
-    let (before, as_of_seq) = place.flatten().unzip();
-    let requested_by = (!request.requested_by.is_empty()).then_some(request.requested_by);
-    let filter = JobFilter { statuses, types, labels: request.labels, requested_by, created_after, created_before };
-    let query = ListQuery { filter, before: before.unwrap_or(i64::MAX), limit };
+    let (after, as_of_seq) = place.flatten().unzip();
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    let filter = JobFilter {
+        statuses,
+        types,
+        labels: request.labels,
+        requested_by: given(request.requested_by),
+        created_after,
+        created_before,
+        idempotency_key: given(request.idempotency_key),
+        error_code: given(request.error_code),
+        worker: given(request.worker_id),
+        finished_after,
+        finished_before,
+    };
+    let query = ListQuery { filter, order, after: after.unwrap_or(order.start()), limit };
     Ok(Listing { query, is_full: view == Ok(pb::JobView::Full), as_of_seq, fingerprint })
 }
 
 impl Listing {
-    /// The token of the page that begins with the newest job created before this `seq`.
-    pub(in super::super) fn token(&self, before: i64, as_of_seq: i64) -> String {
-        token((before, as_of_seq), &self.fingerprint)
+    /// The token of the page that begins after the job with this `created_seq`.
+    pub(in super::super) fn token(&self, after: i64, as_of_seq: i64) -> String {
+        token((after, as_of_seq), &self.fingerprint)
     }
 }
 
-fn token((before, as_of_seq): (i64, i64), fingerprint: &str) -> String {
-    format!("{before}.{as_of_seq}.{fingerprint}")
+fn token((after, as_of_seq): (i64, i64), fingerprint: &str) -> String {
+    format!("{after}.{as_of_seq}.{fingerprint}")
 }
 
 /// Parses a page token; `None` unless it is exactly as [`token`] writes it.

@@ -45,11 +45,23 @@ pub(super) fn items(field: &str, n: usize) -> Result<(), ApiError> {
     Err(ApiError::invalid(field, format!("must be 1 to {MAX_ITEMS}, not {n}")))
 }
 
-pub(super) fn get(request: &pb::GetJobRequest) -> Result<JobId, ApiError> {
+/// How a request names a job.
+pub(super) enum JobName {
+    Id(JobId),
+    Key(String),
+}
+
+pub(super) fn get(request: pb::GetJobRequest) -> Result<JobName, ApiError> {
     let mut check = Check::default();
-    let id = check.job_id(&request.job_id);
+    let name = if request.idempotency_key.is_empty() {
+        JobName::Id(check.job_id(&request.job_id))
+    } else {
+        check.that("job_id", request.job_id.is_empty(), || "must not be combined with idempotency_key".to_owned());
+        check.name("idempotency_key", &request.idempotency_key);
+        JobName::Key(request.idempotency_key)
+    };
     check.finish()?;
-    Ok(id)
+    Ok(name)
 }
 
 pub(crate) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Result<Command, ApiError> {

@@ -1,4 +1,4 @@
-//! Lists of jobs: one call of `jobledger.list_jobs`, which finds jobs by a label, or by status and type.
+//! Lists of jobs: one call of `jobledger.list_jobs`, which finds jobs by their key, by a label, or by status and type.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     domain::id::OrgId,
     store::{
-        JobPage, ListQuery, StoreError,
+        JobPage, ListOrder, ListQuery, StoreError,
         image::read_job_over,
         rows::{self, Columns as _},
     },
@@ -21,7 +21,7 @@ use crate::{
 static LIST: LazyLock<String> = LazyLock::new(|| {
     format!(
         "/* list */ SELECT head_seq, examined, reached, is_match, {}
-        FROM jobledger.list_jobs($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12) r",
+        FROM jobledger.list_jobs($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) r",
         job_over("(r.found)")
     )
 });
@@ -33,7 +33,8 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
     let types = (!filter.types.is_empty()).then_some(&filter.types[..]);
     let arguments = arguments![
         org.0,
-        query.before,
+        query.after,
+        query.order == ListOrder::OldestFirst,
         key.map(String::as_str),
         value.map(String::as_str),
         types,
@@ -42,8 +43,13 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
         filter.requested_by.as_deref(),
         filter.created_after,
         filter.created_before,
+        filter.idempotency_key.as_deref(),
+        filter.error_code.as_deref(),
+        filter.worker.as_deref(),
+        filter.finished_after,
+        filter.finished_before,
         query.scan() as i64,
-        query.limit as i64 + 1
+        query.rows() as i64
     ];
     let found = readers.fetch(LIST.as_str(), arguments).await?;
     let (mut jobs, mut place) = (Vec::with_capacity(found.len()), (0, 0, None));

@@ -1,5 +1,7 @@
 //! Lists of jobs. Each shape of filter has its own statement, over the indexes that end in `created_seq`.
 
+use std::iter;
+
 use sqlx::{AssertSqlSafe, SqlitePool};
 
 use super::{
@@ -9,7 +11,7 @@ use super::{
 use crate::{
     domain::{id::OrgId, status::JobStatus},
     store::{
-        JobPage, LIST_SCAN, ListQuery, StoreError,
+        JobPage, LIST_SCAN, ListOrder, ListQuery, StoreError,
         image::read_job_over,
         rows::{self, Columns as _},
     },
@@ -19,9 +21,9 @@ use crate::{
 /// filter with more pairs matches most of the jobs anyway.
 const MOST_WAYS: usize = 60;
 /// The number of arguments that all these statements have in common.
-const FIXED: usize = 10;
+const FIXED: usize = 14;
 
-/// A SELECT of the jobs that may match, the newest first: one subselect for each index range. Also returns the
+/// A SELECT of the jobs that may match, in the query's order: one subselect for each index range. Also returns the
 /// arguments of the subselects, which follow the fixed ones.
 fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     let filter = &query.filter;
@@ -31,12 +33,14 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
         format!("?{}", FIXED + values.len())
     };
     let mut ways = Vec::new();
-    if let Some((key, value)) = filter.labels.first_key_value() {
+    if let Some(key) = &filter.idempotency_key {
+        ways.push(format!("id FROM job WHERE org_id = ?1 AND idempotency_key = {}", bind(key)));
+    } else if let Some((key, value)) = filter.labels.first_key_value() {
         let (key, value) = (bind(key), bind(value));
         ways.push(format!("job_id AS id FROM job_label WHERE org_id = ?1 AND key = {key} AND value = {value}"));
     } else {
         let is_by_type = !filter.types.is_empty() && !has_too_many_ways(query);
-        for status in query.statuses() {
+        for status in filter.possible_statuses() {
             let name = bind(status.as_str());
             // The index over types has finished jobs only.
             if is_by_type && status.is_terminal() {
@@ -48,20 +52,27 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
             } else {
                 ways.push(format!("id FROM job INDEXED BY idx_job_status WHERE org_id = ?1 AND status = {name}"));
             }
-            if *status == JobStatus::Running {
+            if status == JobStatus::Running {
                 ways.push(BEHIND.to_owned());
             }
         }
     }
-    let ways: Vec<_> = ways
-        .into_iter()
-        .map(|way| {
-            format!(
-                " SELECT * FROM (SELECT created_seq, {way} AND created_seq < ?2 ORDER BY created_seq DESC LIMIT ?3)"
-            )
-        })
-        .collect();
+    let (beyond, sort) = direction(query.order);
+    let ways = ways.into_iter().map(|way| {
+        format!(
+            " SELECT * FROM (SELECT created_seq, {way} AND created_seq {beyond} ?2 ORDER BY created_seq {sort} LIMIT ?3)"
+        )
+    });
+    let ways: Vec<_> = iter::once(" SELECT 0 AS created_seq, NULL AS id WHERE false".to_owned()).chain(ways).collect();
     (ways.join(" UNION ALL"), values)
+}
+
+/// How the `created_seq` of a page's jobs compares with the query's `after`, and how the page is sorted.
+fn direction(order: ListOrder) -> (&'static str, &'static str) {
+    match order {
+        ListOrder::NewestFirst => ("<", "DESC"),
+        ListOrder::OldestFirst => (">", "ASC"),
+    }
 }
 
 /// Subselect of the running jobs whose rows are behind and have none of the wanted statuses. It returns each job once.
@@ -72,7 +83,7 @@ const BEHIND: &str = "id FROM (SELECT DISTINCT b.created_seq, b.id FROM org_head
     WHERE h.org_id = ?1) WHERE true";
 
 fn has_too_many_ways(query: &ListQuery) -> bool {
-    query.filter.types.len() * query.statuses().len() > MOST_WAYS
+    query.filter.types.len() * query.filter.possible_statuses().count() > MOST_WAYS
 }
 
 /// On pages of more jobs than this, one pass finds all lease extensions, instead of one search for each job.
@@ -83,8 +94,13 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
     // Without the index over types, the statement also reads jobs of other types.
     let scan = if has_too_many_ways(query) { query.scan().max(LIST_SCAN) } else { query.scan() };
     let (candidates, values) = candidates(query);
+    let (_, sort) = direction(query.order);
+    let last = match query.order {
+        ListOrder::NewestFirst => "min",
+        ListOrder::OldestFirst => "max",
+    };
     let sql = format!(
-        "/* list */ WITH candidate AS MATERIALIZED (SELECT * FROM ({candidates}) ORDER BY created_seq DESC LIMIT ?3),
+        "/* list */ WITH candidate AS MATERIALIZED (SELECT * FROM ({candidates}) ORDER BY created_seq {sort} LIMIT ?3),
         page AS MATERIALIZED (
             SELECT j.id, j.created_seq FROM candidate c CROSS JOIN job j ON j.org_id = ?1 AND j.id = c.id
             WHERE (?5 IS NULL OR j.type IN (SELECT value FROM json_each(?5)))
@@ -93,7 +109,10 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
                     WHERE NOT EXISTS (SELECT 1 FROM json_each(j.labels) l WHERE l.key = wanted.key AND l.value = wanted.value))
                 AND (?8 IS NULL OR j.requested_by = ?8)
                 AND (?9 IS NULL OR j.created_at >= ?9) AND (?10 IS NULL OR j.created_at < ?10)
-            ORDER BY c.created_seq DESC LIMIT ?4
+                AND (?11 IS NULL OR j.last_error_code = ?11)
+                AND (?12 IS NULL OR j.finished_at >= ?12) AND (?13 IS NULL OR j.finished_at < ?13)
+                AND (?14 IS NULL OR j.lease_worker = ?14 OR {IS_BEHIND})
+            ORDER BY c.created_seq {sort} LIMIT ?4
         ),
         extended AS MATERIALIZED (
             SELECT unhex(said.key) AS job_id, max(r.n) AS n, r.seq, said.value || '\"' AS said
@@ -102,11 +121,11 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
             WHERE h.org_id = ?1 AND (SELECT count(*) FROM page) > {LONG} GROUP BY said.key
         )
         SELECT coalesce((SELECT seq FROM org_head WHERE org_id = ?1), 0),
-            (SELECT count(*) FROM candidate), (SELECT min(created_seq) FROM candidate), page.id IS NOT NULL,
+            (SELECT count(*) FROM candidate), (SELECT {last}(created_seq) FROM candidate), page.id IS NOT NULL,
             {}
         FROM (SELECT 1) one LEFT JOIN page ON true LEFT JOIN job j ON j.org_id = ?1 AND j.id = page.id
         {LAST_EVENT} LEFT JOIN extended ON extended.job_id = j.id
-        ORDER BY page.created_seq DESC",
+        ORDER BY page.created_seq {sort}",
         job_over(&format!(
             "iif((SELECT count(*) FROM page) > {LONG}, iif(e.next_status = 'running' AND extended.seq >= e.seq, extended.said, NULL),
                 {})",
@@ -115,15 +134,19 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
     );
     let mut statement = sqlx::query(AssertSqlSafe(sql))
         .bind(org.0)
-        .bind(query.before)
+        .bind(query.after)
         .bind(scan as i64)
-        .bind(query.limit as i64 + 1)
+        .bind(query.rows() as i64)
         .bind((!filter.types.is_empty()).then(|| rows::json_text(&filter.types)))
         .bind(rows::json_text(&query.status_names()))
         .bind(rows::json_text(&filter.labels))
         .bind(filter.requested_by.as_deref())
         .bind(filter.created_after.map(micros))
-        .bind(filter.created_before.map(micros));
+        .bind(filter.created_before.map(micros))
+        .bind(filter.error_code.as_deref())
+        .bind(filter.finished_after.map(micros))
+        .bind(filter.finished_before.map(micros))
+        .bind(filter.worker.as_deref());
     for value in values {
         statement = statement.bind(value);
     }

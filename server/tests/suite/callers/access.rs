@@ -364,7 +364,7 @@ async fn who_calls_is_who_the_events_name(database: Database) {
 
 /// The headers and the body of a GetJob answer, byte by byte, with the requested id replaced.
 async fn refusal(caller: &Caller, bearer: &str, id: &str) -> (Vec<(String, String)>, Vec<u8>) {
-    let message = GetJobRequest { job_id: id.to_owned() }.encode_to_vec();
+    let message = GetJobRequest { job_id: id.to_owned(), ..Default::default() }.encode_to_vec();
     let mut frame = vec![0];
     frame.extend((message.len() as u32).to_be_bytes());
     frame.extend(message);

@@ -57,7 +57,7 @@ async fn create_once_there_is_room(client: Client) -> Result<(), Status> {
 
 /// Reads a job until a call is refused. By then the calls that were made before are under way.
 async fn has_no_room(client: &Client) -> Status {
-    let request = GetJobRequest { job_id: Uuid::now_v7().to_string() };
+    let request = GetJobRequest { job_id: Uuid::now_v7().to_string(), ..Default::default() };
     let refused = async {
         loop {
             let refused = client.raw().get_job(request.clone()).await.expect_err("there is no such job");

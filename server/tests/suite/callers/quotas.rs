@@ -124,7 +124,7 @@ async fn an_org_has_so_many_bytes_and_what_runs_comes_to_its_end(database: Datab
     let request = HeartbeatRequest { worker_id: "w".to_owned(), leases: vec![beat], ..Default::default() };
     let results = service.heartbeat(request).await.unwrap().into_inner().results;
     assert!(results[0].expires_at.is_some(), "{results:?}");
-    let get = || GetJobRequest { job_id: running.clone() };
+    let get = || GetJobRequest { job_id: running.clone(), ..Default::default() };
     let job = service.get_job(get()).await.unwrap().into_inner().job.unwrap();
     assert_ne!(job.progress, Some(77), "what it tells has no room");
     client.update(Report::succeeded(&running).result(&"done").unwrap().lease(&lease.lease_token)).await.unwrap();

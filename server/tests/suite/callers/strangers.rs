@@ -55,7 +55,13 @@ async fn a_connection_on_which_nobody_called_is_soon_closed() {
     let program = Program::start_with(&database, &["--unknown-idle-timeout", "1s"]);
     let connect = async || Raw::over(TcpStream::connect(&program.address).await.unwrap()).await;
     let (mut unknown, mut known) = (connect().await, connect().await);
-    begin(&mut known, GET, Uuid::new_v4(), &GetJobRequest { job_id: Uuid::new_v4().to_string() }.encode_to_vec()).await;
+    begin(
+        &mut known,
+        GET,
+        Uuid::new_v4(),
+        &GetJobRequest { job_id: Uuid::new_v4().to_string(), ..Default::default() }.encode_to_vec(),
+    )
+    .await;
     timeout(PATIENCE, unknown.goes_away()).await.expect("it is told to go");
     assert!(known.drain(Duration::from_secs(3)).await, "it stays");
     known.is_served().await;

@@ -146,7 +146,7 @@ impl Victim {
 
     async fn reads(self) {
         let job_id = self.create("read").await.expect("there is nothing in its way yet");
-        let request = || GetJobRequest { job_id: job_id.clone() };
+        let request = || GetJobRequest { job_id: job_id.clone(), ..Default::default() };
         at_pace(PACE, async || drop(self.call("get", self.client.raw().get_job(request())).await)).await;
     }
 

@@ -75,7 +75,7 @@ async fn an_unknown_job_is_not_found(database: Database) {
     let mut service = client.raw();
     let job_id = "01890a5d-ac96-774b-bcce-b302099a8057".to_owned();
     let expected = BTreeMap::from([("job_id".to_owned(), job_id.clone())]);
-    let get = service.get_job(GetJobRequest { job_id: job_id.clone() }).await.unwrap_err();
+    let get = service.get_job(GetJobRequest { job_id: job_id.clone(), ..Default::default() }).await.unwrap_err();
     assert_eq!(assert_error(&get, Code::NotFound, "JOB_NOT_FOUND"), expected);
     let update = UpdateJobStatusRequest { job_id: job_id.clone(), etag: "1".to_owned(), ..Default::default() };
     let update = service.update_job_status(update).await.unwrap_err();

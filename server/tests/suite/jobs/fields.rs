@@ -154,7 +154,7 @@ async fn bad_fields_of_an_update_are_all_named(database: Database) {
 async fn bad_fields_of_reads_streams_and_metadata_are_named(database: Database) {
     let (server, client) = TestServer::on(&database).await;
     let mut service = client.raw();
-    let get = service.get_job(GetJobRequest { job_id: String::new() }).await.unwrap_err();
+    let get = service.get_job(GetJobRequest { job_id: String::new(), ..Default::default() }).await.unwrap_err();
     assert_fields(&get, &["job_id"]);
     let types = vec![String::new(); 101];
     let statistics = service.get_statistics(GetStatisticsRequest { types, ..Default::default() }).await.unwrap_err();
@@ -215,7 +215,13 @@ async fn a_value_over_the_limit_is_told_its_size(database: Database) {
     assert_eq!(assert_error(&error, Code::InvalidArgument, "PAYLOAD_TOO_LARGE"), expected("result"));
     service.create_job(CreateJobRequest { payload: most.clone(), ..new_job() }).await.unwrap();
     service.update_job_status(UpdateJobStatusRequest { result: most.clone(), ..end.clone() }).await.unwrap();
-    let read = service.get_job(GetJobRequest { job_id: end.job_id }).await.unwrap().into_inner().job.unwrap();
+    let read = service
+        .get_job(GetJobRequest { job_id: end.job_id, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner()
+        .job
+        .unwrap();
     assert_eq!(read.result, most);
     server.stop().await;
 }
@@ -251,7 +257,8 @@ async fn what_is_stored_can_be_read_however_deep_it_is(database: Database) {
             ..Default::default()
         };
         service.update_job_status(end).await.unwrap();
-        let read = service.get_job(GetJobRequest { job_id: job_id.clone() }).await.unwrap().into_inner();
+        let read =
+            service.get_job(GetJobRequest { job_id: job_id.clone(), ..Default::default() }).await.unwrap().into_inner();
         assert_eq!(read.job.unwrap().result, most);
         let stream = StreamJobEventsRequest { job_id, ..Default::default() };
         let mut stream = service.stream_job_events(stream).await.unwrap().into_inner();
@@ -259,7 +266,17 @@ async fn what_is_stored_can_be_read_however_deep_it_is(database: Database) {
         let created =
             service.create_job(CreateJobRequest { payload: most.clone(), ..new_job() }).await.unwrap().into_inner();
         let job_id = created.job.unwrap().id;
-        assert_eq!(service.get_job(GetJobRequest { job_id }).await.unwrap().into_inner().job.unwrap().payload, most);
+        assert_eq!(
+            service
+                .get_job(GetJobRequest { job_id, ..Default::default() })
+                .await
+                .unwrap()
+                .into_inner()
+                .job
+                .unwrap()
+                .payload,
+            most
+        );
     }
     for over in [nested(33), nested_objects(33)] {
         let error = service.create_job(CreateJobRequest { payload: over, ..new_job() }).await.unwrap_err();

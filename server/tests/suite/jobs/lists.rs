@@ -2,13 +2,18 @@
 
 use std::{collections::BTreeMap, time::SystemTime};
 
-use jobledger_client::{Client, Error, Follow, Item, JobStatus, JobView, ListJobsRequest, NewJob, Report, from_value};
+use jobledger_client::{
+    Claim, Client, Error, Follow, Item, JobOrder, JobStatus, JobView, ListJobsRequest, NewJob, Report, from_value,
+    proto::GetJobRequest,
+};
 use serde_json::json;
 
 use crate::support::harness::{Database, TestServer, on_both_databases};
 
 on_both_databases! {
     every_filter_finds_what_it_says,
+    jobs_are_found_by_key_worker_error_and_end,
+    the_oldest_come_first_where_that_is_wanted,
     pages_are_whole_while_jobs_are_added,
     a_stream_goes_on_where_a_list_began,
     a_full_list_is_cut_by_bytes,
@@ -102,6 +107,110 @@ async fn every_filter_finds_what_it_says(database: Database) {
     }
     let page = client.list(ListJobsRequest { page_size: 1, ..none }).await.unwrap();
     assert_eq!(page.jobs[0], client.get(&jobs[23].id).await.unwrap(), "with everything that it has");
+    server.stop().await;
+}
+
+async fn jobs_are_found_by_key_worker_error_and_end(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let mut ids = Vec::new();
+    for n in 0..40 {
+        ids.push(
+            client.create(NewJob::new(["a", "b"][n % 2]).idempotency_key(format!("key {n}"))).await.unwrap().job.id,
+        );
+    }
+    // 0 to 9 are one worker's, 10 to 14 another's.
+    let mut leases = client.claim(Claim::new("ann").max_jobs(10)).await.unwrap();
+    leases.extend(client.claim(Claim::new("bob").max_jobs(5)).await.unwrap());
+    let end = |n: usize| Report::failed(&ids[n], ["FULL", "BROKEN"][n % 2], "").lease(&leases[n].lease_token);
+    let mut ended = Vec::new();
+    for n in 0..4 {
+        ended.push(client.update(end(n)).await.unwrap().job.finished_at);
+    }
+    for id in &ids[20..24] {
+        client.update(Report::start(id)).await.unwrap();
+        client.update(Report::succeeded(id)).await.unwrap();
+    }
+    let none = ListJobsRequest::default();
+    let with_error = |code: &str| ListJobsRequest { error_code: code.to_owned(), ..ListJobsRequest::default() };
+    let held_by = |worker: &str| ListJobsRequest { worker_id: worker.to_owned(), ..ListJobsRequest::default() };
+    let with_key = |n: usize| ListJobsRequest { idempotency_key: format!("key {n}"), ..ListJobsRequest::default() };
+    let failed = vec![JobStatus::Failed.into()];
+    let filters: Vec<(ListJobsRequest, Vec<usize>)> = vec![
+        (with_key(7), vec![7]),
+        (with_key(23), vec![23]),
+        (with_key(77), vec![]),
+        (ListJobsRequest { types: vec!["a".into()], ..with_key(7) }, vec![]),
+        (ListJobsRequest { worker_id: "ann".into(), ..with_key(7) }, vec![7]),
+        (held_by("ann"), (4..10).collect()),
+        (held_by("bob"), (10..15).collect()),
+        (held_by("eve"), vec![]),
+        (ListJobsRequest { types: vec!["b".into()], ..held_by("bob") }, vec![11, 13]),
+        (ListJobsRequest { statuses: failed.clone(), ..held_by("bob") }, vec![]),
+        (with_error("FULL"), vec![0, 2]),
+        (with_error("BROKEN"), vec![1, 3]),
+        (with_error("full"), vec![]),
+        (ListJobsRequest { types: vec!["b".into()], statuses: failed.clone(), ..with_error("BROKEN") }, vec![1, 3]),
+        (ListJobsRequest { finished_after: ended[2], ..none.clone() }, vec![2, 3, 20, 21, 22, 23]),
+        (ListJobsRequest { finished_before: ended[2], ..none.clone() }, vec![0, 1]),
+        (ListJobsRequest { finished_after: ended[2], statuses: failed, ..none.clone() }, vec![2, 3]),
+        (ListJobsRequest { finished_before: ended[3], ..with_error("FULL") }, vec![0, 2]),
+    ];
+    for (list, mut expected) in filters {
+        for order in [JobOrder::OldestFirst, JobOrder::NewestFirst] {
+            for page_size in [1, 3, 100] {
+                let list = ListJobsRequest { page_size, order: order.into(), ..list.clone() };
+                let expected: Vec<_> = expected.iter().map(|n| ids[*n].clone()).collect();
+                assert_eq!(all(&client, &list).await.0, expected, "{list:?}");
+            }
+            expected.reverse();
+        }
+    }
+    assert_eq!(client.get_by_key("key 7").await.unwrap(), client.get(&ids[7]).await.unwrap());
+    let missing = client.get_by_key("key 77").await.unwrap_err();
+    assert!(matches!(&missing, Error::KeyNotFound { idempotency_key } if idempotency_key == "key 77"), "{missing}");
+    let both = GetJobRequest { job_id: ids[0].clone(), idempotency_key: "key 0".to_owned() };
+    let refused = Error::from(client.raw().get_job(both).await.unwrap_err());
+    assert!(
+        matches!(&refused, Error::InvalidRequest { violations, .. } if violations[0].field == "job_id"),
+        "{refused}"
+    );
+    server.stop().await;
+}
+
+async fn the_oldest_come_first_where_that_is_wanted(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    let rare = client.create(NewJob::new("t").requested_by("rare")).await.unwrap().job.id;
+    let mut expected = vec![rare.clone()];
+    for _ in 0..5 {
+        let created = client.create_all((0..500).map(|_| NewJob::new("t"))).await.unwrap();
+        expected.extend(created.into_iter().map(|created| created.unwrap().job.id));
+    }
+    let late = client.create(NewJob::new("t").requested_by("rare")).await.unwrap().job.id;
+    let oldest = ListJobsRequest { order: JobOrder::OldestFirst.into(), ..ListJobsRequest::default() };
+    let of_rare = ListJobsRequest { requested_by: "rare".to_owned(), ..oldest.clone() };
+    let (found, pages) = all(&client, &of_rare).await;
+    assert_eq!(found, [rare, late.clone()]);
+    assert!(pages > 1, "no page looks at all jobs");
+    expected.push(late);
+    // Jobs that come meanwhile are on the last pages.
+    let mut list = ListJobsRequest { page_size: 1_000, ..oldest };
+    let mut found = Vec::new();
+    loop {
+        let page = client.list(list.clone()).await.unwrap();
+        found.extend(page.jobs.into_iter().map(|job| job.id));
+        list.page_token = page.next_page_token;
+        if found.len() == 1_000 {
+            expected.push(client.create(NewJob::new("t")).await.unwrap().job.id);
+        }
+        if list.page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, expected);
+    let newest = ListJobsRequest { order: JobOrder::NewestFirst.into(), page_size: 1, ..ListJobsRequest::default() };
+    let token = client.list(newest.clone()).await.unwrap().next_page_token;
+    let other = ListJobsRequest { order: JobOrder::OldestFirst.into(), page_token: token, ..newest };
+    assert!(client.list(other).await.is_err(), "a token is good for one order");
     server.stop().await;
 }
 
@@ -223,10 +332,29 @@ async fn a_token_is_good_for_its_own_filters_only(database: Database) {
         statuses: vec![0, 77],
         created_after: Some(jobledger_client::prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }),
         created_before: Some(SystemTime::UNIX_EPOCH.into()),
+        idempotency_key: "k".repeat(256),
+        error_code: "e".repeat(101),
+        worker_id: "\u{202e}".to_owned(),
+        finished_before: Some(jobledger_client::prost_types::Timestamp { seconds: 0, nanos: -1 }),
+        order: 3,
         ..list
     };
     let Err(Error::InvalidRequest { violations, .. }) = client.list(bad).await else { panic!("not refused") };
     let fields: Vec<_> = violations.iter().map(|violation| violation.field.as_str()).collect();
-    assert_eq!(fields, ["page_size", "view", "statuses", "statuses", "created_after"]);
+    assert_eq!(
+        fields,
+        [
+            "page_size",
+            "view",
+            "statuses",
+            "statuses",
+            "idempotency_key",
+            "error_code",
+            "worker_id",
+            "created_after",
+            "finished_before",
+            "order"
+        ]
+    );
     server.stop().await;
 }

@@ -186,7 +186,7 @@ impl Shared {
                 Ok(job(service.retry_job(request).await?.into_inner().job))
             }
             Call::Get(id) => {
-                let request = GetJobRequest { job_id: id.clone() };
+                let request = GetJobRequest { job_id: id.clone(), ..Default::default() };
                 Ok(job(service.get_job(request).await?.into_inner().job))
             }
         }

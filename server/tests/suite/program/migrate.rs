@@ -29,7 +29,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
 
 const MIGRATIONS: [&str; 5] =
     ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas", "0005 token_use"];
-const FUNCTIONS: &str = "functions 9";
+const FUNCTIONS: &str = "functions 10";
 
 /// The steps that such a database needs, in their order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -168,8 +168,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 9: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 9\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 10: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 10\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The server's role can still serve: no grant was lost.
@@ -179,8 +179,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "functions 9 in the database differs"),
-        ("functions = functions + 1", "the database has functions 10, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "functions 10 in the database differs"),
+        ("functions = functions + 1", "the database has functions 11, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]

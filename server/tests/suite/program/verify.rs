@@ -189,7 +189,7 @@ async fn nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut(database: 
 
     let (server, client) = TestServer::on(&database).await;
     for id in [&jobs[0], &jobs[1], &late] {
-        let got = client.raw().get_job(GetJobRequest { job_id: id.clone() }).await;
+        let got = client.raw().get_job(GetJobRequest { job_id: id.clone(), ..Default::default() }).await;
         assert!(got.is_err(), "{got:?}");
         let canceled = client.raw().cancel_job(CancelJobRequest { job_id: id.clone(), ..Default::default() }).await;
         assert!(canceled.is_err(), "{canceled:?}");
@@ -204,7 +204,7 @@ async fn nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut(database: 
         client.create(NewJob::new("later")).await.unwrap();
     }
     for id in [&jobs[0], &jobs[1], &late] {
-        let got = client.raw().get_job(GetJobRequest { job_id: id.clone() }).await;
+        let got = client.raw().get_job(GetJobRequest { job_id: id.clone(), ..Default::default() }).await;
         assert!(got.is_err(), "{got:?}");
         let canceled = client.raw().cancel_job(CancelJobRequest { job_id: id.clone(), ..Default::default() }).await;
         assert!(canceled.is_err(), "{canceled:?}");

@@ -17,7 +17,7 @@ use jobledger_server::{
     },
     store::{
         Changed, Changes, ClaimOrder, Differs, DueWork, FoundJob, FoundReady, Head, HeldBy, JobFilter, LARGE_JOB,
-        ListQuery, Needs, NewPayload, NextDue, Ready, Store,
+        ListOrder, ListQuery, Needs, NewPayload, NextDue, Ready, Store,
     },
 };
 use uuid::Uuid;
@@ -86,7 +86,7 @@ async fn what_changes_of_a_job_is_written_whatever_stays(store: Arc<dyn Store>) 
         let head = Head { recorded_at: at, ..head(before.len() as i64).unwrap() };
         write(store.as_ref(), org, &Changes { head: Some(head), changed, ..Changes::default() }).await.unwrap();
         // Compares with the database, not with what is cached.
-        let list = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: before.len() };
+        let list = ListQuery::first(JobFilter::default(), ListOrder::NewestFirst, before.len());
         let mut found = store.list(org, &list).await.unwrap().jobs;
         found.retain(|job| ids(&expected).contains(&job.id));
         found.sort_by_key(|job| job.created_seq);
@@ -346,17 +346,17 @@ async fn contents_are_read_for_many_and_lists_go_on_where_they_stopped(store: Ar
     assert_eq!(contents[&small.id].payload, Some(payload));
     assert_eq!((&contents[&jobs[0].id].payload, &contents[&jobs[0].id].result), (&None, &None));
 
-    let mut list = ListQuery { filter: JobFilter::default(), before: i64::MAX, limit: 4 };
+    let mut list = ListQuery::first(JobFilter::default(), ListOrder::NewestFirst, 4);
     let page = store.list(org, &list).await.unwrap();
     assert_eq!(
         (ids(&page.jobs), page.next, page.as_of_seq),
         (vec![small.id, with.id, jobs[4].id, jobs[3].id], Some(4), 7)
     );
-    list.before = page.next.unwrap();
+    list.after = page.next.unwrap();
     let page = store.list(org, &list).await.unwrap();
     assert_eq!((ids(&page.jobs), page.next), (vec![jobs[2].id, jobs[1].id, jobs[0].id], None));
     list.filter.labels = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
-    list.before = i64::MAX;
+    list.after = i64::MAX;
     assert_eq!(store.list(org, &list).await.unwrap().jobs, [with]);
     assert!(store.list(crate::support::factory::org(), &list).await.unwrap().jobs.is_empty());
 }

@@ -12,8 +12,8 @@ use jobledger_server::{
     },
     ledger::Retention,
     store::{
-        DueWork, EventFilter, EventQuery, Expired, FoundJob, JobFilter, ListQuery, Most, Needs, Ready, SeriesKind,
-        StatisticsQuery, Store,
+        DueWork, EventFilter, EventQuery, Expired, FoundJob, JobFilter, ListOrder, ListQuery, Most, Needs, Ready,
+        SeriesKind, StatisticsQuery, Store,
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};
@@ -113,6 +113,8 @@ async fn inner(connection: &mut PgConnection, function: &str) -> (Vec<String>, S
         ("> base", "> 0"),
         (">= since", ">= now()"),
         ("since IS NOT NULL", "true"),
+        ("base, since", "0, now()"),
+        ("sign * ", "-1 * "),
     ] {
         statement = statement.replace(variable, value);
     }
@@ -177,19 +179,29 @@ async fn no_read_walks_a_table() {
         ("count_remaining", format!("'{o}'")),
         ("read_histories", format!("'{o}', '{{{j}}}', 0, 1000000, 256", j = j.0)),
         ("read_contents", format!("'{o}', '{{{j}}}'", j = j.0)),
-        ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed}}', NULL, NULL, NULL, NULL, 51, 51")),
-        ("list_jobs", format!("'{o}', 1000000, NULL, NULL, NULL, '{{running}}', NULL, NULL, NULL, NULL, 51, 51")),
+        ("newest_candidates", format!("'{o}', 1000000, 'me', NULL, NULL, NULL, '{{failed}}', 0, NULL, 51")),
+        ("newest_candidates", format!("'{o}', 1000000, NULL, NULL, NULL, NULL, '{{failed}}', 0, NULL, 51")),
+        ("newest_candidates", format!("'{o}', 1000000, NULL, NULL, NULL, NULL, '{{running}}', 0, now(), 51")),
+        ("newest_candidates", format!("'{o}', 1000000, NULL, NULL, NULL, '{{t1,t3}}', '{{queued,failed}}', 0, NULL, 51")),
+        ("newest_candidates", format!("'{o}', 1000000, NULL, 'k', '7', NULL, '{{failed}}', 0, NULL, 51")),
+        ("oldest_candidates", format!("'{o}', 0, 'me', NULL, NULL, NULL, '{{failed}}', 0, NULL, 51")),
+        ("oldest_candidates", format!("'{o}', 0, NULL, NULL, NULL, NULL, '{{failed}}', 0, NULL, 51")),
+        ("oldest_candidates", format!("'{o}', 0, NULL, NULL, NULL, NULL, '{{running}}', 0, now(), 51")),
+        ("oldest_candidates", format!("'{o}', 0, NULL, NULL, NULL, '{{t1,t3}}', '{{queued,failed}}', 0, NULL, 51")),
+        ("oldest_candidates", format!("'{o}', 0, NULL, 'k', '7', NULL, '{{failed}}', 0, NULL, 51")),
         (
             "list_jobs",
-            format!("'{o}', 1000000, NULL, NULL, '{{t1,t3}}', '{{queued,failed}}', NULL, NULL, NULL, NULL, 51, 51"),
+            format!(
+                "'{o}', 1000000, false, NULL, NULL, NULL, '{{failed}}', '{{\"k\": \"7\"}}', 'me', now(), now(), NULL, 'E',
+                'w', now(), now(), 2000, 51"
+            ),
         ),
         (
             "list_jobs",
-            format!("'{o}', 1000000, 'k', '7', NULL, '{{failed}}', '{{\"k\": \"7\"}}', NULL, NULL, NULL, 51, 51"),
-        ),
-        (
-            "list_jobs",
-            format!("'{o}', 1000000, NULL, NULL, NULL, '{{failed,queued}}', NULL, 'me', now(), now(), 2000, 51"),
+            format!(
+                "'{o}', 1000000, true, NULL, NULL, NULL, '{{failed}}', '{{\"k\": \"7\"}}', 'me', now(), now(), NULL, 'E',
+                'w', now(), now(), 2000, 51"
+            ),
         ),
     ] {
         let (types, statement) = inner(&mut connection, function).await;
@@ -393,7 +405,7 @@ async fn use_all(store: &Arc<dyn Store>) -> String {
     note("reaches and due");
     assert_eq!(store.contents(o, &[job(7), job(57)]).await.unwrap().len(), 2);
     note("contents");
-    let list = |filter| ListQuery { filter, before: i64::MAX, limit: 50 };
+    let list = |filter| ListQuery::first(filter, ListOrder::NewestFirst, 50);
     let labels = BTreeMap::from([("k".to_owned(), "7".to_owned())]);
     let types = vec!["t1".to_owned()];
     let statuses = vec![JobStatus::Failed];

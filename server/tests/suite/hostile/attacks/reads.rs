@@ -124,7 +124,7 @@ impl Tenant {
         let client = client(&self.address, &self.token);
         let large = NewJob::new("large").payload(&"x".repeat(1_000_000)).unwrap();
         let Ok(created) = client.create(large).await else { return };
-        let request = GetJobRequest { job_id: created.job.id }.encode_to_vec();
+        let request = GetJobRequest { job_id: created.job.id, ..Default::default() }.encode_to_vec();
         self.over_and_over(16, move |tenant: Arc<Self>| {
             let request = request.clone();
             async move {
@@ -177,7 +177,7 @@ impl Tenant {
         let job = NewJob::new("held").payload(&"x".repeat(300_000)).unwrap();
         let mut gets = Vec::new();
         for _ in 0..10 {
-            gets.push(GetJobRequest { job_id: created(&client, &job).await }.encode_to_vec());
+            gets.push(GetJobRequest { job_id: created(&client, &job).await, ..Default::default() }.encode_to_vec());
         }
         let (types, view) = (vec!["held".to_owned()], JobView::Full.into());
         let list = ListJobsRequest { types, view, page_size: 2, ..Default::default() }.encode_to_vec();
@@ -234,7 +234,7 @@ impl Tenant {
         let beats = beat(others);
         let ids: Arc<[_]> = some.iter().map(|lease| lease.job.clone().unwrap_or_default().id).collect();
         let gets = self.flood(64, move |mut service: RawClient, n| {
-            let get = GetJobRequest { job_id: ids[n as usize % ids.len()].clone() };
+            let get = GetJobRequest { job_id: ids[n as usize % ids.len()].clone(), ..Default::default() };
             async move { service.get_job(get).await.map(drop) }
         });
         let heartbeats = self.flood(2, move |mut service: RawClient, _| {

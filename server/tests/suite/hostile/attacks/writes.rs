@@ -80,7 +80,7 @@ impl Tenant {
             service.claim_jobs(claim).await.map(drop)
         });
         let calls = self.flood(2_000, async |mut service: RawClient, _| {
-            service.get_job(GetJobRequest { job_id: Uuid::new_v4().to_string() }).await.map(drop)
+            service.get_job(GetJobRequest { job_id: Uuid::new_v4().to_string(), ..Default::default() }).await.map(drop)
         });
         tokio::join!(claims, calls);
     }
