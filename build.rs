@@ -3,8 +3,14 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 3] =
-    ["proto/jobledger/v1/job.proto", "proto/jobledger/v1/job_event.proto", "proto/jobledger/v1/job_service.proto"];
+const FILES: [&str; 6] = [
+    "proto/jobledger/v1/job.proto",
+    "proto/jobledger/v1/job_event.proto",
+    "proto/jobledger/v1/job_service.proto",
+    "proto/jobledger/v1/job_type.proto",
+    "proto/jobledger/v1/job_type_service.proto",
+    "proto/jobledger/v1/org_event.proto",
+];
 
 #[expect(clippy::disallowed_methods, reason = "cargo tells a build script where to write by a variable")]
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Boxed, so that a stream message takes no more space than a bookmark unless it has an event or a job.
         .boxed(".jobledger.v1.StreamJobEventsResponse.item.event")
         .boxed(".jobledger.v1.StreamJobEventsResponse.item.snapshot")
+        .boxed(".jobledger.v1.StreamJobEventsResponse.item.org_event")
         // The errors of single batch items use the type of the crate that builds such errors.
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         // The client and the server choose their transports.

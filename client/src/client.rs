@@ -4,15 +4,16 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use jobledger_proto::v1::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
-    StreamJobEventsRequest, UpdateJobStatusRequest,
+    StreamJobEventsRequest, UpdateJobStatusRequest, job_service_client::JobServiceClient,
+    job_type_service_client::JobTypeServiceClient,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    ClientBuilder, Endpoints, Error, Follow, Item, RawClient, View, failover::Connections, retry::Backoff,
-    subscription::Subscription,
+    ClientBuilder, Endpoints, Error, Follow, Item, RawClient, RawJobTypeClient, View, WithCaller,
+    failover::Connections, retry::Backoff, subscription::Subscription,
 };
 
 /// The response metadata of a stream that has the log id.
@@ -23,6 +24,7 @@ const FINISHED: [JobStatus; 4] = [JobStatus::Succeeded, JobStatus::Failed, JobSt
 #[derive(Debug, Clone)]
 pub struct Client {
     service: RawClient,
+    types: RawJobTypeClient,
     connections: Connections,
     timeout: Duration,
     builder: Arc<ClientBuilder>,
@@ -47,8 +49,10 @@ pub struct Updated {
 }
 
 impl Client {
-    pub(crate) fn of(service: RawClient, connections: Connections, timeout: Duration, builder: ClientBuilder) -> Self {
-        Self { service, connections, timeout, builder: Arc::new(builder) }
+    pub(crate) fn of(connections: Connections, caller: WithCaller, timeout: Duration, builder: ClientBuilder) -> Self {
+        let service = JobServiceClient::with_interceptor(connections.clone(), caller.clone());
+        let types = JobTypeServiceClient::with_interceptor(connections.clone(), caller);
+        Self { service, types, connections, timeout, builder: Arc::new(builder) }
     }
 
     /// The same client with connections of its own. They belong to the tokio runtime that calls this.
@@ -228,6 +232,11 @@ impl Client {
         self.service.clone()
     }
 
+    /// The same for JobTypeService.
+    pub fn raw_job_types(&self) -> RawJobTypeClient {
+        self.types.clone()
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
     }
@@ -273,12 +282,29 @@ impl Client {
         Req: Clone,
         F: Future<Output = Result<Response<Res>, Status>>,
     {
+        self.call_on(&self.service, timeout, message, repeatable, send).await
+    }
+
+    /// The same for any service of the contract.
+    pub(crate) async fn call_on<S, Req, Res, F>(
+        &self,
+        service: &S,
+        timeout: Duration,
+        message: Req,
+        repeatable: bool,
+        send: impl Fn(S, Request<Req>) -> F,
+    ) -> Result<Res, Error>
+    where
+        S: Clone,
+        Req: Clone,
+        F: Future<Output = Result<Response<Res>, Status>>,
+    {
         let deadline = Instant::now() + timeout;
         let mut backoff = Backoff::default();
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let error = match self.bounded(deadline, send(self.service.clone(), request)).await {
+            let error = match self.bounded(deadline, send(service.clone(), request)).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(error) => error,
             };

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use jobledger_proto::v1::job_service_client::JobServiceClient;
+use jobledger_proto::v1::{job_service_client::JobServiceClient, job_type_service_client::JobTypeServiceClient};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -36,6 +36,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The generated client. It adds the org and the token of its [`Client`] to each call.
 pub type RawClient = JobServiceClient<InterceptedService<Connections, WithCaller>>;
+/// The same for JobTypeService.
+pub type RawJobTypeClient = JobTypeServiceClient<InterceptedService<Connections, WithCaller>>;
 
 /// Adds the org and the token to the metadata of every request.
 #[derive(Debug, Clone)]
@@ -206,8 +208,7 @@ impl ClientBuilder {
         let connections = Connections::new(self.endpoints.0.iter().map(connect).collect::<Result<Vec<_>, Error>>()?);
         let org = self.org.map(|org| org.to_string().parse().expect("a UUID is ASCII"));
         let caller = WithCaller { org, token: self.token.clone() };
-        let service = JobServiceClient::with_interceptor(connections.clone(), caller);
-        Ok(Client::of(service, connections, self.timeout, self))
+        Ok(Client::of(connections, caller, self.timeout, self))
     }
 
     fn endpoint(&self, url: &str) -> Result<Endpoint, Error> {

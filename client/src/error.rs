@@ -45,6 +45,12 @@ pub enum Error {
         /// The key that was asked for.
         idempotency_key: String,
     },
+    /// The org has neither jobs nor settings of this type (`JOB_TYPE_NOT_FOUND`).
+    #[error("no job type {job_type:?}")]
+    JobTypeNotFound {
+        /// The type that was asked for.
+        job_type: String,
+    },
     /// The idempotency key was used before with a different request (`IDEMPOTENCY_KEY_REUSED`).
     #[error("the idempotency key was used with a different request, for job {existing_job_id}")]
     IdempotencyKeyReused {
@@ -196,6 +202,7 @@ impl Error {
             | Self::PayloadTooLarge { .. }
             | Self::JobNotFound { .. }
             | Self::KeyNotFound { .. }
+            | Self::JobTypeNotFound { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
             | Self::LeaseLost
@@ -245,6 +252,7 @@ impl Error {
             | Self::PayloadTooLarge { .. }
             | Self::JobNotFound { .. }
             | Self::KeyNotFound { .. }
+            | Self::JobTypeNotFound { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
             | Self::LeaseLost
@@ -322,6 +330,7 @@ impl From<Status> for Error {
                 Self::KeyNotFound { idempotency_key: facts.text("idempotency_key") }
             }
             (_, "JOB_NOT_FOUND") => Self::JobNotFound { job_id: facts.text("job_id") },
+            (_, "JOB_TYPE_NOT_FOUND") => Self::JobTypeNotFound { job_type: facts.text("type") },
             (_, "IDEMPOTENCY_KEY_REUSED") => {
                 Self::IdempotencyKeyReused { existing_job_id: facts.text("existing_job_id") }
             }

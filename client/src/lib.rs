@@ -83,6 +83,7 @@
 //! | [`Client::get`], [`Client::list`], [`Client::statistics`] | always |
 //! | [`Client::claim`], [`Client::retry`] | always: they carry a request id |
 //! | [`Client::heartbeat`], [`Client::cancel`] | always |
+//! | [`Client::job_types`], [`Client::job_type`], [`Client::pause`], [`Client::resume`] and other calls about types | always |
 //! | [`Client::subscribe`], [`Client::view`], [`Client::wait_for`] | always |
 //! | [`Client::update`] with an outcome, under a lease | always |
 //! | [`Client::update`] to succeeded, canceled or permanently failed | always |
@@ -101,6 +102,7 @@ mod connect;
 mod cursor;
 mod error;
 mod failover;
+mod job_types;
 mod json;
 mod request;
 mod retry;
@@ -114,18 +116,19 @@ pub use jobledger_proto::v1 as proto;
 #[doc(no_inline)]
 pub use jobledger_proto::v1::{
     Bookmark, GetStatisticsRequest, GetStatisticsResponse as Statistics, HeartbeatRequest, HeartbeatResult, Job,
-    JobEvent, JobEventKind, JobOrder, JobStatus, JobView, Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse,
-    RetryPolicy, StatusCounts, TypeStatistics,
+    JobEvent, JobEventKind, JobOrder, JobStatus, JobType, JobView, Lease, LeaseHeartbeat, ListJobsRequest,
+    ListJobsResponse, OrgEvent, Pause, RetryPolicy, StatusCounts, TypeStatistics,
 };
 #[doc(no_inline)]
 pub use prost_types;
 
 pub use self::{
     client::{Client, Created, Updated},
-    connect::{ClientBuilder, Endpoints, RawClient, Token, WithCaller},
+    connect::{ClientBuilder, Endpoints, RawClient, RawJobTypeClient, Token, WithCaller},
     cursor::Cursor,
     error::{Error, Violation},
     failover::Connections,
+    job_types::PauseTarget,
     json::{from_value, to_value},
     request::{Claim, Follow, NewJob, Report},
     shutdown::shutdown_signal,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use jobledger_proto::v1::{
-    Bookmark, Job, JobEvent, StreamJobEventsRequest, StreamJobEventsResponse, stream_job_events_response,
+    Bookmark, Job, JobEvent, OrgEvent, StreamJobEventsRequest, StreamJobEventsResponse, stream_job_events_response,
 };
 use tokio::{
     sync::mpsc,
@@ -31,6 +31,8 @@ pub enum Item {
     SnapshotRestarted,
     /// The next event.
     Event(Box<JobEvent>),
+    /// The next event that is about no single job. Without filters these come too, since `seq` counts them.
+    OrgEvent(Box<OrgEvent>),
     /// Every matching event up to this position was delivered: a cursor to store even if no event came. The first
     /// bookmark after a snapshot marks the end of the snapshot.
     Bookmark(Bookmark),
@@ -82,9 +84,11 @@ impl Subscription {
             let first = place.connect_now(&client);
             let (stream, item) = timeout(client.timeout(), first).await.map_err(|_| Error::DeadlineExceeded)??;
             if let Some(item) = item {
-                if let stream_job_events_response::Item::Event(event) = &item {
-                    // The event was written after the server accepted the subscription: the stream starts right before it.
-                    place.request.after_seq = Some(event.seq - 1);
+                // An event was written after the server accepted the subscription: the stream starts right before it.
+                match &item {
+                    stream_job_events_response::Item::Event(event) => place.request.after_seq = Some(event.seq - 1),
+                    stream_job_events_response::Item::OrgEvent(event) => place.request.after_seq = Some(event.seq - 1),
+                    stream_job_events_response::Item::Bookmark(_) | stream_job_events_response::Item::Snapshot(_) => {}
                 }
                 let before = place.cursor();
                 let delivered = place.take(item)?;
@@ -292,6 +296,12 @@ impl Place {
                 }
                 (event.seq, Item::Event(event))
             }
+            stream_job_events_response::Item::OrgEvent(event) => {
+                if cfg!(debug_assertions) {
+                    self.check_seq(event.seq)?;
+                }
+                (event.seq, Item::OrgEvent(event))
+            }
             stream_job_events_response::Item::Bookmark(bookmark) => {
                 self.pass_snapshot();
                 self.is_of_log(bookmark.log_id.clone());
@@ -314,18 +324,38 @@ impl Place {
 
     /// Checks the service's promise: each event once and in order, and without a filter none missing.
     fn check(&mut self, event: &JobEvent) -> Result<(), Error> {
-        let request = &self.request;
-        let is_filtered = !(request.types.is_empty() && request.statuses.is_empty() && request.labels.is_empty());
-        let follows = |last: i64, next: i64, is_dense: bool| if is_dense { next == last + 1 } else { next > last };
-        let is_of_job = !request.job_id.is_empty();
-        let is_next = request.after_seq.is_none_or(|last| follows(last, event.seq, !is_filtered && !is_of_job))
-            && (!is_of_job || self.job_seq.is_none_or(|last| follows(last, event.job_seq, !is_filtered)));
-        if !is_next {
-            return Err(Error::OutOfOrder { after_seq: request.after_seq.unwrap_or_default(), found_seq: event.seq });
+        let is_of_job = !self.request.job_id.is_empty();
+        let is_next = self.job_seq.is_none_or(|last| follows(last, event.job_seq, !self.is_filtered()));
+        self.check_seq(event.seq)?;
+        if is_of_job && !is_next {
+            return Err(self.out_of_order(event.seq));
         }
         self.job_seq = Some(event.job_seq);
         Ok(())
     }
+
+    /// Checks that an event is the next one of the org, or a later one where there is a filter.
+    fn check_seq(&self, seq: i64) -> Result<(), Error> {
+        let is_dense = !self.is_filtered() && self.request.job_id.is_empty();
+        if self.request.after_seq.is_none_or(|last| follows(last, seq, is_dense)) {
+            return Ok(());
+        }
+        Err(self.out_of_order(seq))
+    }
+
+    fn is_filtered(&self) -> bool {
+        let request = &self.request;
+        !(request.types.is_empty() && request.statuses.is_empty() && request.labels.is_empty())
+    }
+
+    fn out_of_order(&self, found_seq: i64) -> Error {
+        Error::OutOfOrder { after_seq: self.request.after_seq.unwrap_or_default(), found_seq }
+    }
+}
+
+/// True if one event follows on another: as the very next one if none is left out.
+fn follows(last: i64, next: i64, is_dense: bool) -> bool {
+    if is_dense { next == last + 1 } else { next > last }
 }
 
 #[cfg(test)]

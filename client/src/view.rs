@@ -189,7 +189,9 @@ impl Snapshot {
                 Some(Ok(Item::SnapshotRestarted)) => self.jobs.clear(),
                 Some(Ok(Item::Bookmark(bookmark))) => return Ok(bookmark.seq),
                 Some(Err(error)) => return Err(error),
-                Some(Ok(Item::Event(_))) | None => return Err(Error::without("the bookmark of the snapshot")),
+                Some(Ok(Item::Event(_) | Item::OrgEvent(_))) | None => {
+                    return Err(Error::without("the bookmark of the snapshot"));
+                }
             }
         }
     }
@@ -262,6 +264,10 @@ impl View {
                     Some(Ok(Item::Event(event))) => {
                         self.backoff.reset();
                         return Some(Ok(self.apply(*event)));
+                    }
+                    Some(Ok(Item::OrgEvent(event))) => {
+                        self.as_of_seq = event.seq;
+                        return Some(Ok(Change::Nothing));
                     }
                     Some(Ok(Item::Bookmark(bookmark))) => {
                         self.as_of_seq = bookmark.seq;

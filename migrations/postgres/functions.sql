@@ -84,7 +84,7 @@ END $$;
 CREATE OR REPLACE FUNCTION jobledger.begin_batch(p_orgs UUID[], p_n BIGINT[], p_records BIGINT[])
 RETURNS TABLE (
     clock TIMESTAMPTZ, org_id UUID, is_other BOOLEAN, seq BIGINT, floor_seq BIGINT, recorded_at TIMESTAMPTZ, types BIGINT, ready_gen BIGINT,
-    jobs BIGINT, bytes BIGINT, n BIGINT, record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
+    jobs BIGINT, bytes BIGINT, org_seq BIGINT, n BIGINT, record BIGINT, folded_seq BIGINT, folded_n BIGINT, removals BIGINT, base_seq BIGINT, base_n BIGINT
 )
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 DECLARE
@@ -107,7 +107,7 @@ BEGIN
     RETURN QUERY SELECT now, h.org_id, wanted.n > coalesce(last.n, h.n) OR wanted.n = h.n AND wanted.record <> h.record OR EXISTS (
             SELECT FROM jobledger.org_record r WHERE r.org_id = wanted.org_id AND r.n = wanted.n AND r.id <> wanted.record),
         coalesce(last.seq, h.seq), h.floor_seq, coalesce(last.recorded_at, h.recorded_at), h.types,
-        coalesce(last.ready_gen, h.ready_gen), coalesce(last.jobs, h.jobs), coalesce(last.bytes, h.bytes), coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
+        coalesce(last.ready_gen, h.ready_gen), coalesce(last.jobs, h.jobs), coalesce(last.bytes, h.bytes), h.org_seq, coalesce(last.n, h.n), coalesce(last.id, h.record), h.seq, h.n, h.removals,
         coalesce(last.base_seq, h.base_seq), coalesce(last.base_n, h.base_n)
     FROM (VALUES (1)) one LEFT JOIN (
         unnest(p_orgs, p_n, p_records) AS wanted (org_id, n, record)
@@ -464,7 +464,7 @@ CREATE OR REPLACE FUNCTION jobledger.read_log(
     p_limit BIGINT, p_max_bytes BIGINT
 )
 RETURNS TABLE (
-    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID,
+    head_seq BIGINT, floor_seq BIGINT, org_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID,
     job_seq BIGINT, ts TIMESTAMPTZ, recorded_at TIMESTAMPTZ, kind VARCHAR, prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR,
     job_type VARCHAR, detail_json TEXT, labels TEXT, result TEXT
 )
@@ -475,14 +475,14 @@ BEGIN
     WITH log AS MATERIALIZED (
         SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
                          WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq,
-            h.floor_seq,
+            h.floor_seq, h.org_seq,
             coalesce((SELECT m.month FROM jobledger.org_month m
                       WHERE m.org_id = p_org AND m.first_seq - 1 <= p_after ORDER BY m.month DESC LIMIT 1), '-infinity') AS since,
             coalesce((SELECT m.month FROM jobledger.org_month m
                       WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
         FROM jobledger.org_head h WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, log.floor_seq, NULL::varchar, page.bytes_through, page.org_id, page.seq, page.job_id,
+    SELECT log.head_seq, log.floor_seq, log.org_seq, NULL::varchar, page.bytes_through, page.org_id, page.seq, page.job_id,
         page.job_seq, page.ts, page.recorded_at, page.kind, page.prev_status, page.next_status, page.attempt, page.actor,
         page.job_type, (page.detail_json - 'result')::text, page.labels::text, page.result
     FROM log LEFT JOIN LATERAL (
@@ -500,13 +500,24 @@ BEGIN
     ORDER BY page.seq;
 END $$;
 
+-- The events after p_after up to p_last that are about no single job.
+CREATE OR REPLACE FUNCTION jobledger.read_org_events(p_org UUID, p_after BIGINT, p_last BIGINT)
+RETURNS TABLE (org_id UUID, seq BIGINT, ts TIMESTAMPTZ, recorded_at TIMESTAMPTZ, kind VARCHAR, actor VARCHAR, detail_json TEXT)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY
+    SELECT e.org_id, e.seq, e.ts, e.recorded_at, e.kind, e.actor, e.detail_json::text FROM jobledger.org_event e
+    WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last ORDER BY e.seq;
+END $$;
+
 -- The same for one job, by the index over the events of jobs, and with the job's status.
 CREATE OR REPLACE FUNCTION jobledger.read_job_log(
     p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
     p_limit BIGINT, p_max_bytes BIGINT
 )
 RETURNS TABLE (
-    head_seq BIGINT, floor_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID,
+    head_seq BIGINT, floor_seq BIGINT, org_seq BIGINT, job_status VARCHAR, bytes_through BIGINT, org_id UUID, seq BIGINT, job_id UUID,
     job_seq BIGINT, ts TIMESTAMPTZ, recorded_at TIMESTAMPTZ, kind VARCHAR, prev_status VARCHAR, next_status VARCHAR, attempt INTEGER, actor VARCHAR,
     job_type VARCHAR, detail_json TEXT, labels TEXT, result TEXT
 )
@@ -517,12 +528,12 @@ BEGIN
     WITH log AS MATERIALIZED (
         SELECT coalesce((SELECT r.seq FROM jobledger.org_record r
                          WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq,
-            h.floor_seq, j.status, j.created_at AS since,
+            h.floor_seq, h.org_seq, j.status, j.created_at AS since,
             CASE WHEN j.finished_at IS NULL THEN 'infinity' ELSE j.last_recorded_at END AS until
         FROM jobledger.org_head h LEFT JOIN jobledger.job j ON j.org_id = p_org AND j.id = p_job
         WHERE h.org_id = p_org
     )
-    SELECT log.head_seq, log.floor_seq, log.status, page.bytes_through, page.org_id, page.seq, page.job_id,
+    SELECT log.head_seq, log.floor_seq, log.org_seq, log.status, page.bytes_through, page.org_id, page.seq, page.job_id,
         page.job_seq, page.ts, page.recorded_at, page.kind, page.prev_status, page.next_status, page.attempt, page.actor,
         page.job_type, (page.detail_json - 'result')::text, page.labels::text, page.result
     FROM log LEFT JOIN LATERAL (
@@ -616,7 +627,7 @@ $$;
 -- each. All rows are of one snapshot, and so of one head.
 CREATE OR REPLACE FUNCTION jobledger.read_statistics(p_org UUID, p_types TEXT[], p_window INTERVAL, p_width SMALLINT, p_by_type BOOLEAN)
 RETURNS TABLE (
-    head_seq BIGINT, clock TIMESTAMPTZ, since TIMESTAMPTZ, type TEXT, bucket TIMESTAMPTZ,
+    head_seq BIGINT, org_seq BIGINT, clock TIMESTAMPTZ, since TIMESTAMPTZ, type TEXT, bucket TIMESTAMPTZ,
     queued BIGINT, running BIGINT, succeeded BIGINT, failed BIGINT, canceled BIGINT, dead_letter BIGINT,
     scheduled BIGINT, oldest_ready_at TIMESTAMPTZ,
     flow_created BIGINT, flow_started BIGINT, flow_succeeded BIGINT, flow_failed BIGINT, flow_retried BIGINT, flow_canceled BIGINT,
@@ -634,7 +645,7 @@ BEGIN
     RETURN QUERY
     WITH RECURSIVE log AS MATERIALIZED (
         SELECT h.n, coalesce((SELECT r.seq FROM jobledger.org_record r
-                              WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq
+                              WHERE r.org_id = p_org AND r.n > h.n ORDER BY r.n DESC LIMIT 1), h.seq) AS head_seq, h.org_seq
         FROM jobledger.org_head h WHERE h.org_id = p_org
     ), batch AS MATERIALIZED (
         SELECT r.recorded_at, change.key AS type, change.value
@@ -740,14 +751,22 @@ BEGIN
             sum(f.lost)::bigint AS lost
         FROM happened f WHERE f.width = p_width GROUP BY 1, 2
     )
-    SELECT log.head_seq, clock_timestamp(), v_since, s.type, NULL::timestamptz,
+    SELECT log.head_seq, log.org_seq, clock_timestamp(), v_since, s.type, NULL::timestamptz,
         s.count_queued, s.count_running, s.count_succeeded, s.count_failed, s.count_canceled, s.count_dead_letter, s.count_scheduled, s.oldest,
         s.flow_created, s.flow_started, s.flow_succeeded, s.flow_failed, s.flow_retried, s.flow_canceled, s.flow_lost, s.waits, s.runs
     FROM log LEFT JOIN summary s ON true
     UNION ALL
-    SELECT log.head_seq, clock_timestamp(), v_since, s.type, s.start, NULL, NULL, NULL, NULL, NULL, NULL,
+    SELECT log.head_seq, log.org_seq, clock_timestamp(), v_since, s.type, s.start, NULL, NULL, NULL, NULL, NULL, NULL,
         NULL, NULL, s.created, s.started, s.succeeded, s.failed, s.retried, s.canceled, s.lost, NULL, NULL
     FROM log JOIN series s ON true;
+END $$;
+
+-- The settings of an org's types.
+CREATE OR REPLACE FUNCTION jobledger.read_settings(p_org UUID)
+RETURNS SETOF jobledger.org_type LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT t.* FROM jobledger.org_type t WHERE t.org_id = p_org;
 END $$;
 
 -- The stored series of some types, with the records that are not folded.
@@ -807,10 +826,10 @@ BEGIN
     FROM log LEFT JOIN series s ON true;
 END $$;
 
--- The number of events after p_after up to p_last, of different seqs that they have (places), and of their bytes. In a whole log
--- events and places equal p_last - p_after.
+-- The number of events of jobs after p_after up to p_last, of different seqs that they have (places), and of their bytes; and the
+-- number and bytes of events that are about no single job. In a whole log events and places equal p_last - p_after - org_events.
 CREATE OR REPLACE FUNCTION jobledger.count_events(p_org UUID, p_after BIGINT, p_last BIGINT)
-RETURNS TABLE (events BIGINT, places BIGINT, bytes BIGINT)
+RETURNS TABLE (events BIGINT, places BIGINT, bytes BIGINT, org_events BIGINT, org_bytes BIGINT)
 LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
@@ -822,7 +841,9 @@ BEGIN
             coalesce((SELECT m.month FROM jobledger.org_month m
                       WHERE m.org_id = p_org AND m.first_seq > p_last ORDER BY m.month LIMIT 1), 'infinity') AS until
     )
-    SELECT count(e.seq), count(DISTINCT e.seq), coalesce(sum(e.bytes), 0)::bigint
+    SELECT count(e.seq), count(DISTINCT e.seq), coalesce(sum(e.bytes), 0)::bigint,
+        (SELECT count(*) FROM jobledger.org_event o WHERE o.org_id = p_org AND o.seq > p_after AND o.seq <= p_last),
+        (SELECT coalesce(sum(o.bytes), 0)::bigint FROM jobledger.org_event o WHERE o.org_id = p_org AND o.seq > p_after AND o.seq <= p_last)
     FROM bounds CROSS JOIN LATERAL (
         SELECT e.seq, e.bytes FROM jobledger.job_event e
         WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last

@@ -143,6 +143,7 @@ pub(super) fn is_about_report(error: &Error) -> bool {
         Error::Other { code, .. } => *code == Code::InvalidArgument,
         Error::JobNotFound { .. }
         | Error::KeyNotFound { .. }
+        | Error::JobTypeNotFound { .. }
         | Error::LeaseLost
         | Error::EtagMismatch { .. }
         | Error::Unauthenticated { .. }

@@ -204,6 +204,7 @@ fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
         | Error::PayloadTooLarge { .. }
         | Error::JobNotFound { .. }
         | Error::KeyNotFound { .. }
+        | Error::JobTypeNotFound { .. }
         | Error::IdempotencyKeyReused { .. }
         | Error::InvalidTransition { .. }
         | Error::LeaseLost

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use jobledger_proto::v1 as pb;
+use jobledger_proto::v1::{self as pb, org_event::Change};
 
 use super::json;
 use crate::domain::{
     clock::Time,
     event::{EventKind, JobEvent},
     job::{Job, JobContents, JobRecord},
+    job_type::{Pause, TypeSettings},
+    org_event::{OrgChange, OrgEvent},
     status::JobStatus,
 };
 
@@ -161,5 +163,56 @@ pub(super) fn event(event: &JobEvent) -> pb::JobEvent {
         error_code: error.map(|error| error.code.to_string()).unwrap_or_default(),
         error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
         scheduled_at: event.scheduled_at.map(timestamp),
+    }
+}
+
+pub(super) fn pause(pause: &Pause) -> pb::Pause {
+    pb::Pause {
+        since: Some(timestamp(pause.since)),
+        until: pause.until.map(timestamp),
+        reason: pause.reason.to_string(),
+        actor: pause.actor.to_string(),
+    }
+}
+
+pub(super) fn type_settings(settings: &TypeSettings) -> pb::JobTypeSettings {
+    described(&settings.description)
+}
+
+fn described(description: &str) -> pb::JobTypeSettings {
+    pb::JobTypeSettings { description: description.to_owned() }
+}
+
+pub(super) fn org_event(event: &OrgEvent) -> pb::OrgEvent {
+    pb::OrgEvent {
+        org_id: event.org_id.to_string(),
+        seq: event.seq,
+        ts: Some(timestamp(event.ts)),
+        recorded_at: Some(timestamp(event.recorded_at)),
+        actor: event.actor.to_string(),
+        change: Some(change(&event.change)),
+    }
+}
+
+fn change(change: &OrgChange) -> Change {
+    match change {
+        OrgChange::TypePaused { job_type, pause: paused, before } => Change::JobTypePaused(pb::JobTypePaused {
+            r#type: job_type.to_string(),
+            pause: Some(pause(paused)),
+            previous: before.as_ref().map(pause),
+        }),
+        OrgChange::TypeResumed { job_type, pause: ended } => {
+            Change::JobTypeResumed(pb::JobTypeResumed { r#type: job_type.to_string(), pause: Some(pause(ended)) })
+        }
+        OrgChange::TypeUpdated { job_type, before, after } => Change::JobTypeUpdated(pb::JobTypeUpdated {
+            r#type: job_type.to_string(),
+            before: Some(described(before)),
+            after: Some(described(after)),
+        }),
+        OrgChange::TypeReset { job_type, description, pause: ended } => Change::JobTypeDeleted(pb::JobTypeDeleted {
+            r#type: job_type.to_string(),
+            before: Some(described(description)),
+            pause: ended.as_ref().map(pause),
+        }),
     }
 }

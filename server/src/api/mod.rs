@@ -8,6 +8,7 @@ mod convert;
 mod deadline;
 pub(crate) mod fuzzing;
 mod http;
+mod job_types;
 mod json;
 mod limits;
 mod listing;
@@ -28,6 +29,7 @@ pub(crate) use self::{
     access::AccessLayer,
     deadline::CallLayer,
     http::probes,
+    job_types::JobTypes,
     limits::LimitsLayer,
     request_body::ABOUT_NO_ORG,
     service::Service,

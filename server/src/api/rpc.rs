@@ -19,6 +19,7 @@ const READERS: Allowed =
     Allowed::Roles(Roles::of(&[Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator]));
 const PRODUCERS: Allowed = Allowed::Roles(Roles::of(&[Role::Producer, Role::Admin, Role::Operator]));
 const WORKERS: Allowed = Allowed::Roles(Roles::of(&[Role::Worker, Role::Admin, Role::Operator]));
+const ADMINS: Allowed = Allowed::Roles(Roles::of(&[Role::Admin, Role::Operator]));
 const OBSERVERS: Allowed = Allowed::Roles(Roles::of(&[Role::Observer, Role::Admin, Role::Operator]));
 
 /// Which bounds of its org a call counts against.
@@ -90,6 +91,12 @@ pub(super) enum Rpc {
     RetryJob,
     StreamJobEvents,
     GetStatistics,
+    ListJobTypes,
+    GetJobType,
+    UpdateJobType,
+    DeleteJobType,
+    PauseJobType,
+    ResumeJobType,
     HealthCheck,
     HealthWatch,
     /// ServerReflectionInfo of either version: a dialogue, whose caller sends more once it was answered.
@@ -105,7 +112,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 16] = [
+const GRPC: [(&str, Rpc); 22] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -118,6 +125,12 @@ const GRPC: [(&str, Rpc); 16] = [
     ("/jobledger.v1.JobService/RetryJob", Rpc::RetryJob),
     ("/jobledger.v1.JobService/StreamJobEvents", Rpc::StreamJobEvents),
     ("/jobledger.v1.JobService/GetStatistics", Rpc::GetStatistics),
+    ("/jobledger.v1.JobTypeService/ListJobTypes", Rpc::ListJobTypes),
+    ("/jobledger.v1.JobTypeService/GetJobType", Rpc::GetJobType),
+    ("/jobledger.v1.JobTypeService/UpdateJobType", Rpc::UpdateJobType),
+    ("/jobledger.v1.JobTypeService/DeleteJobType", Rpc::DeleteJobType),
+    ("/jobledger.v1.JobTypeService/PauseJobType", Rpc::PauseJobType),
+    ("/jobledger.v1.JobTypeService/ResumeJobType", Rpc::ResumeJobType),
     ("/grpc.health.v1.Health/Check", Rpc::HealthCheck),
     ("/grpc.health.v1.Health/Watch", Rpc::HealthWatch),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Rpc::Reflection),
@@ -154,7 +167,8 @@ impl Rpc {
             | Self::LegacyReport => WORKERS,
             // A stream of a whole org is for observers only. The service checks that, since it depends on the request.
             Self::GetJob | Self::ListJobs | Self::StreamJobEvents | Self::LegacyRead => READERS,
-            Self::GetStatistics => OBSERVERS,
+            Self::GetStatistics | Self::ListJobTypes | Self::GetJobType => OBSERVERS,
+            Self::UpdateJobType | Self::DeleteJobType | Self::PauseJobType | Self::ResumeJobType => ADMINS,
             Self::HealthWatch | Self::Reflection => Allowed::AnyRole,
             Self::HealthCheck | Self::Probe => Allowed::Anybody,
         }
@@ -174,6 +188,12 @@ impl Rpc {
             | Self::CancelJob
             | Self::RetryJob
             | Self::GetStatistics
+            | Self::ListJobTypes
+            | Self::GetJobType
+            | Self::UpdateJobType
+            | Self::DeleteJobType
+            | Self::PauseJobType
+            | Self::ResumeJobType
             | Self::HealthCheck
             | Self::Probe
             | Self::LegacyCreate
@@ -196,6 +216,12 @@ impl Rpc {
             | Self::ListJobs
             | Self::RetryJob
             | Self::GetStatistics
+            | Self::ListJobTypes
+            | Self::GetJobType
+            | Self::UpdateJobType
+            | Self::DeleteJobType
+            | Self::PauseJobType
+            | Self::ResumeJobType
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -220,7 +246,13 @@ impl Rpc {
             | Self::RetryJob
             | Self::StreamJobEvents
             | Self::GetStatistics => true,
-            Self::HealthCheck
+            Self::ListJobTypes
+            | Self::GetJobType
+            | Self::UpdateJobType
+            | Self::DeleteJobType
+            | Self::PauseJobType
+            | Self::ResumeJobType
+            | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
             | Self::Probe
@@ -253,14 +285,14 @@ mod tests {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     let rpc = Rpc::of(&Method::POST, &path).unwrap_or_else(|| panic!("{path} is no call"));
-                    assert!(rpc.is_of_job_service(), "{path}");
+                    assert_eq!(rpc.is_of_job_service(), service.name() == "JobService", "{path}");
                     assert!(matches!(rpc.allowed(), Allowed::Roles(_)), "{path} is about an org");
                     assert!(rpc.is_long() || !method.server_streaming(), "{path} streams");
                     calls += 1;
                 }
             }
         }
-        assert_eq!(calls, 12);
+        assert_eq!(calls, 18);
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! Converts statistics into the answer of GetStatistics.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use jobledger_proto::v1 as pb;
 
-use super::convert::{duration, timestamp};
+use super::convert::{self, duration, timestamp};
 use crate::{
     domain::{
         clock::Time,
         flow::{Flow, Histogram, Width},
+        job_type::{ALL_TYPES, OrgSettings},
         status::JobStatus,
     },
     ledger::{SeriesKind, SeriesPoint, Statistics, StatisticsQuery, StatusCounts, TypeStatistics},
@@ -26,12 +27,13 @@ pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::Get
         scheduled += of_type.scheduled;
         flow.add_all(&of_type.flow);
     }
+    let settings = Arc::clone(&statistics.settings);
     let oldest = statistics.types.iter().filter_map(|of_type| of_type.oldest_ready_at).min();
     let types_truncated = statistics.types.len() > MAX_TYPES_LISTED;
     let listed = statistics.types.into_iter().take(MAX_TYPES_LISTED);
     let width = Width::of(query.window);
     pb::GetStatisticsResponse {
-        types: listed.map(|of_type| of_one(of_type, as_of)).collect(),
+        types: listed.map(|of_type| of_one(of_type, as_of, &settings)).collect(),
         types_truncated,
         oldest_queued_age: age(oldest, as_of),
         as_of_seq: statistics.as_of_seq,
@@ -47,11 +49,18 @@ pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::Get
         series_width: (query.series != SeriesKind::None)
             .then(|| duration(Duration::from_secs(width.seconds().unsigned_abs()))),
         counts: Some(counts(&total)),
+        pause_of_all: pause(&settings, ALL_TYPES),
     }
 }
 
-fn of_one(of_type: TypeStatistics, as_of: Time) -> pb::TypeStatistics {
+/// The own pause of a type, or of all types.
+fn pause(settings: &OrgSettings, name: &str) -> Option<pb::Pause> {
+    settings.types.get(name)?.pause.as_ref().map(convert::pause)
+}
+
+fn of_one(of_type: TypeStatistics, as_of: Time, settings: &OrgSettings) -> pb::TypeStatistics {
     pb::TypeStatistics {
+        pause: pause(settings, &of_type.job_type),
         r#type: of_type.job_type,
         counts: Some(counts(&of_type.counts)),
         oldest_queued_age: age(of_type.oldest_ready_at, as_of),
@@ -64,11 +73,11 @@ fn of_one(of_type: TypeStatistics, as_of: Time) -> pb::TypeStatistics {
 }
 
 /// How long the oldest ready job has waited; `None` if its ready time is later than `as_of`.
-fn age(ready_at: Option<Time>, as_of: Time) -> Option<prost_types::Duration> {
+pub(super) fn age(ready_at: Option<Time>, as_of: Time) -> Option<prost_types::Duration> {
     (as_of - ready_at?).to_std().ok().map(duration)
 }
 
-fn counts(counts: &StatusCounts) -> pb::StatusCounts {
+pub(super) fn counts(counts: &StatusCounts) -> pb::StatusCounts {
     pb::StatusCounts {
         queued: counts.get(JobStatus::Queued),
         running: counts.get(JobStatus::Running),

@@ -13,7 +13,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
 
 use super::convert;
-use crate::{access::Refusal, domain::transition::TransitionError, ledger::LedgerError};
+use crate::{
+    access::Refusal,
+    domain::{job_type::EtagMismatch, transition::TransitionError},
+    ledger::LedgerError,
+};
 
 /// The `domain` of every ErrorInfo.
 const DOMAIN: &str = "jobledger";
@@ -135,7 +139,10 @@ impl From<Refusal> for ApiError {
 
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
-        Self::Ledger(error)
+        match error {
+            LedgerError::UntilPast => Self::invalid("until", error.to_string()),
+            error => Self::Ledger(error),
+        }
     }
 }
 
@@ -269,6 +276,14 @@ impl ErrorStatus {
             LedgerError::JobNotFound { job } => Self::new(Code::NotFound, "JOB_NOT_FOUND", message).with("job_id", job),
             LedgerError::KeyNotFound { key } => {
                 Self::new(Code::NotFound, "JOB_NOT_FOUND", message).with("idempotency_key", key)
+            }
+            // It is turned into a violation before.
+            LedgerError::UntilPast => Self::new(Code::InvalidArgument, "INVALID_FIELD", message),
+            LedgerError::TypeNotFound { job_type } => {
+                Self::new(Code::NotFound, "JOB_TYPE_NOT_FOUND", message).with("type", job_type)
+            }
+            LedgerError::TypeChanged(EtagMismatch { current }) => {
+                Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
             }
             LedgerError::IdempotencyKeyReused { existing } => {
                 Self::new(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED", message).with("existing_job_id", existing)

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use jobledger_proto::v1::{self as pb, job_service_server::JobServiceServer};
+use jobledger_proto::v1::{self as pb, job_service_server::JobServiceServer, stream_job_events_response::Item};
 use prost::{Message as _, bytes::BufMut as _};
 use tonic::{
     Request, Response, Status,
@@ -24,7 +24,7 @@ use super::{
     service::Service,
     stream::{EventStream, Outgoing},
 };
-use crate::domain::event::JobEvent;
+use crate::domain::org_event::LogEvent;
 
 #[derive(Clone)]
 pub(crate) struct WireService {
@@ -160,7 +160,10 @@ impl Encoder for EventEncoder {
     }
 }
 
-fn encode(event: &JobEvent) -> Vec<u8> {
-    let item = pb::stream_job_events_response::Item::Event(Box::new(convert::event(event)));
+fn encode(event: &LogEvent) -> Vec<u8> {
+    let item = match event {
+        LogEvent::Job(event) => Item::Event(Box::new(convert::event(event))),
+        LogEvent::Org(event) => Item::OrgEvent(Box::new(convert::org_event(event))),
+    };
     pb::StreamJobEventsResponse { item: Some(item) }.encode_to_vec()
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::command::Claim;
 use crate::{
-    domain::{id::JobId, job::Job},
+    domain::{id::JobId, job::Job, job_type::OrgSettings},
     store::{ClaimOrder, FoundReady, HeldBy, Ready},
 };
 
@@ -51,13 +51,21 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    /// The loaded ready jobs. A job that the batch has loaded in full counts only if it is ready at this point.
-    pub(super) fn new(found: FoundReady, known: &HashMap<JobId, Job>) -> Self {
+    /// The loaded ready jobs, except those of paused types. A job that the batch has loaded in full counts only if it is ready
+    /// at this point.
+    pub(super) fn new(mut found: FoundReady, known: &HashMap<JobId, Job>, settings: &OrgSettings) -> Self {
+        if settings.has_pause() {
+            // The batch may have paused types after their jobs were loaded.
+            found.jobs.retain(|job| !settings.is_paused(&job.job_type));
+            found.cut.retain(|name| !settings.is_paused(name));
+            found.is_cut &= !settings.are_all_paused();
+        }
+        let is_ready = |job: &&Job| job.is_ready() && !settings.is_paused(&job.spec.job_type);
         let mut types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>> = HashMap::new();
         for job in found.jobs.into_iter().filter(|job| !known.contains_key(&job.id)) {
             types.entry(job.job_type).or_default().insert(job.order, job.id);
         }
-        for job in known.values().filter(|job| job.is_ready()) {
+        for job in known.values().filter(is_ready) {
             types.entry(Arc::clone(&job.spec.job_type)).or_default().insert(ClaimOrder::of(job), job.id);
         }
         Self { types, cut: found.cut, is_cut: found.is_cut }

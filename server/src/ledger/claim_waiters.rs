@@ -17,13 +17,13 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::LedgerError;
-use crate::domain::id::OrgId;
+use crate::domain::{id::OrgId, job_type::ALL_TYPES};
 
 /// The types of a claim's jobs; empty: all types.
 pub(super) type Types = Arc<[Arc<str>]>;
 
 /// How many claims are woken by one that found work and left some.
-const WOKEN_BY_ONE: usize = 2;
+pub(super) const WOKEN_BY_ONE: usize = 2;
 
 /// All claims that wait, or may have to.
 pub(super) struct ClaimWaiters {
@@ -126,15 +126,18 @@ impl ClaimWaiters {
         Ok(Visit { room: Arc::clone(self), org, types, order, is_woken: false, heard_before })
     }
 
-    /// Records how many jobs of each type a batch of this server made ready.
+    /// Records how many jobs of each type a batch of this server made ready; [`ALL_TYPES`] stands for jobs of any type.
     pub(super) fn became_ready(&self, org: OrgId, generation: i64, ready: &BTreeMap<Arc<str>, usize>) {
         let Some(org) = self.org(org) else { return };
         let mut queues = org.queues.lock();
         queues.heard = queues.heard.max(generation);
         let wanted = queues.wanted(ready);
+        let of_any = ready.get(ALL_TYPES).copied().unwrap_or(0);
         for (types, queue) in &mut queues.queues {
-            let jobs =
-                if types.is_empty() { ready.values().sum() } else { wanted.get(&queue.number).copied().unwrap_or(0) };
+            let jobs = match types.is_empty() {
+                true => ready.values().sum(),
+                false => of_any + wanted.get(&queue.number).copied().unwrap_or(0),
+            };
             if jobs > 0 {
                 queue.wake(jobs);
             } else if queue.exhausted == generation - 1 {

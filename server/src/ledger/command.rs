@@ -9,6 +9,7 @@ use crate::domain::{
     clock::Time,
     id::{JobId, OrgId},
     job::{Job, JobSpec},
+    job_type::TypeSettings,
     json::Json,
     transition::{self, ImportOutcome, ImportRefusal, Jump, News, Outcome, Past, Step, Sweep, Target},
 };
@@ -124,6 +125,15 @@ pub struct Imported {
     pub job: Option<Job>,
     /// How many events were written.
     pub events: usize,
+}
+
+/// The settings of a type after a command on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeReply {
+    /// The settings.
+    pub settings: TypeSettings,
+    /// The head of the log after the command.
+    pub as_of_seq: i64,
 }
 
 /// The outcome of a sweep.

@@ -45,6 +45,18 @@ pub enum LedgerError {
         /// The key asked for.
         key: String,
     },
+    /// The org has neither jobs nor settings of this type.
+    #[error("the org has no job type {job_type:?}")]
+    TypeNotFound {
+        /// The type asked for.
+        job_type: String,
+    },
+    /// A pause would end before it begins.
+    #[error("must be in the future")]
+    UntilPast,
+    /// The settings of a type have changed since the caller read them.
+    #[error(transparent)]
+    TypeChanged(#[from] crate::domain::job_type::EtagMismatch),
     /// The idempotency key was used before with a different request.
     #[error("the idempotency key was used with a different request, for job {existing}")]
     IdempotencyKeyReused {

@@ -134,7 +134,7 @@ impl Follower {
 
 /// Reads the next page of what a tail lacks.
 async fn fetch_page(store: &dyn Store, hub: &Hub, org: OrgId, gap: Gap) -> Result<(), StoreError> {
-    let filter = EventFilter::default();
+    let filter = EventFilter::all();
     let query = EventQuery { filter, after: gap.end, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
     let page = store.events(org, &query).await?;
     if page.head <= gap.end {
@@ -142,7 +142,7 @@ async fn fetch_page(store: &dyn Store, hub: &Hub, org: OrgId, gap: Gap) -> Resul
         hub.correct(org, page.head);
         return Ok(());
     }
-    let is_whole = page.events.iter().zip(gap.end + 1..).all(|(event, expected)| event.seq == expected);
+    let is_whole = page.events.iter().zip(gap.end + 1..).all(|(event, expected)| event.seq() == expected);
     if page.events.is_empty() || !is_whole {
         // Retention removed events meanwhile, or the database is another one. Each subscriber reads it for itself.
         hub.restart(org);

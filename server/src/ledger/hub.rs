@@ -18,8 +18,8 @@ use tokio::sync::{Notify, watch};
 
 use super::encoded_event::EncodedEvent;
 use crate::domain::{
-    event::JobEvent,
     id::{LogId, OrgId},
+    org_event::LogEvent,
 };
 
 /// Bounds of an org's share of the memory for tails, however many orgs there are. Tails serve subscribers that are nearly live;
@@ -80,9 +80,14 @@ impl Hub {
         Listener { signal: channel.signal.subscribe(), channel }
     }
 
+    /// True if an org has subscribers here. One that joins later reads what was committed before from the database.
+    pub(super) fn is_followed(&self, org: OrgId) -> bool {
+        self.channels.lock().contains_key(&org)
+    }
+
     /// Publishes committed events of an org, an unbroken run. Events that the tail has are skipped. If earlier ones are
     /// missing, none is added, and the follower reads all of them.
-    pub(super) fn publish(&self, org: OrgId, events: &[Arc<JobEvent>]) {
+    pub(super) fn publish(&self, org: OrgId, events: &[LogEvent]) {
         let Some(last) = events.last() else { return };
         let (channel, share) = {
             let channels = self.channels.lock();
@@ -92,7 +97,7 @@ impl Hub {
         let Some(channel) = channel else { return };
         let held = self.held_bytes.load(Ordering::Relaxed);
         let (end, gap) = channel.change_tail(|tail| {
-            tail.known = tail.known.max(last.seq);
+            tail.known = tail.known.max(last.seq());
             // Tails of other orgs may exceed their share, from a time when there were fewer orgs.
             let room = self.tail_bytes.saturating_sub(held.saturating_sub(tail.bytes));
             tail.append(events, share.min(room).max(MIN_TAIL_BYTES));
@@ -251,18 +256,18 @@ struct Tail {
 }
 
 impl Tail {
-    fn append(&mut self, batch: &[Arc<JobEvent>], max_bytes: usize) {
+    fn append(&mut self, batch: &[LogEvent], max_bytes: usize) {
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { return };
-        let end = *self.end.get_or_insert(first.seq - 1);
-        if first.seq > end + 1 || last.seq <= end {
+        let end = *self.end.get_or_insert(first.seq() - 1);
+        if first.seq() > end + 1 || last.seq() <= end {
             return;
         }
-        for event in batch.iter().filter(|event| event.seq > end) {
-            let event = EncodedEvent::new(Arc::clone(event));
+        for event in batch.iter().filter(|event| event.seq() > end) {
+            let event = EncodedEvent::new(event.clone());
             self.bytes += event.weight();
             self.events.push_back(event);
         }
-        self.end = Some(last.seq);
+        self.end = Some(last.seq());
         while self.bytes > max_bytes
             && let Some(oldest) = self.events.pop_front()
         {
@@ -311,7 +316,7 @@ impl Listener {
             return if tail.known > after { Recent::Awaited } else { Recent::AtHead };
         }
         let Some(first) = tail.events.front() else { return Recent::Behind };
-        match usize::try_from(after + 1 - first.seq) {
+        match usize::try_from(after + 1 - first.seq()) {
             Ok(skip) => {
                 let mut bytes = 0;
                 let fits = |event: &&Arc<EncodedEvent>| {

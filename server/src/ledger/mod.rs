@@ -35,7 +35,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 pub use self::{
     claim_call::{LeaseDelivery, Leases},
     clock_watch::{ClockReading, ClockStep, Moment},
-    command::{Author, Claim, Command, Create, Import, Imported, JobReply, Removed, SweepRequest, Swept},
+    command::{Author, Claim, Command, Create, Import, Imported, JobReply, Removed, SweepRequest, Swept, TypeReply},
     disk_space::DiskSpace,
     encoded_event::EncodedEvent,
     error::{LedgerError, Quantity},
@@ -71,6 +71,7 @@ use crate::{
     domain::{
         id::{JobId, OrgId},
         job::JobRecord,
+        job_type::TypeCommand,
     },
     store::Store,
 };
@@ -379,6 +380,16 @@ impl Ledger {
             Err(LedgerError::JobNotFound { .. }) => Err(LedgerError::KeyNotFound { key }),
             found => found,
         }
+    }
+
+    /// Changes the settings of a type. Once this returns, no server grants claims by the settings before.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::TypeNotFound`], [`LedgerError::TypeChanged`], [`LedgerError::UntilPast`], [`LedgerError::TooManyTypes`],
+    /// [`LedgerError::QuotaExceeded`]; else as for [`Ledger::submit`].
+    pub async fn set_type(&self, by: impl Into<Author>, command: TypeCommand) -> Result<TypeReply, LedgerError> {
+        self.ask(by.into(), Submission::Type, command).await
     }
 
     /// Takes a turn to read pages of jobs with their contents. The caller keeps it until its answer is made.

@@ -9,9 +9,12 @@ use tokio::sync::oneshot;
 use super::{
     LedgerError,
     claim_call::Claimed,
-    command::{Claim, Command, Import, Imported, JobReply, Removed, SweepRequest, Swept},
+    command::{Claim, Command, Import, Imported, JobReply, Removed, SweepRequest, Swept, TypeReply},
 };
-use crate::{domain::transition::GiveBack, store::Retention};
+use crate::{
+    domain::{job_type::TypeCommand, transition::GiveBack},
+    store::Retention,
+};
 
 /// What a caller waits for.
 pub(super) type Receiver<R> = oneshot::Receiver<Result<R, LedgerError>>;
@@ -58,6 +61,8 @@ impl<R> ReplyTo<R> {
 pub(super) enum Submission {
     /// Create a job, or change one.
     Job(Command, ReplyTo<JobReply>),
+    /// Change the settings of a type.
+    Type(TypeCommand, ReplyTo<TypeReply>),
     /// Import a job of another system.
     Import(Box<Import>, ReplyTo<Imported>),
     /// Claim ready jobs.
@@ -79,7 +84,7 @@ impl Submission {
         match self {
             Self::Job(command, _) => command.is_vital(),
             Self::Claim(..) | Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) => true,
-            Self::Import(..) | Self::Retain(..) => false,
+            Self::Type(..) | Self::Import(..) | Self::Retain(..) => false,
         }
     }
 
@@ -88,7 +93,12 @@ impl Submission {
         match self {
             Self::Job(command, _) => command.grows(),
             Self::Import(..) => true,
-            Self::Claim(..) | Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) | Self::Retain(..) => false,
+            Self::Type(..)
+            | Self::Claim(..)
+            | Self::GiveBack(_)
+            | Self::Sweep(..)
+            | Self::Redate(..)
+            | Self::Retain(..) => false,
         }
     }
 
@@ -97,7 +107,12 @@ impl Submission {
     pub(super) fn goes_alone(&self) -> bool {
         match self {
             Self::Import(..) | Self::Retain(..) => true,
-            Self::Job(..) | Self::Claim(..) | Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) => false,
+            Self::Type(..)
+            | Self::Job(..)
+            | Self::Claim(..)
+            | Self::GiveBack(_)
+            | Self::Sweep(..)
+            | Self::Redate(..) => false,
         }
     }
 
@@ -111,6 +126,7 @@ impl Submission {
         const FIXED: usize = 512;
         let texts = match self {
             Self::Job(command, _) => command.text_bytes(),
+            Self::Type(command, _) => command.text_bytes(),
             Self::Import(import, _) => import.text_bytes(),
             Self::Claim(claim, _) => claim.types.iter().map(|name| name.len()).sum(),
             Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) | Self::Retain(..) => 0,
@@ -127,6 +143,7 @@ impl Submission {
     pub(super) fn is_abandoned(&self) -> bool {
         match self {
             Self::Job(_, reply) => reply.is_abandoned(),
+            Self::Type(_, reply) => reply.is_abandoned(),
             Self::Import(_, reply) => reply.is_abandoned(),
             Self::Claim(_, reply) => reply.is_abandoned(),
             Self::GiveBack(_) => false,
@@ -139,6 +156,7 @@ impl Submission {
     pub(super) fn send(self) {
         match self {
             Self::Job(_, reply) => reply.send(),
+            Self::Type(_, reply) => reply.send(),
             Self::Import(_, reply) => reply.send(),
             Self::Claim(_, reply) => reply.send(),
             Self::GiveBack(_) => {}
@@ -151,6 +169,7 @@ impl Submission {
     pub(super) fn refuse(self, error: LedgerError) {
         match self {
             Self::Job(_, reply) => reply.refuse(error),
+            Self::Type(_, reply) => reply.refuse(error),
             Self::Import(_, reply) => reply.refuse(error),
             Self::Claim(_, reply) => reply.refuse(error),
             Self::GiveBack(_) => {}

@@ -301,7 +301,7 @@ impl Subscription {
         if let Some(until) = self.until
             && self.cursor >= until
         {
-            events.retain(|event| event.seq <= until);
+            events.retain(|event| event.seq() <= until);
             self.cursor = until;
             self.end();
         } else if self.cursor >= page.head {
@@ -328,9 +328,10 @@ impl Subscription {
             }
             Recent::Events(mut events) => {
                 self.is_at_head = false;
-                self.cursor = events.last().map_or(self.cursor, |event| event.seq);
+                self.cursor = events.last().map_or(self.cursor, |event| event.seq());
                 if let Some(job) = self.filter.job
-                    && let Some(last) = events.iter().rfind(|event| event.job_id == job)
+                    && let Some(last) =
+                        events.iter().rev().filter_map(|event| event.job()).find(|event| event.job_id == job)
                 {
                     self.job_status = Some(last.next_status);
                 }

@@ -402,7 +402,9 @@ impl Writer {
 
     fn publish(&self, turn: &[OrgBatch], decisions: &[Decision]) {
         for (batch, decision) in turn.iter().zip(decisions) {
-            self.hub.publish(batch.org, &decision.changes.events);
+            if self.hub.is_followed(batch.org) {
+                self.hub.publish(batch.org, &decision.changes.log());
+            }
         }
     }
 

@@ -34,6 +34,10 @@ pub struct Stretch {
     pub places: i64,
     /// The weight of the events, in bytes.
     pub bytes: i64,
+    /// The number of events that are about no single job. They have `seq`s of their own.
+    pub org_events: i64,
+    /// The weight of these events, in bytes.
+    pub org_bytes: i64,
 }
 
 /// The number of scheduled jobs of a type, from two sources.

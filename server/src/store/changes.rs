@@ -9,11 +9,13 @@ use std::{
 use super::{Changed, Expired, FoundReady, Head, Ready, RemovedFlow, Slice, Tally};
 use crate::domain::{
     clock::Time,
-    event::JobEvent,
+    event::{JobEvent, Position},
     flow::Milestone,
     id::{Digest, JobId},
     job::Job,
+    job_type::{OrgSettings, TypeSettings},
     json::Json,
+    org_event::{LogEvent, OrgEvent},
     status::JobStatus,
     transition::Mark,
 };
@@ -25,8 +27,10 @@ pub struct Needs {
     pub jobs: Vec<JobId>,
     /// Jobs by idempotency key.
     pub keys: Vec<Arc<str>>,
-    /// Types of which jobs are to be created.
+    /// Types of which jobs are to be created, or whose settings are to be changed.
     pub types: Vec<Arc<str>>,
+    /// Types whose jobs are to be counted.
+    pub populations: Vec<Arc<str>>,
     /// Finished jobs whose retention time is over.
     pub expired: Option<Expired>,
     /// Jobs that earlier claims with the same `request_id` hold.
@@ -90,6 +94,8 @@ impl Retention {
 pub struct Loaded {
     /// The head of the log.
     pub head: Head,
+    /// The settings of the org's types.
+    pub settings: Arc<OrgSettings>,
     /// The jobs that exist of those needed, each once, except for ready jobs.
     pub jobs: Vec<Job>,
     /// Jobs that are ready, by id, type and claim order.
@@ -105,7 +111,7 @@ pub struct Loaded {
     /// The events of expired jobs that may be removed now and that the series still covers: in order, without progress and
     /// cancel requests.
     pub histories: HashMap<JobId, Vec<Milestone>>,
-    /// How many jobs there are of each type in `jobs`, if expired jobs were asked for.
+    /// How many jobs there are of each type that was asked for, and of each type in `jobs` if expired jobs were.
     pub populations: HashMap<Arc<str>, i64>,
     /// When the retention time of the next finished job ends.
     pub next_expiry: Option<Time>,
@@ -119,15 +125,18 @@ pub struct Loaded {
     pub marks: HashMap<JobId, Mark>,
     /// Keys of new jobs were not looked up, but taken to be new. If one exists, writing fails.
     pub assumes_new_keys: bool,
+    /// The oldest org events before the floor of the log, if expired jobs were asked for.
+    pub outdated: Option<Outdated>,
     /// Bytes of leftover events that this transaction has removed because their removed jobs are imported again.
     pub cleared: i64,
 }
 
 impl Loaded {
-    /// The head and the types, and nothing else.
-    pub(crate) fn end(head: Head, types: Vec<String>) -> Self {
+    /// The head, the settings and the types, and nothing else.
+    pub(crate) fn end(head: Head, settings: Arc<OrgSettings>, types: Vec<String>) -> Self {
         Self {
             head,
+            settings,
             types,
             jobs: Vec::new(),
             ready: FoundReady::default(),
@@ -142,6 +151,7 @@ impl Loaded {
             misdated: Vec::new(),
             marks: HashMap::new(),
             assumes_new_keys: false,
+            outdated: None,
             cleared: 0,
         }
     }
@@ -170,6 +180,12 @@ pub struct Changes {
     pub payloads: Vec<NewPayload>,
     /// New events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
+    /// New events that are about no single job, in the order of `seq`.
+    pub org_events: Vec<Arc<OrgEvent>>,
+    /// Types whose settings have changed, with the settings after the batch.
+    pub settings: BTreeMap<Arc<str>, TypeSettings>,
+    /// Org events to remove.
+    pub removed_org_events: Option<Outdated>,
     /// How the statistics of each type change.
     pub tallies: BTreeMap<Arc<str>, Tally>,
     /// The flow that the log loses with the removed jobs.
@@ -194,7 +210,39 @@ pub struct NewPayload {
     pub seq: Option<i64>,
 }
 
+/// Org events before the floor of the log: the oldest ones, up to a bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outdated {
+    /// `seq` of the last of them.
+    pub last: i64,
+    /// How many bytes they take.
+    pub bytes: i64,
+}
+
+/// Org events that one batch removes at most.
+pub(super) const OUTDATED_AT_ONCE: i64 = 1_000;
+
 impl Changes {
+    /// The batch's first event.
+    pub(super) fn first(&self) -> Option<Position> {
+        let of_jobs = self.events.first();
+        let of_jobs = of_jobs.map(|event| Position { seq: event.seq, recorded_at: event.recorded_at });
+        let of_org = self.org_events.first();
+        let of_org = of_org.map(|event| Position { seq: event.seq, recorded_at: event.recorded_at });
+        of_jobs.into_iter().chain(of_org).min_by_key(|first| first.seq)
+    }
+
+    /// The batch's events, in the order of `seq`.
+    pub fn log(&self) -> Vec<LogEvent> {
+        let of_jobs = self.events.iter().map(|event| LogEvent::Job(Arc::clone(event)));
+        let mut events: Vec<_> = of_jobs.collect();
+        if !self.org_events.is_empty() {
+            events.extend(self.org_events.iter().map(|event| LogEvent::Org(Arc::clone(event))));
+            events.sort_by_key(LogEvent::seq);
+        }
+        events
+    }
+
     /// Payloads that are stored with events, by the `seq` of the event.
     pub(super) fn small_payloads(&self) -> HashMap<i64, &Json> {
         self.payloads.iter().filter_map(|payload| Some((payload.seq?, &payload.json))).collect()
@@ -213,12 +261,19 @@ impl Changes {
         let created = self.created.iter().map(|job| 2 * job.text_bytes() + LABEL * job.spec.labels.len());
         let changed = self.changed.iter().map(|changed| changed.job.text_bytes());
         let payloads = self.payloads.iter().map(|payload| payload.json.len());
-        events.chain(created).chain(changed).chain(payloads).sum()
+        let of_org = self.org_events.iter().map(|event| event.weight());
+        events.chain(created).chain(changed).chain(payloads).chain(of_org).sum()
     }
 
     /// True if the batch writes nothing.
     pub fn is_empty(&self) -> bool {
-        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && self.removed_slice.is_none()
+        let removes = self.removed_slice.is_some() || self.removed_org_events.is_some();
+        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && !removes
+    }
+
+    /// True if jobs or types are gone afterwards. A state from before can't catch up.
+    pub(super) fn is_removing(&self) -> bool {
+        !self.removed.is_empty() || !self.forgotten.is_empty()
     }
 
     /// True if the log or a job changes. Such a batch leaves a record.

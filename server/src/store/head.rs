@@ -19,6 +19,9 @@ pub struct Head {
     pub ready_gen: i64,
     /// What the org stores.
     pub stock: Stock,
+    /// `seq` of the last event that is about no single job; 0 if there is none. Settings that were read at the same one are
+    /// current.
+    pub org_seq: i64,
 }
 
 /// What an org stores: quotas are checked against it.
@@ -33,8 +36,15 @@ pub struct Stock {
 
 impl Head {
     /// The head of a log without events.
-    pub const EMPTY: Self =
-        Self { seq: 0, floor: 1, recorded_at: None, types: 0, ready_gen: 0, stock: Stock { jobs: 0, bytes: 0 } };
+    pub const EMPTY: Self = Self {
+        seq: 0,
+        floor: 1,
+        recorded_at: None,
+        types: 0,
+        ready_gen: 0,
+        stock: Stock { jobs: 0, bytes: 0 },
+        org_seq: 0,
+    };
 
     /// The part of the head that other servers need.
     pub const fn reach(&self) -> Reach {

@@ -28,7 +28,8 @@ macro_rules! scripts {
             (2, "small_payloads", "0002_small_payloads"),
             (3, "running_in_log", "0003_running_in_log"),
             (4, "quotas", "0004_quotas"),
-            (5, "token_use", "0005_token_use")
+            (5, "token_use", "0005_token_use"),
+            (6, "org_events", "0006_org_events")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -263,7 +264,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (10, "566d6945e2a4e9566c94f57c918b8b5d98475937c68b380b66d6b6c6ab14de47")
+            (10, "23d6e609bbccd66d8668d5b7d36a31683b0508b8d6c2e629b45889a6b742a8e3")
         );
     }
 

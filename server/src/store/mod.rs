@@ -21,6 +21,7 @@ mod interface;
 mod job_columns;
 pub mod migrations;
 mod options;
+mod org_events;
 pub mod postgres;
 mod query;
 mod ready;
@@ -28,6 +29,7 @@ mod record;
 mod row_writes;
 mod rows;
 mod series;
+mod settings;
 pub mod sqlite;
 mod state;
 mod states;
@@ -39,7 +41,9 @@ mod window;
 pub use self::{
     audit::{Audit, LONGEST_PAUSE, LedgerInfo, Scheduled, Stretch},
     changed::{Changed, Differs},
-    changes::{Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Retention, StatusCounts},
+    changes::{
+        Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Outdated, Retention, StatusCounts,
+    },
     copies::{Restored, RevokeTokens},
     database::{CopyProgress, Database, MigratingDown, open},
     error::StoreError,

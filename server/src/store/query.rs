@@ -5,7 +5,16 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::TimeDelta;
 
 use super::StatusCounts;
-use crate::domain::{clock::Time, event::JobEvent, flow::Flow, id::JobId, job::Job, status::JobStatus};
+use crate::domain::{
+    clock::Time,
+    event::JobEvent,
+    flow::Flow,
+    id::JobId,
+    job::Job,
+    job_type::OrgSettings,
+    org_event::{LogEvent, OrgEvent},
+    status::JobStatus,
+};
 
 /// A filter of events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,10 +29,17 @@ pub struct EventFilter {
     pub is_leaving: bool,
     /// Only events of jobs with all of these labels.
     pub labels: BTreeMap<String, String>,
+    /// Also events that are about no single job. Not together with `job`.
+    pub has_org_events: bool,
 }
 
 impl EventFilter {
-    /// True for an event that passes the filter.
+    /// Every event of a log.
+    pub fn all() -> Self {
+        Self { has_org_events: true, ..Self::default() }
+    }
+
+    /// True for an event of a job that passes the filter.
     pub fn matches(&self, event: &JobEvent) -> bool {
         self.job.is_none_or(|job| job == event.job_id)
             && self.is_of(&event.job_type)
@@ -76,7 +92,7 @@ pub struct EventQuery {
 #[derive(Debug)]
 pub struct EventPage {
     /// The matching events, in the order of `seq`.
-    pub events: Vec<Arc<JobEvent>>,
+    pub events: Vec<LogEvent>,
     /// The page has every matching event after the query's `after` up to this `seq`.
     pub through: i64,
     /// The head of the log in the same snapshot.
@@ -94,9 +110,36 @@ impl EventPage {
     /// The page, which covers the log up to `last`, or only up to its last event if it is cut.
     pub(super) fn ending_at(mut self, last: i64, is_cut: bool) -> Self {
         self.through = match self.events.last() {
-            Some(event) if is_cut => event.seq,
+            Some(event) if is_cut => event.seq(),
             _ => last.min(self.head),
         };
+        self
+    }
+
+    /// The matching events of jobs, in the order of `seq`.
+    pub fn of_jobs(&self) -> impl Iterator<Item = &Arc<JobEvent>> {
+        self.events.iter().filter_map(LogEvent::job)
+    }
+
+    /// Adds the org events up to `through` that follow on the query's `after`. The page ends earlier if it exceeds the query's
+    /// bounds then.
+    pub(super) fn with_org_events(mut self, org_events: Vec<Arc<OrgEvent>>, query: &EventQuery) -> Self {
+        if org_events.is_empty() {
+            return self;
+        }
+        self.events.extend(org_events.into_iter().map(LogEvent::Org));
+        self.events.sort_by_key(LogEvent::seq);
+        let mut bytes = 0;
+        let mut fits = |event: &LogEvent| {
+            let fits = bytes <= query.max_bytes;
+            bytes += event.weight();
+            fits
+        };
+        let n = self.events.iter().take(query.max_events).take_while(|event| fits(event)).count();
+        if n < self.events.len() {
+            self.events.truncate(n);
+            self.through = self.events.last().map_or(self.through, LogEvent::seq);
+        }
         self
     }
 }
@@ -299,6 +342,8 @@ pub struct Statistics {
     pub types: Vec<TypeStatistics>,
     /// The buckets in order, without empty ones.
     pub series: Vec<SeriesPoint>,
+    /// The settings of the org's types, as of this `seq` or later.
+    pub settings: Arc<OrgSettings>,
 }
 
 /// The statistics of one type.
@@ -316,6 +361,13 @@ pub struct TypeStatistics {
     pub flow: Flow,
 }
 
+impl TypeStatistics {
+    /// True if there are jobs of the type. The window may include what happened to jobs that are gone.
+    pub fn exists(&self) -> bool {
+        self.counts.total() > 0
+    }
+}
+
 /// One bucket of the series.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeriesPoint {
@@ -330,7 +382,7 @@ pub struct SeriesPoint {
 impl Statistics {
     /// The statistics of an org without a log.
     pub(super) fn empty(as_of: Time, since: Time) -> Self {
-        Self { as_of_seq: 0, as_of, since, types: Vec::new(), series: Vec::new() }
+        Self { as_of_seq: 0, as_of, since, types: Vec::new(), series: Vec::new(), settings: Arc::default() }
     }
 
     /// Sorts types and buckets.

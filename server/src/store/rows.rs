@@ -92,6 +92,7 @@ pub(super) fn head<'r>(columns: &mut impl Columns<'r>) -> Result<(Head, RecordId
         types: columns.long()?,
         ready_gen: columns.long()?,
         stock: Stock { jobs: columns.long()?, bytes: columns.long()? },
+        org_seq: columns.long()?,
     };
     Ok((head, RecordId { n: columns.long()?, id: columns.long()? }))
 }

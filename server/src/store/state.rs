@@ -24,14 +24,15 @@ use uuid::Uuid;
 
 use self::fold::Added;
 use super::{
-    Changed, Changes, ClaimOrder, Differs, HeldBy, Ready, ReadyJob, extension, image,
+    Changed, Changes, Differs, HeldBy, extension, image,
     row_writes::{Base, Events, RowWrites},
-    window::{ALL_TYPES, Short, Windows},
+    window::Windows,
 };
 use crate::domain::{
     clock::Time,
     id::JobId,
     job::Job,
+    job_type::OrgSettings,
     lease::LeaseSecret,
     status::JobStatus,
     transition::{Command, Tick},
@@ -73,6 +74,10 @@ pub(super) struct OrgState {
     pub(super) head: i64,
     /// How many batches have removed jobs. PostgreSQL only.
     pub(super) removals: i64,
+    /// The settings of the org's types. They are current if they were read at the head's `org_seq`.
+    settings: Arc<OrgSettings>,
+    /// The settings before the last batch, if it has changed them.
+    settings_before: Option<Arc<OrgSettings>>,
 }
 
 /// A running job, and what its row lacks.
@@ -166,6 +171,7 @@ impl OrgState {
     /// The last batch was committed: drops its undo log.
     pub(super) fn settle(&mut self) {
         self.before = Vec::new();
+        self.settings_before = None;
         self.windows.begin();
     }
 
@@ -229,6 +235,9 @@ impl OrgState {
             self.put(id, before);
         }
         self.windows.revert();
+        if let Some(settings) = self.settings_before.take() {
+            self.set_settings(settings);
+        }
         self.head = self.head_before;
         // The time in `org_due` was not written either.
         self.noted_until = None;
@@ -289,33 +298,6 @@ impl OrgState {
         self.since_bytes + self.extended_bytes
     }
 
-    /// Adds the ready jobs that were found for a window, and returns those of them whose rows are worth reading.
-    pub(super) fn fill(&mut self, short: &Short, found: Vec<ReadyJob>) -> Vec<JobId> {
-        self.windows.fill(short, found, |id| self.jobs.contains_key(&id))
-    }
-
-    /// What to load before windows have what is wanted. Queued rows that are behind look ready, so the limits rise by their
-    /// number.
-    pub(super) fn short(&mut self, wanted: &Ready) -> Vec<Short> {
-        self.windows.make_room(wanted);
-        let mut short = self.windows.short(wanted);
-        if short.is_empty() {
-            return short;
-        }
-        let mut by_name: HashMap<_, _> = short.iter_mut().map(|short| (Arc::clone(&short.name), short)).collect();
-        for behind in self.queued.values().filter_map(|id| self.jobs.get(id)) {
-            let order = ClaimOrder::of(&behind.job);
-            for name in [&behind.job.spec.job_type, &*ALL_TYPES] {
-                if let Some(short) = by_name.get_mut(name)
-                    && short.from.is_none_or(|from| order >= from)
-                {
-                    short.limit += 1;
-                }
-            }
-        }
-        short
-    }
-
     /// The jobs that the earlier claims hold, of each claim at most as many as it asks for.
     pub(super) fn held(&self, wanted: &[HeldBy]) -> Vec<JobId> {
         let of_claim = |held: &HeldBy| {
@@ -371,6 +353,14 @@ impl OrgState {
         self.head_before = std::mem::replace(&mut self.head, head);
         self.before.clear();
         self.windows.begin();
+        self.settings_before = None;
+        if let Some(last) = changes.org_events.last() {
+            let before = Arc::clone(&self.settings);
+            let mut settings = OrgSettings { as_of: last.seq, ..OrgSettings::clone(&before) };
+            changes.settings.iter().for_each(|(name, of_type)| settings.set(Arc::clone(name), of_type.clone()));
+            self.set_settings(Arc::new(settings));
+            self.settings_before = Some(before);
+        }
         for job in changes.created.iter().chain(changes.changed.iter().map(|changed| &changed.job)) {
             self.windows.follow(job);
         }
@@ -453,5 +443,6 @@ impl OrgState {
 }
 
 mod fold;
+mod ready;
 #[cfg(test)]
 mod tests;

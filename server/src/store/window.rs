@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{ClaimOrder, FoundReady, Ready, ReadyJob};
-use crate::domain::{id::JobId, job::Job};
+use crate::domain::{id::JobId, job::Job, job_type::OrgSettings};
 
 /// The name of the window of all types: no type is called so.
 pub(super) static ALL_TYPES: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
@@ -41,6 +41,8 @@ pub(super) struct Windows {
     bytes: usize,
     /// Undo log of the last batch.
     before: Vec<Before>,
+    /// The window of all types leaves out types that are paused.
+    settings: Arc<OrgSettings>,
 }
 
 /// The first ready jobs of a type, or of all types.
@@ -79,6 +81,27 @@ pub(super) struct Short {
     pub(super) from: Option<ClaimOrder>,
     /// How many jobs to load.
     pub(super) limit: usize,
+}
+
+impl Short {
+    /// True if the window is that of all types.
+    pub(super) fn is_of_all(&self) -> bool {
+        *self.name == **ALL_TYPES
+    }
+
+    /// The loads that the window of all types needs while it leaves out types: one for each of the others.
+    pub(super) fn by_type(&self, types: Vec<Arc<str>>, settings: &OrgSettings) -> Vec<Self> {
+        let types = types.into_iter().filter(|name| !settings.is_paused(name));
+        types.map(|name| Self { name, ..self.clone() }).collect()
+    }
+
+    /// The jobs of the window, of what was found by type.
+    pub(super) fn merge(&self, found: Vec<Vec<ReadyJob>>) -> Vec<ReadyJob> {
+        let mut found = found.concat();
+        found.sort_unstable_by_key(|job| job.order);
+        found.truncate(self.limit);
+        found
+    }
 }
 
 impl Window {
@@ -178,7 +201,15 @@ impl Windows {
 
     /// Drops all windows.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self { settings: Arc::clone(&self.settings), ..Self::default() };
+    }
+
+    /// Applies these settings. If types are paused or resumed, all windows are dropped.
+    pub(super) fn pause(&mut self, settings: &Arc<OrgSettings>) {
+        if settings.has_pause() || self.settings.has_pause() {
+            self.clear();
+        }
+        self.settings = Arc::clone(settings);
     }
 
     /// Starts the undo log of a batch.
@@ -215,7 +246,7 @@ impl Windows {
         let mut is_there = false;
         for name in place.iter().flat_map(|job| [&job.job_type, &*ALL_TYPES]) {
             let (Some(job), Some(window)) = (&place, self.of.get_mut(name)) else { continue };
-            if window.reaches(job.order) {
+            if window.reaches(job.order) && !(**name == **ALL_TYPES && self.settings.is_paused(&job.job_type)) {
                 window.jobs.insert(job.order, job.clone());
                 is_there = true;
             }

@@ -9,6 +9,7 @@ use crate::{
         flow::{Flow, Milestone, Timeline},
         id::{JobId, OrgId},
         job::Job,
+        org_event::LogEvent,
         replay::{Fold, Replay},
         status::JobStatus,
     },
@@ -162,10 +163,9 @@ async fn count_log(
     head: i64,
     differences: &mut Vec<What>,
 ) -> Result<(i64, i64), StoreError> {
-    let query =
-        EventQuery { filter: EventFilter::default(), after: head, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
+    let query = EventQuery { filter: EventFilter::all(), after: head, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
     let page = store.events(org, &query).await?;
-    if let Some(last) = page.events.last().map(|event| event.seq).filter(|last| *last > page.head) {
+    if let Some(last) = page.events.last().map(LogEvent::seq).filter(|last| *last > page.head) {
         differences.push(What::Head { stored: page.head, last });
     }
     let floor = page.floor;
@@ -176,10 +176,10 @@ async fn count_log(
         let last = (after + STRETCH).min(if is_whole { head } else { (floor - 1).min(head) });
         let found = store.audit().count_events(org, after, last).await?;
         events += found.events;
-        bytes += found.bytes;
-        if found.events != found.places || is_whole && found.events != last - after {
-            let (first, events, places) = (after + 1, found.events, found.places);
-            differences.push(What::Log { first, last, events, places });
+        bytes += found.bytes + found.org_bytes;
+        let (all, places) = (found.events + found.org_events, found.places + found.org_events);
+        if all != places || is_whole && all != last - after {
+            differences.push(What::Log { first: after + 1, last, events: all, places });
         }
         after = last;
     }

@@ -146,6 +146,15 @@ impl Check {
         types
     }
 
+    /// Checks the size of a page; 0 stands for the default, and more than the maximum for that.
+    pub(super) fn page_size(&mut self, n: i32, default: usize, max: usize) -> usize {
+        self.that("page_size", n >= 0, || "must not be negative".to_owned());
+        match usize::try_from(n).unwrap_or_default() {
+            0 => default,
+            n => n.min(max),
+        }
+    }
+
     /// Checks a number of items; 0 stands for the default.
     pub(super) fn count(&mut self, field: &str, n: i32, default: i32, allowed: RangeInclusive<i32>) -> usize {
         let n = if n == 0 { default } else { n };

@@ -25,12 +25,7 @@ pub(in super::super) struct Listing {
 
 pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing, ApiError> {
     let mut check = Check::default();
-    let page_size = request.page_size;
-    check.that("page_size", page_size >= 0, || "must not be negative".to_owned());
-    let limit = match usize::try_from(page_size).unwrap_or_default() {
-        0 => DEFAULT_PAGE,
-        n => n.min(MAX_PAGE),
-    };
+    let limit = check.page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE);
     let token = check.token("page_token", std::mem::take(&mut request.page_token));
     let view = pb::JobView::try_from(request.view);
     check.that("view", view.is_ok(), || format!("{} is not a view", request.view));

@@ -1,6 +1,7 @@
 //! Validates requests and converts them into commands. A refusal names every violation.
 
 mod check;
+mod job_types;
 mod list;
 mod read;
 mod work;
@@ -14,6 +15,7 @@ use uuid::Uuid;
 pub(crate) use self::check::ending_digest;
 use self::check::{Check, digest};
 pub(super) use self::{
+    job_types::{delete_type, get_type, list_types, pause_type, resume_type, type_token, update_type},
     list::{Listing, list},
     read::{statistics, subscribe},
     work::{claim, heartbeat},

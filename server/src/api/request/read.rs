@@ -24,6 +24,10 @@ pub(in super::super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result
     let statuses = check.statuses(&request.statuses);
     check.labels(&request.labels);
     let with_snapshot = request.include_snapshot;
+    check.that("include_org_events", !(request.include_org_events && job.is_some()), || {
+        "must not be combined with job_id".to_owned()
+    });
+    let is_filtered = !(types.is_empty() && statuses.is_empty() && request.labels.is_empty());
     check.that("after_seq", request.after_seq.is_none_or(|seq| seq >= 0), || "must not be negative".to_owned());
     check.that("include_snapshot", !(with_snapshot && request.after_seq.is_some()), || {
         "must not be combined with after_seq: the stream begins with the snapshot".to_owned()
@@ -38,6 +42,7 @@ pub(in super::super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result
             statuses,
             is_leaving: with_snapshot || request.include_leaving,
             labels: request.labels,
+            has_org_events: job.is_none() && (request.include_org_events || !is_filtered),
         },
         after: request.after_seq,
         history_only: request.history_only,

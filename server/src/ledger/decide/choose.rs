@@ -152,7 +152,7 @@ impl Log {
         if !commands.iter().any(|pending| matches!(pending.command, Submission::Claim(..))) {
             return choices;
         }
-        let mut candidates = Candidates::new(ready, &self.jobs);
+        let mut candidates = Candidates::new(ready, &self.jobs, &self.settings);
         let mut by_request: HashMap<(Arc<str>, Arc<str>), usize> = HashMap::new();
         // A claim that gets none because of this bound has `has_more` set, and asks again.
         let mut left = self.most.unwrap_or(usize::MAX);

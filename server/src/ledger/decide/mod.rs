@@ -2,12 +2,13 @@
 
 mod choose;
 mod import;
+mod job_type;
 mod quota;
 mod retain;
 mod sweep;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     sync::Arc,
     time::Instant,
 };
@@ -18,6 +19,7 @@ pub(super) use self::{
 };
 use super::{
     LedgerError, claim_selection,
+    claim_waiters::WOKEN_BY_ONE,
     clock_watch::ClockState,
     command::{Command, Create, JobReply},
     pending::Pending,
@@ -30,20 +32,22 @@ use crate::{
         flow::{Milestone, Timeline, Width},
         id::{JobId, OrgId},
         job::Job,
+        job_type::OrgSettings,
         lease::LeaseSecret,
         status::JobStatus,
         transition::{self, Mark, Tick, Transition},
     },
     store::{
-        Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Slice, Stock, Tally,
-        told_since,
+        Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Outdated, Slice, Stock,
+        Tally, told_since,
     },
 };
 
 /// What a batch has to load for its commands. `most` bounds the due jobs that it may change.
 pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submission>, most: Option<usize>) -> Needs {
     let most_due = sweep::most(most);
-    let (mut jobs, mut keys, mut types) = (HashSet::new(), HashSet::new(), HashSet::new());
+    let (mut jobs, mut keys, mut types, mut populations) =
+        (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
     let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
     for command in commands {
         match command {
@@ -58,6 +62,10 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submission>, most
             }
             Submission::GiveBack(given) => {
                 jobs.insert(given.token.job);
+            }
+            Submission::Type(command, _) => {
+                types.insert(Arc::clone(&command.job_type));
+                populations.insert(Arc::clone(&command.job_type));
             }
             Submission::Import(import, _) => {
                 let job = &import.job;
@@ -81,6 +89,7 @@ pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submission>, most
         jobs: jobs.into_iter().collect(),
         keys: keys.into_iter().collect(),
         types: types.into_iter().collect(),
+        populations: populations.into_iter().collect(),
         expired,
         held: claim_selection::held(&claims),
         ready: claim_selection::ready(&claims),
@@ -173,6 +182,10 @@ struct Log {
     jobs: HashMap<JobId, Job>,
     keys: HashMap<Arc<str>, JobId>,
     types: HashSet<Arc<str>>,
+    settings: Arc<OrgSettings>,
+    /// Types whose pauses the batch has ended.
+    resumed: BTreeSet<Arc<str>>,
+    outdated: Option<Outdated>,
     /// Jobs leased to claims with a `request_id`, by worker and `request_id`.
     held: HashMap<(Arc<str>, Arc<str>), Vec<JobId>>,
     /// Jobs that are due, and when the next other job is.
@@ -232,6 +245,9 @@ impl Log {
             keys,
             jobs: loaded.jobs.into_iter().map(|job| (job.id, job)).collect(),
             types: loaded.types.into_iter().map(Arc::from).collect(),
+            settings: loaded.settings,
+            resumed: BTreeSet::new(),
+            outdated: loaded.outdated,
             held,
             due: loaded.due,
             next_due: loaded.next_due,
@@ -259,6 +275,7 @@ impl Log {
                 let applied = self.apply(*job, command);
                 reply.decide(applied.map(|job| JobReply { job, deduplicated: false }));
             }
+            Submission::Type(command, reply) => reply.decide(self.set_type(command)),
             Submission::Import(import, reply) => reply.decide(self.import(import)),
             Submission::Claim(..) | Submission::GiveBack(_) => {}
             Submission::Sweep(asked, reply) => {
@@ -394,20 +411,23 @@ impl Log {
         self.changes.tallies.entry(Arc::clone(&job.spec.job_type)).or_default()
     }
 
-    /// Counts the jobs that became ready and still are, and raises `ready_gen` if there are any.
+    /// Counts the jobs that became ready and still are, and raises `ready_gen` if there are any. A type that was resumed counts
+    /// as if one claim had left jobs of it: claims that find more wake others.
     fn count_ready(&mut self) -> BTreeMap<Arc<str>, usize> {
-        let ready = self.ready_now();
+        let mut ready = self.ready_now();
+        ready.extend(self.resumed.iter().map(|name| (Arc::clone(name), WOKEN_BY_ONE)));
         if !ready.is_empty() {
             self.head.ready_gen += 1;
         }
         ready
     }
 
-    /// Jobs that are ready now and were not before this batch, by type.
+    /// Jobs that claims can get now and that were not ready before this batch, by type.
     fn ready_now(&self) -> BTreeMap<Arc<str>, usize> {
         let mut ready: BTreeMap<Arc<str>, usize> = BTreeMap::new();
         let became = self.touched.iter().filter(|(_, touched)| touched.before != Before::Ready);
-        for job in became.filter_map(|(id, _)| self.jobs.get(id)).filter(|job| job.is_ready()) {
+        let is_ready = |job: &&Job| job.is_ready() && !self.settings.is_paused(&job.spec.job_type);
+        for job in became.filter_map(|(id, _)| self.jobs.get(id)).filter(is_ready) {
             match ready.get_mut(&job.spec.job_type) {
                 Some(n) => *n += 1,
                 None => {
@@ -432,6 +452,13 @@ impl Log {
         if minute(&self.head) != minute(&self.loaded_head) {
             self.changes.new_minute = self.head.recorded_at;
         }
+        let ends = self.settings.next_end().filter(|_| !self.changes.org_events.is_empty());
+        self.changes.next_due = match (self.changes.next_due, ends) {
+            (Some(NextDue::By(due)), Some(end)) => Some(NextDue::By(due.min(end))),
+            (None, Some(end)) => Some(NextDue::By(end)),
+            // A sweep has taken the end of pauses into account.
+            (due, _) => due,
+        };
         if !self.touched.is_empty() {
             let touched = &self.touched;
             for job in self.jobs.into_values() {
@@ -453,7 +480,8 @@ impl Log {
             let sooner = due.iter().filter(|(_, is_sooner)| *is_sooner).map(|(due, _)| *due).min();
             self.changes.next_due = match (self.changes.next_due, sooner) {
                 (Some(NextDue::At(next)), _) => Some(NextDue::At(next.into_iter().chain(of_all).min())),
-                (_, Some(due)) => Some(NextDue::By(due)),
+                (Some(NextDue::By(end)), Some(due)) => Some(NextDue::By(due.min(end))),
+                (None, Some(due)) => Some(NextDue::By(due)),
                 (next, None) => next,
             };
         }

@@ -1,6 +1,6 @@
 //! Retention: removal of finished jobs.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{super::command::Removed, Log};
 use crate::{
@@ -34,6 +34,10 @@ impl Log {
         if self.trust.is_retention_barred {
             // The org stays due, and the retention service waits before it tries again.
             return Removed { jobs: 0, has_more: false };
+        }
+        if let Some(outdated) = self.outdated.take() {
+            self.head.stock.bytes -= outdated.bytes;
+            self.changes.removed_org_events = Some(outdated);
         }
         if let Some(slice) = self.slice.take() {
             self.head.stock.bytes -= slice.bytes;
@@ -102,16 +106,16 @@ impl Log {
         self.changes.removed.push(job);
     }
 
-    /// Forgets types whose last job is removed.
+    /// Forgets types whose last job is removed, or whose settings are, if nothing else is left of them.
     pub(super) fn forget_types(&mut self) {
-        if self.changes.removed.is_empty() {
-            return;
-        }
-        let left = |(name, before): &(&Arc<str>, &i64)| {
-            **before + self.changes.tallies.get(*name).map_or(0, |tally| tally.counts.total())
+        let removed = self.changes.removed.iter().map(|job| &job.spec.job_type);
+        let candidates: BTreeSet<_> = removed.chain(self.reset_types()).collect();
+        let is_gone = |name: &&Arc<str>| {
+            let before = self.populations.get(*name);
+            let added = self.changes.tallies.get(*name).map_or(0, |tally| tally.counts.total());
+            before.is_some_and(|before| before + added == 0) && !self.settings.types.contains_key(*name)
         };
-        let forgotten = self.populations.iter().filter(|of_type| left(of_type) == 0).map(|(name, _)| Arc::clone(name));
-        self.changes.forgotten = forgotten.collect();
+        self.changes.forgotten = candidates.into_iter().filter(is_gone).cloned().collect();
         self.head.types -= self.changes.forgotten.len() as i64;
     }
 

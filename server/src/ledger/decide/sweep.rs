@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::{super::command::Swept, Log};
 use crate::{
-    domain::transition::{self, Sweep},
+    domain::{
+        clock::Time,
+        transition::{self, Sweep},
+    },
     store::NextDue,
 };
 
@@ -26,8 +29,15 @@ impl Log {
             // A job that this batch changed is judged as it is now. One that was removed or is no longer due is skipped.
             let _ = self.apply(id, &transition::Command::Sweep(sweep));
         }
-        self.changes.next_due = Some(NextDue::At(if has_more { last } else { self.next_due }));
+        self.end_pauses();
+        let next = if has_more { last } else { self.next_due };
+        self.changes.next_due = Some(NextDue::At(self.or_end_of_pause(next)));
         Swept { has_more }
+    }
+
+    /// When the next pause ends by itself, if that is before this time.
+    fn or_end_of_pause(&self, next: Option<Time>) -> Option<Time> {
+        next.into_iter().chain(self.settings.next_end()).min()
     }
 
     /// Re-dates jobs that the clock postponed while it was ahead.
@@ -39,7 +49,8 @@ impl Log {
         }
         // The time of the org's next sweep was set by that clock, too.
         let first = self.due.first().and_then(|id| self.jobs.get(id)?.due_at);
-        self.changes.next_due.get_or_insert(NextDue::At(first.or(self.next_due)));
+        let next = self.or_end_of_pause(first.or(self.next_due));
+        self.changes.next_due.get_or_insert(NextDue::At(next));
         self.changes.next_retention.get_or_insert(self.now);
         Swept { has_more }
     }

@@ -4,9 +4,14 @@ use chrono::DateTime;
 use uuid::Uuid;
 
 use super::*;
-use crate::domain::{event::EventKind, id::JobId, job::Labels, status::JobStatus};
+use crate::domain::{
+    event::{EventKind, JobEvent},
+    id::JobId,
+    job::Labels,
+    status::JobStatus,
+};
 
-pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<JobEvent>> {
+pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<LogEvent> {
     let event = |seq| JobEvent {
         org_id: OrgId::DEFAULT,
         seq,
@@ -30,7 +35,7 @@ pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<Arc<
         origin: None,
         is_past: false,
     };
-    seqs.into_iter().map(|seq| Arc::new(event(seq))).collect()
+    seqs.into_iter().map(|seq| LogEvent::Job(Arc::new(event(seq)))).collect()
 }
 
 /// The weight of one such event.
@@ -47,7 +52,7 @@ fn listen(tail_bytes: usize) -> (Arc<Hub>, Listener) {
 /// The `seq`s after a cursor, or why there are none.
 fn after(listener: &Listener, cursor: i64) -> Result<Vec<i64>, &'static str> {
     match listener.recent(cursor, 100, usize::MAX) {
-        Recent::Events(events) => Ok(events.iter().map(|event| event.seq).collect()),
+        Recent::Events(events) => Ok(events.iter().map(|event| event.seq()).collect()),
         Recent::AtHead => Err("at head"),
         Recent::Awaited => Err("awaited"),
         Recent::Behind => Err("behind"),
@@ -99,7 +104,8 @@ fn a_tail_keeps_no_more_than_its_share() {
 
     let (hub, listener) = listen(0);
     let mut large = events([1]);
-    Arc::get_mut(&mut large[0]).unwrap().message = "x".repeat(MIN_TAIL_BYTES).into();
+    let LogEvent::Job(first) = &mut large[0] else { unreachable!("they are of a job") };
+    Arc::get_mut(first).unwrap().message = "x".repeat(MIN_TAIL_BYTES).into();
     hub.publish(OrgId::DEFAULT, &large);
     assert_eq!(after(&listener, 0), Err("behind"), "what no tail can hold is in the database");
 }

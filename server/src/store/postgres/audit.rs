@@ -102,10 +102,11 @@ impl Audit for PostgresStore {
     }
 
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {
-        let sql = "/* count_events */ SELECT events, places, bytes FROM jobledger.count_events($1, $2, $3)";
+        let sql = "/* count_events */ SELECT events, places, bytes, org_events, org_bytes FROM jobledger.count_events($1, $2, $3)";
         let found = self.readers.fetch(sql, arguments![org.0, after, last]).await?;
         let mut columns = Columns::of(found.first().ok_or_else(|| rows::damaged("log"))?);
-        Ok(Stretch { events: columns.long()?, places: columns.long()?, bytes: columns.long()? })
+        let (events, places, bytes) = (columns.long()?, columns.long()?, columns.long()?);
+        Ok(Stretch { events, places, bytes, org_events: columns.long()?, org_bytes: columns.long()? })
     }
 
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {

@@ -7,38 +7,36 @@
 //! 4. COMMIT.
 
 use std::{
-    collections::{HashMap, HashSet},
-    fmt::{self, Write as _},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection};
-use uuid::Uuid;
 
 use super::{
     cache::{Cache, End},
     columns::Columns,
-    connections::{Connection, Connections, arguments},
-    error::{commit, commit_error, is_lost, store_error},
+    connections::{Connection, arguments},
+    error::{commit, commit_error, store_error},
     expired, import,
     load::{
         Behind, Names, Of, load_all_held, load_due, load_jobs, load_misdated, load_populations, load_ready, load_rows,
         load_unfolded,
     },
+    settings::{load_outdated, load_ready_types, load_settings},
     write::{self, OrgWrite},
 };
 use crate::{
     domain::{
         clock::Time,
-        id::{JobId, LogId, OrgId},
+        id::{JobId, OrgId},
         job::Job,
     },
     store::{
-        Batch, Changes, FoundReady, Head, HeldBy, Loaded, Needs, RecordId, StoreError,
+        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, RecordId, StoreError,
         expired::{may_go, told_by_series},
-        row_writes::Base,
-        rows::{self, Columns as _},
+        rows::Columns as _,
         state::{MOST_HELD, OrgState},
         states::Left,
         window::Short,
@@ -51,7 +49,7 @@ pub(super) struct PostgresBatch {
     memory: Arc<Cache>,
     /// The orgs whose heads the transaction has locked.
     held: Vec<OrgId>,
-    /// The ends of their logs, as [`begin`] found them.
+    /// The ends of their logs, as [`begin`](super::begin::begin) found them.
     found: HashMap<OrgId, End>,
     /// For each org that the batch writes: the new end of its log, and the state to cache after the commit.
     ends: Vec<(OrgId, End, Left)>,
@@ -59,118 +57,6 @@ pub(super) struct PostgresBatch {
     new_types: HashMap<OrgId, Vec<Arc<str>>>,
     /// The states of the orgs, as of the ends in `found`.
     state: HashMap<OrgId, OrgState>,
-}
-
-/// Begins a transaction and locks the heads of these orgs. For one org it waits for the head, and creates the head row if there
-/// is none. Of several orgs it locks the heads that exist and are free.
-///
-/// # Errors
-///
-/// [`StoreError::Conflict`] if the log of an org is not the one that this server has witnessed. The database's log id is
-/// renewed then, and nothing else has happened.
-pub(super) async fn begin(
-    writers: &Arc<Connections>,
-    orgs: &[OrgId],
-    memory: Arc<Cache>,
-) -> Result<PostgresBatch, StoreError> {
-    let mut connection = writers.take().await?;
-    // A message of several statements takes no parameters, so the text has the arguments; UUIDs need no quoting. Isolation is
-    // not left to the database's default: each statement of the function must see what was committed before it.
-    let mut sql =
-        "BEGIN ISOLATION LEVEL READ COMMITTED; /* begin_batch */ SELECT * FROM jobledger.begin_batch(".to_owned();
-    let log_id = memory.log_id();
-    let witnessed: Vec<_> = orgs.iter().map(|org| memory.witnessed(*org)).collect();
-    list(&mut sql, orgs.iter().map(|org| org.0));
-    list(&mut sql, witnessed.iter().map(|record| OrNull(record.map(|record| record.n))));
-    list(&mut sql, witnessed.iter().map(|record| OrNull(record.map(|record| record.id))));
-    sql.push(')');
-    let rows = loop {
-        match sqlx::raw_sql(AssertSqlSafe(sql.as_str())).fetch_all(&mut *connection).await {
-            Ok(rows) => break rows,
-            // The transaction has not begun, so it can begin on another connection.
-            Err(error) if connection.is_reused() && is_lost(&error) => connection.replace().await?,
-            Err(error) => return Err(store_error(error)),
-        }
-    };
-    let (mut held, mut found, mut now) = (Vec::with_capacity(rows.len()), HashMap::new(), None);
-    for row in &rows {
-        let mut columns = Columns::of(row);
-        // If none of several heads is free, the only row has nothing but the clock.
-        now = Some(columns.time()?);
-        if columns.peek_is_null()? {
-            break;
-        }
-        let (org, is_other) = (OrgId(columns.uuid()?), columns.optional_flag()?);
-        let (head, record) = rows::head(&mut columns)?;
-        let (folded_seq, folded_n, removals) = (columns.long()?, columns.long()?, columns.long()?);
-        let base = Base { seq: columns.long()?, n: columns.long()? };
-        let end = End { head, record, folded_seq, folded_n, removals, base };
-        if is_other == Some(true)
-            && let Some(was) = log_id
-        {
-            return Err(found_other(connection, &memory, (org, &head), was).await);
-        }
-        held.push(org);
-        found.insert(org, end);
-    }
-    let now = now.ok_or_else(|| rows::damaged("head"))?;
-    found.iter().for_each(|(org, end)| memory.found(*org, *end, now));
-    let (ends, new_types, state) = (Vec::new(), HashMap::new(), HashMap::new());
-    Ok(PostgresBatch { connection, now, memory, held, found, ends, new_types, state })
-}
-
-/// Appends an array to the arguments of a call.
-fn list(sql: &mut String, values: impl Iterator<Item = impl fmt::Display>) {
-    sql.push_str(if sql.ends_with('(') { "'{" } else { ", '{" });
-    for (n, value) in values.enumerate() {
-        write!(sql, "{}{value}", if n == 0 { "" } else { "," }).expect("writing to a string");
-    }
-    sql.push_str("}'");
-}
-
-struct OrNull(Option<i64>);
-
-impl fmt::Display for OrNull {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(number) => number.fmt(f),
-            None => f.write_str("NULL"),
-        }
-    }
-}
-
-/// Ends a transaction that found another history in an org's log: another record where this server has witnessed one, or an end
-/// before it. Renews the database's log id, unless another server has already, and drops what this server has cached.
-async fn found_other(
-    mut connection: Connection,
-    memory: &Cache,
-    (org, head): (OrgId, &Head),
-    was: LogId,
-) -> StoreError {
-    const SQL: &str = "/* renew_log_id */ SELECT jobledger.renew_log_id($1, $2)";
-    const LOG_ID: &str = "/* renew_log_id */ SELECT log_id FROM jobledger.ledger";
-    let renew = async {
-        sqlx::raw_sql("/* renew_log_id */ ROLLBACK").execute(&mut *connection).await.map_err(store_error)?;
-        let query = sqlx::query_with(SQL, arguments![was.0, Uuid::new_v4()]);
-        let row = query.fetch_one(&mut *connection).await.map_err(store_error)?;
-        let is_renewed = Columns::of(&row).flag()?;
-        // A statement of its own: if another server has just renewed the id, the snapshot of the one before does not show it.
-        let turn = memory.turn();
-        let row = sqlx::query(LOG_ID).fetch_one(&mut *connection).await.map_err(store_error)?;
-        Ok((is_renewed, turn, LogId(Columns::of(&row).uuid()?)))
-    };
-    match renew.await {
-        Ok((is_renewed, turn, now)) => {
-            connection.give_back();
-            if is_renewed {
-                tracing::error!(org_id = %org, seq = head.seq, log_id = %now, "a log differs from the one known: its database was replaced \
-                    by one that lacks commits; renewed the log id, so subscribers get an error");
-            }
-            memory.has_log(turn, now);
-            StoreError::Conflict("the database's log id changed".to_owned())
-        }
-        Err(error) => error,
-    }
 }
 
 #[derive(Default)]
@@ -221,17 +107,23 @@ impl Batch for PostgresBatch {
             let may_go = needs.expired.as_ref().map_or_else(Vec::new, |wanted| may_go(&jobs, &expired, wanted));
             let told = told_by_series(&head, &may_go);
             let histories = expired::load_histories(connection, *org, &jobs, &told).await?;
-            let (mut populations, mut sizes, mut slice) = (HashMap::new(), HashMap::new(), None);
+            let (mut sizes, mut slice, mut outdated) = (HashMap::new(), None, None);
+            let mut named: BTreeSet<_> = needs.populations.iter().cloned().collect();
             if let Some(wanted) = &needs.expired {
-                populations = load_populations(connection, *org, &jobs).await?;
+                named.extend(jobs.iter().map(|job| Arc::clone(&job.spec.job_type)));
+                outdated = load_outdated(connection, *org, &head).await?;
                 sizes = expired::load_sizes(connection, *org, &may_go, wanted.most).await?;
                 slice = expired::load_slice(connection, *org, wanted.most).await?;
             }
+            let populations = load_populations(connection, *org, &named).await?;
+            let settings = self.state.get(org).map_or_else(Arc::default, |state| Arc::clone(state.settings()));
             let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
             let cleared = expired::clear(connection, *org, &imported).await?;
             let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
             loaded.push(Loaded {
                 head,
+                settings,
+                outdated,
                 jobs,
                 ready,
                 types,
@@ -332,6 +224,18 @@ impl Batch for PostgresBatch {
 }
 
 impl PostgresBatch {
+    /// A transaction that has locked the heads of the orgs in `held`, and found their logs to end there.
+    pub(super) fn new(
+        connection: Connection,
+        now: Time,
+        memory: Arc<Cache>,
+        held: Vec<OrgId>,
+        found: HashMap<OrgId, End>,
+    ) -> Self {
+        let (ends, new_types, state) = (Vec::new(), HashMap::new(), HashMap::new());
+        Self { connection, now, memory, held, found, ends, new_types, state }
+    }
+
     fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
@@ -365,6 +269,15 @@ impl PostgresBatch {
             let End { head, removals, .. } = self.end(org)?;
             (state.head, state.removals) = (head.seq, removals);
             self.state.insert(org, state);
+        }
+        let found = self.found.iter().map(|(org, end)| (*org, end.head.org_seq));
+        let is_outdated =
+            |(org, as_of): &(OrgId, i64)| self.state.get(org).is_some_and(|state| state.settings().as_of != *as_of);
+        let outdated: Vec<_> = found.filter(is_outdated).collect();
+        if !outdated.is_empty() {
+            for (org, settings) in load_settings(&mut self.connection, &outdated).await? {
+                self.state.entry(org).or_default().set_settings(settings);
+            }
         }
         Ok(())
     }
@@ -433,7 +346,7 @@ impl PostgresBatch {
         self.fill_windows(needs).await?;
         for (org, needs) in needs {
             if let Some((found, state)) = all.get_mut(org).zip(self.state.get(org)) {
-                found.ready = state.windows.ready(&needs.ready);
+                found.ready = state.ready(&needs.ready);
             }
         }
         Ok(all)
@@ -441,13 +354,22 @@ impl PostgresBatch {
 
     /// Loads the ready jobs that the windows lack.
     async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
-        let mut wanted: Vec<Of<Short>> = Vec::new();
+        let (mut wanted, mut unknown): (Vec<Of<Short>>, Vec<_>) = (Vec::new(), Vec::new());
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
             let state = self.state.entry(*org).or_default();
-            wanted.extend(state.short(&needs.ready).into_iter().map(|short| (*org, short)));
+            for short in state.short(&needs.ready) {
+                if short.is_of_all() && state.settings().has_pause() {
+                    let types = load_ready_types(&mut self.connection, *org).await?;
+                    let of_types = short.by_type(types, state.settings());
+                    let of_types: Vec<_> = of_types.into_iter().map(|short| (*org, short)).collect();
+                    let found = short.merge(load_ready(&mut self.connection, &of_types).await?);
+                    unknown.extend(state.fill(&short, found).into_iter().map(|id| (*org, id)));
+                } else {
+                    wanted.push((*org, short));
+                }
+            }
         }
         let found = load_ready(self.connection(), &wanted).await?;
-        let mut unknown = Vec::new();
         for ((org, short), jobs) in wanted.iter().zip(found) {
             let ids = self.state.entry(*org).or_default().fill(short, jobs);
             unknown.extend(ids.into_iter().map(|id| (*org, id)));

@@ -84,8 +84,9 @@ pub(super) fn begin_cached(
 }
 
 fn recall_one(memory: &Cache, org: OrgId, needs: &Needs, commands: usize) -> Option<(CachedOrg, Time)> {
-    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports } = needs;
-    let needs_more = !imports.is_empty() || expired.is_some() || due.is_some() || misdated.is_some();
+    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports, populations } = needs;
+    let needs_more =
+        !imports.is_empty() || !populations.is_empty() || expired.is_some() || due.is_some() || misdated.is_some();
     if needs_more
         || !keys.is_empty() && memory.has_keys_again(org)
         || types.is_empty() && jobs.is_empty() && ready.is_empty()
@@ -99,6 +100,7 @@ fn recall_one(memory: &Cache, org: OrgId, needs: &Needs, commands: usize) -> Opt
     }
     let (as_of, state) = memory.take_state(org)?;
     if as_of == end.record
+        && state.settings().as_of == end.head.org_seq
         && let Some((found, ready)) = find(&state, jobs, held, ready)
     {
         // A create can be refused because of what the org has, so that has to be current too.
@@ -111,10 +113,10 @@ fn recall_one(memory: &Cache, org: OrgId, needs: &Needs, commands: usize) -> Opt
 
 /// The jobs that claims and other commands need. `None` if the state does not have all of them.
 fn find(state: &OrgState, jobs: &[JobId], held: &[HeldBy], ready: &Ready) -> Option<(Vec<Job>, FoundReady)> {
-    if !held.is_empty() && state.knows_held().is_err() || !state.windows.short(ready).is_empty() {
+    if !held.is_empty() && state.knows_held().is_err() || !state.has(ready) {
         return None;
     }
-    let ready = state.windows.ready(ready);
+    let ready = state.ready(ready);
     if ready.jobs.iter().any(|job| state.windows.get(job.id).is_none()) {
         return None;
     }
@@ -142,8 +144,8 @@ impl Batch for CachedBatch {
 
     async fn load(&mut self, needs: &[(OrgId, Needs)]) -> Result<Vec<Loaded>, StoreError> {
         let load = |(org, _): &(OrgId, Needs)| {
-            let CachedOrg { end, types, jobs, ready, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
-            let end = Loaded::end(end.head, types.clone());
+            let CachedOrg { end, types, jobs, ready, state, .. } = self.recalled.get(org).ok_or_else(not_recalled)?;
+            let end = Loaded::end(end.head, Arc::clone(state.settings()), types.clone());
             Ok(Loaded { jobs: jobs.clone(), ready: ready.clone(), assumes_new_keys: true, ..end })
         };
         needs.iter().map(load).collect()

@@ -31,7 +31,7 @@ impl Statement {
         let begun: Vec<_> = writes
             .iter()
             .filter(|(log, changes)| log.begins_month(changes))
-            .filter_map(|(log, changes)| Some((log.org, changes.events.first()?)))
+            .filter_map(|(log, changes)| Some((log.org, changes.first()?)))
             .collect();
         if begun.is_empty() {
             return Ok(());
@@ -147,7 +147,7 @@ impl Statement {
 
     /// Writes the heads as of their last records, and from which record on records are kept.
     fn folded_heads(&mut self, folding: &[Folding<'_>]) -> Result<(), StoreError> {
-        let is_removing = |changes: &Changes| i64::from(!changes.removed.is_empty());
+        let is_removing = |changes: &Changes| i64::from(changes.is_removing());
         let columns = [
             self.column("org_id", folding, |(log, ..)| log.org.0)?,
             self.column("n", folding, |(.., record)| record.n)?,
@@ -159,6 +159,7 @@ impl Statement {
             self.column("ready_gen", folding, |(_, _, after, _)| after.ready_gen)?,
             self.column("jobs", folding, |(_, _, after, _)| after.stock.jobs)?,
             self.column("bytes", folding, |(_, _, after, _)| after.stock.bytes)?,
+            self.column("org_seq", folding, |(_, _, after, _)| after.org_seq)?,
             self.column("base_seq", folding, |(log, ..)| log.rows.base.seq)?,
             self.column("base_n", folding, |(log, ..)| log.rows.base.n)?,
             self.column("removals", folding, |(_, changes, ..)| is_removing(changes))?,

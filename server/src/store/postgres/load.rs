@@ -250,11 +250,11 @@ pub(super) async fn load_all_held(
     found.iter().map(held).collect()
 }
 
-/// Loads how many jobs each type of these jobs has: the counter, and the records that are not folded.
+/// Loads how many jobs each of these types has: the counter, and the records that are not folded.
 pub(super) async fn load_populations(
     connection: &mut PgConnection,
     org: OrgId,
-    jobs: &[Job],
+    types: &BTreeSet<Arc<str>>,
 ) -> Result<HashMap<Arc<str>, i64>, StoreError> {
     const SQL: &str = "/* load_populations */ SELECT wanted.type, c.jobs + coalesce(added.jobs, 0)
         FROM unnest($2::text[]) AS wanted (type)
@@ -267,11 +267,10 @@ pub(super) async fn load_populations(
             CROSS JOIN LATERAL (SELECT r.counts FROM jobledger.org_record r WHERE r.org_id = $1 AND r.n > head.n OFFSET 0) r
             CROSS JOIN LATERAL jsonb_array_elements_text(r.counts -> wanted.type) WITH ORDINALITY AS counted (jobs, place)
             WHERE counted.place <= $3) added";
-    let types: BTreeSet<_> = jobs.iter().map(|job| job.spec.job_type.to_string()).collect();
     if types.is_empty() {
         return Ok(HashMap::new());
     }
-    let types: Vec<_> = types.into_iter().collect();
+    let types: Vec<_> = types.iter().map(|name| name.to_string()).collect();
     let query = sqlx::query_with(SQL, arguments![org.0, types, JobStatus::ALL.len() as i64]);
     let population = |row| {
         let mut columns = Columns::of(row);

@@ -6,6 +6,7 @@
 
 mod audit;
 mod batch;
+mod begin;
 mod cache;
 mod cached_batch;
 mod columns;
@@ -24,6 +25,7 @@ mod notify;
 mod read;
 mod roles;
 mod series;
+mod settings;
 mod statement;
 mod statistics;
 mod tokens;
@@ -202,7 +204,7 @@ impl Store for PostgresStore {
         if self.memory.takes_partitions() {
             read::make_partitions(&self.own, MONTHS_AHEAD).await?;
         }
-        Ok(Box::new(batch::begin(&self.writers, orgs, Arc::clone(&self.memory)).await?))
+        Ok(Box::new(begin::begin(&self.writers, orgs, Arc::clone(&self.memory)).await?))
     }
 
     fn begin_cached(&self, needs: &[(OrgId, Needs, usize)]) -> Option<Box<dyn Batch>> {

@@ -17,12 +17,14 @@ use crate::{
         clock::Time,
         id::{JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
+        org_event::LogEvent,
         status::JobStatus,
     },
     store::{
         DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, LedgerInfo, Reach, SCAN_WINDOW, StoreError,
         extension::lease_text,
         migrations,
+        org_events::{self, ORG_EVENT_COLUMNS},
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -101,7 +103,7 @@ pub(super) async fn unchanged(readers: &Arc<Connections>, jobs: &[&Job]) -> Resu
 
 fn events_sql(name: &str, call: &str) -> String {
     format!(
-        "/* {name} */ SELECT head_seq, floor_seq, job_status, bytes_through, {}, result FROM jobledger.{call}",
+        "/* {name} */ SELECT head_seq, floor_seq, org_seq, job_status, bytes_through, {}, result FROM jobledger.{call}",
         EVENT_COLUMNS.join(", ")
     )
 }
@@ -149,22 +151,35 @@ pub(super) async fn events(
 
     let mut page =
         EventPage { events: Vec::with_capacity(found.len()), through: 0, head: 0, floor: 1, job_status: None };
-    let mut bytes = 0;
+    let (mut bytes, mut org_seq) = (0, 0);
     for row in &found {
         let mut columns = Columns::of(row);
         page.head = columns.long()?;
         page.floor = columns.long()?;
+        org_seq = columns.long()?;
         page.job_status = columns.optional_text()?.map(rows::status).transpose()?;
         // The database's own count, by which it cut the page.
         let Some(bytes_through) = columns.optional_long()? else {
             break;
         };
         bytes = bytes_through;
-        page.events.push(Arc::new(rows::event(&mut columns)?));
+        page.events.push(LogEvent::Job(Arc::new(rows::event(&mut columns)?)));
     }
     let is_cut = page.events.len() >= query.max_events || bytes > max_bytes;
-    Ok(page.ending_at(last, is_cut))
+    let page = page.ending_at(last, is_cut);
+    if !filter.has_org_events || org_seq <= query.after {
+        return Ok(page);
+    }
+    // A later snapshot has the same events up to the head of the first one, unless retention removed some.
+    let found = readers.fetch(EVENTS_OF_ORG.as_str(), arguments![org.0, query.after, page.through]).await?;
+    let of_org = found.iter().map(|row| org_events::read(&mut Columns::of(row))).collect::<Result<_, StoreError>>()?;
+    Ok(page.with_org_events(of_org, query))
 }
+
+/// A page spans a bounded number of `seq`s, so the number of these events needs no other bound.
+static EVENTS_OF_ORG: LazyLock<String> = LazyLock::new(|| {
+    format!("/* events_of_org */ SELECT {} FROM jobledger.read_org_events($1, $2, $3)", ORG_EVENT_COLUMNS.join(", "))
+});
 
 pub(super) async fn clock(readers: &Arc<Connections>) -> Result<crate::domain::clock::Time, StoreError> {
     let found = readers.fetch("/* clock */ SELECT clock_timestamp()", arguments![]).await?;

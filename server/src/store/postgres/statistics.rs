@@ -12,17 +12,18 @@ use crate::{
         clock::Time,
         flow::{FLOW_COUNTS, Flow, Histogram, Width, Window},
         id::OrgId,
+        job_type::OrgSettings,
         status::JobStatus,
     },
     store::{
         SeriesKind, SeriesPoint, Statistics, StatisticsQuery, StatusCounts, StoreError, TypeStatistics,
-        rows::Columns as _,
+        rows::Columns as _, settings,
     },
 };
 
 static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "/* statistics */ SELECT head_seq, clock, since, type, bucket, {}, scheduled, oldest_ready_at, {}, waits, runs
+        "/* statistics */ SELECT head_seq, org_seq, clock, since, type, bucket, {}, scheduled, oldest_ready_at, {}, waits, runs
         FROM jobledger.read_statistics($1, $2, $3 * interval '1 microsecond', $4, $5)",
         JobStatus::ALL.map(JobStatus::as_str).join(", "),
         Flow::NAMES.map(|name| format!("flow_{name}")).join(", ")
@@ -41,10 +42,11 @@ pub(super) async fn statistics(
     let found = readers.fetch(STATISTICS.as_str(), arguments).await?;
     let now = if found.is_empty() { clock(readers).await? } else { Time::UNIX_EPOCH };
     let mut statistics = Statistics::empty(now, Window::ending_at(now, query.window).since);
+    let mut org_seq = 0;
     for row in &found {
         let mut columns = Columns::of(row);
         // These are the same in all rows.
-        statistics.as_of_seq = columns.long()?;
+        (statistics.as_of_seq, org_seq) = (columns.long()?, columns.long()?);
         (statistics.as_of, statistics.since) = (columns.time()?, columns.time()?);
         let (job_type, bucket) = (columns.optional_text()?.map(str::to_owned), columns.optional_time()?);
         let mut counts = [0; 7];
@@ -63,6 +65,13 @@ pub(super) async fn statistics(
             // The org has a log, but none of these types.
             (None, None) => {}
         }
+    }
+    if org_seq > 0 {
+        let sql = "/* settings */ SELECT type, description, pause, changed_seq FROM jobledger.read_settings($1)";
+        let mut settings = OrgSettings { as_of: org_seq, ..OrgSettings::default() };
+        let found = readers.fetch(sql, arguments![org.0]).await?;
+        found.iter().try_for_each(|row| settings::read(&mut Columns::of(row), &mut settings))?;
+        statistics.settings = Arc::new(settings);
     }
     Ok(statistics.in_order())
 }

@@ -80,7 +80,7 @@ impl<'a> OrgWrite<'a> {
     pub(super) fn end(&self, changes: &Changes) -> End {
         let Some((head, record)) = self.after else { return self.before };
         if self.shall_fold(changes) {
-            let removals = self.before.removals + i64::from(!changes.removed.is_empty());
+            let removals = self.before.removals + i64::from(changes.is_removing());
             let (folded_seq, folded_n) = (head.seq, record.n);
             End { head, record, folded_seq, folded_n, removals, base: self.rows.base }
         } else {
@@ -94,6 +94,7 @@ impl<'a> OrgWrite<'a> {
         let before = &self.before;
         after.types != before.head.types
             || after.floor != before.head.floor
+            || after.org_seq != before.head.org_seq
             || changes.new_minute.is_some()
             || !changes.removed.is_empty()
             || after.seq - before.folded_seq >= fold_after(changes.events.len())
@@ -107,7 +108,7 @@ impl<'a> OrgWrite<'a> {
 
     /// True if the batch has the org's first event of a month.
     pub(super) fn begins_month(&self, changes: &Changes) -> bool {
-        let first = changes.events.first();
+        let first = changes.first();
         first.is_some_and(|first| self.before.head.recorded_at.map(month_of) != Some(month_of(first.recorded_at)))
     }
 }
@@ -131,9 +132,8 @@ pub(super) type Write<'a> = (&'a OrgWrite<'a>, &'a Changes);
 /// The statement that writes and commits the changes by itself. `None` if they take more than that.
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
     let takes_more = |(log, changes): &Write<'_>| {
-        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
-        let removes = !changes.removed.is_empty() || changes.removed_slice.is_some();
-        let has_others = removes || changes.next_retention.is_some() || is_first;
+        let removes = changes.is_removing() || changes.removed_slice.is_some() || changes.removed_org_events.is_some();
+        let has_others = removes || changes.next_retention.is_some() || begins_log(changes);
         let has_looked = matches!(log.next_due, Some(NextDue::At(_)));
         has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes)
     };
@@ -154,6 +154,7 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
         let mut remove = Statement::new("remove");
         let org = remove.bind(log.org.0)?;
         remove.removed_slice(&org, changes)?;
+        remove.removed_org_events(&org, changes)?;
         if !changes.removed.is_empty() {
             remove.removed_jobs(&org, changes)?;
             remove.removed_flow(&org, &changes.removed_flow)?;
@@ -194,7 +195,7 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
 
 /// True if the batch has the org's first event.
 pub(super) fn begins_log(changes: &Changes) -> bool {
-    changes.events.first().is_some_and(|event| event.seq == 1)
+    changes.first().is_some_and(|first| first.seq == 1)
 }
 
 /// One kind of row, of all orgs in the batch.
@@ -211,6 +212,8 @@ impl Statement {
         self.payloads(writes)?;
         self.labels(&created)?;
         self.events(writes)?;
+        self.org_events(writes)?;
+        self.settings(writes)?;
         self.months(writes)?;
         self.records(writes)?;
         self.fold(writes)?;

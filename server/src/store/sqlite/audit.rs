@@ -159,11 +159,15 @@ impl Audit for SqliteStore {
     }
 
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError> {
-        let sql = "/* count_events */ SELECT count(*), count(DISTINCT seq), ifnull(sum(bytes), 0) FROM job_event
-            WHERE org_id = $1 AND seq > $2 AND seq <= $3";
+        let sql = "/* count_events */ SELECT * FROM (
+                SELECT count(*), count(DISTINCT seq), ifnull(sum(bytes), 0) FROM job_event
+                WHERE org_id = $1 AND seq > $2 AND seq <= $3)
+            CROSS JOIN (
+                SELECT count(*), ifnull(sum(bytes), 0) FROM org_event WHERE org_id = $1 AND seq > $2 AND seq <= $3)";
         let query = sqlx::query_as(sql).bind(org.0).bind(after).bind(last);
-        let (events, places, bytes) = query.fetch_one(&self.readers).await.map_err(store_error)?;
-        Ok(Stretch { events, places, bytes })
+        let (events, places, bytes, org_events, org_bytes) =
+            query.fetch_one(&self.readers).await.map_err(store_error)?;
+        Ok(Stretch { events, places, bytes, org_events, org_bytes })
     }
 
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {

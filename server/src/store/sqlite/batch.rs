@@ -17,8 +17,8 @@ use super::{
     heads::{self, Written},
     import::load_marks,
     load::{
-        End, Wanted, load_all_held, load_due, load_ends, load_held, load_jobs, load_misdated, load_populations,
-        load_ready, load_rows, load_unfolded,
+        End, Wanted, load_all_held, load_due, load_ends, load_held, load_jobs, load_misdated, load_outdated,
+        load_populations, load_ready, load_ready_types, load_rows, load_settings, load_unfolded,
     },
     series, write,
 };
@@ -115,7 +115,7 @@ impl Batch for SqliteBatch {
             let mut jobs = jobs.remove(org).unwrap_or_default();
             let mut ready = FoundReady::default();
             if let Some(state) = self.ends.get(org).and_then(|end| end.state.as_ref()) {
-                ready = state.windows.ready(&needs.ready);
+                ready = state.ready(&needs.ready);
                 // A key may name a job whose row is behind: the state has the current job.
                 jobs.iter_mut().for_each(|job| {
                     if let Some(running) = state.get(job.id) {
@@ -185,6 +185,7 @@ impl Batch for SqliteBatch {
         write::created(connection, &written).await?;
         write::changed(connection, &rows.iter().map(Cow::as_ref).collect::<Vec<_>>()).await?;
         write::events(connection, &written).await?;
+        write::org_events(connection, changes).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;
         heads::write_retention(connection, changes, self.now).await?;
@@ -246,7 +247,10 @@ async fn find_states(
         }
         _ => OrgState::of(end.head.seq, 0),
     };
-    end.state = Some(state);
+    let state = end.state.insert(state);
+    if state.settings().as_of != end.head.org_seq {
+        state.set_settings(load_settings(connection, org, end.head.org_seq).await?);
+    }
     Ok(())
 }
 
@@ -311,13 +315,22 @@ impl SqliteBatch {
 
     /// Loads the ready jobs that the ready windows lack.
     async fn fill_windows(&mut self, needs: &[(OrgId, Needs)]) -> Result<(), StoreError> {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut unknown) = (Vec::new(), BTreeMap::<OrgId, Vec<JobId>>::new());
         for (org, needs) in needs.iter().filter(|(_, needs)| !needs.ready.is_empty()) {
             let Some(state) = self.ends.get_mut(org).and_then(|end| end.state.as_mut()) else { continue };
-            wanted.extend(state.short(&needs.ready).into_iter().map(|short| Wanted { org: *org, short }));
+            for short in state.short(&needs.ready) {
+                if short.is_of_all() && state.settings().has_pause() {
+                    let types = load_ready_types(&mut self.connection, *org).await?;
+                    let of_types = short.by_type(types, state.settings());
+                    let of_types: Vec<_> = of_types.into_iter().map(|short| Wanted { org: *org, short }).collect();
+                    let found = short.merge(load_ready(&mut self.connection, &of_types).await?);
+                    unknown.entry(*org).or_default().extend(state.fill(&short, found));
+                } else {
+                    wanted.push(Wanted { org: *org, short });
+                }
+            }
         }
         let found = load_ready(&mut self.connection, &wanted).await?;
-        let mut unknown: BTreeMap<OrgId, Vec<JobId>> = BTreeMap::new();
         for (Wanted { org, short }, jobs) in wanted.iter().zip(found) {
             let Some(state) = self.ends.get_mut(org).and_then(|end| end.state.as_mut()) else { continue };
             unknown.entry(*org).or_default().extend(state.fill(short, jobs));
@@ -347,22 +360,28 @@ impl SqliteBatch {
         // A key and an id may name the same job.
         jobs.retain(|job| !is_known.contains(&job.id));
         jobs.extend(known);
-        let End { head, types, .. } = self.end(org).await?;
+        let End { head, types, state, .. } = self.end(org).await?;
+        let settings = state.as_ref().map_or_else(Arc::default, |state| Arc::clone(state.settings()));
         let (head, types) = (*head, types.clone());
         let connection = &mut self.connection;
         let may_go = needs.expired.as_ref().map_or_else(Vec::new, |wanted| may_go(&jobs, &expired, wanted));
         let histories = expired::load_histories(connection, org, &told_by_series(&head, &may_go)).await?;
-        let (mut populations, mut sizes, mut slice) = (HashMap::new(), HashMap::new(), None);
+        let (mut sizes, mut slice, mut outdated) = (HashMap::new(), None, None);
+        let mut named: BTreeSet<_> = needs.populations.iter().cloned().collect();
         if let Some(wanted) = &needs.expired {
-            populations = load_populations(connection, org, &jobs).await?;
+            named.extend(jobs.iter().map(|job| Arc::clone(&job.spec.job_type)));
+            outdated = load_outdated(connection, org, &head).await?;
             sizes = expired::load_sizes(connection, org, &may_go, wanted.most).await?;
             slice = expired::load_slice(connection, org, wanted.most).await?;
         }
+        let populations = load_populations(connection, org, &named).await?;
         let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
         let cleared = expired::clear(connection, org, &imported).await?;
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
         Ok(Loaded {
             head,
+            settings,
+            outdated,
             jobs,
             ready,
             types,

@@ -59,7 +59,7 @@ pub(super) async fn write(
     Ok(())
 }
 
-const HEAD_COLUMNS: [&str; 13] = [
+const HEAD_COLUMNS: [&str; 14] = [
     "org_id",
     "seq",
     "floor_seq",
@@ -68,6 +68,7 @@ const HEAD_COLUMNS: [&str; 13] = [
     "ready_gen",
     "jobs",
     "bytes",
+    "org_seq",
     "removals",
     "n",
     "record",
@@ -77,12 +78,12 @@ const HEAD_COLUMNS: [&str; 13] = [
 
 const OVER_HEAD: &str = " ON CONFLICT (org_id) DO UPDATE SET seq = excluded.seq, floor_seq = excluded.floor_seq,
     recorded_at = excluded.recorded_at, types = excluded.types, ready_gen = excluded.ready_gen,
-    jobs = excluded.jobs, bytes = excluded.bytes,
+    jobs = excluded.jobs, bytes = excluded.bytes, org_seq = excluded.org_seq,
     removals = removals + excluded.removals, n = excluded.n, record = excluded.record,
     base_seq = excluded.base_seq, base_n = excluded.base_n";
 
 fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
-    let Head { seq, floor, recorded_at, types, ready_gen, stock } = written.head;
+    let Head { seq, floor, recorded_at, types, ready_gen, stock, org_seq } = written.head;
     vec![
         written.org.0.into(),
         seq.into(),
@@ -92,7 +93,8 @@ fn head_values<'a>(written: &'a Written<'_>) -> Vec<Value<'a>> {
         ready_gen.into(),
         stock.jobs.into(),
         stock.bytes.into(),
-        (!written.changes.removed.is_empty()).into(),
+        org_seq.into(),
+        written.changes.is_removing().into(),
         written.record.n.into(),
         written.record.id.into(),
         written.base.seq.into(),
@@ -135,7 +137,7 @@ pub(super) async fn write_retention(
     now: Time,
 ) -> Result<(), StoreError> {
     let retention = changes.iter().filter_map(|(org, changes)| {
-        let is_first = changes.events.first().is_some_and(|event| event.seq == 1);
+        let is_first = changes.first().is_some_and(|event| event.seq == 1);
         let due = changes.next_retention.or(is_first.then_some(now))?;
         Some(vec![org.0.into(), due.into()])
     });

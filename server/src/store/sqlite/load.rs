@@ -22,15 +22,18 @@ use crate::{
         clock::Time,
         id::{JobId, OrgId},
         job::Job,
+        job_type::OrgSettings,
         lease::LONGEST_LEASE,
         transition::LONGEST_GRACE,
     },
     store::{
-        ClaimOrder, Differs, Head, HeldBy, ReadyJob, RecordId, StoreError,
+        ClaimOrder, Differs, Head, HeldBy, Outdated, ReadyJob, RecordId, StoreError,
+        changes::OUTDATED_AT_ONCE,
         image::{DIFFERS, read_job_over},
         job_columns::read_job,
         row_writes::Base,
         rows::{self, Columns as _},
+        settings,
         state::{Extended, Lacks, OrgState},
         window::{ALL_TYPES, Short},
     },
@@ -57,7 +60,7 @@ impl Default for End {
 }
 
 pub(super) const LOAD_HEADS: &str =
-    "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.jobs, h.bytes, h.n, h.record,
+    "/* load_heads */ SELECT h.org_id, h.seq, h.floor_seq, h.recorded_at, h.types, h.ready_gen, h.jobs, h.bytes, h.org_seq, h.n, h.record,
         (SELECT json_group_array(c.type) FROM json_each(wanted.value) named
          CROSS JOIN org_counter c ON c.org_id = h.org_id AND c.type = named.value), h.base_seq, h.base_n
      FROM json_each($1) wanted CROSS JOIN org_head h ON h.org_id = unhex(wanted.key)";
@@ -357,21 +360,80 @@ fn ids_by_org(ids: &[(OrgId, Vec<JobId>)]) -> String {
     rows::json_text(&ids)
 }
 
+pub(super) const LOAD_SETTINGS: &str =
+    "/* load_settings */ SELECT type, description, pause, changed_seq FROM org_type WHERE org_id = $1";
+
+/// The settings of an org's types, as of its last org event.
+pub(super) async fn load_settings(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    as_of: i64,
+) -> Result<Arc<OrgSettings>, StoreError> {
+    let found = sqlx::query(LOAD_SETTINGS).bind(org.0).fetch_all(connection).await.map_err(store_error)?;
+    let mut settings = OrgSettings { as_of, ..OrgSettings::default() };
+    found.iter().try_for_each(|row| settings::read(&mut Columns::of(row), &mut settings))?;
+    Ok(Arc::new(settings))
+}
+
+/// One search of the index for each type.
+pub(super) static LOAD_READY_TYPES: LazyLock<String> = LazyLock::new(|| {
+    let next = |after: &str| {
+        format!(
+            "(SELECT min(type) FROM job INDEXED BY idx_job_ready WHERE org_id = $1 AND type > {after} AND {IS_READY})"
+        )
+    };
+    format!(
+        "/* load_ready_types */ WITH RECURSIVE found (type) AS (
+            SELECT {} UNION ALL SELECT {} FROM found WHERE found.type IS NOT NULL
+        ) SELECT type FROM found WHERE type IS NOT NULL",
+        next("''"),
+        next("found.type")
+    )
+});
+
+/// The types with rows that say that they are ready.
+pub(super) async fn load_ready_types(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+) -> Result<Vec<Arc<str>>, StoreError> {
+    let query = sqlx::query_scalar::<_, String>(AssertSqlSafe(LOAD_READY_TYPES.as_str())).bind(org.0);
+    Ok(query.fetch_all(connection).await.map_err(store_error)?.into_iter().map(Arc::from).collect())
+}
+
+/// The org events before the floor of the log, the oldest ones: `seq` of the last, and bytes of all.
+pub(super) const LOAD_OUTDATED: &str = "/* load_outdated */ SELECT max(seq), coalesce(sum(bytes), 0) FROM (
+    SELECT seq, bytes FROM org_event WHERE org_id = $1 AND seq < $2 ORDER BY seq LIMIT $3) found";
+
+pub(super) async fn load_outdated(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    head: &Head,
+) -> Result<Option<Outdated>, StoreError> {
+    if head.org_seq == 0 {
+        return Ok(None);
+    }
+    let query = sqlx::query(LOAD_OUTDATED).bind(org.0).bind(head.floor).bind(OUTDATED_AT_ONCE);
+    let row = query.fetch_one(connection).await.map_err(store_error)?;
+    let mut columns = Columns::of(&row);
+    let (last, bytes) = (columns.optional_long()?, columns.long()?);
+    Ok(last.map(|last| Outdated { last, bytes }))
+}
+
 pub(super) const LOAD_POPULATIONS: &str =
     "/* load_populations */ SELECT type, queued + running + succeeded + failed + canceled + dead_letter
      FROM org_counter WHERE org_id = $1 AND type IN (SELECT value FROM json_each($2))";
 
-/// The number of jobs of each type that these jobs have.
+/// The number of jobs of each of these types.
 pub(super) async fn load_populations(
     connection: &mut SqliteConnection,
     org: OrgId,
-    jobs: &[Job],
+    types: &BTreeSet<Arc<str>>,
 ) -> Result<HashMap<Arc<str>, i64>, StoreError> {
-    let types: BTreeSet<_> = jobs.iter().map(|job| &*job.spec.job_type).collect();
     if types.is_empty() {
         return Ok(HashMap::new());
     }
-    let query = sqlx::query_as::<_, (String, i64)>(LOAD_POPULATIONS).bind(org.0).bind(rows::json_text(&types));
+    let names: Vec<_> = types.iter().map(|name| &**name).collect();
+    let query = sqlx::query_as::<_, (String, i64)>(LOAD_POPULATIONS).bind(org.0).bind(rows::json_text(&names));
     let found = query.fetch_all(connection).await.map_err(store_error)?;
     Ok(found.into_iter().map(|(name, jobs)| (name.into(), jobs)).collect())
 }

@@ -17,11 +17,13 @@ use crate::{
         clock::Clock,
         id::{JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
+        org_event::LogEvent,
         status::JobStatus,
     },
     store::{
         DueWork, EventPage, EventQuery, FoundJob, LARGE_JOB, LONGEST_PAUSE, LedgerInfo, Reach, SCAN_WINDOW, StoreError,
         extension::lease_text,
+        org_events::{self, ORG_EVENT_COLUMNS},
         rows::{self, Columns as _, EVENT_COLUMNS},
     },
 };
@@ -113,7 +115,7 @@ pub(super) async fn unchanged(pool: &SqlitePool, jobs: &[&Job]) -> Result<Vec<bo
 fn events_sql(name: &str, index: &str, matching: &str) -> String {
     let columns = EVENT_COLUMNS.map(|column| format!("e.{column}")).join(", ");
     format!(
-        "/* {name} */ SELECT h.seq, h.floor_seq, (SELECT status FROM job WHERE org_id = $1 AND id = $4), {columns}, x.result
+        "/* {name} */ SELECT h.seq, h.floor_seq, h.org_seq, (SELECT status FROM job WHERE org_id = $1 AND id = $4), {columns}, x.result
         FROM org_head h LEFT JOIN job_event e {index}
             ON e.org_id = h.org_id AND e.seq > $2 AND e.seq <= $3 {matching}
             AND ($5 IS NULL OR e.job_type IN (SELECT value FROM json_each($5)))
@@ -155,25 +157,43 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
 
     let mut page = EventPage { events: Vec::new(), through: 0, head: 0, floor: 1, job_status: None };
     let mut bytes = 0;
-    let mut is_cut = false;
+    let (mut is_cut, mut org_seq) = (false, 0);
     while let Some(row) = found.next().await.transpose().map_err(store_error)? {
         let mut columns = Columns::of(&row);
         page.head = columns.long()?;
         page.floor = columns.long()?;
+        org_seq = columns.long()?;
         page.job_status = columns.optional_text()?.map(rows::status).transpose()?;
         if columns.peek_is_null()? {
             break;
         }
         let event = rows::event(&mut columns)?;
         bytes += event.weight();
-        page.events.push(Arc::new(event));
+        page.events.push(LogEvent::Job(Arc::new(event)));
         is_cut = page.events.len() >= query.max_events || bytes > query.max_bytes;
         if is_cut {
             break;
         }
     }
-    Ok(page.ending_at(last, is_cut))
+    drop(found);
+    let page = page.ending_at(last, is_cut);
+    if !filter.has_org_events || org_seq <= query.after {
+        return Ok(page);
+    }
+    // A later snapshot has the same events up to the head of the first one, unless retention removed some.
+    let found = sqlx::query(AssertSqlSafe(EVENTS_OF_ORG.as_str())).bind(org.0).bind(query.after).bind(page.through);
+    let found = found.fetch_all(pool).await.map_err(store_error)?;
+    let of_org = found.iter().map(|row| org_events::read(&mut Columns::of(row))).collect::<Result<_, StoreError>>()?;
+    Ok(page.with_org_events(of_org, query))
 }
+
+/// A page spans a bounded number of `seq`s, so the number of these events needs no other bound.
+static EVENTS_OF_ORG: LazyLock<String> = LazyLock::new(|| {
+    let columns = ORG_EVENT_COLUMNS.join(", ");
+    format!(
+        "/* events_of_org */ SELECT {columns} FROM org_event WHERE org_id = $1 AND seq > $2 AND seq <= $3 ORDER BY seq"
+    )
+});
 
 static CONTENTS: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -271,6 +291,7 @@ mod tests {
             &**CONTENTS,
             &**ORG_EVENTS,
             &**JOB_EVENTS,
+            &**EVENTS_OF_ORG,
             &**statistics::STATISTICS,
             &**audit::SERIES,
             &**audit::MISCOUNTED,
@@ -288,6 +309,9 @@ mod tests {
             &load::load_ready_of(2),
             &**load::LOAD_ALL_READY,
             load::LOAD_HELD,
+            &**load::LOAD_READY_TYPES,
+            load::LOAD_SETTINGS,
+            load::LOAD_OUTDATED,
             load::LOAD_DUE,
             load::LOAD_NEXT_DUE,
             load::LOAD_MISDATED,

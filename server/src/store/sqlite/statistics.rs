@@ -8,6 +8,7 @@ use tokio_stream::StreamExt as _;
 use super::{
     columns::{Columns, IS_BEHIND, IS_READY, micros},
     error::store_error,
+    load::load_settings,
     series::histogram,
 };
 use crate::{
@@ -31,14 +32,14 @@ pub(super) static STATISTICS: LazyLock<String> = LazyLock::new(|| {
     let wanted = |row: &str| format!("($2 IS NULL OR {row}.type IN (SELECT value FROM json_each($2)))");
     let part = |width: i64, until: &str| {
         format!(
-            "UNION ALL SELECT h.seq, s.width, s.type, s.start, {flow}, s.waits, s.runs
+            "UNION ALL SELECT h.seq, h.org_seq, s.width, s.type, s.start, {flow}, s.waits, s.runs
             FROM org_head h CROSS JOIN org_series s ON s.org_id = h.org_id AND s.width = {width} {until} AND s.removed = 0
                 AND {} WHERE h.org_id = $1",
             wanted("s")
         )
     };
     format!(
-        "/* statistics */ SELECT h.seq, 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
+        "/* statistics */ SELECT h.seq, h.org_seq, 0, c.type, CASE WHEN c.queued > c.scheduled THEN (
                 WITH RECURSIVE found (priority) AS (
                     SELECT max(j.priority) FROM job j
                     WHERE j.org_id = c.org_id AND j.type = c.type AND {IS_READY} AND NOT {IS_BEHIND}
@@ -76,11 +77,12 @@ pub(super) async fn statistics(
         .bind(micros(window.hours_since))
         .fetch(pool);
     let mut statistics = Statistics::empty(now, window.since);
+    let mut org_seq = 0;
     let mut flows: HashMap<String, Flow> = HashMap::new();
     let mut series: HashMap<(Time, Option<String>), Flow> = HashMap::new();
     while let Some(row) = found.next().await.transpose().map_err(store_error)? {
         let mut columns = Columns::of(&row);
-        statistics.as_of_seq = columns.long()?;
+        (statistics.as_of_seq, org_seq) = (columns.long()?, columns.long()?);
         let (width, job_type) = (columns.long()?, columns.optional_text()?);
         let Some(job_type) = job_type.map(str::to_owned) else { continue };
         let time = columns.optional_time()?;
@@ -107,6 +109,11 @@ pub(super) async fn statistics(
             total.waits.add_all(&histogram(columns.text()?)?);
             total.runs.add_all(&histogram(columns.text()?)?);
         }
+    }
+    drop(found);
+    if org_seq > 0 {
+        let mut connection = pool.acquire().await.map_err(store_error)?;
+        statistics.settings = load_settings(&mut connection, org, org_seq).await?;
     }
     // Read after the snapshot, so nothing in it is later.
     statistics.as_of = clock.now();

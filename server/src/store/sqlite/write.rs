@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use sqlx::SqliteConnection;
 
-use super::{heads::Written, set::Set};
+use super::{error::store_error, heads::Written, set::Set};
 use crate::{
-    domain::{event::JobEvent, job::Job, json::Json, status::JobStatus},
+    domain::{event::JobEvent, id::OrgId, job::Job, json::Json, status::JobStatus},
     store::{
         Changes, NewPayload, StoreError, detail,
         job_columns::{JOB_COLUMNS, JobColumn},
+        org_events::{self, ORG_EVENT_COLUMNS},
         rows::{self, EVENT_COLUMNS},
+        settings::{self, SETTING_COLUMNS},
         value::Value,
     },
 };
@@ -69,6 +71,35 @@ pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written
     });
     Set::new(&["org_id", "job_id", "seq", "result"], results.collect()).insert(connection, "job_result").await
 }
+
+/// Inserts new org events and removes old ones, and overwrites the settings that have changed.
+pub(super) async fn org_events(
+    connection: &mut SqliteConnection,
+    changes: &[(OrgId, &Changes)],
+) -> Result<(), StoreError> {
+    let added = changes.iter().flat_map(|(_, changes)| &changes.org_events).map(|event| org_events::values(event));
+    let columns: Vec<_> = ORG_EVENT_COLUMNS.into_iter().chain(["bytes"]).collect();
+    Set::plain(&columns, added.collect()).insert(connection, "org_event").await?;
+    let changed = changes.iter().flat_map(|(org, changes)| {
+        let set = changes.settings.iter().filter(|(_, settings)| !settings.is_default());
+        set.map(|(name, of_type)| settings::values(*org, name, of_type))
+    });
+    Set::plain(&SETTING_COLUMNS, changed.collect()).put(connection, "save_settings", "org_type", OVER_SETTINGS).await?;
+    for (org, changes) in changes {
+        if let Some(outdated) = changes.removed_org_events {
+            let sql = "/* remove_org_events */ DELETE FROM org_event WHERE org_id = $1 AND seq <= $2";
+            sqlx::query(sql).bind(org.0).bind(outdated.last).execute(&mut *connection).await.map_err(store_error)?;
+        }
+        for (name, _) in changes.settings.iter().filter(|(_, settings)| settings.is_default()) {
+            let sql = "/* reset_type */ DELETE FROM org_type WHERE org_id = $1 AND type = $2";
+            sqlx::query(sql).bind(org.0).bind(&**name).execute(&mut *connection).await.map_err(store_error)?;
+        }
+    }
+    Ok(())
+}
+
+const OVER_SETTINGS: &str = " ON CONFLICT (org_id, type) DO UPDATE SET description = excluded.description,
+    pause = excluded.pause, changed_seq = excluded.changed_seq";
 
 /// The largest result, in bytes, that is stored with its event. Reads of events of at most this size skip `job_result`.
 pub(super) const MAX_SMALL_RESULT: usize = 512;

@@ -93,7 +93,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 5]); 16] = [
+const CALLS: [(&str, [bool; 5]); 22] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
@@ -106,6 +106,12 @@ const CALLS: [(&str, [bool; 5]); 16] = [
     ("jobledger.v1.JobService/RetryJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/StreamJobEvents", [false, false, true, true, true]),
     ("jobledger.v1.JobService/GetStatistics", [false, false, true, true, true]),
+    ("jobledger.v1.JobTypeService/ListJobTypes", [false, false, true, true, true]),
+    ("jobledger.v1.JobTypeService/GetJobType", [false, false, true, true, true]),
+    ("jobledger.v1.JobTypeService/UpdateJobType", [false, false, false, true, true]),
+    ("jobledger.v1.JobTypeService/DeleteJobType", [false, false, false, true, true]),
+    ("jobledger.v1.JobTypeService/PauseJobType", [false, false, false, true, true]),
+    ("jobledger.v1.JobTypeService/ResumeJobType", [false, false, false, true, true]),
     ("grpc.health.v1.Health/Check", [true; 5]),
     ("grpc.health.v1.Health/Watch", [true; 5]),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", [true; 5]),
@@ -256,7 +262,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
         expect(call.to_owned(), caller.call(call, &[], &[]).await, |code| code == Code::Unauthenticated);
     }
     assert_eq!(unexpected, "", "of {cells} cells");
-    assert_eq!(cells, 16 * (5 * 4 + 12 * 4) + 5 + 3 + 6);
+    assert_eq!(cells, CALLS.len() * (ROLES.len() * 4 + 12 * 4) + 5 + 3 + 6);
     server.stop().await;
     assert_documented();
 }

@@ -70,7 +70,7 @@ async fn a_stream_that_outlives_its_connection_is_told_where_it_was() {
             Ok(message) => match message.expect("not without a word").item.unwrap() {
                 RawItem::Event(event) => last = event.seq,
                 RawItem::Bookmark(found) => bookmark = found.seq,
-                RawItem::Snapshot(_) => panic!("none was asked for"),
+                RawItem::Snapshot(_) | RawItem::OrgEvent(_) => panic!("there is none"),
             },
             Err(error) => break error,
         }

@@ -111,7 +111,8 @@ async fn jump(clock: &Clock, database: &Database, program: Program) {
     println!("{:?}", callers.check(database).await);
     let store = database.open().await;
     let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: usize::MAX, max_bytes: usize::MAX };
-    let events = store.events(OrgId::DEFAULT, &query).await.expect("it answers").events;
+    let page = store.events(OrgId::DEFAULT, &query).await.expect("it answers");
+    let events: Vec<_> = page.of_jobs().collect();
     assert!(events.is_sorted_by_key(|event| event.recorded_at), "time never falls along the log");
     let moved = events.last().expect("there are events").recorded_at - events[0].recorded_at;
     assert!(moved > TimeDelta::hours(1), "the clock was moved, as far as the log knows");

@@ -76,7 +76,7 @@ async fn check(store: &dyn Store, org: OrgId, told: &Told) {
         let filter = EventFilter::default();
         let query = EventQuery { filter, after, max_events: 10_000, max_bytes: usize::MAX };
         let page = store.events(org, &query).await.unwrap();
-        for event in &page.events {
+        for event in page.of_jobs() {
             after += 1;
             assert_eq!(event.seq, after, "every seq of {org} from 1 on once");
             last.insert(event.job_id.to_string(), event.kind);

@@ -27,8 +27,8 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 5] =
-    ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas", "0005 token_use"];
+const MIGRATIONS: [&str; 6] =
+    ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas", "0005 token_use", "0006 org_events"];
 const FUNCTIONS: &str = "functions 10";
 
 /// The steps that such a database needs, in their order.
@@ -44,7 +44,13 @@ fn applied(steps: &[&str], n: usize) -> String {
 
 /// What the program prints before it undoes a step.
 fn undoing(step: &str) -> String {
-    let loses = if step == "0005 token_use" { "when each API token was last used" } else { "nothing" };
+    let loses = match step {
+        "0005 token_use" => "when each API token was last used",
+        "0006 org_events" => {
+            "descriptions and pauses of types, and the log's events about them; cursors from before the last of these expire"
+        }
+        _ => "nothing",
+    };
     format!("undoing {step} loses {loses}\n")
 }
 
@@ -61,13 +67,8 @@ fn there_and_back(url: &str, steps: &[&str]) {
     assert_eq!(status(), applied(steps, steps.len()));
 
     let (done, said) = run(&["migrate", "down", "--to", "0"], url);
-    assert!(
-        !done
-            && said.starts_with(
-                "undoing 0005 token_use loses when each API token was last used\nundoing 0004 quotas loses nothing\nundoing 0003 running_in_log loses nothing\nundoing 0002 small_payloads loses nothing\nundoing 0001 ledger loses every job"
-            ),
-        "{said}"
-    );
+    let undoing: String = MIGRATIONS[1..].iter().rev().map(|step| undoing(step)).collect();
+    assert!(!done && said.starts_with(&(undoing + "undoing 0001 ledger loses every job")), "{said}");
     assert!(said.contains("nothing was changed: add --yes"), "{said}");
     assert_eq!(status(), applied(steps, steps.len()));
     let (done, said) = run(&["migrate", "down", "--to", "0", "--yes"], url);
@@ -241,7 +242,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         // What an older program finds.
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
-        let undone = ["0005 token_use", "0004 quotas", "0003 running_in_log", "0002 small_payloads"];
+        let undone = ["0006 org_events", "0005 token_use", "0004 quotas", "0003 running_in_log", "0002 small_payloads"];
         let lines = |what: fn(&str) -> String| undone.map(what).concat();
         let expected = lines(undoing) + &lines(|name| format!("undone {name}\n"));
         assert!(done && said == expected, "{said}");

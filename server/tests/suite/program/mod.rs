@@ -3,6 +3,7 @@
 pub(crate) mod arguments;
 pub(crate) mod backup;
 pub(crate) mod demo;
+pub(crate) mod everyday;
 pub(crate) mod example;
 pub(crate) mod grpcurl;
 pub(crate) mod house;

@@ -60,7 +60,7 @@ async fn a_commit_that_broke_after_it_happened_is_answered_and_not_repeated(data
         let delivered = async {
             loop {
                 match subscription.next().await.unwrap() {
-                    Delivery::Events(events, _) => break events.iter().map(|event| event.seq).collect::<Vec<_>>(),
+                    Delivery::Events(events, _) => break events.iter().map(|event| event.seq()).collect::<Vec<_>>(),
                     Delivery::Snapshot(..) | Delivery::Bookmark { .. } => {}
                     Delivery::End => panic!("the org's stream does not end"),
                 }
@@ -115,7 +115,7 @@ async fn subscribers_hear_of_an_undecided_commit_once_it_is_decided(database: Da
     let heard = async {
         loop {
             if let Delivery::Events(events, _) = subscription.next().await.unwrap() {
-                break events[0].seq;
+                break events[0].seq();
             }
         }
     };

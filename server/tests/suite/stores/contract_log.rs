@@ -28,7 +28,7 @@ async fn pages_are_cut_by_count_and_by_bytes_without_a_gap(store: Arc<dyn Store>
             let (max_events, max_bytes) = limits;
             let page = store.events(org, &EventQuery { max_events, max_bytes, ..all(after) }).await.unwrap();
             assert_eq!(page.head, 25);
-            seen.extend(page.events.iter().map(|event| event.seq));
+            seen.extend(page.events.iter().map(|event| event.seq()));
             assert_eq!(page.through, *seen.last().unwrap());
             assert!(page.events.len() <= max_events);
             after = page.through;
@@ -54,7 +54,7 @@ async fn filtered_pages_move_on_where_nothing_matches(store: Arc<dyn Store>) {
         loop {
             let page = store.events(org, &EventQuery { filter: filter.clone(), ..all(after) }).await.unwrap();
             assert!(page.through > after, "a page that brings nothing still moves on");
-            seen.extend(page.events.iter().map(|event| event.seq));
+            seen.extend(page.events.iter().map(|event| event.seq()));
             (after, pages) = (page.through, pages + 1);
             if after == page.head {
                 break (seen, pages, page.job_status);
@@ -109,22 +109,22 @@ async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
     }
     for after in 0..=9 {
         let page = store.events(org, &all(after)).await.unwrap();
-        let seqs: Vec<_> = page.events.iter().map(|event| event.seq).collect();
+        let seqs: Vec<_> = page.events.iter().map(|event| event.seq()).collect();
         assert_eq!((seqs, page.head), ((after + 1..=9).collect(), 9), "after {after}");
         let one = store.events(org, &EventQuery { max_events: 1, ..all(after) }).await.unwrap();
         assert_eq!(
-            one.events.iter().map(|event| event.seq).collect::<Vec<_>>(),
+            one.events.iter().map(|event| event.seq()).collect::<Vec<_>>(),
             (after + 1..=9).take(1).collect::<Vec<_>>()
         );
     }
     let of_job = |id| EventFilter { job: Some(id), ..EventFilter::default() };
     let page = store.events(org, &EventQuery { filter: of_job(long.id), ..all(0) }).await.unwrap();
-    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 4, 7]);
+    assert_eq!(page.events.iter().map(|event| event.seq()).collect::<Vec<_>>(), [1, 4, 7]);
     assert_eq!(store.job(org, long.id).await.unwrap().unwrap().job, long);
     let removed = load(&*store, org, Needs { jobs: vec![jobs[1], long.id], ..Needs::default() }).await.jobs;
     let head = Some(Head { seq: 9, floor: 8, recorded_at: Some(time(64 * day)), ..Head::EMPTY });
     write(&*store, org, &Changes { head, removed, ..Changes::default() }).await.unwrap();
     let page = store.events(org, &all(0)).await.unwrap();
-    assert_eq!(page.events.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3, 8, 9]);
+    assert_eq!(page.events.iter().map(|event| event.seq()).collect::<Vec<_>>(), [2, 3, 8, 9]);
     assert_eq!((page.head, page.floor), (9, 8));
 }

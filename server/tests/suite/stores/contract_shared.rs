@@ -65,8 +65,8 @@ async fn orgs_that_share_a_transaction_are_written_together_and_each_to_its_own(
     batch.commit().await.unwrap();
     for ((org, changes), record) in of_orgs.iter().zip(records) {
         let (org, written) = (*org, created(changes));
-        let events = store.events(org, &all(1)).await.unwrap().events;
-        assert_eq!(events.iter().map(|event| event.job_id).collect::<Vec<_>>(), [written.id]);
+        let page = store.events(org, &all(1)).await.unwrap();
+        assert_eq!(page.of_jobs().map(|event| event.job_id).collect::<Vec<_>>(), [written.id]);
         assert_eq!(store.job(org, written.id).await.unwrap().unwrap().job, *written);
         let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
         let types: Vec<_> = statistics.types.iter().map(|of_type| &*of_type.job_type).collect();

@@ -81,7 +81,7 @@ async fn a_command_that_was_taken_is_decided_though_its_caller_is_gone(database:
     drop(held);
     loop {
         match timeout(PATIENCE, subscription.next()).await.expect("the event comes").unwrap() {
-            Delivery::Events(events, _) => break assert_eq!(events[0].job_type.as_ref(), "taken"),
+            Delivery::Events(events, _) => break assert_eq!(events[0].job().unwrap().job_type.as_ref(), "taken"),
             Delivery::Snapshot(..) | Delivery::Bookmark { .. } => {}
             Delivery::End => panic!("the org's stream does not end"),
         }

@@ -247,7 +247,7 @@ async fn a_history_ends_where_the_log_did_when_it_was_asked_for(database: Databa
     let mut subscription = ledger.subscribe(org, None, request).await.unwrap();
     created(ledger.submit(org, create("t")).await);
     let Delivery::Events(events, _) = subscription.next().await.unwrap() else { panic!("no events") };
-    assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(events.iter().map(|event| event.seq()).collect::<Vec<_>>(), [2, 3]);
     assert!(matches!(subscription.next().await.unwrap(), Delivery::Bookmark { seq: 3, caught_up: true }));
     assert!(matches!(subscription.next().await.unwrap(), Delivery::End));
     assert!(matches!(subscription.next().await.unwrap(), Delivery::End));
@@ -300,7 +300,7 @@ async fn no_acknowledged_write_is_lost_among_callers_that_give_up(database: Data
     let statistics = reopened.statistics(org, &StatisticsQuery::of(&[])).await.unwrap();
     let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 10_000, max_bytes: usize::MAX };
     let events = reopened.events(org, &query).await.unwrap().events;
-    assert!(events.iter().zip(1..).all(|(event, seq)| event.seq == seq));
+    assert!(events.iter().zip(1..).all(|(event, seq)| event.seq() == seq));
     assert_eq!(statistics.as_of_seq, events.len() as i64);
     println!("{} of {} writes were acknowledged to callers that still listened", acknowledged.len(), events.len());
     assert!(acknowledged.len() < 808, "some callers gave up");

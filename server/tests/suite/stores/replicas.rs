@@ -283,7 +283,7 @@ async fn a_batch_that_waited_for_its_head_sees_what_was_committed_meanwhile() {
     waiting.await.unwrap();
     let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 100, max_bytes: usize::MAX };
     let events = store.events(org, &query).await.unwrap().events;
-    assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert_eq!(events.iter().map(|event| event.seq()).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
 }
 
 /// A batch of creates that begins from the cached state, after the store has just written the log.
@@ -345,7 +345,7 @@ async fn a_log_that_has_moved_on_is_not_where_memory_has_it() {
             let query = EventQuery { filter: EventFilter::default(), after: 0, max_events: 100, max_bytes: usize::MAX };
             let events = ours.events(org, &query).await.unwrap().events;
             let expected = before.seq + [4, 2, 1][case];
-            assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), (1..=expected).collect::<Vec<_>>());
+            assert_eq!(events.iter().map(|event| event.seq()).collect::<Vec<_>>(), (1..=expected).collect::<Vec<_>>());
         }
     }
 }

@@ -235,7 +235,9 @@ async fn a_slow_subscriber_is_ended_and_goes_on_where_it_was(database: Database)
                     last = event.seq;
                 }
                 stream_job_events_response::Item::Bookmark(bookmark) => assert!(bookmark.seq <= last),
-                stream_job_events_response::Item::Snapshot(_) => panic!("none was asked for"),
+                stream_job_events_response::Item::Snapshot(_) | stream_job_events_response::Item::OrgEvent(_) => {
+                    panic!("there is none")
+                }
             },
             Err(error) => break error,
         }

@@ -32,7 +32,7 @@ pub(crate) async fn verify(
     loop {
         let after = events.last().map_or(0, |event: &Arc<JobEvent>| event.seq);
         let page = store.events(OrgId::DEFAULT, &EventQuery { after, ..query.clone() }).await.unwrap();
-        events.extend(page.events);
+        events.extend(page.of_jobs().cloned());
         if page.through == page.head {
             break;
         }

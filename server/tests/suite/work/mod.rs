@@ -6,4 +6,5 @@ pub(crate) mod deploys;
 pub(crate) mod fencing;
 pub(crate) mod leases;
 pub(crate) mod overload;
+pub(crate) mod pauses;
 pub(crate) mod workers;

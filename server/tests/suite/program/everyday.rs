@@ -1,0 +1,87 @@
+//! The commands under "Everyday tasks" in docs/operations.md, run as they are shown.
+
+use std::{fs, process::Command};
+
+use jobledger_client::{Claim, NewJob, Report};
+use serde_json::{Deserializer, Value, json};
+
+use super::grpcurl::grpcurl;
+use crate::support::{
+    harness::{Database, on_both_databases, root},
+    program::Program,
+};
+
+on_both_databases! {
+    everyday_tasks_do_what_the_docs_say,
+}
+
+/// The id that the docs show for a job that failed.
+const SHOWN: &str = "01a202c1-14cb-75f7-8263-5ef8e4054d47";
+
+/// The tasks: the title of each, and its commands.
+fn tasks() -> Vec<(String, Vec<String>)> {
+    let text = fs::read_to_string(root().join("docs/operations.md")).expect("it is there");
+    let (_, section) = text.split_once("\n## Everyday tasks\n").expect("the section is there");
+    let section = section.split("\n## ").next().expect("it ends");
+    let task = |part: &str| {
+        let (title, rest) = part.split_once("**")?;
+        let commands = rest.split("```").skip(1).step_by(2).flat_map(str::lines);
+        let commands = commands.filter(|line| line.starts_with("call "));
+        Some((title.trim_end_matches('.').to_owned(), commands.map(str::to_owned).collect()))
+    };
+    section.split("\n**").skip(1).filter_map(task).collect()
+}
+
+async fn everyday_tasks_do_what_the_docs_say(database: Database) {
+    let program = Program::start(&database);
+    let client = program.client();
+    let failing = client.create(NewJob::new("thumbnail")).await.unwrap().job.id;
+    client.update(Report::start(&failing)).await.unwrap();
+    client.update(Report::failed(&failing, "DISK_FULL", "no space left on device")).await.unwrap();
+    let other = client.create(NewJob::new("thumbnail")).await.unwrap().job.id;
+    client.update(Report::start(&other)).await.unwrap();
+    client.update(Report::failed(&other, "TIMEOUT", "")).await.unwrap();
+    let keyed = client.create(NewJob::new("thumbnail").idempotency_key("cat.jpg@7")).await.unwrap().job.id;
+    let held = client.claim(Claim::new("worker-1")).await.unwrap().remove(0).job.unwrap().id;
+    assert_eq!(held, keyed);
+    client.create(NewJob::new("thumbnail")).await.unwrap();
+
+    let call = format!("call() {{ {} -plaintext -d \"$2\" {} \"jobledger.v1.$1\"; }}", grpcurl(), program.address);
+    let run = |command: &str| -> Vec<Value> {
+        let script = format!("{call}; {} 2>&1", command.replace(SHOWN, &failing));
+        let ran = Command::new("sh").args(["-c", &script]).output().expect("a shell runs");
+        let printed = String::from_utf8(ran.stdout).expect("grpcurl prints text");
+        assert!(ran.status.success(), "{command}\n{printed}");
+        Deserializer::from_str(&printed).into_iter().map(|message| message.expect("JSON")).collect()
+    };
+    let mut seen = Vec::new();
+    for (title, commands) in tasks() {
+        let answers: Vec<_> = commands.iter().map(|command| run(command)).collect();
+        let first = &answers[0][0];
+        match &*title {
+            "Failed jobs of a type since this morning, by error code" => {
+                let jobs = first["jobs"].as_array().unwrap();
+                assert!(jobs.len() == 1 && jobs[0]["id"] == json!(failing), "{first}");
+            }
+            "Why one failed" => {
+                assert_eq!(first["job"]["lastErrorMessage"], "no space left on device");
+                assert_eq!(answers[1][2]["event"]["errorCode"], "DISK_FULL", "{answers:?}");
+            }
+            "Find a job by its key" => assert_eq!(first["job"]["id"], json!(keyed)),
+            "What a worker holds" => assert_eq!(first["jobs"][0]["id"], json!(held)),
+            "Pause during an incident" => {
+                assert_eq!(first["pause"]["reason"], "the disk is full");
+                assert_eq!(answers[1][0]["jobTypes"][0]["pause"], first["pause"]);
+                let of_type = client.job_type("thumbnail").await.unwrap();
+                assert!(of_type.pause.is_none() && of_type.claimable == 1, "{of_type:?}");
+            }
+            "Throughput of the last hour, and the oldest wait" => {
+                assert_eq!(first["happened"]["created"], "4", "{first}");
+                assert!(first["oldestQueuedAge"].is_string(), "{first}");
+            }
+            other => panic!("what is {other:?} to do?"),
+        }
+        seen.push(title);
+    }
+    assert_eq!(seen.len(), 6, "{seen:?}");
+}
