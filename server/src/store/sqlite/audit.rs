@@ -47,7 +47,7 @@ pub(super) static HISTORIES: LazyLock<String> = LazyLock::new(|| {
         CROSS JOIN job_event e INDEXED BY idx_job_event_job ON e.org_id = $1 AND e.job_id = unhex(wanted.value)
             AND e.seq > CASE wanted.key WHEN 0 THEN $3 ELSE 0 END AND e.seq <= $4
         LEFT JOIN job_result x ON e.bytes > {MAX_SMALL_RESULT} AND x.org_id = e.org_id AND x.job_id = e.job_id AND x.seq = e.seq
-        LIMIT $5",
+        LIMIT +$5",
         EVENT_COLUMNS.map(column).join(", ")
     )
 });

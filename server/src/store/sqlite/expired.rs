@@ -28,7 +28,7 @@ use crate::{
 pub(super) const LOAD_EXPIRED: &str = "/* load_expired */ SELECT id FROM job
      WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at < $3
         AND (last_job_seq <= $5 OR last_recorded_at < $6)
-     ORDER BY finished_at LIMIT $4";
+     ORDER BY finished_at LIMIT +$4";
 pub(super) const LOAD_NEXT_EXPIRY: &str = "/* load_next_expiry */ SELECT min(finished_at) FROM job
      WHERE org_id = $1 AND status = $2 AND finished_at IS NOT NULL AND finished_at >= $3";
 
@@ -96,7 +96,7 @@ pub(super) async fn load_histories(
 /// The bytes of each job's first `$3` events.
 pub(super) const LOAD_SIZES: &str = "/* load_sizes */ SELECT unhex(wanted.value), (SELECT ifnull(sum(bytes), 0) FROM (
         SELECT e.bytes FROM job_event e INDEXED BY idx_job_event_job
-        WHERE e.org_id = $1 AND e.job_id = unhex(wanted.value) LIMIT $3))
+        WHERE e.org_id = $1 AND e.job_id = unhex(wanted.value) LIMIT +$3))
     FROM json_each($2) wanted";
 
 /// The bytes of the events of some jobs, at most `most.events` of each.
@@ -119,7 +119,7 @@ pub(super) async fn load_sizes(
 pub(super) const LOAD_SLICE: &str = "/* load_slice */ SELECT max(seq), ifnull(sum(bytes), 0) FROM (
         SELECT seq, bytes, sum(bytes) OVER (ORDER BY seq) - bytes AS before FROM (
             SELECT e.seq, e.bytes FROM job_event e INDEXED BY idx_job_event_job
-            WHERE e.org_id = $1 AND e.job_id = $2 AND e.seq <= $3 ORDER BY e.seq LIMIT $4))
+            WHERE e.org_id = $1 AND e.job_id = $2 AND e.seq <= $3 ORDER BY e.seq LIMIT +$4))
     WHERE before < $5";
 
 /// The next events to remove of a job that is already gone; `None` if no such job has events left.

@@ -127,7 +127,7 @@ fn record_values<'a>(written: &'a Written<'_>, now: Time) -> Vec<Value<'a>> {
 }
 
 const DROP_RECORDS: &str = "/* drop_records */ DELETE FROM org_record WHERE org_id = $1 AND n <= (
-    SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT $2) oldest
+    SELECT max(oldest.n) FROM (SELECT n, written_at FROM org_record WHERE org_id = $1 ORDER BY n LIMIT +$2) oldest
     WHERE oldest.written_at < $3) AND n <= $4";
 
 /// Sets when retention next looks at each org. An org's first batch sets it to now.

@@ -60,7 +60,7 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     let (beyond, sort) = direction(query.order);
     let ways = ways.into_iter().map(|way| {
         format!(
-            " SELECT * FROM (SELECT created_seq, {way} AND created_seq {beyond} ?2 ORDER BY created_seq {sort} LIMIT ?3)"
+            " SELECT * FROM (SELECT created_seq, {way} AND created_seq {beyond} ?2 ORDER BY created_seq {sort} LIMIT +?3)"
         )
     });
     let ways: Vec<_> = iter::once(" SELECT 0 AS created_seq, NULL AS id WHERE false".to_owned()).chain(ways).collect();
@@ -100,7 +100,7 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
         ListOrder::OldestFirst => "max",
     };
     let sql = format!(
-        "/* list */ WITH candidate AS MATERIALIZED (SELECT * FROM ({candidates}) ORDER BY created_seq {sort} LIMIT ?3),
+        "/* list */ WITH candidate AS MATERIALIZED (SELECT * FROM ({candidates}) ORDER BY created_seq {sort} LIMIT +?3),
         page AS MATERIALIZED (
             SELECT j.id, j.created_seq FROM candidate c CROSS JOIN job j ON j.org_id = ?1 AND j.id = c.id
             WHERE (?5 IS NULL OR j.type IN (SELECT value FROM json_each(?5)))
@@ -112,7 +112,7 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
                 AND (?11 IS NULL OR j.last_error_code = ?11)
                 AND (?12 IS NULL OR j.finished_at >= ?12) AND (?13 IS NULL OR j.finished_at < ?13)
                 AND (?14 IS NULL OR j.lease_worker = ?14 OR {IS_BEHIND})
-            ORDER BY c.created_seq {sort} LIMIT ?4
+            ORDER BY c.created_seq {sort} LIMIT +?4
         ),
         extended AS MATERIALIZED (
             SELECT unhex(said.key) AS job_id, max(r.n) AS n, r.seq, said.value || '\"' AS said

@@ -162,7 +162,7 @@ fn ready_from(name: &str, index: &str, of: &str, first: usize) -> String {
     let from = |condition: &str, order: &str| {
         format!(
             "/* {name} */ SELECT * FROM (SELECT org_id, id, type, priority, ready_at, created_seq FROM job INDEXED BY {index}
-                WHERE org_id = ?{} {of} AND {IS_READY} AND {condition} ORDER BY {order}ready_at, created_seq LIMIT ?{})",
+                WHERE org_id = ?{} {of} AND {IS_READY} AND {condition} ORDER BY {order}ready_at, created_seq LIMIT +?{})",
             first + 4,
             first + 3
         )
@@ -270,7 +270,7 @@ pub(super) async fn load_rows(
 }
 
 pub(super) const LOAD_HELD: &str = "/* load_held */ SELECT id FROM job INDEXED BY idx_job_lease_request
-     WHERE org_id = $1 AND lease_request = $2 AND lease_worker = $3 LIMIT $4";
+     WHERE org_id = $1 AND lease_request = $2 AND lease_worker = $3 LIMIT +$4";
 
 /// Jobs under the lease of an earlier claim with the same worker and `request_id`.
 pub(super) async fn load_held(
@@ -284,7 +284,7 @@ pub(super) async fn load_held(
 }
 
 pub(super) const LOAD_ALL_HELD: &str = "/* load_all_held */ SELECT id FROM job INDEXED BY idx_job_lease_request
-     WHERE org_id = $1 AND lease_request IS NOT NULL LIMIT $2";
+     WHERE org_id = $1 AND lease_request IS NOT NULL LIMIT +$2";
 
 /// Jobs whose claims have a `request_id`, and so may be repeated.
 pub(super) async fn load_all_held(
@@ -297,7 +297,7 @@ pub(super) async fn load_all_held(
 }
 
 pub(super) const LOAD_DUE: &str = "/* load_due */ SELECT id, due_at FROM job
-     WHERE org_id = $1 AND due_at IS NOT NULL AND due_at <= $2 ORDER BY due_at LIMIT $3";
+     WHERE org_id = $1 AND due_at IS NOT NULL AND due_at <= $2 ORDER BY due_at LIMIT +$3";
 pub(super) const LOAD_NEXT_DUE: &str = "/* load_next_due */ SELECT min(due_at) FROM job
      WHERE org_id = $1 AND due_at IS NOT NULL AND due_at > $2";
 
@@ -328,7 +328,7 @@ pub(super) const LOAD_MISDATED: &str =
         OR status = 'running' AND due_at > $5 + max($2, min(coalesce(lease_expires_at, 9223372036854775807),
             coalesce(min(attempt_started_at, $2) + run_timeout, 9223372036854775807)))
         OR status = 'queued' AND attempt > 0 AND updated_at > $2 AND due_at > $2 + scheduled_at - updated_at
-     ) LIMIT $4";
+     ) LIMIT +$4";
 
 pub(super) async fn load_misdated(
     connection: &mut SqliteConnection,
@@ -402,7 +402,7 @@ pub(super) async fn load_ready_types(
 
 /// The org events before the floor of the log, the oldest ones: `seq` of the last, and bytes of all.
 pub(super) const LOAD_OUTDATED: &str = "/* load_outdated */ SELECT max(seq), coalesce(sum(bytes), 0) FROM (
-    SELECT seq, bytes FROM org_event WHERE org_id = $1 AND seq < $2 ORDER BY seq LIMIT $3) found";
+    SELECT seq, bytes FROM org_event WHERE org_id = $1 AND seq < $2 ORDER BY seq LIMIT +$3) found";
 
 pub(super) async fn load_outdated(
     connection: &mut SqliteConnection,

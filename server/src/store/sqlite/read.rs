@@ -125,7 +125,7 @@ fn events_sql(name: &str, index: &str, matching: &str) -> String {
                 SELECT 1 FROM json_each($8) wanted
                 WHERE NOT EXISTS (SELECT 1 FROM json_each(e.labels) found WHERE found.key = wanted.key AND found.value = wanted.value)))
         LEFT JOIN job_result x ON e.bytes > {MAX_SMALL_RESULT} AND x.org_id = e.org_id AND x.job_id = e.job_id AND x.seq = e.seq
-        WHERE h.org_id = $1 ORDER BY e.seq LIMIT $9"
+        WHERE h.org_id = $1 ORDER BY e.seq LIMIT +$9"
     )
 }
 
@@ -238,7 +238,7 @@ pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<Ledger
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
-    const ORGS: &str = "/* orgs */ SELECT org_id FROM org_due WHERE $1 IS NULL OR org_id > $1 ORDER BY org_id LIMIT $2";
+    const ORGS: &str = "/* orgs */ SELECT org_id FROM org_due WHERE $1 IS NULL OR org_id > $1 ORDER BY org_id LIMIT +$2";
     let query = sqlx::query_scalar(ORGS).bind(after.map(|org| org.0)).bind(limit as i64);
     let found: Vec<Uuid> = query.fetch_all(pool).await.map_err(store_error)?;
     Ok(found.into_iter().map(OrgId).collect())
@@ -253,10 +253,10 @@ pub(super) async fn due(
 ) -> Result<Vec<OrgId>, StoreError> {
     let sql = match what {
         DueWork::Jobs => {
-            "/* due_jobs */ SELECT org_id FROM org_due WHERE work_due_at <= $1 ORDER BY work_due_at LIMIT $2"
+            "/* due_jobs */ SELECT org_id FROM org_due WHERE work_due_at <= $1 ORDER BY work_due_at LIMIT +$2"
         }
         DueWork::Retention => {
-            "/* due_retention */ SELECT org_id FROM org_due WHERE next_due_at <= $1 ORDER BY next_due_at LIMIT $2"
+            "/* due_retention */ SELECT org_id FROM org_due WHERE next_due_at <= $1 ORDER BY next_due_at LIMIT +$2"
         }
     };
     let query = sqlx::query_scalar(sql).bind(micros(clock.now())).bind(limit as i64);

@@ -79,7 +79,7 @@ async fn forget_types(connection: &mut SqliteConnection, org: OrgId, types: &[Ar
 
 const FORGET: &str = "/* forget */ DELETE FROM org_series WHERE org_id = $1 AND width = $2 AND start <= (
     SELECT max(start) FROM (
-        SELECT start FROM org_series WHERE org_id = $1 AND width = $2 AND start < $3 ORDER BY start LIMIT $4))";
+        SELECT start FROM org_series WHERE org_id = $1 AND width = $2 AND start < $3 ORDER BY start LIMIT +$4))";
 
 /// The count columns of `org_counter`.
 fn counts() -> impl Iterator<Item = &'static str> {
