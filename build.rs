@@ -3,7 +3,8 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
+    "proto/jobledger/v1/bulk_operation_service.proto",
     "proto/jobledger/v1/job.proto",
     "proto/jobledger/v1/job_event.proto",
     "proto/jobledger/v1/job_service.proto",

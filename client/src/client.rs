@@ -4,15 +4,15 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use jobledger_proto::v1::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
-    StreamJobEventsRequest, UpdateJobStatusRequest, job_service_client::JobServiceClient,
-    job_type_service_client::JobTypeServiceClient,
+    StreamJobEventsRequest, UpdateJobStatusRequest, bulk_operation_service_client::BulkOperationServiceClient,
+    job_service_client::JobServiceClient, job_type_service_client::JobTypeServiceClient,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    ClientBuilder, Endpoints, Error, Follow, Item, RawClient, RawJobTypeClient, View, WithCaller,
+    ClientBuilder, Endpoints, Error, Follow, Item, RawBulkClient, RawClient, RawJobTypeClient, View, WithCaller,
     failover::Connections, retry::Backoff, subscription::Subscription,
 };
 
@@ -25,6 +25,7 @@ const FINISHED: [JobStatus; 4] = [JobStatus::Succeeded, JobStatus::Failed, JobSt
 pub struct Client {
     service: RawClient,
     types: RawJobTypeClient,
+    bulk: RawBulkClient,
     connections: Connections,
     timeout: Duration,
     builder: Arc<ClientBuilder>,
@@ -51,8 +52,9 @@ pub struct Updated {
 impl Client {
     pub(crate) fn of(connections: Connections, caller: WithCaller, timeout: Duration, builder: ClientBuilder) -> Self {
         let service = JobServiceClient::with_interceptor(connections.clone(), caller.clone());
-        let types = JobTypeServiceClient::with_interceptor(connections.clone(), caller);
-        Self { service, types, connections, timeout, builder: Arc::new(builder) }
+        let types = JobTypeServiceClient::with_interceptor(connections.clone(), caller.clone());
+        let bulk = BulkOperationServiceClient::with_interceptor(connections.clone(), caller);
+        Self { service, types, bulk, connections, timeout, builder: Arc::new(builder) }
     }
 
     /// The same client with connections of its own. They belong to the tokio runtime that calls this.
@@ -235,6 +237,11 @@ impl Client {
     /// The same for JobTypeService.
     pub fn raw_job_types(&self) -> RawJobTypeClient {
         self.types.clone()
+    }
+
+    /// The same for BulkOperationService.
+    pub fn raw_bulk(&self) -> RawBulkClient {
+        self.bulk.clone()
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use jobledger_proto::v1::{job_service_client::JobServiceClient, job_type_service_client::JobTypeServiceClient};
+use jobledger_proto::v1::{
+    bulk_operation_service_client::BulkOperationServiceClient, job_service_client::JobServiceClient,
+    job_type_service_client::JobTypeServiceClient,
+};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -36,6 +39,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The generated client. It adds the org and the token of its [`Client`] to each call.
 pub type RawClient = JobServiceClient<InterceptedService<Connections, WithCaller>>;
+/// The same for BulkOperationService.
+pub type RawBulkClient = BulkOperationServiceClient<InterceptedService<Connections, WithCaller>>;
 /// The same for JobTypeService.
 pub type RawJobTypeClient = JobTypeServiceClient<InterceptedService<Connections, WithCaller>>;
 

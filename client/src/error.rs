@@ -45,6 +45,18 @@ pub enum Error {
         /// The key that was asked for.
         idempotency_key: String,
     },
+    /// The org has no such bulk operation (`BULK_OPERATION_NOT_FOUND`).
+    #[error("no bulk operation {operation_id}")]
+    BulkOperationNotFound {
+        /// The id that was asked for.
+        operation_id: String,
+    },
+    /// A different request has started a bulk operation with this id (`BULK_OPERATION_EXISTS`).
+    #[error("a different request has started bulk operation {operation_id}")]
+    BulkOperationExists {
+        /// The id.
+        operation_id: String,
+    },
     /// The org has neither jobs nor settings of this type (`JOB_TYPE_NOT_FOUND`).
     #[error("no job type {job_type:?}")]
     JobTypeNotFound {
@@ -203,6 +215,8 @@ impl Error {
             | Self::JobNotFound { .. }
             | Self::KeyNotFound { .. }
             | Self::JobTypeNotFound { .. }
+            | Self::BulkOperationNotFound { .. }
+            | Self::BulkOperationExists { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
             | Self::LeaseLost
@@ -253,6 +267,8 @@ impl Error {
             | Self::JobNotFound { .. }
             | Self::KeyNotFound { .. }
             | Self::JobTypeNotFound { .. }
+            | Self::BulkOperationNotFound { .. }
+            | Self::BulkOperationExists { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
             | Self::LeaseLost
@@ -330,6 +346,8 @@ impl From<Status> for Error {
                 Self::KeyNotFound { idempotency_key: facts.text("idempotency_key") }
             }
             (_, "JOB_NOT_FOUND") => Self::JobNotFound { job_id: facts.text("job_id") },
+            (_, "BULK_OPERATION_NOT_FOUND") => Self::BulkOperationNotFound { operation_id: facts.text("operation_id") },
+            (_, "BULK_OPERATION_EXISTS") => Self::BulkOperationExists { operation_id: facts.text("operation_id") },
             (_, "JOB_TYPE_NOT_FOUND") => Self::JobTypeNotFound { job_type: facts.text("type") },
             (_, "IDEMPOTENCY_KEY_REUSED") => {
                 Self::IdempotencyKeyReused { existing_job_id: facts.text("existing_job_id") }

@@ -83,6 +83,7 @@
 //! | [`Client::get`], [`Client::list`], [`Client::statistics`] | always |
 //! | [`Client::claim`], [`Client::retry`] | always: they carry a request id |
 //! | [`Client::heartbeat`], [`Client::cancel`] | always |
+//! | [`Client::start_bulk`], [`Client::bulk_operation`], [`Client::bulk_operations`], [`Client::stop_bulk`] | always |
 //! | [`Client::job_types`], [`Client::job_type`], [`Client::pause`], [`Client::resume`] and other calls about types | always |
 //! | [`Client::subscribe`], [`Client::view`], [`Client::wait_for`] | always |
 //! | [`Client::update`] with an outcome, under a lease | always |
@@ -97,6 +98,7 @@
 //! All other errors are returned to the caller. [`Error`] says what to do about each.
 
 mod batch;
+mod bulk;
 mod client;
 mod connect;
 mod cursor;
@@ -115,16 +117,17 @@ pub mod worker;
 pub use jobledger_proto::v1 as proto;
 #[doc(no_inline)]
 pub use jobledger_proto::v1::{
-    Bookmark, GetStatisticsRequest, GetStatisticsResponse as Statistics, HeartbeatRequest, HeartbeatResult, Job,
-    JobEvent, JobEventKind, JobOrder, JobStatus, JobType, JobView, Lease, LeaseHeartbeat, ListJobsRequest,
-    ListJobsResponse, OrgEvent, Pause, RetryPolicy, StatusCounts, TypeStatistics,
+    Bookmark, BulkAction, BulkOperation, BulkStatus, GetStatisticsRequest, GetStatisticsResponse as Statistics,
+    HeartbeatRequest, HeartbeatResult, Job, JobEvent, JobEventKind, JobFilter, JobOrder, JobStatus, JobType, JobView,
+    Lease, LeaseHeartbeat, ListJobsRequest, ListJobsResponse, OrgEvent, Pause, RetryPolicy, StatusCounts,
+    TypeStatistics,
 };
 #[doc(no_inline)]
 pub use prost_types;
 
 pub use self::{
     client::{Client, Created, Updated},
-    connect::{ClientBuilder, Endpoints, RawClient, RawJobTypeClient, Token, WithCaller},
+    connect::{ClientBuilder, Endpoints, RawBulkClient, RawClient, RawJobTypeClient, Token, WithCaller},
     cursor::Cursor,
     error::{Error, Violation},
     failover::Connections,

@@ -511,7 +511,26 @@ BEGIN
     WHERE e.org_id = p_org AND e.seq > p_after AND e.seq <= p_last ORDER BY e.seq;
 END $$;
 
--- The same for one job, by the index over the events of jobs, and with the job's status.
+-- A bulk operation.
+CREATE OR REPLACE FUNCTION jobledger.read_bulk_operation(p_org UUID, p_id UUID)
+RETURNS SETOF jobledger.bulk_operation LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT b.* FROM jobledger.bulk_operation b WHERE b.org_id = p_org AND b.id = p_id;
+END $$;
+
+-- Bulk operations before a time and id, or all if these are null, the newest first.
+CREATE OR REPLACE FUNCTION jobledger.read_bulk_operations(p_org UUID, p_created_at TIMESTAMPTZ, p_id UUID, p_limit BIGINT)
+RETURNS SETOF jobledger.bulk_operation LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT b.* FROM jobledger.bulk_operation b
+    WHERE b.org_id = p_org
+        AND (b.created_at, b.id) < (coalesce(p_created_at, 'infinity'), coalesce(p_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+    ORDER BY b.created_at DESC, b.id DESC LIMIT p_limit;
+END $$;
+
+-- A page of the log of one job, by the index over the events of jobs, and with the job's status.
 CREATE OR REPLACE FUNCTION jobledger.read_job_log(
     p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
     p_limit BIGINT, p_max_bytes BIGINT

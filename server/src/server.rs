@@ -4,7 +4,10 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use jobledger_proto::{
     FILE_DESCRIPTOR_SET,
-    v1::{job_service_server::JobServiceServer, job_type_service_server::JobTypeServiceServer},
+    v1::{
+        bulk_operation_service_server::BulkOperationServiceServer, job_service_server::JobServiceServer,
+        job_type_service_server::JobTypeServiceServer,
+    },
 };
 use thiserror::Error;
 use tokio::{
@@ -136,6 +139,7 @@ impl Server {
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
         let mut routes = Routes::new(health_service.max_decoding_message_size(api::ABOUT_NO_ORG))
+            .add_service(BulkOperationServiceServer::new(api::BulkOperations::new(ledger.clone())))
             .add_service(JobTypeServiceServer::new(api::JobTypes::new(ledger.clone())))
             .add_service(reflection().build_v1()?.max_decoding_message_size(api::ABOUT_NO_ORG))
             .add_service(reflection().build_v1alpha()?.max_decoding_message_size(api::ABOUT_NO_ORG));
@@ -198,8 +202,12 @@ async fn drain<T>(mut serving: AbortOnDropHandle<T>, lanes: JoinHandle<()>, dead
 }
 
 /// The names of which health is reported: of the server as a whole, and of the services.
-const HEALTH_SERVICES: [&str; 3] =
-    ["", JobServiceServer::<api::Service>::NAME, JobTypeServiceServer::<api::JobTypes>::NAME];
+const HEALTH_SERVICES: [&str; 4] = [
+    "",
+    JobServiceServer::<api::Service>::NAME,
+    JobTypeServiceServer::<api::JobTypes>::NAME,
+    BulkOperationServiceServer::<api::BulkOperations>::NAME,
+];
 
 async fn report(health: &HealthReporter, status: ServingStatus) {
     for name in HEALTH_SERVICES {

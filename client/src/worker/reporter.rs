@@ -144,6 +144,8 @@ pub(super) fn is_about_report(error: &Error) -> bool {
         Error::JobNotFound { .. }
         | Error::KeyNotFound { .. }
         | Error::JobTypeNotFound { .. }
+        | Error::BulkOperationNotFound { .. }
+        | Error::BulkOperationExists { .. }
         | Error::LeaseLost
         | Error::EtagMismatch { .. }
         | Error::Unauthenticated { .. }

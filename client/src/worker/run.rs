@@ -205,6 +205,8 @@ fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
         | Error::JobNotFound { .. }
         | Error::KeyNotFound { .. }
         | Error::JobTypeNotFound { .. }
+        | Error::BulkOperationNotFound { .. }
+        | Error::BulkOperationExists { .. }
         | Error::IdempotencyKeyReused { .. }
         | Error::InvalidTransition { .. }
         | Error::LeaseLost

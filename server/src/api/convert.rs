@@ -6,9 +6,12 @@ use jobledger_proto::v1::{self as pb, org_event::Change};
 
 use super::json;
 use crate::domain::{
+    bulk::{BulkAction, BulkOperation, BulkStatus},
     clock::Time,
     event::{EventKind, JobEvent},
+    id::OrgId,
     job::{Job, JobContents, JobRecord},
+    job_filter::JobFilter,
     job_type::{Pause, TypeSettings},
     org_event::{OrgChange, OrgEvent},
     status::JobStatus,
@@ -163,6 +166,7 @@ pub(super) fn event(event: &JobEvent) -> pb::JobEvent {
         error_code: error.map(|error| error.code.to_string()).unwrap_or_default(),
         error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
         scheduled_at: event.scheduled_at.map(timestamp),
+        bulk_operation_id: event.bulk_operation.map(|id| id.to_string()).unwrap_or_default(),
     }
 }
 
@@ -209,10 +213,83 @@ fn change(change: &OrgChange) -> Change {
             before: Some(described(before)),
             after: Some(described(after)),
         }),
+        OrgChange::BulkStarted { id, action: what, reason, is_dry_run } => {
+            Change::BulkOperationStarted(pb::BulkOperationStarted {
+                operation_id: id.to_string(),
+                action: action(*what).into(),
+                reason: reason.to_string(),
+                dry_run: *is_dry_run,
+            })
+        }
+        OrgChange::BulkEnded { id, status, matched, changed } => Change::BulkOperationEnded(pb::BulkOperationEnded {
+            operation_id: id.to_string(),
+            status: bulk_status(*status).into(),
+            matched: *matched,
+            changed: *changed,
+        }),
         OrgChange::TypeReset { job_type, description, pause: ended } => Change::JobTypeDeleted(pb::JobTypeDeleted {
             r#type: job_type.to_string(),
             before: Some(described(description)),
             pause: ended.as_ref().map(pause),
         }),
+    }
+}
+
+fn action(action: BulkAction) -> pb::BulkAction {
+    match action {
+        BulkAction::Cancel => pb::BulkAction::Cancel,
+        BulkAction::Retry => pb::BulkAction::Retry,
+    }
+}
+
+fn bulk_status(status: BulkStatus) -> pb::BulkStatus {
+    match status {
+        BulkStatus::Counting => pb::BulkStatus::Counting,
+        BulkStatus::Running => pb::BulkStatus::Running,
+        BulkStatus::Succeeded => pb::BulkStatus::Succeeded,
+        BulkStatus::Refused => pb::BulkStatus::Refused,
+        BulkStatus::Stopped => pb::BulkStatus::Stopped,
+    }
+}
+
+fn filter(filter: &JobFilter) -> pb::JobFilter {
+    pb::JobFilter {
+        statuses: filter.statuses.iter().map(|of| status(*of).into()).collect(),
+        types: filter.types.clone(),
+        labels: filter.labels.clone(),
+        requested_by: filter.requested_by.clone().unwrap_or_default(),
+        created_after: filter.created_after.map(timestamp),
+        created_before: filter.created_before.map(timestamp),
+        idempotency_key: filter.idempotency_key.clone().unwrap_or_default(),
+        error_code: filter.error_code.clone().unwrap_or_default(),
+        worker_id: filter.worker.clone().unwrap_or_default(),
+        finished_after: filter.finished_after.map(timestamp),
+        finished_before: filter.finished_before.map(timestamp),
+    }
+}
+
+pub(super) fn bulk_operation(org: OrgId, operation: &BulkOperation) -> pb::BulkOperation {
+    let request = &operation.request;
+    let failure = |(reason, count): (&String, &i64)| pb::BulkFailure { reason: reason.clone(), count: *count };
+    pb::BulkOperation {
+        id: request.id.to_string(),
+        org_id: org.to_string(),
+        action: action(request.action).into(),
+        filter: Some(filter(&request.filter)),
+        reason: request.reason.to_string(),
+        actor: operation.actor.to_string(),
+        dry_run: request.is_dry_run,
+        expected_count: request.expected_count,
+        status: bulk_status(operation.status).into(),
+        through_seq: operation.through_seq,
+        matched: operation.matched,
+        reached: operation.reached,
+        changed: operation.changed,
+        unchanged: operation.unchanged,
+        failed: operation.failed.iter().map(failure).collect(),
+        no_longer_matching: operation.no_longer_matching(),
+        created_at: Some(timestamp(operation.created_at)),
+        updated_at: Some(timestamp(operation.updated_at)),
+        finished_at: operation.finished_at.map(timestamp),
     }
 }

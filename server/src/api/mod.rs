@@ -3,6 +3,7 @@
 
 mod access;
 mod buffered_response;
+mod bulk;
 mod caller;
 mod convert;
 mod deadline;
@@ -27,6 +28,7 @@ pub use self::limits::CallLimits;
 // What the old REST calls share with the others.
 pub(crate) use self::{
     access::AccessLayer,
+    bulk::BulkOperations,
     deadline::CallLayer,
     http::probes,
     job_types::JobTypes,

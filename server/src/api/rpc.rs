@@ -97,6 +97,10 @@ pub(super) enum Rpc {
     DeleteJobType,
     PauseJobType,
     ResumeJobType,
+    StartBulkOperation,
+    GetBulkOperation,
+    ListBulkOperations,
+    StopBulkOperation,
     HealthCheck,
     HealthWatch,
     /// ServerReflectionInfo of either version: a dialogue, whose caller sends more once it was answered.
@@ -112,7 +116,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 22] = [
+const GRPC: [(&str, Rpc); 26] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -131,6 +135,10 @@ const GRPC: [(&str, Rpc); 22] = [
     ("/jobledger.v1.JobTypeService/DeleteJobType", Rpc::DeleteJobType),
     ("/jobledger.v1.JobTypeService/PauseJobType", Rpc::PauseJobType),
     ("/jobledger.v1.JobTypeService/ResumeJobType", Rpc::ResumeJobType),
+    ("/jobledger.v1.BulkOperationService/StartBulkOperation", Rpc::StartBulkOperation),
+    ("/jobledger.v1.BulkOperationService/GetBulkOperation", Rpc::GetBulkOperation),
+    ("/jobledger.v1.BulkOperationService/ListBulkOperations", Rpc::ListBulkOperations),
+    ("/jobledger.v1.BulkOperationService/StopBulkOperation", Rpc::StopBulkOperation),
     ("/grpc.health.v1.Health/Check", Rpc::HealthCheck),
     ("/grpc.health.v1.Health/Watch", Rpc::HealthWatch),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Rpc::Reflection),
@@ -167,8 +175,17 @@ impl Rpc {
             | Self::LegacyReport => WORKERS,
             // A stream of a whole org is for observers only. The service checks that, since it depends on the request.
             Self::GetJob | Self::ListJobs | Self::StreamJobEvents | Self::LegacyRead => READERS,
-            Self::GetStatistics | Self::ListJobTypes | Self::GetJobType => OBSERVERS,
-            Self::UpdateJobType | Self::DeleteJobType | Self::PauseJobType | Self::ResumeJobType => ADMINS,
+            Self::GetStatistics
+            | Self::ListJobTypes
+            | Self::GetJobType
+            | Self::GetBulkOperation
+            | Self::ListBulkOperations => OBSERVERS,
+            Self::UpdateJobType
+            | Self::DeleteJobType
+            | Self::PauseJobType
+            | Self::ResumeJobType
+            | Self::StartBulkOperation
+            | Self::StopBulkOperation => ADMINS,
             Self::HealthWatch | Self::Reflection => Allowed::AnyRole,
             Self::HealthCheck | Self::Probe => Allowed::Anybody,
         }
@@ -194,6 +211,10 @@ impl Rpc {
             | Self::DeleteJobType
             | Self::PauseJobType
             | Self::ResumeJobType
+            | Self::StartBulkOperation
+            | Self::GetBulkOperation
+            | Self::ListBulkOperations
+            | Self::StopBulkOperation
             | Self::HealthCheck
             | Self::Probe
             | Self::LegacyCreate
@@ -222,6 +243,10 @@ impl Rpc {
             | Self::DeleteJobType
             | Self::PauseJobType
             | Self::ResumeJobType
+            | Self::StartBulkOperation
+            | Self::GetBulkOperation
+            | Self::ListBulkOperations
+            | Self::StopBulkOperation
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -252,6 +277,10 @@ impl Rpc {
             | Self::DeleteJobType
             | Self::PauseJobType
             | Self::ResumeJobType
+            | Self::StartBulkOperation
+            | Self::GetBulkOperation
+            | Self::ListBulkOperations
+            | Self::StopBulkOperation
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -292,7 +321,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(calls, 18);
+        assert_eq!(calls, 22);
     }
 
     #[test]

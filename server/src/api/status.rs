@@ -1,6 +1,6 @@
 //! Errors of the contract. All codes, reasons and details are defined here.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use http::{
     HeaderValue, StatusCode,
@@ -272,21 +272,24 @@ impl ErrorStatus {
 
     fn of_ledger(error: &LedgerError) -> Self {
         let message = error.to_string();
+        let missing = |reason, key, value: &dyn fmt::Display| {
+            Self::new(Code::NotFound, reason, error.to_string()).with(key, value)
+        };
         match error {
-            LedgerError::JobNotFound { job } => Self::new(Code::NotFound, "JOB_NOT_FOUND", message).with("job_id", job),
-            LedgerError::KeyNotFound { key } => {
-                Self::new(Code::NotFound, "JOB_NOT_FOUND", message).with("idempotency_key", key)
-            }
-            // It is turned into a violation before.
-            LedgerError::UntilPast => Self::new(Code::InvalidArgument, "INVALID_FIELD", message),
-            LedgerError::TypeNotFound { job_type } => {
-                Self::new(Code::NotFound, "JOB_TYPE_NOT_FOUND", message).with("type", job_type)
-            }
-            LedgerError::TypeChanged(EtagMismatch { current }) => {
-                Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
+            LedgerError::JobNotFound { job } => missing("JOB_NOT_FOUND", "job_id", job),
+            LedgerError::KeyNotFound { key } => missing("JOB_NOT_FOUND", "idempotency_key", key),
+            LedgerError::TypeNotFound { job_type } => missing("JOB_TYPE_NOT_FOUND", "type", job_type),
+            LedgerError::BulkOperationNotFound { id } => missing("BULK_OPERATION_NOT_FOUND", "operation_id", id),
+            LedgerError::BulkOperationExists { id } => {
+                Self::new(Code::AlreadyExists, "BULK_OPERATION_EXISTS", message).with("operation_id", id)
             }
             LedgerError::IdempotencyKeyReused { existing } => {
                 Self::new(Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED", message).with("existing_job_id", existing)
+            }
+            // It is turned into a violation before.
+            LedgerError::UntilPast => Self::new(Code::InvalidArgument, "INVALID_FIELD", message),
+            LedgerError::TypeChanged(EtagMismatch { current }) => {
+                Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
             }
             LedgerError::Transition(TransitionError::InvalidTransition { current }) => {
                 let current = convert::status(*current).as_str_name();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::{
     clock::Time,
     id::{Digest, JobId, OrgId},
@@ -167,6 +169,8 @@ pub struct JobEvent {
     pub origin: Option<Arc<Origin>>,
     /// True if it happened in the system that the job was imported from.
     pub is_past: bool,
+    /// The bulk operation that caused it.
+    pub bulk_operation: Option<Uuid>,
 }
 
 impl JobEvent {

@@ -125,8 +125,8 @@ impl OrgSettings {
         })
     }
 
-    /// The settings of a type after a change of them, which is the event with this `seq`.
-    pub fn after(&self, change: &OrgChange, seq: i64) -> (Arc<str>, TypeSettings) {
+    /// The settings of a type after a change of them, which is the event with this `seq`. `None` if it changes no settings.
+    pub fn after(&self, change: &OrgChange, seq: i64) -> Option<(Arc<str>, TypeSettings)> {
         let current = |name: &Arc<str>| self.types.get(name).cloned().unwrap_or_default();
         let (name, settings) = match change {
             OrgChange::TypePaused { job_type, pause, .. } => {
@@ -137,8 +137,9 @@ impl OrgSettings {
                 (job_type, TypeSettings { description: Arc::clone(after), ..current(job_type) })
             }
             OrgChange::TypeReset { job_type, .. } => (job_type, TypeSettings::default()),
+            OrgChange::BulkStarted { .. } | OrgChange::BulkEnded { .. } => return None,
         };
-        (Arc::clone(name), TypeSettings { changed_seq: seq, ..settings })
+        Some((Arc::clone(name), TypeSettings { changed_seq: seq, ..settings }))
     }
 
     /// Replaces the settings of a type. A type with nothing set is left out.
@@ -224,7 +225,7 @@ mod tests {
     /// Applies a command as the event `seq`.
     fn apply(settings: &mut OrgSettings, command: &TypeCommand, now: i64, seq: i64) -> bool {
         let Some(change) = settings.apply(command, &"ann".into(), at(now)).unwrap() else { return false };
-        let (name, after) = settings.after(&change, seq);
+        let (name, after) = settings.after(&change, seq).unwrap();
         settings.set(name, after);
         true
     }

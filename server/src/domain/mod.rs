@@ -4,11 +4,13 @@
 //! [`transition`]. Imports go through [`Job::import`](job::Job::import).
 
 pub mod access;
+pub mod bulk;
 pub mod clock;
 pub mod event;
 pub mod flow;
 pub mod id;
 pub mod job;
+pub mod job_filter;
 pub mod job_type;
 pub mod json;
 pub mod lease;

@@ -2,7 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{clock::Time, event::JobEvent, id::OrgId, job_type::Pause};
+use uuid::Uuid;
+
+use super::{
+    bulk::{BulkAction, BulkStatus},
+    clock::Time,
+    event::JobEvent,
+    id::OrgId,
+    job_type::Pause,
+};
 
 /// One event of an org's log that is about no single job. It never changes once it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +66,28 @@ pub enum OrgChange {
         /// The pause that ended with it.
         pause: Option<Pause>,
     },
+    /// A bulk operation began.
+    BulkStarted {
+        /// Its id.
+        id: Uuid,
+        /// What it does to each job.
+        action: BulkAction,
+        /// Why, in the words of whoever started it; may be empty.
+        reason: Arc<str>,
+        /// It only counts.
+        is_dry_run: bool,
+    },
+    /// A bulk operation ended.
+    BulkEnded {
+        /// Its id.
+        id: Uuid,
+        /// How it ended.
+        status: BulkStatus,
+        /// Jobs that matched when they were counted.
+        matched: i64,
+        /// Jobs that it has changed.
+        changed: i64,
+    },
 }
 
 impl OrgEvent {
@@ -74,6 +104,8 @@ impl OrgEvent {
             OrgChange::TypeReset { job_type, description, pause } => {
                 job_type.len() + description.len() + pause.as_ref().map_or(0, of_pause)
             }
+            OrgChange::BulkStarted { reason, .. } => reason.len(),
+            OrgChange::BulkEnded { .. } => 0,
         };
         FIXED + self.actor.len() + change
     }

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use uuid::Uuid;
+
 use crate::domain::{
+    bulk::BulkRequest,
     clock::Time,
     id::{JobId, OrgId},
     job::{Job, JobSpec},
@@ -73,6 +76,8 @@ pub struct SweepRequest {
     pub reachable_since: Instant,
     /// When the sweep was requested. If it had to wait long, workers could not be heard either.
     pub at: Instant,
+    /// Callers of the org wait for the batches of its sweeps, so steps of bulk operations are short.
+    pub has_company: bool,
 }
 
 impl SweepRequest {
@@ -136,11 +141,44 @@ pub struct TypeReply {
     pub as_of_seq: i64,
 }
 
+/// A command on bulk operations.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BulkCommand {
+    /// Start one.
+    Start(Box<BulkRequest>),
+    /// Stop one. What it has done stays.
+    Stop(Uuid),
+}
+
+impl BulkCommand {
+    /// The operation.
+    pub(super) fn id(&self) -> Uuid {
+        match self {
+            Self::Start(request) => request.id,
+            Self::Stop(id) => *id,
+        }
+    }
+
+    /// Approximate bytes of the command's texts.
+    pub(super) fn text_bytes(&self) -> usize {
+        let Self::Start(request) = self else { return 0 };
+        let BulkRequest { filter, reason, .. } = &**request;
+        let texts = [&filter.requested_by, &filter.idempotency_key, &filter.error_code, &filter.worker];
+        let labels = filter.labels.iter().map(|(key, value)| key.len() + value.len());
+        reason.len()
+            + filter.types.iter().map(String::len).sum::<usize>()
+            + labels.sum::<usize>()
+            + texts.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+}
+
 /// The outcome of a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Swept {
     /// True if more jobs are due: a batch is bounded.
     pub has_more: bool,
+    /// True if the batch had other commands.
+    pub has_company: bool,
 }
 
 /// The outcome of retention.

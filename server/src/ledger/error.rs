@@ -3,6 +3,7 @@
 use std::fmt;
 
 use thiserror::Error;
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -19,6 +20,8 @@ pub enum Quantity {
     Jobs,
     /// Bytes of jobs and events, approximately.
     Bytes,
+    /// Bulk operations under way.
+    BulkOperations,
 }
 
 impl fmt::Display for Quantity {
@@ -26,6 +29,7 @@ impl fmt::Display for Quantity {
         f.write_str(match self {
             Self::Jobs => "jobs",
             Self::Bytes => "bytes",
+            Self::BulkOperations => "bulk_operations",
         })
     }
 }
@@ -50,6 +54,18 @@ pub enum LedgerError {
     TypeNotFound {
         /// The type asked for.
         job_type: String,
+    },
+    /// The org has no such bulk operation.
+    #[error("the org has no bulk operation {id}")]
+    BulkOperationNotFound {
+        /// The id asked for.
+        id: Uuid,
+    },
+    /// A bulk operation with this id was started by a different request.
+    #[error("a different request has started bulk operation {id}")]
+    BulkOperationExists {
+        /// The id.
+        id: Uuid,
     },
     /// A pause would end before it begins.
     #[error("must be in the future")]

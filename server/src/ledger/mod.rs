@@ -36,7 +36,10 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 pub use self::{
     claim_call::{LeaseDelivery, Leases},
     clock_watch::{ClockReading, ClockStep, Moment},
-    command::{Author, Claim, Command, Create, Import, Imported, JobReply, Removed, SweepRequest, Swept, TypeReply},
+    command::{
+        Author, BulkCommand, Claim, Command, Create, Import, Imported, JobReply, Removed, SweepRequest, Swept,
+        TypeReply,
+    },
     disk_space::DiskSpace,
     encoded_event::EncodedEvent,
     error::{LedgerError, Quantity},
@@ -46,6 +49,8 @@ pub use self::{
     stream_slots::{StreamLimits, StreamSlot},
     subscription::{Delivery, SubscribeRequest, Subscription},
 };
+use uuid::Uuid;
+
 use self::{
     claim_repeats::Repeats,
     claim_waiters::ClaimWaiters,
@@ -66,13 +71,16 @@ use self::{
     writer::Writer,
 };
 pub use crate::store::{
-    EventFilter, JobFilter, JobPage, ListOrder, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics,
+    BulkPage, EventFilter, JobPage, ListOrder, ListQuery, Retention, SeriesKind, SeriesPoint, Statistics,
     StatisticsQuery, StatusCounts, TypeStatistics,
 };
 use crate::{
     domain::{
+        bulk::BulkOperation,
+        clock::Time,
         id::{JobId, OrgId},
         job::JobRecord,
+        job_filter::JobFilter,
         job_type::TypeCommand,
     },
     store::Store,
@@ -305,6 +313,41 @@ impl Ledger {
     /// [`LedgerError::QuotaExceeded`]; else as for [`Ledger::submit`].
     pub async fn set_type(&self, by: impl Into<Author>, command: TypeCommand) -> Result<TypeReply, LedgerError> {
         self.ask(by.into(), Submission::Type, command).await
+    }
+
+    /// Starts or stops a bulk operation, and returns it. It goes on by itself, on any server.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::BulkOperationExists`], [`LedgerError::BulkOperationNotFound`], [`LedgerError::QuotaExceeded`]; else as for
+    /// [`Ledger::submit`].
+    pub async fn bulk(&self, by: impl Into<Author>, command: BulkCommand) -> Result<BulkOperation, LedgerError> {
+        self.ask(by.into(), Submission::Bulk, command).await
+    }
+
+    /// Reads a bulk operation.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::BulkOperationNotFound`], or an error of the database.
+    pub async fn bulk_operation(&self, org: OrgId, id: Uuid) -> Result<BulkOperation, LedgerError> {
+        let read = move |store: Arc<dyn Store>| async move { store.bulk_operation(org, id).await };
+        self.lists.read(org, read).await?.ok_or(LedgerError::BulkOperationNotFound { id })
+    }
+
+    /// Reads a page of bulk operations, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// An error of the database.
+    pub async fn bulk_operations(
+        &self,
+        org: OrgId,
+        before: Option<(Time, Uuid)>,
+        limit: usize,
+    ) -> Result<BulkPage, LedgerError> {
+        let read = move |store: Arc<dyn Store>| async move { store.bulk_operations(org, before, limit).await };
+        self.lists.read(org, read).await
     }
 
     /// Takes a turn to read pages of jobs with their contents. The caller keeps it until its answer is made.

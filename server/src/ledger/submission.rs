@@ -9,10 +9,10 @@ use tokio::sync::oneshot;
 use super::{
     LedgerError,
     claim_call::Claimed,
-    command::{Claim, Command, Import, Imported, JobReply, Removed, SweepRequest, Swept, TypeReply},
+    command::{BulkCommand, Claim, Command, Import, Imported, JobReply, Removed, SweepRequest, Swept, TypeReply},
 };
 use crate::{
-    domain::{job_type::TypeCommand, transition::GiveBack},
+    domain::{bulk::BulkOperation, job_type::TypeCommand, transition::GiveBack},
     store::Retention,
 };
 
@@ -63,6 +63,8 @@ pub(super) enum Submission {
     Job(Command, ReplyTo<JobReply>),
     /// Change the settings of a type.
     Type(TypeCommand, ReplyTo<TypeReply>),
+    /// Start or stop a bulk operation.
+    Bulk(BulkCommand, ReplyTo<BulkOperation>),
     /// Import a job of another system.
     Import(Box<Import>, ReplyTo<Imported>),
     /// Claim ready jobs.
@@ -84,7 +86,7 @@ impl Submission {
         match self {
             Self::Job(command, _) => command.is_vital(),
             Self::Claim(..) | Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) => true,
-            Self::Type(..) | Self::Import(..) | Self::Retain(..) => false,
+            Self::Type(..) | Self::Bulk(..) | Self::Import(..) | Self::Retain(..) => false,
         }
     }
 
@@ -94,6 +96,7 @@ impl Submission {
             Self::Job(command, _) => command.grows(),
             Self::Import(..) => true,
             Self::Type(..)
+            | Self::Bulk(..)
             | Self::Claim(..)
             | Self::GiveBack(_)
             | Self::Sweep(..)
@@ -108,6 +111,7 @@ impl Submission {
         match self {
             Self::Import(..) | Self::Retain(..) => true,
             Self::Type(..)
+            | Self::Bulk(..)
             | Self::Job(..)
             | Self::Claim(..)
             | Self::GiveBack(_)
@@ -127,6 +131,7 @@ impl Submission {
         let texts = match self {
             Self::Job(command, _) => command.text_bytes(),
             Self::Type(command, _) => command.text_bytes(),
+            Self::Bulk(command, _) => command.text_bytes(),
             Self::Import(import, _) => import.text_bytes(),
             Self::Claim(claim, _) => claim.types.iter().map(|name| name.len()).sum(),
             Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) | Self::Retain(..) => 0,
@@ -144,6 +149,7 @@ impl Submission {
         match self {
             Self::Job(_, reply) => reply.is_abandoned(),
             Self::Type(_, reply) => reply.is_abandoned(),
+            Self::Bulk(_, reply) => reply.is_abandoned(),
             Self::Import(_, reply) => reply.is_abandoned(),
             Self::Claim(_, reply) => reply.is_abandoned(),
             Self::GiveBack(_) => false,
@@ -157,6 +163,7 @@ impl Submission {
         match self {
             Self::Job(_, reply) => reply.send(),
             Self::Type(_, reply) => reply.send(),
+            Self::Bulk(_, reply) => reply.send(),
             Self::Import(_, reply) => reply.send(),
             Self::Claim(_, reply) => reply.send(),
             Self::GiveBack(_) => {}
@@ -170,6 +177,7 @@ impl Submission {
         match self {
             Self::Job(_, reply) => reply.refuse(error),
             Self::Type(_, reply) => reply.refuse(error),
+            Self::Bulk(_, reply) => reply.refuse(error),
             Self::Import(_, reply) => reply.refuse(error),
             Self::Claim(_, reply) => reply.refuse(error),
             Self::GiveBack(_) => {}

@@ -250,7 +250,7 @@ impl Subscription {
             }
             None => {
                 let order = ListOrder::NewestFirst;
-                let query = ListQuery { filter: self.filter.of_jobs(), order, after: before, limit: PAGE_JOBS };
+                let query = ListQuery { after: before, ..ListQuery::first(self.filter.of_jobs(), order, PAGE_JOBS) };
                 catch_up.begin_patiently(org).await.read(move |store| snapshot_page(store, org, query)).await?
             }
         };

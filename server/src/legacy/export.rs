@@ -11,9 +11,10 @@ use crate::{
     domain::{
         id::{JobId, OrgId},
         job::{Job, JobContents},
+        job_filter::JobFilter,
     },
     legacy::{error_text, isoformat, old_word},
-    store::{JobFilter, ListOrder, ListQuery, Store, StoreError},
+    store::{ListOrder, ListQuery, Store, StoreError},
 };
 
 /// Jobs per page.

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     domain::id::OrgId,
-    ledger::{Ledger, LedgerError, SweepRequest},
+    ledger::{Ledger, LedgerError, SweepRequest, Swept},
     store::{DueWork, Store},
 };
 
@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const ORGS: usize = 256;
 /// Batches of one sweep of an org. What is left falls due again.
 const BATCHES: usize = 100;
+/// An org's callers are expected again for this long after a batch that had their commands.
+const COMPANY: Duration = Duration::from_millis(100);
 /// How long an org is reserved for the server that took it. If that server dies, another takes over.
 const HOLD: Duration = Duration::from_secs(2);
 
@@ -55,12 +57,15 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
         let until = Instant::now() + LOOK;
         while let Ok(Some(ended)) = timeout_at(until.into(), sweeps.join_next()).await {
             // A panic in a sweep is a defect, which the next sweep will show again.
-            let Ok((org, has_succeeded)) = ended else { continue };
+            let Ok((org, swept)) = ended else { continue };
             busy.remove(&org);
-            if !has_succeeded {
-                reachable.failed();
-                // Don't retry a failing org at once.
-                is_more_due = false;
+            match swept {
+                Some(swept) => is_more_due |= swept.has_more,
+                None => {
+                    reachable.failed();
+                    // Don't retry a failing org at once.
+                    is_more_due = false;
+                }
             }
             if is_more_due && busy.len() <= ORGS / 2 {
                 break;
@@ -73,19 +78,29 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     }
 }
 
-/// Runs batches in one org until nothing is due. Returns false on failure; the org then falls due again.
-async fn sweep(ledger: &Ledger, org: OrgId, since: Instant) -> bool {
+/// Runs batches in one org until nothing is due, at most [`BATCHES`]. `None` on failure; the org then falls due again.
+async fn sweep(ledger: &Ledger, org: OrgId, since: Instant) -> Option<Swept> {
+    let mut swept = Swept { has_more: false, has_company: false };
+    let mut company_until = Instant::now() + COMPANY;
     for _ in 0..BATCHES {
-        match ledger.sweep(org, SweepRequest { reachable_since: since, at: Instant::now() }).await {
-            Ok(looked) if looked.has_more => {}
-            Ok(_) | Err(LedgerError::Draining) => return true,
+        let at = Instant::now();
+        let request = SweepRequest { reachable_since: since, at, has_company: at < company_until };
+        swept = match ledger.sweep(org, request).await {
+            Ok(swept) => swept,
+            Err(LedgerError::Draining) => return Some(Swept { has_more: false, ..swept }),
             Err(error) => {
                 tracing::warn!(org_id = %org, %error, "can't sweep the org's due jobs; trying again");
-                return false;
+                return None;
             }
+        };
+        if !swept.has_more {
+            break;
+        }
+        if swept.has_company {
+            company_until = Instant::now() + COMPANY;
         }
     }
-    true
+    Some(swept)
 }
 
 /// Since when workers can reach the ledger through this server.

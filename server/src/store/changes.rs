@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Changed, Expired, FoundReady, Head, Ready, RemovedFlow, Slice, Tally};
+use super::{BulkNeeds, Changed, Expired, FoundBulk, FoundReady, Head, Ready, RemovedFlow, Slice, Tally};
 use crate::domain::{
+    bulk::BulkOperation,
     clock::Time,
     event::{JobEvent, Position},
     flow::Milestone,
@@ -41,6 +42,8 @@ pub struct Needs {
     pub due: Option<usize>,
     /// At most this many jobs whose lease or retry wait was dated by a clock that was ahead, by at most this long.
     pub misdated: Option<(usize, Duration)>,
+    /// Bulk operations.
+    pub bulk: BulkNeeds,
     /// Jobs to import, each with the digest of the source's data. Their earlier imports are loaded, and the keys of their
     /// events too if the digest differs.
     pub imports: Vec<(JobId, Digest)>,
@@ -123,6 +126,9 @@ pub struct Loaded {
     pub misdated: Vec<JobId>,
     /// The last import of each job that is imported again.
     pub marks: HashMap<JobId, Mark>,
+    /// What there is of the bulk operations that were asked for. The jobs of the next step are among `jobs`, unless it only
+    /// counts them.
+    pub bulk: FoundBulk,
     /// Keys of new jobs were not looked up, but taken to be new. If one exists, writing fails.
     pub assumes_new_keys: bool,
     /// The oldest org events before the floor of the log, if expired jobs were asked for.
@@ -152,6 +158,7 @@ impl Loaded {
             marks: HashMap::new(),
             assumes_new_keys: false,
             outdated: None,
+            bulk: FoundBulk::default(),
             cleared: 0,
         }
     }
@@ -184,6 +191,8 @@ pub struct Changes {
     pub org_events: Vec<Arc<OrgEvent>>,
     /// Types whose settings have changed, with the settings after the batch.
     pub settings: BTreeMap<Arc<str>, TypeSettings>,
+    /// Bulk operations that have begun, made progress or ended, as they are after the batch.
+    pub bulk: Vec<BulkOperation>,
     /// Org events to remove.
     pub removed_org_events: Option<Outdated>,
     /// How the statistics of each type change.
@@ -267,8 +276,8 @@ impl Changes {
 
     /// True if the batch writes nothing.
     pub fn is_empty(&self) -> bool {
-        let removes = self.removed_slice.is_some() || self.removed_org_events.is_some();
-        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && !removes
+        let others = self.removed_slice.is_some() || self.removed_org_events.is_some() || !self.bulk.is_empty();
+        !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && !others
     }
 
     /// True if jobs or types are gone afterwards. A state from before can't catch up.

@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::{
     StoreError,
@@ -38,6 +39,9 @@ struct Detail<'a> {
     /// The event happened in another system, before the job was imported.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     past: bool,
+    /// The bulk operation that caused the event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bulk: Option<String>,
 }
 
 /// The [`Origin`] of an imported job.
@@ -99,6 +103,7 @@ impl<'a> Detail<'a> {
             && self.scheduled_at.is_none()
             && self.origin.is_none()
             && !self.past
+            && self.bulk.is_none()
     }
 }
 
@@ -116,6 +121,7 @@ pub(super) fn write(event: &JobEvent, max_result: usize) -> Result<Option<String
         scheduled_at: event.scheduled_at.map(|time| rfc3339(time).into()),
         origin: event.origin.as_deref().map(OriginText::of),
         past: event.is_past,
+        bulk: event.bulk_operation.map(|id| id.to_string()),
     };
     Ok((!detail.is_empty()).then(|| json_text(&detail)))
 }
@@ -135,6 +141,8 @@ pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
     });
     event.scheduled_at = detail.scheduled_at.as_deref().map(time).transpose()?;
     event.is_past = detail.past;
+    let bulk = detail.bulk.map(|id| Uuid::try_parse(&id).map_err(|_| damaged("bulk operation")));
+    event.bulk_operation = bulk.transpose()?;
     event.origin = detail.origin.map(|origin| origin.read().map(Arc::new)).transpose()?;
     Ok(())
 }

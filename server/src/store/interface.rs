@@ -4,13 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::TimeDelta;
+use uuid::Uuid;
 
 use super::{
-    Audit, Changes, EventPage, EventQuery, JobPage, LedgerInfo, ListQuery, Loaded, Needs, Reach, RecordId, Statistics,
-    StatisticsQuery, StoreError,
+    Audit, BulkPage, Changes, EventPage, EventQuery, JobPage, LedgerInfo, ListQuery, Loaded, Needs, Reach, RecordId,
+    Statistics, StatisticsQuery, StoreError,
 };
 use crate::domain::{
     access::ApiToken,
+    bulk::BulkOperation,
     clock::Time,
     id::{Digest, JobId, LogId, OrgId},
     job::{Job, JobContents, JobRecord},
@@ -68,6 +70,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Reads a page of jobs, newest first.
     async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError>;
+
+    /// Reads a bulk operation of an org.
+    async fn bulk_operation(&self, org: OrgId, id: Uuid) -> Result<Option<BulkOperation>, StoreError>;
+
+    /// Reads a page of an org's bulk operations, the newest first: those before a time and id, and at most `limit`.
+    async fn bulk_operations(
+        &self,
+        org: OrgId,
+        before: Option<(Time, Uuid)>,
+        limit: usize,
+    ) -> Result<BulkPage, StoreError>;
 
     /// Reads the next page of an org's events, with the head and the floor of the same snapshot.
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError>;

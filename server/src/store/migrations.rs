@@ -29,7 +29,8 @@ macro_rules! scripts {
             (3, "running_in_log", "0003_running_in_log"),
             (4, "quotas", "0004_quotas"),
             (5, "token_use", "0005_token_use"),
-            (6, "org_events", "0006_org_events")
+            (6, "org_events", "0006_org_events"),
+            (7, "bulk_operations", "0007_bulk_operations")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -49,7 +50,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 10, sql: include_str!("../../migrations/postgres/functions.sql") };
+    Functions { version: 11, sql: include_str!("../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -264,7 +265,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (10, "23d6e609bbccd66d8668d5b7d36a31683b0508b8d6c2e629b45889a6b742a8e3")
+            (11, "57d7bb1e17613b22c3f8d44936c887e52899a0c8e75929c0f9578e795dec05e3")
         );
     }
 

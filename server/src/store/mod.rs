@@ -6,6 +6,7 @@
 //! are single statements outside transactions.
 
 mod audit;
+mod bulk;
 mod changed;
 mod changes;
 mod copies;
@@ -40,6 +41,7 @@ mod window;
 
 pub use self::{
     audit::{Audit, LONGEST_PAUSE, LedgerInfo, Scheduled, Stretch},
+    bulk::{BulkNeeds, BulkPage, BulkStep, FoundBulk},
     changed::{Changed, Differs},
     changes::{
         Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Outdated, Retention, StatusCounts,
@@ -52,8 +54,8 @@ pub use self::{
     interface::{Batch, Capacity, Disk, DueWork, FoundJob, LARGE_JOB, Listener, News, Store},
     options::{FileUse, ORGS_PER_TRANSACTION, OpenOptions},
     query::{
-        EventFilter, EventPage, EventQuery, JobFilter, JobPage, ListOrder, ListQuery, SeriesKind, SeriesPoint,
-        Statistics, StatisticsQuery, TypeStatistics,
+        EventFilter, EventPage, EventQuery, JobPage, ListOrder, ListQuery, SeriesKind, SeriesPoint, Statistics,
+        StatisticsQuery, TypeStatistics,
     },
     ready::{ClaimOrder, FoundReady, Ready, ReadyJob},
     record::RecordId,

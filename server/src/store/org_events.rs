@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chrono::DateTime;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     StoreError,
@@ -11,6 +12,7 @@ use super::{
     value::Value,
 };
 use crate::domain::{
+    bulk::{BulkAction, BulkStatus},
     clock::Time,
     id::OrgId,
     job_type::Pause,
@@ -76,12 +78,28 @@ struct Detail {
     description: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     description_before: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bulk: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    action: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    matched: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed: Option<i64>,
 }
 
 const PAUSED: &str = "type_paused";
 const RESUMED: &str = "type_resumed";
 const UPDATED: &str = "type_updated";
 const RESET: &str = "type_reset";
+const BULK_STARTED: &str = "bulk_started";
+const BULK_ENDED: &str = "bulk_ended";
 
 /// The kind of an event and its detail.
 fn kind_and_detail(change: &OrgChange) -> (&'static str, Detail) {
@@ -102,11 +120,25 @@ fn kind_and_detail(change: &OrgChange) -> (&'static str, Detail) {
             let (description_before, pause_before) = (description.to_string(), pause.as_ref().map(PauseText::of));
             (RESET, Detail { job_type: job_type.to_string(), description_before, pause_before, ..Detail::default() })
         }
+        OrgChange::BulkStarted { id, action, reason, is_dry_run } => {
+            let (action, reason) = (action.as_str().to_owned(), reason.to_string());
+            (
+                BULK_STARTED,
+                Detail { bulk: Some(id.to_string()), action, reason, dry_run: *is_dry_run, ..Detail::default() },
+            )
+        }
+        OrgChange::BulkEnded { id, status, matched, changed } => {
+            let (matched, changed) = (Some(*matched), Some(*changed));
+            let status = status.as_str().to_owned();
+            (BULK_ENDED, Detail { bulk: Some(id.to_string()), status, matched, changed, ..Detail::default() })
+        }
     }
 }
 
 fn change(kind: &str, detail: Detail) -> Result<OrgChange, StoreError> {
-    let Detail { job_type, pause, pause_before, description, description_before } = detail;
+    let Detail { job_type, pause, pause_before, description, description_before, .. } = detail;
+    let bulk = detail.bulk.and_then(|id| Uuid::try_parse(&id).ok());
+    let (action, reason, is_dry_run) = (detail.action, detail.reason, detail.dry_run);
     let pause = pause.map(PauseText::read).transpose()?;
     let before = pause_before.map(PauseText::read).transpose()?;
     let (job_type, missing): (Arc<str>, _) = (job_type.into(), || damaged("org event"));
@@ -115,6 +147,18 @@ fn change(kind: &str, detail: Detail) -> Result<OrgChange, StoreError> {
         RESUMED => OrgChange::TypeResumed { job_type, pause: before.ok_or_else(missing)? },
         UPDATED => OrgChange::TypeUpdated { job_type, before: description_before.into(), after: description.into() },
         RESET => OrgChange::TypeReset { job_type, description: description_before.into(), pause: before },
+        BULK_STARTED => OrgChange::BulkStarted {
+            id: bulk.ok_or_else(missing)?,
+            action: BulkAction::parse(&action).ok_or_else(missing)?,
+            reason: reason.into(),
+            is_dry_run,
+        },
+        BULK_ENDED => OrgChange::BulkEnded {
+            id: bulk.ok_or_else(missing)?,
+            status: BulkStatus::parse(&detail.status).ok_or_else(missing)?,
+            matched: detail.matched.unwrap_or_default(),
+            changed: detail.changed.unwrap_or_default(),
+        },
         _ => return Err(missing()),
     })
 }

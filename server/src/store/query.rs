@@ -11,6 +11,7 @@ use crate::domain::{
     flow::Flow,
     id::JobId,
     job::Job,
+    job_filter::JobFilter,
     job_type::OrgSettings,
     org_event::{LogEvent, OrgEvent},
     status::JobStatus,
@@ -144,77 +145,6 @@ impl EventPage {
     }
 }
 
-/// A filter of jobs. A field that is empty or absent matches all jobs.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct JobFilter {
-    /// Jobs with one of these statuses, each named once.
-    pub statuses: Vec<JobStatus>,
-    /// Jobs of one of these types, each named once.
-    pub types: Vec<String>,
-    /// Jobs with all of these labels.
-    pub labels: BTreeMap<String, String>,
-    /// Jobs that this requester asked for.
-    pub requested_by: Option<String>,
-    /// Jobs created then or later.
-    pub created_after: Option<Time>,
-    /// Jobs created before then.
-    pub created_before: Option<Time>,
-    /// The job with this idempotency key.
-    pub idempotency_key: Option<String>,
-    /// Jobs whose last failure or lost attempt has this code.
-    pub error_code: Option<String>,
-    /// Jobs that this worker holds a lease on.
-    pub worker: Option<String>,
-    /// Jobs finished then or later.
-    pub finished_after: Option<Time>,
-    /// Jobs finished before then.
-    pub finished_before: Option<Time>,
-}
-
-impl JobFilter {
-    /// True for a job that passes the filter. Statements that list jobs leave out most of the others beforehand.
-    pub fn matches(&self, job: &Job) -> bool {
-        let spec = &job.spec;
-        let is =
-            |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
-        (self.statuses.is_empty() || self.statuses.contains(&job.status))
-            && (self.types.is_empty() || self.types.iter().any(|wanted| **wanted == *spec.job_type))
-            && self.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value))
-            && is(&self.requested_by, Some(&spec.requested_by))
-            && self.created_after.is_none_or(|time| job.created_at >= time)
-            && self.created_before.is_none_or(|time| job.created_at < time)
-            && is(&self.idempotency_key, spec.idempotency.as_ref().map(|idempotency| &*idempotency.key))
-            && is(&self.error_code, job.last_error.as_ref().map(|error| &*error.code))
-            && is(&self.worker, job.lease.as_ref().map(|lease| &*lease.worker))
-            && self.finished_after.is_none_or(|time| job.finished_at.is_some_and(|finished| finished >= time))
-            && self.finished_before.is_none_or(|time| job.finished_at.is_some_and(|finished| finished < time))
-    }
-
-    /// The statuses that a matching job may have.
-    pub(super) fn possible_statuses(&self) -> impl Iterator<Item = JobStatus> {
-        let has_finished = self.finished_after.is_some() || self.finished_before.is_some();
-        JobStatus::ALL.into_iter().filter(move |status| {
-            (self.statuses.is_empty() || self.statuses.contains(status))
-                && (self.worker.is_none() || *status == JobStatus::Running)
-                && (!has_finished || status.is_terminal())
-        })
-    }
-
-    /// True if an index has exactly the matching jobs.
-    fn is_indexed(&self) -> bool {
-        let times = [self.created_after, self.created_before, self.finished_after, self.finished_before];
-        let no_rest = self.requested_by.is_none()
-            && self.error_code.is_none()
-            && self.worker.is_none()
-            && times.iter().all(Option::is_none);
-        let of_types = self.types.is_empty()
-            || !self.statuses.is_empty() && self.statuses.iter().all(|status| status.is_terminal());
-        let of_labels =
-            self.labels.is_empty() || self.labels.len() == 1 && self.types.is_empty() && self.statuses.is_empty();
-        self.idempotency_key.is_some() || no_rest && of_types && of_labels
-    }
-}
-
 /// The order of a list of jobs: that of their first events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ListOrder {
@@ -246,6 +176,8 @@ pub struct ListQuery {
     pub after: i64,
     /// At most this many jobs, at least 1.
     pub limit: usize,
+    /// Whether the page is one of many small steps: it examines few more jobs than it has, however few match.
+    pub is_step: bool,
 }
 
 /// Jobs that a page examines at most if no index has exactly the matching ones.
@@ -254,13 +186,28 @@ pub(super) const LIST_SCAN: usize = 2_000;
 impl ListQuery {
     /// The first page of at most `limit` jobs in this order.
     pub fn first(filter: JobFilter, order: ListOrder, limit: usize) -> Self {
-        Self { filter, order, after: order.start(), limit }
+        Self { filter, order, after: order.start(), limit, is_step: false }
+    }
+
+    /// True if an index has exactly the matching jobs.
+    fn is_indexed(&self) -> bool {
+        let filter = &self.filter;
+        let times = [filter.created_after, filter.created_before, filter.finished_after, filter.finished_before];
+        let no_rest = filter.requested_by.is_none()
+            && filter.error_code.is_none()
+            && filter.worker.is_none()
+            && times.iter().all(Option::is_none);
+        let of_types = filter.types.is_empty()
+            || !filter.statuses.is_empty() && filter.statuses.iter().all(|status| status.is_terminal());
+        let of_labels = filter.labels.is_empty()
+            || filter.labels.len() == 1 && filter.types.is_empty() && filter.statuses.is_empty();
+        filter.idempotency_key.is_some() || no_rest && of_types && of_labels
     }
 
     /// How many jobs a page examines. One more than its limit tells whether there is a next page.
     pub(super) fn scan(&self) -> usize {
         let wanted = self.limit + 1;
-        if self.filter.is_indexed() { wanted } else { wanted.max(LIST_SCAN) }
+        if self.is_step || self.is_indexed() { wanted } else { wanted.max(LIST_SCAN) }
     }
 
     /// How many rows a statement returns at most. The worker of a job whose row is behind is known only once it is read.

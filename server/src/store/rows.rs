@@ -201,6 +201,7 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         scheduled_at: None,
         origin: None,
         is_past: false,
+        bulk_operation: None,
     };
     if let Some(text) = columns.optional_text()? {
         detail::read(text, &mut event)?;

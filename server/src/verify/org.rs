@@ -9,13 +9,14 @@ use crate::{
         flow::{Flow, Milestone, Timeline},
         id::{JobId, OrgId},
         job::Job,
+        job_filter::JobFilter,
         org_event::LogEvent,
         replay::{Fold, Replay},
         status::JobStatus,
     },
     store::{
-        EventFilter, EventQuery, JobFilter, ListOrder, ListQuery, Scheduled, Series, Statistics, StatisticsQuery,
-        Stock, Store, StoreError,
+        EventFilter, EventQuery, ListOrder, ListQuery, Scheduled, Series, Statistics, StatisticsQuery, Stock, Store,
+        StoreError,
     },
 };
 

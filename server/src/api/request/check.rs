@@ -136,10 +136,10 @@ impl Check {
     }
 
     /// Checks the types to filter by, sorts them and removes duplicates.
-    pub(super) fn types(&mut self, mut types: Vec<String>) -> Vec<String> {
-        self.that("types", types.len() <= MAX_FILTER_TYPES, || format!("must name at most {MAX_FILTER_TYPES} types"));
+    pub(super) fn types(&mut self, field: &str, mut types: Vec<String>) -> Vec<String> {
+        self.that(field, types.len() <= MAX_FILTER_TYPES, || format!("must name at most {MAX_FILTER_TYPES} types"));
         for name in types.iter().take(MAX_FILTER_TYPES) {
-            self.job_type("types", name);
+            self.job_type(field, name);
         }
         types.sort_unstable();
         types.dedup();
@@ -179,12 +179,12 @@ impl Check {
         self.token(field, token).map(|token| token.parse().unwrap_or(LeaseToken::NOBODYS))
     }
 
-    pub(super) fn labels(&mut self, labels: &BTreeMap<String, String>) {
-        self.that("labels", labels.len() <= MAX_LABELS, || format!("must be at most {MAX_LABELS}"));
+    pub(super) fn labels(&mut self, field: &str, labels: &BTreeMap<String, String>) {
+        self.that(field, labels.len() <= MAX_LABELS, || format!("must be at most {MAX_LABELS}"));
         for (key, value) in labels.iter().take(MAX_LABELS) {
-            self.that("labels", !key.is_empty(), || "must not have an empty key".to_owned());
-            self.text(&format!("labels[{key:.20}]"), key, MAX_LABEL_CHARS);
-            self.text(&format!("labels[{key:.20}]"), value, MAX_LABEL_CHARS);
+            self.that(field, !key.is_empty(), || "must not have an empty key".to_owned());
+            self.text(&format!("{field}[{key:.20}]"), key, MAX_LABEL_CHARS);
+            self.text(&format!("{field}[{key:.20}]"), value, MAX_LABEL_CHARS);
         }
     }
 
@@ -254,11 +254,10 @@ impl Check {
         known
     }
 
-    pub(super) fn statuses(&mut self, numbers: &[i32]) -> Vec<JobStatus> {
+    pub(super) fn statuses(&mut self, field: &str, numbers: &[i32]) -> Vec<JobStatus> {
         let most = JobStatus::ALL.len();
-        self.that("statuses", numbers.len() <= most, || format!("must name at most {most} statuses"));
-        let mut statuses: Vec<_> =
-            numbers.iter().take(most).filter_map(|number| self.status("statuses", *number)).collect();
+        self.that(field, numbers.len() <= most, || format!("must name at most {most} statuses"));
+        let mut statuses: Vec<_> = numbers.iter().take(most).filter_map(|number| self.status(field, *number)).collect();
         statuses.sort_unstable();
         statuses.dedup();
         statuses

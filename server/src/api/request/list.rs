@@ -6,10 +6,7 @@ use super::{
     super::status::ApiError,
     check::{Check, digest},
 };
-use crate::{
-    domain::job::MAX_ERROR_CODE_CHARS,
-    ledger::{JobFilter, ListOrder, ListQuery},
-};
+use crate::ledger::{ListOrder, ListQuery};
 
 const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 1_000;
@@ -32,23 +29,13 @@ pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing
     (request.page_size, request.view) = (0, 0);
     let fingerprint = hex::encode(&digest(&request).0[..8]);
 
-    let statuses = check.statuses(&request.statuses);
-    let types = check.types(request.types);
-    check.labels(&request.labels);
-    check.name("requested_by", &request.requested_by);
-    check.name("idempotency_key", &request.idempotency_key);
-    check.text("error_code", &request.error_code, MAX_ERROR_CODE_CHARS);
-    check.name("worker_id", &request.worker_id);
-    let mut time = |field, time: Option<_>| time.and_then(|time| check.time(field, time));
-    let created_after = time("created_after", request.created_after);
-    let created_before = time("created_before", request.created_before);
-    let finished_after = time("finished_after", request.finished_after);
-    let finished_before = time("finished_before", request.finished_before);
-    let order = match pb::JobOrder::try_from(request.order) {
+    let order = request.order;
+    let filter = check.job_filter("", filter_of(request));
+    let order = match pb::JobOrder::try_from(order) {
         Ok(pb::JobOrder::Unspecified | pb::JobOrder::NewestFirst) => ListOrder::NewestFirst,
         Ok(pb::JobOrder::OldestFirst) => ListOrder::OldestFirst,
         Err(_) => {
-            check.refuse("order", format!("{} is not an order", request.order));
+            check.refuse("order", format!("{order} is not an order"));
             ListOrder::default()
         }
     };
@@ -58,22 +45,25 @@ pub(in super::super) fn list(mut request: pb::ListJobsRequest) -> Result<Listing
     });
     check.finish()?;
     let (after, as_of_seq) = place.flatten().unzip();
-    let given = |text: String| (!text.is_empty()).then_some(text);
-    let filter = JobFilter {
-        statuses,
-        types,
-        labels: request.labels,
-        requested_by: given(request.requested_by),
-        created_after,
-        created_before,
-        idempotency_key: given(request.idempotency_key),
-        error_code: given(request.error_code),
-        worker: given(request.worker_id),
-        finished_after,
-        finished_before,
-    };
-    let query = ListQuery { filter, order, after: after.unwrap_or(order.start()), limit };
+    let query = ListQuery { after: after.unwrap_or(order.start()), ..ListQuery::first(filter, order, limit) };
     Ok(Listing { query, is_full: view == Ok(pb::JobView::Full), as_of_seq, fingerprint })
+}
+
+/// The filters of a list.
+fn filter_of(request: pb::ListJobsRequest) -> pb::JobFilter {
+    pb::JobFilter {
+        statuses: request.statuses,
+        types: request.types,
+        labels: request.labels,
+        requested_by: request.requested_by,
+        created_after: request.created_after,
+        created_before: request.created_before,
+        idempotency_key: request.idempotency_key,
+        error_code: request.error_code,
+        worker_id: request.worker_id,
+        finished_after: request.finished_after,
+        finished_before: request.finished_before,
+    }
 }
 
 impl Listing {

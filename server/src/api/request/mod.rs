@@ -1,5 +1,6 @@
 //! Validates requests and converts them into commands. A refusal names every violation.
 
+mod bulk;
 mod check;
 mod job_types;
 mod list;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 pub(crate) use self::check::ending_digest;
 use self::check::{Check, digest};
 pub(super) use self::{
+    bulk::{bulk_token, list_bulk, operation, start_bulk},
     job_types::{delete_type, get_type, list_types, pause_type, resume_type, type_token, update_type},
     list::{Listing, list},
     read::{statistics, subscribe},
@@ -75,7 +77,7 @@ pub(crate) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Resu
     check.name("idempotency_key", &key);
     check.job_type("type", &request.r#type);
     check.name("requested_by", &request.requested_by);
-    check.labels(&request.labels);
+    check.labels("labels", &request.labels);
     let priorities = -MAX_PRIORITY..=MAX_PRIORITY;
     check.that("priority", priorities.contains(&request.priority), || {
         format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")

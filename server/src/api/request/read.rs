@@ -20,9 +20,9 @@ const MAX_SERIES: usize = 40;
 pub(in super::super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result<SubscribeRequest, ApiError> {
     let mut check = Check::default();
     let job = (!request.job_id.is_empty()).then(|| check.job_id(&request.job_id));
-    let types = check.types(request.types);
-    let statuses = check.statuses(&request.statuses);
-    check.labels(&request.labels);
+    let types = check.types("types", request.types);
+    let statuses = check.statuses("statuses", &request.statuses);
+    check.labels("labels", &request.labels);
     let with_snapshot = request.include_snapshot;
     check.that("include_org_events", !(request.include_org_events && job.is_some()), || {
         "must not be combined with job_id".to_owned()
@@ -53,7 +53,7 @@ pub(in super::super) fn subscribe(request: pb::StreamJobEventsRequest) -> Result
 
 pub(in super::super) fn statistics(request: pb::GetStatisticsRequest) -> Result<StatisticsQuery, ApiError> {
     let mut check = Check::default();
-    let types = check.types(request.types);
+    let types = check.types("types", request.types);
     let window =
         request.window.as_ref().map_or(Some(DEFAULT_WINDOW), |window| check.duration("window", window, WINDOW));
     let series = match (request.series, types.is_empty()) {

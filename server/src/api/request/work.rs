@@ -25,7 +25,7 @@ const MAX_JOBS: i32 = 100;
 pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, Duration), ApiError> {
     let mut check = Check::default();
     check.required_name("worker_id", &request.worker_id);
-    let types = check.types(request.types);
+    let types = check.types("types", request.types);
     let max_jobs = check.count("max_jobs", request.max_jobs, 1, 1..=MAX_JOBS);
     let lease = request.lease_duration.as_ref().and_then(|lease| check.duration("lease_duration", lease, LEASE));
     let wait = request.wait.as_ref().and_then(|wait| check.duration("wait", wait, WAIT));

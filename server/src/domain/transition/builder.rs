@@ -113,6 +113,7 @@ impl Path {
             scheduled_at: detail.scheduled_at,
             origin: None,
             is_past: false,
+            bulk_operation: None,
         });
     }
 

@@ -55,6 +55,7 @@ pub(in crate::ledger) fn choose(
 ) -> Chosen<'_> {
     let ready = std::mem::take(&mut loaded.ready);
     let mut log = Log::new(org, loaded, inputs, quotas);
+    log.has_company = commands.len() > 1;
     commands.iter_mut().for_each(|command| log.decide(command));
     let choices = log.choose(commands, ready);
     Chosen { log, commands, choices }

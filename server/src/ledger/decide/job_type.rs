@@ -59,19 +59,25 @@ impl Log {
     }
 
     /// Appends an event that is about no single job, and applies what it changes.
-    fn append_org(&mut self, change: OrgChange, actor: Arc<str>) {
+    pub(super) fn append_org(&mut self, change: OrgChange, actor: Arc<str>) {
         let seq = self.head.seq + 1;
-        let (name, after) = self.settings.after(&change, seq);
         match &change {
             OrgChange::TypeResumed { job_type, .. } | OrgChange::TypeReset { job_type, pause: Some(_), .. } => {
                 self.resumed.insert(Arc::clone(job_type));
             }
-            OrgChange::TypePaused { .. } | OrgChange::TypeUpdated { .. } | OrgChange::TypeReset { .. } => {}
+            OrgChange::TypePaused { .. }
+            | OrgChange::TypeUpdated { .. }
+            | OrgChange::TypeReset { .. }
+            | OrgChange::BulkStarted { .. }
+            | OrgChange::BulkEnded { .. } => {}
         }
+        let after = self.settings.after(&change, seq);
         let settings: &mut OrgSettings = Arc::make_mut(&mut self.settings);
-        settings.set(Arc::clone(&name), after.clone());
         settings.as_of = seq;
-        self.changes.settings.insert(name, after);
+        if let Some((name, after)) = after {
+            settings.set(Arc::clone(&name), after.clone());
+            self.changes.settings.insert(name, after);
+        }
         let event = OrgEvent { org_id: self.org, seq, ts: self.now, recorded_at: self.recorded_at, actor, change };
         (self.head.seq, self.head.org_seq, self.head.recorded_at) = (seq, seq, Some(self.recorded_at));
         self.head.stock.bytes += event.weight() as i64;

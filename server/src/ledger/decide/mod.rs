@@ -1,8 +1,10 @@
 //! Decides a batch of commands on one org's log: pure code between loading and writing.
 
+mod bulk;
 mod choose;
 mod import;
 mod job_type;
+mod needs;
 mod quota;
 mod retain;
 mod sweep;
@@ -13,12 +15,15 @@ use std::{
     time::Instant,
 };
 
+use uuid::Uuid;
+
 pub(super) use self::{
     choose::{Chosen, choose},
+    needs::needs,
     quota::Quotas,
 };
 use super::{
-    LedgerError, claim_selection,
+    LedgerError,
     claim_waiters::WOKEN_BY_ONE,
     clock_watch::ClockState,
     command::{Command, Create, JobReply},
@@ -27,6 +32,7 @@ use super::{
 };
 use crate::{
     domain::{
+        bulk::BulkOperation,
         clock::Time,
         event::{ACTOR_LEDGER, JobEvent},
         flow::{Milestone, Timeline, Width},
@@ -38,66 +44,10 @@ use crate::{
         transition::{self, Mark, Tick, Transition},
     },
     store::{
-        Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Outdated, Slice, Stock,
-        Tally, told_since,
+        BulkStep, Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, NewPayload, NextDue, Outdated, Slice,
+        Stock, Tally, told_since,
     },
 };
-
-/// What a batch has to load for its commands. `most` bounds the due jobs that it may change.
-pub(super) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submission>, most: Option<usize>) -> Needs {
-    let most_due = sweep::most(most);
-    let (mut jobs, mut keys, mut types, mut populations) =
-        (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
-    let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
-    for command in commands {
-        match command {
-            Submission::Job(Command::Create(create), _) => {
-                types.insert(Arc::clone(&create.spec.job_type));
-                if let Some(idempotency) = &create.spec.idempotency {
-                    keys.insert(Arc::clone(&idempotency.key));
-                }
-            }
-            Submission::Job(Command::Apply { job, .. }, _) => {
-                jobs.insert(*job);
-            }
-            Submission::GiveBack(given) => {
-                jobs.insert(given.token.job);
-            }
-            Submission::Type(command, _) => {
-                types.insert(Arc::clone(&command.job_type));
-                populations.insert(Arc::clone(&command.job_type));
-            }
-            Submission::Import(import, _) => {
-                let job = &import.job;
-                jobs.insert(job.id);
-                imports.push((job.id, job.digest));
-                types.insert(Arc::clone(&job.spec.job_type));
-                keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
-            }
-            Submission::Claim(claim, _) => claims.push(&**claim),
-            Submission::Sweep(..) => due = Some(most_due),
-            Submission::Redate(by, _) => {
-                due = Some(most_due);
-                misdated = Some((most_due, *by));
-            }
-            Submission::Retain(retention, _) => {
-                expired = Some(retain::expired(retention));
-            }
-        }
-    }
-    Needs {
-        jobs: jobs.into_iter().collect(),
-        keys: keys.into_iter().collect(),
-        types: types.into_iter().collect(),
-        populations: populations.into_iter().collect(),
-        expired,
-        held: claim_selection::held(&claims),
-        ready: claim_selection::ready(&claims),
-        due,
-        misdated,
-        imports,
-    }
-}
 
 /// What a job was before its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +136,17 @@ struct Log {
     /// Types whose pauses the batch has ended.
     resumed: BTreeSet<Arc<str>>,
     outdated: Option<Outdated>,
+    /// Bulk operations that the batch knows, and how many are under way.
+    operations: HashMap<Uuid, BulkOperation>,
+    open_operations: usize,
+    /// The next step of the oldest one.
+    step: Option<BulkStep>,
+    /// The operation whose step is being decided.
+    operation: Option<Uuid>,
+    /// The batch has several commands.
+    has_company: bool,
+    /// When the org has to be swept, if that is sooner than its jobs are due.
+    wake_at: Option<Time>,
     /// Jobs leased to claims with a `request_id`, by worker and `request_id`.
     held: HashMap<(Arc<str>, Arc<str>), Vec<JobId>>,
     /// Jobs that are due, and when the next other job is.
@@ -248,6 +209,12 @@ impl Log {
             settings: loaded.settings,
             resumed: BTreeSet::new(),
             outdated: loaded.outdated,
+            operations: loaded.bulk.operations.into_iter().map(|bulk| (bulk.request.id, bulk)).collect(),
+            open_operations: loaded.bulk.open,
+            step: loaded.bulk.step,
+            operation: None,
+            has_company: false,
+            wake_at: None,
             held,
             due: loaded.due,
             next_due: loaded.next_due,
@@ -276,6 +243,7 @@ impl Log {
                 reply.decide(applied.map(|job| JobReply { job, deduplicated: false }));
             }
             Submission::Type(command, reply) => reply.decide(self.set_type(command)),
+            Submission::Bulk(command, reply) => reply.decide(self.bulk(command)),
             Submission::Import(import, reply) => reply.decide(self.import(import)),
             Submission::Claim(..) | Submission::GiveBack(_) => {}
             Submission::Sweep(asked, reply) => {
@@ -366,6 +334,7 @@ impl Log {
                 event.actor = Arc::clone(by);
             }
         }
+        events.iter_mut().for_each(|event| event.bulk_operation = self.operation);
         if !events.is_empty() {
             self.head.seq += events.len() as i64;
             self.head.recorded_at = Some(self.recorded_at);
@@ -453,11 +422,12 @@ impl Log {
             self.changes.new_minute = self.head.recorded_at;
         }
         let ends = self.settings.next_end().filter(|_| !self.changes.org_events.is_empty());
+        let ends = ends.into_iter().chain(self.wake_at).min();
         self.changes.next_due = match (self.changes.next_due, ends) {
+            (Some(NextDue::At(due)), Some(end)) => Some(NextDue::At(Some(due.map_or(end, |due| due.min(end))))),
             (Some(NextDue::By(due)), Some(end)) => Some(NextDue::By(due.min(end))),
             (None, Some(end)) => Some(NextDue::By(end)),
-            // A sweep has taken the end of pauses into account.
-            (due, _) => due,
+            (due, None) => due,
         };
         if !self.touched.is_empty() {
             let touched = &self.touched;

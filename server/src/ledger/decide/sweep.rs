@@ -30,9 +30,11 @@ impl Log {
             let _ = self.apply(id, &transition::Command::Sweep(sweep));
         }
         self.end_pauses();
+        let has_bulk = self.step_bulk();
         let next = if has_more { last } else { self.next_due };
-        self.changes.next_due = Some(NextDue::At(self.or_end_of_pause(next)));
-        Swept { has_more }
+        let next = if has_bulk { Some(self.now) } else { self.or_end_of_pause(next) };
+        self.changes.next_due = Some(NextDue::At(next));
+        Swept { has_more: has_more || has_bulk, has_company: self.has_company }
     }
 
     /// When the next pause ends by itself, if that is before this time.
@@ -52,6 +54,6 @@ impl Log {
         let next = self.or_end_of_pause(first.or(self.next_due));
         self.changes.next_due.get_or_insert(NextDue::At(next));
         self.changes.next_retention.get_or_insert(self.now);
-        Swept { has_more }
+        Swept { has_more, has_company: self.has_company }
     }
 }

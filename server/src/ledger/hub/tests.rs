@@ -34,6 +34,7 @@ pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<LogE
         scheduled_at: None,
         origin: None,
         is_past: false,
+        bulk_operation: None,
     };
     seqs.into_iter().map(|seq| LogEvent::Job(Arc::new(event(seq)))).collect()
 }

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
+    bulk,
     cache::{Cache, End},
     columns::Columns,
     connections::{Connection, arguments},
@@ -116,6 +117,10 @@ impl Batch for PostgresBatch {
                 slice = expired::load_slice(connection, *org, wanted.most).await?;
             }
             let populations = load_populations(connection, *org, &named).await?;
+            let (found_bulk, of_step) = bulk::load(connection, &self.held, *org, &needs.bulk).await?;
+            let is_loaded: HashSet<_> = jobs.iter().map(|job| job.id).collect();
+            let of_step = of_step.into_iter().filter(|job| !is_loaded.contains(&job.id));
+            let jobs: Vec<_> = jobs.into_iter().chain(of_step).collect();
             let settings = self.state.get(org).map_or_else(Arc::default, |state| Arc::clone(state.settings()));
             let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
             let cleared = expired::clear(connection, *org, &imported).await?;
@@ -124,6 +129,7 @@ impl Batch for PostgresBatch {
                 head,
                 settings,
                 outdated,
+                bulk: found_bulk,
                 jobs,
                 ready,
                 types,

@@ -25,7 +25,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, Changes, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError, rows::Columns as _,
+        Batch, BulkNeeds, Changes, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError, rows::Columns as _,
         state::OrgState, states::Left,
     },
 };
@@ -84,9 +84,13 @@ pub(super) fn begin_cached(
 }
 
 fn recall_one(memory: &Cache, org: OrgId, needs: &Needs, commands: usize) -> Option<(CachedOrg, Time)> {
-    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports, populations } = needs;
-    let needs_more =
-        !imports.is_empty() || !populations.is_empty() || expired.is_some() || due.is_some() || misdated.is_some();
+    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports, populations, bulk } = needs;
+    let needs_more = !imports.is_empty()
+        || !populations.is_empty()
+        || *bulk != BulkNeeds::default()
+        || expired.is_some()
+        || due.is_some()
+        || misdated.is_some();
     if needs_more
         || !keys.is_empty() && memory.has_keys_again(org)
         || types.is_empty() && jobs.is_empty() && ready.is_empty()

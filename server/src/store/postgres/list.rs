@@ -5,9 +5,15 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use sqlx::{
+    AssertSqlSafe, PgConnection,
+    postgres::{PgArguments, PgRow},
+};
+
 use super::{
     columns::{Columns, job_over},
     connections::{Connections, arguments},
+    error::store_error,
 };
 use crate::{
     domain::id::OrgId,
@@ -27,11 +33,25 @@ static LIST: LazyLock<String> = LazyLock::new(|| {
 });
 
 pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+    page(&readers.fetch(LIST.as_str(), list_arguments(org, query)?).await?, query)
+}
+
+/// The same within a transaction. Only this org is named to row-level security afterwards.
+pub(super) async fn list_in(
+    connection: &mut PgConnection,
+    org: OrgId,
+    query: &ListQuery,
+) -> Result<JobPage, StoreError> {
+    let found = sqlx::query_with(AssertSqlSafe(LIST.as_str()), list_arguments(org, query)?);
+    page(&found.fetch_all(connection).await.map_err(store_error)?, query)
+}
+
+fn list_arguments(org: OrgId, query: &ListQuery) -> Result<PgArguments, StoreError> {
     let filter = &query.filter;
     let (key, value) = filter.labels.first_key_value().unzip();
     let labels = (!BTreeMap::is_empty(&filter.labels)).then(|| rows::json_text(&filter.labels));
     let types = (!filter.types.is_empty()).then_some(&filter.types[..]);
-    let arguments = arguments![
+    Ok(arguments![
         org.0,
         query.after,
         query.order == ListOrder::OldestFirst,
@@ -50,10 +70,12 @@ pub(super) async fn list(readers: &Arc<Connections>, org: OrgId, query: &ListQue
         filter.finished_before,
         query.scan() as i64,
         query.rows() as i64
-    ];
-    let found = readers.fetch(LIST.as_str(), arguments).await?;
+    ])
+}
+
+fn page(found: &[PgRow], query: &ListQuery) -> Result<JobPage, StoreError> {
     let (mut jobs, mut place) = (Vec::with_capacity(found.len()), (0, 0, None));
-    for row in &found {
+    for row in found {
         let mut columns = Columns::of(row);
         place = (columns.long()?, columns.long()?, columns.optional_long()?);
         if columns.flag()? {

@@ -7,6 +7,7 @@
 mod audit;
 mod batch;
 mod begin;
+mod bulk;
 mod cache;
 mod cached_batch;
 mod columns;
@@ -38,16 +39,18 @@ use async_trait::async_trait;
 use chrono::TimeDelta;
 use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 pub(super) use self::database::PostgresDatabase;
 pub use self::roles::role_sql;
 use self::{cache::Cache, connections::Connections, error::store_error, notify::Announcer};
 use super::{
-    Audit, Batch, Capacity, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo, ListQuery, Listener, Needs,
-    OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
+    Audit, Batch, BulkPage, Capacity, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo, ListQuery,
+    Listener, Needs, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::domain::{
     access::ApiToken,
+    bulk::BulkOperation,
     clock::Time,
     id::{Digest, JobId, LogId, OrgId},
     job::{Job, JobContents, JobRecord},
@@ -225,6 +228,19 @@ impl Store for PostgresStore {
 
     async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
         read::unchanged(&self.readers, jobs).await
+    }
+
+    async fn bulk_operation(&self, org: OrgId, id: Uuid) -> Result<Option<BulkOperation>, StoreError> {
+        bulk::one(&self.readers, org, id).await
+    }
+
+    async fn bulk_operations(
+        &self,
+        org: OrgId,
+        before: Option<(Time, Uuid)>,
+        limit: usize,
+    ) -> Result<BulkPage, StoreError> {
+        bulk::page(&self.readers, org, before, limit).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

@@ -133,7 +133,7 @@ pub(super) type Write<'a> = (&'a OrgWrite<'a>, &'a Changes);
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
     let takes_more = |(log, changes): &Write<'_>| {
         let removes = changes.is_removing() || changes.removed_slice.is_some() || changes.removed_org_events.is_some();
-        let has_others = removes || changes.next_retention.is_some() || begins_log(changes);
+        let has_others = removes || !changes.bulk.is_empty() || changes.next_retention.is_some() || begins_log(changes);
         let has_looked = matches!(log.next_due, Some(NextDue::At(_)));
         has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes)
     };
@@ -214,6 +214,7 @@ impl Statement {
         self.events(writes)?;
         self.org_events(writes)?;
         self.settings(writes)?;
+        self.bulk_operations(writes)?;
         self.months(writes)?;
         self.records(writes)?;
         self.fold(writes)?;

@@ -11,6 +11,7 @@ use sqlx::SqliteConnection;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
+    bulk,
     checkpoints::Checkpoints,
     error::store_error,
     expired,
@@ -186,6 +187,7 @@ impl Batch for SqliteBatch {
         write::changed(connection, &rows.iter().map(Cow::as_ref).collect::<Vec<_>>()).await?;
         write::events(connection, &written).await?;
         write::org_events(connection, changes).await?;
+        bulk::write(connection, changes).await?;
         series::write(connection, &written, self.now).await?;
         heads::write(connection, &written, self.now).await?;
         heads::write_retention(connection, changes, self.now).await?;
@@ -375,6 +377,9 @@ impl SqliteBatch {
             slice = expired::load_slice(connection, org, wanted.most).await?;
         }
         let populations = load_populations(connection, org, &named).await?;
+        let (found_bulk, of_step) = bulk::load(connection, org, &needs.bulk).await?;
+        let is_loaded: HashSet<_> = jobs.iter().map(|job| job.id).collect();
+        jobs.extend(of_step.into_iter().filter(|job| !is_loaded.contains(&job.id)));
         let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
         let cleared = expired::clear(connection, org, &imported).await?;
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
@@ -382,6 +387,7 @@ impl SqliteBatch {
             head,
             settings,
             outdated,
+            bulk: found_bulk,
             jobs,
             ready,
             types,

@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use super::{
     columns::{Columns, EXTENSION, IS_BEHIND, LAST_EVENT, job_over, micros},
@@ -41,7 +41,9 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
     } else {
         let is_by_type = !filter.types.is_empty() && !has_too_many_ways(query);
         for status in filter.possible_statuses() {
-            let name = bind(status.as_str());
+            // As a literal: where a parameter may imply the condition of a partial index, SQLite compiles the statement again
+            // for each value.
+            let name = format!("'{}'", status.as_str());
             // The index over types has finished jobs only.
             if is_by_type && status.is_terminal() {
                 for job_type in &filter.types {
@@ -90,9 +92,18 @@ fn has_too_many_ways(query: &ListQuery) -> bool {
 const LONG: usize = 32;
 
 pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
+    list_in(&mut *pool.acquire().await.map_err(store_error)?, org, query).await
+}
+
+/// The same within a transaction.
+pub(super) async fn list_in(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    query: &ListQuery,
+) -> Result<JobPage, StoreError> {
     let filter = &query.filter;
     // Without the index over types, the statement also reads jobs of other types.
-    let scan = if has_too_many_ways(query) { query.scan().max(LIST_SCAN) } else { query.scan() };
+    let scan = if has_too_many_ways(query) && !query.is_step { query.scan().max(LIST_SCAN) } else { query.scan() };
     let (candidates, values) = candidates(query);
     let (_, sort) = direction(query.order);
     let last = match query.order {
@@ -150,7 +161,7 @@ pub(super) async fn list(pool: &SqlitePool, org: OrgId, query: &ListQuery) -> Re
     for value in values {
         statement = statement.bind(value);
     }
-    let found = statement.persistent(false).fetch_all(pool).await.map_err(store_error)?;
+    let found = statement.persistent(query.is_step).fetch_all(connection).await.map_err(store_error)?;
     let (mut jobs, mut place) = (Vec::with_capacity(found.len()), (0, 0, None));
     for row in &found {
         let mut columns = Columns::of(row);

@@ -6,6 +6,7 @@
 mod audit;
 mod backup;
 mod batch;
+mod bulk;
 mod checkpoints;
 mod columns;
 mod database;
@@ -43,6 +44,7 @@ use sqlx::{
 };
 use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 pub(super) use self::database::SqliteFile;
 use self::{
@@ -53,12 +55,13 @@ use self::{
     wal::{Gate, Keeper},
 };
 use super::{
-    Audit, Batch, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, LedgerInfo, ListQuery,
-    Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
+    Audit, Batch, BulkPage, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, LedgerInfo,
+    ListQuery, Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
 };
 use crate::{
     domain::{
         access::ApiToken,
+        bulk::BulkOperation,
         clock::{Clock, Time},
         id::{Digest, JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
@@ -277,6 +280,19 @@ impl Store for SqliteStore {
 
     async fn unchanged(&self, jobs: &[&Job]) -> Result<Vec<bool>, StoreError> {
         read::unchanged(&self.job_readers, jobs).await
+    }
+
+    async fn bulk_operation(&self, org: OrgId, id: Uuid) -> Result<Option<BulkOperation>, StoreError> {
+        bulk::one(&mut *self.readers.acquire().await.map_err(store_error)?, org, id).await
+    }
+
+    async fn bulk_operations(
+        &self,
+        org: OrgId,
+        before: Option<(Time, Uuid)>,
+        limit: usize,
+    ) -> Result<BulkPage, StoreError> {
+        bulk::page(&self.readers, org, before, limit).await
     }
 
     async fn events(&self, org: OrgId, query: &EventQuery) -> Result<EventPage, StoreError> {

@@ -238,7 +238,8 @@ pub(super) async fn about(pool: &SqlitePool, clock: &dyn Clock) -> Result<Ledger
 }
 
 pub(super) async fn orgs(pool: &SqlitePool, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, StoreError> {
-    const ORGS: &str = "/* orgs */ SELECT org_id FROM org_due WHERE $1 IS NULL OR org_id > $1 ORDER BY org_id LIMIT +$2";
+    const ORGS: &str =
+        "/* orgs */ SELECT org_id FROM org_due WHERE $1 IS NULL OR org_id > $1 ORDER BY org_id LIMIT +$2";
     let query = sqlx::query_scalar(ORGS).bind(after.map(|org| org.0)).bind(limit as i64);
     let found: Vec<Uuid> = query.fetch_all(pool).await.map_err(store_error)?;
     Ok(found.into_iter().map(OrgId).collect())

@@ -93,7 +93,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 5]); 22] = [
+const CALLS: [(&str, [bool; 5]); 26] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
@@ -112,6 +112,10 @@ const CALLS: [(&str, [bool; 5]); 22] = [
     ("jobledger.v1.JobTypeService/DeleteJobType", [false, false, false, true, true]),
     ("jobledger.v1.JobTypeService/PauseJobType", [false, false, false, true, true]),
     ("jobledger.v1.JobTypeService/ResumeJobType", [false, false, false, true, true]),
+    ("jobledger.v1.BulkOperationService/StartBulkOperation", [false, false, false, true, true]),
+    ("jobledger.v1.BulkOperationService/GetBulkOperation", [false, false, true, true, true]),
+    ("jobledger.v1.BulkOperationService/ListBulkOperations", [false, false, true, true, true]),
+    ("jobledger.v1.BulkOperationService/StopBulkOperation", [false, false, false, true, true]),
     ("grpc.health.v1.Health/Check", [true; 5]),
     ("grpc.health.v1.Health/Watch", [true; 5]),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", [true; 5]),

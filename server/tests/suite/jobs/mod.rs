@@ -1,6 +1,7 @@
 //! Jobs over the wire: what calls take, refuse and answer.
 
 pub(crate) mod batches;
+pub(crate) mod bulk;
 pub(crate) mod errors;
 pub(crate) mod fields;
 pub(crate) mod lists;

@@ -2,13 +2,16 @@
 
 use std::{fs, process::Command};
 
-use jobledger_client::{Claim, NewJob, Report};
+use jobledger_client::{BulkStatus, Claim, JobStatus, NewJob, Report};
 use serde_json::{Deserializer, Value, json};
 
 use super::grpcurl::grpcurl;
-use crate::support::{
-    harness::{Database, on_both_databases, root},
-    program::Program,
+use crate::{
+    jobs::bulk::ended,
+    support::{
+        harness::{Database, on_both_databases, root},
+        program::Program,
+    },
 };
 
 on_both_databases! {
@@ -46,6 +49,8 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
     assert_eq!(held, keyed);
     client.create(NewJob::new("thumbnail")).await.unwrap();
 
+    client.create_all((0..3).map(|_| NewJob::new("report"))).await.unwrap();
+
     let call = format!("call() {{ {} -plaintext -d \"$2\" {} \"jobledger.v1.$1\"; }}", grpcurl(), program.address);
     let run = |command: &str| -> Vec<Value> {
         let script = format!("{call}; {} 2>&1", command.replace(SHOWN, &failing));
@@ -67,21 +72,38 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                 assert_eq!(first["job"]["lastErrorMessage"], "no space left on device");
                 assert_eq!(answers[1][2]["event"]["errorCode"], "DISK_FULL", "{answers:?}");
             }
+            "Retry them all" => {
+                let id = first["operation"]["id"].as_str().unwrap();
+                let done = ended(&client, id).await;
+                assert_eq!((done.matched, done.changed, &*done.reason), (1, 1, "the disk was full"), "{done:?}");
+                assert_eq!(answers[1][0]["operations"][0]["id"], json!(id));
+                assert_eq!(client.get(&failing).await.unwrap().status(), JobStatus::Queued);
+            }
+            "Cancel everything queued of a type" => {
+                let counted = ended(&client, first["operation"]["id"].as_str().unwrap()).await;
+                assert_eq!((counted.matched, counted.changed), (3, 0), "{counted:?}");
+                let done = ended(&client, answers[1][0]["operation"]["id"].as_str().unwrap()).await;
+                assert_eq!((done.changed, done.status()), (3, BulkStatus::Succeeded), "{done:?}");
+            }
             "Find a job by its key" => assert_eq!(first["job"]["id"], json!(keyed)),
             "What a worker holds" => assert_eq!(first["jobs"][0]["id"], json!(held)),
             "Pause during an incident" => {
                 assert_eq!(first["pause"]["reason"], "the disk is full");
-                assert_eq!(answers[1][0]["jobTypes"][0]["pause"], first["pause"]);
+                assert_eq!(answers[1][0]["jobTypes"][1]["pause"], first["pause"]);
                 let of_type = client.job_type("thumbnail").await.unwrap();
-                assert!(of_type.pause.is_none() && of_type.claimable == 1, "{of_type:?}");
+                assert!(of_type.pause.is_none() && of_type.claimable == 2, "{of_type:?}");
             }
             "Throughput of the last hour, and the oldest wait" => {
-                assert_eq!(first["happened"]["created"], "4", "{first}");
+                assert_eq!(
+                    (&first["happened"]["created"], &first["happened"]["retried"]),
+                    (&json!("4"), &json!("1")),
+                    "{first}"
+                );
                 assert!(first["oldestQueuedAge"].is_string(), "{first}");
             }
             other => panic!("what is {other:?} to do?"),
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 6, "{seen:?}");
+    assert_eq!(seen.len(), 8, "{seen:?}");
 }

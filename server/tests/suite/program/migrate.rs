@@ -27,9 +27,16 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 6] =
-    ["0001 ledger", "0002 small_payloads", "0003 running_in_log", "0004 quotas", "0005 token_use", "0006 org_events"];
-const FUNCTIONS: &str = "functions 10";
+const MIGRATIONS: [&str; 7] = [
+    "0001 ledger",
+    "0002 small_payloads",
+    "0003 running_in_log",
+    "0004 quotas",
+    "0005 token_use",
+    "0006 org_events",
+    "0007 bulk_operations",
+];
+const FUNCTIONS: &str = "functions 11";
 
 /// The steps that such a database needs, in their order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -49,6 +56,7 @@ fn undoing(step: &str) -> String {
         "0006 org_events" => {
             "descriptions and pauses of types, and the log's events about them; cursors from before the last of these expire"
         }
+        "0007 bulk_operations" => "bulk operations, and with them those that are under way",
         _ => "nothing",
     };
     format!("undoing {step} loses {loses}\n")
@@ -169,8 +177,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 10: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 10\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 11: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 11\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The server's role can still serve: no grant was lost.
@@ -180,8 +188,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "functions 10 in the database differs"),
-        ("functions = functions + 1", "the database has functions 11, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "functions 11 in the database differs"),
+        ("functions = functions + 1", "the database has functions 12, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]
@@ -242,7 +250,14 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         // What an older program finds.
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
-        let undone = ["0006 org_events", "0005 token_use", "0004 quotas", "0003 running_in_log", "0002 small_payloads"];
+        let undone = [
+            "0007 bulk_operations",
+            "0006 org_events",
+            "0005 token_use",
+            "0004 quotas",
+            "0003 running_in_log",
+            "0002 small_payloads",
+        ];
         let lines = |what: fn(&str) -> String| undone.map(what).concat();
         let expected = lines(undoing) + &lines(|name| format!("undone {name}\n"));
         assert!(done && said == expected, "{said}");

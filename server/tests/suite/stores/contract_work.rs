@@ -11,13 +11,14 @@ use jobledger_server::{
         event::{JobError, JobEvent, Position},
         id::{Digest, JobId, OrgId},
         job::{Ended, Job, JobSpec},
+        job_filter::JobFilter,
         json::Json,
         lease::Lease,
         status::JobStatus,
     },
     store::{
-        Changed, Changes, ClaimOrder, Differs, DueWork, FoundJob, FoundReady, Head, HeldBy, JobFilter, LARGE_JOB,
-        ListOrder, ListQuery, Needs, NewPayload, NextDue, Ready, Store,
+        Changed, Changes, ClaimOrder, Differs, DueWork, FoundJob, FoundReady, Head, HeldBy, LARGE_JOB, ListOrder,
+        ListQuery, Needs, NewPayload, NextDue, Ready, Store,
     },
 };
 use uuid::Uuid;

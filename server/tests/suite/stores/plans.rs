@@ -8,12 +8,13 @@ use jobledger_server::{
     domain::{
         clock::{Clock as _, SystemClock},
         id::{JobId, OrgId},
+        job_filter::JobFilter,
         status::JobStatus,
     },
     ledger::Retention,
     store::{
-        DueWork, EventFilter, EventQuery, Expired, FoundJob, JobFilter, ListOrder, ListQuery, Most, Needs, Ready,
-        SeriesKind, StatisticsQuery, Store,
+        DueWork, EventFilter, EventQuery, Expired, FoundJob, ListOrder, ListQuery, Most, Needs, Ready, SeriesKind,
+        StatisticsQuery, Store,
     },
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, Row as _};

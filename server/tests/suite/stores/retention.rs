@@ -376,7 +376,7 @@ async fn what_time_alone_does_to_an_idle_org_is_no_difference() {
     for days in [2, 9] {
         clock.set_back(-TimeDelta::days(days).num_microseconds().unwrap());
         let now = std::time::Instant::now();
-        ledger.sweep(org, SweepRequest { reachable_since: now, at: now }).await.unwrap();
+        ledger.sweep(org, SweepRequest { reachable_since: now, at: now, has_company: false }).await.unwrap();
         let mut retention = Retention::default();
         retention.set(JobStatus::Succeeded, Duration::ZERO);
         ledger.retain(org, retention).await.unwrap();

@@ -13,16 +13,18 @@ use chrono::TimeDelta;
 use jobledger_server::{
     domain::{
         access::ApiToken,
+        bulk::BulkOperation,
         clock::Time,
         id::{Digest, JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
     },
     store::{
-        Audit, Batch, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo, ListQuery,
-        Listener, Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store, StoreError,
+        Audit, Batch, BulkPage, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo,
+        ListQuery, Listener, Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store, StoreError,
     },
 };
 use tokio::{sync::watch, time::timeout};
+use uuid::Uuid;
 
 use crate::support::harness::PATIENCE;
 
@@ -173,6 +175,19 @@ impl Store for Breaking {
 
     async fn list(&self, org: OrgId, query: &ListQuery) -> Result<JobPage, StoreError> {
         self.inner.list(org, query).await
+    }
+
+    async fn bulk_operation(&self, org: OrgId, id: Uuid) -> Result<Option<BulkOperation>, StoreError> {
+        self.inner.bulk_operation(org, id).await
+    }
+
+    async fn bulk_operations(
+        &self,
+        org: OrgId,
+        before: Option<(Time, Uuid)>,
+        limit: usize,
+    ) -> Result<BulkPage, StoreError> {
+        self.inner.bulk_operations(org, before, limit).await
     }
 
     async fn reaches(&self, orgs: &[OrgId]) -> Result<Vec<(OrgId, Reach)>, StoreError> {

@@ -90,6 +90,7 @@ pub(crate) fn event(job: &Job, seq: i64) -> JobEvent {
         scheduled_at: None,
         origin: None,
         is_past: false,
+        bulk_operation: None,
     }
 }
 

@@ -222,6 +222,7 @@ async fn settings_are_events_of_the_log(database: Database) {
                     org_event::Change::JobTypeResumed(_) => "resumed",
                     org_event::Change::JobTypeUpdated(_) => "updated",
                     org_event::Change::JobTypeDeleted(_) => "deleted",
+                    other => panic!("{other:?}"),
                 },
             )),
             _ => {}

@@ -293,6 +293,7 @@ impl Import {
             scheduled_at: None,
             origin: None,
             is_past: false,
+            bulk_operation: None,
         }
     }
 
