@@ -52,6 +52,7 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
             }
             Submission::Redate(by, _) => {
                 due = Some(most_due);
+                of_bulk.is_counting = true;
                 misdated = Some((most_due, *by));
             }
             Submission::Retain(retention, _) => {

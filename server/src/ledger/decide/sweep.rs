@@ -52,6 +52,7 @@ impl Log {
         // The time of the org's next sweep was set by that clock, too.
         let first = self.due.first().and_then(|id| self.jobs.get(id)?.due_at);
         let next = self.or_end_of_pause(first.or(self.next_due));
+        let next = if self.open_operations > 0 { Some(self.now) } else { next };
         self.changes.next_due.get_or_insert(NextDue::At(next));
         self.changes.next_retention.get_or_insert(self.now);
         Swept { has_more, has_company: self.has_company }

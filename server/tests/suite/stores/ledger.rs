@@ -9,14 +9,16 @@ use std::{
 
 use jobledger_server::{
     domain::{
+        bulk::{BulkAction, BulkRequest},
         clock::Clock,
         id::{Digest, JobId, OrgId},
         job::{Idempotency, Job, JobSpec},
+        job_filter::JobFilter,
         json::Json,
         transition::{self, Ending, News, Outcome, Report, Step},
     },
-    ledger::{Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},
-    store::{EventFilter, EventQuery, StatisticsQuery, Store},
+    ledger::{BulkCommand, Command, Create, Delivery, JobReply, Ledger, LedgerError, Limits, SubscribeRequest},
+    store::{DueWork, EventFilter, EventQuery, StatisticsQuery, Store},
 };
 use tokio::{
     sync::oneshot,
@@ -34,6 +36,7 @@ on_both_databases! {
     a_reader_that_retention_overtakes_is_told,
     a_bookmark_on_the_way_does_not_claim_the_head,
     creates_with_one_key_in_one_batch_make_one_job,
+    a_bulk_operation_stays_due_when_times_are_set_right,
     a_history_ends_where_the_log_did_when_it_was_asked_for,
     closing_answers_what_was_accepted_and_refuses_the_rest,
     no_acknowledged_write_is_lost_among_callers_that_give_up,
@@ -305,4 +308,23 @@ async fn no_acknowledged_write_is_lost_among_callers_that_give_up(database: Data
     println!("{} of {} writes were acknowledged to callers that still listened", acknowledged.len(), events.len());
     assert!(acknowledged.len() < 808, "some callers gave up");
     assert!(acknowledged.len() <= events.len());
+}
+
+async fn a_bulk_operation_stays_due_when_times_are_set_right(database: Database) {
+    let store = database.open().await;
+    let (ledger, org) = (start(&store, Limits::default()), OrgId::DEFAULT);
+    ledger.submit(org, create("t")).await.unwrap();
+    let request = BulkRequest {
+        id: Uuid::new_v4(),
+        action: BulkAction::Cancel,
+        filter: JobFilter::default(),
+        reason: "".into(),
+        is_dry_run: false,
+        expected_count: Some(1),
+        digest: Digest([0; 32]),
+    };
+    ledger.bulk(org, BulkCommand::Start(Box::new(request))).await.unwrap();
+    // No job is due.
+    ledger.redate(org, Duration::from_secs(3_600)).await.unwrap();
+    assert_eq!(store.take_due(DueWork::Jobs, 10, Duration::ZERO).await.unwrap(), [org]);
 }
