@@ -6,13 +6,17 @@ use std::{
     time::Duration,
 };
 
-use jobledger_client::{Claim, Client, Follow, Item, NewJob, Report, proto::StreamJobEventsRequest};
+use jobledger_client::{
+    BulkAction, Claim, Client, Error, Follow, Item, NewJob, Report,
+    proto::{StartBulkOperationRequest, StreamJobEventsRequest},
+};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
+    jobs::bulk::ended,
     stores::retention::rows,
     support::cluster::{self, OWNER, SERVER},
     support::harness::{Database, PATIENCE, TestServer},
@@ -56,7 +60,9 @@ fn undoing(step: &str) -> String {
         "0006 org_events" => {
             "descriptions and pauses of types, and the log's events about them; cursors from before the last of these expire"
         }
-        "0007 bulk_operations" => "bulk operations, and with them those that are under way",
+        "0007 bulk_operations" => {
+            "bulk operations, and with them those that are under way; the log's events about them; cursors from before the last of these expire"
+        }
         _ => "nothing",
     };
     format!("undoing {step} loses {loses}\n")
@@ -320,4 +326,36 @@ async fn the_printed_sql_makes_a_role_that_can_serve() {
     let server = TestServer::start(config).await;
     server.client().create(NewJob::new("t")).await.unwrap();
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_bulk_operations_the_log_has_none_of_their_events() {
+    for database in [Database::sqlite(), Database::postgres().await] {
+        let (server, client) = TestServer::on(&database).await;
+        client.create(NewJob::new("t")).await.unwrap();
+        client.describe("t", "what it does").await.unwrap();
+        let operation = StartBulkOperationRequest {
+            action: BulkAction::Cancel.into(),
+            expected_count: Some(1),
+            ..StartBulkOperationRequest::default()
+        };
+        let started = client.start_bulk(operation).await.unwrap();
+        ended(&client, &started.id).await;
+        server.stop().await;
+        assert_eq!(rows(&database, "org_event").await, 3);
+        let url = database.url_as(OWNER);
+        let (done, said) = run(&["migrate", "down", "--to", "6", "--yes"], &url);
+        assert!(done, "{said}");
+        assert_eq!(rows(&database, "org_event").await, 1, "the description");
+        let grant: &[&str] = if database.is_postgres() { &["--grant", SERVER] } else { &[] };
+        let (done, said) = run(&[&["migrate", "up"], grant].concat(), &url);
+        assert!(done, "{said}");
+        database.verify().await;
+        let (server, client) = TestServer::on(&database).await;
+        let refused = client.subscribe(Follow::org().after(1).history_only()).await.err();
+        assert!(matches!(refused, Some(Error::CursorExpired { .. })), "{refused:?}");
+        let job = client.create(NewJob::new("t")).await.unwrap().job;
+        assert_eq!(client.get(&job.id).await.unwrap(), job);
+        server.stop().await;
+    }
 }
