@@ -16,7 +16,10 @@ use crate::domain::{
 };
 
 const DEFAULT_PAGE: usize = 50;
-const MAX_PAGE: usize = 200;
+/// An operation may have 40 KiB, mostly of its filter.
+const MAX_PAGE: usize = 50;
+/// Longest reason: the event of each job repeats it.
+const MAX_REASON_CHARS: usize = 200;
 
 impl Check {
     /// Checks the filters for jobs. `prefix` goes before their names in violations.
@@ -70,7 +73,7 @@ pub(in super::super) fn start_bulk(mut request: pb::StartBulkOperationRequest) -
     check.that("filter", filter != JobFilter::default() || request.expected_count.is_some(), || {
         "must restrict the jobs, unless expected_count says how many all of them are".to_owned()
     });
-    check.bytes("reason", &request.reason);
+    check.text("reason", &request.reason, MAX_REASON_CHARS);
     check.that("expected_count", request.expected_count.is_none_or(|n| n >= 0), || "must not be negative".to_owned());
     check.finish()?;
     Ok(BulkRequest {
@@ -111,5 +114,7 @@ pub(in super::super) fn bulk_token((time, id): (Time, Uuid)) -> String {
 fn parse(token: &str) -> Option<(Time, Uuid)> {
     let (micros, id) = token.split_once('.')?;
     let place = (DateTime::from_timestamp_micros(micros.parse().ok()?)?, Uuid::try_parse(id).ok()?);
-    (bulk_token(place) == token).then_some(place)
+    // No operation began before 1970 or after 9999.
+    let is_possible = (0..=253_402_300_799_999_999).contains(&place.0.timestamp_micros());
+    (is_possible && bulk_token(place) == token).then_some(place)
 }

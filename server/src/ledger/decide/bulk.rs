@@ -47,6 +47,7 @@ impl Log {
         if self.open_operations >= MOST_OPEN {
             return Err(LedgerError::QuotaExceeded { quantity: Quantity::BulkOperations, limit: MOST_OPEN as u64 });
         }
+        self.may_work()?;
         self.open_operations += 1;
         let actor = self.by.clone().unwrap_or_default();
         let mut operation = BulkOperation::begin(request.clone(), actor.clone(), self.head.seq, self.now);

@@ -397,13 +397,14 @@ async fn requests_for_bulk_operations_that_make_no_sense_are_refused(database: D
     };
     let request = StartBulkOperationRequest {
         operation_id: "x".to_owned(),
-        reason: "x".repeat(5 << 10),
+        reason: "x".repeat(201),
         expected_count: Some(-1),
         ..cancel(Some(odd))
     };
     let expected = ["operation_id", "filter.statuses", "filter.types", "filter.error_code", "reason", "expected_count"];
     assert_eq!(fields(request).await, expected);
-    for page_token in ["x", "1.2"] {
+    let before_all = format!("-8000000000000000000.{}", Uuid::nil());
+    for page_token in ["x", "1.2", &before_all] {
         let list = ListBulkOperationsRequest { page_size: -1, page_token: page_token.to_owned() };
         let Err(Error::InvalidRequest { violations, .. }) = client.bulk_operations(list).await else { panic!() };
         let fields: Vec<_> = violations.iter().map(|violation| &*violation.field).collect();
