@@ -24,8 +24,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(250);
 /// Orgs that are swept at the same time: as many as a few transactions carry.
 const ORGS: usize = 256;
-/// Batches of one sweep of an org. What is left falls due again.
-const BATCHES: usize = 100;
+/// Batches of one sweep of an org. What is left falls due again, after orgs that were due before.
+const BATCHES: usize = 10;
 /// An org's callers are expected again for this long after a batch that had their commands.
 const COMPANY: Duration = Duration::from_millis(100);
 /// How long an org is reserved for the server that took it. If that server dies, another takes over.

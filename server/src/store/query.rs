@@ -176,12 +176,15 @@ pub struct ListQuery {
     pub after: i64,
     /// At most this many jobs, at least 1.
     pub limit: usize,
-    /// Whether the page is one of many small steps: it examines few more jobs than it has, however few match.
+    /// Whether the page is one of many small steps: it examines few jobs, however few match.
     pub is_step: bool,
 }
 
 /// Jobs that a page examines at most if no index has exactly the matching ones.
 pub(super) const LIST_SCAN: usize = 2_000;
+/// The same for a step, as a multiple of its limit, and at most, unless its limit is higher.
+const STEP_SCAN: usize = 10;
+const MOST_OF_STEP: usize = 640;
 
 impl ListQuery {
     /// The first page of at most `limit` jobs in this order.
@@ -207,7 +210,11 @@ impl ListQuery {
     /// How many jobs a page examines. One more than its limit tells whether there is a next page.
     pub(super) fn scan(&self) -> usize {
         let wanted = self.limit + 1;
-        if self.is_step || self.is_indexed() { wanted } else { wanted.max(LIST_SCAN) }
+        match (self.is_indexed(), self.is_step) {
+            (true, _) => wanted,
+            (false, true) => wanted.max((STEP_SCAN * self.limit).min(MOST_OF_STEP)),
+            (false, false) => wanted.max(LIST_SCAN),
+        }
     }
 
     /// How many rows a statement returns at most. The worker of a job whose row is behind is known only once it is read.

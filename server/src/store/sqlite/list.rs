@@ -54,7 +54,8 @@ fn candidates(query: &ListQuery) -> (String, Vec<String>) {
             } else {
                 ways.push(format!("id FROM job INDEXED BY idx_job_status WHERE org_id = ?1 AND status = {name}"));
             }
-            if status == JobStatus::Running {
+            // Such a row says queued if it doesn't say running.
+            if status == JobStatus::Running && filter.possible_statuses().all(|status| status != JobStatus::Queued) {
                 ways.push(BEHIND.to_owned());
             }
         }
