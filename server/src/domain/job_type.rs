@@ -19,7 +19,7 @@ pub struct Pause {
     pub since: Time,
     /// When it ends by itself; `None`: not before somebody resumes the type.
     pub until: Option<Time>,
-    /// Why, in the words of whoever paused the type; may be empty.
+    /// Why, in the words of the caller that paused the type; may be empty.
     pub reason: Arc<str>,
     /// Who paused the type; empty if unknown.
     pub actor: Arc<str>,

@@ -72,7 +72,7 @@ pub enum OrgChange {
         id: Uuid,
         /// What it does to each job.
         action: BulkAction,
-        /// Why, in the words of whoever started it; may be empty.
+        /// Why, in the words of the caller that started it; may be empty.
         reason: Arc<str>,
         /// It only counts.
         is_dry_run: bool,

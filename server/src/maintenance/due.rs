@@ -4,7 +4,7 @@
 //! its database, workers get time to report before their leases end.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,6 +35,8 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
     let mut reachable = Reachable::default();
     // Orgs are swept concurrently, so that a slow one does not delay others.
     let (mut sweeps, mut busy) = (JoinSet::new(), HashSet::new());
+    // Until when orgs with more due jobs are expected to have callers.
+    let mut company = HashMap::new();
     loop {
         let room = ORGS.saturating_sub(busy.len());
         let mut is_more_due = false;
@@ -45,7 +47,8 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
                     let since = reachable.succeeded();
                     for org in orgs.into_iter().filter(|org| busy.insert(*org)) {
                         let ledger = ledger.clone();
-                        sweeps.spawn(async move { (org, sweep(&ledger, org, since).await) });
+                        let company = company.remove(&org).unwrap_or_else(|| Instant::now() + COMPANY);
+                        sweeps.spawn(async move { (org, sweep(&ledger, org, since, company).await) });
                     }
                 }
                 Err(error) => {
@@ -55,16 +58,21 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
             }
         }
         let until = Instant::now() + LOOK;
+        let mut has_failed = false;
         while let Ok(Some(ended)) = timeout_at(until.into(), sweeps.join_next()).await {
             // A panic in a sweep is a defect, which the next sweep will show again.
             let Ok((org, swept)) = ended else { continue };
             busy.remove(&org);
             match swept {
-                Some(swept) => is_more_due |= swept.has_more,
-                None => {
+                Ended::Done => {}
+                Ended::HasMore { company_until } => {
+                    company.insert(org, company_until);
+                    is_more_due |= !has_failed;
+                }
+                Ended::Failed => {
                     reachable.failed();
                     // Don't retry a failing org at once.
-                    is_more_due = false;
+                    (has_failed, is_more_due) = (true, false);
                 }
             }
             if is_more_due && busy.len() <= ORGS / 2 {
@@ -73,34 +81,37 @@ pub(super) async fn run(ledger: &Ledger, store: &Arc<dyn Store>) {
         }
         if sweeps.is_empty() && !is_more_due {
             busy.clear();
+            company.clear();
             sleep_until(until.into()).await;
         }
     }
 }
 
-/// Runs batches in one org until nothing is due, at most [`BATCHES`]. `None` on failure; the org then falls due again.
-async fn sweep(ledger: &Ledger, org: OrgId, since: Instant) -> Option<Swept> {
-    let mut swept = Swept { has_more: false, has_company: false };
-    let mut company_until = Instant::now() + COMPANY;
+/// How a sweep ended.
+enum Ended {
+    /// Nothing is due.
+    Done,
+    /// There is more, and callers of the org are expected until then.
+    HasMore { company_until: Instant },
+    /// The org falls due again.
+    Failed,
+}
+
+/// Runs batches in one org until nothing is due, at most [`BATCHES`].
+async fn sweep(ledger: &Ledger, org: OrgId, since: Instant, mut company_until: Instant) -> Ended {
     for _ in 0..BATCHES {
         let at = Instant::now();
-        let request = SweepRequest { reachable_since: since, at, has_company: at < company_until };
-        swept = match ledger.sweep(org, request).await {
-            Ok(swept) => swept,
-            Err(LedgerError::Draining) => return Some(Swept { has_more: false, ..swept }),
+        match ledger.sweep(org, SweepRequest { reachable_since: since, at, has_company: at < company_until }).await {
+            Ok(Swept { has_more: false, .. }) | Err(LedgerError::Draining) => return Ended::Done,
+            Ok(swept) if swept.has_company => company_until = Instant::now() + COMPANY,
+            Ok(_) => {}
             Err(error) => {
                 tracing::warn!(org_id = %org, %error, "can't sweep the org's due jobs; trying again");
-                return None;
+                return Ended::Failed;
             }
-        };
-        if !swept.has_more {
-            break;
-        }
-        if swept.has_company {
-            company_until = Instant::now() + COMPANY;
         }
     }
-    Some(swept)
+    Ended::HasMore { company_until }
 }
 
 /// Since when workers can reach the ledger through this server.
