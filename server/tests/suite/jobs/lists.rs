@@ -190,7 +190,7 @@ async fn the_oldest_come_first_where_that_is_wanted(database: Database) {
     let of_rare = ListJobsRequest { requested_by: "rare".to_owned(), ..oldest.clone() };
     let (found, pages) = all(&client, &of_rare).await;
     assert_eq!(found, [rare, late.clone()]);
-    assert!(pages > 1, "no page looks at all jobs");
+    assert!(pages > 1, "no page examines all jobs");
     expected.push(late);
     // Jobs that come meanwhile are on the last pages.
     let mut list = ListJobsRequest { page_size: 1_000, ..oldest };
@@ -288,7 +288,7 @@ async fn a_filter_that_matches_little_goes_on_from_page_to_page(database: Databa
     let list = ListJobsRequest { requested_by: "rare".to_owned(), ..ListJobsRequest::default() };
     let (found, pages) = all(&client, &list).await;
     assert_eq!(found, [rare]);
-    assert!(pages > 1, "no page looks at all jobs");
+    assert!(pages > 1, "no page examines all jobs");
 
     // Ended jobs of a type are found at once. For other statuses the query looks through all jobs that wait.
     let other = client.create(NewJob::new("other")).await.unwrap().job.id;
@@ -304,7 +304,7 @@ async fn a_filter_that_matches_little_goes_on_from_page_to_page(database: Databa
     assert_eq!(all(&client, &ended).await, (vec![other.clone()], 1));
     let (found, pages) = all(&client, &ListJobsRequest { statuses: vec![], ..ended }).await;
     assert_eq!(found, [waits, other]);
-    assert!(pages > 1, "no page looks at all jobs");
+    assert!(pages > 1, "no page examines all jobs");
     server.stop().await;
 }
 

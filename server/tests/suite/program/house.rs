@@ -93,7 +93,7 @@ fn every_statement_opens_with_the_name_of_its_function() {
 
 #[test]
 fn sqlite_compiles_no_statement_again_for_its_limit() {
-    // The planner looks at the value of `LIMIT $1`, and compiles the statement again each time that one is bound.
+    // The planner takes the value of `LIMIT $1` into account, and compiles the statement again each time that one is bound.
     for (path, text) in sources(&root().join("server/src/store/sqlite")) {
         let found = ["LIMIT $", "LIMIT ?"].iter().find_map(|bound| text.find(bound));
         assert_eq!(found.map(|at| text[..at].lines().count()), None, "{path}: write LIMIT +$1");

@@ -1,4 +1,4 @@
-//! Pauses of types over the wire: which claims they stop, when they end, and who is told.
+//! Pauses of types over the wire: which claims they stop, when they end, and who is notified.
 
 use std::time::{Duration, SystemTime};
 
