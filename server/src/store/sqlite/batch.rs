@@ -45,8 +45,6 @@ pub(super) struct SqliteBatch {
     now: Time,
     states: Arc<States>,
     checkpoints: Arc<Checkpoints>,
-    /// Bytes of large payloads and results and of long texts that the transaction writes.
-    bytes: usize,
     orgs: Vec<OrgId>,
     /// The ends of the logs, as found by this transaction.
     ends: HashMap<OrgId, End>,
@@ -64,7 +62,7 @@ impl SqliteBatch {
         orgs: &[OrgId],
     ) -> Self {
         let (orgs, ends, left) = (orgs.to_vec(), HashMap::new(), Vec::new());
-        Self { slot, connection, now, states, checkpoints, bytes: 0, orgs, ends, left }
+        Self { slot, connection, now, states, checkpoints, orgs, ends, left }
     }
 
     /// The end of an org's log, loaded at most once.
@@ -177,7 +175,6 @@ impl Batch for SqliteBatch {
             }));
             records.push(record);
         }
-        self.bytes += changes.iter().map(|(_, changes)| write::large_bytes(changes)).sum::<usize>();
         let connection = &mut self.connection;
         // Removals come first: a new job may use the idempotency key of a removed one.
         for (org, changes) in changes {
@@ -207,11 +204,11 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, states, checkpoints, bytes, ends, left, .. } = *self;
+        let Self { mut slot, mut connection, states, checkpoints, ends, left, .. } = *self;
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
-                checkpoints.wrote(bytes);
+                checkpoints.committed();
                 left.into_iter().for_each(|left| left.committed(&states));
                 // Orgs that the transaction only read.
                 for (org, end) in ends {

@@ -90,9 +90,10 @@ const WRITER_CACHE: &str = "-65536";
 /// Prepared statements that the writer caches. Their texts differ by the number of rows and by the columns that the
 /// rows share. Preparing a statement of many rows takes a millisecond.
 const WRITER_STATEMENTS: usize = 256;
-/// WAL pages (64 MiB) before a commit checkpoints. A page that is written often is then copied to the database once.
-/// With SQLite's default of 1,000 nearly every large batch would checkpoint.
-const CHECKPOINT_PAGES: &str = "16384";
+/// WAL pages (128 MiB) after which commits checkpoint, because checkpoints beside the writer failed, or because overlapping
+/// reads never left a moment for the WAL to begin anew.
+const CHECKPOINT_PAGES: &str = "32768";
+
 /// An open SQLite ledger.
 pub struct SqliteStore {
     /// The tasks that keep the WAL short. They end with the store.
@@ -194,7 +195,7 @@ impl SqliteStore {
         let readers = pool(READ_CONNECTIONS).connect_with(base.clone()).await.map_err(unusable)?;
         let own = pool(OWN_CONNECTIONS).connect_with(base).await.map_err(unusable)?;
         let writer = Arc::new(Mutex::new(Some(writer)));
-        let checkpoints = Arc::new(Checkpoints::new(write_options.clone()));
+        let checkpoints = Arc::new(Checkpoints::new(path, write_options.clone()));
         let keeper = Keeper {
             gate,
             path: wal::path_of(path),
@@ -203,9 +204,9 @@ impl SqliteStore {
             writer: Arc::downgrade(&writer),
             checkpoints: Arc::clone(&checkpoints),
         };
-        let copying = Arc::clone(&checkpoints);
+        let (copying, of_copying) = (Arc::clone(&checkpoints), Arc::downgrade(&writer));
         let keeping = (options.file_use == FileUse::Serve).then(|| {
-            let copying = tokio::spawn(async move { copying.run().await });
+            let copying = tokio::spawn(async move { copying.run(of_copying).await });
             [tokio::spawn(keeper.run()), copying].map(AbortOnDropHandle::new)
         });
         Ok(Self {
@@ -399,6 +400,7 @@ impl Store for SqliteStore {
         {
             tracing::warn!(%error, "the database was not closed cleanly; its log is replayed at the next start");
         }
+        self.checkpoints.close_file().await;
         drop(self.lock.lock().take());
     }
 }

@@ -114,20 +114,6 @@ fn large_results(changes: &Changes) -> impl Iterator<Item = (&JobEvent, &Json)> 
         .filter_map(|event| Some((&**event, event.result.as_ref()?)))
 }
 
-/// Bytes of payloads and results that get rows of their own, and of long texts.
-pub(super) fn large_bytes(changes: &Changes) -> usize {
-    let payloads = changes.large_payloads().map(|payload| payload.json.len());
-    let results = large_results(changes).map(|(_, result)| result.len());
-    let texts = changes.created.iter().map(|job| 2 * job.text_bytes()).chain(changes.events.iter().map(|event| {
-        let result = event.result.as_ref().filter(|result| result.len() > MAX_SMALL_RESULT);
-        event.weight() - result.map_or(0, Json::len)
-    }));
-    payloads.chain(results).chain(texts.filter(|bytes| *bytes > LONG_TEXT)).sum()
-}
-
-/// Bytes above which a text is long.
-const LONG_TEXT: usize = 2 << 10;
-
 /// The first columns of [`JOB_COLUMNS`] are a job's key.
 const KEY: usize = 2;
 

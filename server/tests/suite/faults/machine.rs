@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jobledger_client::{Error, NewJob};
@@ -157,6 +157,57 @@ int fdatasync(int file) { return fails(); }
     callers.end().await;
     assert!(program.end_by("TERM").success());
     println!("{:?}", callers.check(&database).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_do_not_wait_until_a_slow_disk_has_the_database() {
+    const LONGEST: Duration = Duration::from_secs(1);
+    let tools = tempfile::tempdir().expect("a temporary directory");
+    // A sync takes a second for each 16 MB that were written to the file since its last one.
+    let text = "#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static unsigned long written[4096];
+static unsigned long *of(int file) {
+    struct stat found;
+    return &written[fstat(file, &found) ? 0 : found.st_ino % 4096];
+}
+ssize_t pwrite64(int file, const void *bytes, size_t length, off64_t at) {
+    static ssize_t (*next)(int, const void *, size_t, off64_t);
+    if (!next) next = (ssize_t (*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, \"pwrite64\");
+    ssize_t done = next(file, bytes, length, at);
+    if (done > 0) __atomic_add_fetch(of(file), done, __ATOMIC_RELAXED);
+    return done;
+}
+int fdatasync(int file) {
+    usleep(__atomic_exchange_n(of(file), 0, __ATOMIC_RELAXED) / 16);
+    return 0;
+}
+int fsync(int file) { return fdatasync(file); }
+";
+    let library = preloaded(tools.path(), text);
+    let database = Database::sqlite();
+    let preload = [("LD_PRELOAD", &*library)];
+    let program = Program::serve_in("127.0.0.1:0", &database.url(), &["--log", "off"], &preload);
+    let (client, payload, log) = (program.client(), "x".repeat(400), database.path().with_extension("db-wal"));
+    let (mut longest, mut length, mut is_anew) = (Duration::ZERO, 0, false);
+    // The log begins anew after 64 MiB, from when on its file does not grow.
+    for _ in 0..300 {
+        let jobs = (0..500).map(|n| NewJob::new(format!("t{}", n % 7)).payload(&payload).expect("it is JSON"));
+        let began = Instant::now();
+        client.create_all(jobs).await.expect("they are created");
+        longest = longest.max(began.elapsed());
+        let before = std::mem::replace(&mut length, std::fs::metadata(&log).expect("the server has it").len());
+        is_anew = length > 60 << 20 && length == before;
+        if is_anew {
+            break;
+        }
+    }
+    assert!(is_anew, "the log has {} MiB and goes on growing", length >> 20);
+    assert!(longest < LONGEST, "500 creates took {longest:?}");
+    assert!(program.end_by("TERM").success());
+    database.verify().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
