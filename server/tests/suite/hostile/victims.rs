@@ -77,8 +77,24 @@ impl Victims {
 
     /// Measures the calls that are answered within this time. Panics if a call failed.
     pub(super) async fn measure(&self, time: Duration) -> BTreeMap<&'static str, Kind> {
+        self.measure_while(time, |_, _| false).await
+    }
+
+    /// Measures the calls that are answered within this time, or while `goes_on` holds of the number of kinds that were answered
+    /// and the time that has passed. Panics if a call failed.
+    pub(super) async fn measure_while(
+        &self,
+        time: Duration,
+        goes_on: impl Fn(usize, Duration) -> bool,
+    ) -> BTreeMap<&'static str, Kind> {
+        let began = Instant::now();
         std::mem::take(&mut self.record.lock().unwrap().took);
         sleep(time).await;
+        let answered = || self.record.lock().unwrap().took.len();
+        while goes_on(answered(), began.elapsed()) {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let time = began.elapsed();
         let Record { took, failed } = std::mem::take(&mut *self.record.lock().unwrap());
         assert!(failed.is_empty(), "calls of those who don't attack fail: {failed:#?}");
         let kind = |(kind, mut took): (&'static str, Vec<Duration>)| {
@@ -256,10 +272,11 @@ impl Victim {
 
     /// Presents tokens that the server has to look up.
     async fn presents(self, address: String, fresh: Vec<String>) {
-        let mut fresh = fresh.into_iter();
+        // Whoever comes again is forgotten by then.
+        let mut fresh = fresh.iter().cycle();
         at_pace(PACE_OF_TOKENS, || {
-            let token = fresh.next().expect("there are enough tokens");
-            let client = client(&address, &token);
+            let token = fresh.next().expect("there are tokens");
+            let client = client(&address, token);
             let victim = self.clone();
             async move {
                 let request = ListJobsRequest { page_size: 1, ..Default::default() };
