@@ -6,14 +6,15 @@ use jobledger_proto::v1::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
     StreamJobEventsRequest, UpdateJobStatusRequest, bulk_operation_service_client::BulkOperationServiceClient,
     job_service_client::JobServiceClient, job_type_service_client::JobTypeServiceClient,
+    server_service_client::ServerServiceClient,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    ClientBuilder, Endpoints, Error, Follow, Item, RawBulkClient, RawClient, RawJobTypeClient, View, WithCaller,
-    failover::Connections, retry::Backoff, subscription::Subscription,
+    ClientBuilder, Endpoints, Error, Follow, Item, RawBulkClient, RawClient, RawJobTypeClient, RawServerClient, View,
+    WithCaller, failover::Connections, retry::Backoff, subscription::Subscription,
 };
 
 /// The response metadata of a stream that has the log id.
@@ -26,6 +27,7 @@ pub struct Client {
     service: RawClient,
     types: RawJobTypeClient,
     bulk: RawBulkClient,
+    server: RawServerClient,
     connections: Connections,
     timeout: Duration,
     builder: Arc<ClientBuilder>,
@@ -53,8 +55,9 @@ impl Client {
     pub(crate) fn of(connections: Connections, caller: WithCaller, timeout: Duration, builder: ClientBuilder) -> Self {
         let service = JobServiceClient::with_interceptor(connections.clone(), caller.clone());
         let types = JobTypeServiceClient::with_interceptor(connections.clone(), caller.clone());
-        let bulk = BulkOperationServiceClient::with_interceptor(connections.clone(), caller);
-        Self { service, types, bulk, connections, timeout, builder: Arc::new(builder) }
+        let bulk = BulkOperationServiceClient::with_interceptor(connections.clone(), caller.clone());
+        let server = ServerServiceClient::with_interceptor(connections.clone(), caller);
+        Self { service, types, bulk, server, connections, timeout, builder: Arc::new(builder) }
     }
 
     /// The same client with connections of its own. They belong to the tokio runtime that calls this.
@@ -242,6 +245,11 @@ impl Client {
     /// The same for BulkOperationService.
     pub fn raw_bulk(&self) -> RawBulkClient {
         self.bulk.clone()
+    }
+
+    /// The same for ServerService.
+    pub fn raw_server(&self) -> RawServerClient {
+        self.server.clone()
     }
 
     pub(crate) fn timeout(&self) -> Duration {

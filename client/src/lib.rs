@@ -108,6 +108,7 @@ mod job_types;
 mod json;
 mod request;
 mod retry;
+mod server_info;
 mod shutdown;
 mod subscription;
 mod view;
@@ -127,7 +128,9 @@ pub use prost_types;
 
 pub use self::{
     client::{Client, Created, Updated},
-    connect::{ClientBuilder, Endpoints, RawBulkClient, RawClient, RawJobTypeClient, Token, WithCaller},
+    connect::{
+        ClientBuilder, Endpoints, RawBulkClient, RawClient, RawJobTypeClient, RawServerClient, Token, WithCaller,
+    },
     cursor::Cursor,
     error::{Error, Violation},
     failover::Connections,

@@ -6,7 +6,7 @@ use jobledger_proto::{
     FILE_DESCRIPTOR_SET,
     v1::{
         bulk_operation_service_server::BulkOperationServiceServer, job_service_server::JobServiceServer,
-        job_type_service_server::JobTypeServiceServer,
+        job_type_service_server::JobTypeServiceServer, server_service_server::ServerServiceServer,
     },
 };
 use thiserror::Error;
@@ -138,11 +138,8 @@ impl Server {
             tokio::join!(reporting, maintenance, watching, warning);
         }));
         let service = api::Service::new(ledger.clone(), config.slow_consumer_after, draining.clone());
-        let mut routes = Routes::new(health_service.max_decoding_message_size(api::ABOUT_NO_ORG))
-            .add_service(BulkOperationServiceServer::new(api::BulkOperations::new(ledger.clone())))
-            .add_service(JobTypeServiceServer::new(api::JobTypes::new(ledger.clone())))
-            .add_service(reflection().build_v1()?.max_decoding_message_size(api::ABOUT_NO_ORG))
-            .add_service(reflection().build_v1alpha()?.max_decoding_message_size(api::ABOUT_NO_ORG));
+        let mut routes =
+            services(&ledger, &config)?.add_service(health_service.max_decoding_message_size(api::ABOUT_NO_ORG));
         let router = routes.axum_router_mut();
         let legacy = config.legacy_http.then(|| rest::routes(ledger.clone(), config.calls.request_bytes));
         *router = std::mem::take(router).merge(api::probes(watched)).merge(legacy.unwrap_or_else(rest::no_routes));
@@ -188,6 +185,16 @@ impl Server {
     }
 }
 
+/// The services besides JobService and health.
+fn services(ledger: &Ledger, config: &Config) -> Result<Routes, ServeError> {
+    let facts = api::ServerFacts::of(config);
+    Ok(Routes::new(BulkOperationServiceServer::new(api::BulkOperations::new(ledger.clone())))
+        .add_service(JobTypeServiceServer::new(api::JobTypes::new(ledger.clone())))
+        .add_service(ServerServiceServer::new(api::ServerInfo::new(ledger.clone(), facts)))
+        .add_service(reflection().build_v1()?.max_decoding_message_size(api::ABOUT_NO_ORG))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(api::ABOUT_NO_ORG)))
+}
+
 /// Waits until the connections and the lanes have ended. Calls end with their commands. If some are left shortly before the
 /// deadline, the lanes are cut off, and the calls get errors.
 async fn drain<T>(mut serving: AbortOnDropHandle<T>, lanes: JoinHandle<()>, deadline: Instant, grace: Duration) {
@@ -202,11 +209,12 @@ async fn drain<T>(mut serving: AbortOnDropHandle<T>, lanes: JoinHandle<()>, dead
 }
 
 /// The names of which health is reported: of the server as a whole, and of the services.
-const HEALTH_SERVICES: [&str; 4] = [
+const HEALTH_SERVICES: [&str; 5] = [
     "",
     JobServiceServer::<api::Service>::NAME,
     JobTypeServiceServer::<api::JobTypes>::NAME,
     BulkOperationServiceServer::<api::BulkOperations>::NAME,
+    ServerServiceServer::<api::ServerInfo>::NAME,
 ];
 
 async fn report(health: &HealthReporter, status: ServingStatus) {

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     access::{Access, Credential, Presented, Refusal},
     domain::{
-        access::{NO_ORG, Roles},
+        access::{NO_ORG, Role, Roles},
         id::OrgId,
     },
     ledger::Author,
@@ -35,6 +35,8 @@ use crate::{
     shares::network,
     telemetry::RateLimitedLog,
 };
+
+const WRONG_ROLES: &str = "the credential's roles don't allow this call";
 
 /// Admits calls whose callers may make them; every call where authentication is off.
 #[derive(Clone)]
@@ -110,7 +112,7 @@ where
                 );
             }
             // Probes may use any host name.
-            if let Some(Allowed::Roles(_) | Allowed::AnyRole) = allowed
+            if let Some(Allowed::Roles(_) | Allowed::Operators | Allowed::AnyRole) = allowed
                 && let Some(hosts) = &self.hosts
                 && let Some(host) = host(&request)
                 && !is_ours(host, hosts)
@@ -198,11 +200,15 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
     let Some(rpc) = rpc else { return refuse(ApiError::NoSuchCall, request) };
-    if let Allowed::Roles(roles) = rpc.allowed() {
-        match caller(&credential, roles, request.headers()) {
+    match rpc.allowed() {
+        Allowed::Roles(roles) => match caller(&credential, roles, request.headers()) {
             Ok(caller) => let_in(&mut request, caller),
             Err(error) => return refuse(error, request),
+        },
+        Allowed::Operators if !credential.principal.roles.has(Role::Operator) => {
+            return refuse(ApiError::Denied(WRONG_ROLES), request);
         }
+        Allowed::Operators | Allowed::AnyRole | Allowed::Anybody => {}
     }
     request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
@@ -240,7 +246,7 @@ fn caller(credential: &Credential, roles: Roles, headers: &HeaderMap) -> Result<
         (None, None) => return Err(ApiError::invalid(ORG_HEADER, "is needed: an operator's credential has no org")),
     };
     if !principal.roles.meets(roles) {
-        return Err(ApiError::Denied("the credential's roles don't allow this call"));
+        return Err(ApiError::Denied(WRONG_ROLES));
     }
     let by = Author { org, actor: Some(Arc::clone(&principal.name)) };
     Ok(Caller { by, roles: principal.roles })

@@ -17,6 +17,7 @@ mod reject;
 mod request;
 mod request_body;
 mod rpc;
+mod server_info;
 mod service;
 mod statistics;
 mod status;
@@ -34,6 +35,7 @@ pub(crate) use self::{
     job_types::JobTypes,
     limits::LimitsLayer,
     request_body::ABOUT_NO_ORG,
+    server_info::{ServerFacts, ServerInfo},
     service::Service,
     wire::{WireLayer, WireService},
 };

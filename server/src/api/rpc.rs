@@ -13,6 +13,8 @@ pub(super) enum Allowed {
     AnyRole,
     /// Callers with one of these roles, for one org.
     Roles(Roles),
+    /// Operators, about no single org.
+    Operators,
 }
 
 const READERS: Allowed =
@@ -101,6 +103,8 @@ pub(super) enum Rpc {
     GetBulkOperation,
     ListBulkOperations,
     StopBulkOperation,
+    GetServerInfo,
+    ListOrgs,
     HealthCheck,
     HealthWatch,
     /// ServerReflectionInfo of either version: a dialogue, whose caller sends more once it was answered.
@@ -116,7 +120,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 26] = [
+const GRPC: [(&str, Rpc); 28] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -139,6 +143,8 @@ const GRPC: [(&str, Rpc); 26] = [
     ("/jobledger.v1.BulkOperationService/GetBulkOperation", Rpc::GetBulkOperation),
     ("/jobledger.v1.BulkOperationService/ListBulkOperations", Rpc::ListBulkOperations),
     ("/jobledger.v1.BulkOperationService/StopBulkOperation", Rpc::StopBulkOperation),
+    ("/jobledger.v1.ServerService/GetServerInfo", Rpc::GetServerInfo),
+    ("/jobledger.v1.ServerService/ListOrgs", Rpc::ListOrgs),
     ("/grpc.health.v1.Health/Check", Rpc::HealthCheck),
     ("/grpc.health.v1.Health/Watch", Rpc::HealthWatch),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Rpc::Reflection),
@@ -174,7 +180,8 @@ impl Rpc {
             | Self::Heartbeat
             | Self::LegacyReport => WORKERS,
             // A stream of a whole org is for observers only. The service checks that, since it depends on the request.
-            Self::GetJob | Self::ListJobs | Self::StreamJobEvents | Self::LegacyRead => READERS,
+            Self::GetJob | Self::ListJobs | Self::StreamJobEvents | Self::GetServerInfo | Self::LegacyRead => READERS,
+            Self::ListOrgs => Allowed::Operators,
             Self::GetStatistics
             | Self::ListJobTypes
             | Self::GetJobType
@@ -215,6 +222,8 @@ impl Rpc {
             | Self::GetBulkOperation
             | Self::ListBulkOperations
             | Self::StopBulkOperation
+            | Self::GetServerInfo
+            | Self::ListOrgs
             | Self::HealthCheck
             | Self::Probe
             | Self::LegacyCreate
@@ -247,6 +256,8 @@ impl Rpc {
             | Self::GetBulkOperation
             | Self::ListBulkOperations
             | Self::StopBulkOperation
+            | Self::GetServerInfo
+            | Self::ListOrgs
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -281,6 +292,8 @@ impl Rpc {
             | Self::GetBulkOperation
             | Self::ListBulkOperations
             | Self::StopBulkOperation
+            | Self::GetServerInfo
+            | Self::ListOrgs
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -315,13 +328,14 @@ mod tests {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     let rpc = Rpc::of(&Method::POST, &path).unwrap_or_else(|| panic!("{path} is no call"));
                     assert_eq!(rpc.is_of_job_service(), service.name() == "JobService", "{path}");
-                    assert!(matches!(rpc.allowed(), Allowed::Roles(_)), "{path} is about an org");
+                    let is_about_an_org = matches!(rpc.allowed(), Allowed::Roles(_));
+                    assert_eq!(is_about_an_org, method.name() != "ListOrgs", "{path}");
                     assert!(rpc.is_long() || !method.server_streaming(), "{path} streams");
                     calls += 1;
                 }
             }
         }
-        assert_eq!(calls, 22);
+        assert_eq!(calls, 24);
     }
 
     #[test]

@@ -21,9 +21,8 @@ const MAX_TYPES_LISTED: usize = 1_000;
 
 pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::GetStatisticsResponse {
     let (as_of, since) = (statistics.as_of, statistics.since);
-    let (mut total, mut scheduled, mut flow) = (StatusCounts::default(), 0, Flow::default());
+    let (total, mut scheduled, mut flow) = (total(&statistics), 0, Flow::default());
     for of_type in &statistics.types {
-        total.add_all(&of_type.counts);
         scheduled += of_type.scheduled;
         flow.add_all(&of_type.flow);
     }
@@ -51,6 +50,13 @@ pub(super) fn answer(statistics: Statistics, query: &StatisticsQuery) -> pb::Get
         counts: Some(counts(&total)),
         pause_of_all: pause(&settings, ALL_TYPES),
     }
+}
+
+/// The numbers of jobs of all types.
+pub(super) fn total(statistics: &Statistics) -> StatusCounts {
+    let mut total = StatusCounts::default();
+    statistics.types.iter().for_each(|of_type| total.add_all(&of_type.counts));
+    total
 }
 
 /// The own pause of a type, or of all types.

@@ -76,15 +76,24 @@ pub use crate::store::{
 };
 use crate::{
     domain::{
+        access::NO_ORG,
         bulk::BulkOperation,
         clock::Time,
-        id::{JobId, OrgId},
+        id::{JobId, LogId, OrgId},
         job::JobRecord,
         job_filter::JobFilter,
         job_type::TypeCommand,
     },
     store::Store,
 };
+
+/// What an org has.
+pub struct Usage {
+    /// Its jobs by type, as of one `seq` of its log.
+    pub statistics: Statistics,
+    /// About how many bytes its jobs and events are, read a little later.
+    pub bytes: i64,
+}
 
 /// The ledger of all orgs of one database. Cheap to clone.
 #[derive(Clone)]
@@ -368,6 +377,39 @@ impl Ledger {
     pub async fn statistics(&self, org: OrgId, query: &StatisticsQuery) -> Result<Statistics, LedgerError> {
         let query = query.clone();
         self.summaries.read(org, move |store| async move { store.statistics(org, &query).await }).await
+    }
+
+    /// Reads what an org has, in a read turn of `whose`: of the same org, or of none ([`NO_ORG`]) for who reads of many.
+    ///
+    /// # Errors
+    ///
+    /// An error of the database.
+    pub async fn usage(&self, whose: OrgId, org: OrgId) -> Result<Usage, LedgerError> {
+        let read = move |store: Arc<dyn Store>| async move {
+            let statistics = store.statistics(org, &StatisticsQuery::of(&[])).await?;
+            let stock = store.audit().stock(org).await?;
+            Ok(Usage { statistics, bytes: stock.map_or(0, |(_, stock)| stock.bytes) })
+        };
+        self.summaries.read(whose, read).await
+    }
+
+    /// Reads the ids of at most `limit` orgs that have a log: those after `after`, in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// An error of the database.
+    pub async fn orgs(&self, after: Option<OrgId>, limit: usize) -> Result<Vec<OrgId>, LedgerError> {
+        let read = move |store: Arc<dyn Store>| async move { store.orgs(after, limit).await };
+        self.summaries.read(OrgId(NO_ORG), read).await
+    }
+
+    /// Reads the id of the database's log.
+    ///
+    /// # Errors
+    ///
+    /// An error of the database.
+    pub async fn log_id(&self) -> Result<LogId, LedgerError> {
+        self.log_identity.read().await
     }
 
     /// Follows an org's log. `peer` is the address of the subscriber's connection.

@@ -19,6 +19,15 @@ pub enum DatabaseUrl {
 const EXPECTED_URL: &str = "expected sqlite://PATH or postgres://USER@HOST/NAME, for instance sqlite://jobledger.db";
 
 impl DatabaseUrl {
+    /// `sqlite` or `postgresql`; empty for a URL that is refused.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgresql",
+            Self::Other => "",
+        }
+    }
+
     /// The error for [`DatabaseUrl::Other`].
     pub(super) fn refused() -> StoreError {
         StoreError::Unusable(EXPECTED_URL.to_owned())

@@ -4,6 +4,7 @@ mod bulk;
 mod check;
 mod job_types;
 mod list;
+mod orgs;
 mod read;
 mod work;
 
@@ -19,6 +20,7 @@ pub(super) use self::{
     bulk::{bulk_token, list_bulk, operation, start_bulk},
     job_types::{delete_type, get_type, list_types, pause_type, resume_type, type_token, update_type},
     list::{Listing, list},
+    orgs::list_orgs,
     read::{statistics, subscribe},
     work::{claim, heartbeat},
 };

@@ -93,7 +93,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 5]); 26] = [
+const CALLS: [(&str, [bool; 5]); 28] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
@@ -116,12 +116,16 @@ const CALLS: [(&str, [bool; 5]); 26] = [
     ("jobledger.v1.BulkOperationService/GetBulkOperation", [false, false, true, true, true]),
     ("jobledger.v1.BulkOperationService/ListBulkOperations", [false, false, true, true, true]),
     ("jobledger.v1.BulkOperationService/StopBulkOperation", [false, false, false, true, true]),
+    ("jobledger.v1.ServerService/GetServerInfo", [true; 5]),
+    (ABOUT_ALL_ORGS, [false, false, false, false, true]),
     ("grpc.health.v1.Health/Check", [true; 5]),
     ("grpc.health.v1.Health/Watch", [true; 5]),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", [true; 5]),
     ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", [true; 5]),
 ];
 const ROLES: [Role; 5] = [Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator];
+/// The only call of the contract that is about no single org.
+const ABOUT_ALL_ORGS: &str = "jobledger.v1.ServerService/ListOrgs";
 /// The only call that needs no credential.
 const PUBLIC: &str = "grpc.health.v1.Health/Check";
 
@@ -198,7 +202,9 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
                 let mut headers = vec![("authorization", &*bearer)];
                 headers.extend(named.map(|named| ("x-org-id", named)));
                 let found = caller.call(call, &headers, &[]).await;
-                let expected: fn(Code) -> bool = if !is_about_an_org(call) {
+                let expected: fn(Code) -> bool = if call == ABOUT_ALL_ORGS && !is_allowed {
+                    |code| code == Code::PermissionDenied
+                } else if call == ABOUT_ALL_ORGS || !is_about_an_org(call) {
                     is_let_in
                 } else if org == "bad" || org == "none" && is_operator {
                     |code| code == Code::InvalidArgument

@@ -12,6 +12,7 @@ pub(crate) mod noisy;
 pub(crate) mod probes;
 pub(crate) mod quotas;
 pub(crate) mod resets;
+pub(crate) mod server_info;
 pub(crate) mod strangers;
 pub(crate) mod tenants;
 pub(crate) mod tls;

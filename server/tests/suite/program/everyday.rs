@@ -101,9 +101,17 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                 );
                 assert!(first["oldestQueuedAge"].is_string(), "{first}");
             }
+            "How much is left of the quotas" => {
+                let jobs = first["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == "max-jobs-per-org");
+                assert_eq!(jobs.unwrap()["used"], "7", "{first}");
+            }
+            "Whose jobs there are" => {
+                assert_eq!(first["orgs"][0]["id"], "00000000-0000-0000-0000-000000000000");
+                assert_eq!(first["orgs"][0]["counts"]["canceled"], "3", "{first}");
+            }
             other => panic!("what is {other:?} to do?"),
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 8, "{seen:?}");
+    assert_eq!(seen.len(), 10, "{seen:?}");
 }
