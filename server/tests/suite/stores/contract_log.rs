@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::Months;
 use jobledger_server::{
     domain::{event::JobEvent, job::Job, status::JobStatus},
     store::{Changed, Changes, EventFilter, EventQuery, Head, Needs, Store},
@@ -74,11 +75,11 @@ async fn filtered_pages_move_on_where_nothing_matches(store: Arc<dyn Store>) {
 async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
     let org = org();
     // A job with an event in each of three months, between jobs with events in one month each.
-    let day = 86_400_000_000;
     let mut long = Job { created_at: time(0), ..job(org, "t", 1) };
+    let after = |months: i64| time(0).checked_add_months(Months::new(months as u32)).expect("a time");
     let mut jobs = Vec::new();
     for (month, first) in [(0, 1), (1, 4), (2, 7)] {
-        let at = time(month * 32 * day);
+        let at = after(month);
         let mut short = job(org, "t", first + 1);
         (short.created_at, short.updated_at, short.ready_at, short.last_recorded_at) = (at, at, at, at);
         (long.last_seq, long.last_recorded_at, long.last_job_seq) = (first, at, month + 1);
@@ -122,7 +123,7 @@ async fn a_log_goes_on_from_month_to_month(store: Arc<dyn Store>) {
     assert_eq!(page.events.iter().map(|event| event.seq()).collect::<Vec<_>>(), [1, 4, 7]);
     assert_eq!(store.job(org, long.id).await.unwrap().unwrap().job, long);
     let removed = load(&*store, org, Needs { jobs: vec![jobs[1], long.id], ..Needs::default() }).await.jobs;
-    let head = Some(Head { seq: 9, floor: 8, recorded_at: Some(time(64 * day)), ..Head::EMPTY });
+    let head = Some(Head { seq: 9, floor: 8, recorded_at: Some(after(2)), ..Head::EMPTY });
     write(&*store, org, &Changes { head, removed, ..Changes::default() }).await.unwrap();
     let page = store.events(org, &all(0)).await.unwrap();
     assert_eq!(page.events.iter().map(|event| event.seq()).collect::<Vec<_>>(), [2, 3, 8, 9]);
