@@ -3,7 +3,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const INCLUDE: &str = "proto";
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "proto/jobledger/v1/bulk_operation_service.proto",
     "proto/jobledger/v1/job.proto",
     "proto/jobledger/v1/job_event.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 8] = [
     "proto/jobledger/v1/job_type_service.proto",
     "proto/jobledger/v1/org_event.proto",
     "proto/jobledger/v1/server_service.proto",
+    "proto/jobledger/v1/worker_service.proto",
 ];
 
 #[expect(clippy::disallowed_methods, reason = "cargo tells a build script where to write by a variable")]

@@ -6,15 +6,15 @@ use jobledger_proto::v1::{
     CreateJobRequest, GetJobRequest, GetStatisticsRequest, GetStatisticsResponse, Job, JobStatus,
     StreamJobEventsRequest, UpdateJobStatusRequest, bulk_operation_service_client::BulkOperationServiceClient,
     job_service_client::JobServiceClient, job_type_service_client::JobTypeServiceClient,
-    server_service_client::ServerServiceClient,
+    server_service_client::ServerServiceClient, worker_service_client::WorkerServiceClient,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    ClientBuilder, Endpoints, Error, Follow, Item, RawBulkClient, RawClient, RawJobTypeClient, RawServerClient, View,
-    WithCaller, failover::Connections, retry::Backoff, subscription::Subscription,
+    ClientBuilder, Endpoints, Error, Follow, Item, RawBulkClient, RawClient, RawJobTypeClient, RawServerClient,
+    RawWorkerClient, View, WithCaller, failover::Connections, retry::Backoff, subscription::Subscription,
 };
 
 /// The response metadata of a stream that has the log id.
@@ -28,6 +28,7 @@ pub struct Client {
     types: RawJobTypeClient,
     bulk: RawBulkClient,
     server: RawServerClient,
+    workers: RawWorkerClient,
     connections: Connections,
     timeout: Duration,
     builder: Arc<ClientBuilder>,
@@ -56,8 +57,9 @@ impl Client {
         let service = JobServiceClient::with_interceptor(connections.clone(), caller.clone());
         let types = JobTypeServiceClient::with_interceptor(connections.clone(), caller.clone());
         let bulk = BulkOperationServiceClient::with_interceptor(connections.clone(), caller.clone());
-        let server = ServerServiceClient::with_interceptor(connections.clone(), caller);
-        Self { service, types, bulk, server, connections, timeout, builder: Arc::new(builder) }
+        let server = ServerServiceClient::with_interceptor(connections.clone(), caller.clone());
+        let workers = WorkerServiceClient::with_interceptor(connections.clone(), caller);
+        Self { service, types, bulk, server, workers, connections, timeout, builder: Arc::new(builder) }
     }
 
     /// The same client with connections of its own. They belong to the tokio runtime that calls this.
@@ -250,6 +252,11 @@ impl Client {
     /// The same for ServerService.
     pub fn raw_server(&self) -> RawServerClient {
         self.server.clone()
+    }
+
+    /// The same for WorkerService.
+    pub fn raw_workers(&self) -> RawWorkerClient {
+        self.workers.clone()
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -9,6 +9,7 @@ use std::{
 use jobledger_proto::v1::{
     bulk_operation_service_client::BulkOperationServiceClient, job_service_client::JobServiceClient,
     job_type_service_client::JobTypeServiceClient, server_service_client::ServerServiceClient,
+    worker_service_client::WorkerServiceClient,
 };
 use tonic::{
     Request, Status,
@@ -43,6 +44,8 @@ pub type RawClient = JobServiceClient<InterceptedService<Connections, WithCaller
 pub type RawBulkClient = BulkOperationServiceClient<InterceptedService<Connections, WithCaller>>;
 /// The same for JobTypeService.
 pub type RawJobTypeClient = JobTypeServiceClient<InterceptedService<Connections, WithCaller>>;
+/// The same for WorkerService.
+pub type RawWorkerClient = WorkerServiceClient<InterceptedService<Connections, WithCaller>>;
 /// The same for ServerService.
 pub type RawServerClient = ServerServiceClient<InterceptedService<Connections, WithCaller>>;
 

@@ -129,7 +129,8 @@ pub use prost_types;
 pub use self::{
     client::{Client, Created, Updated},
     connect::{
-        ClientBuilder, Endpoints, RawBulkClient, RawClient, RawJobTypeClient, RawServerClient, Token, WithCaller,
+        ClientBuilder, Endpoints, RawBulkClient, RawClient, RawJobTypeClient, RawServerClient, RawWorkerClient, Token,
+        WithCaller,
     },
     cursor::Cursor,
     error::{Error, Violation},

@@ -243,6 +243,18 @@ impl Claim {
         self.0.request_id = id.to_string();
         self
     }
+
+    /// The worker's version, which lists of workers show. At most 255 characters.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.0.worker_version = version.into();
+        self
+    }
+
+    /// The machine that the worker runs on, which lists of workers show. At most 255 characters.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.0.worker_host = host.into();
+        self
+    }
 }
 
 impl From<Claim> for ClaimJobsRequest {

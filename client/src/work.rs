@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jobledger_proto::v1::{
     CancelJobRequest, ClaimJobsRequest, HeartbeatRequest, HeartbeatResult, Job, Lease, ListJobsRequest,
-    ListJobsResponse, RetryJobRequest,
+    ListJobsResponse, ListWorkersRequest, ListWorkersResponse, RetryJobRequest,
 };
 use uuid::Uuid;
 
@@ -64,6 +64,17 @@ impl Client {
         let request = RetryJobRequest { job_id: job_id.into(), etag: String::new(), request_id };
         let send = |mut service: crate::RawClient, request| async move { service.retry_job(request).await };
         self.call(request, true, send).await?.job.ok_or_else(Error::without_job)
+    }
+
+    /// Reads a page of the workers that any server has heard of within the last five minutes, in the order of their ids. Send
+    /// the answer's `next_page_token` as `page_token` to read the next page.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn workers(&self, list: ListWorkersRequest) -> Result<ListWorkersResponse, Error> {
+        let send = |mut workers: crate::RawWorkerClient, request| async move { workers.list_workers(request).await };
+        self.call_on(&self.raw_workers(), self.timeout(), list, true, send).await
     }
 
     /// Reads a page of jobs, the newest first. Send the answer's `next_page_token` as `page_token` to read the next page.

@@ -143,6 +143,7 @@ class Worker:
                 lease_duration=timedelta(seconds=self.options.lease),
                 wait=timedelta(seconds=CLAIM_WAIT),
                 request_id=str(uuid.uuid4()),
+                worker_host=socket.gethostname(),
             )
             try:
                 leases = self.service.call("ClaimJobs", self.request, timeout=CLAIM_WAIT + 10).leases

@@ -530,6 +530,16 @@ BEGIN
     ORDER BY b.created_at DESC, b.id DESC LIMIT p_limit;
 END $$;
 
+-- Workers of an org after an id that were heard of within p_known_for microseconds.
+CREATE OR REPLACE FUNCTION jobledger.read_workers(p_org UUID, p_after TEXT, p_known_for BIGINT, p_limit BIGINT)
+RETURNS SETOF jobledger.worker LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT w.* FROM jobledger.worker w
+    WHERE w.org_id = p_org AND w.id > p_after AND w.heard_at > clock_timestamp() - p_known_for * interval '1 microsecond'
+    ORDER BY w.id LIMIT p_limit;
+END $$;
+
 -- A page of the log of one job, by the index over the events of jobs, and with the job's status.
 CREATE OR REPLACE FUNCTION jobledger.read_job_log(
     p_org UUID, p_job UUID, p_after BIGINT, p_types TEXT[], p_statuses TEXT[], p_leaving BOOLEAN, p_labels JSONB,
@@ -969,6 +979,27 @@ BEGIN
     INSERT INTO jobledger.api_token_use AS u (org_id, digest, used_at)
     SELECT used.org_id, used.digest, clock_timestamp() FROM unnest(p_orgs, p_digests) AS used (org_id, digest)
     ON CONFLICT (org_id, digest) DO UPDATE SET used_at = greatest(u.used_at, excluded.used_at);
+END $$;
+
+-- Writes workers that were heard of so many microseconds ago, in the order in which they come, and removes those of p_orgs that
+-- were silent for longer than p_known_for. A row that another server is writing is left to it. A clock that was set back does not
+-- keep what was written before.
+CREATE OR REPLACE FUNCTION jobledger.note_workers(
+    p_orgs UUID[], p_of UUID[], p_ids TEXT[], p_abouts TEXT[], p_ages BIGINT[], p_known_for BIGINT
+) RETURNS VOID
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM jobledger.name_orgs(p_orgs);
+    INSERT INTO jobledger.worker AS w (org_id, id, about, heard_at)
+    SELECT h.org_id, h.id, h.about, clock_timestamp() - h.age * interval '1 microsecond'
+    FROM unnest(p_of, p_ids, p_abouts, p_ages) AS h (org_id, id, about, age)
+    ON CONFLICT (org_id, id) DO UPDATE SET about = excluded.about, heard_at = excluded.heard_at
+    WHERE excluded.heard_at >= w.heard_at OR w.heard_at > clock_timestamp();
+    DELETE FROM jobledger.worker w USING (
+        SELECT s.org_id, s.id FROM jobledger.worker s
+        WHERE s.org_id = ANY (p_orgs) AND s.heard_at <= clock_timestamp() - p_known_for * interval '1 microsecond'
+        FOR UPDATE SKIP LOCKED
+    ) silent WHERE w.org_id = silent.org_id AND w.id = silent.id;
 END $$;
 
 -- The head of an org's log, and the org's jobs and bytes as of it.

@@ -7,6 +7,7 @@ use jobledger_proto::{
     v1::{
         bulk_operation_service_server::BulkOperationServiceServer, job_service_server::JobServiceServer,
         job_type_service_server::JobTypeServiceServer, server_service_server::ServerServiceServer,
+        worker_service_server::WorkerServiceServer,
     },
 };
 use thiserror::Error;
@@ -190,6 +191,7 @@ fn services(ledger: &Ledger, config: &Config) -> Result<Routes, ServeError> {
     let facts = api::ServerFacts::of(config);
     Ok(Routes::new(BulkOperationServiceServer::new(api::BulkOperations::new(ledger.clone())))
         .add_service(JobTypeServiceServer::new(api::JobTypes::new(ledger.clone())))
+        .add_service(WorkerServiceServer::new(api::Workers::new(ledger.clone())))
         .add_service(ServerServiceServer::new(api::ServerInfo::new(ledger.clone(), facts)))
         .add_service(reflection().build_v1()?.max_decoding_message_size(api::ABOUT_NO_ORG))
         .add_service(reflection().build_v1alpha()?.max_decoding_message_size(api::ABOUT_NO_ORG)))
@@ -209,12 +211,13 @@ async fn drain<T>(mut serving: AbortOnDropHandle<T>, lanes: JoinHandle<()>, dead
 }
 
 /// The names of which health is reported: of the server as a whole, and of the services.
-const HEALTH_SERVICES: [&str; 5] = [
+const HEALTH_SERVICES: [&str; 6] = [
     "",
     JobServiceServer::<api::Service>::NAME,
     JobTypeServiceServer::<api::JobTypes>::NAME,
     BulkOperationServiceServer::<api::BulkOperations>::NAME,
     ServerServiceServer::<api::ServerInfo>::NAME,
+    WorkerServiceServer::<api::Workers>::NAME,
 ];
 
 async fn report(health: &HealthReporter, status: ServingStatus) {

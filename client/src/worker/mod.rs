@@ -89,6 +89,8 @@ pub struct Worker {
 #[derive(Debug, Clone)]
 struct Options {
     worker_id: String,
+    version: String,
+    host: String,
     concurrency: usize,
     lease: Duration,
     wait: Duration,
@@ -110,12 +112,19 @@ pub struct WorkerBuilder {
     twice: Option<String>,
 }
 
+/// The machine's name, where Linux tells it.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+}
+
 impl Worker {
     /// Configures a worker for jobs of the client's org.
     pub fn builder(client: Client) -> WorkerBuilder {
         let id = Uuid::new_v4().simple().to_string();
         let options = Options {
             worker_id: format!("{}-{}", std::process::id(), &id[..8]),
+            version: String::new(),
+            host: host_name(),
             concurrency: 10,
             lease: Duration::from_secs(30),
             wait: Duration::from_secs(20),
@@ -180,6 +189,19 @@ impl WorkerBuilder {
     /// A name for people, at most 255 characters. Default: the process id and a random suffix.
     pub fn worker_id(mut self, id: impl Into<String>) -> Self {
         self.options.worker_id = id.into();
+        self
+    }
+
+    /// The worker's version, which lists of workers show. At most 255 characters. Default: none.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.options.version = version.into();
+        self
+    }
+
+    /// The machine that the worker runs on, which lists of workers show. At most 255 characters. Default: on Linux the
+    /// machine's name, elsewhere none.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.options.host = host.into();
         self
     }
 

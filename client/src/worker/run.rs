@@ -154,6 +154,8 @@ async fn claim_and_start(
             .lease(options.lease)
             .wait(options.wait)
             .request_id(request_id)
+            .version(&options.version)
+            .host(&options.host)
             .into();
         // The same claim without a wait, to fetch the jobs that it may already have taken.
         let again = ClaimJobsRequest { wait: None, ..claim.clone() };

@@ -24,6 +24,7 @@ mod status;
 mod stream;
 mod weight;
 mod wire;
+mod workers;
 
 pub use self::limits::CallLimits;
 // What the old REST calls share with the others.
@@ -38,6 +39,7 @@ pub(crate) use self::{
     server_info::{ServerFacts, ServerInfo},
     service::Service,
     wire::{WireLayer, WireService},
+    workers::Workers,
 };
 pub(crate) use self::{
     caller::Caller,

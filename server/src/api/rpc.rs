@@ -103,6 +103,7 @@ pub(super) enum Rpc {
     GetBulkOperation,
     ListBulkOperations,
     StopBulkOperation,
+    ListWorkers,
     GetServerInfo,
     ListOrgs,
     HealthCheck,
@@ -120,7 +121,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 28] = [
+const GRPC: [(&str, Rpc); 29] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -143,6 +144,7 @@ const GRPC: [(&str, Rpc); 28] = [
     ("/jobledger.v1.BulkOperationService/GetBulkOperation", Rpc::GetBulkOperation),
     ("/jobledger.v1.BulkOperationService/ListBulkOperations", Rpc::ListBulkOperations),
     ("/jobledger.v1.BulkOperationService/StopBulkOperation", Rpc::StopBulkOperation),
+    ("/jobledger.v1.WorkerService/ListWorkers", Rpc::ListWorkers),
     ("/jobledger.v1.ServerService/GetServerInfo", Rpc::GetServerInfo),
     ("/jobledger.v1.ServerService/ListOrgs", Rpc::ListOrgs),
     ("/grpc.health.v1.Health/Check", Rpc::HealthCheck),
@@ -183,6 +185,7 @@ impl Rpc {
             Self::GetJob | Self::ListJobs | Self::StreamJobEvents | Self::GetServerInfo | Self::LegacyRead => READERS,
             Self::ListOrgs => Allowed::Operators,
             Self::GetStatistics
+            | Self::ListWorkers
             | Self::ListJobTypes
             | Self::GetJobType
             | Self::GetBulkOperation
@@ -222,6 +225,7 @@ impl Rpc {
             | Self::GetBulkOperation
             | Self::ListBulkOperations
             | Self::StopBulkOperation
+            | Self::ListWorkers
             | Self::GetServerInfo
             | Self::ListOrgs
             | Self::HealthCheck
@@ -256,6 +260,7 @@ impl Rpc {
             | Self::GetBulkOperation
             | Self::ListBulkOperations
             | Self::StopBulkOperation
+            | Self::ListWorkers
             | Self::GetServerInfo
             | Self::ListOrgs
             | Self::HealthCheck
@@ -292,6 +297,7 @@ impl Rpc {
             | Self::GetBulkOperation
             | Self::ListBulkOperations
             | Self::StopBulkOperation
+            | Self::ListWorkers
             | Self::GetServerInfo
             | Self::ListOrgs
             | Self::HealthCheck
@@ -335,7 +341,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(calls, 24);
+        assert_eq!(calls, 25);
     }
 
     #[test]

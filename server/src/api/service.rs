@@ -127,7 +127,8 @@ impl JobService for Service {
         request: Request<pb::ClaimJobsRequest>,
     ) -> Result<Response<pb::ClaimJobsResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let (claim, wait) = request::claim(request.into_inner())?;
+        let (claim, wait, about) = request::claim(request.into_inner())?;
+        let _heard = self.ledger.hear_claim(caller.org(), &claim.worker, about);
         let mut leases = self.ledger.claim(caller.by, claim, wait).await.map_err(ApiError::from)?;
         let answer = pb::ClaimJobsResponse { leases: leases.jobs().iter().map(convert::lease).collect() };
         let mut response = Response::new(answer);
@@ -143,7 +144,8 @@ impl JobService for Service {
         request: Request<pb::HeartbeatRequest>,
     ) -> Result<Response<pb::HeartbeatResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let beats = request::heartbeat(request.into_inner())?;
+        let (worker, beats) = request::heartbeat(request.into_inner())?;
+        self.ledger.hear_heartbeat(caller.org(), &worker);
         let (commands, refusals): (Vec<_>, Vec<_>) = beats.into_iter().map(|beat| (beat.command, beat.refusal)).unzip();
         let held: Vec<_> = commands.iter().map(Option::is_some).collect();
         let commands = commands.into_iter().flatten().collect();

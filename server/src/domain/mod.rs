@@ -20,6 +20,7 @@ pub mod replay;
 pub mod retry;
 pub mod status;
 pub mod transition;
+pub mod worker;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -39,6 +39,10 @@ pub struct Limits {
     pub named_bytes: usize,
     /// As `named_bytes`, for one org.
     pub named_bytes_per_org: usize,
+    /// Bytes of what is known of workers. One org may have a third.
+    pub worker_bytes: usize,
+    /// How long a silent worker is known.
+    pub workers_known_for: Duration,
     /// Claims under way, most of them waiting for work.
     pub claims: usize,
     /// As `claims`, for one org.
@@ -78,6 +82,8 @@ impl Default for Limits {
             stream_bytes_per_org: (128 << 20) / 3,
             named_bytes: 32 << 20,
             named_bytes_per_org: (32 << 20) / 3,
+            worker_bytes: 16 << 20,
+            workers_known_for: Duration::from_secs(300),
             claims: 16_384,
             claims_per_org: 16_384 / 3,
             reads: processors.clamp(1, 5) + 1,

@@ -29,6 +29,8 @@ mod reader;
 mod stream_slots;
 mod submission;
 mod subscription;
+mod worker_list;
+mod workers;
 mod writer;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
@@ -48,6 +50,8 @@ pub use self::{
     reader::ReadTurn,
     stream_slots::{StreamLimits, StreamSlot},
     subscription::{Delivery, SubscribeRequest, Subscription},
+    worker_list::{Holding, ListedWorkers},
+    workers::HeardClaim,
 };
 use uuid::Uuid;
 
@@ -68,6 +72,7 @@ use self::{
     stream_slots::StreamSlots,
     submission::{Receiver, ReplyTo, Submission},
     subscription::Source,
+    workers::Workers,
     writer::Writer,
 };
 pub use crate::store::{
@@ -101,6 +106,7 @@ pub struct Ledger {
     reads: Arc<ReadCoalescer>,
     lanes: Arc<Lanes>,
     waiting: Arc<ClaimWaiters>,
+    workers: Arc<Workers>,
     wishes: NameBudget,
     repeats: Arc<Repeats>,
     hub: Arc<Hub>,
@@ -161,6 +167,7 @@ impl Ledger {
                 reads,
                 lanes,
                 waiting,
+                workers: Workers::new(limits.worker_bytes, limits.workers_known_for),
                 wishes: NameBudget::new(limits.named_bytes, limits.named_bytes_per_org),
                 repeats: Arc::default(),
                 hub,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{LedgerError, SubscribeRequest, command::Claim};
 use crate::{
-    domain::id::OrgId,
+    domain::{id::OrgId, worker::WorkerAbout},
     shares::{Full, Most, Part, Shares},
 };
 
@@ -25,6 +25,11 @@ impl NameBudget {
     pub(super) fn of_claim(&self, org: OrgId, claim: &Claim) -> Result<NameShare, LedgerError> {
         let names = claim.request.iter().chain([&claim.worker]).chain(claim.types.iter());
         self.keep(org, names.map(|name| &**name))
+    }
+
+    pub(super) fn of_worker(&self, org: OrgId, id: &str, about: &WorkerAbout) -> Option<NameShare> {
+        let names = about.types.iter().chain([&about.version, &about.host]);
+        self.keep(org, names.map(|name| &**name).chain([id])).ok()
     }
 
     pub(super) fn of_stream(&self, org: OrgId, request: &SubscribeRequest) -> Result<NameShare, LedgerError> {

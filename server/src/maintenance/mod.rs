@@ -6,6 +6,7 @@ mod due;
 mod health;
 mod retention;
 mod upkeep;
+mod workers;
 
 use std::sync::Arc;
 
@@ -34,5 +35,6 @@ pub(crate) async fn run(
         },
         upkeep::run(&*store),
         disk::run(&ledger, &*store, disk_reserve),
+        workers::run(&ledger, &*store),
     );
 }

@@ -7,8 +7,8 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::{
-    Audit, BulkPage, Changes, EventPage, EventQuery, JobPage, LedgerInfo, ListQuery, Loaded, Needs, Reach, RecordId,
-    Statistics, StatisticsQuery, StoreError,
+    Audit, BulkPage, Changes, EventPage, EventQuery, HeardWorker, JobPage, LedgerInfo, ListQuery, Loaded, Needs, Reach,
+    RecordId, Statistics, StatisticsQuery, StoreError, WorkerPage,
 };
 use crate::domain::{
     access::ApiToken,
@@ -109,6 +109,20 @@ pub trait Store: Send + Sync + 'static {
 
     /// Records that API tokens were used. Each token comes once, in ascending order: servers would deadlock otherwise.
     async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
+
+    /// Writes workers, each once, in the order of orgs and ids. Removes workers of `orgs`, at least the orgs of `heard`, that were
+    /// silent for longer than `known_for`.
+    async fn note_workers(&self, heard: &[HeardWorker], orgs: &[OrgId], known_for: Duration) -> Result<(), StoreError>;
+
+    /// Reads at most `limit` workers of an org whose ids come after `after`, in ascending order: those that were not silent for
+    /// longer than `known_for`.
+    async fn workers(
+        &self,
+        org: OrgId,
+        after: &str,
+        limit: usize,
+        known_for: Duration,
+    ) -> Result<WorkerPage, StoreError>;
 
     /// Reads the log id, whether retention is paused, and the revision of the API tokens, on the server's own connections.
     async fn about(&self) -> Result<LedgerInfo, StoreError>;

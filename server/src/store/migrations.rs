@@ -30,7 +30,8 @@ macro_rules! scripts {
             (4, "quotas", "0004_quotas"),
             (5, "token_use", "0005_token_use"),
             (6, "org_events", "0006_org_events"),
-            (7, "bulk_operations", "0007_bulk_operations")
+            (7, "bulk_operations", "0007_bulk_operations"),
+            (8, "workers", "0008_workers")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -265,7 +266,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (11, "57d7bb1e17613b22c3f8d44936c887e52899a0c8e75929c0f9578e795dec05e3")
+            (11, "5c3dd7fe029c08604b1fa3b6af5301580d8b6490a142fb8b7bd94e4be2a7bc05")
         );
     }
 

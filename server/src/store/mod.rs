@@ -38,6 +38,7 @@ mod tokens;
 mod url;
 mod value;
 mod window;
+mod workers;
 
 pub use self::{
     audit::{Audit, LONGEST_PAUSE, LedgerInfo, Scheduled, Stretch},
@@ -61,6 +62,7 @@ pub use self::{
     record::RecordId,
     series::{Bucket, RemovedFlow, Series, Tally, told_since},
     url::DatabaseUrl,
+    workers::{HeardWorker, WorkerPage},
 };
 use self::{
     imports::{of_imported, other_than},

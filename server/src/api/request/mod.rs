@@ -7,6 +7,7 @@ mod list;
 mod orgs;
 mod read;
 mod work;
+mod workers;
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,6 +24,7 @@ pub(super) use self::{
     orgs::list_orgs,
     read::{statistics, subscribe},
     work::{claim, heartbeat},
+    workers::{list_workers, worker_token},
 };
 use super::{caller::Caller, status::ApiError};
 use crate::{

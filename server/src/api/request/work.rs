@@ -13,6 +13,7 @@ use crate::{
     domain::{
         lease::LeaseToken,
         transition::{self, Heartbeat, News},
+        worker::WorkerAbout,
     },
     ledger::{Claim, Command},
 };
@@ -21,8 +22,8 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const WAIT: [Duration; 2] = [Duration::ZERO, Duration::from_secs(60)];
 const MAX_JOBS: i32 = 100;
 
-/// The claim, and how long it may wait if no job is ready.
-pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, Duration), ApiError> {
+/// The claim, how long it may wait if no job is ready, and what the worker says of itself.
+pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, Duration, WorkerAbout), ApiError> {
     let mut check = Check::default();
     check.required_name("worker_id", &request.worker_id);
     let types = check.types("types", request.types);
@@ -30,6 +31,8 @@ pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, D
     let lease = request.lease_duration.as_ref().and_then(|lease| check.duration("lease_duration", lease, LEASE));
     let wait = request.wait.as_ref().and_then(|wait| check.duration("wait", wait, WAIT));
     check.name("request_id", &request.request_id);
+    check.name("worker_version", &request.worker_version);
+    check.name("worker_host", &request.worker_host);
     check.finish()?;
     let claim = Claim {
         worker: request.worker_id.into(),
@@ -38,7 +41,9 @@ pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, D
         lease: lease.unwrap_or(DEFAULT_LEASE),
         request: (!request.request_id.is_empty()).then(|| request.request_id.into()),
     };
-    Ok((claim, wait.unwrap_or_default()))
+    let types = Arc::clone(&claim.types);
+    let about = WorkerAbout { types, version: request.worker_version.into(), host: request.worker_host.into() };
+    Ok((claim, wait.unwrap_or_default(), about))
 }
 
 pub(in super::super) struct Beat {
@@ -48,8 +53,8 @@ pub(in super::super) struct Beat {
     pub(in super::super) refusal: Option<ApiError>,
 }
 
-/// Converts the heartbeats of all leases. A violation in one does not affect the others.
-pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<Beat>, ApiError> {
+/// Converts the worker's id and the heartbeats of all its leases. A violation in one does not affect the others.
+pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<(Arc<str>, Vec<Beat>), ApiError> {
     items("leases", request.leases.len())?;
     let mut check = Check::default();
     check.required_name("worker_id", &request.worker_id);
@@ -74,5 +79,6 @@ pub(in super::super) fn heartbeat(request: pb::HeartbeatRequest) -> Result<Vec<B
         });
         Beat { command, refusal }
     };
-    Ok(request.leases.into_iter().enumerate().map(beat).collect())
+    let beats = request.leases.into_iter().enumerate().map(beat).collect();
+    Ok((worker, beats))
 }

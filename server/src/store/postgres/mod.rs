@@ -31,6 +31,7 @@ mod statement;
 mod statistics;
 mod tokens;
 mod warnings;
+mod workers;
 mod write;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
@@ -45,8 +46,8 @@ pub(super) use self::database::PostgresDatabase;
 pub use self::roles::role_sql;
 use self::{cache::Cache, connections::Connections, error::store_error, notify::Announcer};
 use super::{
-    Audit, Batch, BulkPage, Capacity, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo, ListQuery,
-    Listener, Needs, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
+    Audit, Batch, BulkPage, Capacity, DueWork, EventPage, EventQuery, FoundJob, HeardWorker, JobPage, LedgerInfo,
+    ListQuery, Listener, Needs, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError, WorkerPage,
 };
 use crate::domain::{
     access::ApiToken,
@@ -291,6 +292,20 @@ impl Store for PostgresStore {
 
     async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
         tokens::use_tokens(&self.own, used).await
+    }
+
+    async fn note_workers(&self, heard: &[HeardWorker], orgs: &[OrgId], known_for: Duration) -> Result<(), StoreError> {
+        workers::note(&self.own, heard, orgs, known_for).await
+    }
+
+    async fn workers(
+        &self,
+        org: OrgId,
+        after: &str,
+        limit: usize,
+        known_for: Duration,
+    ) -> Result<WorkerPage, StoreError> {
+        workers::page(&self.readers, org, after, limit, known_for).await
     }
 
     async fn about(&self) -> Result<LedgerInfo, StoreError> {

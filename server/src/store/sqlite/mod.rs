@@ -26,6 +26,7 @@ mod set;
 mod statistics;
 mod tokens;
 mod wal;
+mod workers;
 mod write;
 
 use std::{
@@ -55,8 +56,8 @@ use self::{
     wal::{Gate, Keeper},
 };
 use super::{
-    Audit, Batch, BulkPage, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, JobPage, LedgerInfo,
-    ListQuery, Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError,
+    Audit, Batch, BulkPage, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, HeardWorker, JobPage,
+    LedgerInfo, ListQuery, Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError, WorkerPage,
 };
 use crate::{
     domain::{
@@ -343,6 +344,24 @@ impl Store for SqliteStore {
 
     async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
         self.write(tokens::note_use(used, self.clock.now())).await
+    }
+
+    async fn note_workers(&self, heard: &[HeardWorker], orgs: &[OrgId], known_for: Duration) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        if !heard.is_empty() {
+            self.write(workers::note(heard, now)).await?;
+        }
+        self.write(workers::forget(orgs, now - known_for)).await
+    }
+
+    async fn workers(
+        &self,
+        org: OrgId,
+        after: &str,
+        limit: usize,
+        known_for: Duration,
+    ) -> Result<WorkerPage, StoreError> {
+        workers::page(&self.readers, org, after, limit, known_for, self.clock.now()).await
     }
 
     async fn about(&self) -> Result<LedgerInfo, StoreError> {

@@ -93,7 +93,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 5]); 28] = [
+const CALLS: [(&str, [bool; 5]); 29] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
@@ -116,6 +116,7 @@ const CALLS: [(&str, [bool; 5]); 28] = [
     ("jobledger.v1.BulkOperationService/GetBulkOperation", [false, false, true, true, true]),
     ("jobledger.v1.BulkOperationService/ListBulkOperations", [false, false, true, true, true]),
     ("jobledger.v1.BulkOperationService/StopBulkOperation", [false, false, false, true, true]),
+    ("jobledger.v1.WorkerService/ListWorkers", [false, false, true, true, true]),
     ("jobledger.v1.ServerService/GetServerInfo", [true; 5]),
     (ABOUT_ALL_ORGS, [false, false, false, false, true]),
     ("grpc.health.v1.Health/Check", [true; 5]),

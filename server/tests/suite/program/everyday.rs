@@ -86,6 +86,12 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                 assert_eq!((done.changed, done.status()), (3, BulkStatus::Succeeded), "{done:?}");
             }
             "Find a job by its key" => assert_eq!(first["job"]["id"], json!(keyed)),
+            "Workers, and how much each holds" => {
+                assert_eq!(
+                    (&first["workers"][0]["id"], &first["workers"][0]["held"]),
+                    (&json!("worker-1"), &json!("1"))
+                );
+            }
             "What a worker holds" => assert_eq!(first["jobs"][0]["id"], json!(held)),
             "Pause during an incident" => {
                 assert_eq!(first["pause"]["reason"], "the disk is full");
@@ -113,5 +119,5 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 10, "{seen:?}");
+    assert_eq!(seen.len(), 11, "{seen:?}");
 }

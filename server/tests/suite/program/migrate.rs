@@ -31,7 +31,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "0001 ledger",
     "0002 small_payloads",
     "0003 running_in_log",
@@ -39,6 +39,7 @@ const MIGRATIONS: [&str; 7] = [
     "0005 token_use",
     "0006 org_events",
     "0007 bulk_operations",
+    "0008 workers",
 ];
 const FUNCTIONS: &str = "functions 11";
 
@@ -63,6 +64,7 @@ fn undoing(step: &str) -> String {
         "0007 bulk_operations" => {
             "bulk operations, and with them those that are under way; the log's events about them; cursors from before the last of these expire"
         }
+        "0008 workers" => "which workers were heard of lately",
         _ => "nothing",
     };
     format!("undoing {step} loses {loses}\n")
@@ -257,6 +259,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
         let undone = [
+            "0008 workers",
             "0007 bulk_operations",
             "0006 org_events",
             "0005 token_use",

@@ -19,8 +19,9 @@ use jobledger_server::{
         job::{Job, JobContents, JobRecord},
     },
     store::{
-        Audit, Batch, BulkPage, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, JobPage, LedgerInfo,
-        ListQuery, Listener, Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store, StoreError,
+        Audit, Batch, BulkPage, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, HeardWorker, JobPage,
+        LedgerInfo, ListQuery, Listener, Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store,
+        StoreError, WorkerPage,
     },
 };
 use tokio::{sync::watch, time::timeout};
@@ -179,6 +180,20 @@ impl Store for Breaking {
 
     async fn bulk_operation(&self, org: OrgId, id: Uuid) -> Result<Option<BulkOperation>, StoreError> {
         self.inner.bulk_operation(org, id).await
+    }
+
+    async fn note_workers(&self, heard: &[HeardWorker], orgs: &[OrgId], known_for: Duration) -> Result<(), StoreError> {
+        self.inner.note_workers(heard, orgs, known_for).await
+    }
+
+    async fn workers(
+        &self,
+        org: OrgId,
+        after: &str,
+        limit: usize,
+        known_for: Duration,
+    ) -> Result<WorkerPage, StoreError> {
+        self.inner.workers(org, after, limit, known_for).await
     }
 
     async fn bulk_operations(

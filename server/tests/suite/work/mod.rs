@@ -4,6 +4,7 @@ pub(crate) mod claims;
 pub(crate) mod crash;
 pub(crate) mod deploys;
 pub(crate) mod fencing;
+pub(crate) mod known_workers;
 pub(crate) mod leases;
 pub(crate) mod overload;
 pub(crate) mod pauses;

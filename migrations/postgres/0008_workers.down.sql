@@ -1,0 +1,2 @@
+-- loses: which workers were heard of lately
+DROP TABLE jobledger.worker;

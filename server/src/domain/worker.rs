@@ -1,0 +1,29 @@
+//! Workers, as servers hear of them.
+
+use std::sync::Arc;
+
+use super::clock::Time;
+
+/// What a worker says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WorkerAbout {
+    /// The types that its last claim asked for; empty: all types.
+    pub types: Arc<[Arc<str>]>,
+    /// Its version.
+    pub version: Arc<str>,
+    /// The machine that it runs on.
+    pub host: Arc<str>,
+}
+
+/// A worker that some server has heard of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// Its id.
+    pub id: Arc<str>,
+    /// What it says of itself.
+    pub about: Arc<WorkerAbout>,
+    /// True if a claim of it waits, or waited when this was written, some seconds ago at most.
+    pub is_waiting: bool,
+    /// When a server last heard of it.
+    pub heard_at: Time,
+}

@@ -1,0 +1,235 @@
+//! The workers that this server has heard of, and what of them the database does not have yet.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::name_budget::{NameBudget, NameShare};
+use crate::{
+    domain::{id::OrgId, worker::WorkerAbout},
+    store::HeardWorker,
+};
+
+/// A worker is written at most this often.
+const WRITTEN_EVERY: Duration = Duration::from_secs(10);
+
+/// Workers by org and id. What has no room for its texts is not kept.
+pub(super) struct Workers {
+    budget: NameBudget,
+    known_for: Duration,
+    known: Mutex<HashMap<OrgId, BTreeMap<Arc<str>, Known>>>,
+}
+
+struct Known {
+    about: Arc<WorkerAbout>,
+    /// Its claims that wait.
+    waiting: usize,
+    heard_at: Instant,
+    /// When it was last written, `None` if it never was.
+    written_at: Option<Instant>,
+    _share: NameShare,
+}
+
+impl Known {
+    /// How long it has been silent. Whoever waits is heard all the time.
+    fn silent_for(&self, now: Instant) -> Duration {
+        if self.waiting > 0 { Duration::ZERO } else { now.saturating_duration_since(self.heard_at) }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let Some(written_at) = self.written_at else { return true };
+        now.saturating_duration_since(written_at) >= WRITTEN_EVERY && (self.waiting > 0 || self.heard_at > written_at)
+    }
+}
+
+/// A claim of a worker, until it is dropped.
+pub struct HeardClaim {
+    workers: Arc<Workers>,
+    org: OrgId,
+    id: Arc<str>,
+}
+
+impl Drop for HeardClaim {
+    fn drop(&mut self) {
+        self.workers.ends_claim(self.org, &self.id, Instant::now());
+    }
+}
+
+impl Workers {
+    /// Keeps texts of `bytes` in all and of a third of that for one org, of workers that were silent for up to `known_for`.
+    pub(super) fn new(bytes: usize, known_for: Duration) -> Arc<Self> {
+        Arc::new(Self { budget: NameBudget::new(bytes, bytes / 3), known_for, known: Mutex::default() })
+    }
+
+    pub(super) fn known_for(&self) -> Duration {
+        self.known_for
+    }
+
+    /// Notes a claim. `None` if there is no room for its worker.
+    pub(super) fn claims(
+        self: &Arc<Self>,
+        org: OrgId,
+        id: &Arc<str>,
+        about: WorkerAbout,
+        now: Instant,
+    ) -> Option<HeardClaim> {
+        let mut known = self.known.lock();
+        let of_org = known.entry(org).or_default();
+        match of_org.get_mut(id) {
+            Some(known) if *known.about == about => known.waiting += 1,
+            found => {
+                let (waiting, written_at) = found.map_or((0, None), |known| (known.waiting, known.written_at));
+                let share = self.budget.of_worker(org, id, &about)?;
+                let (about, waiting) = (Arc::new(about), waiting + 1);
+                let noted = Known { about, waiting, heard_at: now, written_at, _share: share };
+                of_org.insert(Arc::clone(id), noted);
+            }
+        }
+        Some(HeardClaim { workers: Arc::clone(self), org, id: Arc::clone(id) })
+    }
+
+    fn ends_claim(&self, org: OrgId, id: &Arc<str>, now: Instant) {
+        if let Some(known) = self.known.lock().get_mut(&org).and_then(|of_org| of_org.get_mut(id)) {
+            known.waiting = known.waiting.saturating_sub(1);
+            known.heard_at = now;
+        }
+    }
+
+    /// Notes a heartbeat.
+    pub(super) fn beats(&self, org: OrgId, id: &Arc<str>, now: Instant) {
+        let mut known = self.known.lock();
+        let of_org = known.entry(org).or_default();
+        if let Some(known) = of_org.get_mut(id) {
+            known.heard_at = now;
+        } else if let Some(share) = self.budget.of_worker(org, id, &WorkerAbout::default()) {
+            let noted = Known { about: Arc::default(), waiting: 0, heard_at: now, written_at: None, _share: share };
+            of_org.insert(Arc::clone(id), noted);
+        }
+    }
+
+    /// Takes up to `limit` workers that are to be written now. Forgets those that are gone.
+    pub(super) fn take_due(&self, limit: usize, now: Instant) -> Vec<HeardWorker> {
+        let mut known = self.known.lock();
+        known.retain(|_, of_org| {
+            of_org.retain(|_, known| known.silent_for(now) < self.known_for);
+            !of_org.is_empty()
+        });
+        let all = known.iter_mut().flat_map(|(org, of_org)| of_org.iter_mut().map(|(id, known)| (*org, id, known)));
+        let due = all.filter(|(.., known)| known.is_due(now)).take(limit).map(|(org, id, known)| {
+            known.written_at = Some(now);
+            heard(org, id, known, now)
+        });
+        due.collect()
+    }
+
+    /// Has workers written again that could not be written.
+    pub(super) fn put_back(&self, taken: &[HeardWorker]) {
+        let mut known = self.known.lock();
+        for worker in taken {
+            if let Some(known) = known.get_mut(&worker.org).and_then(|of_org| of_org.get_mut(&worker.id)) {
+                known.written_at = None;
+            }
+        }
+    }
+
+    /// At most `limit` workers of an org whose ids come after `after`, in ascending order.
+    pub(super) fn of_org(&self, org: OrgId, after: &str, limit: usize, now: Instant) -> Vec<HeardWorker> {
+        let known = self.known.lock();
+        let Some(of_org) = known.get(&org) else { return Vec::new() };
+        let left = of_org.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        let left = left.filter(|(_, known)| known.silent_for(now) < self.known_for);
+        left.take(limit).map(|(id, known)| heard(org, id, known, now)).collect()
+    }
+}
+
+fn heard(org: OrgId, id: &Arc<str>, known: &Known, now: Instant) -> HeardWorker {
+    HeardWorker {
+        org,
+        id: Arc::clone(id),
+        about: Arc::clone(&known.about),
+        is_waiting: known.waiting > 0,
+        silent_for: known.silent_for(now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const KNOWN_FOR: Duration = Duration::from_secs(300);
+
+    fn about(version: &str) -> WorkerAbout {
+        WorkerAbout { types: [Arc::from("t")].into(), version: version.into(), host: "h".into() }
+    }
+
+    fn due(workers: &Workers, now: Instant) -> Vec<(String, bool)> {
+        let due = workers.take_due(100, now);
+        due.into_iter().map(|worker| (worker.id.to_string(), worker.is_waiting)).collect()
+    }
+
+    #[test]
+    fn a_worker_is_written_once_in_ten_seconds_and_forgotten_after_five_minutes() {
+        let workers = Workers::new(1 << 20, KNOWN_FOR);
+        let (org, id, mut now) = (OrgId(Uuid::from_u128(1)), Arc::<str>::from("w"), Instant::now());
+        let claim = workers.claims(org, &id, about("1"), now).unwrap();
+        assert_eq!(due(&workers, now), [("w".to_owned(), true)]);
+        for _ in 0..50 {
+            now += Duration::from_millis(199);
+            workers.beats(org, &id, now);
+            assert_eq!(due(&workers, now), []);
+        }
+        now += Duration::from_millis(50);
+        assert_eq!(due(&workers, now), [("w".to_owned(), true)]);
+        // Whoever waits is heard all the time.
+        now += KNOWN_FOR * 2;
+        assert_eq!(due(&workers, now), [("w".to_owned(), true)]);
+        now += WRITTEN_EVERY;
+        workers.ends_claim(org, &id, now);
+        assert_eq!(due(&workers, now), [("w".to_owned(), false)]);
+        now += WRITTEN_EVERY;
+        assert_eq!((due(&workers, now).len(), workers.of_org(org, "", 9, now).len()), (0, 1));
+        now += KNOWN_FOR;
+        assert_eq!((workers.of_org(org, "", 9, now).len(), due(&workers, now).len()), (0, 0));
+        assert!(workers.known.lock().is_empty());
+        drop(claim);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_due_again_and_a_new_version_replaces_the_old_one() {
+        let workers = Workers::new(1 << 20, KNOWN_FOR);
+        let (org, id, now) = (OrgId(Uuid::from_u128(1)), Arc::<str>::from("w"), Instant::now());
+        workers.claims(org, &id, about("1"), now);
+        workers.ends_claim(org, &id, now);
+        let taken = workers.take_due(100, now);
+        workers.put_back(&taken);
+        assert_eq!(workers.take_due(100, now), taken);
+        workers.claims(org, &id, about("2"), now);
+        let found = workers.of_org(org, "", 9, now);
+        assert_eq!((found.len(), &*found[0].about.version), (1, "2"));
+        assert_eq!(workers.of_org(org, "w", 9, now), []);
+    }
+
+    #[test]
+    fn an_org_with_very_many_workers_leaves_room_for_others() {
+        let workers = Workers::new(30_000, KNOWN_FOR);
+        let [greedy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let mut now = Instant::now();
+        for n in 0..1_000 {
+            workers.beats(greedy, &Arc::from(format!("w{n:04}")), now);
+        }
+        assert!((10..100).contains(&workers.of_org(greedy, "", 1_000, now).len()));
+        workers.beats(other, &Arc::from("w"), now);
+        assert_eq!(workers.of_org(other, "", 9, now).len(), 1);
+        now += KNOWN_FOR;
+        assert!(workers.take_due(1_000, now).is_empty());
+        workers.beats(greedy, &Arc::from("later"), now);
+        assert_eq!(workers.of_org(greedy, "", 9, now).len(), 1);
+    }
+}
