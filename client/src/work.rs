@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use jobledger_proto::v1::{
-    CancelJobRequest, ClaimJobsRequest, HeartbeatRequest, HeartbeatResult, Job, Lease, ListJobsRequest,
-    ListJobsResponse, ListWorkersRequest, ListWorkersResponse, RetryJobRequest,
+    CancelJobRequest, ClaimJobsRequest, ExplainJobRequest, ExplainJobResponse, HeartbeatRequest, HeartbeatResult, Job,
+    Lease, ListJobsRequest, ListJobsResponse, ListWorkersRequest, ListWorkersResponse, RetryJobRequest,
 };
 use uuid::Uuid;
 
@@ -64,6 +64,16 @@ impl Client {
         let request = RetryJobRequest { job_id: job_id.into(), etag: String::new(), request_id };
         let send = |mut service: crate::RawClient, request| async move { service.retry_job(request).await };
         self.call(request, true, send).await?.job.ok_or_else(Error::without_job)
+    }
+
+    /// Explains why a queued job does not run: its time, pauses, jobs before it, workers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidRequest`], [`Error::JobNotFound`], [`Error::Unavailable`], [`Error::DeadlineExceeded`].
+    pub async fn explain(&self, job_id: impl Into<String>) -> Result<ExplainJobResponse, Error> {
+        let request = ExplainJobRequest { job_id: job_id.into() };
+        self.call(request, true, |mut service, request| async move { service.explain_job(request).await }).await
     }
 
     /// Reads a page of the workers that any server has heard of within the last five minutes, in the order of their ids. Send

@@ -7,6 +7,7 @@ mod bulk;
 mod caller;
 mod convert;
 mod deadline;
+mod explain;
 pub(crate) mod fuzzing;
 mod http;
 mod job_types;

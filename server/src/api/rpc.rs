@@ -85,6 +85,7 @@ pub(super) enum Rpc {
     BatchCreateJobs,
     GetJob,
     ListJobs,
+    ExplainJob,
     UpdateJobStatus,
     BatchUpdateJobStatus,
     ClaimJobs,
@@ -121,11 +122,12 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 29] = [
+const GRPC: [(&str, Rpc); 30] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
     ("/jobledger.v1.JobService/ListJobs", Rpc::ListJobs),
+    ("/jobledger.v1.JobService/ExplainJob", Rpc::ExplainJob),
     ("/jobledger.v1.JobService/UpdateJobStatus", Rpc::UpdateJobStatus),
     ("/jobledger.v1.JobService/BatchUpdateJobStatus", Rpc::BatchUpdateJobStatus),
     ("/jobledger.v1.JobService/ClaimJobs", Rpc::ClaimJobs),
@@ -182,7 +184,12 @@ impl Rpc {
             | Self::Heartbeat
             | Self::LegacyReport => WORKERS,
             // A stream of a whole org is for observers only. The service checks that, since it depends on the request.
-            Self::GetJob | Self::ListJobs | Self::StreamJobEvents | Self::GetServerInfo | Self::LegacyRead => READERS,
+            Self::GetJob
+            | Self::ListJobs
+            | Self::ExplainJob
+            | Self::StreamJobEvents
+            | Self::GetServerInfo
+            | Self::LegacyRead => READERS,
             Self::ListOrgs => Allowed::Operators,
             Self::GetStatistics
             | Self::ListWorkers
@@ -209,6 +216,7 @@ impl Rpc {
             | Self::BatchCreateJobs
             | Self::GetJob
             | Self::ListJobs
+            | Self::ExplainJob
             | Self::UpdateJobStatus
             | Self::BatchUpdateJobStatus
             | Self::Heartbeat
@@ -248,6 +256,7 @@ impl Rpc {
             Self::StreamJobEvents => CallClass::Stream,
             Self::GetJob
             | Self::ListJobs
+            | Self::ExplainJob
             | Self::RetryJob
             | Self::GetStatistics
             | Self::ListJobTypes
@@ -279,6 +288,7 @@ impl Rpc {
             | Self::BatchCreateJobs
             | Self::GetJob
             | Self::ListJobs
+            | Self::ExplainJob
             | Self::UpdateJobStatus
             | Self::BatchUpdateJobStatus
             | Self::ClaimJobs
@@ -341,7 +351,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(calls, 25);
+        assert_eq!(calls, 26);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, async_trait, metadata::MetadataValue};
 use super::{
     buffered_response::OnTaken,
     caller::Caller,
-    convert, listing,
+    convert, explain, listing,
     request::{self, JobName},
     statistics,
     status::{ApiError, item_error},
@@ -203,6 +203,16 @@ impl JobService for Service {
             response.extensions_mut().insert(turn);
         }
         Ok(response)
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<pb::ExplainJobRequest>,
+    ) -> Result<Response<pb::ExplainJobResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let job = request::explain(&request.into_inner())?;
+        let explained = self.ledger.explain(caller.by, job).await.map_err(ApiError::from)?;
+        Ok(Response::new(explain::answer(&explained)))
     }
 
     async fn update_job_status(

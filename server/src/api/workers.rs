@@ -31,7 +31,8 @@ impl WorkerService for Workers {
             let crate::domain::worker::Worker { id, about, is_waiting, heard_at } = worker;
             pb::Worker {
                 id: id.to_string(),
-                types: about.types.iter().map(|name| name.to_string()).collect(),
+                types: about.types.iter().flat_map(|types| types.iter()).map(|name| name.to_string()).collect(),
+                claims: about.types.is_some(),
                 version: about.version.to_string(),
                 host: about.host.to_string(),
                 waiting: *is_waiting,

@@ -7,12 +7,20 @@ use super::clock::Time;
 /// What a worker says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkerAbout {
-    /// The types that its last claim asked for; empty: all types.
-    pub types: Arc<[Arc<str>]>,
+    /// The types that its last claim asked for, sorted; none: all types. `None` if it only sends heartbeats.
+    pub types: Option<Arc<[Arc<str>]>>,
     /// Its version.
     pub version: Arc<str>,
     /// The machine that it runs on.
     pub host: Arc<str>,
+}
+
+impl WorkerAbout {
+    /// True if its last claim asked for jobs of this type.
+    pub fn asks_for(&self, job_type: &Arc<str>) -> bool {
+        let Some(types) = &self.types else { return false };
+        types.is_empty() || types.binary_search(job_type).is_ok()
+    }
 }
 
 /// A worker that some server has heard of.

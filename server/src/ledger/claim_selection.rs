@@ -88,6 +88,11 @@ impl Candidates {
         first.map(|(_, name)| name)
     }
 
+    /// How many candidates of its type come before a ready job. Of a job behind all candidates more may come before it.
+    pub(super) fn ahead(&self, job: &Job) -> usize {
+        self.types.get(&job.spec.job_type).map_or(0, |of_type| of_type.range(..ClaimOrder::of(job)).count())
+    }
+
     /// Takes the job that the claim gets next.
     pub(super) fn take(&mut self, claim: &Claim) -> Option<JobId> {
         let name = Arc::clone(self.first(claim)?);

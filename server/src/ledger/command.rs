@@ -7,12 +7,13 @@ use std::{
 
 use uuid::Uuid;
 
+use super::claim_selection;
 use crate::domain::{
     bulk::BulkRequest,
     clock::Time,
     id::{JobId, OrgId},
     job::{Job, JobSpec},
-    job_type::TypeSettings,
+    job_type::{Pause, TypeSettings},
     json::Json,
     transition::{self, ImportOutcome, ImportRefusal, Jump, News, Outcome, Past, Step, Sweep, Target},
 };
@@ -104,6 +105,45 @@ pub struct Claim {
     pub lease: Duration,
     /// The claim's `request_id`, by which a repeated call is recognised.
     pub request: Option<Arc<str>>,
+}
+
+/// Asks why a job does not run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explain {
+    /// The job.
+    pub job: JobId,
+    /// A claim that would take the job: of its type, and of as many jobs as are looked through.
+    pub claim: Claim,
+}
+
+impl Explain {
+    /// Jobs that are counted before one.
+    pub const COUNTED: usize = claim_selection::LOOKED_AT;
+
+    /// Asks about this job, which is of this type.
+    pub fn new(job: JobId, job_type: Arc<str>) -> Self {
+        let (types, worker) = ([job_type].into(), Arc::from(""));
+        let (max_jobs, lease) = (Self::COUNTED, Duration::ZERO);
+        Self { job, claim: Claim { worker, types, max_jobs, lease, request: None } }
+    }
+}
+
+/// Why a job does not run, as the code that decides claims has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// The job. Only a queued one waits.
+    pub job: Job,
+    /// The job is queued and not ready.
+    pub is_scheduled: bool,
+    /// The pause of all types, and that of the job's type.
+    pub pauses: [Option<Pause>; 2],
+    /// Ready jobs that a claim of the job's type gets before it. 0 while the job is not ready, or its type is paused. There may
+    /// be more if these are more than [`Explain::COUNTED`].
+    pub ahead: usize,
+    /// The last `seq` of the org's log.
+    pub as_of_seq: i64,
+    /// The database's clock.
+    pub as_of: Time,
 }
 
 impl Claim {

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use super::{claim_selection, command::Claim, pending::Pending, submission::Submission};
+use super::{claim_selection, command::Claim, pending::Pending};
 use crate::{domain::id::OrgId, store::Capacity};
 
 /// Bounds on the claims of one org in one transaction: the types that they name, and the candidates of these types, which are
@@ -91,8 +91,8 @@ impl Room {
 
     /// True of a claim that asks for too much in addition to the org's other claims.
     pub(super) fn passes_over(&self, org: OrgId, next: &Pending) -> bool {
-        match (&next.command, self.asked.get(&org)) {
-            (Submission::Claim(claim, _), Some(asked)) => !asked.has_room_for(claim),
+        match (next.command.claim(), self.asked.get(&org)) {
+            (Some(claim), Some(asked)) => !asked.has_room_for(claim),
             _ => false,
         }
     }
@@ -102,7 +102,7 @@ impl Room {
         self.bytes = self.bytes.saturating_sub(next.weight);
         self.labels = self.labels.saturating_sub(next.command.labels());
         self.is_empty = false;
-        if let Submission::Claim(claim, _) = &next.command {
+        if let Some(claim) = next.command.claim() {
             self.asked.entry(org).or_default().add(claim);
         }
     }
@@ -158,7 +158,10 @@ mod tests {
 
     use uuid::Uuid;
 
-    use super::{super::submission::ReplyTo, *};
+    use super::{
+        super::submission::{ReplyTo, Submission},
+        *,
+    };
 
     fn claim(types: std::ops::Range<usize>, max_jobs: usize) -> Pending {
         let types = types.map(|n| Arc::from(format!("t{n:04}"))).collect();

@@ -11,6 +11,7 @@ mod decide;
 mod disk_space;
 mod encoded_event;
 mod error;
+mod explain;
 mod follower;
 mod hub;
 mod label_bloom;
@@ -39,12 +40,13 @@ pub use self::{
     claim_call::{LeaseDelivery, Leases},
     clock_watch::{ClockReading, ClockStep, Moment},
     command::{
-        Author, BulkCommand, Claim, Command, Create, Import, Imported, JobReply, Removed, SweepRequest, Swept,
-        TypeReply,
+        Author, BulkCommand, Claim, Command, Create, Explain, Explanation, Import, Imported, JobReply, Removed,
+        SweepRequest, Swept, TypeReply,
     },
     disk_space::DiskSpace,
     encoded_event::EncodedEvent,
     error::{LedgerError, Quantity},
+    explain::Explained,
     limits::Limits,
     read_budget::{PageShare, StreamPages},
     reader::ReadTurn,

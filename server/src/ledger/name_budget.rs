@@ -28,7 +28,7 @@ impl NameBudget {
     }
 
     pub(super) fn of_worker(&self, org: OrgId, id: &str, about: &WorkerAbout) -> Option<NameShare> {
-        let names = about.types.iter().chain([&about.version, &about.host]);
+        let names = about.types.iter().flat_map(|types| types.iter()).chain([&about.version, &about.host]);
         self.keep(org, names.map(|name| &**name).chain([id])).ok()
     }
 

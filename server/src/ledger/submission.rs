@@ -9,7 +9,10 @@ use tokio::sync::oneshot;
 use super::{
     LedgerError,
     claim_call::Claimed,
-    command::{BulkCommand, Claim, Command, Import, Imported, JobReply, Removed, SweepRequest, Swept, TypeReply},
+    command::{
+        BulkCommand, Claim, Command, Explain, Explanation, Import, Imported, JobReply, Removed, SweepRequest, Swept,
+        TypeReply,
+    },
 };
 use crate::{
     domain::{bulk::BulkOperation, job_type::TypeCommand, transition::GiveBack},
@@ -67,6 +70,8 @@ pub(super) enum Submission {
     Bulk(BulkCommand, ReplyTo<BulkOperation>),
     /// Import a job of another system.
     Import(Box<Import>, ReplyTo<Imported>),
+    /// Explain why a job does not run.
+    Explain(Box<Explain>, ReplyTo<Explanation>),
     /// Claim ready jobs.
     Claim(Box<Claim>, ReplyTo<Claimed>),
     /// Give back a claimed job that was not delivered. Nobody waits for a reply.
@@ -86,7 +91,7 @@ impl Submission {
         match self {
             Self::Job(command, _) => command.is_vital(),
             Self::Claim(..) | Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) => true,
-            Self::Type(..) | Self::Bulk(..) | Self::Import(..) | Self::Retain(..) => false,
+            Self::Type(..) | Self::Bulk(..) | Self::Import(..) | Self::Explain(..) | Self::Retain(..) => false,
         }
     }
 
@@ -97,6 +102,7 @@ impl Submission {
             Self::Import(..) => true,
             Self::Type(..)
             | Self::Bulk(..)
+            | Self::Explain(..)
             | Self::Claim(..)
             | Self::GiveBack(_)
             | Self::Sweep(..)
@@ -113,6 +119,7 @@ impl Submission {
             Self::Type(..)
             | Self::Bulk(..)
             | Self::Job(..)
+            | Self::Explain(..)
             | Self::Claim(..)
             | Self::GiveBack(_)
             | Self::Sweep(..)
@@ -133,10 +140,20 @@ impl Submission {
             Self::Type(command, _) => command.text_bytes(),
             Self::Bulk(command, _) => command.text_bytes(),
             Self::Import(import, _) => import.text_bytes(),
+            Self::Explain(explain, _) => explain.claim.types.iter().map(|name| name.len()).sum(),
             Self::Claim(claim, _) => claim.types.iter().map(|name| name.len()).sum(),
             Self::GiveBack(_) | Self::Sweep(..) | Self::Redate(..) | Self::Retain(..) => 0,
         };
         FIXED + texts
+    }
+
+    /// The claim that it is or asks about.
+    pub(super) fn claim(&self) -> Option<&Claim> {
+        match self {
+            Self::Claim(claim, _) => Some(claim),
+            Self::Explain(explain, _) => Some(&explain.claim),
+            _ => None,
+        }
     }
 
     /// True if a caller waits for the reply.
@@ -151,6 +168,7 @@ impl Submission {
             Self::Type(_, reply) => reply.is_abandoned(),
             Self::Bulk(_, reply) => reply.is_abandoned(),
             Self::Import(_, reply) => reply.is_abandoned(),
+            Self::Explain(_, reply) => reply.is_abandoned(),
             Self::Claim(_, reply) => reply.is_abandoned(),
             Self::GiveBack(_) => false,
             Self::Sweep(_, reply) | Self::Redate(_, reply) => reply.is_abandoned(),
@@ -165,6 +183,7 @@ impl Submission {
             Self::Type(_, reply) => reply.send(),
             Self::Bulk(_, reply) => reply.send(),
             Self::Import(_, reply) => reply.send(),
+            Self::Explain(_, reply) => reply.send(),
             Self::Claim(_, reply) => reply.send(),
             Self::GiveBack(_) => {}
             Self::Sweep(_, reply) | Self::Redate(_, reply) => reply.send(),
@@ -179,6 +198,7 @@ impl Submission {
             Self::Type(_, reply) => reply.refuse(error),
             Self::Bulk(_, reply) => reply.refuse(error),
             Self::Import(_, reply) => reply.refuse(error),
+            Self::Explain(_, reply) => reply.refuse(error),
             Self::Claim(_, reply) => reply.refuse(error),
             Self::GiveBack(_) => {}
             Self::Sweep(_, reply) | Self::Redate(_, reply) => reply.refuse(error),

@@ -166,7 +166,7 @@ mod tests {
     const KNOWN_FOR: Duration = Duration::from_secs(300);
 
     fn about(version: &str) -> WorkerAbout {
-        WorkerAbout { types: [Arc::from("t")].into(), version: version.into(), host: "h".into() }
+        WorkerAbout { types: Some([Arc::from("t")].into()), version: version.into(), host: "h".into() }
     }
 
     fn due(workers: &Workers, now: Instant) -> Vec<(String, bool)> {

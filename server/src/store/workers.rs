@@ -41,7 +41,7 @@ pub struct WorkerPage {
 /// The column `about`.
 #[derive(Serialize, Deserialize)]
 struct AboutText<T> {
-    types: Vec<T>,
+    types: Option<Vec<T>>,
     version: T,
     host: T,
     waits: bool,
@@ -49,7 +49,7 @@ struct AboutText<T> {
 
 pub(super) fn about_text(heard: &HeardWorker) -> String {
     let WorkerAbout { types, version, host } = &*heard.about;
-    let types = types.iter().map(|name| &**name).collect();
+    let types = types.as_ref().map(|types| types.iter().map(|name| &**name).collect());
     json_text(&AboutText { types, version: &**version, host: &**host, waits: heard.is_waiting })
 }
 
@@ -57,7 +57,7 @@ pub(super) fn about_text(heard: &HeardWorker) -> String {
 pub(super) fn read<'r>(columns: &mut impl Columns<'r>) -> Result<Worker, StoreError> {
     let id = columns.text()?.into();
     let about: AboutText<String> = serde_json::from_str(columns.text()?).map_err(|_| damaged("about"))?;
-    let types = about.types.into_iter().map(Into::into).collect();
+    let types = about.types.map(|types| types.into_iter().map(Into::into).collect());
     Ok(Worker {
         id,
         about: Arc::new(WorkerAbout { types, version: about.version.into(), host: about.host.into() }),

@@ -72,6 +72,13 @@ pub(super) fn get(request: pb::GetJobRequest) -> Result<JobName, ApiError> {
     Ok(name)
 }
 
+pub(super) fn explain(request: &pb::ExplainJobRequest) -> Result<JobId, ApiError> {
+    let mut check = Check::default();
+    let job = check.job_id(&request.job_id);
+    check.finish()?;
+    Ok(job)
+}
+
 pub(crate) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Result<Command, ApiError> {
     let mut check = Check::default();
     let key = std::mem::take(&mut request.idempotency_key);

@@ -42,7 +42,8 @@ pub(in super::super) fn claim(request: pb::ClaimJobsRequest) -> Result<(Claim, D
         request: (!request.request_id.is_empty()).then(|| request.request_id.into()),
     };
     let types = Arc::clone(&claim.types);
-    let about = WorkerAbout { types, version: request.worker_version.into(), host: request.worker_host.into() };
+    let about =
+        WorkerAbout { types: Some(types), version: request.worker_version.into(), host: request.worker_host.into() };
     Ok((claim, wait.unwrap_or_default(), about))
 }
 

@@ -4,9 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     super::{
+        LedgerError,
         claim_call::Claimed,
         claim_selection::{self, Candidates},
-        command::Claim,
+        command::{Claim, Explain, Explanation},
         pending::Pending,
         submission::Submission,
     },
@@ -16,6 +17,7 @@ use crate::{
     domain::{
         id::{JobId, OrgId},
         job::Job,
+        job_type::ALL_TYPES,
         transition::{self, Redeliver},
     },
     store::{FoundReady, Loaded},
@@ -150,10 +152,15 @@ impl Log {
     /// Chooses jobs for the claims among these commands.
     fn choose(&mut self, commands: &mut [Pending], ready: FoundReady) -> Vec<Choice> {
         let mut choices: Vec<Choice> = Vec::new();
-        if !commands.iter().any(|pending| matches!(pending.command, Submission::Claim(..))) {
+        if !commands.iter().any(|pending| pending.command.claim().is_some()) {
             return choices;
         }
         let mut candidates = Candidates::new(ready, &self.jobs, &self.settings);
+        for Pending { command, .. } in &mut *commands {
+            if let Submission::Explain(explain, reply) = command {
+                reply.decide(self.explain(explain, &candidates));
+            }
+        }
         let mut by_request: HashMap<(Arc<str>, Arc<str>), usize> = HashMap::new();
         // A claim that gets none because of this bound has `has_more` set, and asks again.
         let mut left = self.most.unwrap_or(usize::MAX);
@@ -185,6 +192,22 @@ impl Log {
             choices.push(Choice { place, jobs, has_more: candidates.has_more(claim) });
         }
         choices
+    }
+
+    /// Why a job does not run, before the batch's claims take theirs.
+    fn explain(&self, explain: &Explain, candidates: &Candidates) -> Result<Explanation, LedgerError> {
+        let job = self.jobs.get(&explain.job).ok_or(LedgerError::JobNotFound { job: explain.job })?;
+        let pauses = [ALL_TYPES, &job.spec.job_type].map(|name| self.settings.types.get(name)?.pause.clone());
+        let is_claimable = job.is_ready() && pauses.iter().all(Option::is_none);
+        let ahead = if is_claimable { candidates.ahead(job) } else { 0 };
+        Ok(Explanation {
+            job: job.clone(),
+            is_scheduled: job.is_scheduled(),
+            pauses,
+            ahead,
+            as_of_seq: self.head.seq,
+            as_of: self.now,
+        })
     }
 
     /// If the claim is a repeat, extends the leases that it has; `None` if it has none.

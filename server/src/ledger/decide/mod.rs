@@ -245,7 +245,7 @@ impl Log {
             Submission::Type(command, reply) => reply.decide(self.set_type(command)),
             Submission::Bulk(command, reply) => reply.decide(self.bulk(command)),
             Submission::Import(import, reply) => reply.decide(self.import(import)),
-            Submission::Claim(..) | Submission::GiveBack(_) => {}
+            Submission::Explain(..) | Submission::Claim(..) | Submission::GiveBack(_) => {}
             Submission::Sweep(asked, reply) => {
                 let sweep = asked.sweep(self.began, self.trust.jump);
                 reply.decide(Ok(self.sweep(sweep)));

@@ -45,6 +45,10 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
                 types.insert(Arc::clone(&job.spec.job_type));
                 keys.extend(job.spec.idempotency.as_ref().map(|idempotency| Arc::clone(&idempotency.key)));
             }
+            Submission::Explain(explain, _) => {
+                jobs.insert(explain.job);
+                claims.push(&explain.claim);
+            }
             Submission::Claim(claim, _) => claims.push(&**claim),
             Submission::Sweep(sweep, _) => {
                 due = Some(most_due);

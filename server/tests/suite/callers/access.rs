@@ -93,11 +93,12 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 5]); 29] = [
+const CALLS: [(&str, [bool; 5]); 30] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
     ("jobledger.v1.JobService/ListJobs", [true, true, true, true, true]),
+    ("jobledger.v1.JobService/ExplainJob", [true, true, true, true, true]),
     ("jobledger.v1.JobService/UpdateJobStatus", [false, true, false, true, true]),
     ("jobledger.v1.JobService/BatchUpdateJobStatus", [false, true, false, true, true]),
     ("jobledger.v1.JobService/ClaimJobs", [false, true, false, true, true]),

@@ -92,6 +92,7 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                     (&json!("worker-1"), &json!("1"))
                 );
             }
+            "What a job waits for" => assert_eq!(first["job"]["id"], json!(failing)),
             "What a worker holds" => assert_eq!(first["jobs"][0]["id"], json!(held)),
             "Pause during an incident" => {
                 assert_eq!(first["pause"]["reason"], "the disk is full");
@@ -119,5 +120,5 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 11, "{seen:?}");
+    assert_eq!(seen.len(), 12, "{seen:?}");
 }
