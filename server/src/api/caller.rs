@@ -13,6 +13,15 @@ use crate::{
     ledger::Author,
 };
 
+/// Which parts of jobs and events a caller may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// All.
+    Whole,
+    /// All but payload, result, message and error message.
+    WithoutContents,
+}
+
 /// Who makes a call, and which org it is about.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
@@ -41,9 +50,15 @@ impl Caller {
         self.by.actor.as_ref()
     }
 
-    /// Refuses streams of all jobs to callers without one of the roles observer, admin and operator.
+    /// Which parts of jobs and events its answers have. An auditor with another role sees what that role sees.
+    pub(crate) fn view(&self) -> View {
+        let all = Roles::of(&[Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator]);
+        if self.roles.meets(all) { View::Whole } else { View::WithoutContents }
+    }
+
+    /// Refuses streams of all jobs to callers without one of the roles observer, auditor, admin and operator.
     pub(super) fn may_follow_all(&self) -> Result<(), ApiError> {
-        if self.roles.meets(Roles::of(&[Role::Observer, Role::Admin, Role::Operator])) {
+        if self.roles.meets(Roles::of(&[Role::Observer, Role::Auditor, Role::Admin, Role::Operator])) {
             return Ok(());
         }
         Err(ApiError::Denied("streams of all jobs are for observers and admins; name a job_id"))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jobledger_proto::v1::{self as pb, org_event::Change};
 
-use super::json;
+use super::{caller::View, json};
 use crate::domain::{
     bulk::{BulkAction, BulkOperation, BulkStatus},
     clock::Time,
@@ -104,6 +104,24 @@ pub(super) fn full_job(of: &Job, contents: &JobContents) -> pb::Job {
         payload: contents.payload.as_ref().map(json::from_json),
         result: contents.result.as_ref().map(json::from_json),
         ..job(of)
+    }
+}
+
+/// What a caller may see of a job.
+pub(super) fn seen_job(job: pb::Job, view: View) -> pb::Job {
+    match view {
+        View::Whole => job,
+        View::WithoutContents => pb::Job { payload: None, result: None, last_error_message: String::new(), ..job },
+    }
+}
+
+/// What a caller may see of an event.
+pub(super) fn seen_event(event: pb::JobEvent, view: View) -> pb::JobEvent {
+    match view {
+        View::Whole => event,
+        View::WithoutContents => {
+            pb::JobEvent { result: None, message: String::new(), error_message: String::new(), ..event }
+        }
     }
 }
 

@@ -2,13 +2,16 @@
 
 use jobledger_proto::v1::{self as pb, wait_reason as because, wait_reason::Reason};
 
-use super::convert::{self, timestamp};
+use super::{
+    caller::View,
+    convert::{self, timestamp},
+};
 use crate::{
     domain::status::JobStatus,
     ledger::{Explain, Explained, Explanation},
 };
 
-pub(super) fn answer(explained: &Explained) -> pb::ExplainJobResponse {
+pub(super) fn answer(explained: &Explained, view: View) -> pb::ExplainJobResponse {
     let Explained { decided, asking, waiting } = explained;
     let Explanation { job, is_scheduled, pauses, ahead, as_of_seq, as_of } = decided;
     let is_queued = job.status == JobStatus::Queued;
@@ -34,7 +37,7 @@ pub(super) fn answer(explained: &Explained) -> pb::ExplainJobResponse {
         reasons.push(Reason::WorkersBusy(because::WorkersBusy { workers: *asking as i64 }));
     }
     pb::ExplainJobResponse {
-        job: Some(convert::job(job)),
+        job: Some(convert::seen_job(convert::job(job), view)),
         reasons: reasons.into_iter().map(|reason| pb::WaitReason { reason: Some(reason) }).collect(),
         next: is_claimable && *ahead == 0,
         as_of_seq: *as_of_seq,

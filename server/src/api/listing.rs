@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use jobledger_proto::v1 as pb;
 use prost::Message as _;
 
-use super::{convert, request::Listing, status::ApiError};
+use super::{caller::View, convert, request::Listing, status::ApiError};
 use crate::{
     domain::{id::OrgId, job::Job},
     ledger::{JobPage, ReadTurn},
@@ -17,19 +17,26 @@ const ANSWER_BYTES: usize = 3_584 << 10;
 const CONTENTS_AT_ONCE: usize = 64;
 
 /// Lists a page within one read turn: no more pages are in the making than there are turns.
-pub(super) async fn answer(turn: &ReadTurn, org: OrgId, listing: Listing) -> Result<pb::ListJobsResponse, ApiError> {
+pub(super) async fn answer(
+    turn: &ReadTurn,
+    org: OrgId,
+    listing: Listing,
+    view: View,
+) -> Result<pb::ListJobsResponse, ApiError> {
     let JobPage { jobs, mut next, as_of_seq } = turn.list(org, &listing.query).await?;
     let as_of_seq = listing.as_of_seq.unwrap_or(as_of_seq);
     let mut answer = pb::ListJobsResponse { jobs: Vec::with_capacity(jobs.len()), as_of_seq, ..Default::default() };
     let (mut bytes, mut last) = (0, None);
-    'page: for chunk in chunks(&jobs, listing.is_full) {
+    let is_full = listing.is_full && view == View::Whole;
+    'page: for chunk in chunks(&jobs, is_full) {
         let mut contents = HashMap::new();
-        if listing.is_full {
+        if is_full {
             let ids = chunk.iter().map(|job| job.id).collect();
             contents.extend(turn.contents(org, ids).await?);
         }
         for job in chunk {
             let message = convert::full_job(job, &contents.remove(&job.id).unwrap_or_default());
+            let message = convert::seen_job(message, view);
             bytes += message.encoded_len() + 8;
             if bytes > ANSWER_BYTES && last.is_some() {
                 next = last;

@@ -43,7 +43,7 @@ pub(crate) use self::{
     workers::Workers,
 };
 pub(crate) use self::{
-    caller::Caller,
+    caller::{Caller, View},
     convert::status as status_word,
     json::from_json as json_value,
     request::{create as create_command, ending_digest},

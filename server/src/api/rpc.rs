@@ -17,12 +17,18 @@ pub(super) enum Allowed {
     Operators,
 }
 
-const READERS: Allowed =
-    Allowed::Roles(Roles::of(&[Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator]));
+const READERS: Allowed = Allowed::Roles(Roles::of(&[
+    Role::Producer,
+    Role::Worker,
+    Role::Observer,
+    Role::Auditor,
+    Role::Admin,
+    Role::Operator,
+]));
 const PRODUCERS: Allowed = Allowed::Roles(Roles::of(&[Role::Producer, Role::Admin, Role::Operator]));
 const WORKERS: Allowed = Allowed::Roles(Roles::of(&[Role::Worker, Role::Admin, Role::Operator]));
 const ADMINS: Allowed = Allowed::Roles(Roles::of(&[Role::Admin, Role::Operator]));
-const OBSERVERS: Allowed = Allowed::Roles(Roles::of(&[Role::Observer, Role::Admin, Role::Operator]));
+const OBSERVERS: Allowed = Allowed::Roles(Roles::of(&[Role::Observer, Role::Auditor, Role::Admin, Role::Operator]));
 
 /// Which bounds of its org a call counts against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

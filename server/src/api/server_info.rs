@@ -134,6 +134,7 @@ fn word(role: Role) -> pb::Role {
         Role::Producer => pb::Role::Producer,
         Role::Worker => pb::Role::Worker,
         Role::Observer => pb::Role::Observer,
+        Role::Auditor => pb::Role::Auditor,
         Role::Admin => pb::Role::Admin,
         Role::Operator => pb::Role::Operator,
     }

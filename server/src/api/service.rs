@@ -56,7 +56,7 @@ impl Service {
             .map_err(ApiError::from)?;
         let ends = peer.map(|peer| (peer.ending, peer.cut)).unwrap_or_default();
         let log_id = MetadataValue::try_from(subscription.log_id().to_string());
-        let stream = stream::start(subscription, self.slow_consumer_after, self.draining.clone(), ends);
+        let stream = stream::start(subscription, caller.view(), self.slow_consumer_after, self.draining.clone(), ends);
         let mut answer = Response::new(stream);
         if let Ok(log_id) = log_id {
             answer.metadata_mut().insert(LOG_ID_HEADER, log_id);
@@ -117,7 +117,7 @@ impl JobService for Service {
         let caller = Caller::of(request.extensions())?;
         let listing = request::list(request.into_inner())?;
         let turn = self.ledger.read_turn(caller.org()).await.map_err(ApiError::from)?;
-        let mut response = Response::new(listing::answer(&turn, caller.org(), listing).await?);
+        let mut response = Response::new(listing::answer(&turn, caller.org(), listing, caller.view()).await?);
         response.extensions_mut().insert(turn);
         Ok(response)
     }
@@ -198,7 +198,8 @@ impl JobService for Service {
             JobName::Key(key) => self.ledger.job_with_key(caller.org(), key).await,
         };
         let (record, turn) = found.map_err(ApiError::from)?;
-        let mut response = Response::new(pb::GetJobResponse { job: Some(convert::job_record(&record)) });
+        let job = convert::seen_job(convert::job_record(&record), caller.view());
+        let mut response = Response::new(pb::GetJobResponse { job: Some(job) });
         if let Some(turn) = turn {
             response.extensions_mut().insert(turn);
         }
@@ -210,9 +211,9 @@ impl JobService for Service {
         request: Request<pb::ExplainJobRequest>,
     ) -> Result<Response<pb::ExplainJobResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let job = request::explain(&request.into_inner())?;
+        let (job, view) = (request::explain(&request.into_inner())?, caller.view());
         let explained = self.ledger.explain(caller.by, job).await.map_err(ApiError::from)?;
-        Ok(Response::new(explain::answer(&explained)))
+        Ok(Response::new(explain::answer(&explained, view)))
     }
 
     async fn update_job_status(

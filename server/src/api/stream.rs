@@ -20,7 +20,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{convert, status::ApiError};
+use super::{caller::View, convert, status::ApiError};
 use crate::{
     domain::{id::LogId, job::JobRecord},
     ledger::{Delivery, EncodedEvent, LedgerError, PageShare, StreamPages, StreamSlot, Subscription},
@@ -75,6 +75,17 @@ impl Outgoing {
     fn of(item: Item) -> Self {
         Self::Message(pb::StreamJobEventsResponse { item: Some(item) })
     }
+
+    /// What a caller may see of an event.
+    fn event(event: Arc<EncodedEvent>, view: View) -> Self {
+        match (view, event.job()) {
+            (View::WithoutContents, Some(of_job)) => {
+                Self::of(Item::Event(Box::new(convert::seen_event(convert::event(of_job), view))))
+            }
+            // Changes of settings have no contents.
+            (View::WithoutContents, None) | (View::Whole, _) => Self::Event(event),
+        }
+    }
 }
 
 /// The answer of StreamJobEvents.
@@ -91,6 +102,7 @@ struct StreamState {
     queue: mpsc::Receiver<Page>,
     taking: Taking,
     log_id: LogId,
+    view: View,
 }
 
 impl StreamState {
@@ -98,10 +110,11 @@ impl StreamState {
         loop {
             let next = match &mut self.taking {
                 Taking::Nothing => None,
-                Taking::Events(page, _) => page.next().map(Outgoing::Event),
-                Taking::Jobs(page, _) => {
-                    page.next().map(|job| Outgoing::of(Item::Snapshot(Box::new(convert::job_record(&job)))))
-                }
+                Taking::Events(page, _) => page.next().map(|event| Outgoing::event(event, self.view)),
+                Taking::Jobs(page, _) => page.next().map(|job| {
+                    let job = convert::seen_job(convert::job_record(&job), self.view);
+                    Outgoing::of(Item::Snapshot(Box::new(job)))
+                }),
                 Taking::End { bookmark, ended } => match bookmark.take() {
                     Some(seq) => return Poll::Ready(Some(Ok(self.bookmark(seq, false)))),
                     None => {
@@ -155,14 +168,19 @@ impl Stream for EventStream {
 /// a stream that is not read.
 pub(super) fn start(
     subscription: Subscription,
+    view: View,
     slow_consumer_after: Duration,
     draining: CancellationToken,
     (ending, cut): (CancellationToken, CancellationToken),
 ) -> EventStream {
     let (queue, receiver) = mpsc::channel(QUEUE + 1);
     let taken = Arc::new(AtomicU64::new(0));
-    let held =
-        Arc::new(Mutex::new(StreamState { queue: receiver, taking: Taking::Nothing, log_id: subscription.log_id() }));
+    let held = Arc::new(Mutex::new(StreamState {
+        queue: receiver,
+        taking: Taking::Nothing,
+        log_id: subscription.log_id(),
+        view,
+    }));
     let left = Arc::downgrade(&held);
     let patience = Patience {
         taken: Arc::clone(&taken),

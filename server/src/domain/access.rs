@@ -21,7 +21,9 @@ pub enum Role {
     Worker,
     /// Reads everything: jobs, all events, statistics.
     Observer,
-    /// Everything that the three roles above allow.
+    /// The same without contents: payloads, results, messages and error messages.
+    Auditor,
+    /// Everything that the roles above allow.
     Admin,
     /// The same as an admin, in any org; for credentials without an org.
     Operator,
@@ -29,7 +31,8 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 5] = [Self::Producer, Self::Worker, Self::Observer, Self::Admin, Self::Operator];
+    pub const ALL: [Self; 6] =
+        [Self::Producer, Self::Worker, Self::Observer, Self::Auditor, Self::Admin, Self::Operator];
 
     /// The role's name, in the database and for people.
     pub const fn as_str(self) -> &'static str {
@@ -37,6 +40,7 @@ impl Role {
             Self::Producer => "producer",
             Self::Worker => "worker",
             Self::Observer => "observer",
+            Self::Auditor => "auditor",
             Self::Admin => "admin",
             Self::Operator => "operator",
         }

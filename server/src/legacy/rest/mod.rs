@@ -28,8 +28,9 @@ use self::{
 };
 use super::{error_text, isoformat, old_word};
 use crate::{
-    api::{ApiError, Caller, create_command},
+    api::{ApiError, Caller, View, create_command},
     domain::{
+        event::JobError,
         id::JobId,
         job::{Job, JobContents},
         json::Json,
@@ -128,7 +129,14 @@ async fn read(
 ) -> Result<Response, Problem> {
     let id = job_id_of(&job_id)?;
     let (record, _turn) = ledger.job(caller.org(), id).await.map_err(ApiError::from)?;
-    Ok(job_as_it_was(&record.job, &record.contents))
+    match caller.view() {
+        View::Whole => Ok(job_as_it_was(&record.job, &record.contents)),
+        View::WithoutContents => {
+            let last_error = record.job.last_error.clone().map(|error| JobError { message: "".into(), ..error });
+            let job = Job { last_error, ..record.job.clone() };
+            Ok(job_as_it_was(&job, &JobContents::default()))
+        }
+    }
 }
 
 /// `POST /jobs/{job_id}/status`: a worker's report, with the arguments of the old `_update_job_status`.

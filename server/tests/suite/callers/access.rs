@@ -92,40 +92,40 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
     Client::builder(server.endpoint()).token(token).timeout(PATIENCE).build().expect("a valid endpoint")
 }
 
-/// Every call, and whether a producer, worker, observer, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 5]); 30] = [
-    ("jobledger.v1.JobService/CreateJob", [true, false, false, true, true]),
-    ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, true, true]),
-    ("jobledger.v1.JobService/GetJob", [true, true, true, true, true]),
-    ("jobledger.v1.JobService/ListJobs", [true, true, true, true, true]),
-    ("jobledger.v1.JobService/ExplainJob", [true, true, true, true, true]),
-    ("jobledger.v1.JobService/UpdateJobStatus", [false, true, false, true, true]),
-    ("jobledger.v1.JobService/BatchUpdateJobStatus", [false, true, false, true, true]),
-    ("jobledger.v1.JobService/ClaimJobs", [false, true, false, true, true]),
-    ("jobledger.v1.JobService/Heartbeat", [false, true, false, true, true]),
-    ("jobledger.v1.JobService/CancelJob", [true, false, false, true, true]),
-    ("jobledger.v1.JobService/RetryJob", [true, false, false, true, true]),
-    ("jobledger.v1.JobService/StreamJobEvents", [false, false, true, true, true]),
-    ("jobledger.v1.JobService/GetStatistics", [false, false, true, true, true]),
-    ("jobledger.v1.JobTypeService/ListJobTypes", [false, false, true, true, true]),
-    ("jobledger.v1.JobTypeService/GetJobType", [false, false, true, true, true]),
-    ("jobledger.v1.JobTypeService/UpdateJobType", [false, false, false, true, true]),
-    ("jobledger.v1.JobTypeService/DeleteJobType", [false, false, false, true, true]),
-    ("jobledger.v1.JobTypeService/PauseJobType", [false, false, false, true, true]),
-    ("jobledger.v1.JobTypeService/ResumeJobType", [false, false, false, true, true]),
-    ("jobledger.v1.BulkOperationService/StartBulkOperation", [false, false, false, true, true]),
-    ("jobledger.v1.BulkOperationService/GetBulkOperation", [false, false, true, true, true]),
-    ("jobledger.v1.BulkOperationService/ListBulkOperations", [false, false, true, true, true]),
-    ("jobledger.v1.BulkOperationService/StopBulkOperation", [false, false, false, true, true]),
-    ("jobledger.v1.WorkerService/ListWorkers", [false, false, true, true, true]),
-    ("jobledger.v1.ServerService/GetServerInfo", [true; 5]),
-    (ABOUT_ALL_ORGS, [false, false, false, false, true]),
-    ("grpc.health.v1.Health/Check", [true; 5]),
-    ("grpc.health.v1.Health/Watch", [true; 5]),
-    ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", [true; 5]),
-    ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", [true; 5]),
+/// Every call, and whether a producer, worker, observer, auditor, admin or operator may make it, in this order.
+const CALLS: [(&str, [bool; 6]); 30] = [
+    ("jobledger.v1.JobService/CreateJob", [true, false, false, false, true, true]),
+    ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, false, true, true]),
+    ("jobledger.v1.JobService/GetJob", [true, true, true, true, true, true]),
+    ("jobledger.v1.JobService/ListJobs", [true, true, true, true, true, true]),
+    ("jobledger.v1.JobService/ExplainJob", [true, true, true, true, true, true]),
+    ("jobledger.v1.JobService/UpdateJobStatus", [false, true, false, false, true, true]),
+    ("jobledger.v1.JobService/BatchUpdateJobStatus", [false, true, false, false, true, true]),
+    ("jobledger.v1.JobService/ClaimJobs", [false, true, false, false, true, true]),
+    ("jobledger.v1.JobService/Heartbeat", [false, true, false, false, true, true]),
+    ("jobledger.v1.JobService/CancelJob", [true, false, false, false, true, true]),
+    ("jobledger.v1.JobService/RetryJob", [true, false, false, false, true, true]),
+    ("jobledger.v1.JobService/StreamJobEvents", [false, false, true, true, true, true]),
+    ("jobledger.v1.JobService/GetStatistics", [false, false, true, true, true, true]),
+    ("jobledger.v1.JobTypeService/ListJobTypes", [false, false, true, true, true, true]),
+    ("jobledger.v1.JobTypeService/GetJobType", [false, false, true, true, true, true]),
+    ("jobledger.v1.JobTypeService/UpdateJobType", [false, false, false, false, true, true]),
+    ("jobledger.v1.JobTypeService/DeleteJobType", [false, false, false, false, true, true]),
+    ("jobledger.v1.JobTypeService/PauseJobType", [false, false, false, false, true, true]),
+    ("jobledger.v1.JobTypeService/ResumeJobType", [false, false, false, false, true, true]),
+    ("jobledger.v1.BulkOperationService/StartBulkOperation", [false, false, false, false, true, true]),
+    ("jobledger.v1.BulkOperationService/GetBulkOperation", [false, false, true, true, true, true]),
+    ("jobledger.v1.BulkOperationService/ListBulkOperations", [false, false, true, true, true, true]),
+    ("jobledger.v1.BulkOperationService/StopBulkOperation", [false, false, false, false, true, true]),
+    ("jobledger.v1.WorkerService/ListWorkers", [false, false, true, true, true, true]),
+    ("jobledger.v1.ServerService/GetServerInfo", [true; 6]),
+    (ABOUT_ALL_ORGS, [false, false, false, false, false, true]),
+    ("grpc.health.v1.Health/Check", [true; 6]),
+    ("grpc.health.v1.Health/Watch", [true; 6]),
+    ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", [true; 6]),
+    ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", [true; 6]),
 ];
-const ROLES: [Role; 5] = [Role::Producer, Role::Worker, Role::Observer, Role::Admin, Role::Operator];
+const ROLES: [Role; 6] = [Role::Producer, Role::Worker, Role::Observer, Role::Auditor, Role::Admin, Role::Operator];
 /// The only call of the contract that is about no single org.
 const ABOUT_ALL_ORGS: &str = "jobledger.v1.ServerService/ListOrgs";
 /// The only call that needs no credential.
@@ -178,7 +178,7 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
     assert!(owner_url(&database).database().unwrap().revoke_token(id, past).await.unwrap());
     let unknown = Secret::generate(Some(OrgId(OURS))).unwrap().text().to_owned();
     // The admin's secret under another org's id. `unknown` is a random secret under our org's id.
-    let admin = &tokens[3].1;
+    let admin = &tokens[4].1;
     let moved = format!("{}{}", &Secret::generate(Some(OrgId(THEIRS))).unwrap().text()[..23], &admin[23..]);
     let server = TestServer::start(guarded(&database)).await;
     let caller = Caller::of(&server);
@@ -274,15 +274,16 @@ async fn every_call_is_for_its_roles_in_their_own_org(database: Database) {
         expect(call.to_owned(), caller.call(call, &[], &[]).await, |code| code == Code::Unauthenticated);
     }
     assert_eq!(unexpected, "", "of {cells} cells");
-    assert_eq!(cells, CALLS.len() * (ROLES.len() * 4 + 12 * 4) + 5 + 3 + 6);
+    assert_eq!(cells, CALLS.len() * (ROLES.len() * 4 + 12 * 4) + ROLES.len() + 3 + 6);
     server.stop().await;
     assert_documented();
 }
 
 /// Checks that docs/access.md has this table.
 fn assert_documented() {
-    let mut table =
-        String::from("| call | producer | worker | observer | admin | operator |\n|---|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "| call | producer | worker | observer | auditor | admin | operator |\n|---|---|---|---|---|---|---|\n",
+    );
     for (call, allowed) in CALLS.iter().filter(|(call, _)| is_about_an_org(call)) {
         let cells: Vec<_> = allowed.iter().map(|allowed| if *allowed { "yes" } else { "–" }).collect();
         writeln!(table, "| `{}` | {} |", call.rsplit('/').next().unwrap(), cells.join(" | ")).unwrap();
@@ -304,9 +305,9 @@ async fn old_calls_are_for_the_same_roles(database: Database) {
     let (read, report) = (format!("GET /jobs/{job}"), format!("POST /jobs/{job}/status"));
     let org = format!("x-org-id: {OURS}");
     for (request, body, allowed) in [
-        ("POST /jobs", "{\"type\":\"t\"}", [true, false, false, true, true]),
-        (&*read, "", [true; 5]),
-        (&*report, "{\"progress\": 5}", [false, true, false, true, true]),
+        ("POST /jobs", "{\"type\":\"t\"}", [true, false, false, false, true, true]),
+        (&*read, "", [true; 6]),
+        (&*report, "{\"progress\": 5}", [false, true, false, false, true, true]),
     ] {
         for ((role, token), is_allowed) in tokens.iter().zip(allowed) {
             let headers = ["Content-Type: application/json", &*org, &*format!("Authorization: Bearer {token}")];
@@ -318,14 +319,14 @@ async fn old_calls_are_for_the_same_roles(database: Database) {
         assert_eq!(nobody.code, 401, "{nobody:?}");
         assert!(format!("{nobody:?}").to_lowercase().contains("www-authenticate: bearer"), "{nobody:?}");
         let theirs = format!("x-org-id: {THEIRS}");
-        let headers = ["Content-Type: application/json", &*theirs, &*format!("Authorization: Bearer {}", tokens[3].1)];
+        let headers = ["Content-Type: application/json", &*theirs, &*format!("Authorization: Bearer {}", tokens[4].1)];
         assert_eq!(http(&address, request, &headers, body).await.code, 403);
     }
     // Probes need no credential. Everything else does, unknown paths included.
     for (request, code) in [("GET /healthz", 200), ("GET /readyz", 200), ("GET /metrics", 401), ("GET /", 401)] {
         assert_eq!(http(&address, request, &[], "").await.code, code, "{request}");
     }
-    let known = format!("Authorization: Bearer {}", tokens[3].1);
+    let known = format!("Authorization: Bearer {}", tokens[4].1);
     assert_eq!(http(&address, "GET /metrics", &[&known], "").await.code, 404);
     server.stop().await;
 }

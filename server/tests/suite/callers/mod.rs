@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod aging;
+pub(crate) mod auditors;
 pub(crate) mod connections;
 pub(crate) mod fuzz;
 pub(crate) mod hygiene;

@@ -95,12 +95,13 @@ pub(crate) enum Command {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     /// Make a token and print it: it can't be read again. Roles: `producer` creates, cancels and retries jobs; `worker` claims
-    /// jobs and reports on them; `observer` sees everything; `admin` may do all of that in its org; `operator` may in any org.
+    /// jobs and reports on them; `observer` sees everything; `auditor` everything but contents; `admin` may do all of that in its
+    /// org; `operator` may in any org.
     Create {
         /// UUID of the organisation that the token belongs to. An operator's token belongs to none.
         #[arg(long, value_name = "UUID", value_parser = id, required_unless_present = "operator", conflicts_with = "operator")]
         org: Option<uuid::Uuid>,
-        /// What the token allows within its org: producer, worker, observer or admin; several separated by commas.
+        /// What the token allows within its org: producer, worker, observer, auditor or admin; several separated by commas.
         #[arg(
             long,
             value_name = "ROLE",
