@@ -536,7 +536,8 @@ RETURNS SETOF jobledger.worker LANGUAGE plpgsql SECURITY INVOKER AS $$
 BEGIN
     PERFORM set_config('app.current_org_id', p_org::text, true);
     RETURN QUERY SELECT w.* FROM jobledger.worker w
-    WHERE w.org_id = p_org AND w.id > p_after AND w.heard_at > clock_timestamp() - p_known_for * interval '1 microsecond'
+    WHERE w.org_id = p_org AND w.id > p_after
+        AND w.heard_at BETWEEN clock_timestamp() - p_known_for * interval '1 microsecond' AND clock_timestamp() + interval '1 minute'
     ORDER BY w.id LIMIT p_limit;
 END $$;
 
@@ -982,8 +983,8 @@ BEGIN
 END $$;
 
 -- Writes workers that were heard of so many microseconds ago, in the order in which they come, and removes those of p_orgs that
--- were silent for longer than p_known_for. A row that another server is writing is left to it. A clock that was set back does not
--- keep what was written before.
+-- were silent for longer than p_known_for, or were heard of by a clock that was set back. An empty about leaves the stored one. A row
+-- that another server is writing is left to it.
 CREATE OR REPLACE FUNCTION jobledger.note_workers(
     p_orgs UUID[], p_of UUID[], p_ids TEXT[], p_abouts TEXT[], p_ages BIGINT[], p_known_for BIGINT
 ) RETURNS VOID
@@ -993,11 +994,13 @@ BEGIN
     INSERT INTO jobledger.worker AS w (org_id, id, about, heard_at)
     SELECT h.org_id, h.id, h.about, clock_timestamp() - h.age * interval '1 microsecond'
     FROM unnest(p_of, p_ids, p_abouts, p_ages) AS h (org_id, id, about, age)
-    ON CONFLICT (org_id, id) DO UPDATE SET about = excluded.about, heard_at = excluded.heard_at
+    ON CONFLICT (org_id, id) DO UPDATE SET heard_at = excluded.heard_at,
+        about = CASE excluded.about WHEN '' THEN w.about ELSE excluded.about END
     WHERE excluded.heard_at >= w.heard_at OR w.heard_at > clock_timestamp();
     DELETE FROM jobledger.worker w USING (
         SELECT s.org_id, s.id FROM jobledger.worker s
-        WHERE s.org_id = ANY (p_orgs) AND s.heard_at <= clock_timestamp() - p_known_for * interval '1 microsecond'
+        WHERE s.org_id = ANY (p_orgs) AND s.heard_at
+            NOT BETWEEN clock_timestamp() - p_known_for * interval '1 microsecond' AND clock_timestamp() + interval '1 minute'
         FOR UPDATE SKIP LOCKED
     ) silent WHERE w.org_id = silent.org_id AND w.id = silent.id;
 END $$;

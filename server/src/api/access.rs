@@ -208,7 +208,8 @@ where
         Allowed::Operators if !credential.principal.roles.has(Role::Operator) => {
             return refuse(ApiError::Denied(WRONG_ROLES), request);
         }
-        Allowed::Operators | Allowed::AnyRole | Allowed::Anybody => {}
+        Allowed::Operators => mark_known(&request),
+        Allowed::AnyRole | Allowed::Anybody => {}
     }
     request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
@@ -228,10 +229,14 @@ where
 
 /// Attaches the caller to the request, and marks its connection as one of an admitted caller.
 fn let_in(request: &mut Request<Body>, caller: Caller) {
+    mark_known(request);
+    request.extensions_mut().insert(caller);
+}
+
+fn mark_known(request: &Request<Body>) {
     if let Some(peer) = request.extensions().get::<Peer>() {
         peer.is_known.store(true, Ordering::Relaxed);
     }
-    request.extensions_mut().insert(caller);
 }
 
 /// The caller and its org: the credential's, or for an operator the one that the call names.

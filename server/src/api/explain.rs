@@ -12,8 +12,8 @@ use crate::{
 };
 
 pub(super) fn answer(explained: &Explained, view: View) -> pb::ExplainJobResponse {
-    let Explained { decided, asking, waiting } = explained;
-    let Explanation { job, is_scheduled, pauses, ahead, as_of_seq, as_of } = decided;
+    let Explained { decided, asking, waiting, lacks_some } = explained;
+    let Explanation { job, is_scheduled, pauses, ahead, is_unsure, quota, as_of_seq, as_of } = decided;
     let is_queued = job.status == JobStatus::Queued;
     let mut reasons = Vec::new();
     if *is_scheduled {
@@ -25,21 +25,27 @@ pub(super) fn answer(explained: &Explained, view: View) -> pb::ExplainJobRespons
             reasons.push(Reason::Paused(because::TypePaused { pause, all_types }));
         }
     }
+    if let Some((quantity, limit)) = quota.filter(|_| is_queued) {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        reasons.push(Reason::OverQuota(because::OverQuota { quota: quantity.to_string(), limit }));
+    }
     let is_claimable = is_queued && reasons.is_empty();
     if *ahead > 0 {
-        let behind =
-            because::Behind { jobs: (*ahead).min(Explain::COUNTED) as i64, truncated: *ahead > Explain::COUNTED };
+        let behind = because::Behind {
+            jobs: (*ahead).min(Explain::COUNTED) as i64,
+            truncated: *is_unsure || *ahead > Explain::COUNTED,
+        };
         reasons.push(Reason::Behind(behind));
     }
-    if is_queued && *asking == 0 {
+    if is_queued && *asking == 0 && !lacks_some {
         reasons.push(Reason::NoWorker(because::NoWorker {}));
-    } else if is_claimable && *waiting == 0 {
+    } else if is_claimable && *asking > 0 && *waiting == 0 && !lacks_some {
         reasons.push(Reason::WorkersBusy(because::WorkersBusy { workers: *asking as i64 }));
     }
     pb::ExplainJobResponse {
         job: Some(convert::seen_job(convert::job(job), view)),
         reasons: reasons.into_iter().map(|reason| pb::WaitReason { reason: Some(reason) }).collect(),
-        next: is_claimable && *ahead == 0,
+        next: is_claimable && *ahead == 0 && !is_unsure,
         as_of_seq: *as_of_seq,
         as_of: Some(timestamp(*as_of)),
     }

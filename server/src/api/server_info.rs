@@ -1,6 +1,6 @@
 //! `jobledger.v1.ServerService`: a few lines for each RPC.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use jobledger_proto::v1::{self as pb, server_service_server::ServerService};
 use tonic::{Request, Response, Status, async_trait};
@@ -18,6 +18,7 @@ use crate::{
     domain::{
         access::{NO_ORG, Role},
         id::OrgId,
+        job_type::ALL_TYPES,
         status::JobStatus,
     },
     ledger::{Ledger, Usage},
@@ -124,9 +125,13 @@ impl ServerService for ServerInfo {
     }
 }
 
-/// How many types have jobs.
+/// How many types have jobs or settings.
 fn types(usage: &Usage) -> i64 {
-    usage.statistics.types.iter().filter(|of_type| of_type.exists()).count() as i64
+    let with_jobs = usage.statistics.types.iter().filter(|of_type| of_type.exists());
+    let names: BTreeSet<&str> = with_jobs.map(|of_type| &*of_type.job_type).collect();
+    let settings = usage.statistics.settings.types.keys().map(|name| &**name);
+    let others = settings.filter(|name| *name != ALL_TYPES && !names.contains(name)).count();
+    (names.len() + others) as i64
 }
 
 fn word(role: Role) -> pb::Role {

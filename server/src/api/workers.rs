@@ -32,7 +32,6 @@ impl WorkerService for Workers {
             pb::Worker {
                 id: id.to_string(),
                 types: about.types.iter().flat_map(|types| types.iter()).map(|name| name.to_string()).collect(),
-                claims: about.types.is_some(),
                 version: about.version.to_string(),
                 host: about.host.to_string(),
                 waiting: *is_waiting,
@@ -46,6 +45,7 @@ impl WorkerService for Workers {
             next_page_token,
             as_of: Some(timestamp(found.as_of)),
             held_truncated: found.is_held_truncated,
+            workers_truncated: found.lacks_some,
         }))
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Candidates {
     types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>>,
     /// Types of which the database may have more jobs than were loaded.
     cut: BTreeSet<Arc<str>>,
+    /// The last jobs that were loaded of these types.
+    last: HashMap<Arc<str>, ClaimOrder>,
     /// The database may have more jobs of any type than were loaded.
     is_cut: bool,
 }
@@ -62,13 +64,18 @@ impl Candidates {
         }
         let is_ready = |job: &&Job| job.is_ready() && !settings.is_paused(&job.spec.job_type);
         let mut types: HashMap<Arc<str>, BTreeMap<ClaimOrder, JobId>> = HashMap::new();
+        let mut last: HashMap<Arc<str>, ClaimOrder> = HashMap::new();
+        for job in found.jobs.iter().filter(|job| found.cut.contains(&job.job_type)) {
+            let last = last.entry(Arc::clone(&job.job_type)).or_insert(job.order);
+            *last = job.order.max(*last);
+        }
         for job in found.jobs.into_iter().filter(|job| !known.contains_key(&job.id)) {
             types.entry(job.job_type).or_default().insert(job.order, job.id);
         }
         for job in known.values().filter(is_ready) {
             types.entry(Arc::clone(&job.spec.job_type)).or_default().insert(ClaimOrder::of(job), job.id);
         }
-        Self { types, cut: found.cut, is_cut: found.is_cut }
+        Self { types, cut: found.cut, last, is_cut: found.is_cut }
     }
 
     /// The type of the job that the claim gets next.
@@ -88,9 +95,12 @@ impl Candidates {
         first.map(|(_, name)| name)
     }
 
-    /// How many candidates of its type come before a ready job. Of a job behind all candidates more may come before it.
-    pub(super) fn ahead(&self, job: &Job) -> usize {
-        self.types.get(&job.spec.job_type).map_or(0, |of_type| of_type.range(..ClaimOrder::of(job)).count())
+    /// How many candidates of its type come before a ready job, and whether others may, because it lies behind all that were
+    /// loaded.
+    pub(super) fn ahead(&self, job: &Job) -> (usize, bool) {
+        let (of_type, order) = (self.types.get(&job.spec.job_type), ClaimOrder::of(job));
+        let ahead = of_type.map_or(0, |of_type| of_type.range(..order).count());
+        (ahead, self.last.get(&job.spec.job_type).is_some_and(|last| order > *last))
     }
 
     /// Takes the job that the claim gets next.

@@ -7,7 +7,7 @@ use std::{
 
 use uuid::Uuid;
 
-use super::claim_selection;
+use super::{claim_selection, error::Quantity};
 use crate::domain::{
     bulk::BulkRequest,
     clock::Time,
@@ -140,6 +140,10 @@ pub struct Explanation {
     /// Ready jobs that a claim of the job's type gets before it. 0 while the job is not ready, or its type is paused. There may
     /// be more if these are more than [`Explain::COUNTED`].
     pub ahead: usize,
+    /// The batch had not loaded what would tell: a pause has ended in it, or it has taken the candidates that it had.
+    pub is_unsure: bool,
+    /// The org is so far beyond a quota that claims are refused: which, and its bound.
+    pub quota: Option<(Quantity, u64)>,
     /// The last `seq` of the org's log.
     pub as_of_seq: i64,
     /// The database's clock.

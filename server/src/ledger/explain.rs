@@ -2,24 +2,33 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Author, Explain, Explanation, Ledger, LedgerError, submission::Submission};
+use chrono::TimeDelta;
+
+use super::{Author, Explain, Explanation, Ledger, LedgerError, submission::Submission, worker_list::merge};
 use crate::{
-    domain::{id::JobId, job_type::ALL_TYPES, status::JobStatus},
-    store::Store,
+    domain::{id::JobId, job_type::ALL_TYPES, status::JobStatus, worker::Worker},
+    store::{Store, WorkerPage},
 };
 
 /// Workers that are looked through.
 const WORKERS: usize = 5_000;
+/// Whoever was silent for longer may be gone.
+const ALIVE: TimeDelta = TimeDelta::minutes(1);
+/// How often a batch is asked that could not tell.
+const TRIES: u32 = 3;
 
 /// Why a job does not run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explained {
     /// What the code that decides claims says.
     pub decided: Explanation,
-    /// Workers whose last claim asked for the job's type, on any server. 0 unless the job is queued.
+    /// Workers that were heard of within a minute, and whose last claim asked for the job's type, on any server. 0 unless the job
+    /// is queued.
     pub asking: usize,
     /// Those of them that wait for a job.
     pub waiting: usize,
+    /// True if there may be more of both.
+    pub lacks_some: bool,
 }
 
 impl Ledger {
@@ -36,24 +45,29 @@ impl Ledger {
         let job_type = Arc::clone(&record.job.spec.job_type);
         drop((record, turn));
         debug_assert!(*job_type != *ALL_TYPES, "no job has this type");
-        let asked = Box::new(Explain::new(job, Arc::clone(&job_type)));
-        let decided: Explanation = self.ask(by, Submission::Explain, asked).await?;
+        let mut tries = TRIES;
+        let decided: Explanation = loop {
+            let asked = Box::new(Explain::new(job, Arc::clone(&job_type)));
+            let decided: Explanation = self.ask(by.clone(), Submission::Explain, asked).await?;
+            tries -= 1;
+            if !decided.is_unsure || tries == 0 {
+                break decided;
+            }
+        };
         let (mut asking, mut waiting) = (0, 0);
+        let mut lacks_some = false;
         if decided.job.status == JobStatus::Queued {
             let known_for = self.workers.known_for();
             let read = move |store: Arc<dyn Store>| async move { store.workers(org, "", WORKERS, known_for).await };
-            let known = self.lists.read(org, read).await?.workers;
-            let heard = self.workers.of_org(org, "", WORKERS, Instant::now());
-            // What this server has heard itself is the latest.
-            let elsewhere = known.iter().filter(|known| heard.binary_search_by(|own| own.id.cmp(&known.id)).is_err());
-            let all = elsewhere.map(|known| (&known.about, known.is_waiting));
-            for (about, is_waiting) in all.chain(heard.iter().map(|own| (&own.about, own.is_waiting))) {
-                if about.asks_for(&job_type) {
-                    asking += 1;
-                    waiting += usize::from(is_waiting);
-                }
+            let WorkerPage { workers, as_of } = self.lists.read(org, read).await?;
+            lacks_some = workers.len() == WORKERS || self.workers.lacks_some(org);
+            let all = merge(workers, self.workers.of_org(org, "", WORKERS, Instant::now()), as_of);
+            let is_alive = |worker: &&Worker| as_of - worker.heard_at < ALIVE;
+            for worker in all.values().filter(is_alive).filter(|worker| worker.about.asks_for(&job_type)) {
+                asking += 1;
+                waiting += usize::from(worker.is_waiting);
             }
         }
-        Ok(Explained { decided, asking, waiting })
+        Ok(Explained { decided, asking, waiting, lacks_some })
     }
 }

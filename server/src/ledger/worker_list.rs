@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{HeardClaim, Ledger, LedgerError, ListOrder, ListQuery};
+use chrono::TimeDelta;
+
+use super::{HeardClaim, Ledger, LedgerError, ListOrder, ListQuery, workers::WRITTEN_EVERY};
 use crate::{
     domain::{
         clock::Time,
@@ -40,6 +42,8 @@ pub struct ListedWorkers {
     pub has_more: bool,
     /// True if the org has more running jobs than were counted.
     pub is_held_truncated: bool,
+    /// True if workers may be missing.
+    pub lacks_some: bool,
     /// The database's clock.
     pub as_of: Time,
 }
@@ -83,22 +87,38 @@ impl Ledger {
             Ok((page, held(&*store, org).await?))
         };
         let (WorkerPage { workers, as_of }, (held, is_held_truncated)) = self.lists.read(org, read).await?;
-        let mut by_id: BTreeMap<_, _> = workers.into_iter().map(|worker| (Arc::clone(&worker.id), worker)).collect();
-        for heard in self.workers.of_org(org, after, limit + 1, Instant::now()) {
-            let heard_at = as_of - heard.silent_for;
-            // Another server may have heard of it later.
-            if by_id.get(&heard.id).is_none_or(|known| known.heard_at <= heard_at) {
-                let id = Arc::clone(&heard.id);
-                by_id.insert(id, Worker { id: heard.id, about: heard.about, is_waiting: heard.is_waiting, heard_at });
-            }
-        }
+        let by_id = merge(workers, self.workers.of_org(org, after, limit + 1, Instant::now()), as_of);
         let has_more = by_id.len() > limit;
         let workers = by_id.into_values().take(limit).map(|worker| {
             let held = held.get(&worker.id).copied().unwrap_or_default();
             (worker, held)
         });
-        Ok(ListedWorkers { workers: workers.collect(), has_more, is_held_truncated, as_of })
+        let lacks_some = self.workers.lacks_some(org);
+        Ok(ListedWorkers { workers: workers.collect(), has_more, is_held_truncated, lacks_some, as_of })
     }
+}
+
+/// Merges the database's rows with what this server has heard.
+pub(super) fn merge(rows: Vec<Worker>, heard: Vec<HeardWorker>, as_of: Time) -> BTreeMap<Arc<str>, Worker> {
+    // Who waits is written again and again. A row that was not is of a server that is gone.
+    let is_lately =
+        |worker: &Worker| as_of - worker.heard_at < TimeDelta::from_std(WRITTEN_EVERY * 2).unwrap_or_default();
+    let row = |worker: Worker| {
+        let is_waiting = worker.is_waiting && is_lately(&worker);
+        (Arc::clone(&worker.id), Worker { is_waiting, ..worker })
+    };
+    let mut by_id: BTreeMap<_, _> = rows.into_iter().map(row).collect();
+    for HeardWorker { id, about, is_waiting, silent_for, .. } in heard {
+        let heard_at = as_of - silent_for;
+        let nothing = || Worker { id: Arc::clone(&id), about: Arc::default(), is_waiting: false, heard_at };
+        let known = by_id.entry(Arc::clone(&id)).or_insert_with(nothing);
+        // Another server may have heard of it later.
+        if let Some(about) = about.filter(|_| known.heard_at <= heard_at || is_waiting) {
+            (known.about, known.is_waiting) = (about, is_waiting);
+        }
+        known.heard_at = known.heard_at.max(heard_at);
+    }
+    by_id
 }
 
 /// What each worker of an org holds, and whether there is more.

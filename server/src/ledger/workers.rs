@@ -16,19 +16,25 @@ use crate::{
 };
 
 /// A worker is written at most this often.
-const WRITTEN_EVERY: Duration = Duration::from_secs(10);
+pub(super) const WRITTEN_EVERY: Duration = Duration::from_secs(10);
+/// What a claim said is told for this long after it. Later claims may have gone to another server.
+const TOLD_FOR: Duration = Duration::from_secs(20);
 
 /// Workers by org and id. What has no room for its texts is not kept.
 pub(super) struct Workers {
     budget: NameBudget,
     known_for: Duration,
     known: Mutex<HashMap<OrgId, BTreeMap<Arc<str>, Known>>>,
+    /// When a worker of an org last found no room.
+    refused: Mutex<HashMap<OrgId, Instant>>,
 }
 
 struct Known {
     about: Arc<WorkerAbout>,
     /// Its claims that wait.
     waiting: usize,
+    /// When its last claim began or ended.
+    claimed_at: Option<Instant>,
     heard_at: Instant,
     /// When it was last written, `None` if it never was.
     written_at: Option<Instant>,
@@ -63,7 +69,12 @@ impl Drop for HeardClaim {
 impl Workers {
     /// Keeps texts of `bytes` in all and of a third of that for one org, of workers that were silent for up to `known_for`.
     pub(super) fn new(bytes: usize, known_for: Duration) -> Arc<Self> {
-        Arc::new(Self { budget: NameBudget::new(bytes, bytes / 3), known_for, known: Mutex::default() })
+        Arc::new(Self {
+            budget: NameBudget::new(bytes, bytes / 3),
+            known_for,
+            known: Mutex::default(),
+            refused: Mutex::default(),
+        })
     }
 
     pub(super) fn known_for(&self) -> Duration {
@@ -81,12 +92,18 @@ impl Workers {
         let mut known = self.known.lock();
         let of_org = known.entry(org).or_default();
         match of_org.get_mut(id) {
-            Some(known) if *known.about == about => known.waiting += 1,
+            Some(known) if *known.about == about => {
+                known.waiting += 1;
+                known.claimed_at = Some(now);
+            }
             found => {
                 let (waiting, written_at) = found.map_or((0, None), |known| (known.waiting, known.written_at));
-                let share = self.budget.of_worker(org, id, &about)?;
-                let (about, waiting) = (Arc::new(about), waiting + 1);
-                let noted = Known { about, waiting, heard_at: now, written_at, _share: share };
+                let Some(share) = self.budget.of_worker(org, id, &about) else {
+                    self.refused.lock().insert(org, now);
+                    return None;
+                };
+                let (about, waiting, claimed_at) = (Arc::new(about), waiting + 1, Some(now));
+                let noted = Known { about, waiting, claimed_at, heard_at: now, written_at, _share: share };
                 of_org.insert(Arc::clone(id), noted);
             }
         }
@@ -96,7 +113,7 @@ impl Workers {
     fn ends_claim(&self, org: OrgId, id: &Arc<str>, now: Instant) {
         if let Some(known) = self.known.lock().get_mut(&org).and_then(|of_org| of_org.get_mut(id)) {
             known.waiting = known.waiting.saturating_sub(1);
-            known.heard_at = now;
+            (known.claimed_at, known.heard_at) = (Some(now), now);
         }
     }
 
@@ -107,8 +124,11 @@ impl Workers {
         if let Some(known) = of_org.get_mut(id) {
             known.heard_at = now;
         } else if let Some(share) = self.budget.of_worker(org, id, &WorkerAbout::default()) {
-            let noted = Known { about: Arc::default(), waiting: 0, heard_at: now, written_at: None, _share: share };
+            let (about, waiting, claimed_at, written_at) = (Arc::default(), 0, None, None);
+            let noted = Known { about, waiting, claimed_at, heard_at: now, written_at, _share: share };
             of_org.insert(Arc::clone(id), noted);
+        } else {
+            self.refused.lock().insert(org, now);
         }
     }
 
@@ -119,6 +139,7 @@ impl Workers {
             of_org.retain(|_, known| known.silent_for(now) < self.known_for);
             !of_org.is_empty()
         });
+        self.refused.lock().retain(|_, refused| now.saturating_duration_since(*refused) < self.known_for);
         let all = known.iter_mut().flat_map(|(org, of_org)| of_org.iter_mut().map(|(id, known)| (*org, id, known)));
         let due = all.filter(|(.., known)| known.is_due(now)).take(limit).map(|(org, id, known)| {
             known.written_at = Some(now);
@@ -137,6 +158,11 @@ impl Workers {
         }
     }
 
+    /// True if workers of the org may be unknown, because there was no room for them.
+    pub(super) fn lacks_some(&self, org: OrgId) -> bool {
+        self.refused.lock().contains_key(&org)
+    }
+
     /// At most `limit` workers of an org whose ids come after `after`, in ascending order.
     pub(super) fn of_org(&self, org: OrgId, after: &str, limit: usize, now: Instant) -> Vec<HeardWorker> {
         let known = self.known.lock();
@@ -148,10 +174,11 @@ impl Workers {
 }
 
 fn heard(org: OrgId, id: &Arc<str>, known: &Known, now: Instant) -> HeardWorker {
+    let is_told = |claimed_at| now.saturating_duration_since(claimed_at) < TOLD_FOR;
     HeardWorker {
         org,
         id: Arc::clone(id),
-        about: Arc::clone(&known.about),
+        about: (known.waiting > 0 || known.claimed_at.is_some_and(is_told)).then(|| Arc::clone(&known.about)),
         is_waiting: known.waiting > 0,
         silent_for: known.silent_for(now),
     }
@@ -212,7 +239,10 @@ mod tests {
         assert_eq!(workers.take_due(100, now), taken);
         workers.claims(org, &id, about("2"), now);
         let found = workers.of_org(org, "", 9, now);
-        assert_eq!((found.len(), &*found[0].about.version), (1, "2"));
+        assert_eq!((found.len(), &*found[0].about.as_ref().unwrap().version), (1, "2"));
+        // Its next claims may be at another server, which then knows better.
+        workers.ends_claim(org, &id, now);
+        assert!(workers.of_org(org, "", 9, now + TOLD_FOR)[0].about.is_none());
         assert_eq!(workers.of_org(org, "w", 9, now), []);
     }
 
@@ -227,8 +257,9 @@ mod tests {
         assert!((10..100).contains(&workers.of_org(greedy, "", 1_000, now).len()));
         workers.beats(other, &Arc::from("w"), now);
         assert_eq!(workers.of_org(other, "", 9, now).len(), 1);
+        assert!(workers.lacks_some(greedy) && !workers.lacks_some(other));
         now += KNOWN_FOR;
-        assert!(workers.take_due(1_000, now).is_empty());
+        assert!(workers.take_due(1_000, now).is_empty() && !workers.lacks_some(greedy));
         workers.beats(greedy, &Arc::from("later"), now);
         assert_eq!(workers.of_org(greedy, "", 9, now).len(), 1);
     }

@@ -17,6 +17,7 @@ const AT_ONCE: usize = 500;
 pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
     // Orgs of which workers were written, until their last worker must be gone.
     let mut orgs = HashMap::<OrgId, Instant>::new();
+    forget_of_all(store, ledger.workers_known_for()).await;
     let (known_for, mut has_more) = (ledger.workers_known_for(), false);
     loop {
         if !has_more {
@@ -46,5 +47,19 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
                 orgs.extend(of.into_iter().map(|org| (org, now)));
             }
         }
+    }
+}
+
+/// Removes what servers that are gone have left behind, once. What can't be removed now is removed with the next start.
+async fn forget_of_all(store: &dyn Store, known_for: Duration) {
+    let mut after = None;
+    loop {
+        let Ok(orgs) = store.orgs(after, AT_ONCE).await else { return };
+        let Some(last) = orgs.last().copied() else { return };
+        if let Err(error) = store.note_workers(&[], &orgs, known_for).await {
+            tracing::debug!(%error, "can't remove workers that are gone");
+            return;
+        }
+        after = Some(last);
     }
 }

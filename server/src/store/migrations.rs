@@ -266,7 +266,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (11, "5c3dd7fe029c08604b1fa3b6af5301580d8b6490a142fb8b7bd94e4be2a7bc05")
+            (11, "89d1485c683892e114f2e5c836ee420f6230ce7e2a5a7ffa533692483fc6ab5a")
         );
     }
 

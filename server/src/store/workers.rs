@@ -21,8 +21,8 @@ pub struct HeardWorker {
     pub org: OrgId,
     /// Its id.
     pub id: Arc<str>,
-    /// What it says of itself.
-    pub about: Arc<WorkerAbout>,
+    /// What its last claim said; `None` if that is not known here: then what is stored stays.
+    pub about: Option<Arc<WorkerAbout>>,
     /// True if a claim of it waits.
     pub is_waiting: bool,
     /// How long ago it was heard of.
@@ -47,16 +47,20 @@ struct AboutText<T> {
     waits: bool,
 }
 
+/// Empty if nothing is known.
 pub(super) fn about_text(heard: &HeardWorker) -> String {
-    let WorkerAbout { types, version, host } = &*heard.about;
+    let Some(about) = &heard.about else { return String::new() };
+    let WorkerAbout { types, version, host } = &**about;
     let types = types.as_ref().map(|types| types.iter().map(|name| &**name).collect());
     json_text(&AboutText { types, version: &**version, host: &**host, waits: heard.is_waiting })
 }
 
 /// Reads `id`, `about` and `heard_at`.
 pub(super) fn read<'r>(columns: &mut impl Columns<'r>) -> Result<Worker, StoreError> {
-    let id = columns.text()?.into();
-    let about: AboutText<String> = serde_json::from_str(columns.text()?).map_err(|_| damaged("about"))?;
+    let (id, text) = (columns.text()?.into(), columns.text()?);
+    let nothing = AboutText { types: None, version: String::new(), host: String::new(), waits: false };
+    let about: AboutText<String> =
+        if text.is_empty() { nothing } else { serde_json::from_str(text).map_err(|_| damaged("about"))? };
     let types = about.types.map(|types| types.into_iter().map(Into::into).collect());
     Ok(Worker {
         id,

@@ -199,12 +199,19 @@ impl Log {
         let job = self.jobs.get(&explain.job).ok_or(LedgerError::JobNotFound { job: explain.job })?;
         let pauses = [ALL_TYPES, &job.spec.job_type].map(|name| self.settings.types.get(name)?.pause.clone());
         let is_claimable = job.is_ready() && pauses.iter().all(Option::is_none);
-        let ahead = if is_claimable { candidates.ahead(job) } else { 0 };
+        let (ahead, is_beyond) = if is_claimable { candidates.ahead(job) } else { (0, false) };
+        let is_resumed = [ALL_TYPES, &job.spec.job_type].iter().any(|name| self.resumed.contains(*name));
+        let quota = match self.may_work() {
+            Err(LedgerError::QuotaExceeded { quantity, limit }) => Some((quantity, limit)),
+            _ => None,
+        };
         Ok(Explanation {
             job: job.clone(),
             is_scheduled: job.is_scheduled(),
             pauses,
             ahead,
+            is_unsure: is_claimable && (is_resumed || is_beyond && ahead <= Explain::COUNTED),
+            quota,
             as_of_seq: self.head.seq,
             as_of: self.now,
         })

@@ -103,6 +103,11 @@ impl Checkpoints {
                 break;
             }
             self.copy(copying).await?;
+            let before = std::mem::replace(&mut pages, self.pages(copying).await?).copied;
+            if pages.copied == before {
+                // Somebody reads an old snapshot.
+                return Ok(());
+            }
             self.sync(copying).await?;
             pages = self.pages(copying).await?;
         }

@@ -234,6 +234,7 @@ impl SqliteStore {
         }
         let Some(writer) = slot.as_mut() else { return Ok(()) };
         query.execute(writer).await.map_err(store_error)?;
+        self.checkpoints.committed();
         Ok(())
     }
 
@@ -351,7 +352,7 @@ impl Store for SqliteStore {
         if !heard.is_empty() {
             self.write(workers::note(heard, now)).await?;
         }
-        self.write(workers::forget(orgs, now - known_for)).await
+        self.write(workers::forget(orgs, known_for, now)).await
     }
 
     async fn workers(

@@ -6,7 +6,7 @@ use jobledger_client::{
     Claim, Client, NewJob, Report,
     proto::{
         BatchCreateJobsRequest, ClaimJobsRequest, CreateJobRequest, GetJobRequest, HeartbeatRequest, LeaseHeartbeat,
-        RetryJobRequest, UpdateJobStatusRequest,
+        RetryJobRequest, UpdateJobStatusRequest, wait_reason::Reason,
     },
 };
 use jobledger_server::domain::status::JobStatus;
@@ -116,6 +116,12 @@ async fn an_org_has_so_many_bytes_and_what_runs_comes_to_its_end(database: Datab
     assert_quota(&service.retry_job(again).await.unwrap_err(), "bytes", LIMIT);
     let claim = ClaimJobsRequest { worker_id: "w".to_owned(), types: vec!["waits".to_owned()], ..Default::default() };
     assert_quota(&service.claim_jobs(claim).await.unwrap_err(), "bytes", LIMIT);
+    let explained = client.explain(&waits).await.unwrap();
+    let reason = explained.reasons.iter().find_map(|reason| match reason.reason.as_ref()? {
+        Reason::OverQuota(over) => Some((over.quota.clone(), over.limit)),
+        _ => None,
+    });
+    assert_eq!((reason, explained.next), (Some(("bytes".to_owned(), LIMIT as i64)), false));
     let start = UpdateJobStatusRequest::from(Report::start(waits));
     assert_quota(&service.update_job_status(start).await.unwrap_err(), "bytes", LIMIT);
 
