@@ -73,6 +73,8 @@ struct LaneQueues {
 const SHARED_AT_ONCE: usize = 2;
 /// A shared transaction that takes longer does not count: a wait for a head or for a standby must not stop others.
 const SHARED_FOR: Duration = Duration::from_millis(20);
+/// Orgs that are ready, and of which no turn could be taken, are tried again within this time.
+const TRIED_WITHIN: Duration = Duration::from_millis(100);
 
 impl Lanes {
     pub(super) fn new(limits: Limits) -> Self {
@@ -405,10 +407,12 @@ impl LaneQueues {
         self.shared.iter().map(|began| *began + SHARED_FOR).filter(move |until| *until > now)
     }
 
-    /// When ready orgs can next be tried: a shared turn stops counting, or an org's rest ends. `None`: nothing to wait for.
+    /// When ready orgs are tried again: a shared turn stops counting, an org's rest ends, or [`TRIED_WITHIN`] is over, so that no
+    /// org waits for a call of another. `None`: no org is ready.
     fn patience(&self, now: Instant) -> Option<Instant> {
         let rests = self.ready.iter().filter_map(|org| self.rests.until(org, now)).min();
-        self.counting(now).min().filter(|_| !self.ready.is_empty()).into_iter().chain(rests).min()
+        let latest = (!self.ready.is_empty()).then(|| now + TRIED_WITHIN)?;
+        self.counting(now).chain(rests).min().map(|soonest| soonest.min(latest)).or(Some(latest))
     }
 
     /// Takes up to `most` commands of an org, as far as there is room. Abandoned commands do not count.
