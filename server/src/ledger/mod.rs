@@ -16,6 +16,7 @@ mod follower;
 mod hub;
 mod label_bloom;
 mod lane;
+mod lane_queues;
 mod lanes;
 mod limits;
 mod log_identity;
