@@ -26,8 +26,6 @@ const OUTAGE_IS_REMEMBERED: Duration = Duration::from_secs(60);
 const SHARED_AT_ONCE: usize = 2;
 /// A shared transaction that takes longer does not count: a wait for a head or for a standby must not stop others.
 const SHARED_FOR: Duration = Duration::from_millis(20);
-/// Orgs that are ready, and of which no turn could be taken, are tried again within this time.
-const TRIED_WITHIN: Duration = Duration::from_millis(100);
 
 /// The lanes and their order.
 #[derive(Default)]
@@ -69,8 +67,7 @@ impl LaneQueues {
     }
 
     /// Takes batches from the orgs whose turn it is. Commands whose callers have gone are dropped here, undecided.
-    pub(super) fn take_turn(&mut self, capacity: Capacity, limits: &Limits) -> Begun {
-        let now = Instant::now();
+    pub(super) fn take_turn(&mut self, capacity: Capacity, limits: &Limits, now: Instant) -> Begun {
         if !self.may_share(capacity, limits, now) {
             let is_alone = |org: &OrgId| self.lanes.get(org).is_none_or(|lane| lane.is_alone(capacity));
             let Some(alone) = self.ready.iter().position(is_alone).and_then(|n| self.ready.remove(n)) else {
@@ -159,12 +156,11 @@ impl LaneQueues {
         self.shared.iter().map(|began| *began + SHARED_FOR).filter(move |until| *until > now)
     }
 
-    /// When ready orgs are tried again: a shared turn stops counting, an org's rest ends, or [`TRIED_WITHIN`] is over, so that no
-    /// org waits for a call of another. `None`: no org is ready.
+    /// When ready orgs of which no turn could be taken at `now` are tried again: a shared turn stops counting, or an org's rest
+    /// ends. `None`: no org is ready.
     pub(super) fn patience(&self, now: Instant) -> Option<Instant> {
         let rests = self.ready.iter().filter_map(|org| self.rests.until(org, now)).min();
-        let latest = (!self.ready.is_empty()).then(|| now + TRIED_WITHIN)?;
-        self.counting(now).chain(rests).min().map(|soonest| soonest.min(latest)).or(Some(latest))
+        self.counting(now).min().filter(|_| !self.ready.is_empty()).into_iter().chain(rests).min()
     }
 
     /// Takes up to `most` commands of an org, as far as there is room. Abandoned commands do not count.

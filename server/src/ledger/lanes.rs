@@ -178,7 +178,9 @@ impl Lanes {
             let patience;
             {
                 let mut state = self.state();
-                let begun = state.take_turn(capacity, &self.limits);
+                // One reading: what ends while a turn is looked for is over at the next look, which then follows at once.
+                let now = Instant::now();
+                let begun = state.take_turn(capacity, &self.limits, now);
                 if !begun.turn.is_empty() {
                     let has_more = !state.ready.is_empty();
                     drop(state);
@@ -187,7 +189,7 @@ impl Lanes {
                     }
                     return Some(begun);
                 }
-                patience = state.patience(Instant::now());
+                patience = state.patience(now);
                 if state.is_closed && state.lanes.is_empty() {
                     drop(state);
                     // Wakes the other writers, which may be waiting for work that will not come.
@@ -260,5 +262,44 @@ impl Lanes {
 
     fn state(&self) -> MutexGuard<'_, LaneQueues> {
         self.state.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::{super::command::Claim, *};
+
+    #[tokio::test]
+    async fn an_org_whose_rest_ends_while_a_turn_is_looked_for_has_its_turn() {
+        let [resting, gone] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let limits =
+            Limits { queued_commands: usize::MAX / 2, queued_commands_per_org: usize::MAX / 2, ..Limits::default() };
+        let lanes = Lanes::new(limits);
+        let claim = || Claim {
+            worker: "w".into(),
+            types: [].into(),
+            max_jobs: 1,
+            lease: Duration::from_secs(1),
+            request: None,
+        };
+        let submit = |org, claims: usize| {
+            let claims = (0..claims).map(|_| Box::new(claim())).collect();
+            lanes.enqueue(&Author { org, actor: None }, Submission::Claim, claims).expect("there is room")
+        };
+        // To drop these takes longer than the rest.
+        drop(submit(gone, 100_000));
+        let _caller = submit(resting, 1);
+        lanes.work.notified().await;
+        let now = Instant::now();
+        for org in [gone, resting] {
+            lanes.state().rests.ended(&[org], Duration::from_millis(10), now);
+        }
+        assert!(lanes.state().rests.until(&resting, now).is_some() && lanes.state().rests.until(&gone, now).is_none());
+        let capacity = Capacity { transactions: 1, orgs: 64 };
+        let begun = tokio::time::timeout(Duration::from_secs(20), lanes.next_turn(capacity)).await;
+        let begun = begun.expect("it waits for nobody").expect("the lanes are open");
+        assert_eq!(begun.turn.iter().map(|batch| batch.org).collect::<Vec<_>>(), [resting]);
     }
 }
