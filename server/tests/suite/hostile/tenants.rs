@@ -167,7 +167,10 @@ impl Scene {
         let goes_on = |answered, past| short_or_long(true, false) && answered < kinds && past < ANSWERED_WITHIN;
         let began = Instant::now();
         let attacked = self.victims.measure_while(self.measured.time, goes_on).await;
-        let taken = ((busy() - before) / began.elapsed().as_secs_f64() - self.measured.quiet).max(0.0);
+        // What victims don't do takes no time: what they lost went to the attack, too.
+        let calls = |kinds: &BTreeMap<&'static str, Kind>| kinds.values().map(|kind| kind.rate).sum::<f64>();
+        let kept = (calls(&attacked) / calls(&self.measured.burnt[&0])).min(1.0);
+        let taken = ((busy() - before) / began.elapsed().as_secs_f64() - self.measured.quiet * kept).max(0.0);
         let memory = self.most_mib.load(Ordering::Relaxed);
         attackers.shutdown_background();
         sleep(Duration::from_millis(700)).await;
