@@ -45,8 +45,8 @@ test-long: $(TEST_TOOLS) $(GRPCIO) $(TEST_POSTGRES)
 	JOBLEDGER_TEST_LONG=1 JOBLEDGER_TEST_PROGRAM=$(CURDIR)/target/release/jobledger \
 		cargo test --locked --workspace -- --nocapture --test-threads=2 --skip faults:: $(ALONE:%=--skip %)
 
-## Faults and hostile clients, in the long forms, optimised on both sides: about two hours. JOBLEDGER_TEST_SEED=… for what an earlier run
-## did.
+## Faults and hostile clients, in the long forms, optimised on both sides: one to two hours. JOBLEDGER_TEST_SEED=… for what an earlier
+## run did.
 test-faults: $(TEST_POSTGRES)
 	JOBLEDGER_TEST_LONG=1 cargo test --locked --profile fast --workspace --test suite -- --nocapture --test-threads=1 faults:: $(ALONE)
 

@@ -12,7 +12,7 @@ use crate::{
 
 /// Workers that are looked through.
 const WORKERS: usize = 5_000;
-/// Whoever was silent for longer may be gone.
+/// A worker that was silent for longer may be gone.
 const ALIVE: TimeDelta = TimeDelta::minutes(1);
 /// How often a batch is asked that could not tell.
 const TRIES: u32 = 3;

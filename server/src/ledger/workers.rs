@@ -42,7 +42,7 @@ struct Known {
 }
 
 impl Known {
-    /// How long it has been silent. Whoever waits is heard all the time.
+    /// How long it has been silent. A worker whose claim waits is heard all the time.
     fn silent_for(&self, now: Instant) -> Duration {
         if self.waiting > 0 { Duration::ZERO } else { now.saturating_duration_since(self.heard_at) }
     }
@@ -214,7 +214,7 @@ mod tests {
         }
         now += Duration::from_millis(50);
         assert_eq!(due(&workers, now), [("w".to_owned(), true)]);
-        // Whoever waits is heard all the time.
+        // A worker whose claim waits is heard all the time.
         now += KNOWN_FOR * 2;
         assert_eq!(due(&workers, now), [("w".to_owned(), true)]);
         now += WRITTEN_EVERY;

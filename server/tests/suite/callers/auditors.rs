@@ -119,7 +119,7 @@ async fn auditors_see_everything_but_contents(database: Database) {
     let bulk = admin.raw_bulk().start_bulk_operation(start).await.unwrap().into_inner().operation.unwrap().id;
     let jobs = [succeeded, failed, canceled];
 
-    // Whoever may see contents is shown each of them.
+    // A caller that may see contents is shown each of them.
     for whole in [&observer, &both] {
         let answers = if std::ptr::eq(whole, &observer) {
             answers(whole, &jobs, &bulk).await

@@ -127,7 +127,7 @@ async fn explanations_are_what_claims_then_do(database: Database) {
             *seen.entry(if waits.is_some() { "scheduled" } else { "paused" }).or_default() += 1;
             continue;
         }
-        // Whoever claims so many gets others, and then the job.
+        // A claim of so many jobs gets others, and then the job.
         let ahead = behind(&explained);
         assert_eq!(explained.next, ahead == 0, "{explained:#?}");
         if ahead > 0 {

@@ -125,7 +125,7 @@ async fn workers_are_forgotten_after_a_silence(database: Database) {
     while all(&client, 1).await.is_empty() {
         client.claim(Claim::new("gone")).await.unwrap();
     }
-    // Whoever waits is known all the time.
+    // A worker whose claim waits is known all the time.
     let waiting = client.clone();
     let waits = tokio::spawn(async move { waiting.claim(Claim::new("stays").wait(Duration::from_secs(60))).await });
     until(&client, "only the one that waits is known", |known| known.len() == 1 && known[0].id == "stays").await;
@@ -161,7 +161,7 @@ async fn heartbeats_change_nothing_that_claims_said(database: Database) {
         let (server, client) = TestServer::on(&database).await;
         let before = all(&client, 10).await.remove(0).last_heard_at.unwrap();
         client.heartbeat(heartbeat("w", &lease.lease_token)).await.unwrap();
-        // Whoever holds nothing is nobody.
+        // A heartbeat with a made-up lease makes no worker known.
         client.heartbeat(heartbeat("made up", "x")).await.unwrap();
         let is_so = |known: &[Known]| {
             let heard_at = known[0].last_heard_at.unwrap();
