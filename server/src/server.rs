@@ -148,13 +148,17 @@ impl Server {
         // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
+        let (stalled, busy) = (ledger.clone(), ledger.clone());
+        let limits = api::LimitsLayer::new(
+            config.calls,
+            draining.clone(),
+            move || stalled.is_stalled(),
+            move |is_busy| busy.processors_are_busy(is_busy),
+        );
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))
             .layer(api::AccessLayer::new(access, hosts))
-            .layer(api::LimitsLayer::new(config.calls, draining.clone(), {
-                let ledger = ledger.clone();
-                move || ledger.is_stalled()
-            }))
+            .layer(limits)
             .layer(api::WireLayer(api::WireService::new(service, config.calls.request_bytes)));
         let served = layers.service(routes.prepare());
         let mut serving = tokio::spawn(net::serve(listener, tls, served, config.connections, draining.clone()));

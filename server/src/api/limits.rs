@@ -25,10 +25,11 @@ use super::{
     buffered_response::whole,
     caller::Caller,
     deadline::is_grpc,
+    processor_shares::ProcessorShares,
     reject::{LayerFuture, refuse},
     request_body::{ABOUT_NO_ORG, BodyKind, How, Requests, Whose},
     rpc::{CallClass, Rpc},
-    status::ApiError,
+    status::{ApiError, plain},
 };
 use crate::{
     access::Credential,
@@ -93,22 +94,24 @@ const DIALOGUES: Most = Most { in_all: 300, each: 100 };
 pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
-    /// While `is_stalled`, calls that find no room get UNAVAILABLE.
+    /// While `is_stalled`, calls that find no room get UNAVAILABLE. `tell_busy` is told whether the processors are busy.
     pub(crate) fn new(
         limits: CallLimits,
         draining: CancellationToken,
         is_stalled: impl Fn() -> bool + Send + Sync + 'static,
+        tell_busy: impl Fn(bool) + Send + 'static,
     ) -> Self {
         let is_stalled: Stalled = Arc::new(is_stalled);
-        let places = || Shares::new(Most { in_all: limits.calls, each: limits.calls_per_org });
-        let (short, long) = (places(), places());
+        let most = Most { in_all: limits.calls, each: limits.calls_per_org };
         Self(Arc::new(Limiter {
             limits,
             rates: Mutex::default(),
-            calls: Shares::new(Most { in_all: limits.calls, each: limits.calls_per_org }),
-            short,
-            long,
+            calls: Shares::new(most),
+            short: Shares::new(most),
+            long: Shares::new(most),
             dialogues: Shares::new(DIALOGUES),
+            processors: ProcessorShares::start(tell_busy),
+            refused: Shares::new(most),
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
             is_stalled,
             limited: RateLimitedLog::default(),
@@ -140,6 +143,9 @@ struct Limiter {
     long: Arc<Shares<Whose>>,
     dialogues: Arc<Shares<Whose>>,
     requests: Arc<Requests>,
+    processors: Arc<ProcessorShares>,
+    /// Slots of calls that are refused, while that waits since their org is slowed. A call without one is refused at once.
+    refused: Arc<Shares<OrgId>>,
     is_stalled: Stalled,
     /// Limits that were reached, by org and class of call, for the log.
     limited: RateLimitedLog<(OrgId, CallClass)>,
@@ -243,7 +249,7 @@ where
                     ApiError::Overloaded { scope: "org", .. } => self.limiter.note(org, class, "--max-calls-per-org"),
                     _ => {}
                 }
-                return refuse(error, request);
+                return self.refuse_in_turn(org, class, error, request);
             }
         };
         let goes_on = class == CallClass::Stream;
@@ -252,8 +258,14 @@ where
         let most = most.min(self.limiter.limits.request_bytes);
         let how = How { kind, most, has_reserve: class.has_reserve() };
         let request = self.limiter.requests.receive(request, Whose::Org(org), how);
-        let answer = self.inner.call(request);
+        let (processors, is_vital) = (Arc::clone(&self.limiter.processors), class.has_reserve());
+        let request = if is_grpc { request.map(|body| processors.receive(body, org, is_vital)) } else { request };
+        let answer = processors.measure(org, self.inner.call(request));
         Box::pin(async move {
+            // Plain HTTP may have no body.
+            if !is_grpc && let Err(error) = processors.wait(org, is_vital).await {
+                return Ok(plain(error));
+            }
             let answer = answer.await?;
             let answer = if goes_on { on(answer) } else { whole(answer, Some(org)).await };
             drop(entered);
@@ -272,6 +284,19 @@ impl<S> Limited<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
+    /// Refuses a call about an org. That takes processor time, too: it waits as the org's calls do.
+    fn refuse_in_turn(&self, org: OrgId, class: CallClass, error: ApiError, request: Request<Body>) -> LayerFuture {
+        let answer = refuse(error, request);
+        let Ok(place) = self.limiter.refused.take(org, 1) else { return answer };
+        let limiter = Arc::clone(&self.limiter);
+        Box::pin(async move {
+            let _place = place;
+            let answer = answer.await;
+            let _ = limiter.processors.wait(org, class.has_reserve()).await;
+            answer
+        })
+    }
+
     /// Admits a call about no org. A stream keeps its slot until it ends.
     fn about_no_org(&mut self, request: Request<Body>) -> LayerFuture {
         let rpc = request.extensions().get::<Rpc>().copied();

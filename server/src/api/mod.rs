@@ -14,6 +14,7 @@ mod job_types;
 mod json;
 mod limits;
 mod listing;
+mod processor_shares;
 mod reject;
 mod request;
 mod request_body;

@@ -56,6 +56,8 @@ pub(crate) enum ApiError {
         scope: &'static str,
         limit: usize,
     },
+    /// The processors are busy, mostly with this org's calls.
+    Slowed,
     /// The org exceeds its rate; the next call is allowed after this time.
     TooFast {
         rate: u32,
@@ -246,6 +248,11 @@ impl ErrorStatus {
                     .retry()
                     .with("scope", scope)
                     .with("limit", limit)
+            }
+            ApiError::Slowed => {
+                let message =
+                    "the server is busy, mostly with calls of this org; try again shortly, with fewer at once";
+                Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry().with("scope", "org")
             }
             ApiError::TooFast { rate, after } => {
                 let message = format!("the org exceeded its limit of {rate} calls a second; try again shortly");

@@ -189,6 +189,11 @@ impl Ledger {
         )
     }
 
+    /// Sets whether tasks wait long for a processor while several orgs call. Orgs then read less at the same time.
+    pub fn processors_are_busy(&self, are_busy: bool) {
+        self.org_reads.set_busy(are_busy);
+    }
+
     /// Decides and commits one command on a job.
     ///
     /// Once a batch has taken the command, it is decided even if this future is dropped. If the future is dropped before that,

@@ -1,9 +1,13 @@
 //! Bounds the reads of one org over all kinds of reads. Within the bound, the kinds take turns by the time they use. While
-//! other orgs call, the org has one read less.
+//! other orgs call, the org has one read less, and only one while the processors are busy, too: a database on the same machine
+//! has as many processes at work as there are reads.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -39,6 +43,8 @@ pub(super) enum ReadKind {
 pub(super) struct OrgReads {
     /// How many reads one org may have at the same time. One kind may have all but one.
     each: usize,
+    /// Tasks wait long for a processor.
+    is_busy: AtomicBool,
     state: Mutex<ReadingOrgs>,
 }
 
@@ -52,7 +58,12 @@ struct ReadingOrgs {
 
 impl OrgReads {
     pub(super) fn new(each: usize) -> Arc<Self> {
-        Arc::new(Self { each, state: Mutex::default() })
+        Arc::new(Self { each, is_busy: AtomicBool::new(false), state: Mutex::default() })
+    }
+
+    /// Sets whether tasks wait long for a processor.
+    pub(super) fn set_busy(&self, is_busy: bool) {
+        self.is_busy.store(is_busy, Ordering::Relaxed);
     }
 
     /// Records a call of an org that needs no turn.
@@ -71,7 +82,10 @@ impl OrgReads {
         let state = &mut *state;
         let now = Instant::now();
         state.callers.called(org, now);
-        let withheld = usize::from(state.callers.do_others_call(org, CALLED_OF_LATE, now));
+        let withheld = match state.callers.do_others_call(org, CALLED_OF_LATE, now) {
+            true if self.is_busy.load(Ordering::Relaxed) => self.each.saturating_sub(1),
+            do_others_call => usize::from(do_others_call),
+        };
         let known = state.turns.get(&org).and_then(Weak::upgrade);
         let turns = known.unwrap_or_else(|| {
             if state.turns.len() >= state.most.max(REMEMBERED) {
@@ -111,6 +125,25 @@ mod tests {
         drop(statistics);
         assert!(at_once(&mut third).await.is_some());
         drop(list);
+    }
+
+    #[tokio::test]
+    async fn an_org_has_one_read_while_the_processors_are_busy_and_others_call() {
+        let [org, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let reads = OrgReads::new(3);
+        reads.set_busy(true);
+        let alone = [reads.take(org, ReadKind::Lists).await, reads.take(org, ReadKind::Lists).await];
+        reads.called(other);
+        let mut next = Box::pin(reads.take(org, ReadKind::CatchUp));
+        assert!(at_once(&mut next).await.is_none());
+        let [first, second] = alone;
+        drop(first);
+        assert!(at_once(&mut next).await.is_none(), "one is under way");
+        drop(second);
+        let first = at_once(&mut next).await;
+        assert!(first.is_some());
+        reads.set_busy(false);
+        assert!(at_once(&mut Box::pin(reads.take(org, ReadKind::Lists))).await.is_some(), "they are busy no more");
     }
 
     #[tokio::test]
