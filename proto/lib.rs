@@ -6,6 +6,13 @@
 pub mod v1 {
     #![allow(missing_docs, reason = "generated from the .proto files, where buf lint asks for the comments")]
     tonic::include_proto!("jobledger.v1");
+
+    /// Omits the secret.
+    impl std::fmt::Debug for CreateTokenResponse {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("CreateTokenResponse").field("token", &self.token).finish_non_exhaustive()
+        }
+    }
 }
 
 /// The encoded `google.protobuf.FileDescriptorSet` of the contract and its imports, for server reflection.

@@ -92,6 +92,12 @@ impl Token {
         Ok(())
     }
 
+    /// The token's text, for whoever keeps it.
+    pub fn text(&self) -> String {
+        let header = self.header();
+        header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default().to_owned()
+    }
+
     fn header(&self) -> MetadataValue<Ascii> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -51,6 +51,12 @@ pub enum Error {
         /// The id that was asked for.
         operation_id: String,
     },
+    /// The org has no such API token (`TOKEN_NOT_FOUND`).
+    #[error("no API token {token_id}")]
+    TokenNotFound {
+        /// The id that was asked for.
+        token_id: String,
+    },
     /// A different request has started a bulk operation with this id (`BULK_OPERATION_EXISTS`).
     #[error("a different request has started bulk operation {operation_id}")]
     BulkOperationExists {
@@ -216,6 +222,7 @@ impl Error {
             | Self::KeyNotFound { .. }
             | Self::JobTypeNotFound { .. }
             | Self::BulkOperationNotFound { .. }
+            | Self::TokenNotFound { .. }
             | Self::BulkOperationExists { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
@@ -268,6 +275,7 @@ impl Error {
             | Self::KeyNotFound { .. }
             | Self::JobTypeNotFound { .. }
             | Self::BulkOperationNotFound { .. }
+            | Self::TokenNotFound { .. }
             | Self::BulkOperationExists { .. }
             | Self::IdempotencyKeyReused { .. }
             | Self::InvalidTransition { .. }
@@ -347,6 +355,7 @@ impl From<Status> for Error {
             }
             (_, "JOB_NOT_FOUND") => Self::JobNotFound { job_id: facts.text("job_id") },
             (_, "BULK_OPERATION_NOT_FOUND") => Self::BulkOperationNotFound { operation_id: facts.text("operation_id") },
+            (_, "TOKEN_NOT_FOUND") => Self::TokenNotFound { token_id: facts.text("token_id") },
             (_, "BULK_OPERATION_EXISTS") => Self::BulkOperationExists { operation_id: facts.text("operation_id") },
             (_, "JOB_TYPE_NOT_FOUND") => Self::JobTypeNotFound { job_type: facts.text("type") },
             (_, "IDEMPOTENCY_KEY_REUSED") => {

@@ -85,6 +85,8 @@
 //! | [`Client::heartbeat`], [`Client::cancel`] | always |
 //! | [`Client::start_bulk`], [`Client::bulk_operation`], [`Client::bulk_operations`], [`Client::stop_bulk`] | always |
 //! | [`Client::job_types`], [`Client::job_type`], [`Client::pause`], [`Client::resume`] and other calls about types | always |
+//! | [`Client::tokens`], [`Client::revoke_token`] | always |
+//! | [`Client::create_token`] | never: the first try may have made a token |
 //! | [`Client::subscribe`], [`Client::view`], [`Client::wait_for`] | always |
 //! | [`Client::update`] with an outcome, under a lease | always |
 //! | [`Client::update`] to succeeded, canceled or permanently failed | always |
@@ -111,6 +113,7 @@ mod retry;
 mod server_info;
 mod shutdown;
 mod subscription;
+mod tokens;
 mod view;
 mod work;
 pub mod worker;

@@ -982,6 +982,83 @@ BEGIN
     ON CONFLICT (org_id, digest) DO UPDATE SET used_at = greatest(u.used_at, excluded.used_at);
 END $$;
 
+-- A page of an org's tokens, in the order of their ids, with the time of their last use.
+CREATE OR REPLACE FUNCTION jobledger.list_tokens(p_org UUID, p_after UUID, p_limit BIGINT)
+RETURNS TABLE (id UUID, org_id UUID, digest BYTEA, name VARCHAR, roles TEXT, created_at TIMESTAMPTZ, expires_at TIMESTAMPTZ,
+    revoked_at TIMESTAMPTZ, used_at TIMESTAMPTZ)
+LANGUAGE plpgsql SECURITY INVOKER AS $$
+BEGIN
+    PERFORM set_config('app.current_org_id', p_org::text, true);
+    RETURN QUERY SELECT t.id, t.org_id, t.digest, t.name, t.roles, t.created_at, t.expires_at, t.revoked_at, u.used_at
+        FROM jobledger.api_token t
+        LEFT JOIN jobledger.api_token_use u ON u.org_id = t.org_id AND u.digest = t.digest
+        WHERE t.org_id = p_org AND t.id > p_after ORDER BY t.id LIMIT p_limit;
+END $$;
+
+-- Makes a token of an org that has fewer than p_most, else of none. At that number tokens make room that ended an hour ago: every
+-- server has noticed that since. It runs with its owner's rights, since the serving role may only read tokens; it makes none of
+-- operators.
+CREATE OR REPLACE FUNCTION jobledger.create_token(
+    p_org UUID, p_id UUID, p_digest BYTEA, p_name TEXT, p_roles TEXT, p_expires_at TIMESTAMPTZ, p_most BIGINT
+) RETURNS SETOF jobledger.api_token
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_org = 'ffffffff-ffff-ffff-ffff-ffffffffffff' OR 'operator' = ANY (string_to_array(p_roles, ',')) THEN
+        RAISE EXCEPTION 'servers make no tokens of operators';
+    END IF;
+    -- Unlike other writes beside batches it waits for a synchronous standby.
+    PERFORM set_config('synchronous_commit', 'on', true);
+    -- One at a time, so that the count is exact.
+    PERFORM pg_advisory_xact_lock(hashtextextended('jobledger.create_token ' || p_org, 0));
+    IF (SELECT count(*) FROM jobledger.api_token t WHERE t.org_id = p_org) >= p_most THEN
+        WITH gone AS (
+            DELETE FROM jobledger.api_token t
+            WHERE t.org_id = p_org AND least(t.revoked_at, t.expires_at) < clock_timestamp() - interval '1 hour' RETURNING t.digest
+        )
+        DELETE FROM jobledger.api_token_use u USING gone WHERE u.org_id = p_org AND u.digest = gone.digest;
+    END IF;
+    RETURN QUERY INSERT INTO jobledger.api_token AS made (org_id, id, digest, name, roles, expires_at)
+        SELECT p_org, p_id, p_digest, p_name, p_roles, p_expires_at
+        WHERE (SELECT count(*) FROM jobledger.api_token t WHERE t.org_id = p_org) < p_most
+        RETURNING made.*;
+    -- A server without other credentials starts once there was a token.
+    UPDATE jobledger.ledger SET credentials = 1 WHERE credentials = 0;
+END $$;
+
+-- Revokes a token of an org, unless it was revoked before, and returns it. It runs with its owner's rights, as create_token does.
+CREATE OR REPLACE FUNCTION jobledger.revoke_token(p_org UUID, p_id UUID)
+RETURNS SETOF jobledger.api_token
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    token jobledger.api_token;
+    revision BIGINT;
+BEGIN
+    IF p_org = 'ffffffff-ffff-ffff-ffff-ffffffffffff' THEN
+        RAISE EXCEPTION 'servers revoke no tokens of operators';
+    END IF;
+    PERFORM set_config('synchronous_commit', 'on', true);
+    SELECT t.* INTO token FROM jobledger.api_token t WHERE t.org_id = p_org AND t.id = p_id FOR UPDATE;
+    IF token.id IS NULL THEN
+        RETURN;
+    END IF;
+    IF token.revoked_at IS NULL THEN
+        UPDATE jobledger.ledger SET credentials = credentials + 1 RETURNING credentials INTO revision;
+        UPDATE jobledger.api_token t SET revoked_at = clock_timestamp(), revoked_revision = revision
+            WHERE t.org_id = p_org AND t.id = p_id RETURNING t.* INTO token;
+    END IF;
+    RETURN NEXT token;
+END $$;
+
+-- The tokens that were revoked after the revision p_since, at most p_limit. It runs with its owner's rights, since they are of all
+-- orgs; a digest is no secret.
+CREATE OR REPLACE FUNCTION jobledger.revoked_tokens(p_since BIGINT, p_limit BIGINT)
+RETURNS TABLE (org_id UUID, digest BYTEA)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT t.org_id, t.digest FROM jobledger.api_token t
+        WHERE t.revoked_revision > p_since ORDER BY t.revoked_revision LIMIT p_limit;
+END $$;
+
 -- Writes workers that were heard of so many microseconds ago, in the order in which they come, and removes those of p_orgs that
 -- were silent for longer than p_known_for, or were heard of by a clock that was set back. An empty about leaves the stored one. A row
 -- that another server is writing is left to it.
@@ -1093,4 +1170,6 @@ BEGIN
     RETURN FOUND;
 END $$;
 
-REVOKE ALL ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions(), jobledger.renew_log_id(UUID, UUID) FROM PUBLIC;
+REVOKE ALL ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions(), jobledger.renew_log_id(UUID, UUID),
+    jobledger.create_token(UUID, UUID, BYTEA, TEXT, TEXT, TIMESTAMPTZ, BIGINT), jobledger.revoke_token(UUID, UUID),
+    jobledger.revoked_tokens(BIGINT, BIGINT) FROM PUBLIC;

@@ -145,6 +145,7 @@ pub(super) fn is_about_report(error: &Error) -> bool {
         | Error::KeyNotFound { .. }
         | Error::JobTypeNotFound { .. }
         | Error::BulkOperationNotFound { .. }
+        | Error::TokenNotFound { .. }
         | Error::BulkOperationExists { .. }
         | Error::LeaseLost
         | Error::EtagMismatch { .. }

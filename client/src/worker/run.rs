@@ -208,6 +208,7 @@ fn is_for_good(error: &crate::Error, has_claimed: bool) -> bool {
         | Error::KeyNotFound { .. }
         | Error::JobTypeNotFound { .. }
         | Error::BulkOperationNotFound { .. }
+        | Error::TokenNotFound { .. }
         | Error::BulkOperationExists { .. }
         | Error::IdempotencyKeyReused { .. }
         | Error::InvalidTransition { .. }

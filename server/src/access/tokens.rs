@@ -1,8 +1,8 @@
-//! API tokens: looked up in the database, and cached until a token is made or revoked.
+//! API tokens: looked up in the database, and cached until they are revoked.
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{
         Arc, Weak,
@@ -25,21 +25,25 @@ use super::{
 use crate::{
     domain::access::{ApiToken, Role},
     generations::Generations,
-    store::{Store, StoreError},
+    store::{Store, StoreError, TokenKey},
 };
 
-/// How often the revision of the credentials is read: the database raises it when a token is made or revoked.
+/// How often the revision of the credentials is read: the database raises it when a token is revoked.
 const LOOK: Duration = Duration::from_secs(1);
 /// Cached tokens are valid for this long after the last read of the revision. So even without an answer of the
 /// database a revoked token is refused within 5 s.
 const HOLDS: Duration = Duration::from_secs(4);
-/// After a change, each cached token must be checked within this time. Else it is dropped, and its calls end.
+/// After a longer time without an answer of the database, all cached tokens are checked.
+const LONG_AGO: Duration = Duration::from_secs(60);
+/// After a change, each token in doubt must be checked within this time. Else it is dropped, and its calls end.
 const SURE_WITHIN: Duration = Duration::from_secs(2);
 /// The time limit for one such check, and the pause after a round of checks that left some open.
 const ONE_WITHIN: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Tokens that are cached.
 const REMEMBERED: usize = 10_000;
+/// Revoked tokens that are read at once. After more, all cached tokens are checked.
+const REVOKED_AT_ONCE: usize = 1_000;
 /// Look-ups at the same time, and callers of one address that may wait for one.
 const LOOKED_UP: usize = 2;
 const MAY_WAIT_OF_ADDRESS: usize = 16;
@@ -88,20 +92,25 @@ struct Doubt {
 }
 
 impl TokenCache {
-    /// Marks all tokens that are cached or in use to be checked at this revision.
-    fn doubt_all(&mut self, revision: i64) {
+    /// Marks those of these tokens that are cached or in use to be checked at this revision; `None`: of all tokens. Returns their
+    /// number.
+    fn doubt(&mut self, tokens: Option<&HashSet<TokenKey>>, revision: i64) -> usize {
         let since = Instant::now();
         let held = self.held.iter().filter_map(|(token, held)| Some((*token, held.upgrade()?)));
         let known = self.known.iter().map(|(token, known)| (*token, Arc::clone(known)));
-        for (token, credential) in held.chain(known).collect::<Vec<_>>() {
+        let is_doubted = |token: &TokenText| tokens.is_none_or(|tokens| tokens.contains(&(token.org, token.digest)));
+        let doubted: HashMap<_, _> = held.chain(known).filter(|(token, _)| is_doubted(token)).collect();
+        let tokens = doubted.len();
+        for (token, credential) in doubted {
             let doubt = self.doubts.entry(token).or_insert(Doubt { credential, revision, since });
             doubt.revision = revision;
         }
+        tokens
     }
 
     /// Unmarks a token that is valid at this revision.
     fn make_sure(&mut self, token: &TokenText, revision: i64) {
-        if self.doubts.get(token).is_some_and(|doubt| doubt.revision == revision) {
+        if self.doubts.get(token).is_some_and(|doubt| doubt.revision <= revision) {
             self.doubts.remove(token);
         }
     }
@@ -234,19 +243,34 @@ impl Tokens {
             looks.tick().await;
             let looked_at = Instant::now();
             let Ok(Ok(about)) = timeout(HOLDS, self.store.about()).await else { continue };
+            let Ok(revoked) = self.revoked(about.credentials).await else { continue };
             let mut state = self.state();
             state.held.retain(|_, held| held.strong_count() > 0);
-            state.looked_at = looked_at;
-            if state.revision != about.credentials {
-                state.revision = about.credentials;
-                state.doubt_all(about.credentials);
-                tracing::info!(
-                    known = state.doubts.len(),
-                    "API tokens were created or revoked; re-checking cached tokens"
-                );
+            (state.looked_at, state.revision) = (looked_at, about.credentials);
+            let tokens = state.doubt(revoked.as_ref(), about.credentials);
+            if tokens > 0 {
+                tracing::info!(tokens, "API tokens may have been revoked; re-checking them");
                 self.doubted.notify_one();
             }
         }
+    }
+
+    /// The tokens that were revoked up to this revision since the last look. `None` if that can't be told: any may have been.
+    async fn revoked(&self, revision: i64) -> Result<Option<HashSet<TokenKey>>, StoreError> {
+        let (since, looked_at) = {
+            let state = self.state();
+            (state.revision, state.looked_at)
+        };
+        // Rows of tokens that ended make room for others after a while.
+        if revision < since || looked_at.elapsed() > LONG_AGO {
+            return Ok(None);
+        }
+        if revision == since {
+            return Ok(Some(HashSet::new()));
+        }
+        let read = timeout(HOLDS, self.store.revoked_tokens(since, REVOKED_AT_ONCE + 1));
+        let revoked = read.await.unwrap_or(Err(StoreError::Unavailable("no answer in time".to_owned())))?;
+        Ok((revoked.len() <= REVOKED_AT_ONCE).then(|| revoked.into_iter().collect()))
     }
 
     /// Checks marked tokens until each is confirmed or dropped.

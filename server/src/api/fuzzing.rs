@@ -1,17 +1,21 @@
 //! Entry points for fuzzing: what requests go through before the ledger sees them, with arbitrary bytes as requests.
 
+use chrono::DateTime;
 use jobledger_proto::v1 as pb;
 use prost::Message;
 use tonic::{Code, Status};
 
 use super::{caller::Caller, request, status::ApiError};
-use crate::domain::id::OrgId;
+use crate::domain::{clock::Time, id::OrgId};
+
+/// The time by which it is checked when tokens expire.
+const OF_TOKENS: Time = DateTime::UNIX_EPOCH;
 
 /// Decodes and validates a message as its call does. The first byte chooses the call. A refusal must be INVALID_ARGUMENT.
 pub fn request(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
     let caller = Caller::anybody(OrgId::DEFAULT);
-    match kind % 11 {
+    match kind % 12 {
         0 => read(bytes, |message| request::create(message, &caller)),
         1 => read(bytes, |message: pb::BatchCreateJobsRequest| {
             request::items("requests", message.requests.len())?;
@@ -28,6 +32,7 @@ pub fn request(bytes: &[u8]) {
         7 => read(bytes, request::retry),
         8 => read(bytes, request::list),
         9 => read(bytes, request::subscribe),
+        10 => read(bytes, |message| request::create_token(message, OF_TOKENS)),
         _ => read(bytes, request::statistics),
     }
 }

@@ -24,6 +24,7 @@ mod service;
 mod statistics;
 mod status;
 mod stream;
+mod tokens;
 mod weight;
 mod wire;
 mod workers;

@@ -113,6 +113,9 @@ pub(super) enum Rpc {
     ListWorkers,
     GetServerInfo,
     ListOrgs,
+    CreateToken,
+    ListTokens,
+    RevokeToken,
     HealthCheck,
     HealthWatch,
     /// ServerReflectionInfo of either version: a dialogue, whose caller sends more once it was answered.
@@ -128,7 +131,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 30] = [
+const GRPC: [(&str, Rpc); 33] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -155,6 +158,9 @@ const GRPC: [(&str, Rpc); 30] = [
     ("/jobledger.v1.WorkerService/ListWorkers", Rpc::ListWorkers),
     ("/jobledger.v1.ServerService/GetServerInfo", Rpc::GetServerInfo),
     ("/jobledger.v1.ServerService/ListOrgs", Rpc::ListOrgs),
+    ("/jobledger.v1.ServerService/CreateToken", Rpc::CreateToken),
+    ("/jobledger.v1.ServerService/ListTokens", Rpc::ListTokens),
+    ("/jobledger.v1.ServerService/RevokeToken", Rpc::RevokeToken),
     ("/grpc.health.v1.Health/Check", Rpc::HealthCheck),
     ("/grpc.health.v1.Health/Watch", Rpc::HealthWatch),
     ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Rpc::Reflection),
@@ -208,7 +214,10 @@ impl Rpc {
             | Self::PauseJobType
             | Self::ResumeJobType
             | Self::StartBulkOperation
-            | Self::StopBulkOperation => ADMINS,
+            | Self::StopBulkOperation
+            | Self::CreateToken
+            | Self::ListTokens
+            | Self::RevokeToken => ADMINS,
             Self::HealthWatch | Self::Reflection => Allowed::AnyRole,
             Self::HealthCheck | Self::Probe => Allowed::Anybody,
         }
@@ -242,6 +251,9 @@ impl Rpc {
             | Self::ListWorkers
             | Self::GetServerInfo
             | Self::ListOrgs
+            | Self::CreateToken
+            | Self::ListTokens
+            | Self::RevokeToken
             | Self::HealthCheck
             | Self::Probe
             | Self::LegacyCreate
@@ -278,6 +290,9 @@ impl Rpc {
             | Self::ListWorkers
             | Self::GetServerInfo
             | Self::ListOrgs
+            | Self::CreateToken
+            | Self::ListTokens
+            | Self::RevokeToken
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -316,6 +331,9 @@ impl Rpc {
             | Self::ListWorkers
             | Self::GetServerInfo
             | Self::ListOrgs
+            | Self::CreateToken
+            | Self::ListTokens
+            | Self::RevokeToken
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection
@@ -357,7 +375,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(calls, 26);
+        assert_eq!(calls, 29);
     }
 
     #[test]

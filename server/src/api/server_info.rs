@@ -11,6 +11,7 @@ use super::{
     request,
     statistics::{counts, total},
     status::ApiError,
+    tokens,
 };
 use crate::{
     access::Credential,
@@ -123,6 +124,27 @@ impl ServerService for ServerInfo {
         }
         Ok(Response::new(pb::ListOrgsResponse { orgs, next_page_token }))
     }
+
+    async fn create_token(
+        &self,
+        request: Request<pb::CreateTokenRequest>,
+    ) -> Result<Response<pb::CreateTokenResponse>, Status> {
+        tokens::create(&self.ledger, request).await
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<pb::ListTokensRequest>,
+    ) -> Result<Response<pb::ListTokensResponse>, Status> {
+        tokens::list(&self.ledger, request).await
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<pb::RevokeTokenRequest>,
+    ) -> Result<Response<pb::RevokeTokenResponse>, Status> {
+        tokens::revoke(&self.ledger, request).await
+    }
 }
 
 /// How many types have jobs or settings.
@@ -134,7 +156,7 @@ fn types(usage: &Usage) -> i64 {
     (names.len() + others) as i64
 }
 
-fn word(role: Role) -> pb::Role {
+pub(super) fn word(role: Role) -> pb::Role {
     match role {
         Role::Producer => pb::Role::Producer,
         Role::Worker => pb::Role::Worker,

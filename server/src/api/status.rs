@@ -287,6 +287,7 @@ impl ErrorStatus {
             LedgerError::KeyNotFound { key } => missing("JOB_NOT_FOUND", "idempotency_key", key),
             LedgerError::TypeNotFound { job_type } => missing("JOB_TYPE_NOT_FOUND", "type", job_type),
             LedgerError::BulkOperationNotFound { id } => missing("BULK_OPERATION_NOT_FOUND", "operation_id", id),
+            LedgerError::TokenNotFound { id } => missing("TOKEN_NOT_FOUND", "token_id", id),
             LedgerError::BulkOperationExists { id } => {
                 Self::new(Code::AlreadyExists, "BULK_OPERATION_EXISTS", message).with("operation_id", id)
             }

@@ -22,6 +22,8 @@ pub enum Quantity {
     Bytes,
     /// Bulk operations under way.
     BulkOperations,
+    /// API tokens.
+    Tokens,
 }
 
 impl fmt::Display for Quantity {
@@ -30,6 +32,7 @@ impl fmt::Display for Quantity {
             Self::Jobs => "jobs",
             Self::Bytes => "bytes",
             Self::BulkOperations => "bulk_operations",
+            Self::Tokens => "tokens",
         })
     }
 }
@@ -65,6 +68,12 @@ pub enum LedgerError {
     #[error("a different request has started bulk operation {id}")]
     BulkOperationExists {
         /// The id.
+        id: Uuid,
+    },
+    /// The org has no such API token.
+    #[error("the org has no API token {id}")]
+    TokenNotFound {
+        /// The id asked for.
         id: Uuid,
     },
     /// A pause would end before it begins.

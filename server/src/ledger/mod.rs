@@ -31,6 +31,7 @@ mod reader;
 mod stream_slots;
 mod submission;
 mod subscription;
+mod tokens;
 mod worker_list;
 mod workers;
 mod writer;
@@ -53,6 +54,7 @@ pub use self::{
     reader::ReadTurn,
     stream_slots::{StreamLimits, StreamSlot},
     subscription::{Delivery, SubscribeRequest, Subscription},
+    tokens::MOST_TOKENS,
     worker_list::{Holding, ListedWorkers},
     workers::HeardClaim,
 };

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     Audit, BulkPage, Changes, EventPage, EventQuery, HeardWorker, JobPage, LedgerInfo, ListQuery, Loaded, Needs, Reach,
-    RecordId, Statistics, StatisticsQuery, StoreError, WorkerPage,
+    RecordId, Statistics, StatisticsQuery, StoreError, TokenKey, WorkerPage,
 };
 use crate::domain::{
     access::ApiToken,
@@ -107,8 +107,21 @@ pub trait Store: Send + Sync + 'static {
     /// Reads the API token of an org, or of none, whose secret has this SHA-256.
     async fn token(&self, org: Option<OrgId>, digest: Digest) -> Result<Option<ApiToken>, StoreError>;
 
+    /// Makes this API token of an org, unless the org has `most` of them already. At that number tokens that ended an hour ago make
+    /// room. Returns the token with the database's time, or `None` without room.
+    async fn create_token(&self, token: &ApiToken, most: usize) -> Result<Option<ApiToken>, StoreError>;
+
+    /// Reads at most `limit` API tokens of an org whose ids come after `after`, in ascending order, with their last use.
+    async fn list_tokens(&self, org: OrgId, after: Uuid, limit: usize) -> Result<Vec<ApiToken>, StoreError>;
+
+    /// Revokes an API token of an org, unless it was revoked before. `None` if the org has no such token.
+    async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError>;
+
+    /// Reads at most `limit` API tokens that were revoked after this revision of the credentials ([`LedgerInfo::credentials`]).
+    async fn revoked_tokens(&self, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError>;
+
     /// Records that API tokens were used. Each token comes once, in ascending order: servers would deadlock otherwise.
-    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError>;
+    async fn use_tokens(&self, used: &[TokenKey]) -> Result<(), StoreError>;
 
     /// Writes workers, each once, in the order of orgs and ids. Removes workers of `orgs`, at least the orgs of `heard`, that were
     /// silent for longer than `known_for`.

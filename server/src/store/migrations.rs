@@ -31,7 +31,8 @@ macro_rules! scripts {
             (5, "token_use", "0005_token_use"),
             (6, "org_events", "0006_org_events"),
             (7, "bulk_operations", "0007_bulk_operations"),
-            (8, "workers", "0008_workers")
+            (8, "workers", "0008_workers"),
+            (9, "revoked_tokens", "0009_revoked_tokens")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -51,7 +52,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 11, sql: include_str!("../../migrations/postgres/functions.sql") };
+    Functions { version: 12, sql: include_str!("../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -266,7 +267,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (11, "89d1485c683892e114f2e5c836ee420f6230ce7e2a5a7ffa533692483fc6ab5a")
+            (12, "2b0da08a31d99882e02442971118b1348e4e59e6bdd76ac8fdeebe8b2104b1d3")
         );
     }
 

@@ -61,6 +61,7 @@ pub use self::{
     ready::{ClaimOrder, FoundReady, Ready, ReadyJob},
     record::RecordId,
     series::{Bucket, RemovedFlow, Series, Tally, told_since},
+    tokens::TokenKey,
     url::DatabaseUrl,
     workers::{HeardWorker, WorkerPage},
 };

@@ -6,6 +6,7 @@ mod job_types;
 mod list;
 mod orgs;
 mod read;
+mod tokens;
 mod work;
 mod workers;
 
@@ -23,6 +24,7 @@ pub(super) use self::{
     list::{Listing, list},
     orgs::list_orgs,
     read::{statistics, subscribe},
+    tokens::{create_token, list_tokens, revoke_token},
     work::{claim, heartbeat},
     workers::{list_workers, worker_token},
 };

@@ -47,7 +47,8 @@ pub use self::roles::role_sql;
 use self::{cache::Cache, connections::Connections, error::store_error, notify::Announcer};
 use super::{
     Audit, Batch, BulkPage, Capacity, DueWork, EventPage, EventQuery, FoundJob, HeardWorker, JobPage, LedgerInfo,
-    ListQuery, Listener, Needs, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError, WorkerPage,
+    ListQuery, Listener, Needs, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError, TokenKey,
+    WorkerPage,
 };
 use crate::domain::{
     access::ApiToken,
@@ -290,7 +291,23 @@ impl Store for PostgresStore {
         tokens::find(&self.own, org, digest).await
     }
 
-    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
+    async fn create_token(&self, token: &ApiToken, most: usize) -> Result<Option<ApiToken>, StoreError> {
+        tokens::create(&self.readers, token, most).await
+    }
+
+    async fn list_tokens(&self, org: OrgId, after: Uuid, limit: usize) -> Result<Vec<ApiToken>, StoreError> {
+        tokens::page(&self.readers, org, after, limit).await
+    }
+
+    async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError> {
+        tokens::revoke_of(&self.readers, org, id).await
+    }
+
+    async fn revoked_tokens(&self, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {
+        tokens::revoked(&self.own, since, limit).await
+    }
+
+    async fn use_tokens(&self, used: &[TokenKey]) -> Result<(), StoreError> {
         tokens::use_tokens(&self.own, used).await
     }
 

@@ -20,8 +20,10 @@ END $$;
 -- Set up its authentication yourself, for example: \password {name}
 GRANT USAGE ON SCHEMA jobledger TO {name};
 GRANT SELECT ON jobledger.migration, jobledger.ledger TO {name};
--- Read API tokens, but not create them.
+-- Read API tokens. Servers make and revoke those of orgs by functions that know no operators.
 GRANT SELECT ON jobledger.api_token TO {name};
+GRANT EXECUTE ON FUNCTION jobledger.create_token(UUID, UUID, BYTEA, TEXT, TEXT, TIMESTAMPTZ, BIGINT), jobledger.revoke_token(UUID, UUID),
+    jobledger.revoked_tokens(BIGINT, BIGINT) TO {name};
 -- Record when API tokens were last used.
 GRANT SELECT, INSERT, UPDATE ON jobledger.api_token_use TO {name};
 -- Pause retention during a verification and after the clock was set.
@@ -49,7 +51,7 @@ pub(super) async fn grant(url: &str, role: &str) -> Result<(), StoreError> {
 /// Refuses a role that lacks rights, and warns of one to which row-level security does not apply, or refuses that too.
 pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
     const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
-            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_table_privilege('jobledger.worker', 'INSERT')
+            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_function_privilege('jobledger.revoked_tokens(bigint, bigint)', 'EXECUTE')
         FROM pg_roles r, pg_class c WHERE r.rolname = current_user AND c.oid = 'jobledger.job'::regclass";
     let (role, is_super, bypasses, owns, may_set): (String, bool, bool, bool, bool) =
         sqlx::query_as(SQL).fetch_one(connection).await.map_err(store_error)?;

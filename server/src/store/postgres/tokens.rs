@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
@@ -19,7 +19,7 @@ use crate::{
     },
     store::{
         StoreError,
-        tokens::{TOKEN_COLUMNS, key_of, listed, token},
+        tokens::{TOKEN_COLUMNS, TokenKey, key_of, listed, token, token_key},
     },
 };
 
@@ -33,14 +33,66 @@ pub(super) async fn find(
     digest: Digest,
 ) -> Result<Option<ApiToken>, StoreError> {
     let found = readers.fetch(FIND.as_str(), arguments![key_of(org), digest.0.to_vec()]).await?;
-    found.first().map(|row| token(&mut Columns::of(row))).transpose()
+    one(&found)
+}
+
+static CREATE: LazyLock<String> = LazyLock::new(|| {
+    format!("/* create_token */ SELECT {TOKEN_COLUMNS} FROM jobledger.create_token($1, $2, $3, $4, $5, $6, $7)")
+});
+
+/// Makes a token of an org that has fewer than `most`. `None` if it has as many.
+pub(super) async fn create(
+    connections: &Arc<Connections>,
+    token: &ApiToken,
+    most: usize,
+) -> Result<Option<ApiToken>, StoreError> {
+    let (org, digest, roles) = (key_of(token.org), token.digest.0.to_vec(), token.roles.to_string());
+    let values = arguments![org, token.id, digest, token.name.clone(), roles, token.expires_at, most as i64];
+    one(&connections.fetch(CREATE.as_str(), values).await?)
+}
+
+/// A page of an org's tokens, in the order of their ids.
+pub(super) async fn page(
+    readers: &Arc<Connections>,
+    org: OrgId,
+    after: Uuid,
+    limit: usize,
+) -> Result<Vec<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!("/* list_tokens */ SELECT {TOKEN_COLUMNS}, used_at FROM jobledger.list_tokens($1, $2, $3)")
+    });
+    let found = readers.fetch(SQL.as_str(), arguments![org.0, after, limit as i64]).await?;
+    found.iter().map(|row| listed(&mut Columns::of(row))).collect()
+}
+
+/// Revokes a token of an org. `None` if there is none with this id.
+pub(super) async fn revoke_of(
+    connections: &Arc<Connections>,
+    org: OrgId,
+    id: Uuid,
+) -> Result<Option<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> =
+        LazyLock::new(|| format!("/* revoke_token */ SELECT {TOKEN_COLUMNS} FROM jobledger.revoke_token($1, $2)"));
+    one(&connections.fetch(SQL.as_str(), arguments![org.0, id]).await?)
+}
+
+/// At most `limit` tokens that were revoked after this revision.
+pub(super) async fn revoked(
+    connections: &Arc<Connections>,
+    since: i64,
+    limit: usize,
+) -> Result<Vec<TokenKey>, StoreError> {
+    const SQL: &str = "/* revoked_tokens */ SELECT org_id, digest FROM jobledger.revoked_tokens($1, $2)";
+    let found = connections.fetch(SQL, arguments![since, limit as i64]).await?;
+    found.iter().map(|row| token_key(&mut Columns::of(row))).collect()
+}
+
+fn one(rows: &[PgRow]) -> Result<Option<ApiToken>, StoreError> {
+    rows.first().map(|row| token(&mut Columns::of(row))).transpose()
 }
 
 /// Notes that tokens were used just now.
-pub(super) async fn use_tokens(
-    connections: &Arc<Connections>,
-    tokens: &[(Option<OrgId>, Digest)],
-) -> Result<(), StoreError> {
+pub(super) async fn use_tokens(connections: &Arc<Connections>, tokens: &[TokenKey]) -> Result<(), StoreError> {
     const SQL: &str = "/* use_tokens */ SELECT jobledger.use_tokens($1, $2)";
     let (orgs, digests): (Vec<_>, Vec<_>) =
         tokens.iter().map(|(org, digest)| (key_of(*org), digest.0.to_vec())).unzip();
@@ -76,17 +128,19 @@ pub(super) async fn list(url: &str) -> Result<Vec<ApiToken>, StoreError> {
 }
 
 pub(super) async fn revoke(url: &str, id: Uuid, at: Time) -> Result<bool, StoreError> {
-    const SQL: &str = "/* revoke */ UPDATE jobledger.api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
+    const SQL: &str = "/* revoke */ UPDATE jobledger.api_token t SET revoked_at = coalesce(t.revoked_at, $2),
+            revoked_revision = coalesce(t.revoked_revision, ledger.credentials)
+        FROM jobledger.ledger WHERE t.id = $1";
     let mut connection = migrations::open_as_owner(url).await?;
     let mut transaction = connection.begin().await.map_err(store_error)?;
-    let revoked = sqlx::query(SQL).bind(id).bind(at).execute(&mut *transaction).await.map_err(store_error)?;
     tell(&mut transaction).await?;
+    let revoked = sqlx::query(SQL).bind(id).bind(at).execute(&mut *transaction).await.map_err(store_error)?;
     commit(transaction.commit()).await.map_err(store_error)?;
     let _ = connection.close().await;
     Ok(revoked.rows_affected() > 0)
 }
 
-/// Raises the revision of credentials, so that servers look tokens up again.
+/// Raises the revision of the credentials: servers read it, and then which tokens were revoked.
 async fn tell(connection: &mut PgConnection) -> Result<(), StoreError> {
     let sql = "/* tell */ UPDATE jobledger.ledger SET credentials = credentials + 1";
     sqlx::query(sql).execute(connection).await.map_err(store_error)?;

@@ -43,7 +43,7 @@ use sqlx::{
     query::Query,
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::Mutex;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -57,7 +57,8 @@ use self::{
 };
 use super::{
     Audit, Batch, BulkPage, Capacity, Disk, DueWork, EventPage, EventQuery, FileUse, FoundJob, HeardWorker, JobPage,
-    LedgerInfo, ListQuery, Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError, WorkerPage,
+    LedgerInfo, ListQuery, Listener, OpenOptions, Reach, Statistics, StatisticsQuery, Store, StoreError, TokenKey,
+    WorkerPage,
 };
 use crate::{
     domain::{
@@ -228,14 +229,20 @@ impl SqliteStore {
 
     /// Runs one statement on the writer connection, outside a batch. The process may be another one than the server.
     async fn write(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<(), StoreError> {
-        let mut slot = self.writer.lock().await;
-        if slot.is_none() {
-            *slot = Some(self.connect_writer().await?);
-        }
-        let Some(writer) = slot.as_mut() else { return Ok(()) };
-        query.execute(writer).await.map_err(store_error)?;
+        let mut writer = self.writer().await?;
+        query.execute(&mut *writer).await.map_err(store_error)?;
         self.checkpoints.committed();
         Ok(())
+    }
+
+    /// The connection that writes. Batches wait for it.
+    async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
+        let mut slot = self.writer.lock().await;
+        let writer = match slot.take() {
+            Some(writer) => writer,
+            None => self.connect_writer().await?,
+        };
+        Ok(MutexGuard::map(slot, |slot| slot.insert(writer)))
     }
 
     async fn connect_writer(&self) -> Result<SqliteConnection, StoreError> {
@@ -343,7 +350,29 @@ impl Store for SqliteStore {
         tokens::find(&self.own, org, digest).await
     }
 
-    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
+    async fn create_token(&self, token: &ApiToken, most: usize) -> Result<Option<ApiToken>, StoreError> {
+        let mut writer = self.writer().await?;
+        let created = tokens::create(&mut writer, token, most, self.clock.now()).await?;
+        self.checkpoints.committed();
+        Ok(created)
+    }
+
+    async fn list_tokens(&self, org: OrgId, after: Uuid, limit: usize) -> Result<Vec<ApiToken>, StoreError> {
+        tokens::page(&self.readers, org, after, limit).await
+    }
+
+    async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError> {
+        let mut writer = self.writer().await?;
+        let revoked = tokens::revoke_of(&mut writer, org, id, self.clock.now()).await?;
+        self.checkpoints.committed();
+        Ok(revoked)
+    }
+
+    async fn revoked_tokens(&self, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {
+        tokens::revoked(&self.own, since, limit).await
+    }
+
+    async fn use_tokens(&self, used: &[TokenKey]) -> Result<(), StoreError> {
         self.write(tokens::note_use(used, self.clock.now())).await
     }
 

@@ -19,7 +19,7 @@ use crate::{
     },
     store::{
         StoreError, rows,
-        tokens::{TOKEN_COLUMNS, key_of, listed, token},
+        tokens::{STAYS, TOKEN_COLUMNS, TokenKey, key_of, listed, token, token_key},
     },
 };
 
@@ -36,18 +36,117 @@ pub(super) async fn find(
     found.map(|row| token(&mut Columns::of(&row))).transpose()
 }
 
+/// Makes a token of an org that has fewer than `most`. `None` if it has as many.
+pub(super) async fn create(
+    writer: &mut SqliteConnection,
+    token: &ApiToken,
+    most: usize,
+    now: Time,
+) -> Result<Option<ApiToken>, StoreError> {
+    let org = key_of(token.org);
+    let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+    if count(&mut transaction, org).await? >= most as i64 {
+        let sql = "/* make_room */ DELETE FROM api_token WHERE org_id = $1 AND coalesce(min(revoked_at, expires_at), revoked_at, expires_at) < $2";
+        let ended = micros(now - STAYS);
+        sqlx::query(sql).bind(org).bind(ended).execute(&mut *transaction).await.map_err(store_error)?;
+        let sql = "/* make_room */ DELETE FROM api_token_use WHERE org_id = $1
+            AND digest NOT IN (SELECT digest FROM api_token WHERE org_id = $1)";
+        sqlx::query(sql).bind(org).execute(&mut *transaction).await.map_err(store_error)?;
+    }
+    if count(&mut transaction, org).await? >= most as i64 {
+        transaction.commit().await.map_err(store_error)?;
+        return Ok(None);
+    }
+    let made = ApiToken { created_at: now, ..token.clone() };
+    insert(&mut transaction, &made).await?;
+    // A server without other credentials starts once there was a token.
+    let sql = "/* create_token */ UPDATE ledger SET credentials = 1 WHERE credentials = 0";
+    sqlx::query(sql).execute(&mut *transaction).await.map_err(store_error)?;
+    transaction.commit().await.map_err(store_error)?;
+    Ok(Some(made))
+}
+
+async fn count(connection: &mut SqliteConnection, org: Uuid) -> Result<i64, StoreError> {
+    let sql = "/* count_tokens */ SELECT count(*) FROM api_token WHERE org_id = $1";
+    sqlx::query_scalar(sql).bind(org).fetch_one(connection).await.map_err(store_error)
+}
+
+/// A page of an org's tokens, in the order of their ids.
+pub(super) async fn page(
+    readers: &SqlitePool,
+    org: OrgId,
+    after: Uuid,
+    limit: usize,
+) -> Result<Vec<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "/* list_tokens */ SELECT {TOKEN_COLUMNS}, used_at FROM api_token LEFT JOIN api_token_use USING (org_id, digest)
+            WHERE org_id = $1 AND id > $2 ORDER BY id LIMIT $3"
+        )
+    });
+    let query = sqlx::query(SQL.as_str()).bind(org.0).bind(after).bind(limit as i64);
+    let found = query.fetch_all(readers).await.map_err(store_error)?;
+    found.iter().map(|row| listed(&mut Columns::of(row))).collect()
+}
+
+/// Revokes a token of an org. `None` if there is none with this id.
+pub(super) async fn revoke_of(
+    writer: &mut SqliteConnection,
+    org: OrgId,
+    id: Uuid,
+    now: Time,
+) -> Result<Option<ApiToken>, StoreError> {
+    static FIND: LazyLock<String> = LazyLock::new(|| {
+        format!("/* revoke_token */ SELECT {TOKEN_COLUMNS} FROM api_token WHERE org_id = $1 AND id = $2")
+    });
+    let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
+    let query = sqlx::query(FIND.as_str()).bind(org.0).bind(id);
+    let found = query.fetch_optional(&mut *transaction).await.map_err(store_error)?;
+    let mut found = found.map(|row| token(&mut Columns::of(&row))).transpose()?;
+    if let Some(token) = &mut found
+        && token.revoked_at.is_none()
+    {
+        end(&mut transaction, id, now).await?;
+        token.revoked_at = Some(now);
+    }
+    transaction.commit().await.map_err(store_error)?;
+    Ok(found)
+}
+
+/// Raises the revision, and revokes a token as of it. Returns false if there is none with this id.
+async fn end(connection: &mut SqliteConnection, id: Uuid, at: Time) -> Result<bool, StoreError> {
+    const SQL: &str = "/* revoke */ UPDATE api_token SET revoked_at = coalesce(revoked_at, $2),
+        revoked_revision = coalesce(revoked_revision, (SELECT credentials FROM ledger)) WHERE id = $1";
+    tell(connection).await?;
+    let revoked = sqlx::query(SQL).bind(id).bind(micros(at)).execute(connection).await.map_err(store_error)?;
+    Ok(revoked.rows_affected() > 0)
+}
+
+/// At most `limit` tokens that were revoked after this revision.
+pub(super) async fn revoked(readers: &SqlitePool, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {
+    const SQL: &str = "/* revoked */ SELECT org_id, digest FROM api_token WHERE revoked_revision > $1
+        ORDER BY revoked_revision LIMIT $2";
+    let found = sqlx::query(SQL).bind(since).bind(limit as i64).fetch_all(readers).await.map_err(store_error)?;
+    found.iter().map(|row| token_key(&mut Columns::of(row))).collect()
+}
+
 pub(super) async fn make(path: &Path, token: &ApiToken) -> Result<(), StoreError> {
-    const SQL: &str = "/* make */ INSERT INTO api_token (id, org_id, digest, name, roles, created_at, expires_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)";
     let mut connection = migrations::beside(path).await?;
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
-    let query = sqlx::query(SQL).bind(token.id).bind(key_of(token.org)).bind(token.digest.0.to_vec());
-    let query = query.bind(&token.name).bind(token.roles.to_string());
-    let query = query.bind(micros(token.created_at)).bind(token.expires_at.map(micros));
-    query.execute(&mut *transaction).await.map_err(store_error)?;
+    insert(&mut transaction, token).await?;
     tell(&mut transaction).await?;
     transaction.commit().await.map_err(store_error)?;
     connection.close().await.map_err(store_error)
+}
+
+async fn insert(connection: &mut SqliteConnection, token: &ApiToken) -> Result<(), StoreError> {
+    const SQL: &str = "/* make */ INSERT INTO api_token (id, org_id, digest, name, roles, created_at, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    let query = sqlx::query(SQL).bind(token.id).bind(key_of(token.org)).bind(token.digest.0.to_vec());
+    let query = query.bind(&token.name).bind(token.roles.to_string());
+    let query = query.bind(micros(token.created_at)).bind(token.expires_at.map(micros));
+    query.execute(connection).await.map_err(store_error)?;
+    Ok(())
 }
 
 pub(super) async fn list(path: &Path) -> Result<Vec<ApiToken>, StoreError> {
@@ -68,15 +167,12 @@ pub(super) async fn list_in(connection: &mut SqliteConnection) -> Result<Vec<Api
 }
 
 pub(super) async fn revoke(path: &Path, id: Uuid, at: Time) -> Result<bool, StoreError> {
-    const SQL: &str = "/* revoke */ UPDATE api_token SET revoked_at = coalesce(revoked_at, $2) WHERE id = $1";
     let mut connection = migrations::beside(path).await?;
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
-    let query = sqlx::query(SQL).bind(id).bind(micros(at));
-    let revoked = query.execute(&mut *transaction).await.map_err(store_error)?;
-    tell(&mut transaction).await?;
+    let was_found = end(&mut transaction, id, at).await?;
     transaction.commit().await.map_err(store_error)?;
     connection.close().await.map_err(store_error)?;
-    Ok(revoked.rows_affected() > 0)
+    Ok(was_found)
 }
 
 /// Revokes a token in a copy that no server uses. Returns 0 if it is unknown or was revoked before, else 1.
@@ -94,7 +190,7 @@ pub(super) async fn revoke_all(copy: &mut SqliteConnection, at: Time) -> Result<
 }
 
 /// Records when tokens were last used.
-pub(super) fn note_use(used: &[(Option<OrgId>, Digest)], at: Time) -> Query<'static, Sqlite, SqliteArguments> {
+pub(super) fn note_use(used: &[TokenKey], at: Time) -> Query<'static, Sqlite, SqliteArguments> {
     const SQL: &str = "/* note_use */ INSERT INTO api_token_use (org_id, digest, used_at)
     SELECT unhex(used.value ->> 0), unhex(used.value ->> 1), $2 FROM json_each($1) used WHERE true
     ON CONFLICT (org_id, digest) DO UPDATE SET used_at = max(used_at, excluded.used_at)";
@@ -102,7 +198,7 @@ pub(super) fn note_use(used: &[(Option<OrgId>, Digest)], at: Time) -> Query<'sta
     sqlx::query(SQL).bind(rows::json_text(&used)).bind(micros(at))
 }
 
-/// Raises the revision of the credentials. Servers poll it, and check their cached tokens again.
+/// Raises the revision of the credentials: servers read it, and then which tokens were revoked.
 async fn tell(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let sql = "/* tell */ UPDATE ledger SET credentials = credentials + 1";
     sqlx::query(sql).execute(connection).await.map_err(store_error)?;

@@ -93,7 +93,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, auditor, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 6]); 30] = [
+const CALLS: [(&str, [bool; 6]); 33] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true, true]),
@@ -119,6 +119,9 @@ const CALLS: [(&str, [bool; 6]); 30] = [
     ("jobledger.v1.BulkOperationService/StopBulkOperation", [false, false, false, false, true, true]),
     ("jobledger.v1.WorkerService/ListWorkers", [false, false, true, true, true, true]),
     ("jobledger.v1.ServerService/GetServerInfo", [true; 6]),
+    ("jobledger.v1.ServerService/CreateToken", [false, false, false, false, true, true]),
+    ("jobledger.v1.ServerService/ListTokens", [false, false, false, false, true, true]),
+    ("jobledger.v1.ServerService/RevokeToken", [false, false, false, false, true, true]),
     (ABOUT_ALL_ORGS, [false, false, false, false, false, true]),
     ("grpc.health.v1.Health/Check", [true; 6]),
     ("grpc.health.v1.Health/Watch", [true; 6]),

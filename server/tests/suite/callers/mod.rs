@@ -17,4 +17,5 @@ pub(crate) mod server_info;
 pub(crate) mod strangers;
 pub(crate) mod tenants;
 pub(crate) mod tls;
+pub(crate) mod token_calls;
 pub(crate) mod tokens;

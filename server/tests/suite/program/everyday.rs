@@ -2,7 +2,10 @@
 
 use std::{fs, process::Command};
 
-use jobledger_client::{BulkStatus, Claim, JobStatus, NewJob, Report};
+use jobledger_client::{
+    BulkStatus, Claim, JobStatus, NewJob, Report,
+    proto::{CreateTokenRequest, Role},
+};
 use serde_json::{Deserializer, Value, json};
 
 use super::grpcurl::grpcurl;
@@ -20,6 +23,9 @@ on_both_databases! {
 
 /// The id that the docs show for a job that failed.
 const SHOWN: &str = "01a202c1-14cb-75f7-8263-5ef8e4054d47";
+
+/// The id that the docs show for an API token.
+const SHOWN_TOKEN: &str = "01a2080c-7f4d-7096-98ae-5032dbb014e7";
 
 /// The tasks: the title of each, and its commands.
 fn tasks() -> Vec<(String, Vec<String>)> {
@@ -50,10 +56,13 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
     client.create(NewJob::new("thumbnail")).await.unwrap();
 
     client.create_all((0..3).map(|_| NewJob::new("report"))).await.unwrap();
+    let roles = vec![Role::Worker.into()];
+    let request = CreateTokenRequest { name: "old".to_owned(), roles, ..Default::default() };
+    let (token, _) = client.create_token(request).await.unwrap();
 
     let call = format!("call() {{ {} -plaintext -d \"$2\" {} \"jobledger.v1.$1\"; }}", grpcurl(), program.address);
     let run = |command: &str| -> Vec<Value> {
-        let script = format!("{call}; {} 2>&1", command.replace(SHOWN, &failing));
+        let script = format!("{call}; {} 2>&1", command.replace(SHOWN, &failing).replace(SHOWN_TOKEN, &token.id));
         let ran = Command::new("sh").args(["-c", &script]).output().expect("a shell runs");
         let printed = String::from_utf8(ran.stdout).expect("grpcurl prints text");
         assert!(ran.status.success(), "{command}\n{printed}");
@@ -112,6 +121,12 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                 let jobs = first["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == "max-jobs-per-org");
                 assert_eq!(jobs.unwrap()["used"], "7", "{first}");
             }
+            "Make a worker's API token, list the tokens, revoke one" => {
+                assert!(first["secret"].as_str().unwrap().starts_with("jl_"), "{first}");
+                let all = answers[1][0]["tokens"].as_array().unwrap();
+                assert_eq!(all.iter().map(|token| &token["name"]).collect::<Vec<_>>(), ["old", "worker-2"]);
+                assert!(answers[2][0]["token"]["revokedAt"].is_string(), "{answers:?}");
+            }
             "Whose jobs there are" => {
                 assert_eq!(first["orgs"][0]["id"], "00000000-0000-0000-0000-000000000000");
                 assert_eq!(first["orgs"][0]["counts"]["canceled"], "3", "{first}");
@@ -120,5 +135,5 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 12, "{seen:?}");
+    assert_eq!(seen.len(), 13, "{seen:?}");
 }

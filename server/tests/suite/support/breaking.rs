@@ -21,7 +21,7 @@ use jobledger_server::{
     store::{
         Audit, Batch, BulkPage, Capacity, Changes, DueWork, EventPage, EventQuery, FoundJob, HeardWorker, JobPage,
         LedgerInfo, ListQuery, Listener, Loaded, Needs, Reach, RecordId, Statistics, StatisticsQuery, Store,
-        StoreError, WorkerPage,
+        StoreError, TokenKey, WorkerPage,
     },
 };
 use tokio::{sync::watch, time::timeout};
@@ -233,7 +233,23 @@ impl Store for Breaking {
         self.inner.token(org, digest).await
     }
 
-    async fn use_tokens(&self, used: &[(Option<OrgId>, Digest)]) -> Result<(), StoreError> {
+    async fn create_token(&self, token: &ApiToken, most: usize) -> Result<Option<ApiToken>, StoreError> {
+        self.inner.create_token(token, most).await
+    }
+
+    async fn list_tokens(&self, org: OrgId, after: Uuid, limit: usize) -> Result<Vec<ApiToken>, StoreError> {
+        self.inner.list_tokens(org, after, limit).await
+    }
+
+    async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError> {
+        self.inner.revoke_token(org, id).await
+    }
+
+    async fn revoked_tokens(&self, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {
+        self.inner.revoked_tokens(since, limit).await
+    }
+
+    async fn use_tokens(&self, used: &[TokenKey]) -> Result<(), StoreError> {
         self.inner.use_tokens(used).await
     }
 
