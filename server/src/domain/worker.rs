@@ -16,6 +16,12 @@ pub struct WorkerAbout {
 }
 
 impl WorkerAbout {
+    /// Bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        let types: usize = self.types.iter().flat_map(|types| types.iter()).map(|name| name.len()).sum();
+        types + self.version.len() + self.host.len()
+    }
+
     /// True if its last claim asked for jobs of this type.
     pub fn asks_for(&self, job_type: &Arc<str>) -> bool {
         let Some(types) = &self.types else { return false };

@@ -65,9 +65,9 @@ impl Ledger {
         self.workers.known_for()
     }
 
-    /// Takes up to `limit` workers that the database is to be told of.
-    pub fn take_heard_workers(&self, limit: usize) -> Vec<HeardWorker> {
-        self.workers.take_due(limit, Instant::now())
+    /// Takes workers that the database is to be told of, up to `most`. Returns whether there may be more.
+    pub fn take_heard_workers(&self, most: usize) -> (Vec<HeardWorker>, bool) {
+        self.workers.take_due(most, Instant::now())
     }
 
     /// Puts workers back that could not be written.

@@ -17,6 +17,8 @@ use crate::{
 
 /// A worker is written at most this often.
 pub(super) const WRITTEN_EVERY: Duration = Duration::from_secs(10);
+/// Bytes of what workers say of themselves that are written at once: a write of more would keep others from the database.
+const BYTES_AT_ONCE: usize = 128 << 10;
 /// What a claim said is told for this long after it. Later claims may have gone to another server.
 const TOLD_FOR: Duration = Duration::from_secs(20);
 
@@ -132,20 +134,32 @@ impl Workers {
         }
     }
 
-    /// Takes up to `limit` workers that are to be written now. Forgets those that are gone.
-    pub(super) fn take_due(&self, limit: usize, now: Instant) -> Vec<HeardWorker> {
+    /// Takes workers that are to be written now, up to `most` and [`BYTES_AT_ONCE`], of each org an equal part of them. Returns
+    /// whether there may be more. Forgets workers that are gone.
+    pub(super) fn take_due(&self, most: usize, now: Instant) -> (Vec<HeardWorker>, bool) {
         let mut known = self.known.lock();
         known.retain(|_, of_org| {
             of_org.retain(|_, known| known.silent_for(now) < self.known_for);
             !of_org.is_empty()
         });
         self.refused.lock().retain(|_, refused| now.saturating_duration_since(*refused) < self.known_for);
-        let all = known.iter_mut().flat_map(|(org, of_org)| of_org.iter_mut().map(|(id, known)| (*org, id, known)));
-        let due = all.filter(|(.., known)| known.is_due(now)).take(limit).map(|(org, id, known)| {
-            known.written_at = Some(now);
-            heard(org, id, known, now)
-        });
-        due.collect()
+        let has_due = |of_org: &BTreeMap<_, Known>| of_org.values().any(|known| known.is_due(now));
+        let orgs = known.values().filter(|of_org| has_due(of_org)).count().max(1);
+        let (most, most_bytes) = ((most / orgs).max(1), BYTES_AT_ONCE / orgs);
+        let (mut due, mut has_more) = (Vec::new(), false);
+        for (org, of_org) in known.iter_mut() {
+            let (mut n, mut bytes) = (0, 0);
+            for (id, known) in of_org.iter_mut().filter(|(_, known)| known.is_due(now)) {
+                if n >= most || bytes >= most_bytes {
+                    has_more = true;
+                    break;
+                }
+                (n, bytes) = (n + 1, bytes + id.len() + known.about.bytes());
+                known.written_at = Some(now);
+                due.push(heard(*org, id, known, now));
+            }
+        }
+        (due, has_more)
     }
 
     /// Has workers written again that could not be written.
@@ -197,7 +211,8 @@ mod tests {
     }
 
     fn due(workers: &Workers, now: Instant) -> Vec<(String, bool)> {
-        let due = workers.take_due(100, now);
+        let (due, has_more) = workers.take_due(100, now);
+        assert!(!has_more);
         due.into_iter().map(|worker| (worker.id.to_string(), worker.is_waiting)).collect()
     }
 
@@ -234,9 +249,9 @@ mod tests {
         let (org, id, now) = (OrgId(Uuid::from_u128(1)), Arc::<str>::from("w"), Instant::now());
         workers.claims(org, &id, about("1"), now);
         workers.ends_claim(org, &id, now);
-        let taken = workers.take_due(100, now);
+        let (taken, _) = workers.take_due(100, now);
         workers.put_back(&taken);
-        assert_eq!(workers.take_due(100, now), taken);
+        assert_eq!(workers.take_due(100, now), (taken, false));
         workers.claims(org, &id, about("2"), now);
         let found = workers.of_org(org, "", 9, now);
         assert_eq!((found.len(), &*found[0].about.as_ref().unwrap().version), (1, "2"));
@@ -244,6 +259,36 @@ mod tests {
         workers.ends_claim(org, &id, now);
         assert!(workers.of_org(org, "", 9, now + TOLD_FOR)[0].about.is_none());
         assert_eq!(workers.of_org(org, "w", 9, now), []);
+    }
+
+    #[test]
+    fn orgs_have_equal_parts_of_a_write_that_is_bounded() {
+        let workers = Workers::new(64 << 20, KNOWN_FOR);
+        let [greedy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let now = Instant::now();
+        let long = || WorkerAbout { types: Some([Arc::from("t".repeat(10_000))].into()), ..about("1") };
+        for n in 0..100 {
+            let _ = workers.claims(greedy, &Arc::from(format!("w{n:02}")), long(), now);
+        }
+        let _ = workers.claims(other, &Arc::from("w"), about("1"), now);
+        let (mut found, mut writes) = (Vec::new(), 0);
+        loop {
+            let (due, has_more) = workers.take_due(500, now);
+            assert!(
+                due.iter().map(|worker| worker.about.as_ref().unwrap().bytes()).sum::<usize>() < BYTES_AT_ONCE + 20_000
+            );
+            assert!(writes > 0 || due.iter().any(|worker| worker.org == other), "the other's comes in the first write");
+            found.extend(due.into_iter().map(|worker| worker.id));
+            writes += 1;
+            if !has_more {
+                break;
+            }
+        }
+        found.sort();
+        found.dedup();
+        assert_eq!(found.len(), 101);
+        assert!((8..12).contains(&writes), "{writes}");
+        assert!(workers.take_due(2, now).0.is_empty());
     }
 
     #[test]
@@ -259,7 +304,7 @@ mod tests {
         assert_eq!(workers.of_org(other, "", 9, now).len(), 1);
         assert!(workers.lacks_some(greedy) && !workers.lacks_some(other));
         now += KNOWN_FOR;
-        assert!(workers.take_due(1_000, now).is_empty() && !workers.lacks_some(greedy));
+        assert!(workers.take_due(1_000, now).0.is_empty() && !workers.lacks_some(greedy));
         workers.beats(greedy, &Arc::from("later"), now);
         assert_eq!(workers.of_org(greedy, "", 9, now).len(), 1);
     }

@@ -11,6 +11,8 @@ use crate::{domain::id::OrgId, ledger::Ledger, store::Store};
 
 /// How often new ones are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+/// The pause before the next write, where one did not take all.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Workers in one write.
 const AT_ONCE: usize = 500;
 
@@ -20,10 +22,8 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
     forget_of_all(store, ledger.workers_known_for()).await;
     let (known_for, mut has_more) = (ledger.workers_known_for(), false);
     loop {
-        if !has_more {
-            sleep(LOOK).await;
-        }
-        let mut heard = ledger.take_heard_workers(AT_ONCE);
+        sleep(if has_more { PAUSE } else { LOOK }).await;
+        let (mut heard, are_more) = ledger.take_heard_workers(AT_ONCE);
         let now = Instant::now();
         let gone: Vec<_> = orgs.extract_if(|_, last| now - *last > known_for + LOOK).map(|(org, _)| org).collect();
         if heard.is_empty() && gone.is_empty() {
@@ -37,7 +37,7 @@ pub(super) async fn run(ledger: &Ledger, store: &dyn Store) {
         of.dedup();
         match store.note_workers(&heard, &of, known_for).await {
             Ok(()) => {
-                has_more = heard.len() == AT_ONCE;
+                has_more = are_more;
                 orgs.extend(heard.iter().map(|heard| (heard.org, now)));
             }
             Err(error) => {
