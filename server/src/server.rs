@@ -148,12 +148,12 @@ impl Server {
         // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
-        let (stalled, busy) = (ledger.clone(), ledger.clone());
+        let (stalled, slowed) = (ledger.clone(), ledger.clone());
         let limits = api::LimitsLayer::new(
             config.calls,
             draining.clone(),
             move || stalled.is_stalled(),
-            move |is_busy| busy.processors_are_busy(is_busy),
+            move |orgs| slowed.read_less_for(orgs),
         );
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))

@@ -94,12 +94,13 @@ const DIALOGUES: Most = Most { in_all: 300, each: 100 };
 pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
-    /// While `is_stalled`, calls that find no room get UNAVAILABLE. `tell_busy` is told whether the processors are busy.
+    /// While `is_stalled`, calls that find no room get UNAVAILABLE. `tell_slowed` is told which orgs are
+    /// slowed.
     pub(crate) fn new(
         limits: CallLimits,
         draining: CancellationToken,
         is_stalled: impl Fn() -> bool + Send + Sync + 'static,
-        tell_busy: impl Fn(bool) + Send + 'static,
+        tell_slowed: impl Fn(Vec<OrgId>) + Send + 'static,
     ) -> Self {
         let is_stalled: Stalled = Arc::new(is_stalled);
         let most = Most { in_all: limits.calls, each: limits.calls_per_org };
@@ -110,7 +111,7 @@ impl LimitsLayer {
             short: Shares::new(most),
             long: Shares::new(most),
             dialogues: Shares::new(DIALOGUES),
-            processors: ProcessorShares::start(tell_busy),
+            processors: ProcessorShares::start(tell_slowed),
             refused: Shares::new(most),
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
             is_stalled,

@@ -37,7 +37,7 @@ const PROBE: Duration = Duration::from_millis(3);
 const LONG: Duration = Duration::from_millis(1);
 /// How a rate changes after a round.
 const FALL: f64 = 0.7;
-const RISE: f64 = 1.1;
+const RISE: f64 = 1.05;
 /// The part of the processors that an org's calls may always take.
 const LEAST: f64 = 1.0 / 8.0;
 /// The processor time of a call besides that of its future: its frames and its task.
@@ -93,8 +93,8 @@ enum Start {
 
 impl ProcessorShares {
     /// Shares the processors of the runtime in which this is called, for as long as somebody has what it returns. Tells after each
-    /// round whether steps waited long while several orgs called.
-    pub(super) fn start(tell: impl Fn(bool) + Send + 'static) -> Arc<Self> {
+    /// round which orgs are slowed.
+    pub(super) fn start(tell: impl Fn(Vec<OrgId>) + Send + 'static) -> Arc<Self> {
         let processors = tokio::runtime::Handle::current().metrics().num_workers() as f64;
         let orgs = Mutex::new(Orgs { processors, usage: HashMap::new(), are_several: false });
         let shares = Arc::new(Self { orgs, slowed: RateLimitedLog::default() });
@@ -138,7 +138,7 @@ impl ProcessorShares {
 }
 
 /// Measures how long steps wait, and changes the rates after each round.
-async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(bool)) {
+async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(Vec<OrgId>)) {
     loop {
         let began = Instant::now();
         let (mut waited, mut probes) = (Duration::ZERO, 0);
@@ -155,9 +155,13 @@ async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(bool)) {
             probes += 1;
         }
         let Some(shares) = shares.upgrade() else { return };
-        let waited = waited / probes.max(1);
-        tell(waited > LONG);
-        let slowed = shares.orgs.lock().end_round(waited, began.elapsed(), Instant::now());
+        let slowed = {
+            let mut orgs = shares.orgs.lock();
+            let slowed = orgs.end_round(waited / probes.max(1), began.elapsed(), Instant::now());
+            // Afterwards only slowed orgs are left.
+            tell(orgs.usage.keys().copied().collect());
+            slowed
+        };
         if let Some(org) = slowed
             && let Some(times) = shares.slowed.note(org)
         {
@@ -352,7 +356,7 @@ mod tests {
             orgs.end_round(Duration::ZERO, ROUND, now);
             rounds += 1;
         }
-        assert!((20..30).contains(&rounds), "{rounds}");
+        assert!((40..60).contains(&rounds), "{rounds}");
     }
 
     #[test]

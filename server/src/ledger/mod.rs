@@ -191,9 +191,9 @@ impl Ledger {
         )
     }
 
-    /// Sets whether tasks wait long for a processor while several orgs call. Orgs then read less at the same time.
-    pub fn processors_are_busy(&self, are_busy: bool) {
-        self.org_reads.set_busy(are_busy);
+    /// From now on these orgs, and no others, read one thing at a time while others call: they keep processors from them.
+    pub fn read_less_for(&self, orgs: Vec<OrgId>) {
+        self.org_reads.slow(orgs);
     }
 
     /// Decides and commits one command on a job.

@@ -1,13 +1,10 @@
 //! Bounds the reads of one org over all kinds of reads. Within the bound, the kinds take turns by the time they use. While
-//! other orgs call, the org has one read less, and only one while the processors are busy, too: a database on the same machine
-//! has as many processes at work as there are reads.
+//! other orgs call, the org has one read less, and only one if its calls keep the processors from others: a database on the same
+//! machine has as many processes at work as there are reads.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -43,8 +40,6 @@ pub(super) enum ReadKind {
 pub(super) struct OrgReads {
     /// How many reads one org may have at the same time. One kind may have all but one.
     each: usize,
-    /// Tasks wait long for a processor.
-    is_busy: AtomicBool,
     state: Mutex<ReadingOrgs>,
 }
 
@@ -54,16 +49,17 @@ struct ReadingOrgs {
     /// With this many orgs, and at least [`REMEMBERED`], those that read nothing are removed.
     most: usize,
     callers: Callers,
+    slowed: Vec<OrgId>,
 }
 
 impl OrgReads {
     pub(super) fn new(each: usize) -> Arc<Self> {
-        Arc::new(Self { each, is_busy: AtomicBool::new(false), state: Mutex::default() })
+        Arc::new(Self { each, state: Mutex::default() })
     }
 
-    /// Sets whether tasks wait long for a processor.
-    pub(super) fn set_busy(&self, is_busy: bool) {
-        self.is_busy.store(is_busy, Ordering::Relaxed);
+    /// Sets which orgs have one read while others call.
+    pub(super) fn slow(&self, orgs: Vec<OrgId>) {
+        self.state.lock().slowed = orgs;
     }
 
     /// Records a call of an org that needs no turn.
@@ -83,7 +79,7 @@ impl OrgReads {
         let now = Instant::now();
         state.callers.called(org, now);
         let withheld = match state.callers.do_others_call(org, CALLED_OF_LATE, now) {
-            true if self.is_busy.load(Ordering::Relaxed) => self.each.saturating_sub(1),
+            true if state.slowed.contains(&org) => self.each.saturating_sub(1),
             do_others_call => usize::from(do_others_call),
         };
         let known = state.turns.get(&org).and_then(Weak::upgrade);
@@ -128,10 +124,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_org_has_one_read_while_the_processors_are_busy_and_others_call() {
+    async fn a_slowed_org_has_one_read_while_others_call() {
         let [org, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
         let reads = OrgReads::new(3);
-        reads.set_busy(true);
+        reads.slow(vec![org]);
         let alone = [reads.take(org, ReadKind::Lists).await, reads.take(org, ReadKind::Lists).await];
         reads.called(other);
         let mut next = Box::pin(reads.take(org, ReadKind::CatchUp));
@@ -142,8 +138,8 @@ mod tests {
         drop(second);
         let first = at_once(&mut next).await;
         assert!(first.is_some());
-        reads.set_busy(false);
-        assert!(at_once(&mut Box::pin(reads.take(org, ReadKind::Lists))).await.is_some(), "they are busy no more");
+        reads.slow(Vec::new());
+        assert!(at_once(&mut Box::pin(reads.take(org, ReadKind::Lists))).await.is_some(), "it is slowed no more");
     }
 
     #[tokio::test]
