@@ -1010,6 +1010,11 @@ BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
     -- One at a time, so that the count is exact.
     PERFORM pg_advisory_xact_lock(hashtextextended('jobledger.create_token ' || p_org, 0));
+    -- A call whose answer was lost is run again.
+    RETURN QUERY SELECT t.* FROM jobledger.api_token t WHERE t.org_id = p_org AND t.id = p_id;
+    IF FOUND THEN
+        RETURN;
+    END IF;
     IF (SELECT count(*) FROM jobledger.api_token t WHERE t.org_id = p_org) >= p_most THEN
         WITH gone AS (
             DELETE FROM jobledger.api_token t

@@ -267,7 +267,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (12, "2b0da08a31d99882e02442971118b1348e4e59e6bdd76ac8fdeebe8b2104b1d3")
+            (12, "7b023e3014ab23efe7a9c3ffd88cbbf7e634bc2cfbb943860e7d8b8b4fda1de1")
         );
     }
 
