@@ -3,6 +3,7 @@
 //! Attackers run on this machine, too, and take its processors. Together they send as many frames a second as the other
 //! clients complete calls.
 
+mod attackers;
 mod attacks;
 mod tenants;
 mod victims;

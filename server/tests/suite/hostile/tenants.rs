@@ -17,7 +17,8 @@ use uuid::Uuid;
 
 use super::{
     MEMORY_MIB,
-    attacks::{ATTACKS, Attack, Tenant},
+    attackers::Attackers,
+    attacks::{ATTACKS, Tenant},
     victims::{Kind, TOKENS_A_SECOND, Victims},
 };
 use crate::{
@@ -146,20 +147,18 @@ impl Scene {
     }
 
     /// A tenant with its own org.
-    async fn tenant(&self, database: &Database) -> Arc<Tenant> {
+    async fn tenant(&self, database: &Database) -> Tenant {
         let token = token(database, Some(Uuid::new_v4()), Role::Admin).await;
         let tenant = Tenant { address: self.program.address.clone(), token };
         tenant.prepare().await;
-        Arc::new(tenant)
+        tenant
     }
 
     /// Measures the victims during these attacks. Prints the processors and the memory that the attacks take and the
     /// worst ratios, and notes failures.
-    async fn attacked(&mut self, name: &str, attacks: &[Attack], tenant: &Arc<Tenant>, seed: u64) {
-        let attackers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        for attack in attacks {
-            attackers.spawn(attack(Arc::clone(tenant), seed));
-        }
+    async fn attacked(&mut self, attacks: &[&str], tenant: &Tenant, seed: u64) {
+        let name = attacks.join(" + ");
+        let attackers = Attackers::start(attacks, tenant, seed);
         sleep(Duration::from_millis(300)).await;
         self.most_mib.store(0, Ordering::Relaxed);
         let before = busy();
@@ -172,7 +171,7 @@ impl Scene {
         let kept = (calls(&attacked) / calls(&self.measured.burnt[&0])).min(1.0);
         let taken = ((busy() - before) / began.elapsed().as_secs_f64() - self.measured.quiet * kept).max(0.0);
         let memory = self.most_mib.load(Ordering::Relaxed);
-        attackers.shutdown_background();
+        drop(attackers);
         sleep(Duration::from_millis(700)).await;
         let quarters = (taken * 4.0).round() as u32;
         if !self.measured.burnt.contains_key(&quarters) {
@@ -228,9 +227,9 @@ impl Measured {
 }
 
 /// The attacks whose names contain any of these parts, which `|` separates, or all of them, `+`.
-fn chosen(parts: &str, separator: char) -> Vec<(&'static str, Attack)> {
+fn chosen(parts: &str, separator: char) -> Vec<&'static str> {
     let is_chosen = |name: &str| parts.split(separator).any(|part| name.contains(part.trim()));
-    ATTACKS.into_iter().filter(|(name, _)| is_chosen(name)).collect()
+    ATTACKS.into_iter().map(|(name, _)| name).filter(|name| is_chosen(name)).collect()
 }
 
 fn shown(kinds: &BTreeMap<&'static str, Kind>) -> String {
@@ -248,13 +247,13 @@ async fn hostile_tenants_take_no_others_rate_nor_patience_nor_memory(database: D
     let phases = 2 * attacks.len() as u32 + 2;
     let mut scene = Scene::set(&database, short_or_long(phases, 4), time, None).await;
     let (mut database, mut tenant) = (database.clone(), scene.tenant(&database).await);
-    for (n, (name, attack)) in attacks.into_iter().enumerate() {
+    for (n, attack) in attacks.into_iter().enumerate() {
         if n > 0 && short_or_long(false, true) {
             database = database.another().await;
             scene = Scene::set(&database, 3, time, Some(scene.end())).await;
             tenant = scene.tenant(&database).await;
         }
-        scene.attacked(name, &[attack], &tenant, 0).await;
+        scene.attacked(&[attack], &tenant, 0).await;
     }
     scene.end().conclude();
 }
@@ -270,13 +269,12 @@ async fn attacks_at_random_take_no_others_rate_nor_patience_nor_memory(database:
         let seed = Seeded::from_environment("attacks at random");
         let mut random = Seeded::new(seed);
         for round in 0..rounds {
-            let at_random = (0..AT_ONCE).map(|_| ATTACKS[random.below(ATTACKS.len() as u64) as usize]).collect();
+            let at_random = (0..AT_ONCE).map(|_| ATTACKS[random.below(ATTACKS.len() as u64) as usize].0).collect();
             let attacks: Vec<_> = named.clone().unwrap_or(at_random);
             let database = if (n, round) == (0, 0) { database.clone() } else { database.another().await };
             let mut scene = Scene::set(&database, 4, time, measured.take()).await;
             let tenant = scene.tenant(&database).await;
-            let (names, attacks): (Vec<_>, Vec<_>) = attacks.into_iter().unzip();
-            scene.attacked(&names.join(" + "), &attacks, &tenant, random.next()).await;
+            scene.attacked(&attacks, &tenant, random.next()).await;
             measured = Some(scene.end());
         }
     }
