@@ -160,12 +160,15 @@ class Service:
                 logging.warning("%s is repeated in %.2f s: %s", name, wait, error)
                 time.sleep(wait)
 
-    def follow(self, after_seq=None, **filters):
+    def follow(self, after_seq=None, org_events=False, **filters):
         """Yields events in the order of `seq`, each once. Goes on after the last one when an error may pass.
+
+        With `org_events` it yields the organisation's own events (`OrgEvent`), too: pauses, settings, bulk operations.
+        They share the positions with the events of jobs (`JobEvent`), so that without filters no `seq` is left out.
 
         The events of one job (`job_id`) end with the job, others never. Raises a CallError that can't pass.
         """
-        request = api.StreamJobEventsRequest(after_seq=after_seq, **filters)
+        request = api.StreamJobEventsRequest(after_seq=after_seq, include_org_events=org_events, **filters)
         backoff, answered = Backoff(), False
         while True:
             stub = self.stub
@@ -178,6 +181,10 @@ class Service:
                     if item == "event":
                         request.after_seq = answer.event.seq
                         yield answer.event
+                    elif item == "org_event":
+                        request.after_seq = answer.org_event.seq
+                        if org_events:
+                            yield answer.org_event
                     elif item == "bookmark":
                         request.after_seq, request.log_id = answer.bookmark.seq, answer.bookmark.log_id
                 return

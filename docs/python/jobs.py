@@ -10,7 +10,7 @@ import logging
 import sys
 import uuid
 
-from jobledger.v1 import job_event_pb2, job_pb2, job_service_pb2 as api
+from jobledger.v1 import job_event_pb2, job_pb2, job_service_pb2 as api, org_event_pb2
 from jobledger_client import CallError, Service, add_arguments, from_value, to_value
 
 
@@ -28,7 +28,13 @@ def create(service, options):
 
 def follow(service, options):
     """Prints events, those after `--after` first, and then new ones as they come."""
-    for event in service.follow(after_seq=options.after, types=options.type, job_id=options.job):
+    is_whole = not options.type and not options.job
+    filters = {"types": options.type, "job_id": options.job}
+    for event in service.follow(after_seq=options.after, org_events=is_whole, **filters):
+        if isinstance(event, org_event_pb2.OrgEvent):
+            # A newer service may have changes that these stubs don't know.
+            print(event.seq, "-", event.WhichOneof("change"), flush=True)
+            continue
         print(event.seq, event.job_id, name_of(event), json.dumps(from_value(event.result)), flush=True)
 
 

@@ -433,7 +433,11 @@ async fn a_follower_goes_on_when_its_server_was_killed(database: Database) {
     for seq in 1..4 {
         let id = program.client().create(NewJob::new("t")).await.unwrap().job.id;
         let line = timeout(PATIENCE, lines.recv()).await.expect("it goes on").expect("for ever");
-        assert!(line.starts_with(&format!("{seq} {id} ")), "{line}");
+        assert!(line.starts_with(&format!("{} {id} ", 2 * seq - 1)), "{line}");
+        // The organisation's own events come between those of jobs.
+        program.client().pause("t", "", None).await.unwrap();
+        let line = timeout(PATIENCE, lines.recv()).await.expect("it goes on").expect("for ever");
+        assert_eq!(line, format!("{} - job_type_paused", 2 * seq));
         program.kill();
         program = Program::start_on(&address, &database);
     }
