@@ -148,13 +148,7 @@ impl Server {
         // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
-        let (stalled, slowed) = (ledger.clone(), ledger.clone());
-        let limits = api::LimitsLayer::new(
-            config.calls,
-            draining.clone(),
-            move || stalled.is_stalled(),
-            move |orgs| slowed.read_less_for(orgs),
-        );
+        let limits = call_limits(config.calls, &ledger, &draining);
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))
             .layer(api::AccessLayer::new(access, hosts))
@@ -188,6 +182,12 @@ impl Server {
         tracing::info!("stopped");
         outcome
     }
+}
+
+fn call_limits(calls: api::CallLimits, ledger: &Ledger, draining: &CancellationToken) -> api::LimitsLayer {
+    let (stalled, slowed) = (ledger.clone(), ledger.clone());
+    let is_stalled = move || stalled.is_stalled();
+    api::LimitsLayer::new(calls, draining.clone(), is_stalled, move |orgs| slowed.read_less_for(orgs))
 }
 
 /// The services besides JobService and health.

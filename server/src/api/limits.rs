@@ -15,10 +15,11 @@ use std::{
 };
 
 use http::{Request, Response};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
@@ -259,13 +260,15 @@ where
         let most = most.min(self.limiter.limits.request_bytes);
         let how = How { kind, most, has_reserve: class.has_reserve() };
         let request = self.limiter.requests.receive(request, Whose::Org(org), how);
-        let (processors, is_vital) = (Arc::clone(&self.limiter.processors), class.has_reserve());
-        let request = if is_grpc { request.map(|body| processors.receive(body, org, is_vital)) } else { request };
-        let answer = processors.measure(org, self.inner.call(request));
+        let start = self.limiter.processors.begin(org, class.has_reserve());
+        // Plain HTTP may have no body, and malformed calls have none.
+        let has_body = is_grpc && !request.body().is_end_stream();
+        let credential = request.extensions().get::<Arc<Credential>>().cloned();
+        let request = if has_body { request.map(|body| start.receive(body, credential)) } else { request };
+        let answer = self.limiter.processors.measure(org, class.has_reserve(), self.inner.call(request));
         Box::pin(async move {
-            // Plain HTTP may have no body.
-            if !is_grpc && let Err(error) = processors.wait(org, is_vital).await {
-                return Ok(plain(error));
+            if !has_body && let Err(error) = start.wait().await {
+                return Ok(if is_grpc { Status::from(error).into_http() } else { plain(error) });
             }
             let answer = answer.await?;
             let answer = if goes_on { on(answer) } else { whole(answer, Some(org)).await };
@@ -289,11 +292,11 @@ where
     fn refuse_in_turn(&self, org: OrgId, class: CallClass, error: ApiError, request: Request<Body>) -> LayerFuture {
         let answer = refuse(error, request);
         let Ok(place) = self.limiter.refused.take(org, 1) else { return answer };
-        let limiter = Arc::clone(&self.limiter);
+        let start = self.limiter.processors.begin(org, class.has_reserve());
         Box::pin(async move {
             let _place = place;
             let answer = answer.await;
-            let _ = limiter.processors.wait(org, class.has_reserve()).await;
+            let _ = start.wait().await;
             answer
         })
     }

@@ -4,6 +4,9 @@
 //! While steps wait long and several orgs call, the org whose calls take most processor time is slowed: its requests are taken
 //! up no faster than a rate, which falls until steps are prompt again, and rises as long as they are. So the org gets what the
 //! others leave. An org that calls alone is never slowed.
+//!
+//! Only the calls' own steps are measured: not the bodies of event streams, nor what is done before it is known who calls. If
+//! these keep the threads busy, nobody is slowed.
 
 use std::{
     collections::HashMap,
@@ -11,7 +14,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -20,13 +23,14 @@ use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use prost::bytes::Bytes;
 use tokio::{
+    runtime::{Handle, RuntimeMetrics},
     task::yield_now,
     time::{Instant, Sleep, sleep, sleep_until},
 };
 use tonic::{Status, body::Body};
 
 use super::{reject::LayerFuture, status::ApiError};
-use crate::{domain::id::OrgId, telemetry::RateLimitedLog};
+use crate::{access::Credential, domain::id::OrgId, telemetry::RateLimitedLog};
 
 /// How long it is measured before rates change.
 const ROUND: Duration = Duration::from_millis(100);
@@ -47,6 +51,13 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// A wait this short is none: timers are no more exact.
 const SHORT: Duration = Duration::from_millis(1);
 
+/// Orgs count as calling for this long after their last call.
+const CALLED_OF_LATE: Duration = Duration::from_secs(1);
+/// Steps have to wait long in this many rounds before an org is slowed: a single stall may have any cause.
+const ROUNDS: u32 = 2;
+/// An org is slowed if its calls take at least this part of the time for which the server's threads are busy.
+const CAUSES: f64 = 1.0 / 3.0;
+
 /// When requests may be taken up.
 pub(super) struct ProcessorShares {
     orgs: Mutex<Orgs>,
@@ -55,92 +66,110 @@ pub(super) struct ProcessorShares {
 
 struct Orgs {
     processors: f64,
-    /// The orgs that called in this round, and those that are slowed.
+    /// The orgs that called lately, and those that are slowed.
     usage: HashMap<OrgId, Usage>,
-    /// True if several orgs called in the last round.
+    /// True if several orgs called lately.
     are_several: bool,
+    /// Rounds in a row in which steps waited long.
+    long: u32,
 }
 
 /// What an org's calls use.
 #[derive(Default)]
 struct Usage {
-    /// Processor time of this round, without [`OVERHEAD`].
-    used: Duration,
-    /// Calls of this round.
-    calls: u32,
-    /// Mean processor time of a call in the last round that had any.
-    per_call: Duration,
-    slowed: Option<Slowed>,
+    /// Other calls; and heartbeats, reports and cancellations, which neither wait behind the others nor are refused.
+    tracks: [Track; 2],
+    called_at: Option<Instant>,
+    /// Processor time that the calls of a track may take in a time, while the org is slowed: 1.5 is one and a half processors.
+    slowed: Option<f64>,
 }
 
-/// The rate of a slowed org.
-#[derive(Clone, Copy)]
-struct Slowed {
-    /// Processor time that its calls may take in a time: 1.5 is one and a half processors.
-    processors: f64,
-    /// When the next request may be taken up; heartbeats, reports and cancellations do not wait behind other calls.
-    next: [Instant; 2],
+#[derive(Clone, Copy, Default)]
+struct Track {
+    /// Calls that began in this round.
+    begun: u32,
+    /// Calls that ended in this round, and their processor time without [`OVERHEAD`].
+    ended: u32,
+    used: Duration,
+    /// Mean processor time of a call in the last round in which any ended.
+    per_call: Duration,
+    /// When the next request may be taken up.
+    next: Option<Instant>,
 }
 
 /// When a request is taken up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
+pub(super) enum Start {
     Now,
     At(Instant),
     /// Not at all: refused at this time, so that who repeats it at once waits, too.
     RefusedAt(Instant),
 }
 
-impl ProcessorShares {
-    /// Shares the processors of the runtime in which this is called, for as long as somebody has what it returns. Tells after each
-    /// round which orgs are slowed.
-    pub(super) fn start(tell: impl Fn(Vec<OrgId>) + Send + 'static) -> Arc<Self> {
-        let processors = tokio::runtime::Handle::current().metrics().num_workers() as f64;
-        let orgs = Mutex::new(Orgs { processors, usage: HashMap::new(), are_several: false });
-        let shares = Arc::new(Self { orgs, slowed: RateLimitedLog::default() });
-        tokio::spawn(watch(Arc::downgrade(&shares), tell));
-        shares
-    }
-
-    /// Waits until the org's next request may be taken up.
+impl Start {
+    /// Waits for it.
     ///
     /// # Errors
     ///
-    /// [`ApiError::Slowed`] if that would take longer than [`LONGEST`].
-    pub(super) async fn wait(&self, org: OrgId, is_vital: bool) -> Result<(), ApiError> {
-        match self.begin(org, is_vital) {
-            Start::Now => Ok(()),
-            Start::At(at) => {
+    /// [`ApiError::Slowed`] if the request is refused.
+    pub(super) async fn wait(self) -> Result<(), ApiError> {
+        match self {
+            Self::Now => Ok(()),
+            Self::At(at) => {
                 sleep_until(at).await;
                 Ok(())
             }
-            Start::RefusedAt(at) => {
+            Self::RefusedAt(at) => {
                 sleep_until(at).await;
                 Err(ApiError::Slowed)
             }
         }
     }
 
-    /// A request's body whose message is passed on once the org's next request may be taken up. The body passes its message on
-    /// in one frame, so that it is received, and its memory counted, while it waits.
-    pub(super) fn receive(self: &Arc<Self>, body: Body, org: OrgId, is_vital: bool) -> Body {
-        Body::new(Waiting { shares: Arc::clone(self), org, is_vital, body, state: State::Receives })
+    /// A request's body whose message is passed on only then. The body passes its message on in one frame, so that it is received,
+    /// and its memory counted, while it waits.
+    pub(super) fn receive(self, body: Body, credential: Option<Arc<Credential>>) -> Body {
+        let until = match self {
+            Self::Now => return body,
+            Self::At(at) | Self::RefusedAt(at) => Box::pin(sleep_until(at)),
+        };
+        let is_refused = matches!(self, Self::RefusedAt(_));
+        Body::new(Waiting { body, credential, until, is_refused, state: State::Receives })
+    }
+}
+
+impl ProcessorShares {
+    /// Shares the processors of the runtime in which this is called, for as long as somebody has what it returns. Tells after each
+    /// round which orgs are slowed.
+    pub(super) fn start(tell: impl Fn(Vec<OrgId>) + Send + 'static) -> Arc<Self> {
+        let processors = Handle::current().metrics().num_workers() as f64;
+        let orgs = Mutex::new(Orgs { processors, usage: HashMap::new(), are_several: false, long: 0 });
+        let shares = Arc::new(Self { orgs, slowed: RateLimitedLog::default() });
+        tokio::spawn(watch(Arc::downgrade(&shares), tell));
+        shares
+    }
+
+    /// When the org's next request is taken up.
+    pub(super) fn begin(&self, org: OrgId, is_vital: bool) -> Start {
+        self.orgs.lock().begin(org, is_vital, Instant::now())
     }
 
     /// Measures the processor time of a call.
-    pub(super) fn measure(self: &Arc<Self>, org: OrgId, call: LayerFuture) -> Measured {
-        Measured { shares: Arc::clone(self), org, call, used: Duration::ZERO }
+    pub(super) fn measure(self: &Arc<Self>, org: OrgId, is_vital: bool, call: LayerFuture) -> Measured {
+        Measured { shares: Arc::clone(self), org, is_vital, call, used: Duration::ZERO }
     }
+}
 
-    fn begin(&self, org: OrgId, is_vital: bool) -> Start {
-        self.orgs.lock().begin(org, is_vital, Instant::now())
-    }
+/// For how long the runtime's threads were busy, all together.
+fn busy(metrics: &RuntimeMetrics) -> Duration {
+    (0..metrics.num_workers()).map(|worker| metrics.worker_total_busy_duration(worker)).sum()
 }
 
 /// Measures how long steps wait, and changes the rates after each round.
 async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(Vec<OrgId>)) {
+    let metrics = Handle::current().metrics();
     loop {
-        let began = Instant::now();
+        let (began, busy_before) = (Instant::now(), busy(&metrics));
         let (mut waited, mut probes) = (Duration::ZERO, 0);
         let is_shared = shares.upgrade().is_some_and(|shares| shares.orgs.lock().are_several);
         if !is_shared {
@@ -155,11 +184,12 @@ async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(Vec<OrgId>)) {
             probes += 1;
         }
         let Some(shares) = shares.upgrade() else { return };
+        let took = began.elapsed();
+        let round = Round { waited: waited / probes.max(1), took, busy: busy(&metrics).saturating_sub(busy_before) };
         let slowed = {
             let mut orgs = shares.orgs.lock();
-            let slowed = orgs.end_round(waited / probes.max(1), began.elapsed(), Instant::now());
-            // Afterwards only slowed orgs are left.
-            tell(orgs.usage.keys().copied().collect());
+            let slowed = orgs.end_round(round, Instant::now());
+            tell(orgs.usage.iter().filter(|(_, usage)| usage.slowed.is_some()).map(|(org, _)| *org).collect());
             slowed
         };
         if let Some(org) = slowed
@@ -170,69 +200,91 @@ async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(Vec<OrgId>)) {
     }
 }
 
+/// What was measured in a round.
+#[derive(Clone, Copy)]
+struct Round {
+    /// How long steps waited, on average.
+    waited: Duration,
+    took: Duration,
+    /// For how long the server's threads were busy, all together.
+    busy: Duration,
+}
+
 impl Orgs {
     fn begin(&mut self, org: OrgId, is_vital: bool, now: Instant) -> Start {
         let usage = self.usage.entry(org).or_default();
-        usage.calls += 1;
-        let Some(slowed) = &mut usage.slowed else { return Start::Now };
-        let next = &mut slowed.next[usize::from(is_vital)];
-        let at = (*next).max(now);
+        usage.called_at = Some(now);
+        let track = &mut usage.tracks[usize::from(is_vital)];
+        track.begun += 1;
+        let Some(processors) = usage.slowed else { return Start::Now };
+        let at = track.next.map_or(now, |next| next.max(now));
         if at > now + LONGEST {
-            return Start::RefusedAt(now + LONGEST);
+            return if is_vital { Start::At(now + LONGEST) } else { Start::RefusedAt(now + LONGEST) };
         }
-        *next = at + usage.per_call.div_f64(slowed.processors);
+        track.next = Some(at + track.per_call.div_f64(processors));
         if at <= now + SHORT { Start::Now } else { Start::At(at) }
     }
 
-    /// Ends a round of this length, in which steps waited this long on average. Returns the org that is slowed from now on.
-    fn end_round(&mut self, waited: Duration, took: Duration, now: Instant) -> Option<OrgId> {
+    /// Ends a round. Returns the org that is slowed from now on, if there is one.
+    fn end_round(&mut self, round: Round, now: Instant) -> Option<OrgId> {
+        let Round { waited, took, busy } = round;
+        let is_calling = |usage: &Usage| usage.called_at.is_some_and(|at| now - at < CALLED_OF_LATE);
+        self.are_several = self.usage.values().filter(|usage| is_calling(usage)).count() > 1;
+        self.long = if waited > LONG { self.long + 1 } else { 0 };
         let mut most = None;
-        self.are_several = self.usage.values().filter(|usage| usage.calls > 0).count() > 1;
         for (org, usage) in &mut self.usage {
-            let used = usage.used + OVERHEAD * usage.calls;
-            if usage.calls > 0 {
-                usage.per_call = used / usage.calls;
-            }
-            let used = used.div_duration_f64(took);
+            let used = usage.tracks.iter_mut().map(Track::end_round).sum::<Duration>();
             if most.is_none_or(|(_, most)| used > most) {
                 most = Some((*org, used));
             }
-            (usage.used, usage.calls) = (Duration::ZERO, 0);
+            if waited <= LONG {
+                usage.slowed = usage.slowed.map(|processors| processors * RISE);
+            }
             // Who calls alone has all processors, and so has who may take them all.
             let all = self.processors;
-            usage.slowed = usage.slowed.filter(|_| self.are_several).filter(|slowed| slowed.processors < all);
-            if let Some(slowed) = &mut usage.slowed
-                && waited < LONG / 2
-            {
-                slowed.processors *= RISE;
-            }
+            usage.slowed = usage.slowed.filter(|processors| self.are_several && *processors < all);
         }
-        let least = LEAST * self.processors;
-        let slowed =
-            most.filter(|(_, used)| waited > LONG && self.are_several && *used > least).and_then(|(org, used)| {
-                let usage = self.usage.get_mut(&org)?;
-                let before = usage.slowed.unwrap_or(Slowed { processors: f64::INFINITY, next: [now; 2] });
-                let processors = (before.processors.min(used) * FALL).max(least);
-                usage.slowed = Some(Slowed { processors, ..before });
-                Some(org)
-            });
-        self.usage.retain(|_, usage| usage.slowed.is_some());
-        slowed
+        self.usage.retain(|_, usage| usage.slowed.is_some() || is_calling(usage));
+        let (org, used) = most.filter(|_| self.are_several && self.long >= ROUNDS)?;
+        let (least, processors) = (LEAST * self.processors, used.div_duration_f64(took));
+        if processors <= least || used < busy.mul_f64(CAUSES) {
+            return None;
+        }
+        let usage = self.usage.get_mut(&org)?;
+        usage.slowed = Some((usage.slowed.map_or(processors, |slowed| slowed.min(processors)) * FALL).max(least));
+        Some(org)
     }
 }
 
-/// See [`ProcessorShares::receive`].
+impl Track {
+    /// The processor time that the calls used in the round that ends.
+    fn end_round(&mut self) -> Duration {
+        if self.ended > 0 {
+            self.per_call = self.used / self.ended + OVERHEAD;
+        }
+        let used = self.used + OVERHEAD * self.begun;
+        (self.begun, self.ended, self.used) = (0, 0, Duration::ZERO);
+        used
+    }
+}
+
+/// See [`Start::receive`].
 struct Waiting {
-    shares: Arc<ProcessorShares>,
-    org: OrgId,
-    is_vital: bool,
     body: Body,
+    /// The caller's credential. It may be revoked during the wait.
+    credential: Option<Arc<Credential>>,
+    until: Pin<Box<Sleep>>,
+    is_refused: bool,
     state: State,
 }
 
+/// What a body gave, or its end.
+type Received = Option<Result<Frame<Bytes>, Status>>;
+
 enum State {
     Receives,
-    Waits { frame: Option<Frame<Bytes>>, until: Pin<Box<Sleep>>, is_refused: bool },
+    /// With what it has received: the message, or why there is none.
+    Waits(Received),
     TakenUp,
 }
 
@@ -240,37 +292,30 @@ impl http_body::Body for Waiting {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Received> {
         if let State::Receives = self.state {
-            let frame = match Pin::new(&mut self.body).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => frame,
-                ended => return ended,
-            };
-            let (at, is_refused) = match self.shares.begin(self.org, self.is_vital) {
-                Start::Now => {
-                    self.state = State::TakenUp;
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                Start::At(at) => (at, false),
-                Start::RefusedAt(at) => (at, true),
-            };
-            self.state = State::Waits { frame: Some(frame), until: Box::pin(sleep_until(at)), is_refused };
+            self.state = State::Waits(ready!(Pin::new(&mut self.body).poll_frame(context)));
         }
-        if let State::Waits { frame, until, is_refused } = &mut self.state {
-            std::task::ready!(until.as_mut().poll(context));
-            let (frame, is_refused) = (frame.take(), *is_refused);
+        if let State::Waits(received) = &mut self.state {
+            let received = received.take();
+            if self.until.as_mut().poll(context).is_pending() {
+                self.state = State::Waits(received);
+                return Poll::Pending;
+            }
             self.state = State::TakenUp;
-            return Poll::Ready(if is_refused { Some(Err(ApiError::Slowed.into())) } else { frame.map(Ok) });
+            let refusal = self.credential.as_ref().and_then(|credential| credential.refusal());
+            let error = refusal.map(ApiError::from).or(self.is_refused.then_some(ApiError::Slowed));
+            return Poll::Ready(error.map_or(received, |error| Some(Err(error.into()))));
         }
         Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        !matches!(self.state, State::Waits { .. }) && self.body.is_end_stream()
+        matches!(self.state, State::TakenUp) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if let State::Waits { .. } = self.state { SizeHint::default() } else { self.body.size_hint() }
+        if let State::TakenUp = self.state { self.body.size_hint() } else { SizeHint::default() }
     }
 }
 
@@ -278,6 +323,7 @@ impl http_body::Body for Waiting {
 pub(super) struct Measured {
     shares: Arc<ProcessorShares>,
     org: OrgId,
+    is_vital: bool,
     call: LayerFuture,
     used: Duration,
 }
@@ -295,7 +341,10 @@ impl Future for Measured {
 
 impl Drop for Measured {
     fn drop(&mut self) {
-        self.shares.orgs.lock().usage.entry(self.org).or_default().used += self.used;
+        let mut orgs = self.shares.orgs.lock();
+        let track = &mut orgs.usage.entry(self.org).or_default().tracks[usize::from(self.is_vital)];
+        track.used += self.used;
+        track.ended += 1;
     }
 }
 
@@ -309,66 +358,95 @@ mod tests {
 
     fn orgs() -> (Orgs, OrgId, OrgId) {
         let [busy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
-        (Orgs { processors: 2.0, usage: HashMap::new(), are_several: false }, busy, other)
+        (Orgs { processors: 2.0, usage: HashMap::new(), are_several: false, long: 0 }, busy, other)
     }
 
     /// A round in which this org's calls took a whole processor, and another org's nearly none.
     fn round(orgs: &mut Orgs, org: OrgId, other: Option<OrgId>, waited: Duration, now: Instant) -> Option<OrgId> {
-        *orgs.usage.entry(org).or_default() = Usage {
-            used: ROUND - OVERHEAD * CALLS,
-            calls: CALLS,
-            slowed: orgs.usage.get(&org).and_then(|usage| usage.slowed),
-            ..Usage::default()
-        };
+        let usage = orgs.usage.entry(org).or_default();
+        usage.called_at = Some(now);
+        let track = &mut usage.tracks[0];
+        (track.begun, track.ended, track.used) = (CALLS, CALLS, ROUND - OVERHEAD * CALLS);
         if let Some(other) = other {
             orgs.begin(other, false, now);
         }
-        orgs.end_round(waited, ROUND, now)
+        orgs.end_round(Round { waited, took: ROUND, busy: ROUND * 2 }, now)
     }
 
     #[test]
     fn who_takes_the_processors_is_slowed_until_steps_are_prompt() {
         let ((mut orgs, busy, other), now) = (orgs(), Instant::now());
-        assert_eq!(round(&mut orgs, busy, Some(other), LONG, now), None, "it does not wait long");
+        for _ in 0..9 {
+            assert_eq!(round(&mut orgs, busy, Some(other), LONG, now), None, "it does not wait long");
+        }
+        assert_eq!(round(&mut orgs, busy, Some(other), 2 * LONG, now), None, "it may be a stall");
         assert_eq!(orgs.begin(busy, false, now), Start::Now);
         assert_eq!(round(&mut orgs, busy, Some(other), 2 * LONG, now), Some(busy));
-        // A call of 0.1 ms each 0.1 ms / 0.7.
+        // A call of 0.1 ms each 0.1 ms / 0.7. Those that only begin don't make calls cheaper.
         let starts: Vec<_> = (0..100).map(|_| orgs.begin(busy, false, now)).collect();
         assert_eq!(starts[0], Start::Now);
         let Start::At(last) = starts[99] else { panic!("{:?}", starts[99]) };
         let expected = 99.0 * 0.1 / 0.7;
         assert!(((last - now).as_secs_f64() * 1e3 - expected).abs() < 0.01, "{:?}", last - now);
-        assert_eq!(orgs.begin(busy, true, now), Start::Now, "a heartbeat does not wait behind other calls");
         assert_eq!(orgs.begin(other, false, now), Start::Now);
         // It falls to its least, and not further.
         for _ in 0..20 {
             round(&mut orgs, busy, Some(other), 2 * LONG, now);
         }
-        assert_eq!(orgs.usage[&busy].slowed.unwrap().processors, LEAST * 2.0);
-        let refused =
-            (0..100_000).map(|_| orgs.begin(busy, false, now)).find(|start| *start == Start::RefusedAt(now + LONGEST));
-        assert!(refused.is_some(), "a wait has a bound");
+        assert_eq!(orgs.usage[&busy].slowed, Some(LEAST * 2.0));
+        let refused = (0..100_000)
+            .map(|_| orgs.begin(busy, false, now))
+            .find(|start| !matches!(start, Start::Now | Start::At(_)));
+        assert_eq!(refused, Some(Start::RefusedAt(now + LONGEST)), "a wait has a bound");
+        // A heartbeat neither waits behind other calls, nor is it ever refused.
+        assert_eq!(orgs.begin(busy, true, now), Start::Now);
+        orgs.usage.get_mut(&busy).unwrap().tracks[1].per_call = Duration::from_secs(9);
+        assert_eq!([(); 3].map(|()| orgs.begin(busy, true, now))[2], Start::At(now + LONGEST));
         // It rises until it may take all.
         let mut rounds = 0;
-        while orgs.usage.contains_key(&busy) {
+        while orgs.usage[&busy].slowed.is_some() {
             orgs.begin(busy, false, now);
             orgs.begin(other, false, now);
-            orgs.end_round(Duration::ZERO, ROUND, now);
+            orgs.end_round(Round { waited: LONG, took: ROUND, busy: ROUND }, now);
             rounds += 1;
         }
         assert!((40..60).contains(&rounds), "{rounds}");
     }
 
     #[test]
-    fn who_calls_alone_or_little_is_not_slowed() {
-        let ((mut orgs, busy, other), now) = (orgs(), Instant::now());
-        assert_eq!(round(&mut orgs, busy, None, 9 * LONG, now), None, "it is alone");
+    fn who_calls_alone_or_little_or_causes_no_wait_is_not_slowed() {
+        let ((mut orgs, busy, other), mut now) = (orgs(), Instant::now());
+        for _ in 0..9 {
+            assert_eq!(round(&mut orgs, busy, None, 9 * LONG, now), None, "it is alone");
+        }
         round(&mut orgs, busy, Some(other), 9 * LONG, now);
         assert!(orgs.usage[&busy].slowed.is_some());
+        now += CALLED_OF_LATE / 2;
         round(&mut orgs, busy, None, 9 * LONG, now);
-        assert!(!orgs.usage.contains_key(&busy), "the other has gone");
-        orgs.begin(busy, false, now);
-        orgs.begin(other, false, now);
-        assert_eq!(orgs.end_round(9 * LONG, ROUND, now), None, "neither takes much");
+        assert!(orgs.usage[&busy].slowed.is_some(), "the other called lately");
+        now += CALLED_OF_LATE / 2;
+        round(&mut orgs, busy, None, 9 * LONG, now);
+        assert!(orgs.usage[&busy].slowed.is_none(), "the other has gone");
+        now += CALLED_OF_LATE;
+        for _ in 0..9 {
+            orgs.begin(busy, false, now);
+            orgs.begin(other, false, now);
+            assert_eq!(
+                orgs.end_round(Round { waited: 9 * LONG, took: ROUND, busy: ROUND }, now),
+                None,
+                "neither takes much"
+            );
+        }
+        assert_eq!(orgs.usage.len(), 2);
+        orgs.end_round(Round { waited: LONG, took: ROUND, busy: ROUND }, now + CALLED_OF_LATE);
+        assert!(orgs.usage.is_empty(), "they are forgotten");
+        // What keeps the threads busy is mostly not its calls.
+        for _ in 0..9 {
+            orgs.begin(other, false, now);
+            let usage = orgs.usage.entry(busy).or_default();
+            usage.called_at = Some(now);
+            usage.tracks[0].used = ROUND / 2;
+            assert_eq!(orgs.end_round(Round { waited: 9 * LONG, took: ROUND, busy: ROUND * 2 }, now), None);
+        }
     }
 }

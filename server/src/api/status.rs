@@ -235,20 +235,7 @@ impl ErrorStatus {
             ApiError::UnsupportedEncoding => {
                 Self::new(Code::Unimplemented, "UNSUPPORTED_ENCODING", "messages may not be compressed")
             }
-            ApiError::Overloaded { scope, limit } => {
-                let message = match scope {
-                    "requests" | "requests of one org" => {
-                        format!("{scope} in progress have reached the limit of {limit} bytes; try again shortly")
-                    }
-                    scope => {
-                        format!("this {scope} has reached its limit of {limit} concurrent calls; try again shortly")
-                    }
-                };
-                Self::new(Code::ResourceExhausted, "OVERLOADED", message)
-                    .retry()
-                    .with("scope", scope)
-                    .with("limit", limit)
-            }
+            ApiError::Overloaded { scope, limit } => Self::overloaded(scope, limit),
             ApiError::Slowed => {
                 let message =
                     "the server is busy, mostly with calls of this org; try again shortly, with fewer at once";
@@ -275,6 +262,16 @@ impl ErrorStatus {
             }
             ApiError::Ledger(error) => Self::of_ledger(&error),
         }
+    }
+
+    fn overloaded(scope: &'static str, limit: usize) -> Self {
+        let message = match scope {
+            "requests" | "requests of one org" => {
+                format!("{scope} in progress have reached the limit of {limit} bytes; try again shortly")
+            }
+            scope => format!("this {scope} has reached its limit of {limit} concurrent calls; try again shortly"),
+        };
+        Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry().with("scope", scope).with("limit", limit)
     }
 
     fn of_ledger(error: &LedgerError) -> Self {
