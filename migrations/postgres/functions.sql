@@ -1035,23 +1035,19 @@ CREATE OR REPLACE FUNCTION jobledger.revoke_token(p_org UUID, p_id UUID)
 RETURNS SETOF jobledger.api_token
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    token jobledger.api_token;
     revision BIGINT;
 BEGIN
     IF p_org = 'ffffffff-ffff-ffff-ffff-ffffffffffff' THEN
         RAISE EXCEPTION 'servers revoke no tokens of operators';
     END IF;
     PERFORM set_config('synchronous_commit', 'on', true);
-    SELECT t.* INTO token FROM jobledger.api_token t WHERE t.org_id = p_org AND t.id = p_id FOR UPDATE;
-    IF token.id IS NULL THEN
-        RETURN;
-    END IF;
-    IF token.revoked_at IS NULL THEN
+    IF EXISTS (SELECT FROM jobledger.api_token t WHERE t.org_id = p_org AND t.id = p_id AND t.revoked_at IS NULL) THEN
+        -- First, as `jobledger token revoke` does it.
         UPDATE jobledger.ledger SET credentials = credentials + 1 RETURNING credentials INTO revision;
         UPDATE jobledger.api_token t SET revoked_at = clock_timestamp(), revoked_revision = revision
-            WHERE t.org_id = p_org AND t.id = p_id RETURNING t.* INTO token;
+            WHERE t.org_id = p_org AND t.id = p_id AND t.revoked_at IS NULL;
     END IF;
-    RETURN NEXT token;
+    RETURN QUERY SELECT t.* FROM jobledger.api_token t WHERE t.org_id = p_org AND t.id = p_id;
 END $$;
 
 -- The tokens that were revoked after the revision p_since, at most p_limit. It runs with its owner's rights, since they are of all

@@ -33,8 +33,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Cached tokens are valid for this long after the last read of the revision. So even without an answer of the
 /// database a revoked token is refused within 5 s.
 const HOLDS: Duration = Duration::from_secs(4);
-/// After a longer time without an answer of the database, all cached tokens are checked.
-const LONG_AGO: Duration = Duration::from_secs(60);
 /// After a change, each token in doubt must be checked within this time. Else it is dropped, and its calls end.
 const SURE_WITHIN: Duration = Duration::from_secs(2);
 /// The time limit for one such check, and the pause after a round of checks that left some open.
@@ -242,12 +240,11 @@ impl Tokens {
         loop {
             looks.tick().await;
             let looked_at = Instant::now();
-            let Ok(Ok(about)) = timeout(HOLDS, self.store.about()).await else { continue };
-            let Ok(revoked) = self.revoked(about.credentials).await else { continue };
+            let Ok(Ok((revision, revoked))) = timeout(HOLDS, self.look()).await else { continue };
             let mut state = self.state();
             state.held.retain(|_, held| held.strong_count() > 0);
-            (state.looked_at, state.revision) = (looked_at, about.credentials);
-            let tokens = state.doubt(revoked.as_ref(), about.credentials);
+            (state.looked_at, state.revision) = (looked_at, revision);
+            let tokens = state.doubt(revoked.as_ref(), revision);
             if tokens > 0 {
                 tracing::info!(tokens, "API tokens may have been revoked; re-checking them");
                 self.doubted.notify_one();
@@ -255,22 +252,22 @@ impl Tokens {
         }
     }
 
-    /// The tokens that were revoked up to this revision since the last look. `None` if that can't be told: any may have been.
-    async fn revoked(&self, revision: i64) -> Result<Option<HashSet<TokenKey>>, StoreError> {
+    /// The revision, and the tokens that were revoked since the last look. `None` if that can't be told: any may have been.
+    async fn look(&self) -> Result<(i64, Option<HashSet<TokenKey>>), StoreError> {
+        let revision = self.store.about().await?.credentials;
         let (since, looked_at) = {
             let state = self.state();
             (state.revision, state.looked_at)
         };
-        // Rows of tokens that ended make room for others after a while.
-        if revision < since || looked_at.elapsed() > LONG_AGO {
-            return Ok(None);
+        // The database may be another one since, whose revisions are others; and rows of tokens that ended make room after a while.
+        if revision < since || looked_at.elapsed() > HOLDS {
+            return Ok((revision, None));
         }
         if revision == since {
-            return Ok(Some(HashSet::new()));
+            return Ok((revision, Some(HashSet::new())));
         }
-        let read = timeout(HOLDS, self.store.revoked_tokens(since, REVOKED_AT_ONCE + 1));
-        let revoked = read.await.unwrap_or(Err(StoreError::Unavailable("no answer in time".to_owned())))?;
-        Ok((revoked.len() <= REVOKED_AT_ONCE).then(|| revoked.into_iter().collect()))
+        let revoked = self.store.revoked_tokens(since, REVOKED_AT_ONCE + 1).await?;
+        Ok((revision, (revoked.len() <= REVOKED_AT_ONCE).then(|| revoked.into_iter().collect())))
     }
 
     /// Checks marked tokens until each is confirmed or dropped.

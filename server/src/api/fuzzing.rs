@@ -32,8 +32,8 @@ pub fn request(bytes: &[u8]) {
         7 => read(bytes, request::retry),
         8 => read(bytes, request::list),
         9 => read(bytes, request::subscribe),
-        10 => read(bytes, |message| request::create_token(message, OF_TOKENS)),
-        _ => read(bytes, request::statistics),
+        10 => read(bytes, request::statistics),
+        _ => read(bytes, |message| request::create_token(message, OF_TOKENS)),
     }
 }
 

@@ -270,7 +270,8 @@ impl Rpc {
             Self::BatchUpdateJobStatus => CallClass::Reports,
             Self::ClaimJobs => CallClass::Claim,
             Self::Heartbeat => CallClass::Heartbeat,
-            Self::CancelJob => CallClass::Cancel,
+            // Revoking has the reserve, too: it may be what ends a flood.
+            Self::CancelJob | Self::RevokeToken => CallClass::Cancel,
             Self::StreamJobEvents => CallClass::Stream,
             Self::GetJob
             | Self::ListJobs
@@ -292,7 +293,6 @@ impl Rpc {
             | Self::ListOrgs
             | Self::CreateToken
             | Self::ListTokens
-            | Self::RevokeToken
             | Self::HealthCheck
             | Self::HealthWatch
             | Self::Reflection

@@ -61,7 +61,7 @@ pub(super) async fn revoke(
     let caller = Caller::of(request.extensions())?;
     let id = request::revoke_token(&request.into_inner())?;
     let revoked = ledger.revoke_token(caller.org(), id).await.map_err(ApiError::from)?;
-    tracing::info!(org_id = %caller.org(), actor = caller.name().map(|name| name.to_string()), token_id = %id, "an API token was revoked");
+    tracing::debug!(org_id = %caller.org(), actor = caller.name().map(|name| name.to_string()), token_id = %id, "an API token was revoked");
     Ok(Response::new(pb::RevokeTokenResponse { token: Some(shown(&revoked)) }))
 }
 

@@ -124,6 +124,7 @@ pub struct Ledger {
     deliveries: Arc<Reader>,
     catch_up: Arc<Reader>,
     summaries: Arc<Reader>,
+    token_calls: Arc<Reader>,
     places: StreamSlots,
     page_memory: Arc<ReadBudget>,
     bookmark_interval: Duration,
@@ -144,6 +145,7 @@ impl Ledger {
         // One turn more than one org may have, so that other orgs always find one.
         let catch_up = reader(ReadKind::CatchUp, limits.catch_up_reads + 1);
         let summaries = reader(ReadKind::Statistics, limits.catch_up_reads + 1);
+        let tokens = reader(ReadKind::Tokens, limits.catch_up_reads + 1);
         let waiting = ClaimWaiters::new(limits.claims, limits.claims_per_org);
         let own = Arc::new(OwnCommits::new(Arc::clone(&hub), Arc::clone(&waiting)));
         let follower = Follower::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&waiting), Arc::clone(&own));
@@ -183,6 +185,7 @@ impl Ledger {
                 deliveries,
                 catch_up,
                 summaries,
+                token_calls: tokens,
                 places,
                 page_memory,
                 bookmark_interval: limits.bookmark_interval,

@@ -34,6 +34,8 @@ pub(super) enum ReadKind {
     CatchUp,
     /// Statistics.
     Statistics,
+    /// API tokens: an admin must be able to revoke one that is used to take all other turns.
+    Tokens,
 }
 
 /// The turns of each org that reads.

@@ -22,7 +22,7 @@ impl Ledger {
     pub async fn create_token(&self, org: OrgId, token: ApiToken) -> Result<ApiToken, LedgerError> {
         let make = move |store: Arc<dyn Store>| async move { store.create_token(&token, MOST_TOKENS).await };
         let (quantity, limit) = (Quantity::Tokens, MOST_TOKENS as u64);
-        self.lists.read(org, make).await?.ok_or(LedgerError::QuotaExceeded { quantity, limit })
+        self.token_calls.read(org, make).await?.ok_or(LedgerError::QuotaExceeded { quantity, limit })
     }
 
     /// Reads at most `limit` API tokens of an org whose ids come after `after`, in ascending order: those made first come first.
@@ -31,7 +31,7 @@ impl Ledger {
     ///
     /// An error of the database.
     pub async fn tokens(&self, org: OrgId, after: Uuid, limit: usize) -> Result<Vec<ApiToken>, LedgerError> {
-        self.lists.read(org, move |store| async move { store.list_tokens(org, after, limit).await }).await
+        self.token_calls.read(org, move |store| async move { store.list_tokens(org, after, limit).await }).await
     }
 
     /// Revokes an API token of an org, unless it was revoked before. Servers notice within seconds.
@@ -41,6 +41,6 @@ impl Ledger {
     /// [`LedgerError::TokenNotFound`]; an error of the database.
     pub async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<ApiToken, LedgerError> {
         let revoke = move |store: Arc<dyn Store>| async move { store.revoke_token(org, id).await };
-        self.lists.read(org, revoke).await?.ok_or(LedgerError::TokenNotFound { id })
+        self.token_calls.read(org, revoke).await?.ok_or(LedgerError::TokenNotFound { id })
     }
 }

@@ -134,8 +134,8 @@ impl Workers {
         }
     }
 
-    /// Takes workers that are to be written now, up to `most` and [`BYTES_AT_ONCE`], of each org an equal part of them. Returns
-    /// whether there may be more. Forgets workers that are gone.
+    /// Takes workers that are to be written now, up to `most` and [`BYTES_AT_ONCE`], of each org an equal part of them and at
+    /// least one. Returns whether there may be more. Forgets workers that are gone.
     pub(super) fn take_due(&self, most: usize, now: Instant) -> (Vec<HeardWorker>, bool) {
         let mut known = self.known.lock();
         known.retain(|_, of_org| {

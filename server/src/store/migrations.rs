@@ -267,7 +267,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (12, "7b023e3014ab23efe7a9c3ffd88cbbf7e634bc2cfbb943860e7d8b8b4fda1de1")
+            (12, "b965196df246be89eb7fc13b76ca96bf3e65a1b710899256e6f954a0e8cf3bd4")
         );
     }
 

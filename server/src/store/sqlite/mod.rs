@@ -43,7 +43,7 @@ use sqlx::{
     query::Query,
     sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
@@ -229,20 +229,22 @@ impl SqliteStore {
 
     /// Runs one statement on the writer connection, outside a batch. The process may be another one than the server.
     async fn write(&self, query: Query<'_, Sqlite, SqliteArguments>) -> Result<(), StoreError> {
-        let mut writer = self.writer().await?;
-        query.execute(&mut *writer).await.map_err(store_error)?;
+        let (mut slot, mut writer) = self.take_writer().await?;
+        query.execute(&mut writer).await.map_err(store_error)?;
+        *slot = Some(writer);
         self.checkpoints.committed();
         Ok(())
     }
 
-    /// The connection that writes. Batches wait for it.
-    async fn writer(&self) -> Result<MappedMutexGuard<'_, SqliteConnection>, StoreError> {
+    /// The connection that writes, and its slot, to which it is given back only if all went well: else nobody knows in which
+    /// state it is. Batches wait for it.
+    async fn take_writer(&self) -> Result<(MutexGuard<'_, Option<SqliteConnection>>, SqliteConnection), StoreError> {
         let mut slot = self.writer.lock().await;
         let writer = match slot.take() {
             Some(writer) => writer,
             None => self.connect_writer().await?,
         };
-        Ok(MutexGuard::map(slot, |slot| slot.insert(writer)))
+        Ok((slot, writer))
     }
 
     async fn connect_writer(&self) -> Result<SqliteConnection, StoreError> {
@@ -351,8 +353,14 @@ impl Store for SqliteStore {
     }
 
     async fn create_token(&self, token: &ApiToken, most: usize) -> Result<Option<ApiToken>, StoreError> {
-        let mut writer = self.writer().await?;
-        let created = tokens::create(&mut writer, token, most, self.clock.now()).await?;
+        let now = self.clock.now();
+        // Batches wait for the writer: it is taken only if there is something to write.
+        if !tokens::may_have_room(&self.readers, token.org, most, now).await? {
+            return Ok(None);
+        }
+        let (mut slot, mut writer) = self.take_writer().await?;
+        let created = tokens::create(&mut writer, token, most, now).await?;
+        *slot = Some(writer);
         self.checkpoints.committed();
         Ok(created)
     }
@@ -362,10 +370,15 @@ impl Store for SqliteStore {
     }
 
     async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError> {
-        let mut writer = self.writer().await?;
-        let revoked = tokens::revoke_of(&mut writer, org, id, self.clock.now()).await?;
-        self.checkpoints.committed();
-        Ok(revoked)
+        if let Some(token) = tokens::of_org(&self.readers, org, id).await?
+            && token.revoked_at.is_none()
+        {
+            let (mut slot, mut writer) = self.take_writer().await?;
+            tokens::end_of(&mut writer, id, self.clock.now()).await?;
+            *slot = Some(writer);
+            self.checkpoints.committed();
+        }
+        tokens::of_org(&self.readers, org, id).await
     }
 
     async fn revoked_tokens(&self, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {

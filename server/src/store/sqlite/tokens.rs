@@ -81,7 +81,7 @@ pub(super) async fn page(
     static SQL: LazyLock<String> = LazyLock::new(|| {
         format!(
             "/* list_tokens */ SELECT {TOKEN_COLUMNS}, used_at FROM api_token LEFT JOIN api_token_use USING (org_id, digest)
-            WHERE org_id = $1 AND id > $2 ORDER BY id LIMIT $3"
+            WHERE org_id = $1 AND id > $2 ORDER BY id LIMIT +$3"
         )
     });
     let query = sqlx::query(SQL.as_str()).bind(org.0).bind(after).bind(limit as i64);
@@ -89,28 +89,34 @@ pub(super) async fn page(
     found.iter().map(|row| listed(&mut Columns::of(row))).collect()
 }
 
-/// Revokes a token of an org. `None` if there is none with this id.
-pub(super) async fn revoke_of(
-    writer: &mut SqliteConnection,
-    org: OrgId,
-    id: Uuid,
+/// The token of an org with this id.
+pub(super) async fn of_org(readers: &SqlitePool, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError> {
+    static SQL: LazyLock<String> =
+        LazyLock::new(|| format!("/* of_org */ SELECT {TOKEN_COLUMNS} FROM api_token WHERE org_id = $1 AND id = $2"));
+    let query = sqlx::query(SQL.as_str()).bind(org.0).bind(id);
+    let found = query.fetch_optional(readers).await.map_err(store_error)?;
+    found.map(|row| token(&mut Columns::of(&row))).transpose()
+}
+
+/// True if an org has fewer than `most` tokens, or some that make room.
+pub(super) async fn may_have_room(
+    readers: &SqlitePool,
+    org: Option<OrgId>,
+    most: usize,
     now: Time,
-) -> Result<Option<ApiToken>, StoreError> {
-    static FIND: LazyLock<String> = LazyLock::new(|| {
-        format!("/* revoke_token */ SELECT {TOKEN_COLUMNS} FROM api_token WHERE org_id = $1 AND id = $2")
-    });
+) -> Result<bool, StoreError> {
+    const SQL: &str = "/* may_have_room */ SELECT count(*) < $2 OR count(*) FILTER (
+            WHERE coalesce(min(revoked_at, expires_at), revoked_at, expires_at) < $3) > 0
+        FROM api_token WHERE org_id = $1";
+    let query = sqlx::query_scalar(SQL).bind(key_of(org)).bind(most as i64).bind(micros(now - STAYS));
+    query.fetch_one(readers).await.map_err(store_error)
+}
+
+/// Revokes a token, unless it was revoked before.
+pub(super) async fn end_of(writer: &mut SqliteConnection, id: Uuid, now: Time) -> Result<(), StoreError> {
     let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
-    let query = sqlx::query(FIND.as_str()).bind(org.0).bind(id);
-    let found = query.fetch_optional(&mut *transaction).await.map_err(store_error)?;
-    let mut found = found.map(|row| token(&mut Columns::of(&row))).transpose()?;
-    if let Some(token) = &mut found
-        && token.revoked_at.is_none()
-    {
-        end(&mut transaction, id, now).await?;
-        token.revoked_at = Some(now);
-    }
-    transaction.commit().await.map_err(store_error)?;
-    Ok(found)
+    end(&mut transaction, id, now).await?;
+    transaction.commit().await.map_err(store_error)
 }
 
 /// Raises the revision, and revokes a token as of it. Returns false if there is none with this id.
@@ -125,7 +131,7 @@ async fn end(connection: &mut SqliteConnection, id: Uuid, at: Time) -> Result<bo
 /// At most `limit` tokens that were revoked after this revision.
 pub(super) async fn revoked(readers: &SqlitePool, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {
     const SQL: &str = "/* revoked */ SELECT org_id, digest FROM api_token WHERE revoked_revision > $1
-        ORDER BY revoked_revision LIMIT $2";
+        ORDER BY revoked_revision LIMIT +$2";
     let found = sqlx::query(SQL).bind(since).bind(limit as i64).fetch_all(readers).await.map_err(store_error)?;
     found.iter().map(|row| token_key(&mut Columns::of(row))).collect()
 }

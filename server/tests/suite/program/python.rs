@@ -435,7 +435,7 @@ async fn a_follower_goes_on_when_its_server_was_killed(database: Database) {
         let line = timeout(PATIENCE, lines.recv()).await.expect("it goes on").expect("for ever");
         assert!(line.starts_with(&format!("{} {id} ", 2 * seq - 1)), "{line}");
         // The organisation's own events come between those of jobs.
-        program.client().pause("t", "", None).await.unwrap();
+        program.client().pause("t", format!("incident {seq}"), None).await.unwrap();
         let line = timeout(PATIENCE, lines.recv()).await.expect("it goes on").expect("for ever");
         assert_eq!(line, format!("{} - job_type_paused", 2 * seq));
         program.kill();
