@@ -92,7 +92,7 @@ impl Token {
         Ok(())
     }
 
-    /// The token's text, for whoever keeps it.
+    /// The token's text, to be stored.
     pub fn text(&self) -> String {
         let header = self.header();
         header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default().to_owned()

@@ -95,7 +95,7 @@ const DIALOGUES: Most = Most { in_all: 300, each: 100 };
 pub(crate) struct LimitsLayer(Arc<Limiter>);
 
 impl LimitsLayer {
-    /// While `is_stalled`, calls that find no room get UNAVAILABLE. `tell_slowed` is told which orgs are
+    /// While `is_stalled`, calls that find no room get UNAVAILABLE. `tell_slowed` gets the orgs that are
     /// slowed.
     pub(crate) fn new(
         limits: CallLimits,

@@ -21,7 +21,7 @@ pub struct LedgerInfo {
     pub log_id: LogId,
     /// Retention must wait.
     pub is_retention_paused: bool,
-    /// The revision of the API tokens: raised when a token is made or revoked, 0 if there has never been one.
+    /// The revision of the API tokens: raised when a token is revoked, or made by command; 0 if there has never been one.
     pub credentials: i64,
 }
 

@@ -23,6 +23,9 @@ use crate::{
     },
 };
 
+/// When a token was revoked or expired, whichever was first. SQLite's min is null if either is.
+const ENDED_AT: &str = "coalesce(min(revoked_at, expires_at), revoked_at, expires_at)";
+
 /// The token with this digest, of an org or of none.
 pub(super) async fn find(
     readers: &SqlitePool,
@@ -46,9 +49,10 @@ pub(super) async fn create(
     let org = key_of(token.org);
     let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
     if count(&mut transaction, org).await? >= most as i64 {
-        let sql = "/* make_room */ DELETE FROM api_token WHERE org_id = $1 AND coalesce(min(revoked_at, expires_at), revoked_at, expires_at) < $2";
+        static SQL: LazyLock<String> =
+            LazyLock::new(|| format!("/* make_room */ DELETE FROM api_token WHERE org_id = $1 AND {ENDED_AT} < $2"));
         let ended = micros(now - STAYS);
-        sqlx::query(sql).bind(org).bind(ended).execute(&mut *transaction).await.map_err(store_error)?;
+        sqlx::query(SQL.as_str()).bind(org).bind(ended).execute(&mut *transaction).await.map_err(store_error)?;
         let sql = "/* make_room */ DELETE FROM api_token_use WHERE org_id = $1
             AND digest NOT IN (SELECT digest FROM api_token WHERE org_id = $1)";
         sqlx::query(sql).bind(org).execute(&mut *transaction).await.map_err(store_error)?;
@@ -105,10 +109,13 @@ pub(super) async fn may_have_room(
     most: usize,
     now: Time,
 ) -> Result<bool, StoreError> {
-    const SQL: &str = "/* may_have_room */ SELECT count(*) < $2 OR count(*) FILTER (
-            WHERE coalesce(min(revoked_at, expires_at), revoked_at, expires_at) < $3) > 0
-        FROM api_token WHERE org_id = $1";
-    let query = sqlx::query_scalar(SQL).bind(key_of(org)).bind(most as i64).bind(micros(now - STAYS));
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        format!(
+            "/* may_have_room */ SELECT count(*) < $2 OR count(*) FILTER (WHERE {ENDED_AT} < $3) > 0
+            FROM api_token WHERE org_id = $1"
+        )
+    });
+    let query = sqlx::query_scalar(SQL.as_str()).bind(key_of(org)).bind(most as i64).bind(micros(now - STAYS));
     query.fetch_one(readers).await.map_err(store_error)
 }
 
