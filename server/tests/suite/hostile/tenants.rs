@@ -1,10 +1,11 @@
 //! Tenants that attack with a valid credential, and strangers. Another org's calls of every kind keep half their rate.
-//! Their p99 is at most three times what it is while as much processor time is burnt elsewhere.
+//! Their p99 is at most three times what it is while as much processor time is burnt elsewhere, by as many threads.
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     MEMORY_MIB,
-    attackers::Attackers,
+    attackers::Apart,
     attacks::{ATTACKS, Tenant},
     victims::{Kind, TOKENS_A_SECOND, Victims},
 };
@@ -45,41 +46,6 @@ const LEAST_RATE: f64 = 0.5;
 const LONGEST_P99: f64 = 3.0;
 const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 
-/// Threads that burn processor time until they are dropped.
-struct Burning(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
-
-impl Burning {
-    /// Burns this many quarters of a processor.
-    fn quarters(quarters: u32) -> Self {
-        const SLICE: Duration = Duration::from_millis(8);
-        let is_over = Arc::<AtomicBool>::default();
-        let burn = |is_over: Arc<AtomicBool>, part: f64| {
-            while !is_over.load(Ordering::Relaxed) {
-                let until = Instant::now() + SLICE.mul_f64(part);
-                while Instant::now() < until {
-                    std::hint::spin_loop();
-                }
-                thread::sleep(SLICE.mul_f64(1.0 - part));
-            }
-        };
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        let part = (f64::from(quarters) / 4.0 / processors as f64).min(1.0);
-        let threads = (0..processors).map(|_| {
-            let is_over = Arc::clone(&is_over);
-            thread::spawn(move || burn(is_over, part))
-        });
-        let threads = threads.collect();
-        Self(is_over, threads)
-    }
-}
-
-impl Drop for Burning {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-        self.1.drain(..).for_each(|thread| thread.join().expect("it only counts"));
-    }
-}
-
 /// For how many seconds this machine's processors were busy, all together.
 fn busy() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").expect("Linux has it");
@@ -89,14 +55,87 @@ fn busy() -> f64 {
     (fields.iter().take(8).sum::<f64>() - fields[3] - fields[4]) / 100.0
 }
 
+/// How many threads of this machine run or wait for a processor.
+fn running() -> u64 {
+    let stat = std::fs::read_to_string("/proc/stat").expect("Linux has it");
+    let running = stat.lines().find_map(|line| line.strip_prefix("procs_running ")).expect("Linux counts them");
+    running.parse().expect("it is a number")
+}
+
+/// The processor time that an attack takes: quarters of a processor, by this many threads.
+type Load = (u32, u32);
+
 /// What was measured so far, and what went wrong.
 struct Measured {
-    /// Measurements of the victims while this many quarters of a processor are burnt.
-    burnt: BTreeMap<u32, BTreeMap<&'static str, Kind>>,
-    /// How busy the machine is without attacks, in processors.
-    quiet: f64,
+    /// Measurements of the victims while this load is burnt.
+    burnt: BTreeMap<Load, BTreeMap<&'static str, Kind>>,
+    /// The machine without attacks.
+    quiet: Busy,
     time: Duration,
     failures: Vec<String>,
+}
+
+/// How busy the machine was.
+#[derive(Debug, Clone, Copy)]
+struct Busy {
+    processors: f64,
+    /// Threads that ran or waited for a processor, on average.
+    running: f64,
+}
+
+/// Looks at the server's memory and the machine's threads, until it is dropped.
+struct Watch {
+    most_mib: Arc<AtomicU64>,
+    /// Sum and number of what [`running`] told.
+    running: Arc<Mutex<(u64, u64)>>,
+    is_over: Arc<AtomicBool>,
+    began: (Instant, f64),
+}
+
+impl Watch {
+    fn start(process: u32) -> Self {
+        let (most_mib, is_over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let sum = Arc::<Mutex<(u64, u64)>>::default();
+        let (most, over, sums) = (Arc::clone(&most_mib), Arc::clone(&is_over), Arc::clone(&sum));
+        thread::spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                most.fetch_max(resident(process) >> 10, Ordering::Relaxed);
+                let mut sum = sums.lock().unwrap();
+                *sum = (sum.0 + running(), sum.1 + 1);
+                drop(sum);
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self { most_mib, running: sum, is_over, began: (Instant::now(), busy()) }
+    }
+
+    /// How busy the machine was since this began, and the server's peak of memory in MiB.
+    fn end(self) -> (Busy, u64) {
+        let (began, before) = self.began;
+        let processors = (busy() - before) / began.elapsed().as_secs_f64();
+        let (sum, looks) = *self.running.lock().unwrap();
+        let running = sum as f64 / looks.max(1) as f64;
+        (Busy { processors, running }, self.most_mib.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Busy {
+    /// The load to burn for a comparison. Threads are rounded up to a power of two, so that comparisons are few.
+    fn load(self) -> Load {
+        ((self.processors * 4.0).round() as u32, (self.running.round() as u32).next_power_of_two().max(2))
+    }
+}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:.1} processors by {:.1} threads", self.processors, self.running)
+    }
 }
 
 /// The server, the clients that don't attack (victims), and what was measured before.
@@ -104,8 +143,8 @@ struct Scene {
     program: Program,
     victims: Victims,
     measured: Measured,
-    most_mib: Arc<AtomicU64>,
-    is_over: Arc<AtomicBool>,
+    /// The server that is attacked instead, if there is one.
+    elsewhere: Option<Program>,
 }
 
 impl Scene {
@@ -122,34 +161,35 @@ impl Scene {
         keys_of_nobody(keys.path());
         let keys = ["--jwt-keys", keys.path().to_str().unwrap(), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
         let more = [&["--log", "error", "--require-auth", "--legacy-http"][..], &keys].concat();
-        let program = Program::start_with(database, &more);
+        let program = Program::in_own_session(database, &more);
         let victims = Victims::start(&program.address, &peaceful, fresh);
-        let (most_mib, is_over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let (process, most, over) = (program.id(), Arc::clone(&most_mib), Arc::clone(&is_over));
-        thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                most.fetch_max(resident(process) >> 10, Ordering::Relaxed);
-                thread::sleep(Duration::from_millis(20));
-            }
-        });
         victims.measure(Duration::from_secs(2)).await;
         let measured = match measured {
             Some(measured) => measured,
             None => {
-                let before = busy();
+                let watch = Watch::start(program.id());
                 let alone = victims.measure(time).await;
-                let quiet = (busy() - before) / time.as_secs_f64();
-                println!("alone, {quiet:.2} processors: {}", shown(&alone));
-                Measured { burnt: BTreeMap::from([(0, alone)]), quiet, time, failures: Vec::new() }
+                let (quiet, _) = watch.end();
+                println!("alone, {quiet}: {}", shown(&alone));
+                Measured { burnt: BTreeMap::from([((0, 0), alone)]), quiet, time, failures: Vec::new() }
             }
         };
-        Self { program, victims, measured, most_mib, is_over }
+        Self { program, victims, measured, elsewhere: None }
     }
 
-    /// A tenant with its own org.
-    async fn tenant(&self, database: &Database) -> Tenant {
-        let token = token(database, Some(Uuid::new_v4()), Role::Admin).await;
-        let tenant = Tenant { address: self.program.address.clone(), token };
+    /// A tenant with its own org. With `JOBLEDGER_TEST_ELSEWHERE` it attacks another server, with a database of its own: what
+    /// the victims lose then, they lose to the machine that they share with it, not to the attack.
+    async fn tenant(&mut self, database: &Database) -> Tenant {
+        let mut attacked = (database.clone(), self.program.address.clone());
+        if environment("JOBLEDGER_TEST_ELSEWHERE").is_some() {
+            let other = database.another().await;
+            other.open().await.close().await;
+            let program = Program::in_own_session(&other, &["--log", "error", "--require-auth"]);
+            attacked = (other, program.address.clone());
+            self.elsewhere = Some(program);
+        }
+        let (database, address) = attacked;
+        let tenant = Tenant { address, token: token(&database, Some(Uuid::new_v4()), Role::Admin).await };
         tenant.prepare().await;
         tenant
     }
@@ -158,30 +198,28 @@ impl Scene {
     /// worst ratios, and notes failures.
     async fn attacked(&mut self, attacks: &[&str], tenant: &Tenant, seed: u64) {
         let name = attacks.join(" + ");
-        let attackers = Attackers::start(attacks, tenant, seed);
+        let attackers = Apart::attack(attacks, tenant, seed);
         sleep(Duration::from_millis(300)).await;
-        self.most_mib.store(0, Ordering::Relaxed);
-        let before = busy();
-        let kinds = self.measured.burnt[&0].len();
+        let watch = Watch::start(self.program.id());
+        let kinds = self.measured.burnt[&(0, 0)].len();
         let goes_on = |answered, past| short_or_long(true, false) && answered < kinds && past < ANSWERED_WITHIN;
-        let began = Instant::now();
         let attacked = self.victims.measure_while(self.measured.time, goes_on).await;
-        // What victims don't do takes no time: what they lost went to the attack, too.
-        let calls = |kinds: &BTreeMap<&'static str, Kind>| kinds.values().map(|kind| kind.rate).sum::<f64>();
-        let kept = (calls(&attacked) / calls(&self.measured.burnt[&0])).min(1.0);
-        let taken = ((busy() - before) / began.elapsed().as_secs_f64() - self.measured.quiet * kept).max(0.0);
-        let memory = self.most_mib.load(Ordering::Relaxed);
+        let (busy, memory) = watch.end();
         drop(attackers);
         sleep(Duration::from_millis(700)).await;
-        let quarters = (taken * 4.0).round() as u32;
-        if !self.measured.burnt.contains_key(&quarters) {
-            let burning = Burning::quarters(quarters);
+        let taken = self.taken(busy, &attacked);
+        // The short form compares nothing.
+        let load @ (quarters, threads) = short_or_long((0, 0), taken.load());
+        if !self.measured.burnt.contains_key(&load) {
+            let (burning, watch) = (Apart::burn(quarters, threads), Watch::start(self.program.id()));
             let measured = self.victims.measure(self.measured.time).await;
+            let (busy, _) = watch.end();
             drop(burning);
-            println!("{quarters} quarters of processors burnt: {}", shown(&measured));
-            self.measured.burnt.insert(quarters, measured);
+            let burnt = self.taken(busy, &measured);
+            println!("{quarters} quarters of processors burnt by {threads} threads, {burnt}: {}", shown(&measured));
+            self.measured.burnt.insert(load, measured);
         }
-        let burnt = &self.measured.burnt[&quarters];
+        let burnt = &self.measured.burnt[&load];
         let (mut worst_rate, mut worst_p99) = ((f64::INFINITY, ""), (0.0, ""));
         for (kind, beside) in burnt {
             let rate = attacked.get(kind).map_or(0.0, |kind| kind.rate / beside.rate);
@@ -192,7 +230,7 @@ impl Scene {
             worst_p99 = if p99 > worst_p99.0 { (p99, *kind) } else { worst_p99 };
         }
         println!(
-            "{name} | {taken:.1} processors | {:.2} ({}) | {:.1} ({}) | {memory} MiB",
+            "{name} | {taken} | {:.2} ({}) | {:.1} ({}) | {memory} MiB",
             worst_rate.0, worst_rate.1, worst_p99.0, worst_p99.1
         );
         let all = || format!("{}\nbeside burnt processors: {}", shown(&attacked), shown(burnt));
@@ -211,9 +249,20 @@ impl Scene {
         }
     }
 
+    /// What was taken of the machine beside the victims' part of it. What they don't do takes no time: what they lost was taken
+    /// from them.
+    fn taken(&self, busy: Busy, victims: &BTreeMap<&'static str, Kind>) -> Busy {
+        let calls = |kinds: &BTreeMap<&'static str, Kind>| kinds.values().map(|kind| kind.rate).sum::<f64>();
+        let kept = (calls(victims) / calls(&self.measured.burnt[&(0, 0)])).min(1.0);
+        let quiet = self.measured.quiet;
+        Busy {
+            processors: (busy.processors - quiet.processors * kept).max(0.0),
+            running: (busy.running - quiet.running * kept).max(0.0),
+        }
+    }
+
     /// Ends the server.
     fn end(self) -> Measured {
-        self.is_over.store(true, Ordering::Relaxed);
         assert!(self.program.end_by("TERM").success());
         self.measured
     }
@@ -233,7 +282,7 @@ fn chosen(parts: &str, separator: char) -> Vec<&'static str> {
 }
 
 fn shown(kinds: &BTreeMap<&'static str, Kind>) -> String {
-    let shown: Vec<_> = kinds.iter().map(|(kind, of)| format!("{kind} {:.0}/s {:.1?}", of.rate, of.p99)).collect();
+    let shown: Vec<_> = kinds.iter().map(|(kind, of)| format!("{kind} {of}")).collect();
     shown.join(", ")
 }
 
@@ -241,7 +290,7 @@ fn shown(kinds: &BTreeMap<&'static str, Kind>) -> String {
 /// instance, would be a second attack beside the next. In the short form all attacks share a server, so its memory shows what
 /// they leave behind.
 async fn hostile_tenants_take_no_others_rate_nor_patience_nor_memory(database: Database) {
-    let time = Duration::from_secs(short_or_long(2, 10));
+    let time = Duration::from_secs(short_or_long(1, 10));
     // `JOBLEDGER_TEST_ATTACK` chooses attacks by parts of their names, separated by `|`.
     let attacks = chosen(&environment("JOBLEDGER_TEST_ATTACK").unwrap_or_default(), '|');
     let phases = 2 * attacks.len() as u32 + 2;

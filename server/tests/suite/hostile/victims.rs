@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     future::Future,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -27,10 +28,10 @@ const PACE: Duration = Duration::from_millis(25);
 pub(super) const TOKENS_A_SECOND: u32 = 10;
 const PACE_OF_TOKENS: Duration = Duration::from_millis(1_000 / TOKENS_A_SECOND as u64);
 
-/// How long calls took, by kind, and which failed.
+/// How long calls took and when they ended, by kind, and which failed.
 #[derive(Default)]
 struct Record {
-    took: BTreeMap<&'static str, Vec<Duration>>,
+    took: BTreeMap<&'static str, Vec<(Duration, Instant)>>,
     failed: Vec<String>,
 }
 
@@ -40,6 +41,15 @@ pub(super) struct Kind {
     /// Answered calls a second.
     pub(super) rate: f64,
     pub(super) p99: Duration,
+    /// When the slowest calls ended.
+    slowest: [Duration; 3],
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, second, third] = self.slowest.map(|at| at.as_secs_f64());
+        write!(out, "{:.0}/s {:.1?} (slowest at {first:.1}, {second:.1}, {third:.1} s)", self.rate, self.p99)
+    }
 }
 
 /// The running clients of the org that doesn't attack.
@@ -97,11 +107,12 @@ impl Victims {
         let time = began.elapsed();
         let Record { took, failed } = std::mem::take(&mut *self.record.lock().unwrap());
         assert!(failed.is_empty(), "calls of those who don't attack fail: {failed:#?}");
-        let kind = |(kind, mut took): (&'static str, Vec<Duration>)| {
+        let kind = |(kind, mut took): (&'static str, Vec<(Duration, Instant)>)| {
             took.sort_unstable();
             // By nearest rank.
-            let p99 = took[(took.len() * 99).div_ceil(100) - 1];
-            (kind, Kind { rate: took.len() as f64 / time.as_secs_f64(), p99 })
+            let (p99, _) = took[(took.len() * 99).div_ceil(100) - 1];
+            let slowest = [1, 2, 3].map(|n| took[took.len().saturating_sub(n)].1 - began);
+            (kind, Kind { rate: took.len() as f64 / time.as_secs_f64(), p99, slowest })
         };
         took.into_iter().map(kind).collect()
     }
@@ -140,7 +151,7 @@ impl Victim {
         let mut record = self.record.lock().unwrap();
         match answer {
             Ok(answer) => {
-                record.took.entry(kind).or_default().push(began.elapsed());
+                record.took.entry(kind).or_default().push((began.elapsed(), Instant::now()));
                 Some(answer)
             }
             Err(error) => {

@@ -44,6 +44,16 @@ impl Program {
         Self::run_command(limited.args(served.get_args()))
     }
 
+    /// Starts the program on a free port in a session of its own, as a service manager does. Linux shares processors between
+    /// sessions first (`sched(7)`, autogroups); each process of PostgreSQL has its own.
+    pub(crate) fn in_own_session(database: &Database, more: &[&str]) -> Self {
+        let mut served = command(&["--listen", "127.0.0.1:0", "--database-url", &database.url()]);
+        let served = served.args(more);
+        let mut apart = Command::new("setsid");
+        apart.arg(served.get_program()).args(served.get_args());
+        Self::run_command(&mut apart)
+    }
+
     /// Starts the program on an address with a database URL.
     pub(crate) fn serve(address: &str, url: &str, more: &[&str]) -> Self {
         Self::serve_in(address, url, more, &[])
