@@ -292,7 +292,7 @@ impl Store for PostgresStore {
     }
 
     async fn create_token(&self, token: &ApiToken, most: usize) -> Result<Option<ApiToken>, StoreError> {
-        tokens::create(&self.readers, token, most).await
+        tokens::create(&self.writers, token, most).await
     }
 
     async fn list_tokens(&self, org: OrgId, after: Uuid, limit: usize) -> Result<Vec<ApiToken>, StoreError> {
@@ -300,7 +300,7 @@ impl Store for PostgresStore {
     }
 
     async fn revoke_token(&self, org: OrgId, id: Uuid) -> Result<Option<ApiToken>, StoreError> {
-        tokens::revoke_of(&self.readers, org, id).await
+        tokens::revoke_of(&self.writers, org, id).await
     }
 
     async fn revoked_tokens(&self, since: i64, limit: usize) -> Result<Vec<TokenKey>, StoreError> {

@@ -1,14 +1,21 @@
 //! API tokens. Row-level security shows the owner of the tables all of them, and a server only those of the org that it names.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use sqlx::{Connection as _, PgConnection, postgres::PgRow};
+use sqlx::{
+    Connection as _, PgConnection,
+    postgres::{PgArguments, PgRow},
+};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
     columns::Columns,
     connections::{Connections, arguments},
-    error::{commit, store_error},
+    error::{commit, commit_error, store_error},
     migrations,
 };
 use crate::{
@@ -22,6 +29,9 @@ use crate::{
         tokens::{TOKEN_COLUMNS, TokenKey, key_of, listed, token, token_key},
     },
 };
+
+/// How long a commit may take. It may wait for a standby.
+const LONGEST_COMMIT: Duration = Duration::from_secs(10);
 
 static FIND: LazyLock<String> =
     LazyLock::new(|| format!("/* find */ SELECT {TOKEN_COLUMNS} FROM jobledger.read_token($1, $2)"));
@@ -42,13 +52,13 @@ static CREATE: LazyLock<String> = LazyLock::new(|| {
 
 /// Makes a token of an org that has fewer than `most`. `None` if it has as many.
 pub(super) async fn create(
-    connections: &Arc<Connections>,
+    writers: &Arc<Connections>,
     token: &ApiToken,
     most: usize,
 ) -> Result<Option<ApiToken>, StoreError> {
     let (org, digest, roles) = (key_of(token.org), token.digest.0.to_vec(), token.roles.to_string());
     let values = arguments![org, token.id, digest, token.name.clone(), roles, token.expires_at, most as i64];
-    one(&connections.fetch(CREATE.as_str(), values).await?)
+    one(&written(writers, CREATE.as_str(), values).await?)
 }
 
 /// A page of an org's tokens, in the order of their ids.
@@ -67,13 +77,37 @@ pub(super) async fn page(
 
 /// Revokes a token of an org. `None` if there is none with this id.
 pub(super) async fn revoke_of(
-    connections: &Arc<Connections>,
+    writers: &Arc<Connections>,
     org: OrgId,
     id: Uuid,
 ) -> Result<Option<ApiToken>, StoreError> {
     static SQL: LazyLock<String> =
         LazyLock::new(|| format!("/* revoke_token */ SELECT {TOKEN_COLUMNS} FROM jobledger.revoke_token($1, $2)"));
-    one(&connections.fetch(SQL.as_str(), arguments![org.0, id]).await?)
+    one(&written(writers, SQL.as_str(), arguments![org.0, id]).await?)
+}
+
+/// Runs a statement that writes, and commits it as batches are: it waits for synchronous standbys, and an unknown outcome is told
+/// as one.
+async fn written(writers: &Arc<Connections>, sql: &'static str, values: PgArguments) -> Result<Vec<PgRow>, StoreError> {
+    const BEGIN: &str = "/* written */ BEGIN";
+    const COMMIT: &str = "/* written */ SET LOCAL statement_timeout = 0; COMMIT";
+    let mut connection = writers.take().await?;
+    let begun = sqlx::raw_sql(BEGIN).execute(&mut *connection).await;
+    if begun.is_err() && connection.is_reused() {
+        // It may have died while it was idle.
+        connection.replace().await?;
+        sqlx::raw_sql(BEGIN).execute(&mut *connection).await.map_err(store_error)?;
+    } else {
+        begun.map_err(store_error)?;
+    }
+    let found = sqlx::query_with(sql, values).fetch_all(&mut *connection).await.map_err(store_error)?;
+    connection.commits();
+    match timeout(LONGEST_COMMIT, commit(sqlx::raw_sql(COMMIT).execute(&mut *connection))).await {
+        Ok(committed) => committed.map_err(commit_error)?,
+        Err(_) => return Err(StoreError::OutcomeUnknown("the commit takes too long".to_owned())),
+    };
+    connection.give_back();
+    Ok(found)
 }
 
 /// At most `limit` tokens that were revoked after this revision.

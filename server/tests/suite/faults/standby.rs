@@ -1,15 +1,19 @@
 //! A synchronous standby is down. Nothing that it lacks is acknowledged, and waiting for it uses nothing up.
 
-use std::time::{Duration, Instant};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use jobledger_client::{
     Client, Error, NewJob,
-    proto::{CreateJobRequest, CreateJobResponse},
+    proto::{CreateJobRequest, CreateJobResponse, CreateTokenRequest, RevokeTokenRequest, Role},
 };
 use tokio::{
     task::{JoinSet, block_in_place},
     time::timeout,
 };
+use tonic::Status;
 use uuid::Uuid;
 
 use super::failover::Pair;
@@ -97,6 +101,40 @@ async fn what_a_standby_lacks_is_not_acknowledged_however_the_wait_for_it_ends()
         client.get(id).await.expect("it is there");
     }
     pair.database.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_a_standby_lacks_are_not_acknowledged() {
+    let pair = Pair::start_synchronous(1, &[]).await;
+    let client = clients(&pair.programs[0], 1).remove(0);
+    let named = |name: &str| CreateTokenRequest {
+        name: name.to_owned(),
+        roles: vec![Role::Worker.into()],
+        ..CreateTokenRequest::default()
+    };
+    let (token, _) = client.create_token(named("first")).await.unwrap();
+    block_in_place(|| pair.standby.stop());
+    let (mut making, mut revoking) = (client.raw_server(), client.raw_server());
+    let making = async move { making.create_token(named("second")).await.map(drop) };
+    let revoking = async move { revoking.revoke_token(RevokeTokenRequest { token_id: token.id }).await.map(drop) };
+    type Call = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
+    let calls: [Call; 2] = [Box::pin(making), Box::pin(revoking)];
+    for call in calls {
+        let call = tokio::spawn(call);
+        let its_backend = async {
+            loop {
+                if let [backend] = waiting(&pair).await[..] {
+                    break backend;
+                }
+            }
+        };
+        let backend = timeout(PATIENCE, its_backend).await.expect("its commit waits for the standby");
+        do_to(&pair, "pg_cancel_backend", backend).await;
+        let refused = Error::from(call.await.unwrap().unwrap_err());
+        assert!(matches!(&refused, Error::Unavailable { reason, .. } if reason == "OUTCOME_UNKNOWN"), "{refused:?}");
+    }
+    block_in_place(|| pair.standby.start_again());
+    client.create_token(named("third")).await.expect("the standby is back");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
