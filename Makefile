@@ -29,7 +29,7 @@ ALONE := hostile:: noisy::
 POSTGRES_VERSIONS := 14.23.0 15.18.0 16.14.0 17.10.0 18.4.0
 POSTGRES_PACKAGE = @embedded-postgres/$(shell node -p 'process.platform + "-" + process.arch')
 
-.PHONY: all dist dist-check test test-long test-faults test-postgres fuzz check fmt clippy doc proto deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
+.PHONY: all dist dist-check test test-long test-faults test-postgres fuzz check fmt clippy doc proto proto-baseline deny bench bench-growth bench-import bench-snapshot bench-streams bench-workers tools
 
 all: check test
 
@@ -88,6 +88,11 @@ doc:
 
 proto: $(TOOLS)/node_modules/.bin/buf
 	$< lint
+	$< breaking --against proto/baseline.binpb
+
+## Takes the contract as it is for the one that later changes must not break. Before 1.0 a change that breaks it is said in CHANGELOG.md.
+proto-baseline: $(TOOLS)/node_modules/.bin/buf
+	$< build --exclude-source-info -o proto/baseline.binpb
 
 deny: $(TOOLS)/bin/cargo-deny
 	$< check licenses bans sources
