@@ -104,6 +104,7 @@ mod bulk;
 mod client;
 mod connect;
 mod cursor;
+mod edit;
 mod error;
 mod failover;
 mod job_types;
@@ -136,6 +137,7 @@ pub use self::{
         WithCaller,
     },
     cursor::Cursor,
+    edit::Edit,
     error::{Error, Violation},
     failover::Connections,
     job_types::PauseTarget,

@@ -84,7 +84,9 @@ impl JobState {
         if kind == JobEventKind::Imported {
             self.scheduled_at = None;
         }
-        if status == JobStatus::Queued {
+        // An edit says the time only if it changed that.
+        let is_timed = kind != JobEventKind::Edited || event.scheduled_at.is_some();
+        if status == JobStatus::Queued && is_timed {
             self.scheduled_at = event.scheduled_at;
         }
         if event.result.is_some() {
@@ -112,7 +114,7 @@ impl JobState {
 pub enum Change {
     /// The job with this id came into the view, or changed.
     Changed(String),
-    /// The job with this id left the view: its status is none of those that the view selects.
+    /// The job with this id left the view: its status is none of those that the view selects, or an edit took a label from it.
     Left(String),
     /// No job of the view changed, but the view is up to date as of a later `seq`.
     Nothing,
@@ -320,7 +322,8 @@ impl View {
         let was_in_view = job.is_some();
         let left = self.left.take().filter(|left| left.id == id);
         let mut job = job.or(left).unwrap_or_else(|| JobState::first_seen(&event));
-        let is_in_view = self.request.statuses.is_empty() || self.request.statuses.contains(&event.next_status);
+        let has_status = self.request.statuses.is_empty() || self.request.statuses.contains(&event.next_status);
+        let is_in_view = has_status && self.has_labels(&event);
         job.apply(event);
         if is_in_view {
             self.jobs.insert(id.clone(), job);
@@ -328,6 +331,15 @@ impl View {
         }
         self.left = Some(job);
         if was_in_view { Change::Left(id) } else { Change::Nothing }
+    }
+
+    /// True if the job has the labels of the view after the event. An edit's event also comes if it had them before.
+    fn has_labels(&self, event: &JobEvent) -> bool {
+        let Some(edit) = event.edit.as_ref().filter(|edit| edit.fields.iter().any(|field| field == "labels")) else {
+            return true;
+        };
+        let after = edit.after.as_ref().map(|after| &after.labels);
+        after.is_some_and(|labels| self.request.labels.iter().all(|(key, value)| labels.get(key) == Some(value)))
     }
 }
 

@@ -8,6 +8,7 @@ use super::{caller::View, json};
 use crate::domain::{
     bulk::{BulkAction, BulkOperation, BulkStatus},
     clock::Time,
+    edit::{EditableFields, JobEdit},
     event::{EventKind, JobEvent},
     id::OrgId,
     job::{Job, JobContents, JobRecord},
@@ -44,6 +45,7 @@ fn kind(kind: EventKind) -> pb::JobEventKind {
         EventKind::Requeued => pb::JobEventKind::Requeued,
         EventKind::Imported => pb::JobEventKind::Imported,
         EventKind::Lost => pb::JobEventKind::Lost,
+        EventKind::Edited => pb::JobEventKind::Edited,
     }
 }
 
@@ -120,7 +122,12 @@ pub(super) fn seen_event(event: pb::JobEvent, view: View) -> pb::JobEvent {
     match view {
         View::Whole => event,
         View::WithoutContents => {
-            pb::JobEvent { result: None, message: String::new(), error_message: String::new(), ..event }
+            let mut edit = event.edit;
+            // A payload of which there are few can be found by its digest.
+            for fields in edit.iter_mut().flat_map(|edit| [&mut edit.before, &mut edit.after]).flatten() {
+                fields.payload_sha256.clear();
+            }
+            pb::JobEvent { result: None, message: String::new(), error_message: String::new(), edit, ..event }
         }
     }
 }
@@ -185,6 +192,32 @@ pub(super) fn event(event: &JobEvent) -> pb::JobEvent {
         error_message: error.map(|error| error.message.to_string()).unwrap_or_default(),
         scheduled_at: event.scheduled_at.map(timestamp),
         bulk_operation_id: event.bulk_operation.map(|id| id.to_string()).unwrap_or_default(),
+        edit: event.edit.as_deref().map(edit),
+    }
+}
+
+fn edit(edit: &JobEdit) -> pb::JobEdit {
+    pb::JobEdit { fields: names(&edit.after), before: Some(fields(&edit.before)), after: Some(fields(&edit.after)) }
+}
+
+/// The names of the fields that are there.
+fn names(fields: &EditableFields) -> Vec<String> {
+    fields.present().map(|field| field.as_str().to_owned()).collect()
+}
+
+fn fields(fields: &EditableFields) -> pb::JobFields {
+    pb::JobFields {
+        priority: fields.priority.unwrap_or_default(),
+        scheduled_at: fields.scheduled_at.flatten().map(timestamp),
+        labels: fields.labels.as_deref().cloned().unwrap_or_default(),
+        max_attempts: fields.max_attempts.unwrap_or_default(),
+        run_timeout: fields.run_timeout.flatten().map(duration),
+        payload_bytes: fields.payload.map(|payload| payload.bytes as i32).unwrap_or_default(),
+        payload_sha256: fields
+            .payload
+            .and_then(|payload| payload.digest)
+            .map(|digest| digest.to_string())
+            .unwrap_or_default(),
     }
 }
 
@@ -257,6 +290,7 @@ fn action(action: BulkAction) -> pb::BulkAction {
     match action {
         BulkAction::Cancel => pb::BulkAction::Cancel,
         BulkAction::Retry => pb::BulkAction::Retry,
+        BulkAction::Update => pb::BulkAction::Update,
     }
 }
 
@@ -309,5 +343,12 @@ pub(super) fn bulk_operation(org: OrgId, operation: &BulkOperation) -> pb::BulkO
         created_at: Some(timestamp(operation.created_at)),
         updated_at: Some(timestamp(operation.updated_at)),
         finished_at: operation.finished_at.map(timestamp),
+        update: (!request.edit.is_empty()).then(|| changes(&request.edit)),
     }
+}
+
+fn changes(edit: &EditableFields) -> pb::JobChanges {
+    let pb::JobFields { priority, scheduled_at, labels, max_attempts, run_timeout, .. } = fields(edit);
+    let update_mask = Some(prost_types::FieldMask { paths: names(edit) });
+    pb::JobChanges { update_mask, priority, scheduled_at, labels, max_attempts, run_timeout }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) fn answer(explained: &Explained, view: View) -> pb::ExplainJobResponse {
-    let Explained { decided, asking, waiting, lacks_some } = explained;
+    let Explained { decided, asking, waiting, lacks_some, .. } = explained;
     let Explanation { job, is_scheduled, pauses, ahead, is_unsure, quota, as_of_seq, as_of } = decided;
     let is_queued = job.status == JobStatus::Queued;
     let mut reasons = Vec::new();
@@ -48,5 +48,6 @@ pub(super) fn answer(explained: &Explained, view: View) -> pb::ExplainJobRespons
         next: is_claimable && *ahead == 0 && !is_unsure,
         as_of_seq: *as_of_seq,
         as_of: Some(timestamp(*as_of)),
+        estimated_wait: explained.estimated_wait().map(convert::duration),
     }
 }

@@ -15,7 +15,7 @@ const OF_TOKENS: Time = DateTime::UNIX_EPOCH;
 pub fn request(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
     let caller = Caller::anybody(OrgId::DEFAULT);
-    match kind % 12 {
+    match kind % 28 {
         0 => read(bytes, |message| request::create(message, &caller)),
         1 => read(bytes, |message: pb::BatchCreateJobsRequest| {
             request::items("requests", message.requests.len())?;
@@ -33,6 +33,22 @@ pub fn request(bytes: &[u8]) {
         8 => read(bytes, request::list),
         9 => read(bytes, request::subscribe),
         10 => read(bytes, request::statistics),
+        11 => read(bytes, request::edit),
+        12 => read(bytes, request::get),
+        13 => read(bytes, |message| request::explain(&message)),
+        14 => read(bytes, request::list_types),
+        15 => read(bytes, request::get_type),
+        16 => read(bytes, request::update_type),
+        17 => read(bytes, request::delete_type),
+        18 => read(bytes, request::pause_type),
+        19 => read(bytes, request::resume_type),
+        20 => read(bytes, request::start_bulk),
+        21 => read(bytes, request::list_bulk),
+        22 => read(bytes, |message: pb::GetBulkOperationRequest| request::operation(&message.operation_id)),
+        23 => read(bytes, request::list_workers),
+        24 => read(bytes, request::list_orgs),
+        25 => read(bytes, request::list_tokens),
+        26 => read(bytes, |message| request::revoke_token(&message)),
         _ => read(bytes, |message| request::create_token(message, OF_TOKENS)),
     }
 }

@@ -57,7 +57,7 @@ impl JobTypeService for JobTypes {
         let job_types: Vec<_> = left.by_ref().take(limit).map(|(name, of_type)| all.one(name, of_type)).collect();
         let has_more = left.peek().is_some();
         let next_page_token =
-            job_types.last().filter(|_| has_more).map(|last| request::type_token(&last.name)).unwrap_or_default();
+            job_types.last().filter(|_| has_more).map(|last| request::token_after(&last.name)).unwrap_or_default();
         let of_all = found.settings.types.get(ALL_TYPES);
         Ok(Response::new(pb::ListJobTypesResponse {
             job_types,

@@ -35,7 +35,7 @@ const OBSERVERS: Allowed = Allowed::Roles(Roles::of(&[Role::Observer, Role::Audi
 pub(super) enum CallClass {
     /// Any other call.
     Other,
-    /// CreateJob and BatchCreateJobs: their requests have payloads.
+    /// CreateJob, BatchCreateJobs and UpdateJob: their requests have payloads.
     Create,
     /// ClaimJobs, which may wait.
     Claim,
@@ -98,6 +98,7 @@ pub(super) enum Rpc {
     Heartbeat,
     CancelJob,
     RetryJob,
+    UpdateJob,
     StreamJobEvents,
     GetStatistics,
     ListJobTypes,
@@ -131,7 +132,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 33] = [
+const GRPC: [(&str, Rpc); 34] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -143,6 +144,7 @@ const GRPC: [(&str, Rpc); 33] = [
     ("/jobledger.v1.JobService/Heartbeat", Rpc::Heartbeat),
     ("/jobledger.v1.JobService/CancelJob", Rpc::CancelJob),
     ("/jobledger.v1.JobService/RetryJob", Rpc::RetryJob),
+    ("/jobledger.v1.JobService/UpdateJob", Rpc::UpdateJob),
     ("/jobledger.v1.JobService/StreamJobEvents", Rpc::StreamJobEvents),
     ("/jobledger.v1.JobService/GetStatistics", Rpc::GetStatistics),
     ("/jobledger.v1.JobTypeService/ListJobTypes", Rpc::ListJobTypes),
@@ -187,9 +189,12 @@ impl Rpc {
     /// Who may call it.
     pub(super) const fn allowed(self) -> Allowed {
         match self {
-            Self::CreateJob | Self::BatchCreateJobs | Self::CancelJob | Self::RetryJob | Self::LegacyCreate => {
-                PRODUCERS
-            }
+            Self::CreateJob
+            | Self::BatchCreateJobs
+            | Self::CancelJob
+            | Self::RetryJob
+            | Self::UpdateJob
+            | Self::LegacyCreate => PRODUCERS,
             Self::UpdateJobStatus
             | Self::BatchUpdateJobStatus
             | Self::ClaimJobs
@@ -237,6 +242,7 @@ impl Rpc {
             | Self::Heartbeat
             | Self::CancelJob
             | Self::RetryJob
+            | Self::UpdateJob
             | Self::GetStatistics
             | Self::ListJobTypes
             | Self::GetJobType
@@ -265,7 +271,7 @@ impl Rpc {
     /// Which bounds of its org it counts against.
     pub(super) const fn class(self) -> CallClass {
         match self {
-            Self::CreateJob | Self::BatchCreateJobs => CallClass::Create,
+            Self::CreateJob | Self::BatchCreateJobs | Self::UpdateJob => CallClass::Create,
             Self::UpdateJobStatus | Self::LegacyReport => CallClass::Report,
             Self::BatchUpdateJobStatus => CallClass::Reports,
             Self::ClaimJobs => CallClass::Claim,
@@ -316,6 +322,7 @@ impl Rpc {
             | Self::Heartbeat
             | Self::CancelJob
             | Self::RetryJob
+            | Self::UpdateJob
             | Self::StreamJobEvents
             | Self::GetStatistics => true,
             Self::ListJobTypes
@@ -375,7 +382,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(calls, 29);
+        assert_eq!(calls, 30);
     }
 
     #[test]

@@ -196,6 +196,16 @@ impl JobService for Service {
         Ok(Response::new(pb::RetryJobResponse { job: Some(convert::job(&job)) }))
     }
 
+    async fn update_job(
+        &self,
+        request: Request<pb::UpdateJobRequest>,
+    ) -> Result<Response<pb::UpdateJobResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let (job, edit) = request::edit(request.into_inner())?;
+        let JobReply { job, .. } = self.ledger.edit(caller.by, job, edit).await.map_err(ApiError::from)?;
+        Ok(Response::new(pb::UpdateJobResponse { job: Some(convert::job(&job)) }))
+    }
+
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let found = match request::get(request.into_inner())? {

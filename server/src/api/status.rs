@@ -274,6 +274,22 @@ impl ErrorStatus {
         Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry().with("scope", scope).with("limit", limit)
     }
 
+    fn of_transition(refused: &TransitionError, message: String) -> Self {
+        match refused {
+            TransitionError::InvalidTransition { current } => {
+                let current = convert::status(*current).as_str_name();
+                Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message).with("current_status", current)
+            }
+            TransitionError::LeaseLost => Self::new(Code::FailedPrecondition, "LEASE_LOST", message),
+            TransitionError::PayloadOutdated => {
+                Self::new(Code::ResourceExhausted, "OVERLOADED", message).retry().with("scope", "job")
+            }
+            TransitionError::EtagMismatch { current } => {
+                Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
+            }
+        }
+    }
+
     fn of_ledger(error: &LedgerError) -> Self {
         let message = error.to_string();
         let missing = |reason, key, value: &dyn fmt::Display| {
@@ -296,16 +312,7 @@ impl ErrorStatus {
             LedgerError::TypeChanged(EtagMismatch { current }) => {
                 Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
             }
-            LedgerError::Transition(TransitionError::InvalidTransition { current }) => {
-                let current = convert::status(*current).as_str_name();
-                Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message).with("current_status", current)
-            }
-            LedgerError::Transition(TransitionError::LeaseLost) => {
-                Self::new(Code::FailedPrecondition, "LEASE_LOST", message)
-            }
-            LedgerError::Transition(TransitionError::EtagMismatch { current }) => {
-                Self::new(Code::Aborted, "ETAG_MISMATCH", message).with("current_etag", current)
-            }
+            LedgerError::Transition(refused) => Self::of_transition(refused, message),
             LedgerError::TooManyTypes { limit } => {
                 Self::new(Code::ResourceExhausted, "TOO_MANY_TYPES", message).with("limit", limit)
             }

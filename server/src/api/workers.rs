@@ -26,7 +26,7 @@ impl WorkerService for Workers {
         let (after, limit) = request::list_workers(request.into_inner())?;
         let found = self.ledger.workers(caller.org(), &after, limit).await.map_err(ApiError::from)?;
         let last = found.workers.last().filter(|_| found.has_more);
-        let next_page_token = last.map(|(last, _)| request::worker_token(&last.id)).unwrap_or_default();
+        let next_page_token = last.map(|(last, _)| request::token_after(&last.id)).unwrap_or_default();
         let worker = |(worker, held): &(_, Holding)| {
             let crate::domain::worker::Worker { id, about, is_waiting, heard_at } = worker;
             pb::Worker {

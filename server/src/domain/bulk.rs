@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::{
     clock::Time,
+    edit::EditableFields,
     id::Digest,
     job_filter::JobFilter,
     status::JobStatus,
-    transition::{Cancel, Command, Retry},
+    transition::{Cancel, Command, Edit, FoundPayload, Retry},
 };
 
 /// What a bulk operation does to each job.
@@ -22,17 +23,20 @@ pub enum BulkAction {
     Cancel,
     /// Queue jobs again that are failed, canceled or in dead_letter.
     Retry,
+    /// Change what queued jobs ask for, as [`BulkRequest::edit`] says.
+    Update,
 }
 
 impl BulkAction {
     /// Every action.
-    pub const ALL: [Self; 2] = [Self::Cancel, Self::Retry];
+    pub const ALL: [Self; 3] = [Self::Cancel, Self::Retry, Self::Update];
 
     /// The name in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
             Self::Retry => "retry",
+            Self::Update => "update",
         }
     }
 
@@ -46,6 +50,7 @@ impl BulkAction {
         match self {
             Self::Cancel => &[JobStatus::Queued, JobStatus::Running],
             Self::Retry => &[JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter],
+            Self::Update => &[JobStatus::Queued],
         }
     }
 }
@@ -101,6 +106,8 @@ pub struct BulkRequest {
     pub id: Uuid,
     /// What to do to each job.
     pub action: BulkAction,
+    /// The values that [`BulkAction::Update`] sets, none of them a payload.
+    pub edit: EditableFields,
     /// Which jobs. Only jobs with one of [`BulkAction::statuses`] match.
     pub filter: JobFilter,
     /// Why, for the log; may be empty.
@@ -196,6 +203,10 @@ impl BulkOperation {
                 Command::Cancel(Cancel { reason: Arc::clone(&self.request.reason), etag: None, actor })
             }
             BulkAction::Retry => Command::Retry(Retry { etag: None, request: None, actor }),
+            BulkAction::Update => {
+                let (fields, found) = (self.request.edit.clone(), FoundPayload::default());
+                Command::Edit(Box::new(Edit { fields, payload: None, found, etag: None, actor }))
+            }
         }
     }
 

@@ -1,11 +1,12 @@
 //! The events of an org's log.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use uuid::Uuid;
 
 use super::{
     clock::Time,
+    edit::JobEdit,
     id::{Digest, JobId, OrgId},
     job::Labels,
     json::Json,
@@ -46,11 +47,13 @@ pub enum EventKind {
     Imported,
     /// running → queued, because the lease expired.
     Lost,
+    /// queued → queued: what the creator asked for was changed.
+    Edited,
 }
 
 impl EventKind {
     /// Every kind, in the order of the contract.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Created,
         Self::Claimed,
         Self::Started,
@@ -65,6 +68,7 @@ impl EventKind {
         Self::Requeued,
         Self::Imported,
         Self::Lost,
+        Self::Edited,
     ];
 
     /// The name in the database.
@@ -84,6 +88,7 @@ impl EventKind {
             Self::Requeued => "requeued",
             Self::Imported => "imported",
             Self::Lost => "lost",
+            Self::Edited => "edited",
         }
     }
 
@@ -171,6 +176,8 @@ pub struct JobEvent {
     pub is_past: bool,
     /// The bulk operation that caused it.
     pub bulk_operation: Option<Uuid>,
+    /// What was changed; only on [`EventKind::Edited`] events. `labels` are those after it.
+    pub edit: Option<Arc<JobEdit>>,
 }
 
 impl JobEvent {
@@ -185,5 +192,12 @@ impl JobEvent {
             + self.message.len()
             + self.result.as_ref().map_or(0, Json::len)
             + self.error.as_ref().map_or(0, |error| error.code.len() + error.message.len())
+            + self.edit.as_ref().map_or(0, |edit| FIXED + edit.before.text_bytes() + edit.after.text_bytes())
+    }
+
+    /// True if the job has these labels, before or after the event.
+    pub fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
+        let have = |labels: &Labels| wanted.iter().all(|(key, value)| labels.get(key) == Some(value));
+        have(&self.labels) || self.edit.as_ref().and_then(|edit| edit.before.labels.as_ref()).is_some_and(have)
     }
 }

@@ -216,6 +216,7 @@ impl Timeline {
             | EventKind::Released
             | EventKind::CancelRequested
             | EventKind::DeadLettered
+            | EventKind::Edited
             | EventKind::Imported => {}
         }
         match event.kind {
@@ -237,6 +238,11 @@ impl Timeline {
             EventKind::Succeeded | EventKind::Failed | EventKind::Canceled => {
                 if let Some(began) = self.attempt_started_at.take().filter(|_| is_own) {
                     flow.runs.add((event.ts - began).to_std().unwrap_or_default());
+                }
+            }
+            EventKind::Edited => {
+                if let Some(time) = event.scheduled_at {
+                    self.ready_at = Some(time.max(event.ts));
                 }
             }
             EventKind::Imported => *self = Self { ready_at: Some(event.ts), attempt_started_at: None },

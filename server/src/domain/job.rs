@@ -12,6 +12,8 @@ use super::{
     status::JobStatus,
 };
 
+/// The most labels that a job has.
+pub const MAX_LABELS: usize = 32;
 /// The most characters of a job type.
 pub const MAX_TYPE_CHARS: usize = 100;
 /// The most characters of an idempotency key or of the name of a requester or worker.
@@ -29,7 +31,7 @@ pub const DEFAULT_MAX_LOST_ATTEMPTS: i32 = 3;
 /// The creator's labels, by key. The job and its events share them.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
-/// What the creator asked for. It never changes.
+/// What the creator asked for. Only an edit changes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
     /// The kind of work; workers choose jobs by it.
@@ -187,7 +189,7 @@ impl Job {
         self.spec.text_bytes() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
     }
 
-    /// Approximate size in the database without its events, in bytes. Never changes during a job's life.
+    /// Approximate size in the database without its events, in bytes. Only an edit changes it.
     pub fn weight(&self) -> i64 {
         const FIXED: i64 = 1 << 10;
         FIXED + i64::from(self.spec.payload_bytes)

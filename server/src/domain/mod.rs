@@ -6,6 +6,7 @@
 pub mod access;
 pub mod bulk;
 pub mod clock;
+pub mod edit;
 pub mod event;
 pub mod flow;
 pub mod id;

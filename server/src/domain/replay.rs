@@ -160,7 +160,8 @@ impl Replay {
             | EventKind::Released
             | EventKind::CancelRequested
             | EventKind::Canceled
-            | EventKind::DeadLettered => {}
+            | EventKind::DeadLettered
+            | EventKind::Edited => {}
         }
     }
 
@@ -189,7 +190,7 @@ impl Replay {
         }
         let finished_at = event.origin.as_ref().map_or(Some(event.ts), |origin| origin.finished_at);
         self.finished_at = finished_at.filter(|_| event.next_status.is_terminal());
-        if event.next_status == JobStatus::Queued {
+        if event.next_status == JobStatus::Queued && (event.kind != EventKind::Edited || event.scheduled_at.is_some()) {
             self.scheduled_at = event.scheduled_at;
         }
         self.updated_at = event.ts;

@@ -50,6 +50,8 @@ pub(super) struct Candidates {
     last: HashMap<Arc<str>, ClaimOrder>,
     /// The database may have more jobs of any type than were loaded.
     is_cut: bool,
+    /// The last jobs that were loaded of all types, in that case.
+    last_of_all: Option<ClaimOrder>,
 }
 
 impl Candidates {
@@ -75,20 +77,26 @@ impl Candidates {
         for job in known.values().filter(is_ready) {
             types.entry(Arc::clone(&job.spec.job_type)).or_default().insert(ClaimOrder::of(job), job.id);
         }
-        Self { types, cut: found.cut, last, is_cut: found.is_cut }
+        Self { types, cut: found.cut, last, is_cut: found.is_cut, last_of_all: found.last_of_all }
     }
 
     /// The type of the job that the claim gets next.
     fn first(&self, claim: &Claim) -> Option<&Arc<str>> {
-        // The database may have jobs of a used-up type that are more urgent than the candidates left. Another batch will see.
-        let is_used_up = |name: &Arc<str>| self.types.get(name).is_none_or(BTreeMap::is_empty);
+        // The database may have jobs of a used-up type that are more urgent than the candidates left: those that the batch has
+        // made, or has given a lower priority, come after the loaded ones. Another batch will see.
+        let is_used_up = |name: &Arc<str>| {
+            let first = self.types.get(name).and_then(BTreeMap::first_key_value);
+            first.is_none_or(|(order, _)| self.last.get(name).is_some_and(|last| order > last))
+        };
         if self.cut.iter().any(|name| claim.wants(name) && is_used_up(name)) {
             return None;
         }
         let of_type =
             |name| self.types.get_key_value(name).and_then(|(name, jobs)| Some((jobs.first_key_value()?, name)));
         let first = if claim.types.is_empty() {
-            self.types.keys().filter_map(of_type).min()
+            let is_loaded =
+                |((order, _), _): &((&ClaimOrder, &JobId), _)| self.last_of_all.is_none_or(|last| **order <= last);
+            self.types.keys().filter_map(of_type).min().filter(is_loaded)
         } else {
             claim.types.iter().filter_map(of_type).min()
         };
@@ -121,4 +129,44 @@ impl Candidates {
 pub(super) fn weight(job: &Job) -> usize {
     const FIXED: usize = 1_024;
     FIXED + job.spec.payload_bytes as usize + job.text_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{job::JobSpec, tests::ready_job},
+        store::ReadyJob,
+    };
+
+    /// Two jobs were loaded of more, and the batch has then given one of them this priority. Returns the jobs that a claim gets.
+    fn claimed(priority: i32, types: &[&str], is_cut_by_type: bool) -> usize {
+        let jobs = [1, 2].map(|seq| ready_job("t", seq));
+        let of =
+            |job: &Job| ReadyJob { id: job.id, job_type: Arc::clone(&job.spec.job_type), order: ClaimOrder::of(job) };
+        let loaded: Vec<_> = jobs.iter().map(of).collect();
+        let last_of_all = loaded.iter().map(|job| job.order).max().filter(|_| !is_cut_by_type);
+        let cut = if is_cut_by_type { BTreeSet::from(["t".into()]) } else { BTreeSet::new() };
+        let found = FoundReady { jobs: loaded, cut, is_cut: !is_cut_by_type, last_of_all };
+        let edited = Job { spec: Arc::new(JobSpec { priority, ..(*jobs[0].spec).clone() }), ..jobs[0].clone() };
+        let mut candidates = Candidates::new(found, &HashMap::from([(edited.id, edited)]), &OrgSettings::default());
+        let claim = Claim {
+            worker: "w".into(),
+            types: types.iter().map(|name| Arc::from(*name)).collect(),
+            max_jobs: 10,
+            lease: std::time::Duration::from_secs(30),
+            request: None,
+        };
+        let taken = std::iter::from_fn(|| candidates.take(&claim)).count();
+        assert!(candidates.has_more(&claim));
+        taken
+    }
+
+    #[test]
+    fn a_job_that_the_batch_put_behind_those_that_were_loaded_waits_for_the_next() {
+        for (types, is_cut_by_type) in [(&["t"][..], true), (&[], false)] {
+            assert_eq!(claimed(5, types, is_cut_by_type), 2);
+            assert_eq!(claimed(-5, types, is_cut_by_type), 1, "jobs that were not loaded may come before it");
+        }
+    }
 }

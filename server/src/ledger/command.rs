@@ -12,7 +12,7 @@ use crate::domain::{
     bulk::BulkRequest,
     clock::Time,
     id::{JobId, OrgId},
-    job::{Job, JobSpec},
+    job::{Job, JobSpec, MAX_LABELS},
     job_type::{Pause, TypeSettings},
     json::Json,
     transition::{self, ImportOutcome, ImportRefusal, Jump, News, Outcome, Past, Step, Sweep, Target},
@@ -206,10 +206,11 @@ impl BulkCommand {
     /// Approximate bytes of the command's texts.
     pub(super) fn text_bytes(&self) -> usize {
         let Self::Start(request) = self else { return 0 };
-        let BulkRequest { filter, reason, .. } = &**request;
+        let BulkRequest { edit, filter, reason, .. } = &**request;
         let texts = [&filter.requested_by, &filter.idempotency_key, &filter.error_code, &filter.worker];
         let labels = filter.labels.iter().map(|(key, value)| key.len() + value.len());
         reason.len()
+            + edit.text_bytes()
             + filter.types.iter().map(String::len).sum::<usize>()
             + labels.sum::<usize>()
             + texts.into_iter().flatten().map(String::len).sum::<usize>()
@@ -248,7 +249,7 @@ impl Command {
                 | transition::Command::Cancel(_)
                 | transition::Command::Sweep(_)
                 | transition::Command::Redate(_) => true,
-                transition::Command::Retry(_) => false,
+                transition::Command::Retry(_) | transition::Command::Edit(_) => false,
             },
             Self::Create(_) => false,
         }
@@ -258,7 +259,9 @@ impl Command {
     pub(super) fn grows(&self) -> bool {
         match self {
             Self::Create(_) => true,
-            Self::Apply { command, .. } => matches!(**command, transition::Command::Retry(_)),
+            Self::Apply { command, .. } => {
+                matches!(**command, transition::Command::Retry(_) | transition::Command::Edit(_))
+            }
         }
     }
 
@@ -266,7 +269,13 @@ impl Command {
     pub(super) fn labels(&self) -> usize {
         match self {
             Self::Create(create) => create.spec.labels.len(),
-            Self::Apply { .. } => 0,
+            Self::Apply { command, .. } => match &**command {
+                // The labels before are removed.
+                transition::Command::Edit(edit) => {
+                    edit.fields.labels.as_ref().map_or(0, |labels| MAX_LABELS + labels.len())
+                }
+                _ => 0,
+            },
         }
     }
 
@@ -291,6 +300,9 @@ impl Command {
                 }
                 transition::Command::Heartbeat(heartbeat) => news_bytes(&heartbeat.news),
                 transition::Command::Cancel(cancel) => cancel.reason.len(),
+                transition::Command::Edit(edit) => {
+                    edit.fields.text_bytes() + edit.payload.as_ref().map_or(0, Json::len)
+                }
                 transition::Command::Claim(_)
                 | transition::Command::Redeliver(_)
                 | transition::Command::GiveBack(_)

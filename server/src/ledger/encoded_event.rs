@@ -29,8 +29,9 @@ impl EncodedEvent {
     /// True if the event matches the filter, whose labels have these marks.
     pub(super) fn matches(&self, filter: &EventFilter, labels: &LabelBloom) -> bool {
         let Some(event) = self.event.job() else { return filter.has_org_events };
-        let may_have =
-            filter.labels.is_empty() || self.marks.get_or_init(|| LabelBloom::of(&event.labels)).may_have(labels);
+        let may_have = filter.labels.is_empty()
+            || event.edit.is_some()
+            || self.marks.get_or_init(|| LabelBloom::of(&event.labels)).may_have(labels);
         may_have && filter.matches(event)
     }
 

@@ -1,19 +1,29 @@
 //! Why a job does not run: what the lane says, and which workers ask for its type.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::TimeDelta;
 
 use super::{Author, Explain, Explanation, Ledger, LedgerError, submission::Submission, worker_list::merge};
 use crate::{
-    domain::{id::JobId, job_type::ALL_TYPES, status::JobStatus, worker::Worker},
-    store::{Store, WorkerPage},
+    domain::{
+        id::{JobId, OrgId},
+        job_type::ALL_TYPES,
+        status::JobStatus,
+        worker::Worker,
+    },
+    store::{SeriesKind, StatisticsQuery, Store, TypeStatistics, WorkerPage},
 };
 
 /// Workers that are looked through.
 const WORKERS: usize = 5_000;
 /// A worker that was silent for longer may be gone.
 const ALIVE: TimeDelta = TimeDelta::minutes(1);
+/// The time whose rate tells how long jobs wait.
+const LATELY: TimeDelta = TimeDelta::minutes(15);
 /// How often a batch is asked that could not tell.
 const TRIES: u32 = 3;
 
@@ -29,6 +39,29 @@ pub struct Explained {
     pub waiting: usize,
     /// True if there may be more of both.
     pub lacks_some: bool,
+    /// Attempts of jobs of the type that began within the last 15 minutes, per second. 0 unless the job is queued.
+    pub begun_per_second: f64,
+}
+
+impl Explained {
+    /// How long the job is likely to wait still. `None` if nothing tells.
+    pub fn estimated_wait(&self) -> Option<Duration> {
+        let Explanation { job, pauses, ahead, quota, as_of, .. } = &self.decided;
+        if job.status != JobStatus::Queued || quota.is_some() {
+            return None;
+        }
+        // It can't begin before its time, nor before the last of the pauses ends.
+        let mut from = job.ready_at.max(*as_of);
+        for pause in pauses.iter().flatten() {
+            from = from.max(pause.until?);
+        }
+        let until_then = (from - *as_of).to_std().unwrap_or_default();
+        if *ahead == 0 && self.waiting > 0 {
+            return Some(until_then);
+        }
+        let in_turn = Duration::try_from_secs_f64((*ahead + 1) as f64 / self.begun_per_second).ok()?;
+        Some(until_then + in_turn)
+    }
 }
 
 impl Ledger {
@@ -68,6 +101,23 @@ impl Ledger {
                 waiting += usize::from(worker.is_waiting);
             }
         }
-        Ok(Explained { decided, asking, waiting, lacks_some })
+        let begun_per_second = self.begun_per_second(org, &decided).await?;
+        Ok(Explained { decided, asking, waiting, lacks_some, begun_per_second })
+    }
+
+    /// How many jobs of a queued job's type begin per second.
+    async fn begun_per_second(&self, org: OrgId, decided: &Explanation) -> Result<f64, LedgerError> {
+        if decided.job.status != JobStatus::Queued {
+            return Ok(0.0);
+        }
+        let types = vec![decided.job.spec.job_type.to_string()];
+        let query = StatisticsQuery { types, window: LATELY, series: SeriesKind::None };
+        let found = self.statistics(org, &query).await?;
+        let seconds = (found.as_of - found.since).as_seconds_f64().max(1.0);
+        let begun = |of_type: &TypeStatistics| {
+            let [_, begun, ..] = of_type.flow.counts();
+            begun as f64
+        };
+        Ok(found.types.iter().map(begun).sum::<f64>() / seconds)
     }
 }

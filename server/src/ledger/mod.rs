@@ -9,6 +9,7 @@ mod clock_watch;
 pub mod command;
 mod decide;
 mod disk_space;
+mod edit;
 mod encoded_event;
 mod error;
 mod explain;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     JobPage, ListOrder, ListQuery, StoreError,
+    detail::FieldsText,
     rows::{Columns, damaged, json_text},
     value::Value,
 };
@@ -124,11 +125,13 @@ struct RequestText {
     finished_after: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_before: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edit: Option<FieldsText>,
 }
 
 impl RequestText {
     fn of(operation: &BulkOperation) -> Self {
-        let BulkRequest { action, filter, reason, is_dry_run, expected_count, digest, .. } = &operation.request;
+        let BulkRequest { action, edit, filter, reason, is_dry_run, expected_count, digest, .. } = &operation.request;
         let micros = |time: Option<Time>| time.map(|time| time.timestamp_micros());
         Self {
             action: action.as_str().to_owned(),
@@ -148,6 +151,7 @@ impl RequestText {
             worker: filter.worker.clone(),
             finished_after: micros(filter.finished_after),
             finished_before: micros(filter.finished_before),
+            edit: (!edit.is_empty()).then(|| FieldsText::of(edit)),
         }
     }
 
@@ -173,6 +177,7 @@ impl RequestText {
         let request = BulkRequest {
             id,
             action: BulkAction::parse(&self.action).ok_or_else(odd)?,
+            edit: self.edit.map(FieldsText::read).transpose()?.unwrap_or_default(),
             filter,
             reason: self.reason.into(),
             is_dry_run: self.dry_run,

@@ -13,7 +13,7 @@ use crate::domain::{
     event::{JobEvent, Position},
     flow::Milestone,
     id::{Digest, JobId},
-    job::Job,
+    job::{Job, Labels},
     job_type::{OrgSettings, TypeSettings},
     json::Json,
     org_event::{LogEvent, OrgEvent},
@@ -183,7 +183,9 @@ pub struct Changes {
     pub next_retention: Option<Time>,
     /// When to sweep the org for due jobs next. `None` leaves the time as it is.
     pub next_due: Option<NextDue>,
-    /// The payloads of new jobs.
+    /// Existing jobs that were edited.
+    pub edited: Vec<Edited>,
+    /// The payloads of new jobs, and new payloads of edited ones.
     pub payloads: Vec<NewPayload>,
     /// New events, in the order of `seq`.
     pub events: Vec<Arc<JobEvent>>,
@@ -217,6 +219,19 @@ pub struct NewPayload {
     pub json: Json,
     /// `seq` of the job's first event, if the payload is stored with that event ([`Job::payload_recorded_at`]).
     pub seq: Option<i64>,
+}
+
+/// An existing job that was edited: its row is written whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edited {
+    /// The job.
+    pub job: JobId,
+    /// `seq` of its first event.
+    pub created_seq: i64,
+    /// The labels that the database has of it, if they were changed.
+    pub labels_before: Option<Labels>,
+    /// Its payload was changed: a row with the payload before it is to be removed.
+    pub has_other_payload: bool,
 }
 
 /// Org events before the floor of the log: the oldest ones, up to a bound.

@@ -1,6 +1,6 @@
 //! `job_event.detail_json`: what an event says besides its columns, the same in every database.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -12,6 +12,7 @@ use super::{
     rows::{damaged, json_text, non_empty},
 };
 use crate::domain::{
+    edit::{EditableFields, JobEdit, PayloadMark},
     event::{JobError, JobEvent, Origin},
     id::Digest,
     json::Json,
@@ -42,6 +43,70 @@ struct Detail<'a> {
     /// The bulk operation that caused the event.
     #[serde(skip_serializing_if = "Option::is_none")]
     bulk: Option<String>,
+    /// What an `edited` event changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edit: Option<EditText>,
+}
+
+/// A [`JobEdit`].
+#[derive(Serialize, Deserialize)]
+struct EditText {
+    before: FieldsText,
+    after: FieldsText,
+}
+
+/// [`EditableFields`]. A field that was edited and has no value is null; one that was not edited is left out. Durations are in
+/// microseconds, digests in hexadecimal digits.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct FieldsText {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    priority: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<i32>,
+    #[serde(default, deserialize_with = "present_or_null", skip_serializing_if = "Option::is_none")]
+    run_timeout: Option<Option<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    labels: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "present_or_null", skip_serializing_if = "Option::is_none")]
+    scheduled_at: Option<Option<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload_bytes: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload_sha256: Option<String>,
+}
+
+/// Tells null from absent.
+fn present_or_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
+}
+
+impl FieldsText {
+    pub(super) fn of(fields: &EditableFields) -> Self {
+        Self {
+            priority: fields.priority,
+            max_attempts: fields.max_attempts,
+            run_timeout: fields.run_timeout.map(|timeout| timeout.map(|timeout| timeout.as_micros() as u64)),
+            labels: fields.labels.as_deref().cloned(),
+            scheduled_at: fields.scheduled_at.map(|time| time.map(rfc3339)),
+            payload_bytes: fields.payload.map(|payload| payload.bytes),
+            payload_sha256: fields.payload.and_then(|payload| payload.digest).map(|digest| digest.to_string()),
+        }
+    }
+
+    pub(super) fn read(self) -> Result<EditableFields, StoreError> {
+        let digest = self.payload_sha256.map(|digest| digest.parse().map_err(|()| damaged("digest"))).transpose()?;
+        let scheduled_at = self.scheduled_at.map(|at| at.as_deref().map(time).transpose()).transpose()?;
+        Ok(EditableFields {
+            priority: self.priority,
+            max_attempts: self.max_attempts,
+            run_timeout: self.run_timeout.map(|timeout| timeout.map(Duration::from_micros)),
+            labels: self.labels.map(Arc::new),
+            scheduled_at,
+            payload: self.payload_bytes.map(|bytes| PayloadMark { bytes, digest }),
+        })
+    }
 }
 
 /// The [`Origin`] of an imported job.
@@ -104,6 +169,7 @@ impl<'a> Detail<'a> {
             && self.origin.is_none()
             && !self.past
             && self.bulk.is_none()
+            && self.edit.is_none()
     }
 }
 
@@ -122,6 +188,10 @@ pub(super) fn write(event: &JobEvent, max_result: usize) -> Result<Option<String
         origin: event.origin.as_deref().map(OriginText::of),
         past: event.is_past,
         bulk: event.bulk_operation.map(|id| id.to_string()),
+        edit: event
+            .edit
+            .as_deref()
+            .map(|edit| EditText { before: FieldsText::of(&edit.before), after: FieldsText::of(&edit.after) }),
     };
     Ok((!detail.is_empty()).then(|| json_text(&detail)))
 }
@@ -143,6 +213,9 @@ pub(super) fn read(text: &str, event: &mut JobEvent) -> Result<(), StoreError> {
     event.is_past = detail.past;
     let bulk = detail.bulk.map(|id| Uuid::try_parse(&id).map_err(|_| damaged("bulk operation")));
     event.bulk_operation = bulk.transpose()?;
+    let edit =
+        detail.edit.map(|edit| Ok::<_, StoreError>(JobEdit { before: edit.before.read()?, after: edit.after.read()? }));
+    event.edit = edit.transpose()?.map(Arc::new);
     event.origin = detail.origin.map(|origin| origin.read().map(Arc::new)).transpose()?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     Differs, StoreError,
     extension::Extension,
-    job_columns::{JOB_COLUMNS, JobColumn, Kind, read_job},
+    job_columns::{JOB_COLUMNS, JobColumn, Kind, Varies, read_job},
     rows::{Columns, damaged},
     value::Value,
 };
@@ -39,7 +39,7 @@ const OF_EVENT: [&str; 6] = ["status", "attempt", "updated_at", "last_job_seq", 
 
 /// True of a column that images have. They have these in the order of [`JOB_COLUMNS`].
 fn is_in_image(column: &JobColumn) -> bool {
-    column.changes && !OF_EVENT.contains(&column.name)
+    column.changes == Varies::InLife && !OF_EVENT.contains(&column.name)
 }
 
 /// A value in an image, as JSON. Numbers, flags and times are numbers: a time counts microseconds from that of the event
@@ -144,7 +144,7 @@ impl Image {
         }
         let value = |column: &JobColumn| {
             Ok(match (column.changes, is_in_image(column)) {
-                (false, _) => None,
+                (Varies::Never | Varies::ByEdit, _) => None,
                 (_, true) if !has_all => None,
                 (_, true) => Some(later(column.kind, items.next().flatten(), at)?),
                 (_, false) => of_event.next(),
@@ -279,7 +279,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::{event::JobEvent, status::JobStatus, tests::replay::any_history};
+    use crate::domain::{
+        event::{EventKind, JobEvent},
+        status::JobStatus,
+        tests::replay::any_history,
+    };
 
     /// A row as a list of values, from left to right.
     struct Row<'a>(std::vec::IntoIter<Value<'a>>);
@@ -373,6 +377,10 @@ mod tests {
             let mut rows: Vec<&Job> = Vec::new();
             for (job, events) in &history {
                 let Some(last) = events.last() else { continue };
+                // An edit writes the whole row.
+                if events.iter().any(|event| event.kind == EventKind::Edited) {
+                    rows.clear();
+                }
                 rows.push(job);
                 prop_assert_eq!(&read(job, None, last), job);
                 if job.status == JobStatus::Running {

@@ -23,12 +23,22 @@ use crate::domain::{
 pub(super) struct JobColumn {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
-    /// Whether the column changes after the job was created.
-    pub(super) changes: bool,
+    /// When the column changes after the job was created.
+    pub(super) changes: Varies,
     /// The group of the column.
     pub(super) shared: Shared,
     /// The column's value for a job.
     pub(super) value: for<'a> fn(&'a Job) -> Value<'a>,
+}
+
+/// When a column changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Varies {
+    Never,
+    /// Only by an edit, which writes the job's whole row. No image has the column.
+    ByEdit,
+    /// With the job's life.
+    InLife,
 }
 
 /// The type of a column's values.
@@ -133,17 +143,18 @@ macro_rules! job_columns {
 /// The columns of `job`, in the order in which they are written and read.
 pub(super) const JOB_COLUMNS: &[JobColumn] = JobRow::COLUMNS;
 
-const FIXED: bool = false;
-const CHANGES: bool = true;
+const FIXED: Varies = Varies::Never;
+const EDITS: Varies = Varies::ByEdit;
+const CHANGES: Varies = Varies::InLife;
 
 job_columns! {
     <'r>
     "org_id" org_id: Uuid, FIXED, Org, |job| job.org_id.0.into();
     "id" id: Uuid, FIXED, No, |job| job.id.0.into();
     "type" job_type: &'r str, FIXED, Type, |job| (&*job.spec.job_type).into();
-    "max_attempts" max_attempts: i32, FIXED, Spec, |job| job.spec.max_attempts.into();
+    "max_attempts" max_attempts: i32, EDITS, Spec, |job| job.spec.max_attempts.into();
     "max_lost_attempts" max_lost_attempts: i32, FIXED, Spec, |job| job.spec.max_lost_attempts.into();
-    "priority" priority: i32, FIXED, Spec, |job| job.spec.priority.into();
+    "priority" priority: i32, EDITS, Spec, |job| job.spec.priority.into();
     "idempotency_key" key: Option<&'r str>, FIXED, Key, |job| {
         job.spec.idempotency.as_ref().map(|idempotency| &*idempotency.key).into()
     };
@@ -151,13 +162,13 @@ job_columns! {
         job.spec.idempotency.as_ref().and_then(|idempotency| idempotency.digest.as_ref()).map(|digest| &digest.0[..]).into()
     };
     "requested_by" requested_by: Option<&'r str>, FIXED, Spec, |job| non_empty(&job.spec.requested_by).into();
-    "labels" labels: Option<&'r str>, FIXED, Spec, |job| labels_json(&job.spec.labels).into();
+    "labels" labels: Option<&'r str>, EDITS, Spec, |job| labels_json(&job.spec.labels).into();
     "retry_initial" retry_initial: Duration, FIXED, Spec, |job| job.spec.retry_policy.initial_backoff.into();
     "retry_multiplier" retry_multiplier: f64, FIXED, Spec, |job| job.spec.retry_policy.multiplier.into();
     "retry_max" retry_max: Duration, FIXED, Spec, |job| job.spec.retry_policy.max_backoff.into();
-    "run_timeout" run_timeout: Option<Duration>, FIXED, RunTimeout, |job| job.spec.run_timeout.into();
-    "payload_bytes" payload_bytes: i32, FIXED, Payload, |job| job.spec.payload_bytes.into();
-    "payload_recorded_at" payload_recorded_at: Option<Time>, FIXED, SmallPayload, |job| job.payload_recorded_at.into();
+    "run_timeout" run_timeout: Option<Duration>, EDITS, RunTimeout, |job| job.spec.run_timeout.into();
+    "payload_bytes" payload_bytes: i32, EDITS, Payload, |job| job.spec.payload_bytes.into();
+    "payload_recorded_at" payload_recorded_at: Option<Time>, EDITS, SmallPayload, |job| job.payload_recorded_at.into();
     "created_at" created_at: Time, FIXED, Clock, |job| job.created_at.into();
     "created_seq" created_seq: i64, FIXED, No, |job| job.created_seq.into();
     "status" status: JobStatus, CHANGES, No, |job| job.status.as_str().into();

@@ -32,7 +32,8 @@ macro_rules! scripts {
             (6, "org_events", "0006_org_events"),
             (7, "bulk_operations", "0007_bulk_operations"),
             (8, "workers", "0008_workers"),
-            (9, "revoked_tokens", "0009_revoked_tokens")
+            (9, "revoked_tokens", "0009_revoked_tokens"),
+            (10, "edits", "0010_edits")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -52,7 +53,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 12, sql: include_str!("../../migrations/postgres/functions.sql") };
+    Functions { version: 13, sql: include_str!("../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -267,7 +268,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (12, "b965196df246be89eb7fc13b76ca96bf3e65a1b710899256e6f954a0e8cf3bd4")
+            (13, "e77b68ef534043b68a43816b92d2b65ed23ef4611a9740aa6f36e4022c4359f9")
         );
     }
 

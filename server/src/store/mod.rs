@@ -45,7 +45,8 @@ pub use self::{
     bulk::{BulkNeeds, BulkPage, BulkStep, FoundBulk},
     changed::{Changed, Differs},
     changes::{
-        Changes, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Outdated, Retention, StatusCounts,
+        Changes, Edited, HeldBy, Loaded, MAX_SMALL_PAYLOAD, Needs, NewPayload, NextDue, Outdated, Retention,
+        StatusCounts,
     },
     copies::{Restored, RevokeTokens},
     database::{CopyProgress, Database, MigratingDown, open},

@@ -47,7 +47,7 @@ impl EventFilter {
             && (self.statuses.is_empty()
                 || self.statuses.contains(&event.next_status)
                 || self.is_leaving && event.prev_status.is_some_and(|left| self.statuses.contains(&left)))
-            && self.labels.iter().all(|(key, value)| event.labels.get(key) == Some(value))
+            && event.has_labels(&self.labels)
     }
 }
 

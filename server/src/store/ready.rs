@@ -62,6 +62,8 @@ pub struct FoundReady {
     pub cut: BTreeSet<Arc<str>>,
     /// The same for all types together.
     pub is_cut: bool,
+    /// The last of the jobs that were found among all types, if there may be more.
+    pub last_of_all: Option<ClaimOrder>,
 }
 
 impl FoundReady {
@@ -74,8 +76,9 @@ impl FoundReady {
         let is_cut = |(name, found): &(&Arc<str>, usize)| wanted.of.get(*name).is_some_and(|limit| found >= limit);
         let cut = found.into_iter().filter(is_cut).map(|(name, _)| Arc::clone(name)).collect();
         let is_cut = wanted.all > 0 && of_all.len() >= wanted.all;
+        let last_of_all = of_all.iter().map(|job| job.order).max().filter(|_| is_cut);
         let mut known = HashSet::new();
         let jobs = of_types.into_iter().chain(of_all).filter(|job| known.insert(job.id)).collect();
-        Self { jobs, cut, is_cut }
+        Self { jobs, cut, is_cut, last_of_all }
     }
 }

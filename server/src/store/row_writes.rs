@@ -52,7 +52,7 @@ impl<'a> Events<'a> {
             let has_ended = event.prev_status.is_some_and(JobStatus::is_terminal);
             let of_job = first.entry(event.job_id).or_insert(First { event, may_be_left: !has_ended });
             // Imported events don't say when they changed the job.
-            of_job.may_be_left &= !event.is_past && event.kind != EventKind::Imported;
+            of_job.may_be_left &= !event.is_past && !matches!(event.kind, EventKind::Imported | EventKind::Edited);
         }
         Self(first)
     }

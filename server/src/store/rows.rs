@@ -202,6 +202,7 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         origin: None,
         is_past: false,
         bulk_operation: None,
+        edit: None,
     };
     if let Some(text) = columns.optional_text()? {
         detail::read(text, &mut event)?;

@@ -1,14 +1,15 @@
 //! Verifies one org: its log, each job against its events, the counters and the series.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Pause, What, counted::Counted};
 use crate::{
     domain::{
-        event::JobEvent,
+        edit::EditableFields,
+        event::{EventKind, JobEvent},
         flow::{Flow, Milestone, Timeline},
         id::{JobId, OrgId},
-        job::Job,
+        job::{Job, Labels},
         job_filter::JobFilter,
         org_event::LogEvent,
         replay::{Fold, Replay},
@@ -70,6 +71,8 @@ pub(super) async fn verify(
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
     let (mut of_jobs, mut is_whole) = (0, true);
+    // Of jobs whose payload was changed since the stock was read.
+    let mut bytes_since = 0;
     let mut query = ListQuery {
         after: heads.last + 1,
         ..ListQuery::first(JobFilter::default(), ListOrder::NewestFirst, PAGE_JOBS)
@@ -87,7 +90,8 @@ pub(super) async fn verify(
         bytes += page.jobs.iter().map(Job::weight).sum::<i64>();
         for jobs in groups(&page.jobs) {
             pause.keep().await?;
-            of_jobs += check_jobs(store, org, jobs, &heads, &mut counted, &mut found.differences).await?;
+            let checked = check_jobs(store, org, jobs, &heads, &mut counted, &mut found.differences).await?;
+            (of_jobs, bytes_since) = (of_jobs + checked.events, bytes_since + checked.bytes_since);
         }
         on_progress(found.jobs);
         match page.next {
@@ -101,7 +105,7 @@ pub(super) async fn verify(
         if of_jobs + remaining != events {
             found.differences.push(What::Orphans(events - of_jobs - remaining));
         }
-        let counted_stock = Stock { jobs: found.jobs as i64, bytes };
+        let counted_stock = Stock { jobs: found.jobs as i64, bytes: bytes - bytes_since };
         if let Some((_, stored)) = stock.filter(|(_, stored)| *stored != counted_stock) {
             found.differences.push(What::Stock { stored, counted: counted_stock });
         }
@@ -204,7 +208,16 @@ fn groups(jobs: &[Job]) -> Vec<&[Job]> {
     groups
 }
 
-/// Checks jobs against their events. Returns how many of the events lie at or before the last head.
+/// What was counted of the events of some jobs.
+#[derive(Default)]
+struct Checked {
+    /// Those at or before the last head.
+    events: i64,
+    /// By how many bytes the later ones have changed the payloads.
+    bytes_since: i64,
+}
+
+/// Checks jobs against their events.
 async fn check_jobs(
     store: &dyn Store,
     org: OrgId,
@@ -212,13 +225,13 @@ async fn check_jobs(
     heads: &Heads,
     counted: &mut Counted,
     differences: &mut Vec<What>,
-) -> Result<i64, StoreError> {
+) -> Result<Checked, StoreError> {
     let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
     // All rows come from one snapshot, so no event up to the last one of any row was committed after it.
     let last = jobs.iter().map(|job| job.last_seq).max().unwrap_or_default();
     let mut jobs = jobs.iter();
     let mut current: Option<History<'_>> = None;
-    let (mut ids, mut after, mut events) = (&ids[..], 0, 0);
+    let (mut ids, mut after, mut checked) = (&ids[..], 0, Checked::default());
     loop {
         let page = store.audit().histories(org, ids, after, last, PAGE_EVENTS).await?;
         for event in &page {
@@ -229,7 +242,11 @@ async fn check_jobs(
                 let Some(job) = jobs.next() else { break };
                 current = Some(History::new(job));
             }
-            events += i64::from(event.seq <= heads.last);
+            if event.seq <= heads.last {
+                checked.events += 1;
+            } else {
+                checked.bytes_since += event.edit.as_ref().map_or(0, |edit| edit.payload_growth());
+            }
             if let Some(history) = &mut current {
                 history.follow(event, heads, counted);
             }
@@ -242,7 +259,7 @@ async fn check_jobs(
     for history in current.into_iter().chain(jobs.map(History::new)) {
         history.end(heads, counted, differences);
     }
-    Ok(events)
+    Ok(checked)
 }
 
 /// A job, and the state of its events so far.
@@ -253,20 +270,34 @@ struct History<'a> {
     /// The job's status at the head of the counters.
     counted: Option<JobStatus>,
     first_seq: Option<i64>,
+    /// The labels after the last event, and what edits have changed.
+    labels: Option<Labels>,
+    edited: EditableFields,
     /// How an event differs from its job, if one does.
     odd: Option<String>,
 }
 
 impl<'a> History<'a> {
     fn new(job: &'a Job) -> Self {
-        let replay = Fold::default();
-        Self { job, timeline: Timeline::default(), replay, counted: None, first_seq: None, odd: None }
+        let (replay, edited) = (Fold::default(), EditableFields::default());
+        let timeline = Timeline::default();
+        Self { job, timeline, replay, counted: None, first_seq: None, labels: None, edited, odd: None }
     }
 
     fn follow(&mut self, event: &JobEvent, heads: &Heads, counted: &mut Counted) {
         let spec = &self.job.spec;
-        if event.job_type != spec.job_type || event.labels != spec.labels {
+        let edit = event.edit.as_deref();
+        let labels_before = edit.and_then(|edit| edit.before.labels.as_ref()).unwrap_or(&event.labels);
+        if event.job_type != spec.job_type
+            || self.labels.replace(Arc::clone(&event.labels)).is_some_and(|of| of != *labels_before)
+        {
             self.odd.get_or_insert_with(|| format!("event {} differs in type or labels", event.seq));
+        }
+        let follows = edit.is_none_or(|edit| {
+            self.edited.follow(edit) && edit.after.labels.as_ref().is_none_or(|labels| *labels == event.labels)
+        });
+        if !follows || edit.is_some() != (event.kind == EventKind::Edited) {
+            self.odd.get_or_insert_with(|| format!("event {} does not follow the edits before it", event.seq));
         }
         self.first_seq.get_or_insert(event.seq);
         if heads.series.get(&*spec.job_type).is_some_and(|head| event.seq <= *head) {
@@ -288,6 +319,9 @@ impl<'a> History<'a> {
             counted.job(&job.spec.job_type, status);
         }
         let mut differ = |id: JobId, what: String| differences.push(What::Row(id, what));
+        if self.labels.is_some_and(|labels| labels != job.spec.labels) || !self.edited.are_of(&job.spec) {
+            differ(id, "the row differs from the last event in labels or in what was edited".to_owned());
+        }
         if let Some(odd) = self.odd {
             differ(id, odd);
         }

@@ -11,6 +11,7 @@ use super::{
 use crate::domain::{
     bulk::{BulkAction, BulkRequest},
     clock::Time,
+    edit::{EditableField, EditableFields},
     job::MAX_ERROR_CODE_CHARS,
     job_filter::JobFilter,
 };
@@ -20,6 +21,15 @@ const DEFAULT_PAGE: usize = 50;
 const MAX_PAGE: usize = 50;
 /// Longest reason: the event of each job repeats it.
 const MAX_REASON_CHARS: usize = 200;
+
+/// What an operation may change: everything but payloads.
+const CHANGEABLE: [EditableField; 5] = [
+    EditableField::Priority,
+    EditableField::ScheduledAt,
+    EditableField::Labels,
+    EditableField::MaxAttempts,
+    EditableField::RunTimeout,
+];
 
 impl Check {
     /// Checks the filters for jobs. `prefix` goes before their names in violations.
@@ -63,12 +73,24 @@ pub(in super::super) fn start_bulk(mut request: pb::StartBulkOperationRequest) -
     let action = match pb::BulkAction::try_from(request.action) {
         Ok(pb::BulkAction::Cancel) => Some(BulkAction::Cancel),
         Ok(pb::BulkAction::Retry) => Some(BulkAction::Retry),
+        Ok(pb::BulkAction::Update) => Some(BulkAction::Update),
         Ok(pb::BulkAction::Unspecified) | Err(_) => None,
     };
     check.that("action", action.is_some(), || match request.action {
         0 => "is required".to_owned(),
         action => format!("{action} is not an action"),
     });
+    let edit = match (action, request.update) {
+        (Some(BulkAction::Update), Some(changes)) => check.job_changes("update.", &CHANGEABLE, changes, false),
+        (Some(BulkAction::Update), None) => {
+            check.refuse("update", "is required for BULK_ACTION_UPDATE");
+            EditableFields::default()
+        }
+        (_, update) => {
+            check.that("update", update.is_none(), || "is only for BULK_ACTION_UPDATE".to_owned());
+            EditableFields::default()
+        }
+    };
     let filter = check.job_filter("filter.", request.filter.unwrap_or_default());
     check.that("filter", filter != JobFilter::default() || request.expected_count.is_some(), || {
         "must restrict the jobs, unless expected_count says how many all of them are".to_owned()
@@ -79,6 +101,7 @@ pub(in super::super) fn start_bulk(mut request: pb::StartBulkOperationRequest) -
     Ok(BulkRequest {
         id: id.unwrap_or_default(),
         action: action.unwrap_or(BulkAction::Cancel),
+        edit,
         filter,
         reason: request.reason.into(),
         is_dry_run: request.dry_run,
@@ -99,10 +122,9 @@ pub(in super::super) fn list_bulk(
 ) -> Result<(Option<(Time, Uuid)>, usize), ApiError> {
     let mut check = Check::default();
     let limit = check.page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE);
-    let before = (!request.page_token.is_empty()).then(|| parse(&request.page_token));
-    check.that("page_token", before != Some(None), || "is not the next_page_token of an answer".to_owned());
+    let before = check.page_after(&request.page_token, parse);
     check.finish()?;
-    Ok((before.flatten(), limit))
+    Ok((before, limit))
 }
 
 /// The token of the page that begins before this operation.

@@ -16,7 +16,7 @@ use crate::domain::{
     clock::Time,
     event::JobError,
     id::{Digest, JobId},
-    job::{MAX_ERROR_CODE_CHARS, MAX_NAME_CHARS, MAX_STAGE_CHARS, MAX_TYPE_CHARS},
+    job::{MAX_ERROR_CODE_CHARS, MAX_LABELS, MAX_NAME_CHARS, MAX_STAGE_CHARS, MAX_TYPE_CHARS},
     json::Json,
     lease::{LONGEST_LEASE, LeaseToken},
     name::{is_seen, is_unseen},
@@ -25,7 +25,6 @@ use crate::domain::{
     transition::{Ending, News, Outcome, Step},
 };
 
-const MAX_LABELS: usize = 32;
 const MAX_LABEL_CHARS: usize = 63;
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 /// Bytes of the encoded `Value`, as received.

@@ -16,24 +16,12 @@ const DESCRIPTION: &str = "description";
 pub(in super::super) fn list_types(request: pb::ListJobTypesRequest) -> Result<(String, usize), ApiError> {
     let mut check = Check::default();
     let limit = check.page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE);
-    let after = request.page_token.strip_prefix(TOKEN).map(str::to_owned);
-    check.that("page_token", request.page_token.is_empty() || after.is_some(), || {
-        "is not the next_page_token of an answer".to_owned()
-    });
-    let after = after.unwrap_or_default();
+    let after = check.page_after_name(&request.page_token);
     if !after.is_empty() {
         check.job_type("page_token", &after);
     }
     check.finish()?;
     Ok((after, limit))
-}
-
-/// Marks page tokens, so that other texts are refused.
-const TOKEN: &str = "after:";
-
-/// The token of the page that begins after this type.
-pub(in super::super) fn type_token(last: &str) -> String {
-    format!("{TOKEN}{last}")
 }
 
 pub(in super::super) fn get_type(request: pb::GetJobTypeRequest) -> Result<String, ApiError> {

@@ -2,15 +2,18 @@
 
 mod bulk;
 mod check;
+mod edit;
 mod job_types;
 mod list;
 mod orgs;
+mod page;
 mod read;
+mod spec;
 mod tokens;
 mod work;
 mod workers;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jobledger_proto::v1 as pb;
 use prost::Message as _;
@@ -20,19 +23,21 @@ pub(crate) use self::check::ending_digest;
 use self::check::{Check, digest};
 pub(super) use self::{
     bulk::{bulk_token, list_bulk, operation, start_bulk},
-    job_types::{delete_type, get_type, list_types, pause_type, resume_type, type_token, update_type},
+    edit::edit,
+    job_types::{delete_type, get_type, list_types, pause_type, resume_type, update_type},
     list::{Listing, list},
     orgs::list_orgs,
+    page::token_after,
     read::{statistics, subscribe},
     tokens::{create_token, list_tokens, revoke_token},
     work::{claim, heartbeat},
-    workers::{list_workers, worker_token},
+    workers::list_workers,
 };
 use super::{caller::Caller, status::ApiError};
 use crate::{
     domain::{
         id::JobId,
-        job::{DEFAULT_MAX_LOST_ATTEMPTS, Idempotency, JobSpec, MAX_PRIORITY},
+        job::{DEFAULT_MAX_LOST_ATTEMPTS, Idempotency, JobSpec},
         transition::{self, Cancel, Report, Retry},
     },
     ledger::{Command, Create},
@@ -41,9 +46,7 @@ use crate::{
 /// The metadata key that names the org.
 pub(super) const ORG_HEADER: &str = "x-org-id";
 
-const MAX_ATTEMPTS: i32 = 100;
 const MAX_LOST_ATTEMPTS: i32 = 100;
-const RUN_TIMEOUT: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(365 * 24 * 3_600)];
 /// Items of one batch call.
 const MAX_ITEMS: usize = 1_000;
 
@@ -91,20 +94,15 @@ pub(crate) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Resu
     check.job_type("type", &request.r#type);
     check.name("requested_by", &request.requested_by);
     check.labels("labels", &request.labels);
-    let priorities = -MAX_PRIORITY..=MAX_PRIORITY;
-    check.that("priority", priorities.contains(&request.priority), || {
-        format!("must be −{MAX_PRIORITY} to {MAX_PRIORITY}")
-    });
-    let max_attempts = if request.max_attempts == 0 { 1 } else { request.max_attempts };
-    check.that("max_attempts", (1..=MAX_ATTEMPTS).contains(&max_attempts), || format!("must be 1 to {MAX_ATTEMPTS}"));
+    let priority = check.priority("", request.priority);
+    let max_attempts = check.max_attempts("", request.max_attempts);
     let max_lost_attempts = request.max_lost_attempts.unwrap_or(DEFAULT_MAX_LOST_ATTEMPTS);
     check.that("max_lost_attempts", (0..=MAX_LOST_ATTEMPTS).contains(&max_lost_attempts), || {
         format!("must be 0 to {MAX_LOST_ATTEMPTS}")
     });
     let retry_policy = check.retry_policy(request.retry_policy.as_ref());
     let scheduled_at = request.scheduled_at.and_then(|time| check.time("scheduled_at", time));
-    let run_timeout =
-        request.run_timeout.as_ref().and_then(|timeout| check.duration("run_timeout", timeout, RUN_TIMEOUT));
+    let run_timeout = check.run_timeout("", request.run_timeout.as_ref());
     let requested_by = match caller.name() {
         Some(name) if request.requested_by.is_empty() => Arc::clone(name),
         _ => request.requested_by.into(),
@@ -116,7 +114,7 @@ pub(crate) fn create(mut request: pb::CreateJobRequest, caller: &Caller) -> Resu
         id: JobId(Uuid::now_v7()),
         spec: Arc::new(JobSpec {
             job_type: request.r#type.into(),
-            priority: request.priority,
+            priority,
             max_attempts,
             max_lost_attempts,
             retry_policy,

@@ -13,10 +13,7 @@ const MAX_PAGE: usize = 100;
 pub(in super::super) fn list_orgs(request: pb::ListOrgsRequest) -> Result<(Option<OrgId>, usize), ApiError> {
     let mut check = Check::default();
     let limit = check.page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE);
-    let after = Uuid::try_parse(&request.page_token).ok().map(OrgId);
-    check.that("page_token", request.page_token.is_empty() || after.is_some(), || {
-        "is not the next_page_token of an answer".to_owned()
-    });
+    let after = check.page_after(&request.page_token, |token| Uuid::try_parse(token).ok().map(OrgId));
     check.finish()?;
     Ok((after, limit))
 }

@@ -46,10 +46,7 @@ pub(in super::super) fn create_token(
 pub(in super::super) fn list_tokens(request: pb::ListTokensRequest) -> Result<(Uuid, usize), ApiError> {
     let mut check = Check::default();
     let limit = check.page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE);
-    let after = Uuid::try_parse(&request.page_token).ok();
-    check.that("page_token", request.page_token.is_empty() || after.is_some(), || {
-        "is not the next_page_token of an answer".to_owned()
-    });
+    let after = check.page_after(&request.page_token, |token| Uuid::try_parse(token).ok());
     check.finish()?;
     Ok((after.unwrap_or_default(), limit))
 }

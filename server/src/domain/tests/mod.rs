@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     clock::Time,
+    edit::EditableFields,
     event::{ACTOR_LEDGER, EventKind, JobError, JobEvent, Position},
     id::{Digest, JobId, OrgId},
     job::{Ended, Job, JobSpec},
@@ -20,8 +21,8 @@ use super::{
     replay::{Replay, ReplayError},
     status::JobStatus,
     transition::{
-        Cancel, Claim, Command, Ending, GiveBack, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport, News, Outcome,
-        RUN_TIMEOUT, Redeliver, Report, Retry, Step, Sweep, Target, Tick, Transition, TransitionError,
+        Cancel, Claim, Command, Edit, Ending, FoundPayload, GiveBack, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport,
+        News, Outcome, RUN_TIMEOUT, Redeliver, Report, Retry, Step, Sweep, Target, Tick, Transition, TransitionError,
     },
 };
 
@@ -71,6 +72,11 @@ fn job_held(max_attempts: i32, cancel_requested: bool) -> Job {
     job
 }
 
+/// A ready job of a type, whose first event has this `seq`.
+pub(crate) fn ready_job(job_type: &str, seq: i64) -> Job {
+    Job::create(JobId(Uuid::now_v7()), OrgId::DEFAULT, Arc::new(JobSpec::of_type(job_type)), None, tick(0, seq)).job
+}
+
 /// A job that a worker has just claimed, and the event of the claim.
 pub(crate) fn job_claimed() -> (Job, JobEvent) {
     let claimed = job_in(JobStatus::Queued, 1, false).apply(&Command::Claim(claim()), tick(10, 100)).unwrap();
@@ -113,6 +119,13 @@ fn cancel() -> Cancel {
 
 fn retry() -> Retry {
     Retry { etag: None, request: None, actor: "boss".into() }
+}
+
+/// An edit of the priority, and of the time if there is one.
+fn edit(priority: i32, at: Option<Option<Time>>) -> Command {
+    let fields = EditableFields { priority: Some(priority), scheduled_at: at, ..EditableFields::default() };
+    let found = FoundPayload::default();
+    Command::Edit(Box::new(Edit { fields, payload: None, found, etag: None, actor: "boss".into() }))
 }
 
 /// A sweep without an outage before it.
@@ -165,6 +178,19 @@ fn cell(decision: &Result<Transition, TransitionError>) -> String {
         Err(TransitionError::InvalidTransition { .. }) => "invalid".to_owned(),
         Err(TransitionError::LeaseLost) => "lost".to_owned(),
         Err(TransitionError::EtagMismatch { .. }) => "etag".to_owned(),
+        Err(TransitionError::PayloadOutdated) => "outdated".to_owned(),
+    }
+}
+
+fn assert_makes_sense(job: &Job, decision: Result<Transition, TransitionError>, of: &str) {
+    match decision {
+        Err(TransitionError::InvalidTransition { current }) => assert_eq!(current, job.status, "{of}"),
+        Ok(transition) => {
+            let is_held = transition.job.lease.is_some();
+            assert!(!is_held || transition.job.status == JobStatus::Running, "{of}");
+            assert_eq!(transition.job == *job, !transition.is_changed, "{of}");
+        }
+        Err(_) => {}
     }
 }
 
@@ -180,7 +206,7 @@ fn every_status_answers_every_command_as_the_table_says() {
     let with_news = |step| Report { news: news(50), ..report(step) };
     // `a|b`: without and with a requested cancellation, where these differ.
     #[rustfmt::skip]
-    let table: [(&str, i32, Make<'_>, [&str; 7]); 28] = [
+    let table: [(&str, i32, Make<'_>, [&str; 7]); 30] = [
         //                                                      queued     running               held                 succeeded failed     canceled   dead_letter
         ("nothing",             1, by_reporter(report(None)),           ["same",    "same",               "lost",              "same",    "same",     "same",     "same"]),
         ("news",                1, by_reporter(with_news(None)),        ["invalid", "progress",           "lost",              "invalid", "invalid",  "invalid",  "invalid"]),
@@ -209,6 +235,8 @@ fn every_status_answers_every_command_as_the_table_says() {
         ("give back",             1, Box::new(|job| give_back(job, token(job))),                         ["same", "same", "released|canceled", "same", "same", "same", "same"]),
         ("cancel",              1, Box::new(|_| Command::Cancel(cancel())),                          ["canceled", "canceled|same", "cancel_requested|same", "invalid", "invalid", "same", "invalid"]),
         ("retry",               1, Box::new(|_| Command::Retry(retry())),                            ["invalid", "invalid", "invalid", "invalid", "requeued", "requeued", "requeued"]),
+        ("edit",                1, Box::new(|_| edit(7, None)),                                      ["edited", "invalid", "invalid", "invalid", "invalid", "invalid", "invalid"]),
+        ("edit to the same",    1, Box::new(|job| edit(job.spec.priority, None)),                    ["same", "same", "same", "same", "same", "same", "same"]),
         ("look",                1, Box::new(|_| look()),                                             ["same", "same", "same", "same", "same", "same", "same"]),
     ];
     for (name, max_attempts, command, cells) in &table {
@@ -226,15 +254,7 @@ fn every_status_answers_every_command_as_the_table_says() {
                 let of =
                     format!("{} × {name}, held: {}, cancel requested: {cancel_requested}", job.status, cell_no == 2);
                 assert_eq!(cell(&decision), expected, "{of}");
-                match decision {
-                    Err(TransitionError::InvalidTransition { current }) => assert_eq!(current, job.status, "{of}"),
-                    Ok(transition) => {
-                        let is_held = transition.job.lease.is_some();
-                        assert!(!is_held || transition.job.status == JobStatus::Running, "{of}");
-                        assert_eq!(transition.job == job, !transition.is_changed, "{of}");
-                    }
-                    Err(_) => {}
-                }
+                assert_makes_sense(&job, decision, &of);
             }
         }
     }

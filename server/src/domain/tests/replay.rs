@@ -46,6 +46,8 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         1 => Just(Command::Cancel(cancel())),
         3 => (any_target(), any_report()).prop_map(|(to, report)| Command::LegacyReport(LegacyReport { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
+        3 => (0i32..3, prop::option::of(prop::option::of((0i64..1_000).prop_map(time))))
+            .prop_map(|(priority, at)| edit(priority, at)),
         3 => (0u64..100, clock_step()).prop_map(|(since, by)| {
             let jump = (by > 0).then(|| Jump { at: time(by), by: TimeDelta::seconds(by) });
             Command::Sweep(Sweep { reachable_for: Duration::from_secs(since), jump })

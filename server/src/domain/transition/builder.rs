@@ -82,11 +82,12 @@ impl Path {
             job.last_error = Some(error.clone());
         }
         job.finished_at = next.is_terminal().then_some(self.at.now);
-        if next != JobStatus::Running {
+        if next != JobStatus::Running && kind != EventKind::Edited {
             job.lease = None;
             job.due_at = None;
         }
-        if next == JobStatus::Queued {
+        // An edit without a time leaves the job's place among those that wait.
+        if next == JobStatus::Queued && (kind != EventKind::Edited || detail.scheduled_at.is_some()) {
             job.scheduled_at = detail.scheduled_at;
             job.ready_at = detail.scheduled_at.map_or(self.at.now, |time| time.max(self.at.now));
             job.due_at = (job.ready_at > self.at.now).then_some(job.ready_at);
@@ -114,6 +115,7 @@ impl Path {
             origin: None,
             is_past: false,
             bulk_operation: None,
+            edit: None,
         });
     }
 

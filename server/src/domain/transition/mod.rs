@@ -13,6 +13,7 @@
 //!                         lasts, or on request           └──▶ dead_letter   a budget of more than one attempt is used up
 //! ```
 //!
+//! While a job is queued, what its creator asked for may be edited, which leads from queued to queued.
 //! An attempt is lost when its lease expires; up to `max_lost_attempts` lost attempts don't count as failures. A redrive
 //! leads from dead_letter and canceled back to queued, as it does from failed. An imported job ([`Job::import`]) starts in
 //! the status that it has in the other system. Each arrow is exactly one event. A failure that is retried, or that uses the
@@ -21,6 +22,7 @@
 
 mod builder;
 mod cancel_redrive;
+mod edit;
 mod lease;
 mod legacy;
 mod redate;
@@ -34,6 +36,7 @@ use thiserror::Error;
 use self::builder::{Detail, Path};
 pub use self::{
     cancel_redrive::{Cancel, Retry},
+    edit::{Edit, FoundPayload},
     lease::{Claim, GiveBack, Heartbeat, Redeliver},
     legacy::{Import, ImportOutcome, ImportRefusal, ImportedState, LegacyReport, Mark, Past, PastKey, Target},
     report::{Ending, News, Outcome, Report, Step},
@@ -80,6 +83,8 @@ pub enum Command {
     Cancel(Cancel),
     /// Somebody redrives the job.
     Retry(Retry),
+    /// Somebody changes what the creator asked for.
+    Edit(Box<Edit>),
     /// A sweep handles what is due.
     Sweep(Sweep),
     /// The clock was set back after it had been ahead, by at most this much as far as known.
@@ -110,6 +115,9 @@ pub enum TransitionError {
     /// The lease token is not that of the job's current lease, or it is missing.
     #[error("the lease is lost: the lease token is missing, or is not the token of the job's current lease")]
     LeaseLost,
+    /// The job has changed since its payload was read for an edit.
+    #[error("the job changes faster than its payload can be compared")]
+    PayloadOutdated,
     /// The job has changed since the caller read it.
     #[error("the job has changed: its etag is {current}")]
     EtagMismatch {
@@ -174,6 +182,7 @@ impl Job {
             Command::GiveBack(given) => Ok(self.give_back(*given, at)),
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
+            Command::Edit(edit) => self.edit(edit, at),
             Command::Sweep(sweep) => Ok(self.sweep(*sweep, at)),
             Command::Redate(by) => Ok(self.redate(*by, at)),
         }

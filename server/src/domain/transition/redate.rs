@@ -8,7 +8,8 @@ use crate::domain::{clock::Time, job::Job, lease::LONGEST_LEASE, status::JobStat
 impl Job {
     /// Corrects the end of a lease, a `run_timeout` or a retry wait that was dated while the clock was ahead, by `by` at
     /// most as far as known. A `run_timeout` or wait then ends no later than if it began now; for leases see
-    /// `lease_end_today`. A time that a caller gave stays.
+    /// `lease_end_today`. A time that a caller gave stays, unless an edit gave it while the clock was ahead to a job that had begun
+    /// before: it can't be told from a retry wait.
     pub(super) fn redate(&self, by: Duration, at: Tick) -> Transition {
         let mut path = Path::new(self, &self.spec.requested_by, at);
         match self.status {

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod choose;
+mod edit;
 mod import;
 mod job_type;
 mod needs;
@@ -260,9 +261,12 @@ impl Log {
         let current = self.jobs.get(&job).ok_or(LedgerError::JobNotFound { job })?;
         let transition = current.apply(&self.within_quota(command), self.tick())?;
         self.check_quota(&transition)?;
+        let (status, before, timeline) = (current.status, Before::of(current), Timeline::of(current));
         let job = transition.job.clone();
+        if let transition::Command::Edit(edit) = command {
+            self.note_edit(&transition, edit);
+        }
         if transition.is_changed {
-            let (status, before, timeline) = (current.status, Before::of(current), Timeline::of(current));
             self.append(Some(status), before, timeline, transition);
         }
         Ok(job)
@@ -350,6 +354,11 @@ impl Log {
             for event in &events {
                 timeline.follow(&Milestone::of(event), &mut tally.flow);
             }
+        }
+        if before != Before::Nothing
+            && let Some(known) = self.jobs.get(&job.id)
+        {
+            self.head.stock.bytes += job.weight() - known.weight();
         }
         self.head.stock.bytes += events.iter().map(|event| event.weight() as i64).sum::<i64>();
         if before == Before::Nothing {

@@ -83,6 +83,10 @@ impl Log {
                 | EventKind::Canceled
                 | EventKind::DeadLettered
                 | EventKind::Lost => {}
+                EventKind::Edited => {
+                    let growth = event.edit.as_ref().map_or(0, |edit| edit.payload_growth().max(0));
+                    self.add_to_stock(0, event.weight() as u64 + growth.unsigned_abs())?;
+                }
             }
         }
         Ok(())

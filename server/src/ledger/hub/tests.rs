@@ -35,6 +35,7 @@ pub(in crate::ledger) fn events(seqs: impl IntoIterator<Item = i64>) -> Vec<LogE
         origin: None,
         is_past: false,
         bulk_operation: None,
+        edit: None,
     };
     seqs.into_iter().map(|seq| LogEvent::Job(Arc::new(event(seq)))).collect()
 }

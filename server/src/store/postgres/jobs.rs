@@ -7,7 +7,7 @@ use crate::{
     domain::{job::Job, status::JobStatus},
     store::{
         StoreError,
-        job_columns::{JOB_COLUMNS, JobColumn, Kind, Shared},
+        job_columns::{JOB_COLUMNS, JobColumn, Kind, Shared, Varies},
         value::Value,
     },
 };
@@ -25,13 +25,25 @@ impl Statement {
         Ok(())
     }
 
-    pub(super) fn changed_jobs(&mut self, jobs: &[&Job]) -> Result<(), StoreError> {
+    /// Overwrites the rows of changed jobs, those of edited ones whole.
+    pub(super) fn changed_jobs(&mut self, jobs: &[&Job], is_edited: impl Fn(&Job) -> bool) -> Result<(), StoreError> {
+        let (whole, others): (Vec<_>, Vec<_>) = jobs.iter().copied().partition(|job| is_edited(job));
+        self.overwritten_jobs("changed_jobs", &others, |column| column.changes == Varies::InLife)?;
+        self.overwritten_jobs("edited_jobs", &whole, |column| column.changes != Varies::Never)
+    }
+
+    fn overwritten_jobs(
+        &mut self,
+        part: &str,
+        jobs: &[&Job],
+        is_written: impl Fn(&JobColumn) -> bool,
+    ) -> Result<(), StoreError> {
         if jobs.is_empty() {
             return Ok(());
         }
         let org = self.org_column(jobs, |job| job.org_id)?;
         let id = self.column("id", jobs, |job| job.id.0)?;
-        let columns = self.job_columns(jobs, false, |column| column.changes)?;
+        let columns = self.job_columns(jobs, false, is_written)?;
         let set: Vec<_> = columns.iter().map(|column| format!("{0} = excluded.{0}", column.name)).collect();
         let names: Vec<_> = columns.iter().map(|column| column.name).collect();
         let values: Vec<_> = columns.iter().map(Column::value).collect();
@@ -42,7 +54,7 @@ impl Statement {
         // All of these rows exist, so none is inserted. ON CONFLICT looks each row up by its key, whatever PostgreSQL assumes
         // about the table. An UPDATE that was planned while the table was small would go on walking the org's rows.
         self.part(
-            "changed_jobs",
+            part,
             format_args!(
                 "(INSERT INTO jobledger.job (org_id, id, type, created_seq, retry_initial, retry_multiplier, retry_max, {names})
                  SELECT {org}, u.id, '', 0, 0, 0, 0, {values} FROM {rows}{guard}

@@ -1,6 +1,6 @@
 //! Writes what a batch changes: in one statement with a part for each kind of row, and in others for retention.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashMap};
 
 use chrono::{Datelike as _, TimeDelta};
 use sqlx::{
@@ -10,7 +10,7 @@ use sqlx::{
 
 use super::{
     cache::End,
-    statement::{Column, Statement, all_same},
+    statement::{Column, Statement, all_same, unnest},
 };
 use crate::{
     domain::{clock::Time, flow::Width, id::OrgId, job::Job, json::Json, status::JobStatus},
@@ -133,7 +133,11 @@ pub(super) type Write<'a> = (&'a OrgWrite<'a>, &'a Changes);
 pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArguments)>, StoreError> {
     let takes_more = |(log, changes): &Write<'_>| {
         let removes = changes.is_removing() || changes.removed_slice.is_some() || changes.removed_org_events.is_some();
-        let has_others = removes || !changes.bulk.is_empty() || changes.next_retention.is_some() || begins_log(changes);
+        let has_others = removes
+            || !changes.edited.is_empty()
+            || !changes.bulk.is_empty()
+            || changes.next_retention.is_some()
+            || begins_log(changes);
         let has_looked = matches!(log.next_due, Some(NextDue::At(_)));
         has_others || has_looked || log.begins_month(changes) || log.shall_fold(changes)
     };
@@ -161,6 +165,13 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
         }
         if remove.has_parts() {
             statements.push(remove.finish());
+        }
+        // First, too, since one statement would not see that rows with the same keys are gone.
+        let mut edit = Statement::new("edit");
+        let org = edit.bind(log.org.0)?;
+        edit.edited(&org, changes)?;
+        if edit.has_parts() {
+            statements.push(edit.finish());
         }
     }
     let mut write = Statement::new("write");
@@ -208,9 +219,18 @@ impl Statement {
     fn changes(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
         let created = rows(writes, |changes| &changes.created);
         self.created_jobs(&created)?;
-        self.changed_jobs(&writes.iter().flat_map(|(log, _)| &log.rows.rows).map(Cow::as_ref).collect::<Vec<_>>())?;
+        let changed: Vec<_> = writes.iter().flat_map(|(log, _)| &log.rows.rows).map(Cow::as_ref).collect();
+        let edited: HashMap<_, _> = writes
+            .iter()
+            .flat_map(|(log, changes)| changes.edited.iter().map(|edited| ((log.org, edited.job), edited)))
+            .collect();
+        self.changed_jobs(&changed, |job| edited.contains_key(&(job.org_id, job.id)))?;
         self.payloads(writes)?;
-        self.labels(&created)?;
+        // An edited job has the labels that it has now.
+        let has_other_labels =
+            |job: &Job| edited.get(&(job.org_id, job.id)).is_some_and(|edited| edited.labels_before.is_some());
+        let labeled = changed.into_iter().filter(|job| has_other_labels(job));
+        self.labels(&created.iter().copied().chain(labeled).collect::<Vec<_>>())?;
         self.events(writes)?;
         self.org_events(writes)?;
         self.settings(writes)?;
@@ -229,6 +249,42 @@ impl Statement {
     ) -> Result<Column, StoreError> {
         let is_same = all_same(rows, &org);
         self.either(is_same, "org_id", rows, |row| org(row).0)
+    }
+
+    /// Removes payloads and labels that edits replace.
+    fn edited(&mut self, org: &str, changes: &Changes) -> Result<(), StoreError> {
+        let payloads = changes.edited.iter().filter(|edited| edited.has_other_payload);
+        let payloads: Vec<_> = payloads.map(|edited| edited.job.0).collect();
+        if !payloads.is_empty() {
+            let ids = self.bind(payloads)?;
+            self.part(
+                "edited_payloads",
+                format_args!(
+                    "(DELETE FROM jobledger.job_payload WHERE org_id = {org} AND job_id = ANY ({ids}::uuid[]))"
+                ),
+            );
+        }
+        let labels = changes.edited.iter().flat_map(|edited| {
+            let before = edited.labels_before.iter().flat_map(|labels| labels.iter());
+            before.map(move |label| (edited.created_seq, label))
+        });
+        let labels: Vec<_> = labels.collect();
+        if !labels.is_empty() {
+            let columns = [
+                self.column("key", &labels, |(_, (key, _))| key.as_str().to_owned())?,
+                self.column("value", &labels, |(_, (_, value))| value.as_str().to_owned())?,
+                self.column("created_seq", &labels, |(seq, _)| *seq)?,
+            ];
+            let rows = unnest(&columns);
+            self.part(
+                "edited_labels",
+                format_args!(
+                    "(DELETE FROM jobledger.job_label l USING {rows}
+                     WHERE l.org_id = {org} AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
+                ),
+            );
+        }
+        Ok(())
     }
 
     fn payloads(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {

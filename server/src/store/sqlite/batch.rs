@@ -179,9 +179,13 @@ impl Batch for SqliteBatch {
         // Removals come first: a new job may use the idempotency key of a removed one.
         for (org, changes) in changes {
             expired::remove(connection, *org, changes).await?;
+            write::edited(connection, *org, changes).await?;
         }
         write::created(connection, &written).await?;
-        write::changed(connection, &rows.iter().map(Cow::as_ref).collect::<Vec<_>>()).await?;
+        let edited =
+            changes.iter().flat_map(|(org, changes)| changes.edited.iter().map(move |of| ((*org, of.job), of)));
+        let edited: HashMap<_, _> = edited.collect();
+        write::changed(connection, &rows.iter().map(Cow::as_ref).collect::<Vec<_>>(), &edited).await?;
         write::events(connection, &written).await?;
         write::org_events(connection, changes).await?;
         bulk::write(connection, changes).await?;

@@ -202,13 +202,8 @@ pub(super) async fn remove(connection: &mut SqliteConnection, org: OrgId, change
         let query = query.bind(micros(job.created_at)).bind(micros(job.last_recorded_at));
         query.execute(&mut *connection).await.map_err(store_error)?;
     }
-    for (key, value, job) in jobs.iter().flat_map(write::labels) {
-        let sql =
-            "/* remove */ DELETE FROM job_label WHERE org_id = $1 AND key = $2 AND value = $3 AND created_seq = $4";
-        let query = sqlx::query(sql).bind(org.0).bind(key).bind(value).bind(job.created_seq);
-        query.execute(&mut *connection).await.map_err(store_error)?;
-    }
-    Ok(())
+    let labels = jobs.iter().flat_map(write::labels).map(|(key, value, job)| (key, value, job.created_seq));
+    write::remove_labels(connection, org, labels.collect()).await
 }
 
 async fn remove_slice(connection: &mut SqliteConnection, org: OrgId, slice: &Slice) -> Result<(), StoreError> {

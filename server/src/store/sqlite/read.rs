@@ -123,7 +123,10 @@ fn events_sql(name: &str, index: &str, matching: &str) -> String {
                 OR $7 AND e.prev_status IN (SELECT value FROM json_each($6)))
             AND ($8 IS NULL OR e.labels IS NOT NULL AND NOT EXISTS (
                 SELECT 1 FROM json_each($8) wanted
-                WHERE NOT EXISTS (SELECT 1 FROM json_each(e.labels) found WHERE found.key = wanted.key AND found.value = wanted.value)))
+                WHERE NOT EXISTS (SELECT 1 FROM json_each(e.labels) found WHERE found.key = wanted.key AND found.value = wanted.value))
+                OR e.kind = 'edited' AND e.detail_json -> '$.edit.before.labels' IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM json_each($8) wanted WHERE NOT EXISTS (SELECT 1 FROM json_each(e.detail_json -> '$.edit.before.labels') found
+                    WHERE found.key = wanted.key AND found.value = wanted.value)))
         LEFT JOIN job_result x ON e.bytes > {MAX_SMALL_RESULT} AND x.org_id = e.org_id AND x.job_id = e.job_id AND x.seq = e.seq
         WHERE h.org_id = $1 ORDER BY e.seq LIMIT +$9"
     )

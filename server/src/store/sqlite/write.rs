@@ -1,17 +1,23 @@
 //! Writes of a batch to jobs, payloads, labels, events and results.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use sqlx::SqliteConnection;
 
-use super::{error::store_error, heads::Written, set::Set};
+use super::{error::store_error, heads::Written, load::ids_json, set::Set};
 use crate::{
-    domain::{event::JobEvent, id::OrgId, job::Job, json::Json, status::JobStatus},
+    domain::{
+        event::JobEvent,
+        id::{JobId, OrgId},
+        job::Job,
+        json::Json,
+        status::JobStatus,
+    },
     store::{
-        Changes, NewPayload, StoreError, detail,
-        job_columns::{JOB_COLUMNS, JobColumn},
+        Changes, Edited, NewPayload, StoreError, detail,
+        job_columns::{JOB_COLUMNS, JobColumn, Varies},
         org_events::{self, ORG_EVENT_COLUMNS},
-        rows::{self, EVENT_COLUMNS},
+        rows::{self, EVENT_COLUMNS, json_text},
         settings::{self, SETTING_COLUMNS},
         value::Value,
     },
@@ -30,6 +36,13 @@ pub(super) async fn created<'a>(
         payloads.extend(changes.large_payloads().map(row));
     }
     Set::new(&["org_id", "job_id", "payload"], payloads).insert(connection, "job_payload").await?;
+    insert_labels(connection, jobs).await
+}
+
+async fn insert_labels<'a>(
+    connection: &mut SqliteConnection,
+    jobs: impl Iterator<Item = &'a Job>,
+) -> Result<(), StoreError> {
     let labels = jobs.flat_map(labels).map(|(key, value, job)| {
         vec![job.org_id.0.into(), key.into(), value.into(), job.created_seq.into(), job.id.0.into()]
     });
@@ -42,14 +55,61 @@ pub(super) fn labels(job: &Job) -> impl Iterator<Item = (&str, &str, &Job)> {
     job.spec.labels.iter().map(move |(key, value)| (key.as_str(), value.as_str(), job))
 }
 
-/// Overwrites the rows of changed jobs.
-pub(super) async fn changed(connection: &mut SqliteConnection, jobs: &[&Job]) -> Result<(), StoreError> {
-    if jobs.is_empty() {
+/// Overwrites the rows of changed jobs, those of edited ones whole.
+pub(super) async fn changed(
+    connection: &mut SqliteConnection,
+    jobs: &[&Job],
+    edited: &HashMap<(OrgId, JobId), &Edited>,
+) -> Result<(), StoreError> {
+    let (whole, others): (Vec<_>, Vec<_>) =
+        jobs.iter().copied().partition(|job| edited.contains_key(&(job.org_id, job.id)));
+    for (jobs, are_edited) in [(whole, true), (others, false)] {
+        if jobs.is_empty() {
+            continue;
+        }
+        let is_written = |varies| varies == Varies::InLife || are_edited && varies == Varies::ByEdit;
+        let columns = JOB_COLUMNS.iter().enumerate().filter(|(n, column)| *n < KEY || is_written(column.changes));
+        jobs_set(columns.map(|(_, column)| column), jobs.iter().copied(), KEY).update(connection, "job").await?;
+    }
+    let labeled = jobs
+        .iter()
+        .copied()
+        .filter(|job| edited.get(&(job.org_id, job.id)).is_some_and(|edited| edited.labels_before.is_some()));
+    insert_labels(connection, labeled).await
+}
+
+/// Removes payloads and labels that edits replace. The new ones are inserted with those of new jobs.
+pub(super) async fn edited(connection: &mut SqliteConnection, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
+    let edited = &changes.edited;
+    if edited.iter().any(|edited| edited.has_other_payload) {
+        let ids = ids_json(edited.iter().filter(|edited| edited.has_other_payload).map(|edited| &edited.job));
+        let sql = "/* edited */ DELETE FROM job_payload WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))";
+        sqlx::query(sql).bind(org.0).bind(ids).execute(&mut *connection).await.map_err(store_error)?;
+    }
+    let labels = edited.iter().flat_map(|edited| {
+        let before = edited.labels_before.iter().flat_map(|labels| labels.iter());
+        before.map(|(key, value)| (key.as_str(), value.as_str(), edited.created_seq))
+    });
+    remove_labels(connection, org, labels.collect()).await
+}
+
+/// Removes labels by key, value and their job's `created_seq`.
+pub(super) async fn remove_labels(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    labels: Vec<(&str, &str, i64)>,
+) -> Result<(), StoreError> {
+    if labels.is_empty() {
         return Ok(());
     }
-    let columns = JOB_COLUMNS.iter().enumerate().filter(|(n, column)| *n < KEY || column.changes);
-    jobs_set(columns.map(|(_, column)| column), jobs.iter().copied(), KEY).update(connection, "job").await
+    sqlx::query(REMOVE_LABELS).bind(org.0).bind(json_text(&labels)).execute(connection).await.map_err(store_error)?;
+    Ok(())
 }
+
+/// Without the types of the values SQLite would look up labels by key and value alone.
+pub(super) const REMOVE_LABELS: &str = "/* remove_labels */ DELETE FROM job_label
+    WHERE org_id = $1 AND (key, value, created_seq) IN (
+        SELECT CAST(value ->> 0 AS TEXT), CAST(value ->> 1 AS TEXT), CAST(value ->> 2 AS INTEGER) FROM json_each($2))";
 
 /// Inserts new events, and their large results.
 pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written<'_>]) -> Result<(), StoreError> {

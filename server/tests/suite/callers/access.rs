@@ -93,7 +93,7 @@ pub(crate) fn client_with(server: &TestServer, token: &str) -> Client {
 }
 
 /// Every call, and whether a producer, worker, observer, auditor, admin or operator may make it, in this order.
-const CALLS: [(&str, [bool; 6]); 33] = [
+const CALLS: [(&str, [bool; 6]); 34] = [
     ("jobledger.v1.JobService/CreateJob", [true, false, false, false, true, true]),
     ("jobledger.v1.JobService/BatchCreateJobs", [true, false, false, false, true, true]),
     ("jobledger.v1.JobService/GetJob", [true, true, true, true, true, true]),
@@ -105,6 +105,7 @@ const CALLS: [(&str, [bool; 6]); 33] = [
     ("jobledger.v1.JobService/Heartbeat", [false, true, false, false, true, true]),
     ("jobledger.v1.JobService/CancelJob", [true, false, false, false, true, true]),
     ("jobledger.v1.JobService/RetryJob", [true, false, false, false, true, true]),
+    ("jobledger.v1.JobService/UpdateJob", [true, false, false, false, true, true]),
     ("jobledger.v1.JobService/StreamJobEvents", [false, false, true, true, true, true]),
     ("jobledger.v1.JobService/GetStatistics", [false, false, true, true, true, true]),
     ("jobledger.v1.JobTypeService/ListJobTypes", [false, false, true, true, true, true]),

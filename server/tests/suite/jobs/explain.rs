@@ -2,12 +2,12 @@
 
 use std::{
     collections::HashMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use jobledger_client::{
     Claim, Client, Error, JobStatus, NewJob, PauseTarget, Report,
-    proto::{ExplainJobResponse, wait_reason::Reason},
+    proto::{ExplainJobResponse, GetStatisticsRequest, wait_reason::Reason},
 };
 use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use tokio::time::{sleep, timeout};
@@ -21,6 +21,7 @@ use crate::support::{
 on_both_databases! {
     explanations_are_what_claims_then_do,
     long_queues_are_counted_as_far_as_is_said,
+    waits_are_estimated_from_what_began_lately,
     workers_that_wait_or_work_are_known_on_every_server,
 }
 
@@ -172,6 +173,48 @@ async fn long_queues_are_counted_as_far_as_is_said(database: Database) {
     let more = client.create(NewJob::new("t")).await.unwrap().job.id;
     assert_eq!(told(&more).await, (1_000, true));
     assert_eq!(told(&exact).await, (1_000, false));
+    server.stop().await;
+}
+
+async fn waits_are_estimated_from_what_began_lately(database: Database) {
+    const BEGUN: i64 = 5;
+    let (server, client) = TestServer::on(&database).await;
+    let other = if database.is_postgres() { Some(TestServer::on(&database).await) } else { None };
+    let elsewhere = other.as_ref().map_or(&client, |(_, client)| client);
+    let seconds =
+        |wait: Option<prost_types::Duration>| wait.map(|wait| Duration::try_from(wait).unwrap().as_secs_f64());
+    let estimated = async |id: &str| seconds(elsewhere.explain(id).await.unwrap().estimated_wait);
+    let mut jobs = Vec::new();
+    for _ in 0..20 {
+        jobs.push(client.create(NewJob::new("t")).await.unwrap().job.id);
+    }
+    assert_eq!(estimated(&jobs[19]).await, None, "nobody works");
+    assert_eq!(claimed(&client, "t", BEGUN).await.len() as i64, BEGUN);
+    assert_eq!(estimated(&jobs[0]).await, None, "it runs");
+    // 14 come first, and then it is the job's turn: 15 at the rate of 5 since the log began.
+    let request = GetStatisticsRequest {
+        types: vec!["t".to_owned()],
+        window: Some(prost_types::Duration { seconds: 15 * 60, nanos: 0 }),
+        ..Default::default()
+    };
+    let window = async || {
+        let told = elsewhere.statistics_of(request.clone()).await.unwrap();
+        let [since, until] = [told.window_start, told.as_of].map(|time| SystemTime::try_from(time.unwrap()).unwrap());
+        until.duration_since(since).unwrap().as_secs_f64().max(1.0)
+    };
+    let (before, wait, after) = (window().await, estimated(&jobs[19]).await.unwrap(), window().await);
+    assert!((before * 3.0..=after * 3.0).contains(&wait), "{before} {wait} {after}");
+    // A time comes on top, and the end of a pause; a pause without an end can't be told.
+    let in_an_hour = SystemClock.now() + Duration::from_secs(3_600);
+    let later = client.create(NewJob::new("t").scheduled_at(in_an_hour)).await.unwrap().job.id;
+    assert!((3_590.0..3_600.0 + wait).contains(&estimated(&later).await.unwrap()));
+    client.pause("t", "", Some((in_an_hour + Duration::from_secs(3_600)).into())).await.unwrap();
+    assert!((7_190.0..7_200.0 + wait).contains(&estimated(&later).await.unwrap()));
+    client.pause("t", "", None).await.unwrap();
+    assert_eq!(estimated(&later).await, None);
+    if let Some((other, _)) = other {
+        other.stop().await;
+    }
     server.stop().await;
 }
 

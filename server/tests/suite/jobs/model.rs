@@ -15,10 +15,10 @@ use std::{
 };
 
 use jobledger_client::{
-    Claim, Client, Error, JobStatus, NewJob, Report, RetryPolicy,
+    Claim, Client, Edit, Error, JobStatus, NewJob, Report, RetryPolicy,
     proto::{
         CancelJobRequest, ClaimJobsRequest, CreateJobRequest, GetJobRequest, HeartbeatRequest, Job, LeaseHeartbeat,
-        RetryJobRequest, UpdateJobStatusRequest,
+        RetryJobRequest, UpdateJobRequest, UpdateJobStatusRequest,
     },
 };
 use jobledger_server::domain::{
@@ -65,6 +65,8 @@ enum Call {
     Heartbeat(Held),
     Cancel(String),
     Retry(String),
+    /// With labels that no other call sets.
+    Edit(String, String),
     Get(String),
 }
 
@@ -113,7 +115,7 @@ impl Shared {
         let one = |random: &mut Seeded, of: usize| random.below(of as u64) as usize;
         let jobs = self.jobs.lock().unwrap();
         let leases = self.leases.lock().unwrap();
-        let what = random.below(20);
+        let what = random.below(22);
         if jobs.is_empty() || what == 0 {
             return Call::Create;
         }
@@ -122,6 +124,7 @@ impl Shared {
             1..=3 => return Call::Get(job),
             4 => return Call::Cancel(job),
             5..=6 => return Call::Retry(job),
+            20..=21 => return Call::Edit(job, random.next().to_string()),
             _ if leases.is_empty() => return Call::Claim,
             _ => {}
         }
@@ -184,6 +187,10 @@ impl Shared {
             Call::Retry(id) => {
                 let request = RetryJobRequest { job_id: id.clone(), ..Default::default() };
                 Ok(job(service.retry_job(request).await?.into_inner().job))
+            }
+            Call::Edit(id, label) => {
+                let request: UpdateJobRequest = Edit::of(id).labels([("of", label)]).at_once().into();
+                Ok(job(service.update_job(request).await?.into_inner().job))
             }
             Call::Get(id) => {
                 let request = GetJobRequest { job_id: id.clone(), ..Default::default() };
@@ -256,6 +263,7 @@ impl State {
             EventKind::DeadLettered => status == Status::Failed && failures == 2,
             EventKind::Canceled => status == Status::Queued || status == Status::Running && cancel_requested,
             EventKind::Requeued => matches!(status, Status::Failed | Status::DeadLetter | Status::Canceled),
+            EventKind::Edited => status == Status::Queued,
             EventKind::Created | EventKind::Started | EventKind::Imported => false,
         };
         assert!(is_allowed, "{event:?} happened to {self:?}");
@@ -271,6 +279,7 @@ impl State {
                 Self { status: Status::Queued, ..next }
             }
             EventKind::DeadLettered => Self { status: Status::DeadLetter, ..next },
+            EventKind::Edited => Self { status: Status::Queued, ..next },
             EventKind::Canceled => Self { status: Status::Canceled, ..next },
             _ => Self { status: Status::Queued, failures: 0, cancel_requested: false, ..next },
         }
@@ -327,7 +336,7 @@ impl Model {
     fn made_by(&self, made: &Made) -> Vec<i64> {
         match (&made.call, &made.told) {
             (Call::Create, Told::Job(job)) => vec![job.last_seq],
-            (Call::Retry(_), Told::Job(job)) => vec![job.last_seq],
+            (Call::Retry(_) | Call::Edit(..), Told::Job(job)) => vec![job.last_seq],
             (Call::Claim, Told::Leases(jobs)) => jobs.iter().map(|job| job.last_seq).collect(),
             (Call::Progress(held, stage), Told::Job(_)) => {
                 let progress = self.of_attempt(held, &[EventKind::Progress]);
@@ -346,6 +355,10 @@ impl Model {
             (Call::Create | Call::Claim | Call::Progress(..), Told::Job(_) | Told::Leases(_)) => true,
             (Call::Retry(job), Told::Job(told)) => {
                 self.events[told.last_seq as usize - 1].kind == EventKind::Requeued && told.id == *job
+            }
+            (Call::Edit(job, label), Told::Job(told)) => {
+                let event = &self.events[told.last_seq as usize - 1];
+                event.kind == EventKind::Edited && event.labels.get("of") == Some(label) && told.id == *job
             }
             (Call::Get(id), Told::Job(job)) => self.was(id, time, |state| {
                 state.last_seq == job.last_seq && state.attempt == job.attempt && same(state.status, job.status())
@@ -388,6 +401,9 @@ impl Model {
             (Call::Cancel(job), Told::InvalidTransition) => self.was(job, time, |state| {
                 matches!(state.status, Status::Succeeded | Status::Failed | Status::DeadLetter)
             }),
+            (Call::Edit(job, _), Told::InvalidTransition) => {
+                self.was(job, time, |state| state.status != Status::Queued)
+            }
             (Call::Retry(job), Told::InvalidTransition) => self
                 .was(job, time, |state| matches!(state.status, Status::Queued | Status::Running | Status::Succeeded)),
             _ => false,

@@ -1,11 +1,12 @@
 //! The commands under "Everyday tasks" in docs/operations.md, run as they are shown.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use jobledger_client::{
     BulkStatus, Claim, JobStatus, NewJob, Report,
     proto::{CreateTokenRequest, Role},
 };
+use jobledger_server::domain::clock::{Clock as _, SystemClock};
 use serde_json::{Deserializer, Value, json};
 
 use super::grpcurl::grpcurl;
@@ -23,6 +24,9 @@ on_both_databases! {
 
 /// The id that the docs show for a job that failed.
 const SHOWN: &str = "01a202c1-14cb-75f7-8263-5ef8e4054d47";
+
+/// The id that the docs show for a job that is scheduled.
+const SHOWN_SCHEDULED: &str = "01a2114e-60b1-7f5a-9d0e-4b6a2c1f8a35";
 
 /// The id that the docs show for an API token.
 const SHOWN_TOKEN: &str = "01a2080c-7f4d-7096-98ae-5032dbb014e7";
@@ -55,6 +59,9 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
     assert_eq!(held, keyed);
     client.create(NewJob::new("thumbnail")).await.unwrap();
 
+    let in_an_hour = SystemClock.now() + Duration::from_secs(3_600);
+    let scheduled = client.create(NewJob::new("nightly").scheduled_at(in_an_hour)).await.unwrap().job.id;
+
     client.create_all((0..3).map(|_| NewJob::new("report"))).await.unwrap();
     let roles = vec![Role::Worker.into()];
     let request = CreateTokenRequest { name: "old".to_owned(), roles, ..Default::default() };
@@ -62,7 +69,9 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
 
     let call = format!("call() {{ {} -plaintext -d \"$2\" {} \"jobledger.v1.$1\"; }}", grpcurl(), program.address);
     let run = |command: &str| -> Vec<Value> {
-        let script = format!("{call}; {} 2>&1", command.replace(SHOWN, &failing).replace(SHOWN_TOKEN, &token.id));
+        let ids = [(SHOWN, &failing), (SHOWN_SCHEDULED, &scheduled), (SHOWN_TOKEN, &token.id)];
+        let command = ids.into_iter().fold(command.to_owned(), |command, (shown, id)| command.replace(shown, id));
+        let script = format!("{call}; {command} 2>&1");
         let ran = Command::new("sh").args(["-c", &script]).output().expect("a shell runs");
         let printed = String::from_utf8(ran.stdout).expect("grpcurl prints text");
         assert!(ran.status.success(), "{command}\n{printed}");
@@ -102,10 +111,14 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                 );
             }
             "What a job waits for" => assert_eq!(first["job"]["id"], json!(failing)),
+            "Move a scheduled job to now" => {
+                assert_eq!(first["job"]["id"], json!(scheduled));
+                assert_eq!(client.job_type("nightly").await.unwrap().claimable, 1);
+            }
             "What a worker holds" => assert_eq!(first["jobs"][0]["id"], json!(held)),
             "Pause during an incident" => {
                 assert_eq!(first["pause"]["reason"], "the disk is full");
-                assert_eq!(answers[1][0]["jobTypes"][1]["pause"], first["pause"]);
+                assert_eq!(answers[1][0]["jobTypes"][2]["pause"], first["pause"]);
                 let of_type = client.job_type("thumbnail").await.unwrap();
                 assert!(of_type.pause.is_none() && of_type.claimable == 2, "{of_type:?}");
             }
@@ -119,7 +132,7 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
             }
             "How much is left of the quotas" => {
                 let jobs = first["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == "max-jobs-per-org");
-                assert_eq!(jobs.unwrap()["used"], "7", "{first}");
+                assert_eq!(jobs.unwrap()["used"], "8", "{first}");
             }
             "Make a worker's API token, list the tokens, revoke one" => {
                 assert!(first["secret"].as_str().unwrap().starts_with("jl_"), "{first}");
@@ -135,5 +148,5 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 13, "{seen:?}");
+    assert_eq!(seen.len(), 14, "{seen:?}");
 }

@@ -31,7 +31,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     "0001 ledger",
     "0002 small_payloads",
     "0003 running_in_log",
@@ -41,8 +41,9 @@ const MIGRATIONS: [&str; 9] = [
     "0007 bulk_operations",
     "0008 workers",
     "0009 revoked_tokens",
+    "0010 edits",
 ];
-const FUNCTIONS: &str = "functions 12";
+const FUNCTIONS: &str = "functions 13";
 
 /// The steps that such a database needs, in their order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -186,8 +187,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 12: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 12\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 13: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 13\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The server's role can still serve: no grant was lost.
@@ -197,8 +198,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "functions 12 in the database differs"),
-        ("functions = functions + 1", "the database has functions 13, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "functions 13 in the database differs"),
+        ("functions = functions + 1", "the database has functions 14, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]
@@ -260,6 +261,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
         let undone = [
+            "0010 edits",
             "0009 revoked_tokens",
             "0008 workers",
             "0007 bulk_operations",

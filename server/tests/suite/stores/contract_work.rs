@@ -230,9 +230,11 @@ async fn ready_jobs_are_loaded_in_their_order_and_no_more_than_wanted(store: Arc
     let both: HashSet<_> = ready(Ready { all: 1, ..of(&[("u", 3), ("t", 2)]) }).await.into_iter().collect();
     assert_eq!(both, HashSet::from([in_order[0], in_order[1], jobs[6].id]), "each once");
     // The answer says for each type, and for all types, whether there may be more jobs.
-    let FoundReady { jobs: all, cut, is_cut } = found(Ready { all: 6, ..of(&[("t", 4), ("u", 2)]) }).await;
+    let FoundReady { jobs: all, cut, is_cut, last_of_all } = found(Ready { all: 6, ..of(&[("t", 4), ("u", 2)]) }).await;
     assert_eq!((all.len(), cut.into_iter().collect::<Vec<_>>(), is_cut), (5, vec!["t".into()], false));
-    assert!(found(Ready { all: 5, ..Ready::default() }).await.is_cut);
+    assert_eq!(last_of_all, None);
+    let five = found(Ready { all: 5, ..Ready::default() }).await;
+    assert!(five.is_cut && five.last_of_all == five.jobs.iter().map(|job| job.order).max(), "{five:?}");
     let order = all.iter().find(|job| job.id == jobs[0].id).unwrap().order;
     assert_eq!(order, ClaimOrder::of(&jobs[0]));
     // The rows of ready jobs are read separately.

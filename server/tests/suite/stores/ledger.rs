@@ -11,6 +11,7 @@ use jobledger_server::{
     domain::{
         bulk::{BulkAction, BulkRequest},
         clock::Clock,
+        edit::EditableFields,
         id::{Digest, JobId, OrgId},
         job::{Idempotency, Job, JobSpec},
         job_filter::JobFilter,
@@ -317,6 +318,7 @@ async fn a_bulk_operation_stays_due_when_times_are_set_right(database: Database)
     let request = BulkRequest {
         id: Uuid::new_v4(),
         action: BulkAction::Cancel,
+        edit: EditableFields::default(),
         filter: JobFilter::default(),
         reason: "".into(),
         is_dry_run: false,

@@ -91,6 +91,7 @@ pub(crate) fn event(job: &Job, seq: i64) -> JobEvent {
         origin: None,
         is_past: false,
         bulk_operation: None,
+        edit: None,
     }
 }
 

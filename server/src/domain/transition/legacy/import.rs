@@ -294,6 +294,7 @@ impl Import {
             origin: None,
             is_past: false,
             bulk_operation: None,
+            edit: None,
         }
     }
 
