@@ -1,5 +1,5 @@
 //! Bounds calls: how many may be under way in all, of one org and about none, and how often an org may call. The memory
-//! of requests is bounded in `receiving.rs`. Heartbeats, reports and cancellations have a reserve, so a flood of
+//! of requests is bounded in `request_body.rs`. Heartbeats, reports and cancellations have a reserve, so a flood of
 //! creates costs no job.
 //!
 //! Waiting claims and event streams have bounds of their own (`ledger/claim_waiters.rs`, `ledger/stream_slots.rs`). Here only their

@@ -150,7 +150,7 @@ pub struct Job {
     pub ready_at: Time,
     /// When a timer has to check the job: when its wait, its lease or its `run_timeout` ends, whichever is first. It
     /// may be earlier, and later by the grace that follows an outage or a clock jump. `None` if the job waits only for
-    /// a worker, or has ended.
+    /// a worker, runs without lease and `run_timeout`, or has ended.
     pub due_at: Option<Time>,
     /// `recorded_at` of the first event, if the payload is stored with that event.
     pub payload_recorded_at: Option<Time>,

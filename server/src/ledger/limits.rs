@@ -19,7 +19,7 @@ pub struct Limits {
     pub queued_commands_per_org: usize,
     /// Bytes of commands waiting in all lanes together. One lane may have a quarter of them.
     pub queued_bytes: usize,
-    /// How long a command waits before it is refused, and a read for its turn. The ledger's own commands wait without a limit.
+    /// How long a command waits before it is refused, and a read for its turn. Jobs that are given back wait without a limit.
     pub queued_within: Duration,
     /// Distinct types of jobs in one org.
     pub types_per_org: usize,

@@ -118,8 +118,8 @@ pub struct Ledger {
     hub: Arc<Hub>,
     log_identity: Arc<LogIdentity>,
     watch: Arc<ClockWatch>,
-    /// Turns at the database's readers, for lists and large jobs, for payloads of claimed jobs, for past events, and for
-    /// statistics. The kinds compete with each other only within an org.
+    /// Turns at the database's readers, for lists and large jobs, for payloads of claimed jobs, for past events, for
+    /// statistics, and for calls about tokens. The kinds compete with each other only within an org.
     org_reads: Arc<OrgReads>,
     lists: Arc<Reader>,
     deliveries: Arc<Reader>,

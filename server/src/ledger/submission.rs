@@ -86,7 +86,7 @@ pub(super) enum Submission {
 
 impl Submission {
     /// True of commands that keep a running job alive, begin it or end it: reports, heartbeats, cancellations, claims, sweeps.
-    /// They go before creates and have reserved room in queues, as their calls have (`api/access.rs`).
+    /// They go before creates and have reserved room in queues, as most of their calls have (`api/rpc.rs`).
     pub(super) fn is_vital(&self) -> bool {
         match self {
             Self::Job(command, _) => command.is_vital(),

@@ -110,7 +110,7 @@ impl Job {
         }
     }
 
-    /// Extends the lease for another answer. Each answer to a claim has its own `expires_at`, by which `abandon` tells them
+    /// Extends the lease for another answer. Each answer to a claim has its own `expires_at`, by which `give_back` tells them
     /// apart. The lease stays unconfirmed: this answer may be lost, too.
     pub(super) fn redeliver(&self, redeliver: Redeliver, at: Tick) -> Result<Transition, TransitionError> {
         let Some(lease) = self.lease.as_ref().filter(|_| self.lease_token() == Some(redeliver.token)) else {

@@ -185,6 +185,29 @@ fn files_that_documents_name_are_there() {
     assert!(named > 30, "{named} were found");
 }
 
+/// A file that a comment names in backticks exists.
+#[test]
+fn files_that_comments_name_are_there() {
+    let sources: Vec<_> =
+        ["server", "client", "proto"].iter().flat_map(|folder| sources(&root().join(folder))).collect();
+    let mut named = 0;
+    for (path, text) in &sources {
+        for line in text.lines().filter(|line| line.trim_start().starts_with("//")) {
+            for file in line
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .filter(|quoted| quoted.ends_with(".rs") && !quoted.contains(['*', ' ']))
+            {
+                let is_there = sources.iter().any(|(path, _)| path.ends_with(&format!("/{file}")));
+                assert!(is_there, "{path}: {file} is not there");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 30, "{named} were found");
+}
+
 /// Invariants are numbered without gaps, and each names a test that exists, as `folder::file::test` below `server/tests/suite`.
 /// An invariant without a test could break unnoticed.
 #[test]
