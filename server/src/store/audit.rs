@@ -1,6 +1,6 @@
 //! The reads of `verify`. They return everything that is stored in small parts, so that `verify` can compute it again.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -8,6 +8,7 @@ use super::{Series, Stock, StoreError};
 use crate::domain::{
     event::JobEvent,
     id::{JobId, LogId, OrgId},
+    org_event::OrgEvent,
 };
 
 /// The longest pause of retention: a longer one has to be renewed. A stored end that is later than this from now is ignored. It
@@ -79,6 +80,9 @@ pub trait Audit: Send + Sync {
 
     /// Counts the events after `after`, up to `last`.
     async fn count_events(&self, org: OrgId, after: i64, last: i64) -> Result<Stretch, StoreError>;
+
+    /// Reads the events about no single job after `after`, up to `last`, in order.
+    async fn org_events(&self, org: OrgId, after: i64, last: i64) -> Result<Vec<Arc<OrgEvent>>, StoreError>;
 
     /// Counts the events of removed jobs that are still stored.
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError>;

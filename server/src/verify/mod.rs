@@ -1,4 +1,5 @@
-//! Recomputes everything that is derived from the log, on a live database, and reports where the stored values differ.
+//! Recomputes what is derived from the log (jobs' states, counters, series, sizes, settings of types), on a live database, and reports
+//! where the stored values differ.
 //!
 //! Verification notes an org's head first, and counts nothing after it. It reads in pages, and no statement reads more than
 //! one page, so no long snapshot keeps the database from cleaning up. Retention waits meanwhile on every server, and up to
@@ -6,11 +7,14 @@
 
 mod counted;
 mod org;
+mod org_events;
 
 use std::{
     fmt,
     time::{Duration, Instant},
 };
+
+use uuid::Uuid;
 
 use crate::{
     domain::{
@@ -126,6 +130,10 @@ pub enum What {
     Records(i64),
     /// This many rows lack an event or a lease extension that `base_seq` or `base_n` says they have.
     Rows(i64),
+    /// The settings of a type (empty: of all types) are not what the org's events say: in what.
+    Settings(String, String),
+    /// A bulk operation is not what the org's events, or those of its jobs, say: in what.
+    Bulk(Uuid, String),
     /// Jobs could not be read, for this reason, and were not verified.
     Unreadable(String),
     /// There are more differences than are listed.
@@ -161,6 +169,8 @@ impl fmt::Display for Difference {
             What::Records(broken) => write!(f, "{broken} batch records do not follow their predecessors"),
             What::Rows(1) => f.write_str("1 row lacks an event or a lease extension up to base_seq or base_n"),
             What::Rows(early) => write!(f, "{early} rows lack events or lease extensions up to base_seq or base_n"),
+            What::Settings(job_type, what) => write!(f, "settings of {job_type:?}: they differ from the log: {what}"),
+            What::Bulk(id, what) => write!(f, "bulk operation {id}: it differs from the log: {what}"),
             What::Unreadable(reason) => write!(f, "its jobs can't be read: {reason}"),
             What::More => f.write_str("there are more differences, which are not listed"),
         }

@@ -1,8 +1,13 @@
 //! Verifies one org: its log, each job against its events, the counters and the series.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use super::{Pause, What, counted::Counted};
+use uuid::Uuid;
+
+use super::{Pause, What, counted::Counted, org_events};
 use crate::{
     domain::{
         edit::EditableFields,
@@ -67,12 +72,12 @@ pub(super) async fn verify(
     let stock = store.audit().stock(org).await?;
     heads.last = heads.last.max(stock.map_or(0, |(seq, _)| seq));
     let mut found = OrgReport { differences: bad_rows(store, org).await?, ..OrgReport::default() };
-    let (events, mut bytes) = count_log(store, org, pause, heads.last, &mut found.differences).await?;
+    let (events, mut bytes, floor) = count_log(store, org, pause, heads.last, &mut found.differences).await?;
+    let own = org_events::Stored::read(store, org, &counters.settings, floor).await?;
 
     let mut counted = Counted::new(all_series.iter().filter_map(|series| series.recorded_at).max());
-    let (mut of_jobs, mut is_whole) = (0, true);
-    // Of jobs whose payload was changed since the stock was read.
-    let mut bytes_since = 0;
+    let mut is_whole = true;
+    let mut checked = Checked::default();
     let mut query = ListQuery {
         after: heads.last + 1,
         ..ListQuery::first(JobFilter::default(), ListOrder::NewestFirst, PAGE_JOBS)
@@ -90,8 +95,7 @@ pub(super) async fn verify(
         bytes += page.jobs.iter().map(Job::weight).sum::<i64>();
         for jobs in groups(&page.jobs) {
             pause.keep().await?;
-            let checked = check_jobs(store, org, jobs, &heads, &mut counted, &mut found.differences).await?;
-            (of_jobs, bytes_since) = (of_jobs + checked.events, bytes_since + checked.bytes_since);
+            check_jobs(store, org, jobs, &heads, &mut counted, &mut checked, &mut found.differences).await?;
         }
         on_progress(found.jobs);
         match page.next {
@@ -102,13 +106,14 @@ pub(super) async fn verify(
     found.events = events.unsigned_abs();
     if is_whole && found.differences.len() < MAX_DIFFERENCES {
         // `remaining` events belong to jobs that retention has removed; it has yet to remove these events.
-        if of_jobs + remaining != events {
-            found.differences.push(What::Orphans(events - of_jobs - remaining));
+        if checked.events + remaining != events {
+            found.differences.push(What::Orphans(events - checked.events - remaining));
         }
-        let counted_stock = Stock { jobs: found.jobs as i64, bytes: bytes - bytes_since };
+        let counted_stock = Stock { jobs: found.jobs as i64, bytes: bytes - checked.bytes_since };
         if let Some((_, stored)) = stock.filter(|(_, stored)| *stored != counted_stock) {
             found.differences.push(What::Stock { stored, counted: counted_stock });
         }
+        own.compare(store, org, pause, &checked.operations, &mut found.differences).await?;
         counted.compare_counters(&counters, &mut found.differences);
         counted.compare_series(all_series, &mut found.differences);
         pause.keep().await?;
@@ -120,7 +125,11 @@ pub(super) async fn verify(
         found.differences.truncate(MAX_DIFFERENCES);
         found.differences.push(What::More);
     }
-    let is_same = store.audit().removals(org).await? == removals
+    // The settings may be of a later time than they say.
+    let may_be_later = found.differences.iter().any(|what| matches!(what, What::Settings(..) | What::Bulk(..)))
+        && store.statistics(org, &StatisticsQuery::of(&[])).await?.settings.as_of != counters.settings.as_of;
+    let is_same = !may_be_later
+        && store.audit().removals(org).await? == removals
         && (remaining == 0 || store.audit().count_remaining(org).await? == remaining);
     Ok(is_same.then_some(found))
 }
@@ -159,15 +168,15 @@ async fn bad_rows(store: &dyn Store, org: OrgId) -> Result<Vec<What>, StoreError
     Ok(found)
 }
 
-/// Counts the events up to the head and their bytes, and checks that no event lies after the stored head. The log must be
-/// dense from the floor on. Below it events may be missing, but no two may share a `seq`.
+/// Counts the events up to the head and their bytes, and checks that no event lies after the stored head. Returns the floor, too.
+/// The log must be dense from the floor on. Below it events may be missing, but no two may share a `seq`.
 async fn count_log(
     store: &dyn Store,
     org: OrgId,
     pause: &mut Pause<'_>,
     head: i64,
     differences: &mut Vec<What>,
-) -> Result<(i64, i64), StoreError> {
+) -> Result<(i64, i64, i64), StoreError> {
     let query = EventQuery { filter: EventFilter::all(), after: head, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES };
     let page = store.events(org, &query).await?;
     if let Some(last) = page.events.last().map(LogEvent::seq).filter(|last| *last > page.head) {
@@ -188,7 +197,7 @@ async fn count_log(
         }
         after = last;
     }
-    Ok((events, bytes))
+    Ok((events, bytes, floor))
 }
 
 /// Groups jobs whose events fit on one page. A job with more events gets a group of its own.
@@ -208,13 +217,15 @@ fn groups(jobs: &[Job]) -> Vec<&[Job]> {
     groups
 }
 
-/// What was counted of the events of some jobs.
+/// What was counted of the events of jobs.
 #[derive(Default)]
 struct Checked {
     /// Those at or before the last head.
     events: i64,
     /// By how many bytes the later ones have changed the payloads.
     bytes_since: i64,
+    /// Jobs whose events name a bulk operation, by operation.
+    operations: HashMap<Uuid, i64>,
 }
 
 /// Checks jobs against their events.
@@ -224,14 +235,15 @@ async fn check_jobs(
     jobs: &[Job],
     heads: &Heads,
     counted: &mut Counted,
+    checked: &mut Checked,
     differences: &mut Vec<What>,
-) -> Result<Checked, StoreError> {
+) -> Result<(), StoreError> {
     let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
     // All rows come from one snapshot, so no event up to the last one of any row was committed after it.
     let last = jobs.iter().map(|job| job.last_seq).max().unwrap_or_default();
     let mut jobs = jobs.iter();
     let mut current: Option<History<'_>> = None;
-    let (mut ids, mut after, mut checked) = (&ids[..], 0, Checked::default());
+    let (mut ids, mut after, mut named) = (&ids[..], 0, HashSet::new());
     loop {
         let page = store.audit().histories(org, ids, after, last, PAGE_EVENTS).await?;
         for event in &page {
@@ -241,6 +253,9 @@ async fn check_jobs(
                 }
                 let Some(job) = jobs.next() else { break };
                 current = Some(History::new(job));
+            }
+            if let Some(operation) = event.bulk_operation.filter(|operation| named.insert((event.job_id, *operation))) {
+                *checked.operations.entry(operation).or_default() += 1;
             }
             if event.seq <= heads.last {
                 checked.events += 1;
@@ -259,7 +274,7 @@ async fn check_jobs(
     for history in current.into_iter().chain(jobs.map(History::new)) {
         history.end(heads, counted, differences);
     }
-    Ok(checked)
+    Ok(())
 }
 
 /// A job, and the state of its events so far.

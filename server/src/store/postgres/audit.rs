@@ -1,15 +1,19 @@
 //! The queries of a verification, and the statements that pause retention and resume it.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 
-use super::{PostgresStore, columns::Columns, connections::arguments, statistics::flow};
+use super::{PostgresStore, columns::Columns, connections::arguments, read, statistics::flow};
 use crate::{
     domain::{
         event::JobEvent,
         flow::Flow,
         id::{JobId, OrgId},
+        org_event::OrgEvent,
     },
     store::{
         Audit, LONGEST_PAUSE, Scheduled, Series, Stock, StoreError, Stretch,
@@ -113,6 +117,10 @@ impl Audit for PostgresStore {
         let sql = "/* count_remaining */ SELECT jobledger.count_remaining($1)";
         let found = self.readers.fetch(sql, arguments![org.0]).await?;
         found.first().map_or(Ok(0), |row| Columns::of(row).long())
+    }
+
+    async fn org_events(&self, org: OrgId, after: i64, last: i64) -> Result<Vec<Arc<OrgEvent>>, StoreError> {
+        read::org_events(&self.readers, org, after, last).await
     }
 
     async fn histories(

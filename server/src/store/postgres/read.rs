@@ -17,7 +17,7 @@ use crate::{
         clock::Time,
         id::{JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
-        org_event::LogEvent,
+        org_event::{LogEvent, OrgEvent},
         status::JobStatus,
     },
     store::{
@@ -171,9 +171,18 @@ pub(super) async fn events(
         return Ok(page);
     }
     // A later snapshot has the same events up to the head of the first one, unless retention removed some.
-    let found = readers.fetch(EVENTS_OF_ORG.as_str(), arguments![org.0, query.after, page.through]).await?;
-    let of_org = found.iter().map(|row| org_events::read(&mut Columns::of(row))).collect::<Result<_, StoreError>>()?;
+    let of_org = org_events(readers, org, query.after, page.through).await?;
     Ok(page.with_org_events(of_org, query))
+}
+
+pub(super) async fn org_events(
+    readers: &Arc<Connections>,
+    org: OrgId,
+    after: i64,
+    last: i64,
+) -> Result<Vec<Arc<OrgEvent>>, StoreError> {
+    let found = readers.fetch(EVENTS_OF_ORG.as_str(), arguments![org.0, after, last]).await?;
+    found.iter().map(|row| org_events::read(&mut Columns::of(row))).collect()
 }
 
 /// A page spans a bounded number of `seq`s, so the number of these events needs no other bound.

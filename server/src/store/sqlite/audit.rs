@@ -1,6 +1,9 @@
 //! The reads of `verify`.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::AssertSqlSafe;
@@ -10,6 +13,7 @@ use super::{
     columns::{Columns, IS_BEHIND, micros},
     error::store_error,
     load::ids_json,
+    read,
     series::histogram,
     write::MAX_SMALL_RESULT,
 };
@@ -18,6 +22,7 @@ use crate::{
         event::JobEvent,
         flow::{FLOW_COUNTS, Flow},
         id::{JobId, OrgId},
+        org_event::OrgEvent,
     },
     store::{
         Audit, LONGEST_PAUSE, Scheduled, Series, Stock, StoreError, Stretch,
@@ -173,6 +178,10 @@ impl Audit for SqliteStore {
     async fn count_remaining(&self, org: OrgId) -> Result<i64, StoreError> {
         let query = sqlx::query_scalar(COUNT_REMAINING).bind(org.0);
         query.fetch_one(&self.readers).await.map_err(store_error)
+    }
+
+    async fn org_events(&self, org: OrgId, after: i64, last: i64) -> Result<Vec<Arc<OrgEvent>>, StoreError> {
+        read::org_events(&self.readers, org, after, last).await
     }
 
     async fn histories(

@@ -17,7 +17,7 @@ use crate::{
         clock::Clock,
         id::{JobId, LogId, OrgId},
         job::{Job, JobContents, JobRecord},
-        org_event::LogEvent,
+        org_event::{LogEvent, OrgEvent},
         status::JobStatus,
     },
     store::{
@@ -184,10 +184,19 @@ pub(super) async fn events(pool: &SqlitePool, org: OrgId, query: &EventQuery) ->
         return Ok(page);
     }
     // A later snapshot has the same events up to the head of the first one, unless retention removed some.
-    let found = sqlx::query(AssertSqlSafe(EVENTS_OF_ORG.as_str())).bind(org.0).bind(query.after).bind(page.through);
-    let found = found.fetch_all(pool).await.map_err(store_error)?;
-    let of_org = found.iter().map(|row| org_events::read(&mut Columns::of(row))).collect::<Result<_, StoreError>>()?;
+    let of_org = org_events(pool, org, query.after, page.through).await?;
     Ok(page.with_org_events(of_org, query))
+}
+
+pub(super) async fn org_events(
+    pool: &SqlitePool,
+    org: OrgId,
+    after: i64,
+    last: i64,
+) -> Result<Vec<Arc<OrgEvent>>, StoreError> {
+    let found = sqlx::query(AssertSqlSafe(EVENTS_OF_ORG.as_str())).bind(org.0).bind(after).bind(last);
+    let found = found.fetch_all(pool).await.map_err(store_error)?;
+    found.iter().map(|row| org_events::read(&mut Columns::of(row))).collect()
 }
 
 /// A page spans a bounded number of `seq`s, so the number of these events needs no other bound.

@@ -9,8 +9,8 @@ use std::{
 };
 
 use jobledger_client::{
-    Claim, Client, NewJob, Report,
-    proto::{CancelJobRequest, ClaimJobsRequest, GetJobRequest},
+    BulkAction, Claim, Client, JobFilter, NewJob, PauseTarget, Report,
+    proto::{CancelJobRequest, ClaimJobsRequest, GetJobRequest, StartBulkOperationRequest},
 };
 use jobledger_server::domain::{id::OrgId, status::JobStatus};
 use sqlx::{AssertSqlSafe, Executor as _};
@@ -18,6 +18,7 @@ use tokio::{task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 use crate::{
+    jobs::bulk::ended,
     stores::retention::rows,
     support::cluster::OWNER,
     support::harness::{Database, TestServer, on_both_databases},
@@ -27,6 +28,7 @@ use crate::{
 
 on_both_databases! {
     what_was_tampered_with_is_told,
+    settings_and_operations_that_were_tampered_with_are_told,
     a_row_that_lacks_what_it_is_said_to_have_is_told,
     a_row_that_lacks_the_end_of_its_lease_is_told,
     nothing_is_told_of_rows_that_are_ahead_of_a_log_that_was_cut,
@@ -130,6 +132,58 @@ async fn what_was_tampered_with_is_told(database: Database) {
     assert_eq!(code, Some(2), "{said}");
     let expected = if is_postgres { "can't connect" } else { "no database at" };
     assert!(said.starts_with("jobledger: ") && said.contains(expected), "{said}");
+}
+
+async fn settings_and_operations_that_were_tampered_with_are_told(database: Database) {
+    let (server, client) = TestServer::on(&database).await;
+    some_jobs(&client).await;
+    client.create_all((0..5).map(|_| NewJob::new("bulk"))).await.unwrap();
+    client.describe("t", "first").await.unwrap();
+    client.describe("t", "makes thumbnails").await.unwrap();
+    client.pause("t", "an incident", None).await.unwrap();
+    client.describe("gone", "for a moment").await.unwrap();
+    client.reset_type("gone").await.unwrap();
+    client.pause(PauseTarget::AllTypes, "", None).await.unwrap();
+    client.resume(PauseTarget::AllTypes).await.unwrap();
+    let filter = Some(JobFilter { types: vec!["bulk".to_owned()], ..JobFilter::default() });
+    let action = BulkAction::Cancel.into();
+    let request = StartBulkOperationRequest { action, filter, ..StartBulkOperationRequest::default() };
+    let operation = client.start_bulk(request).await.unwrap();
+    assert_eq!(ended(&client, &operation.id).await.changed, 5);
+    server.stop().await;
+    let clean = |(code, said): (Option<i32>, String)| assert!(code == Some(0), "{said}");
+    clean(verify(&database, &[]));
+    for (sql, undo, expected) in [
+        (
+            "UPDATE org_type SET description = 'tampered with'",
+            "UPDATE org_type SET description = 'makes thumbnails'",
+            "settings of \"t\": they differ from the log",
+        ),
+        (
+            "UPDATE org_type SET changed_seq = changed_seq - 1",
+            "UPDATE org_type SET changed_seq = changed_seq + 1",
+            "settings of \"t\"",
+        ),
+        (
+            "UPDATE bulk_operation SET changed = changed - 1",
+            "UPDATE bulk_operation SET changed = changed + 1",
+            "it differs from the log: 4 jobs were changed, events of 5 name it",
+        ),
+        (
+            "UPDATE bulk_operation SET status = 'stopped'",
+            "UPDATE bulk_operation SET status = 'succeeded'",
+            "is its end by the log",
+        ),
+    ] {
+        database.tamper(sql).await;
+        let (code, said) = verify(&database, &[]);
+        assert!(code == Some(1) && said.contains(expected), "{sql}\n{said}");
+        database.tamper(undo).await;
+    }
+    clean(verify(&database, &[]));
+    database.tamper("DELETE FROM org_type").await;
+    let (code, said) = verify(&database, &[]);
+    assert!(code == Some(1) && said.contains("settings of \"t\""), "{said}");
 }
 
 async fn a_row_that_lacks_what_it_is_said_to_have_is_told(database: Database) {
