@@ -1,6 +1,6 @@
 //! Access control: which credential may make which call. A table covers every call, every role and every invalid credential.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
@@ -11,6 +11,7 @@ use jobledger_client::{
     Claim, Client, Error, Follow, Item, JobEventKind, NewJob, Report, Token,
     proto::{GetJobRequest, StreamJobEventsRequest, StreamJobEventsResponse},
 };
+use jobledger_proto::FILE_DESCRIPTOR_SET;
 use jobledger_server::{
     Config, Server,
     access::{Authentication, Secret},
@@ -22,6 +23,7 @@ use jobledger_server::{
     store::DatabaseUrl,
 };
 use prost::{Message as _, bytes::Bytes};
+use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use tokio::{net::TcpListener, time::timeout};
 use tonic::Code;
 use uuid::Uuid;
@@ -137,6 +139,21 @@ const PUBLIC: &str = "grpc.health.v1.Health/Check";
 
 fn is_about_an_org(call: &str) -> bool {
     call.starts_with("jobledger.")
+}
+
+#[test]
+fn the_table_has_every_call_of_the_contract() {
+    let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("it is one");
+    let mut calls = BTreeSet::new();
+    for file in &set.file {
+        for service in &file.service {
+            let call =
+                |method: &MethodDescriptorProto| format!("{}.{}/{}", file.package(), service.name(), method.name());
+            calls.extend(service.method.iter().map(call));
+        }
+    }
+    let in_table = CALLS.iter().map(|(call, _)| (*call).to_owned()).filter(|call| is_about_an_org(call));
+    assert_eq!(in_table.collect::<BTreeSet<_>>(), calls);
 }
 
 /// Sends a message with these headers. Returns the status code of the response headers, or OK if they have none.
