@@ -22,12 +22,12 @@ const BYTES_AT_ONCE: usize = 128 << 10;
 /// What a claim said is told for this long after it. Later claims may have gone to another server.
 const TOLD_FOR: Duration = Duration::from_secs(20);
 
-/// Workers by org and id. What has no room for its texts is not kept.
+/// Workers by org and id. If there is no room for one's texts, those that were silent for longest are forgotten.
 pub(super) struct Workers {
     budget: NameBudget,
     known_for: Duration,
     known: Mutex<HashMap<OrgId, BTreeMap<Arc<str>, Known>>>,
-    /// When a worker of an org last found no room.
+    /// When others had to make room for a worker of an org, or it found none.
     refused: Mutex<HashMap<OrgId, Instant>>,
 }
 
@@ -100,10 +100,7 @@ impl Workers {
             }
             found => {
                 let (waiting, written_at) = found.map_or((0, None), |known| (known.waiting, known.written_at));
-                let Some(share) = self.budget.of_worker(org, id, &about) else {
-                    self.refused.lock().insert(org, now);
-                    return None;
-                };
+                let share = self.share(org, of_org, id, &about, now)?;
                 let (about, waiting, claimed_at) = (Arc::new(about), waiting + 1, Some(now));
                 let noted = Known { about, waiting, claimed_at, heard_at: now, written_at, _share: share };
                 of_org.insert(Arc::clone(id), noted);
@@ -125,13 +122,36 @@ impl Workers {
         let of_org = known.entry(org).or_default();
         if let Some(known) = of_org.get_mut(id) {
             known.heard_at = now;
-        } else if let Some(share) = self.budget.of_worker(org, id, &WorkerAbout::default()) {
+        } else if let Some(share) = self.share(org, of_org, id, &WorkerAbout::default(), now) {
             let (about, waiting, claimed_at, written_at) = (Arc::default(), 0, None, None);
             let noted = Known { about, waiting, claimed_at, heard_at: now, written_at, _share: share };
             of_org.insert(Arc::clone(id), noted);
-        } else {
-            self.refused.lock().insert(org, now);
         }
+    }
+
+    /// Room for what a worker says of itself. If there is none, the half of the org's workers that were silent for longer is
+    /// forgotten: who claims under ever new names loses these, not the workers that go on.
+    fn share(
+        &self,
+        org: OrgId,
+        of_org: &mut BTreeMap<Arc<str>, Known>,
+        id: &str,
+        about: &WorkerAbout,
+        now: Instant,
+    ) -> Option<NameShare> {
+        if let Some(share) = self.budget.of_worker(org, id, about) {
+            return Some(share);
+        }
+        self.refused.lock().insert(org, now);
+        let mut heard: Vec<_> =
+            of_org.values().filter(|known| known.waiting == 0).map(|known| known.heard_at).collect();
+        if heard.is_empty() {
+            return None;
+        }
+        let middle = heard.len() / 2;
+        let (_, middle, _) = heard.select_nth_unstable(middle);
+        of_org.retain(|_, known| known.waiting > 0 || known.heard_at > *middle);
+        self.budget.of_worker(org, id, about)
     }
 
     /// Takes workers that are to be written now, up to `most` and [`BYTES_AT_ONCE`], of each org an equal part of them and at
@@ -303,6 +323,14 @@ mod tests {
         workers.beats(other, &Arc::from("w"), now);
         assert_eq!(workers.of_org(other, "", 9, now).len(), 1);
         assert!(workers.lacks_some(greedy) && !workers.lacks_some(other));
+        // A worker that goes on is known, whatever names come.
+        let working = Arc::from("working");
+        for n in 0..1_000 {
+            now += Duration::from_millis(1);
+            workers.beats(greedy, &Arc::from(format!("x{n:04}")), now);
+            workers.beats(greedy, &working, now);
+        }
+        assert_eq!(&*workers.of_org(greedy, "wo", 1_000, now)[0].id, "working");
         now += KNOWN_FOR;
         assert!(workers.take_due(1_000, now).0.is_empty() && !workers.lacks_some(greedy));
         workers.beats(greedy, &Arc::from("later"), now);
