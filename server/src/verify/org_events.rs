@@ -43,35 +43,30 @@ struct Folded {
 
 impl Folded {
     fn follow(&mut self, change: &OrgChange, seq: i64, differences: &mut Vec<What>) {
-        let is_whole = self.is_whole;
-        let mut of = |name: &Arc<str>| self.types.entry(Arc::clone(name)).or_default();
-        let (name, follows) = match change {
-            OrgChange::TypePaused { job_type, pause, before } => {
-                let told = of(job_type);
-                told.changed_seq = seq;
-                (job_type, followed(&mut told.pause, is_whole, before, Some(pause.clone())))
-            }
-            OrgChange::TypeResumed { job_type, pause } => {
-                let told = of(job_type);
-                told.changed_seq = seq;
-                (job_type, followed(&mut told.pause, is_whole, &Some(pause.clone()), None))
-            }
-            OrgChange::TypeUpdated { job_type, before, after } => {
-                let told = of(job_type);
-                told.changed_seq = seq;
-                (job_type, followed(&mut told.description, is_whole, before, Arc::clone(after)))
-            }
-            OrgChange::TypeReset { job_type, description, pause } => {
-                let told = of(job_type);
-                told.changed_seq = seq;
-                let described = followed(&mut told.description, is_whole, description, Arc::default());
-                (job_type, followed(&mut told.pause, is_whole, pause, None) && described)
-            }
+        let name = match change {
+            OrgChange::TypePaused { job_type, .. }
+            | OrgChange::TypeResumed { job_type, .. }
+            | OrgChange::TypeUpdated { job_type, .. }
+            | OrgChange::TypeReset { job_type, .. } => job_type,
             OrgChange::BulkStarted { .. } => return,
             OrgChange::BulkEnded { id, status, matched, changed } => {
                 self.ended.insert(*id, (*status, *matched, *changed));
                 return;
             }
+        };
+        let (is_whole, told) = (self.is_whole, self.types.entry(Arc::clone(name)).or_default());
+        told.changed_seq = seq;
+        let mut paused = |before: &Option<Pause>, after| followed(&mut told.pause, is_whole, before, after);
+        let mut described = |before: &Arc<str>, after| followed(&mut told.description, is_whole, before, after);
+        let follows = match change {
+            OrgChange::TypePaused { pause, before, .. } => paused(before, Some(pause.clone())),
+            OrgChange::TypeResumed { pause, .. } => paused(&Some(pause.clone()), None),
+            OrgChange::TypeUpdated { before, after, .. } => described(before, Arc::clone(after)),
+            OrgChange::TypeReset { description, pause, .. } => {
+                let follows = described(description, Arc::default());
+                paused(pause, None) && follows
+            }
+            OrgChange::BulkStarted { .. } | OrgChange::BulkEnded { .. } => true,
         };
         if !follows {
             differences
