@@ -143,8 +143,8 @@ struct Scene {
     program: Program,
     victims: Victims,
     measured: Measured,
-    /// The server that is attacked instead, if there is one.
-    elsewhere: Option<Program>,
+    /// The server that is attacked instead, if there is one, and its database.
+    elsewhere: Option<(Program, Database)>,
 }
 
 impl Scene {
@@ -180,16 +180,18 @@ impl Scene {
     /// A tenant with its own org. With `JOBLEDGER_TEST_ELSEWHERE` it attacks another server, with a database of its own: what
     /// the victims lose then, they lose to the machine that they share with it, not to the attack.
     async fn tenant(&mut self, database: &Database) -> Tenant {
-        let mut attacked = (database.clone(), self.program.address.clone());
-        if environment("JOBLEDGER_TEST_ELSEWHERE").is_some() {
-            let other = database.another().await;
-            other.open().await.close().await;
-            let program = Program::in_own_session(&other, &["--log", "error", "--require-auth"]);
-            attacked = (other, program.address.clone());
-            self.elsewhere = Some(program);
+        let is_elsewhere = environment("JOBLEDGER_TEST_ELSEWHERE").is_some();
+        let attacked = if is_elsewhere { database.another().await } else { database.clone() };
+        // A server that asks for credentials does not start before there is one.
+        let token = token(&attacked, Some(Uuid::new_v4()), Role::Admin).await;
+        let mut address = self.program.address.clone();
+        if is_elsewhere {
+            let more = ["--log", "error", "--require-auth", "--legacy-http"];
+            let program = Program::in_own_session(&attacked, &more);
+            address.clone_from(&program.address);
+            self.elsewhere = Some((program, attacked));
         }
-        let (database, address) = attacked;
-        let tenant = Tenant { address, token: token(&database, Some(Uuid::new_v4()), Role::Admin).await };
+        let tenant = Tenant { address, token };
         tenant.prepare().await;
         tenant
     }
