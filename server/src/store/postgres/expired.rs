@@ -5,12 +5,7 @@ use std::collections::HashMap;
 use sqlx::{PgConnection, types::chrono::DateTime};
 use uuid::Uuid;
 
-use super::{
-    columns::Columns,
-    connections::arguments,
-    error::store_error,
-    statement::{Statement, unnest},
-};
+use super::{columns::Columns, connections::arguments, error::store_error, statement::Statement};
 use crate::{
     domain::{
         clock::Time,
@@ -224,14 +219,7 @@ impl Statement {
             self.insert("remains", "job_remains", &columns);
         }
         if let Some(columns) = labels {
-            let rows = unnest(&columns);
-            self.part(
-                "removed_labels",
-                format_args!(
-                    "(DELETE FROM jobledger.job_label l USING {rows}
-                     WHERE l.org_id = {org} AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
-                ),
-            );
+            self.gone_labels(org, &columns);
         }
         Ok(())
     }

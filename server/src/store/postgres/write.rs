@@ -275,16 +275,21 @@ impl Statement {
                 self.column("value", &labels, |(_, (_, value))| value.as_str().to_owned())?,
                 self.column("created_seq", &labels, |(seq, _)| *seq)?,
             ];
-            let rows = unnest(&columns);
-            self.part(
-                "edited_labels",
-                format_args!(
-                    "(DELETE FROM jobledger.job_label l USING {rows}
-                     WHERE l.org_id = {org} AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
-                ),
-            );
+            self.gone_labels(org, &columns);
         }
         Ok(())
+    }
+
+    /// Removes labels by their key, value and `created_seq`.
+    pub(super) fn gone_labels(&mut self, org: &str, columns: &[Column]) {
+        let rows = unnest(columns);
+        self.part(
+            "gone_labels",
+            format_args!(
+                "(DELETE FROM jobledger.job_label l USING {rows}
+                 WHERE l.org_id = {org} AND l.key = u.key AND l.value = u.value AND l.created_seq = u.created_seq)"
+            ),
+        );
     }
 
     fn payloads(&mut self, writes: &[Write<'_>]) -> Result<(), StoreError> {
