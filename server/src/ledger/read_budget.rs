@@ -94,12 +94,10 @@ impl ReadBudget {
 impl StreamPages {
     /// Waits for memory for a page of this size. While the stream has other pages, it waits for its caller to take one.
     pub(super) async fn take(&self, bytes: usize) -> Result<PageShare, LedgerError> {
-        let units = (bytes / UNIT + 1).min(self.of_org.total) as u32;
+        let units = self.units(bytes);
         loop {
-            let of_org = Arc::clone(&self.of_org.free).try_acquire_many_owned(units);
-            let of_all = Arc::clone(&self.memory.all.free).try_acquire_many_owned(units);
-            if let (Ok(of_org), Ok(of_all)) = (of_org, of_all) {
-                return Ok(self.share(of_org, of_all));
+            if let Some(share) = self.try_take(bytes) {
+                return Ok(share);
             }
             if self.own.pages.load(Ordering::Acquire) == 0 {
                 break;
@@ -110,6 +108,18 @@ impl StreamPages {
         let of_org = Arc::clone(&self.of_org.free).acquire_many_owned(units).await.map_err(closed)?;
         let of_all = Arc::clone(&self.memory.all.free).acquire_many_owned(units).await.map_err(closed)?;
         Ok(self.share(of_org, of_all))
+    }
+
+    /// Takes memory for a page of this size, if there is some at once.
+    pub(super) fn try_take(&self, bytes: usize) -> Option<PageShare> {
+        let units = self.units(bytes);
+        let of_org = Arc::clone(&self.of_org.free).try_acquire_many_owned(units).ok()?;
+        let of_all = Arc::clone(&self.memory.all.free).try_acquire_many_owned(units).ok()?;
+        Some(self.share(of_org, of_all))
+    }
+
+    fn units(&self, bytes: usize) -> u32 {
+        (bytes / UNIT + 1).min(self.of_org.total) as u32
     }
 
     fn share(&self, of_org: OwnedSemaphorePermit, of_all: OwnedSemaphorePermit) -> PageShare {

@@ -18,9 +18,10 @@ use crate::{
     domain::{
         id::{LogId, OrgId},
         job::JobRecord,
+        org_event::LogEvent,
         status::JobStatus,
     },
-    store::{EventFilter, EventQuery, JobPage, ListOrder, ListQuery, Store, StoreError},
+    store::{EventFilter, EventPage, EventQuery, JobPage, ListOrder, ListQuery, Store, StoreError},
 };
 
 /// Events of a delivery: a page of the past, or a slice of the tail.
@@ -88,6 +89,8 @@ pub struct Subscription {
     /// Every matching event up to here was delivered.
     cursor: i64,
     is_history: bool,
+    /// The page that was read when the subscription was opened.
+    first: Option<PastPage>,
     /// Where a history ends, once known.
     until: Option<i64>,
     /// The status of the filter's job at the cursor, once the cursor has reached the head.
@@ -124,15 +127,24 @@ impl Subscription {
         place: StreamSlot,
         request: SubscribeRequest,
     ) -> Result<Self, LedgerError> {
-        let Source { catch_up, org, log_id, .. } = &source;
+        let Source { catch_up, pages, listener, org, log_id } = &source;
         let org = *org;
         if request.log_id.is_some_and(|wanted| wanted != *log_id) {
             return Err(LedgerError::EpochChanged { current: *log_id });
         }
-        // A page beyond every event reads only the head, the floor and the job's status.
-        let filter = EventFilter { job: request.filter.job, ..EventFilter::default() };
-        let query = EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 };
-        let log = catch_up.read(org, move |store| async move { store.events(org, &query).await }).await?;
+        // The first page comes with the head, the floor and the job's status, if there is memory for it.
+        let after = if request.with_snapshot { None } else { request.after.or(request.filter.job.map(|_| 0)) };
+        let taken = after.and_then(|after| Some((after, pages.try_take(PAGE_BYTES)?)));
+        let restarts = listener.restarts();
+        let query = match &taken {
+            Some((after, _)) => a_page(&request.filter, *after),
+            // A page beyond every event reads only these.
+            None => {
+                let filter = EventFilter { job: request.filter.job, ..EventFilter::default() };
+                EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 }
+            }
+        };
+        let mut log = catch_up.read(org, move |store| async move { store.events(org, &query).await }).await?;
         if let Some(job) = request.filter.job
             && log.job_status.is_none()
         {
@@ -151,14 +163,25 @@ impl Subscription {
         if request.filter.job.is_none() && cursor + 1 < log.floor {
             return Err(LedgerError::CursorExpired { oldest: log.floor, head: log.head });
         }
+        let head = log.head;
+        let first = match taken {
+            Some((_, taken)) => Some(PastPage::new(log, taken, restarts)),
+            // Beyond the head there is nothing.
+            None if cursor == log.head && !request.with_snapshot => {
+                log.through = log.head;
+                Some(PastPage::new(log, PageShare::default(), restarts))
+            }
+            None => None,
+        };
         Ok(Self {
-            restarts: source.listener.restarts(),
+            restarts,
             source,
             marks: LabelBloom::of(&request.filter.labels),
             filter: request.filter,
             cursor,
             is_history: request.history_only,
-            until: (request.history_only && !request.with_snapshot).then_some(log.head),
+            until: (request.history_only && !request.with_snapshot).then_some(head),
+            first,
             job_status: None,
             mode: if request.with_snapshot { Mode::Snapshot { before: i64::MAX } } else { Mode::Past },
             is_at_head: false,
@@ -262,23 +285,23 @@ impl Subscription {
     }
 
     /// Reads a page from the database.
+    async fn page(&self) -> Result<PastPage, LedgerError> {
+        let Source { catch_up, pages, listener, org, .. } = &self.source;
+        let org = *org;
+        let taken = pages.take(PAGE_BYTES).await?;
+        let restarts = listener.restarts();
+        let query = a_page(&self.filter, self.cursor);
+        let turn = catch_up.begin_patiently(org).await;
+        let page = turn.read(move |store| async move { store.events(org, &query).await }).await?;
+        Ok(PastPage::new(page, taken, restarts))
+    }
+
+    /// Goes on with a page of the past.
     async fn past(&mut self) -> Result<(Vec<Arc<EncodedEvent>>, PageShare), LedgerError> {
-        let mut taken = self.source.pages.take(PAGE_BYTES).await?;
-        let restarts = self.source.listener.restarts();
-        let query = EventQuery {
-            filter: self.filter.clone(),
-            after: self.cursor,
-            max_events: PAGE_EVENTS,
-            max_bytes: PAGE_BYTES,
+        let PastPage { page, taken, restarts } = match self.first.take() {
+            Some(first) => first,
+            None => self.page().await?,
         };
-        let org = self.source.org;
-        let page = self
-            .source
-            .catch_up
-            .begin_patiently(org)
-            .await
-            .read(move |store| async move { store.events(org, &query).await })
-            .await?;
         if self.filter.job.is_none() && self.cursor + 1 < page.floor {
             return Err(LedgerError::CursorExpired { oldest: page.floor, head: page.head });
         }
@@ -314,7 +337,6 @@ impl Subscription {
                 self.end();
             }
         }
-        taken.shrink(events.iter().map(|event| event.weight()).sum());
         Ok((events.into_iter().map(EncodedEvent::new).collect(), taken))
     }
 
@@ -361,6 +383,26 @@ impl Subscription {
         self.mode = Mode::Ended;
         self.owes_bookmark = self.caught_up_at != Some(self.cursor);
     }
+}
+
+/// A page of past events.
+struct PastPage {
+    page: EventPage,
+    taken: PageShare,
+    /// The hub's count of restarts before the page was read.
+    restarts: u64,
+}
+
+impl PastPage {
+    /// Gives back the memory that the page does not need.
+    fn new(page: EventPage, mut taken: PageShare, restarts: u64) -> Self {
+        taken.shrink(page.events.iter().map(LogEvent::weight).sum());
+        Self { page, taken, restarts }
+    }
+}
+
+fn a_page(filter: &EventFilter, after: i64) -> EventQuery {
+    EventQuery { filter: filter.clone(), after, max_events: PAGE_EVENTS, max_bytes: PAGE_BYTES }
 }
 
 /// A page of jobs created before a `seq`, and where the next page begins if there is one.
