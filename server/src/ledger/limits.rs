@@ -51,8 +51,8 @@ pub struct Limits {
     pub reads: usize,
     /// Concurrent reads of claimed jobs' payloads, 2 to 4. One org may have all but one.
     pub deliveries: usize,
-    /// Concurrent reads of one org over all these kinds, 2 to 6, and one less while other orgs call. One kind may have all
-    /// but one.
+    /// Concurrent reads of one org over all these kinds, 2 to 6, and one less of the org whose reads take most time while others
+    /// call. One kind may have all but one.
     pub reads_per_org: usize,
     /// Concurrent reads of past events for one org, 1 or 2, and as many of statistics. All orgs together may have one more.
     pub catch_up_reads: usize,
@@ -89,8 +89,7 @@ impl Default for Limits {
             reads: processors.clamp(1, 5) + 1,
             deliveries: processors.clamp(1, 3) + 1,
             reads_per_org: processors.clamp(1, 5) + 1,
-            // Past events may use at most half the processors.
-            catch_up_reads: (processors / 2).clamp(1, 2),
+            catch_up_reads: processors.clamp(1, 2),
             bookmark_interval: Duration::from_secs(15),
             resolve_within: Duration::from_secs(10),
         }

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::{
     LedgerError,
-    org_reads::{OrgReads, ReadKind},
+    org_reads::{OrgRead, OrgReads, ReadKind},
 };
 use crate::{
     domain::{
@@ -58,8 +58,9 @@ impl Reader {
 
     async fn take(&self, org: OrgId) -> ReadTurn {
         // The org's own bound comes first: an org that waits for it keeps no turn from others.
-        let of_org = self.org_reads.take(org, self.kind).await;
+        let mut of_org = self.org_reads.take(org, self.kind).await;
         let turn = self.turns.take(org).await;
+        of_org.begin();
         ReadTurn { store: Arc::clone(&self.store), turns: Arc::new((turn, of_org)) }
     }
 
@@ -79,7 +80,7 @@ impl Reader {
 pub struct ReadTurn {
     store: Arc<dyn Store>,
     /// One among the orgs, and one among the org's own reads.
-    turns: Arc<(Turn<OrgId>, Turn<ReadKind>)>,
+    turns: Arc<(Turn<OrgId>, OrgRead)>,
 }
 
 impl ReadTurn {
