@@ -25,6 +25,7 @@ mod in_process;
 mod maintenance;
 mod net;
 mod readiness;
+mod scheduler;
 mod server;
 mod shares;
 mod turns;

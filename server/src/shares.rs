@@ -9,11 +9,21 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::domain::id::OrgId;
+
 /// A bound plus a reserve of a quarter, at least 1. Only calls that keep running jobs alive or end them may use the
 /// reserve, so they get through when others are refused.
 pub(crate) const fn with_reserve(limit: usize) -> usize {
     let reserve = limit / 4;
     limit.saturating_add(if reserve == 0 { 1 } else { reserve })
+}
+
+/// Who takes part of what is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Whose {
+    Org(OrgId),
+    /// The network of an address, see [`network`], where nothing else is known or it is about no org.
+    Address(IpAddr),
 }
 
 /// Bounds or amounts: in all, and of one key.

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     net::{IpAddr, Ipv4Addr},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -32,6 +32,7 @@ use crate::{
     },
     ledger::Author,
     net::Peer,
+    scheduler,
     shares::network,
     telemetry::RateLimitedLog,
 };
@@ -199,6 +200,7 @@ fn enter<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
+    runs_for(&request, credential.principal.org.unwrap_or(OrgId(NO_ORG)));
     let Some(rpc) = rpc else { return refuse(ApiError::NoSuchCall, request) };
     match rpc.allowed() {
         Allowed::Roles(roles) => match caller(&credential, roles, request.headers()) {
@@ -208,8 +210,7 @@ where
         Allowed::Operators if !credential.principal.roles.has(Role::Operator) => {
             return refuse(ApiError::Denied(WRONG_ROLES), request);
         }
-        Allowed::Operators => mark_known(&request),
-        Allowed::AnyRole | Allowed::Anybody => {}
+        Allowed::Operators | Allowed::AnyRole | Allowed::Anybody => {}
     }
     request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
@@ -227,15 +228,17 @@ where
     })
 }
 
-/// Attaches the caller to the request, and marks its connection as one of an admitted caller.
+/// Attaches the caller to the request. The call's task and its connection are its org's from now on.
 fn let_in(request: &mut Request<Body>, caller: Caller) {
-    mark_known(request);
+    runs_for(request, caller.org());
     request.extensions_mut().insert(caller);
 }
 
-fn mark_known(request: &Request<Body>) {
+/// Counts the processor time of the call's task and of its connection for this org from now on.
+fn runs_for(request: &Request<Body>, org: OrgId) {
+    scheduler::now_runs_for(org);
     if let Some(peer) = request.extensions().get::<Peer>() {
-        peer.is_known.store(true, Ordering::Relaxed);
+        peer.owner.is_of(org);
     }
 }
 

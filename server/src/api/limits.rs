@@ -28,7 +28,7 @@ use super::{
     deadline::is_grpc,
     processor_shares::ProcessorShares,
     reject::{LayerFuture, refuse},
-    request_body::{ABOUT_NO_ORG, BodyKind, How, Requests, Whose},
+    request_body::{ABOUT_NO_ORG, BodyKind, How, Requests},
     rpc::{CallClass, Rpc},
     status::{ApiError, plain},
 };
@@ -37,7 +37,7 @@ use crate::{
     domain::id::OrgId,
     ledger::LedgerError,
     net::{Peer, StreamingResponse},
-    shares::{Full, Most, Part, Shares, network},
+    shares::{Full, Most, Part, Shares, Whose, network},
     telemetry::RateLimitedLog,
 };
 

@@ -1,5 +1,5 @@
-//! Keeps one org's calls from taking the processors from all others. The server's tasks run in the order in which they were
-//! woken, whosever they are: an org that calls as fast as it can fills that queue, and every step of anybody's call waits in it.
+//! Keeps one org's calls from taking the processors from all others. Which step is next is fair already (`scheduler`). But a server
+//! that is always busy is interrupted by the system whenever other processes go on, such as a database on the same machine.
 //!
 //! While steps wait long and several orgs call, the org whose calls take most processor time is slowed: its requests are taken
 //! up no faster than a rate, which falls until steps are prompt again, and rises as long as they are. So the org gets what the

@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,9 +22,8 @@ use super::{
 };
 use crate::{
     access::Credential,
-    domain::id::OrgId,
     ledger::LedgerError,
-    shares::{Full, Most, Part, Shares},
+    shares::{Full, Most, Part, Shares, Whose},
 };
 
 /// Bytes of a request about no org: it has at most the name of a service or a symbol.
@@ -56,14 +54,6 @@ pub(super) struct How {
     /// Bytes that its message may have.
     pub(super) most: usize,
     pub(super) has_reserve: bool,
-}
-
-/// To whom the memory of a request is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Whose {
-    Org(OrgId),
-    /// The network of the caller's address, for a request about no org.
-    Address(IpAddr),
 }
 
 /// Bounds what requests hold while they are received.

@@ -24,6 +24,7 @@ use super::{caller::View, convert, status::ApiError};
 use crate::{
     domain::{id::LogId, job::JobRecord},
     ledger::{Delivery, EncodedEvent, LedgerError, PageShare, StreamPages, StreamSlot, Subscription},
+    scheduler,
 };
 
 /// Pages that wait for the caller beside the one that it is taking from. A page is bounded in events and bytes, and its
@@ -189,7 +190,7 @@ pub(super) fn start(
         pages: subscription.pages(),
     };
     let stream = EventStream { held, taken: Arc::clone(&taken), _place: subscription.place() };
-    tokio::spawn(async move {
+    scheduler::spawn(async move {
         // One slot of the queue is reserved for the end, so that it is delivered even if the queue is full.
         let Ok(last) = queue.clone().try_reserve_owned() else {
             return;

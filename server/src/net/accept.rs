@@ -16,7 +16,10 @@ use super::{
     ConnectionLimits, Peer, Tls, connection,
     response_memory::{ResponseMemory, Share},
 };
-use crate::shares::{Full, Most, Part, Shares, network};
+use crate::{
+    scheduler::Scheduler,
+    shares::{Full, Most, Part, Shares, Whose, network},
+};
 
 /// The pause when the system has no resources (files, memory) for another connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -31,11 +34,12 @@ pub(crate) async fn serve<S>(
     limits: ConnectionLimits,
     draining: CancellationToken,
 ) where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Unpin + 'static,
     S::Future: Send + Unpin + 'static,
 {
     let places = Shares::new(Most { in_all: limits.connections, each: limits.connections_per_address });
     let unread = ResponseMemory::new(Most { in_all: limits.unread, each: limits.unread_each });
+    let (scheduler, _runners) = Scheduler::start();
     let mut connections = JoinSet::new();
     let mut turned_away = TurnedAway::default();
     loop {
@@ -57,10 +61,11 @@ pub(crate) async fn serve<S>(
             Ok(place) => {
                 let (tls, cut) = (tls.clone(), CancellationToken::new());
                 let unread = unread.share(address, cut.clone());
-                let (ending, is_known) = (CancellationToken::new(), Arc::default());
-                let peer = Peer { address, certificate: None, cut, ending, is_known };
-                let draining = draining.clone();
-                connections.spawn(run(stream, peer, (place, unread), tls, service.clone(), limits, draining));
+                let (ending, draining, service) = (CancellationToken::new(), draining.clone(), service.clone());
+                connections.spawn(scheduler.spawn_connection(Whose::Address(network(address.ip())), |owner| {
+                    let peer = Peer { address, certificate: None, cut, ending, owner };
+                    run(stream, peer, (place, unread), tls, service, limits, draining)
+                }));
             }
             Err(Full::InAll) => turned_away.say("the server reached --max-connections"),
             Err(Full::Each) => turned_away.say(&format!("{} reached --max-connections-per-address", address.ip())),
@@ -80,7 +85,7 @@ async fn run<S>(
     limits: ConnectionLimits,
     draining: CancellationToken,
 ) where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Unpin + 'static,
     S::Future: Send + Unpin + 'static,
 {
     // Answers are small and must not wait to be joined with others (Nagle's algorithm).

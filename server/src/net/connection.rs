@@ -6,9 +6,9 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,12 +17,12 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Bytes;
 use hyper::{body::Incoming, service::Service as HyperService};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ use super::{
     ConnectionLimits, Peer,
     response_memory::{AnswerBytes, Holding, Share, StreamingResponse},
 };
+use crate::scheduler::{CallExecutor, Owner};
 
 /// Bytes of the HTTP/2 preface, with which a connection begins (RFC 9113, 3.4). No useful HTTP/1 request is shorter.
 const PREFACE: u64 = 24;
@@ -45,6 +46,9 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const HEADERS: usize = 64;
 /// The least buffer of an HTTP/1 connection for a request's head.
 const LEAST_BUFFER: usize = 8 << 10;
+/// Bytes that are read at once.
+const AT_ONCE: u64 = 16 << 10;
+const AT_ONCE_OF_STRANGERS: u64 = 1 << 10;
 /// How long a closing connection without calls is kept: after it was idle or became too old, and when the server
 /// stops. A client that obeys GOAWAY closes it earlier.
 const LAST_CALLS: Duration = Duration::from_secs(20);
@@ -69,19 +73,20 @@ pub(super) async fn run<IO, S>(
     draining: CancellationToken,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Unpin + 'static,
     S::Future: Send + Unpin + 'static,
 {
     let (address, cut, ending) = (peer.address, peer.cut.clone(), peer.ending.clone());
-    let is_known = Arc::clone(&peer.is_known);
-    let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), is_known, ..Calls::default() });
+    let owner = Arc::clone(&peer.owner);
+    let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), ..Calls::default() });
     let read = Arc::new(AtomicU64::new(0));
     let service = Counting { service, peer, unread, calls: Arc::clone(&calls) };
-    let io = TokioIo::new(Counted { io, read: Arc::clone(&read) });
-    let builder = builder(&limits);
+    let io = Counted { io: io.take(0), owner: Arc::clone(&owner), read: Arc::clone(&read), has_more: false };
+    let io = TokioIo::new(io);
+    let builder = builder(&limits, Arc::clone(&owner));
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut silent = pin!(silent(&read, limits.first_bytes_within));
-    let mut idle = pin!(idle(&calls, &limits));
+    let mut idle = pin!(idle(&calls, &owner, &limits));
     let (mut is_draining, mut is_ending, mut is_old) = (false, false, false);
     let mut aging = pin!(sleep(about(limits.age)));
     let (mut last_calls, mut pause) = (pin!(sleep(Duration::MAX)), LAST_CALLS);
@@ -129,8 +134,8 @@ pub(super) async fn run<IO, S>(
     }
 }
 
-fn builder(limits: &ConnectionLimits) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(limits: &ConnectionLimits, owner: Arc<Owner>) -> Builder<CallExecutor> {
+    let mut builder = Builder::new(CallExecutor(owner));
     let header_bytes = usize::try_from(limits.header_bytes).unwrap_or(usize::MAX);
     builder
         .http1()
@@ -168,11 +173,10 @@ async fn silent(read: &AtomicU64, within: Duration) {
 }
 
 /// Completes once the connection had no call for too long.
-async fn idle(calls: &Calls, limits: &ConnectionLimits) {
+async fn idle(calls: &Calls, owner: &Owner, limits: &ConnectionLimits) {
     let mut since = (Instant::now(), calls.begun.load(Ordering::Relaxed));
     loop {
-        let is_known = calls.is_known.load(Ordering::Relaxed);
-        let after = if is_known { limits.idle } else { limits.unknown_idle.min(limits.idle) };
+        let after = if owner.is_known() { limits.idle } else { limits.unknown_idle.min(limits.idle) };
         sleep_until(Instant::now() + after / LOOKS).await;
         let begun = calls.begun.load(Ordering::Relaxed);
         if begun != since.1 || calls.open.load(Ordering::Relaxed) > 0 {
@@ -192,7 +196,6 @@ struct Calls {
     resets: u32,
     reset: Mutex<Option<(Instant, u32)>>,
     cut: CancellationToken,
-    is_known: Arc<AtomicBool>,
 }
 
 impl Calls {
@@ -208,10 +211,13 @@ impl Calls {
     }
 }
 
-/// Counts the bytes that are read.
+/// Counts the bytes that are read, and reads few at once: what comes with a read is worked off in one step.
 struct Counted<IO> {
-    io: IO,
+    io: Take<IO>,
+    owner: Arc<Owner>,
     read: Arc<AtomicU64>,
+    /// As many bytes were read as may be at once.
+    has_more: bool,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
@@ -220,28 +226,36 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let before = buffer.filled().len();
+        if std::mem::take(&mut self.has_more) {
+            // Others have their turn first.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let most = if self.owner.is_known() { AT_ONCE } else { AT_ONCE_OF_STRANGERS };
+        self.io.set_limit(most);
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
-        self.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        let bytes = most - self.io.limit();
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+        self.has_more = bytes == most;
         read
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        Pin::new(self.io.get_mut()).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        Pin::new(self.io.get_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
+        Pin::new(self.io.get_mut()).poll_shutdown(context)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.get_ref().is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -249,7 +263,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counted<IO> {
         context: &mut Context<'_>,
         slices: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        Pin::new(self.io.get_mut()).poll_write_vectored(context, slices)
     }
 }
 
@@ -263,21 +277,20 @@ struct Counting<S> {
 
 impl<S> HyperService<Request<Incoming>> for Counting<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Unpin,
     S::Future: Unpin,
 {
     type Response = Response<UntilThrough>;
     type Error = Infallible;
-    type Future = Answering<S::Future>;
+    type Future = Answering<S>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.peer.clone());
         self.calls.open.fetch_add(1, Ordering::Relaxed);
         self.calls.begun.fetch_add(1, Ordering::Relaxed);
-        // `poll_ready` is not needed: all services behind this one are always ready.
-        let answer = self.service.clone().call(request);
-        Answering { answer, unread: self.unread.clone(), open: Some(Open(Arc::clone(&self.calls))) }
+        let (call, open) = (Some((self.service.clone(), request)), Some(Open(Arc::clone(&self.calls))));
+        Answering { call, answer: None, unread: self.unread.clone(), open }
     }
 }
 
@@ -291,13 +304,15 @@ impl Drop for Open {
 }
 
 /// An answer that is being made. Dropping it before it is ready counts as a reset by the client.
-struct Answering<F> {
-    answer: F,
+struct Answering<S: Service<Request<Body>>> {
+    /// A call that has not begun. It begins in the task of its own, and not in that of the connection, which others wait for.
+    call: Option<(S, Request<Body>)>,
+    answer: Option<S::Future>,
     unread: Share,
     open: Option<Open>,
 }
 
-impl<F> Drop for Answering<F> {
+impl<S: Service<Request<Body>>> Drop for Answering<S> {
     fn drop(&mut self) {
         if let Some(open) = &self.open {
             open.0.count_reset();
@@ -305,11 +320,20 @@ impl<F> Drop for Answering<F> {
     }
 }
 
-impl<F: Future<Output = Result<Response<Body>, Infallible>> + Unpin> Future for Answering<F> {
+impl<S> Future for Answering<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Unpin,
+    S::Future: Unpin,
+{
     type Output = Result<Response<UntilThrough>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) else { return Poll::Pending };
+        if let Some((mut service, request)) = self.call.take() {
+            // `poll_ready` is not needed: all services behind this one are always ready.
+            self.answer = Some(service.call(request));
+        }
+        let Some(answer) = &mut self.answer else { return Poll::Pending };
+        let answer = ready!(Pin::new(answer).poll(context));
         let open = self.open.take();
         Poll::Ready(answer.map(|mut answer| {
             let extensions = answer.extensions_mut();

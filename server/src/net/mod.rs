@@ -5,18 +5,14 @@ mod connection;
 mod response_memory;
 mod tls;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::accept::serve;
 pub(crate) use self::response_memory::{AnswerBytes, StreamingResponse};
 pub use self::tls::{Tls, TlsConfig, TlsError};
-use crate::access::PeerCertificate;
+use crate::{access::PeerCertificate, scheduler::Owner};
 
 /// Bounds on connections. Each has a command-line flag.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +85,6 @@ pub(crate) struct Peer {
     pub(crate) cut: CancellationToken,
     /// Cancelling it ends the connection's streams, which the client then resumes elsewhere.
     pub(crate) ending: CancellationToken,
-    /// True once an authorised call was made on the connection.
-    pub(crate) is_known: Arc<AtomicBool>,
+    /// Whose the connection's tasks are: known once an authorised call was made on it.
+    pub(crate) owner: Arc<Owner>,
 }
