@@ -31,6 +31,7 @@ use crate::{
     maintenance,
     net::{self, Tls, TlsError},
     readiness::Readiness,
+    scheduler::Scheduler,
     store::{self, Store, StoreError},
 };
 
@@ -148,14 +149,16 @@ impl Server {
         // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
-        let limits = call_limits(config.calls, &ledger, &draining);
+        let (scheduler, _runners) = Scheduler::start();
+        let limits = call_limits(config.calls, &ledger, &scheduler, &draining);
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))
             .layer(api::AccessLayer::new(access, hosts))
             .layer(limits)
             .layer(api::WireLayer(api::WireService::new(service, config.calls.request_bytes)));
         let served = layers.service(routes.prepare());
-        let mut serving = tokio::spawn(net::serve(listener, tls, served, config.connections, draining.clone()));
+        let serving = net::serve(listener, tls, served, config.connections, scheduler, draining.clone());
+        let mut serving = tokio::spawn(serving);
 
         let outcome = tokio::select! {
             () = shutdown => Ok(()),
@@ -184,10 +187,16 @@ impl Server {
     }
 }
 
-fn call_limits(calls: api::CallLimits, ledger: &Ledger, draining: &CancellationToken) -> api::LimitsLayer {
+fn call_limits(
+    calls: api::CallLimits,
+    ledger: &Ledger,
+    scheduler: &Arc<Scheduler>,
+    draining: &CancellationToken,
+) -> api::LimitsLayer {
     let (stalled, slowed) = (ledger.clone(), ledger.clone());
     let is_stalled = move || stalled.is_stalled();
-    api::LimitsLayer::new(calls, draining.clone(), is_stalled, move |orgs| slowed.read_less_for(orgs))
+    let tell_slowed = move |orgs| slowed.read_less_for(orgs);
+    api::LimitsLayer::new(calls, Arc::clone(scheduler), draining.clone(), is_stalled, tell_slowed)
 }
 
 /// The services besides JobService and health.

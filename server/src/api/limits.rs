@@ -37,6 +37,7 @@ use crate::{
     domain::id::OrgId,
     ledger::LedgerError,
     net::{Peer, StreamingResponse},
+    scheduler::Scheduler,
     shares::{Full, Most, Part, Shares, Whose, network},
     telemetry::RateLimitedLog,
 };
@@ -99,6 +100,7 @@ impl LimitsLayer {
     /// slowed.
     pub(crate) fn new(
         limits: CallLimits,
+        scheduler: Arc<Scheduler>,
         draining: CancellationToken,
         is_stalled: impl Fn() -> bool + Send + Sync + 'static,
         tell_slowed: impl Fn(Vec<OrgId>) + Send + 'static,
@@ -112,7 +114,7 @@ impl LimitsLayer {
             short: Shares::new(most),
             long: Shares::new(most),
             dialogues: Shares::new(DIALOGUES),
-            processors: ProcessorShares::start(tell_slowed),
+            processors: ProcessorShares::start(scheduler, tell_slowed),
             refused: Shares::new(most),
             requests: Requests::new(limits, draining, Arc::clone(&is_stalled)),
             is_stalled,

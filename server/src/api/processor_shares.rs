@@ -24,18 +24,15 @@ use parking_lot::Mutex;
 use prost::bytes::Bytes;
 use tokio::{
     runtime::{Handle, RuntimeMetrics},
-    task::yield_now,
     time::{Instant, Sleep, sleep, sleep_until},
 };
 use tonic::{Status, body::Body};
 
 use super::{reject::LayerFuture, status::ApiError};
-use crate::{access::Credential, domain::id::OrgId, telemetry::RateLimitedLog};
+use crate::{access::Credential, domain::id::OrgId, scheduler::Scheduler, telemetry::RateLimitedLog};
 
 /// How long it is measured before rates change.
 const ROUND: Duration = Duration::from_millis(100);
-/// The pause between two measurements of how long a step waits.
-const PROBE: Duration = Duration::from_millis(3);
 /// Steps that wait longer than this on average wait long. An idle server's wait some 0.02 ms; those of one whose processors others
 /// keep busy 0.5 ms.
 const LONG: Duration = Duration::from_millis(1);
@@ -141,11 +138,11 @@ impl Start {
 impl ProcessorShares {
     /// Shares the processors of the runtime in which this is called, for as long as somebody has what it returns. Tells after each
     /// round which orgs are slowed.
-    pub(super) fn start(tell: impl Fn(Vec<OrgId>) + Send + 'static) -> Arc<Self> {
+    pub(super) fn start(scheduler: Arc<Scheduler>, tell: impl Fn(Vec<OrgId>) + Send + 'static) -> Arc<Self> {
         let processors = Handle::current().metrics().num_workers() as f64;
         let orgs = Mutex::new(Orgs { processors, usage: HashMap::new(), are_several: false, long: 0 });
         let shares = Arc::new(Self { orgs, slowed: RateLimitedLog::default() });
-        tokio::spawn(watch(Arc::downgrade(&shares), tell));
+        tokio::spawn(watch(Arc::downgrade(&shares), scheduler, tell));
         shares
     }
 
@@ -166,26 +163,14 @@ fn busy(metrics: &RuntimeMetrics) -> Duration {
 }
 
 /// Measures how long steps wait, and changes the rates after each round.
-async fn watch(shares: Weak<ProcessorShares>, tell: impl Fn(Vec<OrgId>)) {
+async fn watch(shares: Weak<ProcessorShares>, scheduler: Arc<Scheduler>, tell: impl Fn(Vec<OrgId>)) {
     let metrics = Handle::current().metrics();
     loop {
         let (began, busy_before) = (Instant::now(), busy(&metrics));
-        let (mut waited, mut probes) = (Duration::ZERO, 0);
-        let is_shared = shares.upgrade().is_some_and(|shares| shares.orgs.lock().are_several);
-        if !is_shared {
-            sleep(ROUND).await;
-        }
-        while is_shared && began.elapsed() < ROUND {
-            sleep(PROBE).await;
-            let since = Instant::now();
-            // The task comes behind all that wait for a processor.
-            yield_now().await;
-            waited += since.elapsed();
-            probes += 1;
-        }
+        sleep(ROUND).await;
         let Some(shares) = shares.upgrade() else { return };
-        let took = began.elapsed();
-        let round = Round { waited: waited / probes.max(1), took, busy: busy(&metrics).saturating_sub(busy_before) };
+        let (waited, took) = (scheduler.mean_wait(), began.elapsed());
+        let round = Round { waited, took, busy: busy(&metrics).saturating_sub(busy_before) };
         let slowed = {
             let mut orgs = shares.orgs.lock();
             let slowed = orgs.end_round(round, Instant::now());

@@ -23,6 +23,8 @@ const LONGEST: Duration = CALLED_OF_LATE;
 const PROVEN: Duration = Duration::from_secs(1);
 /// A bound this high limits nothing, so its entry is dropped.
 const MANY: usize = 4_096;
+/// Bytes that take about as long to write as a command or event besides its text.
+const BYTES_OF_ONE: usize = 4 << 10;
 /// Other orgs count as calling for this long after their last turn.
 const CALLED_OF_LATE: Duration = Duration::from_millis(200);
 
@@ -35,6 +37,8 @@ pub(super) struct Pacing {
     until: HashMap<OrgId, Instant>,
     /// Bounds on the turns of orgs whose turns were too long.
     most: HashMap<OrgId, Most>,
+    /// The org that nearly all of the turn under way is for.
+    is_for: Option<OrgId>,
 }
 
 /// Bound on an org's commands in a turn, and on the jobs that they change besides those that they name; and when it was set.
@@ -49,34 +53,48 @@ pub(super) struct Worked {
     pub(super) org: OrgId,
     pub(super) commands: usize,
     pub(super) events: usize,
+    /// Bytes of its commands.
+    pub(super) bytes: usize,
+}
+
+impl Worked {
+    fn size(&self) -> usize {
+        self.events.max(self.commands)
+    }
+
+    fn bytes(&self) -> usize {
+        self.size() * BYTES_OF_ONE + self.bytes
+    }
 }
 
 impl Pacing {
-    /// Records that a turn of these orgs ended.
+    /// Records that a turn of these orgs ended. The one that nearly all of it was for rests.
     pub(super) fn ended(&mut self, orgs: &[OrgId], took: Duration, now: Instant) {
         orgs.iter().for_each(|org| self.callers.called(*org, now));
-        if let [org] = orgs
+        let was_for = self.is_for.take().filter(|org| orgs.contains(org));
+        let was_for = if let [org] = orgs { Some(*org) } else { was_for };
+        if let Some(org) = was_for
             && took >= LONG
-            && self.do_others_call(*org, now)
+            && self.do_others_call(org, now)
         {
             self.until.retain(|_, until| *until > now);
-            self.until.insert(*org, now + took.mul_f64(REST).min(LONGEST));
+            self.until.insert(org, now + took.mul_f64(REST).min(LONGEST));
         }
     }
 
     /// Records how long the work of a turn took.
     pub(super) fn worked(&mut self, turn: &[Worked], took: Duration, now: Instant) {
-        let size = |of: &Worked| of.events.max(of.commands);
-        let all: usize = turn.iter().map(size).sum();
+        let (size, bytes): (usize, usize) = turn.iter().fold((0, 0), |(a, b), of| (a + of.size(), b + of.bytes()));
+        self.is_for = turn.iter().find(|of| of.bytes() > bytes / 8 * 7).map(|of| of.org);
         // The org that most of the work was for.
-        let Some(of) = turn.iter().find(|of| 2 * size(of) > all) else { return };
+        let Some(of) = turn.iter().find(|of| 2 * of.size() > size) else { return };
         let org = of.org;
         if took > TOO_LONG && self.do_others_call(org, now) {
-            let jobs = ((size(of) as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(LEAST);
+            let jobs = ((of.size() as f64 * TOO_LONG.div_duration_f64(took)) as usize).max(LEAST);
             self.most.retain(|_, most| most.jobs < MANY);
             self.most.insert(org, Most { jobs, since: now });
         } else if took < TOO_LONG / 2
-            && let Some(most) = self.most.get_mut(&org).filter(|most| size(of) >= most.jobs)
+            && let Some(most) = self.most.get_mut(&org).filter(|most| of.size() >= most.jobs)
             // Fast claims that find nothing say little about claims that find jobs.
             && (of.events >= most.jobs / 2 || now - most.since >= PROVEN)
         {
@@ -110,7 +128,7 @@ mod tests {
     fn turns_of_an_org_that_take_too_long_change_fewer_jobs_while_others_call() {
         let [busy, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
         let (mut rests, now) = (Pacing::default(), Instant::now());
-        let of = |org, commands, events| Worked { org, commands, events };
+        let of = |org, commands, events| Worked { org, commands, events, bytes: 0 };
         rests.worked(&[of(busy, 512, 512)], 32 * TOO_LONG, now);
         assert_eq!(rests.most(busy, now), None, "it is alone");
         rests.ended(&[other], Duration::from_millis(1), now);
@@ -150,5 +168,28 @@ mod tests {
         let later = now + CALLED_OF_LATE;
         rests.ended(&[busy], long, later);
         assert_eq!(rests.until(&busy, later), None, "the other has gone");
+    }
+
+    #[test]
+    fn who_writes_nearly_all_of_a_shared_turn_rests_for_it() {
+        let [large, other] = [1, 2].map(|n| OrgId(Uuid::from_u128(n)));
+        let (mut rests, now) = (Pacing::default(), Instant::now());
+        let long = Duration::from_millis(20);
+        let mut turn = [(large, 1, 1 << 20), (other, 9, 900)].map(|(org, commands, bytes)| Worked {
+            org,
+            commands,
+            events: commands,
+            bytes,
+        });
+        rests.worked(&turn, LONG, now);
+        rests.ended(&[large, other], long, now);
+        assert_eq!((rests.until(&large, now), rests.until(&other, now)), (Some(now + long.mul_f64(REST)), None));
+        let now = now + long * 2;
+        turn[0].bytes = 100;
+        turn[1].commands = 1;
+        turn[1].events = 1;
+        rests.worked(&turn, LONG, now);
+        rests.ended(&[large, other], long, now);
+        assert_eq!((rests.until(&large, now), rests.until(&other, now)), (None, None), "whose it is nobody knows");
     }
 }

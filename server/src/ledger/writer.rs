@@ -454,6 +454,7 @@ fn works(turn: &[OrgBatch], decisions: &[Decision]) -> Vec<Worked> {
         org: batch.org,
         commands: batch.commands.len(),
         events: decision.changes.events.len(),
+        bytes: batch.commands.iter().map(|pending| pending.weight).sum(),
     };
     turn.iter().zip(decisions).map(worked).collect()
 }

@@ -32,6 +32,7 @@ pub(crate) async fn serve<S>(
     tls: Option<Arc<Tls>>,
     service: S,
     limits: ConnectionLimits,
+    scheduler: Arc<Scheduler>,
     draining: CancellationToken,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Unpin + 'static,
@@ -39,7 +40,6 @@ pub(crate) async fn serve<S>(
 {
     let places = Shares::new(Most { in_all: limits.connections, each: limits.connections_per_address });
     let unread = ResponseMemory::new(Most { in_all: limits.unread, each: limits.unread_each });
-    let (scheduler, _runners) = Scheduler::start();
     let mut connections = JoinSet::new();
     let mut turned_away = TurnedAway::default();
     loop {

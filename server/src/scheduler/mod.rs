@@ -124,9 +124,12 @@ pub(crate) struct Scheduler {
 }
 
 struct State {
-    ready: FairQueue<Whose, OfOne<ReadyTask>>,
+    /// The tasks that are ready, and since when.
+    ready: FairQueue<Whose, OfOne<(Instant, ReadyTask)>>,
     /// How many tasks are ready.
     n: usize,
+    /// How long orgs' tasks were ready before they were run, all together, and their number; since this was last asked.
+    waited: (Duration, u32),
     /// Those who run tasks and have none: they wait to be woken.
     idle: Vec<Option<Waker>>,
     is_closed: bool,
@@ -143,7 +146,13 @@ impl Scheduler {
     pub(crate) fn start() -> (Arc<Self>, Runners) {
         let threads = Handle::current().metrics().num_workers();
         let idle = vec![None; threads];
-        let state = Mutex::new(State { ready: FairQueue::default(), n: 0, idle, is_closed: false });
+        let state = Mutex::new(State {
+            ready: FairQueue::default(),
+            n: 0,
+            waited: (Duration::ZERO, 0),
+            idle,
+            is_closed: false,
+        });
         let scheduler = Arc::new(Self { state, connections: AtomicU64::new(0) });
         let mut runners = JoinSet::new();
         for n in 0..threads {
@@ -173,19 +182,26 @@ impl Scheduler {
         owner.run(|owner| connection(Arc::clone(owner)))
     }
 
+    /// How long orgs' tasks waited for a thread on average, since the last call.
+    pub(crate) fn mean_wait(&self) -> Duration {
+        let (waited, tasks) = std::mem::take(&mut self.state.lock().waited);
+        waited / tasks.max(1)
+    }
+
     /// Queues a task that was woken.
     fn schedule(self: Arc<Self>, task: ReadyTask) {
         let (whose, connection) = (*task.metadata().whose.lock(), task.metadata().connection);
         // Whoever runs a task here goes on with the one that it wakes.
         let is_from_here =
             CURRENT.with_borrow(|owner| owner.as_ref().is_some_and(|owner| Arc::ptr_eq(&owner.scheduler, &self)));
+        let now = Instant::now();
         let wakes = {
             let mut state = self.state.lock();
             if state.is_closed {
                 drop(state);
                 return drop(task);
             }
-            state.ready.push(whose, connection, task);
+            state.ready.push(whose, connection, (now, task));
             state.n += 1;
             if is_from_here && state.n == 1 { None } else { state.an_idle_one() }
         };
@@ -211,7 +227,7 @@ impl Scheduler {
                 }
                 return Poll::Ready(());
             }
-            let task = state.pop();
+            let task = state.pop(meter.lap);
             state.idle[runner] = task.is_none().then(|| context.waker().clone());
             drop(state);
             let Some(task) = task else { return Poll::Pending };
@@ -225,10 +241,15 @@ impl Scheduler {
 }
 
 impl State {
-    fn pop(&mut self) -> Option<ReadyTask> {
-        let task = self.ready.pop();
-        self.n -= usize::from(task.is_some());
-        task
+    fn pop(&mut self, now: Instant) -> Option<ReadyTask> {
+        let (since, task) = self.ready.pop()?;
+        self.n -= 1;
+        if task.metadata().is_known() {
+            let (waited, tasks) = &mut self.waited;
+            *waited += now - since;
+            *tasks = tasks.saturating_add(1);
+        }
+        Some(task)
     }
 
     fn an_idle_one(&mut self) -> Option<Waker> {
@@ -241,7 +262,7 @@ impl Drop for Runners {
         let tasks = {
             let mut state = self.scheduler.state.lock();
             state.is_closed = true;
-            iter::from_fn(|| state.pop()).collect::<Vec<_>>()
+            iter::from_fn(|| state.ready.pop()).collect::<Vec<_>>()
         };
         // What they drop may wake others, which are then dropped as well.
         drop(tasks);
