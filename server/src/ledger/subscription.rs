@@ -134,6 +134,7 @@ impl Subscription {
         }
         // The first page comes with the head, the floor and the job's status, if there is memory for it.
         let after = if request.with_snapshot { None } else { request.after.or(request.filter.job.map(|_| 0)) };
+        let turn = catch_up.begin(org).await?;
         let taken = after.and_then(|after| Some((after, pages.try_take(PAGE_BYTES)?)));
         let restarts = listener.restarts();
         let query = match &taken {
@@ -144,7 +145,7 @@ impl Subscription {
                 EventQuery { filter, after: i64::MAX, max_events: 1, max_bytes: 0 }
             }
         };
-        let mut log = catch_up.read(org, move |store| async move { store.events(org, &query).await }).await?;
+        let mut log = turn.read(move |store| async move { store.events(org, &query).await }).await?;
         if let Some(job) = request.filter.job
             && log.job_status.is_none()
         {
@@ -298,7 +299,8 @@ impl Subscription {
 
     /// Goes on with a page of the past.
     async fn past(&mut self) -> Result<(Vec<Arc<EncodedEvent>>, PageShare), LedgerError> {
-        let PastPage { page, taken, restarts } = match self.first.take() {
+        let restarts = self.source.listener.restarts();
+        let PastPage { page, taken, restarts } = match self.first.take().filter(|first| first.restarts == restarts) {
             Some(first) => first,
             None => self.page().await?,
         };
