@@ -141,7 +141,7 @@ impl OrgReads {
         Arc::new(Self { each, state: Mutex::default() })
     }
 
-    /// Sets which orgs have one read while others call.
+    /// Sets which orgs are slowed. One of them that is also the org whose reads took most time has one read while others call.
     pub(super) fn slow(&self, orgs: Vec<OrgId>) {
         self.state.lock().slowed = orgs;
     }

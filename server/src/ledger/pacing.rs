@@ -37,8 +37,10 @@ pub(super) struct Pacing {
     until: HashMap<OrgId, Instant>,
     /// Bounds on the turns of orgs whose turns were too long.
     most: HashMap<OrgId, Most>,
-    /// The org that nearly all of the turn under way is for.
+    /// The org that nearly all of the turn under way is for, if its work was recorded once: where it was tried in parts, the time
+    /// is nobody's.
     is_for: Option<OrgId>,
+    times_worked: u32,
 }
 
 /// Bound on an org's commands in a turn, and on the jobs that they change besides those that they name; and when it was set.
@@ -71,7 +73,8 @@ impl Pacing {
     /// Records that a turn of these orgs ended. The one that nearly all of it was for rests.
     pub(super) fn ended(&mut self, orgs: &[OrgId], took: Duration, now: Instant) {
         orgs.iter().for_each(|org| self.callers.called(*org, now));
-        let was_for = self.is_for.take().filter(|org| orgs.contains(org));
+        let was_for = self.is_for.take().filter(|org| self.times_worked == 1 && orgs.contains(org));
+        self.times_worked = 0;
         let was_for = if let [org] = orgs { Some(*org) } else { was_for };
         if let Some(org) = was_for
             && took >= LONG
@@ -85,6 +88,7 @@ impl Pacing {
     /// Records how long the work of a turn took.
     pub(super) fn worked(&mut self, turn: &[Worked], took: Duration, now: Instant) {
         let (size, bytes): (usize, usize) = turn.iter().fold((0, 0), |(a, b), of| (a + of.size(), b + of.bytes()));
+        self.times_worked += 1;
         self.is_for = turn.iter().find(|of| of.bytes() > bytes / 8 * 7).map(|of| of.org);
         // The org that most of the work was for.
         let Some(of) = turn.iter().find(|of| 2 * of.size() > size) else { return };
@@ -191,5 +195,9 @@ mod tests {
         rests.worked(&turn, LONG, now);
         rests.ended(&[large, other], long, now);
         assert_eq!((rests.until(&large, now), rests.until(&other, now)), (None, None), "whose it is nobody knows");
+        rests.worked(&turn[..1], LONG, now);
+        rests.worked(&turn[1..], LONG, now);
+        rests.ended(&[large, other], long, now);
+        assert_eq!((rests.until(&large, now), rests.until(&other, now)), (None, None), "it was tried in parts");
     }
 }
