@@ -149,7 +149,7 @@ impl Server {
         // server.
         let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
         let hosts = is_loopback.then(|| config.access.allowed_hosts.clone());
-        let (scheduler, _runners) = Scheduler::start();
+        let (scheduler, mut runners) = Scheduler::start();
         let limits = call_limits(config.calls, &ledger, &scheduler, &draining);
         let layers = ServiceBuilder::new()
             .layer(api::CallLayer(config.calls))
@@ -164,6 +164,7 @@ impl Server {
             () = shutdown => Ok(()),
             () = outdated => Err(ServeError::Outdated),
             _ = &mut serving => Err(ServeError::Listener(io::Error::other("it ended unexpectedly"))),
+            () = runners.ended() => Err(ServeError::Listener(io::Error::other("its tasks are not run"))),
             _ = &mut lanes => Err(ServeError::LedgerStopped),
         };
 

@@ -200,7 +200,7 @@ fn enter<S>(
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = LayerFuture>,
 {
-    runs_for(&request, credential.principal.org.unwrap_or(OrgId(NO_ORG)));
+    scheduler::now_runs_for(credential.principal.org.unwrap_or(OrgId(NO_ORG)));
     let Some(rpc) = rpc else { return refuse(ApiError::NoSuchCall, request) };
     match rpc.allowed() {
         Allowed::Roles(roles) => match caller(&credential, roles, request.headers()) {
@@ -210,7 +210,8 @@ where
         Allowed::Operators if !credential.principal.roles.has(Role::Operator) => {
             return refuse(ApiError::Denied(WRONG_ROLES), request);
         }
-        Allowed::Operators | Allowed::AnyRole | Allowed::Anybody => {}
+        Allowed::Operators => runs_for(&request, OrgId(NO_ORG)),
+        Allowed::AnyRole | Allowed::Anybody => {}
     }
     request.extensions_mut().insert(Arc::clone(&credential));
     let answer = inner.call(request);
@@ -238,7 +239,7 @@ fn let_in(request: &mut Request<Body>, caller: Caller) {
 fn runs_for(request: &Request<Body>, org: OrgId) {
     scheduler::now_runs_for(org);
     if let Some(peer) = request.extensions().get::<Peer>() {
-        peer.owner.is_of(org);
+        peer.owner.is_called_on_by(org);
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     scheduler::Scheduler,
-    shares::{Full, Most, Part, Shares, Whose, network},
+    shares::{Full, Most, Part, Shares, network},
 };
 
 /// The pause when the system has no resources (files, memory) for another connection.
@@ -62,7 +62,7 @@ pub(crate) async fn serve<S>(
                 let (tls, cut) = (tls.clone(), CancellationToken::new());
                 let unread = unread.share(address, cut.clone());
                 let (ending, draining, service) = (CancellationToken::new(), draining.clone(), service.clone());
-                connections.spawn(scheduler.spawn_connection(Whose::Address(network(address.ip())), |owner| {
+                connections.spawn(scheduler.spawn_connection(|owner| {
                     let peer = Peer { address, certificate: None, cut, ending, owner };
                     run(stream, peer, (place, unread), tls, service, limits, draining)
                 }));

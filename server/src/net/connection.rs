@@ -81,7 +81,7 @@ pub(super) async fn run<IO, S>(
     let calls = Arc::new(Calls { resets: limits.resets as u32, cut: cut.clone(), ..Calls::default() });
     let read = Arc::new(AtomicU64::new(0));
     let service = Counting { service, peer, unread, calls: Arc::clone(&calls) };
-    let io = Counted { io: io.take(0), owner: Arc::clone(&owner), read: Arc::clone(&read), has_more: false };
+    let io = Counted { io: io.take(0), owner: Arc::clone(&owner), read: Arc::clone(&read), at_once: 0 };
     let io = TokioIo::new(io);
     let builder = builder(&limits, Arc::clone(&owner));
     let mut connection = pin!(builder.serve_connection(io, service));
@@ -216,8 +216,8 @@ struct Counted<IO> {
     io: Take<IO>,
     owner: Arc<Owner>,
     read: Arc<AtomicU64>,
-    /// As many bytes were read as may be at once.
-    has_more: bool,
+    /// Bytes that were read since there were none, or others had their turn.
+    at_once: u64,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
@@ -226,17 +226,19 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Counted<IO> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        if std::mem::take(&mut self.has_more) {
+        let most = if self.owner.is_known() { AT_ONCE } else { AT_ONCE_OF_STRANGERS };
+        if self.at_once >= most {
             // Others have their turn first.
+            self.at_once = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let most = if self.owner.is_known() { AT_ONCE } else { AT_ONCE_OF_STRANGERS };
-        self.io.set_limit(most);
+        let limit = most - self.at_once;
+        self.io.set_limit(limit);
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
-        let bytes = most - self.io.limit();
+        let bytes = limit - self.io.limit();
         self.read.fetch_add(bytes, Ordering::Relaxed);
-        self.has_more = bytes == most;
+        self.at_once = if read.is_pending() { 0 } else { self.at_once + bytes };
         read
     }
 }

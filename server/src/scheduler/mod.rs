@@ -1,12 +1,15 @@
 //! Runs the tasks of connections and their calls. The runtime's own queue is first in, first out, whosever the tasks are: who
-//! makes ten thousand of them ready at once delays every step of everybody else's calls. Here the tasks of an org, or of an
-//! address that has not told who it is, wait in a line of their own, and the line that has used the least processor time is
-//! next. So a step of an org that calls little waits for the step that is under way, and for nothing else.
+//! makes ten thousand of them ready at once delays every step of everybody else's calls. Here the tasks of an org wait in a line
+//! of their own, and those of all strangers in another. The line that has used the least processor time is next. So a step of an
+//! org that calls little waits for the step that is under way, and for nothing else.
 //!
 //! A few tasks of the runtime, as many as it has threads, run these tasks: each for a short while, and then the runtime's other
 //! tasks (the writers, timers, what is received from sockets) have their turn.
 
+mod contained;
 mod run_queue;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::RefCell,
@@ -14,9 +17,10 @@ use std::{
     iter,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,8 +33,11 @@ use tokio::{
     task::{JoinSet, coop::has_budget_remaining, yield_now},
 };
 
-use self::run_queue::{FairQueue, OfOne};
-use crate::{domain::id::OrgId, shares::Whose};
+use self::{
+    contained::Contained,
+    run_queue::{FairQueue, OfOne},
+};
+use crate::domain::{access::NO_ORG, id::OrgId};
 
 /// How long tasks run before the runtime's others have their turn.
 const SLICE: Duration = Duration::from_micros(100);
@@ -47,19 +54,31 @@ thread_local! {
 /// Whose a task is.
 pub(crate) struct Owner {
     scheduler: Arc<Scheduler>,
-    whose: Mutex<Whose>,
+    /// `None`: a stranger's, who has not told who it is.
+    org: Mutex<Option<OrgId>>,
     connection: u64,
 }
 
 impl Owner {
-    /// True if its caller is known: the task is an org's.
-    pub(crate) fn is_known(&self) -> bool {
-        matches!(*self.whose.lock(), Whose::Org(_))
+    fn new(scheduler: &Arc<Scheduler>, org: Option<OrgId>, connection: u64) -> Arc<Self> {
+        scheduler.owners.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { scheduler: Arc::clone(scheduler), org: Mutex::new(org), connection })
     }
 
-    /// From now on counts the task as this org's, and those that it starts.
-    pub(crate) fn is_of(&self, org: OrgId) {
-        *self.whose.lock() = Whose::Org(org);
+    fn org(&self) -> Option<OrgId> {
+        *self.org.lock()
+    }
+
+    /// True if its caller is known.
+    pub(crate) fn is_known(&self) -> bool {
+        self.org().is_some()
+    }
+
+    /// Counts a connection as this org's from now on, and the first steps of its calls. One on which several orgs call, as a proxy
+    /// has, is none of theirs: nobody's calls wait in the line of who called before.
+    pub(crate) fn is_called_on_by(&self, org: OrgId) {
+        let mut of = self.org.lock();
+        *of = Some(if of.is_none_or(|other| other == org) { org } else { OrgId(NO_ORG) });
     }
 
     /// Starts a task of the same connection, at first of the same org.
@@ -68,9 +87,7 @@ impl Owner {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let (scheduler, connection) = (Arc::clone(&self.scheduler), self.connection);
-        let owner = Arc::new(Self { scheduler, whose: Mutex::new(*self.whose.lock()), connection });
-        owner.run(|_| future)
+        Self::new(&self.scheduler, self.org(), self.connection).run(|_| future)
     }
 
     fn run<F>(self: Arc<Self>, future: impl FnOnce(&Arc<Self>) -> F) -> Task<F::Output, Arc<Self>>
@@ -79,6 +96,7 @@ impl Owner {
         F::Output: Send + 'static,
     {
         let schedule = |task: ReadyTask| Arc::clone(&task.metadata().scheduler).schedule(task);
+        let future = |owner: &Arc<Self>| Contained::new(future(owner));
         // A panic ends the task, and is passed to whoever awaits it.
         let (task, handle) = Builder::new().propagate_panic(true).metadata(self).spawn(future, schedule);
         task.schedule();
@@ -86,11 +104,19 @@ impl Owner {
     }
 }
 
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.scheduler.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.scheduler.end_if_closed();
+        }
+    }
+}
+
 /// Counts the task that runs now as this org's from now on.
 pub(crate) fn now_runs_for(org: OrgId) {
     CURRENT.with_borrow(|owner| {
         if let Some(owner) = owner {
-            owner.is_of(org);
+            *owner.org.lock() = Some(org);
         }
     });
 }
@@ -121,24 +147,43 @@ where
 pub(crate) struct Scheduler {
     state: Mutex<State>,
     connections: AtomicU64,
+    /// Owners of tasks that have not ended.
+    owners: AtomicUsize,
 }
 
 struct State {
-    /// The tasks that are ready, and since when.
-    ready: FairQueue<Whose, OfOne<(Instant, ReadyTask)>>,
+    /// The tasks that are ready, and since when. All strangers together have one line.
+    ready: FairQueue<Option<OrgId>, OfOne<(Instant, ReadyTask)>>,
     /// How many tasks are ready.
     n: usize,
     /// How long orgs' tasks were ready before they were run, all together, and their number; since this was last asked.
     waited: (Duration, u32),
     /// Those who run tasks and have none: they wait to be woken.
     idle: Vec<Option<Waker>>,
+    /// How many run tasks. The runtime may end before its tasks do.
+    runners: usize,
     is_closed: bool,
 }
 
-/// Those who run a scheduler's tasks. Dropping it ends all tasks.
+/// Those who run a scheduler's tasks. Once it is dropped, they end with the last task.
 pub(crate) struct Runners {
     scheduler: Arc<Scheduler>,
-    _runners: JoinSet<()>,
+    runners: JoinSet<()>,
+}
+
+impl Runners {
+    /// Completes if one of them ends, which is a defect.
+    pub(crate) async fn ended(&mut self) {
+        self.runners.join_next().await;
+    }
+}
+
+impl Drop for Runners {
+    fn drop(&mut self) {
+        self.runners.detach_all();
+        self.scheduler.state.lock().is_closed = true;
+        self.scheduler.end_if_closed();
+    }
 }
 
 impl Scheduler {
@@ -146,40 +191,34 @@ impl Scheduler {
     pub(crate) fn start() -> (Arc<Self>, Runners) {
         let threads = Handle::current().metrics().num_workers();
         let idle = vec![None; threads];
-        let state = Mutex::new(State {
-            ready: FairQueue::default(),
-            n: 0,
-            waited: (Duration::ZERO, 0),
-            idle,
-            is_closed: false,
-        });
-        let scheduler = Arc::new(Self { state, connections: AtomicU64::new(0) });
+        let (ready, waited) = (FairQueue::default(), (Duration::ZERO, 0));
+        let state = State { ready, n: 0, waited, idle, runners: threads, is_closed: false };
+        let (state, connections, owners) = (Mutex::new(state), AtomicU64::new(0), AtomicUsize::new(0));
+        let scheduler = Arc::new(Self { state, connections, owners });
         let mut runners = JoinSet::new();
         for n in 0..threads {
-            let scheduler = Arc::clone(&scheduler);
+            let runner = Runner(Arc::clone(&scheduler));
             runners.spawn(async move {
-                loop {
-                    poll_fn(|context| scheduler.run_slice(n, context)).await;
+                let Runner(scheduler) = &runner;
+                while poll_fn(|context| scheduler.run_slice(n, context)).await {
                     yield_now().await;
                 }
             });
         }
-        let runners = Runners { scheduler: Arc::clone(&scheduler), _runners: runners };
+        let runners = Runners { scheduler: Arc::clone(&scheduler), runners };
         (scheduler, runners)
     }
 
     /// Starts the task of a new connection. Dropping what it returns ends the task.
     pub(crate) fn spawn_connection<F>(
         self: &Arc<Self>,
-        whose: Whose,
         connection: impl FnOnce(Arc<Owner>) -> F,
     ) -> Task<(), Arc<Owner>>
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let owner = Arc::new(Owner { scheduler: Arc::clone(self), whose: Mutex::new(whose), connection: number });
-        owner.run(|owner| connection(Arc::clone(owner)))
+        Owner::new(self, None, number).run(|owner| connection(Arc::clone(owner)))
     }
 
     /// How long orgs' tasks waited for a thread on average, since the last call.
@@ -188,21 +227,38 @@ impl Scheduler {
         waited / tasks.max(1)
     }
 
+    /// Wakes the runners if no task is left and there will be none.
+    fn end_if_closed(&self) {
+        let idle: Vec<_> = {
+            let mut state = self.state.lock();
+            let idle = state.is_closed.then(|| state.idle.iter_mut().filter_map(Option::take));
+            idle.into_iter().flatten().collect()
+        };
+        idle.into_iter().for_each(Waker::wake);
+    }
+
+    /// Drops the tasks that are ready, one by one and without the lock: what one drops may make others ready.
+    fn drop_tasks(&self) {
+        iter::from_fn(|| self.state.lock().pop(Instant::now())).for_each(drop);
+    }
+
     /// Queues a task that was woken.
     fn schedule(self: Arc<Self>, task: ReadyTask) {
-        let (whose, connection) = (*task.metadata().whose.lock(), task.metadata().connection);
+        let (org, connection) = (task.metadata().org(), task.metadata().connection);
         // Whoever runs a task here goes on with the one that it wakes.
         let is_from_here =
             CURRENT.with_borrow(|owner| owner.as_ref().is_some_and(|owner| Arc::ptr_eq(&owner.scheduler, &self)));
         let now = Instant::now();
         let wakes = {
             let mut state = self.state.lock();
-            if state.is_closed {
-                drop(state);
-                return drop(task);
-            }
-            state.ready.push(whose, connection, (now, task));
+            state.ready.push(org, connection, (now, task));
             state.n += 1;
+            if state.runners == 0 {
+                drop(state);
+                // Who wakes it may hold a lock that the end of the task takes.
+                drop(thread::spawn(move || self.drop_tasks()));
+                return;
+            }
             if is_from_here && state.n == 1 { None } else { state.an_idle_one() }
         };
         if let Some(waker) = wakes {
@@ -210,14 +266,14 @@ impl Scheduler {
         }
     }
 
-    /// Runs tasks for a while. Pending once there are none.
-    fn run_slice(&self, runner: usize, context: &Context<'_>) -> Poll<()> {
+    /// Runs tasks for a while. Pending once there are none; ready with false once there will be none.
+    fn run_slice(&self, runner: usize, context: &Context<'_>) -> Poll<bool> {
         let mut meter = Meter::start();
         let mut used = None;
         loop {
             let mut state = self.state.lock();
-            if let Some((whose, connection, took)) = used.take() {
-                state.ready.charge(whose, connection, took);
+            if let Some((org, connection, took)) = used.take() {
+                state.ready.charge(org, connection, took);
             }
             if meter.is_over() {
                 let wakes = (state.n > 0).then(|| state.an_idle_one()).flatten();
@@ -225,17 +281,21 @@ impl Scheduler {
                 if let Some(waker) = wakes {
                     waker.wake();
                 }
-                return Poll::Ready(());
+                return Poll::Ready(true);
             }
             let task = state.pop(meter.lap);
             state.idle[runner] = task.is_none().then(|| context.waker().clone());
+            let is_closed = state.is_closed;
             drop(state);
-            let Some(task) = task else { return Poll::Pending };
+            let Some(task) = task else {
+                let is_over = is_closed && self.owners.load(Ordering::Acquire) == 0;
+                return if is_over { Poll::Ready(false) } else { Poll::Pending };
+            };
             let owner = Arc::clone(task.metadata());
             CURRENT.set(Some(Arc::clone(&owner)));
             task.run();
             CURRENT.set(None);
-            used = Some((*owner.whose.lock(), owner.connection, meter.lap()));
+            used = Some((owner.org(), owner.connection, meter.lap()));
         }
     }
 }
@@ -257,15 +317,19 @@ impl State {
     }
 }
 
-impl Drop for Runners {
+/// A runner's hold on its scheduler. The last one that ends drops the tasks that are ready.
+struct Runner(Arc<Scheduler>);
+
+impl Drop for Runner {
     fn drop(&mut self) {
-        let tasks = {
-            let mut state = self.scheduler.state.lock();
-            state.is_closed = true;
-            iter::from_fn(|| state.ready.pop()).collect::<Vec<_>>()
+        let left = {
+            let mut state = self.0.state.lock();
+            state.runners -= 1;
+            state.runners
         };
-        // What they drop may wake others, which are then dropped as well.
-        drop(tasks);
+        if left == 0 {
+            self.0.drop_tasks();
+        }
     }
 }
 
@@ -304,113 +368,4 @@ impl Meter {
 fn thread_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        net::{IpAddr, Ipv4Addr},
-        sync::atomic::AtomicUsize,
-    };
-
-    use tokio::{sync::oneshot, time::timeout};
-    use uuid::Uuid;
-
-    use super::*;
-
-    const STRANGER: Whose = Whose::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    fn org(n: u128) -> OrgId {
-        OrgId(Uuid::from_u128(n))
-    }
-
-    /// Goes on as often as this.
-    async fn steps(n: usize, mut step: impl FnMut()) {
-        for _ in 0..n {
-            step();
-            let mut has_waited = false;
-            poll_fn(|context| {
-                context.waker().wake_by_ref();
-                if std::mem::replace(&mut has_waited, true) { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_task_waits_for_one_step_of_another_orgs_flood_and_not_for_all() {
-        let (scheduler, _runners) = Scheduler::start();
-        let done = Arc::new(AtomicUsize::new(0));
-        let busy = || {
-            let since = Instant::now();
-            while since.elapsed() < SLICE / 2 {}
-        };
-        let flood = scheduler.spawn_connection(Whose::Org(org(1)), |_| {
-            let done = Arc::clone(&done);
-            async move {
-                for _ in 0..1_000 {
-                    let done = Arc::clone(&done);
-                    spawn(steps(10, move || {
-                        busy();
-                        done.fetch_add(1, Ordering::Relaxed);
-                    }));
-                }
-            }
-        });
-        flood.await;
-        let (tell, told) = oneshot::channel();
-        let told_at = Arc::clone(&done);
-        // It begins as a stranger's.
-        let other = scheduler.spawn_connection(STRANGER, |_| async move {
-            now_runs_for(org(2));
-            let before = told_at.load(Ordering::Relaxed);
-            steps(100, || {}).await;
-            let _ = tell.send(told_at.load(Ordering::Relaxed) - before);
-        });
-        other.await;
-        let between = told.await.unwrap();
-        assert!(between < 1_000, "{between} of 10,000 steps came between");
-        assert!(done.load(Ordering::Relaxed) < 10_000);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_panic_ends_its_task_alone() {
-        let (scheduler, _runners) = Scheduler::start();
-        for _ in 0..10 {
-            let ended = scheduler.spawn_connection(STRANGER, |_| async { panic!("a defect") });
-            assert!(tokio::spawn(ended).await.unwrap_err().is_panic());
-        }
-        timeout(PATIENCE, scheduler.spawn_connection(STRANGER, |_| steps(1_000, || {}))).await.unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn tasks_end_with_their_connection_or_the_scheduler() {
-        let (scheduler, runners) = Scheduler::start();
-        let held = |held: &Arc<()>, scheduler: &Arc<Scheduler>, wakes: oneshot::Receiver<()>| {
-            let held = Arc::clone(held);
-            scheduler.spawn_connection(STRANGER, |_| async move {
-                let _ = wakes.await;
-                drop(held);
-                std::future::pending().await
-            })
-        };
-        let (of_one, of_other) = (Arc::new(()), Arc::new(()));
-        let (_never, wakes) = oneshot::channel();
-        let task = held(&of_one, &scheduler, wakes);
-        let (wake, wakes) = oneshot::channel();
-        held(&of_other, &scheduler, wakes).detach();
-        drop(task);
-        let is_dropped = async |held: &Arc<()>| {
-            while Arc::strong_count(held) > 1 {
-                yield_now().await
-            }
-        };
-        timeout(PATIENCE, is_dropped(&of_one)).await.unwrap();
-        assert_eq!(Arc::strong_count(&of_other), 2);
-        // One that nothing runs any more is dropped when it is woken.
-        drop(runners);
-        wake.send(()).unwrap();
-        timeout(PATIENCE, is_dropped(&of_other)).await.unwrap();
-    }
 }
