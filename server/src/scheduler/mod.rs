@@ -151,9 +151,16 @@ pub(crate) struct Scheduler {
     owners: AtomicUsize,
 }
 
+struct Queued {
+    /// Whose line it is in.
+    org: Option<OrgId>,
+    since: Instant,
+    task: ReadyTask,
+}
+
 struct State {
-    /// The tasks that are ready, and since when. All strangers together have one line.
-    ready: FairQueue<Option<OrgId>, OfOne<(Instant, ReadyTask)>>,
+    /// The tasks that are ready. All strangers together have one line.
+    ready: FairQueue<Option<OrgId>, OfOne<Queued>>,
     /// How many tasks are ready.
     n: usize,
     /// How long orgs' tasks were ready before they were run, all together, and their number; since this was last asked.
@@ -251,7 +258,7 @@ impl Scheduler {
         let now = Instant::now();
         let wakes = {
             let mut state = self.state.lock();
-            state.ready.push(org, connection, (now, task));
+            state.ready.push(org, connection, Queued { org, since: now, task });
             state.n += 1;
             if state.runners == 0 {
                 drop(state);
@@ -287,29 +294,31 @@ impl Scheduler {
             state.idle[runner] = task.is_none().then(|| context.waker().clone());
             let is_closed = state.is_closed;
             drop(state);
-            let Some(task) = task else {
+            let Some((org, task)) = task else {
                 let is_over = is_closed && self.owners.load(Ordering::Acquire) == 0;
                 return if is_over { Poll::Ready(false) } else { Poll::Pending };
             };
             let owner = Arc::clone(task.metadata());
-            CURRENT.set(Some(Arc::clone(&owner)));
+            let connection = owner.connection;
+            CURRENT.set(Some(owner));
             task.run();
             CURRENT.set(None);
-            used = Some((owner.org(), owner.connection, meter.lap()));
+            used = Some((org, connection, meter.lap()));
         }
     }
 }
 
 impl State {
-    fn pop(&mut self, now: Instant) -> Option<ReadyTask> {
-        let (since, task) = self.ready.pop()?;
+    /// Takes the next task, and tells from whose line.
+    fn pop(&mut self, now: Instant) -> Option<(Option<OrgId>, ReadyTask)> {
+        let Queued { org, since, task } = self.ready.pop()?;
         self.n -= 1;
-        if task.metadata().is_known() {
+        if org.is_some() {
             let (waited, tasks) = &mut self.waited;
             *waited += now - since;
             *tasks = tasks.saturating_add(1);
         }
-        Some(task)
+        Some((org, task))
     }
 
     fn an_idle_one(&mut self) -> Option<Waker> {

@@ -13,12 +13,13 @@ const REMEMBERED: usize = 1_024;
 pub(super) type OfOne<T> = FairQueue<u64, VecDeque<T>>;
 
 /// Lines of tasks, by key. The line that has used the least processor time is next: start-time fair queueing (Goyal, Vin,
-/// Cheng 1996) with measured costs. A newcomer starts at the level of those that wait, so nobody saves up time.
+/// Cheng 1996) with measured costs. A newcomer starts at the level of those that wait, so nobody saves up time. The level rises with
+/// the time that is used, so that ever new ones don't pass over those that have begun.
 pub(super) struct FairQueue<K, L> {
     lines: HashMap<K, Line<L>>,
     /// The keys whose tasks wait, ordered by time used and then by arrival.
     waiting: BTreeSet<(Duration, u64, K)>,
-    /// The time used by the key whose task was last taken, as of then. A newcomer starts here.
+    /// The time that those who wait have used, about. A newcomer starts here.
     level: Duration,
     /// Numbers the arrivals.
     came: u64,
@@ -30,6 +31,8 @@ struct Line<L> {
     had: Duration,
     /// The number of its last arrival.
     came: u64,
+    /// Its tasks that were taken and not charged.
+    running: u32,
     tasks: L,
 }
 
@@ -44,7 +47,9 @@ impl<K: Copy + Ord + Hash, L: Default> FairQueue<K, L> {
         let line = self.lines.entry(key).or_insert_with(|| Line::new(level));
         // In `waiting` already if it has tasks.
         if !self.waiting.contains(&(line.had, line.came, key)) {
-            line.had = line.had.max(level);
+            if line.running == 0 {
+                line.had = line.had.max(level);
+            }
             self.came += 1;
             line.came = self.came;
             self.waiting.insert((line.had, line.came, key));
@@ -56,7 +61,9 @@ impl<K: Copy + Ord + Hash, L: Default> FairQueue<K, L> {
     fn take<T>(&mut self, take: impl FnOnce(&mut L) -> (Option<T>, bool)) -> Option<T> {
         let next = self.waiting.first().copied()?;
         let (had, _, key) = next;
-        let (task, is_empty) = take(&mut self.lines.get_mut(&key)?.tasks);
+        let line = self.lines.get_mut(&key)?;
+        line.running += 1;
+        let (task, is_empty) = take(&mut line.tasks);
         if is_empty {
             self.waiting.remove(&next);
         }
@@ -64,19 +71,22 @@ impl<K: Copy + Ord + Hash, L: Default> FairQueue<K, L> {
         task
     }
 
-    /// Counts processor time that a task of this key has taken. Returns its line.
+    /// Counts processor time that a task of this key has taken, once for each that was taken from its line. Returns its line.
     fn charge_line(&mut self, key: K, took: Duration) -> &mut L {
+        // The share of each that waits.
+        self.level += took / (self.waiting.len() as u32 + 1);
         let level = self.level;
         if self.lines.len() >= self.looks_at.max(REMEMBERED) {
             let waiting = &self.waiting;
             // Where most owe time, as many newcomers did come: then no debt is remembered.
             let all_owe = self.lines.values().filter(|line| line.had > level).count() > REMEMBERED / 2;
-            let owes = |line: &Line<L>| !all_owe && line.had > level;
+            let owes = |line: &Line<L>| line.running > 0 || !all_owe && line.had > level;
             self.lines.retain(|key, line| owes(line) || waiting.contains(&(line.had, line.came, *key)));
             self.looks_at = 2 * self.lines.len();
         }
         let line = self.lines.entry(key).or_insert_with(|| Line::new(level));
         let was_waiting = self.waiting.remove(&(line.had, line.came, key));
+        line.running = line.running.saturating_sub(1);
         line.had += took;
         if was_waiting {
             self.waiting.insert((line.had, line.came, key));
@@ -122,7 +132,7 @@ impl<K, L> Default for FairQueue<K, L> {
 
 impl<L: Default> Line<L> {
     fn new(had: Duration) -> Self {
-        Self { had, came: 0, tasks: L::default() }
+        Self { had, came: 0, running: 0, tasks: L::default() }
     }
 }
 
@@ -173,6 +183,24 @@ mod tests {
     }
 
     #[test]
+    fn ever_new_ones_do_not_pass_over_those_that_have_begun() {
+        let mut queue = Queue::default();
+        queue.push(0, 0, 0);
+        let mut steps = 0;
+        for n in 1..1_000 {
+            queue.push(n, 0, n);
+            queue.push(n + 1_000, 0, n + 1_000);
+            let key = queue.pop().unwrap();
+            queue.charge(key, 0, MS);
+            if key == 0 {
+                steps += 1;
+                queue.push(0, 0, 0);
+            }
+        }
+        assert!(steps >= 3, "{steps} steps");
+    }
+
+    #[test]
     fn connections_of_one_key_share_its_time() {
         let mut queue = Queue::default();
         (0..9).for_each(|_| queue.push(0, 1, 1));
@@ -194,8 +222,8 @@ mod tests {
         queue.push(0, 0, 0);
         for n in 1..100_000 {
             queue.push(n, 0, n);
-            queue.pop();
-            queue.charge(n, 0, MS);
+            let key = queue.pop().unwrap();
+            queue.charge(key, 0, MS);
         }
         assert!(queue.lines.len() <= 2 * REMEMBERED, "{}", queue.lines.len());
     }
