@@ -159,8 +159,7 @@ where
             Ok(None) => {
                 let (access, refused, mut inner) = (Arc::clone(access), Arc::clone(&self.refused), self.inner.clone());
                 Box::pin(async move {
-                    // Whoever has a turn to be looked up does not wait behind all strangers: others wait for the turn.
-                    scheduler::now_runs_for(OrgId(NO_ORG));
+                    scheduler::now_looks_up();
                     match access.find(&presented, from).await {
                         Ok(credential) => enter(&access, &mut inner, rpc, presented, credential, request).await,
                         Err(refusal) => {

@@ -51,34 +51,44 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Owner>>> = const { RefCell::new(None) };
 }
 
+/// The lines in which tasks wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Line {
+    /// Callers that are not known.
+    Strangers,
+    /// Callers whose credentials are looked up.
+    LookUps,
+    Org(OrgId),
+}
+
 /// Whose a task is.
 pub(crate) struct Owner {
     scheduler: Arc<Scheduler>,
-    /// `None`: a stranger's, who has not told who it is.
-    org: Mutex<Option<OrgId>>,
+    line: Mutex<Line>,
     connection: u64,
 }
 
 impl Owner {
-    fn new(scheduler: &Arc<Scheduler>, org: Option<OrgId>, connection: u64) -> Arc<Self> {
+    fn new(scheduler: &Arc<Scheduler>, line: Line, connection: u64) -> Arc<Self> {
         scheduler.owners.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { scheduler: Arc::clone(scheduler), org: Mutex::new(org), connection })
+        Arc::new(Self { scheduler: Arc::clone(scheduler), line: Mutex::new(line), connection })
     }
 
-    fn org(&self) -> Option<OrgId> {
-        *self.org.lock()
+    fn line(&self) -> Line {
+        *self.line.lock()
     }
 
     /// True if its caller is known.
     pub(crate) fn is_known(&self) -> bool {
-        self.org().is_some()
+        matches!(self.line(), Line::Org(_))
     }
 
     /// Counts a connection as this org's from now on, and the first steps of its calls. One on which several orgs call, as a proxy
     /// has, is none of theirs: nobody's calls wait in the line of who called before.
     pub(crate) fn is_called_on_by(&self, org: OrgId) {
-        let mut of = self.org.lock();
-        *of = Some(if of.is_none_or(|other| other == org) { org } else { OrgId(NO_ORG) });
+        let mut line = self.line.lock();
+        let is_others = matches!(*line, Line::Org(other) if other != org);
+        *line = Line::Org(if is_others { OrgId(NO_ORG) } else { org });
     }
 
     /// Starts a task of the same connection, at first of the same org.
@@ -87,7 +97,7 @@ impl Owner {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        Self::new(&self.scheduler, self.org(), self.connection).run(|_| future)
+        Self::new(&self.scheduler, self.line(), self.connection).run(|_| future)
     }
 
     fn run<F>(self: Arc<Self>, future: impl FnOnce(&Arc<Self>) -> F) -> Task<F::Output, Arc<Self>>
@@ -114,9 +124,19 @@ impl Drop for Owner {
 
 /// Counts the task that runs now as this org's from now on.
 pub(crate) fn now_runs_for(org: OrgId) {
+    now_waits_in(Line::Org(org));
+}
+
+/// Counts the task that runs now as one whose caller is looked up. Such tasks have turns at that: if the one that has a turn waited
+/// behind all strangers, so would those that wait for the turn.
+pub(crate) fn now_looks_up() {
+    now_waits_in(Line::LookUps);
+}
+
+fn now_waits_in(line: Line) {
     CURRENT.with_borrow(|owner| {
         if let Some(owner) = owner {
-            *owner.org.lock() = Some(org);
+            *owner.line.lock() = line;
         }
     });
 }
@@ -143,7 +163,7 @@ where
     }
 }
 
-/// See the module's comment.
+/// Queues the tasks of connections and calls, and runs them in fair order.
 pub(crate) struct Scheduler {
     state: Mutex<State>,
     connections: AtomicU64,
@@ -152,15 +172,14 @@ pub(crate) struct Scheduler {
 }
 
 struct Queued {
-    /// Whose line it is in.
-    org: Option<OrgId>,
+    line: Line,
     since: Instant,
     task: ReadyTask,
 }
 
 struct State {
-    /// The tasks that are ready. All strangers together have one line.
-    ready: FairQueue<Option<OrgId>, OfOne<Queued>>,
+    /// The tasks that are ready.
+    ready: FairQueue<Line, OfOne<Queued>>,
     /// How many tasks are ready.
     n: usize,
     /// How long orgs' tasks were ready before they were run, all together, and their number; since this was last asked.
@@ -225,7 +244,7 @@ impl Scheduler {
         F: Future<Output = ()> + Send + 'static,
     {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        Owner::new(self, None, number).run(|owner| connection(Arc::clone(owner)))
+        Owner::new(self, Line::Strangers, number).run(|owner| connection(Arc::clone(owner)))
     }
 
     /// How long orgs' tasks waited for a thread on average, since the last call.
@@ -251,14 +270,14 @@ impl Scheduler {
 
     /// Queues a task that was woken.
     fn schedule(self: Arc<Self>, task: ReadyTask) {
-        let (org, connection) = (task.metadata().org(), task.metadata().connection);
+        let (line, connection) = (task.metadata().line(), task.metadata().connection);
         // Whoever runs a task here goes on with the one that it wakes.
         let is_from_here =
             CURRENT.with_borrow(|owner| owner.as_ref().is_some_and(|owner| Arc::ptr_eq(&owner.scheduler, &self)));
         let now = Instant::now();
         let wakes = {
             let mut state = self.state.lock();
-            state.ready.push(org, connection, Queued { org, since: now, task });
+            state.ready.push(line, connection, Queued { line, since: now, task });
             state.n += 1;
             if state.runners == 0 {
                 drop(state);
@@ -279,8 +298,8 @@ impl Scheduler {
         let mut used = None;
         loop {
             let mut state = self.state.lock();
-            if let Some((org, connection, took)) = used.take() {
-                state.ready.charge(org, connection, took);
+            if let Some((line, connection, took)) = used.take() {
+                state.ready.charge(line, connection, took);
             }
             if meter.is_over() {
                 let wakes = (state.n > 0).then(|| state.an_idle_one()).flatten();
@@ -294,7 +313,7 @@ impl Scheduler {
             state.idle[runner] = task.is_none().then(|| context.waker().clone());
             let is_closed = state.is_closed;
             drop(state);
-            let Some((org, task)) = task else {
+            let Some((line, task)) = task else {
                 let is_over = is_closed && self.owners.load(Ordering::Acquire) == 0;
                 return if is_over { Poll::Ready(false) } else { Poll::Pending };
             };
@@ -303,22 +322,22 @@ impl Scheduler {
             CURRENT.set(Some(owner));
             task.run();
             CURRENT.set(None);
-            used = Some((org, connection, meter.lap()));
+            used = Some((line, connection, meter.lap()));
         }
     }
 }
 
 impl State {
     /// Takes the next task, and tells from whose line.
-    fn pop(&mut self, now: Instant) -> Option<(Option<OrgId>, ReadyTask)> {
-        let Queued { org, since, task } = self.ready.pop()?;
+    fn pop(&mut self, now: Instant) -> Option<(Line, ReadyTask)> {
+        let Queued { line, since, task } = self.ready.pop()?;
         self.n -= 1;
-        if org.is_some() {
+        if let Line::Org(_) = line {
             let (waited, tasks) = &mut self.waited;
             *waited += now - since;
             *tasks = tasks.saturating_add(1);
         }
-        Some((org, task))
+        Some((line, task))
     }
 
     fn an_idle_one(&mut self) -> Option<Waker> {

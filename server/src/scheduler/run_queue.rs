@@ -9,7 +9,7 @@ use std::{
 /// With this many lines, those that are no longer needed are removed for the first time.
 const REMEMBERED: usize = 1_024;
 
-/// The tasks of one org or address, by connection.
+/// The tasks of one line, by connection.
 pub(super) type OfOne<T> = FairQueue<u64, VecDeque<T>>;
 
 /// Lines of tasks, by key. The line that has used the least processor time is next: start-time fair queueing (Goyal, Vin,

@@ -89,7 +89,7 @@ async fn a_connection_that_several_orgs_call_on_is_none_of_theirs() {
         assert!(!owner.is_known());
         for (n, expected) in [(1, org(1)), (1, org(1)), (2, OrgId(NO_ORG)), (1, OrgId(NO_ORG))] {
             owner.is_called_on_by(org(n));
-            assert_eq!(owner.org(), Some(expected));
+            assert_eq!(owner.line(), Line::Org(expected));
         }
         let _ = tell.send(());
     });
