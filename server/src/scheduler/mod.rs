@@ -61,21 +61,38 @@ enum Line {
     Org(OrgId),
 }
 
+impl Line {
+    /// The processor time that counts. Strangers together have twice the share of an org: any of them may be about to become a
+    /// known caller, and probes are among them.
+    fn charged(self, took: Duration) -> Duration {
+        match self {
+            Self::Strangers => took / 2,
+            Self::LookUps | Self::Org(_) => took,
+        }
+    }
+}
+
 /// Whose a task is.
 pub(crate) struct Owner {
     scheduler: Arc<Scheduler>,
     line: Mutex<Line>,
     connection: u64,
+    /// The task that started this one. As long as nobody knows whose this one is, it counts as that one's.
+    of: Option<Arc<Self>>,
 }
 
 impl Owner {
-    fn new(scheduler: &Arc<Scheduler>, line: Line, connection: u64) -> Arc<Self> {
+    fn new(scheduler: &Arc<Scheduler>, line: Line, connection: u64, of: Option<Arc<Self>>) -> Arc<Self> {
         scheduler.owners.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { scheduler: Arc::clone(scheduler), line: Mutex::new(line), connection })
+        Arc::new(Self { scheduler: Arc::clone(scheduler), line: Mutex::new(line), connection, of })
     }
 
     fn line(&self) -> Line {
-        *self.line.lock()
+        let line = *self.line.lock();
+        match &self.of {
+            Some(of) if line == Line::Strangers => of.line(),
+            _ => line,
+        }
     }
 
     /// True if its caller is known.
@@ -92,12 +109,12 @@ impl Owner {
     }
 
     /// Starts a task of the same connection, at first of the same org.
-    fn spawn<F>(&self, future: F) -> Task<F::Output, Arc<Self>>
+    fn spawn<F>(self: &Arc<Self>, future: F) -> Task<F::Output, Arc<Self>>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        Self::new(&self.scheduler, self.line(), self.connection).run(|_| future)
+        Self::new(&self.scheduler, self.line(), self.connection, Some(Arc::clone(self))).run(|_| future)
     }
 
     fn run<F>(self: Arc<Self>, future: impl FnOnce(&Arc<Self>) -> F) -> Task<F::Output, Arc<Self>>
@@ -244,7 +261,7 @@ impl Scheduler {
         F: Future<Output = ()> + Send + 'static,
     {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        Owner::new(self, Line::Strangers, number).run(|owner| connection(Arc::clone(owner)))
+        Owner::new(self, Line::Strangers, number, None).run(|owner| connection(Arc::clone(owner)))
     }
 
     /// How long orgs' tasks waited for a thread on average, since the last call.
@@ -299,7 +316,7 @@ impl Scheduler {
         loop {
             let mut state = self.state.lock();
             if let Some((line, connection, took)) = used.take() {
-                state.ready.charge(line, connection, took);
+                state.ready.charge(line, connection, line.charged(took));
             }
             if meter.is_over() {
                 let wakes = (state.n > 0).then(|| state.an_idle_one()).flatten();
@@ -328,9 +345,18 @@ impl Scheduler {
 }
 
 impl State {
-    /// Takes the next task, and tells from whose line.
+    /// Takes the next task, and tells from whose line. A task whose line has changed since it was queued goes there first: of the
+    /// many calls that come at once on a new connection, one makes the caller known, and the others wait in the caller's line.
     fn pop(&mut self, now: Instant) -> Option<(Line, ReadyTask)> {
-        let Queued { line, since, task } = self.ready.pop()?;
+        let Queued { line, since, task } = loop {
+            let Queued { line, since, task } = self.ready.pop()?;
+            let (current, connection) = (task.metadata().line(), task.metadata().connection);
+            if current == line {
+                break Queued { line, since, task };
+            }
+            self.ready.charge(line, connection, Duration::ZERO);
+            self.ready.push(current, connection, Queued { line: current, since: now, task });
+        };
         self.n -= 1;
         if let Line::Org(_) = line {
             let (waited, tasks) = &mut self.waited;

@@ -8,9 +8,21 @@ use std::{
 
 /// With this many lines, those that are no longer needed are removed for the first time.
 const REMEMBERED: usize = 1_024;
+/// For so many steps a connection is young. After them its caller is known, also with TLS.
+const YOUNG: u32 = 4;
+/// One of so many tasks is taken in fair order, whoever is young.
+const IN_ORDER: u32 = 4;
 
-/// The tasks of one line, by connection.
-pub(super) type OfOne<T> = FairQueue<u64, VecDeque<T>>;
+/// The tasks of one line, by connection: in fair order, but three of four are from the newest connection, as long as it is young. A
+/// new connection takes a few steps until its caller is known. In fair order alone it would wait, at each of them, for all that came
+/// with it or before and want much; newest first alone, those that came before would wait for as long as others come.
+pub(super) struct OfOne<T> {
+    connections: FairQueue<u64, VecDeque<T>>,
+    /// The numbers of the connections that wait and are young. They grow with time.
+    young: BTreeSet<u64>,
+    /// Counts what is taken.
+    taken: u32,
+}
 
 /// Lines of tasks, by key. The line that has used the least processor time is next: start-time fair queueing (Goyal, Vin,
 /// Cheng 1996) with measured costs. A newcomer starts at the level of those that wait, so nobody saves up time. The level rises with
@@ -29,6 +41,8 @@ pub(super) struct FairQueue<K, L> {
 
 struct Line<L> {
     had: Duration,
+    /// How many tasks were taken from it, since it was remembered.
+    steps: u32,
     /// The number of its last arrival.
     came: u64,
     /// Its tasks that were taken and not charged.
@@ -57,17 +71,22 @@ impl<K: Copy + Ord + Hash, L: Default> FairQueue<K, L> {
         add(&mut line.tasks);
     }
 
-    /// Takes a task from the next line. `take` also says whether the line is empty then.
-    fn take<T>(&mut self, take: impl FnOnce(&mut L) -> (Option<T>, bool)) -> Option<T> {
-        let next = self.waiting.first().copied()?;
-        let (had, _, key) = next;
+    /// The key whose line is next.
+    fn next(&mut self) -> Option<K> {
+        let (had, _, key) = *self.waiting.first()?;
+        self.level = self.level.max(had);
+        Some(key)
+    }
+
+    /// Takes a task from the line of a key, whose turn it need not be. `take` also says whether the line is empty then.
+    fn take_of<T>(&mut self, key: K, take: impl FnOnce(&mut L) -> (Option<T>, bool)) -> Option<T> {
         let line = self.lines.get_mut(&key)?;
         line.running += 1;
+        line.steps = line.steps.saturating_add(1);
         let (task, is_empty) = take(&mut line.tasks);
         if is_empty {
-            self.waiting.remove(&next);
+            self.waiting.remove(&(line.had, line.came, key));
         }
-        self.level = self.level.max(had);
         task
     }
 
@@ -96,15 +115,45 @@ impl<K: Copy + Ord + Hash, L: Default> FairQueue<K, L> {
         }
         &mut line.tasks
     }
+
+    /// How many tasks were taken from the line of a key.
+    fn steps(&self, key: &K) -> u32 {
+        self.lines.get(key).map_or(0, |line| line.steps)
+    }
 }
 
 impl<T> OfOne<T> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
     pub(super) fn push(&mut self, connection: u64, task: T) {
-        self.add(connection, |tasks| tasks.push_back(task));
+        self.connections.add(connection, |tasks| tasks.push_back(task));
+        if self.connections.steps(&connection) < YOUNG {
+            self.young.insert(connection);
+        }
     }
 
     pub(super) fn pop(&mut self) -> Option<T> {
-        self.take(|tasks| (tasks.pop_front(), tasks.is_empty()))
+        self.taken = self.taken.wrapping_add(1);
+        let newest = self.young.last().copied().filter(|_| !self.taken.is_multiple_of(IN_ORDER));
+        let connection = newest.or_else(|| self.connections.next())?;
+        let mut is_last = false;
+        let task = self.connections.take_of(connection, |tasks| {
+            let task = tasks.pop_front();
+            is_last = tasks.is_empty();
+            (task, is_last)
+        });
+        if is_last || self.connections.steps(&connection) >= YOUNG {
+            self.young.remove(&connection);
+        }
+        task
+    }
+}
+
+impl<T> Default for OfOne<T> {
+    fn default() -> Self {
+        Self { connections: FairQueue::default(), young: BTreeSet::new(), taken: 0 }
     }
 }
 
@@ -114,12 +163,13 @@ impl<K: Copy + Ord + Hash, T> FairQueue<K, OfOne<T>> {
     }
 
     pub(super) fn pop(&mut self) -> Option<T> {
-        self.take(|line| (line.pop(), line.is_empty()))
+        let key = self.next()?;
+        self.take_of(key, |line| (line.pop(), line.is_empty()))
     }
 
     /// Counts processor time that a task has taken.
     pub(super) fn charge(&mut self, key: K, connection: u64, took: Duration) {
-        self.charge_line(key, took).charge_line(connection, took);
+        self.charge_line(key, took).connections.charge_line(connection, took);
     }
 }
 
@@ -132,7 +182,7 @@ impl<K, L> Default for FairQueue<K, L> {
 
 impl<L: Default> Line<L> {
     fn new(had: Duration) -> Self {
-        Self { had, came: 0, running: 0, tasks: L::default() }
+        Self { had, steps: 0, came: 0, running: 0, tasks: L::default() }
     }
 }
 
@@ -198,6 +248,35 @@ mod tests {
             }
         }
         assert!(steps >= 3, "{steps} steps");
+    }
+
+    /// How many steps of others come between the first step of connection `n` and its third, where `others` came at once.
+    fn steps_between(others: u64, n: u64) -> usize {
+        let mut queue = OfOne::default();
+        (0..others).filter(|other| *other != n).for_each(|other| queue.push(other, other));
+        // Those that were there have taken some steps.
+        for _ in 0..10 {
+            let other = queue.pop().unwrap();
+            queue.connections.charge_line(other, MS / 10);
+            queue.push(other, other);
+        }
+        queue.push(n, n);
+        let (mut own, mut between) = (0, 0);
+        while own < 3 {
+            let next = queue.pop().unwrap();
+            queue.connections.charge_line(next, MS / 10);
+            queue.push(next, next);
+            own += usize::from(next == n);
+            between += usize::from(next != n);
+        }
+        between
+    }
+
+    #[test]
+    fn who_comes_last_does_not_wait_for_all_that_came_before_at_each_step() {
+        assert!(steps_between(300, 300) <= 6, "{}", steps_between(300, 300));
+        // And it does not keep those that came before waiting for ever.
+        assert!(steps_between(300, 0) <= 2_000, "{}", steps_between(300, 0));
     }
 
     #[test]
