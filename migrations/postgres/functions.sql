@@ -493,7 +493,7 @@ BEGIN
                 AND e.recorded_at >= log.since AND e.recorded_at < log.until
                 AND (p_types IS NULL OR e.job_type = ANY (p_types))
                 AND (p_statuses IS NULL OR e.next_status = ANY (p_statuses) OR p_leaving AND e.prev_status = ANY (p_statuses))
-                AND (p_labels IS NULL OR e.labels @> p_labels
+                AND (p_labels IS NULL OR e.labels @> p_labels OR e.kind = 'erased'
                     OR e.kind = 'edited' AND e.detail_json -> 'edit' -> 'before' -> 'labels' @> p_labels)
             ORDER BY e.seq LIMIT p_limit
         ) found
@@ -575,7 +575,7 @@ BEGIN
                 AND e.recorded_at >= log.since AND e.recorded_at <= log.until
                 AND (p_types IS NULL OR e.job_type = ANY (p_types))
                 AND (p_statuses IS NULL OR e.next_status = ANY (p_statuses) OR p_leaving AND e.prev_status = ANY (p_statuses))
-                AND (p_labels IS NULL OR e.labels @> p_labels
+                AND (p_labels IS NULL OR e.labels @> p_labels OR e.kind = 'erased'
                     OR e.kind = 'edited' AND e.detail_json -> 'edit' -> 'before' -> 'labels' @> p_labels)
             ORDER BY e.seq LIMIT p_limit
         ) found

@@ -46,6 +46,7 @@ fn kind(kind: EventKind) -> pb::JobEventKind {
         EventKind::Imported => pb::JobEventKind::Imported,
         EventKind::Lost => pb::JobEventKind::Lost,
         EventKind::Edited => pb::JobEventKind::Edited,
+        EventKind::Erased => pb::JobEventKind::Erased,
     }
 }
 
@@ -92,6 +93,7 @@ pub(super) fn job(job: &Job) -> pb::Job {
         failures: job.failures,
         lost_attempts: job.lost_attempts,
         max_lost_attempts: spec.max_lost_attempts,
+        erased_at: job.erased_at.map(timestamp),
     }
 }
 
@@ -291,6 +293,8 @@ fn action(action: BulkAction) -> pb::BulkAction {
         BulkAction::Cancel => pb::BulkAction::Cancel,
         BulkAction::Retry => pb::BulkAction::Retry,
         BulkAction::Update => pb::BulkAction::Update,
+        BulkAction::Erase => pb::BulkAction::Erase,
+        BulkAction::CancelAndErase => pb::BulkAction::CancelAndErase,
     }
 }
 

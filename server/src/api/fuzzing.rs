@@ -15,7 +15,7 @@ const OF_TOKENS: Time = DateTime::UNIX_EPOCH;
 pub fn request(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
     let caller = Caller::anybody(OrgId::DEFAULT);
-    match kind % 28 {
+    match kind % 29 {
         0 => read(bytes, |message| request::create(message, &caller)),
         1 => read(bytes, |message: pb::BatchCreateJobsRequest| {
             request::items("requests", message.requests.len())?;
@@ -49,7 +49,8 @@ pub fn request(bytes: &[u8]) {
         24 => read(bytes, request::list_orgs),
         25 => read(bytes, request::list_tokens),
         26 => read(bytes, |message| request::revoke_token(&message)),
-        _ => read(bytes, |message| request::create_token(message, OF_TOKENS)),
+        27 => read(bytes, |message| request::create_token(message, OF_TOKENS)),
+        _ => read(bytes, request::erase),
     }
 }
 

@@ -99,6 +99,7 @@ pub(super) enum Rpc {
     CancelJob,
     RetryJob,
     UpdateJob,
+    EraseJob,
     StreamJobEvents,
     GetStatistics,
     ListJobTypes,
@@ -132,7 +133,7 @@ pub(super) enum Rpc {
 }
 
 /// All that can be called by gRPC.
-const GRPC: [(&str, Rpc); 34] = [
+const GRPC: [(&str, Rpc); 35] = [
     ("/jobledger.v1.JobService/CreateJob", Rpc::CreateJob),
     ("/jobledger.v1.JobService/BatchCreateJobs", Rpc::BatchCreateJobs),
     ("/jobledger.v1.JobService/GetJob", Rpc::GetJob),
@@ -145,6 +146,7 @@ const GRPC: [(&str, Rpc); 34] = [
     ("/jobledger.v1.JobService/CancelJob", Rpc::CancelJob),
     ("/jobledger.v1.JobService/RetryJob", Rpc::RetryJob),
     ("/jobledger.v1.JobService/UpdateJob", Rpc::UpdateJob),
+    ("/jobledger.v1.JobService/EraseJob", Rpc::EraseJob),
     ("/jobledger.v1.JobService/StreamJobEvents", Rpc::StreamJobEvents),
     ("/jobledger.v1.JobService/GetStatistics", Rpc::GetStatistics),
     ("/jobledger.v1.JobTypeService/ListJobTypes", Rpc::ListJobTypes),
@@ -214,7 +216,8 @@ impl Rpc {
             | Self::GetJobType
             | Self::GetBulkOperation
             | Self::ListBulkOperations => OBSERVERS,
-            Self::UpdateJobType
+            Self::EraseJob
+            | Self::UpdateJobType
             | Self::DeleteJobType
             | Self::PauseJobType
             | Self::ResumeJobType
@@ -243,6 +246,7 @@ impl Rpc {
             | Self::CancelJob
             | Self::RetryJob
             | Self::UpdateJob
+            | Self::EraseJob
             | Self::GetStatistics
             | Self::ListJobTypes
             | Self::GetJobType
@@ -283,6 +287,7 @@ impl Rpc {
             | Self::ListJobs
             | Self::ExplainJob
             | Self::RetryJob
+            | Self::EraseJob
             | Self::GetStatistics
             | Self::ListJobTypes
             | Self::GetJobType
@@ -323,6 +328,7 @@ impl Rpc {
             | Self::CancelJob
             | Self::RetryJob
             | Self::UpdateJob
+            | Self::EraseJob
             | Self::StreamJobEvents
             | Self::GetStatistics => true,
             Self::ListJobTypes
@@ -382,7 +388,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(calls, 30);
+        assert_eq!(calls, 31);
     }
 
     #[test]

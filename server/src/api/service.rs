@@ -91,7 +91,8 @@ impl JobService for Service {
     ) -> Result<Response<pb::CreateJobResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let command = request::create(request.into_inner(), &caller)?;
-        let JobReply { job, deduplicated } = self.ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
+        let JobReply { job, deduplicated, .. } =
+            self.ledger.submit(caller.by, command).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::CreateJobResponse { job: Some(convert::job(&job)), deduplicated }))
     }
 
@@ -105,7 +106,7 @@ impl JobService for Service {
         let replies =
             self.submit_all(&caller, requests.into_iter().map(|request| request::create(request, &caller))).await?;
         let result = |reply| match reply {
-            Ok(JobReply { job, deduplicated }) => {
+            Ok(JobReply { job, deduplicated, .. }) => {
                 pb::BatchCreateJobsResult { job: Some(convert::brief_job(&job)), deduplicated, error: None }
             }
             Err(error) => pb::BatchCreateJobsResult { error: Some(error), ..Default::default() },
@@ -204,6 +205,13 @@ impl JobService for Service {
         let (job, edit) = request::edit(request.into_inner())?;
         let JobReply { job, .. } = self.ledger.edit(caller.by, job, edit).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::UpdateJobResponse { job: Some(convert::job(&job)) }))
+    }
+
+    async fn erase_job(&self, request: Request<pb::EraseJobRequest>) -> Result<Response<pb::EraseJobResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let (job, erase) = request::erase(request.into_inner())?;
+        let JobReply { job, .. } = self.ledger.erase(caller.by, job, erase).await.map_err(ApiError::from)?;
+        Ok(Response::new(pb::EraseJobResponse { job: Some(convert::job(&job)) }))
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Result<Response<pb::GetJobResponse>, Status> {

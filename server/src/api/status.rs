@@ -276,7 +276,7 @@ impl ErrorStatus {
 
     fn of_transition(refused: &TransitionError, message: String) -> Self {
         match refused {
-            TransitionError::InvalidTransition { current } => {
+            TransitionError::InvalidTransition { current } | TransitionError::Erased { current } => {
                 let current = convert::status(*current).as_str_name();
                 Self::new(Code::FailedPrecondition, "INVALID_TRANSITION", message).with("current_status", current)
             }

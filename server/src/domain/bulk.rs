@@ -13,7 +13,7 @@ use super::{
     id::Digest,
     job_filter::JobFilter,
     status::JobStatus,
-    transition::{Cancel, Command, Edit, FoundPayload, Retry},
+    transition::{Cancel, Command, Edit, Erase, FoundPayload, Retry},
 };
 
 /// What a bulk operation does to each job.
@@ -25,11 +25,15 @@ pub enum BulkAction {
     Retry,
     /// Change what queued jobs ask for, as [`BulkRequest::edit`] says.
     Update,
+    /// Blank finished jobs for good.
+    Erase,
+    /// Cancel jobs that have not finished, at once, and blank all.
+    CancelAndErase,
 }
 
 impl BulkAction {
     /// Every action.
-    pub const ALL: [Self; 3] = [Self::Cancel, Self::Retry, Self::Update];
+    pub const ALL: [Self; 5] = [Self::Cancel, Self::Retry, Self::Update, Self::Erase, Self::CancelAndErase];
 
     /// The name in the database.
     pub const fn as_str(self) -> &'static str {
@@ -37,6 +41,8 @@ impl BulkAction {
             Self::Cancel => "cancel",
             Self::Retry => "retry",
             Self::Update => "update",
+            Self::Erase => "erase",
+            Self::CancelAndErase => "cancel_and_erase",
         }
     }
 
@@ -51,6 +57,17 @@ impl BulkAction {
             Self::Cancel => &[JobStatus::Queued, JobStatus::Running],
             Self::Retry => &[JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter],
             Self::Update => &[JobStatus::Queued],
+            Self::Erase => &[JobStatus::Succeeded, JobStatus::Failed, JobStatus::Canceled, JobStatus::DeadLetter],
+            Self::CancelAndErase => &JobStatus::ALL,
+        }
+    }
+
+    /// True of actions that erase jobs. What such an operation was asked for may tell whose jobs they were, so it is forgotten
+    /// when the operation ends.
+    pub const fn erases(self) -> bool {
+        match self {
+            Self::Cancel | Self::Retry | Self::Update => false,
+            Self::Erase | Self::CancelAndErase => true,
         }
     }
 }
@@ -203,6 +220,10 @@ impl BulkOperation {
                 Command::Cancel(Cancel { reason: Arc::clone(&self.request.reason), etag: None, actor })
             }
             BulkAction::Retry => Command::Retry(Retry { etag: None, request: None, actor }),
+            BulkAction::Erase | BulkAction::CancelAndErase => {
+                let cancel = self.request.action == BulkAction::CancelAndErase;
+                Command::Erase(Erase { cancel, etag: None, actor })
+            }
             BulkAction::Update => {
                 let (fields, found) = (self.request.edit.clone(), FoundPayload::default());
                 Command::Edit(Box::new(Edit { fields, payload: None, found, etag: None, actor }))
@@ -246,6 +267,10 @@ impl BulkOperation {
     /// Ends the operation.
     pub fn end(&mut self, status: BulkStatus, now: Time) {
         (self.status, self.updated_at, self.finished_at) = (status, now, Some(now));
+        if self.request.action.erases() {
+            let request = &mut self.request;
+            (request.filter, request.reason, request.digest) = (JobFilter::default(), Arc::default(), Digest([0; 32]));
+        }
     }
 
     /// Jobs that were counted and did not match any more when they were reached, at least: others may have come to match.

@@ -49,11 +49,13 @@ pub enum EventKind {
     Lost,
     /// queued → queued: what the creator asked for was changed.
     Edited,
+    /// A finished job was blanked, with its events.
+    Erased,
 }
 
 impl EventKind {
     /// Every kind, in the order of the contract.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Created,
         Self::Claimed,
         Self::Started,
@@ -69,6 +71,7 @@ impl EventKind {
         Self::Imported,
         Self::Lost,
         Self::Edited,
+        Self::Erased,
     ];
 
     /// The name in the database.
@@ -89,6 +92,7 @@ impl EventKind {
             Self::Imported => "imported",
             Self::Lost => "lost",
             Self::Edited => "edited",
+            Self::Erased => "erased",
         }
     }
 
@@ -129,7 +133,7 @@ pub struct Position {
     pub recorded_at: Time,
 }
 
-/// One event of an org's log. It never changes once it is written.
+/// One event of an org's log. Once it is written, only an erasure of its job changes it ([`JobEvent::blank`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobEvent {
     /// The org that owns the log.
@@ -176,7 +180,7 @@ pub struct JobEvent {
     pub is_past: bool,
     /// The bulk operation that caused it.
     pub bulk_operation: Option<Uuid>,
-    /// What was changed; only on [`EventKind::Edited`] events. `labels` are those after it.
+    /// What was changed; only on [`EventKind::Edited`] events, and not once the job is erased. `labels` are those after it.
     pub edit: Option<Arc<JobEdit>>,
 }
 
@@ -195,9 +199,33 @@ impl JobEvent {
             + self.edit.as_ref().map_or(0, |edit| FIXED + edit.before.text_bytes() + edit.after.text_bytes())
     }
 
-    /// True if the job has these labels, before or after the event.
+    /// Removes what people have put into the event, for the erasure of its job. Its place, kind, statuses, times, attempt and
+    /// progress stay, and the actor unless that is the job's requester.
+    pub fn blank(&mut self, requester: &str) {
+        if *self.actor == *requester {
+            self.actor = Arc::default();
+        }
+        self.labels = Labels::default();
+        (self.stage, self.message) = (None, Arc::default());
+        (self.result, self.error, self.edit) = (None, None, None);
+        if let Some(origin) = &mut self.origin {
+            Arc::make_mut(origin).digest = Digest([0; 32]);
+        }
+    }
+
+    /// True if the event has nothing that [`JobEvent::blank`] removes, the actor aside.
+    pub fn is_blank(&self) -> bool {
+        let mut blank = self.clone();
+        blank.blank(&self.actor);
+        blank.actor = Arc::clone(&self.actor);
+        blank == *self
+    }
+
+    /// True if the job has these labels, before or after the event. An erasure tells no labels, and so is about all.
     pub fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
         let have = |labels: &Labels| wanted.iter().all(|(key, value)| labels.get(key) == Some(value));
-        have(&self.labels) || self.edit.as_ref().and_then(|edit| edit.before.labels.as_ref()).is_some_and(have)
+        self.kind == EventKind::Erased
+            || have(&self.labels)
+            || self.edit.as_ref().and_then(|edit| edit.before.labels.as_ref()).is_some_and(have)
     }
 }

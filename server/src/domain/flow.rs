@@ -217,6 +217,7 @@ impl Timeline {
             | EventKind::CancelRequested
             | EventKind::DeadLettered
             | EventKind::Edited
+            | EventKind::Erased
             | EventKind::Imported => {}
         }
         match event.kind {
@@ -246,7 +247,7 @@ impl Timeline {
                 }
             }
             EventKind::Imported => *self = Self { ready_at: Some(event.ts), attempt_started_at: None },
-            EventKind::Progress | EventKind::CancelRequested | EventKind::DeadLettered => {}
+            EventKind::Progress | EventKind::CancelRequested | EventKind::DeadLettered | EventKind::Erased => {}
         }
     }
 }

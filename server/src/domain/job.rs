@@ -31,7 +31,7 @@ pub const DEFAULT_MAX_LOST_ATTEMPTS: i32 = 3;
 /// The creator's labels, by key. The job and its events share them.
 pub type Labels = Arc<BTreeMap<String, String>>;
 
-/// What the creator asked for. Only an edit changes it.
+/// What the creator asked for. Only an edit or an erasure changes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
     /// The kind of work; workers choose jobs by it.
@@ -152,6 +152,8 @@ pub struct Job {
     /// may be earlier, and later by the grace that follows an outage or a clock jump. `None` if the job waits only for
     /// a worker, runs without lease and `run_timeout`, or has ended.
     pub due_at: Option<Time>,
+    /// When the job was erased, with its events. Nothing changes it afterwards.
+    pub erased_at: Option<Time>,
     /// `recorded_at` of the first event, if the payload is stored with that event.
     pub payload_recorded_at: Option<Time>,
     /// `seq` of the first event: orders jobs by creation.
@@ -180,6 +182,21 @@ impl Job {
         self.status == JobStatus::Queued && self.due_at.is_some()
     }
 
+    /// Removes what people have put into the job, for good.
+    pub(super) fn blank(&mut self, now: Time) {
+        self.spec = Arc::new(JobSpec {
+            idempotency: None,
+            requested_by: Arc::default(),
+            labels: Labels::default(),
+            payload_bytes: 0,
+            ..JobSpec::clone(&self.spec)
+        });
+        (self.stage, self.last_error, self.retry_request) = (None, None, None);
+        (self.result_at, self.payload_recorded_at) = (None, None);
+        self.outcome = None;
+        self.erased_at = Some(now);
+    }
+
     /// Approximate size of the texts of creator and reporters in memory, in bytes.
     pub fn text_bytes(&self) -> usize {
         let error = self.last_error.as_ref().map_or(0, |error| error.code.len() + error.message.len());
@@ -189,7 +206,7 @@ impl Job {
         self.spec.text_bytes() + error + self.stage.as_ref().map_or(0, |stage| stage.len()) + lease
     }
 
-    /// Approximate size in the database without its events, in bytes. Only an edit changes it.
+    /// Approximate size in the database without its events, in bytes. Only an edit or an erasure changes it.
     pub fn weight(&self) -> i64 {
         const FIXED: i64 = 1 << 10;
         FIXED + i64::from(self.spec.payload_bytes)

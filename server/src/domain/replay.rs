@@ -161,7 +161,8 @@ impl Replay {
             | EventKind::CancelRequested
             | EventKind::Canceled
             | EventKind::DeadLettered
-            | EventKind::Edited => {}
+            | EventKind::Edited
+            | EventKind::Erased => {}
         }
     }
 
@@ -188,8 +189,13 @@ impl Replay {
         if event.error.is_some() {
             self.last_error.clone_from(&event.error);
         }
-        let finished_at = event.origin.as_ref().map_or(Some(event.ts), |origin| origin.finished_at);
-        self.finished_at = finished_at.filter(|_| event.next_status.is_terminal());
+        if event.kind == EventKind::Erased {
+            // What earlier events say of these is gone.
+            (self.result_at, self.last_error) = (None, None);
+        } else {
+            let finished_at = event.origin.as_ref().map_or(Some(event.ts), |origin| origin.finished_at);
+            self.finished_at = finished_at.filter(|_| event.next_status.is_terminal());
+        }
         if event.next_status == JobStatus::Queued && (event.kind != EventKind::Edited || event.scheduled_at.is_some()) {
             self.scheduled_at = event.scheduled_at;
         }

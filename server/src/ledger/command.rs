@@ -163,6 +163,14 @@ pub struct JobReply {
     pub job: Job,
     /// True if a create found an existing job with its idempotency key.
     pub deduplicated: bool,
+    /// True if an erasure has to blank more events than one batch may.
+    pub is_unfinished: bool,
+}
+
+impl JobReply {
+    pub(super) fn of(job: Job) -> Self {
+        Self { job, deduplicated: false, is_unfinished: false }
+    }
 }
 
 /// The outcome of an import.
@@ -249,7 +257,7 @@ impl Command {
                 | transition::Command::Cancel(_)
                 | transition::Command::Sweep(_)
                 | transition::Command::Redate(_) => true,
-                transition::Command::Retry(_) | transition::Command::Edit(_) => false,
+                transition::Command::Retry(_) | transition::Command::Edit(_) | transition::Command::Erase(_) => false,
             },
             Self::Create(_) => false,
         }
@@ -263,6 +271,11 @@ impl Command {
                 matches!(**command, transition::Command::Retry(_) | transition::Command::Edit(_))
             }
         }
+    }
+
+    /// True of a command that erases a job.
+    pub(super) fn is_erasure(&self) -> bool {
+        matches!(self, Self::Apply { command, .. } if matches!(**command, transition::Command::Erase(_)))
     }
 
     /// The labels that the command adds. Each is a row of its own.
@@ -307,6 +320,7 @@ impl Command {
                 | transition::Command::Redeliver(_)
                 | transition::Command::GiveBack(_)
                 | transition::Command::Retry(_)
+                | transition::Command::Erase(_)
                 | transition::Command::Sweep(_)
                 | transition::Command::Redate(_) => 0,
             },

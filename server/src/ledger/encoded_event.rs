@@ -4,7 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use super::label_bloom::LabelBloom;
 use crate::{
-    domain::{event::JobEvent, org_event::LogEvent},
+    domain::{
+        event::{EventKind, JobEvent},
+        org_event::LogEvent,
+    },
     store::EventFilter,
 };
 
@@ -31,6 +34,7 @@ impl EncodedEvent {
         let Some(event) = self.event.job() else { return filter.has_org_events };
         let may_have = filter.labels.is_empty()
             || event.edit.is_some()
+            || event.kind == EventKind::Erased
             || self.marks.get_or_init(|| LabelBloom::of(&event.labels)).may_have(labels);
         may_have && filter.matches(event)
     }

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::encoded_event::EncodedEvent;
 use crate::domain::{
+    event::{EventKind, JobEvent},
     id::{LogId, OrgId},
     org_event::LogEvent,
 };
@@ -263,6 +264,9 @@ impl Tail {
             return;
         }
         for event in batch.iter().filter(|event| event.seq() > end) {
+            if let Some(erased) = event.job().filter(|event| event.kind == EventKind::Erased) {
+                self.forget_before(erased);
+            }
             let event = EncodedEvent::new(event.clone());
             self.bytes += event.weight();
             self.events.push_back(event);
@@ -273,6 +277,21 @@ impl Tail {
         {
             self.bytes -= oldest.weight();
         }
+    }
+
+    /// Drops the events before an erasure: one of them may have what was erased. What the same command or bulk operation has
+    /// written just before stays.
+    fn forget_before(&mut self, erased: &JobEvent) {
+        let is_part = |event: &&Arc<EncodedEvent>| {
+            let is_part = |event: &JobEvent| {
+                let by_command = event.kind == EventKind::Canceled && event.is_blank() && event.actor == erased.actor;
+                event.kind == EventKind::Erased || by_command
+            };
+            event.job().is_some_and(is_part)
+        };
+        let stays = self.events.iter().rev().take_while(is_part).count();
+        let goes = self.events.drain(..self.events.len() - stays);
+        self.bytes -= goes.map(|event| event.weight()).sum::<usize>();
     }
 
     /// The committed events that the tail lacks.

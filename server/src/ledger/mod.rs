@@ -11,6 +11,7 @@ mod decide;
 mod disk_space;
 mod edit;
 mod encoded_event;
+mod erase;
 mod error;
 mod explain;
 mod follower;

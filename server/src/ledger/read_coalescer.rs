@@ -121,6 +121,11 @@ impl ReadCoalescer {
         Ok((record.ok_or(LedgerError::JobNotFound { job: id })?, turn))
     }
 
+    /// Drops a job that was erased. Nobody gets what is cached of it, but it need not stay in memory.
+    pub(super) fn forget(&self, org: OrgId, id: JobId) {
+        self.read_before().remove(&(org, id));
+    }
+
     /// Finds the wanted jobs, in order.
     async fn find(&self, wanted: &[Wanted]) -> Result<Vec<FoundJob>, StoreError> {
         // Several callers may wait for the same job.

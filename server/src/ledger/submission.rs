@@ -116,9 +116,9 @@ impl Submission {
     pub(super) fn goes_alone(&self) -> bool {
         match self {
             Self::Import(..) | Self::Retain(..) => true,
+            Self::Job(command, _) => command.is_erasure(),
             Self::Type(..)
             | Self::Bulk(..)
-            | Self::Job(..)
             | Self::Explain(..)
             | Self::Claim(..)
             | Self::GiveBack(_)

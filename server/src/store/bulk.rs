@@ -69,6 +69,17 @@ pub struct FoundBulk {
     pub step: Option<BulkStep>,
 }
 
+impl FoundBulk {
+    /// True if the next step erases this job.
+    pub(super) fn erases(&self, job: JobId) -> bool {
+        let Some(step) = &self.step else { return false };
+        let is_of = |operation: &&BulkOperation| operation.request.id == step.operation;
+        let erases =
+            |operation: &BulkOperation| operation.status == BulkStatus::Running && operation.request.action.erases();
+        self.operations.iter().find(is_of).is_some_and(erases) && step.jobs.contains(&job)
+    }
+}
+
 /// The next step of a bulk operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BulkStep {

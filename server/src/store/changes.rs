@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{BulkNeeds, Changed, Expired, FoundBulk, FoundReady, Head, Ready, RemovedFlow, Slice, Tally};
+use super::{
+    BulkNeeds, Changed, ErasureNeeds, Expired, FoundBulk, FoundErasures, FoundReady, Head, Ready, RemovedFlow, Slice,
+    Tally, Unblanked,
+};
 use crate::domain::{
     bulk::BulkOperation,
     clock::Time,
@@ -44,6 +47,8 @@ pub struct Needs {
     pub misdated: Option<(usize, Duration)>,
     /// Bulk operations.
     pub bulk: BulkNeeds,
+    /// Events of jobs that are to be erased. Those of the jobs of a bulk operation's step are loaded in any case.
+    pub erasures: ErasureNeeds,
     /// Jobs to import, each with the digest of the source's data. Their earlier imports are loaded, and the keys of their
     /// events too if the digest differs.
     pub imports: Vec<(JobId, Digest)>,
@@ -129,6 +134,8 @@ pub struct Loaded {
     /// What there is of the bulk operations that were asked for. The jobs of the next step are among `jobs`, unless it only
     /// counts them.
     pub bulk: FoundBulk,
+    /// Events of jobs that are to be erased.
+    pub erasures: FoundErasures,
     /// Keys of new jobs were not looked up, but taken to be new. If one exists, writing fails.
     pub assumes_new_keys: bool,
     /// The oldest org events before the floor of the log, if expired jobs were asked for.
@@ -159,6 +166,7 @@ impl Loaded {
             assumes_new_keys: false,
             outdated: None,
             bulk: FoundBulk::default(),
+            erasures: FoundErasures::default(),
             cleared: 0,
         }
     }
@@ -183,8 +191,12 @@ pub struct Changes {
     pub next_retention: Option<Time>,
     /// When to sweep the org for due jobs next. `None` leaves the time as it is.
     pub next_due: Option<NextDue>,
-    /// Existing jobs that were edited.
+    /// Existing jobs that were edited or erased.
     pub edited: Vec<Edited>,
+    /// Events of erased jobs, as they are from now on.
+    pub blanked: Vec<JobEvent>,
+    /// Erased jobs that have events left to blank, or have none left any more.
+    pub unblanked: Vec<Unblanked>,
     /// The payloads of new jobs, and new payloads of edited ones.
     pub payloads: Vec<NewPayload>,
     /// New events, in the order of `seq`.
@@ -221,7 +233,7 @@ pub struct NewPayload {
     pub seq: Option<i64>,
 }
 
-/// An existing job that was edited: its row is written whole.
+/// An existing job that was edited or erased: its row is written whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edited {
     /// The job.
@@ -232,6 +244,8 @@ pub struct Edited {
     pub labels_before: Option<Labels>,
     /// Its payload was changed: a row with the payload before it is to be removed.
     pub has_other_payload: bool,
+    /// It was erased. Its key is free from now on.
+    pub is_erased: bool,
 }
 
 /// Org events before the floor of the log: the oldest ones, up to a bound.
@@ -286,18 +300,25 @@ impl Changes {
         let changed = self.changed.iter().map(|changed| changed.job.text_bytes());
         let payloads = self.payloads.iter().map(|payload| payload.json.len());
         let of_org = self.org_events.iter().map(|event| event.weight());
+        let of_org = of_org.chain(self.blanked.iter().map(JobEvent::weight));
         events.chain(created).chain(changed).chain(payloads).chain(of_org).sum()
     }
 
     /// True if the batch writes nothing.
     pub fn is_empty(&self) -> bool {
-        let others = self.removed_slice.is_some() || self.removed_org_events.is_some() || !self.bulk.is_empty();
+        let removes = self.removed_slice.is_some() || self.removed_org_events.is_some();
+        let others = removes || !self.bulk.is_empty() || !self.unblanked.is_empty();
         !self.is_recorded() && self.next_retention.is_none() && self.next_due.is_none() && !others
     }
 
-    /// True if jobs or types are gone afterwards. A state from before can't catch up.
+    /// True if the batch erases jobs, or what erasures have left.
+    pub(super) fn erases(&self) -> bool {
+        !self.unblanked.is_empty() || self.edited.iter().any(|edited| edited.is_erased)
+    }
+
+    /// True if jobs or types are gone afterwards, or what events have said. A state from before can't catch up.
     pub(super) fn is_removing(&self) -> bool {
-        !self.removed.is_empty() || !self.forgotten.is_empty()
+        !self.removed.is_empty() || !self.forgotten.is_empty() || self.erases()
     }
 
     /// True if the log or a job changes. Such a batch leaves a record.

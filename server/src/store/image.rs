@@ -377,8 +377,8 @@ mod tests {
             let mut rows: Vec<&Job> = Vec::new();
             for (job, events) in &history {
                 let Some(last) = events.last() else { continue };
-                // An edit writes the whole row.
-                if events.iter().any(|event| event.kind == EventKind::Edited) {
+                // An edit or an erasure writes the whole row.
+                if events.iter().any(|event| matches!(event.kind, EventKind::Edited | EventKind::Erased)) {
                     rows.clear();
                 }
                 rows.push(job);

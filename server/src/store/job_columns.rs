@@ -35,7 +35,7 @@ pub(super) struct JobColumn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Varies {
     Never,
-    /// Only by an edit, which writes the job's whole row. No image has the column.
+    /// Only by an edit or an erasure, which write the job's whole row. No image has the column.
     ByEdit,
     /// With the job's life.
     InLife,
@@ -155,13 +155,13 @@ job_columns! {
     "max_attempts" max_attempts: i32, EDITS, Spec, |job| job.spec.max_attempts.into();
     "max_lost_attempts" max_lost_attempts: i32, FIXED, Spec, |job| job.spec.max_lost_attempts.into();
     "priority" priority: i32, EDITS, Spec, |job| job.spec.priority.into();
-    "idempotency_key" key: Option<&'r str>, FIXED, Key, |job| {
+    "idempotency_key" key: Option<&'r str>, EDITS, Key, |job| {
         job.spec.idempotency.as_ref().map(|idempotency| &*idempotency.key).into()
     };
-    "request_digest" request_digest: Option<Digest>, FIXED, Key, |job| {
+    "request_digest" request_digest: Option<Digest>, EDITS, Key, |job| {
         job.spec.idempotency.as_ref().and_then(|idempotency| idempotency.digest.as_ref()).map(|digest| &digest.0[..]).into()
     };
-    "requested_by" requested_by: Option<&'r str>, FIXED, Spec, |job| non_empty(&job.spec.requested_by).into();
+    "requested_by" requested_by: Option<&'r str>, EDITS, Spec, |job| non_empty(&job.spec.requested_by).into();
     "labels" labels: Option<&'r str>, EDITS, Spec, |job| labels_json(&job.spec.labels).into();
     "retry_initial" retry_initial: Duration, FIXED, Spec, |job| job.spec.retry_policy.initial_backoff.into();
     "retry_multiplier" retry_multiplier: f64, FIXED, Spec, |job| job.spec.retry_policy.multiplier.into();
@@ -169,6 +169,7 @@ job_columns! {
     "run_timeout" run_timeout: Option<Duration>, EDITS, RunTimeout, |job| job.spec.run_timeout.into();
     "payload_bytes" payload_bytes: i32, EDITS, Payload, |job| job.spec.payload_bytes.into();
     "payload_recorded_at" payload_recorded_at: Option<Time>, EDITS, SmallPayload, |job| job.payload_recorded_at.into();
+    "erased_at" erased_at: Option<Time>, EDITS, Rare, |job| job.erased_at.into();
     "created_at" created_at: Time, FIXED, Clock, |job| job.created_at.into();
     "created_seq" created_seq: i64, FIXED, No, |job| job.created_seq.into();
     "status" status: JobStatus, CHANGES, No, |job| job.status.as_str().into();
@@ -262,6 +263,7 @@ pub(super) fn read_job<'r>(columns: &mut impl Columns<'r>) -> Result<Job, StoreE
         ready_at: row.ready_at,
         due_at: row.due_at,
         payload_recorded_at: row.payload_recorded_at,
+        erased_at: row.erased_at,
         created_seq: row.created_seq,
         last_job_seq: row.last_job_seq,
         last_seq: row.last_seq,

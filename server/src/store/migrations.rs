@@ -33,7 +33,8 @@ macro_rules! scripts {
             (7, "bulk_operations", "0007_bulk_operations"),
             (8, "workers", "0008_workers"),
             (9, "revoked_tokens", "0009_revoked_tokens"),
-            (10, "edits", "0010_edits")
+            (10, "edits", "0010_edits"),
+            (11, "erasures", "0011_erasures")
         )
     };
     ($folder:literal, $(($version:literal, $name:literal, $file:literal)),*) => {
@@ -53,7 +54,7 @@ pub(super) const POSTGRES: &[Script] = scripts!("postgres");
 
 /// PostgreSQL's functions, all in one file. They are applied after the migrations, and again whenever the file has changed.
 pub(super) const FUNCTIONS: Functions =
-    Functions { version: 13, sql: include_str!("../../migrations/postgres/functions.sql") };
+    Functions { version: 14, sql: include_str!("../../migrations/postgres/functions.sql") };
 
 /// The functions of one version.
 pub(super) struct Functions {
@@ -268,7 +269,7 @@ mod tests {
         let digest: String = hex::encode(FUNCTIONS.digest());
         assert_eq!(
             (FUNCTIONS.version, digest.as_str()),
-            (13, "e77b68ef534043b68a43816b92d2b65ed23ef4611a9740aa6f36e4022c4359f9")
+            (14, "4b09fdab0a9400d84771ca85189fee431619488dae9135504034ba6168b9d85e")
         );
     }
 

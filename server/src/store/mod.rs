@@ -12,6 +12,7 @@ mod changes;
 mod copies;
 mod database;
 mod detail;
+mod erasure;
 mod error;
 mod expired;
 mod extension;
@@ -50,6 +51,7 @@ pub use self::{
     },
     copies::{Restored, RevokeTokens},
     database::{CopyProgress, Database, MigratingDown, open},
+    erasure::{ErasureNeeds, FoundErasures, StoredEvent, StoredEvents, Unblanked},
     error::StoreError,
     expired::{Expired, Most, Slice},
     head::{Head, Reach, Stock},

@@ -301,17 +301,22 @@ impl<'a> History<'a> {
 
     fn follow(&mut self, event: &JobEvent, heads: &Heads, counted: &mut Counted) {
         let spec = &self.job.spec;
-        let edit = event.edit.as_deref();
+        let is_erased = self.job.erased_at.is_some();
+        if is_erased && !event.is_blank() {
+            let what = format!("it was erased, and event {} is not blank yet: a server goes on with that", event.seq);
+            self.odd.get_or_insert(what);
+        }
+        let edit = event.edit.as_deref().filter(|_| !is_erased);
         let labels_before = edit.and_then(|edit| edit.before.labels.as_ref()).unwrap_or(&event.labels);
         if event.job_type != spec.job_type
-            || self.labels.replace(Arc::clone(&event.labels)).is_some_and(|of| of != *labels_before)
+            || self.labels.replace(Arc::clone(&event.labels)).is_some_and(|of| of != *labels_before) && !is_erased
         {
             self.odd.get_or_insert_with(|| format!("event {} differs in type or labels", event.seq));
         }
         let follows = edit.is_none_or(|edit| {
             self.edited.follow(edit) && edit.after.labels.as_ref().is_none_or(|labels| *labels == event.labels)
         });
-        if !follows || edit.is_some() != (event.kind == EventKind::Edited) {
+        if !follows || edit.is_some() != (event.kind == EventKind::Edited && !is_erased) {
             self.odd.get_or_insert_with(|| format!("event {} does not follow the edits before it", event.seq));
         }
         self.first_seq.get_or_insert(event.seq);

@@ -74,6 +74,8 @@ pub(in super::super) fn start_bulk(mut request: pb::StartBulkOperationRequest) -
         Ok(pb::BulkAction::Cancel) => Some(BulkAction::Cancel),
         Ok(pb::BulkAction::Retry) => Some(BulkAction::Retry),
         Ok(pb::BulkAction::Update) => Some(BulkAction::Update),
+        Ok(pb::BulkAction::Erase) => Some(BulkAction::Erase),
+        Ok(pb::BulkAction::CancelAndErase) => Some(BulkAction::CancelAndErase),
         Ok(pb::BulkAction::Unspecified) | Err(_) => None,
     };
     check.that("action", action.is_some(), || match request.action {

@@ -38,7 +38,7 @@ use crate::{
     domain::{
         id::JobId,
         job::{DEFAULT_MAX_LOST_ATTEMPTS, Idempotency, JobSpec},
-        transition::{self, Cancel, Report, Retry},
+        transition::{self, Cancel, Erase, Report, Retry},
     },
     ledger::{Command, Create},
 };
@@ -160,4 +160,12 @@ pub(super) fn retry(request: pb::RetryJobRequest) -> Result<Command, ApiError> {
     let request = (!request.request_id.is_empty()).then(|| request.request_id.into());
     let retry = Retry { etag, request, actor: Arc::default() };
     Ok(Command::Apply { job, command: Box::new(transition::Command::Retry(retry)) })
+}
+
+pub(super) fn erase(request: pb::EraseJobRequest) -> Result<(JobId, Erase), ApiError> {
+    let mut check = Check::default();
+    let job = check.job_id(&request.job_id);
+    let etag = check.token("etag", request.etag);
+    check.finish()?;
+    Ok((job, Erase { cancel: request.cancel, etag, actor: Arc::default() }))
 }

@@ -116,14 +116,17 @@ async fn open_target(url: &DatabaseUrl, is_dry_run: bool) -> Result<Option<Arc<d
 
 fn in_words(summary: &Summary, refused: &Path, is_dry_run: bool, took: Duration) -> Result<String, fmt::Error> {
     let mut out = String::new();
-    let Summary { new, updated, unchanged, ahead, adjusted, superseded, events, .. } = summary;
-    let rows = summary.total().refused + new + updated + unchanged + ahead;
+    let Summary { new, updated, unchanged, ahead, erased, adjusted, superseded, events, .. } = summary;
+    let rows = summary.total().refused + new + updated + unchanged + ahead + erased;
     let would = if is_dry_run { "would be " } else { "" };
     writeln!(
         out,
         "{rows} rows: {new} {would}new, {updated} {would}updated, {unchanged} unchanged, {ahead} newer in the ledger, {} {would}refused",
         summary.refused_rows()
     )?;
+    if *erased > 0 {
+        writeln!(out, "{erased} rows were skipped, since their jobs were erased in the ledger")?;
+    }
     if *superseded > 0 {
         writeln!(out, "{superseded} rows of jobs were merged with the rows of job that have the same id")?;
     }

@@ -21,8 +21,9 @@ use super::{
     replay::{Replay, ReplayError},
     status::JobStatus,
     transition::{
-        Cancel, Claim, Command, Edit, Ending, FoundPayload, GiveBack, Heartbeat, Jump, LEASE_EXPIRED, LegacyReport,
-        News, Outcome, RUN_TIMEOUT, Redeliver, Report, Retry, Step, Sweep, Target, Tick, Transition, TransitionError,
+        Cancel, Claim, Command, Edit, Ending, Erase, FoundPayload, GiveBack, Heartbeat, Jump, LEASE_EXPIRED,
+        LegacyReport, News, Outcome, RUN_TIMEOUT, Redeliver, Report, Retry, Step, Sweep, Target, Tick, Transition,
+        TransitionError,
     },
 };
 
@@ -128,6 +129,10 @@ fn edit(priority: i32, at: Option<Option<Time>>) -> Command {
     Command::Edit(Box::new(Edit { fields, payload: None, found, etag: None, actor: "boss".into() }))
 }
 
+fn erase(cancel: bool) -> Command {
+    Command::Erase(Erase { cancel, etag: None, actor: "boss".into() })
+}
+
 /// A sweep without an outage before it.
 fn look() -> Command {
     Command::Sweep(Sweep { reachable_for: Duration::from_secs(3_600), jump: None })
@@ -179,6 +184,7 @@ fn cell(decision: &Result<Transition, TransitionError>) -> String {
         Err(TransitionError::LeaseLost) => "lost".to_owned(),
         Err(TransitionError::EtagMismatch { .. }) => "etag".to_owned(),
         Err(TransitionError::PayloadOutdated) => "outdated".to_owned(),
+        Err(TransitionError::Erased { .. }) => "gone".to_owned(),
     }
 }
 
@@ -206,7 +212,7 @@ fn every_status_answers_every_command_as_the_table_says() {
     let with_news = |step| Report { news: news(50), ..report(step) };
     // `a|b`: without and with a requested cancellation, where these differ.
     #[rustfmt::skip]
-    let table: [(&str, i32, Make<'_>, [&str; 7]); 30] = [
+    let table: [(&str, i32, Make<'_>, [&str; 7]); 32] = [
         //                                                      queued     running               held                 succeeded failed     canceled   dead_letter
         ("nothing",             1, by_reporter(report(None)),           ["same",    "same",               "lost",              "same",    "same",     "same",     "same"]),
         ("news",                1, by_reporter(with_news(None)),        ["invalid", "progress",           "lost",              "invalid", "invalid",  "invalid",  "invalid"]),
@@ -238,6 +244,8 @@ fn every_status_answers_every_command_as_the_table_says() {
         ("edit",                1, Box::new(|_| edit(7, None)),                                      ["edited", "invalid", "invalid", "invalid", "invalid", "invalid", "invalid"]),
         ("edit to the same",    1, Box::new(|job| edit(job.spec.priority, None)),                    ["same", "same", "same", "same", "same", "same", "same"]),
         ("look",                1, Box::new(|_| look()),                                             ["same", "same", "same", "same", "same", "same", "same"]),
+        ("erase",               1, Box::new(|_| erase(false)),          ["invalid", "invalid",            "invalid",           "erased",  "erased",   "erased",   "erased"]),
+        ("cancel and erase",    1, Box::new(|_| erase(true)),           ["canceled+erased", "canceled+erased", "canceled+erased", "erased", "erased", "erased",   "erased"]),
     ];
     for (name, max_attempts, command, cells) in &table {
         for (cell_no, expected) in cells.iter().enumerate() {
@@ -350,4 +358,35 @@ fn an_attempt_begins_without_the_last_ones_stage_progress_and_result() {
     assert_eq!(started.last_error, Some(error()), "the last error stays");
     let cleared = apply(&started, Report { news: staged(""), ..report(None) }).unwrap().job;
     assert_eq!(cleared.stage, None);
+}
+
+#[test]
+fn an_erased_job_is_blank_and_stays_as_it_is() {
+    let requester: Arc<str> = "tester".into();
+    let mut job = job_in(JobStatus::Failed, 3, false);
+    job.last_error = Some(error());
+    job.stage = Some("stage".into());
+    job.retry_request = Some("again".into());
+    job.result_at = Some(Position { seq: 7, recorded_at: time(2) });
+    let erased = job.apply(&erase(false), tick(9, 8)).unwrap();
+    let (blank, event) = (erased.job, &erased.events[0]);
+    assert_eq!((&blank.last_error, &blank.stage, &blank.retry_request, blank.result_at), (&None, &None, &None, None));
+    assert_eq!((&*blank.spec.requested_by, blank.outcome, blank.erased_at), ("", None, Some(time(9))));
+    assert_eq!((blank.finished_at, blank.attempt, blank.status), (job.finished_at, job.attempt, job.status));
+    assert!(event.is_blank() && &*event.actor == "boss" && event.next_status == job.status);
+    // Nobody brings it back.
+    let again = job_in(JobStatus::Failed, 3, false);
+    let revivals =
+        [Command::Retry(retry()), Command::LegacyReport(LegacyReport { to: Some(Target::Running), news: news(1) })];
+    for revival in revivals {
+        assert!(again.apply(&revival, tick(10, 9)).is_ok());
+        let refused = blank.apply(&revival, tick(10, 9));
+        assert_eq!(refused, Err(TransitionError::Erased { current: JobStatus::Failed }));
+    }
+    assert_eq!(cell(&blank.apply(&erase(true), tick(10, 9))), "same");
+    // Events that name the requester as their actor lose that as well.
+    let mut created = create(1).events.remove(0);
+    assert_eq!(created.actor, requester);
+    created.blank(&requester);
+    assert!(created.is_blank() && created.actor.is_empty());
 }

@@ -44,6 +44,7 @@ pub(super) fn any_command() -> impl Strategy<Value = (Command, bool)> {
         1 => Just(Command::GiveBack(GiveBack { token: LeaseToken::NOBODYS, expires_at: time(0) })),
         1 => (0u64..100_000).prop_map(|by| Command::Redate(Duration::from_secs(by))),
         1 => Just(Command::Cancel(cancel())),
+        1 => any::<bool>().prop_map(erase),
         3 => (any_target(), any_report()).prop_map(|(to, report)| Command::LegacyReport(LegacyReport { to, news: report.news })),
         3 => request().prop_map(|request| Command::Retry(Retry { request, ..retry() })),
         3 => (0i32..3, prop::option::of(prop::option::of((0i64..1_000).prop_map(time))))

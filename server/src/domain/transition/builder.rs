@@ -81,7 +81,9 @@ impl Path {
         if let Some(error) = &detail.error {
             job.last_error = Some(error.clone());
         }
-        job.finished_at = next.is_terminal().then_some(self.at.now);
+        if kind != EventKind::Erased {
+            job.finished_at = next.is_terminal().then_some(self.at.now);
+        }
         if next != JobStatus::Running && kind != EventKind::Edited {
             job.lease = None;
             job.due_at = None;
@@ -181,6 +183,14 @@ impl Path {
 
     pub(super) fn cancel(&mut self, detail: Detail) {
         self.take(EventKind::Canceled, JobStatus::Canceled, detail);
+    }
+
+    /// Blanks the finished job, and its events so far.
+    pub(super) fn erase(&mut self) {
+        let requester = Arc::clone(&self.job.spec.requested_by);
+        self.job.blank(self.at.now);
+        self.take(EventKind::Erased, self.job.status, Detail::default());
+        self.events.iter_mut().for_each(|event| event.blank(&requester));
     }
 
     /// running → failed, and from there at once to queued or dead_letter, as the budget says.

@@ -13,7 +13,8 @@
 //!                         lasts, or on request           └──▶ dead_letter   a budget of more than one attempt is used up
 //! ```
 //!
-//! While a job is queued, what its creator asked for may be edited, which leads from queued to queued.
+//! While a job is queued, what its creator asked for may be edited, which leads from queued to queued. Once it has finished, it may
+//! be erased, which leads from its status to the same and ends what can happen to it.
 //! An attempt is lost when its lease expires; up to `max_lost_attempts` lost attempts don't count as failures. A redrive
 //! leads from dead_letter and canceled back to queued, as it does from failed. An imported job ([`Job::import`]) starts in
 //! the status that it has in the other system. Each arrow is exactly one event. A failure that is retried, or that uses the
@@ -23,6 +24,7 @@
 mod builder;
 mod cancel_redrive;
 mod edit;
+mod erase;
 mod lease;
 mod legacy;
 mod redate;
@@ -37,6 +39,7 @@ use self::builder::{Detail, Path};
 pub use self::{
     cancel_redrive::{Cancel, Retry},
     edit::{Edit, FoundPayload},
+    erase::Erase,
     lease::{Claim, GiveBack, Heartbeat, Redeliver},
     legacy::{Import, ImportOutcome, ImportRefusal, ImportedState, LegacyReport, Mark, Past, PastKey, Target},
     report::{Ending, News, Outcome, Report, Step},
@@ -85,6 +88,8 @@ pub enum Command {
     Retry(Retry),
     /// Somebody changes what the creator asked for.
     Edit(Box<Edit>),
+    /// Somebody blanks the job for good.
+    Erase(Erase),
     /// A sweep handles what is due.
     Sweep(Sweep),
     /// The clock was set back after it had been ahead, by at most this much as far as known.
@@ -115,6 +120,12 @@ pub enum TransitionError {
     /// The lease token is not that of the job's current lease, or it is missing.
     #[error("the lease is lost: the lease token is missing, or is not the token of the job's current lease")]
     LeaseLost,
+    /// The job was erased: nothing can run again.
+    #[error("the job was erased")]
+    Erased {
+        /// The job's status.
+        current: JobStatus,
+    },
     /// The job has changed since its payload was read for an edit.
     #[error("the job changes faster than its payload can be compared")]
     PayloadOutdated,
@@ -142,6 +153,7 @@ impl Job {
             progress: None,
             result_at: None,
             payload_recorded_at: None,
+            erased_at: None,
             last_error: None,
             cancel_requested: false,
             outcome: None,
@@ -174,6 +186,9 @@ impl Job {
     /// If the command is not allowed on this job; the job then stays as it is.
     pub fn apply(&self, command: &Command, at: Tick) -> Result<Transition, TransitionError> {
         match command {
+            Command::Retry(_) | Command::LegacyReport(_) if self.erased_at.is_some() => {
+                Err(TransitionError::Erased { current: self.status })
+            }
             Command::Report(report) => self.report(report, at),
             Command::LegacyReport(report) => self.legacy_report(report, at),
             Command::Claim(claim) => self.claim(claim, at),
@@ -183,6 +198,7 @@ impl Job {
             Command::Cancel(cancel) => self.cancel(cancel, at),
             Command::Retry(retry) => self.retry(retry, at),
             Command::Edit(edit) => self.edit(edit, at),
+            Command::Erase(erase) => self.erase(erase, at),
             Command::Sweep(sweep) => Ok(self.sweep(*sweep, at)),
             Command::Redate(by) => Ok(self.redate(*by, at)),
         }

@@ -1,5 +1,7 @@
 //! Bulk operations: their beginning and end, and their steps, which sweeps take.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::{
@@ -9,6 +11,7 @@ use super::{
 use crate::{
     domain::{
         bulk::{BulkOperation, BulkOutcome, BulkRequest, BulkStatus},
+        id::JobId,
         org_event::OrgChange,
         transition::TransitionError,
     },
@@ -38,7 +41,9 @@ impl Log {
 
     fn start_bulk(&mut self, request: &BulkRequest) -> Result<BulkOperation, LedgerError> {
         if let Some(known) = self.operations.get(&request.id) {
-            return if known.request.digest == request.digest {
+            // An erasure that has ended no longer has what it was asked for.
+            let is_forgotten = known.request.action.erases() && known.status.is_terminal();
+            return if is_forgotten || known.request.digest == request.digest {
                 Ok(known.clone())
             } else {
                 Err(LedgerError::BulkOperationExists { id: request.id })
@@ -55,7 +60,7 @@ impl Log {
             OrgChange::BulkStarted {
                 id: request.id,
                 action: request.action,
-                reason: request.reason.clone(),
+                reason: if request.action.erases() { Arc::default() } else { Arc::clone(&request.reason) },
                 is_dry_run: request.is_dry_run,
             },
             actor,
@@ -90,23 +95,10 @@ impl Log {
         match operation.status {
             BulkStatus::Counting => operation.count(jobs.len(), next, self.now),
             BulkStatus::Running => {
-                let filter = operation.filter();
                 self.operation = Some(operation.request.id);
-                for id in jobs {
-                    // This batch may have changed the job since it was read.
-                    if self.jobs.get(&id).is_none_or(|job| !filter.matches(job)) {
-                        continue;
-                    }
-                    let before = self.head.seq;
-                    let outcome = match self.apply(id, &operation.command()) {
-                        Ok(_) if self.head.seq == before => BulkOutcome::Unchanged,
-                        Ok(_) => BulkOutcome::Changed,
-                        Err(error) => BulkOutcome::Failed(reason(&error)),
-                    };
-                    operation.note(outcome);
-                }
+                let cut = self.act(&mut operation, jobs);
                 self.operation = None;
-                operation.advance(next, self.now);
+                operation.advance(cut.or(next), self.now);
             }
             // It was stopped in this batch. There may be others.
             BulkStatus::Succeeded | BulkStatus::Refused | BulkStatus::Stopped => return true,
@@ -117,6 +109,26 @@ impl Log {
         self.put_operation(operation);
         // If this one has ended, the next step finds whether there is another.
         true
+    }
+
+    /// Acts on jobs of an operation. Returns the cursor if they are too much for one batch.
+    fn act(&mut self, operation: &mut BulkOperation, jobs: Vec<JobId>) -> Option<i64> {
+        let filter = operation.filter();
+        for id in jobs {
+            // This batch may have changed the job since it was read.
+            let Some(job) = self.jobs.get(&id).filter(|job| filter.matches(job)) else { continue };
+            if operation.request.action.erases() && !self.may_erase(id) {
+                return Some(job.created_seq - 1);
+            }
+            let before = self.head.seq;
+            let outcome = match self.apply(id, &operation.command()) {
+                Ok(_) if self.head.seq == before => BulkOutcome::Unchanged,
+                Ok(_) => BulkOutcome::Changed,
+                Err(error) => BulkOutcome::Failed(reason(&error)),
+            };
+            operation.note(outcome);
+        }
+        None
     }
 
     /// Writes to the log that an operation has come to its end.
@@ -147,7 +159,9 @@ fn ended(operation: &BulkOperation) -> OrgChange {
 /// The reason of the contract for which a job could not be changed.
 fn reason(error: &LedgerError) -> &'static str {
     match error {
-        LedgerError::Transition(TransitionError::InvalidTransition { .. }) => "INVALID_TRANSITION",
+        LedgerError::Transition(TransitionError::InvalidTransition { .. } | TransitionError::Erased { .. }) => {
+            "INVALID_TRANSITION"
+        }
         LedgerError::QuotaExceeded { .. } => "QUOTA_EXCEEDED",
         LedgerError::StorageFull => "STORAGE_FULL",
         _ => "INTERNAL",

@@ -24,17 +24,19 @@ impl Log {
             return;
         }
         let labels_before = changed.before.labels.clone();
-        match self.changes.edited.iter_mut().find(|edited| edited.job == job.id) {
+        let (job, created_seq, is_erased) = (job.id, job.created_seq, false);
+        self.note_rewritten(Edited { job, created_seq, labels_before, has_other_payload, is_erased });
+    }
+
+    /// Notes that the row of a job is written whole.
+    pub(super) fn note_rewritten(&mut self, new: Edited) {
+        match self.changes.edited.iter_mut().find(|edited| edited.job == new.job) {
             Some(edited) => {
-                edited.has_other_payload |= has_other_payload;
-                edited.labels_before = edited.labels_before.take().or(labels_before);
+                edited.has_other_payload |= new.has_other_payload;
+                edited.is_erased |= new.is_erased;
+                edited.labels_before = edited.labels_before.take().or(new.labels_before);
             }
-            None => self.changes.edited.push(Edited {
-                job: job.id,
-                created_seq: job.created_seq,
-                labels_before,
-                has_other_payload,
-            }),
+            None => self.changes.edited.push(new),
         }
     }
 }

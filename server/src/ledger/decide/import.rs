@@ -18,7 +18,8 @@ use crate::domain::{
 impl Log {
     pub(super) fn import(&mut self, import: &Import) -> Result<Imported, LedgerError> {
         let Import { job: wanted, is_dry_run } = import;
-        if let Some(idempotency) = &wanted.spec.idempotency
+        let is_erased = self.jobs.get(&wanted.id).is_some_and(|job| job.erased_at.is_some());
+        if let Some(idempotency) = wanted.spec.idempotency.as_ref().filter(|_| !is_erased)
             && let Some(existing) = self.keys.get(&idempotency.key).filter(|id| **id != wanted.id)
         {
             return Err(LedgerError::IdempotencyKeyReused { existing: *existing });

@@ -3,6 +3,7 @@
 mod bulk;
 mod choose;
 mod edit;
+mod erase;
 mod import;
 mod job_type;
 mod needs;
@@ -45,8 +46,8 @@ use crate::{
         transition::{self, Mark, Tick, Transition},
     },
     store::{
-        BulkStep, Changed, Changes, Differs, Head, Loaded, MAX_SMALL_PAYLOAD, NewPayload, NextDue, Outdated, Slice,
-        Stock, Tally, told_since,
+        BulkStep, Changed, Changes, Differs, FoundErasures, Head, Loaded, MAX_SMALL_PAYLOAD, NewPayload, NextDue,
+        Outdated, Slice, Stock, Tally, told_since,
     },
 };
 
@@ -159,6 +160,8 @@ struct Log {
     expired: Vec<JobId>,
     sizes: HashMap<JobId, i64>,
     slice: Option<Slice>,
+    /// The stored events of jobs that are to be erased, and what earlier erasures have left.
+    erasures: FoundErasures,
     histories: HashMap<JobId, Vec<Milestone>>,
     /// Earlier imports of the jobs to be imported.
     marks: HashMap<JobId, Mark>,
@@ -223,6 +226,7 @@ impl Log {
             expired: loaded.expired,
             sizes: loaded.sizes,
             slice: loaded.slice,
+            erasures: loaded.erasures,
             histories: loaded.histories,
             populations: loaded.populations,
             marks: loaded.marks,
@@ -241,7 +245,9 @@ impl Log {
             Submission::Job(Command::Create(create), reply) => reply.decide(self.create(create)),
             Submission::Job(Command::Apply { job, command }, reply) => {
                 let applied = self.apply(*job, command);
-                reply.decide(applied.map(|job| JobReply { job, deduplicated: false }));
+                let is_erasure = matches!(**command, transition::Command::Erase(_)) && applied.is_ok();
+                let is_unfinished = is_erasure && self.blank_next_of(*job);
+                reply.decide(applied.map(|job| JobReply { is_unfinished, ..JobReply::of(job) }));
             }
             Submission::Type(command, reply) => reply.decide(self.set_type(command)),
             Submission::Bulk(command, reply) => reply.decide(self.bulk(command)),
@@ -262,12 +268,15 @@ impl Log {
         let transition = current.apply(&self.within_quota(command), self.tick())?;
         self.check_quota(&transition)?;
         let (status, before, timeline) = (current.status, Before::of(current), Timeline::of(current));
+        let erased = matches!(command, transition::Command::Erase(_)).then(|| current.clone());
         let job = transition.job.clone();
         if let transition::Command::Edit(edit) = command {
             self.note_edit(&transition, edit);
         }
+        let is_new = self.touched.get(&job.id).is_some_and(|touched| touched.before == Before::Nothing);
         if transition.is_changed {
             self.append(Some(status), before, timeline, transition);
+            erased.into_iter().for_each(|erased| self.note_erasure(&erased, is_new));
         }
         Ok(job)
     }
@@ -283,7 +292,7 @@ impl Log {
                 None => existing.spec.job_type == create.spec.job_type,
             };
             return if is_same {
-                Ok(JobReply { job: existing.clone(), deduplicated: true })
+                Ok(JobReply { deduplicated: true, ..JobReply::of(existing.clone()) })
             } else {
                 Err(LedgerError::IdempotencyKeyReused { existing: existing.id })
             };
@@ -306,7 +315,7 @@ impl Log {
             self.keys.insert(Arc::clone(&idempotency.key), job.id);
         }
         self.append(None, Before::Nothing, Timeline::default(), transition);
-        Ok(JobReply { job, deduplicated: false })
+        Ok(JobReply::of(job))
     }
 
     /// True if the org does not have the type. Fails if it may not have another.

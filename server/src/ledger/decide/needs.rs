@@ -6,7 +6,10 @@ use super::{
     super::{claim_selection, command::Command, submission::Submission},
     bulk, retain, sweep,
 };
-use crate::store::{BulkNeeds, Needs};
+use crate::{
+    domain::transition,
+    store::{BulkNeeds, ErasureNeeds, Needs},
+};
 
 /// What a batch has to load for its commands. `most` bounds the due jobs that it may change.
 pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submission>, most: Option<usize>) -> Needs {
@@ -14,7 +17,7 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
     let (mut jobs, mut keys, mut types, mut populations) =
         (HashSet::new(), HashSet::new(), HashSet::new(), HashSet::new());
     let (mut expired, mut due, mut misdated, mut claims, mut imports) = (None, None, None, Vec::new(), Vec::new());
-    let (mut of_bulk, mut others) = (BulkNeeds::default(), 0);
+    let (mut of_bulk, mut erasures, mut others) = (BulkNeeds::default(), ErasureNeeds::default(), 0);
     for command in commands {
         others += usize::from(!matches!(command, Submission::Sweep(..)));
         match command {
@@ -24,8 +27,9 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
                     keys.insert(Arc::clone(&idempotency.key));
                 }
             }
-            Submission::Job(Command::Apply { job, .. }, _) => {
+            Submission::Job(Command::Apply { job, command }, _) => {
                 jobs.insert(*job);
+                erasures.jobs.extend(matches!(**command, transition::Command::Erase(_)).then_some(*job));
             }
             Submission::GiveBack(given) => {
                 jobs.insert(given.token.job);
@@ -52,10 +56,12 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
             Submission::Claim(claim, _) => claims.push(&**claim),
             Submission::Sweep(sweep, _) => {
                 due = Some(most_due);
+                erasures.of_any = true;
                 of_bulk.step = Some(bulk::step(most, sweep.has_company));
             }
             Submission::Redate(by, _) => {
                 due = Some(most_due);
+                erasures.of_any = true;
                 of_bulk.is_counting = true;
                 misdated = Some((most_due, *by));
             }
@@ -78,6 +84,7 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
         due,
         misdated,
         bulk: of_bulk,
+        erasures,
         imports,
     }
 }

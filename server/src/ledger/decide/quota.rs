@@ -82,6 +82,7 @@ impl Log {
                 | EventKind::CancelRequested
                 | EventKind::Canceled
                 | EventKind::DeadLettered
+                | EventKind::Erased
                 | EventKind::Lost => {}
                 EventKind::Edited => {
                     let growth = event.edit.as_ref().map_or(0, |edit| edit.payload_growth().max(0));

@@ -30,7 +30,8 @@ impl Log {
             let _ = self.apply(id, &transition::Command::Sweep(sweep));
         }
         self.end_pauses();
-        let has_bulk = self.step_bulk();
+        // What an erasure has left goes first: the operation that it may be part of is not over before.
+        let has_bulk = self.blank_next() || self.step_bulk();
         let next = if has_more { last } else { self.next_due };
         let next = if has_bulk { Some(self.now) } else { self.or_end_of_pause(next) };
         self.changes.next_due = Some(NextDue::At(next));
@@ -52,7 +53,8 @@ impl Log {
         // The time of the org's next sweep was set by that clock, too.
         let first = self.due.first().and_then(|id| self.jobs.get(id)?.due_at);
         let next = self.or_end_of_pause(first.or(self.next_due));
-        let next = if self.open_operations > 0 { Some(self.now) } else { next };
+        let has_bulk = self.open_operations > 0 || !self.erasures.left.is_empty();
+        let next = if has_bulk { Some(self.now) } else { next };
         self.changes.next_due.get_or_insert(NextDue::At(next));
         self.changes.next_retention.get_or_insert(self.now);
         Swept { has_more, has_company: self.has_company }

@@ -61,6 +61,31 @@ fn after(listener: &Listener, cursor: i64) -> Result<Vec<i64>, &'static str> {
     }
 }
 
+/// The events with another kind and message.
+fn of_kind(kind: EventKind, message: &str, seqs: impl IntoIterator<Item = i64>) -> Vec<LogEvent> {
+    let event = |event: &LogEvent| JobEvent { kind, message: message.into(), ..JobEvent::clone(event.job().unwrap()) };
+    events(seqs).iter().map(|of| LogEvent::Job(Arc::new(event(of)))).collect()
+}
+
+#[test]
+fn a_tail_has_nothing_from_before_an_erasure() {
+    let (hub, listener) = listen(usize::MAX);
+    hub.publish(OrgId::DEFAULT, &of_kind(EventKind::Progress, "of a person", 1..=3));
+    // A bulk operation: it cancels one job and erases it, and erases another.
+    let batch = [
+        of_kind(EventKind::Canceled, "", [4]),
+        of_kind(EventKind::Erased, "", [5, 6]),
+        of_kind(EventKind::Progress, "of another", [7]),
+    ];
+    hub.publish(OrgId::DEFAULT, &batch.concat());
+    assert_eq!((after(&listener, 2), after(&listener, 3)), (Err("behind"), Ok(vec![4, 5, 6, 7])));
+    // Somebody had canceled the job and said why.
+    hub.publish(OrgId::DEFAULT, &of_kind(EventKind::Canceled, "of a person", [8]));
+    hub.publish(OrgId::DEFAULT, &of_kind(EventKind::Erased, "", [9]));
+    assert_eq!((after(&listener, 7), after(&listener, 8)), (Err("behind"), Ok(vec![9])));
+    assert_eq!(hub.held_bytes.load(Ordering::Relaxed), weight());
+}
+
 #[test]
 fn a_tail_is_an_unbroken_run_of_events() {
     let (hub, listener) = listen(usize::MAX);

@@ -340,7 +340,7 @@ impl<'a> Importer<'a> {
         self.summary.brought(outcome, status, here);
         self.observer.advance(1);
         let mut notes = mapped.notes.clone();
-        if let Some(job) = job.filter(|_| outcome != ImportOutcome::Ahead) {
+        if let Some(job) = job.filter(|_| !matches!(outcome, ImportOutcome::Ahead | ImportOutcome::Erased)) {
             notes.extend(differences(&mapped.import, &job));
         }
         self.note(row, &notes)

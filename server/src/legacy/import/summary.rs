@@ -19,6 +19,8 @@ pub struct Summary {
     pub unchanged: u64,
     /// Jobs that have changed in the ledger since their import, and not in the old database.
     pub ahead: u64,
+    /// Jobs that were erased in the ledger since their import. They stay blank.
+    pub erased: u64,
     /// Jobs in the ledger that differ from their row in a reported way.
     pub adjusted: u64,
     /// Events that were written.
@@ -83,6 +85,7 @@ impl Summary {
             ImportOutcome::Updated => &mut self.updated,
             ImportOutcome::Unchanged => &mut self.unchanged,
             ImportOutcome::Ahead => &mut self.ahead,
+            ImportOutcome::Erased => &mut self.erased,
         } += 1;
         let of_status = self.of(Some(there));
         *(if there == here { &mut of_status.ledger } else { &mut of_status.ahead }) += 1;

@@ -54,7 +54,12 @@ impl Problem {
             (TransitionError::LeaseLost, _) => {
                 "The job is held by a worker under a lease, and only that worker may report on it".to_owned()
             }
-            (TransitionError::EtagMismatch { .. } | TransitionError::PayloadOutdated, _) => refused.to_string(),
+            (
+                TransitionError::EtagMismatch { .. }
+                | TransitionError::PayloadOutdated
+                | TransitionError::Erased { .. },
+                _,
+            ) => refused.to_string(),
         };
         Self::text(StatusCode::CONFLICT, detail)
     }

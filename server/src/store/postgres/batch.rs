@@ -19,6 +19,7 @@ use super::{
     cache::{Cache, End},
     columns::Columns,
     connections::{Connection, arguments},
+    erasure,
     error::{commit, commit_error, store_error},
     expired, import,
     load::{
@@ -125,11 +126,14 @@ impl Batch for PostgresBatch {
             let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
             let cleared = expired::clear(connection, *org, &imported).await?;
             let marks = import::load_marks(&mut self.connection, *org, &jobs, &needs.imports).await?;
+            let to_erase = jobs.iter().filter(|job| needs.erasures.jobs.contains(&job.id) || found_bulk.erases(job.id));
+            let erasures = erasure::load(&mut self.connection, *org, &needs.erasures, to_erase.collect()).await?;
             loaded.push(Loaded {
                 head,
                 settings,
                 outdated,
                 bulk: found_bulk,
+                erasures,
                 jobs,
                 ready,
                 types,

@@ -25,8 +25,8 @@ use crate::{
         job::Job,
     },
     store::{
-        Batch, BulkNeeds, Changes, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError, rows::Columns as _,
-        state::OrgState, states::Left,
+        Batch, BulkNeeds, Changes, ErasureNeeds, FoundReady, HeldBy, Loaded, Needs, Ready, RecordId, StoreError,
+        rows::Columns as _, state::OrgState, states::Left,
     },
 };
 
@@ -84,10 +84,11 @@ pub(super) fn begin_cached(
 }
 
 fn recall_one(memory: &Cache, org: OrgId, needs: &Needs, commands: usize) -> Option<(CachedOrg, Time)> {
-    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports, populations, bulk } = needs;
+    let Needs { jobs, types, keys, held, ready, expired, due, misdated, imports, populations, bulk, erasures } = needs;
     let needs_more = !imports.is_empty()
         || !populations.is_empty()
         || *bulk != BulkNeeds::default()
+        || *erasures != ErasureNeeds::default()
         || expired.is_some()
         || due.is_some()
         || misdated.is_some();

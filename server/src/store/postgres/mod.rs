@@ -13,6 +13,7 @@ mod cached_batch;
 mod columns;
 mod connections;
 mod database;
+mod erasure;
 mod error;
 mod expired;
 mod fold;

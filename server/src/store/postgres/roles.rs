@@ -31,9 +31,10 @@ GRANT UPDATE (retention_paused_until, clock_seen_at) ON jobledger.ledger TO {nam
 GRANT SELECT, INSERT, UPDATE ON jobledger.org_head, jobledger.org_due TO {name};
 GRANT SELECT, INSERT, DELETE ON jobledger.org_record, jobledger.org_month, jobledger.job_payload, jobledger.job_remains,
     jobledger.job_label TO {name};
-GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job, jobledger.org_counter, jobledger.org_series TO {name};
--- Events are inserted and deleted, never updated.
+GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.job, jobledger.org_counter, jobledger.org_series, jobledger.job_unblanked TO {name};
+-- Events are inserted and deleted. Only an erasure updates what people have put into them.
 GRANT SELECT, INSERT, DELETE ON jobledger.job_event, jobledger.org_event TO {name};
+GRANT UPDATE (actor, detail_json, labels, result, payload, image, bytes) ON jobledger.job_event TO {name};
 GRANT SELECT, INSERT, UPDATE, DELETE ON jobledger.org_type, jobledger.bulk_operation, jobledger.worker TO {name};
 GRANT EXECUTE ON FUNCTION jobledger.make_partitions(INTEGER), jobledger.drop_empty_partitions(), jobledger.renew_log_id(UUID, UUID) TO {name};
 ",
@@ -51,7 +52,7 @@ pub(super) async fn grant(url: &str, role: &str) -> Result<(), StoreError> {
 /// Refuses a role that lacks rights, and warns of one to which row-level security does not apply, or refuses that too.
 pub(super) async fn check(connection: &mut PgConnection, require_rls: bool) -> Result<(), StoreError> {
     const SQL: &str = "/* check */ SELECT r.rolname::text, r.rolsuper, r.rolbypassrls,
-            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_function_privilege('jobledger.revoked_tokens(bigint, bigint)', 'EXECUTE')
+            pg_has_role(r.oid, c.relowner, 'MEMBER'), has_column_privilege('jobledger.job_event', 'labels', 'UPDATE')
         FROM pg_roles r, pg_class c WHERE r.rolname = current_user AND c.oid = 'jobledger.job'::regclass";
     let (role, is_super, bypasses, owns, may_set): (String, bool, bool, bool, bool) =
         sqlx::query_as(SQL).fetch_one(connection).await.map_err(store_error)?;

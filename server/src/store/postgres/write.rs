@@ -30,7 +30,7 @@ const FOLD_AFTER: i64 = 512;
 const FOLD_LARGE_AFTER: i64 = 2_048;
 const LARGE: usize = 64;
 /// Bytes up to which a result is also in `detail_json`, for people who read the table.
-const MAX_DETAIL_RESULT: usize = 64 << 10;
+pub(super) const MAX_DETAIL_RESULT: usize = 64 << 10;
 
 /// A batch's part in one org: where it found the log, and what it leaves there.
 pub(super) struct OrgWrite<'a> {
@@ -97,6 +97,7 @@ impl<'a> OrgWrite<'a> {
             || after.org_seq != before.head.org_seq
             || changes.new_minute.is_some()
             || !changes.removed.is_empty()
+            || changes.erases()
             || after.seq - before.folded_seq >= fold_after(changes.events.len())
             || record.n - before.folded_n >= FOLD_AFTER
     }
@@ -135,6 +136,7 @@ pub(super) fn resuming(writes: &[Write<'_>]) -> Result<Option<(String, PgArgumen
         let removes = changes.is_removing() || changes.removed_slice.is_some() || changes.removed_org_events.is_some();
         let has_others = removes
             || !changes.edited.is_empty()
+            || !changes.unblanked.is_empty()
             || !changes.bulk.is_empty()
             || changes.next_retention.is_some()
             || begins_log(changes);
@@ -170,6 +172,7 @@ pub(super) fn statements(writes: &[Write<'_>]) -> Result<Vec<(String, PgArgument
         let mut edit = Statement::new("edit");
         let org = edit.bind(log.org.0)?;
         edit.edited(&org, changes)?;
+        edit.erased(&org, changes)?;
         if edit.has_parts() {
             statements.push(edit.finish());
         }

@@ -13,6 +13,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     bulk,
     checkpoints::Checkpoints,
+    erasure,
     error::store_error,
     expired,
     heads::{self, Written},
@@ -48,6 +49,8 @@ pub(super) struct SqliteBatch {
     orgs: Vec<OrgId>,
     /// The ends of the logs, as found by this transaction.
     ends: HashMap<OrgId, End>,
+    /// The transaction erases jobs.
+    has_erased: bool,
     /// The states of the written orgs, to be cached once the transaction is committed.
     left: Vec<Left>,
 }
@@ -62,7 +65,7 @@ impl SqliteBatch {
         orgs: &[OrgId],
     ) -> Self {
         let (orgs, ends, left) = (orgs.to_vec(), HashMap::new(), Vec::new());
-        Self { slot, connection, now, states, checkpoints, orgs, ends, left }
+        Self { slot, connection, now, states, checkpoints, orgs, ends, has_erased: false, left }
     }
 
     /// The end of an org's log, loaded at most once.
@@ -175,11 +178,13 @@ impl Batch for SqliteBatch {
             }));
             records.push(record);
         }
+        self.has_erased |= changes.iter().any(|(_, changes)| changes.erases());
         let connection = &mut self.connection;
         // Removals come first: a new job may use the idempotency key of a removed one.
         for (org, changes) in changes {
             expired::remove(connection, *org, changes).await?;
             write::edited(connection, *org, changes).await?;
+            erasure::write(connection, *org, changes).await?;
         }
         write::created(connection, &written).await?;
         let edited =
@@ -208,11 +213,14 @@ impl Batch for SqliteBatch {
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { mut slot, mut connection, states, checkpoints, ends, left, .. } = *self;
+        let Self { mut slot, mut connection, states, checkpoints, ends, has_erased, left, .. } = *self;
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
                 checkpoints.committed();
+                if has_erased {
+                    checkpoints.has_erased();
+                }
                 left.into_iter().for_each(|left| left.committed(&states));
                 // Orgs that the transaction only read.
                 for (org, end) in ends {
@@ -384,11 +392,14 @@ impl SqliteBatch {
         let imported: Vec<_> = needs.imports.iter().map(|(id, _)| *id).collect();
         let cleared = expired::clear(connection, org, &imported).await?;
         let marks = load_marks(connection, org, &jobs, &needs.imports).await?;
+        let to_erase = jobs.iter().filter(|job| needs.erasures.jobs.contains(&job.id) || found_bulk.erases(job.id));
+        let erasures = erasure::load(connection, org, &needs.erasures, to_erase.collect()).await?;
         Ok(Loaded {
             head,
             settings,
             outdated,
             bulk: found_bulk,
+            erasures,
             jobs,
             ready,
             types,

@@ -105,7 +105,8 @@ pub(super) async fn write(connection: &mut SqliteConnection, changes: &[(OrgId, 
     Ok(())
 }
 
-const OVER_BULK: &str = " ON CONFLICT (org_id, id) DO UPDATE SET updated_at = excluded.updated_at,
+const OVER_BULK: &str =
+    " ON CONFLICT (org_id, id) DO UPDATE SET updated_at = excluded.updated_at, request = excluded.request,
     finished_at = excluded.finished_at, status = excluded.status, cursor = excluded.cursor, matched = excluded.matched,
     reached = excluded.reached, changed = excluded.changed, unchanged = excluded.unchanged, failed = excluded.failed";
 

@@ -6,7 +6,10 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,6 +50,8 @@ pub(super) struct Checkpoints {
     path: PathBuf,
     committed: Notify,
     copying: Mutex<Copying>,
+    /// The WAL may have what a job had before it was erased. A process that was killed can't tell its successor.
+    has_erased: AtomicBool,
 }
 
 /// What a checkpoint uses.
@@ -63,12 +68,28 @@ pub(super) struct Copying {
 impl Checkpoints {
     /// Checkpoints of the database at `path` go through a connection with these options.
     pub(super) fn new(path: &Path, options: SqliteConnectOptions) -> Self {
-        Self { options, path: path.to_owned(), committed: Notify::new(), copying: Mutex::default() }
+        Self {
+            options,
+            path: path.to_owned(),
+            committed: Notify::new(),
+            copying: Mutex::default(),
+            has_erased: AtomicBool::new(true),
+        }
     }
 
     /// To be called after each commit.
     pub(super) fn committed(&self) {
         self.committed.notify_one();
+    }
+
+    /// To be called after a commit that has erased jobs: the WAL is cut soon.
+    pub(super) fn has_erased(&self) {
+        self.has_erased.store(true, Ordering::Relaxed);
+    }
+
+    /// True if jobs were erased since the last call.
+    pub(super) fn take_erased(&self) -> bool {
+        self.has_erased.swap(false, Ordering::Relaxed)
     }
 
     /// Runs a checkpoint whenever one is due, until [`Checkpoints::close`] or until the writer is dropped.

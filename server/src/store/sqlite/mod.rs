@@ -10,6 +10,7 @@ mod bulk;
 mod checkpoints;
 mod columns;
 mod database;
+mod erasure;
 mod error;
 mod expired;
 mod file;
@@ -131,6 +132,8 @@ fn connect_options(path: &Path) -> (SqliteConnectOptions, SqliteConnectOptions) 
         .pragma("cache_size", WRITER_CACHE)
         // SQLite's statement journals stay in memory too.
         .pragma("temp_store", "MEMORY")
+        // What is removed or overwritten is not left in free space: an erased job may have been written many times before.
+        .pragma("secure_delete", "ON")
         .pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
     (base, write)
 }

@@ -121,7 +121,7 @@ fn events_sql(name: &str, index: &str, matching: &str) -> String {
             AND ($5 IS NULL OR e.job_type IN (SELECT value FROM json_each($5)))
             AND ($6 IS NULL OR e.next_status IN (SELECT value FROM json_each($6))
                 OR $7 AND e.prev_status IN (SELECT value FROM json_each($6)))
-            AND ($8 IS NULL OR e.labels IS NOT NULL AND NOT EXISTS (
+            AND ($8 IS NULL OR e.kind = 'erased' OR e.labels IS NOT NULL AND NOT EXISTS (
                 SELECT 1 FROM json_each($8) wanted
                 WHERE NOT EXISTS (SELECT 1 FROM json_each(e.labels) found WHERE found.key = wanted.key AND found.value = wanted.value))
                 OR e.kind = 'edited' AND e.detail_json -> '$.edit.before.labels' IS NOT NULL AND NOT EXISTS (

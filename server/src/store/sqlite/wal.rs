@@ -1,5 +1,6 @@
 //! Keeps SQLite's WAL from growing without bound. SQLite can restart the WAL only when nobody reads, and overlapping
-//! reads never leave such a moment. So once the WAL is too long, new reads wait until the running ones have ended.
+//! reads never leave such a moment. So once the WAL is too long, new reads wait until the running ones have ended. The same
+//! after an erasure: until it is cut, the WAL has what was erased.
 
 use std::{
     path::{Path, PathBuf},
@@ -88,16 +89,30 @@ impl Keeper {
         loop {
             sleep(LOOK).await;
             let Some(writer) = self.writer.upgrade() else { return };
-            if self.bytes() <= self.limit {
+            let has_erased = self.checkpoints.take_erased();
+            if self.bytes() <= self.limit && !has_erased {
                 continue;
             }
             self.gate.is_open.send_replace(false);
             let is_idle = self.await_readers(wait).await;
             let paused = self.checkpoints.pause().await;
-            let others_read = is_idle && !truncate(&writer).await;
+            let is_cut = is_idle && truncate(&writer).await;
+            let others_read = is_idle && !is_cut;
             drop(paused);
             self.gate.is_open.send_replace(true);
+            if has_erased && !is_cut {
+                self.checkpoints.has_erased();
+            }
             let bytes = self.bytes();
+            if bytes <= self.limit && has_erased {
+                if is_cut {
+                    wait = SHORTEST_WAIT;
+                } else {
+                    wait = LONGEST_WAIT.min(wait * 2);
+                    sleep(if others_read { WHILE_OTHERS_READ } else { PAUSE }).await;
+                }
+                continue;
+            }
             if bytes <= self.limit {
                 tracing::info!("the SQLite WAL had grown because reads overlapped; it is reset");
                 wait = SHORTEST_WAIT;

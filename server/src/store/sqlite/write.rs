@@ -132,6 +132,24 @@ pub(super) async fn events(connection: &mut SqliteConnection, written: &[Written
     Set::new(&["org_id", "job_id", "seq", "result"], results.collect()).insert(connection, "job_result").await
 }
 
+/// The columns of an event that an erasure overwrites, after its key.
+pub(super) const BLANK_COLUMNS: [&str; 8] =
+    ["org_id", "seq", "actor", "detail_json", "labels", "payload", "image", "bytes"];
+
+/// The values of [`BLANK_COLUMNS`].
+pub(super) fn blank_values(event: &JobEvent) -> Result<Vec<Value<'_>>, StoreError> {
+    Ok(vec![
+        event.org_id.0.into(),
+        event.seq.into(),
+        rows::non_empty(&event.actor).into(),
+        detail::write(event, 0)?.into(),
+        rows::labels_json(&event.labels).into(),
+        Value::Null,
+        Value::Null,
+        (event.weight() as i64).into(),
+    ])
+}
+
 /// Inserts new org events and removes old ones, and overwrites the settings that have changed.
 pub(super) async fn org_events(
     connection: &mut SqliteConnection,

@@ -17,8 +17,8 @@ use std::{
 use jobledger_client::{
     Claim, Client, Edit, Error, JobStatus, NewJob, Report, RetryPolicy,
     proto::{
-        CancelJobRequest, ClaimJobsRequest, CreateJobRequest, GetJobRequest, HeartbeatRequest, Job, LeaseHeartbeat,
-        RetryJobRequest, UpdateJobRequest, UpdateJobStatusRequest,
+        CancelJobRequest, ClaimJobsRequest, CreateJobRequest, EraseJobRequest, GetJobRequest, HeartbeatRequest, Job,
+        LeaseHeartbeat, RetryJobRequest, UpdateJobRequest, UpdateJobStatusRequest,
     },
 };
 use jobledger_server::domain::{
@@ -67,6 +67,7 @@ enum Call {
     Retry(String),
     /// With labels that no other call sets.
     Edit(String, String),
+    Erase(String),
     Get(String),
 }
 
@@ -115,7 +116,7 @@ impl Shared {
         let one = |random: &mut Seeded, of: usize| random.below(of as u64) as usize;
         let jobs = self.jobs.lock().unwrap();
         let leases = self.leases.lock().unwrap();
-        let what = random.below(22);
+        let what = random.below(23);
         if jobs.is_empty() || what == 0 {
             return Call::Create;
         }
@@ -125,6 +126,7 @@ impl Shared {
             4 => return Call::Cancel(job),
             5..=6 => return Call::Retry(job),
             20..=21 => return Call::Edit(job, random.next().to_string()),
+            22 => return Call::Erase(job),
             _ if leases.is_empty() => return Call::Claim,
             _ => {}
         }
@@ -192,6 +194,10 @@ impl Shared {
                 let request: UpdateJobRequest = Edit::of(id).labels([("of", label)]).at_once().into();
                 Ok(job(service.update_job(request).await?.into_inner().job))
             }
+            Call::Erase(id) => {
+                let request = EraseJobRequest { job_id: id.clone(), ..Default::default() };
+                Ok(job(service.erase_job(request).await?.into_inner().job))
+            }
             Call::Get(id) => {
                 let request = GetJobRequest { job_id: id.clone(), ..Default::default() };
                 Ok(job(service.get_job(request).await?.into_inner().job))
@@ -239,6 +245,7 @@ struct State {
     status: Status,
     attempt: i32,
     cancel_requested: bool,
+    is_erased: bool,
     /// Failures since the job was last queued afresh.
     failures: i32,
     last_seq: i64,
@@ -251,7 +258,7 @@ impl State {
 
     /// The state after an event, which must be allowed in this one. All jobs here are claimed, and fail twice at most.
     fn after(&self, event: &JobEvent) -> Self {
-        let Self { status, attempt, cancel_requested, failures, .. } = *self;
+        let Self { status, attempt, cancel_requested, is_erased, failures, .. } = *self;
         let last_seq = event.seq;
         let is_allowed = match event.kind {
             EventKind::Claimed => status == Status::Queued && event.attempt == attempt + 1,
@@ -262,7 +269,10 @@ impl State {
             EventKind::RetryScheduled => status == Status::Failed && failures < 2,
             EventKind::DeadLettered => status == Status::Failed && failures == 2,
             EventKind::Canceled => status == Status::Queued || status == Status::Running && cancel_requested,
-            EventKind::Requeued => matches!(status, Status::Failed | Status::DeadLetter | Status::Canceled),
+            EventKind::Requeued => {
+                !is_erased && matches!(status, Status::Failed | Status::DeadLetter | Status::Canceled)
+            }
+            EventKind::Erased => !is_erased && status.is_terminal(),
             EventKind::Edited => status == Status::Queued,
             EventKind::Created | EventKind::Started | EventKind::Imported => false,
         };
@@ -281,6 +291,7 @@ impl State {
             EventKind::DeadLettered => Self { status: Status::DeadLetter, ..next },
             EventKind::Edited => Self { status: Status::Queued, ..next },
             EventKind::Canceled => Self { status: Status::Canceled, ..next },
+            EventKind::Erased => Self { status, is_erased: true, ..next },
             _ => Self { status: Status::Queued, failures: 0, cancel_requested: false, ..next },
         }
     }
@@ -306,6 +317,7 @@ impl Model {
                         status: Status::Queued,
                         attempt: 0,
                         cancel_requested: false,
+                        is_erased: false,
                         failures: 0,
                         last_seq: event.seq,
                     }
@@ -332,12 +344,19 @@ impl Model {
         self.events.iter().filter(is_wanted).map(|event| &**event).collect()
     }
 
+    /// True if the job is erased in the end.
+    fn is_erased(&self, job: &str) -> bool {
+        self.jobs.get(job).and_then(|states| states.last()).is_some_and(|last| last.is_erased)
+    }
+
     /// The `seq`s of the events that a call must have written.
     fn made_by(&self, made: &Made) -> Vec<i64> {
         match (&made.call, &made.told) {
             (Call::Create, Told::Job(job)) => vec![job.last_seq],
             (Call::Retry(_) | Call::Edit(..), Told::Job(job)) => vec![job.last_seq],
             (Call::Claim, Told::Leases(jobs)) => jobs.iter().map(|job| job.last_seq).collect(),
+            // Whose progress it was is gone with the stage.
+            (Call::Progress(held, _), Told::Job(_)) if self.is_erased(&held.job) => Vec::new(),
             (Call::Progress(held, stage), Told::Job(_)) => {
                 let progress = self.of_attempt(held, &[EventKind::Progress]);
                 let mine = progress.iter().find(|event| event.stage.as_deref() == Some(stage));
@@ -358,8 +377,13 @@ impl Model {
             }
             (Call::Edit(job, label), Told::Job(told)) => {
                 let event = &self.events[told.last_seq as usize - 1];
-                event.kind == EventKind::Edited && event.labels.get("of") == Some(label) && told.id == *job
+                let is_it = event.labels.get("of") == Some(label) || self.is_erased(job);
+                event.kind == EventKind::Edited && is_it && told.id == *job
             }
+            (Call::Erase(job), Told::Job(told)) => {
+                self.events[told.last_seq as usize - 1].kind == EventKind::Erased && told.id == *job
+            }
+            (Call::Erase(job), Told::InvalidTransition) => self.was(job, time, |state| !state.status.is_terminal()),
             (Call::Get(id), Told::Job(job)) => self.was(id, time, |state| {
                 state.last_seq == job.last_seq && state.attempt == job.attempt && same(state.status, job.status())
             }),
@@ -370,9 +394,10 @@ impl Model {
             (Call::Succeed(held, result), Told::Job(_)) => {
                 let found = self.of_attempt(held, &[EventKind::Succeeded]);
                 let said = format!("{result:?}");
-                found
-                    .iter()
-                    .any(|event| is_of(event) && event.result.as_ref().is_some_and(|text| text.as_str() == said))
+                found.iter().any(|event| {
+                    let is_it = event.result.as_ref().is_some_and(|text| text.as_str() == said);
+                    is_of(event) && (is_it || self.is_erased(&held.job))
+                })
             }
             (Call::Fail(held), Told::Job(_)) => {
                 let found = self.of_attempt(held, &[EventKind::Failed, EventKind::Canceled]);
@@ -404,8 +429,9 @@ impl Model {
             (Call::Edit(job, _), Told::InvalidTransition) => {
                 self.was(job, time, |state| state.status != Status::Queued)
             }
-            (Call::Retry(job), Told::InvalidTransition) => self
-                .was(job, time, |state| matches!(state.status, Status::Queued | Status::Running | Status::Succeeded)),
+            (Call::Retry(job), Told::InvalidTransition) => self.was(job, time, |state| {
+                state.is_erased || matches!(state.status, Status::Queued | Status::Running | Status::Succeeded)
+            }),
             _ => false,
         }
     }

@@ -31,7 +31,7 @@ fn run(arguments: &[&str], url: &str) -> (bool, String) {
     (status.success(), String::from_utf8(said).expect("it prints text"))
 }
 
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     "0001 ledger",
     "0002 small_payloads",
     "0003 running_in_log",
@@ -42,8 +42,9 @@ const MIGRATIONS: [&str; 10] = [
     "0008 workers",
     "0009 revoked_tokens",
     "0010 edits",
+    "0011 erasures",
 ];
-const FUNCTIONS: &str = "functions 13";
+const FUNCTIONS: &str = "functions 14";
 
 /// The steps that such a database needs, in their order.
 fn steps(is_postgres: bool) -> Vec<&'static str> {
@@ -187,8 +188,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
         CREATE FUNCTION jobledger.dead() RETURNS SETOF jobledger.found_job LANGUAGE sql AS 'SELECT * FROM jobledger.found_job'";
     sqlx::raw_sql(older).execute(&mut owner).await.unwrap();
     let (served, said) = run(&["serve", "--listen", "127.0.0.1:0", "--no-migrate"], &url);
-    assert!(!served && said.contains("the database lacks functions 13: run `jobledger migrate up`"), "{said}");
-    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 13\n".to_owned()));
+    assert!(!served && said.contains("the database lacks functions 14: run `jobledger migrate up`"), "{said}");
+    assert_eq!(run(&["migrate", "up"], &url), (true, "applied functions 14\n".to_owned()));
     let is_there = "SELECT to_regproc('jobledger.dead') IS NULL AND to_regproc('jobledger.read_jobs') IS NOT NULL";
     assert!(sqlx::query_scalar::<_, bool>(is_there).fetch_one(&mut owner).await.unwrap());
     // The server's role can still serve: no grant was lost.
@@ -198,8 +199,8 @@ async fn functions_are_put_in_place_again_when_they_have_changed() {
     database.verify().await;
 
     for (change, expected) in [
-        ("functions_digest = '\\x00'", "functions 13 in the database differs"),
-        ("functions = functions + 1", "the database has functions 14, which this program doesn't know"),
+        ("functions_digest = '\\x00'", "functions 14 in the database differs"),
+        ("functions = functions + 1", "the database has functions 15, which this program doesn't know"),
     ] {
         owner.execute(AssertSqlSafe(format!("UPDATE jobledger.ledger SET {change}"))).await.unwrap();
         for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "--yes"]]
@@ -261,6 +262,7 @@ async fn what_was_there_before_a_migration_is_there_after_it() {
         let url = database.url_as(OWNER);
         let (done, said) = run(&["migrate", "down", "--to", "1", "--yes"], &url);
         let undone = [
+            "0011 erasures",
             "0010 edits",
             "0009 revoked_tokens",
             "0008 workers",

@@ -92,7 +92,7 @@ pub(crate) fn new_job(job_type: &str, payload: Option<Json>, idempotency: Option
 
 pub(crate) fn created(reply: Result<JobReply, LedgerError>) -> Job {
     match reply {
-        Ok(JobReply { job, deduplicated: false }) => job,
+        Ok(JobReply { job, deduplicated: false, .. }) => job,
         other => panic!("not created: {other:?}"),
     }
 }
@@ -232,7 +232,7 @@ async fn creates_with_one_key_in_one_batch_make_one_job(database: Database) {
     created(first.await.unwrap());
     let mut ids = Vec::new();
     for (n, answer) in answers.into_iter().enumerate() {
-        let Ok(JobReply { job, deduplicated }) = answer.await.unwrap() else { panic!("not created") };
+        let Ok(JobReply { job, deduplicated, .. }) = answer.await.unwrap() else { panic!("not created") };
         assert_eq!(deduplicated, n > 0);
         ids.push(job.id);
     }

@@ -10,7 +10,7 @@ use crate::{
     support::program::command,
 };
 
-const TENANT_TABLES: [&str; 12] = [
+const TENANT_TABLES: [&str; 13] = [
     "org_head",
     "org_record",
     "org_counter",
@@ -19,6 +19,7 @@ const TENANT_TABLES: [&str; 12] = [
     "job",
     "job_payload",
     "job_remains",
+    "job_unblanked",
     "job_label",
     "job_event",
     "api_token",
@@ -49,6 +50,9 @@ async fn two_orgs(database: &Database) -> [Uuid; 2] {
     let remains = "INSERT INTO jobledger.job_remains SELECT org_id, id, 0, now(), now() FROM jobledger.job";
     let mut everything = database.connect_as("postgres").await;
     everything.execute(remains).await.unwrap();
+    let unblanked =
+        "INSERT INTO jobledger.job_unblanked SELECT org_id, id, 0, 0, now(), now(), NULL FROM jobledger.job";
+    everything.execute(unblanked).await.unwrap();
     let uses = "INSERT INTO jobledger.api_token_use SELECT org_id, digest, now() FROM jobledger.api_token";
     everything.execute(uses).await.unwrap();
     orgs
@@ -101,7 +105,7 @@ async fn the_serving_role_can_neither_write_for_others_nor_go_around_the_parent_
         (format!("INSERT INTO jobledger.job_label VALUES ('{theirs}', 'k', 'v', '{theirs}', 1)"), "row-level security"),
         (format!("INSERT INTO jobledger.api_token_use VALUES ('{theirs}', '\\x00', now())"), "row-level security"),
         ("UPDATE jobledger.api_token SET roles = 'admin'".to_owned(), "permission denied"),
-        ("UPDATE jobledger.job_event SET actor = 'x'".to_owned(), "permission denied"),
+        ("UPDATE jobledger.job_event SET kind = 'x'".to_owned(), "permission denied"),
         ("TRUNCATE jobledger.job".to_owned(), "permission denied"),
         (format!("SELECT count(*) FROM {partition}"), "permission denied"),
         ("ALTER TABLE jobledger.job DISABLE ROW LEVEL SECURITY".to_owned(), "must be owner"),

@@ -46,6 +46,7 @@ pub(crate) fn job(org: OrgId, job_type: &str, seq: i64) -> Job {
         progress: None,
         result_at: None,
         payload_recorded_at: None,
+        erased_at: None,
         last_error: None,
         cancel_requested: false,
         outcome: None,

@@ -103,6 +103,8 @@ pub enum ImportOutcome {
     Unchanged,
     /// The job has changed here since the import, and not there.
     Ahead,
+    /// The job was erased here. It stays as it is.
+    Erased,
 }
 
 /// Why an import is refused.
@@ -153,6 +155,7 @@ impl Job {
     ) -> Result<(ImportOutcome, Transition), ImportRefusal> {
         let (job, before) = match known {
             None => return Ok((ImportOutcome::New, import.bring(Self::unborn(import, org_id, at), &[], at))),
+            Some((job, _)) if job.erased_at.is_some() => return Ok((ImportOutcome::Erased, job.unchanged())),
             Some((job, Some(mark))) if mark.digest == import.digest => {
                 let is_ahead = job.last_seq != mark.seq;
                 let outcome = if is_ahead { ImportOutcome::Ahead } else { ImportOutcome::Unchanged };
