@@ -105,6 +105,7 @@ mod client;
 mod connect;
 mod cursor;
 mod edit;
+mod erase;
 mod error;
 mod failover;
 mod job_types;

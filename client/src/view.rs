@@ -89,6 +89,10 @@ impl JobState {
         if status == JobStatus::Queued && is_timed {
             self.scheduled_at = event.scheduled_at;
         }
+        if kind == JobEventKind::Erased {
+            self.result = None;
+            (self.last_error_code, self.last_error_message) = (String::new(), String::new());
+        }
         if event.result.is_some() {
             self.result = event.result;
         }
@@ -114,7 +118,8 @@ impl JobState {
 pub enum Change {
     /// The job with this id came into the view, or changed.
     Changed(String),
-    /// The job with this id left the view: its status is none of those that the view selects, or an edit took a label from it.
+    /// The job with this id left the view: its status is none of those that the view selects, or an edit or an erasure took
+    /// a label from it.
     Left(String),
     /// No job of the view changed, but the view is up to date as of a later `seq`.
     Nothing,
@@ -333,8 +338,12 @@ impl View {
         if was_in_view { Change::Left(id) } else { Change::Nothing }
     }
 
-    /// True if the job has the labels of the view after the event. An edit's event also comes if it had them before.
+    /// True if the job has the labels of the view after the event. An edit's event also comes if it had them before, and that of
+    /// an erasure in any case.
     fn has_labels(&self, event: &JobEvent) -> bool {
+        if event.kind() == JobEventKind::Erased {
+            return self.request.labels.is_empty();
+        }
         let Some(edit) = event.edit.as_ref().filter(|edit| edit.fields.iter().any(|field| field == "labels")) else {
             return true;
         };

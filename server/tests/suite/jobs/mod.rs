@@ -3,6 +3,7 @@
 pub(crate) mod batches;
 pub(crate) mod bulk;
 pub(crate) mod edits;
+pub(crate) mod erasures;
 pub(crate) mod errors;
 pub(crate) mod explain;
 pub(crate) mod fields;

@@ -20,6 +20,7 @@ on_both_databases! {
     a_view_follows_what_is_brought_in,
     what_goes_on_meanwhile_comes_with_the_next_run,
     imports_at_once_bring_each_row_once,
+    a_job_that_was_erased_stays_blank,
 }
 
 pub(crate) const RUNNING: &str = "11111111-1111-1111-1111-111111111111";
@@ -51,6 +52,27 @@ pub(crate) async fn three_jobs() -> LegacyDatabase {
 
 pub(crate) fn kinds(events: &[JobEvent]) -> Vec<JobEventKind> {
     events.iter().map(JobEvent::kind).collect()
+}
+
+async fn a_job_that_was_erased_stays_blank(database: Database) {
+    let legacy = three_jobs().await;
+    assert_eq!(import(&legacy, &database, &[]).code(), 0);
+    let (server, client) = TestServer::on(&database).await;
+    let request = v1::EraseJobRequest { job_id: DONE.to_owned(), ..v1::EraseJobRequest::default() };
+    let erased = client.erase(request).await.unwrap();
+    // Both as it was, and after the old service has changed it.
+    for change in ["updated_at = updated_at", "last_error_message = 'late', updated_at = now()"] {
+        legacy.run(&format!("UPDATE job SET {change} WHERE id = '{DONE}'")).await;
+        let run = import(&legacy, &database, &[]);
+        assert_eq!(run.code(), 0, "{}", run.said());
+        assert!(run.said().contains("1 rows were skipped, since their jobs were erased"), "{}", run.said());
+        assert_eq!(client.get(DONE).await.unwrap(), erased);
+    }
+    // Its key is another job's by now.
+    let new = client.create(NewJob::new("mock_process").idempotency_key("c")).await.unwrap();
+    assert!(!new.deduplicated);
+    assert_eq!(import(&legacy, &database, &[]).code(), 0);
+    server.stop().await;
 }
 
 async fn what_changes_on_one_side_is_taken_over_and_on_both_is_refused(database: Database) {

@@ -62,6 +62,8 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
     let in_an_hour = SystemClock.now() + Duration::from_secs(3_600);
     let scheduled = client.create(NewJob::new("nightly").scheduled_at(in_an_hour)).await.unwrap().job.id;
 
+    let of_customer = client.create(NewJob::new("mail").label("customer", "4711")).await.unwrap().job.id;
+
     client.create_all((0..3).map(|_| NewJob::new("report"))).await.unwrap();
     let roles = vec![Role::Worker.into()];
     let request = CreateTokenRequest { name: "old".to_owned(), roles, ..Default::default() };
@@ -115,10 +117,16 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
                 assert_eq!(first["job"]["id"], json!(scheduled));
                 assert_eq!(client.job_type("nightly").await.unwrap().claimable, 1);
             }
+            "Erase one customer" => {
+                let done = ended(&client, first["operation"]["id"].as_str().unwrap()).await;
+                assert_eq!((done.changed, done.status()), (1, BulkStatus::Succeeded), "{done:?}");
+                assert!(client.get(&of_customer).await.unwrap().labels.is_empty());
+                assert!(answers[1][0]["job"]["erasedAt"].is_string(), "{answers:?}");
+            }
             "What a worker holds" => assert_eq!(first["jobs"][0]["id"], json!(held)),
             "Pause during an incident" => {
                 assert_eq!(first["pause"]["reason"], "the disk is full");
-                assert_eq!(answers[1][0]["jobTypes"][2]["pause"], first["pause"]);
+                assert_eq!(answers[1][0]["jobTypes"][3]["pause"], first["pause"]);
                 let of_type = client.job_type("thumbnail").await.unwrap();
                 assert!(of_type.pause.is_none() && of_type.claimable == 2, "{of_type:?}");
             }
@@ -132,7 +140,7 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
             }
             "How much is left of the quotas" => {
                 let jobs = first["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == "max-jobs-per-org");
-                assert_eq!(jobs.unwrap()["used"], "8", "{first}");
+                assert_eq!(jobs.unwrap()["used"], "9", "{first}");
             }
             "Make a worker's API token, list the tokens, revoke one" => {
                 assert!(first["secret"].as_str().unwrap().starts_with("jl_"), "{first}");
@@ -142,11 +150,11 @@ async fn everyday_tasks_do_what_the_docs_say(database: Database) {
             }
             "Whose jobs there are" => {
                 assert_eq!(first["orgs"][0]["id"], "00000000-0000-0000-0000-000000000000");
-                assert_eq!(first["orgs"][0]["counts"]["canceled"], "3", "{first}");
+                assert_eq!(first["orgs"][0]["counts"]["canceled"], "5", "{first}");
             }
             other => panic!("what is {other:?} to do?"),
         }
         seen.push(title);
     }
-    assert_eq!(seen.len(), 14, "{seen:?}");
+    assert_eq!(seen.len(), 15, "{seen:?}");
 }
