@@ -312,7 +312,7 @@ impl Changes {
     }
 
     /// True if the batch erases jobs, or what erasures have left.
-    pub(super) fn erases(&self) -> bool {
+    pub fn erases(&self) -> bool {
         !self.unblanked.is_empty() || self.edited.iter().any(|edited| edited.is_erased)
     }
 

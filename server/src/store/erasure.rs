@@ -7,15 +7,26 @@ use super::Most;
 use crate::domain::{clock::Time, event::JobEvent, id::JobId, job::Job};
 
 /// Most events that one batch blanks, and most bytes of these events.
-pub(super) const BLANKED: Most = Most { events: 10_000, bytes: 16 << 20 };
+const BLANKED: Most = Most { events: 10_000, bytes: 16 << 20 };
+/// The same while others wait for their turns.
+const BLANKED_IN_COMPANY: Most = Most { events: 1_000, bytes: 1 << 20 };
 
 /// What a batch needs for erasures.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ErasureNeeds {
     /// Jobs to be erased.
     pub jobs: Vec<JobId>,
-    /// What erasures of any job have left to blank. Otherwise what those of `jobs` have.
+    /// What erasures of any job have left to blank, beside those of `jobs`.
     pub of_any: bool,
+    /// Others wait for their turns.
+    pub has_company: bool,
+}
+
+impl ErasureNeeds {
+    /// How much one batch blanks.
+    pub(super) const fn most(&self) -> Most {
+        if self.has_company { BLANKED_IN_COMPANY } else { BLANKED }
+    }
 }
 
 /// Events of an erased job that are still to be blanked.
@@ -81,16 +92,24 @@ pub struct FoundErasures {
     pub events: HashMap<JobId, StoredEvents>,
 }
 
-/// The events to load: of jobs that are to be erased, and of the first erasure that has left some.
-pub(super) fn wanted<'a>(jobs: impl IntoIterator<Item = &'a Job>, left: &[Unblanked]) -> Vec<Unblanked> {
-    let to_erase = jobs.into_iter().filter(|job| job.erased_at.is_none()).map(Unblanked::of);
-    left.first().cloned().into_iter().chain(to_erase).collect()
+/// The events to load: of the first erasure that has left some, and of jobs that are to be erased, in the order of their creation,
+/// as long as one batch may blank them all.
+pub(super) fn wanted(mut jobs: Vec<&Job>, left: &[Unblanked], most: Most) -> Vec<Unblanked> {
+    jobs.retain(|job| job.erased_at.is_none());
+    jobs.sort_unstable_by_key(|job| job.created_seq);
+    let mut before = 0;
+    let fits = |job: &&Job| {
+        let fits = before < most.events;
+        before += job.last_job_seq;
+        fits
+    };
+    left.first().cloned().into_iter().chain(jobs.into_iter().take_while(fits).map(Unblanked::of)).collect()
 }
 
 /// The loaded events by job. They are in the order of `wanted`, and cut where the batch may blank no more.
-pub(super) fn by_job(wanted: &[Unblanked], loaded: Vec<StoredEvent>) -> HashMap<JobId, StoredEvents> {
+pub(super) fn by_job(wanted: &[Unblanked], loaded: Vec<StoredEvent>, most: Most) -> HashMap<JobId, StoredEvents> {
     let is_cut =
-        loaded.len() as i64 >= BLANKED.events || loaded.iter().map(|stored| stored.bytes).sum::<i64>() >= BLANKED.bytes;
+        loaded.len() as i64 >= most.events || loaded.iter().map(|stored| stored.bytes).sum::<i64>() >= most.bytes;
     let last = loaded.last().map(|stored| stored.event.job_id).filter(|_| is_cut);
     let mut by_job: HashMap<_, StoredEvents> = HashMap::new();
     for stored in loaded {

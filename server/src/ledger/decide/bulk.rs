@@ -98,7 +98,9 @@ impl Log {
                 self.operation = Some(operation.request.id);
                 let cut = self.act(&mut operation, jobs);
                 self.operation = None;
-                operation.advance(cut.or(next), self.now);
+                // It is not over before all events are blank.
+                let unblanked = (!self.changes.unblanked.is_empty()).then_some(operation.through_seq);
+                operation.advance(cut.or(next).or(unblanked), self.now);
             }
             // It was stopped in this batch. There may be others.
             BulkStatus::Succeeded | BulkStatus::Refused | BulkStatus::Stopped => return true,
@@ -117,7 +119,7 @@ impl Log {
         for id in jobs {
             // This batch may have changed the job since it was read.
             let Some(job) = self.jobs.get(&id).filter(|job| filter.matches(job)) else { continue };
-            if operation.request.action.erases() && !self.may_erase(id) {
+            if operation.request.action.erases() && !self.may_erase(job) {
                 return Some(job.created_seq - 1);
             }
             let before = self.head.seq;

@@ -56,6 +56,11 @@ impl Log {
 
     /// Blanks the next events that an earlier erasure has left. True unless all are blank.
     pub(super) fn blank_next(&mut self) -> bool {
+        // Retention may have removed these events in this batch.
+        let is_retaining = !self.changes.removed.is_empty() || self.changes.removed_slice.is_some();
+        if is_retaining {
+            return !self.erasures.left.is_empty() || !self.changes.unblanked.is_empty();
+        }
         if !self.erasures.left.is_empty() {
             let next = self.erasures.left.remove(0);
             let stored = self.erasures.events.remove(&next.job).unwrap_or_default();
@@ -76,8 +81,9 @@ impl Log {
     }
 
     /// True if the batch may still erase this job: all of its events were loaded, or it is the first one.
-    pub(super) fn may_erase(&self, job: JobId) -> bool {
-        let has_all = self.erasures.events.get(&job).is_some_and(|stored| stored.are_all);
-        self.changes.unblanked.is_empty() && (has_all || self.changes.blanked.is_empty())
+    pub(super) fn may_erase(&self, job: &Job) -> bool {
+        let has_all = self.erasures.events.get(&job.id).is_some_and(|stored| stored.are_all);
+        let may = self.changes.unblanked.is_empty() && (has_all || self.changes.blanked.is_empty());
+        may || job.erased_at.is_some()
     }
 }

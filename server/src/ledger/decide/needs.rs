@@ -73,6 +73,7 @@ pub(in crate::ledger) fn needs<'a>(commands: impl IntoIterator<Item = &'a Submis
     if others > 0 && of_bulk.step.is_some() {
         of_bulk.step = Some(bulk::step(most, true));
     }
+    erasures.has_company = most.is_some() && (erasures.of_any || !erasures.jobs.is_empty());
     Needs {
         jobs: jobs.into_iter().collect(),
         keys: keys.into_iter().collect(),

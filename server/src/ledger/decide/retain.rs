@@ -35,6 +35,11 @@ impl Log {
             // The org stays due, and the retention service waits before it tries again.
             return Removed { jobs: 0, has_more: false };
         }
+        if self.changes.erases() {
+            // What this batch has blanked takes fewer bytes than were loaded.
+            self.changes.next_retention = Some(self.now);
+            return Removed { jobs: 0, has_more: true };
+        }
         if let Some(outdated) = self.outdated.take() {
             self.head.stock.bytes -= outdated.bytes;
             self.changes.removed_org_events = Some(outdated);

@@ -15,8 +15,7 @@ use crate::{
         job::Job,
     },
     store::{
-        Changes, ErasureNeeds, FoundErasures, StoreError, StoredEvent, Unblanked, detail,
-        erasure::{self, BLANKED},
+        Changes, ErasureNeeds, FoundErasures, StoreError, StoredEvent, Unblanked, detail, erasure,
         rows::{self, Columns as _, labels_json, non_empty},
     },
 };
@@ -43,22 +42,22 @@ pub(super) async fn load(
                     ORDER BY e.seq LIMIT $7) e
                 ORDER BY wanted.place, e.seq LIMIT $7) f) e
         WHERE e.before < $8 ORDER BY e.place, e.seq";
-    let left = load_left(connection, org, needs).await?;
-    let wanted = erasure::wanted(to_erase, &left);
+    let (left, most) = (load_left(connection, org, needs).await?, needs.most());
+    let wanted = erasure::wanted(to_erase, &left, most);
     if wanted.is_empty() {
         return Ok(FoundErasures { left, ..FoundErasures::default() });
     }
     let ids: Vec<_> = wanted.iter().map(|of_job| of_job.job.0).collect();
     let (after, last): (Vec<_>, Vec<_>) = wanted.iter().map(|of_job| (of_job.after, of_job.last)).unzip();
     let (since, until): (Vec<_>, Vec<_>) = wanted.iter().map(|of_job| (of_job.since, of_job.until)).unzip();
-    let arguments = arguments![org.0, ids, after, last, since, until, BLANKED.events, BLANKED.bytes];
+    let arguments = arguments![org.0, ids, after, last, since, until, most.events, most.bytes];
     let found = sqlx::query_with(STORED, arguments).fetch_all(connection).await.map_err(store_error)?;
     let stored = |row| {
         let mut columns = Columns::of(row);
         Ok(StoredEvent { event: rows::event(&mut columns)?, bytes: columns.long()? })
     };
     let loaded = found.iter().map(stored).collect::<Result<_, StoreError>>()?;
-    Ok(FoundErasures { left, events: erasure::by_job(&wanted, loaded) })
+    Ok(FoundErasures { left, events: erasure::by_job(&wanted, loaded, most) })
 }
 
 async fn load_left(
@@ -68,12 +67,12 @@ async fn load_left(
 ) -> Result<Vec<Unblanked>, StoreError> {
     const LEFT: &str =
         "/* unblanked */ SELECT u.job_id, u.after_seq, u.last_seq, u.since, u.until, u.requested_by FROM jobledger.job_unblanked u
-        WHERE u.org_id = $1 AND ($2 OR u.job_id = ANY ($3)) LIMIT $4";
+        WHERE u.org_id = $1 AND ($2 OR u.job_id = ANY ($3)) ORDER BY u.job_id = ANY ($3) DESC LIMIT $4";
     if needs.jobs.is_empty() && !needs.of_any {
         return Ok(Vec::new());
     }
     let ids: Vec<_> = needs.jobs.iter().map(|id| id.0).collect();
-    let limit = if needs.of_any { 1 } else { ids.len() as i64 };
+    let limit = ids.len() as i64 + i64::from(needs.of_any);
     let query = sqlx::query_with(LEFT, arguments![org.0, needs.of_any, ids, limit]);
     let unblanked = |row| {
         let mut columns = Columns::of(row);
@@ -156,12 +155,14 @@ impl Statement {
         let values: Vec<_> = columns.iter().map(Column::value).collect();
         let set: Vec<_> = names[2..].iter().map(|name| format!("{name} = excluded.{name}")).collect();
         let (names, values, set) = (names.join(", "), values.join(", "), set.join(", "));
-        // None is inserted: see `overwritten_jobs`.
+        // All of these rows exist, so none is inserted: see `overwritten_jobs`.
         self.part(
             "blanked_events",
             format_args!(
                 "(INSERT INTO jobledger.job_event (org_id, job_id, job_seq, attempt, kind, next_status, job_type, {names})
                  SELECT {org}, {org}, 0, 0, '', '', '', {values} FROM {rows}
+                 WHERE EXISTS (SELECT FROM jobledger.job_event e
+                    WHERE e.org_id = {org} AND e.seq = u.seq AND e.recorded_at = u.recorded_at)
                  ON CONFLICT (org_id, seq, recorded_at) DO UPDATE SET {set}, result = NULL, payload = NULL, image = NULL)"
             ),
         );

@@ -214,13 +214,14 @@ impl Batch for SqliteBatch {
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         let Self { mut slot, mut connection, states, checkpoints, ends, has_erased, left, .. } = *self;
+        if has_erased {
+            // Before it is known: it may have happened even if it seems to fail.
+            checkpoints.has_erased();
+        }
         match sqlx::query("COMMIT").execute(&mut connection).await {
             Ok(_) => {
                 *slot = Some(connection);
                 checkpoints.committed();
-                if has_erased {
-                    checkpoints.has_erased();
-                }
                 left.into_iter().for_each(|left| left.committed(&states));
                 // Orgs that the transaction only read.
                 for (org, end) in ends {

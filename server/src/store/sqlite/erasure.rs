@@ -16,15 +16,15 @@ use crate::{
         job::Job,
     },
     store::{
-        Changes, ErasureNeeds, FoundErasures, StoreError, StoredEvent, Unblanked,
-        erasure::{self, BLANKED},
+        Changes, ErasureNeeds, FoundErasures, StoreError, StoredEvent, Unblanked, erasure,
         rows::{self, Columns as _, EVENT_COLUMNS, json_text},
     },
 };
 
 pub(super) const LEFT: &str =
     "/* unblanked */ SELECT job_id, after_seq, last_seq, since, until, requested_by FROM job_unblanked
-    WHERE org_id = $1 AND ($2 IS NULL OR job_id IN (SELECT unhex(value) FROM json_each($2))) LIMIT +$3";
+    WHERE org_id = $1 AND ($3 OR job_id IN (SELECT unhex(value) FROM json_each($2)))
+    ORDER BY job_id IN (SELECT unhex(value) FROM json_each($2)) DESC LIMIT +$4";
 
 /// The events come in the order of the jobs. Only as many are read as may be blanked.
 pub(super) static STORED: LazyLock<String> = LazyLock::new(|| {
@@ -47,20 +47,20 @@ pub(super) async fn load(
     needs: &ErasureNeeds,
     to_erase: Vec<&Job>,
 ) -> Result<FoundErasures, StoreError> {
-    let left = load_left(connection, org, needs).await?;
-    let wanted = erasure::wanted(to_erase, &left);
+    let (left, most) = (load_left(connection, org, needs).await?, needs.most());
+    let wanted = erasure::wanted(to_erase, &left, most);
     if wanted.is_empty() {
         return Ok(FoundErasures { left, ..FoundErasures::default() });
     }
     let named: Vec<_> = wanted.iter().map(|of_job| (hex(of_job.job.0), of_job.after, of_job.last)).collect();
     let query = sqlx::query(AssertSqlSafe(STORED.as_str())).bind(org.0).bind(json_text(&named));
-    let found = query.bind(BLANKED.events).bind(BLANKED.bytes).fetch_all(connection).await.map_err(store_error)?;
+    let found = query.bind(most.events).bind(most.bytes).fetch_all(connection).await.map_err(store_error)?;
     let stored = |row| {
         let mut columns = Columns::of(row);
         Ok(StoredEvent { event: rows::event(&mut columns)?, bytes: columns.long()? })
     };
     let loaded = found.iter().map(stored).collect::<Result<_, StoreError>>()?;
-    Ok(FoundErasures { left, events: erasure::by_job(&wanted, loaded) })
+    Ok(FoundErasures { left, events: erasure::by_job(&wanted, loaded, most) })
 }
 
 async fn load_left(
@@ -71,8 +71,8 @@ async fn load_left(
     if needs.jobs.is_empty() && !needs.of_any {
         return Ok(Vec::new());
     }
-    let (of_jobs, limit) = if needs.of_any { (None, 1) } else { (Some(ids_json(&needs.jobs)), -1) };
-    let query = sqlx::query(LEFT).bind(org.0).bind(of_jobs).bind(limit);
+    let limit = needs.jobs.len() as i64 + i64::from(needs.of_any);
+    let query = sqlx::query(LEFT).bind(org.0).bind(ids_json(&needs.jobs)).bind(needs.of_any).bind(limit);
     let unblanked = |row| {
         let mut columns = Columns::of(row);
         Ok(Unblanked {
@@ -87,19 +87,22 @@ async fn load_left(
     query.fetch_all(connection).await.map_err(store_error)?.iter().map(unblanked).collect()
 }
 
-/// Blanks events, and notes what is left. A job's large results all go with its first events.
+/// Blanks events, and notes what is left.
 pub(super) async fn write(connection: &mut SqliteConnection, org: OrgId, changes: &Changes) -> Result<(), StoreError> {
     let erased: Vec<_> = changes.edited.iter().filter(|edited| edited.is_erased).map(|edited| edited.job).collect();
     if !erased.is_empty() {
-        for sql in [
-            // Now, since a new job of this batch may use the key.
-            "/* erase */ UPDATE job SET idempotency_key = NULL, request_digest = NULL
-                WHERE org_id = $1 AND id IN (SELECT unhex(value) FROM json_each($2))",
-            "/* erase */ DELETE FROM job_result WHERE org_id = $1 AND job_id IN (SELECT unhex(value) FROM json_each($2))",
-        ] {
-            let query = sqlx::query(sql).bind(org.0).bind(ids_json(&erased));
-            query.execute(&mut *connection).await.map_err(store_error)?;
-        }
+        // Now, since a new job of this batch may use the key.
+        let sql = "/* erase */ UPDATE job SET idempotency_key = NULL, request_digest = NULL
+            WHERE org_id = $1 AND id IN (SELECT unhex(value) FROM json_each($2))";
+        let query = sqlx::query(sql).bind(org.0).bind(ids_json(&erased));
+        query.execute(&mut *connection).await.map_err(store_error)?;
+    }
+    if !changes.blanked.is_empty() {
+        let sql = "/* erase */ DELETE FROM job_result WHERE org_id = $1 AND (job_id, seq) IN (
+            SELECT unhex(value ->> 0), CAST(value ->> 1 AS INTEGER) FROM json_each($2))";
+        let of_events: Vec<_> = changes.blanked.iter().map(|event| (hex(event.job_id.0), event.seq)).collect();
+        let query = sqlx::query(sql).bind(org.0).bind(json_text(&of_events));
+        query.execute(&mut *connection).await.map_err(store_error)?;
     }
     let mut events = Vec::with_capacity(changes.blanked.len());
     for event in &changes.blanked {

@@ -14,7 +14,7 @@ use std::{
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 use tokio::{
     sync::{Mutex, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{BUSY_TIMEOUT, checkpoints::Checkpoints, file::beside};
@@ -96,8 +96,8 @@ impl Keeper {
             self.gate.is_open.send_replace(false);
             let is_idle = self.await_readers(wait).await;
             let paused = self.checkpoints.pause().await;
-            let is_cut = is_idle && truncate(&writer).await;
-            let others_read = is_idle && !is_cut;
+            let found = if is_idle { truncate(&writer).await } else { None };
+            let (is_cut, others_read) = (found == Some(true), found == Some(false));
             drop(paused);
             self.gate.is_open.send_replace(true);
             if has_erased && !is_cut {
@@ -105,12 +105,8 @@ impl Keeper {
             }
             let bytes = self.bytes();
             if bytes <= self.limit && has_erased {
-                if is_cut {
-                    wait = SHORTEST_WAIT;
-                } else {
-                    wait = LONGEST_WAIT.min(wait * 2);
-                    sleep(if others_read { WHILE_OTHERS_READ } else { PAUSE }).await;
-                }
+                // Reads have been waiting.
+                sleep(PAUSE).await;
                 continue;
             }
             if bytes <= self.limit {
@@ -154,11 +150,11 @@ impl Keeper {
     }
 }
 
-/// Checkpoints everything and restarts the WAL. Returns false if another process reads. Does not wait for it: nobody
-/// could write meanwhile.
-async fn truncate(writer: &Arc<Mutex<Option<SqliteConnection>>>) -> bool {
-    let mut slot = writer.lock().await;
-    let Some(writer) = slot.as_mut() else { return true };
+/// Checkpoints everything and restarts the WAL. Returns false if another process reads: it does not wait for it, as nobody could
+/// write meanwhile. `None` if there is no connection to do it with, or if it is in use for long: reads wait at the gate.
+async fn truncate(writer: &Arc<Mutex<Option<SqliteConnection>>>) -> Option<bool> {
+    let mut slot = timeout(SHORTEST_WAIT, writer.lock()).await.ok()?;
+    let writer = slot.as_mut()?;
     let attempt = async {
         sqlx::query("/* truncate */ PRAGMA busy_timeout = 0").execute(&mut *writer).await?;
         let query = sqlx::query_as("/* truncate */ PRAGMA wal_checkpoint(TRUNCATE)");
@@ -171,7 +167,7 @@ async fn truncate(writer: &Arc<Mutex<Option<SqliteConnection>>>) -> bool {
         // The next transaction opens another connection.
         *slot = None;
     }
-    done.unwrap_or(false)
+    Some(done.unwrap_or(false))
 }
 
 /// The WAL beside a database.

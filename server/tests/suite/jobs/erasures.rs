@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, time::Duration};
 
 use jobledger_client::{
     BulkAction, BulkOperation, BulkStatus, Claim, Client, Edit, Error, Follow, Item, Job, JobEvent, JobEventKind,
-    JobFilter, JobStatus, ListJobsRequest, NewJob, Report,
+    JobFilter, JobStatus, ListJobsRequest, NewJob, Report, Subscription,
     proto::{
         BatchUpdateJobStatusRequest, EraseJobRequest, HeartbeatRequest, LeaseHeartbeat, RetryJobRequest,
         StartBulkOperationRequest, StreamJobEventsRequest, UpdateJobStatusRequest,
@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     jobs::bulk::ended,
     support::{
-        harness::{Database, PATIENCE, TestServer, await_kind, on_both_databases},
+        harness::{Database, PATIENCE, TestServer, on_both_databases},
         program::Program,
     },
 };
@@ -29,6 +29,8 @@ on_both_databases! {
     a_long_history_is_erased_whole_though_the_server_is_killed,
     an_operation_erases_all_data_of_a_customer,
     a_view_by_labels_loses_an_erased_job,
+    an_operation_is_not_over_before_a_long_history_is_blank,
+    retention_and_erasures_count_each_byte_once,
 }
 
 /// A text that only the erased jobs have.
@@ -117,6 +119,22 @@ fn shape(events: &[JobEvent]) -> Vec<(i64, JobEventKind, i32, i32, Option<prost_
     events.iter().map(|event| (event.seq, event.kind(), event.next_status, event.attempt, event.ts)).collect()
 }
 
+/// Waits for the event of the job's erasure. False if the stream ends before.
+async fn is_told(events: &mut Subscription, job: &str) -> bool {
+    let told = async {
+        while let Some(item) = events.next().await {
+            if let Item::Event(event) = item.unwrap()
+                && event.kind() == JobEventKind::Erased
+                && event.job_id == job
+            {
+                return true;
+            }
+        }
+        false
+    };
+    timeout(PATIENCE, told).await.unwrap()
+}
+
 /// With two servers on PostgreSQL: one erases, the other has the job in its memory.
 async fn nothing_is_left_of_an_erased_job(database: Database) {
     let (server, client) = TestServer::on(&database).await;
@@ -170,15 +188,7 @@ async fn nothing_is_left_of_an_erased_job(database: Database) {
         // The other servers' subscribers hear of it, whatever their labels.
         let labeled = elsewhere.subscribe(Follow::org().after(history[0].seq).label("customer", "kept")).await;
         for events in [&mut live, &mut labeled.unwrap()] {
-            let erased = async {
-                while let Some(item) = events.next().await {
-                    if matches!(item.unwrap(), Item::Event(event) if event.kind() == JobEventKind::Erased && event.job_id == job)
-                    {
-                        return;
-                    }
-                }
-            };
-            timeout(PATIENCE, erased).await.unwrap();
+            assert!(is_told(events, &job).await);
         }
         // Who reads again gets nothing from the memory of any server.
         let again = events(elsewhere, Follow::org().after(0).history_only()).await;
@@ -243,24 +253,71 @@ async fn a_job_that_has_not_finished_is_canceled_and_erased(database: Database) 
     no_trace_stays(&database).await;
 }
 
-/// More events than one batch blanks. The server is killed once the first batch is committed, and others finish it.
-async fn a_long_history_is_erased_whole_though_the_server_is_killed(database: Database) {
-    const THOUSANDS: usize = 25;
-    let program = Program::start(&database);
-    let client = program.client();
+/// A job with so many thousand events, and three more.
+async fn long_history(client: &Client, thousands: usize) -> String {
     let job = client.create(NewJob::new("long").requested_by(SECRET).label("who", SECRET)).await.unwrap().job.id;
     client.update(Report::start(&job)).await.unwrap();
-    for n in 0..THOUSANDS {
+    for n in 0..thousands {
         let report = |m| UpdateJobStatusRequest::from(Report::progress(&job).message(format!("{SECRET} {n} {m}")));
         let updates = (0..1_000).map(report).collect();
         client.raw().batch_update_job_status(BatchUpdateJobStatusRequest { updates }).await.unwrap();
     }
     client.update(Report::succeeded(&job)).await.unwrap();
+    job
+}
+
+async fn an_operation_is_not_over_before_a_long_history_is_blank(database: Database) {
+    let (_server, client) = TestServer::on(&database).await;
+    let job = long_history(&client, 12).await;
+    let filter = Some(JobFilter { types: vec!["long".to_owned()], ..JobFilter::default() });
+    let request = StartBulkOperationRequest { action: BulkAction::Erase.into(), filter, ..Default::default() };
+    let id = client.start_bulk(request).await.unwrap().id;
+    let done = ended(&client, &id).await;
+    assert_eq!((done.status(), done.reached, done.changed), (BulkStatus::Succeeded, 1, 1), "{done:?}");
+    let history = events(&client, Follow::job(&job).history_only()).await;
+    assert!(!format!("{history:?}").contains(SECRET));
+}
+
+/// An operation erases the jobs that retention removes at the same time. At the end `verify` compares what is counted.
+async fn retention_and_erasures_count_each_byte_once(database: Database) {
+    let mut config = database.config();
+    config.retention.set(jobledger_server::domain::status::JobStatus::Succeeded, Duration::from_millis(500));
+    let server = TestServer::start(config).await;
+    let client = server.client();
+    let kept = client.create(NewJob::new("kept")).await.unwrap().job.id;
+    for _ in 0..3 {
+        let new = (0..300).map(|n| NewJob::new("t").label("n", n.to_string()).payload(&"x".repeat(900)).unwrap());
+        let created = client.create_all(new).await.unwrap().into_iter().map(|created| created.unwrap().job.id);
+        let reports = created.flat_map(|id| [Report::start(&id).message("begun"), Report::succeeded(&id)]);
+        let updates: Vec<_> = reports.map(UpdateJobStatusRequest::from).collect();
+        client.raw().batch_update_job_status(BatchUpdateJobStatusRequest { updates }).await.unwrap();
+        let filter = Some(JobFilter { types: vec!["t".to_owned()], ..JobFilter::default() });
+        let request = StartBulkOperationRequest { action: BulkAction::Erase.into(), filter, ..Default::default() };
+        let id = client.start_bulk(request).await.unwrap().id;
+        let done = ended(&client, &id).await;
+        assert_eq!(done.status(), BulkStatus::Succeeded, "{done:?}");
+    }
+    let gone = async {
+        while client.list(ListJobsRequest::default()).await.unwrap().jobs.len() > 1 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.unwrap();
+    assert!(client.get(&kept).await.is_ok());
+    server.stop().await;
+}
+
+/// More events than one batch blanks. The server is killed once the first batch is committed, and others finish it.
+async fn a_long_history_is_erased_whole_though_the_server_is_killed(database: Database) {
+    const THOUSANDS: usize = 25;
+    let program = Program::start(&database);
+    let client = program.client();
+    let job = long_history(&client, THOUSANDS).await;
     let erasing = tokio::spawn({
         let (client, request) = (client.clone(), erase(&job));
         async move { client.erase(request).await }
     });
-    await_kind(&client, &job, JobEventKind::Erased).await;
+    assert!(is_told(&mut client.subscribe(Follow::org().after(0)).await.unwrap(), &job).await);
     assert!(!program.end_by("KILL").success());
     erasing.abort();
 
