@@ -13,7 +13,7 @@ use jobledger_server::{
         clock::Clock as _,
         id::OrgId,
         status::JobStatus,
-        transition::{self, Cancel},
+        transition::{self, Cancel, Erase},
     },
     ledger::{Command, Delivery, EventFilter, LedgerError, Retention, StatisticsQuery, SubscribeRequest, SweepRequest},
     store::DueWork,
@@ -36,6 +36,7 @@ on_both_databases! {
     a_job_that_was_retried_meanwhile_stays,
     what_goes_later_than_what_came_after_it_is_counted_out_too,
     a_key_is_free_for_the_next_command_once_its_job_is_removed,
+    what_a_batch_erases_it_does_not_remove_as_well,
     a_reader_of_a_job_that_is_removed_is_told,
     the_next_look_is_in_time_for_whatever_finishes_first,
     a_command_that_fails_leaves_nothing_of_its_org,
@@ -252,6 +253,39 @@ async fn a_key_is_free_for_the_next_command_once_its_job_is_removed(database: Da
     let request = SubscribeRequest { after: Some(0), ..SubscribeRequest::default() };
     let expired = ledger.subscribe(org, None, request).await.map(|_| ());
     assert_eq!(expired, Err(LedgerError::CursorExpired { oldest: 4, head: 5 }), "it removed as well as it created");
+}
+
+async fn what_a_batch_erases_it_does_not_remove_as_well(database: Database) {
+    let (store, ledger) = breaking(&database, &[]).await;
+    let org = OrgId::DEFAULT;
+    let work = Work { ledger: &ledger, org };
+    let first = created(ledger.submit(org, create_once("k")).await).id;
+    work.finish(first).await;
+    // The following commands share one batch, which waits for the head.
+    let begun = store.begun();
+    let held = store.inner.begin(&[org]).await.unwrap();
+    let ahead = ledger.clone();
+    let ahead = tokio::spawn(async move { ahead.submit(org, create_once("ahead")).await });
+    store.has_begun(begun + 1).await;
+    let at_once = keep(JobStatus::Succeeded, Duration::ZERO);
+    let erase = Erase { cancel: false, etag: None, actor: "".into() };
+    let mut erasing = Box::pin(ledger.erase(org, first, erase));
+    assert!(poll_once(&mut erasing).is_pending());
+    let mut retaining = Box::pin(ledger.retain(org, at_once));
+    assert!(poll_once(&mut retaining).is_pending());
+    let mut again = Box::pin(ledger.submit(org, create_once("k")));
+    assert!(poll_once(&mut again).is_pending());
+    drop(held);
+    created(ahead.await.unwrap());
+    assert!(erasing.await.unwrap().job.erased_at.is_some());
+    let retained = retaining.await.unwrap();
+    assert_eq!((retained.jobs, retained.has_more), (0, true));
+    // The key of the erased job is free in the same batch.
+    assert_ne!(created(again.await).id, first);
+    assert_eq!(store.begun(), begun + 1, "one batch erased and created");
+    database.verify().await;
+    assert_eq!(ledger.retain(org, at_once).await.unwrap().jobs, 1);
+    assert_eq!(rows(&database, "job").await, 2);
 }
 
 async fn a_reader_of_a_job_that_is_removed_is_told(database: Database) {
