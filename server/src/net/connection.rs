@@ -46,9 +46,9 @@ const STREAM_WINDOW: u32 = 256 << 10;
 const HEADERS: usize = 64;
 /// The least buffer of an HTTP/1 connection for a request's head.
 const LEAST_BUFFER: usize = 8 << 10;
-/// Bytes that are read at once. Of a caller who is not known, enough for the first call: others wait meanwhile to become known.
+/// Bytes that are read at once.
 const AT_ONCE: u64 = 16 << 10;
-const AT_ONCE_OF_STRANGERS: u64 = 512;
+const AT_ONCE_OF_STRANGERS: u64 = 1 << 10;
 /// How long a closing connection without calls is kept: after it was idle or became too old, and when the server
 /// stops. A client that obeys GOAWAY closes it earlier.
 const LAST_CALLS: Duration = Duration::from_secs(20);

@@ -17,7 +17,7 @@ use std::{
     iter,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     thread,
@@ -35,7 +35,7 @@ use tokio::{
 
 use self::{
     contained::Contained,
-    run_queue::{FIRST, FairQueue, OfOne},
+    run_queue::{FairQueue, OfOne},
 };
 use crate::domain::{access::NO_ORG, id::OrgId};
 
@@ -61,52 +61,21 @@ enum Line {
     Org(OrgId),
 }
 
-impl Line {
-    /// The processor time that counts. Strangers together have twice the share of an org: any of them may be about to become a
-    /// known caller, and probes are among them.
-    fn charged(self, took: Duration) -> Duration {
-        match self {
-            Self::Strangers => took / 2,
-            Self::LookUps | Self::Org(_) => took,
-        }
-    }
-
-    /// True of the line in which new connections wait.
-    fn is_of_new(self) -> bool {
-        matches!(self, Self::Strangers)
-    }
-}
-
 /// Whose a task is.
 pub(crate) struct Owner {
     scheduler: Arc<Scheduler>,
     line: Mutex<Line>,
     connection: u64,
-    /// The task of the connection, if this one is of a call that began before the caller was known. It goes by that one's line then.
-    of: Option<Arc<Self>>,
-    /// How often the connection's tasks were queued, up to [`FIRST`].
-    queued: AtomicU32,
 }
 
 impl Owner {
-    fn new(scheduler: &Arc<Scheduler>, line: Line, connection: u64, of: Option<Arc<Self>>) -> Arc<Self> {
+    fn new(scheduler: &Arc<Scheduler>, line: Line, connection: u64) -> Arc<Self> {
         scheduler.owners.fetch_add(1, Ordering::Relaxed);
-        let (scheduler, line, queued) = (Arc::clone(scheduler), Mutex::new(line), AtomicU32::new(0));
-        Arc::new(Self { scheduler, line, connection, of, queued })
+        Arc::new(Self { scheduler: Arc::clone(scheduler), line: Mutex::new(line), connection })
     }
 
     fn line(&self) -> Line {
-        let line = *self.line.lock();
-        match &self.of {
-            Some(of) if line == Line::Strangers => of.line(),
-            _ => line,
-        }
-    }
-
-    /// Counts that it is queued. True of the first tasks of a connection.
-    fn is_first(&self) -> bool {
-        let of_connection = self.of.as_ref().map_or(&self.queued, |of| &of.queued);
-        of_connection.load(Ordering::Relaxed) < FIRST && of_connection.fetch_add(1, Ordering::Relaxed) < FIRST
+        *self.line.lock()
     }
 
     /// True if its caller is known.
@@ -117,27 +86,18 @@ impl Owner {
     /// Counts a connection as this org's from now on, and the first steps of its calls. One on which several orgs call, as a proxy
     /// has, is none of theirs: nobody's calls wait in the line of who called before.
     pub(crate) fn is_called_on_by(&self, org: OrgId) {
-        let (was, is) = {
-            let mut line = self.line.lock();
-            let is_others = matches!(*line, Line::Org(other) if other != org);
-            let is = Line::Org(if is_others { OrgId(NO_ORG) } else { org });
-            (std::mem::replace(&mut *line, is), is)
-        };
-        // Of the many calls that come at once on a new connection, one makes the caller known. The others go on in its line.
-        if was == Line::Strangers {
-            self.scheduler.state.lock().ready.relocate(self.connection, was, is);
-        }
+        let mut line = self.line.lock();
+        let is_others = matches!(*line, Line::Org(other) if other != org);
+        *line = Line::Org(if is_others { OrgId(NO_ORG) } else { org });
     }
 
     /// Starts a task of the same connection, at first of the same org.
-    fn spawn<F>(self: &Arc<Self>, future: F) -> Task<F::Output, Arc<Self>>
+    fn spawn<F>(&self, future: F) -> Task<F::Output, Arc<Self>>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let line = self.line();
-        let of = (line == Line::Strangers).then(|| Arc::clone(self.of.as_ref().unwrap_or(self)));
-        Self::new(&self.scheduler, line, self.connection, of).run(|_| future)
+        Self::new(&self.scheduler, self.line(), self.connection).run(|_| future)
     }
 
     fn run<F>(self: Arc<Self>, future: impl FnOnce(&Arc<Self>) -> F) -> Task<F::Output, Arc<Self>>
@@ -212,6 +172,7 @@ pub(crate) struct Scheduler {
 }
 
 struct Queued {
+    line: Line,
     since: Instant,
     task: ReadyTask,
 }
@@ -283,7 +244,7 @@ impl Scheduler {
         F: Future<Output = ()> + Send + 'static,
     {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        Owner::new(self, Line::Strangers, number, None).run(|owner| connection(Arc::clone(owner)))
+        Owner::new(self, Line::Strangers, number).run(|owner| connection(Arc::clone(owner)))
     }
 
     /// How long orgs' tasks waited for a thread on average, since the last call.
@@ -309,15 +270,14 @@ impl Scheduler {
 
     /// Queues a task that was woken.
     fn schedule(self: Arc<Self>, task: ReadyTask) {
-        let owner = task.metadata();
-        let (line, connection, is_first) = (owner.line(), owner.connection, owner.is_first());
+        let (line, connection) = (task.metadata().line(), task.metadata().connection);
         // Whoever runs a task here goes on with the one that it wakes.
         let is_from_here =
             CURRENT.with_borrow(|owner| owner.as_ref().is_some_and(|owner| Arc::ptr_eq(&owner.scheduler, &self)));
         let now = Instant::now();
         let wakes = {
             let mut state = self.state.lock();
-            state.ready.push(line, connection, is_first, Queued { since: now, task });
+            state.ready.push(line, connection, Queued { line, since: now, task });
             state.n += 1;
             if state.runners == 0 {
                 drop(state);
@@ -338,8 +298,8 @@ impl Scheduler {
         let mut used = None;
         loop {
             let mut state = self.state.lock();
-            if let Some((line, payer, connection, took)) = used.take() {
-                state.ready.charge(line, payer, connection, payer.charged(took));
+            if let Some((line, connection, took)) = used.take() {
+                state.ready.charge(line, connection, took);
             }
             if meter.is_over() {
                 let wakes = (state.n > 0).then(|| state.an_idle_one()).flatten();
@@ -358,11 +318,11 @@ impl Scheduler {
                 return if is_over { Poll::Ready(false) } else { Poll::Pending };
             };
             let owner = Arc::clone(task.metadata());
-            CURRENT.set(Some(Arc::clone(&owner)));
+            let connection = owner.connection;
+            CURRENT.set(Some(owner));
             task.run();
             CURRENT.set(None);
-            // It may have become known whose it is.
-            used = Some((line, owner.line(), owner.connection, meter.lap()));
+            used = Some((line, connection, meter.lap()));
         }
     }
 }
@@ -370,7 +330,7 @@ impl Scheduler {
 impl State {
     /// Takes the next task, and tells from whose line.
     fn pop(&mut self, now: Instant) -> Option<(Line, ReadyTask)> {
-        let (line, Queued { since, task }) = self.ready.pop(Line::is_of_new)?;
+        let Queued { line, since, task } = self.ready.pop()?;
         self.n -= 1;
         if let Line::Org(_) = line {
             let (waited, tasks) = &mut self.waited;

@@ -97,36 +97,6 @@ async fn a_connection_that_several_orgs_call_on_is_none_of_theirs() {
     told.await.unwrap();
 }
 
-#[tokio::test]
-async fn calls_of_a_new_connection_wait_in_their_callers_line_once_that_is_known() {
-    let (scheduler, _runners) = Scheduler::start();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let calls = scheduler.spawn_connection(|owner| {
-        let told = Arc::clone(&told);
-        async move {
-            for n in 0..100 {
-                let (told, owner) = (Arc::clone(&told), Arc::clone(&owner));
-                spawn(async move {
-                    told.lock().push(CURRENT.with_borrow(|current| current.as_ref().unwrap().line()));
-                    if n == 0 {
-                        owner.is_called_on_by(org(1));
-                    }
-                });
-            }
-        }
-    });
-    calls.await;
-    let all_told = async {
-        while told.lock().len() < 100 {
-            yield_now().await;
-        }
-    };
-    timeout(PATIENCE, all_told).await.unwrap();
-    let told = told.lock();
-    assert_eq!(told[0], Line::Strangers);
-    assert!(told[1..].iter().all(|line| *line == Line::Org(org(1))), "{told:?}");
-}
-
 /// Takes a lock while it is dropped, as the parts of an HTTP/2 connection do.
 struct TakesLock(Arc<Mutex<usize>>);
 
