@@ -6,8 +6,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    ClaimOrder, FoundJob, Head, ReadyJob, RecordId, Stock, StoreError, detail, image::read_job_over,
-    job_columns::read_job,
+    ClaimOrder, FoundJob, Head, ReadyJob, RecordId, Stock, StoreError, StoredEvent, Unblanked, detail,
+    image::read_job_over, job_columns::read_job,
 };
 use crate::domain::{
     clock::Time,
@@ -212,6 +212,23 @@ pub(super) fn event<'r>(columns: &mut impl Columns<'r>) -> Result<JobEvent, Stor
         event.result = Some(result);
     }
     Ok(event)
+}
+
+/// Reads an event as [`event`] does, then its size.
+pub(super) fn stored_event<'r>(columns: &mut impl Columns<'r>) -> Result<StoredEvent, StoreError> {
+    Ok(StoredEvent { event: event(columns)?, bytes: columns.long()? })
+}
+
+/// Reads what an erasure has left to blank.
+pub(super) fn unblanked<'r>(columns: &mut impl Columns<'r>) -> Result<Unblanked, StoreError> {
+    Ok(Unblanked {
+        job: JobId(columns.uuid()?),
+        after: columns.long()?,
+        last: columns.long()?,
+        since: columns.time()?,
+        until: columns.time()?,
+        requester: columns.text()?.into(),
+    })
 }
 
 pub(super) fn status(name: &str) -> Result<JobStatus, StoreError> {

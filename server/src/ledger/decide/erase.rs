@@ -76,8 +76,8 @@ impl Log {
         if self.erasures.left.first().is_some_and(|next| next.job == job) {
             self.blank_next();
         }
-        let is_unblanked = |left: &&Unblanked| left.job == job && !left.is_done();
-        self.changes.unblanked.iter().chain(&self.erasures.left).find(is_unblanked).is_some()
+        let is_unblanked = |left: &Unblanked| left.job == job && !left.is_done();
+        self.changes.unblanked.iter().chain(&self.erasures.left).any(is_unblanked)
     }
 
     /// True if the batch may still erase this job: all of its events were loaded, or it is the first one.

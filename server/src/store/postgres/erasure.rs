@@ -10,13 +10,10 @@ use super::{
     write::MAX_DETAIL_RESULT,
 };
 use crate::{
-    domain::{
-        id::{JobId, OrgId},
-        job::Job,
-    },
+    domain::{id::OrgId, job::Job},
     store::{
-        Changes, ErasureNeeds, FoundErasures, StoreError, StoredEvent, Unblanked, detail, erasure,
-        rows::{self, Columns as _, labels_json, non_empty},
+        Changes, ErasureNeeds, FoundErasures, StoreError, Unblanked, detail, erasure,
+        rows::{self, labels_json, non_empty},
     },
 };
 
@@ -52,11 +49,7 @@ pub(super) async fn load(
     let (since, until): (Vec<_>, Vec<_>) = wanted.iter().map(|of_job| (of_job.since, of_job.until)).unzip();
     let arguments = arguments![org.0, ids, after, last, since, until, most.events, most.bytes];
     let found = sqlx::query_with(STORED, arguments).fetch_all(connection).await.map_err(store_error)?;
-    let stored = |row| {
-        let mut columns = Columns::of(row);
-        Ok(StoredEvent { event: rows::event(&mut columns)?, bytes: columns.long()? })
-    };
-    let loaded = found.iter().map(stored).collect::<Result<_, StoreError>>()?;
+    let loaded = found.iter().map(|row| rows::stored_event(&mut Columns::of(row))).collect::<Result<_, _>>()?;
     Ok(FoundErasures { left, events: erasure::by_job(&wanted, loaded, most) })
 }
 
@@ -74,18 +67,8 @@ async fn load_left(
     let ids: Vec<_> = needs.jobs.iter().map(|id| id.0).collect();
     let limit = ids.len() as i64 + i64::from(needs.of_any);
     let query = sqlx::query_with(LEFT, arguments![org.0, needs.of_any, ids, limit]);
-    let unblanked = |row| {
-        let mut columns = Columns::of(row);
-        Ok(Unblanked {
-            job: JobId(columns.uuid()?),
-            after: columns.long()?,
-            last: columns.long()?,
-            since: columns.time()?,
-            until: columns.time()?,
-            requester: columns.text()?.into(),
-        })
-    };
-    query.fetch_all(connection).await.map_err(store_error)?.iter().map(unblanked).collect()
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| rows::unblanked(&mut Columns::of(row))).collect()
 }
 
 impl Statement {

@@ -11,13 +11,10 @@ use super::{
     write,
 };
 use crate::{
-    domain::{
-        id::{JobId, OrgId},
-        job::Job,
-    },
+    domain::{id::OrgId, job::Job},
     store::{
-        Changes, ErasureNeeds, FoundErasures, StoreError, StoredEvent, Unblanked, erasure,
-        rows::{self, Columns as _, EVENT_COLUMNS, json_text},
+        Changes, ErasureNeeds, FoundErasures, StoreError, Unblanked, erasure,
+        rows::{self, EVENT_COLUMNS, json_text},
     },
 };
 
@@ -55,11 +52,7 @@ pub(super) async fn load(
     let named: Vec<_> = wanted.iter().map(|of_job| (hex(of_job.job.0), of_job.after, of_job.last)).collect();
     let query = sqlx::query(AssertSqlSafe(STORED.as_str())).bind(org.0).bind(json_text(&named));
     let found = query.bind(most.events).bind(most.bytes).fetch_all(connection).await.map_err(store_error)?;
-    let stored = |row| {
-        let mut columns = Columns::of(row);
-        Ok(StoredEvent { event: rows::event(&mut columns)?, bytes: columns.long()? })
-    };
-    let loaded = found.iter().map(stored).collect::<Result<_, StoreError>>()?;
+    let loaded = found.iter().map(|row| rows::stored_event(&mut Columns::of(row))).collect::<Result<_, _>>()?;
     Ok(FoundErasures { left, events: erasure::by_job(&wanted, loaded, most) })
 }
 
@@ -73,18 +66,8 @@ async fn load_left(
     }
     let limit = needs.jobs.len() as i64 + i64::from(needs.of_any);
     let query = sqlx::query(LEFT).bind(org.0).bind(ids_json(&needs.jobs)).bind(needs.of_any).bind(limit);
-    let unblanked = |row| {
-        let mut columns = Columns::of(row);
-        Ok(Unblanked {
-            job: JobId(columns.uuid()?),
-            after: columns.long()?,
-            last: columns.long()?,
-            since: columns.time()?,
-            until: columns.time()?,
-            requester: columns.text()?.into(),
-        })
-    };
-    query.fetch_all(connection).await.map_err(store_error)?.iter().map(unblanked).collect()
+    let found = query.fetch_all(connection).await.map_err(store_error)?;
+    found.iter().map(|row| rows::unblanked(&mut Columns::of(row))).collect()
 }
 
 /// Blanks events, and notes what is left.

@@ -32,7 +32,7 @@ on_both_databases! {
     an_operation_changes_the_jobs_that_match,
 }
 
-async fn events(client: &Client, request: impl Into<StreamJobEventsRequest>) -> Vec<JobEvent> {
+pub(crate) async fn events(client: &Client, request: impl Into<StreamJobEventsRequest>) -> Vec<JobEvent> {
     let mut events = client.subscribe(request).await.unwrap();
     let mut found = Vec::new();
     while let Some(item) = events.next().await {

@@ -7,7 +7,7 @@ use jobledger_client::{
     JobFilter, JobStatus, ListJobsRequest, NewJob, Report, Subscription,
     proto::{
         BatchUpdateJobStatusRequest, EraseJobRequest, HeartbeatRequest, LeaseHeartbeat, RetryJobRequest,
-        StartBulkOperationRequest, StreamJobEventsRequest, UpdateJobStatusRequest,
+        StartBulkOperationRequest, UpdateJobStatusRequest,
     },
     to_value,
 };
@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     jobs::bulk::ended,
+    jobs::edits::events,
     support::{
         harness::{Database, PATIENCE, TestServer, on_both_databases},
         program::Program,
@@ -42,17 +43,6 @@ fn erase(job: &str) -> EraseJobRequest {
 
 fn cancel_and_erase(job: &str) -> EraseJobRequest {
     EraseJobRequest { cancel: true, ..erase(job) }
-}
-
-async fn events(client: &Client, request: impl Into<StreamJobEventsRequest>) -> Vec<JobEvent> {
-    let mut events = client.subscribe(request).await.unwrap();
-    let mut found = Vec::new();
-    while let Some(item) = events.next().await {
-        if let Item::Event(event) = item.unwrap() {
-            found.push(*event);
-        }
-    }
-    found
 }
 
 /// Where the secret still is: tables of PostgreSQL, files of SQLite.
@@ -329,7 +319,7 @@ async fn a_long_history_is_erased_whole_though_the_server_is_killed(database: Da
     let program = Program::start(&database);
     let client = program.client();
     no_trace_stays(&database).await;
-    // Once it answers, all of it is gone, whoever did it.
+    // Once it answers, all of it is gone.
     client.erase(erase(&job)).await.unwrap();
     let history = events(&client, Follow::job(&job).history_only()).await;
     assert_eq!(history.len(), THOUSANDS * 1_000 + 4);
